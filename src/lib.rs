@@ -1,0 +1,36 @@
+//! kitfs mounts remote ModelKits lazily, as read-only directories.
+//!
+//! The map of the rooms; an arrow is "may import", and nothing else may (`tests/architecture.rs`
+//! walks the imports and fails on a new arrow):
+//!
+//! ```text
+//! cli -> daemon -> fuse -> fs -> fetch -> cache  -> layer -> oci
+//!  |                       |        '--> source -> oci
+//!  '--> serve -> source    '--> kit -> layer, oci
+//! ```
+//!
+//! - [`oci`]: values, valid by construction: digests, references, descriptors, manifests.
+//! - [`layer`]: formats, sans-IO: tar headers, compression, table of contents, cache layout.
+//! - [`kit`]: what a kit is: Kitfile, families, filters, parents, the merged tree.
+//! - [`source`]: bytes far away: registries, OCI layouts, kit's local storage.
+//! - [`cache`]: bytes kept near: chunk tables, verification, eviction, locks.
+//! - [`fetch`]: the only place where a source meets the cache.
+//! - [`fs`]: the read-only file system, without fuser.
+//! - [`fuse`]: the only room that imports fuser.
+//! - [`serve`]: a small read-only OCI registry over OCI layout folders.
+//! - [`daemon`]: lifecycle, control socket, table of mounts.
+//! - [`cli`]: one file per command.
+//! - [`observe`]: metric names, status model, tracing set-up.
+
+pub mod cache;
+pub mod cli;
+pub mod daemon;
+pub mod fetch;
+pub mod fs;
+pub mod fuse;
+pub mod kit;
+pub mod layer;
+pub mod observe;
+pub mod oci;
+pub mod serve;
+pub mod source;

@@ -1,0 +1,18 @@
+//! OCI values, valid by construction: what is parsed here needs no second look elsewhere.
+//!
+//! Wire structs are private to their module; one `TryFrom`/`decode` is the border between bytes
+//! from the network and these types. This room does no I/O and imports no other room.
+
+pub mod descriptor;
+pub mod digest;
+pub mod manifest;
+pub mod media_type;
+pub mod origin;
+pub mod reference;
+
+pub use descriptor::{BlobId, Descriptor};
+pub use digest::{DiffId, Digest};
+pub use manifest::Manifest;
+pub use media_type::{Compression, Encoding, Format};
+pub use origin::Origin;
+pub use reference::{Reference, Selector};

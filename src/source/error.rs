@@ -1,0 +1,101 @@
+//! What can go wrong between here and a blob.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::oci::Digest;
+
+/// Why bytes could not be had from a source. Variants are decisions for the caller; messages name
+/// the host or folder, the repository and what to do next.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SourceError {
+    /// No such repository, manifest, tag or blob.
+    #[error("{what} not found in {place}: {hint}")]
+    NotFound {
+        /// The manifest, tag or blob.
+        what: String,
+        /// The repository.
+        place: String,
+        /// What to do next.
+        hint: String,
+    },
+    /// Credentials are missing, wrong or not sufficient.
+    #[error("{place} refuses access ({detail}): {hint}")]
+    Unauthorized {
+        /// Host and repository.
+        place: String,
+        /// The status and the registry's words.
+        detail: String,
+        /// What to do next.
+        hint: String,
+    },
+    /// The other side asks for fewer requests.
+    #[error("{place} answers 429 too many requests, after all retries: try again later")]
+    Throttled {
+        /// The host.
+        place: String,
+        /// How long it asked to wait.
+        retry_after: Option<Duration>,
+    },
+    /// Not reachable, or failing: no connection, time-out, 5xx, a stream that broke off.
+    #[error("{place} is unavailable: {detail}")]
+    Unavailable {
+        /// The host or folder.
+        place: String,
+        /// The reason.
+        detail: String,
+    },
+    /// The answer breaks the protocol: a wrong Content-Range, a short or endless body.
+    #[error("{place} sent an answer that makes no sense: {detail}")]
+    Protocol {
+        /// The host or folder.
+        place: String,
+        /// What was wrong with it.
+        detail: String,
+    },
+    /// The content is not what its digest says.
+    #[error(
+        "{what} from {place} has digest {got} instead of {expected}: the registry or something on the way changed it"
+    )]
+    DigestMismatch {
+        /// What was fetched.
+        what: String,
+        /// From where.
+        place: String,
+        /// The digest asked for.
+        expected: Digest,
+        /// The digest of what came.
+        got: Digest,
+    },
+    /// A local file could not be read.
+    #[error("cannot read {path}: {error}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The reason.
+        error: Arc<std::io::Error>,
+    },
+    /// Settings that cannot work: a certificate that does not parse, a malformed hosts.toml.
+    #[error("{what}: {detail}")]
+    Configuration {
+        /// The file or option.
+        what: String,
+        /// What is wrong and what to do.
+        detail: String,
+    },
+}
+
+impl SourceError {
+    /// Whether the same request may succeed a little later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Throttled { .. } | Self::Unavailable { .. } => true,
+            Self::NotFound { .. }
+            | Self::Unauthorized { .. }
+            | Self::Protocol { .. }
+            | Self::DigestMismatch { .. }
+            | Self::Io { .. }
+            | Self::Configuration { .. } => false,
+        }
+    }
+}
