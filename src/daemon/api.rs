@@ -1,0 +1,415 @@
+//! What is said over the control socket, and between the commands and a service in the same
+//! process: plain data, JSON on the wire (docs/format/control.md).
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// How to reach registries. Read from flags and environment by the commands; mounts with
+/// different options share a daemon, not connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkOptions {
+    /// Speak plain http to every registry (loopback hosts get it anyway).
+    pub plain_http: bool,
+    /// Accept any TLS certificate.
+    pub insecure_tls: bool,
+    /// PEM files with further certificate authorities.
+    pub ca_files: Vec<PathBuf>,
+    /// PEM file with a client certificate.
+    pub client_certificate: Option<PathBuf>,
+    /// PEM file with the client certificate's key.
+    pub client_key: Option<PathBuf>,
+    /// Proxy for http registries, a URL.
+    pub http_proxy: Option<String>,
+    /// Proxy for https registries, a URL.
+    pub https_proxy: Option<String>,
+    /// Hosts that are reached directly, as in `NO_PROXY`.
+    pub no_proxy: Option<String>,
+    /// A folder of `HOST/hosts.toml` files, in containerd's layout.
+    pub registries_dir: Option<PathBuf>,
+    /// Credential files in Docker's config format, the first that knows a host wins.
+    pub credential_files: Vec<PathBuf>,
+    /// kit's own folder (`KITOPS_HOME`), for `localhost/…` references.
+    pub kitops_home: Option<PathBuf>,
+}
+
+/// Which kit, and what of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KitRequest {
+    /// The reference as the user typed it; layout folders are absolute.
+    pub reference: String,
+    /// Filters in kit's grammar; empty takes everything.
+    #[serde(default)]
+    pub filters: Vec<String>,
+    /// Permission bits that files and directories do not get.
+    pub umask: u32,
+    /// How to reach registries.
+    #[serde(default)]
+    pub network: NetworkOptions,
+}
+
+/// A mount to make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountRequest {
+    /// The kit.
+    pub kit: KitRequest,
+    /// The mountpoint, absolute.
+    pub mountpoint: PathBuf,
+    /// Let other users read the mount (`allow_other`).
+    #[serde(default)]
+    pub allow_other: bool,
+    /// Mount over a folder that is not empty.
+    #[serde(default)]
+    pub nonempty: bool,
+    /// Refuse to run programs from the mount.
+    #[serde(default)]
+    pub noexec: bool,
+}
+
+/// A line of the answer to a [`MountRequest`]; the last one is `Mounted` or `Failed`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountEvent {
+    /// A compressed layer is being passed over: nothing can be listed before its end.
+    Progress(PassProgress),
+    /// The tree can be listed.
+    Mounted(MountStatus),
+    /// Nothing was mounted.
+    Failed(Failure),
+}
+
+/// How far the passes over compressed layers have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassProgress {
+    /// Compressed bytes passed so far.
+    pub passed_bytes: u64,
+    /// Compressed bytes of all layers that need a pass.
+    pub total_bytes: u64,
+}
+
+/// How far the bytes of a kit can be trusted: the worst of its layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KitState {
+    /// Every layer is complete, and its digest was computed and matches.
+    Confirmed,
+    /// Some layer's digest is not computed yet; its bytes came over an authenticated channel.
+    Unconfirmed,
+    /// Some layer's digest does not match: its files cannot be read.
+    Poisoned,
+}
+
+/// One mount, as `kitfs status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The reference as the user typed it.
+    pub reference: String,
+    /// The digest of the manifest the reference was pinned to.
+    pub digest: String,
+    /// Files, directories and symlinks.
+    pub entries: u64,
+    /// The sum of the layers' content in bytes.
+    pub total_bytes: u64,
+    /// How much of that is in the cache.
+    pub resident_bytes: u64,
+    /// How far the bytes can be trusted.
+    pub state: KitState,
+    /// Seconds since 1970.
+    pub mounted_at: i64,
+    /// What was passed over: unknown layer types, devices in tars.
+    pub warnings: Vec<String>,
+}
+
+/// A daemon, as `kitfs daemon status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// The process.
+    pub pid: u32,
+    /// The version of kitfs it runs.
+    pub version: String,
+    /// The cache folder it owns.
+    pub cache_folder: PathBuf,
+    /// Bytes of content in the cache.
+    pub cache_resident_bytes: u64,
+    /// The most bytes of content the cache may hold, if bounded.
+    pub cache_capacity_bytes: Option<u64>,
+    /// Seconds since 1970.
+    pub started_at: i64,
+    /// Its mounts, by mountpoint.
+    pub mounts: Vec<MountStatus>,
+}
+
+/// Bytes of a path or name that need not be UTF-8; percent-encoded on the wire.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RawPath(pub Vec<u8>);
+
+/// What an entry of a kit's tree is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link and its target.
+    Symlink(RawPath),
+}
+
+/// One entry of a kit's tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The path from the kit's root, without a leading slash; empty for the root itself.
+    pub path: RawPath,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Bytes of a file; 0 for others.
+    pub size: u64,
+    /// Seconds since 1970.
+    pub mtime_seconds: i64,
+}
+
+/// A request for entries: those of a directory, or the one that `path` names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListRequest {
+    /// The kit.
+    pub kit: KitRequest,
+    /// The directory or file, from the kit's root.
+    pub path: RawPath,
+    /// Everything below it, not only its children.
+    #[serde(default)]
+    pub recursive: bool,
+}
+
+/// The answer to a [`ListRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// The entry that was asked for.
+    pub entry: Entry,
+    /// Its children, or all below it, parents before children, siblings by name.
+    pub below: Vec<Entry>,
+    /// What was passed over.
+    pub warnings: Vec<String>,
+}
+
+/// A request for the bytes of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadRequest {
+    /// The kit.
+    pub kit: KitRequest,
+    /// The files, from the kit's root; their bytes follow one another.
+    pub paths: Vec<RawPath>,
+}
+
+/// What `kitfs info` shows of a kit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KitInfo {
+    /// The reference as the user typed it.
+    pub reference: String,
+    /// The digest of the manifest.
+    pub digest: String,
+    /// `ModelKit`, `ModelKit (legacy)` or `ModelPack`.
+    pub family: String,
+    /// The Kitfile as `kit info` prints it, where the kit has one.
+    pub kitfile: Option<String>,
+    /// The layers in manifest order.
+    pub layers: Vec<LayerInfo>,
+    /// What was passed over.
+    pub warnings: Vec<String>,
+}
+
+/// A layer, as `kitfs info` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerInfo {
+    /// `model`, `modelpart`, `dataset`, … or the media type where it is unknown.
+    pub role: String,
+    /// The media type.
+    pub media_type: String,
+    /// The digest of the blob.
+    pub digest: String,
+    /// The size of the blob in bytes.
+    pub blob_bytes: u64,
+    /// The path of the Kitfile entry, where there is one.
+    pub path: Option<String>,
+}
+
+/// A tag, as `kitfs list` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagInfo {
+    /// The tag.
+    pub tag: String,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// The sum of its layers' blobs in bytes.
+    pub blob_bytes: u64,
+    /// The kit's name from its Kitfile, where it has one.
+    pub name: Option<String>,
+    /// The author, where the Kitfile names one.
+    pub author: Option<String>,
+    /// Why the tag is not a kit, where it is not.
+    pub problem: Option<String>,
+}
+
+/// A layer in the cache, as `kitfs cache ls` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedLayer {
+    /// The digest of the blob.
+    pub digest: String,
+    /// `tar`, `raw`, `tar+gzip`, …
+    pub encoding: String,
+    /// The size of the blob in bytes.
+    pub blob_bytes: u64,
+    /// The size of its content in bytes, once known.
+    pub stream_bytes: Option<u64>,
+    /// How much of the content is in the cache.
+    pub resident_bytes: u64,
+    /// How far its bytes can be trusted.
+    pub state: KitState,
+    /// References of kits that use it.
+    pub references: Vec<String>,
+    /// Seconds since 1970.
+    pub last_used: i64,
+}
+
+/// What a `kitfs cache` command asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum CacheRequest {
+    /// Lists the layers.
+    List,
+    /// Removes the layers of a kit (its reference or manifest digest) or one layer (its digest).
+    Remove(String),
+    /// Removes everything that is not in use.
+    Clear,
+    /// Checks every resident byte against the recorded digests, and drops what is wrong.
+    Verify,
+}
+
+/// What a `kitfs cache` command did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheReport {
+    /// The layers: all for `List`, those touched for the others.
+    pub layers: Vec<CachedLayer>,
+    /// Bytes that were removed.
+    pub removed_bytes: u64,
+    /// Chunks that were wrong and dropped (`Verify`).
+    pub dropped_chunks: u64,
+    /// Bytes that were checked (`Verify`).
+    pub checked_bytes: u64,
+    /// What was left alone, and why: `sha256:… is mounted at /models`.
+    pub kept: Vec<String>,
+}
+
+/// What kind of failure, for exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The request itself: a malformed reference or filter, a path that is not in the kit.
+    Usage,
+    /// No such kit, tag, repository or path.
+    NotFound,
+    /// Credentials are missing or refused.
+    Unauthorized,
+    /// The registry or the network.
+    Unavailable,
+    /// Not a kit, malformed, hostile, or not what its digest says.
+    BadContent,
+    /// The mountpoint: missing, not empty, busy, not a mount of kitfs.
+    Mountpoint,
+    /// The cache folder: held, unwritable, full.
+    Cache,
+    /// The daemon does not run, or does not answer.
+    Daemon,
+    /// Anything else.
+    Internal,
+}
+
+/// A failure with its words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind.
+    pub kind: FailureKind,
+    /// What failed, for which reference or path, and what to do next.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of `kind` with these words.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+impl RawPath {
+    /// The percent-encoded text: `%`, control bytes and what is not UTF-8 as `%XX`.
+    fn encode(&self) -> String {
+        let mut text = String::with_capacity(self.0.len());
+        for chunk in self.0.utf8_chunks() {
+            for character in chunk.valid().chars() {
+                match character {
+                    '%' | '\0'..='\x1f' | '\x7f' => {
+                        text += &format!("%{:02X}", u32::from(character))
+                    }
+                    _ => text.push(character),
+                }
+            }
+            for byte in chunk.invalid() {
+                text += &format!("%{byte:02X}");
+            }
+        }
+        text
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let mut bytes = Vec::with_capacity(text.len());
+        let mut rest = text.as_bytes();
+        while let [first, tail @ ..] = rest {
+            rest = tail;
+            if *first != b'%' {
+                bytes.push(*first);
+                continue;
+            }
+            let hex = rest.split_off(..2)?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()?);
+        }
+        Some(Self(bytes))
+    }
+}
+
+impl Serialize for RawPath {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.encode())
+    }
+}
+
+impl<'de> Deserialize<'de> for RawPath {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::decode(&text).ok_or_else(|| serde::de::Error::custom("malformed percent-encoding"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_survive_the_wire(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let path = RawPath(bytes);
+            let text = serde_json::to_string(&path).unwrap();
+            prop_assert_eq!(serde_json::from_str::<RawPath>(&text).unwrap(), path);
+        }
+    }
+}
