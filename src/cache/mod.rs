@@ -4,7 +4,7 @@
 #![allow(unused_variables, dead_code, missing_docs)]
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -43,10 +43,81 @@ pub enum LayerState {
     Poisoned { got: Digest },
 }
 
+/// What can go wrong with the cache. Messages name the folder or file and what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    #[error("cache")]
-    Todo,
+    /// Another process holds the folder.
+    #[error("the cache folder {} is in use by process {pid}: stop it, or choose another folder with --cache-dir", folder.display())]
+    Held {
+        /// The folder.
+        folder: PathBuf,
+        /// The process, as it wrote itself into the lock file; 0 where that cannot be read.
+        pid: u32,
+    },
+    /// A file of the cache cannot be read or written.
+    #[error("cannot {action} {}: {error}", path.display())]
+    Io {
+        /// `read`, `write`, `create`, …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The reason.
+        error: std::io::Error,
+    },
+    /// The cache is full and nothing can be evicted.
+    #[error(
+        "the cache is full: {capacity_bytes} bytes are allowed and all are in use: raise --cache-size"
+    )]
+    Full {
+        /// The limit in bytes.
+        capacity_bytes: u64,
+    },
+    /// Too little space is left on the cache's file system.
+    #[error("the file system of {} is full: {available_bytes} bytes are left and --keep-free is {keep_free_bytes}", folder.display())]
+    DiskFull {
+        /// The cache folder.
+        folder: PathBuf,
+        /// What is left.
+        available_bytes: u64,
+        /// What is to be left.
+        keep_free_bytes: u64,
+    },
+    /// The layer cannot be removed now.
+    #[error("layer {0} is in use")]
+    InUse(Digest),
+    /// The contents do not fit the layer.
+    #[error(transparent)]
+    Layout(#[from] crate::layer::layout::LayoutError),
+}
+
+/// A layer on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerUsage {
+    /// Which layer.
+    pub key: LayerKey,
+    /// The size of the blob in bytes.
+    pub blob_bytes: u64,
+    /// The size of the uncompressed stream, once the contents are known.
+    pub stream_bytes: Option<u64>,
+    /// Bytes of content on disk.
+    pub resident_bytes: u64,
+    /// How far it can be trusted.
+    pub state: LayerState,
+    /// Origins of the kits that use it.
+    pub origins: Vec<String>,
+    /// Seconds since 1970.
+    pub last_used: i64,
+    /// Whether a [`LayerStore`] of it is alive.
+    pub is_open: bool,
+}
+
+/// What a verification found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verification {
+    /// Bytes that were read and checked.
+    pub checked_bytes: u64,
+    /// Chunks that were wrong and are no longer resident.
+    pub dropped_chunks: u64,
 }
 
 /// A layer's place in the cache.
@@ -72,6 +143,68 @@ impl Cache {
         key: LayerKey,
         blob_bytes: u64,
     ) -> Result<Arc<LayerStore>, CacheError> {
+        todo!()
+    }
+    /// Whether some process holds the lock of `folder`; false for a folder that is not there.
+    pub fn is_held(folder: &Path) -> bool {
+        todo!()
+    }
+    /// The folder, absolute.
+    pub fn folder(&self) -> &Path {
+        todo!()
+    }
+    /// Bytes of content on disk.
+    pub fn resident_bytes(&self) -> u64 {
+        todo!()
+    }
+    /// The most bytes of content on disk.
+    pub fn capacity_bytes(&self) -> Option<u64> {
+        todo!()
+    }
+    /// Keeps a manifest or config (`kits/`); its digest was verified by the caller.
+    pub fn put_document(&self, digest: Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        todo!()
+    }
+    /// A manifest or config that was kept; checked against its digest, `None` when it is not
+    /// there or no longer what its digest says.
+    pub fn document(&self, digest: Digest) -> Option<Bytes> {
+        todo!()
+    }
+    /// Remembers which manifest an origin (as its `Display` writes it) was resolved to.
+    pub fn remember(&self, origin: &str, manifest: Digest) -> Result<(), CacheError> {
+        todo!()
+    }
+    /// What an origin was last resolved to, for mounting without the network.
+    pub fn recall(&self, origin: &str) -> Option<Digest> {
+        todo!()
+    }
+    /// Records that a kit uses these layers, for `cache ls` and `cache rm REFERENCE`.
+    pub fn record_kit(
+        &self,
+        origin: &str,
+        manifest: Digest,
+        layers: &[LayerKey],
+    ) -> Result<(), CacheError> {
+        todo!()
+    }
+    /// Every layer in the folder.
+    pub fn layers(&self) -> Result<Vec<LayerUsage>, CacheError> {
+        todo!()
+    }
+    /// The layers that a recorded kit uses: by origin, or by its manifest's digest.
+    pub fn layers_of_kit(&self, kit: &str) -> Vec<LayerKey> {
+        todo!()
+    }
+    /// Removes a layer, poisoned ones too; returns the bytes of content that were freed.
+    ///
+    /// # Errors
+    /// [`CacheError::InUse`] while a [`LayerStore`] of it is alive.
+    pub fn remove_layer(&self, key: LayerKey) -> Result<u64, CacheError> {
+        todo!()
+    }
+    /// Re-checks every resident byte of a layer against the recorded chunk digests and drops
+    /// what is wrong. Blocking.
+    pub fn verify_layer(self: &Arc<Self>, key: LayerKey) -> Result<Verification, CacheError> {
         todo!()
     }
     /// Makes room for `bytes` more (evicting the least recently used) before they are written.
@@ -103,7 +236,7 @@ impl LayerStore {
     }
     /// Appends to a chunk: `bytes` go behind the `filled` ones (never past the chunk's end).
     /// The single-flight table of fetch/ guarantees one writer a chunk.
-    pub fn append(&self, chunk: ChunkId, bytes: &[u8]) -> Result<(), CacheError> {
+    pub fn append(&self, chunk: ChunkId, offset: u32, bytes: &[u8]) -> Result<(), CacheError> {
         todo!()
     }
     /// Whether every chunk is complete.

@@ -258,6 +258,28 @@ pub struct TagInfo {
     pub problem: Option<String>,
 }
 
+/// A request for the tags of a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TagsRequest {
+    /// The repository (`HOST/REPO`), `oci:FOLDER`, or a reference whose tag is ignored.
+    pub reference: String,
+    /// How to reach registries.
+    #[serde(default)]
+    pub network: NetworkOptions,
+}
+
+/// A mount to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnmountRequest {
+    /// The mountpoint, absolute.
+    pub mountpoint: PathBuf,
+    /// Take it out of the tree at once, even while programs use it.
+    #[serde(default)]
+    pub lazy: bool,
+}
+
 /// A layer in the cache, as `kitfs cache ls` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachedLayer {

@@ -1,81 +1,158 @@
-//! (skeleton; see the signatures)
-#![allow(unused_variables, dead_code, missing_docs)]
+//! Who does the work of a command: the daemon that owns the cache folder, or this process.
+
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-use super::api::*;
+use super::api::{
+    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
+    ListRequest, Listing, MountRequest, MountStatus, PassProgress, ReadRequest, TagInfo,
+    TagsRequest,
+};
+use super::client::Client;
+use super::lifecycle::{self, DaemonConfig};
+use super::service::Service;
+use super::socket::SocketPath;
 
-#[derive(Clone, Debug)]
-pub struct DaemonConfig {
-    pub cache_folder: PathBuf,
-    pub cache_capacity_bytes: Option<u64>,
-    pub keep_free_bytes: u64,
-}
-
-/// A running daemon, or a service in this process.
-pub struct Backend {}
-
+/// Bytes of files as they arrive.
 pub type ByteStream = BoxStream<'static, Result<Bytes, Failure>>;
 
+/// A running daemon, or a service in this process.
+pub struct Backend {
+    config: DaemonConfig,
+    kind: Kind,
+}
+
+enum Kind {
+    Daemon(Client),
+    Local(Arc<Service>),
+}
+
 impl Backend {
-    /// Talks to the daemon of the cache folder when one runs; else takes the cache in this process.
-    pub async fn open(config: &DaemonConfig) -> Result<Backend, Failure> {
-        todo!()
+    /// Talks to the daemon of the cache folder when one runs; else takes the cache in this
+    /// process, for as long as the value lives.
+    ///
+    /// # Errors
+    /// When the cache folder is unusable, or held by a process that is no daemon.
+    pub async fn open(config: &DaemonConfig) -> Result<Self, Failure> {
+        if let Some(daemon) = Self::running(config).await? {
+            return Ok(daemon);
+        }
+        let service = Service::new(config.open_cache()?, config);
+        Ok(Self { config: config.clone(), kind: Kind::Local(service) })
     }
-    /// Talks to the daemon; starts one (`kitfs daemon run …`, detached) when none runs.
-    pub async fn daemon(config: &DaemonConfig) -> Result<Backend, Failure> {
-        todo!()
+
+    /// Talks to the daemon of the cache folder; starts one when none runs.
+    ///
+    /// # Errors
+    /// When no daemon runs and none can be started.
+    pub async fn daemon(config: &DaemonConfig) -> Result<Self, Failure> {
+        if let Some(daemon) = Self::running(config).await? {
+            return Ok(daemon);
+        }
+        lifecycle::start(config).await?;
+        Self::running(config).await?.ok_or_else(|| {
+            let message =
+                "the daemon ended right after it was started; see daemon.log in the cache folder";
+            Failure::new(FailureKind::Daemon, message)
+        })
     }
-    /// Talks to the daemon when one runs.
-    pub async fn running(config: &DaemonConfig) -> Result<Option<Backend>, Failure> {
-        todo!()
+
+    /// Talks to the daemon of the cache folder when one runs.
+    ///
+    /// # Errors
+    /// When its socket cannot be reached for another reason than that nobody listens.
+    pub async fn running(config: &DaemonConfig) -> Result<Option<Self>, Failure> {
+        let Ok(socket) = SocketPath::new(&config.cache_folder) else { return Ok(None) };
+        if !socket.is_answered().await {
+            return Ok(None);
+        }
+        let kind = Kind::Daemon(Client::new(socket)?);
+        Ok(Some(Self { config: config.clone(), kind }))
     }
+
+    /// The process, its cache and its mounts.
     pub async fn status(&self) -> Result<DaemonStatus, Failure> {
-        todo!()
+        match &self.kind {
+            Kind::Daemon(client) => client.status().await,
+            Kind::Local(service) => Ok(service.status()),
+        }
     }
+
+    /// Mounts a kit; returns when its tree can be listed. `on_progress` hears of passes over
+    /// compressed layers.
     pub async fn mount(
         &self,
         request: MountRequest,
         on_progress: &mut (dyn FnMut(PassProgress) + Send),
     ) -> Result<MountStatus, Failure> {
-        todo!()
+        match &self.kind {
+            Kind::Daemon(client) => client.mount(&request, on_progress).await,
+            Kind::Local(service) => service.mount(request, &|_| {}).await,
+        }
     }
-    pub async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {
-        todo!()
-    }
-    /// Returns when the daemon is gone.
-    pub async fn stop(&self) -> Result<(), Failure> {
-        todo!()
-    }
-    pub async fn info(&self, request: KitRequest) -> Result<KitInfo, Failure> {
-        todo!()
-    }
-    pub async fn tags(
-        &self,
-        reference: String,
-        network: NetworkOptions,
-    ) -> Result<Vec<TagInfo>, Failure> {
-        todo!()
-    }
-    pub async fn list(&self, request: ListRequest) -> Result<Listing, Failure> {
-        todo!()
-    }
-    pub async fn read(&self, request: ReadRequest) -> Result<ByteStream, Failure> {
-        todo!()
-    }
-    pub async fn cache(&self, request: CacheRequest) -> Result<CacheReport, Failure> {
-        todo!()
-    }
-}
 
-/// Runs the daemon in this process until it is told to stop. `mount` is made first; when it ends,
-/// so does the daemon. `ready` is called once the socket listens and the mount is made.
-pub async fn run(
-    config: DaemonConfig,
-    mount: Option<MountRequest>,
-    ready: impl FnOnce(Option<&MountStatus>) + Send,
-) -> Result<(), Failure> {
-    todo!()
+    /// Ends a mount; `lazy` takes it out of the tree even while programs use it.
+    pub async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => client.unmount(mountpoint, lazy).await,
+            Kind::Local(service) => service.unmount(mountpoint, lazy).await,
+        }
+    }
+
+    /// Ends the daemon and its mounts; returns when it has let go of the cache.
+    pub async fn stop(&self) -> Result<(), Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => {
+                client.stop().await?;
+                lifecycle::wait_until_gone(&self.config.cache_folder).await
+            }
+            Kind::Local(service) => {
+                service.end_mounts().await;
+                Ok(())
+            }
+        }
+    }
+
+    /// What a kit is, without looking into its layers.
+    pub async fn info(&self, request: KitRequest) -> Result<KitInfo, Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => client.info(&request).await,
+            Kind::Local(service) => service.info(&request).await,
+        }
+    }
+
+    /// The tags of a repository.
+    pub async fn tags(&self, request: TagsRequest) -> Result<Vec<TagInfo>, Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => client.tags(&request).await,
+            Kind::Local(service) => service.tags(&request).await,
+        }
+    }
+
+    /// The entries of a kit's tree.
+    pub async fn list(&self, request: ListRequest) -> Result<Listing, Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => client.list(&request).await,
+            Kind::Local(service) => service.list(&request).await,
+        }
+    }
+
+    /// The bytes of files of a kit.
+    pub async fn read(&self, request: ReadRequest) -> Result<ByteStream, Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => client.read(&request).await,
+            Kind::Local(service) => service.read(&request).await,
+        }
+    }
+
+    /// What is in the cache, and its upkeep.
+    pub async fn cache(&self, request: CacheRequest) -> Result<CacheReport, Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => client.cache(&request).await,
+            Kind::Local(service) => service.cache(request).await,
+        }
+    }
 }

@@ -1,59 +1,134 @@
-//! The only place where a source meets the cache: plans, single flight, layers as files see them.
+//! The only place where a source meets the cache.
 //!
-//! Signatures first: the bodies are being written.
-#![allow(unused_variables, dead_code, missing_docs)]
+//! ```text
+//! Layer::read(range) --resident?--> cache
+//!        |  '--missing--> plan (pure) --> claims (single flight) --> Transfer --> cache
+//!        '<------------------- woken as bytes reach the cache ----------'
+//! ```
+//!
+//! - [`plan`]: which chunks become which requests; pure.
+//! - [`layer`]: a layer that can be read; owns the claims, so a chunk has one transfer at a time
+//!   in the whole process, whichever mount or handle asked for it.
+//! - `transfer`: one request on its way to the cache, and its waiters.
+//! - `scan`: finds the table of contents of an uncompressed tar by its headers alone.
+//! - `pass`: the one sequential pass that a compressed layer takes.
+//!
+//! It decides nothing about files, kits or mounts, and speaks no HTTP.
 
-use std::future::Future;
-use std::ops::Range;
-use std::sync::Arc;
+mod error;
+pub mod layer;
+mod pass;
+pub mod plan;
+mod scan;
+mod staging;
+mod transfer;
 
-use bytes::Bytes;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 
-use crate::cache::{Contents, LayerKey, LayerState};
-use crate::layer::StreamOffset;
+use parking_lot::Mutex;
 
-/// A layer that can be read: resident bytes from the cache, others from its source.
-pub struct Layer {}
+use crate::cache::{Cache, Contents, LayerKey, LayerStore};
+use crate::layer::{RangeSet, Toc};
+use crate::oci::{BlobId, Compression, Format};
+use crate::source::BlobSource;
 
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum FetchError {
-    #[error("todo")]
-    Todo,
+pub use error::FetchError;
+pub use layer::Layer;
+
+/// Which layer to open, and what its manifest says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// The blob as the manifest names it.
+    pub blob: BlobId,
+    /// How its bytes become the bytes of files.
+    pub encoding: crate::oci::Encoding,
 }
 
-impl Layer {
-    pub fn key(&self) -> LayerKey {
-        todo!()
+impl LayerSpec {
+    fn key(&self) -> LayerKey {
+        LayerKey { digest: self.blob.digest, encoding: self.encoding }
     }
-    pub fn blob_bytes(&self) -> u64 {
-        todo!()
+}
+
+/// Opens layers, each once in the process.
+pub struct Fetcher {
+    cache: Arc<Cache>,
+    layers: Mutex<HashMap<LayerKey, Slot>>,
+}
+
+/// One layer's place in the table. The async mutex is held while the layer is opened, so a second
+/// caller waits for the first one's scan instead of doing its own.
+type Slot = Arc<tokio::sync::Mutex<Weak<Layer>>>;
+
+impl Fetcher {
+    /// A fetcher over `cache`.
+    pub fn new(cache: Arc<Cache>) -> Arc<Self> {
+        Arc::new(Self { cache, layers: Mutex::default() })
     }
-    pub fn contents(&self) -> &Arc<Contents> {
-        todo!()
+
+    /// The cache that the layers lie in.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
     }
-    pub fn state(&self) -> LayerState {
-        todo!()
-    }
-    pub fn resident_bytes(&self) -> u64 {
-        todo!()
-    }
-    /// Answers from resident bytes without blocking on the network; `false` when some are missing.
-    pub fn read_resident(
+
+    /// Opens a layer: afterwards its table of contents is known.
+    ///
+    /// What the cache does not know yet is found out from `source`: by the headers alone for an
+    /// uncompressed tar, by one sequential pass for a compressed layer (`progress` is told the
+    /// blob bytes passed so far). A layer that is open already is shared, and remembers `source`
+    /// as another place to fetch from.
+    ///
+    /// # Errors
+    /// When the source fails, the content is malformed, or the layer is poisoned.
+    pub async fn open(
         &self,
-        start: StreamOffset,
-        buffer: &mut [u8],
-    ) -> Result<bool, FetchError> {
-        todo!()
+        spec: LayerSpec,
+        source: Arc<dyn BlobSource>,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Arc<Layer>, FetchError> {
+        let slot = self.layers.lock().entry(spec.key()).or_default().clone();
+        let mut open = slot.lock().await;
+        if let Some(layer) = open.upgrade() {
+            layer.add_source(source);
+            return Ok(layer);
+        }
+        let store = self.cache.layer(spec.key(), spec.blob.size)?;
+        let contents = match store.contents() {
+            Some(contents) => contents,
+            None => self.find_contents(spec, &store, &source, progress).await?,
+        };
+        let layer = Layer::new(spec, store, contents, source, self.cache.clone());
+        *open = Arc::downgrade(&layer);
+        drop(open);
+        self.forget_closed();
+        Ok(layer)
     }
-    /// Reads a range, fetching what is missing; returns exactly the range's bytes.
-    pub fn read(
-        self: &Arc<Self>,
-        range: Range<StreamOffset>,
-    ) -> impl Future<Output = Result<Bytes, FetchError>> + Send + 'static {
-        async { todo!() }
+
+    async fn find_contents(
+        &self,
+        spec: LayerSpec,
+        store: &Arc<LayerStore>,
+        source: &Arc<dyn BlobSource>,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Arc<Contents>, FetchError> {
+        if spec.encoding.compression != Compression::None {
+            return pass::run(spec, store, source, &self.cache, progress).await;
+        }
+        match spec.encoding.format {
+            Format::Tar => scan::run(spec.blob, store, source, &self.cache).await,
+            Format::Raw => {
+                let toc = Toc::raw(spec.blob.size);
+                Ok(store.stage()?.finish(toc, &RangeSet::new(), None)?)
+            }
+        }
     }
-    /// Starts to fetch what is missing of `range` and returns at once.
-    pub fn prefetch(self: &Arc<Self>, range: Range<StreamOffset>) {
-        todo!()
+
+    /// Drops the table's entries of layers that nobody has open.
+    fn forget_closed(&self) {
+        self.layers.lock().retain(|_, slot| match slot.try_lock() {
+            Ok(layer) => layer.strong_count() > 0,
+            Err(_) => true,
+        });
     }
 }

@@ -9,7 +9,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::layer::StreamOffset;
+use super::Placement;
+use crate::layer::{StreamOffset, Toc};
+use crate::oci::Digest;
 
 /// The position of a node in its tree; 0 is the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,8 +37,46 @@ pub enum NodeKind {
 /// A kit's files and directories.
 pub struct Tree {}
 
+/// A layer to merge into a tree.
+#[derive(Clone, Copy, Debug)]
+pub struct TreeLayer<'a> {
+    /// Its index in the kit's list of layers, for [`Content::Extent`].
+    pub index: u32,
+    /// Its digest, for messages.
+    pub digest: Digest,
+    /// Where its members go.
+    pub placement: &'a Placement,
+    /// Its members.
+    pub toc: &'a Toc,
+}
+
+/// Why layers do not make a tree. Messages name the path and the layers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TreeError {
+    /// Two layers (or one layer twice) have a file at the same path; `kit unpack` refuses too.
+    #[error("{0}")]
+    Collision(String),
+    /// A file where another layer has a directory, or below a file or symlink.
+    #[error("{0}")]
+    Conflict(String),
+    /// A path that is too deep or too long, or too many entries.
+    #[error("{0}")]
+    TooLarge(String),
+}
+
 impl Tree {
+    /// Merges layers in order, and the Kitfile at the root. Missing parents are made with mode
+    /// 0755; `umask` is taken from every mode.
+    pub fn merge(
+        layers: &[TreeLayer<'_>],
+        kitfile: Option<Bytes>,
+        umask: u32,
+    ) -> Result<Self, TreeError> {
+        todo!()
+    }
+
     pub const ROOT: NodeId = NodeId(0);
+    #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> u32 {
         todo!()
     }

@@ -1,13 +1,16 @@
 //! Layer formats, sans-IO: bytes come in, structures come out; no file, socket or clock.
 
+pub mod decode;
 pub mod layout;
 pub mod member_path;
 pub mod offset;
 pub mod range_set;
+pub mod tar;
 pub mod toc;
+pub mod toc_codec;
 
 pub use layout::{CacheFile, ChunkId, Layout};
-pub use member_path::MemberPath;
+pub use member_path::{MemberPath, MemberPathError};
 pub use offset::{BlobOffset, StreamOffset};
 pub use range_set::RangeSet;
 pub use toc::{Member, MemberKind, Toc};

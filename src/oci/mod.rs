@@ -12,7 +12,7 @@ pub mod reference;
 
 pub use descriptor::{BlobId, Descriptor};
 pub use digest::{DiffId, Digest};
-pub use manifest::Manifest;
+pub use manifest::{Manifest, ManifestError};
 pub use media_type::{Compression, Encoding, Format};
 pub use origin::Origin;
-pub use reference::{Reference, Selector};
+pub use reference::{Reference, ReferenceError, Selector};

@@ -3,7 +3,13 @@
 //! Behaviour (limits, counting, faults, resuming) comes from decorators over [`BlobSource`].
 //! This room never sees the cache.
 
+pub mod credentials;
 pub mod error;
+pub mod kit_storage;
+pub mod mirrors;
+pub mod oci_layout;
+pub mod registry;
+pub mod sources;
 
 use std::ops::Range;
 
@@ -11,9 +17,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
-use crate::oci::{BlobId, Digest, Selector};
+use crate::oci::{BlobId, Digest, Origin, Selector};
 
 pub use error::SourceError;
+pub use sources::Sources;
 
 /// A source of blob bytes.
 pub trait BlobSource: Send + Sync + 'static {
@@ -59,3 +66,48 @@ pub trait Repository: BlobSource {
 /// The largest manifest that is read. Registries refuse more than 4 MiB (distribution-spec,
 /// "Pushing manifests").
 pub const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Opens the repository that an origin names. No I/O to the network happens yet.
+pub trait Repositories: Send + Sync + 'static {
+    /// The repository of `origin`.
+    fn open(&self, origin: &Origin) -> Result<std::sync::Arc<dyn Repository>, SourceError>;
+}
+
+/// Fetches all of a small blob, and checks its digest.
+///
+/// # Errors
+/// When the source fails, the blob is larger than `limit_bytes`, or its digest is wrong.
+pub async fn read_blob(
+    source: &dyn BlobSource,
+    blob: BlobId,
+    limit_bytes: u64,
+    what: &str,
+    place: &str,
+) -> Result<Bytes, SourceError> {
+    use futures_util::StreamExt;
+    let protocol = |detail: String| SourceError::Protocol { place: place.to_owned(), detail };
+    if blob.size > limit_bytes {
+        let detail = format!("{what} has {} bytes, and {limit_bytes} are the limit", blob.size);
+        return Err(protocol(detail));
+    }
+    let mut bytes = bytes::BytesMut::with_capacity(blob.size as usize);
+    if blob.size > 0 {
+        let mut stream = source.open(blob, 0..blob.size).await?;
+        while let Some(piece) = stream.bytes.next().await {
+            bytes.extend_from_slice(&piece?);
+            if bytes.len() as u64 > blob.size {
+                return Err(protocol(format!("{what} has more than its {} bytes", blob.size)));
+            }
+        }
+    }
+    let got = Digest::of(&bytes);
+    if got != blob.digest {
+        return Err(SourceError::DigestMismatch {
+            what: what.to_owned(),
+            place: place.to_owned(),
+            expected: blob.digest,
+            got,
+        });
+    }
+    Ok(bytes.freeze())
+}

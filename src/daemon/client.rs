@@ -1,0 +1,158 @@
+//! The commands' side of the control socket.
+
+use std::path::PathBuf;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use reqwest::{Method, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::api::{
+    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
+    ListRequest, Listing, MountEvent, MountRequest, MountStatus, PassProgress, ReadRequest,
+    TagInfo, TagsRequest, UnmountRequest,
+};
+use super::socket::SocketPath;
+
+/// The largest line of an answer that is a stream of lines.
+const LINE_LIMIT_BYTES: usize = 1024 * 1024;
+
+/// A connection to a running daemon.
+pub(super) struct Client {
+    http: reqwest::Client,
+    // Keeps the folder of a long socket path open.
+    _socket: SocketPath,
+}
+
+impl Client {
+    pub(super) fn new(socket: SocketPath) -> Result<Self, Failure> {
+        let http = reqwest::Client::builder()
+            .unix_socket(socket.as_path())
+            .no_proxy()
+            .build()
+            .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
+        Ok(Self { http, _socket: socket })
+    }
+
+    pub(super) async fn status(&self) -> Result<DaemonStatus, Failure> {
+        json(self.send(Method::GET, "status", &()).await?).await
+    }
+
+    pub(super) async fn stop(&self) -> Result<(), Failure> {
+        self.send(Method::POST, "stop", &()).await.map(|_| ())
+    }
+
+    pub(super) async fn mount(
+        &self,
+        request: &MountRequest,
+        on_progress: &mut (dyn FnMut(PassProgress) + Send),
+    ) -> Result<MountStatus, Failure> {
+        let mut lines = Lines::new(self.send(Method::POST, "mounts", request).await?);
+        while let Some(line) = lines.next().await? {
+            match serde_json::from_slice(&line).map_err(not_understood)? {
+                MountEvent::Progress(progress) => on_progress(progress),
+                MountEvent::Mounted(status) => return Ok(status),
+                MountEvent::Failed(failure) => return Err(failure),
+            }
+        }
+        Err(gone("the connection ended before the mount was made"))
+    }
+
+    pub(super) async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {
+        let request = UnmountRequest { mountpoint, lazy };
+        self.send(Method::DELETE, "mounts", &request).await.map(|_| ())
+    }
+
+    pub(super) async fn info(&self, request: &KitRequest) -> Result<KitInfo, Failure> {
+        json(self.send(Method::POST, "info", request).await?).await
+    }
+
+    pub(super) async fn tags(&self, request: &TagsRequest) -> Result<Vec<TagInfo>, Failure> {
+        json(self.send(Method::POST, "tags", request).await?).await
+    }
+
+    pub(super) async fn list(&self, request: &ListRequest) -> Result<Listing, Failure> {
+        json(self.send(Method::POST, "list", request).await?).await
+    }
+
+    pub(super) async fn cache(&self, request: &CacheRequest) -> Result<CacheReport, Failure> {
+        json(self.send(Method::POST, "cache", request).await?).await
+    }
+
+    pub(super) async fn read(
+        &self,
+        request: &ReadRequest,
+    ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+        let response = self.send(Method::POST, "read", request).await?;
+        let bytes = response.bytes_stream().map(|piece| {
+            piece.map_err(|error| gone(&format!("reading stopped ({error}); see the daemon's log")))
+        });
+        Ok(bytes.boxed())
+    }
+
+    /// Sends a request; an answer that is not a success carries a [`Failure`].
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<Response, Failure> {
+        let url = format!("http://kitfs/v1/{path}");
+        let response = self.http.request(method, url).json(body).send().await;
+        let response = response.map_err(|error| gone(&error.to_string()))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = response.bytes().await.unwrap_or_default();
+        Err(serde_json::from_slice(&body)
+            .unwrap_or_else(|_| gone(&format!("it answered {status}"))))
+    }
+}
+
+async fn json<T: DeserializeOwned>(response: Response) -> Result<T, Failure> {
+    let body = response.bytes().await.map_err(|error| gone(&error.to_string()))?;
+    serde_json::from_slice(&body).map_err(not_understood)
+}
+
+fn not_understood(error: serde_json::Error) -> Failure {
+    let message = format!(
+        "the daemon's answer is not understood ({error}); it may be of another version: \
+         run `kitfs daemon stop` and try again"
+    );
+    Failure::new(FailureKind::Daemon, message)
+}
+
+fn gone(detail: &str) -> Failure {
+    Failure::new(FailureKind::Daemon, format!("the kitfs daemon does not answer: {detail}"))
+}
+
+/// A body cut into lines.
+struct Lines {
+    response: Response,
+    buffer: BytesMut,
+}
+
+impl Lines {
+    fn new(response: Response) -> Self {
+        Self { response, buffer: BytesMut::new() }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+                let line = self.buffer.split_to(end + 1);
+                return Ok(Some(line.freeze()));
+            }
+            if self.buffer.len() > LINE_LIMIT_BYTES {
+                return Err(gone("it sent an endless line"));
+            }
+            match self.response.chunk().await.map_err(|error| gone(&error.to_string()))? {
+                Some(piece) => self.buffer.extend_from_slice(&piece),
+                None => return Ok(None),
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Starting, running and ending a daemon.
+//!
+//! ```text
+//! command --socket answers?--> use it
+//!    '--no--> spawn `kitfs daemon run`, wait for its "ready" line --> use it
+//!                  |
+//!                  lock cache --> listen --> serve --signal or stop--> unmount --> close --> unlock
+//! ```
+//!
+//! A daemon is a fresh process of this binary (never a fork of a running one): it makes itself
+//! the leader of a session of its own, writes its log to `daemon.log` in the cache folder, and
+//! says `ready` on its standard output when it listens.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::api::{Failure, FailureKind, MountRequest, MountStatus};
+use super::failure::cache_failure;
+use super::server;
+use super::service::Service;
+use super::socket::{OwnerOnly, SocketPath};
+use crate::cache::{Cache, CacheConfig};
+
+/// What a daemon, or a command that takes the cache itself, is started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonConfig {
+    /// The cache folder; made when it is missing.
+    pub cache_folder: PathBuf,
+    /// The most bytes of content on disk; `None` is unlimited.
+    pub cache_capacity_bytes: Option<u64>,
+    /// Free space to leave on the cache folder's file system, in bytes.
+    pub keep_free_bytes: u64,
+}
+
+impl DaemonConfig {
+    pub(super) fn open_cache(&self) -> Result<Arc<Cache>, Failure> {
+        let config = CacheConfig {
+            folder: self.cache_folder.clone(),
+            capacity_bytes: self.cache_capacity_bytes,
+            keep_free_bytes: self.keep_free_bytes,
+        };
+        Cache::open(config).map_err(|error| cache_failure(&error))
+    }
+}
+
+/// The line with which a daemon says that it listens.
+pub const READY_LINE: &str = "ready";
+/// The daemon's log in the cache folder.
+const LOG_NAME: &str = "daemon.log";
+/// How long a daemon may take until it listens. Opening a cache takes a few file reads; the rest
+/// is for a machine that is short of memory.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a daemon may take to end its mounts and its process.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long open control connections may hold up a daemon that ends.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a condition outside this process is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Runs a daemon in this process until a signal, `kitfs daemon stop` or the end of `mount`.
+///
+/// `mount` is made first, and `ready` is called once the socket listens and the mount is made.
+///
+/// # Errors
+/// When the cache folder is held or unusable, or the mount cannot be made.
+pub async fn run(
+    config: DaemonConfig,
+    mount: Option<MountRequest>,
+    ready: impl FnOnce(Option<&MountStatus>) + Send,
+) -> Result<(), Failure> {
+    let cache = config.open_cache()?;
+    let socket =
+        SocketPath::new(&config.cache_folder).map_err(|error| socket_failure(&config, &error))?;
+    let listener = socket.bind().map_err(|error| socket_failure(&config, &error))?;
+    let service = Service::new(cache, &config);
+    let server = axum::serve(OwnerOnly(listener), server::router(service.clone()))
+        .with_graceful_shutdown(service.drained());
+    let server = tokio::spawn(server.into_future());
+
+    let outcome = serve_until_told(&service, mount, ready).await;
+    service.end_mounts().await;
+    service.drain();
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, server).await;
+    let _ = std::fs::remove_file(socket.as_path());
+    outcome
+}
+
+async fn serve_until_told(
+    service: &Arc<Service>,
+    mount: Option<MountRequest>,
+    ready: impl FnOnce(Option<&MountStatus>) + Send,
+) -> Result<(), Failure> {
+    let internal = |error: io::Error| Failure::new(FailureKind::Internal, error.to_string());
+    let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(internal)?;
+    let told = async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            () = service.stop_requested() => "a stop request",
+        }
+    };
+    tokio::pin!(told);
+    let only_mount = mount.as_ref().map(|mount| mount.mountpoint.clone());
+    let status = match mount {
+        None => None,
+        Some(mount) => tokio::select! {
+            reason = &mut told => {
+                tracing::info!(reason, "stopped before the mount was made");
+                return Ok(());
+            }
+            status = service.mount(mount, &|_| {}) => Some(status?),
+        },
+    };
+    ready(status.as_ref());
+    let reason = match only_mount {
+        None => told.await,
+        Some(mountpoint) => tokio::select! {
+            reason = told => reason,
+            () = service.ended(&mountpoint) => "the mount ended",
+        },
+    };
+    tracing::info!(reason, "stopping");
+    Ok(())
+}
+
+/// Makes this process a daemon: the leader of a session of its own, without a terminal.
+///
+/// To be called before threads are started.
+pub fn detach() {
+    // Fails only for the leader of a process group, which has no terminal to lose.
+    let _ = rustix::process::setsid();
+}
+
+/// Says that the daemon listens, and lets go of the standard output, which is a pipe to the
+/// command that started it.
+pub fn report_ready() {
+    use io::Write as _;
+    let mut output = io::stdout();
+    let said = writeln!(output, "{READY_LINE}").and_then(|()| output.flush());
+    if let Err(error) = said {
+        tracing::debug!(%error, "the command that started this daemon is gone");
+    }
+    if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+/// Starts a daemon, unless one comes to answer meanwhile; returns when one does.
+pub(super) async fn start(config: &DaemonConfig) -> Result<(), Failure> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        match spawn(config).await {
+            Ok(()) => return Ok(()),
+            // Another command was faster, or a daemon is on its way out.
+            Err(failure) if failure.kind == FailureKind::Cache && Instant::now() < deadline => {
+                tokio::time::sleep(POLL_INTERVAL).await;
+                let socket = SocketPath::new(&config.cache_folder)
+                    .map_err(|error| socket_failure(config, &error))?;
+                if socket.is_answered().await {
+                    return Ok(());
+                }
+                if !Cache::is_held(&config.cache_folder) {
+                    return Err(failure);
+                }
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
+    let failed = |error: io::Error| {
+        let folder = config.cache_folder.display();
+        Failure::new(FailureKind::Daemon, format!("cannot start the daemon for {folder}: {error}"))
+    };
+    let (mut log, log_path) =
+        open_log(&config.cache_folder).map_err(|error| socket_failure(config, &error))?;
+    let log_start = log.seek(SeekFrom::End(0)).map_err(failed)?;
+    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    command.args(["daemon", "run"]).arg("--cache-dir").arg(&config.cache_folder);
+    command.arg("--keep-free").arg(config.keep_free_bytes.to_string());
+    if let Some(capacity_bytes) = config.cache_capacity_bytes {
+        command.arg("--cache-size").arg(capacity_bytes.to_string());
+    }
+    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(log.try_clone().map_err(failed)?);
+    let mut child = command.spawn().map_err(failed)?;
+    let output = child.stdout.take().expect("the standard output is piped");
+    let mut line = String::new();
+    let mut output = BufReader::new(output);
+    let read = tokio::time::timeout(START_TIMEOUT, output.read_line(&mut line)).await;
+    if matches!(read, Ok(Ok(_))) && line.trim_end() == READY_LINE {
+        return Ok(());
+    }
+    let _ = child.start_kill();
+    let code = child.wait().await.ok().and_then(|status| status.code());
+    let mut words = String::new();
+    let _ = log.seek(SeekFrom::Start(log_start)).and_then(|_| log.read_to_string(&mut words));
+    let words = words.lines().last().map(|line| line.strip_prefix("kitfs: ").unwrap_or(line));
+    let detail = words.unwrap_or("it said nothing");
+    let kind = super::failure::kind_of_exit_code(code);
+    let message = match kind {
+        FailureKind::Cache => detail.to_owned(),
+        _ => format!("the daemon did not start: {detail} (log: {})", log_path.display()),
+    };
+    Err(Failure::new(kind, message))
+}
+
+fn open_log(folder: &Path) -> io::Result<(std::fs::File, PathBuf)> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let path = folder.join(LOG_NAME);
+    let log = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
+    Ok((log, path))
+}
+
+/// Waits until the daemon of `folder` has let go of its cache.
+pub(super) async fn wait_until_gone(folder: &Path) -> Result<(), Failure> {
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    while Cache::is_held(folder) {
+        if Instant::now() > deadline {
+            let message = format!(
+                "the daemon of {} was told to stop and still runs; see daemon.log there",
+                folder.display()
+            );
+            return Err(Failure::new(FailureKind::Daemon, message));
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
+}
+
+fn socket_failure(config: &DaemonConfig, error: &io::Error) -> Failure {
+    let folder = config.cache_folder.display();
+    let message = format!(
+        "cannot use the cache folder {folder}: {error}; choose another one with --cache-dir"
+    );
+    Failure::new(FailureKind::Cache, message)
+}

@@ -1,0 +1,62 @@
+//! What can go wrong between a wanted range and its bytes.
+
+use std::sync::Arc;
+
+use crate::cache::CacheError;
+use crate::oci::{BlobId, Digest};
+use crate::source::SourceError;
+
+/// Why a range of a layer could not be read. Cloned to every waiter of one transfer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The source could not give the bytes.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The cache could not take or give the bytes.
+    #[error(transparent)]
+    Cache(Arc<CacheError>),
+    /// All bytes of the blob came, and they are not what its digest says.
+    #[error(
+        "layer {expected} is poisoned: its bytes have digest {got}; nothing of it is served. \
+         Repair the registry, then run `kitfs cache rm {expected}` and mount again"
+    )]
+    Poisoned {
+        /// The digest in the manifest.
+        expected: Digest,
+        /// The digest of the bytes that came.
+        got: Digest,
+    },
+    /// The content of a layer is not what its media type says.
+    #[error("layer {layer} cannot be read: {detail}")]
+    Malformed {
+        /// The blob's digest.
+        layer: Digest,
+        /// What is wrong, with entry and offset.
+        detail: String,
+    },
+    /// The chunk was claimed by a transfer that gave it up; the wait is planned again.
+    #[error("layer {0} kept losing the bytes it fetched: the cache is too small for its readers")]
+    Thrashing(Digest),
+}
+
+impl FetchError {
+    /// An error about the content of `blob`.
+    pub(super) fn malformed(blob: BlobId, error: impl std::fmt::Display) -> Self {
+        Self::Malformed { layer: blob.digest, detail: error.to_string() }
+    }
+
+    /// Whether the same read may succeed a little later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Source(error) => error.is_retryable(),
+            Self::Thrashing(_) => true,
+            Self::Cache(_) | Self::Poisoned { .. } | Self::Malformed { .. } => false,
+        }
+    }
+}
+
+impl From<CacheError> for FetchError {
+    fn from(error: CacheError) -> Self {
+        Self::Cache(Arc::new(error))
+    }
+}

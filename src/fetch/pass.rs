@@ -1,0 +1,268 @@
+//! The one sequential pass that a compressed layer takes.
+//!
+//! ```text
+//! spool (bytes kept by an interrupted pass) --.
+//! source --pieces (bounded)--> writer thread: '-> sha256 -> decode -> tar scan -> cache
+//!                                       '--> spool
+//! ```
+//!
+//! Everything that passes by is cached. The compressed bytes are spooled as they come, so a pass
+//! that is cut short (a restart, a lost network) goes on where it stopped and fetches nothing
+//! twice; the spool is deleted when the pass is done. The blob's digest is known at the end, so
+//! a compressed layer is confirmed, or refused, before any of it is served.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use super::staging::Staging;
+use super::{FetchError, LayerSpec};
+use crate::cache::{Cache, Contents, LayerStore};
+use crate::layer::decode::Decoder;
+use crate::layer::tar::Scanner;
+use crate::layer::{StreamOffset, Toc};
+use crate::oci::{Digest, Format};
+use crate::source::BlobSource;
+
+/// Pieces between the network and the writer: at the usual 16-64 KiB a piece about 2 MiB, enough
+/// to keep the network busy while the writer waits for the disk once.
+const PIECES: usize = 64;
+/// What is decoded or read back from the spool at a time.
+const BUFFER_BYTES: usize = 256 * 1024;
+/// The largest uncompressed layer: 16 TiB, the largest file of ext4. A bomb meets the cache's
+/// own limit long before.
+const STREAM_LIMIT_BYTES: u64 = 16 << 40;
+/// How often `progress` hears of a running pass.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Fetches, verifies, decodes and caches the whole layer, and makes its contents known.
+pub(super) async fn run(
+    spec: LayerSpec,
+    store: &Arc<LayerStore>,
+    source: &Arc<dyn BlobSource>,
+    cache: &Arc<Cache>,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<Arc<Contents>, FetchError> {
+    let mut staging = Staging::new(store.stage()?);
+    let mut resumed = staging.stage().spool_bytes();
+    if resumed > spec.blob.size {
+        staging.restart()?;
+        resumed = 0;
+    }
+    match attempt(spec, staging, source, cache, resumed, progress).await {
+        // The bytes kept on the local disk may be what is wrong: once more, all from the source.
+        Err(error) if resumed > 0 && is_about_content(&error) => {
+            tracing::warn!(layer = %spec.blob.digest, %error, "fetching a compressed layer again from its start");
+            let mut staging = Staging::new(store.stage()?);
+            staging.restart()?;
+            attempt(spec, staging, source, cache, 0, progress).await
+        }
+        result => result,
+    }
+}
+
+fn is_about_content(error: &FetchError) -> bool {
+    matches!(
+        error,
+        FetchError::Malformed { .. } | FetchError::Poisoned { .. } | FetchError::Cache(_)
+    )
+}
+
+async fn attempt(
+    spec: LayerSpec,
+    staging: Staging,
+    source: &Arc<dyn BlobSource>,
+    cache: &Arc<Cache>,
+    resumed: u64,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<Arc<Contents>, FetchError> {
+    let passed = Arc::new(AtomicU64::new(0));
+    let (pieces, incoming) = mpsc::channel::<Bytes>(PIECES);
+    let pass = Pass::new(spec, staging, cache.clone(), passed.clone());
+    let mut writer = tokio::task::spawn_blocking(move || pass.drain(incoming));
+    let feed = feed(spec, source, resumed, pieces);
+    tokio::pin!(feed);
+    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+    let mut fed = Ok(());
+    let mut is_feeding = true;
+    let written = loop {
+        tokio::select! {
+            result = &mut feed, if is_feeding => (fed, is_feeding) = (result, false),
+            written = &mut writer => break written,
+            _ = ticks.tick() => progress(passed.load(Ordering::Relaxed)),
+        }
+    };
+    let written = written.map_err(|error| FetchError::malformed(spec.blob, error))?;
+    // A source that failed leaves the writer with a short blob: the source's reason is the one to tell.
+    fed?;
+    written
+}
+
+/// Sends what the spool does not have yet.
+async fn feed(
+    spec: LayerSpec,
+    source: &Arc<dyn BlobSource>,
+    resumed: u64,
+    pieces: mpsc::Sender<Bytes>,
+) -> Result<(), FetchError> {
+    if resumed >= spec.blob.size {
+        return Ok(());
+    }
+    let mut stream = source.open(spec.blob, resumed..spec.blob.size).await?;
+    let mut skip = resumed - stream.range.start;
+    while let Some(piece) = stream.bytes.next().await {
+        let mut piece = piece?;
+        let skipped = piece.split_to(skip.min(piece.len() as u64) as usize);
+        skip -= skipped.len() as u64;
+        if !piece.is_empty() && pieces.send(piece).await.is_err() {
+            // The writer has met an error, and tells it itself.
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// The writer's side of a pass.
+struct Pass {
+    spec: LayerSpec,
+    staging: Staging,
+    cache: Arc<Cache>,
+    passed: Arc<AtomicU64>,
+    hasher: Sha256,
+    decoder: Decoder,
+    scanner: Option<Scanner>,
+    at: StreamOffset,
+    buffer: Vec<u8>,
+    /// The first fault of the content. The rest of the blob is still hashed: where the digest is
+    /// wrong too, that is the cause to tell and this only the effect.
+    fault: Option<FetchError>,
+}
+
+impl Pass {
+    fn new(spec: LayerSpec, staging: Staging, cache: Arc<Cache>, passed: Arc<AtomicU64>) -> Self {
+        let scanner = match spec.encoding.format {
+            Format::Tar => Some(Scanner::new()),
+            Format::Raw => None,
+        };
+        Self {
+            spec,
+            staging,
+            cache,
+            passed,
+            hasher: Sha256::new(),
+            decoder: Decoder::new(spec.encoding.compression),
+            scanner,
+            at: StreamOffset(0),
+            buffer: vec![0; BUFFER_BYTES],
+            fault: None,
+        }
+    }
+
+    fn drain(mut self, mut incoming: mpsc::Receiver<Bytes>) -> Result<Arc<Contents>, FetchError> {
+        self.replay_spool()?;
+        while let Some(piece) = incoming.blocking_recv() {
+            if self.fault.is_none() {
+                self.cache.make_room(piece.len() as u64)?;
+                self.staging.stage().spool_append(&piece)?;
+            }
+            self.take(&piece)?;
+        }
+        self.finish()
+    }
+
+    fn replay_spool(&mut self) -> Result<(), FetchError> {
+        let end = self.staging.stage().spool_bytes();
+        let mut piece = vec![0; BUFFER_BYTES];
+        let mut offset = 0;
+        while offset < end {
+            let read = self.staging.stage().spool_read(offset, &mut piece)?;
+            if read == 0 {
+                break;
+            }
+            self.take(&piece[..read])?;
+            offset += read as u64;
+        }
+        Ok(())
+    }
+
+    /// Hashes, decodes and stages compressed bytes.
+    fn take(&mut self, compressed: &[u8]) -> Result<(), FetchError> {
+        self.hasher.update(compressed);
+        self.passed.fetch_add(compressed.len() as u64, Ordering::Relaxed);
+        if self.fault.is_some() {
+            return Ok(());
+        }
+        match self.decode(compressed) {
+            Err(fault @ FetchError::Malformed { .. }) => {
+                self.fault = Some(fault);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn decode(&mut self, mut compressed: &[u8]) -> Result<(), FetchError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let result = loop {
+            match self.decoder.decode(&mut compressed, &mut buffer) {
+                Ok(0) if compressed.is_empty() => break Ok(()),
+                Ok(decoded) => {
+                    if let Err(error) = self.stage(&buffer[..decoded]) {
+                        break Err(error);
+                    }
+                }
+                Err(error) => break Err(FetchError::malformed(self.spec.blob, error)),
+            }
+        };
+        self.buffer = buffer;
+        result
+    }
+
+    fn stage(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
+        let end = self.at + bytes.len() as u64;
+        if end.get() > STREAM_LIMIT_BYTES {
+            return Err(FetchError::malformed(
+                self.spec.blob,
+                "it decompresses to more than 16 TiB",
+            ));
+        }
+        if let Some(scanner) = &mut self.scanner {
+            if self.at <= scanner.next_offset() {
+                scanner
+                    .feed(self.at, bytes)
+                    .map_err(|error| FetchError::malformed(self.spec.blob, error))?;
+            }
+            self.staging.learn(scanner.members());
+        }
+        self.cache.make_room(bytes.len() as u64)?;
+        self.staging.write(self.at, bytes)?;
+        self.at = end;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Arc<Contents>, FetchError> {
+        let blob = self.spec.blob;
+        let is_whole = self.passed.load(Ordering::Relaxed) == blob.size;
+        let got = Digest::from_sha256(self.hasher.finalize().into());
+        if is_whole && got != blob.digest {
+            return Err(FetchError::Poisoned { expected: blob.digest, got });
+        }
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        self.decoder.finish().map_err(|error| FetchError::malformed(blob, error))?;
+        let toc = match self.scanner.take() {
+            Some(scanner) => {
+                scanner.finish(self.at.get()).map_err(|error| FetchError::malformed(blob, error))?
+            }
+            None => Toc::raw(self.at.get()),
+        };
+        let (stage, covered) = self.staging.into_parts();
+        Ok(stage.finish(toc, &covered, Some(got))?)
+    }
+}

@@ -1,0 +1,154 @@
+//! Finds the table of contents of an uncompressed tar layer by its headers alone.
+//!
+//! A member's header says where the next header is, so the content in between is never fetched.
+//! Reads start small and double while headers lie close together (many small files), and start
+//! small again after a jump over a big member (weights). What is read beyond a header is kept:
+//! nothing is fetched twice.
+//!
+//! ```text
+//! | hdr | big member ........ | hdr hdr f hdr f f hdr ... | big | end |
+//!  ^4K                         ^4K ^8K ^16K ...              ^4K   ^tail, asked for at the start
+//! ```
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+
+use super::FetchError;
+use super::staging::Staging;
+use crate::cache::{Cache, Contents, LayerStore};
+use crate::layer::StreamOffset;
+use crate::layer::tar::Scanner;
+use crate::oci::BlobId;
+use crate::source::{BlobSource, BlobStream};
+
+/// The first read at an unknown place: a header, its PAX records and a few small members.
+const FIRST_READ_BYTES: u64 = 4 * 1024;
+/// The largest read of a scan; bounds its memory.
+const LARGEST_READ_BYTES: u64 = 4 * 1024 * 1024;
+/// The end marker and the last member's padding. Asked for together with the first header, so
+/// that a layer of one big file takes one round trip, not two.
+const TAIL_BYTES: u64 = 1024;
+/// Layers below this are read in one request: the tail is not worth one of its own.
+const SMALL_LAYER_BYTES: u64 = 64 * 1024;
+
+/// Scans the headers of `blob` and makes its contents known to `store`.
+pub(super) async fn run(
+    blob: BlobId,
+    store: &Arc<LayerStore>,
+    source: &Arc<dyn BlobSource>,
+    cache: &Cache,
+) -> Result<Arc<Contents>, FetchError> {
+    let mut scan = Scan {
+        blob,
+        scanner: Scanner::new(),
+        staging: Staging::new(store.stage()?),
+        cache,
+        tail: None,
+    };
+    if blob.size <= SMALL_LAYER_BYTES {
+        if blob.size > 0 {
+            scan.read(source.open(blob, 0..blob.size).await?).await?;
+        }
+    } else {
+        let tail_range = blob.size - TAIL_BYTES..blob.size;
+        let (head, tail) = tokio::join!(
+            source.open(blob, 0..FIRST_READ_BYTES),
+            read_exactly(source.as_ref(), blob, tail_range.clone()),
+        );
+        let head = head?;
+        scan.tail = tail?.map(|bytes| (StreamOffset(tail_range.start), bytes));
+        scan.read(head).await?;
+        scan.jump_from_header_to_header(source.as_ref()).await?;
+    }
+    scan.finish()
+}
+
+struct Scan<'a> {
+    blob: BlobId,
+    scanner: Scanner,
+    staging: Staging,
+    cache: &'a Cache,
+    tail: Option<(StreamOffset, Bytes)>,
+}
+
+impl Scan<'_> {
+    async fn jump_from_header_to_header(
+        &mut self,
+        source: &dyn BlobSource,
+    ) -> Result<(), FetchError> {
+        let mut read_bytes = FIRST_READ_BYTES;
+        let mut last_end = FIRST_READ_BYTES;
+        while !self.is_done() {
+            let at = self.scanner.next_offset();
+            if let Some((tail, bytes)) = self.tail.take_if(|(tail, _)| *tail <= at) {
+                self.feed(tail, &bytes)?;
+                continue;
+            }
+            let is_near = at.get() <= last_end + read_bytes;
+            read_bytes =
+                if is_near { (read_bytes * 2).min(LARGEST_READ_BYTES) } else { FIRST_READ_BYTES };
+            let end = (at.get() + read_bytes).min(self.blob.size);
+            self.read(source.open(self.blob, at.get()..end).await?).await?;
+            last_end = end;
+        }
+        if let Some((tail, bytes)) = self.tail.take() {
+            self.feed(tail, &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        self.scanner.is_finished() || self.scanner.next_offset().get() >= self.blob.size
+    }
+
+    /// Takes in all of a stream; from a source without ranges that is the whole layer, and all
+    /// of it is kept.
+    async fn read(&mut self, mut stream: BlobStream) -> Result<(), FetchError> {
+        let mut at = StreamOffset(stream.range.start);
+        while let Some(piece) = stream.bytes.next().await {
+            let piece = piece?;
+            self.feed(at, &piece)?;
+            at = at + piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn feed(&mut self, at: StreamOffset, bytes: &[u8]) -> Result<(), FetchError> {
+        if at <= self.scanner.next_offset() {
+            self.scanner
+                .feed(at, bytes)
+                .map_err(|error| FetchError::malformed(self.blob, error))?;
+        }
+        self.staging.learn(self.scanner.members());
+        self.cache.make_room(bytes.len() as u64)?;
+        Ok(self.staging.write(at, bytes)?)
+    }
+
+    fn finish(self) -> Result<Arc<Contents>, FetchError> {
+        let blob = self.blob;
+        let toc =
+            self.scanner.finish(blob.size).map_err(|error| FetchError::malformed(blob, error))?;
+        let (stage, covered) = self.staging.into_parts();
+        Ok(stage.finish(toc, &covered, None)?)
+    }
+}
+
+/// The bytes of a small range, or nothing where the source would send the whole blob for it.
+async fn read_exactly(
+    source: &dyn BlobSource,
+    blob: BlobId,
+    range: Range<u64>,
+) -> Result<Option<Bytes>, FetchError> {
+    let mut stream = source.open(blob, range.clone()).await?;
+    if stream.range != range {
+        return Ok(None);
+    }
+    let mut bytes = BytesMut::with_capacity((range.end - range.start) as usize);
+    while let Some(piece) = stream.bytes.next().await {
+        bytes.extend_from_slice(&piece?);
+    }
+    Ok(Some(bytes.freeze()))
+}
