@@ -139,7 +139,8 @@ impl Wanted {
     }
 
     fn failed(&self, error: FetchError) -> LoadError {
-        LoadError::Fetch { reference: self.reference.clone(), layer: self.name(), error }
+        let (reference, layer) = (self.reference.clone(), self.name());
+        LoadError::Fetch { reference, layer, error: Box::new(error) }
     }
 }
 

@@ -16,7 +16,7 @@ pub enum LoadError {
         /// The kit or parent.
         reference: String,
         /// The reason.
-        error: SourceError,
+        error: Box<SourceError>,
     },
     /// A layer failed.
     #[error("{reference}: the {layer} cannot be opened: {error}")]
@@ -26,7 +26,7 @@ pub enum LoadError {
         /// The layer's role and digest.
         layer: String,
         /// The reason.
-        error: FetchError,
+        error: Box<FetchError>,
     },
     /// The manifest is not one of a kit.
     #[error("{reference}: {error}")]
@@ -93,7 +93,13 @@ macro_rules! attach {
     };
 }
 
-attach!(SourceError, Source);
+impl<T> For<T> for Result<T, SourceError> {
+    fn of(self, kin: &Kin<'_>) -> Result<T, LoadError> {
+        let reference = || kin.to_string();
+        self.map_err(|error| LoadError::Source { reference: reference(), error: Box::new(error) })
+    }
+}
+
 attach!(ManifestError, Manifest);
 attach!(KitError, Kit);
 attach!(ReferenceError, ParentReference);
