@@ -53,7 +53,7 @@ fn a_golden_kit_in_a_real_registry_is_what_kit_unpacks(#[case] name: &str) {
 #[case("grandparent")]
 #[case("parent")]
 #[case("child")]
-fn a_kit_with_parents_is_merged_from_a_mapped_registry(#[case] name: &str) {
+fn a_kit_with_parents_is_merged_from_a_real_registry_under_another_address(#[case] name: &str) {
     let registry = RegistryProcess::start();
     for kit in ["grandparent", "parent", "child"] {
         registry.push(&golden(kit), "v1", &format!("golden/{kit}"));
