@@ -15,7 +15,6 @@
 //!
 //! Rules are tried in the order given; the first that matches and is not used up decides. Without
 //! rules the double behaves as distribution does.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::io;
