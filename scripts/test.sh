@@ -38,7 +38,10 @@ if [ -n "$registry_problem" ]; then
     skipped+=(--skip real_registry)
     left_out+=("tests of a real registry: $registry_problem")
 fi
-need_fuse || leave_out end_to_end "$FUSE_PROBLEM"
+if ! need_fuse; then
+    leave_out end_to_end "$FUSE_PROBLEM"
+    leave_out fuse "$FUSE_PROBLEM"
+fi
 
 arguments=(--lib --bins)
 for name in "${tests[@]}"; do

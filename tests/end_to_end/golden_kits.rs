@@ -7,7 +7,7 @@ use rstest::rstest;
 use crate::support::kitfs::Kitfs;
 use crate::support::registry_process::RegistryProcess;
 use crate::support::tree::{Kind, Tree};
-use crate::support::{golden, golden_reference};
+use crate::support::{golden, golden_reference, map_registry};
 
 /// The host that the golden kits with parents name.
 const PARENTS_HOST: &str = "127.0.0.1:5555";
@@ -60,7 +60,7 @@ fn a_kit_with_parents_is_merged_from_a_real_registry_under_another_address(#[cas
     }
     let kitfs = Kitfs::new();
     let registries = kitfs.folder().join("registries");
-    registry.mapping_of(PARENTS_HOST, &registries);
+    map_registry(&registries, PARENTS_HOST, &registry.host());
     let registries = registries.to_str().expect("a plain path");
 
     let options = ["--registries-dir", registries];

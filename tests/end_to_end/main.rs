@@ -4,4 +4,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod differential;
 mod golden_kits;
+mod kinds_of_kits;

@@ -335,7 +335,8 @@ impl Kit {
             None => self.config_json(&layers, &diff_ids).to_string().into_bytes(),
         };
         let config_digest = write_blob(&blobs, &config);
-        let manifest = self.manifest(&config_digest, config.len(), descriptors);
+        let annotation = self.kitfile_annotation.then(|| self.kitfile(&layers, &diff_ids));
+        let manifest = self.manifest(&config_digest, config.len(), descriptors, annotation);
         let manifest = manifest.to_string().into_bytes();
         let digest = write_blob(&blobs, &manifest);
         write_index(folder, tag, &digest, manifest.len());
@@ -384,7 +385,13 @@ impl Kit {
         })
     }
 
-    fn manifest(&self, config_digest: &str, config_bytes: usize, layers: Vec<Value>) -> Value {
+    fn manifest(
+        &self,
+        config_digest: &str,
+        config_bytes: usize,
+        layers: Vec<Value>,
+        kitfile: Option<Value>,
+    ) -> Value {
         let config_type = match self.family {
             Family::ModelPack => MODELPACK_CONFIG_TYPE,
             Family::ModelKit | Family::LegacyModelKit => MODELKIT_CONFIG_TYPE,
@@ -398,8 +405,8 @@ impl Kit {
         if self.family == Family::ModelPack {
             manifest["artifactType"] = "application/vnd.cncf.model.manifest.v1+json".into();
         }
-        if self.kitfile_annotation {
-            let kitfile = self.kitfile(&[], &[]).to_string();
+        if let Some(kitfile) = kitfile {
+            let kitfile = kitfile.to_string();
             manifest["annotations"]["ml.kitops.modelkit.kitfile"] = kitfile.into();
         }
         manifest

@@ -4,12 +4,14 @@
 
 pub mod hostile;
 pub mod kit_builder;
+pub mod kit_server;
 pub mod kitfs;
 pub mod registry_double;
 pub mod registry_process;
 pub mod tar_stream;
 pub mod tree;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The folder of the golden kit `name`, an OCI layout with the tag `v1`.
@@ -22,6 +24,15 @@ pub fn golden(name: &str) -> PathBuf {
 /// The reference of the golden kit `name` in its OCI layout.
 pub fn golden_reference(name: &str) -> String {
     format!("oci:{}:v1", golden(name).display())
+}
+
+/// Writes a mapping of the registry `host` to the plain http `address` into `folder`, a folder for
+/// `--registries-dir`.
+pub fn map_registry(folder: &Path, host: &str, address: &str) {
+    let folder = folder.join(host);
+    fs::create_dir_all(&folder).expect("the mapping can be written");
+    let hosts = format!("[host.\"http://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+    fs::write(folder.join("hosts.toml"), hosts).expect("the mapping can be written");
 }
 
 /// Numbers that look random and are the same on every run (splitmix64).

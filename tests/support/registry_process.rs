@@ -66,17 +66,6 @@ impl RegistryProcess {
         reference
     }
 
-    /// A folder for `--registries-dir` that maps `host` to this registry.
-    pub fn mapping_of(&self, host: &str, folder: &Path) {
-        let folder = folder.join(host);
-        fs::create_dir_all(&folder).expect("the mapping can be written");
-        let hosts = format!(
-            "[host.\"http://{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
-            self.host()
-        );
-        fs::write(folder.join("hosts.toml"), hosts).expect("the mapping can be written");
-    }
-
     /// Ends the registry; its port then refuses connections.
     pub fn stop(self) {}
 }
