@@ -6,6 +6,7 @@ pub mod hostile;
 pub mod kit_builder;
 pub mod kit_server;
 pub mod kitfs;
+pub mod registry_double;
 pub mod registry_process;
 pub mod tar_stream;
 pub mod tree;
