@@ -59,7 +59,8 @@ async fn basic_credentials_are_sent_once_they_are_asked_for() {
 
 #[tokio::test]
 async fn a_password_goes_to_the_token_server_and_the_token_to_the_registry() {
-    let registry = registry(Access::Bearer(Tokens { password: password(), ..Tokens::default() })).await;
+    let registry =
+        registry(Access::Bearer(Tokens { password: password(), ..Tokens::default() })).await;
     open_as(&registry, password_entry()).manifest(None).await.unwrap();
     let asked = &registry.requests_to(At::TokenServer, "")[0];
     assert_eq!(asked.header("authorization"), Some("Basic dXNlcjpwYXNzIHdvcmQ="));
@@ -71,7 +72,8 @@ async fn a_password_goes_to_the_token_server_and_the_token_to_the_registry() {
 #[tokio::test]
 async fn an_identity_token_is_exchanged_by_post() {
     let identity = Some("refresh-me".to_owned());
-    let registry = registry(Access::Bearer(Tokens { identity, terse: true, ..Tokens::default() })).await;
+    let registry =
+        registry(Access::Bearer(Tokens { identity, terse: true, ..Tokens::default() })).await;
     let entry = json!({ "auth": "PHRva2VuPjo=", "identitytoken": "refresh-me" });
     open_as(&registry, entry).manifest(None).await.unwrap();
     let asked = &registry.requests_to(At::TokenServer, "")[0];
@@ -84,7 +86,9 @@ async fn an_identity_token_is_exchanged_by_post() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_first_requests_make_one_token_request() {
     let registry = registry(Access::Bearer(Tokens::default())).await;
-    registry.script(Rule::on("").at(At::TokenServer).times(1).then(Fault::Late(Duration::from_millis(100))));
+    registry.script(
+        Rule::on("").at(At::TokenServer).times(1).then(Fault::Late(Duration::from_millis(100))),
+    );
     let blob = registry.push_blob(NAME, content(1000));
     let repository = open(&registry);
     let mut readers = tokio::task::JoinSet::new();
@@ -214,7 +218,8 @@ async fn a_403_is_unauthorized_and_not_retried() {
 
 #[tokio::test]
 async fn kits_credentials_come_before_dockers() {
-    let registry = registry(Access::Bearer(Tokens { password: password(), ..Tokens::default() })).await;
+    let registry =
+        registry(Access::Bearer(Tokens { password: password(), ..Tokens::default() })).await;
     let folder = tempfile::tempdir().unwrap();
     let [kit, docker] = ["credentials.json", "config.json"].map(|name| folder.path().join(name));
     write_credentials(&kit, &registry.host(), password_entry());

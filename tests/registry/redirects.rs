@@ -13,7 +13,8 @@ const SIZE: usize = 100_000;
 async fn registry(redirect_for: Duration) -> (RegistryDouble, BlobId) {
     let access = Access::Bearer(Tokens::default());
     let redirect_for = Some(redirect_for);
-    let registry = RegistryDouble::start(Options { access, redirect_for, ..Options::default() }).await;
+    let registry =
+        RegistryDouble::start(Options { access, redirect_for, ..Options::default() }).await;
     let blob = registry.push_blob(NAME, content(SIZE));
     (registry, blob)
 }
