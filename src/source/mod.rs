@@ -3,8 +3,10 @@
 //! Behaviour (limits, counting, faults, resuming) comes from decorators over [`BlobSource`].
 //! This room never sees the cache.
 
+mod blob_folder;
 pub mod credentials;
 pub mod error;
+pub mod image_index;
 pub mod kit_storage;
 pub mod mirrors;
 pub mod oci_layout;

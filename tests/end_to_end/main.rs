@@ -7,3 +7,5 @@ mod support;
 mod differential;
 mod golden_kits;
 mod kinds_of_kits;
+mod lazy;
+mod mounting;

@@ -145,6 +145,19 @@ impl Kitfs {
         pid.try_into().expect("a process number")
     }
 
+    /// Kills the daemon, as a lack of memory would, and waits until it is gone.
+    pub fn kill_daemon(&self) {
+        let number = self.daemon_pid();
+        let pid = i32::try_from(number).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = pid.expect("a process number");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
+        // It is nobody's child here: whoever inherited it may take a while to collect it.
+        wait_until("the end of the daemon", || {
+            let state = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+            state.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+        });
+    }
+
     /// The one mount of `kitfs status --json` at `mountpoint`.
     #[track_caller]
     pub fn status_of(&self, mountpoint: &Path) -> Value {
