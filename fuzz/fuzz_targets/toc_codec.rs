@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 /// CRC-32C, bit by bit.
 fn crc32c(content: &[u8]) -> u32 {
     !content.iter().fold(u32::MAX, |sum, &byte| {
-        (0..8).fold(sum ^ u32::from(byte), |sum, _| sum >> 1 ^ (sum & 1) * 0x82f6_3b78)
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ ((sum & 1) * 0x82f6_3b78))
     })
 }
 
