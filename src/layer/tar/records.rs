@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     /// A record as a writer makes it.
-    pub(in super::super) fn written(key: &str, value: &[u8]) -> Vec<u8> {
+    fn written(key: &str, value: &[u8]) -> Vec<u8> {
         let fixed = key.len() + value.len() + 3;
         let mut length = fixed + 1;
         while length != fixed + length.to_string().len() {
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn malformed_records_are_refused() {
         for content in
-            ["x", "5 path", "10 path=a\n", "8 path=a\n", "0 path=a\n", "9 path=a\n\0", "5 =a\n"]
+            ["x", "5 path", "11 path=a\n", "8 path=a\n", "0 path=a\n", "9 path=a\n\0", "5 =a\n"]
         {
             assert!(decoded(content.as_bytes()).is_err(), "{content:?}");
         }
