@@ -211,13 +211,13 @@ impl World {
             }
             Operation::LookupMissing(index) => {
                 let directories: Vec<_> = self.model.directories.iter().collect();
-                let directory: &Vec<u8> = index.get(&directories);
+                let directory: &&Vec<u8> = index.get(&directories);
                 let ino = self.walk(directory).unwrap();
                 assert!(self.fs().lookup(ino, b"missing").is_err());
             }
             Operation::List(index) => {
                 let directories: Vec<_> = self.model.directories.iter().collect();
-                let directory: &Vec<u8> = index.get(&directories);
+                let directory: &&Vec<u8> = index.get(&directories);
                 self.list(directory);
             }
             Operation::Read { file, at, bytes } => {
