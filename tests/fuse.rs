@@ -41,7 +41,7 @@ struct Mounted {
     engine: Engine,
     written: Written,
     root: PathBuf,
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
 }
 
 /// How a test wants its mount.
@@ -73,7 +73,7 @@ impl Mounted {
         let root = folder.path().join("mount");
         fs::create_dir(&root).unwrap();
         let engine = Engine::new(&folder.path().join("cache"), None);
-        let mut mounted = Self { mount: None, engine, written, root, folder };
+        let mut mounted = Self { mount: None, engine, written, root, _folder: folder };
         mounted.mount = Some(mounted.mount_again(how).unwrap());
         mounted
     }

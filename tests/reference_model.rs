@@ -211,12 +211,14 @@ impl World {
             }
             Operation::LookupMissing(index) => {
                 let directories: Vec<_> = self.model.directories.iter().collect();
-                let ino = self.walk(index.get(&directories)).unwrap();
+                let directory: &&Vec<u8> = index.get(&directories);
+                let ino = self.walk(directory).unwrap();
                 assert!(self.fs().lookup(ino, b"missing").is_err());
             }
             Operation::List(index) => {
                 let directories: Vec<_> = self.model.directories.iter().collect();
-                self.list(index.get(&directories));
+                let directory: &&Vec<u8> = index.get(&directories);
+                self.list(directory);
             }
             Operation::Read { file, at, bytes } => {
                 let path = *file.get(&paths);
