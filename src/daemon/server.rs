@@ -145,7 +145,7 @@ async fn mount(State(service): State<Arc<Service>>, Json(request): Json<MountReq
     let (progress, incoming) = mpsc::channel::<PassProgress>(PROGRESS_LINES);
     // Runs beside the events, and ends with them: a command that is interrupted mounts nothing.
     let mounting = AbortOnDropHandle::new(tokio::spawn(async move {
-        service.mount(request, &move |report| drop(progress.try_send(report))).await
+        service.mount(request, &move |report| _ = progress.try_send(report)).await
     }));
     let events = stream::unfold(Some((incoming, mounting)), |state| async move {
         let (mut incoming, mounting) = state?;
