@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use super::plan::{self, ChunkStatus, TRANSFER_CHUNKS};
 use super::transfer::{EndOnDrop, Transfer, Wait};
 use super::{FetchError, LayerSpec};
-use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup};
+use crate::cache::{Appender, Cache, Contents, LayerKey, LayerState, LayerStore, Lookup};
 use crate::layer::decode::Decoder;
 use crate::layer::{ChunkId, StreamOffset};
 use crate::oci::Compression;
@@ -327,6 +327,7 @@ impl Inner {
         let writer = Writer {
             inner: self.clone(),
             transfer: transfer.clone(),
+            appender: self.store.appender(),
             at: StreamOffset(stream.range.start),
         };
         let writer = tokio::task::spawn_blocking(move || writer.drain(incoming));
@@ -381,6 +382,7 @@ impl Inner {
 struct Writer {
     inner: Arc<Inner>,
     transfer: Arc<Transfer>,
+    appender: Appender,
     at: StreamOffset,
 }
 
@@ -425,7 +427,7 @@ impl Writer {
             let span = layout.chunk(chunk).stream;
             let length = bytes.len().min((span.end - self.at) as usize);
             let (piece, rest) = bytes.split_at(length);
-            self.inner.store.append(chunk, (self.at - span.start) as u32, piece)?;
+            self.appender.append(chunk, (self.at - span.start) as u32, piece)?;
             self.at = self.at + length as u64;
             bytes = rest;
             self.transfer.reached(self.at);

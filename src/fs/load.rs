@@ -8,14 +8,33 @@
 //!
 //! Manifests and configs are kept in the cache by digest, and a tag's digest is remembered: a kit
 //! that was mounted once can be mounted again without the network.
-#![allow(unused_variables, dead_code)]
+//!
+//! Layers are merged in the order in which `kit unpack` writes them: the oldest parent first, each
+//! kit's layers in the order of its manifest (modelkit-spec 4).
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::fetch::{FetchError, Fetcher, Layer};
-use crate::kit::{Filters, Kit, KitError, ParentsError, Tree, TreeError};
-use crate::oci::{Digest, Manifest, ManifestError, Origin};
-use crate::source::{Repositories, SourceError};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use super::kit::LoadedKit;
+use super::load_error::{For, LoadError};
+use super::resolve::{Kin, Resolved, resolve};
+use crate::cache::{Contents, LayerKey};
+use crate::fetch::{FetchError, Fetcher, Layer, LayerSpec};
+use crate::kit::tree::TreeLayer;
+use crate::kit::{Filters, KitError, KitLayer, Parents, Placement, Role, Tree};
+use crate::oci::{Compression, Digest, Origin};
+use crate::source::{BlobSource, Repositories};
+
+/// Layers opened at once: enough to hide the round trips of a kit of hundreds of shards (each
+/// costs one or two small requests), and within what a registry client's own limit per host lets
+/// through.
+const OPEN_AT_ONCE: usize = 16;
+
+/// The most warnings that are kept; a tar of a million devices is one problem, not a million.
+const MOST_WARNINGS: usize = 100;
 
 /// Which kit, and what of it.
 #[derive(Clone, Debug)]
@@ -28,79 +47,278 @@ pub struct LoadRequest {
     pub umask: u32,
 }
 
-/// A kit that can be read.
-pub struct LoadedKit {
-    /// Where it was read from.
-    pub origin: Origin,
-    /// The digest of its manifest.
-    pub manifest: Digest,
-    /// Manifest and config, understood.
-    pub kit: Kit,
-    /// Its files and directories.
-    pub tree: Tree,
-    /// The open layers, as [`crate::kit::Content::Extent`] counts them; parents' layers too.
-    pub layers: Vec<Arc<Layer>>,
-    /// The media type of each layer.
-    pub media_types: Vec<String>,
-    /// What was passed over, in the kit, its parents and its layers.
-    pub warnings: Vec<String>,
-}
-
-/// A kit's manifest and config, without a look into its layers.
-#[derive(Clone, Debug)]
-pub struct Description {
-    /// Where it was read from.
-    pub origin: Origin,
-    /// The digest of its manifest.
-    pub digest: Digest,
-    /// The manifest.
-    pub manifest: Manifest,
-    /// Manifest and config, understood.
-    pub kit: Kit,
-}
-
-/// Why a kit cannot be loaded. Messages name the reference.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The source failed.
-    #[error("{reference}: {error}")]
-    Source { reference: String, error: SourceError },
-    /// A layer failed.
-    #[error("{reference}: {error}")]
-    Fetch { reference: String, error: FetchError },
-    /// The manifest is not one of a kit.
-    #[error("{reference}: {error}")]
-    Manifest { reference: String, error: ManifestError },
-    /// The kit is malformed, or not a kit.
-    #[error("{reference}: {error}")]
-    Kit { reference: String, error: KitError },
-    /// The parents make no chain.
-    #[error("{reference}: {error}")]
-    Parents { reference: String, error: ParentsError },
-    /// The layers make no tree.
-    #[error("{reference}: {error}")]
-    Tree { reference: String, error: TreeError },
-    /// The cache cannot keep a manifest.
-    #[error("{reference}: {error}")]
-    Cache { reference: String, error: crate::cache::CacheError },
-}
-
 /// Loads a kit; afterwards its tree can be listed. `progress` hears of compressed bytes passed
 /// and their total, while compressed layers take their pass.
+///
+/// # Errors
+/// When the kit or a parent cannot be resolved or is malformed, a layer cannot be opened (the
+/// first one to fail is named), or the layers make no tree.
 pub async fn load(
     fetcher: &Arc<Fetcher>,
     repositories: &dyn Repositories,
     request: &LoadRequest,
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<LoadedKit, LoadError> {
-    todo!()
+    let kin = Kin { origin: &request.origin, child: None };
+    let child = resolve(fetcher.cache(), repositories, &kin).await?;
+    let parents = resolve_parents(fetcher, repositories, &child, request).await?;
+    let (wanted, mut warnings) = wanted_layers(&child, &parents, request);
+    let opened = open_layers(fetcher, &wanted, progress).await?;
+    for layer in &wanted {
+        check_raw_size(layer, &opened)?;
+    }
+
+    let kit = child.description.kit;
+    let kitfile = kit.kitfile_yaml.clone().filter(|_| request.filters.takes_kitfile());
+    let merge = Merge::new(&wanted, &opened);
+    let umask = request.umask;
+    // A tree of a million entries takes a second: not on a thread of the runtime.
+    let tree = tokio::task::spawn_blocking(move || merge.run(kitfile, umask));
+    let tree = tree.await.expect("merging a tree does not panic").of(&kin)?;
+
+    let keys: Vec<LayerKey> = opened.layers.iter().map(|layer| layer.key()).collect();
+    let (origin, manifest) = (request.origin.clone(), child.description.digest);
+    fetcher.cache().record_kit(&origin.to_string(), manifest, &keys).of(&kin)?;
+    warnings.extend(opened.warnings());
+    let warnings = bounded(warnings);
+    let (layers, media_types) = (opened.layers, opened.media_types);
+    Ok(LoadedKit { origin, manifest, kit, tree, layers, media_types, warnings })
 }
 
-/// Resolves and decodes a kit without a look into its layers.
-pub async fn describe(
+/// The parents of a kit, the nearest first, each with the filters that apply to it.
+async fn resolve_parents(
     fetcher: &Arc<Fetcher>,
     repositories: &dyn Repositories,
-    origin: &Origin,
-) -> Result<Description, LoadError> {
-    todo!()
+    child: &Resolved,
+    request: &LoadRequest,
+) -> Result<Vec<(Resolved, Filters)>, LoadError> {
+    let child_kin = Kin { origin: &request.origin, child: None };
+    let mut chain = Parents::new(&request.origin.to_string());
+    let mut parents: Vec<(Resolved, Filters)> = Vec::new();
+    let mut filters = request.filters.for_parent();
+    let mut next = child.description.kit.parent.clone();
+    while let (Some(reference), Some(applied)) = (&next, filters) {
+        let origin = Origin::parse(reference).of(&child_kin)?;
+        chain.push(&origin.to_string()).of(&child_kin)?;
+        let kin = Kin { origin: &origin, child: Some(&request.origin) };
+        let parent = resolve(fetcher.cache(), repositories, &kin).await?;
+        next = parent.description.kit.parent.clone();
+        filters = applied.for_parent();
+        parents.push((parent, applied));
+    }
+    Ok(parents)
 }
+
+/// A layer to open, and where it comes from.
+struct Wanted {
+    layer: KitLayer,
+    source: Arc<dyn BlobSource>,
+    reference: String,
+}
+
+impl Wanted {
+    fn spec(&self) -> LayerSpec {
+        LayerSpec { blob: self.layer.blob, encoding: self.layer.encoding }
+    }
+
+    fn key(&self) -> LayerKey {
+        LayerKey { digest: self.layer.blob.digest, encoding: self.layer.encoding }
+    }
+
+    fn name(&self) -> String {
+        let role = match self.layer.role {
+            Role::Model => "model",
+            Role::ModelPart => "model part",
+            Role::Code => "code",
+            Role::Dataset => "dataset",
+            Role::Docs => "docs",
+            Role::Prompt => "prompt",
+            Role::McpServer => "MCP server",
+        };
+        format!("{role} layer {}", self.layer.blob.digest)
+    }
+
+    fn failed(&self, error: FetchError) -> LoadError {
+        let (reference, layer) = (self.reference.clone(), self.name());
+        LoadError::Fetch { reference, layer, error: Box::new(error) }
+    }
+}
+
+/// The layers of a kit and its parents in the order they are merged, and what was passed over.
+fn wanted_layers(
+    child: &Resolved,
+    parents: &[(Resolved, Filters)],
+    request: &LoadRequest,
+) -> (Vec<Wanted>, Vec<String>) {
+    let mut wanted = Vec::new();
+    let mut warnings = Vec::new();
+    let parents = parents.iter().rev().map(|(parent, filters)| (parent, filters, true));
+    for (kit, filters, is_parent) in parents.chain([(child, &request.filters, false)]) {
+        let origin = &kit.description.origin;
+        let kin = Kin { origin, child: is_parent.then_some(&request.origin) };
+        warnings.extend(kit.warning.clone());
+        for warning in &kit.description.kit.warnings {
+            warnings.push(if is_parent { format!("{origin}: {warning}") } else { warning.clone() });
+        }
+        for layer in &kit.description.kit.layers {
+            // A parent contributes its model section, nothing else (modelkit-spec 4.2).
+            let is_model = matches!(layer.role, Role::Model | Role::ModelPart);
+            if filters.takes(layer) && (is_model || !is_parent) {
+                let source: Arc<dyn BlobSource> = kit.repository.clone();
+                wanted.push(Wanted { layer: layer.clone(), source, reference: kin.to_string() });
+            }
+        }
+    }
+    (wanted, warnings)
+}
+
+/// The open layers, each once.
+struct Opened {
+    layers: Vec<Arc<Layer>>,
+    media_types: Vec<String>,
+    index: HashMap<LayerKey, u32>,
+}
+
+impl Opened {
+    fn contents(&self, layer: &Wanted) -> (u32, &Arc<Contents>) {
+        let index = self.index[&layer.key()];
+        (index, self.layers[index as usize].contents())
+    }
+
+    fn warnings(&self) -> impl Iterator<Item = String> {
+        self.layers.iter().flat_map(|layer| {
+            let digest = layer.key().digest;
+            let warnings = layer.contents().toc.warnings.iter();
+            warnings.map(move |warning| format!("layer {digest}: {warning}"))
+        })
+    }
+}
+
+async fn open_layers(
+    fetcher: &Arc<Fetcher>,
+    wanted: &[Wanted],
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
+) -> Result<Opened, LoadError> {
+    let mut index: HashMap<LayerKey, u32> = HashMap::new();
+    let mut unique: Vec<&Wanted> = Vec::new();
+    for layer in wanted {
+        index.entry(layer.key()).or_insert_with(|| {
+            unique.push(layer);
+            unique.len() as u32 - 1
+        });
+    }
+    let passes = Passes::new(fetcher, &unique)?;
+    let opening: Vec<_> = unique
+        .iter()
+        .enumerate()
+        .map(|(position, layer)| open_layer(fetcher, layer, position, &passes, progress))
+        .collect();
+    // Unordered: the first layer to fail ends it, though earlier ones still take their pass.
+    let opening = stream::iter(opening).buffer_unordered(OPEN_AT_ONCE);
+    let mut layers: Vec<(usize, Arc<Layer>)> = opening.try_collect().await?;
+    layers.sort_unstable_by_key(|(position, _)| *position);
+    let layers = layers.into_iter().map(|(_, layer)| layer).collect();
+    let media_types = unique.iter().map(|layer| layer.layer.media_type.clone()).collect();
+    Ok(Opened { layers, media_types, index })
+}
+
+async fn open_layer(
+    fetcher: &Fetcher,
+    layer: &Wanted,
+    position: usize,
+    passes: &Passes,
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
+) -> Result<(usize, Arc<Layer>), LoadError> {
+    let hear = |passed| passes.hear(position, passed, progress);
+    match fetcher.open(layer.spec(), layer.source.clone(), &hear).await {
+        Ok(opened) => Ok((position, opened)),
+        Err(error) => Err(layer.failed(error)),
+    }
+}
+
+/// How far the passes over compressed layers have come, all together.
+struct Passes {
+    passed: Vec<AtomicU64>,
+    total: u64,
+}
+
+impl Passes {
+    fn new(fetcher: &Arc<Fetcher>, layers: &[&Wanted]) -> Result<Self, LoadError> {
+        let mut total = 0u64;
+        for layer in layers {
+            if layer.layer.encoding.compression == Compression::None {
+                continue;
+            }
+            let store = fetcher.cache().layer(layer.key(), layer.layer.blob.size);
+            let store = store.map_err(|error| layer.failed(error.into()))?;
+            if store.contents().is_none() {
+                total = total.saturating_add(layer.layer.blob.size);
+            }
+        }
+        Ok(Self { passed: layers.iter().map(|_| AtomicU64::new(0)).collect(), total })
+    }
+
+    fn hear(&self, position: usize, passed: u64, progress: &(dyn Fn(u64, u64) + Send + Sync)) {
+        self.passed[position].store(passed, Ordering::Relaxed);
+        let passed = self.passed.iter().map(|layer| layer.load(Ordering::Relaxed)).sum::<u64>();
+        progress(passed.min(self.total), self.total);
+    }
+}
+
+/// The manifest's word on the size of a raw file must be true, as `kit unpack` checks it too.
+fn check_raw_size(layer: &Wanted, opened: &Opened) -> Result<(), LoadError> {
+    let Placement::Raw { path, size: Some(claimed), .. } = &layer.layer.placement else {
+        return Ok(());
+    };
+    let actual = opened.contents(layer).1.toc.stream_bytes;
+    if *claimed == actual {
+        return Ok(());
+    }
+    let path = String::from_utf8_lossy(path.as_bytes()).into_owned();
+    let name = layer.name();
+    let detail = format!(
+        "the {name} holds {actual} bytes for `{path}`, and its annotation promises {claimed}"
+    );
+    Err(LoadError::Kit { reference: layer.reference.clone(), error: KitError::Malformed(detail) })
+}
+
+/// What [`Tree::merge`] needs, owned.
+struct Merge(Vec<(u32, Digest, Placement, Arc<Contents>)>);
+
+impl Merge {
+    fn new(wanted: &[Wanted], opened: &Opened) -> Self {
+        let parts = wanted.iter().map(|layer| {
+            let (index, contents) = opened.contents(layer);
+            let digest = layer.layer.blob.digest;
+            (index, digest, layer.layer.placement.clone(), contents.clone())
+        });
+        Self(parts.collect())
+    }
+
+    fn run(
+        &self,
+        kitfile: Option<bytes::Bytes>,
+        umask: u32,
+    ) -> Result<Tree, crate::kit::TreeError> {
+        let layers = self.0.iter().map(|(index, digest, placement, contents)| TreeLayer {
+            index: *index,
+            digest: *digest,
+            placement,
+            toc: &contents.toc,
+        });
+        Tree::merge(&layers.collect::<Vec<_>>(), kitfile, umask)
+    }
+}
+
+fn bounded(mut warnings: Vec<String>) -> Vec<String> {
+    if warnings.len() > MOST_WARNINGS {
+        let more = warnings.len() - MOST_WARNINGS;
+        warnings.truncate(MOST_WARNINGS);
+        warnings.push(format!("and {more} more"));
+    }
+    warnings
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -1,6 +1,37 @@
 //! The read-only file system, without fuser: kits that were loaded, and what is asked of them.
-#![allow(unused_variables, dead_code, missing_docs)]
+//!
+//! ```text
+//! load(reference) --> LoadedKit (tree + open layers) --> FileSystem: lookup, read, …
+//! ```
+//!
+//! - [`load`](load()): from a reference to a [`LoadedKit`].
+//! - [`FileSystem`]: what a kernel (or a test) asks of a loaded kit.
+//! - [`readahead`]: which bytes a sequential reader wants next; pure.
+//!
+//! Invariants:
+//! - Nothing about a mount lives only here: an inode number is a node's position in the tree, a
+//!   directory offset is a position among its children, and there are no file handles. Another
+//!   process that loads the same kit answers every request alike.
+//! - No call waits for the network, but the future of a [`PendingRead`], which has a deadline.
+//!
+//! It knows no fuser, no errno, no HTTP and no command line.
 
+mod attributes;
+mod error;
+mod file_system;
+mod kit;
 mod load;
+mod load_error;
+mod read;
+pub mod readahead;
+mod resolve;
+mod xattr;
 
-pub use load::{Description, LoadError, LoadRequest, LoadedKit, describe, load};
+pub use attributes::{Attributes, FileKind, Ino, Owner, Totals};
+pub use error::FsError;
+pub use file_system::{Access, DirectoryEntry, FileSystem};
+pub use kit::{LoadedKit, State};
+pub use load::{LoadRequest, load};
+pub use load_error::LoadError;
+pub use read::{PendingRead, Read, ReadLimits};
+pub use resolve::{Description, describe};

@@ -1,10 +1,33 @@
 //! The only room that imports fuser: adapter, errno table, session.
-#![allow(unused_variables, dead_code, missing_docs)]
+//!
+//! ```text
+//! Mount::check --> Mount::new: mount (direct, or fusermount3) --> INIT --> session threads
+//!                                                                 requests --> adapter --> fs
+//! Mount::unmount, `umount`, a drop --> the kernel closes the session --> Mount::ended
+//! ```
+//!
+//! - [`mount`](Mount): the life of a mount.
+//! - `mountpoint`: what a mountpoint must be, before anything is fetched.
+//! - `device`: gets the kernel's end of a mount, as root or through fusermount3.
+//! - `mount_table`: what is mounted where, asked without touching any file system.
+//! - `adapter`: kernel requests to [`crate::fs::FileSystem`] and back; no thread of it ever waits
+//!   for the network.
+//! - `errno`: the one table from errors to errno.
+//!
+//! Mounting and unmounting are done here and not by fuser, whose session would unmount by path
+//! when it ends, even when somebody else has mounted there since. fuser gets the open device
+//! ([`fuser::Session::from_fd`]); the same seam lets a supervisor hold that device later.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod adapter;
+mod device;
+mod errno;
+mod mount;
+mod mount_table;
+mod mountpoint;
 
-use crate::fs::LoadedKit;
+use std::path::PathBuf;
+
+pub use mount::Mount;
 
 /// How a kit is mounted.
 #[derive(Clone, Debug)]
@@ -34,35 +57,4 @@ pub enum MountError {
     /// Anything else the kernel says.
     #[error("{0}")]
     Io(String),
-}
-
-/// A mount that is being served. Dropping it takes it out of the tree lazily.
-pub struct Mount {}
-
-impl Mount {
-    /// Checks the mountpoint without mounting, so that a mistake is told before anything is fetched.
-    pub fn check(options: &MountOptions) -> Result<(), MountError> {
-        todo!()
-    }
-
-    /// Mounts; when it returns, the tree can be listed. Blocking.
-    pub fn new(kit: Arc<LoadedKit>, options: &MountOptions) -> Result<Self, MountError> {
-        todo!()
-    }
-
-    /// The mountpoint.
-    pub fn mountpoint(&self) -> &Path {
-        todo!()
-    }
-
-    /// Ends the mount; `lazy` even while programs use it. Blocking, bounded. May be called again
-    /// after an error.
-    pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
-        todo!()
-    }
-
-    /// Waits until the mount has ended, whoever ended it (`umount` too).
-    pub async fn ended(&self) {
-        todo!()
-    }
 }

@@ -1,15 +1,33 @@
 //! What a kit is: Kitfile, families, filters, parents, and layers merged into one tree. Pure.
-#![allow(unused_variables, dead_code)]
+//!
+//! ```text
+//! manifest --family--> modelkit | modelpack --entries matched to layers--> Kit
+//!                          '-- no digests in the config: legacy            |
+//!                                       tables of contents --merge--> Tree <'
+//! ```
+//!
+//! - [`kitfile`]: the config blob, and its YAML byte for byte.
+//! - `modelkit`, `modelpack`, `legacy`, `assign`: which layer is which entry.
+//! - `placement`: where a layer's files go; annotations of raw layers.
+//! - [`filter`], [`parents`]: what of a kit, and of which other kits, is taken.
+//! - [`tree`]: the merged tree.
+//!
+//! No I/O, no clock; everything that comes in is hostile until it is decoded.
 
+mod assign;
 pub mod filter;
 pub mod kitfile;
+mod legacy;
+mod modelkit;
+mod modelpack;
 pub mod parents;
+mod placement;
 pub mod tree;
 
 use bytes::Bytes;
 
 use crate::layer::MemberPath;
-use crate::oci::{BlobId, Encoding, Manifest};
+use crate::oci::{ArtifactType, BlobId, Encoding, Manifest};
 
 pub use filter::{Filter, FilterError, Filters};
 pub use kitfile::{Kitfile, KitfileError};
@@ -119,7 +137,51 @@ pub enum KitError {
 
 impl Kit {
     /// Understands a manifest and its config blob.
+    ///
+    /// # Errors
+    /// When the artifact is no kit, or its config and layers contradict each other. What can be
+    /// passed over (layers of an unknown type, remote data sets) becomes a warning instead.
     pub fn decode(manifest: &Manifest, config: &[u8]) -> Result<Self, KitError> {
-        todo!()
+        let artifact = manifest.artifact_type.as_deref().and_then(ArtifactType::parse);
+        let configured = ArtifactType::parse(&manifest.config.media_type);
+        let types = [artifact, configured];
+        if types.contains(&Some(ArtifactType::ModelKit)) {
+            modelkit::decode(manifest, config)
+        } else if types.contains(&Some(ArtifactType::ModelPack)) {
+            modelpack::decode(manifest)
+        } else {
+            Err(KitError::NotAKit(what_it_is(manifest, types)))
+        }
     }
+}
+
+fn what_it_is(manifest: &Manifest, types: [Option<ArtifactType>; 2]) -> String {
+    let named = manifest.artifact_type.as_ref().into_iter().chain([&manifest.config.media_type]);
+    let named = named.map(|name| format!("`{}`", shown(name))).collect::<Vec<_>>().join(", ");
+    let is = |wanted| types.contains(&Some(wanted));
+    if is(ArtifactType::DockerModel)
+        || manifest
+            .layers
+            .iter()
+            .any(|layer| layer.media_type.starts_with("application/vnd.docker.ai."))
+    {
+        format!(
+            "it is a model in Docker's own format ({named}); \
+             `docker model package --format cncf` makes a ModelPack of it"
+        )
+    } else if is(ArtifactType::ContainerImage) {
+        format!("it is a container image ({named})")
+    } else {
+        format!("it is an artifact of another type ({named})")
+    }
+}
+
+/// A text from the network as messages show it: short, without control characters.
+fn shown(text: &str) -> String {
+    /// Enough for any media type or path that a person can tell apart.
+    const MOST_CHARACTERS: usize = 200;
+    text.chars()
+        .take(MOST_CHARACTERS)
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }

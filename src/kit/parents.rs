@@ -1,5 +1,7 @@
 //! The chain of parents: `model.path` names another kit (modelkit-spec 4.2).
-#![allow(unused_variables, dead_code)]
+
+/// The most references in a chain, as in kit (`MaxModelRefChain`): a longer one is a mistake.
+pub const MOST_PARENTS: usize = 10;
 
 /// The references on the way from a kit to its oldest parent.
 #[derive(Clone, Debug, Default)]
@@ -13,19 +15,60 @@ pub enum ParentsError {
     /// The chain comes back to a reference that is in it.
     #[error("the kit's parents go round in a circle: {0}")]
     Cycle(String),
-    /// More than 10 references.
-    #[error("the kit has more than 10 generations of parents: {0}")]
+    /// More than [`MOST_PARENTS`] references.
+    #[error("the kit has more than {MOST_PARENTS} generations of parents: {0}")]
     TooDeep(String),
 }
 
 impl Parents {
     /// A chain that starts at the kit a user asked for.
     pub fn new(reference: &str) -> Self {
-        todo!()
+        Self { seen: vec![reference.to_owned()] }
     }
 
     /// Adds the next parent.
+    ///
+    /// References are compared as text, as in kit: two tags of one manifest are two references,
+    /// and the limit on the length ends a circle that the text hides.
     pub fn push(&mut self, reference: &str) -> Result<(), ParentsError> {
-        todo!()
+        if self.seen.iter().any(|seen| seen == reference) {
+            return Err(ParentsError::Cycle(self.chain(reference)));
+        }
+        // The first is the kit itself.
+        if self.seen.len() > MOST_PARENTS {
+            return Err(ParentsError::TooDeep(self.chain(reference)));
+        }
+        self.seen.push(reference.to_owned());
+        Ok(())
+    }
+
+    fn chain(&self, next: &str) -> String {
+        format!("{} -> {next}", self.seen.join(" -> "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_may_have_ten_parents_and_not_eleven() {
+        let mut parents = Parents::new("kit");
+        for generation in 0..10 {
+            parents.push(&format!("p{generation}")).unwrap();
+        }
+        let error = parents.push("p10").unwrap_err();
+        assert!(matches!(error, ParentsError::TooDeep(_)));
+        assert!(error.to_string().contains("kit -> p0 -> p1 "), "{error}");
+        assert!(error.to_string().ends_with(" -> p9 -> p10"), "{error}");
+    }
+
+    #[test]
+    fn a_circle_is_refused_and_shown() {
+        let mut parents = Parents::new("a");
+        parents.push("b").unwrap();
+        let error = parents.push("a").unwrap_err();
+        assert_eq!(error, ParentsError::Cycle("a -> b -> a".into()));
+        assert!(matches!(Parents::new("a").push("a"), Err(ParentsError::Cycle(_))));
     }
 }

@@ -1,9 +1,26 @@
-//! Image manifests (OCI image-spec, manifest.md), as kit and modctl write them.
-#![allow(unused_variables, dead_code)]
+//! Image manifests (OCI image-spec, manifest.md), as kit, modctl, docker and ramalama write them.
+//!
+//! Lenient where producers differ (modelkit-spec 1.1): `mediaType` and `artifactType` may be
+//! missing, `layers` and `annotations` may be `null`, unknown fields are ignored. Strict where a
+//! wrong guess would cost: schema version, digests, sizes and counts.
 
 use std::collections::BTreeMap;
 
-use super::Descriptor;
+use serde::Deserialize;
+
+use super::{Descriptor, Digest};
+
+/// The most layers a manifest may have. Kits have one layer per file at most and the largest
+/// models some hundred shards; each layer costs a cache entry and a request at mount, so ten times
+/// that is where a mistake or an attack begins.
+const LAYERS_LIMIT: usize = 4096;
+/// Blob sizes are signed 64-bit numbers on the wire (image-spec, descriptor.md, `size`). All blobs
+/// of a manifest together stay below it too, so that sums of sizes never overflow.
+const BYTES_LIMIT: u64 = i64::MAX as u64;
+
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// An image manifest with one config and any number of layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,7 +29,7 @@ pub struct Manifest {
     pub artifact_type: Option<String>,
     /// The config blob: for a ModelKit, the Kitfile as JSON.
     pub config: Descriptor,
-    /// The layers in manifest order; empty for `"layers": null`.
+    /// The layers in manifest order; empty for `"layers": null`. Two may have the same digest.
     pub layers: Vec<Descriptor>,
     /// Annotations, empty when the manifest has none.
     pub annotations: BTreeMap<String, String>,
@@ -29,9 +46,230 @@ pub enum ManifestError {
     Unsupported(String),
 }
 
+/// The manifest as it is on the wire.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireManifest {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    artifact_type: Option<String>,
+    config: Option<WireDescriptor>,
+    layers: Option<Vec<WireDescriptor>>,
+    manifests: Option<serde::de::IgnoredAny>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+/// A descriptor as it is on the wire.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireDescriptor {
+    media_type: Option<String>,
+    digest: String,
+    size: i64,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
 impl Manifest {
     /// Decodes the JSON of an image manifest; sizes and counts are bounded.
+    ///
+    /// # Errors
+    /// [`ManifestError::Unsupported`] for an image index and Docker's formats, with what to do;
+    /// [`ManifestError::Malformed`] for anything else that is not an image manifest.
     pub fn decode(json: &[u8]) -> Result<Self, ManifestError> {
-        todo!()
+        let wire: WireManifest = serde_json::from_slice(json)
+            .map_err(|error| ManifestError::Malformed(error.to_string()))?;
+        wire.refuse_other_formats()?;
+        wire.try_into()
+    }
+}
+
+impl WireManifest {
+    fn refuse_other_formats(&self) -> Result<(), ManifestError> {
+        let unsupported = |what: &str| Err(ManifestError::Unsupported(what.to_owned()));
+        let media_type = self.media_type.as_deref().unwrap_or_default();
+        if media_type == DOCKER_LIST || media_type == OCI_INDEX || self.manifests.is_some() {
+            return unsupported(
+                "an image index, which names several manifests: name one of them by its digest \
+                 (HOST/REPOSITORY@sha256:…)",
+            );
+        }
+        if media_type == DOCKER_MANIFEST || self.schema_version == Some(1) {
+            return unsupported(
+                "a Docker image manifest, not an OCI one, so this is a container image or a \
+                 converted copy: push the kit again with `kit push`, or copy it with `skopeo copy \
+                 --format oci`",
+            );
+        }
+        match self.schema_version {
+            Some(2) => Ok(()),
+            Some(other) => Err(ManifestError::Unsupported(format!(
+                "of schema version {other}, and kitfs reads version 2: a newer kitfs may know it"
+            ))),
+            None => Err(ManifestError::Malformed("`schemaVersion` is missing".to_owned())),
+        }
+    }
+}
+
+impl TryFrom<WireManifest> for Manifest {
+    type Error = ManifestError;
+
+    fn try_from(wire: WireManifest) -> Result<Self, ManifestError> {
+        let config = wire
+            .config
+            .ok_or_else(|| ManifestError::Malformed("`config` is missing".to_owned()))?;
+        let layers = wire.layers.unwrap_or_default();
+        if layers.len() > LAYERS_LIMIT {
+            return Err(ManifestError::Malformed(format!(
+                "it has {} layers, and {LAYERS_LIMIT} are the limit",
+                layers.len()
+            )));
+        }
+        let manifest = Self {
+            artifact_type: wire.artifact_type.filter(|artifact_type| !artifact_type.is_empty()),
+            config: config.checked("config")?,
+            layers: layers
+                .into_iter()
+                .enumerate()
+                .map(|(index, layer)| layer.checked(&format!("layer {index}")))
+                .collect::<Result<_, _>>()?,
+            annotations: wire.annotations.unwrap_or_default(),
+        };
+        let mut blobs = std::iter::once(&manifest.config).chain(&manifest.layers);
+        match blobs.try_fold(0, |total: u64, blob| {
+            total.checked_add(blob.size).filter(|&total| total <= BYTES_LIMIT)
+        }) {
+            Some(_) => Ok(manifest),
+            None => Err(ManifestError::Malformed(
+                "its blobs have more than 2^63-1 bytes together".to_owned(),
+            )),
+        }
+    }
+}
+
+impl WireDescriptor {
+    fn checked(self, place: &str) -> Result<Descriptor, ManifestError> {
+        let malformed = |reason: String| ManifestError::Malformed(format!("{place}: {reason}"));
+        Ok(Descriptor {
+            media_type: self.media_type.unwrap_or_default(),
+            digest: Digest::parse(&self.digest).map_err(|error| malformed(error.to_string()))?,
+            size: u64::try_from(self.size)
+                .map_err(|_| malformed(format!("its size is negative: {}", self.size)))?,
+            annotations: self.annotations.unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn descriptor(size: impl Into<Value>) -> Value {
+        json!({ "mediaType": "a/b", "digest": Digest::of(b"").to_string(), "size": size.into() })
+    }
+
+    fn manifest(layers: Value) -> Value {
+        json!({ "schemaVersion": 2, "config": descriptor(2), "layers": layers })
+    }
+
+    fn decode(value: &Value) -> Result<Manifest, ManifestError> {
+        Manifest::decode(value.to_string().as_bytes())
+    }
+
+    /// The value with a field set; `null` included.
+    fn with(mut value: Value, field: &str, to: Value) -> Value {
+        value[field] = to;
+        value
+    }
+
+    #[test]
+    fn what_producers_leave_out_is_tolerated() {
+        let bare = decode(&json!({ "schemaVersion": 2, "config": descriptor(2) })).unwrap();
+        assert_eq!(bare.layers, []);
+        assert_eq!(bare.artifact_type, None);
+        let null = with(manifest(Value::Null), "annotations", Value::Null);
+        assert_eq!(decode(&with(null, "unknown", json!([1]))), Ok(bare));
+    }
+
+    #[test]
+    fn layers_keep_their_order_annotations_and_repetitions() {
+        let layer = with(descriptor(7), "annotations", json!({ "k": "v" }));
+        let decoded = decode(&manifest(json!([layer, descriptor(0), descriptor(0)]))).unwrap();
+        assert_eq!(decoded.layers.iter().map(|layer| layer.size).collect::<Vec<_>>(), [7, 0, 0]);
+        assert_eq!(decoded.layers[0].annotations["k"], "v");
+        assert_eq!(decoded.layers[1].annotations, BTreeMap::new());
+    }
+
+    #[test]
+    fn other_formats_are_refused_with_advice() {
+        for (field, value, words) in [
+            ("manifests", json!([]), "image index"),
+            ("mediaType", json!(OCI_INDEX), "by its digest"),
+            ("mediaType", json!(DOCKER_LIST), "image index"),
+            ("mediaType", json!(DOCKER_MANIFEST), "skopeo copy"),
+            ("schemaVersion", json!(1), "Docker"),
+            ("schemaVersion", json!(3), "version 3"),
+        ] {
+            let error = decode(&with(manifest(json!([])), field, value)).unwrap_err();
+            assert!(
+                matches!(&error, ManifestError::Unsupported(text) if text.contains(words)),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let bad_digest = with(descriptor(1), "digest", json!("sha256:12"));
+        for (value, words) in [
+            (manifest(json!([descriptor(1), descriptor(-1)])), "layer 1: its size is negative"),
+            (manifest(json!([descriptor(1u64 << 63)])), "9223372036854775808"),
+            (manifest(json!([descriptor(i64::MAX), descriptor(1)])), "together"),
+            (manifest(json!([descriptor(1.5)])), "1.5"),
+            (manifest(json!([bad_digest])), "layer 0: `sha256:12`"),
+            (manifest(json!(vec![descriptor(1); LAYERS_LIMIT + 1])), "4097 layers"),
+            (json!({ "schemaVersion": 2 }), "`config` is missing"),
+            (json!({ "config": descriptor(1) }), "`schemaVersion` is missing"),
+        ] {
+            let error = decode(&value).unwrap_err();
+            assert!(
+                matches!(&error, ManifestError::Malformed(text) if text.contains(words)),
+                "{error}"
+            );
+        }
+        assert!(decode(&manifest(json!(vec![descriptor(1); LAYERS_LIMIT]))).is_ok());
+        assert!(Manifest::decode(br#"{"schemaVersion":2,"schemaVersion":2}"#).is_err());
+        assert!(Manifest::decode(b"").is_err());
+        assert!(Manifest::decode(&b"[".repeat(200_000)).is_err());
+    }
+
+    #[test]
+    fn golden_manifests_decode() {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(&golden).unwrap() {
+            let index = entry.unwrap().path().join("index.json");
+            let Ok(index) = std::fs::read(&index).map(|json| (index, json)) else { continue };
+            let (path, json) = index;
+            let index: Value = serde_json::from_slice(&json).unwrap();
+            let digest = index["manifests"][0]["digest"].as_str().unwrap();
+            let hex = Digest::parse(digest).unwrap().hex();
+            let bytes = std::fs::read(path.with_file_name("blobs/sha256").join(hex)).unwrap();
+            let wire: Value = serde_json::from_slice(&bytes).unwrap();
+            let layers = wire["layers"].as_array().map_or(0, Vec::len);
+            assert_eq!(Manifest::decode(&bytes).unwrap().layers.len(), layers, "{path:?}");
+            assert!(matches!(Manifest::decode(&json), Err(ManifestError::Unsupported(_))));
+            seen += 1;
+        }
+        assert!(seen >= 10, "{seen} golden kits");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_or_refused(json in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Manifest::decode(&json);
+        }
     }
 }

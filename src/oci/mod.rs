@@ -13,6 +13,6 @@ pub mod reference;
 pub use descriptor::{BlobId, Descriptor};
 pub use digest::{DiffId, Digest};
 pub use manifest::{Manifest, ManifestError};
-pub use media_type::{Compression, Encoding, Format};
+pub use media_type::{ArtifactType, Compression, Encoding, Format, LayerContent, LayerType};
 pub use origin::Origin;
 pub use reference::{Reference, ReferenceError, Selector};

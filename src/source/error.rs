@@ -45,8 +45,9 @@ pub enum SourceError {
         /// The reason.
         detail: String,
     },
-    /// The answer breaks the protocol: a wrong Content-Range, a short or endless body.
-    #[error("{place} sent an answer that makes no sense: {detail}")]
+    /// What came breaks the protocol: a wrong Content-Range, a short or endless body, a blob file
+    /// of another size than its descriptor says.
+    #[error("bad content from {place}: {detail}")]
     Protocol {
         /// The host or folder.
         place: String,
@@ -55,7 +56,7 @@ pub enum SourceError {
     },
     /// The content is not what its digest says.
     #[error(
-        "{what} from {place} has digest {got} instead of {expected}: the registry or something on the way changed it"
+        "{what} from {place} has digest {got} instead of {expected}: it was changed where it is kept or on the way"
     )]
     DigestMismatch {
         /// What was fetched.

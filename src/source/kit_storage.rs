@@ -1,22 +1,119 @@
 //! kit's own local storage as a source (modelkit-spec 5.4): read-only.
-#![allow(unused_variables, dead_code)]
+//!
+//! ```text
+//! KITOPS_HOME/storage/
+//!   oci-layout  index.json                  every manifest, without tags
+//!   blobs/sha256/HEX                        shared by all repositories
+//!   BASE64URL(REGISTRY/REPOSITORY)-index.json   the manifests of one repository
+//!   BASE64URL(REGISTRY/REPOSITORY)-tags.json    its tags: a map to descriptors
+//! ```
+//!
+//! A digest is looked up among the shared blobs, so that `sha256:…` alone and parents that `kit
+//! pull` filed under their child's name are found. Never looks at the network.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use super::blob_folder::{BlobFolder, off_the_runtime, read_small};
+use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex};
 use super::{BlobSource, BlobStream, Repository, SourceError};
 use crate::oci::{BlobId, Digest, Reference, Selector};
 
 /// One repository of kit's local storage.
-pub struct KitStorage {}
+#[derive(Clone, Debug)]
+pub struct KitStorage {
+    storage: PathBuf,
+    repository: String,
+    blobs: BlobFolder,
+}
 
 impl KitStorage {
-    /// Opens the repository of `reference` in the storage below `kitops_home`.
+    /// Opens the repository of `reference` in the storage below `kitops_home`. The registry part
+    /// counts: kit keeps what it pulled from a registry under that registry's name.
+    ///
+    /// # Errors
+    /// [`SourceError::NotFound`] where there is no storage, or where the reference has a tag and
+    /// the storage has nothing of its repository.
     pub fn open(kitops_home: &Path, reference: &Reference) -> Result<Self, SourceError> {
-        todo!()
+        let storage = kitops_home.join("storage");
+        let repository = format!("{}/{}", reference.registry(), reference.repository());
+        let place = place(&repository, &storage);
+        if !storage.is_dir() {
+            return Err(SourceError::NotFound {
+                what: "kit's local storage".to_owned(),
+                place: storage.display().to_string(),
+                hint:
+                    "pack or pull a kit first, or set KITOPS_HOME or --config to where kit keeps it"
+                        .to_owned(),
+            });
+        }
+        let hint = "the storage is incomplete; `kit pull` or `kit pack` the kit again";
+        let blobs = BlobFolder::new(&storage, place, hint);
+        let opened = Self { storage, repository, blobs };
+        let is_absent = !opened.side_file("index").is_file() && !opened.side_file("tags").is_file();
+        if is_absent && matches!(reference.selector(), Selector::Tag(_)) {
+            return Err(opened.absent());
+        }
+        Ok(opened)
+    }
+
+    /// The tags file as it is now; empty where kit has not written one. Blocks.
+    fn tagged(&self) -> Result<ImageIndex, SourceError> {
+        let path = self.side_file("tags");
+        match read_small(&path, INDEX_LIMIT_BYTES)? {
+            Some(json) => ImageIndex::decode_tags(&json, &path.display().to_string()),
+            None => Ok(ImageIndex::default()),
+        }
+    }
+
+    /// Finds and reads the manifest that is meant. Blocks.
+    fn read_manifest(&self, selector: Option<&Selector>) -> Result<(Digest, Bytes), SourceError> {
+        let digest = match selector {
+            Some(Selector::Digest(digest)) => *digest,
+            Some(Selector::Tag(tag)) => self.resolve(tag)?,
+            None => self.resolve("latest")?,
+        };
+        Ok((digest, self.blobs.read_manifest(digest)?))
+    }
+
+    fn resolve(&self, tag: &str) -> Result<Digest, SourceError> {
+        let index = self.tagged()?;
+        index.tagged(tag).map(|entry| entry.digest).ok_or_else(|| SourceError::NotFound {
+            what: format!("tag `{tag}`"),
+            place: self.name(),
+            hint: format!("{}; `kit list` shows what is there", index.tags_in_words()),
+        })
+    }
+
+    fn side_file(&self, kind: &str) -> PathBuf {
+        self.storage.join(format!("{}-{kind}.json", URL_SAFE.encode(&self.repository)))
+    }
+
+    /// Why the repository is not there. Until July 2024 each had a layout of its own; kit moves
+    /// those when it starts.
+    fn absent(&self) -> SourceError {
+        let is_old_layout = self.storage.join(&self.repository).join("index.json").is_file();
+        let hint = if is_old_layout {
+            "it is in the layout of kit before v0.3: run `kit list` once, which moves it".to_owned()
+        } else if let Some(remote) = self.repository.strip_prefix("localhost/") {
+            format!(
+                "`kit list` shows what is there; for a kit in a registry write HOST/{remote}, \
+                 for example docker.io/{remote}"
+            )
+        } else {
+            format!("`kit list` shows what is there, `kit pull {}` fetches it", self.repository)
+        };
+        SourceError::NotFound {
+            what: format!("repository {}", self.repository),
+            place: format!("kit's storage {}", self.storage.display()),
+            hint,
+        }
     }
 }
 
@@ -26,7 +123,7 @@ impl BlobSource for KitStorage {
         blob: BlobId,
         range: Range<u64>,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
-        todo!()
+        self.blobs.open(blob, range).boxed()
     }
 }
 
@@ -35,14 +132,20 @@ impl Repository for KitStorage {
         &self,
         selector: Option<&Selector>,
     ) -> BoxFuture<'_, Result<(Digest, Bytes), SourceError>> {
-        todo!()
+        let (storage, selector) = (self.clone(), selector.cloned());
+        off_the_runtime(move || storage.read_manifest(selector.as_ref())).boxed()
     }
 
     fn tags(&self) -> BoxFuture<'_, Result<Vec<String>, SourceError>> {
-        todo!()
+        let storage = self.clone();
+        off_the_runtime(move || Ok(storage.tagged()?.tags())).boxed()
     }
 
     fn name(&self) -> String {
-        todo!()
+        place(&self.repository, &self.storage)
     }
+}
+
+fn place(repository: &str, storage: &Path) -> String {
+    format!("{repository} (kit's storage {})", storage.display())
 }

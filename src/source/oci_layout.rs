@@ -1,22 +1,156 @@
 //! OCI image layout folders (image-spec, image-layout.md) as a source.
-#![allow(unused_variables, dead_code)]
+//!
+//! `index.json` is read anew for every question about manifests and tags, so that a kit copied
+//! into the folder a moment ago is found. Blobs are read by digest and need not be in the index.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use serde::Deserialize;
 
+use super::blob_folder::{BlobFolder, off_the_runtime, read_small};
+use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex, IndexEntry};
 use super::{BlobSource, BlobStream, Repository, SourceError};
 use crate::oci::{BlobId, Digest, Selector};
 
+/// The largest `oci-layout` file that is read; it holds one version.
+const LAYOUT_LIMIT_BYTES: u64 = 4096;
+
 /// An OCI image layout folder.
-pub struct OciLayout {}
+#[derive(Clone, Debug)]
+pub struct OciLayout {
+    folder: PathBuf,
+    blobs: BlobFolder,
+}
+
+/// The file `oci-layout` as written.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireLayout {
+    image_layout_version: String,
+}
 
 impl OciLayout {
     /// Opens a folder with `oci-layout` and `index.json`.
+    ///
+    /// # Errors
+    /// [`SourceError::NotFound`] where the folder is no layout, [`SourceError::Protocol`] for a
+    /// version other than 1.
     pub fn open(folder: &Path) -> Result<Self, SourceError> {
-        todo!()
+        let place = format!("oci:{}", folder.display());
+        let marker = folder.join("oci-layout");
+        let missing = |what: &str, hint: &str| SourceError::NotFound {
+            what: what.to_owned(),
+            place: place.clone(),
+            hint: hint.to_owned(),
+        };
+        if !folder.is_dir() {
+            return Err(missing("the folder", "check the path"));
+        }
+        let marker_hint = "the folder is not an OCI layout; \
+                           `skopeo copy docker://HOST/REPO:TAG oci:FOLDER:TAG` makes one";
+        let Some(json) = read_small(&marker, LAYOUT_LIMIT_BYTES)? else {
+            return Err(missing("the file oci-layout", marker_hint));
+        };
+        let version =
+            serde_json::from_slice(&json).map(|wire: WireLayout| wire.image_layout_version);
+        let protocol =
+            |detail| SourceError::Protocol { place: marker.display().to_string(), detail };
+        match version {
+            Ok(version) if version.starts_with("1.") => {}
+            Ok(version) => {
+                let version: String = version.chars().take(32).collect();
+                return Err(protocol(format!("layout version `{version}`, but only 1.x is known")));
+            }
+            Err(error) => return Err(protocol(format!("not an OCI layout: {error}"))),
+        }
+        if !folder.join("index.json").is_file() {
+            return Err(missing("the file index.json", "the layout is incomplete; copy it again"));
+        }
+        let blobs = BlobFolder::new(folder, place, "the layout is incomplete; copy it again");
+        Ok(Self { folder: folder.to_owned(), blobs })
+    }
+
+    /// The size of a blob, in bytes.
+    ///
+    /// # Errors
+    /// [`SourceError::NotFound`] without such a blob.
+    pub async fn blob_size(&self, digest: Digest) -> Result<u64, SourceError> {
+        self.blobs.size(digest).await
+    }
+
+    /// `index.json` as it is now. Blocks.
+    pub fn index(&self) -> Result<ImageIndex, SourceError> {
+        let path = self.folder.join("index.json");
+        match read_small(&path, INDEX_LIMIT_BYTES)? {
+            Some(json) => ImageIndex::decode(&json, &path.display().to_string()),
+            None => {
+                Err(self.not_found("the file index.json", "was the folder removed?".to_owned()))
+            }
+        }
+    }
+
+    /// The bytes of the manifest or image index with this digest, checked against it. Blocks.
+    pub fn manifest_bytes(&self, digest: Digest) -> Result<Bytes, SourceError> {
+        self.blobs.read_manifest(digest)
+    }
+
+    /// Finds and reads the manifest that is meant. Blocks.
+    fn read_manifest(&self, selector: Option<&Selector>) -> Result<(Digest, Bytes), SourceError> {
+        let digest = match selector {
+            Some(Selector::Digest(digest)) => *digest,
+            Some(Selector::Tag(tag)) => {
+                let index = self.index()?;
+                let entry = index.tagged(tag).ok_or_else(|| {
+                    self.not_found(&format!("tag `{tag}`"), index.tags_in_words())
+                })?;
+                self.within(entry)?
+            }
+            None => self.within(self.default_entry(&self.index()?)?)?,
+        };
+        Ok((digest, self.manifest_bytes(digest)?))
+    }
+
+    /// The only manifest, or the one tagged `latest`.
+    fn default_entry<'a>(&self, index: &'a ImageIndex) -> Result<&'a IndexEntry, SourceError> {
+        index.only().or_else(|| index.tagged("latest")).ok_or_else(|| match index.entries.len() {
+            0 => self.not_found("a manifest", "index.json is empty; copy a kit into it".to_owned()),
+            count => self.not_found(
+                "the tag `latest`",
+                format!("choose one of its {count} manifests; {}", index.tags_in_words()),
+            ),
+        })
+    }
+
+    /// The manifest behind an entry. Tools nest an index below `index.json`; with one manifest in
+    /// it there is nothing to choose.
+    fn within(&self, entry: &IndexEntry) -> Result<Digest, SourceError> {
+        if !entry.is_index() {
+            return Ok(entry.digest);
+        }
+        let place = format!("image index {} in {}", entry.digest, self.name());
+        let nested = ImageIndex::decode(&self.manifest_bytes(entry.digest)?, &place)?;
+        match nested.only() {
+            Some(only) if !only.is_index() => Ok(only.digest),
+            Some(_) => Err(SourceError::Protocol {
+                place,
+                detail: "it holds another image index; name the manifest by @sha256:…".to_owned(),
+            }),
+            None => Err(SourceError::Protocol {
+                place,
+                detail: format!(
+                    "it holds {} manifests; name one of them by @sha256:…",
+                    nested.entries.len()
+                ),
+            }),
+        }
+    }
+
+    fn not_found(&self, what: &str, hint: String) -> SourceError {
+        SourceError::NotFound { what: what.to_owned(), place: self.name(), hint }
     }
 }
 
@@ -26,7 +160,7 @@ impl BlobSource for OciLayout {
         blob: BlobId,
         range: Range<u64>,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
-        todo!()
+        self.blobs.open(blob, range).boxed()
     }
 }
 
@@ -35,14 +169,16 @@ impl Repository for OciLayout {
         &self,
         selector: Option<&Selector>,
     ) -> BoxFuture<'_, Result<(Digest, Bytes), SourceError>> {
-        todo!()
+        let (layout, selector) = (self.clone(), selector.cloned());
+        off_the_runtime(move || layout.read_manifest(selector.as_ref())).boxed()
     }
 
     fn tags(&self) -> BoxFuture<'_, Result<Vec<String>, SourceError>> {
-        todo!()
+        let layout = self.clone();
+        off_the_runtime(move || Ok(layout.index()?.tags())).boxed()
     }
 
     fn name(&self) -> String {
-        todo!()
+        format!("oci:{}", self.folder.display())
     }
 }

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Runs every test. Installs what they need (fuse3, docker-registry, skopeo) where it may; what had
+# to be left out, and why, is said in the last lines.
+#
+#   scripts/test.sh [NAME]…    only tests whose names contain NAME
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+. scripts/common.sh
+
+need_build_tools
+left_out=()
+
+# Tests that mount are in binaries of their own, which can be left out.
+tests=()
+for file in tests/*.rs tests/*/main.rs; do
+    [ -e "$file" ] || continue
+    name=${file#tests/}
+    name=${name%/main.rs}
+    tests+=("${name%.rs}")
+done
+
+leave_out() { # BINARY REASON
+    local kept=() name
+    for name in "${tests[@]}"; do
+        [ "$name" = "$1" ] || kept+=("$name")
+    done
+    tests=("${kept[@]}")
+    left_out+=("tests/$1: $2")
+}
+
+# Tests of a real registry have `real_registry` in their names.
+skipped=()
+registry_problem=
+need_package docker-registry docker-registry || registry_problem="docker-registry is missing"
+need_package skopeo skopeo || registry_problem="${registry_problem:+$registry_problem, }skopeo is missing"
+if [ -n "$registry_problem" ]; then
+    skipped+=(--skip real_registry)
+    left_out+=("tests of a real registry: $registry_problem")
+fi
+if ! need_fuse; then
+    leave_out end_to_end "$FUSE_PROBLEM"
+    leave_out fuse "$FUSE_PROBLEM"
+fi
+
+arguments=(--lib --bins)
+for name in "${tests[@]}"; do
+    arguments+=(--test "$name")
+done
+
+status=0
+say "cargo test ${arguments[*]}"
+cargo test --locked --no-fail-fast "${arguments[@]}" -- "${skipped[@]}" "$@" || status=$?
+say "cargo test --doc"
+cargo test --locked --doc -- "$@" || status=$?
+
+if [ "$status" -ne 0 ]; then
+    say "some tests FAILED"
+elif [ "${#left_out[@]}" -eq 0 ]; then
+    say "every test ran and passed"
+else
+    say "the tests that ran have passed"
+fi
+if [ "${#left_out[@]}" -gt 0 ]; then
+    say "LEFT OUT"
+    printf '  %s\n' "${left_out[@]}"
+fi
+exit "$status"

@@ -1,0 +1,88 @@
+//! What `stat` and `statfs` say.
+
+use crate::kit::NodeId;
+
+/// The number of an inode: the node's position in the tree, counted from 1, so that the root has
+/// the number FUSE wants (1) and every process that loads the kit gives the same numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ino(pub u64);
+
+impl Ino {
+    /// The root directory.
+    pub const ROOT: Self = Self(1);
+
+    pub(super) fn of(node: NodeId) -> Self {
+        Self(u64::from(node.0) + 1)
+    }
+}
+
+/// Who owns every file of a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
+
+/// What an inode is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Symlink,
+}
+
+/// What `stat` says of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// The number.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: FileKind,
+    /// Bytes of a file, of a link's target; 0 for directories.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Links: 1, and for a directory 2 + its subdirectories.
+    pub links: u32,
+    /// Seconds since 1970; access and change time too, since nothing ever changes.
+    pub mtime_seconds: i64,
+    /// Who owns it.
+    pub owner: Owner,
+}
+
+impl Attributes {
+    /// What `st_blocks` counts in.
+    pub const BLOCK_BYTES: u32 = 512;
+
+    /// The best size of a read: one FUSE request. `cp`, `cat` and Python ask by it.
+    pub const PREFERRED_READ_BYTES: u32 = 1024 * 1024;
+
+    /// Blocks of [`Self::BLOCK_BYTES`], as if the file were stored in full: what a copy needs.
+    pub fn blocks(&self) -> u64 {
+        self.size.div_ceil(u64::from(Self::BLOCK_BYTES))
+    }
+}
+
+/// What `statfs` says of a kit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// The sum of all file sizes in bytes.
+    pub file_bytes: u64,
+    /// Files, directories and links.
+    pub inodes: u64,
+}
+
+impl Totals {
+    /// The longest name (`NAME_MAX`); longer ones are refused when a kit is loaded.
+    pub const NAME_BYTES: u32 = 255;
+
+    /// Blocks of [`Attributes::BLOCK_BYTES`] that all files have together.
+    pub fn blocks(&self) -> u64 {
+        self.file_bytes.div_ceil(u64::from(Attributes::BLOCK_BYTES))
+    }
+}

@@ -1,0 +1,43 @@
+//! What can go wrong when a loaded kit is asked for something.
+
+use std::time::Duration;
+
+use crate::fetch::FetchError;
+
+/// Why a request to the file system fails. Each variant is one errno (`fuse/errno.rs`).
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FsError {
+    /// The inode number is not one of this kit.
+    #[error("inode {0} is not in the kit")]
+    NoSuchInode(u64),
+    /// The directory has no entry of that name.
+    #[error("no such file or directory")]
+    NotFound,
+    /// A directory is needed.
+    #[error("not a directory")]
+    NotADirectory,
+    /// A file is needed.
+    #[error("it is a directory")]
+    IsADirectory,
+    /// A symbolic link is needed.
+    #[error("not a symbolic link")]
+    NotASymlink,
+    /// A regular file is needed.
+    #[error("not a regular file")]
+    NotAFile,
+    /// The inode has no extended attribute of that name.
+    #[error("no such extended attribute")]
+    NoSuchAttribute,
+    /// The mode does not allow it.
+    #[error("permission denied")]
+    Denied,
+    /// Kits are never written.
+    #[error("kits are read-only")]
+    ReadOnly,
+    /// The bytes did not come in time.
+    #[error("no answer within {} s: the registry or the network is too slow or stalled", .0.as_secs())]
+    TimedOut(Duration),
+    /// The bytes cannot be had.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+}

@@ -1,0 +1,265 @@
+//! What a kernel asks of a loaded kit.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::attributes::{Attributes, FileKind, Ino, Owner, Totals};
+use super::error::FsError;
+use super::kit::LoadedKit;
+use super::read::{PendingRead, Read, ReadLimits};
+use super::readahead::Readahead;
+use super::xattr;
+use crate::kit::{Content, NodeId, NodeKind};
+use crate::layer::StreamOffset;
+
+/// A loaded kit as a file system. All methods may be called from any thread.
+pub struct FileSystem {
+    kit: Arc<LoadedKit>,
+    owner: Owner,
+    limits: ReadLimits,
+    turns: Arc<Semaphore>,
+    readahead: Mutex<Readahead>,
+}
+
+/// An entry of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryEntry<'a> {
+    /// Its inode.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: FileKind,
+    /// Its name: `.`, `..`, or any bytes but `/` and NUL.
+    pub name: &'a [u8],
+    /// Where to go on behind it.
+    pub next_offset: u64,
+}
+
+/// What a caller of `access` wants to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Read a file, list a directory.
+    pub read: bool,
+    /// Change anything.
+    pub write: bool,
+    /// Run a file, pass through a directory.
+    pub execute: bool,
+}
+
+impl FileSystem {
+    /// A file system over `kit` whose files belong to `owner`.
+    pub fn new(kit: Arc<LoadedKit>, owner: Owner, limits: ReadLimits) -> Self {
+        let turns = Arc::new(Semaphore::new(limits.pending_bytes as usize));
+        Self { kit, owner, limits, turns, readahead: Mutex::default() }
+    }
+
+    /// The kit.
+    pub fn kit(&self) -> &Arc<LoadedKit> {
+        &self.kit
+    }
+
+    /// The entry `name` of a directory.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotADirectory`].
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, FsError> {
+        let directory = self.directory(parent)?;
+        let node = self.kit.tree.lookup(directory, name).ok_or(FsError::NotFound)?;
+        Ok(self.attributes_of(node))
+    }
+
+    /// What `stat` says.
+    pub fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {
+        Ok(self.attributes_of(self.node(ino)?))
+    }
+
+    /// The entries of a directory from `offset` on: 0 for the start, else an entry's
+    /// [`DirectoryEntry::next_offset`], which stays valid for ever.
+    pub fn entries(
+        &self,
+        ino: Ino,
+        offset: u64,
+    ) -> Result<impl Iterator<Item = DirectoryEntry<'_>>, FsError> {
+        let directory = self.directory(ino)?;
+        let tree = &self.kit.tree;
+        let children = tree.children(directory);
+        let count = u64::from(children.end - children.start) + 2;
+        Ok((offset.min(count)..count).map(move |position| {
+            let (node, name): (NodeId, &[u8]) = match position {
+                0 => (directory, b"."),
+                1 => (tree.parent(directory), b".."),
+                _ => {
+                    let child = NodeId(children.start + (position - 2) as u32);
+                    (child, tree.name(child))
+                }
+            };
+            let (ino, kind) = (Ino::of(node), self.kind_of(node));
+            DirectoryEntry { ino, kind, name, next_offset: position + 1 }
+        }))
+    }
+
+    /// The target of a symbolic link, as stored.
+    pub fn link_target(&self, ino: Ino) -> Result<&[u8], FsError> {
+        match self.kit.tree.kind(self.node(ino)?) {
+            NodeKind::Symlink(target) => Ok(target),
+            NodeKind::Directory | NodeKind::File(_) => Err(FsError::NotASymlink),
+        }
+    }
+
+    /// What `statfs` says.
+    pub fn totals(&self) -> Totals {
+        let tree = &self.kit.tree;
+        Totals { file_bytes: tree.file_bytes(), inodes: u64::from(tree.len()) }
+    }
+
+    /// The names of an inode's extended attributes.
+    pub fn xattr_names(&self, ino: Ino) -> Result<&'static [&'static str], FsError> {
+        Ok(xattr::names(&self.kit, self.node(ino)?))
+    }
+
+    /// The value of an extended attribute.
+    pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<String, FsError> {
+        xattr::value(&self.kit, self.node(ino)?, name).ok_or(FsError::NoSuchAttribute)
+    }
+
+    /// Whether `caller` may do what it wants. Its further groups are not known here; a kernel that
+    /// knows them checks by itself (`default_permissions`).
+    ///
+    /// # Errors
+    /// [`FsError::ReadOnly`] for writing, whatever the mode says; [`FsError::Denied`].
+    pub fn access(&self, ino: Ino, caller: Owner, wanted: Access) -> Result<(), FsError> {
+        let node = self.node(ino)?;
+        if wanted.write {
+            return Err(FsError::ReadOnly);
+        }
+        let mode = self.kit.tree.mode(node);
+        let is_directory = self.kind_of(node) == FileKind::Directory;
+        let granted = match caller.uid {
+            // root reads everything, and runs what anybody may run.
+            0 => 0o4 | u32::from(is_directory || mode & 0o111 != 0),
+            uid if uid == self.owner.uid => mode >> 6,
+            _ if caller.gid == self.owner.gid => mode >> 3,
+            _ => mode,
+        };
+        let needed = u32::from(wanted.read) << 2 | u32::from(wanted.execute);
+        if granted & needed == needed { Ok(()) } else { Err(FsError::Denied) }
+    }
+
+    /// Whether a file can be read; everything else about opening it is stateless.
+    pub fn open(&self, ino: Ino, for_writing: bool) -> Result<(), FsError> {
+        match self.kit.tree.kind(self.node(ino)?) {
+            NodeKind::Directory => Err(FsError::IsADirectory),
+            NodeKind::Symlink(_) => Err(FsError::NotAFile),
+            NodeKind::File(_) if for_writing => Err(FsError::ReadOnly),
+            NodeKind::File(_) => Ok(()),
+        }
+    }
+
+    /// Reads `size` bytes at `offset`: resident bytes into `buffer`, which grows to `size`.
+    pub fn read<'a>(
+        &'a self,
+        ino: Ino,
+        offset: u64,
+        size: u32,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Read<'a>, FsError> {
+        let node = self.node(ino)?;
+        let content = match self.kit.tree.kind(node) {
+            NodeKind::Directory => return Err(FsError::IsADirectory),
+            NodeKind::Symlink(_) => return Err(FsError::NotAFile),
+            NodeKind::File(content) => content,
+        };
+        let file_bytes = self.kit.tree.size(node);
+        let end = offset.saturating_add(u64::from(size)).min(file_bytes);
+        if offset >= end {
+            return Ok(Read::Resident(&[]));
+        }
+        match content {
+            Content::Inline(bytes) => Ok(Read::Resident(&bytes[offset as usize..end as usize])),
+            Content::Extent { layer, range } => {
+                self.read_extent(node, (*layer, range.start), offset..end, buffer)
+            }
+        }
+    }
+
+    fn read_extent<'a>(
+        &'a self,
+        node: NodeId,
+        (layer, file_start): (u32, StreamOffset),
+        wanted: Range<u64>,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Read<'a>, FsError> {
+        let layer = &self.kit.layers[layer as usize];
+        let bytes = (wanted.end - wanted.start) as usize;
+        if buffer.len() < bytes {
+            buffer.resize(bytes, 0);
+        }
+        let range = file_start + wanted.start..file_start + wanted.end;
+        let is_resident = layer.read_resident(range.start, &mut buffer[..bytes])?;
+        let file_bytes = self.kit.tree.size(node);
+        if let Some(ahead) = self.readahead.lock().observe(node.0, wanted, file_bytes) {
+            // What this read misses comes first, in the same request as what follows it.
+            let start = if is_resident { file_start + ahead.start } else { range.start };
+            layer.prefetch(start..file_start + ahead.end);
+        }
+        if is_resident {
+            return Ok(Read::Resident(&buffer[..bytes]));
+        }
+        Ok(Read::Pending(PendingRead {
+            layer: layer.clone(),
+            range,
+            turns: self.turns.clone(),
+            limits: self.limits,
+        }))
+    }
+
+    /// The path of an inode from the root, for messages.
+    pub fn path(&self, ino: Ino) -> String {
+        match self.node(ino) {
+            Ok(node) => String::from_utf8_lossy(&self.kit.tree.path(node)).into_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn node(&self, ino: Ino) -> Result<NodeId, FsError> {
+        let node = ino.0.checked_sub(1).and_then(|node| u32::try_from(node).ok());
+        let node = node.filter(|&node| node < self.kit.tree.len());
+        node.map(NodeId).ok_or(FsError::NoSuchInode(ino.0))
+    }
+
+    fn directory(&self, ino: Ino) -> Result<NodeId, FsError> {
+        let node = self.node(ino)?;
+        match self.kind_of(node) {
+            FileKind::Directory => Ok(node),
+            FileKind::File | FileKind::Symlink => Err(FsError::NotADirectory),
+        }
+    }
+
+    fn kind_of(&self, node: NodeId) -> FileKind {
+        match self.kit.tree.kind(node) {
+            NodeKind::Directory => FileKind::Directory,
+            NodeKind::File(_) => FileKind::File,
+            NodeKind::Symlink(_) => FileKind::Symlink,
+        }
+    }
+
+    fn attributes_of(&self, node: NodeId) -> Attributes {
+        let tree = &self.kit.tree;
+        let kind = self.kind_of(node);
+        let links = match kind {
+            FileKind::Directory => tree.subdirectories(node).saturating_add(2),
+            FileKind::File | FileKind::Symlink => 1,
+        };
+        Attributes {
+            ino: Ino::of(node),
+            kind,
+            size: tree.size(node),
+            mode: tree.mode(node),
+            links,
+            mtime_seconds: tree.mtime_seconds(node),
+            owner: self.owner,
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Why a kit cannot be loaded.
+
+use super::resolve::Kin;
+use crate::fetch::FetchError;
+use crate::kit::{KitError, ParentsError, TreeError};
+use crate::oci::{ManifestError, ReferenceError};
+use crate::source::SourceError;
+
+/// Why a kit cannot be loaded. Messages name the reference: the kit's own, or that of the parent
+/// the fault lies in.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The source failed.
+    #[error("{reference}: {error}")]
+    Source {
+        /// The kit or parent.
+        reference: String,
+        /// The reason.
+        error: Box<SourceError>,
+    },
+    /// A layer failed.
+    #[error("{reference}: the {layer} cannot be opened: {error}")]
+    Fetch {
+        /// The kit or parent.
+        reference: String,
+        /// The layer's role and digest.
+        layer: String,
+        /// The reason.
+        error: Box<FetchError>,
+    },
+    /// The manifest is not one of a kit.
+    #[error("{reference}: {error}")]
+    Manifest {
+        /// The kit or parent.
+        reference: String,
+        /// The reason.
+        error: ManifestError,
+    },
+    /// The kit is malformed, or not a kit.
+    #[error("{reference}: {error}")]
+    Kit {
+        /// The kit or parent.
+        reference: String,
+        /// The reason.
+        error: KitError,
+    },
+    /// `model.path` looks like a reference and is none.
+    #[error("{reference}: its parent cannot be found: {error}")]
+    ParentReference {
+        /// The kit.
+        reference: String,
+        /// The reason.
+        error: ReferenceError,
+    },
+    /// The parents make no chain.
+    #[error("{reference}: {error}")]
+    Parents {
+        /// The kit.
+        reference: String,
+        /// The reason.
+        error: ParentsError,
+    },
+    /// The layers make no tree.
+    #[error("{reference}: {error}")]
+    Tree {
+        /// The kit.
+        reference: String,
+        /// The reason.
+        error: TreeError,
+    },
+    /// The cache cannot keep a manifest.
+    #[error("{reference}: {error}")]
+    Cache {
+        /// The kit or parent.
+        reference: String,
+        /// The reason.
+        error: crate::cache::CacheError,
+    },
+}
+
+/// Attaches the reference to an error of another room.
+pub(super) trait For<T> {
+    fn of(self, kin: &Kin<'_>) -> Result<T, LoadError>;
+}
+
+macro_rules! attach {
+    ($error:ty, $variant:ident) => {
+        impl<T> For<T> for Result<T, $error> {
+            fn of(self, kin: &Kin<'_>) -> Result<T, LoadError> {
+                self.map_err(|error| LoadError::$variant { reference: kin.to_string(), error })
+            }
+        }
+    };
+}
+
+impl<T> For<T> for Result<T, SourceError> {
+    fn of(self, kin: &Kin<'_>) -> Result<T, LoadError> {
+        let reference = || kin.to_string();
+        self.map_err(|error| LoadError::Source { reference: reference(), error: Box::new(error) })
+    }
+}
+
+attach!(ManifestError, Manifest);
+attach!(KitError, Kit);
+attach!(ReferenceError, ParentReference);
+attach!(ParentsError, Parents);
+attach!(TreeError, Tree);
+attach!(crate::cache::CacheError, Cache);

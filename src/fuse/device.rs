@@ -1,0 +1,252 @@
+//! Gets the kernel's end of a mount: directly where mount(2) is allowed, else through
+//! fusermount3, the setuid program that Debian's fuse3 brings.
+//!
+//! ```text
+//! open /dev/fuse, mount(2) --EPERM--> fusermount3 --the device, over a socket--> here
+//! ```
+
+use std::ffi::{CString, OsStr};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+
+use super::MountError;
+
+/// The kernel's device for file systems in user space.
+pub(super) const DEVICE: &str = "/dev/fuse";
+
+/// The program that mounts for ordinary users.
+pub(super) const FUSERMOUNT: &str = "fusermount3";
+
+/// How long fusermount3 may take. It does a handful of system calls; what makes it slow is a
+/// machine under heavy load.
+const FUSERMOUNT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often a running fusermount3 is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// What is mounted, and how.
+pub(super) struct MountRequest<'a> {
+    /// Where, canonical.
+    pub(super) mountpoint: &'a Path,
+    /// The first word in `mount` and `df`: the reference.
+    pub(super) name: String,
+    pub(super) allow_other: bool,
+    pub(super) noexec: bool,
+}
+
+/// Mounts, and returns the device that the kernel's requests come from.
+pub(super) fn mount(request: &MountRequest<'_>) -> Result<OwnedFd, MountError> {
+    let device = open_device()?;
+    match mount_directly(request, &device) {
+        Ok(()) => Ok(device.into()),
+        Err(Errno::PERM) => mount_through_fusermount(request),
+        Err(error) => Err(MountError::Io(format!(
+            "cannot mount on {}: {}",
+            request.mountpoint.display(),
+            std::io::Error::from(error)
+        ))),
+    }
+}
+
+/// Opens the FUSE device.
+pub(super) fn open_device() -> Result<File, MountError> {
+    OpenOptions::new().read(true).write(true).open(DEVICE).map_err(|error| {
+        MountError::Unavailable(match error.kind() {
+            ErrorKind::NotFound => format!(
+                "there is no {DEVICE}: load the kernel's module (`modprobe fuse`), or pass \
+                 `--device {DEVICE} --cap-add SYS_ADMIN` to the container"
+            ),
+            ErrorKind::PermissionDenied => format!(
+                "{DEVICE} may not be opened ({error}): in a container pass `--device {DEVICE} \
+                 --cap-add SYS_ADMIN`, else ask for mode 0666 of it, the default of Linux systems"
+            ),
+            _ => format!("cannot open {DEVICE}: {error}"),
+        })
+    })
+}
+
+fn mount_directly(request: &MountRequest<'_>, device: &File) -> rustix::io::Result<()> {
+    let mut flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    if request.noexec {
+        flags |= MountFlags::NOEXEC;
+    }
+    let mut options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,subtype=kitfs",
+        device.as_raw_fd(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    if request.allow_other {
+        options += ",allow_other";
+    }
+    let options = CString::new(options).expect("it is made of words and numbers");
+    rustix::mount::mount(&*request.name, request.mountpoint, "fuse", flags, &*options)
+}
+
+fn mount_through_fusermount(request: &MountRequest<'_>) -> Result<OwnedFd, MountError> {
+    let failed = |detail: String| {
+        MountError::Unavailable(format!(
+            "{FUSERMOUNT} cannot mount on {}: {}",
+            request.mountpoint.display(),
+            advice(detail.trim())
+        ))
+    };
+    let (ours, theirs) = UnixStream::pair().map_err(|error| failed(error.to_string()))?;
+    ours.set_read_timeout(Some(FUSERMOUNT_TIMEOUT)).map_err(|error| failed(error.to_string()))?;
+    let mut child = Command::new(FUSERMOUNT)
+        .arg("-o")
+        .arg(fusermount_options(request))
+        .arg("--")
+        .arg(request.mountpoint)
+        // The socket is its standard input, so no descriptor has to be leaked into it.
+        .env("_FUSE_COMMFD", "0")
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| missing(&error))?;
+    let device = receive_device(&ours);
+    let words = finish(&mut child);
+    match device {
+        Some(device) => Ok(device),
+        None => Err(failed(words)),
+    }
+}
+
+fn fusermount_options(request: &MountRequest<'_>) -> String {
+    let mut options = String::from("ro,nosuid,nodev,default_permissions,subtype=kitfs");
+    if request.noexec {
+        options += ",noexec";
+    }
+    if request.allow_other {
+        options += ",allow_other";
+    }
+    options + ",fsname=" + &request.name
+}
+
+/// What a user can do about fusermount3's words.
+fn advice(words: &str) -> String {
+    let advice = if words.contains("user_allow_other") {
+        ": --allow-other needs the line `user_allow_other` in /etc/fuse.conf, which root can add"
+    } else if words.contains("no write access") {
+        ": the mountpoint must belong to you"
+    } else if words.contains("Operation not permitted") {
+        ": in a container pass `--device /dev/fuse --cap-add SYS_ADMIN`; otherwise run as root"
+    } else {
+        ""
+    };
+    let words = words.lines().next().unwrap_or("it ended without a word");
+    format!("{}{advice}", words.trim_start_matches("fusermount3: "))
+}
+
+/// Why fusermount3 cannot be run.
+pub(super) fn missing(error: &std::io::Error) -> MountError {
+    MountError::Unavailable(match error.kind() {
+        ErrorKind::NotFound => format!(
+            "{FUSERMOUNT} is not installed, and only root mounts without it: `apt install fuse3`"
+        ),
+        _ => format!("cannot run {FUSERMOUNT}: {error}"),
+    })
+}
+
+/// The device that fusermount3 sends (fuse's mount protocol: one byte, one descriptor).
+fn receive_device(socket: &UnixStream) -> Option<OwnedFd> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut buffers = [IoSliceMut::new(&mut byte)];
+    loop {
+        match rustix::net::recvmsg(socket, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Ok(_) => break,
+            Err(Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+    control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    })
+}
+
+/// Takes a mount out of the tree; `lazy` even while it is in use.
+///
+/// # Errors
+/// `BUSY`; `INVAL` when nothing is mounted there; whatever else the kernel says.
+pub(super) fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), UnmountFailure> {
+    let mut flags = UnmountFlags::NOFOLLOW;
+    if lazy {
+        flags |= UnmountFlags::DETACH;
+    }
+    match rustix::mount::unmount(mountpoint, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) => unmount_through_fusermount(mountpoint, lazy),
+        Err(Errno::BUSY) => Err(UnmountFailure::Busy),
+        Err(Errno::INVAL | Errno::NOENT) => Err(UnmountFailure::NotMounted),
+        Err(error) => Err(UnmountFailure::Other(std::io::Error::from(error).to_string())),
+    }
+}
+
+/// Why a mount cannot be taken out of the tree.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum UnmountFailure {
+    Busy,
+    NotMounted,
+    Other(String),
+}
+
+fn unmount_through_fusermount(mountpoint: &Path, lazy: bool) -> Result<(), UnmountFailure> {
+    let flags: &[&OsStr] =
+        if lazy { &[OsStr::new("-u"), OsStr::new("-z")] } else { &[OsStr::new("-u")] };
+    let child = Command::new(FUSERMOUNT)
+        .args(flags)
+        .arg("--")
+        .arg(mountpoint)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.map_err(|error| UnmountFailure::Other(missing(&error).to_string()))?;
+    let words = finish(&mut child);
+    match child.try_wait() {
+        Ok(Some(status)) if status.success() => Ok(()),
+        _ if words.contains("busy") => Err(UnmountFailure::Busy),
+        _ if words.contains("not found in") || words.contains("not mounted") => {
+            Err(UnmountFailure::NotMounted)
+        }
+        _ => Err(UnmountFailure::Other(words.trim().to_owned())),
+    }
+}
+
+/// Waits for a child, within a bound, and returns what it wrote to standard error.
+fn finish(child: &mut Child) -> String {
+    use std::io::Read as _;
+    let deadline = Instant::now() + FUSERMOUNT_TIMEOUT;
+    loop {
+        match child.try_wait() {
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(POLL_INTERVAL),
+            Ok(None) => {
+                // It is a child of ours; one that does not die is left to the kernel.
+                let _ = child.kill();
+                return format!("no answer within {} s", FUSERMOUNT_TIMEOUT.as_secs());
+            }
+            Ok(Some(_)) => break,
+            Err(error) => return error.to_string(),
+        }
+    }
+    // The child is gone and wrote a line or two: this neither blocks nor grows.
+    let mut words = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        let _ = stderr.take(4096).read_to_end(&mut words);
+    }
+    String::from_utf8_lossy(&words).into_owned()
+}

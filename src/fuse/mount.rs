@@ -1,0 +1,264 @@
+//! The life of a mount.
+//!
+//! ```text
+//! new --mount--> attached --INIT--> served --root can be stat'ed--> Mount
+//!                    '--any failure--> detached (lazily), error
+//! Mount --unmount, umount(8), drop--> the kernel ends the session --> ended
+//! ```
+//!
+//! A mount is taken out of the tree by path, and only while the mount table says that what lies
+//! there is this mount.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::{Config, Session, SessionACL};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::adapter::Adapter;
+use super::device::{self, UnmountFailure};
+use super::{MountError, MountOptions, mount_table, mountpoint};
+use crate::fs::{FileSystem, LoadedKit, Owner, ReadLimits};
+
+/// Threads that take the kernel's requests. They answer from memory and the local disk only; four
+/// keep four cores busy with random reads, and one stream is as fast with one (fuse-notes).
+const THREADS: usize = 4;
+
+/// How long a fresh mount may take to answer its first `stat`.
+const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the session of a mount that was taken out of the tree may take to end. Another mount
+/// namespace may still hold it, and then it goes on serving that one.
+const SESSION_END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the end of a session is looked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// A mount that is being served. Dropping it takes it out of the tree lazily.
+pub struct Mount {
+    mountpoint: PathBuf,
+    attachment: Attachment,
+    ended: watch::Receiver<bool>,
+}
+
+impl Mount {
+    /// Checks the mountpoint without mounting, so that a mistake is told before anything is fetched.
+    pub fn check(options: &MountOptions) -> Result<(), MountError> {
+        mountpoint::check(options)
+    }
+
+    /// Mounts; when it returns, the tree can be listed. Blocking: to be called on a thread of a
+    /// tokio runtime that may block (`spawn_blocking`), which then also fetches what is missing.
+    pub fn new(kit: Arc<LoadedKit>, options: &MountOptions) -> Result<Self, MountError> {
+        Self::with_limits(kit, options, ReadLimits::default())
+    }
+
+    /// As [`Self::new`], with bounds of one's own for reads that wait for the network.
+    pub fn with_limits(
+        kit: Arc<LoadedKit>,
+        options: &MountOptions,
+        limits: ReadLimits,
+    ) -> Result<Self, MountError> {
+        mountpoint::check(options)?;
+        let mountpoint = options.mountpoint.clone();
+        let io = |error: std::io::Error| {
+            MountError::Io(format!("cannot mount on {}: {error}", mountpoint.display()))
+        };
+        let path = mountpoint.canonicalize().map_err(io)?;
+        let owner = Owner {
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+        };
+        let name = mount_name(&kit.origin.to_string());
+        let file_system = FileSystem::new(kit, owner, limits);
+        let adapter = Adapter::new(file_system, Handle::current(), THREADS);
+
+        let (allow_other, noexec) = (options.allow_other, options.noexec);
+        let request = device::MountRequest { mountpoint: &path, name, allow_other, noexec };
+        let device = device::mount(&request)?;
+        let attachment = Attachment::new(path);
+
+        let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
+        let mut config = Config::default();
+        config.acl = acl;
+        config.n_threads = Some(THREADS);
+        let session = Session::from_fd(adapter, device, acl, config).map_err(io)?;
+        let ended = serve(session).map_err(io)?;
+        let mount = Self { mountpoint: mountpoint.clone(), attachment, ended };
+        mount.wait_for_first_answer()?;
+        Ok(mount)
+    }
+
+    /// The mountpoint.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Ends the mount; `lazy` even while programs use it. Blocking, bounded. May be called again
+    /// after an error.
+    ///
+    /// A lazy unmount returns when the mount is out of the tree; programs that have files of it
+    /// open are served until they close them, and [`Self::ended`] waits for that.
+    ///
+    /// # Errors
+    /// [`MountError::Busy`] names what to do.
+    pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
+        if self.has_ended() {
+            return Ok(());
+        }
+        self.attachment.detach(lazy).map_err(|failure| self.explain(failure))?;
+        if !lazy && !self.wait_until_ended(SESSION_END_TIMEOUT) {
+            tracing::warn!(
+                mountpoint = %self.mountpoint.display(),
+                "unmounted here, but another mount namespace still holds the mount"
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits until the mount has ended, whoever ended it (`umount` too).
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        // An error says that the session's thread is gone.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    fn wait_until_ended(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        while !self.has_ended() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        true
+    }
+
+    fn explain(&self, failure: DetachFailure) -> MountError {
+        let place = self.mountpoint.display();
+        match failure {
+            DetachFailure::Busy => MountError::Busy(format!(
+                "{place} is in use: end the programs that use it (`fuser -vm {place}` lists them), \
+                 or take it out of the tree at once with `kitfs umount --lazy {place}`"
+            )),
+            DetachFailure::Covered => MountError::Busy(format!(
+                "something else is mounted over {place}: unmount that first with `umount {place}`"
+            )),
+            DetachFailure::Other(words) => {
+                MountError::Io(format!("cannot unmount {place}: {words}"))
+            }
+        }
+    }
+
+    /// Waits for the root's `stat`, on a thread of its own: a mount that does not answer must not
+    /// hold the caller.
+    fn wait_for_first_answer(&self) -> Result<(), MountError> {
+        let (sender, answer) = std::sync::mpsc::channel();
+        let path = self.attachment.path.clone();
+        let asker = std::thread::Builder::new().name("kitfs-first-stat".to_owned());
+        let asking = asker.spawn(move || {
+            // The receiver is gone when the time is up.
+            let _ = sender.send(std::fs::metadata(path).map(drop));
+        });
+        let words = match asking.map(|_| answer.recv_timeout(FIRST_ANSWER_TIMEOUT)) {
+            Ok(Ok(Ok(()))) => return Ok(()),
+            Ok(Ok(Err(error))) | Err(error) => error.to_string(),
+            Ok(Err(_)) => format!("no answer within {} s", FIRST_ANSWER_TIMEOUT.as_secs()),
+        };
+        let place = self.mountpoint.display();
+        Err(MountError::Io(format!("mounted on {place}, but its root cannot be read: {words}")))
+    }
+}
+
+/// Runs the session on threads of its own; the receiver turns true when it has ended.
+fn serve(session: Session<Adapter>) -> std::io::Result<watch::Receiver<bool>> {
+    struct End(watch::Sender<bool>);
+    impl Drop for End {
+        fn drop(&mut self) {
+            self.0.send_replace(true);
+        }
+    }
+    let (sender, ended) = watch::channel(false);
+    let end = End(sender);
+    std::thread::Builder::new().name("kitfs-session".to_owned()).spawn(move || {
+        if let Err(error) = session.run() {
+            tracing::error!(%error, "a FUSE session ended with an error");
+        }
+        drop(end);
+    })?;
+    Ok(ended)
+}
+
+/// The name of a mount in `mount` and `df`. Commas separate mount options, and what is not
+/// printable would garble the table.
+fn mount_name(reference: &str) -> String {
+    let is_plain = |character: char| !character.is_control() && !matches!(character, ',' | '\\');
+    let plain = reference.chars().map(|c| if is_plain(c) { c } else { '_' });
+    // The kernel takes a page of options all together.
+    plain.take(1024).collect()
+}
+
+/// A mount's place in the tree. Dropping it detaches it lazily.
+struct Attachment {
+    path: PathBuf,
+    /// The device number of the mounted file system, where the mount table could be read.
+    device: Option<String>,
+}
+
+enum DetachFailure {
+    Busy,
+    /// Another mount lies over this one.
+    Covered,
+    Other(String),
+}
+
+impl Attachment {
+    fn new(path: PathBuf) -> Self {
+        let entries = mount_table::at(&path).unwrap_or_default();
+        let device = entries.into_iter().next_back().map(|entry| entry.device);
+        Self { path, device }
+    }
+
+    /// Takes the mount out of the tree, if it is still there.
+    fn detach(&self, lazy: bool) -> Result<(), DetachFailure> {
+        if let (Some(device), Ok(entries)) = (&self.device, mount_table::at(&self.path)) {
+            match entries.iter().rposition(|entry| entry.device == *device) {
+                None => return Ok(()),
+                Some(position) if position + 1 < entries.len() => {
+                    return Err(DetachFailure::Covered);
+                }
+                Some(_) => {}
+            }
+        }
+        match device::unmount(&self.path, lazy) {
+            Ok(()) | Err(UnmountFailure::NotMounted) => Ok(()),
+            Err(UnmountFailure::Busy) => Err(DetachFailure::Busy),
+            Err(UnmountFailure::Other(words)) => Err(DetachFailure::Other(words)),
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        if let Err(DetachFailure::Other(words)) = self.detach(true) {
+            tracing::warn!(mountpoint = %self.path.display(), words, "cannot unmount");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_names_hold_nothing_that_ends_an_option() {
+        assert_eq!(mount_name("ghcr.io/org/model:v1"), "ghcr.io/org/model:v1");
+        assert_eq!(mount_name("oci:/srv/a,suid\\,b\n"), "oci:/srv/a_suid__b_");
+    }
+}

@@ -1,0 +1,329 @@
+//! Merging the members of all layers into one tree.
+//!
+//! ```text
+//! members of all layers --sort by path, stable--> equal paths in layer order --unify--> depth first
+//!                                     parents that are missing are made here --'            |
+//!                                                        breadth first, children counted <--'
+//! ```
+//!
+//! The sort compares `/` below every other byte, so a directory comes before what is in it, its
+//! content follows without a gap, and siblings are in the order of their names.
+//!
+//! Equal paths follow `kit unpack` (modelkit-spec 4): directories merge and keep the first mode;
+//! two files collide, unless they are one and the same stretch of one layer. Content cannot be
+//! compared here. A file `Kitfile` in a layer counts as identical to the kit's own when its size
+//! (and the digest, for a raw layer) says nothing else; the kit's own is what is shown.
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
+use bytes::Bytes;
+
+use super::{Content, Node, NodeKind, Tree, TreeError, TreeLayer, size};
+use crate::kit::Placement;
+use crate::layer::{Member, MemberKind};
+use crate::oci::Digest;
+
+/// What kit creates missing parents with.
+const PARENT_MODE: u32 = 0o755;
+/// What kit writes the Kitfile with.
+const KITFILE_MODE: u32 = 0o644;
+/// Inode numbers are node numbers + 1, in 32 bits where a table holds them.
+const MOST_NODES: usize = u32::MAX as usize - 1;
+
+/// One member on its way into the tree.
+struct Pending<'a> {
+    path: Cow<'a, [u8]>,
+    kind: NodeKind,
+    mode: u32,
+    mtime_seconds: i64,
+    /// `None` for the Kitfile.
+    layer: Option<Digest>,
+}
+
+impl Tree {
+    /// Merges layers in order, and the Kitfile at the root. Missing parents are made with mode
+    /// 0755; `umask` is taken from every mode.
+    ///
+    /// # Errors
+    /// When two files have one path, something lies below a file or symlink, a layer is not what
+    /// its placement says, or there is too much of anything.
+    pub fn merge(
+        layers: &[TreeLayer<'_>],
+        kitfile: Option<Bytes>,
+        umask: u32,
+    ) -> Result<Self, TreeError> {
+        let members = layers.iter().map(|layer| layer.toc.members.len()).sum::<usize>();
+        let mut pending = Vec::with_capacity(members + 1);
+        pending.extend(kitfile.map(|bytes| Pending {
+            path: Cow::Borrowed(b"Kitfile".as_slice()),
+            kind: NodeKind::File(Content::Inline(bytes)),
+            mode: KITFILE_MODE,
+            mtime_seconds: 0,
+            layer: None,
+        }));
+        for layer in layers {
+            for member in &layer.toc.members {
+                pending.push(place(layer, member)?);
+            }
+        }
+        pending.sort_by(|a, b| compare(&a.path, &b.path));
+        let mut drafts = Drafts::new(umask);
+        let mut pending = pending.into_iter().peekable();
+        while let Some(mut first) = pending.next() {
+            while let Some(next) = pending.next_if(|next| next.path == first.path) {
+                first = unify(first, next)?;
+            }
+            drafts.push(first)?;
+        }
+        Ok(drafts.finish())
+    }
+}
+
+fn place<'a>(layer: &TreeLayer<'a>, member: &'a Member) -> Result<Pending<'a>, TreeError> {
+    let kind = match &member.kind {
+        MemberKind::Directory => NodeKind::Directory,
+        MemberKind::Symlink(target) => NodeKind::Symlink(target.clone()),
+        MemberKind::File(range) => {
+            NodeKind::File(Content::Extent { layer: layer.index, range: range.clone() })
+        }
+    };
+    let digest = layer.digest;
+    let (path, mode, mtime_seconds) = match layer.placement {
+        Placement::Raw { path, mode, mtime_seconds, size: claimed } => {
+            let found = size(&kind);
+            if let Some(claimed) = claimed.filter(|claimed| *claimed != found) {
+                return Err(TreeError::Mismatch(format!(
+                    "{} has {found} bytes in layer {digest}, and the manifest says {claimed}",
+                    shown(path.as_bytes())
+                )));
+            }
+            (Cow::Borrowed(path.as_bytes()), *mode, *mtime_seconds)
+        }
+        Placement::Tar { below } => {
+            let path = member.path.as_ref().ok_or_else(|| {
+                TreeError::Mismatch(format!("layer {digest} has a member without a path"))
+            })?;
+            let path = match below {
+                None => Cow::Borrowed(path.as_bytes()),
+                Some(directory) => {
+                    let path = path.below(directory).map_err(|error| {
+                        let path = shown(path.as_bytes());
+                        TreeError::TooLarge(format!("{path} of layer {digest}: {error}"))
+                    })?;
+                    Cow::Owned(path.as_bytes().to_vec())
+                }
+            };
+            (path, member.mode, member.mtime_seconds)
+        }
+    };
+    Ok(Pending { path, kind, mode, mtime_seconds, layer: Some(digest) })
+}
+
+/// The order of paths in which a directory is followed by its content and nothing else.
+fn compare(a: &[u8], b: &[u8]) -> Ordering {
+    let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    a.iter().map(rank).cmp(b.iter().map(rank))
+}
+
+/// What is at a path that is named twice.
+fn unify<'a>(first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, TreeError> {
+    let message = |what: &str| {
+        let places = match (origin(&first), origin(&next)) {
+            (a, b) if a == b => format!("{what} twice in {a}"),
+            (a, b) => format!("{what} in {a} and in {b}"),
+        };
+        format!("{} is {places}", shown(&first.path))
+    };
+    let same = match (&first.kind, &next.kind) {
+        (NodeKind::Directory, NodeKind::Directory) => true,
+        (NodeKind::Directory, _) | (_, NodeKind::Directory) => {
+            return Err(TreeError::Conflict(message("a directory and something else")));
+        }
+        (NodeKind::File(a), NodeKind::File(b)) => match (a, b) {
+            (Content::Inline(kitfile), Content::Extent { .. }) => may_be(kitfile, &next),
+            (Content::Extent { range: a, .. }, Content::Extent { range: b, .. }) => {
+                first.layer == next.layer && a == b
+            }
+            // The one Kitfile is the first of all.
+            (_, Content::Inline(_)) => false,
+        },
+        (NodeKind::Symlink(a), NodeKind::Symlink(b)) => a == b,
+        (NodeKind::File(_), NodeKind::Symlink(_)) | (NodeKind::Symlink(_), NodeKind::File(_)) => {
+            false
+        }
+    };
+    if same { Ok(first) } else { Err(TreeError::Collision(message("a file"))) }
+}
+
+/// Whether a layer's file `Kitfile` can be the kit's own.
+fn may_be(kitfile: &Bytes, other: &Pending<'_>) -> bool {
+    kitfile.len() as u64 == size(&other.kind)
+}
+
+fn origin(pending: &Pending<'_>) -> String {
+    match pending.layer {
+        Some(digest) => format!("layer {digest}"),
+        None => "the kit's config".into(),
+    }
+}
+
+fn shown(path: &[u8]) -> String {
+    format!("`{}`", path.escape_ascii())
+}
+
+/// Nodes in depth-first order; `parent` is a depth-first number too.
+struct Drafts {
+    nodes: Vec<Node>,
+    names: Vec<u8>,
+    umask: u32,
+    /// The directory that was written last, and those above it: node number and path length.
+    open: Vec<(u32, usize)>,
+    open_path: Vec<u8>,
+    file_bytes: u64,
+}
+
+impl Drafts {
+    fn new(umask: u32) -> Self {
+        let mut drafts = Self {
+            nodes: Vec::new(),
+            names: Vec::new(),
+            umask,
+            open: vec![(0, 0)],
+            open_path: Vec::new(),
+            file_bytes: 0,
+        };
+        let root = drafts.node(0, 0, 0, NodeKind::Directory, PARENT_MODE, 0);
+        drafts.nodes.push(root);
+        drafts
+    }
+
+    /// Adds what is at a path, and the directories above that are missing.
+    fn push(&mut self, pending: Pending<'_>) -> Result<(), TreeError> {
+        let path = &*pending.path;
+        while !self.is_open_above(path) {
+            self.open.pop();
+        }
+        let mut start = match self.open.last() {
+            Some((_, 0)) | None => 0,
+            Some((_, open_bytes)) => open_bytes + 1,
+        };
+        self.open_path.truncate(start.saturating_sub(1));
+        while let Some(slash) = path[start..].iter().position(|&byte| byte == b'/') {
+            let end = start + slash;
+            self.add(path, start..end, NodeKind::Directory, PARENT_MODE, 0, &pending)?;
+            start = end + 1;
+        }
+        let (mode, mtime_seconds) = (pending.mode, pending.mtime_seconds);
+        self.add(path, start..path.len(), pending.kind.clone(), mode, mtime_seconds, &pending)
+    }
+
+    /// Whether the innermost open directory is above `path`.
+    fn is_open_above(&self, path: &[u8]) -> bool {
+        let open_bytes = self.open.last().map_or(0, |(_, bytes)| *bytes);
+        let open = &self.open_path[..open_bytes];
+        open.is_empty() || (path.starts_with(open) && path.get(open_bytes) == Some(&b'/'))
+    }
+
+    fn add(
+        &mut self,
+        path: &[u8],
+        name: std::ops::Range<usize>,
+        kind: NodeKind,
+        mode: u32,
+        mtime_seconds: i64,
+        pending: &Pending<'_>,
+    ) -> Result<(), TreeError> {
+        let too_large = |what| Err(TreeError::TooLarge(format!("the kit has {what}")));
+        let parent = self.open.last().map_or(0, |(node, _)| *node);
+        if !matches!(self.nodes[parent as usize].kind, NodeKind::Directory) {
+            let (above, below) = (shown(&self.open_path), shown(path));
+            let origin = origin(pending);
+            return Err(TreeError::Conflict(format!(
+                "{below} of {origin} lies below {above}, which is no directory"
+            )));
+        }
+        let number = self.nodes.len();
+        if number >= MOST_NODES {
+            return too_large("more than 4,294,967,294 files and directories");
+        }
+        let Ok(start) = u32::try_from(self.names.len()) else {
+            return too_large("more than 4 GiB of names");
+        };
+        let Ok(name_bytes) = u8::try_from(name.len()) else {
+            return Err(TreeError::TooLarge(format!("{} has too long a name", shown(path))));
+        };
+        self.names.extend_from_slice(&path[name.clone()]);
+        self.file_bytes = match kind {
+            NodeKind::File(_) => self.file_bytes.saturating_add(size(&kind)),
+            _ => self.file_bytes,
+        };
+        let node = self.node(parent, start, name_bytes, kind, mode, mtime_seconds);
+        let directory = u32::from(matches!(node.kind, NodeKind::Directory));
+        self.nodes.push(node);
+        self.nodes[parent as usize].children += 1;
+        self.nodes[parent as usize].subdirectories += directory;
+        self.open.push((number as u32, name.end));
+        self.open_path.truncate(name.start);
+        self.open_path.extend_from_slice(&path[self.open_path.len()..name.end]);
+        Ok(())
+    }
+
+    fn node(
+        &self,
+        parent: u32,
+        name: u32,
+        name_bytes: u8,
+        kind: NodeKind,
+        mode: u32,
+        mtime_seconds: i64,
+    ) -> Node {
+        let mode = (mode & 0o777 & !self.umask) as u16;
+        let (first_child, children, subdirectories) = (0, 0, 0);
+        Node {
+            kind,
+            mtime_seconds,
+            parent,
+            first_child,
+            children,
+            subdirectories,
+            name,
+            mode,
+            name_bytes,
+        }
+    }
+
+    /// Renumbers the nodes breadth first. Siblings keep their order, which is that of their names.
+    fn finish(self) -> Tree {
+        let count = self.nodes.len();
+        // The depth-first numbers of each node's children, one node's behind another's.
+        let mut next_child: Vec<u32> = Vec::with_capacity(count);
+        let mut total = 0;
+        for node in &self.nodes {
+            next_child.push(total);
+            total += node.children;
+        }
+        let starts = next_child.clone();
+        let mut children = vec![0; count - 1];
+        for (number, node) in self.nodes.iter().enumerate().skip(1) {
+            let slot = &mut next_child[node.parent as usize];
+            children[*slot as usize] = number as u32;
+            *slot += 1;
+        }
+        let mut drafts: Vec<Option<Node>> = self.nodes.into_iter().map(Some).collect();
+        let mut order = Vec::with_capacity(count);
+        order.push((0, 0));
+        let mut nodes: Vec<Node> = Vec::with_capacity(count);
+        while let Some(&(draft, parent)) = order.get(nodes.len()) {
+            let mut node = drafts[draft as usize].take().expect("each node has one parent");
+            let number = nodes.len() as u32;
+            let start = starts[draft as usize] as usize;
+            node.parent = parent;
+            node.first_child = order.len() as u32;
+            let below = &children[start..start + node.children as usize];
+            order.extend(below.iter().map(|child| (*child, number)));
+            nodes.push(node);
+        }
+        Tree { nodes, names: self.names, file_bytes: self.file_bytes }
+    }
+}

@@ -1,0 +1,268 @@
+//! One question to a registry, and the way to its answer: permit, authorization, redirects.
+//!
+//! ```text
+//! ask --> registry --401--> token server --> registry
+//!            '--3xx--> storage host (no Authorization, Range kept) --3xx--> ... at most 5 hops
+//! ```
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode, header};
+use jiff::Timestamp;
+use reqwest::RequestBuilder;
+use tokio::sync::OwnedSemaphorePermit;
+use url::Url;
+
+use super::RegistryClient;
+use super::auth;
+use super::message::{self, Cause};
+use super::redirect;
+use super::retry::{self, Failure};
+use super::upstream::{Upstream, is_loopback};
+use crate::source::SourceError;
+
+/// The most of an error's body that is read for its words.
+const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
+
+/// The head of an answer, and its body yet to be read.
+pub(super) struct Answer {
+    response: reqwest::Response,
+    /// Whom messages name.
+    place: String,
+    /// Held until the body has been read or dropped.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Whether the registry itself answered, and no host that it redirects to.
+    pub(super) fn is_from(&self, upstream: &Upstream) -> bool {
+        self.response.url().origin() == upstream.base.origin()
+    }
+
+    /// A header as text; one with other bytes than ASCII counts as missing.
+    pub(super) fn header(&self, name: header::HeaderName) -> Option<&str> {
+        self.headers().get(name)?.to_str().ok()
+    }
+
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.header(header::CONTENT_LENGTH)?.parse().ok()
+    }
+
+    /// The next piece of the body, `None` at its end.
+    pub(super) async fn piece(&mut self, stall: Duration) -> Result<Option<Bytes>, SourceError> {
+        let detail = match tokio::time::timeout(stall, self.response.chunk()).await {
+            Ok(Ok(piece)) => return Ok(piece),
+            Ok(Err(error)) => {
+                format!("the transfer broke off ({})", Cause::of(&error.without_url()).words)
+            }
+            Err(_) => format!("the transfer stalled: no byte came within {stall:?}"),
+        };
+        Err(SourceError::Unavailable { place: self.place.clone(), detail })
+    }
+
+    /// All of a body of at most `limit` bytes.
+    pub(super) async fn read(&mut self, limit: u64, stall: Duration) -> Result<Bytes, Failure> {
+        let mut body = BytesMut::new();
+        while let Some(piece) = self.piece(stall).await.map_err(Failure::transient)? {
+            if (body.len() + piece.len()) as u64 > limit {
+                let detail = format!("more than the {limit} bytes that are allowed here");
+                let place = self.place.clone();
+                return Err(SourceError::Protocol { place, detail }.into());
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body.freeze())
+    }
+
+    /// The status, and what the body says about it.
+    pub(super) async fn words(&mut self, stall: Duration) -> String {
+        let status = self.status();
+        let body = self.read(ERROR_LIMIT_BYTES, stall).await;
+        match body.ok().and_then(|body| message::registry_words(&body)) {
+            Some(words) => format!("{status}: {words}"),
+            None => status.to_string(),
+        }
+    }
+
+    /// The failure that an answer without the content means; `what` was asked for, and `hint` says
+    /// what to do when it is not there. (A registry's own 401 and 403 are dealt with before.)
+    pub(super) async fn refusal(mut self, what: &str, hint: &str, stall: Duration) -> Failure {
+        let status = self.status();
+        let retry_after = retry::retry_after(self.headers(), Timestamp::now());
+        let detail = self.words(stall).await;
+        let place = self.place;
+        let error = match status.as_u16() {
+            404 | 410 => {
+                SourceError::NotFound { what: what.to_owned(), place, hint: hint.to_owned() }
+            }
+            401 | 403 => SourceError::Unauthorized {
+                place,
+                detail,
+                hint:
+                    "the registry's own answer was accepted, so its storage is set up wrongly, or \
+                       this machine's clock is"
+                        .to_owned(),
+            },
+            429 => SourceError::Throttled { place, retry_after },
+            408 | 500.. => SourceError::Unavailable { place, detail },
+            _ => SourceError::Protocol { place, detail: format!("{detail} for {what}") },
+        };
+        if retry::is_transient(status) {
+            Failure::Transient { error, retry_after }
+        } else {
+            Failure::Final(error)
+        }
+    }
+}
+
+/// What is asked: a URL of an upstream, with the headers that every host on the way gets.
+pub(super) struct Question<'a> {
+    pub(super) upstream: &'a Upstream,
+    pub(super) repository: &'a str,
+    pub(super) url: &'a Url,
+    /// `Accept` and `Range`: nothing that other hosts must not see.
+    pub(super) headers: &'a HeaderMap,
+}
+
+impl RegistryClient {
+    /// Asks the registry, and follows where it redirects to. The URL is that of the last
+    /// redirect's target, where there was one.
+    pub(super) async fn ask(
+        &self,
+        question: &Question<'_>,
+    ) -> Result<(Answer, Option<Url>), Failure> {
+        let (mut answer, own_headers) = self.ask_registry(question).await?;
+        let mut at = question.url.clone();
+        let mut hops = 0;
+        while redirect::is_redirect(answer.status()) {
+            let protocol = |detail| SourceError::Protocol {
+                place: question.upstream.place(question.repository),
+                detail,
+            };
+            hops += 1;
+            if hops > redirect::HOP_LIMIT {
+                return Err(protocol(format!("more than {} redirects", redirect::HOP_LIMIT)).into());
+            }
+            let location = answer.header(header::LOCATION);
+            let location =
+                location.ok_or_else(|| protocol("a redirect without a Location".to_owned()))?;
+            at = redirect::next_hop(&at, location).map_err(protocol)?;
+            drop(answer); // Its permit too: nobody waits for a permit while holding one.
+            let is_own = at.origin() == question.upstream.base.origin();
+            let headers = if is_own { &own_headers } else { question.headers };
+            answer = self.fetch(question.upstream, &at, headers).await?;
+        }
+        Ok((answer, (hops > 0).then_some(at)))
+    }
+
+    /// Asks a host that a redirect named.
+    pub(super) async fn fetch(
+        &self,
+        upstream: &Upstream,
+        url: &Url,
+        headers: &HeaderMap,
+    ) -> Result<Answer, Failure> {
+        let place = match url.origin() == upstream.base.origin() {
+            true => upstream.name.clone(),
+            false => format!("{}, to which {} redirects,", message::origin(url), upstream.name),
+        };
+        let request = upstream.client_for(url, self).get(url.clone()).headers(headers.clone());
+        self.send(request, url, &place).await
+    }
+
+    /// Asks the registry itself, with an authorization if it wants one. Also returns the headers
+    /// that were sent.
+    async fn ask_registry(&self, question: &Question<'_>) -> Result<(Answer, HeaderMap), Failure> {
+        let Question { upstream, repository, url, .. } = *question;
+        let place = upstream.place(repository);
+        let mut headers = question.headers.clone();
+        headers.extend(upstream.headers.clone());
+        let send = |headers: &HeaderMap| {
+            let request = upstream.client.get(url.clone()).headers(headers.clone());
+            self.send(request, url, &place)
+        };
+
+        let slot = self.authorizations.slot(upstream, repository);
+        let authorization = self.authorization(&slot, upstream, repository).await?;
+        if let Some(authorization) = &authorization {
+            headers.insert(header::AUTHORIZATION, authorization.header.clone());
+        }
+        let answer = send(&headers).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            return Ok((answer, headers));
+        }
+
+        let challenges = auth::challenges(answer.headers());
+        drop(answer);
+        let refused = authorization.as_ref();
+        let authorization =
+            self.reauthorization(&slot, upstream, repository, challenges, refused).await?;
+        headers.insert(header::AUTHORIZATION, authorization.header);
+        let mut answer = send(&headers).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            let detail = answer.words(self.timing.stall).await;
+            return Err(upstream.unauthorized(repository, &detail, true).into());
+        }
+        Ok((answer, headers))
+    }
+
+    /// Sends a request when its host has a permit for it.
+    pub(super) async fn send(
+        &self,
+        request: RequestBuilder,
+        url: &Url,
+        place: &str,
+    ) -> Result<Answer, Failure> {
+        let permit = self.limits.acquire(&message::authority(url)).await;
+        let answer = self.send_unlimited(request, url, place).await?;
+        Ok(Answer { _permit: Some(permit), ..answer })
+    }
+
+    /// Sends a request without a permit.
+    pub(super) async fn send_unlimited(
+        &self,
+        request: RequestBuilder,
+        url: &Url,
+        place: &str,
+    ) -> Result<Answer, Failure> {
+        let patience = self.timing.connect + self.timing.answer;
+        match tokio::time::timeout(patience, request.send()).await {
+            Ok(Ok(response)) => Ok(Answer { response, place: place.to_owned(), _permit: None }),
+            Ok(Err(error)) => Err(self.unreachable(&Cause::of(&error), url, place)),
+            Err(_) => Err(Failure::transient(SourceError::Unavailable {
+                place: place.to_owned(),
+                detail: format!("no answer came within {patience:?}"),
+            })),
+        }
+    }
+
+    /// The failure of a request that got no answer.
+    pub(super) fn unreachable(&self, cause: &Cause, url: &Url, place: &str) -> Failure {
+        let mut detail = cause.words.clone();
+        if !is_loopback(url) {
+            match self.connections.proxy_for(url) {
+                Some(proxy) => detail.push_str(&format!(" (the proxy is {proxy})")),
+                None if cause.is_connect => detail.push_str(
+                    "; where the internet is reached through a proxy, name it with --proxy or \
+                     HTTPS_PROXY",
+                ),
+                None => {}
+            }
+        }
+        let error = SourceError::Unavailable { place: place.to_owned(), detail };
+        if cause.is_transient { Failure::transient(error) } else { Failure::Final(error) }
+    }
+}

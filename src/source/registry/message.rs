@@ -1,0 +1,176 @@
+//! Words for people: what went wrong on the wire, and what a registry has to say about it.
+//!
+//! URLs print without query and user, since both may hold secrets; hosts that a redirect named
+//! print without their path too. Words of a registry are quoted short and without control
+//! characters.
+
+use std::error::Error;
+
+use serde::Deserialize;
+use url::Url;
+
+/// Characters quoted of what another side says. 200: a sentence or two.
+const QUOTE_LIMIT: usize = 200;
+
+/// Scheme, host and port.
+pub(super) fn origin(url: &Url) -> String {
+    format!("{}://{}", url.scheme(), authority(url))
+}
+
+/// Host, and port where it is not the scheme's own.
+pub(super) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// A URL without what may be secret in it.
+pub(super) fn without_secrets(url: &Url) -> String {
+    format!("{}{}", origin(url), url.path())
+}
+
+/// Why a request came to nothing, in words.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Cause {
+    pub(super) words: String,
+    /// Whether the same request may succeed a little later.
+    pub(super) is_transient: bool,
+    /// Whether the other side answers, but not in TLS.
+    pub(super) is_not_tls: bool,
+    /// Whether no connection was made at all.
+    pub(super) is_connect: bool,
+}
+
+impl Cause {
+    /// The cause behind an error of the HTTP client.
+    pub(super) fn of(error: &reqwest::Error) -> Self {
+        let mut chain: Vec<String> = Vec::new();
+        let mut next = error.source();
+        while let Some(cause) = next {
+            let words = cause.to_string();
+            // Wrappers repeat what they wrap.
+            chain.retain(|outer| !outer.contains(&words));
+            chain.push(words);
+            next = cause.source();
+        }
+        if error.is_timeout() {
+            chain = vec!["the connection timed out".into()];
+        }
+        Self { is_connect: error.is_connect(), ..Self::from_chain(&chain.join(": ")) }
+    }
+
+    /// Recognises what users run into. The words are those of rustls, std and hyper; one that is
+    /// not recognised is shown as it is.
+    fn from_chain(chain: &str) -> Self {
+        let has = |words: &str| chain.contains(words);
+        let advice = if has("InvalidContentType") {
+            "it speaks plain http, not https: pass --plain-http if the network on the way is trusted"
+        } else if has("UnknownIssuer") || has("CaUsedAsEndEntity") {
+            "its certificate is signed by an authority that is not trusted here: pass the \
+             authority's certificate with --ca-file, or --tls-verify=false to trust anyone"
+        } else if has("not valid for name") || has("NotValidForName") {
+            "its certificate is for another host name: check the reference, or pass \
+             --tls-verify=false to trust anyone"
+        } else if has("certificate expired") || has("Expired") {
+            "its certificate has expired: renew it, check this machine's clock, or pass \
+             --tls-verify=false to trust anyone"
+        } else if has("CertificateRequired") || has("certificate required") {
+            "it wants a client certificate: pass one with --cert and --key"
+        } else if has("invalid peer certificate") {
+            "its certificate cannot be verified: pass its authority with --ca-file, or \
+             --tls-verify=false to trust anyone"
+        } else if has("Name or service not known") || has("No address associated") {
+            "there is no host of that name: check the reference"
+        } else {
+            return Self {
+                words: quoted(if chain.is_empty() { "the connection failed" } else { chain }),
+                is_transient: true,
+                is_not_tls: false,
+                is_connect: false,
+            };
+        };
+        Self {
+            words: format!("{advice} ({})", quoted(chain)),
+            is_transient: false,
+            is_not_tls: has("InvalidContentType"),
+            is_connect: false,
+        }
+    }
+}
+
+/// What a registry says in the body of an error (distribution-spec, "Error Codes"), or a token
+/// server (RFC 6749, 5.2; `details` in Docker's own). `None` where it is not JSON of either kind.
+pub(super) fn registry_words(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Body {
+        #[serde(default)]
+        errors: Vec<One>,
+        details: Option<String>,
+        error_description: Option<String>,
+        message: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct One {
+        code: Option<String>,
+        message: Option<String>,
+    }
+    let body: Body = serde_json::from_slice(body).ok()?;
+    let one = body.errors.into_iter().next().and_then(|one| one.message.or(one.code));
+    let words = one.or(body.details).or(body.error_description).or(body.message)?;
+    (!words.trim().is_empty()).then(|| quoted(&words))
+}
+
+/// The start of foreign words, fit for one line of a terminal.
+pub(super) fn quoted(words: &str) -> String {
+    let clean = words.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut short: String = clean.take(QUOTE_LIMIT).collect();
+    if words.trim().chars().count() > QUOTE_LIMIT {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[test]
+    fn no_secret_of_a_url_prints() {
+        let url = Url::parse("https://user:pass@cdn.example:8443/a/b?X-Amz-Signature=s#f").unwrap();
+        assert_eq!(origin(&url), "https://cdn.example:8443");
+        assert_eq!(without_secrets(&url), "https://cdn.example:8443/a/b");
+    }
+
+    #[rstest]
+    #[case("tcp: received corrupt message of type InvalidContentType", "--plain-http")]
+    #[case("invalid peer certificate: UnknownIssuer", "--ca-file")]
+    #[case("invalid peer certificate: certificate not valid for name \"x\"", "another host name")]
+    #[case("received fatal alert: CertificateRequired", "--cert and --key")]
+    #[case("dns error: Name or service not known", "no host of that name")]
+    fn advice_is_final(#[case] chain: &str, #[case] advice: &str) {
+        let cause = Cause::from_chain(chain);
+        assert!(cause.words.contains(advice), "{}", cause.words);
+        assert!(cause.words.contains(chain), "{}", cause.words);
+        assert!(!cause.is_transient);
+    }
+
+    #[test]
+    fn other_causes_may_pass() {
+        let cause = Cause::from_chain("tcp connect error: Connection refused (os error 111)");
+        assert_eq!(cause.words, "tcp connect error: Connection refused (os error 111)");
+        assert!(cause.is_transient);
+    }
+
+    #[test]
+    fn registries_are_quoted_short_and_clean() {
+        let body = br#"{"errors":[{"code":"DENIED","message":"no\u001b[31m access"}]}"#;
+        assert_eq!(registry_words(body).unwrap(), "no [31m access");
+        assert_eq!(registry_words(br#"{"errors":[{"code":"DENIED"}]}"#).unwrap(), "DENIED");
+        assert_eq!(registry_words(br#"{"details":"wrong"}"#).unwrap(), "wrong");
+        assert_eq!(registry_words(b"<html>"), None);
+        assert_eq!(registry_words(b"{}"), None);
+        let long = serde_json::json!({"message": "x".repeat(5000)}).to_string();
+        assert_eq!(registry_words(long.as_bytes()).unwrap().chars().count(), QUOTE_LIMIT + 1);
+    }
+}

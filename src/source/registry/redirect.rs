@@ -1,0 +1,237 @@
+//! Where a blob really lies: redirects, and the memory of their targets.
+//!
+//! Registries answer a blob request with a redirect to a storage host and a signed URL. Asking the
+//! registry anew for every range would double the round trips, so the last target of a blob is
+//! kept until it expires or is refused.
+//!
+//! ```text
+//! unknown --redirect--> remembered --expired, or 400/401/403/404/410--> unknown
+//! ```
+//!
+//! Once a blob is known to be redirected, one request at a time asks the registry for its target
+//! (the turn); the others wait for that answer. A signed URL is a secret: it is never printed.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use http::StatusCode;
+use jiff::{SignedDuration, Timestamp};
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
+use url::Url;
+
+use super::message;
+
+/// The most redirects on the way to one body. 5: registry, CDN and storage make two.
+pub(super) const HOP_LIMIT: usize = 5;
+
+/// Blobs whose targets are remembered. 4,096 signed URLs of about 1 KiB are 4 MiB.
+const BLOBS: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
+
+/// How long before its end a target counts as expired: clocks differ, and a request takes time.
+const EXPIRY_MARGIN: SignedDuration = SignedDuration::from_secs(10);
+
+/// Whether an answer sends the client elsewhere.
+pub(super) fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// Whether a remembered target has had its day: storage hosts say so in many ways (S3 and Azure
+/// 403, GCS 400, deleted objects 404 and 410).
+pub(super) fn is_refusal(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410)
+}
+
+/// Where a `Location` leads from `from`.
+///
+/// # Errors
+/// In words, when it is no http(s) URL, or leads from https to http.
+pub(super) fn next_hop(from: &Url, location: &str) -> Result<Url, String> {
+    let mut next =
+        from.join(location).map_err(|_| "a redirect to something that is no URL".to_owned())?;
+    match (from.scheme(), next.scheme()) {
+        ("http", "http") | (_, "https") => {}
+        ("https", "http") => {
+            return Err(format!(
+                "a redirect from https to plain http ({}), which would give the content away",
+                message::origin(&next)
+            ));
+        }
+        (_, scheme) => return Err(format!("a redirect to a `{scheme}:` URL")),
+    }
+    // A password in a Location would be sent as one; nobody needs that.
+    next.set_username("").and_then(|()| next.set_password(None)).expect("http URLs have a host");
+    next.set_fragment(None);
+    Ok(next)
+}
+
+/// A place that serves a blob, as a redirect named it.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) url: Url,
+    /// When the URL ends, where it says so.
+    expires: Option<Timestamp>,
+}
+
+impl Target {
+    pub(super) fn new(url: Url) -> Self {
+        Self { expires: expiry(&url), url }
+    }
+
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        self.expires.is_none_or(|end| now.duration_until(end) > EXPIRY_MARGIN)
+    }
+}
+
+/// When a signed URL ends: AWS and Google V4 (`X-…-Date` + `X-…-Expires`), AWS V2, Google V2 and
+/// CloudFront (`Expires`, seconds since 1970), Azure (`se`).
+fn expiry(url: &Url) -> Option<Timestamp> {
+    let query = |name: &str| {
+        let found = url.query_pairs().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.into_owned())
+    };
+    for vendor in ["X-Amz", "X-Goog"] {
+        let date = query(&format!("{vendor}-Date"));
+        let seconds = query(&format!("{vendor}-Expires"));
+        if let (Some(date), Some(seconds)) = (date, seconds) {
+            let date: Timestamp = date.parse().ok()?;
+            let seconds = SignedDuration::from_secs(seconds.parse::<u32>().ok()?.into());
+            return date.checked_add(seconds).ok();
+        }
+    }
+    if let Some(seconds) = query("Expires") {
+        return Timestamp::from_second(seconds.parse().ok()?).ok();
+    }
+    query("se").and_then(|end| end.parse().ok())
+}
+
+/// What is known of one blob that is redirected.
+#[derive(Default)]
+struct Blob {
+    target: Mutex<Option<Target>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// The targets of blobs, by their URL at the registry.
+pub(super) struct Targets {
+    blobs: Mutex<LruCache<String, Arc<Blob>>>,
+}
+
+impl Targets {
+    pub(super) fn new() -> Self {
+        Self { blobs: Mutex::new(LruCache::new(BLOBS)) }
+    }
+
+    fn blob(&self, blob: &Url) -> Option<Arc<Blob>> {
+        self.blobs.lock().get(blob.as_str()).map(Arc::clone)
+    }
+
+    /// The target of `blob`, unless it has expired.
+    pub(super) fn find(&self, blob: &Url, now: Timestamp) -> Option<Target> {
+        let target = self.blob(blob)?.target.lock().clone();
+        target.filter(|target| target.is_fresh(now))
+    }
+
+    /// Waits for the turn to ask the registry, where `blob` is known to be redirected.
+    pub(super) async fn turn(&self, blob: &Url) -> Option<OwnedMutexGuard<()>> {
+        let turn = Arc::clone(&self.blob(blob)?.turn);
+        Some(turn.lock_owned().await)
+    }
+
+    pub(super) fn remember(&self, blob: &Url, target: Target) {
+        let known = {
+            let mut blobs = self.blobs.lock();
+            Arc::clone(blobs.get_or_insert_ref(blob.as_str(), Arc::default))
+        };
+        *known.target.lock() = Some(target);
+    }
+
+    /// Forgets `refused`, unless somebody has put a newer target in its place.
+    pub(super) fn forget(&self, blob: &Url, refused: &Target) {
+        let Some(known) = self.blob(blob) else { return };
+        let mut target = known.target.lock();
+        if target.as_ref() == Some(refused) {
+            *target = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
+    #[test]
+    fn locations() {
+        let from = url("https://registry.example/v2/a/blobs/x?y");
+        let next = |location| next_hop(&from, location).map(|url| url.to_string());
+        assert_eq!(next("/other#f"), Ok("https://registry.example/other".into()));
+        assert_eq!(next("https://u:p@cdn.example/z?s"), Ok("https://cdn.example/z?s".into()));
+        assert!(next("http://cdn.example/z?secret").unwrap_err().contains("plain http"));
+        assert!(!next("http://cdn.example/z?secret").unwrap_err().contains("secret"));
+        assert!(next("ftp://cdn.example/").is_err());
+        assert!(next("file:///etc/passwd").is_err());
+        assert!(next("https://").is_err());
+        let plain = url("http://127.0.0.1:5000/v2/");
+        assert!(next_hop(&plain, "http://127.0.0.1:6000/").is_ok());
+        assert!(next_hop(&plain, "https://cdn.example/").is_ok());
+    }
+
+    #[test]
+    fn signed_urls_say_when_they_end() {
+        let end = |query: &str| expiry(&url(&format!("https://s.example/o?{query}")));
+        let at = |text: &str| Some(text.parse::<Timestamp>().unwrap());
+        assert_eq!(
+            end("X-Amz-Date=20261124T180000Z&X-Amz-Expires=600&X-Amz-Signature=x"),
+            at("2026-11-24T18:10:00Z")
+        );
+        assert_eq!(
+            end("x-goog-date=20261124T180000Z&x-goog-expires=60"),
+            at("2026-11-24T18:01:00Z")
+        );
+        assert_eq!(end("Expires=1795543200&Signature=x"), at("2026-11-24T18:00:00Z"));
+        assert_eq!(end("sv=2020&se=2026-11-24T18%3A00%3A00Z&sig=x"), at("2026-11-24T18:00:00Z"));
+        assert_eq!(end("X-Amz-Date=never&X-Amz-Expires=600"), None);
+        assert_eq!(end("X-Amz-Date=20261124T180000Z&X-Amz-Expires=-1"), None);
+        assert_eq!(end("Expires=99999999999999999999"), None);
+        assert_eq!(end(""), None);
+    }
+
+    #[test]
+    fn a_target_is_kept_until_it_ends_or_is_refused() {
+        let targets = Targets::new();
+        let blob = url("https://registry.example/v2/a/blobs/x");
+        let now: Timestamp = "2026-11-24T18:00:00Z".parse().unwrap();
+        assert!(targets.find(&blob, now).is_none());
+
+        let target = Target::new(url("https://s.example/o?se=2026-11-24T18:05:00Z"));
+        targets.remember(&blob, target.clone());
+        assert!(targets.find(&blob, now).is_some());
+        let late: Timestamp = "2026-11-24T18:04:55Z".parse().unwrap();
+        assert!(targets.find(&blob, late).is_none(), "the margin counts");
+
+        let newer = Target::new(url("https://s.example/o?se=2026-11-24T19:00:00Z"));
+        targets.remember(&blob, newer.clone());
+        targets.forget(&blob, &target);
+        assert!(targets.find(&blob, late).is_some(), "an old refusal does not hit a new target");
+        targets.forget(&blob, &newer);
+        assert!(targets.find(&blob, late).is_none());
+    }
+
+    #[tokio::test]
+    async fn only_blobs_that_are_redirected_take_turns() {
+        let targets = Targets::new();
+        let blob = url("https://registry.example/v2/a/blobs/x");
+        assert!(targets.turn(&blob).await.is_none());
+        targets.remember(&blob, Target::new(url("https://s.example/o")));
+        let turn = targets.turn(&blob).await;
+        assert!(turn.is_some());
+        assert!(targets.turn(&blob).now_or_never().is_none());
+    }
+}

@@ -1,0 +1,295 @@
+//! The addresses at which a registry is reached: mirrors first, and http or https.
+//!
+//! Where nothing is configured, a registry is its own only address, and speaks https. A loopback
+//! host may speak either and is asked which, once: http first, because that is what registries on
+//! one's own machine do, and https first where TLS options were given. Nothing secret is sent
+//! before the answer.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use parking_lot::Mutex;
+use reqwest::Client;
+use tokio::sync::OnceCell;
+use url::{Host, Url};
+
+use super::RegistryClient;
+use super::connections::Tls;
+use super::message::{self, Cause};
+use super::retry::{self, Failure};
+use crate::oci::Digest;
+use crate::source::SourceError;
+use crate::source::mirrors;
+
+/// A place that answers for a registry.
+pub(super) struct Upstream {
+    /// The URL below which the API lies; ends in `/`.
+    pub(super) base: Url,
+    /// For requests to this host alone: it may have a client certificate.
+    pub(super) client: Client,
+    /// Headers that this host wants, and nobody else may see.
+    pub(super) headers: HeaderMap,
+    /// Under which name its credentials are stored.
+    pub(super) account: String,
+    /// How messages call it.
+    pub(super) name: String,
+    /// The address, where it is not the registry's own.
+    mirror: Option<String>,
+}
+
+impl Upstream {
+    /// The repository as messages call it.
+    pub(super) fn place(&self, repository: &str) -> String {
+        match &self.mirror {
+            Some(address) => format!("{}/{repository} (at {address})", self.name),
+            None => format!("{}/{repository}", self.name),
+        }
+    }
+
+    /// The URL of a manifest.
+    pub(super) fn manifest(&self, repository: &str, selector: &str) -> Url {
+        self.url(repository, ["manifests", selector])
+    }
+
+    /// The URL of a blob.
+    pub(super) fn blob(&self, repository: &str, digest: Digest) -> Url {
+        self.url(repository, ["blobs", &digest.to_string()])
+    }
+
+    /// The URL of the first page of tags.
+    pub(super) fn tags(&self, repository: &str) -> Url {
+        let mut url = self.url(repository, ["tags", "list"]);
+        // 1,000 is what registries allow at most; without a number some send 100.
+        url.query_pairs_mut().append_pair("n", "1000");
+        url
+    }
+
+    fn url(&self, repository: &str, rest: [&str; 2]) -> Url {
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .expect("http URLs have paths")
+            .pop_if_empty()
+            .extend(repository.split('/').chain(rest));
+        if self.mirror.is_some() {
+            // Which registry is meant, for mirrors that stand for several (as containerd does).
+            url.query_pairs_mut().append_pair("ns", &self.name);
+        }
+        url
+    }
+
+    /// The client for a request to `url`: this upstream's own where it is the same host.
+    pub(super) fn client_for<'a>(&'a self, url: &Url, all: &'a RegistryClient) -> &'a Client {
+        if url.origin() == self.base.origin() { &self.client } else { all.connections.plain() }
+    }
+
+    /// The error of somebody who may not read `repository`.
+    pub(super) fn unauthorized(
+        &self,
+        repository: &str,
+        detail: &str,
+        had_credentials: bool,
+    ) -> SourceError {
+        let account = &self.account;
+        let hint = if had_credentials {
+            format!(
+                "the credentials for {account} were not accepted, or may not read this repository, \
+                 or it does not exist: `kit login {account}` or `docker login {account}` renews them"
+            )
+        } else {
+            format!("log in with `kit login {account}` or `docker login {account}`")
+        };
+        SourceError::Unauthorized { place: self.place(repository), detail: detail.to_owned(), hint }
+    }
+}
+
+/// An address of a registry, and what may be asked there.
+pub(super) struct Endpoint {
+    address: Address,
+    /// May resolve tags.
+    pub(super) can_resolve: bool,
+    /// May serve manifests by digest and blobs.
+    pub(super) can_pull: bool,
+}
+
+enum Address {
+    Known(Arc<Upstream>),
+    /// A loopback host whose scheme is to be found out.
+    Loopback(String),
+}
+
+/// Which scheme each loopback host speaks.
+#[derive(Default)]
+pub(super) struct Schemes {
+    hosts: Mutex<HashMap<String, Arc<OnceCell<Arc<Upstream>>>>>,
+}
+
+impl RegistryClient {
+    /// The addresses of a registry, in the order to try. Reads the folder of mirrors.
+    pub(super) fn endpoints(&self, registry: &str) -> Result<Vec<Endpoint>, SourceError> {
+        if let Some(mirrors) = self.mirrors.endpoints(registry)? {
+            return mirrors.iter().map(|mirror| self.mirror(registry, mirror)).collect();
+        }
+        let http = parse_base("http", registry)?;
+        let address = match (self.plain_http, is_loopback(&http)) {
+            (true, _) => Address::Known(self.upstream(registry, "http")?),
+            (false, false) => Address::Known(self.upstream(registry, "https")?),
+            (false, true) => Address::Loopback(registry.to_owned()),
+        };
+        Ok(vec![Endpoint { address, can_resolve: true, can_pull: true }])
+    }
+
+    /// The registry itself.
+    fn upstream(&self, registry: &str, scheme: &str) -> Result<Arc<Upstream>, SourceError> {
+        let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+        Ok(Arc::new(Upstream {
+            base: parse_base(scheme, host)?,
+            client: self.connections.client(&self.tls)?,
+            headers: HeaderMap::new(),
+            account: registry.to_owned(),
+            name: registry.to_owned(),
+            mirror: None,
+        }))
+    }
+
+    fn mirror(&self, registry: &str, mirror: &mirrors::Endpoint) -> Result<Endpoint, SourceError> {
+        let mut base = mirror.url.clone();
+        let prefix = base.path().trim_end_matches('/');
+        let path = format!("{prefix}{}", if mirror.overrides_path { "/" } else { "/v2/" });
+        base.set_path(&path);
+        base.set_query(None);
+        let mut tls = self.tls.clone();
+        tls.insecure |= mirror.insecure_tls;
+        tls.ca_files.extend(mirror.ca_files.iter().cloned());
+        if mirror.client_identity.is_some() {
+            tls.client_identity.clone_from(&mirror.client_identity);
+        }
+        let mut headers = HeaderMap::new();
+        for (name, value) in &mirror.headers {
+            let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>())
+            else {
+                return Err(SourceError::Configuration {
+                    what: format!("the header {name:?} for {}", message::origin(&base)),
+                    detail: "no HTTP header can look like this: correct hosts.toml".into(),
+                });
+            };
+            headers.append(name, value);
+        }
+        let host = message::authority(&base);
+        let is_registry =
+            host == registry || (registry == "docker.io" && host == "registry-1.docker.io");
+        let upstream = Upstream {
+            client: self.connections.client(&tls)?,
+            headers,
+            account: if is_registry { registry.to_owned() } else { host },
+            name: registry.to_owned(),
+            mirror: (!is_registry).then(|| message::without_secrets(&mirror.url)),
+            base,
+        };
+        Ok(Endpoint {
+            address: Address::Known(Arc::new(upstream)),
+            can_resolve: mirror.can_resolve,
+            can_pull: mirror.can_pull,
+        })
+    }
+
+    /// The upstream of an endpoint; finds out what a loopback host speaks.
+    pub(super) async fn reach(&self, endpoint: &Endpoint) -> Result<Arc<Upstream>, SourceError> {
+        let registry = match &endpoint.address {
+            Address::Known(upstream) => return Ok(Arc::clone(upstream)),
+            Address::Loopback(registry) => registry,
+        };
+        let cell = Arc::clone(self.schemes.hosts.lock().entry(registry.clone()).or_default());
+        let probe = || retry::with_retries(&self.timing, || self.probe(registry));
+        cell.get_or_try_init(probe).await.map(Arc::clone)
+    }
+
+    /// Asks a loopback host for its API in one scheme and then in the other.
+    async fn probe(&self, registry: &str) -> Result<Arc<Upstream>, Failure> {
+        let has_tls_options = self.tls != Tls::default();
+        let order = if has_tls_options { ["https", "http"] } else { ["http", "https"] };
+        let first = self.upstream(registry, order[0])?;
+        let failure = match self.speaks(&first).await {
+            Ok(true) => return Ok(first),
+            Ok(false) => None,
+            Err(failure) => Some(failure),
+        };
+        let second = self.upstream(registry, order[1])?;
+        match (self.speaks(&second).await, failure) {
+            (Ok(true), _) => Ok(second),
+            (_, Some(first)) => Err(first),
+            (Err(second), None) => Err(second),
+            (Ok(false), None) => Err(SourceError::Protocol {
+                place: registry.to_owned(),
+                detail: "it wants https when asked in http, and http when asked in https".into(),
+            }
+            .into()),
+        }
+    }
+
+    /// Whether an upstream answers in its scheme; false when it clearly speaks the other.
+    async fn speaks(&self, upstream: &Upstream) -> Result<bool, Failure> {
+        let request = upstream.client.get(upstream.base.clone());
+        let is_http = upstream.base.scheme() == "http";
+        let patience = self.timing.connect + self.timing.answer;
+        match tokio::time::timeout(patience, request.send()).await {
+            Ok(Ok(response)) => Ok(!(is_http && wants_https(response).await)),
+            Ok(Err(error)) => {
+                let cause = Cause::of(&error);
+                let clearly_other = if is_http { !cause.is_connect } else { cause.is_not_tls };
+                match clearly_other {
+                    true => Ok(false),
+                    false => Err(self.unreachable(&cause, &upstream.base, &upstream.name)),
+                }
+            }
+            Err(_) => Err(Failure::transient(SourceError::Unavailable {
+                place: upstream.name.clone(),
+                detail: format!("no answer came within {patience:?}"),
+            })),
+        }
+    }
+}
+
+/// Whether a server that was asked in plain http says that it wants https, as Go's does.
+async fn wants_https(mut response: reqwest::Response) -> bool {
+    response.status() == StatusCode::BAD_REQUEST
+        && response
+            .chunk()
+            .await
+            .ok()
+            .flatten()
+            .is_some_and(|body| String::from_utf8_lossy(&body).contains("HTTPS server"))
+}
+
+fn parse_base(scheme: &str, host: &str) -> Result<Url, SourceError> {
+    Url::parse(&format!("{scheme}://{host}/v2/")).map_err(|error| SourceError::Configuration {
+        what: format!("the registry `{host}`"),
+        detail: format!("is no host name: {error}"),
+    })
+}
+
+/// Whether a URL names this machine itself.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address).to_canonical().is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_hosts() {
+        for host in ["localhost:5000", "127.0.0.1", "127.8.9.1:1", "[::1]:5000"] {
+            assert!(is_loopback(&parse_base("http", host).unwrap()), "{host}");
+        }
+        for host in ["localhost.example", "128.0.0.1", "10.0.0.1:5000", "[::2]", "ghcr.io"] {
+            assert!(!is_loopback(&parse_base("http", host).unwrap()), "{host}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! How much is fetched, counted in bytes by the registry that sends them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::fs::{Advice, fadvise};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::support::Random;
+use crate::support::kit_builder::{Kit, Layer, Written};
+use crate::support::kitfs::Kitfs;
+use crate::support::registry_double::{At, Fault, Options, RegistryDouble, Rule};
+use crate::support::tree::Tree;
+
+/// The cache's unit: ranges are rounded to it.
+const CHUNK_BYTES: u64 = 256 << 10;
+const MIB: u64 = 1 << 20;
+/// How many programs read at once.
+const READERS: usize = 16;
+
+/// A kit in a registry that counts, and a kitfs to mount it.
+struct Counted {
+    kitfs: Kitfs,
+    registry: RegistryDouble,
+    written: Written,
+    reference: String,
+    _runtime: Runtime,
+    _layout: TempDir,
+}
+
+impl Counted {
+    fn new(kit: &Kit) -> Self {
+        let layout = TempDir::new().unwrap();
+        let written = kit.write(layout.path(), "v1");
+        let runtime = Runtime::new().unwrap();
+        let registry = runtime.block_on(RegistryDouble::start(Options::default()));
+        registry.push_layout("org/kit", layout.path());
+        let reference = registry.reference("org/kit", "v1");
+        let kitfs = Kitfs::new();
+        Self { kitfs, registry, written, reference, _runtime: runtime, _layout: layout }
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.kitfs.mount(&self.reference, &[])
+    }
+
+    /// Bytes of blobs that the registry has sent.
+    fn fetched(&self) -> u64 {
+        self.registry.bytes_served()
+    }
+
+    /// Bytes of everything that there is to fetch.
+    fn everything(&self) -> u64 {
+        let config = fs::metadata(self.written.blob(&self.written.config)).unwrap().len();
+        self.written.layer_bytes() + config
+    }
+}
+
+/// Three weight files of 16 MiB in layers of their own, as `kit import` cuts them.
+fn big_files() -> Kit {
+    let mut random = Random::new(7);
+    let mut kit = Kit::modelkit();
+    for (index, role) in ["model", "modelpart", "modelpart"].into_iter().enumerate() {
+        let path = format!("weights/shard-{index}");
+        let content = random.bytes(16 << 20);
+        let layer = Layer::tar(role, &path).directory("weights", 0o755);
+        kit = kit.with(layer.file(&path, 0o644, &content));
+    }
+    kit
+}
+
+#[test]
+fn mounting_and_listing_big_files_fetches_less_than_a_hundredth() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.mount();
+    let listed = fs::read_dir(mountpoint.join("weights")).unwrap();
+    let sizes: Vec<_> = listed.map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+    assert_eq!(sizes, [16 * MIB; 3]);
+    let (fetched, all) = (counted.fetched(), counted.everything());
+    assert!(fetched < all / 100, "{fetched} of {all} bytes were fetched for a listing");
+}
+
+#[test]
+fn mounting_a_raw_kit_fetches_nothing_of_its_layers() {
+    let content = Random::new(8).bytes(8 << 20);
+    let counted = Counted::new(&Kit::modelkit().with(Layer::raw("model", "m", 0o644, &content)));
+    let mountpoint = counted.mount();
+    assert_eq!(fs::metadata(mountpoint.join("m")).unwrap().len(), 8 * MIB);
+    let config = counted.everything() - counted.written.layer_bytes();
+    assert_eq!(counted.fetched(), config);
+}
+
+#[test]
+fn layers_are_looked_into_at_the_same_time() {
+    let counted = Counted::new(&big_files());
+    let slow = Fault::Late(Duration::from_millis(300));
+    counted.registry.script(Rule::on("/blobs/").at(At::Registry).then(slow));
+    counted.mount();
+    let peak = counted.registry.peak();
+    assert!(peak >= 3, "only {peak} of three layers were asked for at the same time");
+}
+
+#[test]
+fn a_range_is_fetched_and_no_more_than_its_chunks() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.mount();
+    let file = File::open(mountpoint.join("weights/shard-1")).unwrap();
+    // The kernel's own readahead is not what is counted here.
+    fadvise(&file, 0, None, Advice::Random).unwrap();
+    let expected = expected_content(&counted, 1);
+    // Within a chunk, over the border of two, and the end of the file.
+    for (start, length, chunks) in
+        [(5 * MIB + 1000, 4096, 1), (9 * MIB - 2000, 4000, 2), (16 * MIB - 100, 100, 1)]
+    {
+        let before = counted.fetched();
+        let mut buffer = vec![0; length];
+        file.read_exact_at(&mut buffer, start).unwrap();
+        let start = start as usize;
+        assert!(buffer == expected[start..start + length], "wrong bytes at {start}");
+        let fetched = counted.fetched() - before;
+        let least = length as u64;
+        let most = chunks * CHUNK_BYTES;
+        assert!((least..=most).contains(&fetched), "{fetched} bytes for {length} at {start}");
+    }
+}
+
+#[test]
+fn many_readers_at_once_fetch_every_byte_once() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.mount();
+    let again = counted.mount();
+    let expected = counted.written.tree.clone();
+    std::thread::scope(|scope| {
+        for reader in 0..READERS {
+            // Two mounts of the same kit share what is fetched, too.
+            let root = if reader % 2 == 0 { &mountpoint } else { &again };
+            let expected = &expected;
+            scope.spawn(move || {
+                let read = Tree::read(root).without_kitfile();
+                read.assert_equals(expected, "a reader");
+            });
+        }
+    });
+    let (fetched, all) = (counted.fetched(), counted.everything());
+    assert!(fetched <= all, "{fetched} bytes were fetched and there are {all}");
+}
+
+#[test]
+fn a_restarted_daemon_fetches_nothing_again() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.mount();
+    let expected = expected_content(&counted, 0);
+    assert!(fs::read(mountpoint.join("weights/shard-0")).unwrap() == expected);
+    counted.kitfs.succeed(&["daemon", "stop"]);
+    let before = counted.fetched();
+    let mountpoint = counted.mount();
+    assert!(fs::read(mountpoint.join("weights/shard-0")).unwrap() == expected);
+    assert_eq!(counted.fetched() - before, 0, "bytes were fetched again");
+}
+
+#[test]
+fn a_killed_daemon_has_fetched_nothing_in_vain() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.mount();
+    let expected = expected_content(&counted, 0);
+    assert!(fs::read(mountpoint.join("weights/shard-0")).unwrap() == expected);
+    counted.kitfs.kill_daemon();
+    counted.kitfs.unmount(&mountpoint);
+    let before = counted.fetched();
+    let mountpoint = counted.mount();
+    assert!(fs::read(mountpoint.join("weights/shard-0")).unwrap() == expected);
+    assert_eq!(counted.fetched() - before, 0, "bytes were fetched again");
+}
+
+#[test]
+fn a_compressed_layer_is_fetched_once() {
+    let mut random = Random::new(9);
+    let content = random.bytes(6 << 20);
+    let text = "many words, many words ".repeat(100_000);
+    let counted = Counted::new(
+        &Kit::modelkit()
+            .with(Layer::tar("model", "m").file("m/w", 0o644, &content).gzip())
+            .with(Layer::tar("dataset", "d").file("d/t", 0o644, text.as_bytes()).zstd()),
+    );
+    for _ in 0..2 {
+        let mountpoint = counted.mount();
+        let read = Tree::read(&mountpoint).without_kitfile();
+        read.assert_equals(&counted.written.tree, "a compressed kit");
+    }
+    let (fetched, all) = (counted.fetched(), counted.everything());
+    assert!(fetched <= all, "{fetched} bytes were fetched and there are {all}");
+}
+
+#[test]
+fn a_registry_without_ranges_sends_each_layer_once() {
+    let counted = Counted::new(&big_files());
+    counted.registry.script(Rule::on("/blobs/").at(At::Registry).then(Fault::IgnoreRange));
+    let mountpoint = counted.mount();
+    let read = Tree::read(&mountpoint).without_kitfile();
+    read.assert_equals(&counted.written.tree, "from whole blobs");
+    for (digest, _) in &counted.written.layers {
+        let requests = counted.registry.requests_to(At::Registry, digest).len();
+        assert_eq!(requests, 1, "{digest} was asked for {requests} times");
+    }
+}
+
+#[test]
+fn looking_without_mounting_shares_the_cache() {
+    let counted = Counted::new(&big_files());
+    let file = format!("{}/weights/shard-2", counted.reference);
+    let expected = expected_content(&counted, 2);
+    assert!(counted.kitfs.run(&["cat", &file]).stdout == expected);
+    let before = counted.fetched();
+    let mountpoint = counted.mount();
+    assert!(fs::read(mountpoint.join("weights/shard-2")).unwrap() == expected);
+    assert!(counted.kitfs.run(&["cat", &file]).stdout == expected, "through the daemon");
+    assert_eq!(counted.fetched() - before, 0, "bytes were fetched again");
+}
+
+#[test]
+fn status_counts_what_is_resident() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.mount();
+    let resident = |status: &Value| status["resident_bytes"].as_u64().unwrap();
+    let status = counted.kitfs.status_of(&mountpoint);
+    assert!(resident(&status) < MIB, "{status}");
+    fs::read(mountpoint.join("weights/shard-0")).unwrap();
+    let status = counted.kitfs.status_of(&mountpoint);
+    assert!((16 * MIB..18 * MIB).contains(&resident(&status)), "{status}");
+    assert!(status["total_bytes"].as_u64().unwrap() >= 48 * MIB, "{status}");
+    assert_eq!(status["digest"], counted.written.digest.as_str());
+}
+
+/// The content of the file of the layer `index`, from the blob itself.
+fn expected_content(counted: &Counted, index: usize) -> Vec<u8> {
+    let blob = fs::read(counted.written.blob(&counted.written.layers[index].0)).unwrap();
+    // The headers of the directory and of the file stand before it.
+    blob[1024..1024 + (16 << 20)].to_vec()
+}

@@ -1,0 +1,11 @@
+//! Kits, mounted by the `kitfs` binary as users run it. One binary for all of these: linking takes
+//! longer than most of the tests.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod differential;
+mod golden_kits;
+mod kinds_of_kits;
+mod lazy;
+mod mounting;

@@ -1,0 +1,772 @@
+//! A registry in memory, with faults on request.
+//!
+//! Three listeners on 127.0.0.1 stand for the hosts of a real registry: the registry itself, the
+//! storage that it may redirect blobs to (it refuses an `Authorization` header, as S3 does, and
+//! signatures that have ended), and the token server. Everything that arrives is recorded.
+//!
+//! ```no_run
+//! let registry = RegistryDouble::start(Options::default()).await;
+//! let blob = registry.push_blob("org/model", b"content".to_vec());
+//! registry.push_manifest("org/model", "v1", manifest_json);
+//! registry.script(Rule::on("/blobs/").times(2).then(Fault::Reset { after_bytes: 10 }));
+//! mount(registry.reference("org/model", "v1"));
+//! assert_eq!(registry.bytes_served(), 7);
+//! ```
+//!
+//! Rules are tried in the order given; the first that matches and is not used up decides. Without
+//! rules the double behaves as distribution does.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::serve::Listener;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use futures_util::{StreamExt, stream};
+use kitfs::oci::{BlobId, Digest};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Bytes of a body's pieces.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// How a double behaves when nothing fails.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Who may read.
+    pub access: Access,
+    /// Send blob requests to the storage host, with URLs that are signed for this long.
+    pub redirect_for: Option<Duration>,
+    /// Tags on one page of a list.
+    pub tags_per_page: Option<usize>,
+    /// Speak TLS on the registry's own listener.
+    pub tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
+}
+
+/// Who may read.
+#[derive(Clone, Default)]
+pub enum Access {
+    /// Everybody.
+    #[default]
+    Open,
+    /// Who knows the password.
+    Basic { username: String, password: String },
+    /// Who brings a token.
+    Bearer(Tokens),
+}
+
+/// To whom the token server gives a token.
+#[derive(Clone)]
+pub struct Tokens {
+    /// The password to show; `None` for everybody.
+    pub password: Option<(String, String)>,
+    /// The identity token to exchange.
+    pub identity: Option<String>,
+    /// What `expires_in` says, and how long tokens are taken.
+    pub lifetime: Duration,
+    /// Leave `expires_in` out of answers, and `token` in favour of `access_token`.
+    pub terse: bool,
+}
+
+impl Default for Tokens {
+    fn default() -> Self {
+        let lifetime = Duration::from_secs(300);
+        Self { password: None, identity: None, lifetime, terse: false }
+    }
+}
+
+/// Which of its hosts a request came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    Registry,
+    Storage,
+    TokenServer,
+}
+
+/// A request that arrived, and how it was answered.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    pub at: At,
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    /// The body, of a form that was posted.
+    pub form: String,
+    pub status: StatusCode,
+}
+
+impl Recorded {
+    /// A header as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// What goes wrong.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// This status, with an error body as registries send it.
+    Status(u16),
+    /// This status and a `Retry-After`.
+    RetryAfter(u16, String),
+    /// The connection breaks after so many bytes of the body.
+    Reset { after_bytes: usize },
+    /// Nothing more comes after so many bytes of the body.
+    Stall { after_bytes: usize },
+    /// The body ends, as if complete, after so many bytes.
+    Short { after_bytes: usize },
+    /// The body goes on after its promised end, as far as HTTP lets it (no `Content-Length`).
+    Long { extra_bytes: usize },
+    /// This `Content-Range`, whatever was asked.
+    ContentRange(String),
+    /// 200 and the whole blob, whatever range was asked.
+    IgnoreRange,
+    /// One bit of the body is wrong.
+    Corrupt,
+    /// A redirect to this URL.
+    Redirect(String),
+    /// The answer comes after this time.
+    Late(Duration),
+}
+
+/// Which requests go wrong, and how.
+pub struct Rule {
+    at: Option<At>,
+    part: String,
+    skip: usize,
+    times: usize,
+    fault: Fault,
+}
+
+impl Rule {
+    /// Requests whose path and query contain `part`.
+    pub fn on(part: &str) -> Self {
+        let fault = Fault::Status(500);
+        Self { at: None, part: part.to_owned(), skip: 0, times: usize::MAX, fault }
+    }
+
+    /// Only at this host.
+    pub fn at(self, at: At) -> Self {
+        Self { at: Some(at), ..self }
+    }
+
+    /// Lets the first `skip` matching requests pass.
+    pub fn after(self, skip: usize) -> Self {
+        Self { skip, ..self }
+    }
+
+    /// Fails only so many matching requests.
+    pub fn times(self, times: usize) -> Self {
+        Self { times, ..self }
+    }
+
+    /// What goes wrong.
+    pub fn then(self, fault: Fault) -> Self {
+        Self { fault, ..self }
+    }
+
+    fn applies(&mut self, at: At, uri: &Uri) -> Option<Fault> {
+        let matches = self.at.is_none_or(|own| own == at) && uri.to_string().contains(&self.part);
+        if !matches || self.times == 0 {
+            return None;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return None;
+        }
+        self.times -= 1;
+        Some(self.fault.clone())
+    }
+}
+
+/// A running registry; it stops when dropped.
+pub struct RegistryDouble {
+    shared: Arc<Shared>,
+    servers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+struct Shared {
+    options: Options,
+    addresses: Vec<SocketAddr>,
+    content: Mutex<BTreeMap<String, Repository>>,
+    rules: Mutex<Vec<Rule>>,
+    requests: Mutex<Vec<Recorded>>,
+    tokens: Mutex<BTreeMap<String, Instant>>,
+    /// Signatures with a number below this have ended.
+    first_signature: AtomicUsize,
+    next_secret: AtomicUsize,
+    bytes_served: AtomicU64,
+    busy: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Repository {
+    blobs: BTreeMap<Digest, Bytes>,
+    manifests: BTreeMap<Digest, Bytes>,
+    tags: BTreeMap<String, Digest>,
+}
+
+impl RegistryDouble {
+    /// Starts to listen.
+    pub async fn start(options: Options) -> Self {
+        let mut listeners = Vec::new();
+        for _ in 0..3 {
+            listeners
+                .push(TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports"));
+        }
+        let addresses =
+            listeners.iter().map(|one| one.local_addr().expect("it is bound")).collect();
+        let tls = options.tls.clone();
+        let shared = Arc::new(Shared {
+            options,
+            addresses,
+            content: Mutex::default(),
+            rules: Mutex::default(),
+            requests: Mutex::default(),
+            tokens: Mutex::default(),
+            first_signature: AtomicUsize::new(0),
+            next_secret: AtomicUsize::new(0),
+            bytes_served: AtomicU64::new(0),
+            busy: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+        });
+        let mut servers = Vec::new();
+        for (at, listener) in
+            [At::Registry, At::Storage, At::TokenServer].into_iter().zip(listeners)
+        {
+            let router = Router::new().fallback(answer).with_state((Arc::clone(&shared), at));
+            servers.push(match tls.clone().filter(|_| at == At::Registry) {
+                Some(tls) => tokio::spawn(async move {
+                    let listener = TlsListener::new(listener, tls);
+                    axum::serve(listener, router).await.expect("it never ends");
+                }),
+                None => tokio::spawn(async move {
+                    axum::serve(listener, router).await.expect("it never ends");
+                }),
+            });
+        }
+        Self { shared, servers }
+    }
+
+    /// `127.0.0.1:PORT` of the registry.
+    pub fn host(&self) -> String {
+        self.shared.host(At::Registry)
+    }
+
+    /// `127.0.0.1:PORT` of the storage host.
+    pub fn storage_host(&self) -> String {
+        self.shared.host(At::Storage)
+    }
+
+    /// A reference to a tag.
+    pub fn reference(&self, repository: &str, tag: &str) -> String {
+        format!("{}/{repository}:{tag}", self.host())
+    }
+
+    /// Stores a blob.
+    pub fn push_blob(&self, repository: &str, bytes: impl Into<Bytes>) -> BlobId {
+        let bytes = bytes.into();
+        let blob = BlobId { digest: Digest::of(&bytes), size: bytes.len() as u64 };
+        self.change(repository, |content| content.blobs.insert(blob.digest, bytes));
+        blob
+    }
+
+    /// Stores a manifest and points a tag at it.
+    pub fn push_manifest(&self, repository: &str, tag: &str, json: impl Into<Bytes>) -> Digest {
+        let json = json.into();
+        let digest = Digest::of(&json);
+        self.change(repository, |content| {
+            content.manifests.insert(digest, json);
+            content.tags.insert(tag.to_owned(), digest);
+        });
+        digest
+    }
+
+    /// Stores all of an OCI layout folder, each manifest under its tag. Panics where it is none.
+    pub fn push_layout(&self, repository: &str, folder: &Path) {
+        let read = |path: &Path| {
+            std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        let blobs = folder.join("blobs/sha256");
+        for entry in blobs.read_dir().expect("a layout has blobs") {
+            self.push_blob(repository, read(&entry.expect("the folder can be read").path()));
+        }
+        let index: Value = serde_json::from_slice(&read(&folder.join("index.json"))).expect("JSON");
+        for manifest in index["manifests"].as_array().expect("a list") {
+            let digest =
+                manifest["digest"].as_str().expect("a digest").trim_start_matches("sha256:");
+            let tag = &manifest["annotations"]["org.opencontainers.image.ref.name"];
+            self.push_manifest(
+                repository,
+                tag.as_str().unwrap_or("latest"),
+                read(&blobs.join(digest)),
+            );
+        }
+    }
+
+    /// Removes a blob.
+    pub fn lose_blob(&self, repository: &str, digest: Digest) {
+        self.change(repository, |content| content.blobs.remove(&digest));
+    }
+
+    /// Adds a rule behind those that are there.
+    pub fn script(&self, rule: Rule) {
+        self.shared.rules.lock().unwrap().push(rule);
+    }
+
+    /// Every token that was issued is refused from now on.
+    pub fn revoke_tokens(&self) {
+        self.shared.tokens.lock().unwrap().clear();
+    }
+
+    /// Every URL that was signed is refused from now on.
+    pub fn end_signatures(&self) {
+        let next = self.shared.next_secret.load(Ordering::SeqCst);
+        self.shared.first_signature.store(next, Ordering::SeqCst);
+    }
+
+    /// Everything that arrived, in order, without the question of what a loopback host speaks
+    /// (`/v2/`).
+    pub fn requests(&self) -> Vec<Recorded> {
+        let requests = self.shared.requests.lock().unwrap();
+        requests.iter().filter(|one| one.uri.path() != "/v2/").cloned().collect()
+    }
+
+    /// What arrived at one host with `part` in its path or query.
+    pub fn requests_to(&self, at: At, part: &str) -> Vec<Recorded> {
+        let mut requests = self.requests();
+        requests.retain(|one| one.at == at && one.uri.to_string().contains(part));
+        requests
+    }
+
+    /// How many tokens were asked for.
+    pub fn token_requests(&self) -> usize {
+        self.requests_to(At::TokenServer, "").len()
+    }
+
+    /// Bytes of blobs that left.
+    pub fn bytes_served(&self) -> u64 {
+        self.shared.bytes_served.load(Ordering::SeqCst)
+    }
+
+    /// The most blob requests that were being answered at once, bodies included.
+    pub fn peak(&self) -> usize {
+        self.shared.peak.load(Ordering::SeqCst)
+    }
+
+    fn change<T>(&self, repository: &str, change: impl FnOnce(&mut Repository) -> T) {
+        change(self.shared.content.lock().unwrap().entry(repository.to_owned()).or_default());
+    }
+}
+
+impl Drop for RegistryDouble {
+    fn drop(&mut self) {
+        self.servers.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+type Served = (Arc<Shared>, At);
+
+/// Answers a request of any host, and records it.
+async fn answer(State((shared, at)): State<Served>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let form = axum::body::to_bytes(body, 64 * 1024).await.unwrap_or_default();
+    let form = String::from_utf8_lossy(&form).into_owned();
+    let fault = {
+        let mut rules = shared.rules.lock().unwrap();
+        rules.iter_mut().find_map(|rule| rule.applies(at, &head.uri))
+    };
+    if let Some(Fault::Late(delay)) = fault {
+        tokio::time::sleep(delay).await;
+    }
+    let response = match (&fault, at) {
+        (Some(Fault::Status(status)), _) => error(*status, "SCRIPTED", "scripted fault"),
+        (Some(Fault::RetryAfter(status, after)), _) => {
+            let after = [(header::RETRY_AFTER, after.clone())];
+            (after, error(*status, "TOOMANYREQUESTS", "slow down")).into_response()
+        }
+        (Some(Fault::Redirect(target)), _) => {
+            (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, target.clone())]).into_response()
+        }
+        (_, At::Registry) => shared.registry(&head.uri, &head.headers, fault.as_ref()),
+        (_, At::Storage) => shared.storage(&head.uri, &head.headers, fault.as_ref()),
+        (_, At::TokenServer) => shared.token(&head.method, &head.uri, &head.headers, &form),
+    };
+    let (method, uri, headers) = (head.method, head.uri, head.headers);
+    let status = response.status();
+    let recorded = Recorded { at, method, uri, headers, form, status };
+    shared.requests.lock().unwrap().push(recorded);
+    response
+}
+
+/// An error as distribution-spec wants it.
+fn error(status: u16, code: &str, message: &str) -> Response {
+    let status = StatusCode::from_u16(status).expect("a status");
+    let body = json!({ "errors": [{ "code": code, "message": message }] });
+    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+impl Shared {
+    fn host(&self, at: At) -> String {
+        self.addresses[at as usize].to_string()
+    }
+
+    fn secret(&self) -> usize {
+        self.next_secret.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn registry(
+        self: &Arc<Self>,
+        uri: &Uri,
+        headers: &HeaderMap,
+        fault: Option<&Fault>,
+    ) -> Response {
+        let Some(path) = uri.path().strip_prefix("/v2/").filter(|path| !path.is_empty()) else {
+            return StatusCode::OK.into_response();
+        };
+        let kinds = ["/manifests/", "/blobs/", "/tags/"];
+        let Some((name, kind, rest)) = kinds
+            .iter()
+            .find_map(|kind| path.split_once(kind).map(|(name, rest)| (name, *kind, rest)))
+        else {
+            return error(404, "UNSUPPORTED", "no such page");
+        };
+        if let Some(refusal) = self.refusal(name, headers) {
+            return refusal;
+        }
+        let content = self.content.lock().unwrap();
+        let Some(repository) = content.get(name) else {
+            return error(404, "NAME_UNKNOWN", "repository name not known to registry");
+        };
+        match kind {
+            "/manifests/" => manifest(repository, rest, headers, fault),
+            "/tags/" => self.tags(name, repository, uri),
+            _ => {
+                let digest = Digest::parse(rest).ok();
+                match digest.and_then(|digest| repository.blobs.get(&digest)) {
+                    None => error(404, "BLOB_UNKNOWN", "blob unknown to registry"),
+                    Some(_) if self.options.redirect_for.is_some() => self.redirect(name, rest),
+                    Some(bytes) => self.blob(bytes, headers, fault),
+                }
+            }
+        }
+    }
+
+    /// The answer to somebody who may not read `name`.
+    fn refusal(&self, name: &str, headers: &HeaderMap) -> Option<Response> {
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let challenge = match &self.options.access {
+            Access::Open => return None,
+            Access::Basic { username, password } => {
+                if given == Some(&basic(username, password)) {
+                    return None;
+                }
+                "Basic realm=\"double\"".to_owned()
+            }
+            Access::Bearer(_) => {
+                let token = given.and_then(|given| given.strip_prefix("Bearer "));
+                let tokens = self.tokens.lock().unwrap();
+                if token
+                    .and_then(|token| tokens.get(token))
+                    .is_some_and(|end| Instant::now() < *end)
+                {
+                    return None;
+                }
+                format!(
+                    "Bearer realm=\"http://{}/token\",service=\"double\",scope=\"repository:{name}:pull\"",
+                    self.host(At::TokenServer)
+                )
+            }
+        };
+        let challenge = [(header::WWW_AUTHENTICATE, challenge)];
+        let body = error(401, "UNAUTHORIZED", "authentication required");
+        Some((challenge, body).into_response())
+    }
+
+    fn tags(&self, name: &str, repository: &Repository, uri: &Uri) -> Response {
+        let query = uri.query().unwrap_or_default();
+        let last = query.split('&').find_map(|pair| pair.strip_prefix("last=")).unwrap_or_default();
+        let mut behind: Vec<_> =
+            repository.tags.keys().filter(|tag| tag.as_str() > last).cloned().collect();
+        let more = self.options.tags_per_page.filter(|&limit| behind.len() > limit);
+        behind.truncate(more.unwrap_or(usize::MAX));
+        let page = json!({ "name": name, "tags": behind }).to_string();
+        match (more, behind.last()) {
+            (Some(limit), Some(last)) => {
+                let next = format!("</v2/{name}/tags/list?last={last}&n={limit}>; rel=\"next\"");
+                ([(header::LINK, next)], page).into_response()
+            }
+            _ => page.into_response(),
+        }
+    }
+
+    fn redirect(&self, name: &str, digest: &str) -> Response {
+        let lifetime = self.options.redirect_for.unwrap_or_default().as_secs();
+        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+        let (storage, signature) = (self.host(At::Storage), self.secret());
+        let target = format!(
+            "http://{storage}/{name}/{digest}?X-Amz-Date={now}&X-Amz-Expires={lifetime}&X-Amz-Signature={signature}"
+        );
+        (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, target)]).into_response()
+    }
+
+    fn storage(
+        self: &Arc<Self>,
+        uri: &Uri,
+        headers: &HeaderMap,
+        fault: Option<&Fault>,
+    ) -> Response {
+        if headers.contains_key(header::AUTHORIZATION) {
+            return (StatusCode::BAD_REQUEST, "only one auth mechanism allowed").into_response();
+        }
+        let signature = uri.query().and_then(|query| query.rsplit_once("Signature="));
+        let signature = signature.and_then(|(_, number)| number.parse::<usize>().ok());
+        if signature.is_none_or(|number| number < self.first_signature.load(Ordering::SeqCst)) {
+            return (StatusCode::FORBIDDEN, "Request has expired").into_response();
+        }
+        let content = self.content.lock().unwrap();
+        let path = uri.path().trim_start_matches('/').rsplit_once('/');
+        let bytes = path
+            .and_then(|(name, digest)| content.get(name)?.blobs.get(&Digest::parse(digest).ok()?));
+        match bytes {
+            Some(bytes) => self.blob(bytes, headers, fault),
+            None => (StatusCode::NOT_FOUND, "NoSuchKey").into_response(),
+        }
+    }
+
+    fn token(&self, method: &Method, uri: &Uri, headers: &HeaderMap, form: &str) -> Response {
+        let Access::Bearer(tokens) = &self.options.access else {
+            return error(404, "UNSUPPORTED", "no tokens here");
+        };
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let is_known = if *method == Method::POST {
+            let identity = tokens.identity.as_ref();
+            identity.is_some_and(|identity| form.contains(&format!("refresh_token={identity}")))
+        } else {
+            match &tokens.password {
+                Some((username, password)) => given == Some(&basic(username, password)),
+                None => tokens.identity.is_none(),
+            }
+        };
+        if !is_known || !format!("{uri} {form}").contains("scope=repository%3A") {
+            return error(401, "UNAUTHORIZED", "incorrect username or password");
+        }
+        let token = format!("secret-token-{}", self.secret());
+        let end = Instant::now() + tokens.lifetime;
+        self.tokens.lock().unwrap().insert(token.clone(), end);
+        let answer = if tokens.terse {
+            json!({ "access_token": token })
+        } else {
+            json!({ "token": token, "expires_in": tokens.lifetime.as_secs() })
+        };
+        answer.to_string().into_response()
+    }
+
+    /// A blob, or the range of it that was asked for.
+    fn blob(
+        self: &Arc<Self>,
+        bytes: &Bytes,
+        headers: &HeaderMap,
+        fault: Option<&Fault>,
+    ) -> Response {
+        let asked = match fault {
+            Some(Fault::IgnoreRange) => None,
+            _ => headers.get(header::RANGE).and_then(|value| value.to_str().ok()),
+        };
+        let size = bytes.len();
+        let range = match asked.map(|asked| parse_range(asked, size)) {
+            None => 0..size,
+            Some(Some(range)) => range,
+            Some(None) => {
+                let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+                return (StatusCode::RANGE_NOT_SATISFIABLE, range).into_response();
+            }
+        };
+        let mut response = Response::new(self.body(bytes.slice(range.clone()), fault));
+        let own = response.headers_mut();
+        if asked.is_some() {
+            let text = match fault {
+                Some(Fault::ContentRange(text)) => text.clone(),
+                _ => format!("bytes {}-{}/{size}", range.start, range.end - 1),
+            };
+            own.insert(header::CONTENT_RANGE, text.parse().expect("a header value"));
+        }
+        if !matches!(fault, Some(Fault::Short { .. } | Fault::Long { .. })) {
+            own.insert(header::CONTENT_LENGTH, range.len().into());
+        }
+        if asked.is_some() {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        }
+        response
+    }
+
+    /// A body that counts what leaves, and fails as told.
+    fn body(self: &Arc<Self>, bytes: Bytes, fault: Option<&Fault>) -> Body {
+        let mut content = bytes.to_vec();
+        let mut end: Option<io::Result<()>> = Some(Ok(()));
+        match fault {
+            Some(Fault::Reset { after_bytes }) => {
+                content.truncate(*after_bytes);
+                end = Some(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            Some(Fault::Stall { after_bytes }) => {
+                content.truncate(*after_bytes);
+                end = None;
+            }
+            Some(Fault::Short { after_bytes }) => content.truncate(*after_bytes),
+            Some(Fault::Long { extra_bytes }) => {
+                content.extend(std::iter::repeat_n(0, *extra_bytes));
+            }
+            Some(Fault::Corrupt) => {
+                if let Some(byte) = content.first_mut() {
+                    *byte ^= 1;
+                }
+            }
+            _ => {}
+        }
+        let busy = Busy::new(Arc::clone(self));
+        let pieces: Vec<_> = content.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
+        let pieces = stream::iter(pieces).map(move |piece| {
+            busy.0.bytes_served.fetch_add(piece.len() as u64, Ordering::SeqCst);
+            Ok::<_, io::Error>(piece)
+        });
+        let end = async move {
+            match end {
+                Some(Ok(())) => None,
+                Some(Err(error)) => {
+                    // What was sent before arrives before the break.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Some(Err(error))
+                }
+                None => std::future::pending().await,
+            }
+        };
+        Body::from_stream(pieces.chain(stream::once(end).filter_map(std::future::ready)))
+    }
+}
+
+/// Counts the answers under way.
+struct Busy(Arc<Shared>);
+
+impl Busy {
+    fn new(shared: Arc<Shared>) -> Self {
+        let busy = shared.busy.fetch_add(1, Ordering::SeqCst) + 1;
+        shared.peak.fetch_max(busy, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn manifest(
+    repository: &Repository,
+    selector: &str,
+    headers: &HeaderMap,
+    fault: Option<&Fault>,
+) -> Response {
+    let accepts = headers.get_all(header::ACCEPT).iter().any(|value| {
+        value.to_str().is_ok_and(|value| value.contains(MANIFEST_TYPE) || value.contains("*/*"))
+    });
+    let digest = Digest::parse(selector).ok().or_else(|| repository.tags.get(selector).copied());
+    let found = digest.and_then(|digest| Some((digest, repository.manifests.get(&digest)?)));
+    let Some((digest, json)) = found.filter(|_| accepts) else {
+        return error(404, "MANIFEST_UNKNOWN", "manifest unknown");
+    };
+    let mut json = json.to_vec();
+    if let (Some(Fault::Corrupt), Some(byte)) = (fault, json.last_mut()) {
+        *byte ^= 1;
+    }
+    let named =
+        [("docker-content-digest", digest.to_string()), ("content-type", MANIFEST_TYPE.into())];
+    (named, json).into_response()
+}
+
+fn basic(username: &str, password: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{username}:{password}")))
+}
+
+fn parse_range(text: &str, size: usize) -> Option<Range<usize>> {
+    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let first: usize = first.parse().ok()?;
+    let last: usize = if last.is_empty() { size - 1 } else { last.parse().ok()? };
+    (first < size && first <= last).then(|| first..(last + 1).min(size))
+}
+
+/// Accepts TLS connections; whoever speaks plain http is told so in the words of Go's server.
+struct TlsListener {
+    accepted: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+    address: SocketAddr,
+}
+
+impl TlsListener {
+    fn new(listener: TcpListener, tls: Arc<tokio_rustls::rustls::ServerConfig>) -> Self {
+        let address = listener.local_addr().expect("it is bound");
+        let (sender, accepted) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let acceptor = TlsAcceptor::from(tls);
+            while let Ok((stream, peer)) = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = sender.closed() => return,
+            } {
+                let (acceptor, sender) = (acceptor.clone(), sender.clone());
+                tokio::spawn(async move {
+                    if let Some(stream) = handshake(stream, acceptor).await {
+                        let _ = sender.send((stream, peer)).await;
+                    }
+                });
+            }
+        });
+        Self { accepted, address }
+    }
+}
+
+async fn handshake(mut stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
+    const HANDSHAKE: u8 = 22;
+    let mut first = [0];
+    stream.peek(&mut first).await.ok()?;
+    if first[0] == HANDSHAKE {
+        return acceptor.accept(stream).await.ok();
+    }
+    let _ = stream.read(&mut [0; 4096]).await;
+    let words = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+    let _ = stream.write_all(words.as_bytes()).await;
+    None
+}
+
+impl Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.accepted.recv().await {
+            Some(accepted) => accepted,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Ok(self.address)
+    }
+}
