@@ -3,6 +3,10 @@
 //!
 //! Not the `tar` crate's `PaxExtensions`: that splits at newlines, which a path may hold.
 
+/// The longest value that is kept. Four times the longest path, for names that shrink when they are
+/// cleaned; global values are copied for every entry, so they may not be as long as the records.
+const VALUE_LIMIT_BYTES: usize = 16 * 1024;
+
 /// What records say about the next entry (`x`, `L`, `K`) or all that follow (`g`).
 ///
 /// Values are bytes as written. An empty one means "as in the header" and takes a global away.
@@ -22,14 +26,18 @@ impl Records {
             let (key, value, rest) = record(content)
                 .ok_or("its PAX records are malformed: expected `LENGTH KEY=VALUE`")?;
             content = rest;
-            match key {
-                b"path" => self.path = Some(value.to_vec()),
-                b"linkpath" => self.link_path = Some(value.to_vec()),
-                b"size" => self.size = Some(value.to_vec()),
-                b"mtime" => self.mtime = Some(value.to_vec()),
+            let field = match key {
+                b"path" => &mut self.path,
+                b"linkpath" => &mut self.link_path,
+                b"size" => &mut self.size,
+                b"mtime" => &mut self.mtime,
                 _ if key.starts_with(b"GNU.sparse.") => return Err(SPARSE.to_owned()),
-                _ => {}
+                _ => continue,
+            };
+            if value.len() > VALUE_LIMIT_BYTES {
+                return Err(format!("a PAX value has more than {VALUE_LIMIT_BYTES} bytes"));
             }
+            *field = Some(value.to_vec());
         }
         Ok(())
     }
@@ -178,6 +186,9 @@ mod tests {
             assert!(decoded(content.as_bytes()).is_err(), "{content:?}");
         }
         assert!(decoded(&written("GNU.sparse.major", b"1")).unwrap_err().contains("sparse"));
+        assert!(decoded(&written("path", &[b'/'; VALUE_LIMIT_BYTES])).is_ok());
+        assert!(decoded(&written("path", &[b'/'; VALUE_LIMIT_BYTES + 1])).is_err());
+        assert!(decoded(&written("comment", &[b'/'; VALUE_LIMIT_BYTES + 1])).is_ok());
         assert!(decoded(&written("size", b"-1")).unwrap().size().is_err());
     }
 
