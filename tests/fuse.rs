@@ -396,7 +396,7 @@ fn names_need_not_be_utf_8() {
 }
 
 #[test]
-fn a_missing_name_is_enoent_and_a_path_through_a_file_enotdir() {
+fn missing_names_paths_through_files_and_names_too_long_have_their_errno() {
     let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, b"weights"));
     let mounted = Mounted::new(kit);
     for _ in 0..2 {
