@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::{cache, cat, completions, copy, daemon, info, list, ls, mount, serve, sizes, status};
 use super::umount;
+use super::{cache, cat, completions, copy, daemon, info, list, ls, mount, serve, sizes, status};
 
 /// Mount remote ModelKits lazily, as read-only directories.
 #[derive(Debug, Parser)]
@@ -67,7 +67,13 @@ pub(super) enum Command {
 #[command(next_help_heading = "Cache options")]
 pub(super) struct CacheArguments {
     /// The cache folder; one daemon owns it [default: ~/.cache/kitfs].
-    #[arg(long, global = true, value_name = "DIR", env = "KITFS_CACHE_DIR", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "KITFS_CACHE_DIR",
+        hide_env_values = true
+    )]
     pub cache_dir: Option<PathBuf>,
     /// The most content to keep, such as 200GiB; what was used least recently goes first
     /// [default: no limit].

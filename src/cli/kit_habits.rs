@@ -43,7 +43,12 @@ mod tests {
     fn values_after_a_blank_are_joined_and_references_are_not() {
         assert_eq!(translated("ls --tls-verify false r/e"), "ls --tls-verify=false r/e");
         assert_eq!(translated("ls --plain-http true r/e"), "ls --plain-http=true r/e");
-        for same in ["ls --tls-verify r/e", "ls --tls-verify=false false", "ls -l false", "ls -- --plain-http false"] {
+        for same in [
+            "ls --tls-verify r/e",
+            "ls --tls-verify=false false",
+            "ls -l false",
+            "ls -- --plain-http false",
+        ] {
             assert_eq!(translated(same), same);
         }
     }

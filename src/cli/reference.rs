@@ -85,9 +85,10 @@ fn layout_end(text: &[u8], is_layout: &dyn Fn(&Path) -> bool) -> Option<usize> {
         let bare = selector.map(|selector| &whole[..name + selector]);
         let last_colon = whole[name..].iter().rposition(|byte| matches!(byte, b':' | b'@'));
         let almost = last_colon.map(|selector| &whole[..name + selector]);
-        [Some(whole), almost, bare].into_iter().flatten().any(|folder| {
-            !folder.is_empty() && is_layout(Path::new(OsStr::from_bytes(folder)))
-        })
+        [Some(whole), almost, bare]
+            .into_iter()
+            .flatten()
+            .any(|folder| !folder.is_empty() && is_layout(Path::new(OsStr::from_bytes(folder))))
     })
 }
 

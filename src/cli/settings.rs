@@ -83,7 +83,11 @@ impl Settings {
         Ok(NetworkOptions {
             plain_http: network.plain_http,
             insecure_tls: !network.tls_verify,
-            ca_files: network.ca_files.iter().map(|file| absolute(file)).collect::<Result<_, _>>()?,
+            ca_files: network
+                .ca_files
+                .iter()
+                .map(|file| absolute(file))
+                .collect::<Result<_, _>>()?,
             client_certificate: certificate.map(|file| absolute(file)).transpose()?,
             client_key: key.map(|file| absolute(file)).transpose()?,
             http_proxy: proxies.0,
@@ -184,7 +188,8 @@ mod tests {
             client_certificate: Some("/e.pem".into()),
             ..home()
         };
-        let line = ["--proxy", "http://p", "--cert", "/f.pem", "--key", "/k.pem", "--tls-verify=false"];
+        let line =
+            ["--proxy", "http://p", "--cert", "/f.pem", "--key", "/k.pem", "--tls-verify=false"];
         let (named, network) = settings(&line, environment.clone());
         let options = named.network(&network).unwrap();
         assert_eq!(options.http_proxy.as_deref(), Some("http://p"));

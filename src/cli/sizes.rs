@@ -14,9 +14,11 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
     if number.is_empty() || number.ends_with('.') || fraction.len() > 9 {
         return Err(wrong());
     }
-    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse::<u64>().map_err(|_| wrong())?.into() };
+    let whole: u128 =
+        if whole.is_empty() { 0 } else { whole.parse::<u64>().map_err(|_| wrong())?.into() };
     let scale = 10u128.pow(fraction.len() as u32);
-    let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse::<u64>().map_err(|_| wrong())?.into() };
+    let fraction: u128 =
+        if fraction.is_empty() { 0 } else { fraction.parse::<u64>().map_err(|_| wrong())?.into() };
     let bytes = (whole * scale + fraction) * u128::from(factor) / scale;
     u64::try_from(bytes).map_err(|_| format!("`{text}` is more than 2^64 bytes"))
 }

@@ -236,10 +236,7 @@ async fn unmount(served: &Arc<Served>, lazy: bool) -> Result<(), Failure> {
     try_unmount(served, lazy).await?.map_err(Failure::from)
 }
 
-async fn try_unmount(
-    served: &Arc<Served>,
-    lazy: bool,
-) -> Result<Result<(), MountError>, Failure> {
+async fn try_unmount(served: &Arc<Served>, lazy: bool) -> Result<Result<(), MountError>, Failure> {
     let served = served.clone();
     tokio::task::spawn_blocking(move || served.mount.unmount(lazy)).await.map_err(panicked)
 }

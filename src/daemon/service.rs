@@ -80,7 +80,8 @@ impl Service {
         progress: &(dyn Fn(PassProgress) + Send + Sync),
     ) -> Result<MountStatus, Failure> {
         if !request.mountpoint.is_absolute() {
-            let message = format!("the mountpoint {} is not absolute", request.mountpoint.display());
+            let message =
+                format!("the mountpoint {} is not absolute", request.mountpoint.display());
             return Err(Failure::new(FailureKind::Usage, message));
         }
         let reservation = self.mounts.reserve(&request.mountpoint)?;
@@ -101,7 +102,8 @@ impl Service {
         };
         self.kits.share(pinned_request(&request.kit, &kit), &kit);
         let served = kit.clone();
-        let mount = spawn_blocking(move || Mount::new(served, &options)).await.map_err(panicked)??;
+        let mount =
+            spawn_blocking(move || Mount::new(served, &options)).await.map_err(panicked)??;
         let status = reservation.fulfil(mount, kit, request.kit.reference, now())?;
         tracing::info!(reference = status.reference, digest = status.digest,
             mountpoint = %status.mountpoint.display(), "mounted");

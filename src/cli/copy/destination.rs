@@ -31,12 +31,14 @@ impl Destination {
         }
         let there = root.symlink_metadata();
         match there {
-            Ok(there) if there.is_dir() && !is_directory => {
-                refuse(format!("cannot put a file in the place of the directory {}", root.display()))
-            }
-            Ok(there) if !there.is_dir() && is_directory && !root.is_dir() => {
-                refuse(format!("cannot put a directory in the place of the file {}", root.display()))
-            }
+            Ok(there) if there.is_dir() && !is_directory => refuse(format!(
+                "cannot put a file in the place of the directory {}",
+                root.display()
+            )),
+            Ok(there) if !there.is_dir() && is_directory && !root.is_dir() => refuse(format!(
+                "cannot put a directory in the place of the file {}",
+                root.display()
+            )),
             Ok(_) | Err(_) => Ok(Self { root }),
         }
     }
