@@ -48,7 +48,8 @@ pub(super) fn man(arguments: &ManArguments) -> Result<(), CliError> {
             let Some(found) = found else {
                 return Err(CliError::usage(format!("kitfs has no command `{name}`")));
             };
-            found.clone().name(format!("kitfs-{name}"))
+            // `build` has named it `kitfs-COMMAND`.
+            found.clone()
         }
     };
     let mut page = Vec::new();

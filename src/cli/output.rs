@@ -41,7 +41,7 @@ pub(super) fn print_table(
     rows: impl IntoIterator<Item = Vec<String>>,
 ) -> Result<(), CliError> {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header(headings.iter().copied());
     for row in rows {
         table.add_row(row.iter().map(|cell| printable(cell.as_bytes()).into_owned()));

@@ -61,7 +61,9 @@ fn cache_kind(error: &CacheError) -> FailureKind {
         | CacheError::Full { .. }
         | CacheError::DiskFull { .. }
         | CacheError::InUse(_) => FailureKind::Cache,
-        CacheError::Layout(_) => FailureKind::BadContent,
+        CacheError::Poisoned { .. } | CacheError::Changed { .. } | CacheError::Layout(_) => {
+            FailureKind::BadContent
+        }
     }
 }
 
@@ -97,6 +99,7 @@ fn load_kind(error: &LoadError) -> FailureKind {
         LoadError::Fetch { error, .. } => fetch_kind(error),
         LoadError::Manifest { .. }
         | LoadError::Kit { .. }
+        | LoadError::ParentReference { .. }
         | LoadError::Parents { .. }
         | LoadError::Tree { .. } => FailureKind::BadContent,
         LoadError::Cache { error, .. } => cache_kind(error),

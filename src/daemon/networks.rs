@@ -10,14 +10,13 @@ use parking_lot::Mutex;
 use super::api::NetworkOptions;
 use crate::source::credentials::CredentialStore;
 use crate::source::mirrors::Mirrors;
-use crate::source::registry::{HostLimits, RegistryClient, RegistryConfig};
+use crate::source::registry::{
+    DEFAULT_REQUESTS_PER_HOST, HostLimits, RegistryClient, RegistryConfig, Timing,
+};
 use crate::source::{SourceError, Sources};
 
 /// Sets of options whose connections are kept; a person uses one or two, and mounts hold theirs.
 const MOST_NETWORKS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
-/// Requests at once to one registry host: enough to hide its latency from several readers, and
-/// below what public registries throttle.
-const REQUESTS_PER_HOST: usize = 16;
 
 /// The sources of each set of network options.
 pub(super) struct Networks {
@@ -27,7 +26,7 @@ pub(super) struct Networks {
 
 impl Networks {
     pub(super) fn new() -> Self {
-        let limits = HostLimits::new(REQUESTS_PER_HOST);
+        let limits = HostLimits::new(DEFAULT_REQUESTS_PER_HOST);
         Self { limits, sources: Mutex::new(LruCache::new(MOST_NETWORKS)) }
     }
 
@@ -70,6 +69,7 @@ impl Networks {
             credentials: CredentialStore::new(options.credential_files.clone()),
             mirrors: Mirrors::new(options.registries_dir.clone()),
             limits: self.limits.clone(),
+            timing: Timing::default(),
         })
     }
 }
