@@ -67,10 +67,7 @@ pub enum Access {
     #[default]
     Open,
     /// Who knows the password.
-    Basic {
-        username: String,
-        password: String,
-    },
+    Basic { username: String, password: String },
     /// Who brings a token.
     Bearer(Tokens),
 }
@@ -232,9 +229,11 @@ impl RegistryDouble {
     pub async fn start(options: Options) -> Self {
         let mut listeners = Vec::new();
         for _ in 0..3 {
-            listeners.push(TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports"));
+            listeners
+                .push(TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports"));
         }
-        let addresses = listeners.iter().map(|one| one.local_addr().expect("it is bound")).collect();
+        let addresses =
+            listeners.iter().map(|one| one.local_addr().expect("it is bound")).collect();
         let tls = options.tls.clone();
         let shared = Arc::new(Shared {
             options,
@@ -250,7 +249,9 @@ impl RegistryDouble {
             peak: AtomicUsize::new(0),
         });
         let mut servers = Vec::new();
-        for (at, listener) in [At::Registry, At::Storage, At::TokenServer].into_iter().zip(listeners) {
+        for (at, listener) in
+            [At::Registry, At::Storage, At::TokenServer].into_iter().zip(listeners)
+        {
             let router = Router::new().fallback(answer).with_state((Arc::clone(&shared), at));
             servers.push(match tls.clone().filter(|_| at == At::Registry) {
                 Some(tls) => tokio::spawn(async move {
@@ -310,7 +311,8 @@ impl RegistryDouble {
         }
         let index: Value = serde_json::from_slice(&read(&folder.join("index.json"))).expect("JSON");
         for manifest in index["manifests"].as_array().expect("a list") {
-            let digest = manifest["digest"].as_str().expect("a digest").trim_start_matches("sha256:");
+            let digest =
+                manifest["digest"].as_str().expect("a digest").trim_start_matches("sha256:");
             let tag = &manifest["annotations"]["org.opencontainers.image.ref.name"];
             self.push_manifest(
                 repository,
@@ -431,14 +433,20 @@ impl Shared {
         self.next_secret.fetch_add(1, Ordering::SeqCst)
     }
 
-    fn registry(self: &Arc<Self>, uri: &Uri, headers: &HeaderMap, fault: Option<&Fault>) -> Response {
+    fn registry(
+        self: &Arc<Self>,
+        uri: &Uri,
+        headers: &HeaderMap,
+        fault: Option<&Fault>,
+    ) -> Response {
         let Some(path) = uri.path().strip_prefix("/v2/").filter(|path| !path.is_empty()) else {
             return StatusCode::OK.into_response();
         };
         let kinds = ["/manifests/", "/blobs/", "/tags/"];
-        let Some((name, kind, rest)) = kinds.iter().find_map(|kind| {
-            path.split_once(kind).map(|(name, rest)| (name, *kind, rest))
-        }) else {
+        let Some((name, kind, rest)) = kinds
+            .iter()
+            .find_map(|kind| path.split_once(kind).map(|(name, rest)| (name, *kind, rest)))
+        else {
             return error(404, "UNSUPPORTED", "no such page");
         };
         if let Some(refusal) = self.refusal(name, headers) {
@@ -476,7 +484,10 @@ impl Shared {
             Access::Bearer(_) => {
                 let token = given.and_then(|given| given.strip_prefix("Bearer "));
                 let tokens = self.tokens.lock().unwrap();
-                if token.and_then(|token| tokens.get(token)).is_some_and(|end| Instant::now() < *end) {
+                if token
+                    .and_then(|token| tokens.get(token))
+                    .is_some_and(|end| Instant::now() < *end)
+                {
                     return None;
                 }
                 format!(
@@ -517,7 +528,12 @@ impl Shared {
         (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, target)]).into_response()
     }
 
-    fn storage(self: &Arc<Self>, uri: &Uri, headers: &HeaderMap, fault: Option<&Fault>) -> Response {
+    fn storage(
+        self: &Arc<Self>,
+        uri: &Uri,
+        headers: &HeaderMap,
+        fault: Option<&Fault>,
+    ) -> Response {
         if headers.contains_key(header::AUTHORIZATION) {
             return (StatusCode::BAD_REQUEST, "only one auth mechanism allowed").into_response();
         }
@@ -528,9 +544,8 @@ impl Shared {
         }
         let content = self.content.lock().unwrap();
         let path = uri.path().trim_start_matches('/').rsplit_once('/');
-        let bytes = path.and_then(|(name, digest)| {
-            content.get(name)?.blobs.get(&Digest::parse(digest).ok()?)
-        });
+        let bytes = path
+            .and_then(|(name, digest)| content.get(name)?.blobs.get(&Digest::parse(digest).ok()?));
         match bytes {
             Some(bytes) => self.blob(bytes, headers, fault),
             None => (StatusCode::NOT_FOUND, "NoSuchKey").into_response(),
@@ -566,7 +581,12 @@ impl Shared {
     }
 
     /// A blob, or the range of it that was asked for.
-    fn blob(self: &Arc<Self>, bytes: &Bytes, headers: &HeaderMap, fault: Option<&Fault>) -> Response {
+    fn blob(
+        self: &Arc<Self>,
+        bytes: &Bytes,
+        headers: &HeaderMap,
+        fault: Option<&Fault>,
+    ) -> Response {
         let asked = match fault {
             Some(Fault::IgnoreRange) => None,
             _ => headers.get(header::RANGE).and_then(|value| value.to_str().ok()),
@@ -678,7 +698,8 @@ fn manifest(
     if let (Some(Fault::Corrupt), Some(byte)) = (fault, json.last_mut()) {
         *byte ^= 1;
     }
-    let named = [("docker-content-digest", digest.to_string()), ("content-type", MANIFEST_TYPE.into())];
+    let named =
+        [("docker-content-digest", digest.to_string()), ("content-type", MANIFEST_TYPE.into())];
     (named, json).into_response()
 }
 

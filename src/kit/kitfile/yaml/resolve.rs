@@ -43,11 +43,7 @@ fn is_base60(text: &str) -> bool {
         && is_digits(first)
         && is_digits(fraction)
         && rest.peek().is_some()
-        && rest.all(|group| match group.as_bytes() {
-            [b'0'..=b'9'] => true,
-            [b'0'..=b'5', b'0'..=b'9'] => true,
-            _ => false,
-        })
+        && rest.all(|group| matches!(group.as_bytes(), [b'0'..=b'9'] | [b'0'..=b'5', b'0'..=b'9']))
 }
 
 /// A number that starts with a sign or a digit; underscores between digits are passed over.
