@@ -1,20 +1,69 @@
 //! Bytes kept near: layers on disk in chunks, verified, bounded, shared by all mounts.
 //!
-//! Signatures first: the bodies are being written.
-#![allow(unused_variables, dead_code, missing_docs)]
+//! ```text
+//! <cache>/lock            flock: one process owns the folder         lock
+//! <cache>/format          the version of all that follows            mod
+//! <cache>/state.redb      origin -> manifest, kit -> layers           state
+//! <cache>/kits/sha256/<hex>/document                                  documents
+//! <cache>/layers/sha256/<hex>[.encoding]/                             known, store
+//!     meta                which blob, how far it can be trusted       meta
+//!     toc                 its members                                 layer::toc_codec
+//!     chunks              how much of each chunk is here, its digest  chunk_table
+//!     stream, members/<n> the bytes, sparse                           append, stage
+//!     spool               an interrupted pass over a compressed blob  stage
+//! ```
+//!
+//! What the room promises (docs/format/cache-folder.md, docs/design/002-cache.md):
+//! - It never serves a byte that differs from the one that arrived. Whatever another process, a
+//!   crash or the disk does to the files: right bytes, a miss, or an error.
+//! - Losing power costs fetched bytes, never correctness: content is written before the record
+//!   that speaks of it, and hashed again before this process first serves it.
+//! - The limit holds, up to what is in flight ([`eviction`]).
+//!
+//! It fetches nothing, and does not know where bytes come from.
 
-use std::ops::Range;
+mod append;
+mod budget;
+mod chunk_states;
+mod chunk_table;
+mod documents;
+mod error;
+mod eviction;
+mod files;
+mod key;
+mod known;
+mod lock;
+mod meta;
+mod open_files;
+mod stage;
+mod state;
+mod store;
+mod verify;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
+use known::{Purpose, Shared};
+use lock::FolderLock;
+use state::State;
 
-use crate::layer::{CacheFile, ChunkId, Layout, RangeSet, StreamOffset, Toc};
-use crate::oci::{Digest, Encoding};
+pub use append::Appender;
+pub use error::CacheError;
+pub use key::LayerKey;
+pub use stage::Stage;
+pub use store::{Contents, LayerStore, Lookup, MemberPin};
+
+use crate::oci::Digest;
+
+/// The content of the `format` file. A later version that this one cannot use has another number.
+const FORMAT: &str = "kitfs cache 1\n";
 
 /// Where the cache lies and how much it may hold.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
+    /// The cache folder; created where it is not there.
     pub folder: PathBuf,
     /// The most bytes of content on disk; `None` is unlimited.
     pub capacity_bytes: Option<u64>,
@@ -23,13 +72,10 @@ pub struct CacheConfig {
 }
 
 /// One cache folder, held by this process (flock).
-pub struct Cache {}
-
-/// Which layer: the same blob read as tar and as raw are two layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LayerKey {
-    pub digest: Digest,
-    pub encoding: Encoding,
+pub struct Cache {
+    shared: Arc<Shared>,
+    state: State,
+    _lock: FolderLock,
 }
 
 /// How far the bytes of a layer can be trusted (design.md 6).
@@ -40,54 +86,10 @@ pub enum LayerState {
     /// The digest was computed over all bytes, and matches.
     Confirmed,
     /// The digest does not match: reads fail.
-    Poisoned { got: Digest },
-}
-
-/// What can go wrong with the cache. Messages name the folder or file and what to do next.
-#[derive(Debug, thiserror::Error)]
-pub enum CacheError {
-    /// Another process holds the folder.
-    #[error("the cache folder {} is in use by process {pid}: stop it, or choose another folder with --cache-dir", folder.display())]
-    Held {
-        /// The folder.
-        folder: PathBuf,
-        /// The process, as it wrote itself into the lock file; 0 where that cannot be read.
-        pid: u32,
+    Poisoned {
+        /// The digest of the bytes that came.
+        got: Digest,
     },
-    /// A file of the cache cannot be read or written.
-    #[error("cannot {action} {}: {error}", path.display())]
-    Io {
-        /// `read`, `write`, `create`, …
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// The reason.
-        error: std::io::Error,
-    },
-    /// The cache is full and nothing can be evicted.
-    #[error(
-        "the cache is full: {capacity_bytes} bytes are allowed and all are in use: raise --cache-size"
-    )]
-    Full {
-        /// The limit in bytes.
-        capacity_bytes: u64,
-    },
-    /// Too little space is left on the cache's file system.
-    #[error("the file system of {} is full: {available_bytes} bytes are left and --keep-free is {keep_free_bytes}", folder.display())]
-    DiskFull {
-        /// The cache folder.
-        folder: PathBuf,
-        /// What is left.
-        available_bytes: u64,
-        /// What is to be left.
-        keep_free_bytes: u64,
-    },
-    /// The layer cannot be removed now.
-    #[error("layer {0} is in use")]
-    InUse(Digest),
-    /// The contents do not fit the layer.
-    #[error(transparent)]
-    Layout(#[from] crate::layer::layout::LayoutError),
 }
 
 /// A layer on disk.
@@ -105,7 +107,7 @@ pub struct LayerUsage {
     pub state: LayerState,
     /// Origins of the kits that use it.
     pub origins: Vec<String>,
-    /// Seconds since 1970.
+    /// When it was last opened or closed, in seconds since 1970.
     pub last_used: i64,
     /// Whether a [`LayerStore`] of it is alive.
     pub is_open: bool,
@@ -120,64 +122,70 @@ pub struct Verification {
     pub dropped_chunks: u64,
 }
 
-/// A layer's place in the cache.
-pub struct LayerStore {}
-
-/// What a read of resident bytes came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lookup {
-    /// Every byte was resident and is in the buffer.
-    Hit,
-    /// Some byte is not resident; the buffer's content is unspecified.
-    Miss,
-}
-
 impl Cache {
-    /// Opens or creates the folder and takes its lock; `Held{pid,..}` when another process has it.
+    /// Opens or creates the folder and takes its lock. What an interrupted process left is
+    /// cleaned up, and what is resident is counted.
+    ///
+    /// # Errors
+    /// [`CacheError::Held`] when another process has the folder, [`CacheError::Io`] when it cannot
+    /// be written or another version of kitfs made it.
     pub fn open(config: CacheConfig) -> Result<Arc<Self>, CacheError> {
-        todo!()
+        files::create_folder(&config.folder)?;
+        let folder =
+            std::path::absolute(&config.folder).map_err(CacheError::io("find", &config.folder))?;
+        let lock = FolderLock::take(&folder)?;
+        check_format(&folder)?;
+        documents::clean(&folder)?;
+        let state = State::open(&folder)?;
+        let shared = Shared::open(folder, &config)?;
+        Ok(Arc::new(Self { shared, state, _lock: lock }))
     }
+
     /// The one store of this layer in this process (same `Arc` for the same key).
+    ///
+    /// # Errors
+    /// [`CacheError::Io`], also when the layer is known with another size.
     pub fn layer(
         self: &Arc<Self>,
         key: LayerKey,
         blob_bytes: u64,
     ) -> Result<Arc<LayerStore>, CacheError> {
-        todo!()
+        self.shared.open_layer(key, blob_bytes, Purpose::Use)
     }
+
     /// Whether some process holds the lock of `folder`; false for a folder that is not there.
     pub fn is_held(folder: &Path) -> bool {
-        todo!()
+        lock::is_held(folder)
     }
+
     /// The folder, absolute.
     pub fn folder(&self) -> &Path {
-        todo!()
+        &self.shared.folder
     }
-    /// Bytes of content on disk.
+
+    /// Bytes of content on disk, those of running passes included.
     pub fn resident_bytes(&self) -> u64 {
-        todo!()
+        self.shared.budget.used_bytes()
     }
+
     /// The most bytes of content on disk.
     pub fn capacity_bytes(&self) -> Option<u64> {
-        todo!()
+        self.shared.budget.capacity_bytes()
     }
-    /// Keeps a manifest or config (`kits/`); its digest was verified by the caller.
-    pub fn put_document(&self, digest: Digest, bytes: &[u8]) -> Result<(), CacheError> {
-        todo!()
-    }
-    /// A manifest or config that was kept; checked against its digest, `None` when it is not
-    /// there or no longer what its digest says.
-    pub fn document(&self, digest: Digest) -> Option<Bytes> {
-        todo!()
-    }
+
     /// Remembers which manifest an origin (as its `Display` writes it) was resolved to.
     pub fn remember(&self, origin: &str, manifest: Digest) -> Result<(), CacheError> {
-        todo!()
+        self.state.remember(origin, manifest).map_err(|error| self.state_error("write", &error))
     }
+
     /// What an origin was last resolved to, for mounting without the network.
     pub fn recall(&self, origin: &str) -> Option<Digest> {
-        todo!()
+        self.state.recall(origin).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the cache's state file cannot be read");
+            None
+        })
     }
+
     /// Records that a kit uses these layers, for `cache ls` and `cache rm REFERENCE`.
     pub fn record_kit(
         &self,
@@ -185,119 +193,99 @@ impl Cache {
         manifest: Digest,
         layers: &[LayerKey],
     ) -> Result<(), CacheError> {
-        todo!()
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.state
+            .record_kit(origin, manifest, layers, now.as_secs() as i64)
+            .map_err(|error| self.state_error("write", &error))
     }
-    /// Every layer in the folder.
+
+    /// Every layer in the folder, the least recently used first.
     pub fn layers(&self) -> Result<Vec<LayerUsage>, CacheError> {
-        todo!()
+        let kits = self.state.kits().map_err(|error| self.state_error("read", &error))?;
+        let mut layers = Vec::new();
+        for known in self.shared.all_known() {
+            let Some(meta) = known.meta.read().clone() else { continue };
+            let users = kits.iter().filter(|kit| kit.layers.contains(&known.key));
+            let mut origins: Vec<String> = users.map(|kit| kit.origin.clone()).collect();
+            origins.dedup();
+            layers.push(LayerUsage {
+                key: known.key,
+                blob_bytes: meta.blob_bytes,
+                stream_bytes: meta.stream_bytes,
+                resident_bytes: known.resident_bytes() + known.spool_bytes(),
+                state: meta.state,
+                origins,
+                last_used: known.last_used.load(Ordering::Relaxed),
+                is_open: known.open_store().is_some(),
+            });
+        }
+        layers.sort_by_key(|layer| (layer.last_used, layer.key.digest));
+        Ok(layers)
     }
+
     /// The layers that a recorded kit uses: by origin, or by its manifest's digest.
     pub fn layers_of_kit(&self, kit: &str) -> Vec<LayerKey> {
-        todo!()
+        let kits = self.state.kits().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the cache's state file cannot be read");
+            Vec::new()
+        });
+        let digest = Digest::parse(kit).ok();
+        let mut layers = Vec::new();
+        for recorded in kits {
+            if recorded.origin == kit || Some(recorded.manifest) == digest {
+                layers.extend(recorded.layers);
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        layers.retain(|layer| seen.insert(*layer));
+        layers
     }
+
     /// Removes a layer, poisoned ones too; returns the bytes of content that were freed.
     ///
     /// # Errors
     /// [`CacheError::InUse`] while a [`LayerStore`] of it is alive.
     pub fn remove_layer(&self, key: LayerKey) -> Result<u64, CacheError> {
-        todo!()
+        self.shared.remove_layer(key)
     }
+
     /// Re-checks every resident byte of a layer against the recorded chunk digests and drops
     /// what is wrong. Blocking.
     pub fn verify_layer(self: &Arc<Self>, key: LayerKey) -> Result<Verification, CacheError> {
-        todo!()
+        let known = self.shared.all_known().into_iter().find(|known| known.key == key);
+        let meta = known.and_then(|known| known.meta.read().clone());
+        match meta {
+            Some(meta) => {
+                self.shared.open_layer(key, meta.blob_bytes, Purpose::Maintenance)?.verify()
+            }
+            None => Ok(Verification::default()),
+        }
     }
+
     /// Makes room for `bytes` more (evicting the least recently used) before they are written.
+    /// Blocking where something has to go.
+    ///
+    /// # Errors
+    /// [`CacheError::Full`] and [`CacheError::DiskFull`] when not enough can be evicted.
     pub fn make_room(&self, bytes: u64) -> Result<(), CacheError> {
-        todo!()
+        self.shared.make_room(bytes)
+    }
+
+    fn state_error(&self, action: &'static str, error: &redb::Error) -> CacheError {
+        CacheError::other(action, &self.folder().join("state.redb"), error.to_string())
     }
 }
 
-impl LayerStore {
-    /// The table of contents and layout, once known (persisted: survives restarts).
-    pub fn contents(&self) -> Option<Arc<Contents>> {
-        todo!()
-    }
-    pub fn state(&self) -> LayerState {
-        todo!()
-    }
-    /// Starts to collect the bytes of a layer whose contents are not known yet.
-    pub fn stage(self: &Arc<Self>) -> Result<Stage, CacheError> {
-        todo!()
-    }
-    /// Reads resident bytes into `buffer` (its length is the range's); re-checks the digest of
-    /// chunks that this process has neither written nor checked yet, and drops those that fail.
-    pub fn read(&self, start: StreamOffset, buffer: &mut [u8]) -> Result<Lookup, CacheError> {
-        todo!()
-    }
-    /// How many bytes from its start a chunk has.
-    pub fn filled(&self, chunk: ChunkId) -> u32 {
-        todo!()
-    }
-    /// Appends to a chunk: `bytes` go behind the `filled` ones (never past the chunk's end).
-    /// The single-flight table of fetch/ guarantees one writer a chunk.
-    pub fn append(&self, chunk: ChunkId, offset: u32, bytes: &[u8]) -> Result<(), CacheError> {
-        todo!()
-    }
-    /// Whether every chunk is complete.
-    pub fn is_complete(&self) -> bool {
-        todo!()
-    }
-    pub fn resident_bytes(&self) -> u64 {
-        todo!()
-    }
-    /// Computes the blob's digest over all chunks of a complete, uncompressed layer, and moves the
-    /// state to confirmed or poisoned. Chunks the local disk has changed are dropped instead.
-    /// Blocking, about 0.6 s per GiB.
-    pub fn confirm(&self) -> Result<LayerState, CacheError> {
-        todo!()
+fn check_format(folder: &Path) -> Result<(), CacheError> {
+    let path = folder.join("format");
+    let found = files::read(&path, 64)?;
+    match found {
+        Some(found) if found == FORMAT.as_bytes() => Ok(()),
+        None if !path.exists() => files::write(&path, FORMAT.as_bytes(), files::Durability::Synced),
+        _ => {
+            let why = "another version of kitfs made it: choose another folder with --cache-dir, \
+                       or remove this one";
+            Err(CacheError::other("use", folder, why))
+        }
     }
 }
-
-/// The contents of a layer and how they lie in the cache.
-pub struct Contents {
-    pub toc: Toc,
-    pub layout: Layout,
-}
-
-/// Collects the bytes of a layer while its table of contents is being found out.
-pub struct Stage {}
-
-impl Stage {
-    /// Writes bytes of the stream to the file where the final layout will have them.
-    pub fn write(
-        &mut self,
-        file: CacheFile,
-        file_offset: u64,
-        bytes: &[u8],
-    ) -> Result<(), CacheError> {
-        todo!()
-    }
-    /// Bytes of the compressed blob kept by an interrupted pass, from the blob's start.
-    pub fn spool_bytes(&self) -> u64 {
-        todo!()
-    }
-    pub fn spool_read(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, CacheError> {
-        todo!()
-    }
-    pub fn spool_append(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
-        todo!()
-    }
-    /// Forgets everything staged, the spool too.
-    pub fn restart(&mut self) -> Result<(), CacheError> {
-        todo!()
-    }
-    /// Makes the layer's contents final: writes the toc, marks chunks (or their first bytes) that
-    /// `covered` has as resident. `blob_digest`: the digest computed over the compressed blob.
-    pub fn finish(
-        self,
-        toc: Toc,
-        covered: &RangeSet,
-        blob_digest: Option<Digest>,
-    ) -> Result<Arc<Contents>, CacheError> {
-        todo!()
-    }
-}
-
-#[allow(unused)]
-type Keep = (Range<u64>, Bytes);

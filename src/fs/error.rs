@@ -13,6 +13,9 @@ pub enum FsError {
     /// The directory has no entry of that name.
     #[error("no such file or directory")]
     NotFound,
+    /// The name has more than 255 bytes.
+    #[error("file name too long")]
+    NameTooLong,
     /// A directory is needed.
     #[error("not a directory")]
     NotADirectory,

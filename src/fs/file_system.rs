@@ -63,9 +63,12 @@ impl FileSystem {
     /// The entry `name` of a directory.
     ///
     /// # Errors
-    /// [`FsError::NotFound`], [`FsError::NotADirectory`].
+    /// [`FsError::NotFound`], [`FsError::NotADirectory`], [`FsError::NameTooLong`].
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, FsError> {
         let directory = self.directory(parent)?;
+        if name.len() > Totals::NAME_BYTES as usize {
+            return Err(FsError::NameTooLong);
+        }
         let node = self.kit.tree.lookup(directory, name).ok_or(FsError::NotFound)?;
         Ok(self.attributes_of(node))
     }

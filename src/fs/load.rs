@@ -318,3 +318,7 @@ fn bounded(mut warnings: Vec<String>) -> Vec<String> {
     }
     warnings
 }
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -10,6 +10,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
     match error {
         FsError::NoSuchInode(_) => Errno::ESTALE,
         FsError::NotFound => Errno::ENOENT,
+        FsError::NameTooLong => Errno::ENAMETOOLONG,
         FsError::NotADirectory => Errno::ENOTDIR,
         FsError::IsADirectory => Errno::EISDIR,
         FsError::NotASymlink | FsError::NotAFile => Errno::EINVAL,

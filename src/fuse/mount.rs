@@ -40,7 +40,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 pub struct Mount {
     mountpoint: PathBuf,
     attachment: Attachment,
-    ended: watch::Receiver<bool>,
 }
 
 impl Mount {
@@ -78,15 +77,16 @@ impl Mount {
         let (allow_other, noexec) = (options.allow_other, options.noexec);
         let request = device::MountRequest { mountpoint: &path, name, allow_other, noexec };
         let device = device::mount(&request)?;
-        let attachment = Attachment::new(path);
+        let (end, ended) = watch::channel(false);
+        let attachment = Attachment::new(path, ended.clone());
 
         let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
         let mut config = Config::default();
         config.acl = acl;
         config.n_threads = Some(THREADS);
         let session = Session::from_fd(adapter, device, acl, config).map_err(io)?;
-        let ended = serve(session).map_err(io)?;
-        let mount = Self { mountpoint: mountpoint.clone(), attachment, ended };
+        serve(session, end).map_err(io)?;
+        let mount = Self { mountpoint: mountpoint.clone(), attachment };
         mount.wait_for_first_answer()?;
         Ok(mount)
     }
@@ -105,9 +105,6 @@ impl Mount {
     /// # Errors
     /// [`MountError::Busy`] names what to do.
     pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
-        if self.has_ended() {
-            return Ok(());
-        }
         self.attachment.detach(lazy).map_err(|failure| self.explain(failure))?;
         if !lazy && !self.wait_until_ended(SESSION_END_TIMEOUT) {
             tracing::warn!(
@@ -120,18 +117,14 @@ impl Mount {
 
     /// Waits until the mount has ended, whoever ended it (`umount` too).
     pub async fn ended(&self) {
-        let mut ended = self.ended.clone();
+        let mut ended = self.attachment.ended.clone();
         // An error says that the session's thread is gone.
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
-    fn has_ended(&self) -> bool {
-        *self.ended.borrow()
-    }
-
     fn wait_until_ended(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        while !self.has_ended() {
+        while !self.attachment.has_ended() {
             if Instant::now() >= deadline {
                 return false;
             }
@@ -176,23 +169,22 @@ impl Mount {
     }
 }
 
-/// Runs the session on threads of its own; the receiver turns true when it has ended.
-fn serve(session: Session<Adapter>) -> std::io::Result<watch::Receiver<bool>> {
+/// Runs the session on threads of its own; `end` turns true when it has ended.
+fn serve(session: Session<Adapter>, end: watch::Sender<bool>) -> std::io::Result<()> {
     struct End(watch::Sender<bool>);
     impl Drop for End {
         fn drop(&mut self) {
             self.0.send_replace(true);
         }
     }
-    let (sender, ended) = watch::channel(false);
-    let end = End(sender);
+    let end = End(end);
     std::thread::Builder::new().name("kitfs-session".to_owned()).spawn(move || {
         if let Err(error) = session.run() {
             tracing::error!(%error, "a FUSE session ended with an error");
         }
         drop(end);
     })?;
-    Ok(ended)
+    Ok(())
 }
 
 /// The name of a mount in `mount` and `df`. Commas separate mount options, and what is not
@@ -207,8 +199,9 @@ fn mount_name(reference: &str) -> String {
 /// A mount's place in the tree. Dropping it detaches it lazily.
 struct Attachment {
     path: PathBuf,
-    /// The device number of the mounted file system, where the mount table could be read.
-    device: Option<String>,
+    /// The mount's line of the mount table, where that could be read.
+    entry: Option<mount_table::Entry>,
+    ended: watch::Receiver<bool>,
 }
 
 enum DetachFailure {
@@ -219,16 +212,25 @@ enum DetachFailure {
 }
 
 impl Attachment {
-    fn new(path: PathBuf) -> Self {
-        let entries = mount_table::at(&path).unwrap_or_default();
-        let device = entries.into_iter().next_back().map(|entry| entry.device);
-        Self { path, device }
+    fn new(path: PathBuf, ended: watch::Receiver<bool>) -> Self {
+        let entry = mount_table::at(&path).unwrap_or_default().pop();
+        Self { path, entry, ended }
+    }
+
+    fn has_ended(&self) -> bool {
+        *self.ended.borrow()
     }
 
     /// Takes the mount out of the tree, if it is still there.
+    ///
+    /// A mount whose session has ended is not: the kernel may have given its device number to the
+    /// next mount. While the session runs the number is taken.
     fn detach(&self, lazy: bool) -> Result<(), DetachFailure> {
-        if let (Some(device), Ok(entries)) = (&self.device, mount_table::at(&self.path)) {
-            match entries.iter().rposition(|entry| entry.device == *device) {
+        if self.has_ended() {
+            return Ok(());
+        }
+        if let (Some(ours), Ok(entries)) = (&self.entry, mount_table::at(&self.path)) {
+            match entries.iter().rposition(|entry| entry == ours) {
                 None => return Ok(()),
                 Some(position) if position + 1 < entries.len() => {
                     return Err(DetachFailure::Covered);

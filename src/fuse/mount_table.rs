@@ -11,7 +11,7 @@ pub(super) const FILE_SYSTEM: &str = "fuse.kitfs";
 /// A line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// The mounted file system's device number, `MAJOR:MINOR`: as unique as the mount itself.
+    /// The mounted file system's device number, `MAJOR:MINOR`: nobody else's while it is mounted.
     pub(super) device: String,
     pub(super) mountpoint: PathBuf,
     pub(super) file_system: String,

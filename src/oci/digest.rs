@@ -67,6 +67,11 @@ impl Digest {
         Self(bytes)
     }
 
+    /// The 32 bytes that the hexadecimal digits stand for.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 64 hexadecimal digits, without the algorithm.
     pub fn hex(&self) -> String {
         use fmt::Write as _;

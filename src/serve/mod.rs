@@ -1,10 +1,35 @@
 //! A small read-only OCI registry over OCI image layout folders, for demos, tests and air-gapped
-//! sharing.
-#![allow(unused_variables, dead_code)]
+//! sharing (distribution-spec v1.1, the pull part, with tag lists, referrers and ranges).
+//!
+//! ```text
+//! path --route--> question --catalogue--> layout --answer--> headers and a stream of its blobs
+//! ```
+//!
+//! Invariants: nothing of a request becomes a path (names are keys of a table, digests are
+//! parsed); a body is streamed in pieces; `index.json` is read anew for each request, so kits
+//! copied into the folder are served at once. It speaks plain http and knows no users: listen on
+//! loopback, or put a proxy with TLS before it.
+
+mod answer;
+mod byte_range;
+mod catalogue;
+mod page;
+mod route;
+mod stored_manifest;
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderMap, Method, Uri};
+use catalogue::Catalogue;
+use tokio::net::TcpListener;
+
+/// How long downloads that are under way may go on when the registry ends.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Why a folder cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +48,11 @@ pub enum ServeError {
 }
 
 /// A registry that listens.
-pub struct Registry {}
+pub struct Registry {
+    catalogue: Arc<Catalogue>,
+    listener: TcpListener,
+    address: SocketAddr,
+}
 
 impl Registry {
     /// Finds the layouts in `folder` (itself, or folders below it) and listens on `address`.
@@ -31,24 +60,72 @@ impl Registry {
     /// # Errors
     /// When there is no layout, or the address is in use.
     pub async fn bind(folder: PathBuf, address: SocketAddr) -> Result<Self, ServeError> {
-        todo!()
+        let shown = folder.display().to_string();
+        let look = move || {
+            // `.` has no name of its own.
+            folder.canonicalize().map(Catalogue::new)
+        };
+        let catalogue = match tokio::task::spawn_blocking(look).await {
+            Ok(Ok(catalogue)) => catalogue,
+            Ok(Err(error)) => {
+                return Err(ServeError::Folder(format!("cannot read {shown}: {error}")));
+            }
+            Err(error) => return Err(ServeError::Folder(format!("cannot read {shown}: {error}"))),
+        };
+        if catalogue.all().is_empty() {
+            return Err(ServeError::Folder(format!(
+                "{shown} is no OCI layout and holds none: it has no file oci-layout; \
+                 `skopeo copy docker://HOST/REPO:TAG oci:{shown}/NAME:TAG` puts a kit there"
+            )));
+        }
+        let listen = |error| ServeError::Listen { address, error };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        Ok(Self { catalogue: Arc::new(catalogue), listener, address })
     }
 
     /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
-        todo!()
+        self.address
     }
 
-    /// References of everything served, as one types them: `127.0.0.1:5000/article:v1`.
+    /// References of everything served, as one types them: `127.0.0.1:5000/article:v1`. Manifests
+    /// without a tag are named by their digest. Reads the folders.
     pub fn references(&self) -> Vec<String> {
-        todo!()
+        let mut references = Vec::new();
+        for (name, layout) in self.catalogue.all() {
+            let Ok(index) = layout.index() else { continue };
+            for entry in index.entries {
+                let selector = match entry.tag {
+                    Some(tag) => format!(":{tag}"),
+                    None => format!("@{}", entry.digest),
+                };
+                references.push(format!("{}/{name}{selector}", self.address));
+            }
+        }
+        references
     }
 
-    /// Serves until `until` is done.
+    /// Serves until `until` is done, and then lets downloads go on for some seconds.
     pub async fn run(
         self,
         until: impl Future<Output = ()> + Send + 'static,
     ) -> std::io::Result<()> {
-        todo!()
+        let catalogue = self.catalogue;
+        let service = move |method: Method, uri: Uri, headers: HeaderMap| {
+            answer::answer(Arc::clone(&catalogue), method, uri, headers)
+        };
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = axum::serve(self.listener, Router::new().fallback(service))
+            .with_graceful_shutdown(async { drop(stopped.await) });
+        let server = server.into_future();
+        tokio::pin!(server);
+        tokio::select! {
+            ended = &mut server => ended,
+            () = until => {
+                drop(stop);
+                tokio::time::timeout(GRACE, server).await.unwrap_or(Ok(()))
+            }
+        }
     }
 }

@@ -1,11 +1,26 @@
-//! Registry hosts mapped to other addresses, in containerd's `hosts.toml` folder layout.
-#![allow(unused_variables, dead_code)]
+//! Registry hosts mapped to other addresses, in containerd's `hosts.toml` folder layout
+//! (containerd, docs/hosts.md).
+//!
+//! ```toml
+//! server = "https://registry.example"        # asked last; the registry itself where missing
+//! [host."https://mirror.example"]            # asked first, in the order of the file
+//!   capabilities = ["pull", "resolve"]
+//!   ca = "mirror.pem"                        # relative to this file
+//! ```
+//!
+//! The file is read for every repository that is opened, so a change counts from the next mount.
 
 use std::path::{Path, PathBuf};
 
-use url::Url;
+use serde::Deserialize;
+use toml::{Table, Value};
+use url::{Host, Url};
 
 use super::SourceError;
+use super::blob_folder::read_small;
+
+/// The largest hosts.toml that is read; one host has some 200 bytes.
+const FILE_LIMIT_BYTES: u64 = 256 * 1024;
 
 /// One address at which the repositories of a registry can be reached, in the order to try.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +49,35 @@ pub struct Mirrors {
     folder: Option<PathBuf>,
 }
 
+/// What is said of one host, or of the server at the top of the file.
+#[derive(Default, Deserialize)]
+struct WireHost {
+    capabilities: Option<Vec<String>>,
+    ca: Option<OneOrMany>,
+    client: Option<WireClient>,
+    #[serde(default)]
+    skip_verify: bool,
+    #[serde(default)]
+    override_path: bool,
+    header: Option<Table>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// `client`: one file with certificate and key, or pairs of files. A list of plain names is
+/// containerd's way to offer several combined files.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum WireClient {
+    Combined(String),
+    List(Vec<OneOrMany>),
+}
+
 impl Mirrors {
     /// The mappings in `folder`: `FOLDER/HOST[:PORT]/hosts.toml`, `FOLDER/HOST_PORT_/hosts.toml`
     /// or `FOLDER/_default/hosts.toml`.
@@ -47,11 +91,259 @@ impl Mirrors {
     /// # Errors
     /// [`SourceError::Configuration`] naming the file and the field.
     pub fn endpoints(&self, registry: &str) -> Result<Option<Vec<Endpoint>>, SourceError> {
-        todo!()
+        let Some(folder) = &self.folder else { return Ok(None) };
+        for name in folder_names(registry) {
+            let path = folder.join(name).join("hosts.toml");
+            let Some(text) = read_small(&path, FILE_LIMIT_BYTES)? else { continue };
+            let decoded = match std::str::from_utf8(&text) {
+                Ok(text) => decode(text, registry, path.parent().unwrap_or(folder)),
+                Err(_) => Err("not UTF-8 text".to_owned()),
+            };
+            return decoded.map(Some).map_err(|detail| SourceError::Configuration {
+                what: path.display().to_string(),
+                detail,
+            });
+        }
+        Ok(None)
     }
 
     /// The folder of the mappings.
     pub fn folder(&self) -> Option<&Path> {
         self.folder.as_deref()
+    }
+}
+
+/// The folders that may tell of a registry, the first that exists wins. A host is never a path.
+fn folder_names(registry: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    if !registry.contains('/') && !registry.starts_with('.') {
+        names.push(registry.to_owned());
+        if let Some((host, port)) = registry.rsplit_once(':') {
+            names.push(format!("{host}_{port}_"));
+        }
+    }
+    names.push("_default".to_owned());
+    names
+}
+
+/// Decodes a hosts.toml; `folder` is where its relative paths begin.
+fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, String> {
+    let mut table: Table = toml::from_str(text).map_err(|error| error.to_string())?;
+    let hosts = match table.remove("host") {
+        None => Table::new(),
+        Some(Value::Table(hosts)) => hosts,
+        Some(_) => return Err("`host` must hold tables, as in [host.\"https://…\"]".to_owned()),
+    };
+    let server = match table.remove("server") {
+        None => default_server(registry),
+        Some(Value::String(server)) => server,
+        Some(_) => return Err("`server` must be a URL".to_owned()),
+    };
+    let mut endpoints = Vec::with_capacity(hosts.len() + 1);
+    for (url, host) in hosts {
+        let key = format!("host.{url:?}");
+        endpoints.push(endpoint(&key, &url, host, folder)?);
+    }
+    endpoints.push(endpoint("server", &server, Value::Table(table), folder)?);
+    Ok(endpoints)
+}
+
+/// The registry itself, reached as it is without a file: by https, and on this machine by http.
+fn default_server(registry: &str) -> String {
+    let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+    let is_loopback = Url::parse(&format!("http://{host}")).is_ok_and(|url| match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(domain)) => domain == "localhost",
+        None => false,
+    });
+    format!("{}://{host}", if is_loopback { "http" } else { "https" })
+}
+
+fn endpoint(key: &str, url: &str, host: Value, folder: &Path) -> Result<Endpoint, String> {
+    let wire: WireHost = host.try_into().map_err(|error| format!("in `{key}`: {error}"))?;
+    let can = |capability: &str| match &wire.capabilities {
+        Some(capabilities) => capabilities.iter().any(|given| given == capability),
+        None => true,
+    };
+    let (can_resolve, can_pull) = (can("resolve"), can("pull"));
+    let ca_files = match wire.ca {
+        None => Vec::new(),
+        Some(OneOrMany::One(file)) => vec![folder.join(file)],
+        Some(OneOrMany::Many(files)) => files.iter().map(|file| folder.join(file)).collect(),
+    };
+    Ok(Endpoint {
+        url: base(url, wire.override_path).map_err(|detail| format!("in `{key}`: {detail}"))?,
+        insecure_tls: wire.skip_verify,
+        ca_files,
+        client_identity: identity(wire.client, folder)
+            .map_err(|detail| format!("in `{key}`, `client`: {detail}"))?,
+        headers: headers(wire.header.unwrap_or_default())
+            .map_err(|detail| format!("in `{key}`, `header`: {detail}"))?,
+        overrides_path: wire.override_path,
+        can_resolve,
+        can_pull,
+    })
+}
+
+/// The address of a host: https where no scheme is given, and without the `/v2` that some write.
+fn base(text: &str, overrides_path: bool) -> Result<Url, String> {
+    let with_scheme = match text.contains("://") {
+        true => text.to_owned(),
+        false => format!("https://{text}"),
+    };
+    let expected = || "expected a URL such as \"https://mirror.example\"".to_owned();
+    let mut url = Url::parse(&with_scheme).map_err(|_| expected())?;
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err(expected());
+    }
+    let path = url.path().trim_end_matches('/');
+    let path = if overrides_path { path } else { path.strip_suffix("/v2").unwrap_or(path) };
+    let path = path.to_owned();
+    url.set_path(&path);
+    Ok(url)
+}
+
+fn identity(
+    client: Option<WireClient>,
+    folder: &Path,
+) -> Result<Option<(PathBuf, PathBuf)>, String> {
+    let combined = |file: &str| (folder.join(file), folder.join(file));
+    let of = |entry: &OneOrMany| match entry {
+        OneOrMany::One(file) => Ok(combined(file)),
+        OneOrMany::Many(files) => match &files[..] {
+            [file] => Ok(combined(file)),
+            [certificate, key] if key.is_empty() => Ok(combined(certificate)),
+            [certificate, key] => Ok((folder.join(certificate), folder.join(key))),
+            _ => Err("expected [\"CERTIFICATE\", \"KEY\"]".to_owned()),
+        },
+    };
+    match client {
+        None => Ok(None),
+        Some(WireClient::Combined(file)) => Ok(Some(combined(&file))),
+        Some(WireClient::List(entries)) => {
+            match &entries[..] {
+                [] => Ok(None),
+                [one] => of(one).map(Some),
+                _ => Err("one certificate and key per host: write [[\"CERTIFICATE\", \"KEY\"]]"
+                    .to_owned()),
+            }
+        }
+    }
+}
+
+fn headers(table: Table) -> Result<Vec<(String, String)>, String> {
+    let mut headers = Vec::new();
+    for (name, value) in table {
+        let values = match value {
+            Value::Array(values) => values,
+            value => vec![value],
+        };
+        for value in values {
+            match value {
+                Value::String(value) => headers.push((name.clone(), value)),
+                _ => return Err(format!("`{name}` must be a string or a list of strings")),
+            }
+        }
+    }
+    Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn urls(text: &str, registry: &str) -> Vec<String> {
+        let endpoints = decode(text, registry, Path::new("/etc/kitfs")).unwrap();
+        endpoints.iter().map(|endpoint| endpoint.url.to_string()).collect()
+    }
+
+    #[test]
+    fn mirrors_come_in_the_order_of_the_file_and_the_registry_last() {
+        let text = r#"[host."https://z.example"]
+                      [host."http://a.example:81/proxy"]"#;
+        assert_eq!(
+            urls(text, "ghcr.io"),
+            ["https://z.example/", "http://a.example:81/proxy", "https://ghcr.io/"]
+        );
+        assert_eq!(urls("", "127.0.0.1:5555"), ["http://127.0.0.1:5555/"]);
+        assert_eq!(urls("", "docker.io"), ["https://registry-1.docker.io/"]);
+        assert_eq!(urls(r#"server = "other.example/v2/""#, "h.io"), ["https://other.example/"]);
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let text = r#"
+            [host."https://m.example/v2/mirror"]
+            capabilities = ["pull"]
+            ca = ["one.pem", "/two.pem"]
+            client = [["cert.pem", "key.pem"]]
+            skip_verify = true
+            override_path = true
+            [host."https://m.example/v2/mirror".header]
+            x-one = "1"
+            x-many = ["2", "3"]"#;
+        let endpoints = decode(text, "h.io", Path::new("/c")).unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(
+            endpoints[0],
+            Endpoint {
+                url: Url::parse("https://m.example/v2/mirror").unwrap(),
+                insecure_tls: true,
+                ca_files: vec!["/c/one.pem".into(), "/two.pem".into()],
+                client_identity: Some(("/c/cert.pem".into(), "/c/key.pem".into())),
+                headers: vec![pair("x-one", "1"), pair("x-many", "2"), pair("x-many", "3")],
+                overrides_path: true,
+                can_resolve: false,
+                can_pull: true,
+            }
+        );
+        assert!(endpoints[1].can_resolve && endpoints[1].can_pull);
+    }
+
+    #[test]
+    fn a_combined_client_file_is_certificate_and_key() {
+        for client in [r#""both.pem""#, r#"["both.pem"]"#, r#"[["both.pem", ""]]"#] {
+            let endpoints = decode(&format!("client = {client}"), "h.io", Path::new("/c")).unwrap();
+            let expected = Some(("/c/both.pem".into(), "/c/both.pem".into()));
+            assert_eq!(endpoints[0].client_identity, expected, "{client}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let mirrors = Mirrors::new(Some(folder.path().to_owned()));
+        std::fs::create_dir(folder.path().join("h.io")).unwrap();
+        for (text, key) in [
+            ("server = 1", "server"),
+            ("host = 1", "host"),
+            ("[host.\"ftp://x\"]", "ftp://x"),
+            ("[host.\"https://x\"]\nca = 1", "https://x"),
+            ("[host.\"https://x\"]\nclient = [[\"a\",\"b\",\"c\"]]", "client"),
+            ("[host.\"https://x\".header]\na = 1", "header"),
+            ("[host", "line 1"),
+        ] {
+            std::fs::write(folder.path().join("h.io/hosts.toml"), text).unwrap();
+            let error = mirrors.endpoints("h.io").unwrap_err().to_string();
+            assert!(error.contains("h.io/hosts.toml") && error.contains(key), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_folder_of_a_host_goes_before_the_default() {
+        let folder = tempfile::tempdir().unwrap();
+        let mirrors = Mirrors::new(Some(folder.path().to_owned()));
+        assert_eq!(mirrors.endpoints("h.io:5000").unwrap(), None);
+        for name in ["_default", "h.io_5000_", "h.io:5000"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            let text = format!("[host.\"https://m.example/{}\"]", name.replace(':', "-"));
+            std::fs::write(folder.path().join(name).join("hosts.toml"), text).unwrap();
+            let endpoints = mirrors.endpoints("h.io:5000").unwrap().unwrap();
+            assert_eq!(endpoints[0].url.path(), format!("/{}", name.replace(':', "-")));
+        }
+        let endpoints = mirrors.endpoints("other.io").unwrap().unwrap();
+        assert_eq!(endpoints[0].url.path(), "/_default");
+        assert_eq!(mirrors.endpoints("../h.io:5000").unwrap().unwrap()[0].url.path(), "/_default");
     }
 }

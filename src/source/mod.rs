@@ -5,6 +5,7 @@
 
 mod blob_folder;
 pub mod credentials;
+pub mod decorators;
 pub mod error;
 pub mod image_index;
 pub mod kit_storage;
@@ -63,6 +64,33 @@ pub trait Repository: BlobSource {
 
     /// The repository as messages name it: `ghcr.io/org/model`, `oci:/srv/kits`.
     fn name(&self) -> String;
+}
+
+impl<S: BlobSource + ?Sized> BlobSource for std::sync::Arc<S> {
+    fn open(
+        &self,
+        blob: BlobId,
+        range: Range<u64>,
+    ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
+        (**self).open(blob, range)
+    }
+}
+
+impl<S: Repository + ?Sized> Repository for std::sync::Arc<S> {
+    fn manifest(
+        &self,
+        selector: Option<&Selector>,
+    ) -> BoxFuture<'_, Result<(Digest, Bytes), SourceError>> {
+        (**self).manifest(selector)
+    }
+
+    fn tags(&self) -> BoxFuture<'_, Result<Vec<String>, SourceError>> {
+        (**self).tags()
+    }
+
+    fn name(&self) -> String {
+        (**self).name()
+    }
 }
 
 /// The largest manifest that is read. Registries refuse more than 4 MiB (distribution-spec,

@@ -53,8 +53,8 @@ impl Connections {
     /// that cannot be used.
     pub(super) fn new(config: &RegistryConfig) -> Result<Self, SourceError> {
         let way = Way {
-            http_proxy: config.http_proxy.clone(),
-            https_proxy: config.https_proxy.clone(),
+            http_proxy: config.http_proxy.as_deref().map(with_scheme),
+            https_proxy: config.https_proxy.as_deref().map(with_scheme),
             no_proxy: config.no_proxy.clone(),
             timing: config.timing.clone(),
         };
@@ -138,6 +138,11 @@ impl Way {
         let https = self.https_proxy.iter().map(|url| one(url, |url| Proxy::https(url)));
         http.chain(https).collect()
     }
+}
+
+/// A proxy without a scheme (`proxy:3128`) is an http one, as curl and Go take it.
+fn with_scheme(proxy: &str) -> String {
+    if proxy.contains("://") { proxy.to_owned() } else { format!("http://{proxy}") }
 }
 
 fn authorities(ca_files: &[PathBuf]) -> Result<Vec<Certificate>, SourceError> {

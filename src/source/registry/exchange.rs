@@ -146,14 +146,16 @@ impl RegistryClient {
     ) -> Result<(Answer, Option<Url>), Failure> {
         let (mut answer, own_headers) = self.ask_registry(question).await?;
         let mut at = question.url.clone();
-        for hop in 0..=redirect::HOP_LIMIT {
-            if !redirect::is_redirect(answer.status()) {
-                return Ok((answer, (hop > 0).then_some(at)));
-            }
+        let mut hops = 0;
+        while redirect::is_redirect(answer.status()) {
             let protocol = |detail| SourceError::Protocol {
                 place: question.upstream.place(question.repository),
                 detail,
             };
+            hops += 1;
+            if hops > redirect::HOP_LIMIT {
+                return Err(protocol(format!("more than {} redirects", redirect::HOP_LIMIT)).into());
+            }
             let location = answer.header(header::LOCATION);
             let location =
                 location.ok_or_else(|| protocol("a redirect without a Location".to_owned()))?;
@@ -163,9 +165,7 @@ impl RegistryClient {
             let headers = if is_own { &own_headers } else { question.headers };
             answer = self.fetch(question.upstream, &at, headers).await?;
         }
-        let detail = format!("more than {} redirects", redirect::HOP_LIMIT);
-        Err(SourceError::Protocol { place: question.upstream.place(question.repository), detail }
-            .into())
+        Ok((answer, (hops > 0).then_some(at)))
     }
 
     /// Asks a host that a redirect named.

@@ -1,0 +1,208 @@
+//! Filling chunks: bytes are written, hashed and recorded as they arrive.
+//!
+//! An [`Appender`] owns the chunk it is filling and nothing else, so it may wait for a chunk that
+//! another one fills, and is never waited for by it. The order per piece: bytes, record, state in
+//! memory; so a reader sees only what is in the file, and a crash at worst forgets the last piece.
+//!
+//! A chunk of a confirmed layer that comes back after an eviction is shown to readers when it is
+//! complete and has the confirmed digest, not before.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::chunk_states::ChunkState;
+use super::chunk_table::{ChunkDigest, Record};
+use super::files;
+use super::store::Ready;
+use super::{CacheError, LayerState, LayerStore};
+use crate::layer::ChunkId;
+use crate::layer::layout::Placed;
+
+/// Writes bytes of the stream into chunks, one chunk at a time. Dropping it gives the last one up.
+pub struct Appender {
+    store: Arc<LayerStore>,
+    filling: Option<Filling>,
+}
+
+/// The chunk being filled.
+struct Filling {
+    chunk: u32,
+    placed: Placed,
+    state: ChunkState,
+    hasher: blake3::Hasher,
+    /// Bytes in the file and in the hasher.
+    written: u32,
+    /// What the chunk of a confirmed layer must come to.
+    expected: Option<ChunkDigest>,
+}
+
+impl LayerStore {
+    /// Starts to fill chunks.
+    pub fn appender(self: &Arc<Self>) -> Appender {
+        Appender { store: self.clone(), filling: None }
+    }
+}
+
+impl Appender {
+    /// Writes `bytes`, which start `offset` bytes behind the chunk's start and do not pass its
+    /// end. What the chunk has already is passed over. Returns how many bytes from the chunk's
+    /// start can be read now.
+    ///
+    /// # Errors
+    /// [`CacheError::Changed`] when a chunk of a confirmed layer comes with other bytes;
+    /// [`CacheError::Io`] when the file cannot be written, or `offset` lies behind the chunk's
+    /// bytes (a gap, which the caller must never leave). Nothing wrong is kept then.
+    pub fn append(&mut self, chunk: ChunkId, offset: u32, bytes: &[u8]) -> Result<u32, CacheError> {
+        self.store.refuse_poisoned()?;
+        let store = self.store.clone();
+        let Some(ready) = store.ready.get() else {
+            return Err(CacheError::other("append to", &store.folder, "its contents are unknown"));
+        };
+        if self.filling.as_ref().is_none_or(|filling| filling.chunk != chunk.0) {
+            self.give_up();
+            self.filling = self.begin(ready, chunk)?;
+        }
+        let full = ready.contents.layout.chunk(chunk).stream;
+        let length = (full.end - full.start) as u32;
+        let Some(filling) = &mut self.filling else { return Ok(length) };
+        let end = u64::from(offset) + bytes.len() as u64;
+        if offset > filling.written || end > u64::from(length) {
+            let why = format!(
+                "bytes {offset}..{end} do not follow the {} of {length} that chunk {} has",
+                filling.written, chunk.0
+            );
+            return Err(CacheError::other("append to", &store.path(filling.placed.file), why));
+        }
+        let known = (filling.written - offset) as usize;
+        if known < bytes.len() {
+            store.write_piece(ready, filling, &bytes[known..])?;
+        }
+        if filling.written == length {
+            return self.complete(ready);
+        }
+        Ok(filling.state.filled())
+    }
+
+    /// Takes a chunk over; `None` where it is complete.
+    fn begin(&self, ready: &Ready, chunk: ChunkId) -> Result<Option<Filling>, CacheError> {
+        let placed = ready.contents.layout.chunk(chunk);
+        let state = ready.chunks.claim_waiting(chunk.0);
+        let begun = self.store.begin_claimed(ready, chunk.0, placed, state);
+        if !matches!(begun, Ok(Some(_))) {
+            ready.chunks.release(chunk.0);
+        }
+        begun
+    }
+
+    /// The chunk has all its bytes: shows them, unless they are not those that were confirmed.
+    fn complete(&mut self, ready: &Ready) -> Result<u32, CacheError> {
+        let Some(filling) = &mut self.filling else { return Ok(0) };
+        if let Some(expected) = filling.expected {
+            if *filling.hasher.finalize().as_bytes() != expected {
+                let chunk = filling.chunk;
+                self.give_up();
+                let layer = self.store.key().digest;
+                return Err(CacheError::Changed { layer, chunk });
+            }
+            filling.expected = None;
+            self.store.show(ready, filling)?;
+        }
+        let filled = filling.state.filled();
+        self.give_up();
+        Ok(filled)
+    }
+
+    /// Lets go of the chunk, complete or not.
+    fn give_up(&mut self) {
+        let Some(filling) = self.filling.take() else { return };
+        let Some(ready) = self.store.ready.get() else { return };
+        let unshown = filling.written - filling.state.filled();
+        if unshown > 0 {
+            // No record speaks of these bytes: what stays of them is overwritten by the next.
+            if let Ok(file) = self.store.file(filling.placed.file, false) {
+                let at = filling.placed.file_offset + u64::from(filling.state.filled());
+                let _ = files::punch_hole(&file, at, u64::from(unshown));
+            }
+            self.store.known.resident_bytes.fetch_sub(u64::from(unshown), Ordering::Relaxed);
+            self.store.shared.budget.subtract(u64::from(unshown));
+        }
+        ready.chunks.release(filling.chunk);
+    }
+}
+
+impl Drop for Appender {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+impl LayerStore {
+    /// Prepares a chunk that the caller owns for more bytes; `None` where it is complete.
+    fn begin_claimed(
+        &self,
+        ready: &Ready,
+        chunk: u32,
+        placed: Placed,
+        state: ChunkState,
+    ) -> Result<Option<Filling>, CacheError> {
+        let length = placed.stream.end - placed.stream.start;
+        if u64::from(state.filled()) == length {
+            return Ok(None);
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut expected = None;
+        if state.filled() > 0 {
+            let mut prefix = vec![0; state.filled() as usize];
+            let is_there = self.read_file(&placed, 0, &mut prefix)?;
+            hasher.update(&prefix);
+            let record = self.record(chunk)?;
+            if !is_there
+                || record.filled != state.filled()
+                || *hasher.finalize().as_bytes() != record.digest
+            {
+                ready.chunks.publish(chunk, state.emptied());
+                self.emptied.fetch_add(1, Ordering::SeqCst);
+                self.known.resident_bytes.fetch_sub(u64::from(state.filled()), Ordering::Relaxed);
+                self.shared.budget.subtract(u64::from(state.filled()));
+                let why = "its bytes changed on the local disk; they are dropped, read again";
+                return Err(CacheError::other("append to", &self.path(placed.file), why));
+            }
+        } else if self.state() == LayerState::Confirmed {
+            let record = self.record(chunk)?;
+            expected = (record != Record::default()).then_some(record.digest);
+        }
+        let written = state.filled();
+        Ok(Some(Filling { chunk, placed, state, hasher, written, expected }))
+    }
+
+    fn write_piece(
+        &self,
+        ready: &Ready,
+        filling: &mut Filling,
+        bytes: &[u8],
+    ) -> Result<(), CacheError> {
+        let file = self.file(filling.placed.file, true)?;
+        let at = filling.placed.file_offset + u64::from(filling.written);
+        file.write_all_at(bytes, at)
+            .map_err(CacheError::io("write", &self.path(filling.placed.file)))?;
+        filling.hasher.update(bytes);
+        filling.written += bytes.len() as u32;
+        self.known.resident_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.shared.budget.add(bytes.len() as u64);
+        ready.chunks.touch(filling.chunk, self.shared.budget.tick());
+        match filling.expected {
+            Some(_) => Ok(()),
+            None => self.show(ready, filling),
+        }
+    }
+
+    /// Records what was written, and lets readers see it.
+    fn show(&self, ready: &Ready, filling: &mut Filling) -> Result<(), CacheError> {
+        let digest = *filling.hasher.finalize().as_bytes();
+        self.put_record(filling.chunk, &Record { filled: filling.written, digest })?;
+        filling.state = filling.state.with_checked(filling.written);
+        ready.chunks.publish(filling.chunk, filling.state);
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! How many bytes the cache has on disk, how many it may have, and what time it is.
+//!
+//! Bytes are counted as content, not as blocks: at the borders of pieces a file system may keep up
+//! to one block (4 KiB) more. Time is counted in writes: the clock ticks once per append, which is
+//! all that least-recently-used needs (nothing is evicted while nothing is written), and makes it
+//! testable without a timer.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{CacheConfig, CacheError};
+
+/// How many bytes are written between two looks at the file system's free space: 16 MiB, at 2 GB/s
+/// a look (some microseconds) every 8 ms. Free space may fall below the limit by this much.
+const FREE_SPACE_INTERVAL_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The account of one cache folder.
+pub(super) struct Budget {
+    capacity_bytes: Option<u64>,
+    keep_free_bytes: u64,
+    used_bytes: AtomicU64,
+    clock: AtomicU64,
+    unlooked_bytes: AtomicU64,
+}
+
+/// Bytes that must go before more can be written, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Excess {
+    /// More than `capacity_bytes` would be used.
+    Capacity { bytes: u64, capacity_bytes: u64 },
+    /// Less than `keep_free_bytes` would be free.
+    FreeSpace { bytes: u64, available_bytes: u64 },
+}
+
+impl Excess {
+    pub(super) fn bytes(self) -> u64 {
+        match self {
+            Self::Capacity { bytes, .. } | Self::FreeSpace { bytes, .. } => bytes,
+        }
+    }
+}
+
+impl Budget {
+    pub(super) fn new(config: &CacheConfig) -> Self {
+        Self {
+            capacity_bytes: config.capacity_bytes,
+            keep_free_bytes: config.keep_free_bytes,
+            used_bytes: AtomicU64::new(0),
+            clock: AtomicU64::new(1),
+            // So that the first write looks.
+            unlooked_bytes: AtomicU64::new(FREE_SPACE_INTERVAL_BYTES),
+        }
+    }
+
+    pub(super) fn capacity_bytes(&self) -> Option<u64> {
+        self.capacity_bytes
+    }
+
+    pub(super) fn keep_free_bytes(&self) -> u64 {
+        self.keep_free_bytes
+    }
+
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add(&self, bytes: u64) {
+        self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn subtract(&self, bytes: u64) {
+        let before = self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "only what was added is subtracted");
+    }
+
+    /// The present, for noting a use.
+    pub(super) fn now(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    /// Lets time pass.
+    pub(super) fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// What must go before `bytes` more can be written into `folder`.
+    pub(super) fn excess(&self, folder: &Path, bytes: u64) -> Result<Option<Excess>, CacheError> {
+        if let Some(capacity_bytes) = self.capacity_bytes {
+            let after = self.used_bytes().saturating_add(bytes);
+            if after > capacity_bytes {
+                let bytes = after - capacity_bytes;
+                return Ok(Some(Excess::Capacity { bytes, capacity_bytes }));
+            }
+        }
+        if self.keep_free_bytes == 0
+            || self.unlooked_bytes.fetch_add(bytes, Ordering::Relaxed) < FREE_SPACE_INTERVAL_BYTES
+        {
+            return Ok(None);
+        }
+        let available_bytes = available_bytes(folder)?;
+        let needed = self.keep_free_bytes.saturating_add(bytes);
+        if available_bytes >= needed {
+            self.unlooked_bytes.store(0, Ordering::Relaxed);
+            return Ok(None);
+        }
+        Ok(Some(Excess::FreeSpace { bytes: needed - available_bytes, available_bytes }))
+    }
+}
+
+/// The bytes that the file system of `folder` still gives to this user.
+fn available_bytes(folder: &Path) -> Result<u64, CacheError> {
+    let free = rustix::fs::statvfs(folder)
+        .map_err(|error| CacheError::io("look at the free space of", folder)(error.into()))?;
+    Ok(free.f_bavail.saturating_mul(free.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(capacity_bytes: Option<u64>, keep_free_bytes: u64) -> (tempfile::TempDir, Budget) {
+        let folder = tempfile::tempdir().unwrap();
+        let config =
+            CacheConfig { folder: folder.path().to_owned(), capacity_bytes, keep_free_bytes };
+        let budget = Budget::new(&config);
+        (folder, budget)
+    }
+
+    #[test]
+    fn what_exceeds_the_capacity_must_go() {
+        let (folder, budget) = budget(Some(100), 0);
+        assert_eq!(budget.excess(folder.path(), 100).unwrap(), None);
+        budget.add(60);
+        let excess = budget.excess(folder.path(), 70).unwrap();
+        assert_eq!(excess, Some(Excess::Capacity { bytes: 30, capacity_bytes: 100 }));
+        budget.subtract(30);
+        assert_eq!(budget.excess(folder.path(), 70).unwrap(), None);
+    }
+
+    #[test]
+    fn free_space_is_looked_at_first_and_then_every_interval() {
+        let (folder, budget) = budget(None, u64::MAX / 2);
+        for _ in 0..2 {
+            let excess = budget.excess(folder.path(), 1).unwrap();
+            assert!(matches!(excess, Some(Excess::FreeSpace { .. })), "asked again until it fits");
+        }
+        let (folder, budget) = self::budget(None, 1);
+        assert_eq!(budget.excess(folder.path(), 1).unwrap(), None);
+        assert_eq!(budget.unlooked_bytes.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,119 @@
+//! What goes when room is needed: the least recently used first.
+//!
+//! ```text
+//! open layers:   groups of 16 chunks, by the stamp of their last read or write
+//! closed layers: as a whole, by the stamp of their last use; after a restart, by last opening
+//! ```
+//!
+//! Chunks of a group go one by one until there is room. What is being filled, what is pinned and
+//! the spools of running passes stay. A fully evicted layer keeps its table of contents: it can be
+//! listed without the network and costs no bytes of content.
+//!
+//! The limit is looked at before each write, so writers that run at the same time may together
+//! overshoot it by one piece each (at most 256 KiB times the transfers that fetch/ allows).
+
+use std::sync::Arc;
+
+use super::budget::Excess;
+use super::known::{Known, Purpose, Shared};
+use super::{CacheError, LayerStore};
+
+/// What is freed beyond the need, as a share of the capacity, so that the sort of all groups
+/// (some milliseconds for a terabyte) is paid once in many writes.
+const SLACK_SHARE: u64 = 128;
+/// The most of it: more would only empty the cache for nothing.
+const MOST_SLACK_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Something that can be evicted. Sorted: the oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    stamp: u64,
+    /// Position in the list of layers.
+    layer: usize,
+    /// A group of an open layer's chunks; `None` is a closed layer.
+    group: Option<u32>,
+}
+
+impl Shared {
+    /// Makes room for `bytes` more before they are written.
+    pub(super) fn make_room(self: &Arc<Self>, bytes: u64) -> Result<(), CacheError> {
+        if self.budget.excess(&self.folder, bytes)?.is_none() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.evicting.lock();
+        let Some(excess) = self.budget.excess(&self.folder, bytes)? else { return Ok(()) };
+        let slack = match excess {
+            Excess::Capacity { capacity_bytes, .. } => capacity_bytes / SLACK_SHARE,
+            Excess::FreeSpace { .. } => MOST_SLACK_BYTES,
+        };
+        let freed = self.evict(excess.bytes() + slack.min(MOST_SLACK_BYTES))?;
+        if freed >= excess.bytes() {
+            return Ok(());
+        }
+        match self.budget.excess(&self.folder, bytes)? {
+            None => Ok(()),
+            Some(Excess::Capacity { capacity_bytes, .. }) => {
+                Err(CacheError::Full { capacity_bytes })
+            }
+            Some(Excess::FreeSpace { available_bytes, .. }) => Err(CacheError::DiskFull {
+                folder: self.folder.clone(),
+                available_bytes,
+                keep_free_bytes: self.budget.keep_free_bytes(),
+            }),
+        }
+    }
+
+    /// Evicts at least `wanted` bytes, if that many can be; returns how many went.
+    fn evict(self: &Arc<Self>, wanted: u64) -> Result<u64, CacheError> {
+        let layers: Vec<(Arc<Known>, Option<Arc<LayerStore>>)> = self
+            .all_known()
+            .into_iter()
+            .filter(|known| known.resident_bytes() > 0)
+            .map(|known| (known.clone(), known.open_store()))
+            .collect();
+        let mut candidates = Vec::new();
+        for (layer, (known, store)) in layers.iter().enumerate() {
+            match store {
+                Some(store) => {
+                    candidates.extend((0..).zip(store.stamps()).map(|(group, stamp)| Candidate {
+                        stamp,
+                        layer,
+                        group: Some(group),
+                    }))
+                }
+                None => {
+                    let stamp = known.stamp.load(std::sync::atomic::Ordering::Relaxed);
+                    candidates.push(Candidate { stamp, layer, group: None });
+                }
+            }
+        }
+        candidates.sort_unstable();
+        let mut freed = 0;
+        for Candidate { layer, group, .. } in candidates {
+            if freed >= wanted {
+                break;
+            }
+            let (known, store) = &layers[layer];
+            freed += match (store, group) {
+                (Some(store), Some(group)) => store.evict_group(group, wanted - freed)?,
+                _ => self.evict_closed(known, wanted - freed)?,
+            };
+        }
+        Ok(freed)
+    }
+
+    fn evict_closed(self: &Arc<Self>, known: &Known, wanted: u64) -> Result<u64, CacheError> {
+        let Some(blob_bytes) = known.meta.read().as_ref().map(|meta| meta.blob_bytes) else {
+            return Ok(0);
+        };
+        let store = self.open_layer(known.key, blob_bytes, Purpose::Maintenance)?;
+        let mut freed = 0;
+        for (group, _) in (0..).zip(store.stamps()) {
+            if freed >= wanted {
+                break;
+            }
+            freed += store.evict_group(group, wanted - freed)?;
+        }
+        Ok(freed)
+    }
+}

@@ -1,0 +1,264 @@
+//! Every layer in the folder, open or not, and what all of them share.
+//!
+//! ```text
+//! Cache --> Shared --> Known (one a layer: meta, bytes on disk, last use)
+//!              ^          '--weak--> LayerStore (open layers only)
+//!              '---------------------------'
+//! ```
+//!
+//! Locks are taken in this order, and none of them is held while content is read or written:
+//! the eviction lock, a layer's `store` slot, the table of layers, a layer's `meta`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::budget::Budget;
+use super::meta::{META_BYTES, Meta};
+use super::open_files::OpenFiles;
+use super::{CacheConfig, CacheError, LayerKey, LayerState, LayerStore, chunk_table, files};
+
+/// What everything in a cache folder shares.
+pub(super) struct Shared {
+    /// The cache folder, absolute.
+    pub(super) folder: PathBuf,
+    pub(super) budget: Budget,
+    pub(super) files: OpenFiles,
+    /// Held by who evicts or removes: one at a time.
+    pub(super) evicting: Mutex<()>,
+    layers: Mutex<HashMap<LayerKey, Arc<Known>>>,
+    serials: AtomicU64,
+}
+
+/// A layer that the folder has or once had.
+pub(super) struct Known {
+    pub(super) key: LayerKey,
+    /// What its meta file says; `None` while the layer is not in the folder.
+    pub(super) meta: RwLock<Option<Meta>>,
+    pub(super) resident_bytes: AtomicU64,
+    pub(super) spool_bytes: AtomicU64,
+    /// When it was last used, by the cache's clock; of a layer that is not open.
+    pub(super) stamp: AtomicU64,
+    /// When it was last opened or closed, in seconds since 1970.
+    pub(super) last_used: AtomicI64,
+    store: Mutex<Weak<LayerStore>>,
+}
+
+/// Why a layer is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To read it, which counts as a use.
+    Use,
+    /// To evict from it or to check it.
+    Maintenance,
+}
+
+impl Known {
+    fn new(key: LayerKey) -> Arc<Self> {
+        Arc::new(Self {
+            key,
+            meta: RwLock::new(None),
+            resident_bytes: AtomicU64::new(0),
+            spool_bytes: AtomicU64::new(0),
+            stamp: AtomicU64::new(0),
+            last_used: AtomicI64::new(0),
+            store: Mutex::new(Weak::new()),
+        })
+    }
+
+    /// The open store, if there is one.
+    pub(super) fn open_store(&self) -> Option<Arc<LayerStore>> {
+        self.store.lock().upgrade()
+    }
+
+    pub(super) fn resident_bytes(&self) -> u64 {
+        self.resident_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn spool_bytes(&self) -> u64 {
+        self.spool_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    /// Takes stock of the folder: cleans up what an interrupted process left, and counts.
+    pub(super) fn open(folder: PathBuf, config: &CacheConfig) -> Result<Arc<Self>, CacheError> {
+        let shared = Self {
+            folder,
+            budget: Budget::new(config),
+            files: OpenFiles::new(),
+            evicting: Mutex::new(()),
+            layers: Mutex::default(),
+            serials: AtomicU64::new(0),
+        };
+        let layers = shared.layers_folder();
+        files::create_folder(&layers)?;
+        let mut found = Vec::new();
+        for name in files::names(&layers)? {
+            match LayerKey::parse_folder_name(&name) {
+                Some(key) => found.extend(shared.take_stock(key)?),
+                None => files::remove_folder(&layers.join(&name))?,
+            }
+        }
+        found.sort_by_key(|known| known.last_used.load(Ordering::Relaxed));
+        for known in found {
+            known.stamp.store(shared.budget.tick(), Ordering::Relaxed);
+            shared.budget.add(known.resident_bytes() + known.spool_bytes());
+            shared.layers.lock().insert(known.key, known);
+        }
+        shared.budget.tick();
+        Ok(Arc::new(shared))
+    }
+
+    /// What the folder has of a layer; a folder without a usable meta file is removed.
+    fn take_stock(&self, key: LayerKey) -> Result<Option<Arc<Known>>, CacheError> {
+        let folder = self.layer_folder(key);
+        let meta_path = folder.join("meta");
+        let meta = files::read(&meta_path, META_BYTES as u64)?
+            .and_then(|bytes| Meta::decode(&bytes))
+            .filter(|meta| meta.key == key);
+        let Some(meta) = meta else {
+            tracing::warn!(folder = %folder.display(), "removing a layer without a usable meta file");
+            files::remove_folder(&folder)?;
+            return Ok(None);
+        };
+        for name in files::names(&folder)? {
+            if name.ends_with(files::TEMPORARY) {
+                files::remove_file(&folder.join(name))?;
+            }
+        }
+        let known = Known::new(key);
+        if folder.join("toc").exists() {
+            let counted = chunk_table::count(&folder.join("chunks"))?;
+            known.resident_bytes.store(counted, Ordering::Relaxed);
+        } else {
+            remove_content(&folder)?;
+        }
+        let spool_bytes = folder.join("spool").symlink_metadata().map_or(0, |spool| spool.len());
+        known.spool_bytes.store(spool_bytes, Ordering::Relaxed);
+        known.last_used.store(modified_seconds(&meta_path), Ordering::Relaxed);
+        *known.meta.write() = Some(meta);
+        Ok(Some(known))
+    }
+
+    fn layers_folder(&self) -> PathBuf {
+        self.folder.join("layers").join("sha256")
+    }
+
+    pub(super) fn layer_folder(&self, key: LayerKey) -> PathBuf {
+        self.layers_folder().join(key.folder_name())
+    }
+
+    /// A number for an open layer, never given twice.
+    pub(super) fn next_serial(&self) -> u64 {
+        self.serials.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Every layer that is or was in the folder.
+    pub(super) fn all_known(&self) -> Vec<Arc<Known>> {
+        self.layers.lock().values().cloned().collect()
+    }
+
+    fn known(&self, key: LayerKey) -> Arc<Known> {
+        self.layers.lock().entry(key).or_insert_with(|| Known::new(key)).clone()
+    }
+
+    /// The one store of a layer in this process.
+    pub(super) fn open_layer(
+        self: &Arc<Self>,
+        key: LayerKey,
+        blob_bytes: u64,
+        purpose: Purpose,
+    ) -> Result<Arc<LayerStore>, CacheError> {
+        let known = self.known(key);
+        let mut slot = known.store.lock();
+        let store = match slot.upgrade() {
+            Some(store) => {
+                store.check_blob_bytes(blob_bytes)?;
+                store
+            }
+            None => Arc::new(LayerStore::open(self.clone(), known.clone(), blob_bytes)?),
+        };
+        *slot = Arc::downgrade(&store);
+        if purpose == Purpose::Use && !store.is_used.swap(true, Ordering::Relaxed) {
+            self.note_use(&known);
+        }
+        Ok(store)
+    }
+
+    /// Notes on disk that a layer is used now: the time of its meta file.
+    pub(super) fn note_use(&self, known: &Known) {
+        let now = SystemTime::now();
+        known.last_used.store(seconds(now), Ordering::Relaxed);
+        let meta = self.layer_folder(known.key).join("meta");
+        // A hint for the next process' eviction; a cache that cannot keep it works all the same.
+        let _ = files::open(&meta, false).and_then(|file| file.set_modified(now));
+    }
+
+    /// Removes a layer that is not open. Returns the bytes of content that were freed.
+    pub(super) fn remove_layer(&self, key: LayerKey) -> Result<u64, CacheError> {
+        let _nobody_evicts = self.evicting.lock();
+        let Some(known) = self.layers.lock().get(&key).cloned() else { return Ok(0) };
+        let slot = known.store.lock();
+        if slot.strong_count() > 0 {
+            return Err(CacheError::InUse(key.digest));
+        }
+        // Out of sight in one step, so that a crash in the middle leaves no half of a layer.
+        let folder = self.layer_folder(key);
+        let doomed = folder.with_file_name(format!("{}.removed", key.folder_name()));
+        files::remove_folder(&doomed)?;
+        match std::fs::rename(&folder, &doomed) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(CacheError::io("remove", &folder)(error));
+            }
+            _ => files::remove_folder(&doomed)?,
+        }
+        *known.meta.write() = None;
+        let freed = known.resident_bytes.swap(0, Ordering::Relaxed)
+            + known.spool_bytes.swap(0, Ordering::Relaxed);
+        self.budget.subtract(freed);
+        Ok(freed)
+    }
+}
+
+/// Removes the files of a layer that are not its meta or spool.
+pub(super) fn remove_content(folder: &Path) -> Result<(), CacheError> {
+    // The toc first: without it nothing of the rest is believed.
+    files::remove_file(&folder.join("toc"))?;
+    files::remove_file(&folder.join("chunks"))?;
+    files::remove_file(&folder.join("stream"))?;
+    files::remove_folder(&folder.join("members"))
+}
+
+/// Writes a layer's meta file, and remembers it.
+pub(super) fn put_meta(
+    shared: &Shared,
+    known: &Known,
+    meta: Meta,
+    durability: files::Durability,
+) -> Result<(), CacheError> {
+    let path = shared.layer_folder(known.key).join("meta");
+    files::write(&path, &meta.encode(), durability)?;
+    *known.meta.write() = Some(meta);
+    Ok(())
+}
+
+impl Known {
+    /// How far the layer can be trusted; `Unconfirmed` while it is not in the folder.
+    pub(super) fn state(&self) -> LayerState {
+        self.meta.read().as_ref().map_or(LayerState::Unconfirmed, |meta| meta.state.clone())
+    }
+}
+
+fn modified_seconds(path: &Path) -> i64 {
+    path.symlink_metadata().and_then(|meta| meta.modified()).map_or(0, seconds)
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

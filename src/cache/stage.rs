@@ -1,0 +1,299 @@
+//! Collecting the bytes of a layer while its table of contents is being found out.
+//!
+//! Bytes go to their final files at once; which chunks they make up is known only with the
+//! contents. Until then nothing on disk speaks of them, and whatever interrupts the stage takes
+//! them away. Only the spool (the compressed blob as it came) outlives it: the next stage goes on
+//! from there.
+//!
+//! ```text
+//! stage() --write*--spool_append*--> finish(): chunks (rename), meta (rename), toc (rename)
+//!    '--dropped--> content removed, spool kept
+//! ```
+//!
+//! The toc comes last: its presence says that everything else is there.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::chunk_states::ChunkStates;
+use super::chunk_table::{self, ChunkDigest, Record};
+use super::files::{self, Durability};
+use super::known::remove_content;
+use super::store::{Contents, Ready};
+use super::{CacheError, LayerState, LayerStore};
+use crate::layer::layout::{CHUNK_BYTES, Placed};
+use crate::layer::{CacheFile, ChunkId, RangeSet, Toc, toc_codec};
+use crate::oci::Digest;
+
+/// How long a stage waits for one that was given up a moment ago and is still letting go: its
+/// thread has at most some buffered pieces (2 MiB) left.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Collects the bytes of a layer while its table of contents is being found out.
+pub struct Stage {
+    store: Arc<LayerStore>,
+    staged_bytes: u64,
+    spool: Option<File>,
+    hashes: SequentialHashes,
+}
+
+impl LayerStore {
+    /// Starts to collect the bytes of a layer whose contents are not known yet.
+    ///
+    /// # Errors
+    /// [`CacheError::InUse`] when the contents are known, or another stage is at work;
+    /// [`CacheError::Poisoned`].
+    pub fn stage(self: &Arc<Self>) -> Result<Stage, CacheError> {
+        self.refuse_poisoned()?;
+        let deadline = Instant::now() + LONGEST_WAIT;
+        let mut is_staging = self.is_staging.lock();
+        while *is_staging {
+            if self.staging_ended.wait_until(&mut is_staging, deadline).timed_out() {
+                return Err(CacheError::InUse(self.key().digest));
+            }
+        }
+        if self.ready.get().is_some() {
+            return Err(CacheError::InUse(self.key().digest));
+        }
+        remove_content(&self.folder)?;
+        *is_staging = true;
+        let hashes = SequentialHashes::default();
+        Ok(Stage { store: self.clone(), staged_bytes: 0, spool: None, hashes })
+    }
+}
+
+impl Stage {
+    /// Writes bytes of the stream to the file where the final layout will have them.
+    pub fn write(
+        &mut self,
+        file: CacheFile,
+        file_offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), CacheError> {
+        self.store
+            .file(file, true)?
+            .write_all_at(bytes, file_offset)
+            .map_err(CacheError::io("write", &self.store.path(file)))?;
+        self.hashes.update(file, file_offset, bytes);
+        self.staged_bytes += bytes.len() as u64;
+        self.store.shared.budget.add(bytes.len() as u64);
+        self.store.shared.budget.tick();
+        Ok(())
+    }
+
+    /// Bytes of the compressed blob kept by an interrupted pass, from the blob's start.
+    pub fn spool_bytes(&self) -> u64 {
+        self.store.known.spool_bytes()
+    }
+
+    /// Reads bytes of the spool; returns how many, 0 at its end.
+    pub fn spool_read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, CacheError> {
+        if offset >= self.spool_bytes() {
+            return Ok(0);
+        }
+        let path = self.store.folder.join("spool");
+        self.spool()?.read_at(buffer, offset).map_err(CacheError::io("read", &path))
+    }
+
+    /// Keeps more of the compressed blob.
+    pub fn spool_append(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
+        let at = self.spool_bytes();
+        let path = self.store.folder.join("spool");
+        self.spool()?.write_all_at(bytes, at).map_err(CacheError::io("write", &path))?;
+        self.store.known.spool_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.store.shared.budget.add(bytes.len() as u64);
+        Ok(())
+    }
+
+    fn spool(&mut self) -> Result<&File, CacheError> {
+        if self.spool.is_none() {
+            let path = self.store.folder.join("spool");
+            self.spool = Some(files::open(&path, true).map_err(CacheError::io("open", &path))?);
+        }
+        Ok(self.spool.as_ref().expect("it was opened in the lines before"))
+    }
+
+    /// Forgets everything staged, the spool too.
+    pub fn restart(&mut self) -> Result<(), CacheError> {
+        self.drop_content()?;
+        self.drop_spool()
+    }
+
+    fn drop_content(&mut self) -> Result<(), CacheError> {
+        self.store.forget_files();
+        self.hashes = SequentialHashes::default();
+        self.store.shared.budget.subtract(std::mem::take(&mut self.staged_bytes));
+        remove_content(&self.store.folder)
+    }
+
+    fn drop_spool(&mut self) -> Result<(), CacheError> {
+        self.spool = None;
+        let spooled = self.store.known.spool_bytes.swap(0, Ordering::Relaxed);
+        self.store.shared.budget.subtract(spooled);
+        files::remove_file(&self.store.folder.join("spool"))
+    }
+
+    /// Makes the layer's contents final: writes the toc, marks chunks (or their first bytes) that
+    /// `covered` has as resident. `blob_digest` is the digest computed over the compressed blob.
+    ///
+    /// # Errors
+    /// When the contents do not fit the layer, or its files cannot be written or read back.
+    pub fn finish(
+        mut self,
+        toc: Toc,
+        covered: &RangeSet,
+        blob_digest: Option<Digest>,
+    ) -> Result<Arc<Contents>, CacheError> {
+        let store = self.store.clone();
+        let state = match blob_digest {
+            None => LayerState::Unconfirmed,
+            Some(digest) if digest == store.key().digest => LayerState::Confirmed,
+            Some(got) => return Err(CacheError::Poisoned { layer: store.key().digest, got }),
+        };
+        let toc_bytes = toc_codec::encode(&toc);
+        let toc_digest = *blake3::hash(&toc_bytes).as_bytes();
+        let stream_bytes = toc.stream_bytes;
+        let contents = Arc::new(store.contents_of(toc)?);
+        let records = self.records(&contents, covered)?;
+        let table = chunk_table::encode(&toc_digest, &records);
+        files::write(&store.folder.join("chunks"), &table, Durability::Synced)?;
+        store.put_state(state, Some(stream_bytes), Durability::Synced)?;
+        files::write(&store.folder.join("toc"), &toc_bytes, Durability::Synced)?;
+        let filled: Vec<u32> = records.iter().map(|record| record.filled).collect();
+        let chunks = ChunkStates::new(&filled, store.shared.budget.now());
+        store.count_resident(chunks.resident_bytes());
+        store.shared.budget.subtract(std::mem::take(&mut self.staged_bytes));
+        let ready = Ready { contents: contents.clone(), chunks };
+        store.ready.set(ready).ok().expect("there is one stage, and it starts without contents");
+        self.drop_spool()?;
+        Ok(contents)
+    }
+
+    /// What of each chunk was staged, from its start on.
+    fn records(&self, contents: &Contents, covered: &RangeSet) -> Result<Vec<Record>, CacheError> {
+        let layout = &contents.layout;
+        let mut records = Vec::with_capacity(layout.chunks() as usize);
+        for chunk in 0..layout.chunks() {
+            let placed = layout.chunk(ChunkId(chunk));
+            let (start, end) = (placed.stream.start.get(), placed.stream.end.get());
+            let filled = (covered.run_end(start).min(end) - start) as u32;
+            records.push(match filled {
+                0 => Record::default(),
+                _ => Record { filled, digest: self.digest(&placed, filled)? },
+            });
+        }
+        Ok(records)
+    }
+
+    fn digest(&self, placed: &Placed, filled: u32) -> Result<ChunkDigest, CacheError> {
+        if let Some(digest) = self.hashes.get(placed.file, placed.file_offset, filled) {
+            return Ok(digest);
+        }
+        let mut bytes = vec![0; filled as usize];
+        match self.store.read_file(placed, 0, &mut bytes)? {
+            true => Ok(*blake3::hash(&bytes).as_bytes()),
+            false => {
+                let path = self.store.path(placed.file);
+                Err(CacheError::other("read back", &path, "it is shorter than what was written"))
+            }
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if self.store.ready.get().is_none()
+            && let Err(error) = self.drop_content()
+        {
+            tracing::warn!(%error, "could not remove the bytes of an unfinished layer");
+        }
+        *self.store.is_staging.lock() = false;
+        self.store.staging_ended.notify_all();
+    }
+}
+
+/// Digests of chunks that a sequential pass wrote, so that they need not be read back.
+///
+/// In a stream written in order, a piece of the layout starts wherever the file changes, and its
+/// chunks are counted from there; so they are known before the layout is. A digest is only used
+/// for exactly the place and length it was computed over, and the first write out of order ends
+/// the collecting: what was overwritten is read back.
+#[derive(Default)]
+struct SequentialHashes {
+    done: HashMap<(CacheFile, u64), (u32, ChunkDigest)>,
+    /// Where the last write to each file ended.
+    ends: HashMap<CacheFile, u64>,
+    current: Option<Current>,
+    is_out_of_order: bool,
+}
+
+struct Current {
+    file: CacheFile,
+    start: u64,
+    filled: u32,
+    hasher: blake3::Hasher,
+}
+
+impl Current {
+    fn new(file: CacheFile, start: u64) -> Self {
+        Self { file, start, filled: 0, hasher: blake3::Hasher::new() }
+    }
+
+    fn end(&self) -> u64 {
+        self.start + u64::from(self.filled)
+    }
+}
+
+impl SequentialHashes {
+    fn update(&mut self, file: CacheFile, file_offset: u64, mut bytes: &[u8]) {
+        if self.is_out_of_order || bytes.is_empty() {
+            return;
+        }
+        let follows = |current: &Current| current.file == file && current.end() == file_offset;
+        if !self.current.as_ref().is_some_and(follows) {
+            self.close();
+            if self.ends.get(&file).is_some_and(|&end| file_offset < end) {
+                *self = Self { is_out_of_order: true, ..Self::default() };
+                return;
+            }
+            self.current = Some(Current::new(file, file_offset));
+        }
+        while !bytes.is_empty() {
+            let Some(current) = &mut self.current else { return };
+            let room = CHUNK_BYTES as usize - current.filled as usize;
+            let (piece, rest) = bytes.split_at(room.min(bytes.len()));
+            current.hasher.update(piece);
+            current.filled += piece.len() as u32;
+            bytes = rest;
+            if u64::from(current.filled) == CHUNK_BYTES {
+                let next = current.end();
+                self.close();
+                self.current = Some(Current::new(file, next));
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some(current) = self.current.take()
+            && current.filled > 0
+        {
+            let digest = *current.hasher.finalize().as_bytes();
+            self.ends.insert(current.file, current.end());
+            self.done.insert((current.file, current.start), (current.filled, digest));
+        }
+    }
+
+    fn get(&self, file: CacheFile, start: u64, filled: u32) -> Option<ChunkDigest> {
+        if let Some(current) = &self.current
+            && (current.file, current.start, current.filled) == (file, start, filled)
+        {
+            return Some(*current.hasher.finalize().as_bytes());
+        }
+        let (length, digest) = self.done.get(&(file, start))?;
+        (*length == filled).then_some(*digest)
+    }
+}

@@ -1,0 +1,536 @@
+//! An open layer: what is resident of it, and how resident bytes are read.
+//!
+//! ```text
+//! chunk:  missing --appended--> partial --appended--> full
+//!            ^                     |                    |
+//!            '----- dropped (changed on disk) / evicted-'
+//! ```
+//!
+//! A read takes no lock: it looks at the chunk's state, reads the file, and looks again (see
+//! [`super::chunk_states`]). A chunk that this process did not write itself is hashed before its
+//! first byte is served.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::chunk_states::{ChunkState, ChunkStates};
+use super::chunk_table::{self, Record};
+use super::files::{self, Durability};
+use super::known::{Known, Shared, put_meta, remove_content};
+use super::meta::Meta;
+use super::open_files::{FileKey, LayerFile};
+use super::{CacheError, LayerKey, LayerState};
+use crate::layer::{CacheFile, ChunkId, Layout, StreamOffset, Toc, layout::Placed, toc_codec};
+use crate::oci::Compression;
+
+/// The largest toc file that is read: at some 100 bytes a member, ten million members.
+const TOC_LIMIT_BYTES: u64 = 1 << 30;
+
+/// A layer's place in the cache.
+pub struct LayerStore {
+    pub(super) shared: Arc<Shared>,
+    pub(super) known: Arc<Known>,
+    pub(super) folder: PathBuf,
+    pub(super) ready: OnceLock<Ready>,
+    /// Counts chunks that were emptied: who looks at the whole layer can tell that it changed.
+    pub(super) emptied: AtomicU64,
+    /// How many pins each big member has.
+    pins: Mutex<HashMap<u32, u32>>,
+    pub(super) is_staging: Mutex<bool>,
+    pub(super) staging_ended: Condvar,
+    /// Whether somebody opened it to read, not only to evict or check.
+    pub(super) is_used: AtomicBool,
+    blob_bytes: u64,
+    serial: u64,
+}
+
+/// What there is once the contents are known.
+pub(super) struct Ready {
+    pub(super) contents: Arc<Contents>,
+    pub(super) chunks: ChunkStates,
+}
+
+/// The contents of a layer and how they lie in the cache.
+pub struct Contents {
+    /// The members.
+    pub toc: Toc,
+    /// Where their bytes lie in cache files, and how they are cut into chunks.
+    pub layout: Layout,
+}
+
+/// What a read of resident bytes came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Every byte was resident and is in the buffer.
+    Hit,
+    /// Some byte is not resident; the buffer's content is unspecified.
+    Miss,
+}
+
+/// Keeps a big member's resident chunks from being evicted while it lives.
+pub struct MemberPin {
+    store: Arc<LayerStore>,
+    index: u32,
+}
+
+impl LayerStore {
+    /// Opens or creates the folder of a layer.
+    pub(super) fn open(
+        shared: Arc<Shared>,
+        known: Arc<Known>,
+        blob_bytes: u64,
+    ) -> Result<Self, CacheError> {
+        let store = Self {
+            folder: shared.layer_folder(known.key),
+            serial: shared.next_serial(),
+            shared,
+            known,
+            ready: OnceLock::new(),
+            emptied: AtomicU64::new(0),
+            pins: Mutex::default(),
+            is_staging: Mutex::new(false),
+            staging_ended: Condvar::new(),
+            is_used: AtomicBool::new(false),
+            blob_bytes,
+        };
+        files::create_folder(&store.folder)?;
+        let meta = store.known.meta.read().clone();
+        match meta {
+            Some(meta) if meta.blob_bytes == blob_bytes => {}
+            Some(Meta { state: LayerState::Unconfirmed, .. }) | None => store.reset()?,
+            Some(meta) => return Err(store.wrong_blob_bytes(meta.blob_bytes, blob_bytes)),
+        }
+        if !matches!(store.state(), LayerState::Poisoned { .. })
+            && let Some(ready) = store.load()?
+        {
+            store.take_up(ready)?;
+        }
+        Ok(store)
+    }
+
+    /// The contents and chunks as the last process left them; a layer whose files do not fit each
+    /// other is emptied.
+    fn load(&self) -> Result<Option<Ready>, CacheError> {
+        let path = self.folder.join("toc");
+        let Some(bytes) = files::read(&path, TOC_LIMIT_BYTES)? else {
+            return Ok(None);
+        };
+        let usable = toc_codec::decode(&bytes)
+            .map_err(|error| error.to_string())
+            .and_then(|toc| self.contents_of(toc).map_err(|error| error.to_string()));
+        let contents = match usable {
+            Ok(contents) => contents,
+            Err(reason) => {
+                tracing::warn!(file = %path.display(), reason, "emptying a layer whose table of contents cannot be used");
+                self.reset()?;
+                return Ok(None);
+            }
+        };
+        let toc_digest = *blake3::hash(&bytes).as_bytes();
+        let table = self.folder.join("chunks");
+        let chunks = contents.layout.chunks();
+        let mut filled = match chunk_table::load(&table, &toc_digest, chunks)? {
+            Some(filled) => filled,
+            None => {
+                let records = vec![Record::default(); chunks as usize];
+                let empty = chunk_table::encode(&toc_digest, &records);
+                files::write(&table, &empty, Durability::Atomic)?;
+                vec![0; chunks as usize]
+            }
+        };
+        for (chunk, filled) in (0..).zip(&mut filled) {
+            let span = contents.layout.chunk(ChunkId(chunk)).stream;
+            if u64::from(*filled) > span.end - span.start {
+                *filled = 0;
+            }
+        }
+        let stamp = self.known.stamp.load(Ordering::Relaxed);
+        Ok(Some(Ready { contents: Arc::new(contents), chunks: ChunkStates::new(&filled, stamp) }))
+    }
+
+    /// The contents of this layer, if they can be.
+    pub(super) fn contents_of(&self, toc: Toc) -> Result<Contents, CacheError> {
+        let is_uncompressed = self.key().encoding.compression == Compression::None;
+        if is_uncompressed && toc.stream_bytes != self.blob_bytes {
+            return Err(self.wrong_blob_bytes(toc.stream_bytes, self.blob_bytes));
+        }
+        let layout = Layout::new(&toc)?;
+        Ok(Contents { toc, layout })
+    }
+
+    /// Makes what is on disk available, after a look at the chunks that will be appended to: they
+    /// are few and small, and who plans a fetch must be able to rely on their length.
+    fn take_up(&self, ready: Ready) -> Result<(), CacheError> {
+        self.count_resident(ready.chunks.resident_bytes());
+        self.ready.set(ready).ok().expect("the store is being opened");
+        let ready = self.ready.get().expect("it was set in the line before");
+        for chunk in 0..ready.chunks.count() {
+            let filled = u64::from(ready.chunks.load(chunk).filled());
+            let placed = ready.contents.layout.chunk(ChunkId(chunk));
+            if filled > 0 && filled < placed.stream.end - placed.stream.start {
+                self.check(ready, chunk, &placed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Corrects the account of what is resident.
+    pub(super) fn count_resident(&self, bytes: u64) {
+        let before = self.known.resident_bytes.swap(bytes, Ordering::Relaxed);
+        self.shared.budget.add(bytes);
+        self.shared.budget.subtract(before);
+    }
+
+    /// Forgets everything of the layer.
+    fn reset(&self) -> Result<(), CacheError> {
+        remove_content(&self.folder)?;
+        files::remove_file(&self.folder.join("spool"))?;
+        self.count_resident(0);
+        self.shared.budget.subtract(self.known.spool_bytes.swap(0, Ordering::Relaxed));
+        let state = LayerState::Unconfirmed;
+        self.put_state(state, None, Durability::Atomic)
+    }
+
+    pub(super) fn put_state(
+        &self,
+        state: LayerState,
+        stream_bytes: Option<u64>,
+        durability: Durability,
+    ) -> Result<(), CacheError> {
+        let meta = Meta { key: self.key(), blob_bytes: self.blob_bytes, stream_bytes, state };
+        put_meta(&self.shared, &self.known, meta, durability)
+    }
+
+    pub(super) fn check_blob_bytes(&self, blob_bytes: u64) -> Result<(), CacheError> {
+        match self.blob_bytes == blob_bytes {
+            true => Ok(()),
+            false => Err(self.wrong_blob_bytes(self.blob_bytes, blob_bytes)),
+        }
+    }
+
+    fn wrong_blob_bytes(&self, known: u64, said: u64) -> CacheError {
+        let why = format!("it has {known} bytes, and the manifest says {said}");
+        CacheError::other("use layer", &self.folder, why)
+    }
+
+    /// Which layer this is.
+    pub fn key(&self) -> LayerKey {
+        self.known.key
+    }
+
+    /// The table of contents and layout, once known (persisted: survives restarts).
+    pub fn contents(&self) -> Option<Arc<Contents>> {
+        self.ready.get().map(|ready| ready.contents.clone())
+    }
+
+    /// How far the layer's bytes can be trusted.
+    pub fn state(&self) -> LayerState {
+        self.known.state()
+    }
+
+    /// Bytes of content on disk.
+    pub fn resident_bytes(&self) -> u64 {
+        self.known.resident_bytes()
+    }
+
+    /// How many bytes from its start a chunk has.
+    pub fn filled(&self, chunk: ChunkId) -> u32 {
+        self.ready.get().map_or(0, |ready| ready.chunks.load(chunk.0).filled())
+    }
+
+    /// Whether every chunk is complete.
+    pub fn is_complete(&self) -> bool {
+        self.ready.get().is_some_and(|ready| {
+            self.known.resident_bytes() >= ready.contents.layout.stream_bytes()
+                && ready.chunks.resident_bytes() == ready.contents.layout.stream_bytes()
+        })
+    }
+
+    /// Reads resident bytes into `buffer` (its length is the range's); re-checks the digest of
+    /// chunks that this process has neither written nor checked yet, and drops those that fail.
+    ///
+    /// # Errors
+    /// [`CacheError::Poisoned`], and [`CacheError::Io`] when a cache file cannot be read.
+    pub fn read(&self, start: StreamOffset, buffer: &mut [u8]) -> Result<Lookup, CacheError> {
+        self.refuse_poisoned()?;
+        let Some(ready) = self.ready.get() else { return Ok(Lookup::Miss) };
+        let layout = &ready.contents.layout;
+        let range = start.range(buffer.len() as u64);
+        if range.end.get() > layout.stream_bytes() {
+            return Ok(Lookup::Miss);
+        }
+        let wanted = layout.chunks_of(range.clone());
+        for chunk in wanted.clone() {
+            let span = layout.chunk(ChunkId(chunk)).stream;
+            let needed = range.end.min(span.end) - span.start;
+            if u64::from(ready.chunks.load(chunk).filled()) < needed {
+                return Ok(Lookup::Miss);
+            }
+        }
+        for chunk in wanted {
+            let placed = layout.chunk(ChunkId(chunk));
+            let from = range.start.max(placed.stream.start);
+            let to = range.end.min(placed.stream.end);
+            let piece = &mut buffer[(from - range.start) as usize..(to - range.start) as usize];
+            let skip = (from - placed.stream.start) as u32;
+            if self.read_chunk(ready, chunk, &placed, skip, piece)? == Lookup::Miss {
+                return Ok(Lookup::Miss);
+            }
+        }
+        Ok(Lookup::Hit)
+    }
+
+    /// Reads `piece` from the byte `skip` of a chunk on.
+    pub(super) fn read_chunk(
+        &self,
+        ready: &Ready,
+        chunk: u32,
+        placed: &Placed,
+        skip: u32,
+        piece: &mut [u8],
+    ) -> Result<Lookup, CacheError> {
+        let mut state = ready.chunks.load(chunk);
+        if state.filled() > 0 && !state.is_checked() {
+            self.check(ready, chunk, placed)?;
+            state = ready.chunks.load(chunk);
+        }
+        if !state.is_checked() || u64::from(state.filled()) < u64::from(skip) + piece.len() as u64 {
+            return Ok(Lookup::Miss);
+        }
+        if !self.read_file(placed, skip, piece)? {
+            self.empty(ready, chunk, Some(state))?;
+            return Ok(Lookup::Miss);
+        }
+        if !state.is_same_generation(ready.chunks.load(chunk)) {
+            return Ok(Lookup::Miss);
+        }
+        ready.chunks.touch(chunk, self.shared.budget.now());
+        Ok(Lookup::Hit)
+    }
+
+    /// Reads bytes of a chunk from its file, whatever they are; `false` where the file is shorter.
+    pub(super) fn read_file(
+        &self,
+        placed: &Placed,
+        skip: u32,
+        piece: &mut [u8],
+    ) -> Result<bool, CacheError> {
+        let file = match self.file(placed.file, false) {
+            Ok(file) => file,
+            Err(CacheError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        match file.read_exact_at(piece, placed.file_offset + u64::from(skip)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(CacheError::io("read", &self.path(placed.file))(error)),
+        }
+    }
+
+    /// Compares a chunk's bytes with the recorded digest; a chunk that fails is dropped. Returns
+    /// whether it failed.
+    pub(super) fn check(
+        &self,
+        ready: &Ready,
+        chunk: u32,
+        placed: &Placed,
+    ) -> Result<bool, CacheError> {
+        let state = ready.chunks.load(chunk);
+        let mut bytes = vec![0; state.filled() as usize];
+        let record = self.record(chunk)?;
+        let is_there = self.read_file(placed, 0, &mut bytes)?;
+        if is_there
+            && record.filled == state.filled()
+            && *blake3::hash(&bytes).as_bytes() == record.digest
+        {
+            ready.chunks.mark_checked(chunk, state);
+            return Ok(false);
+        }
+        let dropped = self.empty(ready, chunk, Some(state))?;
+        if dropped > 0 {
+            tracing::warn!(layer = %self.key().digest, chunk, "bytes on the local disk changed: dropped, to be fetched again");
+        }
+        Ok(dropped > 0)
+    }
+
+    /// Empties a chunk, unless somebody owns it, it is pinned, or it is not in the state `seen` any
+    /// more. Returns how many bytes went.
+    pub(super) fn empty(
+        &self,
+        ready: &Ready,
+        chunk: u32,
+        seen: Option<ChunkState>,
+    ) -> Result<u64, CacheError> {
+        let placed = ready.contents.layout.chunk(ChunkId(chunk));
+        let Some(state) = self.claim_and_empty(ready, chunk, &placed, seen) else { return Ok(0) };
+        let emptied = self.give_back(ready, chunk, &placed, state.filled());
+        self.known.resident_bytes.fetch_sub(u64::from(state.filled()), Ordering::Relaxed);
+        self.shared.budget.subtract(u64::from(state.filled()));
+        ready.chunks.release(chunk);
+        emptied.map(|()| u64::from(state.filled()))
+    }
+
+    /// From here on no reader takes the chunk's bytes for resident; its old state.
+    fn claim_and_empty(
+        &self,
+        ready: &Ready,
+        chunk: u32,
+        placed: &Placed,
+        seen: Option<ChunkState>,
+    ) -> Option<ChunkState> {
+        // A member is pinned under the same lock: who pins sees the chunk resident and keeps it,
+        // or sees it empty.
+        let pins = self.pins.lock();
+        if seen.is_none()
+            && let CacheFile::Member(index) = placed.file
+            && pins.contains_key(&index)
+        {
+            return None;
+        }
+        let state = ready.chunks.claim(chunk)?;
+        let is_other = seen
+            .is_some_and(|seen| !seen.is_same_generation(state) || seen.filled() != state.filled());
+        if state.filled() == 0 || is_other {
+            ready.chunks.release(chunk);
+            return None;
+        }
+        ready.chunks.publish(chunk, state.emptied());
+        self.emptied.fetch_add(1, Ordering::SeqCst);
+        Some(state)
+    }
+
+    /// Gives the file's bytes of an emptied chunk back to the file system.
+    fn give_back(
+        &self,
+        ready: &Ready,
+        chunk: u32,
+        placed: &Placed,
+        filled: u32,
+    ) -> Result<(), CacheError> {
+        let full = ready.contents.layout.chunk(ChunkId(chunk)).stream;
+        let record = self.record(chunk)?;
+        let is_full = u64::from(record.filled) == full.end - full.start;
+        // What comes back to a confirmed layer must be what was confirmed.
+        let keep = is_full && self.state() == LayerState::Confirmed;
+        let left = if keep { Record { filled: 0, ..record } } else { Record::default() };
+        self.put_record(chunk, &left)?;
+        match self.file(placed.file, false) {
+            Ok(file) => files::punch_hole(&file, placed.file_offset, u64::from(filled))
+                .map_err(CacheError::io("free space in", &self.path(placed.file))),
+            Err(CacheError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// When each group of chunks was last used.
+    pub(super) fn stamps(&self) -> impl Iterator<Item = u64> {
+        self.ready.get().into_iter().flat_map(|ready| ready.chunks.stamps())
+    }
+
+    /// Evicts chunks of a group until `wanted` bytes are free; returns how many went.
+    pub(super) fn evict_group(&self, group: u32, wanted: u64) -> Result<u64, CacheError> {
+        let Some(ready) = self.ready.get() else { return Ok(0) };
+        let mut freed = 0;
+        for chunk in ready.chunks.group(group) {
+            if freed >= wanted {
+                break;
+            }
+            freed += self.empty(ready, chunk, None)?;
+        }
+        Ok(freed)
+    }
+
+    /// Keeps the resident chunks of a big member from being evicted until the pin is dropped.
+    pub fn pin_member(self: &Arc<Self>, index: u32) -> MemberPin {
+        *self.pins.lock().entry(index).or_default() += 1;
+        MemberPin { store: self.clone(), index }
+    }
+
+    pub(super) fn refuse_poisoned(&self) -> Result<(), CacheError> {
+        match self.state() {
+            LayerState::Poisoned { got } => {
+                Err(CacheError::Poisoned { layer: self.key().digest, got })
+            }
+            LayerState::Unconfirmed | LayerState::Confirmed => Ok(()),
+        }
+    }
+
+    pub(super) fn record(&self, chunk: u32) -> Result<Record, CacheError> {
+        let table = self.table()?;
+        chunk_table::read_record(&table, chunk)
+            .map_err(CacheError::io("read", &self.folder.join("chunks")))
+    }
+
+    pub(super) fn put_record(&self, chunk: u32, record: &Record) -> Result<(), CacheError> {
+        let table = self.table()?;
+        chunk_table::write_record(&table, chunk, record)
+            .map_err(CacheError::io("write", &self.folder.join("chunks")))
+    }
+
+    fn table(&self) -> Result<Arc<File>, CacheError> {
+        let path = self.folder.join("chunks");
+        let key = FileKey { layer: self.serial, file: LayerFile::Chunks };
+        let open = || files::open(&path, false);
+        self.shared.files.get(key, open).map_err(CacheError::io("open", &path))
+    }
+
+    /// A file of content, open; created where it is not there and `create` says so.
+    pub(super) fn file(&self, file: CacheFile, create: bool) -> Result<Arc<File>, CacheError> {
+        let path = self.path(file);
+        let key = FileKey { layer: self.serial, file: LayerFile::Content(file) };
+        let open = || match files::open(&path, create) {
+            Err(error) if create && error.kind() == ErrorKind::NotFound => {
+                // The first big member: its folder is not there yet.
+                files::create_folder(&self.folder.join("members"))
+                    .map_err(std::io::Error::other)?;
+                files::open(&path, create)
+            }
+            result => result,
+        };
+        self.shared.files.get(key, open).map_err(CacheError::io("open", &path))
+    }
+
+    pub(super) fn path(&self, file: CacheFile) -> PathBuf {
+        match file {
+            CacheFile::Stream => self.folder.join("stream"),
+            CacheFile::Member(index) => self.folder.join("members").join(index.to_string()),
+        }
+    }
+
+    /// Closes the descriptors that are kept open, because the files are to go.
+    pub(super) fn forget_files(&self) {
+        self.shared.files.forget(self.serial);
+    }
+}
+
+impl Drop for LayerStore {
+    fn drop(&mut self) {
+        self.forget_files();
+        let latest = self.stamps().max().unwrap_or(0);
+        self.known.stamp.fetch_max(latest, Ordering::Relaxed);
+        if self.is_used.load(Ordering::Relaxed) {
+            self.shared.note_use(&self.known);
+        }
+    }
+}
+
+impl Drop for MemberPin {
+    fn drop(&mut self) {
+        let mut pins = self.store.pins.lock();
+        if let Some(count) = pins.get_mut(&self.index) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.index);
+            }
+        }
+    }
+}

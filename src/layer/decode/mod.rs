@@ -1,0 +1,118 @@
+//! Streaming decompression of gzip (RFC 1952, any number of members) and zstd (RFC 8878, any
+//! number of frames).
+//!
+//! Sans-IO: pieces of any size go in, bytes come out as far as the caller's buffer reaches. How
+//! much may come out in all is the caller's to bound; memory here is bounded by the window (32 KiB
+//! for gzip, 128 MiB for zstd).
+
+mod gzip;
+mod inflate;
+#[cfg(test)]
+mod tests;
+mod zstandard;
+
+use self::gzip::GzipDecoder;
+use self::zstandard::ZstdDecoder;
+use crate::oci::Compression;
+
+/// Why compressed bytes cannot be decoded; names the format and the blob offset.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The bytes are not what the format allows.
+    #[error("malformed {format} data at byte {offset}: {detail}")]
+    Malformed {
+        /// `gzip` or `zstd`.
+        format: &'static str,
+        /// Compressed bytes taken in before the fault.
+        offset: u64,
+        /// The decoder's words.
+        detail: String,
+    },
+    /// The compressed bytes end inside a member or frame.
+    #[error("the {format} data ends too early, after {offset} bytes")]
+    Truncated {
+        /// `gzip` or `zstd`.
+        format: &'static str,
+        /// Compressed bytes taken in.
+        offset: u64,
+    },
+}
+
+/// A decompressor that is fed pieces of any size.
+pub struct Decoder {
+    format: Format,
+    /// Compressed bytes taken in.
+    taken: u64,
+}
+
+enum Format {
+    None,
+    Gzip(GzipDecoder),
+    Zstd(ZstdDecoder),
+}
+
+impl Decoder {
+    /// A decoder at the start of a blob. `Compression::None` copies.
+    pub fn new(compression: Compression) -> Self {
+        let format = match compression {
+            Compression::None => Format::None,
+            Compression::Gzip => Format::Gzip(GzipDecoder::new()),
+            Compression::Zstd => Format::Zstd(ZstdDecoder::new()),
+        };
+        Self { format, taken: 0 }
+    }
+
+    /// Takes bytes from the front of `compressed`, writes decoded bytes to the front of `output`
+    /// (not empty) and returns how many. To be called until it returns 0 with `compressed` empty:
+    /// then it needs more input. Each call takes bytes, writes bytes, or fails.
+    ///
+    /// # Errors
+    /// When the bytes are not what the format allows. The decoder is of no use afterwards.
+    pub fn decode(
+        &mut self,
+        compressed: &mut &[u8],
+        output: &mut [u8],
+    ) -> Result<usize, DecodeError> {
+        let before = compressed.len();
+        let written = match &mut self.format {
+            Format::None => {
+                let (copied, rest) = compressed.split_at(compressed.len().min(output.len()));
+                output[..copied.len()].copy_from_slice(copied);
+                *compressed = rest;
+                Ok(copied.len())
+            }
+            Format::Gzip(gzip) => gzip.decode(compressed, output),
+            Format::Zstd(zstd) => zstd.decode(compressed, output),
+        };
+        self.taken += (before - compressed.len()) as u64;
+        written.map_err(|detail| DecodeError::Malformed {
+            format: self.format_name(),
+            offset: self.taken,
+            detail,
+        })
+    }
+
+    /// Says that no more bytes come.
+    ///
+    /// # Errors
+    /// When they end inside a member or frame (or, for gzip and zstd, there were none at all).
+    pub fn finish(&mut self) -> Result<(), DecodeError> {
+        let is_complete = match &self.format {
+            Format::None => true,
+            Format::Gzip(gzip) => gzip.is_at_border(),
+            Format::Zstd(zstd) => zstd.is_at_border(),
+        };
+        match is_complete {
+            true => Ok(()),
+            false => Err(DecodeError::Truncated { format: self.format_name(), offset: self.taken }),
+        }
+    }
+
+    fn format_name(&self) -> &'static str {
+        match self.format {
+            Format::None => "uncompressed",
+            Format::Gzip(_) => "gzip",
+            Format::Zstd(_) => "zstd",
+        }
+    }
+}

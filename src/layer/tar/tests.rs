@@ -1,0 +1,466 @@
+//! The scanner against the `tar` crate's reader, golden archives and hand-made hostile ones.
+
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use rstest::rstest;
+
+use super::*;
+use crate::layer::decode::Decoder;
+use crate::oci::Compression;
+
+/// How an archive is shown: in pieces of at most this size, content included or jumped over.
+fn scan(archive: &[u8], piece_bytes: usize, jumps: bool) -> Result<Toc, TarError> {
+    let mut scanner = Scanner::new();
+    let mut at = 0;
+    while at < archive.len() && !scanner.is_finished() {
+        let piece = &archive[at..archive.len().min(at + piece_bytes)];
+        let known = scanner.members().len();
+        scanner.feed(StreamOffset(at as u64), piece)?;
+        assert!(scanner.members().len() >= known);
+        at += piece.len();
+        if jumps {
+            at = usize::try_from(scanner.next_offset().get()).unwrap();
+        }
+    }
+    scanner.finish(archive.len() as u64)
+}
+
+/// A header with a right checksum, whose fields `change` has set.
+fn block(kind: u8, name: &[u8], size: u64, change: impl FnOnce(&mut tar::Header)) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.as_old_mut().name[..name.len()].copy_from_slice(name);
+    header.as_old_mut().linkflag = [kind];
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_mtime(0);
+    change(&mut header);
+    header.set_cksum();
+    header.as_bytes().to_vec()
+}
+
+fn padded(content: &[u8]) -> Vec<u8> {
+    let mut content = content.to_vec();
+    content.resize(content.len().next_multiple_of(BLOCK_BYTES), 0);
+    content
+}
+
+/// A header and its content.
+fn entry(kind: u8, name: &[u8], content: &[u8]) -> Vec<u8> {
+    [block(kind, name, content.len() as u64, |_| {}), padded(content)].concat()
+}
+
+fn link(kind: u8, name: &[u8], target: &[u8]) -> Vec<u8> {
+    block(kind, name, 0, |header| {
+        header.as_old_mut().linkname[..target.len()].copy_from_slice(target);
+    })
+}
+
+fn pax(key: &str, value: &[u8]) -> Vec<u8> {
+    let rest = [format!(" {key}=").as_bytes(), value, b"\n"].concat();
+    let digits = (1..).find(|digits| (rest.len() + digits).to_string().len() == *digits).unwrap();
+    [(rest.len() + digits).to_string().as_bytes(), &rest].concat()
+}
+
+fn one(archive: &[&[u8]]) -> Member {
+    let toc = scan(&archive.concat(), 512, false).unwrap();
+    assert_eq!(toc.members.len(), 1, "{toc:?}");
+    toc.members.into_iter().next().unwrap()
+}
+
+fn fault(archive: &[&[u8]]) -> String {
+    scan(&archive.concat(), 512, false).unwrap_err().to_string()
+}
+
+fn path_of(member: &Member) -> &[u8] {
+    member.path.as_ref().unwrap().as_bytes()
+}
+
+fn file(start: u64, bytes: u64) -> MemberKind {
+    MemberKind::File(StreamOffset(start)..StreamOffset(start + bytes))
+}
+
+/// An entry of a random archive.
+#[derive(Clone, Debug)]
+struct Made {
+    path: Vec<u8>,
+    kind: u8,
+    content: Vec<u8>,
+    mode: u32,
+    mtime: u64,
+    style: u8,
+}
+
+fn made() -> impl Strategy<Value = Made> {
+    let short = prop::collection::vec("[a-z0-9 .\u{e9}]{1,12}x", 1..5).prop_map(|c| c.join("/"));
+    let long = prop::collection::vec("[a-zA-Z_\n]{90,120}", 1..4).prop_map(|c| c.join("/"));
+    let content = prop::collection::vec(any::<u8>(), 0..1500);
+    (prop_oneof![4 => short, 1 => long], 0..4u8, content, 0..0o1000u32, 0..1u64 << 32, 0..3u8)
+        .prop_map(|(path, kind, content, mode, mtime, style)| Made {
+            path: path.into_bytes(),
+            kind: b"0052"[kind as usize],
+            content: if kind < 2 { content } else { Vec::new() },
+            mode,
+            mtime,
+            style,
+        })
+}
+
+fn write(archive: &mut Vec<u8>, made: &Made) {
+    let name = std::str::from_utf8(&made.path).unwrap();
+    let mut header = match made.style {
+        0 => tar::Header::new_gnu(),
+        _ => tar::Header::new_ustar(),
+    };
+    header.as_old_mut().linkflag = [made.kind];
+    header.set_mode(made.mode | 0o7000);
+    header.set_mtime(made.mtime);
+    header.set_size(made.content.len() as u64);
+    if made.kind == b'2' {
+        header.set_link_name("../target").unwrap();
+    }
+    let mut builder = tar::Builder::new(Vec::new());
+    if made.style == 0 || (made.style == 1 && header.set_path(name).is_ok()) {
+        builder.append_data(&mut header, name, &made.content[..]).unwrap();
+    } else {
+        // As Go writes it: the records are what counts, the header's own fields are worthless.
+        header.as_old_mut().name[..5].copy_from_slice(b"wrong");
+        header.set_size(0);
+        header.set_mtime(0);
+        header.set_cksum();
+        let records = [
+            pax("mtime", format!("{}.25", made.mtime).as_bytes()),
+            pax("path", &made.path),
+            pax("size", made.content.len().to_string().as_bytes()),
+        ];
+        archive.extend(entry(b'x', b"PaxHeaders.0/wrong", &records.concat()));
+        archive.extend_from_slice(header.as_bytes());
+        archive.extend(padded(&made.content));
+        return;
+    }
+    let written = builder.into_inner().unwrap();
+    archive.extend_from_slice(&written[..written.len() - 1024]);
+}
+
+/// What the `tar` crate's own reader finds: path, content position and size. It cannot read a
+/// record whose value holds a newline, so it is asked about archives without one.
+fn by_the_tar_crate(archive: &[u8]) -> Vec<(Vec<u8>, u64, u64)> {
+    let mut reader = tar::Archive::new(archive);
+    let entries = reader.entries().unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        let path = entry.path_bytes().to_vec();
+        (path, entry.raw_file_position(), entry.size())
+    });
+    entries.collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn random_archives_are_read_as_they_were_made(
+        entries in prop::collection::vec(made(), 0..8), piece_bytes in 1..2000usize, end_blocks in 0..3usize,
+    ) {
+        let mut archive = Vec::new();
+        for entry in &entries {
+            write(&mut archive, entry);
+        }
+        archive.resize(archive.len() + end_blocks * BLOCK_BYTES, 0);
+        let toc = scan(&archive, piece_bytes, false).unwrap();
+        prop_assert_eq!(&scan(&archive, piece_bytes, true).unwrap(), &toc);
+        prop_assert_eq!(&scan(&archive, usize::MAX / 2, false).unwrap(), &toc);
+        prop_assert_eq!(toc.members.len(), entries.len());
+        for (member, made) in toc.members.iter().zip(&entries) {
+            prop_assert_eq!(&member.path, &MemberPath::parse(&made.path).ok());
+            prop_assert_eq!(member.mode, made.mode);
+            prop_assert_eq!(member.mtime_seconds, made.mtime as i64);
+            match &member.kind {
+                MemberKind::File(range) => {
+                    let content = &archive[range.start.get() as usize..range.end.get() as usize];
+                    prop_assert_eq!(content, &made.content);
+                }
+                MemberKind::Directory => prop_assert_eq!(made.kind, b'5'),
+                MemberKind::Symlink(target) => prop_assert_eq!(&**target, b"../target".as_slice()),
+            }
+        }
+        if end_blocks == 2 && entries.iter().all(|entry| !entry.path.contains(&b'\n')) {
+            let theirs = by_the_tar_crate(&archive);
+            prop_assert_eq!(theirs.len(), toc.members.len());
+            for ((path, position, size), member) in theirs.iter().zip(&toc.members) {
+                prop_assert_eq!(&MemberPath::parse(path).ok(), &member.path);
+                if let MemberKind::File(range) = &member.kind {
+                    prop_assert_eq!((range.start.get(), range.end - range.start), (*position, *size));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_truncated_archive_is_an_error_or_ends_at_a_header(
+        entries in prop::collection::vec(made(), 1..4), cut in any::<prop::sample::Index>(),
+    ) {
+        let mut archive = Vec::new();
+        let mut borders = vec![0];
+        for entry in &entries {
+            write(&mut archive, entry);
+            borders.push(archive.len());
+        }
+        let cut = cut.index(archive.len());
+        let Ok(toc) = scan(&archive[..cut], 700, true) else { return Ok(()) };
+        // Only the padding of the last content may be missing.
+        let whole = scan(&archive, 700, true).unwrap();
+        prop_assert_eq!(&toc.members[..], &whole.members[..toc.members.len()]);
+        let next_border = borders.iter().find(|&&border| border >= cut).unwrap();
+        prop_assert!(next_border - cut < BLOCK_BYTES, "cut at {}", cut);
+        prop_assert_eq!(toc.members.len(), borders.iter().position(|b| b == next_border).unwrap());
+    }
+
+    #[test]
+    fn damaged_archives_never_panic(
+        entries in prop::collection::vec(made(), 1..4),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        piece_bytes in 1..2000usize,
+    ) {
+        let mut archive = Vec::new();
+        for entry in &entries {
+            write(&mut archive, entry);
+        }
+        for (place, byte) in damage {
+            let place = place.index(archive.len());
+            archive[place] = byte;
+        }
+        if let Ok(toc) = scan(&archive, piece_bytes, false) {
+            for member in toc.members {
+                if let MemberKind::File(range) = member.kind {
+                    prop_assert!(range.end.get() <= archive.len() as u64);
+                }
+            }
+        }
+    }
+}
+
+#[rstest]
+#[case("8GiB-1.hdr", (8 << 30) - 1)]
+#[case("8GiB.hdr", 8 << 30)]
+#[case("9GiB.hdr", 9 << 30)]
+fn sizes_of_8_gib_and_more_come_from_pax(#[case] name: &str, #[case] size: u64) {
+    let header = std::fs::read(golden().join("headers").join(name)).unwrap();
+    let mut scanner = Scanner::new();
+    scanner.feed(StreamOffset(0), &header).unwrap();
+    let start = header.len() as u64;
+    assert_eq!(scanner.next_offset().get(), start + size.next_multiple_of(512));
+    assert_eq!(scanner.members()[0].kind, file(start, size));
+    let error = scanner.finish(start + 7).unwrap_err().to_string();
+    assert!(error.contains(&format!("{} bytes are missing", size - 7)), "{error}");
+}
+
+#[test]
+fn golden_headers_give_the_names_go_meant() {
+    let found = |name: &str| {
+        let header = std::fs::read(golden().join("headers").join(name)).unwrap();
+        let mut scanner = Scanner::new();
+        scanner.feed(StreamOffset(0), &header).unwrap();
+        scanner.members()[0].clone()
+    };
+    for (name, path) in [
+        ("invalid-utf8.hdr", b"a\xff.txt".to_vec()),
+        ("invalid-utf8-long.hdr", [&[b'b'; 120][..], b"\xff.txt"].concat()),
+        ("unicode.hdr", "\u{e9}.txt".into()),
+        ("name101-1comp.hdr", vec![b'a'; 101]),
+        ("name-prefixgt155.hdr", [&[b'd'; 156][..], b"/f"].concat()),
+        ("name-split.hdr", [&[b'd'; 100][..], b"/", &[b'f'; 90]].concat()),
+    ] {
+        let member = found(name);
+        assert_eq!(path_of(&member), path, "{name}");
+        assert!(matches!(&member.kind, MemberKind::File(range) if range.is_empty()), "{name}");
+        assert_eq!((member.mode, member.mtime_seconds), (0o644, 0));
+    }
+    let directory = found("dir-noslash.hdr");
+    assert_eq!(
+        (path_of(&directory), directory.kind.clone()),
+        (&b"models"[..], MemberKind::Directory)
+    );
+    assert_eq!(directory.mode, 0o755);
+}
+
+fn golden() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// Compares every tar layer of the golden kits with Python's listing of it.
+#[test]
+fn golden_layers_have_the_members_python_found() {
+    let mut layers = 0;
+    for file in std::fs::read_dir(golden()).unwrap() {
+        let file = file.unwrap().path();
+        let Some((kit, packing)) = file.to_str().unwrap().split_once(".layers.json") else {
+            continue;
+        };
+        let listing = unpacked(&std::fs::read(&file).unwrap(), packing == ".gz");
+        let listing: serde_json::Value = serde_json::from_slice(&listing).unwrap();
+        for layer in listing["layers"].as_array().unwrap() {
+            let media_type = layer["mediaType"].as_str().unwrap();
+            if !media_type.contains(".tar") {
+                continue;
+            }
+            let hex = &layer["digest"].as_str().unwrap()["sha256:".len()..];
+            let blob = std::fs::read(PathBuf::from(kit).join("blobs/sha256").join(hex)).unwrap();
+            let stream = unpacked(&blob, media_type.ends_with("+gzip"));
+            let toc = scan(&stream, 333, true).unwrap();
+            assert_eq!(scan(&stream, 4096, false), Ok(toc.clone()));
+            let expected: Vec<Member> =
+                layer["entries"].as_array().unwrap().iter().map(listed).collect();
+            assert_eq!(toc.members, expected, "{kit}");
+            layers += 1;
+        }
+    }
+    assert!(layers >= 36, "{layers} layers");
+}
+
+fn unpacked(bytes: &[u8], is_gzip: bool) -> Vec<u8> {
+    let compression = if is_gzip { Compression::Gzip } else { Compression::None };
+    let mut decoder = Decoder::new(compression);
+    let (mut rest, mut room, mut unpacked) = (bytes, vec![0; 1 << 16], Vec::new());
+    loop {
+        let written = decoder.decode(&mut rest, &mut room).unwrap();
+        unpacked.extend_from_slice(&room[..written]);
+        if written == 0 && rest.is_empty() {
+            decoder.finish().unwrap();
+            return unpacked;
+        }
+    }
+}
+
+fn listed(entry: &serde_json::Value) -> Member {
+    let text = |key: &str| entry[key].as_str().unwrap();
+    let number = |key: &str| entry[key].as_u64().unwrap();
+    let kind = match text("type") {
+        "5" => MemberKind::Directory,
+        _ => file(number("dataOffset"), number("size")),
+    };
+    let mode = u32::from_str_radix(text("mode"), 8).unwrap() & 0o777;
+    let path = Some(MemberPath::parse(text("name").as_bytes()).unwrap());
+    Member { path, kind, mode, mtime_seconds: entry["mtime"].as_f64().unwrap() as i64 }
+}
+
+#[test]
+fn old_and_gnu_types_are_understood() {
+    let old = |kind: u8, name: &[u8], size: u64| {
+        block(kind, name, size, |header| header.as_mut_bytes()[257..].fill(0))
+    };
+    assert_eq!(one(&[&old(0, b"a", 3), &padded(b"abc")]).kind, file(512, 3));
+    assert_eq!(one(&[&old(0, b"a/", 0)]).kind, MemberKind::Directory);
+    assert_eq!(one(&[&old(0, b"a/", 3)]).kind, MemberKind::Directory);
+    assert_eq!(one(&[&entry(b'7', b"a", b"abc")]).kind, file(512, 3));
+    assert_eq!(one(&[&entry(b'0', b"code/../x", b"")]).path, MemberPath::parse(b"x").ok());
+    let long = [b"dir/".repeat(60), b"x\0".to_vec()].concat();
+    let member = one(&[&entry(b'L', b"././@LongLink", &long), &entry(b'0', b"cut", b"ab")]);
+    assert_eq!(path_of(&member), &long[..long.len() - 1]);
+    let member = one(&[&entry(b'K', b"././@LongLink", b"to\0"), &link(b'2', b"a", b"cut")]);
+    assert_eq!(member.kind, MemberKind::Symlink(b"to".as_slice().into()));
+}
+
+#[test]
+fn the_root_is_skipped_and_special_bits_are_masked() {
+    let setuid = block(b'0', b"./a", 0, |header| header.set_mode(0o7755));
+    let toc = scan(&[entry(b'5', b"./", b""), entry(b'5', b".", b""), setuid].concat(), 99, false);
+    let toc = toc.unwrap();
+    assert_eq!((toc.members.len(), toc.members[0].mode), (1, 0o755));
+    assert!(toc.warnings.is_empty());
+}
+
+#[test]
+fn global_records_hold_until_they_are_overruled() {
+    let archive = [
+        entry(b'g', b"global", &[pax("mtime", b"7.9"), pax("comment", b"c")].concat()),
+        entry(b'0', b"a", b""),
+        entry(b'x', b"own", &pax("mtime", b"-1.5")),
+        entry(b'0', b"b", b""),
+        entry(b'x', b"own", &pax("mtime", b"")),
+        entry(b'0', b"c", b""),
+        entry(b'0', b"d", b""),
+    ];
+    let toc = scan(&archive.concat(), 512, false).unwrap();
+    let times: Vec<i64> = toc.members.iter().map(|member| member.mtime_seconds).collect();
+    assert_eq!(times, [7, -2, 0, 7]);
+}
+
+#[test]
+fn hard_links_share_the_bytes_of_the_name_they_give() {
+    let archive = [
+        entry(b'0', b"a", b"old"),
+        entry(b'0', b"./a", b"newer"),
+        link(b'1', b"b", b"a"),
+        link(b'2', b"s", b"to"),
+        link(b'1', b"c", b"./b"),
+        link(b'1', b"d", b"s"),
+    ];
+    let toc = scan(&archive.concat(), 512, true).unwrap();
+    let kinds: Vec<&MemberKind> = toc.members.iter().map(|member| &member.kind).collect();
+    assert_eq!(kinds[2], kinds[1]);
+    assert_eq!(kinds[4], kinds[1]);
+    assert_eq!(kinds[5], kinds[3]);
+    let error = fault(&[&entry(b'5', b"dir", b""), &link(b'1', b"b", b"dir")]);
+    assert!(error.contains("`b`") && error.contains("`dir`"), "{error}");
+    let error = fault(&[&link(b'1', b"b", b"/etc/passwd")]);
+    assert!(error.contains("absolute") && error.contains("/etc/passwd"), "{error}");
+}
+
+#[test]
+fn what_no_tree_shows_is_passed_over_with_bounded_warnings() {
+    let mut archive = entry(b'6', b"fi\x1bfo", b"");
+    for _ in 0..40 {
+        archive.extend(entry(b'Z', b"odd", b"content"));
+    }
+    archive.extend(entry(b'0', b"a", b"x"));
+    let toc = scan(&archive, 512, true).unwrap();
+    assert_eq!(toc.members.len(), 1);
+    assert_eq!(toc.warnings.len(), WARNINGS_LIMIT + 1);
+    assert_eq!(toc.warnings[0], "`fi\\u{1b}fo` is a FIFO: passed over");
+    assert_eq!(toc.warnings[WARNINGS_LIMIT], "25 more entries were passed over");
+}
+
+#[rstest]
+#[case(
+    entry(b'0', b"/etc/passwd", b""),
+    "entry `/etc/passwd` (header at byte 0): its name cannot be a path in a kit: it is absolute"
+)]
+#[case(entry(b'0', b"a/../../b", b""), "leaves the kit's root")]
+#[case(entry(b'0', b".", b""), "names the kit's root")]
+#[case(entry(b'0', b"", b""), "names the kit's root")]
+#[case(entry(b'5', b"", b""), "names the kit's root")]
+#[case([entry(b'x', b"", &pax("path", b"a\0b")), entry(b'0', b"a", b"")].concat(), "NUL")]
+#[case([entry(b'x', b"", &pax("path", &[b'n'; 300])), entry(b'0', b"a", b"")].concat(), "too long")]
+#[case([entry(b'x', b"", &pax("size", b"1e9")), entry(b'0', b"a", b"")].concat(), "`1e9`")]
+#[case([entry(b'x', b"", &pax("size", b"18446744073709551615")), entry(b'0', b"a", b"")].concat(), "impossible")]
+#[case([entry(b'x', b"", &pax("size", b"9223372036854775807")), entry(b'0', b"a", b"")].concat(), "impossible")]
+#[case([entry(b'x', b"", &pax("GNU.sparse.major", b"1")), entry(b'0', b"a", b"")].concat(), "sparse")]
+#[case(entry(b'S', b"a", b""), "sparse")]
+#[case(link(b'2', b"a", b""), "without a target")]
+#[case(entry(b'x', b"", b"nonsense"), "extended header at byte 512")]
+#[case(block(b'x', b"", 1 << 21, |_| {}), "1048576 are the limit")]
+#[case([vec![0; 512], entry(b'0', b"a", b"")].concat(), "single zero block")]
+#[case(entry(b'x', b"", &pax("path", b"a")), "their entry is missing")]
+#[case(vec![1; 512], "not a tar header")]
+#[case(entry(b'0', b"a", b"abc")[..514].to_vec(), "ends inside the content of `a`: 1 bytes are missing")]
+#[case(entry(b'0', b"a", b"abc")[..100].to_vec(), "ends inside the header at byte 0: 412 bytes")]
+#[case(entry(b'x', b"", &pax("path", b"a"))[..515].to_vec(), "ends inside the header at byte 512: 6 bytes")]
+fn faults_name_the_entry_and_the_place(#[case] archive: Vec<u8>, #[case] words: &str) {
+    let error = fault(&[&archive]);
+    assert!(error.contains(words), "{error}");
+}
+
+#[test]
+fn what_follows_the_end_marker_does_not_matter() {
+    let archive = [entry(b'0', b"a", b"x"), vec![0; 1024], vec![7; 3000]].concat();
+    assert_eq!(scan(&archive, 100, false).unwrap().members.len(), 1);
+    assert_eq!(scan(&[], 1, false).unwrap().members, []);
+    assert_eq!(scan(&[0; 1024], 1, false).unwrap().members, []);
+    assert_eq!(scan(&[0; 512], 1, false).unwrap().members, []);
+}
+
+#[test]
+fn an_archive_must_be_shown_to_its_end() {
+    let error = Scanner::new().finish(1024).unwrap_err();
+    assert!(error.to_string().contains("byte 0 of 1024"), "{error}");
+}

@@ -1,0 +1,92 @@
+//! The `Range` header of a request for a blob (RFC 9110, section 14). Pure.
+
+use std::ops::Range;
+
+/// What part of a blob is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// All of it: no header, or one that may be ignored (another unit, several ranges, nonsense).
+    Whole,
+    /// These bytes, which are there.
+    Part(Range<u64>),
+    /// Bytes that lie behind the end.
+    Unsatisfiable,
+}
+
+impl Asked {
+    /// Reads a header for a blob of `size` bytes.
+    pub(super) fn parse(header: Option<&str>, size: u64) -> Self {
+        let Some(spec) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else {
+            return Self::Whole;
+        };
+        let Some((first, last)) = spec.split_once('-') else { return Self::Whole };
+        match (number(first), number(last)) {
+            (Some(first), _) if last.trim().is_empty() => Self::within(first..size, size),
+            (Some(first), Some(last)) if first <= last => {
+                Self::within(first..last.saturating_add(1).min(size), size)
+            }
+            (None, Some(length)) if first.trim().is_empty() => match length {
+                0 => Self::Unsatisfiable,
+                length => Self::within(size.saturating_sub(length)..size, size),
+            },
+            _ => Self::Whole,
+        }
+    }
+
+    fn within(range: Range<u64>, size: u64) -> Self {
+        match range.start < size {
+            true => Self::Part(range),
+            false => Self::Unsatisfiable,
+        }
+    }
+}
+
+/// Digits; a number beyond u64 is behind the end of anything.
+fn number(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("bytes=0-0", Asked::Part(0..1))]
+    #[case("bytes=5-", Asked::Part(5..10))]
+    #[case("bytes=5-99999999999999999999999", Asked::Part(5..10))]
+    #[case("bytes=-3", Asked::Part(7..10))]
+    #[case("bytes=-30", Asked::Part(0..10))]
+    #[case("bytes=-0", Asked::Unsatisfiable)]
+    #[case("bytes=10-", Asked::Unsatisfiable)]
+    #[case("bytes=10-11", Asked::Unsatisfiable)]
+    #[case("bytes=4-3", Asked::Whole)]
+    #[case("bytes=0-1,3-4", Asked::Whole)]
+    #[case("bytes=-", Asked::Whole)]
+    #[case("items=0-1", Asked::Whole)]
+    fn ranges_of_ten_bytes(#[case] header: &str, #[case] expected: Asked) {
+        assert_eq!(Asked::parse(Some(header), 10), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_is_never_empty_and_never_behind_the_end(
+            header in "bytes=[0-9]{0,3}-[0-9]{0,3}", size in 0u64..500
+        ) {
+            if let Asked::Part(range) = Asked::parse(Some(&header), size) {
+                prop_assert!(range.start < range.end && range.end <= size);
+            }
+        }
+
+        #[test]
+        fn what_a_client_writes_is_what_it_gets(start in 0u64..100, length in 1u64..100) {
+            let header = format!("bytes={start}-{}", start + length - 1);
+            let asked = Asked::parse(Some(&header), 200);
+            prop_assert_eq!(asked, Asked::Part(start..start + length));
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Which repositories a folder holds: the table in which the names of requests are looked up.
+//!
+//! A name from the network is only ever a key of this table, so no name can lead out of the
+//! folder. Names are made from folder names: `My Kit` becomes `my-kit`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::oci::Reference;
+use crate::source::oci_layout::OciLayout;
+
+/// How deep layouts are looked for: HOST/ORGANISATION/NAME, as mirrors are often kept.
+const DEPTH: usize = 3;
+
+/// The most repositories that are served; more is a mistaken folder, such as `/`.
+const LIMIT: usize = 10_000;
+
+/// How often at most an unknown name has the folder looked through again.
+const RESCAN_INTERVAL: Duration = Duration::from_secs(1);
+
+type Table = BTreeMap<String, Arc<OciLayout>>;
+
+/// The repositories of a folder.
+pub(super) struct Catalogue {
+    folder: PathBuf,
+    known: Mutex<(Table, Instant)>,
+}
+
+impl Catalogue {
+    /// Looks through `folder`. Blocks.
+    pub(super) fn new(folder: PathBuf) -> Self {
+        let table = scan(&folder);
+        Self { folder, known: Mutex::new((table, Instant::now())) }
+    }
+
+    /// The layout of a repository; looks through the folder again for one that is not known, so
+    /// that a new layout shows up. Blocks.
+    pub(super) fn find(&self, name: &str) -> Option<Arc<OciLayout>> {
+        let mut known = self.known.lock();
+        if !known.0.contains_key(name) && known.1.elapsed() >= RESCAN_INTERVAL {
+            *known = (scan(&self.folder), Instant::now());
+        }
+        known.0.get(name).cloned()
+    }
+
+    /// Every repository, by name.
+    pub(super) fn all(&self) -> Vec<(String, Arc<OciLayout>)> {
+        self.known.lock().0.iter().map(|(name, layout)| (name.clone(), layout.clone())).collect()
+    }
+}
+
+fn scan(folder: &Path) -> Table {
+    let mut table = Table::new();
+    if folder.join("oci-layout").exists() {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        add(&mut table, component(&name).unwrap_or_else(|| "kit".to_owned()), folder);
+    } else {
+        descend(&mut table, "", folder, DEPTH);
+    }
+    table
+}
+
+fn descend(table: &mut Table, prefix: &str, folder: &Path, depth: usize) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let mut folders: Vec<_> = entries
+        .filter_map(Result::ok)
+        // Not through links, which could lead anywhere or round in a circle.
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect();
+    folders.sort();
+    for below in folders {
+        let Some(name) = below.file_name().and_then(|name| component(&name.to_string_lossy()))
+        else {
+            continue;
+        };
+        let name = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+        if below.join("oci-layout").exists() {
+            add(table, name, &below);
+        } else if depth > 1 {
+            descend(table, &name, &below, depth - 1);
+        }
+    }
+}
+
+fn add(table: &mut Table, name: String, folder: &Path) {
+    let shown = folder.display();
+    if table.len() >= LIMIT {
+        tracing::warn!("{shown} is not served: more than {LIMIT} layouts");
+        return;
+    }
+    if table.contains_key(&name) {
+        tracing::warn!("{shown} is not served: another folder already has the name {name}");
+        return;
+    }
+    match OciLayout::open(folder) {
+        Ok(layout) => drop(table.insert(name, Arc::new(layout))),
+        Err(error) => tracing::warn!("{shown} is not served: {error}"),
+    }
+}
+
+/// A part of a repository's name made from a folder's name: lower case, `-` for what may not be.
+fn component(folder_name: &str) -> Option<String> {
+    let is_valid = |name: &str| Reference::parse(&format!("registry.invalid/{name}:v")).is_ok();
+    let lower = folder_name.to_lowercase();
+    if is_valid(&lower) && !lower.contains(['/', ':', '@']) {
+        return Some(lower);
+    }
+    let words: Vec<_> = lower
+        .split(|letter: char| !letter.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .collect();
+    Some(words.join("-")).filter(|name| is_valid(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn folder_names_become_repository_names() {
+        for (folder, name) in [
+            ("article", Some("article")),
+            ("My Kit", Some("my-kit")),
+            ("a.b_c--d", Some("a.b_c--d")),
+            ("v1:x@y", Some("v1-x-y")),
+            ("..", None),
+            ("", None),
+        ] {
+            assert_eq!(component(folder).as_deref(), name, "{folder}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn names_are_always_valid(folder in any::<String>()) {
+            if let Some(name) = component(&folder) {
+                let text = format!("h.io/{name}:v1");
+                prop_assert_eq!(Reference::parse(&text).unwrap().repository(), name);
+            }
+        }
+    }
+}

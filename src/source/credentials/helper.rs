@@ -1,0 +1,112 @@
+//! Credential helpers: programs named `docker-credential-NAME` that look into a keyring
+//! (docker/docker-credential-helpers). `get` reads a server from its input and prints JSON.
+//!
+//! A helper is a foreign program: it gets a time limit, its output is bounded, and what it prints
+//! is in no message, since it may be the secret.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use super::Credential;
+
+/// The most that is read of a helper's output; cloud tokens have some 12 KiB.
+const OUTPUT_LIMIT_BYTES: u64 = 256 * 1024;
+
+/// What helpers print, and exit 1, when they know nothing of a server.
+const NOT_FOUND: &str = "credentials not found";
+
+/// The user's name that marks the secret as an identity token.
+const TOKEN_USER: &str = "<token>";
+
+/// A helper program.
+pub(super) struct Helper {
+    name: String,
+    program: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct WireAnswer {
+    #[serde(default)]
+    username: String,
+    secret: String,
+}
+
+impl Helper {
+    /// The helper `docker-credential-NAME` in `search_path`, or where the process finds programs.
+    pub(super) fn find(name: &str, search_path: Option<&OsStr>) -> Result<Self, String> {
+        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if !name.bytes().all(is_word) {
+            return Err(format!(
+                "`{}` is not the name of a credential helper",
+                name.escape_debug()
+            ));
+        }
+        let name = format!("docker-credential-{name}");
+        let program = match search_path {
+            None => PathBuf::from(&name),
+            Some(folders) => std::env::split_paths(folders)
+                .map(|folder| folder.join(&name))
+                .find(|program| program.is_absolute() && program.is_file())
+                .ok_or_else(|| format!("{name} is not installed: install it, or log in anew"))?,
+        };
+        Ok(Self { name, program })
+    }
+
+    /// Asks for the credential of `server`.
+    pub(super) async fn get(&self, server: &str, limit: Duration) -> Result<Credential, String> {
+        let name = &self.name;
+        match tokio::time::timeout(limit, self.run(server)).await {
+            Ok(Ok((true, output))) => decode(&output)
+                .ok_or_else(|| format!("{name} printed something other than a credential")),
+            Ok(Ok((false, output))) if is_not_found(&output) => Ok(Credential::Anonymous),
+            Ok(Ok((false, _))) => Err(format!(
+                "{name} failed: try `echo {server} | {name} get` to see why, or log in anew"
+            )),
+            Ok(Err(error)) => Err(format!("cannot run {name}: {error}")),
+            Err(_) => {
+                Err(format!("{name} did not answer within {limit:?}: is the keyring locked?"))
+            }
+        }
+    }
+
+    /// Runs it to its end: whether it succeeded, and what it printed. Killed when dropped.
+    async fn run(&self, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
+        let mut child = Command::new(&self.program)
+            .arg("get")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut input = child.stdin.take().expect("stdin is piped");
+        // A helper that does not read its input may still answer.
+        let _ = input.write_all(server.as_bytes()).await;
+        drop(input);
+        let mut output = Vec::new();
+        let printed = child.stdout.take().expect("stdout is piped");
+        printed.take(OUTPUT_LIMIT_BYTES).read_to_end(&mut output).await?;
+        Ok((child.wait().await?.success(), output))
+    }
+}
+
+fn decode(output: &[u8]) -> Option<Credential> {
+    let answer: WireAnswer = serde_json::from_slice(output).ok()?;
+    Some(match answer {
+        WireAnswer { secret, .. } if secret.is_empty() => Credential::Anonymous,
+        WireAnswer { username, secret } if username == TOKEN_USER => {
+            Credential::IdentityToken(secret)
+        }
+        WireAnswer { username, secret } => Credential::Basic { username, password: secret },
+    })
+}
+
+fn is_not_found(output: &[u8]) -> bool {
+    String::from_utf8_lossy(output).contains(NOT_FOUND)
+}

@@ -1,0 +1,155 @@
+//! Credentials for registries: kit's own file first, then Docker's config with its helpers
+//! (modelkit-spec 5.3).
+//!
+//! In each file the order is oras-go's and Docker's: the helper that `credHelpers` names for the
+//! host, then the store that `credsStore` names, then the file's own `auths`. A general store that
+//! fails is a warning, since public kits need no credential; a helper that was named for this very
+//! host and fails is an error. Our own reading instead of the crate docker_credential: that one
+//! fails on an empty `credsStore`, waits for helpers without end, and searches the ambient PATH.
+
+mod docker_config;
+mod helper;
+
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use docker_config::DockerConfig;
+use helper::Helper;
+
+use super::SourceError;
+use super::blob_folder::{off_the_runtime, read_small};
+
+/// The largest file of credentials that is read; one entry has some 200 bytes, an OAuth token at
+/// most a few thousand.
+const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
+
+/// How long a helper may take: keyrings may have to wake up, nobody answers a question for them.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a registry host is told.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// Nothing is known of this host.
+    Anonymous,
+    /// A user and a password.
+    Basic {
+        /// The user.
+        username: String,
+        /// The password.
+        password: String,
+    },
+    /// An identity token (OAuth2 refresh token), exchanged at the token endpoint.
+    IdentityToken(String),
+    /// A bearer token to send as it is (`registrytoken`).
+    RegistryToken(String),
+}
+
+/// Files in Docker's config format; the first that knows a host wins.
+#[derive(Clone, Debug, Default)]
+pub struct CredentialStore {
+    files: Vec<PathBuf>,
+    helper_path: Option<OsString>,
+    helper_timeout: Option<Duration>,
+    has_warned: Arc<AtomicBool>,
+}
+
+impl CredentialStore {
+    /// A store over these files; missing ones are passed over.
+    pub fn new(files: Vec<PathBuf>) -> Self {
+        Self { files, ..Self::default() }
+    }
+
+    /// Searches helpers in these folders (as in `PATH`) instead of where the process would.
+    pub fn with_helper_path(mut self, helper_path: OsString) -> Self {
+        self.helper_path = Some(helper_path);
+        self
+    }
+
+    /// What is known of `registry` (`HOST[:PORT]`). Read anew each time, so that a later login
+    /// counts; a credential helper gets a time limit. Blocking work happens off the runtime.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] for a malformed file, or a helper of this host that fails;
+    /// [`SourceError::Io`] for a file that is there and cannot be read.
+    pub async fn find(&self, registry: &str) -> Result<Credential, SourceError> {
+        for path in &self.files {
+            let (file, limit) = (path.clone(), FILE_LIMIT_BYTES);
+            let Some(json) = off_the_runtime(move || read_small(&file, limit)).await? else {
+                continue;
+            };
+            let config = DockerConfig::decode(&json)
+                .map_err(|detail| configuration(&path.display().to_string(), detail))?;
+            let credential = self.find_in(&config, path, registry).await?;
+            if credential != Credential::Anonymous {
+                return Ok(credential);
+            }
+        }
+        Ok(Credential::Anonymous)
+    }
+
+    async fn find_in(
+        &self,
+        config: &DockerConfig,
+        path: &Path,
+        registry: &str,
+    ) -> Result<Credential, SourceError> {
+        let file = path.display().to_string();
+        if let Some(name) = config.helper(registry) {
+            let found = self.ask(name, registry).await;
+            return found.map_err(|detail| configuration(&file, detail));
+        }
+        if let Some(name) = config.store() {
+            match self.ask(name, registry).await {
+                Ok(Credential::Anonymous) => {}
+                Ok(credential) => return Ok(credential),
+                Err(detail) => {
+                    tracing::warn!(%file, registry, %detail, "going on without the credential store");
+                }
+            }
+        }
+        let credential = config.auth(registry).map_err(|detail| configuration(&file, detail))?;
+        if credential != Credential::Anonymous {
+            self.warn_if_open_to_all(path);
+        }
+        Ok(credential)
+    }
+
+    async fn ask(&self, name: &str, registry: &str) -> Result<Credential, String> {
+        let helper = Helper::find(name, self.helper_path.as_deref())?;
+        helper
+            .get(docker_config::server_url(registry), self.helper_timeout.unwrap_or(HELPER_TIMEOUT))
+            .await
+    }
+
+    /// Says once that other users of the machine can read a file with passwords.
+    fn warn_if_open_to_all(&self, path: &Path) {
+        const READ_BY_OTHERS: u32 = 0o004;
+        let is_open = path.metadata().is_ok_and(|metadata| metadata.mode() & READ_BY_OTHERS != 0);
+        if is_open && !self.has_warned.swap(true, Ordering::Relaxed) {
+            let file = path.display();
+            tracing::warn!("every user can read the passwords in {file}: run `chmod 600 {file}`");
+        }
+    }
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Anonymous => "Anonymous",
+            Self::Basic { .. } => "Basic { .. }",
+            Self::IdentityToken(_) => "IdentityToken(..)",
+            Self::RegistryToken(_) => "RegistryToken(..)",
+        })
+    }
+}
+
+fn configuration(what: &str, detail: String) -> SourceError {
+    SourceError::Configuration { what: what.to_owned(), detail }
+}
+
+#[cfg(test)]
+mod tests;

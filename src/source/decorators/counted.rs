@@ -1,0 +1,58 @@
+//! Counts what is asked of a source, for tests and figures of how much was fetched.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+
+use crate::oci::BlobId;
+use crate::source::{BlobSource, BlobStream, SourceError};
+
+/// A source that counts its requests and the bytes it yields.
+pub struct Counted<S> {
+    pub(super) source: S,
+    requests: AtomicU64,
+    yielded_bytes: Arc<AtomicU64>,
+}
+
+impl<S> Counted<S> {
+    /// Counts from zero.
+    pub fn new(source: S) -> Self {
+        Self { source, requests: AtomicU64::new(0), yielded_bytes: Arc::default() }
+    }
+
+    /// How many streams were asked for, failed ones too.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
+    /// How many bytes of blobs the streams yielded.
+    pub fn yielded_bytes(&self) -> u64 {
+        self.yielded_bytes.load(Relaxed)
+    }
+}
+
+impl<S: BlobSource> BlobSource for Counted<S> {
+    fn open(
+        &self,
+        blob: BlobId,
+        range: Range<u64>,
+    ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
+        self.requests.fetch_add(1, Relaxed);
+        async move {
+            let BlobStream { range, bytes } = self.source.open(blob, range).await?;
+            let yielded_bytes = Arc::clone(&self.yielded_bytes);
+            let count = move |piece: &Result<bytes::Bytes, SourceError>| {
+                if let Ok(piece) = piece {
+                    yielded_bytes.fetch_add(piece.len() as u64, Relaxed);
+                }
+            };
+            Ok(BlobStream { range, bytes: bytes.inspect(count).boxed() })
+        }
+        .boxed()
+    }
+}
+
+super::pass_on_manifests_and_tags!(Counted);

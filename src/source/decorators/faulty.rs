@@ -1,0 +1,159 @@
+//! Faults from a script or a seed, for tests of what lies above a source.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, ready};
+use futures_util::stream::once;
+use futures_util::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+
+use crate::oci::BlobId;
+use crate::source::{BlobSource, BlobStream, SourceError};
+
+/// What goes wrong with one stream.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// It cannot be opened.
+    Refuse(SourceError),
+    /// It ends with [`SourceError::Unavailable`] after this many bytes.
+    Break {
+        /// Bytes yielded before the error.
+        after_bytes: u64,
+    },
+    /// It ends without an error after this many bytes, which no source may do.
+    Truncate {
+        /// Bytes yielded before the end.
+        after_bytes: u64,
+    },
+    /// The whole blob comes instead of the range.
+    Whole,
+    /// The byte at this offset of the blob is another one.
+    Flip {
+        /// An offset in the blob, as stored.
+        offset: u64,
+    },
+}
+
+/// A source whose streams go wrong.
+pub struct Faulty<S> {
+    pub(super) source: S,
+    plan: Mutex<Plan>,
+}
+
+enum Plan {
+    Script(VecDeque<Fault>),
+    Seed { state: u64, one_in: u64 },
+}
+
+impl<S> Faulty<S> {
+    /// The first streams get these faults in turn, later ones none.
+    pub fn scripted(source: S, faults: impl IntoIterator<Item = Fault>) -> Self {
+        Self { source, plan: Mutex::new(Plan::Script(faults.into_iter().collect())) }
+    }
+
+    /// About one stream in `one_in` is refused, broken off or the whole blob; the same seed gives
+    /// the same faults. All of them are what an honest source on a bad line does.
+    pub fn seeded(source: S, seed: u64, one_in: u64) -> Self {
+        Self { source, plan: Mutex::new(Plan::Seed { state: seed, one_in: one_in.max(1) }) }
+    }
+
+    fn next_fault(&self, range: &Range<u64>) -> Fault {
+        match &mut *self.plan.lock() {
+            Plan::Script(faults) => faults.pop_front().unwrap_or(Fault::None),
+            Plan::Seed { state, one_in } => {
+                if !next_random(state).is_multiple_of(*one_in) {
+                    return Fault::None;
+                }
+                match next_random(state) % 3 {
+                    0 => Fault::Refuse(unavailable()),
+                    1 => Fault::Whole,
+                    _ => {
+                        let length = (range.end - range.start).max(1);
+                        Fault::Break { after_bytes: next_random(state) % length }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<S: BlobSource> BlobSource for Faulty<S> {
+    fn open(
+        &self,
+        blob: BlobId,
+        range: Range<u64>,
+    ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
+        let fault = self.next_fault(&range);
+        async move {
+            let range = if matches!(fault, Fault::Whole) { 0..blob.size } else { range };
+            if let Fault::Refuse(error) = fault {
+                return Err(error);
+            }
+            let BlobStream { range, bytes } = self.source.open(blob, range).await?;
+            let start = range.start;
+            let bytes = match fault {
+                Fault::None | Fault::Refuse(_) | Fault::Whole => bytes,
+                Fault::Truncate { after_bytes } => first(bytes, after_bytes),
+                Fault::Break { after_bytes } => {
+                    first(bytes, after_bytes).chain(once(ready(Err(unavailable())))).boxed()
+                }
+                Fault::Flip { offset } => flipped(bytes, start, offset),
+            };
+            Ok(BlobStream { range, bytes })
+        }
+        .boxed()
+    }
+}
+
+type Pieces = futures_util::stream::BoxStream<'static, Result<Bytes, SourceError>>;
+
+/// The first `limit_bytes` of a stream.
+fn first(bytes: Pieces, limit_bytes: u64) -> Pieces {
+    bytes
+        .scan(limit_bytes, |rest, piece| {
+            let piece = piece.map(|mut piece| {
+                piece.truncate(usize::try_from(*rest).unwrap_or(usize::MAX));
+                *rest -= piece.len() as u64;
+                piece
+            });
+            let is_over = matches!(&piece, Ok(piece) if piece.is_empty());
+            ready((!is_over).then_some(piece))
+        })
+        .boxed()
+}
+
+/// The stream with all bits of one byte turned.
+fn flipped(bytes: Pieces, start: u64, offset: u64) -> Pieces {
+    bytes
+        .scan(start, move |at, piece| {
+            let piece = piece.map(|piece| {
+                let within = offset.checked_sub(*at).filter(|within| *within < piece.len() as u64);
+                *at += piece.len() as u64;
+                let Some(within) = within else { return piece };
+                let mut changed = piece.to_vec();
+                changed[within as usize] ^= 0xff;
+                changed.into()
+            });
+            ready(Some(piece))
+        })
+        .boxed()
+}
+
+fn unavailable() -> SourceError {
+    SourceError::Unavailable { place: "a faulty source".into(), detail: "as scripted".into() }
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+fn next_random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = *state;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+super::pass_on_manifests_and_tags!(Faulty);

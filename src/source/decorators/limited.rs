@@ -1,0 +1,51 @@
+//! Bounds how many streams of a source are open at once.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::Semaphore;
+
+use crate::oci::BlobId;
+use crate::source::{BlobSource, BlobStream, SourceError};
+
+/// A source with a limit on open streams: a further one waits until one of them is dropped.
+pub struct Limited<S> {
+    pub(super) source: S,
+    permits: Arc<Semaphore>,
+}
+
+impl<S> Limited<S> {
+    /// At most `streams` at once.
+    ///
+    /// # Panics
+    /// For a limit of zero, with which nothing could ever be read.
+    pub fn new(source: S, streams: usize) -> Self {
+        assert!(streams > 0, "a limit of zero streams");
+        Self { source, permits: Arc::new(Semaphore::new(streams)) }
+    }
+}
+
+impl<S: BlobSource> BlobSource for Limited<S> {
+    fn open(
+        &self,
+        blob: BlobId,
+        range: Range<u64>,
+    ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
+        async move {
+            let permit = Arc::clone(&self.permits).acquire_owned().await;
+            let permit = permit.expect("the semaphore is never closed");
+            let BlobStream { range, bytes } = self.source.open(blob, range).await?;
+            // The closure owns the permit, so it lives as long as the stream.
+            let hold = move |piece| {
+                let _held = &permit;
+                piece
+            };
+            Ok(BlobStream { range, bytes: bytes.map(hold).boxed() })
+        }
+        .boxed()
+    }
+}
+
+super::pass_on_manifests_and_tags!(Limited);

@@ -1,0 +1,13 @@
+//! The registry client against a registry that misbehaves on request. Each test is named after the
+//! sentence it proves.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod access;
+mod asking;
+mod content;
+mod mirrors;
+mod redirects;
+mod setup;
+mod tls;

@@ -1,0 +1,80 @@
+//! Clients with short time-outs, and what tests do with them.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use kitfs::oci::{BlobId, Reference};
+use kitfs::source::registry::{RegistryClient, RegistryConfig, Timing};
+use kitfs::source::{Repository, SourceError};
+use serde_json::json;
+
+use crate::support::registry_double::RegistryDouble;
+
+/// The repository that tests read.
+pub const NAME: &str = "org/model";
+
+/// Waits that are short where a test expects a failure, and long where it must not see one.
+pub fn timing() -> Timing {
+    Timing {
+        connect: Duration::from_secs(10),
+        answer: Duration::from_secs(10),
+        stall: Duration::from_secs(10),
+        retries: 3,
+        backoff_min: Duration::from_millis(2),
+        backoff_max: Duration::from_millis(20),
+        retry_after_max: Duration::from_secs(2),
+        retry_total: Duration::from_secs(10),
+        resumes: 3,
+    }
+}
+
+/// A client with `timing` and what `change` makes of it.
+pub fn client_with(change: impl FnOnce(&mut RegistryConfig)) -> Arc<RegistryClient> {
+    let mut config = RegistryConfig { timing: timing(), ..RegistryConfig::default() };
+    change(&mut config);
+    RegistryClient::new(config).expect("the settings can be used")
+}
+
+/// The repository at a host, as a client sees it.
+pub fn repository(client: &Arc<RegistryClient>, host: &str) -> Arc<dyn Repository> {
+    let reference = Reference::parse(&format!("{host}/{NAME}:v1")).expect("a reference");
+    client.repository(&reference).expect("the host can be asked")
+}
+
+/// The repository of a double, with a client of its own.
+pub fn open(registry: &RegistryDouble) -> Arc<dyn Repository> {
+    repository(&client_with(|_| {}), &registry.host())
+}
+
+/// Bytes of which each tells its position.
+pub fn content(length: usize) -> Vec<u8> {
+    (0..length).map(|at| ((at / 7) ^ at) as u8).collect()
+}
+
+/// A manifest; what it says does not matter to the client.
+pub fn manifest() -> Vec<u8> {
+    json!({ "schemaVersion": 2, "layers": null }).to_string().into_bytes()
+}
+
+/// What a stream yielded: its own range, and all bytes.
+pub async fn read(
+    repository: &Arc<dyn Repository>,
+    blob: BlobId,
+    range: Range<u64>,
+) -> Result<(Range<u64>, Vec<u8>), SourceError> {
+    let mut stream = repository.open(blob, range).await?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.bytes.next().await {
+        bytes.extend_from_slice(&piece?);
+    }
+    Ok((stream.range, bytes))
+}
+
+/// Writes a file in Docker's config format that knows one host.
+pub fn write_credentials(path: &Path, host: &str, entry: serde_json::Value) {
+    let config = json!({ "auths": { host: entry } });
+    std::fs::write(path, config.to_string()).expect("the folder is writable");
+}
