@@ -1,4 +1,110 @@
-//! (skeleton)
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! One file per command; here they are named, and an error becomes words and an exit code.
+//!
+//! ```text
+//! arguments --kit_habits--> clap --> arguments as typed --settings + environment--> typed config
+//!                                          '--> command --> daemon::Backend --> output
+//! ```
+//!
+//! The environment is read in `environment` and nowhere else in the crate.
+
+mod arguments;
+mod cache;
+mod cat;
+mod completions;
+mod copy;
+mod daemon;
+mod environment;
+mod error;
+mod info;
+mod kit_habits;
+mod list;
+mod ls;
+mod mount;
+mod output;
+mod reference;
+mod serve;
+mod settings;
+mod sizes;
+mod status;
+mod umount;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::arguments::{Arguments, Command};
+use self::environment::Environment;
+use self::error::CliError;
+use self::settings::Settings;
+use crate::observe::{self, LogFormat};
+
+/// Runs the command that the process's arguments name.
+pub fn main() -> ExitCode {
+    let arguments = kit_habits::translate(std::env::args_os());
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // Nobody is left to be told when this fails.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let environment = Environment::read();
+    start_log(&arguments, &environment);
+    match run(arguments, environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}
+
+fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
+    let settings = Settings::new(arguments.cache, environment);
+    match arguments.command {
+        Command::Mount(command) => mount::run(&settings, command),
+        Command::Umount(command) => block_on(umount::run(&settings, command)),
+        Command::Status(command) => block_on(status::run(&settings, command)),
+        Command::Daemon(command) => daemon::run(&settings, command),
+        Command::Ls(command) => block_on(ls::run(&settings, command)),
+        Command::Cat(command) => block_on(cat::run(&settings, command)),
+        Command::Cp(command) => block_on(copy::run(&settings, command)),
+        Command::Info(command) => block_on(info::run(&settings, command)),
+        Command::List(command) => block_on(list::run(&settings, command)),
+        Command::Cache(command) => block_on(cache::run(&settings, command)),
+        Command::Serve(command) => block_on(serve::run(&settings, command)),
+        Command::Completions(command) => completions::completions(&command),
+        Command::Man(command) => completions::man(&command),
+    }
+}
+
+/// Commands say what goes wrong in their own words, so their log is quiet; a daemon's is its
+/// voice.
+fn start_log(arguments: &Arguments, environment: &Environment) {
+    let (is_daemon, format) = match &arguments.command {
+        Command::Mount(command) => (command.foreground, command.log_format),
+        Command::Daemon(daemon::Arguments { command: daemon::Command::Run { log_format } }) => {
+            (true, *log_format)
+        }
+        _ => (false, LogFormat::Text),
+    };
+    let default = match (is_daemon, arguments.verbose) {
+        (false, 0) => "error",
+        (true, 0) | (false, 1) => "warn,kitfs=info",
+        (true, 1) | (false, 2) => "info,kitfs=debug",
+        _ => "debug,kitfs=trace",
+    };
+    if let Err(error) = observe::start_log(environment.log.as_deref().unwrap_or(default), format) {
+        eprintln!("kitfs: warning: KITFS_LOG is not understood and is ignored: {error}");
+    }
+}
+
+/// Runs a command that needs the network or the control socket.
+fn block_on<T>(command: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    runtime()?.block_on(command)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| CliError::internal(format!("cannot start threads: {error}")))
 }

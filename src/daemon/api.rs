@@ -191,6 +191,8 @@ pub struct ListRequest {
 /// The answer to a [`ListRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listing {
+    /// The reference that names this very kit for ever, for reading what was listed.
+    pub pinned: String,
     /// The entry that was asked for.
     pub entry: Entry,
     /// Its children, or all below it, parents before children, siblings by name.

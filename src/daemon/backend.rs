@@ -40,8 +40,13 @@ impl Backend {
         if let Some(daemon) = Self::running(config).await? {
             return Ok(daemon);
         }
-        let service = Service::new(config.open_cache()?, config);
-        Ok(Self { config: config.clone(), kind: Kind::Local(service) })
+        match lifecycle::open_cache(config).await? {
+            Some(cache) => {
+                let service = Service::new(cache, config);
+                Ok(Self { config: config.clone(), kind: Kind::Local(service) })
+            }
+            None => Self::daemon(config).await,
+        }
     }
 
     /// Talks to the daemon of the cache folder; starts one when none runs.

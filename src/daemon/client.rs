@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, stream};
 use reqwest::{Method, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +14,9 @@ use super::api::{
     ListRequest, Listing, MountEvent, MountRequest, MountStatus, PassProgress, ReadRequest,
     TagInfo, TagsRequest, UnmountRequest,
 };
+use super::frames::{Next, Reader};
+use super::server::VERSION_HEADER;
+use super::service::VERSION;
 use super::socket::SocketPath;
 
 /// The largest line of an answer that is a stream of lines.
@@ -86,10 +89,14 @@ impl Client {
         request: &ReadRequest,
     ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
         let response = self.send(Method::POST, "read", request).await?;
-        let bytes = response.bytes_stream().map(|piece| {
-            piece.map_err(|error| gone(&format!("reading stopped ({error}); see the daemon's log")))
+        let frames = stream::unfold(Some((response, Reader::default())), |state| async {
+            let (mut response, mut reader) = state?;
+            match next_bytes(&mut response, &mut reader).await {
+                Ok(bytes) => bytes.map(|bytes| (Ok(bytes), Some((response, reader)))),
+                Err(failure) => Some((Err(failure), None)),
+            }
         });
-        Ok(bytes.boxed())
+        Ok(frames.boxed())
     }
 
     /// Sends a request; an answer that is not a success carries a [`Failure`].
@@ -100,7 +107,8 @@ impl Client {
         body: &(impl Serialize + Sync),
     ) -> Result<Response, Failure> {
         let url = format!("http://kitfs/v1/{path}");
-        let response = self.http.request(method, url).json(body).send().await;
+        let request = self.http.request(method, url).header(VERSION_HEADER, VERSION).json(body);
+        let response = request.send().await;
         let response = response.map_err(|error| gone(&error.to_string()))?;
         if response.status().is_success() {
             return Ok(response);
@@ -109,6 +117,25 @@ impl Client {
         let body = response.bytes().await.unwrap_or_default();
         Err(serde_json::from_slice(&body)
             .unwrap_or_else(|_| gone(&format!("it answered {status}"))))
+    }
+}
+
+/// The next bytes of files in the body of a read; `None` when all came.
+async fn next_bytes(
+    response: &mut Response,
+    reader: &mut Reader,
+) -> Result<Option<Bytes>, Failure> {
+    let mut is_complete = false;
+    loop {
+        match reader.next(is_complete).map_err(|error| gone(&error.to_string()))? {
+            Next::Bytes(bytes) => return Ok(Some(bytes)),
+            Next::End(None) => return Ok(None),
+            Next::End(Some(failure)) => return Err(failure),
+            Next::More => match response.chunk().await.map_err(|error| gone(&error.to_string()))? {
+                Some(piece) => reader.push(&piece),
+                None => is_complete = true,
+            },
+        }
     }
 }
 

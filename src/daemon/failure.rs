@@ -1,13 +1,176 @@
-//! What a room's error means to the user of a command.
+//! What a room's error means to the user of a command: one exhaustive table for each room.
+//!
+//! A new variant anywhere does not compile until somebody has decided its exit code here.
+
+use std::io;
 
 use super::api::{Failure, FailureKind};
 use crate::cache::CacheError;
+use crate::fetch::FetchError;
+use crate::fs::LoadError;
+use crate::fuse::MountError;
+use crate::kit::FilterError;
+use crate::oci::ReferenceError;
+use crate::source::SourceError;
 
-pub(super) fn cache_failure(error: &CacheError) -> Failure {
-    Failure::new(FailureKind::Cache, error.to_string())
+impl FailureKind {
+    /// Every kind.
+    const ALL: [Self; 9] = [
+        Self::Internal,
+        Self::Usage,
+        Self::NotFound,
+        Self::Unauthorized,
+        Self::Unavailable,
+        Self::BadContent,
+        Self::Mountpoint,
+        Self::Cache,
+        Self::Daemon,
+    ];
+
+    /// The exit code of a command that fails like this (docs/operations.md).
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Internal => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Unauthorized => 4,
+            Self::Unavailable => 5,
+            Self::BadContent => 6,
+            Self::Mountpoint => 7,
+            Self::Cache => 8,
+            Self::Daemon => 9,
+        }
+    }
 }
 
 /// The kind that a daemon's exit code stands for; the inverse of [`FailureKind::exit_code`].
-pub(super) fn kind_of_exit_code(_code: Option<i32>) -> FailureKind {
-    todo!()
+pub(super) fn kind_of_exit_code(code: Option<i32>) -> FailureKind {
+    let is_it = |kind: &FailureKind| code == Some(i32::from(kind.exit_code()));
+    FailureKind::ALL.into_iter().find(is_it).unwrap_or(FailureKind::Internal)
+}
+
+/// The failure that a full disk, a held folder or a broken file of the cache is.
+pub(super) fn cache_failure(error: &CacheError) -> Failure {
+    Failure::new(cache_kind(error), error.to_string())
+}
+
+fn cache_kind(error: &CacheError) -> FailureKind {
+    match error {
+        CacheError::Held { .. }
+        | CacheError::Io { .. }
+        | CacheError::Full { .. }
+        | CacheError::DiskFull { .. }
+        | CacheError::InUse(_) => FailureKind::Cache,
+        CacheError::Poisoned { .. } | CacheError::Changed { .. } | CacheError::Layout(_) => {
+            FailureKind::BadContent
+        }
+    }
+}
+
+fn source_kind(error: &SourceError) -> FailureKind {
+    match error {
+        SourceError::NotFound { .. } => FailureKind::NotFound,
+        SourceError::Unauthorized { .. } => FailureKind::Unauthorized,
+        SourceError::Throttled { .. }
+        | SourceError::Unavailable { .. }
+        | SourceError::Protocol { .. } => FailureKind::Unavailable,
+        SourceError::DigestMismatch { .. } => FailureKind::BadContent,
+        SourceError::Io { error, .. } => match error.kind() {
+            io::ErrorKind::NotFound => FailureKind::NotFound,
+            io::ErrorKind::PermissionDenied => FailureKind::Unauthorized,
+            _ => FailureKind::Unavailable,
+        },
+        SourceError::Configuration { .. } => FailureKind::Usage,
+    }
+}
+
+fn fetch_kind(error: &FetchError) -> FailureKind {
+    match error {
+        FetchError::Source(error) => source_kind(error),
+        FetchError::Cache(error) => cache_kind(error),
+        FetchError::Poisoned { .. } | FetchError::Malformed { .. } => FailureKind::BadContent,
+        FetchError::Thrashing(_) => FailureKind::Cache,
+    }
+}
+
+fn load_kind(error: &LoadError) -> FailureKind {
+    match error {
+        LoadError::Source { error, .. } => source_kind(error),
+        LoadError::Fetch { error, .. } => fetch_kind(error),
+        LoadError::Manifest { .. }
+        | LoadError::Kit { .. }
+        | LoadError::ParentReference { .. }
+        | LoadError::Parents { .. }
+        | LoadError::Tree { .. } => FailureKind::BadContent,
+        LoadError::Cache { error, .. } => cache_kind(error),
+    }
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Self::new(source_kind(&error), error.to_string())
+    }
+}
+
+impl From<FetchError> for Failure {
+    fn from(error: FetchError) -> Self {
+        Self::new(fetch_kind(&error), error.to_string())
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        Self::new(load_kind(&error), error.to_string())
+    }
+}
+
+impl From<CacheError> for Failure {
+    fn from(error: CacheError) -> Self {
+        cache_failure(&error)
+    }
+}
+
+impl From<MountError> for Failure {
+    fn from(error: MountError) -> Self {
+        let kind = match &error {
+            MountError::Mountpoint(_)
+            | MountError::Unavailable(_)
+            | MountError::Busy(_)
+            | MountError::Io(_) => FailureKind::Mountpoint,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<ReferenceError> for Failure {
+    fn from(error: ReferenceError) -> Self {
+        Self::new(FailureKind::Usage, error.to_string())
+    }
+}
+
+impl From<FilterError> for Failure {
+    fn from(error: FilterError) -> Self {
+        Self::new(FailureKind::Usage, error.to_string())
+    }
+}
+
+/// The failure of work that was handed to another thread and panicked there.
+pub(super) fn panicked(error: tokio::task::JoinError) -> Failure {
+    let message = format!("a fault in kitfs itself ({error}): please report it, with the log");
+    Failure::new(FailureKind::Internal, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_distinct_and_lead_back_to_their_kind() {
+        for kind in FailureKind::ALL {
+            assert_ne!(kind.exit_code(), 0);
+            assert_eq!(kind_of_exit_code(Some(kind.exit_code().into())), kind);
+        }
+        assert_eq!(kind_of_exit_code(None), FailureKind::Internal);
+        assert_eq!(kind_of_exit_code(Some(77)), FailureKind::Internal);
+    }
 }

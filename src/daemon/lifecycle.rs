@@ -63,6 +63,11 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long open control connections may hold up a daemon that ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a folder that is held may take until its holder answers or lets go: a daemon that
+/// starts or ends, or a command that is nearly done. A long-running holder is an error.
+pub(super) const HELD_PATIENCE: Duration = Duration::from_secs(1);
+/// The size from which the log of the daemon before is put aside as `daemon.log.1`.
+const LOG_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
 /// How often a condition outside this process is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -84,12 +89,14 @@ pub async fn run(
     let service = Service::new(cache, &config);
     let server = axum::serve(OwnerOnly(listener), server::router(service.clone()))
         .with_graceful_shutdown(service.drained());
-    let server = tokio::spawn(server.into_future());
+    let mut server = tokio::spawn(server.into_future());
 
     let outcome = serve_until_told(&service, mount, ready).await;
     service.end_mounts().await;
     service.drain();
-    let _ = tokio::time::timeout(DRAIN_TIMEOUT, server).await;
+    if tokio::time::timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
+        server.abort();
+    }
     let _ = std::fs::remove_file(socket.as_path());
     outcome
 }
@@ -102,10 +109,12 @@ async fn serve_until_told(
     let internal = |error: io::Error| Failure::new(FailureKind::Internal, error.to_string());
     let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(internal)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(internal)?;
     let told = async {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
+            _ = hangup.recv() => "SIGHUP",
             () = service.stop_requested() => "a stop request",
         }
     };
@@ -157,7 +166,7 @@ pub fn report_ready() {
 
 /// Starts a daemon, unless one comes to answer meanwhile; returns when one does.
 pub(super) async fn start(config: &DaemonConfig) -> Result<(), Failure> {
-    let deadline = Instant::now() + START_TIMEOUT;
+    let deadline = Instant::now() + HELD_PATIENCE;
     loop {
         match spawn(config).await {
             Ok(()) => return Ok(()),
@@ -169,9 +178,28 @@ pub(super) async fn start(config: &DaemonConfig) -> Result<(), Failure> {
                 if socket.is_answered().await {
                     return Ok(());
                 }
-                if !Cache::is_held(&config.cache_folder) {
-                    return Err(failure);
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// Opens the cache for a command; `None` when a daemon that was just starting has it.
+///
+/// # Errors
+/// When the folder is unusable, or held by a process that neither answers nor ends soon.
+pub(super) async fn open_cache(config: &DaemonConfig) -> Result<Option<Arc<Cache>>, Failure> {
+    let deadline = Instant::now() + HELD_PATIENCE;
+    loop {
+        match config.open_cache() {
+            Ok(cache) => return Ok(Some(cache)),
+            Err(_) if Cache::is_held(&config.cache_folder) && Instant::now() < deadline => {
+                let socket = SocketPath::new(&config.cache_folder)
+                    .map_err(|error| socket_failure(config, &error))?;
+                if socket.is_answered().await {
+                    return Ok(None);
                 }
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
             Err(failure) => return Err(failure),
         }
@@ -206,8 +234,8 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     let code = child.wait().await.ok().and_then(|status| status.code());
     let mut words = String::new();
     let _ = log.seek(SeekFrom::Start(log_start)).and_then(|_| log.read_to_string(&mut words));
-    let words = words.lines().last().map(|line| line.strip_prefix("kitfs: ").unwrap_or(line));
-    let detail = words.unwrap_or("it said nothing");
+    let last_words = words.lines().rev().find_map(|line| line.strip_prefix("kitfs: "));
+    let detail = last_words.or(words.lines().last()).unwrap_or("it said nothing");
     let kind = super::failure::kind_of_exit_code(code);
     let message = match kind {
         FailureKind::Cache => detail.to_owned(),
@@ -219,6 +247,9 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
 fn open_log(folder: &Path) -> io::Result<(std::fs::File, PathBuf)> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let path = folder.join(LOG_NAME);
+    if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_LIMIT_BYTES) {
+        std::fs::rename(&path, path.with_extension("log.1"))?;
+    }
     let log = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
     Ok((log, path))
 }

@@ -7,21 +7,36 @@
 //!
 //! - [`api`]: what is said over the socket; plain data.
 //! - [`Backend`]: the daemon when one runs, else a service in this process.
-//! - `service`: the work itself; `mounts`: its table of mounts.
+//! - `service`: the work itself; `mounts`: its table of mounts; `kits`: what it has open;
+//!   `networks`: its connections; `paths`, `listing`, `reading`, `describing`, `upkeep`: what it
+//!   answers.
+//! - `server`, `client`, `frames`, `socket`: the control socket, on both sides.
+//! - `failure`: what every room's errors mean to a user.
 //! - `lifecycle`: starting, running and ending a daemon.
 //!
 //! One daemon owns one cache folder: one budget, one single flight, one limiter per registry host
-//! for all mounts of a user.
+//! for all mounts of a user. A daemon stays until it is told to stop: it is idle at no cost, and
+//! the next mount finds its connections and its cache open.
 
 pub mod api;
 mod backend;
 mod client;
+mod describing;
 mod failure;
+mod frames;
+mod kits;
 mod lifecycle;
+mod listing;
 mod mounts;
+mod networks;
+mod orphan;
+mod paths;
+mod reading;
 mod server;
 mod service;
 mod socket;
+mod upkeep;
 
 pub use backend::{Backend, ByteStream};
 pub use lifecycle::{DaemonConfig, detach, report_ready, run};
+pub use orphan::unmount_orphan;

@@ -1,1 +1,270 @@
 //! The table of mounts.
+//!
+//! ```text
+//!            reserve             fulfil              unmount, or ended by itself
+//! (no entry) -------> BeingMade ---------> Served ---------------------------------> (no entry)
+//!     ^                   '--dropped: the mount failed--.
+//!     '--------------------------------------------------'
+//! ```
+//!
+//! A mountpoint has one entry from the moment somebody wants it, so of two commands that mount
+//! at the same place at once one wins and the other is told. Once the table is closed nothing is
+//! added to it: a mount that comes too late is taken out of the tree again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+
+use super::api::{Failure, FailureKind, KitState, MountStatus};
+use super::failure::panicked;
+use super::upkeep::kit_state;
+use crate::cache::LayerKey;
+use crate::fs::LoadedKit;
+use crate::fuse::{Mount, MountError};
+
+/// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
+/// 10 s after which container runtimes kill.
+const BUSY_GRACE: Duration = Duration::from_secs(5);
+/// How often a busy mount is tried again.
+const BUSY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The mounts of a process, by mountpoint.
+#[derive(Default)]
+pub(super) struct Mounts {
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: BTreeMap<PathBuf, Entry>,
+    is_closed: bool,
+}
+
+enum Entry {
+    BeingMade,
+    Served(Arc<Served>),
+}
+
+/// A mount, and what is served there.
+struct Served {
+    mount: Mount,
+    kit: Arc<LoadedKit>,
+    reference: String,
+    mounted_at: i64,
+}
+
+/// A mountpoint that is kept for the mount being made. Dropping it gives it up.
+pub(super) struct Reservation {
+    mounts: Arc<Mounts>,
+    mountpoint: PathBuf,
+    is_fulfilled: bool,
+}
+
+impl Mounts {
+    /// Keeps `mountpoint` for the caller.
+    ///
+    /// # Errors
+    /// When it is taken, or the daemon is stopping.
+    pub(super) fn reserve(self: &Arc<Self>, mountpoint: &Path) -> Result<Reservation, Failure> {
+        let mut table = self.table.lock();
+        let place = mountpoint.display();
+        if table.is_closed {
+            return Err(stopping());
+        }
+        match table.entries.get(mountpoint) {
+            None => {}
+            Some(Entry::BeingMade) => {
+                let message = format!("{place} is being mounted by another command");
+                return Err(Failure::new(FailureKind::Mountpoint, message));
+            }
+            Some(Entry::Served(served)) => {
+                let message = format!(
+                    "{} is mounted at {place} already; end that with `kitfs umount {place}`",
+                    served.reference
+                );
+                return Err(Failure::new(FailureKind::Mountpoint, message));
+            }
+        }
+        table.entries.insert(mountpoint.to_owned(), Entry::BeingMade);
+        let mountpoint = mountpoint.to_owned();
+        Ok(Reservation { mounts: self.clone(), mountpoint, is_fulfilled: false })
+    }
+
+    /// Every mount, by mountpoint.
+    pub(super) fn statuses(&self) -> Vec<MountStatus> {
+        self.served().iter().map(|served| served.status()).collect()
+    }
+
+    /// Where a layer is mounted.
+    pub(super) fn mountpoint_of(&self, key: LayerKey) -> Option<PathBuf> {
+        let has_layer = |served: &&Arc<Served>| served.kit.layers.iter().any(|l| l.key() == key);
+        let served = self.served();
+        served.iter().find(has_layer).map(|served| served.mount.mountpoint().to_owned())
+    }
+
+    /// Ends the mount at `mountpoint`.
+    ///
+    /// # Errors
+    /// `NotFound` when none is there, `Mountpoint` when programs use it.
+    pub(super) async fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
+        let place = mountpoint.display();
+        let served = match self.table.lock().entries.get(mountpoint) {
+            Some(Entry::Served(served)) => served.clone(),
+            Some(Entry::BeingMade) => {
+                let message = format!("{place} is being mounted: try again in a moment");
+                return Err(Failure::new(FailureKind::Mountpoint, message));
+            }
+            None => {
+                let message = format!("{place} is not a mount of this daemon; see `kitfs status`");
+                return Err(Failure::new(FailureKind::NotFound, message));
+            }
+        };
+        unmount(&served, lazy).await?;
+        self.forget(&served);
+        Ok(())
+    }
+
+    /// Closes the table, and ends every mount: gently at first, and lazily once the grace is over.
+    pub(super) async fn end_all(&self) {
+        self.table.lock().is_closed = true;
+        join_all(self.served().into_iter().map(|served| async move {
+            end(&served).await;
+            self.forget(&served);
+        }))
+        .await;
+    }
+
+    /// Done when nothing is mounted at `mountpoint` by this process.
+    pub(super) async fn ended(&self, mountpoint: &Path) {
+        let served = match self.table.lock().entries.get(mountpoint) {
+            Some(Entry::Served(served)) => served.clone(),
+            Some(Entry::BeingMade) | None => return,
+        };
+        served.mount.ended().await;
+    }
+
+    fn served(&self) -> Vec<Arc<Served>> {
+        let table = self.table.lock();
+        let served = table.entries.values().filter_map(|entry| match entry {
+            Entry::Served(served) => Some(served.clone()),
+            Entry::BeingMade => None,
+        });
+        served.collect()
+    }
+
+    /// Takes `served` out of the table, unless another mount has its place by now.
+    fn forget(&self, served: &Arc<Served>) {
+        let mut table = self.table.lock();
+        let mountpoint = served.mount.mountpoint();
+        if let Some(Entry::Served(there)) = table.entries.get(mountpoint)
+            && Arc::ptr_eq(there, served)
+        {
+            table.entries.remove(mountpoint);
+        }
+    }
+}
+
+impl Reservation {
+    /// Puts a mount in its reserved place, and watches for its end.
+    ///
+    /// # Errors
+    /// When the daemon began to stop meanwhile; the mount is ended then.
+    pub(super) fn fulfil(
+        mut self,
+        mount: Mount,
+        kit: Arc<LoadedKit>,
+        reference: String,
+        mounted_at: i64,
+    ) -> Result<MountStatus, Failure> {
+        let served = Arc::new(Served { mount, kit, reference, mounted_at });
+        {
+            let mut table = self.mounts.table.lock();
+            if table.is_closed {
+                return Err(stopping());
+            }
+            table.entries.insert(self.mountpoint.clone(), Entry::Served(served.clone()));
+        }
+        self.is_fulfilled = true;
+        let status = served.status();
+        let mounts = self.mounts.clone();
+        tokio::spawn(async move {
+            served.mount.ended().await;
+            mounts.forget(&served);
+            tracing::info!(mountpoint = %served.mount.mountpoint().display(), "the mount ended");
+            // Ending a session joins its threads.
+            let _ = tokio::task::spawn_blocking(move || drop(served)).await;
+        });
+        Ok(status)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.is_fulfilled {
+            self.mounts.table.lock().entries.remove(&self.mountpoint);
+        }
+    }
+}
+
+impl Served {
+    fn status(&self) -> MountStatus {
+        // A blob that two layers share lies in the cache once.
+        let layers: BTreeMap<_, _> =
+            self.kit.layers.iter().map(|layer| (Arc::as_ptr(layer), layer)).collect();
+        let total = layers.values().map(|layer| layer.contents().layout.stream_bytes());
+        let resident = layers.values().map(|layer| layer.resident_bytes());
+        let state = layers.values().map(|layer| kit_state(&layer.state())).max();
+        MountStatus {
+            mountpoint: self.mount.mountpoint().to_owned(),
+            reference: self.reference.clone(),
+            digest: self.kit.manifest.to_string(),
+            entries: u64::from(self.kit.tree.len()) - 1,
+            total_bytes: total.fold(0, u64::saturating_add),
+            resident_bytes: resident.fold(0, u64::saturating_add),
+            state: state.unwrap_or(KitState::Confirmed),
+            mounted_at: self.mounted_at,
+            warnings: self.kit.warnings.clone(),
+        }
+    }
+}
+
+async fn unmount(served: &Arc<Served>, lazy: bool) -> Result<(), Failure> {
+    try_unmount(served, lazy).await?.map_err(Failure::from)
+}
+
+async fn try_unmount(served: &Arc<Served>, lazy: bool) -> Result<Result<(), MountError>, Failure> {
+    let served = served.clone();
+    tokio::task::spawn_blocking(move || served.mount.unmount(lazy)).await.map_err(panicked)
+}
+
+async fn end(served: &Arc<Served>) {
+    let mountpoint = served.mount.mountpoint().display();
+    let deadline = Instant::now() + BUSY_GRACE;
+    loop {
+        match try_unmount(served, false).await {
+            Ok(Ok(())) => return,
+            Ok(Err(MountError::Busy(_))) if Instant::now() < deadline => {
+                tokio::time::sleep(BUSY_INTERVAL).await;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%mountpoint, %error, "taking a mount out of the tree lazily");
+                break;
+            }
+            Err(failure) => {
+                tracing::error!(%mountpoint, %failure, "ending a mount failed");
+                break;
+            }
+        }
+    }
+    if let Err(failure) = unmount(served, true).await {
+        tracing::error!(%mountpoint, %failure, "a mount is left behind");
+    }
+}
+
+pub(super) fn stopping() -> Failure {
+    Failure::new(FailureKind::Daemon, "the daemon is stopping: try again in a moment")
+}

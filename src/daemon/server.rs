@@ -6,19 +6,26 @@ use std::sync::Arc;
 use axum::Json;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
+use futures_util::future::ready;
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{
     CacheRequest, Failure, FailureKind, KitRequest, ListRequest, MountEvent, MountRequest,
     PassProgress, ReadRequest, TagsRequest, UnmountRequest,
 };
-use super::service::Service;
+use super::failure::panicked;
+use super::frames;
+use super::service::{Service, VERSION};
 
+/// The header in which a command says its version.
+pub(super) const VERSION_HEADER: &str = "kitfs-version";
 /// The largest request body; the longest lists are filters and paths typed by a person.
 const BODY_LIMIT_BYTES: usize = 1024 * 1024;
 /// Progress lines that may wait for a slow client; more are dropped.
@@ -26,17 +33,37 @@ const PROGRESS_LINES: usize = 16;
 
 /// The routes of the control API.
 pub(super) fn router(service: Arc<Service>) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/stop", post(stop))
-        .route("/v1/mounts", post(mount).delete(unmount))
+    let versioned = Router::new()
+        .route("/v1/mounts", post(mount))
         .route("/v1/info", post(info))
         .route("/v1/tags", post(tags))
         .route("/v1/list", post(list))
         .route("/v1/read", post(read))
         .route("/v1/cache", post(cache))
+        .route_layer(middleware::from_fn(check_version));
+    // A command of another version can still look, unmount and stop.
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/stop", post(stop))
+        .route("/v1/mounts", delete(unmount))
+        .merge(versioned)
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
         .with_state(service)
+}
+
+/// Refuses commands of another version before their bodies are misunderstood. Who sends no
+/// version (curl) is trusted to know.
+async fn check_version(request: Request, next: Next) -> Response {
+    let version = request.headers().get(VERSION_HEADER);
+    if version.is_none_or(|version| version == VERSION) {
+        return next.run(request).await;
+    }
+    let version = version.and_then(|version| version.to_str().ok()).unwrap_or("another version");
+    let message = format!(
+        "the running daemon is kitfs {VERSION} and this command is kitfs {version}: end the \
+         daemon with `kitfs daemon stop` (it ends its mounts too) and try again"
+    );
+    Failure::new(FailureKind::Daemon, message).into_response()
 }
 
 impl IntoResponse for Failure {
@@ -96,14 +123,18 @@ fn answer(result: Result<impl serde::Serialize, Failure>) -> Response {
 async fn read(State(service): State<Arc<Service>>, Json(request): Json<ReadRequest>) -> Response {
     match service.read(&request).await {
         Ok(bytes) => {
-            // The status line is out by then: what fails later breaks the body off, which the
-            // client sees; the words go to the log.
-            let bytes = bytes.inspect(|piece| {
-                if let Err(failure) = piece {
-                    tracing::warn!(%failure, "a read over the control socket broke off");
-                }
+            let ended = stream::once(async { None });
+            let frames = bytes.map(Some).chain(ended).scan(false, |is_over, piece| {
+                let frame = match piece {
+                    _ if *is_over => return ready(None),
+                    Some(Ok(piece)) => return ready(Some(frames::frame(&piece))),
+                    Some(Err(failure)) => frames::end(Some(&failure)),
+                    None => frames::end(None),
+                };
+                *is_over = true;
+                ready(Some(frame))
             });
-            Body::from_stream(bytes).into_response()
+            Body::from_stream(frames.map(Ok::<_, Infallible>)).into_response()
         }
         Err(failure) => failure.into_response(),
     }
@@ -112,10 +143,10 @@ async fn read(State(service): State<Arc<Service>>, Json(request): Json<ReadReque
 /// Answers with a line an event, the last one `Mounted` or `Failed`.
 async fn mount(State(service): State<Arc<Service>>, Json(request): Json<MountRequest>) -> Response {
     let (progress, incoming) = mpsc::channel::<PassProgress>(PROGRESS_LINES);
-    // A task of its own: a client that goes away does not leave a mount half made.
-    let mounting = tokio::spawn(async move {
-        service.mount(request, &move |report| drop(progress.try_send(report))).await
-    });
+    // Runs beside the events, and ends with them: a command that is interrupted mounts nothing.
+    let mounting = AbortOnDropHandle::new(tokio::spawn(async move {
+        service.mount(request, &move |report| _ = progress.try_send(report)).await
+    }));
     let events = stream::unfold(Some((incoming, mounting)), |state| async move {
         let (mut incoming, mounting) = state?;
         if let Some(progress) = incoming.recv().await {
@@ -124,9 +155,7 @@ async fn mount(State(service): State<Arc<Service>>, Json(request): Json<MountReq
         let event = match mounting.await {
             Ok(Ok(status)) => MountEvent::Mounted(status),
             Ok(Err(failure)) => MountEvent::Failed(failure),
-            Err(error) => {
-                MountEvent::Failed(Failure::new(FailureKind::Internal, error.to_string()))
-            }
+            Err(error) => MountEvent::Failed(panicked(error)),
         };
         Some((event, None))
     });

@@ -1,70 +1,215 @@
 //! The work itself, whoever asks: the control socket or a command in the same process.
-#![allow(unused_variables, dead_code)]
+//!
+//! One service owns one cache folder: its fetcher, its connections, the kits it has open and the
+//! mounts it serves. What is pure or has a table of its own lies in a file of its own; here they
+//! are put together.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use super::api::{
-    CacheReport, CacheRequest, DaemonStatus, Failure, KitInfo, KitRequest, ListRequest, Listing,
-    MountRequest, MountStatus, PassProgress, ReadRequest, TagInfo, TagsRequest,
+    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
+    ListRequest, Listing, MountRequest, MountStatus, PassProgress, ReadRequest, TagInfo,
+    TagsRequest,
 };
 use super::backend::ByteStream;
+use super::failure::panicked;
+use super::kits::{Kits, pinned_reference};
 use super::lifecycle::DaemonConfig;
+use super::mounts::{Mounts, stopping};
+use super::networks::Networks;
+use super::{describing, listing, reading, upkeep};
 use crate::cache::Cache;
+use crate::fetch::Fetcher;
+use crate::fs::{self, LoadRequest, LoadedKit};
+use crate::fuse::{Mount, MountOptions};
+use crate::kit::Filters;
+use crate::oci::Origin;
 
-pub(super) struct Service {}
+/// The version that commands and daemon compare.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What a process does for its commands; see the module.
+pub(super) struct Service {
+    cache: Arc<Cache>,
+    fetcher: Arc<Fetcher>,
+    networks: Networks,
+    kits: Arc<Kits>,
+    mounts: Arc<Mounts>,
+    started_at: i64,
+    stopping: CancellationToken,
+    draining: CancellationToken,
+}
 
 impl Service {
     pub(super) fn new(cache: Arc<Cache>, config: &DaemonConfig) -> Arc<Self> {
-        todo!()
+        tracing::debug!(?config, "the cache is open");
+        Arc::new(Self {
+            fetcher: Fetcher::new(cache.clone()),
+            cache,
+            networks: Networks::new(),
+            kits: Arc::default(),
+            mounts: Arc::default(),
+            started_at: now(),
+            stopping: CancellationToken::new(),
+            draining: CancellationToken::new(),
+        })
     }
+
     pub(super) fn status(&self) -> DaemonStatus {
-        todo!()
+        DaemonStatus {
+            pid: std::process::id(),
+            version: VERSION.to_owned(),
+            cache_folder: self.cache.folder().to_owned(),
+            cache_resident_bytes: self.cache.resident_bytes(),
+            cache_capacity_bytes: self.cache.capacity_bytes(),
+            started_at: self.started_at,
+            mounts: self.mounts.statuses(),
+        }
     }
+
+    /// Mounts a kit. Dropping the future before its end leaves nothing mounted.
     pub(super) async fn mount(
         &self,
         request: MountRequest,
         progress: &(dyn Fn(PassProgress) + Send + Sync),
     ) -> Result<MountStatus, Failure> {
-        todo!()
+        if !request.mountpoint.is_absolute() {
+            let message =
+                format!("the mountpoint {} is not absolute", request.mountpoint.display());
+            return Err(Failure::new(FailureKind::Usage, message));
+        }
+        let reservation = self.mounts.reserve(&request.mountpoint)?;
+        let options = MountOptions {
+            mountpoint: request.mountpoint,
+            allow_other: request.allow_other,
+            nonempty: request.nonempty,
+            noexec: request.noexec,
+        };
+        let checked = options.clone();
+        spawn_blocking(move || Mount::check(&checked)).await.map_err(panicked)??;
+        let on_pass = |passed_bytes, total_bytes| {
+            progress(PassProgress { passed_bytes, total_bytes });
+        };
+        let kit = tokio::select! {
+            kit = self.load(&request.kit, &on_pass) => Arc::new(kit?),
+            () = self.stopping.cancelled() => return Err(stopping()),
+        };
+        self.kits.share(pinned_request(&request.kit, &kit), &kit);
+        let served = kit.clone();
+        let mount =
+            spawn_blocking(move || Mount::new(served, &options)).await.map_err(panicked)??;
+        let status = reservation.fulfil(mount, kit, request.kit.reference, now())?;
+        tracing::info!(reference = status.reference, digest = status.digest,
+            mountpoint = %status.mountpoint.display(), "mounted");
+        Ok(status)
     }
+
     pub(super) async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {
-        todo!()
+        self.mounts.unmount(&mountpoint, lazy).await
     }
+
+    /// Ends every mount, those that are being made too; none can be made afterwards.
     pub(super) async fn end_mounts(&self) {
-        todo!()
+        self.stopping.cancel();
+        self.mounts.end_all().await;
     }
+
     /// Done when the mount at `mountpoint` has ended.
     pub(super) async fn ended(&self, mountpoint: &Path) {
-        todo!()
+        self.mounts.ended(mountpoint).await;
     }
+
     pub(super) fn request_stop(&self) {
-        todo!()
+        self.stopping.cancel();
     }
+
     pub(super) async fn stop_requested(&self) {
-        todo!()
+        self.stopping.cancelled().await;
     }
+
     /// Lets the control socket's server end.
     pub(super) fn drain(&self) {
-        todo!()
+        self.draining.cancel();
     }
+
     pub(super) fn drained(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        async { todo!() }
+        self.draining.clone().cancelled_owned()
     }
+
     pub(super) async fn info(&self, request: &KitRequest) -> Result<KitInfo, Failure> {
-        todo!()
+        let origin = Origin::parse(&request.reference)?;
+        let sources = self.networks.sources(&request.network)?;
+        let description = fs::describe(&self.fetcher, &*sources, &origin).await?;
+        Ok(describing::kit_info(&request.reference, &description))
     }
+
     pub(super) async fn tags(&self, request: &TagsRequest) -> Result<Vec<TagInfo>, Failure> {
-        todo!()
+        let origin = Origin::parse(&request.reference)?;
+        let sources = self.networks.sources(&request.network)?;
+        describing::tags(&self.fetcher, &*sources, &origin).await
     }
+
     pub(super) async fn list(&self, request: &ListRequest) -> Result<Listing, Failure> {
-        todo!()
+        let kit = self.kit(&request.kit).await?;
+        listing::list(&kit, request)
     }
+
     pub(super) async fn read(&self, request: &ReadRequest) -> Result<ByteStream, Failure> {
-        todo!()
+        let kit = self.kit(&request.kit).await?;
+        reading::open(kit, &request.paths)
     }
+
     pub(super) async fn cache(&self, request: CacheRequest) -> Result<CacheReport, Failure> {
-        todo!()
+        if matches!(request, CacheRequest::Remove(_) | CacheRequest::Clear) {
+            self.kits.let_go();
+        }
+        let (cache, mounts) = (self.cache.clone(), self.mounts.clone());
+        spawn_blocking(move || upkeep::run(&cache, &mounts, &request)).await.map_err(panicked)?
     }
+
+    /// A kit for reading, loaded unless it still is from a moment ago.
+    async fn kit(&self, request: &KitRequest) -> Result<Arc<LoadedKit>, Failure> {
+        if !self.kits.is_empty() {
+            let origin = Origin::parse(&request.reference)?;
+            let sources = self.networks.sources(&request.network)?;
+            let description = fs::describe(&self.fetcher, &*sources, &origin).await?;
+            let reference = pinned_reference(&origin, description.digest);
+            if let Some(kit) = self.kits.find(&KitRequest { reference, ..request.clone() }) {
+                return Ok(kit);
+            }
+        }
+        let kit = Arc::new(self.load(request, &|_, _| {}).await?);
+        self.kits.keep(pinned_request(request, &kit), &kit);
+        Ok(kit)
+    }
+
+    async fn load(
+        &self,
+        request: &KitRequest,
+        progress: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<LoadedKit, Failure> {
+        let sources = self.networks.sources(&request.network)?;
+        let request = LoadRequest {
+            origin: Origin::parse(&request.reference)?,
+            filters: Filters::parse(&request.filters)?,
+            umask: request.umask & 0o777,
+        };
+        Ok(fs::load(&self.fetcher, &*sources, &request, progress).await?)
+    }
+}
+
+fn pinned_request(request: &KitRequest, kit: &LoadedKit) -> KitRequest {
+    KitRequest { reference: pinned_reference(&kit.origin, kit.manifest), ..request.clone() }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

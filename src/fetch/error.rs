@@ -34,7 +34,7 @@ pub enum FetchError {
         /// What is wrong, with entry and offset.
         detail: String,
     },
-    /// The chunk was claimed by a transfer that gave it up; the wait is planned again.
+    /// What was fetched was evicted before it could be read, many times in a row.
     #[error("layer {0} kept losing the bytes it fetched: the cache is too small for its readers")]
     Thrashing(Digest),
 }
@@ -57,6 +57,9 @@ impl FetchError {
 
 impl From<CacheError> for FetchError {
     fn from(error: CacheError) -> Self {
-        Self::Cache(Arc::new(error))
+        match error {
+            CacheError::Poisoned { layer, got } => Self::Poisoned { expected: layer, got },
+            error => Self::Cache(Arc::new(error)),
+        }
     }
 }

@@ -4,53 +4,54 @@
 //! - A chunk has at most one transfer in the process (`claims`), so nothing is fetched twice.
 //! - Only bytes that are in the cache are handed out; a transfer never bypasses it.
 //! - A source that ignores ranges turns the first transfer into one stream over the whole layer
-//!   (`Claims::whole`); other transfers then drop theirs and wait for it.
+//!   (`Claims::whole`), which takes over the chunks of all that have not begun to write.
 //! - A compressed layer has no ranges: any miss (after an eviction) is such a whole stream.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::plan::{self, ChunkStatus, TRANSFER_CHUNKS};
 use super::transfer::{EndOnDrop, Transfer, Wait};
 use super::{FetchError, LayerSpec};
-use crate::cache::{Appender, Cache, Contents, LayerKey, LayerState, LayerStore, Lookup};
-use crate::layer::decode::Decoder;
+use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup};
 use crate::layer::{ChunkId, StreamOffset};
 use crate::oci::Compression;
-use crate::source::{BlobSource, BlobStream, SourceError};
+use crate::source::BlobSource;
 
 /// Sources remembered for one layer: mounts of several repositories may share it, and any of
 /// them may lose its credentials first.
 const MOST_SOURCES: usize = 4;
-/// Pieces between the network and the writer of a transfer: about 1 MiB.
-const PIECES: usize = 32;
-/// How often a reader plans again when what it waited for was evicted before it could read it.
+/// How often in a row a reader plans again without getting any further, because what it waited
+/// for was evicted before it could read it.
 const MOST_PLANS: usize = 16;
 
-/// An open layer. Dropping the last handle gives up the transfers nobody waits for any more.
+/// An open layer. When it is dropped and its last read is done, running transfers are given up.
 pub struct Layer {
     inner: Arc<Inner>,
+    /// Held by running reads too.
+    open: Arc<DropGuard>,
 }
 
-struct Inner {
-    spec: LayerSpec,
-    store: Arc<LayerStore>,
-    contents: Arc<Contents>,
-    cache: Arc<Cache>,
+pub(super) struct Inner {
+    pub(super) spec: LayerSpec,
+    pub(super) store: Arc<LayerStore>,
+    pub(super) contents: Arc<Contents>,
+    pub(super) cache: Arc<Cache>,
+    /// Transfers of all layers together; each needs a permit while it runs.
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) sources: RwLock<Vec<Arc<dyn BlobSource>>>,
     /// Transfers are started from threads of the kernel's requests too, which have no runtime.
     runtime: Handle,
-    sources: RwLock<Vec<Arc<dyn BlobSource>>>,
     claims: Mutex<Claims>,
-    is_closed: AtomicBool,
+    closed: CancellationToken,
 }
 
 #[derive(Default)]
@@ -60,10 +61,17 @@ struct Claims {
     is_confirming: bool,
 }
 
-impl Drop for Layer {
-    fn drop(&mut self) {
-        self.inner.is_closed.store(true, Ordering::Relaxed);
-    }
+/// What a transfer may do with the stream that its source opened.
+#[derive(Debug)]
+pub(super) enum Admission {
+    /// Write it to the chunks that the transfer claimed.
+    Write,
+    /// The source ignores ranges: write all of it, from the layer's start on.
+    WriteWhole,
+    /// Nothing: another transfer took the chunks over.
+    TakenOver,
+    /// Nothing: another one streams the whole layer, and has passed what is missing here.
+    After(Arc<Transfer>),
 }
 
 impl Layer {
@@ -73,7 +81,9 @@ impl Layer {
         contents: Arc<Contents>,
         source: Arc<dyn BlobSource>,
         cache: Arc<Cache>,
+        permits: Arc<Semaphore>,
     ) -> Arc<Self> {
+        let closed = CancellationToken::new();
         let inner = Arc::new(Inner {
             spec,
             store,
@@ -82,10 +92,11 @@ impl Layer {
             runtime: Handle::current(),
             sources: RwLock::new(vec![source]),
             claims: Mutex::default(),
-            is_closed: AtomicBool::new(false),
+            permits,
+            closed: closed.clone(),
         });
         inner.confirm_when_complete();
-        Arc::new(Self { inner })
+        Arc::new(Self { inner, open: Arc::new(closed.drop_guard()) })
     }
 
     pub(super) fn add_source(&self, source: Arc<dyn BlobSource>) {
@@ -141,8 +152,12 @@ impl Layer {
         &self,
         range: Range<StreamOffset>,
     ) -> impl Future<Output = Result<Bytes, FetchError>> + Send + use<> {
-        let inner = self.inner.clone();
-        async move { inner.read(range).await }
+        let (inner, open) = (self.inner.clone(), self.open.clone());
+        async move {
+            let result = inner.read(range).await;
+            drop(open);
+            result
+        }
     }
 
     /// Starts to fetch what is missing of `range`, and returns at once.
@@ -162,23 +177,36 @@ impl Inner {
         Ok(self.store.read(start, buffer)? == Lookup::Hit)
     }
 
+    /// Takes bytes as they arrive, so that a range larger than what the cache can hold at a time
+    /// is read all the same.
     async fn read(self: Arc<Self>, range: Range<StreamOffset>) -> Result<Bytes, FetchError> {
+        let stream_bytes = self.contents.layout.stream_bytes();
+        if range.end.get() > stream_bytes || range.start > range.end {
+            let detail = format!("{range:?} is no range of its {stream_bytes} bytes");
+            return Err(FetchError::malformed(self.spec.blob, detail));
+        }
         let mut buffer = BytesMut::zeroed((range.end - range.start) as usize);
-        for _ in 0..MOST_PLANS {
-            if self.read_resident(range.start, &mut buffer)? {
+        let mut at = range.start;
+        let mut plans_in_vain = 0;
+        while plans_in_vain < MOST_PLANS {
+            if self.read_resident(at, &mut buffer[(at - range.start) as usize..])? {
                 return Ok(buffer.freeze());
             }
+            let before = at;
             let mut failed = None;
-            for (transfer, end) in self.plan(&range) {
-                if let Err(error) = transfer.wait(end).await {
-                    failed = Some(error);
+            for (transfer, end) in self.plan(&(at..range.end)) {
+                failed = transfer.wait(end).await.err().or(failed);
+                let piece = (at - range.start) as usize..(end - range.start) as usize;
+                // A transfer may have failed behind what this reader wants.
+                if self.read_resident(at, &mut buffer[piece])? {
+                    at = end;
                 }
             }
             if let Some(error) = failed {
-                // The transfer may have failed behind what this reader wants.
-                let is_here = self.read_resident(range.start, &mut buffer)?;
+                let is_here = self.read_resident(at, &mut buffer[(at - range.start) as usize..])?;
                 return if is_here { Ok(buffer.freeze()) } else { Err(error) };
             }
+            plans_in_vain = if at > before { 0 } else { plans_in_vain + 1 };
         }
         Err(FetchError::Thrashing(self.spec.blob.digest))
     }
@@ -221,7 +249,7 @@ impl Inner {
         }
     }
 
-    fn is_compressed(&self) -> bool {
+    pub(super) fn is_compressed(&self) -> bool {
         self.spec.encoding.compression != Compression::None
     }
 
@@ -258,9 +286,14 @@ impl Inner {
         let guard =
             EndOnDrop { transfer: transfer.clone(), place: self.spec.blob.digest.to_string() };
         self.runtime.spawn(async move {
-            let result = inner.fetch(&transfer, range).await;
+            let result = tokio::select! {
+                result = inner.fetch(&transfer, range) => Some(result),
+                () = inner.closed.cancelled() => None,
+            };
             inner.release(&transfer);
-            transfer.end(result);
+            if let Some(result) = result {
+                transfer.end(result);
+            }
             drop(guard);
             inner.confirm_when_complete();
         });
@@ -272,83 +305,35 @@ impl Inner {
         claims.whole.take_if(|whole| Arc::ptr_eq(whole, transfer));
     }
 
-    async fn fetch(
-        self: &Arc<Self>,
-        transfer: &Arc<Transfer>,
-        range: Range<StreamOffset>,
-    ) -> Result<(), FetchError> {
-        let blob = self.spec.blob;
-        let asked = match self.is_compressed() {
-            true => 0..blob.size,
-            false => range.start.in_uncompressed_blob().get()..range.end.get(),
-        };
-        let stream = self.open(asked.clone()).await?;
-        if stream.range != asked
-            && let Some(other) = self.take_whole(transfer)
-        {
-            drop(stream);
-            return other.wait(range.end).await;
-        }
-        self.write_stream(transfer, stream).await
-    }
-
-    /// Opens `range` at the first source that has it.
-    async fn open(&self, range: Range<u64>) -> Result<BlobStream, FetchError> {
-        let sources = self.sources.read().clone();
-        let mut failed: Option<SourceError> = None;
-        for source in sources {
-            match source.open(self.spec.blob, range.clone()).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => failed = failed.or(Some(error)),
-            }
-        }
-        Err(failed.expect("a layer is opened with a source").into())
-    }
-
-    /// Makes `transfer` the layer's whole stream, or names the one that already is.
-    fn take_whole(&self, transfer: &Arc<Transfer>) -> Option<Arc<Transfer>> {
+    /// What `transfer` may do with the stream it has opened; `is_whole` where that is not the
+    /// range asked for but the whole blob.
+    pub(super) fn admit(&self, transfer: &Arc<Transfer>, is_whole: bool) -> Admission {
         let mut claims = self.claims.lock();
+        if transfer.has_ended() {
+            return Admission::TakenOver;
+        }
         match &claims.whole {
-            Some(whole) if !Arc::ptr_eq(whole, transfer) => Some(whole.clone()),
-            Some(_) => None,
-            None => {
-                self.claim_rest(&mut claims, transfer);
-                None
+            Some(other) if is_whole && !Arc::ptr_eq(other, transfer) => {
+                return Admission::After(other.clone());
+            }
+            None if is_whole => {}
+            _ => {
+                transfer.begin_to_write();
+                return Admission::Write;
             }
         }
-    }
-
-    async fn write_stream(
-        self: &Arc<Self>,
-        transfer: &Arc<Transfer>,
-        mut stream: BlobStream,
-    ) -> Result<(), FetchError> {
-        let (pieces, incoming) = mpsc::channel::<Bytes>(PIECES);
-        let writer = Writer {
-            inner: self.clone(),
-            transfer: transfer.clone(),
-            appender: self.store.appender(),
-            at: StreamOffset(stream.range.start),
-        };
-        let writer = tokio::task::spawn_blocking(move || writer.drain(incoming));
-        let mut result = Ok(());
-        while let Some(piece) = stream.bytes.next().await {
-            match piece {
-                Ok(_) if self.is_closed.load(Ordering::Relaxed) => break,
-                Ok(piece) => {
-                    if pieces.send(piece).await.is_err() {
-                        break;
-                    }
-                }
-                Err(error) => {
-                    result = Err(error.into());
-                    break;
-                }
+        transfer.begin_to_write();
+        transfer.rewind();
+        claims.chunks.retain(|_, claimed| {
+            let keeps = claimed.is_writing();
+            if !keeps {
+                // Who waits for it plans again, and waits for the whole stream.
+                claimed.end(Ok(()));
             }
-        }
-        drop(pieces);
-        let written = writer.await.map_err(|error| FetchError::malformed(self.spec.blob, error))?;
-        written.and(result)
+            keeps
+        });
+        self.claim_rest(&mut claims, transfer);
+        Admission::WriteWhole
     }
 
     /// Computes the blob's digest once the last byte is in.
@@ -375,63 +360,5 @@ impl Inner {
             }
             inner.claims.lock().is_confirming = false;
         });
-    }
-}
-
-/// The blocking side of a transfer: decodes, hashes and writes pieces as they come.
-struct Writer {
-    inner: Arc<Inner>,
-    transfer: Arc<Transfer>,
-    appender: Appender,
-    at: StreamOffset,
-}
-
-impl Writer {
-    fn drain(mut self, mut incoming: mpsc::Receiver<Bytes>) -> Result<(), FetchError> {
-        let compression = self.inner.spec.encoding.compression;
-        if compression == Compression::None {
-            while let Some(piece) = incoming.blocking_recv() {
-                self.append(&piece)?;
-            }
-            return Ok(());
-        }
-        let mut decoder = Decoder::new(compression);
-        let mut buffer = vec![0; 256 * 1024];
-        while let Some(piece) = incoming.blocking_recv() {
-            let mut compressed = &piece[..];
-            loop {
-                let decoded = decoder
-                    .decode(&mut compressed, &mut buffer)
-                    .map_err(|error| FetchError::malformed(self.inner.spec.blob, error))?;
-                if decoded == 0 && compressed.is_empty() {
-                    break;
-                }
-                self.append(&buffer[..decoded])?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Appends bytes of the stream to their chunks. Those that are complete already, or whose
-    /// first bytes are, take only what they miss.
-    fn append(&mut self, mut bytes: &[u8]) -> Result<(), FetchError> {
-        let layout = &self.inner.contents.layout;
-        self.inner.cache.make_room(bytes.len() as u64)?;
-        while !bytes.is_empty() {
-            let chunks = layout.chunks_of(self.at.range(1));
-            if chunks.is_empty() {
-                let detail = "it is longer than when its contents were found out";
-                return Err(FetchError::malformed(self.inner.spec.blob, detail));
-            }
-            let chunk = ChunkId(chunks.start);
-            let span = layout.chunk(chunk).stream;
-            let length = bytes.len().min((span.end - self.at) as usize);
-            let (piece, rest) = bytes.split_at(length);
-            self.appender.append(chunk, (self.at - span.start) as u32, piece)?;
-            self.at = self.at + length as u64;
-            bytes = rest;
-            self.transfer.reached(self.at);
-        }
-        Ok(())
     }
 }

@@ -10,11 +10,13 @@
 //! - [`layer`]: a layer that can be read; owns the claims, so a chunk has one transfer at a time
 //!   in the whole process, whichever mount or handle asked for it.
 //! - `transfer`: one request on its way to the cache, and its waiters.
+//! - `download`, `writer`: the two sides of a transfer, network and disk.
 //! - `scan`: finds the table of contents of an uncompressed tar by its headers alone.
 //! - `pass`: the one sequential pass that a compressed layer takes.
 //!
 //! It decides nothing about files, kits or mounts, and speaks no HTTP.
 
+mod download;
 mod error;
 pub mod layer;
 mod pass;
@@ -22,19 +24,27 @@ pub mod plan;
 mod scan;
 mod staging;
 mod transfer;
+mod writer;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
-use crate::cache::{Cache, Contents, LayerKey, LayerStore};
+use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore};
 use crate::layer::{RangeSet, Toc};
 use crate::oci::{BlobId, Compression, Format};
 use crate::source::BlobSource;
 
 pub use error::FetchError;
 pub use layer::Layer;
+
+/// Transfers that run at a time, of all layers together; others wait their turn.
+///
+/// Each has a thread that writes and at most 1 MiB of pieces under way: 64 fill any link, and
+/// leave most of the runtime's 512 blocking threads to everything else.
+const MOST_TRANSFERS: usize = 64;
 
 /// Which layer to open, and what its manifest says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +65,7 @@ impl LayerSpec {
 pub struct Fetcher {
     cache: Arc<Cache>,
     layers: Mutex<HashMap<LayerKey, Slot>>,
+    permits: Arc<Semaphore>,
 }
 
 /// One layer's place in the table. The async mutex is held while the layer is opened, so a second
@@ -64,7 +75,8 @@ type Slot = Arc<tokio::sync::Mutex<Weak<Layer>>>;
 impl Fetcher {
     /// A fetcher over `cache`.
     pub fn new(cache: Arc<Cache>) -> Arc<Self> {
-        Arc::new(Self { cache, layers: Mutex::default() })
+        let permits = Arc::new(Semaphore::new(MOST_TRANSFERS));
+        Arc::new(Self { cache, layers: Mutex::default(), permits })
     }
 
     /// The cache that the layers lie in.
@@ -93,16 +105,30 @@ impl Fetcher {
             layer.add_source(source);
             return Ok(layer);
         }
-        let store = self.cache.layer(spec.key(), spec.blob.size)?;
+        let store = self.open_store(spec).await?;
+        if let LayerState::Poisoned { got } = store.state() {
+            return Err(FetchError::Poisoned { expected: spec.blob.digest, got });
+        }
         let contents = match store.contents() {
             Some(contents) => contents,
             None => self.find_contents(spec, &store, &source, progress).await?,
         };
-        let layer = Layer::new(spec, store, contents, source, self.cache.clone());
+        let layer =
+            Layer::new(spec, store, contents, source, self.cache.clone(), self.permits.clone());
         *open = Arc::downgrade(&layer);
         drop(open);
         self.forget_closed();
         Ok(layer)
+    }
+
+    /// A table of contents of a million members takes a while to read.
+    async fn open_store(&self, spec: LayerSpec) -> Result<Arc<LayerStore>, FetchError> {
+        let cache = self.cache.clone();
+        let open = move || cache.layer(spec.key(), spec.blob.size);
+        match tokio::task::spawn_blocking(open).await {
+            Ok(store) => Ok(store?),
+            Err(error) => Err(FetchError::malformed(spec.blob, error)),
+        }
     }
 
     async fn find_contents(

@@ -54,16 +54,22 @@ pub(super) async fn run(
         staging.restart()?;
         resumed = 0;
     }
-    match attempt(spec, staging, source, cache, resumed, progress).await {
+    let mut result = attempt(spec, staging, source, cache, resumed, progress).await;
+    if resumed > 0
+        && let Err(error) = &result
+        && is_about_content(error)
+    {
         // The bytes kept on the local disk may be what is wrong: once more, all from the source.
-        Err(error) if resumed > 0 && is_about_content(&error) => {
-            tracing::warn!(layer = %spec.blob.digest, %error, "fetching a compressed layer again from its start");
-            let mut staging = Staging::new(store.stage()?);
-            staging.restart()?;
-            attempt(spec, staging, source, cache, 0, progress).await
-        }
-        result => result,
+        tracing::warn!(layer = %spec.blob.digest, %error, "fetching a compressed layer again from its start");
+        let mut staging = Staging::new(store.stage()?);
+        staging.restart()?;
+        result = attempt(spec, staging, source, cache, 0, progress).await;
     }
+    if result.as_ref().is_err_and(is_about_content) {
+        // Wrong bytes are not worth the disk they take.
+        store.stage()?.restart()?;
+    }
+    result
 }
 
 fn is_about_content(error: &FetchError) -> bool {

@@ -18,7 +18,7 @@ use futures_util::StreamExt;
 
 use super::FetchError;
 use super::staging::Staging;
-use crate::cache::{Cache, Contents, LayerStore};
+use crate::cache::{Cache, CacheError, Contents, LayerStore};
 use crate::layer::StreamOffset;
 use crate::layer::tar::Scanner;
 use crate::oci::BlobId;
@@ -59,7 +59,8 @@ pub(super) async fn run(
             read_exactly(source.as_ref(), blob, tail_range.clone()),
         );
         let head = head?;
-        scan.tail = tail?.map(|bytes| (StreamOffset(tail_range.start), bytes));
+        // Without it the scan asks for the same bytes when it gets there, and tells what is wrong.
+        scan.tail = tail.ok().flatten().map(|bytes| (StreamOffset(tail_range.start), bytes));
         scan.read(head).await?;
         scan.jump_from_header_to_header(source.as_ref()).await?;
     }
@@ -123,8 +124,13 @@ impl Scan<'_> {
                 .map_err(|error| FetchError::malformed(self.blob, error))?;
         }
         self.staging.learn(self.scanner.members());
-        self.cache.make_room(bytes.len() as u64)?;
-        Ok(self.staging.write(at, bytes)?)
+        match self.cache.make_room(bytes.len() as u64) {
+            Ok(()) => Ok(self.staging.write(at, bytes)?),
+            // A source without ranges sends a layer larger than the cache: what is not kept is
+            // fetched when it is read.
+            Err(CacheError::Full { .. } | CacheError::DiskFull { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn finish(self) -> Result<Arc<Contents>, FetchError> {

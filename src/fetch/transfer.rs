@@ -12,6 +12,7 @@
 //! no runtime thread ever hashes or writes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
@@ -31,11 +32,14 @@ enum Progress {
 #[derive(Debug)]
 pub(super) struct Transfer {
     progress: watch::Sender<Progress>,
+    /// Whether it has a stream and writes: from then on its chunks stay its own.
+    is_writing: AtomicBool,
 }
 
 impl Transfer {
     pub(super) fn new(start: StreamOffset) -> Arc<Self> {
-        Arc::new(Self { progress: watch::Sender::new(Progress::At(start)) })
+        let progress = watch::Sender::new(Progress::At(start));
+        Arc::new(Self { progress, is_writing: AtomicBool::new(false) })
     }
 
     /// Everything before `at` has reached the cache.
@@ -45,6 +49,35 @@ impl Transfer {
                 *reached = at.max(*reached);
             }
         });
+    }
+
+    /// It brings everything from the stream's start on: nothing has reached the cache yet.
+    pub(super) fn rewind(&self) {
+        self.progress.send_modify(|progress| {
+            if let Progress::At(reached) = progress {
+                *reached = StreamOffset(0);
+            }
+        });
+    }
+
+    /// Says that its chunks cannot be taken over any more. Called under the lock of the claims.
+    pub(super) fn begin_to_write(&self) {
+        self.is_writing.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_writing(&self) -> bool {
+        self.is_writing.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(*self.progress.borrow(), Progress::Ended(_))
+    }
+
+    /// Waits until nothing more will come, for whatever reason.
+    pub(super) async fn ended(&self) {
+        let mut progress = self.progress.subscribe();
+        let ended = progress.wait_for(|progress| matches!(progress, Progress::Ended(_)));
+        ended.await.expect("the sender lives in self");
     }
 
     /// Nothing more will come. Only the first end counts.

@@ -336,7 +336,7 @@ mod tests {
             b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
             b"ab/ca",
             b"\x01\0\0\0w",
-            &bytes[bytes.len() - CHECKSUM_BYTES..],
+            b"\x9a\xf9\x5c\x96",
         ];
         assert_eq!(bytes, expected.concat());
         assert_eq!(decode(&bytes), Ok(toc));

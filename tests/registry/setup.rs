@@ -51,7 +51,7 @@ pub fn open(registry: &RegistryDouble) -> Arc<dyn Repository> {
 
 /// Bytes of which each tells its position.
 pub fn content(length: usize) -> Vec<u8> {
-    (0..length).map(|at| (at / 7 ^ at) as u8).collect()
+    (0..length).map(|at| ((at / 7) ^ at) as u8).collect()
 }
 
 /// A manifest; what it says does not matter to the client.

@@ -55,7 +55,7 @@ fn gzip(content: &[u8]) -> Vec<u8> {
 /// The checksum of a gzip trailer (RFC 1952, 8), bit by bit.
 fn crc32(content: &[u8]) -> u32 {
     !content.iter().fold(u32::MAX, |sum, &byte| {
-        (0..8).fold(sum ^ u32::from(byte), |sum, _| sum >> 1 ^ (sum & 1) * 0xedb8_8320)
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ ((sum & 1) * 0xedb8_8320))
     })
 }
 

@@ -86,7 +86,7 @@ fn symlink_target(target: Vec<u8>) -> Result<Box<[u8]>, String> {
     match target.len() {
         0 => Err("it is a symbolic link without a target".to_owned()),
         _ if target.contains(&0) => Err("the target of its link holds a NUL byte".to_owned()),
-        ..=TARGET_LIMIT_BYTES => Ok(target.into()),
+        1..=TARGET_LIMIT_BYTES => Ok(target.into()),
         _ => Err("the target of its link is too long".to_owned()),
     }
 }

@@ -3,6 +3,10 @@
 //!
 //! Not the `tar` crate's `PaxExtensions`: that splits at newlines, which a path may hold.
 
+/// The longest value that is kept. Four times the longest path, for names that shrink when they are
+/// cleaned; global values are copied for every entry, so they may not be as long as the records.
+const VALUE_LIMIT_BYTES: usize = 16 * 1024;
+
 /// What records say about the next entry (`x`, `L`, `K`) or all that follow (`g`).
 ///
 /// Values are bytes as written. An empty one means "as in the header" and takes a global away.
@@ -22,14 +26,18 @@ impl Records {
             let (key, value, rest) = record(content)
                 .ok_or("its PAX records are malformed: expected `LENGTH KEY=VALUE`")?;
             content = rest;
-            match key {
-                b"path" => self.path = Some(value.to_vec()),
-                b"linkpath" => self.link_path = Some(value.to_vec()),
-                b"size" => self.size = Some(value.to_vec()),
-                b"mtime" => self.mtime = Some(value.to_vec()),
+            let field = match key {
+                b"path" => &mut self.path,
+                b"linkpath" => &mut self.link_path,
+                b"size" => &mut self.size,
+                b"mtime" => &mut self.mtime,
                 _ if key.starts_with(b"GNU.sparse.") => return Err(SPARSE.to_owned()),
-                _ => {}
+                _ => continue,
+            };
+            if value.len() > VALUE_LIMIT_BYTES {
+                return Err(format!("a PAX value has more than {VALUE_LIMIT_BYTES} bytes"));
             }
+            *field = Some(value.to_vec());
         }
         Ok(())
     }
@@ -134,7 +142,7 @@ mod tests {
     use super::*;
 
     /// A record as a writer makes it.
-    pub(in super::super) fn written(key: &str, value: &[u8]) -> Vec<u8> {
+    fn written(key: &str, value: &[u8]) -> Vec<u8> {
         let fixed = key.len() + value.len() + 3;
         let mut length = fixed + 1;
         while length != fixed + length.to_string().len() {
@@ -173,11 +181,14 @@ mod tests {
     #[test]
     fn malformed_records_are_refused() {
         for content in
-            ["x", "5 path", "10 path=a\n", "8 path=a\n", "0 path=a\n", "9 path=a\n\0", "5 =a\n"]
+            ["x", "5 path", "11 path=a\n", "8 path=a\n", "0 path=a\n", "9 path=a\n\0", "5 =a\n"]
         {
             assert!(decoded(content.as_bytes()).is_err(), "{content:?}");
         }
         assert!(decoded(&written("GNU.sparse.major", b"1")).unwrap_err().contains("sparse"));
+        assert!(decoded(&written("path", &[b'/'; VALUE_LIMIT_BYTES])).is_ok());
+        assert!(decoded(&written("path", &[b'/'; VALUE_LIMIT_BYTES + 1])).is_err());
+        assert!(decoded(&written("comment", &[b'/'; VALUE_LIMIT_BYTES + 1])).is_ok());
         assert!(decoded(&written("size", b"-1")).unwrap().size().is_err());
     }
 

@@ -1,0 +1,150 @@
+//! The command line, as clap reads it.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use super::umount;
+use super::{cache, cat, completions, copy, daemon, info, list, ls, mount, serve, sizes, status};
+
+/// Mount remote ModelKits lazily, as read-only directories.
+#[derive(Debug, Parser)]
+#[command(name = "kitfs", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = "\
+REF is a kit:
+  HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]  in a registry
+  oci:FOLDER[:TAG|@DIGEST]              in an OCI image layout folder
+  localhost/REPOSITORY[:TAG|@DIGEST]    in kit's own local storage
+
+Examples:
+  kitfs mount ghcr.io/org/model:v1 /models
+  kitfs ls -l oci:./kits/article:v1/src
+  kitfs umount /models")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub cache: CacheArguments,
+    /// Log more to the standard error; twice for still more.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What there is to do.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Mount a kit; its bytes are fetched when they are read.
+    Mount(mount::Arguments),
+    /// End a mount.
+    #[command(alias = "unmount")]
+    Umount(umount::Arguments),
+    /// Show what is mounted, and how much of it is in the cache.
+    Status(status::Arguments),
+    /// Start, stop or look at the daemon that serves the mounts.
+    Daemon(daemon::Arguments),
+    /// List the files of a kit without mounting it.
+    Ls(ls::Arguments),
+    /// Print files of a kit without mounting it.
+    Cat(cat::Arguments),
+    /// Copy files out of a kit without mounting it.
+    Cp(copy::Arguments),
+    /// Show a kit's Kitfile and layers.
+    Info(info::Arguments),
+    /// List the kits of a repository by tag.
+    List(list::Arguments),
+    /// Look at the cache, check it, or make room in it.
+    Cache(cache::Arguments),
+    /// Serve OCI layout folders as a small read-only registry.
+    Serve(serve::Arguments),
+    /// Print a shell's completion script.
+    Completions(completions::CompletionsArguments),
+    /// Print the manual page.
+    Man(completions::ManArguments),
+}
+
+/// Where bytes are kept, and how many.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Cache options")]
+pub(super) struct CacheArguments {
+    /// The cache folder; one daemon owns it [default: ~/.cache/kitfs].
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "KITFS_CACHE_DIR",
+        hide_env_values = true
+    )]
+    pub cache_dir: Option<PathBuf>,
+    /// The most content to keep, such as 200GiB; what was used least recently goes first
+    /// [default: no limit].
+    #[arg(long, global = true, value_name = "SIZE", env = "KITFS_CACHE_SIZE",
+        hide_env_values = true, value_parser = sizes::parse)]
+    pub cache_size: Option<u64>,
+    /// Free space to leave on the cache's file system.
+    #[arg(long, global = true, value_name = "SIZE", default_value = "1GiB",
+        value_parser = sizes::parse)]
+    pub keep_free: u64,
+}
+
+/// How registries are reached; the same flags as kit's.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Network options")]
+pub(super) struct NetworkArguments {
+    /// Speak plain http; loopback registries get it anyway.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_value_t = false, default_missing_value = "true", hide_default_value = true,
+        hide_possible_values = true, action = ArgAction::Set)]
+    pub plain_http: bool,
+    /// Check certificates; --tls-verify=false accepts any.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_value_t = true, default_missing_value = "true", hide_possible_values = true,
+        action = ArgAction::Set)]
+    pub tls_verify: bool,
+    /// PEM file with a further certificate authority; may be repeated.
+    #[arg(long = "ca-file", value_name = "FILE")]
+    pub ca_files: Vec<PathBuf>,
+    /// PEM file with a client certificate (KITOPS_CLIENT_CERT).
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// PEM file with the client certificate's key (KITOPS_CLIENT_KEY).
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Proxy for every registry; otherwise HTTP_PROXY, HTTPS_PROXY and NO_PROXY count.
+    #[arg(long, value_name = "URL")]
+    pub proxy: Option<String>,
+    /// Folder of HOST/hosts.toml files that name mirrors, in containerd's layout.
+    #[arg(long, value_name = "DIR", env = "KITFS_REGISTRIES_DIR", hide_env_values = true)]
+    pub registries_dir: Option<PathBuf>,
+    /// kit's folder, with its credentials and local storage [default: ~/.local/share/kitops].
+    #[arg(long, value_name = "DIR", env = "KITOPS_HOME", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+}
+
+/// Permission bits in octal, as umask(1) takes them.
+pub(super) fn parse_umask(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(umask) if umask <= 0o777 => Ok(umask),
+        _ => Err(format!("`{text}` is not an umask: write octal digits, such as 022")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn umasks_are_octal() {
+        assert_eq!(parse_umask("022"), Ok(0o022));
+        assert_eq!(parse_umask("0077"), Ok(0o077));
+        for text in ["", "8", "-1", "1000", "u=rwx"] {
+            assert!(parse_umask(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! `kitfs cache ls|rm|clear|verify`.
+
+use clap::Subcommand;
+
+use super::error::CliError;
+use super::output::{print_json, print_line, print_table, print_warnings, state_name};
+use super::reference::parse_reference;
+use super::settings::Settings;
+use super::sizes;
+use crate::daemon::Backend;
+use crate::daemon::api::{CacheReport, CacheRequest, CachedLayer, FailureKind};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+What is mounted is never removed.
+
+Examples:
+  kitfs cache ls
+  kitfs cache rm ghcr.io/org/model:v1
+  kitfs cache rm sha256:804155620358a24d3bd5118af859ae36e299b13b812a9dd0d59d537a5310522a")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the layers in the cache.
+    Ls {
+        /// Print a JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove the layers of a kit, or one layer.
+    Rm {
+        /// A reference, the digest of a manifest, or the digest of a layer.
+        #[arg(value_name = "WHAT")]
+        what: String,
+    },
+    /// Remove everything that is not in use.
+    Clear,
+    /// Check every byte in the cache against its recorded digest, and drop what is wrong.
+    Verify,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let request = match &arguments.command {
+        Command::Ls { .. } => CacheRequest::List,
+        Command::Rm { what } => CacheRequest::Remove(parse_reference(what)?),
+        Command::Clear => CacheRequest::Clear,
+        Command::Verify => CacheRequest::Verify,
+    };
+    let report = Backend::open(&settings.daemon()?).await?.cache(request).await?;
+    match arguments.command {
+        Command::Ls { json: true } => print_json(&report.layers),
+        Command::Ls { json: false } => print_layers(&report.layers),
+        Command::Rm { .. } => {
+            print_removed(&report)?;
+            let is_all_kept = report.layers.is_empty();
+            match report.kept.first() {
+                Some(kept) if is_all_kept => Err(CliError::new(FailureKind::Cache, kept)),
+                _ => Ok(print_warnings(&report.kept)),
+            }
+        }
+        Command::Clear => {
+            print_warnings(&report.kept);
+            print_removed(&report)
+        }
+        Command::Verify => print_verified(&report),
+    }
+}
+
+fn print_layers(layers: &[CachedLayer]) -> Result<(), CliError> {
+    print_table(
+        &["LAYER", "TYPE", "SIZE", "RESIDENT", "STATE", "REFERENCES"],
+        &[2, 3],
+        layers.iter().map(|layer| {
+            vec![
+                layer.digest.clone(),
+                layer.encoding.clone(),
+                sizes::show(layer.blob_bytes),
+                sizes::show(layer.resident_bytes),
+                state_name(layer.state).to_owned(),
+                layer.references.join(", "),
+            ]
+        }),
+    )
+}
+
+fn print_removed(report: &CacheReport) -> Result<(), CliError> {
+    print_line(format_args!(
+        "removed {} layers, {}",
+        report.layers.len(),
+        sizes::show(report.removed_bytes)
+    ))
+}
+
+fn print_verified(report: &CacheReport) -> Result<(), CliError> {
+    print_line(format_args!(
+        "checked {} of {} layers",
+        sizes::show(report.checked_bytes),
+        report.layers.len()
+    ))?;
+    if report.dropped_chunks == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "{} chunks were not what was fetched and are dropped: they are fetched again when they \
+         are read; check the disk",
+        report.dropped_chunks
+    );
+    Err(CliError::new(FailureKind::BadContent, message))
+}

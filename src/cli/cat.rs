@@ -1,0 +1,54 @@
+//! `kitfs cat REF/PATH…`.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+
+use futures_util::StreamExt;
+
+use super::arguments::NetworkArguments;
+use super::error::CliError;
+use super::reference::{KitPath, parse_kit_path};
+use super::settings::Settings;
+use crate::daemon::Backend;
+use crate::daemon::api::{RawPath, ReadRequest};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Only what is read is fetched: `kitfs cat … | head` reads the first pieces.
+
+Examples:
+  kitfs cat ghcr.io/org/model:v1/config.json
+  kitfs cat oci:./kits/article:v1/Kitfile oci:./kits/article:v1/src/train.py")]
+pub(super) struct Arguments {
+    /// A kit and the path of a file in it.
+    #[arg(value_name = "REF/PATH", required = true)]
+    paths: Vec<OsString>,
+    #[command(flatten)]
+    network: NetworkArguments,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let wanted = arguments.paths.iter().map(|path| parse_kit_path(path));
+    let wanted = by_kit(wanted.collect::<Result<Vec<_>, _>>()?);
+    let backend = Backend::open(&settings.daemon()?).await?;
+    for (reference, paths) in wanted {
+        let kit = settings.kit(reference, &arguments.network)?;
+        let mut bytes = backend.read(ReadRequest { kit, paths }).await?;
+        while let Some(piece) = bytes.next().await {
+            io::stdout().lock().write_all(&piece?)?;
+        }
+    }
+    Ok(io::stdout().lock().flush()?)
+}
+
+/// Paths of the same kit that follow one another are read with one request.
+fn by_kit(wanted: Vec<KitPath>) -> Vec<(String, Vec<RawPath>)> {
+    let mut kits: Vec<(String, Vec<RawPath>)> = Vec::new();
+    for KitPath { reference, path } in wanted {
+        match kits.last_mut() {
+            Some((last, paths)) if *last == reference => paths.push(path),
+            _ => kits.push((reference, vec![path])),
+        }
+    }
+    kits
+}

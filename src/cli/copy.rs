@@ -1,0 +1,145 @@
+//! `kitfs cp REF[/PATH] DEST`.
+//!
+//! Files appear under their names only when they are complete: they are written beside them and
+//! renamed. Names come from a kit and are hostile until checked: every one is taken apart here,
+//! and nothing is written through a symlink that lies in the destination.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use indicatif::ProgressBar;
+
+use super::arguments::NetworkArguments;
+use super::error::CliError;
+use super::output::{byte_bar, print_warnings, printable};
+use super::reference::parse_kit_path;
+use super::settings::Settings;
+use crate::daemon::Backend;
+use crate::daemon::api::{Entry, EntryKind, FailureKind, KitRequest, ListRequest, Listing};
+
+mod destination;
+mod writing;
+
+use self::destination::{Destination, relative};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+As with cp: into DEST when that is a directory, else to that name. A whole kit (no path) is copied
+with its content, into DEST.
+
+Examples:
+  kitfs cp ghcr.io/org/model:v1/config.json .
+  kitfs cp -r ghcr.io/org/model:v1/tokenizer ./tokenizer
+  kitfs cp -r ghcr.io/org/model:v1 ./model")]
+pub(super) struct Arguments {
+    /// The kit, and a path in it.
+    #[arg(value_name = "REF[/PATH]")]
+    from: OsString,
+    /// A file or directory on this machine.
+    #[arg(value_name = "DEST")]
+    to: PathBuf,
+    /// Copy directories with everything below.
+    #[arg(short, long)]
+    recursive: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    // A handler, so that what is half written is removed on the way out.
+    tokio::select! {
+        copied = copy(settings, arguments) => copied,
+        _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
+    }
+}
+
+async fn copy(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let wanted = parse_kit_path(&arguments.from)?;
+    let kit = settings.kit(wanted.reference, &arguments.network)?;
+    let backend = Backend::open(&settings.daemon()?).await?;
+    let request =
+        ListRequest { kit: kit.clone(), path: wanted.path, recursive: arguments.recursive };
+    let listing = backend.list(request).await?;
+    print_warnings(&listing.warnings);
+    if listing.entry.kind == EntryKind::Directory && !arguments.recursive {
+        let name = printable(&listing.entry.path.0);
+        let name = if name.is_empty() { "the whole kit".into() } else { name };
+        return Err(CliError::usage(format!("{name} is a directory: copy it with -r")));
+    }
+    // Pinned: a tag that moves meanwhile does not mix two kits.
+    let kit = KitRequest { reference: listing.pinned.clone(), ..kit };
+    let destination = Destination::find(&arguments.to, &listing.entry)?;
+    let total_bytes = std::iter::once(&listing.entry).chain(&listing.below).map(|entry| entry.size);
+    let bar = byte_bar(total_bytes.fold(0, u64::saturating_add), "copying");
+    let copying = Copying { backend, kit, destination, bar, is_recursive: arguments.recursive };
+    let copied = copying.all(&listing).await;
+    copying.bar.finish_and_clear();
+    copied
+}
+
+struct Copying {
+    backend: Backend,
+    kit: KitRequest,
+    destination: Destination,
+    bar: ProgressBar,
+    is_recursive: bool,
+}
+
+impl Copying {
+    async fn all(&self, listing: &Listing) -> Result<(), CliError> {
+        let base = &listing.entry.path.0;
+        let mut left_out = 0;
+        let mut directories = Vec::new();
+        for entry in std::iter::once(&listing.entry).chain(&listing.below) {
+            let target = self.destination.place(relative(base, &entry.path.0)?);
+            match &entry.kind {
+                EntryKind::Directory => {
+                    writing::directory(&target)?;
+                    directories.push((target, entry.mode));
+                }
+                EntryKind::Symlink(link) if self.is_recursive => {
+                    let is_inside = destination::stays_inside(base, &entry.path.0, &link.0);
+                    match is_inside {
+                        true => writing::symlink(&target, &link.0)?,
+                        false => {
+                            left_out += 1;
+                            warn_left_out(entry, &link.0);
+                        }
+                    }
+                }
+                // Without -r a symlink is what it leads to.
+                EntryKind::Symlink(_) => self.file(entry, &target, None).await?,
+                EntryKind::File => self.file(entry, &target, Some(entry.size)).await?,
+            }
+        }
+        // Last and deepest first: what is in a directory without write permission is there by now.
+        for (path, mode) in directories.into_iter().rev() {
+            writing::set_mode(&path, mode)?;
+        }
+        match left_out {
+            0 => Ok(()),
+            count => Err(CliError::new(
+                FailureKind::BadContent,
+                format!("{count} symlinks that lead out of what is copied were left out"),
+            )),
+        }
+    }
+
+    async fn file(&self, entry: &Entry, target: &Path, size: Option<u64>) -> Result<(), CliError> {
+        let mode = if size.is_some() { entry.mode } else { 0o644 };
+        let request = crate::daemon::api::ReadRequest {
+            kit: self.kit.clone(),
+            paths: vec![entry.path.clone()],
+        };
+        let bytes = self.backend.read(request).await?;
+        writing::file(target, bytes, mode, size, &self.bar).await
+    }
+}
+
+fn warn_left_out(entry: &Entry, target: &[u8]) {
+    print_warnings(&[format!(
+        "{} -> {} is left out: it leads out of what is copied",
+        printable(&entry.path.0),
+        printable(target)
+    )]);
+}

@@ -1,0 +1,99 @@
+//! `kitfs daemon start|stop|status`, and the hidden `kitfs daemon run`.
+
+use clap::Subcommand;
+
+use super::error::CliError;
+use super::mount::notify_ready;
+use super::output::{print_json, print_line};
+use super::settings::Settings;
+use super::status::print_mounts;
+use super::{block_on, sizes};
+use crate::daemon::api::FailureKind;
+use crate::daemon::{self, Backend, DaemonConfig};
+use crate::observe::LogFormat;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+One daemon owns one cache folder and serves all its mounts. `kitfs mount` starts it; it stays
+until it is stopped. Its log is daemon.log in the cache folder.")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Start the daemon, unless it runs.
+    Start,
+    /// Unmount everything and end the daemon.
+    Stop,
+    /// Show the daemon, its cache and its mounts.
+    Status {
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Be the daemon, in the foreground.
+    #[command(hide = true)]
+    Run {
+        /// How it logs to the standard error.
+        #[arg(long, value_enum, default_value_t)]
+        log_format: LogFormat,
+    },
+}
+
+pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let config = settings.daemon()?;
+    match arguments.command {
+        Command::Start => block_on(start(config)),
+        Command::Stop => block_on(stop(config)),
+        Command::Status { json } => block_on(status(config, json)),
+        Command::Run { .. } => {
+            daemon::detach();
+            let is_ready = |_: Option<&_>| {
+                daemon::report_ready();
+                notify_ready();
+            };
+            block_on(async { Ok(daemon::run(config, None, is_ready).await?) })
+        }
+    }
+}
+
+async fn start(config: DaemonConfig) -> Result<(), CliError> {
+    let status = Backend::daemon(&config).await?.status().await?;
+    let folder = status.cache_folder.display();
+    print_line(format_args!("the daemon of {folder} runs as process {}", status.pid))
+}
+
+async fn stop(config: DaemonConfig) -> Result<(), CliError> {
+    let folder = config.cache_folder.display();
+    match Backend::running(&config).await? {
+        Some(daemon) => {
+            daemon.stop().await?;
+            print_line(format_args!("the daemon of {folder} has ended, and its mounts"))
+        }
+        None => print_line(format_args!("no daemon runs for {folder}")),
+    }
+}
+
+async fn status(config: DaemonConfig, is_json: bool) -> Result<(), CliError> {
+    let Some(daemon) = Backend::running(&config).await? else {
+        let message = format!("no daemon runs for {}", config.cache_folder.display());
+        return Err(CliError::new(FailureKind::Daemon, message));
+    };
+    let status = daemon.status().await?;
+    if is_json {
+        return print_json(&status);
+    }
+    let capacity = status.cache_capacity_bytes.map_or("no limit".to_owned(), sizes::show);
+    print_line(format_args!("kitfs {}, process {}", status.version, status.pid))?;
+    print_line(format_args!(
+        "cache {}: {} of {capacity}",
+        status.cache_folder.display(),
+        sizes::show(status.cache_resident_bytes)
+    ))?;
+    match status.mounts.is_empty() {
+        true => print_line("nothing is mounted"),
+        false => print_mounts(&status.mounts),
+    }
+}

@@ -1,0 +1,57 @@
+//! The environment, read once: the only place in the crate that looks at it.
+//!
+//! Variables that are another way to write a flag (`KITFS_CACHE_DIR`, `KITOPS_HOME`, …) are read
+//! by clap, which shows them in `--help`.
+
+use std::env;
+use std::path::PathBuf;
+
+/// What the environment says.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Environment {
+    /// `HOME`.
+    pub home: Option<PathBuf>,
+    /// `XDG_CACHE_HOME`.
+    pub xdg_cache_home: Option<PathBuf>,
+    /// `XDG_DATA_HOME`.
+    pub xdg_data_home: Option<PathBuf>,
+    /// `DOCKER_CONFIG`, a folder.
+    pub docker_config: Option<PathBuf>,
+    /// `KITOPS_CLIENT_CERT`; wins over `--cert`, as in kit.
+    pub client_certificate: Option<PathBuf>,
+    /// `KITOPS_CLIENT_KEY`; wins over `--key`, as in kit.
+    pub client_key: Option<PathBuf>,
+    /// `HTTP_PROXY` or `http_proxy`.
+    pub http_proxy: Option<String>,
+    /// `HTTPS_PROXY` or `https_proxy`.
+    pub https_proxy: Option<String>,
+    /// `NO_PROXY` or `no_proxy`.
+    pub no_proxy: Option<String>,
+    /// `KITFS_LOG`: a filter for the log, as `tracing_subscriber::EnvFilter` writes it.
+    pub log: Option<String>,
+}
+
+impl Environment {
+    /// Reads the process's environment; a variable that is empty counts as unset.
+    pub(super) fn read() -> Self {
+        let text = |name| env::var(name).ok().filter(|value| !value.is_empty());
+        let either = |upper, lower| text(upper).or_else(|| text(lower));
+        Self {
+            home: path("HOME"),
+            // The XDG specification: relative ones are to be ignored.
+            xdg_cache_home: path("XDG_CACHE_HOME").filter(|path| path.is_absolute()),
+            xdg_data_home: path("XDG_DATA_HOME").filter(|path| path.is_absolute()),
+            docker_config: path("DOCKER_CONFIG"),
+            client_certificate: path("KITOPS_CLIENT_CERT"),
+            client_key: path("KITOPS_CLIENT_KEY"),
+            http_proxy: either("HTTP_PROXY", "http_proxy"),
+            https_proxy: either("HTTPS_PROXY", "https_proxy"),
+            no_proxy: either("NO_PROXY", "no_proxy"),
+            log: text("KITFS_LOG"),
+        }
+    }
+}
+
+fn path(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}

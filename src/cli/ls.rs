@@ -1,0 +1,133 @@
+//! `kitfs ls REF[/PATH]`.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+
+use super::arguments::NetworkArguments;
+use super::error::CliError;
+use super::output::{Colour, Names, print_json, print_warnings};
+use super::reference::parse_kit_path;
+use super::settings::Settings;
+use crate::daemon::Backend;
+use crate::daemon::api::{Entry, EntryKind, ListRequest, Listing};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The path begins behind the tag or digest; REF//PATH works always.
+
+Examples:
+  kitfs ls ghcr.io/org/model:v1
+  kitfs ls -l ghcr.io/org/model:v1/src
+  kitfs ls -R oci:./kits/article//src")]
+pub(super) struct Arguments {
+    /// The kit, and a path in it.
+    #[arg(value_name = "REF[/PATH]")]
+    path: OsString,
+    /// Mode, size, modification time and symlink targets too.
+    #[arg(short)]
+    long: bool,
+    /// Everything below, by path.
+    #[arg(short = 'R', long)]
+    recursive: bool,
+    /// Print a JSON array.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let wanted = parse_kit_path(&arguments.path)?;
+    let request = ListRequest {
+        kit: settings.kit(wanted.reference, &arguments.network)?,
+        path: wanted.path,
+        recursive: arguments.recursive,
+    };
+    let listing = Backend::open(&settings.daemon()?).await?.list(request).await?;
+    print_warnings(&listing.warnings);
+    let base = base_length(&listing, arguments.recursive);
+    let entries = match listing.entry.kind {
+        EntryKind::Directory => listing.below,
+        EntryKind::File | EntryKind::Symlink(_) => vec![listing.entry],
+    };
+    if arguments.json {
+        return print_json(&entries);
+    }
+    let names = Names::for_stdout();
+    let mut output = io::BufWriter::new(io::stdout().lock());
+    let width = entries.iter().map(|entry| entry.size.to_string().len()).max().unwrap_or(0);
+    for entry in &entries {
+        if arguments.long {
+            write!(output, "{} {:>width$} {} ", mode(entry), entry.size, time(entry))?;
+        }
+        let name = &entry.path.0[base.min(entry.path.0.len())..];
+        match &entry.kind {
+            EntryKind::Directory => names.write(&mut output, name, Colour::Directory)?,
+            EntryKind::File => names.write(&mut output, name, Colour::Plain)?,
+            EntryKind::Symlink(target) => {
+                names.write(&mut output, name, Colour::Symlink)?;
+                if arguments.long {
+                    output.write_all(b" -> ")?;
+                    names.write(&mut output, &target.0, Colour::Plain)?;
+                }
+            }
+        }
+        output.write_all(b"\n")?;
+    }
+    Ok(output.flush()?)
+}
+
+/// How much of the paths is left out: names are shown below the directory that was asked for,
+/// and from the kit's root with `-R`.
+fn base_length(listing: &Listing, is_recursive: bool) -> usize {
+    match (&listing.entry.kind, listing.entry.path.0.len()) {
+        (EntryKind::Directory, length) if length > 0 && !is_recursive => length + 1,
+        _ => 0,
+    }
+}
+
+/// The mode as ls(1) writes it.
+fn mode(entry: &Entry) -> String {
+    let kind = match entry.kind {
+        EntryKind::Directory => 'd',
+        EntryKind::File => '-',
+        EntryKind::Symlink(_) => 'l',
+    };
+    let bits = (0..9).rev().map(|bit| match (entry.mode >> bit & 1, bit % 3) {
+        (0, _) => '-',
+        (_, 2) => 'r',
+        (_, 1) => 'w',
+        (_, _) => 'x',
+    });
+    std::iter::once(kind).chain(bits).collect()
+}
+
+/// The modification time in UTC, to the minute.
+fn time(entry: &Entry) -> String {
+    match jiff::Timestamp::from_second(entry.mtime_seconds) {
+        Ok(time) => time.strftime("%Y-%m-%d %H:%M").to_string(),
+        Err(_) => entry.mtime_seconds.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::api::RawPath;
+
+    #[test]
+    fn modes_and_times_read_as_in_ls() {
+        let entry = |kind, mode, mtime_seconds| Entry {
+            path: RawPath::default(),
+            kind,
+            mode,
+            size: 0,
+            mtime_seconds,
+        };
+        assert_eq!(mode(&entry(EntryKind::Directory, 0o755, 0)), "drwxr-xr-x");
+        assert_eq!(mode(&entry(EntryKind::File, 0o640, 0)), "-rw-r-----");
+        assert_eq!(mode(&entry(EntryKind::Symlink(RawPath::default()), 0o777, 0)), "lrwxrwxrwx");
+        assert_eq!(time(&entry(EntryKind::File, 0, 0)), "1970-01-01 00:00");
+        assert_eq!(time(&entry(EntryKind::File, 0, i64::MAX)), i64::MAX.to_string());
+    }
+}

@@ -1,0 +1,136 @@
+//! `kitfs mount REF DIR`.
+
+use std::path::PathBuf;
+
+use sd_notify::NotifyState;
+
+use super::arguments::{NetworkArguments, parse_umask};
+use super::error::CliError;
+use super::output::{byte_bar, print_line, print_warnings, short_digest};
+use super::reference::parse_reference;
+use super::settings::{Settings, mountpoint};
+use super::{block_on, sizes};
+use crate::daemon::api::{KitRequest, MountRequest, MountStatus};
+use crate::daemon::{self, Backend, DaemonConfig};
+use crate::observe::LogFormat;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The command returns when the tree can be listed; bytes come when they are read. A daemon serves
+the mount and is started when none runs; --foreground serves it from this process instead, for
+containers and systemd.
+
+Examples:
+  kitfs mount ghcr.io/org/model:v1 /models
+  kitfs mount -f model -f docs:README.md ghcr.io/org/model:v1 /models
+  kitfs mount oci:./kits/article:v1 ./article
+  kitfs mount --foreground --allow-other ghcr.io/org/model:v1 /models")]
+pub(super) struct Arguments {
+    /// The kit.
+    #[arg(value_name = "REF")]
+    reference: String,
+    /// An empty directory.
+    #[arg(value_name = "DIR")]
+    mountpoint: PathBuf,
+    /// Only these layers, in kit's grammar: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated.
+    #[arg(short, long = "filter", value_name = "FILTER")]
+    filters: Vec<String>,
+    /// Permission bits to take away, in octal.
+    #[arg(long, value_name = "OCTAL", default_value = "022", value_parser = parse_umask)]
+    umask: u32,
+    /// Let other users read the mount.
+    #[arg(long)]
+    allow_other: bool,
+    /// Mount over a directory that is not empty.
+    #[arg(long)]
+    nonempty: bool,
+    /// Refuse to run programs from the mount.
+    #[arg(long)]
+    noexec: bool,
+    /// Serve from this process until it is interrupted or the mount ends.
+    #[arg(long)]
+    pub foreground: bool,
+    /// How --foreground logs to the standard error.
+    #[arg(long, value_enum, default_value_t, requires = "foreground")]
+    pub log_format: LogFormat,
+    #[command(flatten)]
+    network: NetworkArguments,
+}
+
+pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let config = settings.daemon()?;
+    let request = MountRequest {
+        kit: KitRequest {
+            reference: parse_reference(&arguments.reference)?,
+            filters: arguments.filters,
+            umask: arguments.umask,
+            network: settings.network(&arguments.network)?,
+        },
+        mountpoint: mountpoint(&arguments.mountpoint)?,
+        allow_other: arguments.allow_other,
+        nonempty: arguments.nonempty,
+        noexec: arguments.noexec,
+    };
+    match arguments.foreground {
+        true => block_on(serve(config, request)),
+        false => block_on(mount(config, request)),
+    }
+}
+
+async fn serve(config: DaemonConfig, request: MountRequest) -> Result<(), CliError> {
+    let is_ready = |status: Option<&MountStatus>| {
+        if let Some(status) = status {
+            // The mount is served whether or not somebody reads this.
+            let _ = announce(status);
+        }
+        notify_ready();
+    };
+    Ok(daemon::run(config, Some(request), is_ready).await?)
+}
+
+/// Tells systemd, where it waits for that (`Type=notify`).
+pub(super) fn notify_ready() {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!(%error, "systemd cannot be told that the daemon is ready");
+    }
+}
+
+async fn mount(config: DaemonConfig, request: MountRequest) -> Result<(), CliError> {
+    let backend = Backend::daemon(&config).await?;
+    warn_of_other_capacity(&config, &backend).await?;
+    let bar = byte_bar(0, "reading compressed layers");
+    let status = backend
+        .mount(request, &mut |progress| {
+            bar.set_length(progress.total_bytes);
+            bar.set_position(progress.passed_bytes);
+        })
+        .await;
+    bar.finish_and_clear();
+    announce(&status?)
+}
+
+async fn warn_of_other_capacity(config: &DaemonConfig, backend: &Backend) -> Result<(), CliError> {
+    let Some(wanted) = config.cache_capacity_bytes else { return Ok(()) };
+    let capacity = backend.status().await?.cache_capacity_bytes;
+    if capacity != Some(wanted) {
+        let capacity = capacity.map_or("no limit".to_owned(), sizes::show);
+        eprintln!(
+            "kitfs: warning: the running daemon has --cache-size {capacity}, and keeps it; \
+             `kitfs daemon stop` and start it anew with {}",
+            sizes::show(wanted)
+        );
+    }
+    Ok(())
+}
+
+fn announce(status: &MountStatus) -> Result<(), CliError> {
+    print_warnings(&status.warnings);
+    print_line(format_args!(
+        "{} -> {}  {}  {} entries  {}",
+        status.reference,
+        status.mountpoint.display(),
+        short_digest(&status.digest),
+        status.entries,
+        sizes::show(status.total_bytes)
+    ))
+}

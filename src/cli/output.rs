@@ -1,0 +1,178 @@
+//! What commands print: tables, names, JSON, warnings.
+
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+use anstyle::{AnsiColor, Style};
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::error::CliError;
+use crate::daemon::api::KitState;
+
+/// Directories.
+const BLUE: Style = AnsiColor::Blue.on_default().bold();
+/// Symlinks.
+const CYAN: Style = AnsiColor::Cyan.on_default();
+/// How many hexadecimal digits of a digest are shown: as many as Docker and kit show.
+const SHORT_DIGITS: usize = 12;
+
+/// Prints one JSON value and a newline; `--json`.
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
+    let mut output = io::stdout().lock();
+    let text = serde_json::to_string_pretty(value).expect("answers have string keys only");
+    writeln!(output, "{text}")?;
+    Ok(output.flush()?)
+}
+
+/// Prints a line.
+pub(super) fn print_line(line: impl std::fmt::Display) -> Result<(), CliError> {
+    let mut output = io::stdout().lock();
+    writeln!(output, "{line}")?;
+    Ok(output.flush()?)
+}
+
+/// Prints rows under headings, without frames: for eyes, `grep` and `awk` alike.
+pub(super) fn print_table(
+    headings: &[&str],
+    right: &[usize],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> Result<(), CliError> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(headings.iter().copied());
+    for row in rows {
+        table.add_row(row.iter().map(|cell| printable(cell.as_bytes()).into_owned()));
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if right.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut output = io::stdout().lock();
+    for line in table.lines() {
+        writeln!(output, "{}", line.trim_end())?;
+    }
+    Ok(output.flush()?)
+}
+
+/// Warnings go to the standard error, one a line.
+pub(super) fn print_warnings(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("kitfs: warning: {}", printable(warning.as_bytes()));
+    }
+}
+
+/// Text that does nothing to a terminal: control characters and what is not UTF-8 are written as
+/// `\xHH`, backslashes too, so that it can be read back.
+pub(super) fn printable(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.chars().any(|c| c.is_control() || c == '\\') => Cow::Borrowed(text),
+        _ => {
+            let mut text = String::with_capacity(bytes.len());
+            for chunk in bytes.utf8_chunks() {
+                for character in chunk.valid().chars() {
+                    match character {
+                        '\\' => text.push_str("\\\\"),
+                        c if c.is_control() => text.extend(c.escape_default()),
+                        c => text.push(c),
+                    }
+                }
+                for byte in chunk.invalid() {
+                    text.push_str(&format!("\\x{byte:02x}"));
+                }
+            }
+            Cow::Owned(text)
+        }
+    }
+}
+
+/// Names for a terminal are made printable and coloured; a pipe gets them as they are.
+#[derive(Clone, Copy)]
+pub(super) struct Names {
+    is_terminal: bool,
+    has_colours: bool,
+}
+
+/// How a name is coloured.
+#[derive(Clone, Copy)]
+pub(super) enum Colour {
+    Plain,
+    Directory,
+    Symlink,
+}
+
+impl Names {
+    pub(super) fn for_stdout() -> Self {
+        let is_terminal = io::stdout().is_terminal();
+        let choice = anstream::AutoStream::choice(&io::stdout());
+        let has_colours = is_terminal && choice != anstream::ColorChoice::Never;
+        Self { is_terminal, has_colours }
+    }
+
+    pub(super) fn write(
+        self,
+        output: &mut impl Write,
+        name: &[u8],
+        colour: Colour,
+    ) -> io::Result<()> {
+        if !self.is_terminal {
+            return output.write_all(name);
+        }
+        let name = printable(name);
+        match colour {
+            Colour::Directory if self.has_colours => write!(output, "{BLUE}{name}{BLUE:#}"),
+            Colour::Symlink if self.has_colours => write!(output, "{CYAN}{name}{CYAN:#}"),
+            Colour::Plain | Colour::Directory | Colour::Symlink => write!(output, "{name}"),
+        }
+    }
+}
+
+/// A digest short enough for a table; it still finds the layer in `cache ls`.
+pub(super) fn short_digest(digest: &str) -> &str {
+    let algorithm = digest.find(':').map_or(0, |colon| colon + 1);
+    digest.get(..algorithm + SHORT_DIGITS).unwrap_or(digest)
+}
+
+pub(super) fn state_name(state: KitState) -> &'static str {
+    match state {
+        KitState::Confirmed => "confirmed",
+        KitState::Unconfirmed => "unconfirmed",
+        KitState::Poisoned => "POISONED",
+    }
+}
+
+pub(super) fn path_text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// A bar on the standard error that counts bytes; invisible where that is no terminal.
+pub(super) fn byte_bar(total_bytes: u64, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
+    let template =
+        "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+    let style = ProgressStyle::with_template(template).expect("the template is a constant");
+    bar.with_style(style.progress_chars("=> ")).with_message(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_nothing_to_a_terminal() {
+        assert_eq!(printable("größe.txt".as_bytes()), "größe.txt");
+        assert_eq!(printable(b"a\x1b[31m\nb"), "a\\u{1b}[31m\\nb");
+        assert_eq!(printable(b"caf\xe9\\"), "caf\\xe9\\\\");
+    }
+
+    #[test]
+    fn digests_are_shortened_and_what_is_none_is_not_cut() {
+        assert_eq!(short_digest("sha256:0123456789abcdef"), "sha256:0123456789ab");
+        assert_eq!(short_digest("sha256:01"), "sha256:01");
+        assert_eq!(short_digest(""), "");
+    }
+}

@@ -1,0 +1,169 @@
+//! `REF` and `REF/PATH` as people type them.
+//!
+//! A path begins at the first `/` behind the tag or digest; `REF//PATH` always works. In
+//! `oci:FOLDER/PATH` the longest leading folder that is an OCI layout is the folder. Folders are
+//! made absolute here, because the daemon works in another folder.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::error::CliError;
+use crate::daemon::api::RawPath;
+
+/// The start of a reference to an OCI layout folder.
+const OCI: &[u8] = b"oci:";
+
+/// A reference to a kit, and a path in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KitPath {
+    /// The reference, with an absolute folder.
+    pub reference: String,
+    /// The path from the kit's root; empty for the root. Bytes, as names in kits are.
+    pub path: RawPath,
+}
+
+/// A reference without a path, with an absolute folder.
+pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
+    match text.strip_prefix("oci:") {
+        Some("") => Err(CliError::usage("`oci:` names no folder: write oci:FOLDER[:TAG]")),
+        Some(folder) => absolute_layout(Path::new(folder)),
+        None => Ok(text.to_owned()),
+    }
+}
+
+/// A reference with a path in the kit.
+pub(super) fn parse_kit_path(text: &OsStr) -> Result<KitPath, CliError> {
+    let is_layout = |folder: &Path| folder.join("index.json").is_file();
+    let (reference, path) = split(text.as_bytes(), &is_layout);
+    let Ok(reference) = std::str::from_utf8(reference) else {
+        let message = format!("`{}` is not a reference: it is not UTF-8", text.display());
+        return Err(CliError::usage(message));
+    };
+    let path = match path.iter().position(|&byte| byte != b'/') {
+        Some(start) => path[start..].to_vec(),
+        None => Vec::new(),
+    };
+    Ok(KitPath { reference: parse_reference(reference)?, path: RawPath(path) })
+}
+
+fn absolute_layout(folder: &Path) -> Result<String, CliError> {
+    let absolute = std::path::absolute(folder).map_err(|error| {
+        CliError::usage(format!("cannot tell where {} is: {error}", folder.display()))
+    })?;
+    match absolute.to_str() {
+        Some(absolute) => Ok(format!("oci:{absolute}")),
+        None => Err(CliError::usage(format!("{} is not UTF-8", absolute.display()))),
+    }
+}
+
+/// Cuts `text` into a reference and a path.
+fn split<'a>(text: &'a [u8], is_layout: &dyn Fn(&Path) -> bool) -> (&'a [u8], &'a [u8]) {
+    let explicit = text.windows(2).position(|pair| pair == b"//");
+    if let Some(cut) = explicit {
+        return text.split_at(cut);
+    }
+    match text.strip_prefix(OCI) {
+        Some(rest) => {
+            let cut = OCI.len() + layout_end(rest, is_layout).unwrap_or(rest.len());
+            text.split_at(cut)
+        }
+        None => text.split_at(registry_reference_end(text)),
+    }
+}
+
+/// Where the reference ends in `FOLDER[:TAG|@DIGEST][/PATH]`: behind the longest leading folder
+/// that is a layout, and its selector.
+fn layout_end(text: &[u8], is_layout: &dyn Fn(&Path) -> bool) -> Option<usize> {
+    let slashes = (0..text.len()).filter(|&at| text[at] == b'/' && at > 0);
+    let mut ends: Vec<usize> = slashes.collect();
+    ends.push(text.len());
+    ends.into_iter().rev().find(|&end| {
+        let whole = &text[..end];
+        let name = whole.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+        let selector = whole[name..].iter().position(|byte| matches!(byte, b':' | b'@'));
+        let bare = selector.map(|selector| &whole[..name + selector]);
+        let last_colon = whole[name..].iter().rposition(|byte| matches!(byte, b':' | b'@'));
+        let almost = last_colon.map(|selector| &whole[..name + selector]);
+        [Some(whole), almost, bare]
+            .into_iter()
+            .flatten()
+            .any(|folder| !folder.is_empty() && is_layout(Path::new(OsStr::from_bytes(folder))))
+    })
+}
+
+/// Where the reference ends in `[HOST/]REPOSITORY[:TAG|@DIGEST][/PATH]`; without a tag or digest
+/// everything is the reference.
+fn registry_reference_end(text: &[u8]) -> usize {
+    let find = |from: usize, byte: u8| {
+        text[from..].iter().position(|&other| other == byte).map(|at| from + at)
+    };
+    // A colon before the first slash belongs to a port (modelkit-spec 5.1), unless it is in a
+    // bare digest.
+    let repository = match find(0, b'/') {
+        Some(slash) if !text.starts_with(b"sha256:") => {
+            let host = &text[..slash];
+            let is_host = host.iter().any(|byte| matches!(byte, b'.' | b':'));
+            if is_host { slash + 1 } else { 0 }
+        }
+        _ => 0,
+    };
+    let selector = text[repository..].iter().position(|byte| matches!(byte, b':' | b'@'));
+    match selector {
+        Some(selector) => find(repository + selector, b'/').unwrap_or(text.len()),
+        None => text.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn cut(text: &str) -> (String, String) {
+        let layouts = ["kits/a", "kits/a/b", "/srv/x:y", "kits/t.d"];
+        let is_layout = |folder: &Path| layouts.iter().any(|layout| folder == Path::new(layout));
+        let (reference, path) = split(text.as_bytes(), &is_layout);
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        (text(reference), text(path))
+    }
+
+    #[test]
+    fn a_path_begins_behind_the_tag_or_digest() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (reference, path) in [
+            ("ghcr.io/org/model:v1", "/a/b:c"),
+            ("127.0.0.1:5000/model:v1", "/"),
+            ("127.0.0.1:5000/model", ""),
+            ("localhost/org/model:v1", "/a"),
+            ("org/model:v1", "/a"),
+            (&format!("ghcr.io/org/model@{digest}"), "/a@b"),
+            (&format!("ghcr.io/org/model:v1@{digest}"), "/a"),
+            (&digest, "/a"),
+            ("ghcr.io/org/model", ""),
+            ("ghcr.io/org/model", "//a/b"),
+            ("model", "//a:b/c"),
+            ("oci:kits/a", ""),
+            ("oci:kits/a", "/c/d"),
+            ("oci:kits/a/b", "/c/d"),
+            ("oci:kits/a:v1", "/c:d/e"),
+            (&format!("oci:kits/a@{digest}"), "/c"),
+            ("oci:/srv/x:y", "/z"),
+            ("oci:/srv/x:y:v1", "/z"),
+            ("oci:kits/a/b:v1", ""),
+            ("oci:kits/a", "//b"),
+            ("oci:elsewhere/a:v1/b", ""),
+        ] {
+            assert_eq!(cut(&format!("{reference}{path}")), (reference.into(), path.into()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost(text in "(oci:)?[a/:@.]{0,20}") {
+            let (reference, path) = cut(&text);
+            prop_assert_eq!(format!("{reference}{path}"), text);
+        }
+    }
+}

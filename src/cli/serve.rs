@@ -1,0 +1,60 @@
+//! `kitfs serve oci:FOLDER`.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::error::CliError;
+use super::output::print_line;
+use super::settings::{Settings, absolute};
+use crate::daemon::api::FailureKind;
+use crate::serve::{Registry, ServeError};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The folder is an OCI image layout, or holds some. There is no access control: listen on a
+loopback address, or behind something that checks who asks.
+
+Example:
+  kitfs serve oci:./kits --listen 127.0.0.1:5000
+  kitfs mount 127.0.0.1:5000/article:v1 /models")]
+pub(super) struct Arguments {
+    /// The folder.
+    #[arg(value_name = "oci:FOLDER")]
+    folder: String,
+    /// The address to listen on; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5000")]
+    listen: SocketAddr,
+}
+
+pub(super) async fn run(_settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let folder = arguments.folder.strip_prefix("oci:").unwrap_or(&arguments.folder);
+    let registry = Registry::bind(absolute(Path::new(folder))?, arguments.listen).await;
+    let registry = registry.map_err(|error| {
+        let kind = match &error {
+            ServeError::Folder(_) => FailureKind::NotFound,
+            ServeError::Listen { .. } => FailureKind::Unavailable,
+        };
+        CliError::new(kind, error.to_string())
+    })?;
+    print_line(format_args!("serving on http://{}", registry.address()))?;
+    for reference in registry.references() {
+        print_line(reference)?;
+    }
+    let served = registry.run(interrupted()?).await;
+    served.map_err(|error| CliError::new(FailureKind::Unavailable, error.to_string()))
+}
+
+/// Done at the first SIGINT or SIGTERM.
+fn interrupted() -> Result<impl Future<Output = ()> + Send + 'static, CliError> {
+    let signal = |kind| signal(kind).map_err(|error| CliError::internal(error.to_string()));
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,215 @@
+//! Arguments and environment, made into the typed configuration that the other rooms take.
+//!
+//! Everything is absolute afterwards: the daemon works in another folder.
+
+use std::path::{Path, PathBuf};
+
+use super::arguments::{CacheArguments, NetworkArguments};
+use super::environment::Environment;
+use super::error::CliError;
+use crate::daemon::DaemonConfig;
+use crate::daemon::api::{KitRequest, NetworkOptions};
+
+/// The permission bits that commands without `--umask` take away, as `kit unpack` does.
+pub(super) const DEFAULT_UMASK: u32 = 0o022;
+
+/// What every command may need.
+pub(super) struct Settings {
+    cache: CacheArguments,
+    environment: Environment,
+}
+
+impl Settings {
+    pub(super) fn new(cache: CacheArguments, environment: Environment) -> Self {
+        Self { cache, environment }
+    }
+
+    /// What a daemon is started with, or the cache taken with.
+    pub(super) fn daemon(&self) -> Result<DaemonConfig, CliError> {
+        let environment = &self.environment;
+        let under_home = || environment.home.as_ref().map(|home| home.join(".cache"));
+        let folder = match &self.cache.cache_dir {
+            Some(folder) => Some(absolute(folder)?),
+            None => {
+                let caches = environment.xdg_cache_home.clone().or_else(under_home);
+                caches.map(|caches| caches.join("kitfs"))
+            }
+        };
+        let Some(cache_folder) = folder else {
+            let message = "there is no place for a cache, because HOME is not set: \
+                           name a folder with --cache-dir or KITFS_CACHE_DIR";
+            return Err(CliError::usage(message));
+        };
+        Ok(DaemonConfig {
+            cache_folder,
+            cache_capacity_bytes: self.cache.cache_size,
+            keep_free_bytes: self.cache.keep_free,
+        })
+    }
+
+    /// A kit as a whole, with default modes.
+    pub(super) fn kit(
+        &self,
+        reference: String,
+        network: &NetworkArguments,
+    ) -> Result<KitRequest, CliError> {
+        let network = self.network(network)?;
+        Ok(KitRequest { reference, filters: Vec::new(), umask: DEFAULT_UMASK, network })
+    }
+
+    /// How registries are reached.
+    pub(super) fn network(&self, network: &NetworkArguments) -> Result<NetworkOptions, CliError> {
+        let environment = &self.environment;
+        let kitops_home = match &network.config {
+            Some(folder) => Some(absolute(folder)?),
+            None => {
+                let under_home = || environment.home.as_ref().map(|home| home.join(".local/share"));
+                let shares = environment.xdg_data_home.clone().or_else(under_home);
+                shares.map(|shares| shares.join("kitops"))
+            }
+        };
+        // As in kit, the environment wins over the flags here (modelkit-spec 5.2).
+        let certificate = environment.client_certificate.as_ref().or(network.cert.as_ref());
+        let key = environment.client_key.as_ref().or(network.key.as_ref());
+        let proxies = match &network.proxy {
+            // As in kit, a proxy that is named is taken for every host.
+            Some(proxy) => (Some(proxy.clone()), Some(proxy.clone()), None),
+            None => (
+                environment.http_proxy.clone(),
+                environment.https_proxy.clone(),
+                environment.no_proxy.clone(),
+            ),
+        };
+        Ok(NetworkOptions {
+            plain_http: network.plain_http,
+            insecure_tls: !network.tls_verify,
+            ca_files: network
+                .ca_files
+                .iter()
+                .map(|file| absolute(file))
+                .collect::<Result<_, _>>()?,
+            client_certificate: certificate.map(|file| absolute(file)).transpose()?,
+            client_key: key.map(|file| absolute(file)).transpose()?,
+            http_proxy: proxies.0,
+            https_proxy: proxies.1,
+            no_proxy: proxies.2,
+            registries_dir: network.registries_dir.as_deref().map(absolute).transpose()?,
+            credential_files: self.credential_files(kitops_home.as_deref())?,
+            kitops_home,
+        })
+    }
+
+    /// kit's own credentials first, then Docker's (modelkit-spec 5.3).
+    fn credential_files(&self, kitops_home: Option<&Path>) -> Result<Vec<PathBuf>, CliError> {
+        let docker = match &self.environment.docker_config {
+            Some(folder) => Some(absolute(folder)?),
+            None => self.environment.home.as_ref().map(|home| home.join(".docker")),
+        };
+        let kit = kitops_home.map(|home| home.join("credentials.json"));
+        Ok(kit.into_iter().chain(docker.map(|folder| folder.join("config.json"))).collect())
+    }
+}
+
+/// The path from the root, without a look at the file system.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+    std::path::absolute(path).map_err(|error| {
+        CliError::usage(format!("cannot tell where {} is: {error}", path.display()))
+    })
+}
+
+/// A mountpoint as the kernel lists it: without symlinks, `.` and `..`.
+///
+/// Only its parent is looked up: the mountpoint itself may be a mount whose daemon is gone, or
+/// missing, which is for the mount to say.
+pub(super) fn mountpoint(path: &Path) -> Result<PathBuf, CliError> {
+    let path = absolute(path)?;
+    if let Ok(real) = path.canonicalize() {
+        return Ok(real);
+    }
+    match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
+        _ => Ok(path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        cache: CacheArguments,
+        #[command(flatten)]
+        network: NetworkArguments,
+    }
+
+    fn settings(line: &[&str], environment: Environment) -> (Settings, NetworkArguments) {
+        let line = Line::parse_from(std::iter::once(&"kitfs").chain(line));
+        (Settings::new(line.cache, environment), line.network)
+    }
+
+    fn home() -> Environment {
+        Environment { home: Some("/home/a".into()), ..Environment::default() }
+    }
+
+    #[test]
+    fn the_cache_folder_follows_flag_then_xdg_then_home() {
+        let xdg = Environment { xdg_cache_home: Some("/xdg".into()), ..home() };
+        let folder = |line: &[&str], environment| {
+            settings(line, environment).0.daemon().map(|config| config.cache_folder)
+        };
+        assert_eq!(folder(&["--cache-dir", "/c"], xdg.clone()).unwrap(), Path::new("/c"));
+        assert_eq!(folder(&[], xdg).unwrap(), Path::new("/xdg/kitfs"));
+        assert_eq!(folder(&[], home()).unwrap(), Path::new("/home/a/.cache/kitfs"));
+        assert!(folder(&[], Environment::default()).is_err());
+        assert!(folder(&["--cache-dir", "c"], home()).unwrap().is_absolute());
+    }
+
+    #[test]
+    fn kits_credentials_come_before_dockers() {
+        let files = |environment| {
+            let (settings, network) = settings(&[], environment);
+            settings.network(&network).unwrap().credential_files
+        };
+        let kit = PathBuf::from("/home/a/.local/share/kitops/credentials.json");
+        assert_eq!(files(home()), [kit.clone(), "/home/a/.docker/config.json".into()]);
+        let docker = Environment { docker_config: Some("/d".into()), ..home() };
+        assert_eq!(files(docker), [kit, "/d/config.json".into()]);
+    }
+
+    #[test]
+    fn a_named_proxy_is_for_every_host_and_the_environments_certificate_wins() {
+        let environment = Environment {
+            http_proxy: Some("http://e".into()),
+            no_proxy: Some("*".into()),
+            client_certificate: Some("/e.pem".into()),
+            ..home()
+        };
+        let line =
+            ["--proxy", "http://p", "--cert", "/f.pem", "--key", "/k.pem", "--tls-verify=false"];
+        let (named, network) = settings(&line, environment.clone());
+        let options = named.network(&network).unwrap();
+        assert_eq!(options.http_proxy.as_deref(), Some("http://p"));
+        assert_eq!(options.https_proxy.as_deref(), Some("http://p"));
+        assert_eq!(options.no_proxy, None);
+        assert_eq!(options.client_certificate, Some("/e.pem".into()));
+        assert_eq!(options.client_key, Some("/k.pem".into()));
+        assert!(options.insecure_tls);
+        let (unnamed, network) = settings(&[], environment);
+        assert_eq!(unnamed.network(&network).unwrap().no_proxy.as_deref(), Some("*"));
+    }
+
+    #[test]
+    fn a_mountpoint_is_named_as_the_kernel_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(real.join("there")).unwrap();
+        std::os::unix::fs::symlink(real.join("there"), real.join("link")).unwrap();
+        assert_eq!(mountpoint(&folder.path().join("link/")).unwrap(), real.join("there"));
+        let missing = folder.path().join("link/../missing");
+        assert_eq!(mountpoint(&missing).unwrap(), real.join("missing"));
+    }
+}

@@ -1,0 +1,48 @@
+//! `kitfs status`.
+
+use super::error::CliError;
+use super::output::{path_text, print_json, print_table, short_digest, state_name};
+use super::settings::Settings;
+use super::sizes;
+use crate::daemon::Backend;
+use crate::daemon::api::MountStatus;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+State says how far the bytes can be trusted: `confirmed` when the digest of every layer was
+computed over all its bytes, `unconfirmed` before that, `POISONED` when a digest is wrong.")]
+pub(super) struct Arguments {
+    /// Print a JSON array.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let mounts = match Backend::running(&settings.daemon()?).await? {
+        Some(daemon) => daemon.status().await?.mounts,
+        None => Vec::new(),
+    };
+    match arguments.json {
+        true => print_json(&mounts),
+        false => print_mounts(&mounts),
+    }
+}
+
+/// Prints the table of mounts.
+pub(super) fn print_mounts(mounts: &[MountStatus]) -> Result<(), CliError> {
+    let headings = ["MOUNT", "REFERENCE", "DIGEST", "TOTAL", "RESIDENT", "STATE"];
+    print_table(
+        &headings,
+        &[3, 4],
+        mounts.iter().map(|mount| {
+            vec![
+                path_text(&mount.mountpoint),
+                mount.reference.clone(),
+                short_digest(&mount.digest).to_owned(),
+                sizes::show(mount.total_bytes),
+                sizes::show(mount.resident_bytes),
+                state_name(mount.state).to_owned(),
+            ]
+        }),
+    )
+}

@@ -1,0 +1,75 @@
+//! Connections by network options: mounts with the same options share connections and tokens,
+//! and all of them share one limit for each registry host.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::api::NetworkOptions;
+use crate::source::credentials::CredentialStore;
+use crate::source::mirrors::Mirrors;
+use crate::source::registry::{
+    DEFAULT_REQUESTS_PER_HOST, HostLimits, RegistryClient, RegistryConfig, Timing,
+};
+use crate::source::{SourceError, Sources};
+
+/// Sets of options whose connections are kept; a person uses one or two, and mounts hold theirs.
+const MOST_NETWORKS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
+
+/// The sources of each set of network options.
+pub(super) struct Networks {
+    limits: Arc<HostLimits>,
+    sources: Mutex<LruCache<NetworkOptions, Arc<Sources>>>,
+}
+
+impl Networks {
+    pub(super) fn new() -> Self {
+        let limits = HostLimits::new(DEFAULT_REQUESTS_PER_HOST);
+        Self { limits, sources: Mutex::new(LruCache::new(MOST_NETWORKS)) }
+    }
+
+    /// The sources for `options`, made the first time; reads the certificate files then.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] when a certificate or proxy cannot be used.
+    pub(super) fn sources(&self, options: &NetworkOptions) -> Result<Arc<Sources>, SourceError> {
+        let mut sources = self.sources.lock();
+        if let Some(sources) = sources.get(options) {
+            return Ok(sources.clone());
+        }
+        let registries = RegistryClient::new(self.config(options)?)?;
+        let made = Arc::new(Sources::new(registries, options.kitops_home.clone()));
+        sources.put(options.clone(), made.clone());
+        Ok(made)
+    }
+
+    fn config(&self, options: &NetworkOptions) -> Result<RegistryConfig, SourceError> {
+        let client_identity = match (&options.client_certificate, &options.client_key) {
+            (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => {
+                return Err(SourceError::Configuration {
+                    what: "client certificate".to_owned(),
+                    detail: "--cert and --key (KITOPS_CLIENT_CERT and KITOPS_CLIENT_KEY) go \
+                             together: give both"
+                        .to_owned(),
+                });
+            }
+        };
+        Ok(RegistryConfig {
+            plain_http: options.plain_http,
+            insecure_tls: options.insecure_tls,
+            ca_files: options.ca_files.clone(),
+            client_identity,
+            http_proxy: options.http_proxy.clone(),
+            https_proxy: options.https_proxy.clone(),
+            no_proxy: options.no_proxy.clone(),
+            credentials: CredentialStore::new(options.credential_files.clone()),
+            mirrors: Mirrors::new(options.registries_dir.clone()),
+            limits: self.limits.clone(),
+            timing: Timing::default(),
+        })
+    }
+}

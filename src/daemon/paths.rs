@@ -1,0 +1,146 @@
+//! Paths inside a kit, as a user types them, followed in its tree. Pure.
+//!
+//! Nothing here can leave the kit: `..` is refused in what is typed, and a symlink that leads out
+//! of the kit (an absolute one, or one with too many `..`) is an error, not a look at this
+//! machine's files.
+
+use super::api::{Failure, FailureKind, RawPath};
+use crate::kit::{NodeId, NodeKind, Tree};
+
+/// Symlinks followed for one path, as in Linux (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
+/// Whether a symlink at the end of a path stands for itself or for its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LastLink {
+    /// For itself, as `ls` and `cp -r` want it.
+    Keep,
+    /// For its target, as `cat` wants it.
+    Follow,
+}
+
+/// The node that `path` names; empty components and `.` are passed over.
+///
+/// # Errors
+/// `Usage` for a path with `..`, `NotFound` for one that is not there, `BadContent` for a symlink
+/// that goes round in a circle or leaves the kit.
+pub(super) fn resolve(tree: &Tree, path: &RawPath, last: LastLink) -> Result<NodeId, Failure> {
+    let shown = String::from_utf8_lossy(&path.0).into_owned();
+    let refuse = |kind, why: &str| Err(Failure::new(kind, format!("`{shown}` {why}")));
+    // Components still to be followed, the next one last.
+    let mut pending: Vec<Vec<u8>> = Vec::new();
+    push_components(&mut pending, &path.0);
+    if pending.iter().any(|component| component == b"..") {
+        return refuse(FailureKind::Usage, "holds `..`: name the path from the kit's root");
+    }
+    let follows_last = last == LastLink::Follow || path.0.ends_with(b"/");
+    let mut links = 0;
+    let mut at = Tree::ROOT;
+    while let Some(component) = pending.pop() {
+        if component == b".." {
+            if at == Tree::ROOT {
+                return refuse(FailureKind::BadContent, "is a symlink that leaves the kit");
+            }
+            at = tree.parent(at);
+            continue;
+        }
+        if !matches!(tree.kind(at), NodeKind::Directory) {
+            return refuse(FailureKind::NotFound, "goes through something that is no directory");
+        }
+        let Some(node) = tree.lookup(at, &component) else {
+            return refuse(FailureKind::NotFound, "is not in the kit; `kitfs ls` shows what is");
+        };
+        match tree.kind(node) {
+            NodeKind::Symlink(target) if follows_last || !pending.is_empty() => {
+                links += 1;
+                if links > MOST_LINKS {
+                    return refuse(FailureKind::BadContent, "goes through too many symlinks");
+                }
+                if target.starts_with(b"/") {
+                    return refuse(FailureKind::BadContent, "is a symlink that leaves the kit");
+                }
+                push_components(&mut pending, target);
+            }
+            NodeKind::Symlink(_) | NodeKind::Directory | NodeKind::File(_) => at = node,
+        }
+    }
+    if path.0.ends_with(b"/") && !matches!(tree.kind(at), NodeKind::Directory) {
+        return refuse(FailureKind::NotFound, "is no directory");
+    }
+    Ok(at)
+}
+
+fn push_components(pending: &mut Vec<Vec<u8>>, path: &[u8]) {
+    let components = path.split(|&byte| byte == b'/');
+    let components = components.filter(|component| !component.is_empty() && *component != b".");
+    pending.extend(components.rev().map(<[u8]>::to_vec));
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::kit::Placement;
+    use crate::kit::tree::TreeLayer;
+    use crate::layer::{Member, MemberKind, MemberPath, StreamOffset, Toc};
+    use crate::oci::Digest;
+
+    fn tree() -> Tree {
+        let member = |path: &str, kind| Member {
+            path: Some(MemberPath::parse(path.as_bytes()).unwrap()),
+            kind,
+            mode: 0o644,
+            mtime_seconds: 0,
+        };
+        let link = |target: &str| MemberKind::Symlink(target.as_bytes().into());
+        let members = vec![
+            member("a/b/file", MemberKind::File(StreamOffset(0)..StreamOffset(4))),
+            member("a/up", link("../a/b")),
+            member("link", link("a/up/./file")),
+            member("round", link("round")),
+            member("out", link("../etc/passwd")),
+            member("deeper/out", link("../../etc/passwd")),
+            member("absolute", link("/etc/passwd")),
+        ];
+        let toc = Toc { members, stream_bytes: 4, warnings: Vec::new() };
+        let placement = Placement::Tar { below: None };
+        let layer =
+            TreeLayer { index: 0, digest: Digest::of(b""), placement: &placement, toc: &toc };
+        Tree::merge(&[layer], Some(Bytes::from_static(b"x")), 0o022).unwrap()
+    }
+
+    fn path(text: &str, last: LastLink) -> Result<String, FailureKind> {
+        let tree = tree();
+        let node = resolve(&tree, &RawPath(text.into()), last).map_err(|failure| failure.kind)?;
+        Ok(String::from_utf8(tree.path(node)).unwrap())
+    }
+
+    #[test]
+    fn paths_lead_through_symlinks_inside_the_kit() {
+        assert_eq!(path("", LastLink::Follow).unwrap(), "");
+        assert_eq!(path("/", LastLink::Follow).unwrap(), "");
+        assert_eq!(path("./a//b/file", LastLink::Follow).unwrap(), "a/b/file");
+        assert_eq!(path("a/up/file", LastLink::Keep).unwrap(), "a/b/file");
+        assert_eq!(path("link", LastLink::Keep).unwrap(), "link");
+        assert_eq!(path("link", LastLink::Follow).unwrap(), "a/b/file");
+        assert_eq!(path("a/up/", LastLink::Keep).unwrap(), "a/b");
+    }
+
+    #[test]
+    fn no_path_leaves_the_kit() {
+        assert_eq!(path("../x", LastLink::Follow), Err(FailureKind::Usage));
+        assert_eq!(path("a/../Kitfile", LastLink::Follow), Err(FailureKind::Usage));
+        for name in ["round", "out", "deeper/out", "absolute"] {
+            assert_eq!(path(name, LastLink::Follow), Err(FailureKind::BadContent), "{name}");
+            assert_eq!(path(name, LastLink::Keep).unwrap(), name);
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_found() {
+        for name in ["b", "a/b/file/x", "a/b/file/", "Kitfile/x", "a/b/c/d"] {
+            assert_eq!(path(name, LastLink::Follow), Err(FailureKind::NotFound), "{name}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The bytes of files, for commands that read without a mount.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+
+use super::api::{Failure, FailureKind, RawPath};
+use super::backend::ByteStream;
+use super::paths::{self, LastLink};
+use crate::fetch::Layer;
+use crate::fs::LoadedKit;
+use crate::kit::{Content, NodeKind};
+use crate::layer::StreamOffset;
+
+/// Bytes read at once: a few chunks, so that a request to a registry is worth its round trip.
+const PIECE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What is left to be read of a file.
+enum Rest {
+    Inline(Bytes),
+    Extent(Arc<Layer>, Range<StreamOffset>),
+}
+
+/// The bytes of the files at `paths`, one after the other; while a piece is handed out, the next
+/// one is being fetched. Every path is looked up before the first byte comes.
+///
+/// # Errors
+/// For a path that is not there, or is a directory.
+pub(super) fn open(kit: Arc<LoadedKit>, paths: &[RawPath]) -> Result<ByteStream, Failure> {
+    let files = paths.iter().map(|path| find(&kit, path)).collect::<Result<VecDeque<_>, _>>()?;
+    // The kit stays open as long as it is read.
+    Ok(stream::unfold((files, kit), |(mut files, kit)| async {
+        let piece = next_piece(&mut files).await?;
+        Some((piece, (files, kit)))
+    })
+    .boxed())
+}
+
+fn find(kit: &LoadedKit, path: &RawPath) -> Result<Rest, Failure> {
+    let node = paths::resolve(&kit.tree, path, LastLink::Follow)?;
+    match kit.tree.kind(node) {
+        NodeKind::File(Content::Inline(bytes)) => Ok(Rest::Inline(bytes.clone())),
+        NodeKind::File(Content::Extent { layer, range }) => {
+            Ok(Rest::Extent(kit.layers[*layer as usize].clone(), range.clone()))
+        }
+        NodeKind::Directory | NodeKind::Symlink(_) => {
+            let shown = match path.0.as_slice() {
+                b"" => "the kit's root".into(),
+                path => format!("`{}`", String::from_utf8_lossy(path)),
+            };
+            Err(Failure::new(FailureKind::Usage, format!("{shown} is a directory, not a file")))
+        }
+    }
+}
+
+async fn next_piece(files: &mut VecDeque<Rest>) -> Option<Result<Bytes, Failure>> {
+    loop {
+        match files.front_mut()? {
+            Rest::Inline(bytes) => {
+                let bytes = std::mem::take(bytes);
+                files.pop_front();
+                if !bytes.is_empty() {
+                    return Some(Ok(bytes));
+                }
+            }
+            Rest::Extent(_, rest) if rest.is_empty() => drop(files.pop_front()),
+            Rest::Extent(layer, rest) => {
+                let layer = layer.clone();
+                let piece = first_piece(rest);
+                rest.start = piece.end;
+                prefetch_next(files);
+                let bytes = layer.read(piece).await;
+                if bytes.is_err() {
+                    files.clear();
+                }
+                return Some(bytes.map_err(Failure::from));
+            }
+        }
+    }
+}
+
+fn prefetch_next(files: &VecDeque<Rest>) {
+    let extents = files.iter().filter_map(|rest| match rest {
+        Rest::Extent(layer, rest) if !rest.is_empty() => Some((layer, rest)),
+        Rest::Extent(..) | Rest::Inline(_) => None,
+    });
+    if let Some((layer, rest)) = extents.into_iter().next() {
+        layer.prefetch(first_piece(rest));
+    }
+}
+
+fn first_piece(rest: &Range<StreamOffset>) -> Range<StreamOffset> {
+    rest.start..rest.end.min(rest.start.range(PIECE_BYTES).end)
+}

@@ -1,0 +1,125 @@
+//! The upkeep of the cache: `kitfs cache ls|rm|clear|verify`. Blocking.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::api::{CacheReport, CacheRequest, CachedLayer, Failure, FailureKind, KitState};
+use super::mounts::Mounts;
+use crate::cache::{Cache, CacheError, LayerKey, LayerState, LayerUsage};
+use crate::oci::{Compression, Digest, Encoding, Format, Origin};
+
+/// Does what `request` asks for. What is mounted is left alone, and named in the report.
+pub(super) fn run(
+    cache: &Arc<Cache>,
+    mounts: &Mounts,
+    request: &CacheRequest,
+) -> Result<CacheReport, Failure> {
+    let layers = cache.layers()?;
+    match request {
+        CacheRequest::List => {
+            let layers = layers.iter().map(cached_layer).collect();
+            Ok(CacheReport { layers, ..CacheReport::default() })
+        }
+        CacheRequest::Clear => remove(cache, mounts, &layers),
+        CacheRequest::Remove(what) => {
+            let keys = layers_of(cache, &layers, what)?;
+            let meant = layers.into_iter().filter(|layer| keys.contains(&layer.key));
+            remove(cache, mounts, &meant.collect::<Vec<_>>())
+        }
+        CacheRequest::Verify => verify(cache, &layers),
+    }
+}
+
+/// The layers that `what` names: a layer's digest, a manifest's digest or a reference.
+fn layers_of(
+    cache: &Cache,
+    layers: &[LayerUsage],
+    what: &str,
+) -> Result<HashSet<LayerKey>, Failure> {
+    let mut keys = HashSet::new();
+    let mut names = vec![what.to_owned()];
+    match Digest::parse(what) {
+        Ok(digest) => {
+            let named = layers.iter().map(|layer| layer.key).filter(|key| key.digest == digest);
+            keys.extend(named);
+        }
+        Err(_) => names.push(Origin::parse(what)?.to_string()),
+    }
+    keys.extend(names.iter().flat_map(|name| cache.layers_of_kit(name)));
+    if keys.is_empty() {
+        let message = format!("nothing in the cache belongs to {what}; see `kitfs cache ls`");
+        return Err(Failure::new(FailureKind::NotFound, message));
+    }
+    Ok(keys)
+}
+
+fn remove(
+    cache: &Arc<Cache>,
+    mounts: &Mounts,
+    layers: &[LayerUsage],
+) -> Result<CacheReport, Failure> {
+    let mut report = CacheReport::default();
+    for layer in layers {
+        let digest = layer.key.digest;
+        match cache.remove_layer(layer.key) {
+            Ok(freed_bytes) => {
+                report.removed_bytes += freed_bytes;
+                report.layers.push(cached_layer(layer));
+            }
+            Err(CacheError::InUse(_)) => report.kept.push(match mounts.mountpoint_of(layer.key) {
+                Some(mountpoint) => format!("{digest} is mounted at {}", mountpoint.display()),
+                None => format!("{digest} is being read"),
+            }),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(report)
+}
+
+fn verify(cache: &Arc<Cache>, layers: &[LayerUsage]) -> Result<CacheReport, Failure> {
+    let mut report = CacheReport::default();
+    for layer in layers {
+        let found = cache.verify_layer(layer.key)?;
+        report.checked_bytes += found.checked_bytes;
+        report.dropped_chunks += found.dropped_chunks;
+        if found.dropped_chunks > 0 {
+            tracing::warn!(layer = %layer.key.digest, chunks = found.dropped_chunks,
+                "dropped chunks that the local disk had changed");
+        }
+    }
+    // As they are now, after the check.
+    report.layers = cache.layers()?.iter().map(cached_layer).collect();
+    Ok(report)
+}
+
+fn cached_layer(layer: &LayerUsage) -> CachedLayer {
+    CachedLayer {
+        digest: layer.key.digest.to_string(),
+        encoding: encoding_name(layer.key.encoding).to_owned(),
+        blob_bytes: layer.blob_bytes,
+        stream_bytes: layer.stream_bytes,
+        resident_bytes: layer.resident_bytes,
+        state: kit_state(&layer.state),
+        references: layer.origins.clone(),
+        last_used: layer.last_used,
+    }
+}
+
+pub(super) fn kit_state(state: &LayerState) -> KitState {
+    match state {
+        LayerState::Confirmed => KitState::Confirmed,
+        LayerState::Unconfirmed => KitState::Unconfirmed,
+        LayerState::Poisoned { .. } => KitState::Poisoned,
+    }
+}
+
+fn encoding_name(encoding: Encoding) -> &'static str {
+    match (encoding.format, encoding.compression) {
+        (Format::Tar, Compression::None) => "tar",
+        (Format::Tar, Compression::Gzip) => "tar+gzip",
+        (Format::Tar, Compression::Zstd) => "tar+zstd",
+        (Format::Raw, Compression::None) => "raw",
+        (Format::Raw, Compression::Gzip) => "raw+gzip",
+        (Format::Raw, Compression::Zstd) => "raw+zstd",
+    }
+}
