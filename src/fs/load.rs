@@ -98,10 +98,7 @@ async fn resolve_parents(
     let mut filters = request.filters.for_parent();
     let mut next = child.description.kit.parent.clone();
     while let (Some(reference), Some(applied)) = (&next, filters) {
-        let origin = Origin::parse(reference).map_err(|error| {
-            KitError::Malformed(format!("its parent cannot be looked for: {error}"))
-        });
-        let origin = origin.of(&child_kin)?;
+        let origin = Origin::parse(reference).of(&child_kin)?;
         chain.push(&origin.to_string()).of(&child_kin)?;
         let kin = Kin { origin: &origin, child: Some(&request.origin) };
         let parent = resolve(fetcher.cache(), repositories, &kin).await?;

@@ -3,7 +3,7 @@
 use super::resolve::Kin;
 use crate::fetch::FetchError;
 use crate::kit::{KitError, ParentsError, TreeError};
-use crate::oci::ManifestError;
+use crate::oci::{ManifestError, ReferenceError};
 use crate::source::SourceError;
 
 /// Why a kit cannot be loaded. Messages name the reference: the kit's own, or that of the parent
@@ -43,6 +43,14 @@ pub enum LoadError {
         reference: String,
         /// The reason.
         error: KitError,
+    },
+    /// `model.path` looks like a reference and is none.
+    #[error("{reference}: its parent cannot be found: {error}")]
+    ParentReference {
+        /// The kit.
+        reference: String,
+        /// The reason.
+        error: ReferenceError,
     },
     /// The parents make no chain.
     #[error("{reference}: {error}")]
@@ -94,6 +102,7 @@ impl<T> For<T> for Result<T, SourceError> {
 
 attach!(ManifestError, Manifest);
 attach!(KitError, Kit);
+attach!(ReferenceError, ParentReference);
 attach!(ParentsError, Parents);
 attach!(TreeError, Tree);
 attach!(crate::cache::CacheError, Cache);
