@@ -11,15 +11,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use engine::Engine;
-use kitfs::fs::{FileKind, FileSystem, Ino, Owner, ReadLimits};
+use kitfs::fetch::FetchError;
+use kitfs::fs::{FileKind, FileSystem, FsError, Ino, Owner, ReadLimits};
 use proptest::prelude::*;
 use support::kit_builder::{Compression, Kit, Layer};
 use support::{Random, golden_reference};
 
 /// The cache of these tests: room for the passes over all compressed layers at once.
 const CACHE_BYTES: u64 = 24 * 1024 * 1024;
+
+/// How long a transfer of these tests may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 struct LayerPlan {
@@ -264,7 +269,15 @@ impl World {
         let expected = &content[offset.min(content.len())..];
         let expected = &expected[..expected.len().min(bytes as usize)];
         let read = || self.engine().read(self.fs(), self.inodes[path], offset as u64, bytes);
-        let got = match read() {
+        let mut got = read();
+        let deadline = Instant::now() + PATIENCE;
+        // Evicted while the rest of its transfer is still on its way: it says so, and may.
+        while let Err(FsError::Fetch(FetchError::Thrashing(_))) = got {
+            assert!(Instant::now() < deadline, "{path:?} is evicted for ever");
+            std::thread::sleep(Duration::from_millis(2));
+            got = read();
+        }
+        let got = match got {
             Ok(got) => got,
             Err(_) if self.calm() => read().expect("without faults every read succeeds"),
             Err(error) => panic!("without a fault: {error}"),
