@@ -1,0 +1,560 @@
+//! The cache folder as a whole: what is kept over restarts, damage and evictions.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use kitfs::cache::{Cache, CacheConfig, CacheError, LayerKey, LayerState, LayerStore, Lookup};
+use kitfs::layer::layout::CHUNK_BYTES;
+use kitfs::layer::{
+    CacheFile, ChunkId, Member, MemberKind, MemberPath, RangeSet, StreamOffset, Toc,
+};
+use kitfs::oci::{Compression, Digest, Encoding, Format};
+use proptest::prelude::*;
+
+const CHUNK: usize = CHUNK_BYTES as usize;
+const MIB: usize = 1024 * 1024;
+
+fn open(folder: &Path, capacity_bytes: Option<u64>) -> Arc<Cache> {
+    let config = CacheConfig { folder: folder.to_owned(), capacity_bytes, keep_free_bytes: 0 };
+    Cache::open(config).unwrap()
+}
+
+/// Bytes that differ from place to place and from seed to seed.
+fn content(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+fn key(bytes: &[u8], format: Format) -> LayerKey {
+    let encoding = Encoding { format, compression: Compression::None };
+    LayerKey { digest: Digest::of(bytes), encoding }
+}
+
+/// A stream of headers and files of these sizes, as a tar has them.
+fn toc(sizes: &[usize]) -> Toc {
+    let mut at = 0;
+    let mut members = Vec::new();
+    for (index, &size) in sizes.iter().enumerate() {
+        let start = StreamOffset(at + 512);
+        let kind = MemberKind::File(start..start + size as u64);
+        let path = Some(MemberPath::parse(format!("file-{index}").as_bytes()).unwrap());
+        members.push(Member { path, kind, mode: 0o644, mtime_seconds: 0 });
+        at = (at + 512 + size as u64).next_multiple_of(512);
+    }
+    Toc { members, stream_bytes: at + 1024, warnings: Vec::new() }
+}
+
+/// A layer of one raw file with known contents and nothing resident.
+fn raw_layer(cache: &Arc<Cache>, bytes: &[u8]) -> Arc<LayerStore> {
+    let store = cache.layer(key(bytes, Format::Raw), bytes.len() as u64).unwrap();
+    if store.contents().is_none() {
+        let toc = Toc::raw(bytes.len() as u64);
+        store.stage().unwrap().finish(toc, &RangeSet::new(), None).unwrap();
+    }
+    store
+}
+
+/// Fills chunks as fetch/ does, in pieces of 64 KiB.
+fn fill(cache: &Cache, store: &Arc<LayerStore>, bytes: &[u8], chunks: std::ops::Range<u32>) {
+    let contents = store.contents().unwrap();
+    let mut appender = store.appender();
+    for chunk in chunks {
+        let span = contents.layout.chunk(ChunkId(chunk)).stream;
+        let all = &bytes[span.start.get() as usize..span.end.get() as usize];
+        for (index, piece) in all.chunks(64 * 1024).enumerate() {
+            cache.make_room(piece.len() as u64).unwrap();
+            appender.append(ChunkId(chunk), index as u32 * 64 * 1024, piece).unwrap();
+        }
+    }
+}
+
+fn fill_all(cache: &Cache, store: &Arc<LayerStore>, bytes: &[u8]) {
+    let chunks = store.contents().unwrap().layout.chunks();
+    fill(cache, store, bytes, 0..chunks);
+}
+
+fn is_resident(store: &LayerStore, bytes: &[u8], range: std::ops::Range<usize>) -> bool {
+    let mut buffer = vec![0; range.len()];
+    match store.read(StreamOffset(range.start as u64), &mut buffer).unwrap() {
+        Lookup::Hit => {
+            assert!(buffer == bytes[range], "a wrong byte was served");
+            true
+        }
+        Lookup::Miss => false,
+    }
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files_below(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn bytes_survive_a_restart_and_are_counted_exactly() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, 3 * CHUNK + 1000);
+    {
+        let cache = open(folder.path(), None);
+        let store = raw_layer(&cache, &bytes);
+        fill(&cache, &store, &bytes, 1..2);
+        store.appender().append(ChunkId(2), 0, &bytes[2 * CHUNK..2 * CHUNK + 77]).unwrap();
+    }
+    let cache = open(folder.path(), None);
+    assert_eq!(cache.resident_bytes(), CHUNK_BYTES + 77);
+    let store = raw_layer(&cache, &bytes);
+    assert_eq!(store.filled(ChunkId(2)), 77);
+    assert!(is_resident(&store, &bytes, CHUNK..2 * CHUNK + 77));
+    assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK + 78));
+    store.appender().append(ChunkId(2), 50, &bytes[2 * CHUNK + 50..3 * CHUNK]).unwrap();
+    fill_all(&cache, &store, &bytes);
+    assert!(is_resident(&store, &bytes, 0..bytes.len()));
+    assert!(store.is_complete());
+    assert_eq!(cache.resident_bytes(), bytes.len() as u64);
+    assert_eq!(cache.layers().unwrap()[0].resident_bytes, bytes.len() as u64);
+}
+
+#[test]
+fn a_gap_is_refused_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), None);
+    let bytes = content(1, CHUNK);
+    let store = raw_layer(&cache, &bytes);
+    let mut appender = store.appender();
+    appender.append(ChunkId(0), 0, &bytes[..100]).unwrap();
+    assert!(appender.append(ChunkId(0), 101, &bytes[101..200]).is_err());
+    assert!(appender.append(ChunkId(0), 100, &[0; CHUNK]).is_err(), "past the chunk's end");
+    assert_eq!(store.filled(ChunkId(0)), 100);
+    assert!(is_resident(&store, &bytes, 0..100));
+}
+
+#[test]
+fn the_folder_has_one_owner_and_must_be_writable() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(!Cache::is_held(folder.path()));
+    let cache = open(folder.path(), None);
+    assert!(Cache::is_held(folder.path()));
+    let config = |folder| CacheConfig { folder, capacity_bytes: None, keep_free_bytes: 0 };
+    let again = Cache::open(config(folder.path().to_owned()));
+    assert!(matches!(again, Err(CacheError::Held { pid, .. }) if pid == std::process::id()));
+    drop(cache);
+    assert!(!Cache::is_held(folder.path()));
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = Cache::open(config(file.join("cache"))).err().unwrap();
+    assert!(error.to_string().contains("file/cache"), "{error}");
+}
+
+#[test]
+fn a_folder_of_another_version_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path(), None));
+    fs::write(folder.path().join("format"), "kitfs cache 2\n").unwrap();
+    let config =
+        CacheConfig { folder: folder.path().into(), capacity_bytes: None, keep_free_bytes: 0 };
+    assert!(Cache::open(config).err().unwrap().to_string().contains("another version"));
+}
+
+#[test]
+fn the_least_recently_used_goes_first_and_contents_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), Some(8 * MIB as u64));
+    let (old, read, new) = (content(1, 4 * MIB), content(2, 4 * MIB), content(3, 2 * MIB));
+    let read_store = raw_layer(&cache, &read);
+    let old_store = raw_layer(&cache, &old);
+    fill_all(&cache, &read_store, &read);
+    fill_all(&cache, &old_store, &old);
+    assert!(is_resident(&read_store, &read, 0..read.len()), "this is a use");
+    fill_all(&cache, &raw_layer(&cache, &new), &new);
+    assert!(is_resident(&read_store, &read, 0..read.len()));
+    assert!(!is_resident(&old_store, &old, 0..old.len()));
+    assert!(old_store.resident_bytes() <= 2 * MIB as u64);
+    assert!(cache.resident_bytes() <= 8 * MIB as u64);
+    assert!(old_store.contents().is_some(), "it can still be listed");
+}
+
+#[test]
+fn closed_layers_go_before_open_ones_and_by_age_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second, third) = (content(1, MIB), content(2, MIB), content(3, MIB));
+    {
+        let cache = open(folder.path(), None);
+        for bytes in [&first, &second] {
+            fill_all(&cache, &raw_layer(&cache, bytes), bytes);
+        }
+    }
+    // As if the second had been used an hour before the first.
+    let meta = folder.path().join("layers/sha256");
+    let meta = meta.join(format!("{}.raw/meta", Digest::of(&second).hex()));
+    let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    fs::File::options().write(true).open(meta).unwrap().set_modified(hour_ago).unwrap();
+    let cache = open(folder.path(), Some(2 * MIB as u64));
+    fill_all(&cache, &raw_layer(&cache, &third), &third);
+    assert!(is_resident(&raw_layer(&cache, &first), &first, 0..MIB));
+    assert!(!is_resident(&raw_layer(&cache, &second), &second, 0..CHUNK));
+    assert!(is_resident(&raw_layer(&cache, &third), &third, 0..MIB));
+}
+
+#[test]
+fn the_limit_holds_under_concurrent_writers_and_readers_see_no_wrong_byte() {
+    const WRITERS: u64 = 4;
+    const CAPACITY: u64 = 4 * MIB as u64;
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), Some(CAPACITY));
+    let most = AtomicU64::new(0);
+    let is_done = AtomicBool::new(false);
+    let contents: Vec<Vec<u8>> = (0..WRITERS).map(|seed| content(seed, 3 * MIB)).collect();
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = contents
+            .iter()
+            .map(|bytes| {
+                let (cache, most) = (&cache, &most);
+                scope.spawn(move || {
+                    let store = raw_layer(cache, bytes);
+                    for _ in 0..3 {
+                        fill_all(cache, &store, bytes);
+                        most.fetch_max(cache.resident_bytes(), Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let reader = scope.spawn(|| {
+            let mut hits = 0u32;
+            while !is_done.load(Ordering::Relaxed) {
+                for bytes in &contents {
+                    let store = raw_layer(&cache, bytes);
+                    for start in (0..bytes.len()).step_by(200_000) {
+                        let end = (start + 50_000).min(bytes.len());
+                        hits += u32::from(is_resident(&store, bytes, start..end));
+                        most.fetch_max(cache.resident_bytes(), Ordering::Relaxed);
+                    }
+                }
+            }
+            hits
+        });
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        is_done.store(true, Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 0);
+    });
+    let most = most.into_inner();
+    assert!(most <= CAPACITY + WRITERS * 64 * 1024, "{most} bytes were used");
+    assert!(most > CAPACITY / 2, "the cache was used");
+}
+
+#[test]
+fn a_cache_that_is_all_in_use_is_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), Some(MIB as u64 + 100));
+    let bytes = content(1, MIB);
+    let store = cache.layer(key(&bytes, Format::Tar), toc(&[MIB]).stream_bytes).unwrap();
+    store.stage().unwrap().finish(toc(&[MIB]), &RangeSet::new(), None).unwrap();
+    let mut stream = vec![0; toc(&[MIB]).stream_bytes as usize];
+    stream[512..512 + MIB].copy_from_slice(&bytes);
+    fill(&cache, &store, &stream, 1..5);
+    let pin = store.pin_member(0);
+    assert!(matches!(cache.make_room(1000), Err(CacheError::Full { .. })));
+    assert!(is_resident(&store, &stream, 512..512 + MIB));
+    drop(pin);
+    cache.make_room(1000).unwrap();
+    assert!(!is_resident(&store, &stream, 512..512 + MIB));
+}
+
+#[test]
+fn an_absurd_wish_for_free_space_is_a_full_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = CacheConfig {
+        folder: folder.path().into(),
+        capacity_bytes: None,
+        keep_free_bytes: u64::MAX / 2,
+    };
+    let cache = Cache::open(config).unwrap();
+    assert!(matches!(cache.make_room(1), Err(CacheError::DiskFull { .. })));
+}
+
+#[test]
+fn a_right_layer_is_confirmed_and_takes_only_the_same_bytes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, 2 * MIB + 5);
+    {
+        let cache = open(folder.path(), None);
+        let store = raw_layer(&cache, &bytes);
+        assert_eq!(store.confirm().unwrap(), LayerState::Unconfirmed, "it is not complete");
+        fill_all(&cache, &store, &bytes);
+        assert_eq!(store.confirm().unwrap(), LayerState::Confirmed);
+    }
+    let cache = open(folder.path(), Some(CHUNK_BYTES));
+    let store = raw_layer(&cache, &bytes);
+    assert_eq!(store.state(), LayerState::Confirmed);
+    cache.make_room(CHUNK_BYTES).unwrap();
+    assert_eq!(store.resident_bytes(), 0);
+    let mut appender = store.appender();
+    let readable = appender.append(ChunkId(1), 0, &bytes[CHUNK..CHUNK + 10]).unwrap();
+    assert_eq!(readable, 0, "not shown before it is known to be right");
+    let mut rest = bytes[CHUNK + 10..2 * CHUNK].to_vec();
+    rest[500] ^= 1;
+    let changed = appender.append(ChunkId(1), 10, &rest);
+    assert!(matches!(changed, Err(CacheError::Changed { chunk: 1, .. })));
+    assert_eq!((store.filled(ChunkId(1)), cache.resident_bytes()), (0, 0));
+    drop(appender);
+    fill(&cache, &store, &bytes, 1..2);
+    assert!(is_resident(&store, &bytes, CHUNK..2 * CHUNK));
+}
+
+#[test]
+fn a_wrong_layer_is_poisoned_over_restarts_until_it_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, MIB);
+    let mut wrong = bytes.clone();
+    wrong[700_000] ^= 1;
+    let got = Digest::of(&wrong);
+    {
+        let cache = open(folder.path(), None);
+        let store = raw_layer(&cache, &bytes);
+        fill_all(&cache, &store, &wrong);
+        assert_eq!(store.confirm().unwrap(), LayerState::Poisoned { got });
+        let read = store.read(StreamOffset(0), &mut [0; 10]);
+        assert!(matches!(read, Err(CacheError::Poisoned { .. })));
+        assert!(store.appender().append(ChunkId(0), 0, &bytes[..10]).is_err());
+        assert_eq!(cache.resident_bytes(), 0);
+    }
+    let cache = open(folder.path(), None);
+    let store = cache.layer(key(&bytes, Format::Raw), bytes.len() as u64).unwrap();
+    assert_eq!(store.state(), LayerState::Poisoned { got });
+    assert!(store.stage().is_err());
+    assert!(matches!(cache.remove_layer(store.key()), Err(CacheError::InUse(_))));
+    drop(store);
+    cache.remove_layer(key(&bytes, Format::Raw)).unwrap();
+    assert_eq!(cache.layers().unwrap(), []);
+    let store = raw_layer(&cache, &bytes);
+    fill_all(&cache, &store, &bytes);
+    assert_eq!(store.confirm().unwrap(), LayerState::Confirmed);
+}
+
+#[test]
+fn verification_drops_what_the_disk_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), None);
+    let bytes = content(1, MIB);
+    let store = raw_layer(&cache, &bytes);
+    fill_all(&cache, &store, &bytes);
+    let found = cache.verify_layer(store.key()).unwrap();
+    assert_eq!((found.checked_bytes, found.dropped_chunks), (MIB as u64, 0));
+    let member = files_below(folder.path()).into_iter().find(|path| path.ends_with("members/0"));
+    let member = member.unwrap();
+    let mut changed = fs::read(&member).unwrap();
+    changed[CHUNK + 5] ^= 1;
+    fs::write(&member, changed).unwrap();
+    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 1);
+    assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK));
+    assert!(is_resident(&store, &bytes, 0..CHUNK));
+    assert_eq!(cache.resident_bytes(), (MIB - CHUNK) as u64);
+}
+
+#[test]
+fn an_unfinished_stage_leaves_its_spool_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, 3 * MIB);
+    let encoding = Encoding { format: Format::Raw, compression: Compression::Zstd };
+    let key = LayerKey { digest: Digest::of(b"compressed"), encoding };
+    {
+        let cache = open(folder.path(), None);
+        let mut stage = cache.layer(key, 10).unwrap().stage().unwrap();
+        stage.write(CacheFile::Member(0), 0, &bytes).unwrap();
+        stage.spool_append(b"compr").unwrap();
+        assert_eq!(cache.resident_bytes(), bytes.len() as u64 + 5);
+        drop(stage);
+        assert_eq!(cache.resident_bytes(), 5);
+    }
+    let cache = open(folder.path(), None);
+    assert_eq!(cache.resident_bytes(), 5);
+    let store = cache.layer(key, 10).unwrap();
+    let mut stage = store.stage().unwrap();
+    let mut spooled = [0; 10];
+    assert_eq!(stage.spool_read(0, &mut spooled).unwrap(), 5);
+    assert_eq!(&spooled[..5], b"compr");
+    stage.spool_append(b"essed").unwrap();
+    stage.write(CacheFile::Member(0), 0, &bytes).unwrap();
+    let mut covered = RangeSet::new();
+    covered.insert(0..bytes.len() as u64);
+    stage.finish(Toc::raw(bytes.len() as u64), &covered, Some(key.digest)).unwrap();
+    assert_eq!(store.state(), LayerState::Confirmed);
+    assert_eq!(cache.resident_bytes(), bytes.len() as u64);
+    assert!(is_resident(&store, &bytes, 0..bytes.len()));
+    assert!(!files_below(folder.path()).iter().any(|path| path.ends_with("spool")));
+}
+
+#[test]
+fn documents_and_origins_are_kept_and_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let digest = Digest::of(b"manifest");
+    let layer = key(b"layer", Format::Tar);
+    {
+        let cache = open(folder.path(), None);
+        assert_eq!(cache.document(digest), None);
+        cache.put_document(digest, b"manifest").unwrap();
+        cache.remember("host/kit:v1", digest).unwrap();
+        cache.record_kit("host/kit:v1", digest, &[layer, layer]).unwrap();
+        cache.layer(layer, 5).unwrap();
+    }
+    let cache = open(folder.path(), None);
+    assert_eq!(cache.document(digest).unwrap().as_ref(), b"manifest");
+    assert_eq!(cache.recall("host/kit:v1"), Some(digest));
+    assert_eq!(cache.recall("host/kit:v2"), None);
+    assert_eq!(cache.layers_of_kit("host/kit:v1"), [layer]);
+    assert_eq!(cache.layers_of_kit(&digest.to_string()), [layer]);
+    assert_eq!(cache.layers().unwrap()[0].origins, ["host/kit:v1"]);
+    let document =
+        files_below(folder.path()).into_iter().find(|path| path.ends_with("document")).unwrap();
+    fs::write(document, b"manifesT").unwrap();
+    assert_eq!(cache.document(digest), None);
+}
+
+#[test]
+fn another_size_for_a_known_blob_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), None);
+    let bytes = content(1, 1000);
+    let store = raw_layer(&cache, &bytes);
+    assert!(cache.layer(store.key(), 999).is_err());
+    fill_all(&cache, &store, &bytes);
+    store.confirm().unwrap();
+    drop(store);
+    assert!(cache.layer(key(&bytes, Format::Raw), 999).is_err());
+    assert!(is_resident(&raw_layer(&cache, &bytes), &bytes, 0..1000));
+}
+
+/// What may be done to a layer of two big members and small ones between runs.
+#[derive(Clone, Debug)]
+enum Step {
+    Fill { chunk: prop::sample::Index },
+    Part { chunk: prop::sample::Index, share: f64 },
+    Evict { bytes: u64 },
+    Restart,
+    Flip { file: prop::sample::Index, byte: prop::sample::Index, bit: u8 },
+    Truncate { file: prop::sample::Index, byte: prop::sample::Index },
+    Remove { file: prop::sample::Index },
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        6 => index().prop_map(|chunk| Step::Fill { chunk }),
+        3 => (index(), 0.0..1.0).prop_map(|(chunk, share)| Step::Part { chunk, share }),
+        1 => (0..2_000_000u64).prop_map(|bytes| Step::Evict { bytes }),
+        2 => Just(Step::Restart),
+        2 => (index(), index(), 0..8u8).prop_map(|(file, byte, bit)| Step::Flip { file, byte, bit }),
+        1 => (index(), index()).prop_map(|(file, byte)| Step::Truncate { file, byte }),
+        1 => index().prop_map(|file| Step::Remove { file }),
+    ]
+}
+
+fn damage(folder: &Path, step: &Step) {
+    let (file, damage): (_, &dyn Fn(&mut Vec<u8>)) = match step {
+        Step::Flip { file, byte, bit } => (file, &|bytes| {
+            if !bytes.is_empty() {
+                let at = byte.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+            }
+        }),
+        Step::Truncate { file, byte } => {
+            (file, &|bytes| bytes.truncate(byte.index(bytes.len() + 1)))
+        }
+        Step::Remove { file } => {
+            let files = files_below(folder);
+            fs::remove_file(&files[file.index(files.len())]).unwrap();
+            return;
+        }
+        Step::Fill { .. } | Step::Part { .. } | Step::Evict { .. } | Step::Restart => return,
+    };
+    let files = files_below(folder);
+    let path = &files[file.index(files.len())];
+    let mut bytes = fs::read(path).unwrap();
+    damage(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    /// Damage is done while no process has the folder: a running one believes what it wrote.
+    #[test]
+    fn whatever_happens_to_the_files_a_wrong_byte_is_never_served(
+        steps in prop::collection::vec(any_step(), 1..25),
+    ) {
+        let sizes = [100, 300_000, 5, MIB + 300_000, 70_000, MIB];
+        let toc = toc(&sizes);
+        let bytes = content(9, toc.stream_bytes as usize);
+        let key = key(&bytes, Format::Tar);
+        let folder = tempfile::tempdir().unwrap();
+        let mut cache = Some(open(folder.path(), Some(3 * MIB as u64)));
+        for step in &steps {
+            let is_damage = matches!(step, Step::Flip { .. } | Step::Truncate { .. } | Step::Remove { .. });
+            if is_damage || matches!(step, Step::Restart) {
+                cache = None;
+                damage(folder.path(), step);
+            }
+            if cache.is_none() {
+                let config = CacheConfig {
+                    folder: folder.path().into(),
+                    capacity_bytes: Some(3 * MIB as u64),
+                    keep_free_bytes: 0,
+                };
+                match Cache::open(config) {
+                    Ok(opened) => cache = Some(opened),
+                    Err(error) => {
+                        prop_assert!(error.to_string().contains("another version"), "{}", error);
+                        return Ok(());
+                    }
+                }
+            }
+            let cache = cache.as_ref().unwrap();
+            let store = cache.layer(key, bytes.len() as u64).unwrap();
+            if store.contents().is_none() {
+                store.stage().unwrap().finish(toc.clone(), &RangeSet::new(), None).unwrap();
+            }
+            let layout = &store.contents().unwrap().layout;
+            match step {
+                Step::Fill { chunk } => {
+                    let chunk = chunk.index(layout.chunks() as usize) as u32;
+                    fill(cache, &store, &bytes, chunk..chunk + 1);
+                }
+                Step::Part { chunk, share } => {
+                    let chunk = ChunkId(chunk.index(layout.chunks() as usize) as u32);
+                    let span = layout.chunk(chunk).stream;
+                    let length = ((span.end - span.start) as f64 * share) as usize;
+                    let start = span.start.get() as usize;
+                    store.appender().append(chunk, 0, &bytes[start..start + length]).unwrap();
+                }
+                Step::Evict { bytes } => cache.make_room(*bytes).unwrap(),
+                _ => {}
+            }
+            let mut resident = 0;
+            for chunk in 0..layout.chunks() {
+                let span = layout.chunk(ChunkId(chunk)).stream;
+                let start = span.start.get() as usize;
+                let filled = store.filled(ChunkId(chunk)) as usize;
+                if filled > 0 && is_resident(&store, &bytes, start..start + filled) {
+                    resident += filled as u64;
+                }
+            }
+            prop_assert_eq!(store.resident_bytes(), resident);
+            prop_assert_eq!(cache.resident_bytes(), resident);
+        }
+    }
+}
