@@ -247,8 +247,8 @@ fn the_kitfile_reads_back_as_what_the_config_says() {
     let written = kit.write(folder.path(), "v1");
     let mut config: Value =
         serde_json::from_slice(&fs::read(written.blob(&written.config)).unwrap()).unwrap();
-    for entry in [config.pointer_mut("/model"), config.pointer_mut("/code/0")] {
-        let entry = entry.unwrap().as_object_mut().unwrap();
+    for entry in ["/model", "/code/0"] {
+        let entry = config.pointer_mut(entry).unwrap().as_object_mut().unwrap();
         entry.retain(|key, _| key != "digest" && key != "diffId");
     }
     let kitfs = Kitfs::new();
