@@ -11,11 +11,11 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 use reqwest::RequestBuilder;
-use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
 use super::RegistryClient;
 use super::auth;
+use super::limits::Permit;
 use super::message::{self, Cause};
 use super::redirect;
 use super::retry::{self, Failure};
@@ -31,7 +31,7 @@ pub(super) struct Answer {
     /// Whom messages name.
     place: String,
     /// Held until the body has been read or dropped.
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Option<Permit>,
 }
 
 impl Answer {
