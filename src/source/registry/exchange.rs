@@ -16,7 +16,7 @@ use url::Url;
 use super::RegistryClient;
 use super::auth;
 use super::limits::Permit;
-use super::message::{self, Cause};
+use super::message::{self, Cause, Kind};
 use super::redirect;
 use super::retry::{self, Failure};
 use super::upstream::{Upstream, is_loopback};
@@ -262,7 +262,16 @@ impl RegistryClient {
                 None => {}
             }
         }
-        let error = SourceError::Unavailable { place: place.to_owned(), detail };
-        if cause.is_transient { Failure::transient(error) } else { Failure::Final(error) }
+        let place = place.to_owned();
+        match cause.kind {
+            Kind::Passing => Failure::transient(SourceError::Unavailable { place, detail }),
+            Kind::Nameless => Failure::Final(SourceError::Unavailable { place, detail }),
+            Kind::Untrusted => Failure::Final(SourceError::Untrusted { place, detail }),
+            Kind::WantsCertificate => Failure::Final(SourceError::Unauthorized {
+                place,
+                detail,
+                hint: "pass a client certificate with --cert and --key".to_owned(),
+            }),
+        }
     }
 }

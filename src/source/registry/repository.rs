@@ -162,9 +162,12 @@ impl Remote {
                 Ok(answer) => return Ok(answer),
                 Err(error) if is_last => return Err(with_earlier(error, &earlier)),
                 Err(error) => {
-                    tracing::debug!(%error, "a mirror failed, asking the next");
-                    if error.is_retryable() {
+                    // What it does not have, the next one may. The rest is the mirror's own trouble.
+                    if error.is_retryable() || matches!(error, SourceError::Untrusted { .. }) {
+                        tracing::warn!(%error, "leaving a mirror alone for {MIRROR_REST:?}");
                         rest.begin();
+                    } else {
+                        tracing::debug!(%error, "a mirror failed, asking the next");
                     }
                     earlier.push(error);
                 }
@@ -390,6 +393,7 @@ fn with_earlier(mut error: SourceError, earlier: &[SourceError]) -> SourceError 
         SourceError::NotFound { hint: words, .. }
         | SourceError::Unauthorized { detail: words, .. }
         | SourceError::Unavailable { detail: words, .. }
+        | SourceError::Untrusted { detail: words, .. }
         | SourceError::Protocol { detail: words, .. }
         | SourceError::Configuration { detail: words, .. } => words,
         SourceError::Throttled { .. }
