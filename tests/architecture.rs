@@ -29,7 +29,7 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("fuser", &["fuse"]),
     ("reqwest", &["source", "daemon"]),
     ("axum", &["serve", "daemon"]),
-    ("clap", &["cli"]),
+    ("clap", &["cli", "observe"]),
     ("anyhow", &["cli"]),
     ("redb", &["cache"]),
     ("tar", &["layer"]),

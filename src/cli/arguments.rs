@@ -23,11 +23,11 @@ Examples:
 pub(super) struct Arguments {
     #[command(subcommand)]
     pub command: Command,
-    #[command(flatten)]
-    pub cache: CacheArguments,
     /// Log more to the standard error; twice for still more.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+    #[command(flatten)]
+    pub cache: CacheArguments,
 }
 
 /// What there is to do.

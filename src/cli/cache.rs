@@ -59,7 +59,10 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             let is_all_kept = report.layers.is_empty();
             match report.kept.first() {
                 Some(kept) if is_all_kept => Err(CliError::new(FailureKind::Cache, kept)),
-                _ => Ok(print_warnings(&report.kept)),
+                _ => {
+                    print_warnings(&report.kept);
+                    Ok(())
+                }
             }
         }
         Command::Clear => {

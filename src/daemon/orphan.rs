@@ -57,13 +57,13 @@ fn unmount_as_user(mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
 /// Whether the last mount at `mountpoint` in a mountinfo table (proc_pid_mountinfo(5)) is one of
 /// kitfs.
 fn is_kitfs_mount(table: &[u8], mountpoint: &Path) -> bool {
-    let mounts = table.split(|&byte| byte == b'\n').filter_map(|line| {
+    let mut mounts = table.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b' ');
         let place = unescape(fields.nth(4)?);
         let file_system = fields.skip_while(|field| *field != b"-").nth(1)?;
         (place == mountpoint).then_some(file_system)
     });
-    mounts.last() == Some(FILE_SYSTEM.as_bytes())
+    mounts.next_back() == Some(FILE_SYSTEM.as_bytes())
 }
 
 /// Undoes the `\ooo` by which the kernel writes blanks, newlines and backslashes.

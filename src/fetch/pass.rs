@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use super::staging::Staging;
 use super::{FetchError, LayerSpec};
-use crate::cache::{Cache, Contents, LayerStore};
+use crate::cache::{Cache, Contents, LayerStore, Stage};
 use crate::layer::decode::Decoder;
 use crate::layer::layout::BIG_MEMBER_BYTES;
 use crate::layer::tar::Scanner;
@@ -49,7 +49,7 @@ pub(super) async fn run(
     cache: &Arc<Cache>,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Arc<Contents>, FetchError> {
-    let mut staging = Staging::new(store.stage()?);
+    let mut staging = staging_of(spec, store.stage()?);
     let mut resumed = staging.stage().spool_bytes();
     if resumed > spec.blob.size {
         staging.restart()?;
@@ -62,7 +62,7 @@ pub(super) async fn run(
     {
         // The bytes kept on the local disk may be what is wrong: once more, all from the source.
         tracing::warn!(layer = %spec.blob.digest, %error, "fetching a compressed layer again from its start");
-        let mut staging = Staging::new(store.stage()?);
+        let mut staging = staging_of(spec, store.stage()?);
         staging.restart()?;
         result = attempt(spec, staging, source, cache, 0, progress).await;
     }
@@ -71,6 +71,13 @@ pub(super) async fn run(
         store.stage()?.restart()?;
     }
     result
+}
+
+fn staging_of(spec: LayerSpec, stage: Stage) -> Staging {
+    match spec.encoding.format {
+        Format::Tar => Staging::new(stage),
+        Format::Raw => Staging::raw(stage),
+    }
 }
 
 fn is_about_content(error: &FetchError) -> bool {
@@ -291,7 +298,7 @@ impl Pass {
             }
             None => Toc::raw(self.at.get()),
         };
-        let (stage, covered) = self.staging.into_parts();
+        let (stage, covered) = self.staging.into_parts()?;
         Ok(stage.finish(toc, &covered, Some(got))?)
     }
 }

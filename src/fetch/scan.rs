@@ -158,7 +158,7 @@ impl Scan<'_> {
         let blob = self.blob;
         let toc =
             self.scanner.finish(blob.size).map_err(|error| FetchError::malformed(blob, error))?;
-        let (stage, covered) = self.staging.into_parts();
+        let (stage, covered) = self.staging.into_parts()?;
         Ok(stage.finish(toc, &covered, None)?)
     }
 }

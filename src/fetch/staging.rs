@@ -11,16 +11,26 @@ use crate::layer::layout::BIG_MEMBER_BYTES;
 use crate::layer::{CacheFile, Member, MemberKind, RangeSet, StreamOffset};
 
 /// A [`Stage`] that knows the big members so far, and which bytes it was given.
+///
+/// A raw layer has no header that says how long its file is, and where it belongs depends on that.
+/// Its first bytes (less than [`BIG_MEMBER_BYTES`]) are held in `head` until the file is known to
+/// be big, or is complete.
 pub(super) struct Staging {
     stage: Stage,
     big: Vec<(Range<StreamOffset>, u32)>,
     members_seen: usize,
     covered: RangeSet,
+    head: Option<Vec<u8>>,
 }
 
 impl Staging {
     pub(super) fn new(stage: Stage) -> Self {
-        Self { stage, big: Vec::new(), members_seen: 0, covered: RangeSet::new() }
+        Self { stage, big: Vec::new(), members_seen: 0, covered: RangeSet::new(), head: None }
+    }
+
+    /// For a raw layer, whose bytes are to be written in order from the first to the last.
+    pub(super) fn raw(stage: Stage) -> Self {
+        Self { head: Some(Vec::new()), ..Self::new(stage) }
     }
 
     /// Takes note of members that were found since the last call.
@@ -38,6 +48,18 @@ impl Staging {
     /// Writes bytes of the stream to their files. All headers before `at + bytes.len()` that are
     /// complete must have been learnt.
     pub(super) fn write(&mut self, at: StreamOffset, bytes: &[u8]) -> Result<(), CacheError> {
+        let Some(mut head) = self.head.take() else { return self.place_all(at, bytes) };
+        debug_assert_eq!(at.get(), head.len() as u64, "a raw layer is written in order");
+        head.extend_from_slice(bytes);
+        if (head.len() as u64) < BIG_MEMBER_BYTES {
+            self.head = Some(head);
+            return Ok(());
+        }
+        self.big.push((StreamOffset(0)..StreamOffset(u64::MAX), 0));
+        self.place_all(StreamOffset(0), &head)
+    }
+
+    fn place_all(&mut self, at: StreamOffset, bytes: &[u8]) -> Result<(), CacheError> {
         let end = at + bytes.len() as u64;
         let mut from = at;
         while from < end {
@@ -68,6 +90,7 @@ impl Staging {
         self.big.clear();
         self.members_seen = 0;
         self.covered = RangeSet::new();
+        self.head = self.head.take().map(|_| Vec::new());
         Ok(())
     }
 
@@ -75,7 +98,11 @@ impl Staging {
         &mut self.stage
     }
 
-    pub(super) fn into_parts(self) -> (Stage, RangeSet) {
-        (self.stage, self.covered)
+    /// What was staged, when no more bytes come.
+    pub(super) fn into_parts(mut self) -> Result<(Stage, RangeSet), CacheError> {
+        if let Some(head) = self.head.take() {
+            self.place_all(StreamOffset(0), &head)?;
+        }
+        Ok((self.stage, self.covered))
     }
 }

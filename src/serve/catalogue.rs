@@ -142,7 +142,8 @@ mod tests {
         fn names_are_always_valid(folder in any::<String>()) {
             if let Some(name) = component(&folder) {
                 let text = format!("h.io/{name}:v1");
-                prop_assert_eq!(Reference::parse(&text).unwrap().repository(), name);
+                let reference = Reference::parse(&text).unwrap();
+                prop_assert_eq!(reference.repository(), name);
             }
         }
     }

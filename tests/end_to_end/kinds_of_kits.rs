@@ -8,7 +8,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use rstest::rstest;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::kit_builder::{Compression, Kit, Layer, Written};
@@ -236,6 +236,26 @@ fn the_umask_is_taken_from_every_mode() {
     let mountpoint = kitfs.mount(&written.reference, &["--umask", "077"]);
     let mode = |path: &str| fs::metadata(mountpoint.join(path)).unwrap().mode() & 0o7777;
     assert_eq!((mode("d"), mode("d/f"), mode("Kitfile")), (0o700, 0o700, 0o600));
+}
+
+#[test]
+fn the_kitfile_reads_back_as_what_the_config_says() {
+    let folder = TempDir::new().unwrap();
+    let kit = Kit::modelkit()
+        .with(Layer::tar("model", "m").named("yes: no").file("m", 0o644, b"m"))
+        .with(Layer::tar("code", "é #1").file("c", 0o644, b"c"));
+    let written = kit.write(folder.path(), "v1");
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(written.blob(&written.config)).unwrap()).unwrap();
+    for entry in ["/model", "/code/0"] {
+        let entry = config.pointer_mut(entry).unwrap().as_object_mut().unwrap();
+        entry.retain(|key, _| key != "digest" && key != "diffId");
+    }
+    let kitfs = Kitfs::new();
+    let mountpoint = kitfs.mount(&written.reference, &[]);
+    let kitfile = fs::read_to_string(mountpoint.join("Kitfile")).unwrap();
+    let kitfile: Value = serde_saphyr::from_str(&kitfile).unwrap();
+    assert_eq!(kitfile, config);
 }
 
 /// What is said of a kit with one layer of this stream; it must be refused as bad content.

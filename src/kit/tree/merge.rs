@@ -11,8 +11,8 @@
 //!
 //! Equal paths follow `kit unpack` (modelkit-spec 4): directories merge and keep the first mode;
 //! two files collide, unless they are one and the same stretch of one layer. Content cannot be
-//! compared here. A file `Kitfile` in a layer counts as identical to the kit's own when its size
-//! (and the digest, for a raw layer) says nothing else; the kit's own is what is shown.
+//! compared here: a file `Kitfile` in a layer counts as identical to the kit's own when it has the
+//! same size, and the kit's own is what is shown.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;

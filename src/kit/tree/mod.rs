@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A node's number (and with it the inode number, [`NodeId`] + 1) is a function of the kit alone.
-//! A node takes 80 bytes and its name: about 100 MB for a million files. Nothing is allocated per
+//! A node takes 72 bytes and its name: about 90 MB for a million files. Nothing is allocated per
 //! node but the target of a symlink. [`Tree::merge`] is in `merge`.
 
 mod merge;
@@ -205,12 +205,8 @@ fn size(kind: &NodeKind) -> u64 {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The module's documentation and docs/ say so.
+const _: () = assert!(size_of::<Node>() == 72);
 
-    #[test]
-    fn a_node_takes_the_memory_that_the_documentation_says() {
-        assert_eq!(size_of::<Node>(), 80);
-    }
-}
+#[cfg(test)]
+mod tests;

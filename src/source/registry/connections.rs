@@ -58,12 +58,14 @@ impl Connections {
             no_proxy: config.no_proxy.clone(),
             timing: config.timing.clone(),
         };
-        let plain = way.build(&Tls {
+        let tls = Tls {
             insecure: config.insecure_tls,
             ca_files: config.ca_files.clone(),
             client_identity: None,
-        })?;
-        Ok(Self { way, clients: Mutex::default(), plain })
+        };
+        let plain = way.build(&tls)?;
+        let clients = Mutex::new(HashMap::from([(tls, plain.clone())]));
+        Ok(Self { way, clients, plain })
     }
 
     /// The client for hosts of which nothing is configured: it shows no certificate.

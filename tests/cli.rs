@@ -1,0 +1,291 @@
+//! The commands that need no mount, as a user runs them: what they print, and how they fail.
+//!
+//! Most run twice: with a daemon that owns the cache, and taking the cache themselves. Nobody
+//! should be able to tell which.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Stdio;
+
+use serde_json::Value;
+use support::kit_builder::{Kit, Layer};
+use support::kitfs::Kitfs;
+use support::registry_double::{Access, Options, RegistryDouble};
+use support::tree::Tree;
+use support::{golden, golden_reference, hostile};
+use tempfile::TempDir;
+
+/// Runs a test without a daemon, and with one.
+fn either_way(test: impl Fn(&Kitfs)) {
+    let alone = Kitfs::new();
+    test(&alone);
+    alone.fail(9, &["daemon", "status"]);
+    let served = Kitfs::new();
+    served.succeed(&["daemon", "start"]);
+    let pid = served.daemon_pid();
+    test(&served);
+    assert_eq!(served.daemon_pid(), pid, "another daemon took over");
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("the golden kits have plain names")
+}
+
+#[test]
+fn the_help_names_every_command() {
+    let kitfs = Kitfs::new();
+    let help = kitfs.succeed(&["--help"]);
+    snapbox::assert_data_eq!(help, snapbox::file!["snapshots/help.txt"]);
+}
+
+#[test]
+fn every_command_has_help_and_a_manual_page() {
+    let kitfs = Kitfs::new();
+    for command in
+        ["mount", "umount", "status", "daemon", "ls", "cat", "cp", "info", "list", "cache", "serve"]
+    {
+        assert!(kitfs.succeed(&[command, "--help"]).contains("Usage: kitfs"), "{command}");
+        assert!(kitfs.succeed(&["man", command]).contains(&format!("kitfs\\-{command}")));
+    }
+    assert!(kitfs.succeed(&["completions", "bash"]).contains("kitfs"));
+    kitfs.fail(2, &["man", "nonsense"]);
+}
+
+#[test]
+fn ls_cat_and_cp_agree_with_kit_unpack() {
+    either_way(|kitfs| {
+        for name in ["article", "comp-gzip", "legacy-article", "modelpack-raw", "yaml"] {
+            let reference = golden_reference(name);
+            let listed = kitfs.json(&["ls", "-R", "--json", &reference]);
+            let listed: Vec<_> = listed.as_array().unwrap().iter().map(path).collect();
+            let golden = Tree::golden(name);
+            let mut expected: Vec<_> = golden.0.keys().map(|path| text(path)).collect();
+            let mut sorted = listed.clone();
+            expected.retain(|path| !path.is_empty());
+            expected.sort_unstable();
+            sorted.sort_unstable();
+            assert_eq!(sorted, expected, "{name}");
+
+            let copy = kitfs.folder().join(format!("copy-{name}"));
+            kitfs.succeed(&["cp", "-r", &reference, copy.to_str().unwrap()]);
+            Tree::read(&copy).assert_equals(&golden, name);
+
+            let file = listed.iter().find(|path| copy.join(path).is_file()).unwrap();
+            let printed = kitfs.run(&["cat", &format!("{reference}/{file}")]);
+            assert_eq!(printed.stdout, fs::read(copy.join(file)).unwrap(), "{name} {file}");
+        }
+    });
+}
+
+fn path(entry: &Value) -> &str {
+    entry["path"].as_str().expect("entries have paths")
+}
+
+#[test]
+fn ls_shows_what_ls_shows() {
+    either_way(|kitfs| {
+        let reference = golden_reference("article");
+        let long = kitfs.succeed(&["ls", "-l", &format!("{reference}/src")]);
+        assert_eq!(
+            long,
+            "drwxr-xr-x    0 1970-01-01 00:00 lib\n-rwxr-xr-x 3023 1970-01-01 00:00 train.py\n"
+        );
+        assert_eq!(
+            kitfs.succeed(&["ls", &format!("{reference}//src/lib")]),
+            "__init__.py\nutil.py\n"
+        );
+        assert_eq!(kitfs.succeed(&["ls", &format!("{reference}/Kitfile")]), "Kitfile\n");
+    });
+}
+
+#[test]
+fn info_and_list_describe_a_kit() {
+    either_way(|kitfs| {
+        let info = kitfs.json(&["info", "--json", &golden_reference("article")]);
+        assert_eq!(info["family"], "ModelKit");
+        let roles: Vec<_> = info["layers"].as_array().unwrap().iter().map(|l| &l["role"]).collect();
+        assert_eq!(roles, ["model", "code", "dataset"]);
+        let kitfile = kitfs.succeed(&["cat", &format!("{}/Kitfile", golden_reference("article"))]);
+        assert_eq!(info["kitfile"].as_str().unwrap(), kitfile);
+        assert!(kitfs.succeed(&["info", &golden_reference("article")]).starts_with(&kitfile));
+
+        let tags = kitfs.json(&["list", "--json", &format!("oci:{}", golden("article").display())]);
+        assert_eq!(tags[0]["tag"], "v1");
+        assert_eq!(tags[0]["digest"], info["digest"]);
+        assert_eq!(tags[0]["name"], "AIProjectName");
+    });
+}
+
+#[test]
+fn a_layout_is_found_relative_to_the_callers_folder() {
+    either_way(|kitfs| {
+        let link = kitfs.folder().join("kit");
+        let _ = fs::remove_file(&link);
+        symlink(golden("article"), link).unwrap();
+        assert!(kitfs.succeed(&["ls", "oci:kit"]).contains("models"));
+        assert_eq!(kitfs.succeed(&["ls", "oci:kit/src"]), "lib\ntrain.py\n");
+    });
+}
+
+#[test]
+fn wrong_paths_and_references_fail_with_their_names() {
+    either_way(|kitfs| {
+        let reference = golden_reference("article");
+        for (code, path, word) in [
+            (3, "nope", "nope"),
+            (2, "a/../Kitfile", ".."),
+            (2, "src", "directory"),
+            (3, "Kitfile/x", "Kitfile"),
+        ] {
+            let said = kitfs.fail(code, &["cat", &format!("{reference}/{path}")]);
+            assert!(said.contains(word), "{said}");
+        }
+        assert!(kitfs.fail(2, &["ls", "UPPER/case:v1"]).contains("UPPER"));
+        assert!(kitfs.fail(3, &["ls", "oci:missing:v1"]).contains("missing"));
+        let unknown_tag = format!("oci:{}:v9", golden("article").display());
+        assert!(kitfs.fail(3, &["info", &unknown_tag]).contains("v9"));
+        assert!(kitfs.fail(5, &["ls", "127.0.0.1:1/org/kit:v1"]).contains("127.0.0.1:1"));
+        kitfs.fail(7, &["umount", kitfs.folder().to_str().unwrap()]);
+    });
+}
+
+#[test]
+fn kits_that_are_none_or_broken_are_refused_as_bad_content() {
+    let folder = TempDir::new().unwrap();
+    let broken = |name: &str, kit: Kit| kit.write(&folder.path().join(name), "v1").reference;
+    let stream = |stream| Kit::modelkit().with(Layer::of_stream("model", "model", stream));
+    let references = [
+        broken("kitfile", Kit::modelkit().with_config(b"{\"manifestVersion\": [}")),
+        broken("truncated", stream(hostile::truncated())),
+        broken("corrupt", stream(hostile::corrupt())),
+        broken("hostile", stream(hostile::named(b"../../etc/passwd"))),
+        broken("conflict", stream(hostile::file_and_directory())),
+    ];
+    either_way(|kitfs| {
+        for reference in &references {
+            let said = kitfs.fail(6, &["ls", reference]);
+            assert!(said.contains(reference.as_str()), "{said}");
+        }
+    });
+}
+
+#[test]
+fn bytes_that_are_not_what_their_digest_says_leave_no_file_behind() {
+    let folder = TempDir::new().unwrap();
+    let layer = Layer::raw("model", "model.bin", 0o644, &[7; 300_000]);
+    let written = Kit::modelkit().with(layer).write(folder.path(), "v1");
+    let blob = written.blob(&written.layers[0].0);
+    let mut bytes = fs::read(&blob).unwrap();
+    bytes[1000] ^= 1;
+    fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&blob, bytes).unwrap();
+    either_way(|kitfs| {
+        let reference = format!("{}/model.bin", written.reference);
+        // The first reader has the bytes before the last of them is in and the digest is known.
+        kitfs.run(&["cat", &reference]);
+        support::kitfs::wait_until("the digest", || {
+            kitfs.run(&["cat", &reference]).code == Some(6)
+        });
+        let said = kitfs.fail(6, &["cp", &reference, "copy.bin"]);
+        assert!(said.contains("poisoned"), "{said}");
+        let left = fs::read_dir(kitfs.folder()).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = left.filter(|name| name != "cache" && name != "home").collect();
+        assert!(left.is_empty(), "{left:?}");
+    });
+}
+
+#[test]
+fn cp_follows_the_rules_of_cp() {
+    either_way(|kitfs| {
+        let reference = golden_reference("article");
+        let at = |name: &str| kitfs.folder().join(name);
+        fs::create_dir(at("there")).unwrap();
+        kitfs.succeed(&["cp", &format!("{reference}/src/train.py"), "there"]);
+        assert_eq!(fs::metadata(at("there/train.py")).unwrap().permissions().mode() & 0o777, 0o755);
+        kitfs.succeed(&["cp", "-r", &format!("{reference}/src"), "there"]);
+        assert!(at("there/src/lib/util.py").is_file());
+        kitfs.fail(2, &["cp", &format!("{reference}/src"), "there"]);
+        fs::create_dir_all(at("other/train.py")).unwrap();
+        kitfs.fail(2, &["cp", &format!("{reference}/src/train.py"), "other"]);
+        // A link that lies in the destination is not written through.
+        fs::create_dir_all(at("trap")).unwrap();
+        fs::create_dir_all(at("outside")).unwrap();
+        symlink(at("outside"), at("trap/src")).unwrap();
+        kitfs.fail(2, &["cp", "-r", &reference, "trap"]);
+        assert_eq!(fs::read_dir(at("outside")).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let kitfs = Kitfs::new();
+    let mut command = kitfs.command(&["ls", "-R", &golden_reference("small5k")]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn what_is_cached_can_be_listed_checked_and_removed() {
+    either_way(|kitfs| {
+        let reference = golden_reference("article");
+        assert_eq!(kitfs.run(&["cat", &format!("{reference}/models/model.h5")]).code, Some(0));
+        let layers = kitfs.json(&["cache", "ls", "--json"]);
+        assert_eq!(layers.as_array().unwrap().len(), 3);
+        assert_eq!(layers[0]["references"][0], reference);
+        kitfs.succeed(&["cache", "verify"]);
+        kitfs.fail(3, &["cache", "rm", "ghcr.io/no/such:v1"]);
+        kitfs.succeed(&["cache", "rm", layers[0]["digest"].as_str().unwrap()]);
+        kitfs.succeed(&["cache", "rm", &reference]);
+        // A layer whose digest is being computed is still in use for a moment.
+        support::kitfs::wait_until("an empty cache", || {
+            kitfs.succeed(&["cache", "clear"]);
+            kitfs.json(&["cache", "ls", "--json"]) == Value::Array(Vec::new())
+        });
+    });
+}
+
+#[test]
+fn an_unusable_cache_folder_is_named() {
+    let kitfs = Kitfs::new();
+    fs::write(kitfs.folder().join("file"), "").unwrap();
+    let said = kitfs.fail(8, &["ls", "--cache-dir", "file/cache", &golden_reference("article")]);
+    assert!(said.contains("file/cache"), "{said}");
+    fs::remove_file(kitfs.folder().join("file")).unwrap();
+
+    fs::create_dir_all(kitfs.cache()).unwrap();
+    let lock = fs::File::options().create(true).append(true).open(kitfs.cache().join("lock"));
+    let lock = lock.unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let said = kitfs.fail(8, &["ls", &golden_reference("article")]);
+    assert!(said.contains(kitfs.cache().to_str().unwrap()), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_wants_a_password_is_asked_with_kits_credentials() {
+    let access = Access::Basic { username: "ada".into(), password: "secret".into() };
+    let registry = RegistryDouble::start(Options { access, ..Options::default() }).await;
+    registry.push_layout("org/article", &golden("article"));
+    let reference = registry.reference("org/article", "v1");
+    let kitfs = Kitfs::new();
+    let said = kitfs.fail(4, &["ls", &reference]);
+    assert!(said.contains(&registry.host()) && !said.contains("secret"), "{said}");
+
+    // base64 of `ada:secret`.
+    let credentials =
+        format!(r#"{{"auths":{{"{}":{{"auth":"YWRhOnNlY3JldA=="}}}}}}"#, registry.host());
+    fs::create_dir_all(kitfs.folder().join("kitops")).unwrap();
+    fs::write(kitfs.folder().join("kitops/credentials.json"), credentials).unwrap();
+    assert!(kitfs.succeed(&["ls", "--config", "kitops", &reference]).contains("models"));
+    let tls = ["ls", "--config", "kitops", "--tls-verify", "false", &reference];
+    assert!(kitfs.succeed(&tls).contains("models"));
+    assert!(
+        kitfs
+            .fail(3, &["ls", "--config", "kitops", &registry.reference("org/article", "v9")])
+            .contains("v9")
+    );
+}
