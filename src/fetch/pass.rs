@@ -24,7 +24,6 @@ use super::staging::Staging;
 use super::{FetchError, LayerSpec};
 use crate::cache::{Cache, Contents, LayerStore, Stage};
 use crate::layer::decode::Decoder;
-use crate::layer::layout::BIG_MEMBER_BYTES;
 use crate::layer::tar::Scanner;
 use crate::layer::{StreamOffset, Toc};
 use crate::oci::{Digest, Format};
@@ -151,8 +150,6 @@ struct Pass {
     decoder: Decoder,
     scanner: Option<Scanner>,
     at: StreamOffset,
-    /// The start of a raw layer, held back while it may turn out to be a small member.
-    held: Vec<u8>,
     buffer: Vec<u8>,
     /// The first fault of the content. The rest of the blob is still hashed: where the digest is
     /// wrong too, that is the cause to tell and this only the effect.
@@ -174,7 +171,6 @@ impl Pass {
             decoder: Decoder::new(spec.encoding.compression),
             scanner,
             at: StreamOffset(0),
-            held: Vec::new(),
             buffer: vec![0; BUFFER_BYTES],
             fault: None,
         }
@@ -248,36 +244,18 @@ impl Pass {
                 "it decompresses to more than 16 TiB",
             ));
         }
-        match &mut self.scanner {
-            Some(scanner) => {
-                if self.at <= scanner.next_offset() {
-                    scanner
-                        .feed(self.at, bytes)
-                        .map_err(|error| FetchError::malformed(self.spec.blob, error))?;
-                }
-                self.staging.learn(scanner.members());
-                self.write(self.at, bytes)?;
+        if let Some(scanner) = &mut self.scanner {
+            if self.at <= scanner.next_offset() {
+                scanner
+                    .feed(self.at, bytes)
+                    .map_err(|error| FetchError::malformed(self.spec.blob, error))?;
             }
-            None if end.get() < BIG_MEMBER_BYTES => self.held.extend_from_slice(bytes),
-            None => {
-                // Big enough for a file of its own, however long it gets.
-                self.staging.learn(&Toc::raw(STREAM_LIMIT_BYTES).members);
-                self.write_held()?;
-                self.write(self.at, bytes)?;
-            }
+            self.staging.learn(scanner.members());
         }
+        self.cache.make_room(bytes.len() as u64)?;
+        self.staging.write(self.at, bytes)?;
         self.at = end;
         Ok(())
-    }
-
-    fn write(&mut self, at: StreamOffset, bytes: &[u8]) -> Result<(), FetchError> {
-        self.cache.make_room(bytes.len() as u64)?;
-        Ok(self.staging.write(at, bytes)?)
-    }
-
-    fn write_held(&mut self) -> Result<(), FetchError> {
-        let held = std::mem::take(&mut self.held);
-        self.write(StreamOffset(0), &held)
     }
 
     fn finish(mut self) -> Result<Arc<Contents>, FetchError> {
@@ -291,7 +269,6 @@ impl Pass {
             return Err(fault);
         }
         self.decoder.finish().map_err(|error| FetchError::malformed(blob, error))?;
-        self.write_held()?;
         let toc = match self.scanner.take() {
             Some(scanner) => {
                 scanner.finish(self.at.get()).map_err(|error| FetchError::malformed(blob, error))?
