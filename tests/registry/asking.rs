@@ -110,7 +110,10 @@ async fn a_registry_that_is_not_there_is_unavailable_and_named() {
 async fn a_name_that_cannot_be_resolved_is_told_short_and_once() {
     // A label has at most 63 letters (RFC 1035, 2.3.4): no resolver sends a question for this one.
     let host = format!("{}.example", "a".repeat(64));
-    let client = crate::setup::client_with(|config| config.timing.retries = 0);
+    let client = crate::setup::client_with(|config| {
+        config.timing.retries = 0;
+        config.plain_http = true;
+    });
     let error = repository(&client, &host).manifest(None).await.unwrap_err();
     assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
     let message = error.to_string();

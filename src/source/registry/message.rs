@@ -105,7 +105,7 @@ const KNOWN: [(&[&str], Kind, &str); 9] = [
         "it speaks no TLS that kitfs accepts (1.2 and 1.3): check the reference and the port",
     ),
     (
-        &["Name or service not known", "No address associated"],
+        &["Name or service not known", "No address associated", "invalid dns name"],
         Kind::Nameless,
         "there is no host of that name: check the reference",
     ),
