@@ -19,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 
 use super::FetchError;
-use super::staging::Staging;
+use super::staging::{self, Staging};
 use crate::cache::{Cache, CacheError, Contents, LayerStore};
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::tar::Scanner;
@@ -50,7 +50,7 @@ pub(super) async fn run(
     let mut scan = Scan {
         blob,
         scanner: Scanner::new(),
-        staging: Staging::new(store.stage()?),
+        staging: Staging::new(staging::begin(store).await?),
         cache,
         tail: None,
     };
@@ -70,7 +70,7 @@ pub(super) async fn run(
         scan.read(head).await?;
         scan.jump_from_header_to_header(source.as_ref()).await?;
     }
-    scan.finish()
+    scan.finish().await
 }
 
 struct Scan<'a> {
@@ -154,12 +154,12 @@ impl Scan<'_> {
         }
     }
 
-    fn finish(self) -> Result<Arc<Contents>, FetchError> {
+    async fn finish(self) -> Result<Arc<Contents>, FetchError> {
         let blob = self.blob;
         let toc =
             self.scanner.finish(blob.size).map_err(|error| FetchError::malformed(blob, error))?;
         let (stage, covered) = self.staging.into_parts()?;
-        Ok(stage.finish(toc, &covered, None)?)
+        staging::finish(stage, toc, covered).await
     }
 }
 
