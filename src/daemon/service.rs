@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use tokio::task::spawn_blocking;
@@ -231,7 +232,17 @@ impl Service {
             filters: Filters::parse(&request.filters)?,
             umask: request.umask & 0o777,
         };
-        Ok(fs::load(&self.fetcher, &*sources, &request, progress).await?)
+        // The log of a mount in the foreground is all that its user sees.
+        let logged_tenths = AtomicU64::new(0);
+        let on_pass = |passed_bytes: u64, total_bytes: u64| {
+            progress(passed_bytes, total_bytes);
+            let tenths = passed_bytes / (total_bytes / 10).max(1);
+            if logged_tenths.fetch_max(tenths, Ordering::Relaxed) < tenths {
+                tracing::info!(origin = %request.origin, passed_bytes, total_bytes,
+                    "reading compressed layers");
+            }
+        };
+        Ok(fs::load(&self.fetcher, &*sources, &request, &on_pass).await?)
     }
 }
 
