@@ -31,6 +31,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             Ok(()) => return Ok(()),
             // Perhaps another cache folder's, or a leftover.
             Err(failure) if failure.kind == FailureKind::NotFound => {}
+            // It was killed while it was asked.
+            Err(failure) if failure.kind == FailureKind::Daemon && daemon.has_ended().await => {}
             Err(failure) => return Err(failure.into()),
         }
     }

@@ -79,6 +79,14 @@ impl Backend {
         Ok(Some(Self { config: config.clone(), kind }))
     }
 
+    /// Whether the daemon that broke a request off has ended, or is ending just now.
+    pub async fn has_ended(&self) -> bool {
+        match &self.kind {
+            Kind::Daemon(_) => lifecycle::falls_silent(&self.config.cache_folder).await,
+            Kind::Local(_) => false,
+        }
+    }
+
     /// The process, its cache and its mounts.
     pub async fn status(&self) -> Result<DaemonStatus, Failure> {
         match &self.kind {

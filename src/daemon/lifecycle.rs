@@ -265,6 +265,20 @@ pub(super) async fn wait_until_gone(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether nobody answers for `folder`, now or in a moment: a process that is killed lets go of
+/// its connections before its socket, or after.
+pub(super) async fn falls_silent(folder: &Path) -> bool {
+    let deadline = Instant::now() + HELD_PATIENCE;
+    let Ok(socket) = SocketPath::new(folder) else { return true };
+    while socket.is_answered().await {
+        if Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    true
+}
+
 fn socket_failure(config: &DaemonConfig, error: &io::Error) -> Failure {
     let folder = config.cache_folder.display();
     let message = format!(
