@@ -10,6 +10,7 @@
 //! - `mountpoint`: what a mountpoint must be, before anything is fetched.
 //! - `device`: gets the kernel's end of a mount, as root or through fusermount3.
 //! - `mount_table`: what is mounted where, asked without touching any file system.
+//! - [`unmount_orphan`]: ends mounts that no session of this process serves.
 //! - `adapter`: kernel requests to [`crate::fs::FileSystem`] and back; no thread of it ever waits
 //!   for the network.
 //! - `errno`: the one table from errors to errno.
@@ -24,10 +25,12 @@ mod errno;
 mod mount;
 mod mount_table;
 mod mountpoint;
+mod orphan;
 
 use std::path::PathBuf;
 
 pub use mount::Mount;
+pub use orphan::unmount_orphan;
 
 /// How a kit is mounted.
 #[derive(Clone, Debug)]
