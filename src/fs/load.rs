@@ -25,7 +25,7 @@ use crate::cache::{Contents, LayerKey};
 use crate::fetch::{FetchError, Fetcher, Layer, LayerSpec};
 use crate::kit::tree::TreeLayer;
 use crate::kit::{Filters, KitError, KitLayer, Parents, Placement, Role, Tree};
-use crate::oci::{Compression, Digest, Origin};
+use crate::oci::{Compression, Digest, Origin, Reference};
 use crate::source::{BlobSource, Repositories};
 
 /// Layers opened at once: enough to hide the round trips of a kit of hundreds of shards (each
@@ -98,7 +98,8 @@ async fn resolve_parents(
     let mut filters = request.filters.for_parent();
     let mut next = child.description.kit.parent.clone();
     while let (Some(reference), Some(applied)) = (&next, filters) {
-        let origin = Origin::parse(reference).of(&child_kin)?;
+        // Not what a user may type: a kit from the network must not name folders of this machine.
+        let origin = Origin::from(Reference::parse(reference).of(&child_kin)?);
         chain.push(&origin.to_string()).of(&child_kin)?;
         let kin = Kin { origin: &origin, child: Some(&request.origin) };
         let parent = resolve(fetcher.cache(), repositories, &kin).await?;

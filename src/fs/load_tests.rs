@@ -25,6 +25,8 @@ struct Registry {
     blobs: Mutex<HashMap<Digest, Bytes>>,
     tags: Mutex<BTreeMap<String, Digest>>,
     is_down: AtomicBool,
+    /// What was asked for by name.
+    opened: Mutex<Vec<Origin>>,
     manifest_requests: AtomicU64,
     blob_requests: AtomicU64,
 }
@@ -98,6 +100,7 @@ struct InMemory(Arc<Registry>);
 
 impl Repositories for InMemory {
     fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError> {
+        self.0.opened.lock().push(origin.clone());
         Ok(Arc::new(One { registry: self.0.clone(), reference: origin.to_string() }))
     }
 }
@@ -242,6 +245,19 @@ async fn a_circle_of_parents_is_refused() {
     bench.registry.push(KIT, Some(PARENT), &[]);
     bench.registry.push(PARENT, Some(KIT), &[]);
     assert!(matches!(bench.load(KIT, &[]).await, Err(LoadError::Parents { .. })));
+}
+
+#[tokio::test]
+async fn a_parent_is_looked_for_in_its_registry_and_never_in_a_folder() {
+    let bench = Bench::new();
+    // A host called `oci`; to a user who types it, a folder called `5000`.
+    let parent = "oci:5000/base:v1";
+    bench.registry.push(parent, None, &[("model", "base.bin", b"base")]);
+    bench.registry.push(KIT, Some(parent), &[]);
+    assert_eq!(bench.paths(KIT, &["model"]).await, ["base.bin"]);
+    let opened = bench.registry.opened.lock();
+    let is_registry = |origin: &Origin| matches!(origin, Origin::Registry(_));
+    assert!(opened.iter().all(is_registry), "{opened:?}");
 }
 
 #[tokio::test]
