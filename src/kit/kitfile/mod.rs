@@ -10,6 +10,7 @@
 //! look at layers; that is for the families.
 
 mod entry;
+mod generated;
 mod value;
 mod yaml;
 
@@ -19,7 +20,7 @@ pub(in crate::kit) use entry::{Entry, Field, Section};
 
 /// The largest config that is decoded, in bytes: what registries allow a manifest. A Kitfile of
 /// 1,000 entries has about 0.3 MB.
-const MOST_BYTES: usize = 4 * 1024 * 1024;
+pub const KITFILE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
 /// A Kitfile.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,10 +54,10 @@ impl Kitfile {
     /// # Errors
     /// When it is too large or too deep, is not JSON, or a field has a value of another type.
     pub fn decode(json: &[u8]) -> Result<Self, KitfileError> {
-        if json.len() > MOST_BYTES {
+        if json.len() > KITFILE_LIMIT_BYTES {
             let bytes = json.len();
             return Err(KitfileError(format!(
-                "it has {bytes} bytes, and {MOST_BYTES} are the limit"
+                "it has {bytes} bytes, and {KITFILE_LIMIT_BYTES} are the limit"
             )));
         }
         let root = Value::decode(json)?;
@@ -166,10 +167,13 @@ mod tests {
         let deep =
             format!("{{\"model\":{{\"parameters\":{}1{}}}}}", "[".repeat(200), "]".repeat(200));
         assert!(Kitfile::decode(deep.as_bytes()).unwrap_err().to_string().contains("deep"));
-        let endless = "[".repeat(MOST_BYTES);
+        let endless = "[".repeat(KITFILE_LIMIT_BYTES);
         assert!(Kitfile::decode(endless.as_bytes()).is_err());
         assert!(
-            Kitfile::decode(&vec![b' '; MOST_BYTES + 1]).unwrap_err().to_string().contains("limit")
+            Kitfile::decode(&vec![b' '; KITFILE_LIMIT_BYTES + 1])
+                .unwrap_err()
+                .to_string()
+                .contains("limit")
         );
         let huge = br#"{"model":{"parameters":1e999}}"#;
         assert!(Kitfile::decode(huge).unwrap_err().to_string().contains("1e999"));
