@@ -316,6 +316,31 @@ async fn a_layer_that_is_there_twice_is_opened_once() {
 }
 
 #[tokio::test]
+async fn a_kitfile_in_a_layer_must_have_the_bytes_of_the_kits_own() {
+    let bench = Bench::new();
+    // What is written as YAML has no digests, so the layer can hold it.
+    bench.registry.push(KIT, None, &[("docs", "Kitfile", b"?")]);
+    let (origin, repositories) = (Origin::parse(KIT).unwrap(), InMemory(bench.registry.clone()));
+    let described = describe(&bench.fetcher, &repositories, &origin).await.unwrap();
+    let own = described.kit.kitfile.to_yaml();
+    for (content, is_fine) in [(own.clone(), true), (vec![b'x'; own.len()], false)] {
+        bench.registry.push(KIT, None, &[("docs", "Kitfile", &content)]);
+        let loaded = bench.load(KIT, &[]).await;
+        match is_fine {
+            true => assert!(loaded.is_ok()),
+            false => {
+                let error = loaded.err().unwrap();
+                assert!(matches!(error, LoadError::Tree { .. }), "{error}");
+                let words = error.to_string();
+                let layer = Digest::of(&content).to_string();
+                assert!(words.contains(KIT) && words.contains(&layer), "{words}");
+            }
+        }
+        assert_eq!(bench.paths(KIT, &["docs"]).await, ["Kitfile"], "without the kit's own");
+    }
+}
+
+#[tokio::test]
 async fn a_raw_layer_of_another_size_than_promised_is_refused() {
     let bench = Bench::new();
     bench.registry.push_with(KIT, None, &[("model", "a", b"four")], |manifest| {
