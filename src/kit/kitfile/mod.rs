@@ -22,6 +22,10 @@ pub(in crate::kit) use entry::{Entry, Field, Section};
 /// 1,000 entries has about 0.3 MB.
 pub const KITFILE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
+/// The largest file `Kitfile`, in bytes. It is kept in memory, and a hostile config could make it
+/// sixty times its own size: each line is indented by its depth. Plain texts hardly grow at all.
+const YAML_LIMIT_BYTES: usize = 16 * 1024 * 1024;
+
 /// A Kitfile.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Kitfile {
@@ -52,7 +56,7 @@ impl Kitfile {
     /// Decodes a config blob.
     ///
     /// # Errors
-    /// When it is too large or too deep, is not JSON, or a field has a value of another type.
+    /// When it is too large (as YAML too) or too deep, is not JSON, or a field has a value of another type.
     pub fn decode(json: &[u8]) -> Result<Self, KitfileError> {
         if json.len() > KITFILE_LIMIT_BYTES {
             let bytes = json.len();
@@ -68,7 +72,7 @@ impl Kitfile {
         for section in Section::LISTS {
             entries.extend(section.decode_list(&root)?);
         }
-        Ok(Self {
+        let kitfile = Self {
             manifest_version: root.text("manifestVersion")?,
             package: Package {
                 name: package.text("name")?,
@@ -83,12 +87,18 @@ impl Kitfile {
             },
             model: model.map(|model| Entry::decode(Section::Model, &model)).transpose()?,
             entries,
-        })
+        };
+        match yaml::document(&kitfile, YAML_LIMIT_BYTES) {
+            Some(_) => Ok(kitfile),
+            None => Err(KitfileError(format!(
+                "it would have more than {YAML_LIMIT_BYTES} bytes as YAML, for its nesting"
+            ))),
+        }
     }
 
     /// The YAML that `kit unpack` and `kit info` write, byte for byte (modelkit-spec 2.2).
     pub fn to_yaml(&self) -> Vec<u8> {
-        yaml::document(self)
+        yaml::document(self, usize::MAX).expect("there is no limit")
     }
 
     /// `package.name`.
@@ -175,6 +185,9 @@ mod tests {
                 .to_string()
                 .contains("limit")
         );
+        let wide = format!("{}{}1{}", "[".repeat(60), "1,".repeat(200_000), "]".repeat(60));
+        let wide = format!("{{\"model\":{{\"parameters\":{wide}}}}}");
+        assert!(Kitfile::decode(wide.as_bytes()).unwrap_err().to_string().contains("as YAML"));
         let huge = br#"{"model":{"parameters":1e999}}"#;
         assert!(Kitfile::decode(huge).unwrap_err().to_string().contains("1e999"));
     }
