@@ -11,20 +11,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use engine::Engine;
-use kitfs::fetch::FetchError;
-use kitfs::fs::{FileKind, FileSystem, FsError, Ino, LoadedKit, Owner, ReadLimits};
+use kitfs::fs::{FileKind, FileSystem, Ino, Owner, ReadLimits};
 use proptest::prelude::*;
 use support::kit_builder::{Compression, Kit, Layer};
 use support::{Random, golden_reference};
 
 /// The cache of these tests: room for the passes over all compressed layers at once.
 const CACHE_BYTES: u64 = 24 * 1024 * 1024;
-
-/// How long a transfer of these tests may take on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 struct LayerPlan {
@@ -177,7 +172,9 @@ impl World {
         // Compressed layers take their pass now, and may meet a fault.
         let kit = match self.engine().load(&self.reference) {
             Ok(kit) => kit,
-            Err(_) if self.calm() => self.load_patiently(),
+            Err(_) if self.calm() => {
+                self.engine().load(&self.reference).expect("without faults every load succeeds")
+            }
             Err(error) => panic!("without a fault: {error}"),
         };
         let owner = Owner { uid: 1000, gid: 1000 };
@@ -188,18 +185,6 @@ impl World {
             let ino = self.walk(&path).unwrap_or_else(|| panic!("{path:?} is lost"));
             let before = *self.inodes.entry(path).or_insert(ino);
             assert_eq!(before, ino, "inode numbers are for ever");
-        }
-    }
-
-    /// A pass that was given up holds its layer until its writer has noticed.
-    fn load_patiently(&self) -> LoadedKit {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.engine().load(&self.reference) {
-                Ok(kit) => return kit,
-                Err(error) => assert!(Instant::now() < deadline, "without faults: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -281,15 +266,7 @@ impl World {
         let expected = &content[offset.min(content.len())..];
         let expected = &expected[..expected.len().min(bytes as usize)];
         let read = || self.engine().read(self.fs(), self.inodes[path], offset as u64, bytes);
-        let mut got = read();
-        let deadline = Instant::now() + PATIENCE;
-        // Evicted while the rest of its transfer is still on its way: it says so, and may.
-        while let Err(FsError::Fetch(FetchError::Thrashing(_))) = got {
-            assert!(Instant::now() < deadline, "{path:?} is evicted for ever");
-            std::thread::sleep(Duration::from_millis(2));
-            got = read();
-        }
-        let got = match got {
+        let got = match read() {
             Ok(got) => got,
             Err(_) if self.calm() => read().expect("without faults every read succeeds"),
             Err(error) => panic!("without a fault: {error}"),

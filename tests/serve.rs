@@ -239,7 +239,7 @@ async fn references_are_what_one_types_and_the_registry_ends_when_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn skopeo_copies_a_kit_out_of_it() {
+async fn skopeo_copies_a_kit_out_of_it_as_out_of_a_real_registry() {
     let served = Served::golden().await;
     let folder = tempfile::tempdir().unwrap();
     let source = format!("docker://{}/article:v1", served.address);

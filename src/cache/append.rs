@@ -23,6 +23,10 @@ use crate::layer::layout::Placed;
 pub struct Appender {
     store: Arc<LayerStore>,
     filling: Option<Filling>,
+    /// The chunk of which nothing is taken, because it was complete when its first bytes came, or
+    /// had lost the start that they were to follow. Stays so until the next chunk: it may be
+    /// evicted in between.
+    passed_over: Option<u32>,
 }
 
 /// The chunk being filled.
@@ -40,32 +44,39 @@ struct Filling {
 impl LayerStore {
     /// Starts to fill chunks.
     pub fn appender(self: &Arc<Self>) -> Appender {
-        Appender { store: self.clone(), filling: None }
+        Appender { store: self.clone(), filling: None, passed_over: None }
     }
 }
 
 impl Appender {
     /// Writes `bytes`, which start `offset` bytes behind the chunk's start and do not pass its
-    /// end. What the chunk has already is passed over. Returns how many bytes from the chunk's
-    /// start can be read now.
+    /// end. What the chunk has already is passed over, and so is all of a chunk that was evicted
+    /// after it was decided to fetch only its end. Returns how many bytes from the chunk's start
+    /// can be read now.
     ///
     /// # Errors
     /// [`CacheError::Changed`] when a chunk of a confirmed layer comes with other bytes;
-    /// [`CacheError::Io`] when the file cannot be written, or `offset` lies behind the chunk's
-    /// bytes (a gap, which the caller must never leave). Nothing wrong is kept then.
+    /// [`CacheError::Io`] when the file cannot be written, or `bytes` do not follow those before
+    /// (a gap, which the caller must never leave). Nothing wrong is kept then.
     pub fn append(&mut self, chunk: ChunkId, offset: u32, bytes: &[u8]) -> Result<u32, CacheError> {
         self.store.refuse_poisoned()?;
         let store = self.store.clone();
         let Some(ready) = store.ready.get() else {
             return Err(CacheError::other("append to", &store.folder, "its contents are unknown"));
         };
-        if self.filling.as_ref().is_none_or(|filling| filling.chunk != chunk.0) {
-            self.give_up();
-            self.filling = self.begin(ready, chunk)?;
-        }
         let full = ready.contents.layout.chunk(chunk).stream;
         let length = (full.end - full.start) as u32;
-        let Some(filling) = &mut self.filling else { return Ok(length) };
+        if self.filling.as_ref().is_none_or(|filling| filling.chunk != chunk.0) {
+            if self.passed_over == Some(chunk.0) {
+                return Ok(ready.chunks.load(chunk.0).filled());
+            }
+            self.give_up();
+            self.filling = self.begin(ready, chunk, offset)?;
+            self.passed_over = self.filling.is_none().then_some(chunk.0);
+        }
+        let Some(filling) = &mut self.filling else {
+            return Ok(ready.chunks.load(chunk.0).filled());
+        };
         let end = u64::from(offset) + bytes.len() as u64;
         if offset > filling.written || end > u64::from(length) {
             let why = format!(
@@ -84,11 +95,19 @@ impl Appender {
         Ok(filling.state.filled())
     }
 
-    /// Takes a chunk over; `None` where it is complete.
-    fn begin(&self, ready: &Ready, chunk: ChunkId) -> Result<Option<Filling>, CacheError> {
+    /// Takes a chunk over; `None` where it is complete, or does not reach to `offset` any more.
+    fn begin(
+        &self,
+        ready: &Ready,
+        chunk: ChunkId,
+        offset: u32,
+    ) -> Result<Option<Filling>, CacheError> {
         let placed = ready.contents.layout.chunk(chunk);
         let state = ready.chunks.claim_waiting(chunk.0);
-        let begun = self.store.begin_claimed(ready, chunk.0, placed, state);
+        let begun = match state.filled() < offset {
+            true => Ok(None),
+            false => self.store.begin_claimed(ready, chunk.0, placed, state),
+        };
         if !matches!(begun, Ok(Some(_))) {
             ready.chunks.release(chunk.0);
         }
@@ -109,6 +128,7 @@ impl Appender {
             self.store.show(ready, filling)?;
         }
         let filled = filling.state.filled();
+        self.passed_over = Some(filling.chunk);
         self.give_up();
         Ok(filled)
     }

@@ -78,9 +78,10 @@ impl Budget {
         self.clock.load(Ordering::Relaxed)
     }
 
-    /// Lets time pass.
+    /// Lets time pass; returns the moment that ends, so that reads behind a write are later than
+    /// it.
     pub(super) fn tick(&self) -> u64 {
-        self.clock.fetch_add(1, Ordering::Relaxed) + 1
+        self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
     /// What must go before `bytes` more can be written into `folder`.

@@ -27,6 +27,7 @@ mod budget;
 mod chunk_states;
 mod chunk_table;
 mod documents;
+mod emptying;
 mod error;
 mod eviction;
 mod files;
@@ -50,10 +51,11 @@ use lock::FolderLock;
 use state::State;
 
 pub use append::Appender;
+pub use emptying::MemberPin;
 pub use error::CacheError;
 pub use key::LayerKey;
 pub use stage::Stage;
-pub use store::{Contents, LayerStore, Lookup, MemberPin};
+pub use store::{Contents, LayerStore, Lookup};
 
 use crate::oci::Digest;
 

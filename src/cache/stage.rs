@@ -297,3 +297,63 @@ impl SequentialHashes {
         (*length == filled).then_some(*digest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Writes of any length into two files, in order or not: what is known is never wrong.
+        #[test]
+        fn a_known_digest_is_that_of_the_bytes_in_the_file(
+            writes in prop::collection::vec((any::<bool>(), 0..600_000usize, 1..400_000usize, any::<u8>()), 1..8),
+            is_in_order in any::<bool>(),
+        ) {
+            let mut hashes = SequentialHashes::default();
+            let mut files = [Vec::new(), Vec::new()];
+            for (is_member, at, length, byte) in writes {
+                let file = &mut files[usize::from(is_member)];
+                let at = if is_in_order { file.len() } else { at };
+                file.resize(file.len().max(at + length), 0);
+                file[at..at + length].fill(byte);
+                hashes.update(name(is_member), at as u64, &vec![byte; length]);
+            }
+            for (is_member, file) in [(false, &files[0]), (true, &files[1])] {
+                for start in (0..file.len()).step_by(CHUNK_BYTES as usize) {
+                    let end = file.len().min(start + CHUNK_BYTES as usize);
+                    let filled = (end - start) as u32;
+                    if let Some(digest) = hashes.get(name(is_member), start as u64, filled) {
+                        prop_assert_eq!(digest, *blake3::hash(&file[start..end]).as_bytes());
+                    }
+                }
+            }
+        }
+    }
+
+    fn name(is_member: bool) -> CacheFile {
+        if is_member { CacheFile::Member(0) } else { CacheFile::Stream }
+    }
+
+    #[test]
+    fn a_pass_in_order_needs_no_reading_back() {
+        let bytes = vec![7; 700_000];
+        let mut hashes = SequentialHashes::default();
+        hashes.update(CacheFile::Stream, 0, &bytes[..512]);
+        for piece in bytes.chunks(100_001).scan(0, |at, piece| {
+            let start = *at;
+            *at += piece.len() as u64;
+            Some((start, piece))
+        }) {
+            hashes.update(CacheFile::Member(0), piece.0, piece.1);
+        }
+        hashes.update(CacheFile::Stream, 700_512, &bytes[..1024]);
+        let known = |file, start, filled| hashes.get(file, start, filled).is_some();
+        assert!(known(CacheFile::Stream, 0, 512));
+        assert!(known(CacheFile::Member(0), 0, 262_144));
+        assert!(known(CacheFile::Member(0), 262_144, 262_144));
+        assert!(known(CacheFile::Member(0), 524_288, 175_712));
+        assert!(known(CacheFile::Stream, 700_512, 1024));
+    }
+}

@@ -20,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::chunk_states::{ChunkState, ChunkStates};
+use super::chunk_states::ChunkStates;
 use super::chunk_table::{self, Record};
 use super::files::{self, Durability};
 use super::known::{Known, Shared, put_meta, remove_content};
@@ -42,7 +42,7 @@ pub struct LayerStore {
     /// Counts chunks that were emptied: who looks at the whole layer can tell that it changed.
     pub(super) emptied: AtomicU64,
     /// How many pins each big member has.
-    pins: Mutex<HashMap<u32, u32>>,
+    pub(super) pins: Mutex<HashMap<u32, u32>>,
     pub(super) is_staging: Mutex<bool>,
     pub(super) staging_ended: Condvar,
     /// Whether somebody opened it to read, not only to evict or check.
@@ -72,12 +72,6 @@ pub enum Lookup {
     Hit,
     /// Some byte is not resident; the buffer's content is unspecified.
     Miss,
-}
-
-/// Keeps a big member's resident chunks from being evicted while it lives.
-pub struct MemberPin {
-    store: Arc<LayerStore>,
-    index: u32,
 }
 
 impl LayerStore {
@@ -362,97 +356,9 @@ impl LayerStore {
         Ok(dropped > 0)
     }
 
-    /// Empties a chunk, unless somebody owns it, it is pinned, or it is not in the state `seen` any
-    /// more. Returns how many bytes went.
-    pub(super) fn empty(
-        &self,
-        ready: &Ready,
-        chunk: u32,
-        seen: Option<ChunkState>,
-    ) -> Result<u64, CacheError> {
-        let placed = ready.contents.layout.chunk(ChunkId(chunk));
-        let Some(state) = self.claim_and_empty(ready, chunk, &placed, seen) else { return Ok(0) };
-        let emptied = self.give_back(ready, chunk, &placed, state.filled());
-        self.known.resident_bytes.fetch_sub(u64::from(state.filled()), Ordering::Relaxed);
-        self.shared.budget.subtract(u64::from(state.filled()));
-        ready.chunks.release(chunk);
-        emptied.map(|()| u64::from(state.filled()))
-    }
-
-    /// From here on no reader takes the chunk's bytes for resident; its old state.
-    fn claim_and_empty(
-        &self,
-        ready: &Ready,
-        chunk: u32,
-        placed: &Placed,
-        seen: Option<ChunkState>,
-    ) -> Option<ChunkState> {
-        // A member is pinned under the same lock: who pins sees the chunk resident and keeps it,
-        // or sees it empty.
-        let pins = self.pins.lock();
-        if seen.is_none()
-            && let CacheFile::Member(index) = placed.file
-            && pins.contains_key(&index)
-        {
-            return None;
-        }
-        let state = ready.chunks.claim(chunk)?;
-        let is_other = seen
-            .is_some_and(|seen| !seen.is_same_generation(state) || seen.filled() != state.filled());
-        if state.filled() == 0 || is_other {
-            ready.chunks.release(chunk);
-            return None;
-        }
-        ready.chunks.publish(chunk, state.emptied());
-        self.emptied.fetch_add(1, Ordering::SeqCst);
-        Some(state)
-    }
-
-    /// Gives the file's bytes of an emptied chunk back to the file system.
-    fn give_back(
-        &self,
-        ready: &Ready,
-        chunk: u32,
-        placed: &Placed,
-        filled: u32,
-    ) -> Result<(), CacheError> {
-        let full = ready.contents.layout.chunk(ChunkId(chunk)).stream;
-        let record = self.record(chunk)?;
-        let is_full = u64::from(record.filled) == full.end - full.start;
-        // What comes back to a confirmed layer must be what was confirmed.
-        let keep = is_full && self.state() == LayerState::Confirmed;
-        let left = if keep { Record { filled: 0, ..record } } else { Record::default() };
-        self.put_record(chunk, &left)?;
-        match self.file(placed.file, false) {
-            Ok(file) => files::punch_hole(&file, placed.file_offset, u64::from(filled))
-                .map_err(CacheError::io("free space in", &self.path(placed.file))),
-            Err(CacheError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     /// When each group of chunks was last used.
     pub(super) fn stamps(&self) -> impl Iterator<Item = u64> {
         self.ready.get().into_iter().flat_map(|ready| ready.chunks.stamps())
-    }
-
-    /// Evicts chunks of a group until `wanted` bytes are free; returns how many went.
-    pub(super) fn evict_group(&self, group: u32, wanted: u64) -> Result<u64, CacheError> {
-        let Some(ready) = self.ready.get() else { return Ok(0) };
-        let mut freed = 0;
-        for chunk in ready.chunks.group(group) {
-            if freed >= wanted {
-                break;
-            }
-            freed += self.empty(ready, chunk, None)?;
-        }
-        Ok(freed)
-    }
-
-    /// Keeps the resident chunks of a big member from being evicted until the pin is dropped.
-    pub fn pin_member(self: &Arc<Self>, index: u32) -> MemberPin {
-        *self.pins.lock().entry(index).or_default() += 1;
-        MemberPin { store: self.clone(), index }
     }
 
     pub(super) fn refuse_poisoned(&self) -> Result<(), CacheError> {
@@ -519,18 +425,6 @@ impl Drop for LayerStore {
         self.known.stamp.fetch_max(latest, Ordering::Relaxed);
         if self.is_used.load(Ordering::Relaxed) {
             self.shared.note_use(&self.known);
-        }
-    }
-}
-
-impl Drop for MemberPin {
-    fn drop(&mut self) {
-        let mut pins = self.store.pins.lock();
-        if let Some(count) = pins.get_mut(&self.index) {
-            *count -= 1;
-            if *count == 0 {
-                pins.remove(&self.index);
-            }
         }
     }
 }

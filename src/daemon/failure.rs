@@ -73,6 +73,7 @@ fn source_kind(error: &SourceError) -> FailureKind {
         SourceError::Unauthorized { .. } => FailureKind::Unauthorized,
         SourceError::Throttled { .. }
         | SourceError::Unavailable { .. }
+        | SourceError::Untrusted { .. }
         | SourceError::Protocol { .. } => FailureKind::Unavailable,
         SourceError::DigestMismatch { .. } => FailureKind::BadContent,
         SourceError::Io { error, .. } => match error.kind() {

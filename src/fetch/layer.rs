@@ -196,6 +196,7 @@ impl Inner {
             let mut failed = None;
             for (transfer, end) in self.plan(&(at..range.end)) {
                 failed = transfer.wait(end).await.err().or(failed);
+                let end = end.min(range.end);
                 let piece = (at - range.start) as usize..(end - range.start) as usize;
                 // A transfer may have failed behind what this reader wants.
                 if self.read_resident(at, &mut buffer[piece])? {
@@ -217,10 +218,14 @@ impl Inner {
         let wanted = layout.chunks_of(range.clone());
         let mut claims = self.claims.lock();
         let runs = plan::transfers(wanted.clone(), TRANSFER_CHUNKS, |chunk| {
-            let is_claimed = claims.chunks.contains_key(&chunk);
+            let is_claimed = self.is_coming(&claims, chunk);
             self.status(ChunkId(chunk), is_claimed)
         });
         if !runs.is_empty() && self.is_compressed() {
+            if let Some(whole) = &claims.whole {
+                // It has passed what is missing: the next pass starts when this one is done.
+                return vec![(whole.clone(), StreamOffset(u64::MAX))];
+            }
             self.start_whole(&mut claims);
         } else {
             for run in runs {
@@ -237,6 +242,13 @@ impl Inner {
             }
         }
         waits
+    }
+
+    /// Whether a transfer will still bring a chunk. One that has passed it will not: what it
+    /// brought was evicted.
+    fn is_coming(&self, claims: &Claims, chunk: u32) -> bool {
+        let end = self.contents.layout.chunk(ChunkId(chunk)).stream.end;
+        claims.chunks.get(&chunk).is_some_and(|transfer| !transfer.has_passed(end))
     }
 
     fn status(&self, chunk: ChunkId, is_claimed: bool) -> ChunkStatus {
@@ -275,8 +287,10 @@ impl Inner {
     fn claim_rest(&self, claims: &mut Claims, transfer: &Arc<Transfer>) {
         claims.whole = Some(transfer.clone());
         for chunk in 0..self.contents.layout.chunks() {
-            if self.status(ChunkId(chunk), false) != ChunkStatus::Resident {
-                claims.chunks.entry(chunk).or_insert_with(|| transfer.clone());
+            if self.status(ChunkId(chunk), false) != ChunkStatus::Resident
+                && !self.is_coming(claims, chunk)
+            {
+                claims.chunks.insert(chunk, transfer.clone());
             }
         }
     }

@@ -111,7 +111,11 @@ impl Fetcher {
         }
         let contents = match store.contents() {
             Some(contents) => contents,
-            None => self.find_contents(spec, &store, &source, progress).await?,
+            None => match self.find_contents(spec, &store, &source, progress).await {
+                Ok(contents) => contents,
+                // A pass whose command had gone away came to its end while this one waited for it.
+                Err(error) => store.contents().ok_or(error)?,
+            },
         };
         let layer =
             Layer::new(spec, store, contents, source, self.cache.clone(), self.permits.clone());
@@ -145,7 +149,7 @@ impl Fetcher {
             Format::Tar => scan::run(spec.blob, store, source, &self.cache).await,
             Format::Raw => {
                 let toc = Toc::raw(spec.blob.size);
-                Ok(store.stage()?.finish(toc, &RangeSet::new(), None)?)
+                staging::finish(staging::begin(store).await?, toc, RangeSet::new()).await
             }
         }
     }

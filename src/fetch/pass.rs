@@ -20,7 +20,7 @@ use futures_util::StreamExt;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::staging::Staging;
+use super::staging::{self, Staging};
 use super::{FetchError, LayerSpec};
 use crate::cache::{Cache, Contents, LayerStore, Stage};
 use crate::layer::decode::Decoder;
@@ -48,7 +48,7 @@ pub(super) async fn run(
     cache: &Arc<Cache>,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Arc<Contents>, FetchError> {
-    let mut staging = staging_of(spec, store.stage()?);
+    let mut staging = staging_of(spec, staging::begin(store).await?);
     let mut resumed = staging.stage().spool_bytes();
     if resumed > spec.blob.size {
         staging.restart()?;
@@ -61,13 +61,13 @@ pub(super) async fn run(
     {
         // The bytes kept on the local disk may be what is wrong: once more, all from the source.
         tracing::warn!(layer = %spec.blob.digest, %error, "fetching a compressed layer again from its start");
-        let mut staging = staging_of(spec, store.stage()?);
+        let mut staging = staging_of(spec, staging::begin(store).await?);
         staging.restart()?;
         result = attempt(spec, staging, source, cache, 0, progress).await;
     }
     if result.as_ref().is_err_and(is_about_content) {
         // Wrong bytes are not worth the disk they take.
-        store.stage()?.restart()?;
+        staging::begin(store).await?.restart()?;
     }
     result
 }
@@ -261,7 +261,7 @@ impl Pass {
     fn finish(mut self) -> Result<Arc<Contents>, FetchError> {
         let blob = self.spec.blob;
         let is_whole = self.passed.load(Ordering::Relaxed) == blob.size;
-        let got = Digest::from_sha256(self.hasher.finalize().into());
+        let got = Digest::from_sha256(std::mem::take(&mut self.hasher).finalize().into());
         if is_whole && got != blob.digest {
             return Err(FetchError::Poisoned { expected: blob.digest, got });
         }

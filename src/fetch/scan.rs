@@ -2,8 +2,10 @@
 //!
 //! A member's header says where the next header is, so the content in between is never fetched.
 //! Reads start small and double while headers lie close together (many small files), and start
-//! small again after a jump over a big member (weights). What is read beyond a header is kept:
-//! nothing is fetched twice.
+//! small again after a jump over a member larger than a chunk (weights). What is read beyond a
+//! header is kept, and fetched once; only behind a member of more than a chunk that has no file of
+//! its own (256 KiB to 1 MiB) the header lies inside a chunk whose start was passed over, and its
+//! 4 KiB come again when that chunk is read.
 //!
 //! ```text
 //! | hdr | big member ........ | hdr hdr f hdr f f hdr ... | big | end |
@@ -17,10 +19,11 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 
 use super::FetchError;
-use super::staging::Staging;
+use super::staging::{self, Staging};
 use crate::cache::{Cache, CacheError, Contents, LayerStore};
-use crate::layer::StreamOffset;
+use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::tar::Scanner;
+use crate::layer::{MemberKind, StreamOffset};
 use crate::oci::BlobId;
 use crate::source::{BlobSource, BlobStream};
 
@@ -28,6 +31,9 @@ use crate::source::{BlobSource, BlobStream};
 const FIRST_READ_BYTES: u64 = 4 * 1024;
 /// The largest read of a scan; bounds its memory.
 const LARGEST_READ_BYTES: u64 = 4 * 1024 * 1024;
+/// How far behind the last read the next header may lie for the bytes between to be read too: one
+/// chunk. They would be fetched with it anyway, and a chunk with a gap is fetched again.
+const NEAR_BYTES: u64 = CHUNK_BYTES;
 /// The end marker and the last member's padding. Asked for together with the first header, so
 /// that a layer of one big file takes one round trip, not two.
 const TAIL_BYTES: u64 = 1024;
@@ -44,7 +50,7 @@ pub(super) async fn run(
     let mut scan = Scan {
         blob,
         scanner: Scanner::new(),
-        staging: Staging::new(store.stage()?),
+        staging: Staging::new(staging::begin(store).await?),
         cache,
         tail: None,
     };
@@ -64,7 +70,7 @@ pub(super) async fn run(
         scan.read(head).await?;
         scan.jump_from_header_to_header(source.as_ref()).await?;
     }
-    scan.finish()
+    scan.finish().await
 }
 
 struct Scan<'a> {
@@ -88,17 +94,32 @@ impl Scan<'_> {
                 self.feed(tail, &bytes)?;
                 continue;
             }
-            let is_near = at.get() <= last_end + read_bytes;
+            let is_near = at.get() <= last_end + NEAR_BYTES;
             read_bytes =
                 if is_near { (read_bytes * 2).min(LARGEST_READ_BYTES) } else { FIRST_READ_BYTES };
-            let end = (at.get() + read_bytes).min(self.blob.size);
-            self.read(source.open(self.blob, at.get()..end).await?).await?;
+            let start = if is_near { last_end.min(at.get()) } else { self.before_padding(at) };
+            let known = self.tail.as_ref().map_or(self.blob.size, |(tail, _)| tail.get());
+            let end = (at.get() + read_bytes).min(known);
+            self.read(source.open(self.blob, start..end).await?).await?;
             last_end = end;
         }
         if let Some((tail, bytes)) = self.tail.take() {
             self.feed(tail, &bytes)?;
         }
         Ok(())
+    }
+
+    /// Where the padding before a header begins: the end of the member's content, where the chunks
+    /// behind a big member are counted from. Without these bytes the rest would count for nothing.
+    fn before_padding(&self, header: StreamOffset) -> u64 {
+        match self.scanner.members().last().map(|member| &member.kind) {
+            Some(MemberKind::File(content))
+                if content.end <= header && header - content.end < 512 =>
+            {
+                content.end.get()
+            }
+            _ => header.get(),
+        }
     }
 
     fn is_done(&self) -> bool {
@@ -133,12 +154,12 @@ impl Scan<'_> {
         }
     }
 
-    fn finish(self) -> Result<Arc<Contents>, FetchError> {
+    async fn finish(self) -> Result<Arc<Contents>, FetchError> {
         let blob = self.blob;
         let toc =
             self.scanner.finish(blob.size).map_err(|error| FetchError::malformed(blob, error))?;
         let (stage, covered) = self.staging.into_parts()?;
-        Ok(stage.finish(toc, &covered, None)?)
+        staging::finish(stage, toc, covered).await
     }
 }
 

@@ -69,6 +69,14 @@ impl Transfer {
         self.is_writing.load(Ordering::Relaxed)
     }
 
+    /// Whether it will bring nothing before `end` any more.
+    pub(super) fn has_passed(&self, end: StreamOffset) -> bool {
+        match *self.progress.borrow() {
+            Progress::At(reached) => reached >= end,
+            Progress::Ended(_) => true,
+        }
+    }
+
     pub(super) fn has_ended(&self) -> bool {
         matches!(*self.progress.borrow(), Progress::Ended(_))
     }

@@ -119,7 +119,7 @@ impl Reference {
 
 impl Selector {
     /// Parses a tag.
-    pub(super) fn tag(text: &str) -> Result<Self, String> {
+    pub(crate) fn tag(text: &str) -> Result<Self, String> {
         let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let is_tag = text.bytes().next().is_some_and(is_word)
             && text.bytes().all(|byte| is_word(byte) || byte == b'.' || byte == b'-')

@@ -93,8 +93,9 @@ async fn dispatch(
 }
 
 async fn repositories(catalogue: Arc<Catalogue>, uri: &Uri) -> Result<Response, Refusal> {
-    let names = catalogue.all().into_iter().map(|(name, _)| name).collect();
-    let page = query::<Query>(uri)?.page(names);
+    let query = query::<Query>(uri)?;
+    let names = blocking(move || Ok(catalogue.names())).await?;
+    let page = query.page(names);
     Ok(linked(
         sized_json("application/json", &json!({"repositories": page.entries})),
         uri,

@@ -19,7 +19,7 @@ const DEPTH: usize = 3;
 /// The most repositories that are served; more is a mistaken folder, such as `/`.
 const LIMIT: usize = 10_000;
 
-/// How often at most an unknown name has the folder looked through again.
+/// How often at most the folder is looked through again.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(1);
 
 type Table = BTreeMap<String, Arc<OciLayout>>;
@@ -41,13 +41,26 @@ impl Catalogue {
     /// that a new layout shows up. Blocks.
     pub(super) fn find(&self, name: &str) -> Option<Arc<OciLayout>> {
         let mut known = self.known.lock();
-        if !known.0.contains_key(name) && known.1.elapsed() >= RESCAN_INTERVAL {
-            *known = (scan(&self.folder), Instant::now());
+        if !known.0.contains_key(name) {
+            self.rescan(&mut known);
         }
         known.0.get(name).cloned()
     }
 
-    /// Every repository, by name.
+    /// The names of all repositories that the folder has now, sorted. Blocks.
+    pub(super) fn names(&self) -> Vec<String> {
+        let mut known = self.known.lock();
+        self.rescan(&mut known);
+        known.0.keys().cloned().collect()
+    }
+
+    fn rescan(&self, known: &mut (Table, Instant)) {
+        if known.1.elapsed() >= RESCAN_INTERVAL {
+            *known = (scan(&self.folder), Instant::now());
+        }
+    }
+
+    /// Every repository that was found last, by name.
     pub(super) fn all(&self) -> Vec<(String, Arc<OciLayout>)> {
         self.known.lock().0.iter().map(|(name, layout)| (name.clone(), layout.clone())).collect()
     }

@@ -37,12 +37,22 @@ pub enum SourceError {
         /// How long it asked to wait.
         retry_after: Option<Duration>,
     },
-    /// Not reachable, or failing: no connection, time-out, 5xx, a stream that broke off.
+    /// Not reachable, or failing: no such host, no connection, time-out, 5xx, a stream that broke off.
     #[error("{place} is unavailable: {detail}")]
     Unavailable {
         /// The host or folder.
         place: String,
         /// The reason.
+        detail: String,
+    },
+    /// It does not prove in TLS to be who it should be. Not [`SourceError::Unavailable`]: what was
+    /// known of it before must not take its place, or somebody between here and there would be
+    /// taken for a network that is down.
+    #[error("{place} cannot be trusted: {detail}")]
+    Untrusted {
+        /// The host.
+        place: String,
+        /// What is wrong with its certificate and what to do.
         detail: String,
     },
     /// What came breaks the protocol: a wrong Content-Range, a short or endless body, a blob file
@@ -93,6 +103,7 @@ impl SourceError {
             Self::Throttled { .. } | Self::Unavailable { .. } => true,
             Self::NotFound { .. }
             | Self::Unauthorized { .. }
+            | Self::Untrusted { .. }
             | Self::Protocol { .. }
             | Self::DigestMismatch { .. }
             | Self::Io { .. }

@@ -107,6 +107,26 @@ async fn a_registry_that_is_not_there_is_unavailable_and_named() {
 }
 
 #[tokio::test]
+async fn a_name_that_cannot_be_resolved_is_told_short_and_once() {
+    // A label has at most 63 letters (RFC 1035, 2.3.4): no resolver sends a question for this one.
+    let host = format!("{}.example", "a".repeat(64));
+    let client = crate::setup::client_with(|config| {
+        config.timing.retries = 0;
+        config.plain_http = true;
+    });
+    let error = repository(&client, &host).manifest(None).await.unwrap_err();
+    assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
+    let message = error.to_string();
+    assert!(
+        message.contains("resolved (") || message.contains("no host of that name"),
+        "{message}"
+    );
+    for noise in ["client error", "dns error", "error resolving", "failed to lookup"] {
+        assert!(!message.contains(noise), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn the_words_of_a_registry_are_quoted() {
     let registry = RegistryDouble::start(Options::default()).await;
     registry.push_manifest(NAME, "v1", manifest());

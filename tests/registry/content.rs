@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use kitfs::source::SourceError;
-use kitfs::source::registry::HostLimits;
 
 use crate::setup::{NAME, client_with, content, open, read, repository, timing};
-use crate::support::registry_double::{Access, At, Fault, Options, RegistryDouble, Rule, Tokens};
+use crate::support::registry_double::{Fault, Options, RegistryDouble, Rule};
 
 /// More than the sockets between the two sides hold.
 const SIZE: usize = 300_000;
@@ -184,24 +183,4 @@ async fn an_answer_that_does_not_come_is_asked_for_again() {
     });
     let (_, bytes) = read(&repository(&client, &registry.host()), blob, 0..1000).await.unwrap();
     assert_eq!(bytes, content(SIZE)[..1000]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_host_gets_more_requests_at_once_than_allowed() {
-    let access = Access::Bearer(Tokens::default());
-    let registry = RegistryDouble::start(Options { access, ..Options::default() }).await;
-    let blob = registry.push_blob(NAME, content(SIZE));
-    let limits = HostLimits::new(2);
-    // Two clients share the limit, and tokens are asked for in the midst of it.
-    let clients = [0, 1].map(|_| client_with(|config| config.limits = limits.clone()));
-    let mut readers = tokio::task::JoinSet::new();
-    for number in 0..12 {
-        let repository = repository(&clients[number % 2], &registry.host());
-        readers.spawn(async move { read(&repository, blob, 0..200_000).await.map(drop) });
-    }
-    for result in readers.join_all().await {
-        result.unwrap();
-    }
-    assert!(registry.peak() <= 2, "{}", registry.peak());
-    assert!(registry.requests_to(At::Registry, "/blobs/").len() >= 12);
 }

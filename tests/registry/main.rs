@@ -6,6 +6,7 @@ mod support;
 
 mod access;
 mod asking;
+mod at_once;
 mod content;
 mod mirrors;
 mod redirects;

@@ -74,6 +74,43 @@ async fn a_target_that_is_refused_is_resolved_once_more_by_one_of_many_readers()
     assert_eq!(registry.requests_to(At::Registry, "/blobs/").len(), before + 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_readers_of_a_blob_ask_a_registry_that_redirects_once() {
+    let (registry, first) = registry(LONG).await;
+    let blob = registry.push_blob(NAME, content(SIZE + 1));
+    let repository = open(&registry);
+    // A kit's config, for one.
+    read(&repository, first, 0..100).await.unwrap();
+    // Nobody at the storage is answered before all are there: the turn ends with the redirect.
+    registry.script(Rule::on("").at(At::Storage).then(Fault::Gather(8)));
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let repository = repository.clone();
+        readers.spawn(async move { read(&repository, blob, 0..100).await.map(|(_, bytes)| bytes) });
+    }
+    for bytes in readers.join_all().await {
+        assert_eq!(bytes.unwrap(), content(SIZE)[..100]);
+    }
+    let asked = registry.requests_to(At::Registry, &blob.digest.to_string());
+    assert_eq!((asked.len(), registry.peak()), (1, 8));
+}
+
+#[tokio::test]
+async fn a_redirect_within_the_registry_keeps_the_authorization_each_time() {
+    let access = Access::Bearer(Tokens::default());
+    let registry = RegistryDouble::start(Options { access, ..Options::default() }).await;
+    let blob = registry.push_blob(NAME, content(SIZE));
+    registry.push_blob("other/place", content(SIZE));
+    let target = format!("/v2/other/place/blobs/{}", blob.digest);
+    registry.script(Rule::on(&format!("{NAME}/blobs")).after(1).then(Fault::Redirect(target)));
+    let repository = open(&registry);
+    for _ in 0..3 {
+        read(&repository, blob, 0..100).await.unwrap();
+    }
+    let refused = registry.requests().iter().filter(|one| one.status == 401).count();
+    assert_eq!(refused, 1, "only the first request, which had no token");
+}
+
 #[tokio::test]
 async fn a_stream_from_storage_that_breaks_off_goes_on_at_storage() {
     let (registry, blob) = registry(LONG).await;

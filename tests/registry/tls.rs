@@ -145,7 +145,8 @@ async fn an_unknown_authority_is_refused_and_the_message_names_ca_file() {
     let registry = registry(authority.options(false)).await;
     // No TLS option: the loopback host is asked in http first, and says that it wants https.
     let error = ask(&registry.host(), |_| {}).await.unwrap_err();
-    assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
+    assert!(matches!(error, SourceError::Untrusted { .. }), "{error}");
+    assert!(!error.is_retryable(), "nothing that was known before may take its place");
     assert!(error.to_string().contains("--ca-file"), "{error}");
     assert!(error.to_string().contains("--tls-verify=false"), "{error}");
     assert!(registry.requests().is_empty());
@@ -163,6 +164,7 @@ async fn a_client_certificate_is_shown() {
     let registry = registry(authority.options(true)).await;
     let ca = vec![authority.file("ca.pem")];
     let error = ask(&registry.host(), |config| config.ca_files = ca.clone()).await.unwrap_err();
+    assert!(matches!(error, SourceError::Unauthorized { .. }), "{error}");
     assert!(error.to_string().contains("--cert and --key"), "{error}");
     let identity = (authority.file("client.pem"), authority.file("client.key"));
     ask(&registry.host(), |config| {
@@ -187,6 +189,7 @@ async fn other_hosts_are_asked_in_https_only_and_the_message_names_plain_http() 
     let error = ask(FAR, |config| config.https_proxy = Some(proxy.url.clone())).await.unwrap_err();
     assert!(error.to_string().contains("--plain-http"), "{error}");
     assert!(error.to_string().contains(FAR), "{error}");
+    assert!(!error.is_retryable(), "{error}");
     assert_eq!(proxy.lines(), ["CONNECT registry.example:443 HTTP/1.1"]);
     assert!(registry.requests().is_empty());
 }

@@ -144,6 +144,9 @@ pub enum Fault {
     Redirect(String),
     /// The answer comes after this time.
     Late(Duration),
+    /// The answer comes when so many requests for blobs are being answered at once; after 10
+    /// seconds without that it comes all the same.
+    Gather(usize),
 }
 
 /// Which requests go wrong, and how.
@@ -367,7 +370,8 @@ impl RegistryDouble {
         self.shared.bytes_served.load(Ordering::SeqCst)
     }
 
-    /// The most blob requests that were being answered at once, bodies included.
+    /// The most requests for blobs that were being answered at once, from their arrival to the
+    /// end of the body.
     pub fn peak(&self) -> usize {
         self.shared.peak.load(Ordering::SeqCst)
     }
@@ -394,8 +398,12 @@ async fn answer(State((shared, at)): State<Served>, request: Request) -> Respons
         let mut rules = shared.rules.lock().unwrap();
         rules.iter_mut().find_map(|rule| rule.applies(at, &head.uri))
     };
-    if let Some(Fault::Late(delay)) = fault {
-        tokio::time::sleep(delay).await;
+    let is_for_blob = at == At::Storage || head.uri.path().contains("/blobs/");
+    let busy = is_for_blob.then(|| Busy::new(Arc::clone(&shared)));
+    match fault {
+        Some(Fault::Late(delay)) => tokio::time::sleep(delay).await,
+        Some(Fault::Gather(requests)) => shared.gather(requests).await,
+        _ => {}
     }
     let response = match (&fault, at) {
         (Some(Fault::Status(status)), _) => error(*status, "SCRIPTED", "scripted fault"),
@@ -406,8 +414,8 @@ async fn answer(State((shared, at)): State<Served>, request: Request) -> Respons
         (Some(Fault::Redirect(target)), _) => {
             (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, target.clone())]).into_response()
         }
-        (_, At::Registry) => shared.registry(&head.uri, &head.headers, fault.as_ref()),
-        (_, At::Storage) => shared.storage(&head.uri, &head.headers, fault.as_ref()),
+        (_, At::Registry) => shared.registry(&head.uri, &head.headers, fault.as_ref(), busy),
+        (_, At::Storage) => shared.storage(&head.uri, &head.headers, fault.as_ref(), busy),
         (_, At::TokenServer) => shared.token(&head.method, &head.uri, &head.headers, &form),
     };
     let (method, uri, headers) = (head.method, head.uri, head.headers);
@@ -425,6 +433,14 @@ fn error(status: u16, code: &str, message: &str) -> Response {
 }
 
 impl Shared {
+    /// Waits until so many requests for blobs are being answered, or have been.
+    async fn gather(&self, requests: usize) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.peak.load(Ordering::SeqCst) < requests && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     fn host(&self, at: At) -> String {
         self.addresses[at as usize].to_string()
     }
@@ -438,6 +454,7 @@ impl Shared {
         uri: &Uri,
         headers: &HeaderMap,
         fault: Option<&Fault>,
+        busy: Option<Busy>,
     ) -> Response {
         let Some(path) = uri.path().strip_prefix("/v2/").filter(|path| !path.is_empty()) else {
             return StatusCode::OK.into_response();
@@ -464,7 +481,7 @@ impl Shared {
                 match digest.and_then(|digest| repository.blobs.get(&digest)) {
                     None => error(404, "BLOB_UNKNOWN", "blob unknown to registry"),
                     Some(_) if self.options.redirect_for.is_some() => self.redirect(name, rest),
-                    Some(bytes) => self.blob(bytes, headers, fault),
+                    Some(bytes) => self.blob(bytes, headers, fault, busy),
                 }
             }
         }
@@ -533,6 +550,7 @@ impl Shared {
         uri: &Uri,
         headers: &HeaderMap,
         fault: Option<&Fault>,
+        busy: Option<Busy>,
     ) -> Response {
         if headers.contains_key(header::AUTHORIZATION) {
             return (StatusCode::BAD_REQUEST, "only one auth mechanism allowed").into_response();
@@ -547,7 +565,7 @@ impl Shared {
         let bytes = path
             .and_then(|(name, digest)| content.get(name)?.blobs.get(&Digest::parse(digest).ok()?));
         match bytes {
-            Some(bytes) => self.blob(bytes, headers, fault),
+            Some(bytes) => self.blob(bytes, headers, fault, busy),
             None => (StatusCode::NOT_FOUND, "NoSuchKey").into_response(),
         }
     }
@@ -586,6 +604,7 @@ impl Shared {
         bytes: &Bytes,
         headers: &HeaderMap,
         fault: Option<&Fault>,
+        busy: Option<Busy>,
     ) -> Response {
         let asked = match fault {
             Some(Fault::IgnoreRange) => None,
@@ -600,7 +619,7 @@ impl Shared {
                 return (StatusCode::RANGE_NOT_SATISFIABLE, range).into_response();
             }
         };
-        let mut response = Response::new(self.body(bytes.slice(range.clone()), fault));
+        let mut response = Response::new(self.body(bytes.slice(range.clone()), fault, busy));
         let own = response.headers_mut();
         if asked.is_some() {
             let text = match fault {
@@ -619,7 +638,7 @@ impl Shared {
     }
 
     /// A body that counts what leaves, and fails as told.
-    fn body(self: &Arc<Self>, bytes: Bytes, fault: Option<&Fault>) -> Body {
+    fn body(self: &Arc<Self>, bytes: Bytes, fault: Option<&Fault>, busy: Option<Busy>) -> Body {
         let mut content = bytes.to_vec();
         let mut end: Option<io::Result<()>> = Some(Ok(()));
         match fault {
@@ -642,10 +661,11 @@ impl Shared {
             }
             _ => {}
         }
-        let busy = Busy::new(Arc::clone(self));
+        let shared = Arc::clone(self);
         let pieces: Vec<_> = content.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
         let pieces = stream::iter(pieces).map(move |piece| {
-            busy.0.bytes_served.fetch_add(piece.len() as u64, Ordering::SeqCst);
+            let _held = &busy;
+            shared.bytes_served.fetch_add(piece.len() as u64, Ordering::SeqCst);
             Ok::<_, io::Error>(piece)
         });
         let end = async move {

@@ -11,12 +11,12 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 use reqwest::RequestBuilder;
-use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
 use super::RegistryClient;
 use super::auth;
-use super::message::{self, Cause};
+use super::limits::Permit;
+use super::message::{self, Cause, Kind};
 use super::redirect;
 use super::retry::{self, Failure};
 use super::upstream::{Upstream, is_loopback};
@@ -31,7 +31,7 @@ pub(super) struct Answer {
     /// Whom messages name.
     place: String,
     /// Held until the body has been read or dropped.
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Option<Permit>,
 }
 
 impl Answer {
@@ -138,12 +138,13 @@ pub(super) struct Question<'a> {
 }
 
 impl RegistryClient {
-    /// Asks the registry, and follows where it redirects to. The URL is that of the last
-    /// redirect's target, where there was one.
+    /// Asks the registry, and follows where it redirects to. `led_to` is told of each target
+    /// before it is asked.
     pub(super) async fn ask(
         &self,
         question: &Question<'_>,
-    ) -> Result<(Answer, Option<Url>), Failure> {
+        mut led_to: impl FnMut(&Url),
+    ) -> Result<Answer, Failure> {
         let (mut answer, own_headers) = self.ask_registry(question).await?;
         let mut at = question.url.clone();
         let mut hops = 0;
@@ -161,11 +162,12 @@ impl RegistryClient {
                 location.ok_or_else(|| protocol("a redirect without a Location".to_owned()))?;
             at = redirect::next_hop(&at, location).map_err(protocol)?;
             drop(answer); // Its permit too: nobody waits for a permit while holding one.
+            led_to(&at);
             let is_own = at.origin() == question.upstream.base.origin();
             let headers = if is_own { &own_headers } else { question.headers };
             answer = self.fetch(question.upstream, &at, headers).await?;
         }
-        Ok((answer, (hops > 0).then_some(at)))
+        Ok(answer)
     }
 
     /// Asks a host that a redirect named.
@@ -262,7 +264,16 @@ impl RegistryClient {
                 None => {}
             }
         }
-        let error = SourceError::Unavailable { place: place.to_owned(), detail };
-        if cause.is_transient { Failure::transient(error) } else { Failure::Final(error) }
+        let place = place.to_owned();
+        match cause.kind {
+            Kind::Passing => Failure::transient(SourceError::Unavailable { place, detail }),
+            Kind::Nameless => Failure::Final(SourceError::Unavailable { place, detail }),
+            Kind::Untrusted => Failure::Final(SourceError::Untrusted { place, detail }),
+            Kind::WantsCertificate => Failure::Final(SourceError::Unauthorized {
+                place,
+                detail,
+                hint: "pass a client certificate with --cert and --key".to_owned(),
+            }),
+        }
     }
 }

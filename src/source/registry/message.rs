@@ -32,13 +32,85 @@ pub(super) fn without_secrets(url: &Url) -> String {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Cause {
     pub(super) words: String,
-    /// Whether the same request may succeed a little later.
-    pub(super) is_transient: bool,
+    pub(super) kind: Kind,
     /// Whether the other side answers, but not in TLS.
     pub(super) is_not_tls: bool,
     /// Whether no connection was made at all.
     pub(super) is_connect: bool,
 }
+
+/// What follows from a cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The same request may succeed a little later.
+    Passing,
+    /// There is no host of that name.
+    Nameless,
+    /// The other side does not prove in TLS who it is.
+    Untrusted,
+    /// The other side wants to know in TLS who we are.
+    WantsCertificate,
+}
+
+/// How the HTTP client and its parts introduce a cause without saying anything of it.
+const INTRODUCTIONS: [&str; 7] = [
+    "client error (Connect)",
+    "client error (SendRequest)",
+    "error trying to connect",
+    "tcp connect error",
+    "dns error",
+    "error resolving DNS",
+    "failed to lookup address information",
+];
+
+/// Words that tell the kind of a cause (those of rustls, std and glibc), and the advice.
+const KNOWN: [(&[&str], Kind, &str); 9] = [
+    (
+        &["InvalidContentType"],
+        Kind::Untrusted,
+        "it speaks plain http, not https: pass --plain-http if the network on the way is trusted",
+    ),
+    (
+        &["UnknownIssuer", "CaUsedAsEndEntity"],
+        Kind::Untrusted,
+        "its certificate is signed by an authority that is not trusted here: pass the \
+         authority's certificate with --ca-file, or --tls-verify=false to trust anyone",
+    ),
+    (
+        &["not valid for name", "NotValidForName"],
+        Kind::Untrusted,
+        "its certificate is for another host name: check the reference, or pass \
+         --tls-verify=false to trust anyone",
+    ),
+    (
+        &["certificate expired", "Expired"],
+        Kind::Untrusted,
+        "its certificate has expired: renew it, check this machine's clock, or pass \
+         --tls-verify=false to trust anyone",
+    ),
+    (
+        &["CertificateRequired", "certificate required"],
+        Kind::WantsCertificate,
+        "it wants a client certificate",
+    ),
+    (
+        &["invalid peer certificate"],
+        Kind::Untrusted,
+        "its certificate cannot be verified: pass its authority with --ca-file, or \
+         --tls-verify=false to trust anyone",
+    ),
+    (
+        &["peer is incompatible", "peer misbehaved", "received corrupt message"],
+        Kind::Untrusted,
+        "it speaks no TLS that kitfs accepts (1.2 and 1.3): check the reference and the port",
+    ),
+    (
+        &["Name or service not known", "No address associated", "invalid dns name"],
+        Kind::Nameless,
+        "there is no host of that name: check the reference",
+    ),
+    (&["dns error", "failed to lookup address"], Kind::Passing, "its name cannot be resolved"),
+];
 
 impl Cause {
     /// The cause behind an error of the HTTP client.
@@ -58,43 +130,27 @@ impl Cause {
         Self { is_connect: error.is_connect(), ..Self::from_chain(&chain.join(": ")) }
     }
 
-    /// Recognises what users run into. The words are those of rustls, std and hyper; one that is
-    /// not recognised is shown as it is.
+    /// Recognises what users run into; what is not recognised is shown as it is.
     fn from_chain(chain: &str) -> Self {
-        let has = |words: &str| chain.contains(words);
-        let advice = if has("InvalidContentType") {
-            "it speaks plain http, not https: pass --plain-http if the network on the way is trusted"
-        } else if has("UnknownIssuer") || has("CaUsedAsEndEntity") {
-            "its certificate is signed by an authority that is not trusted here: pass the \
-             authority's certificate with --ca-file, or --tls-verify=false to trust anyone"
-        } else if has("not valid for name") || has("NotValidForName") {
-            "its certificate is for another host name: check the reference, or pass \
-             --tls-verify=false to trust anyone"
-        } else if has("certificate expired") || has("Expired") {
-            "its certificate has expired: renew it, check this machine's clock, or pass \
-             --tls-verify=false to trust anyone"
-        } else if has("CertificateRequired") || has("certificate required") {
-            "it wants a client certificate: pass one with --cert and --key"
-        } else if has("invalid peer certificate") {
-            "its certificate cannot be verified: pass its authority with --ca-file, or \
-             --tls-verify=false to trust anyone"
-        } else if has("Name or service not known") || has("No address associated") {
-            "there is no host of that name: check the reference"
-        } else {
-            return Self {
-                words: quoted(if chain.is_empty() { "the connection failed" } else { chain }),
-                is_transient: true,
-                is_not_tls: false,
-                is_connect: false,
-            };
+        let is_known = |words: &&[&str]| words.iter().any(|words| chain.contains(words));
+        let essence = quoted(without_introductions(chain));
+        let known = KNOWN.iter().find(|(words, ..)| is_known(words));
+        let (kind, words) = match known {
+            Some((_, kind, advice)) => (*kind, format!("{advice} ({essence})")),
+            None if essence.is_empty() => (Kind::Passing, "the connection failed".to_owned()),
+            None => (Kind::Passing, essence),
         };
-        Self {
-            words: format!("{advice} ({})", quoted(chain)),
-            is_transient: false,
-            is_not_tls: has("InvalidContentType"),
-            is_connect: false,
-        }
+        Self { words, kind, is_not_tls: chain.contains("InvalidContentType"), is_connect: false }
     }
+}
+
+/// A chain of causes from where it says something.
+fn without_introductions(chain: &str) -> &str {
+    let mut rest = chain;
+    while let Some(behind) = INTRODUCTIONS.iter().find_map(|words| rest.strip_prefix(words)) {
+        rest = behind.trim_start_matches([':', ' ']);
+    }
+    if rest.is_empty() { chain } else { rest }
 }
 
 /// What a registry says in the body of an error (distribution-spec, "Error Codes"), or a token
@@ -143,23 +199,38 @@ mod tests {
     }
 
     #[rstest]
-    #[case("tcp: received corrupt message of type InvalidContentType", "--plain-http")]
+    #[case("received corrupt message of type InvalidContentType", "--plain-http")]
     #[case("invalid peer certificate: UnknownIssuer", "--ca-file")]
     #[case("invalid peer certificate: certificate not valid for name \"x\"", "another host name")]
-    #[case("received fatal alert: CertificateRequired", "--cert and --key")]
-    #[case("dns error: Name or service not known", "no host of that name")]
-    fn advice_is_final(#[case] chain: &str, #[case] advice: &str) {
+    #[case("invalid peer certificate: BadSignature", "cannot be verified")]
+    #[case("peer is incompatible: NoCipherSuitesInCommon", "TLS")]
+    fn who_does_not_prove_who_it_is_is_not_trusted(#[case] chain: &str, #[case] advice: &str) {
         let cause = Cause::from_chain(chain);
-        assert!(cause.words.contains(advice), "{}", cause.words);
-        assert!(cause.words.contains(chain), "{}", cause.words);
-        assert!(!cause.is_transient);
+        assert_eq!(cause.kind, Kind::Untrusted);
+        assert!(cause.words.contains(advice) && cause.words.contains(chain), "{}", cause.words);
     }
 
-    #[test]
-    fn other_causes_may_pass() {
-        let cause = Cause::from_chain("tcp connect error: Connection refused (os error 111)");
-        assert_eq!(cause.words, "tcp connect error: Connection refused (os error 111)");
-        assert!(cause.is_transient);
+    #[rstest]
+    #[case(
+        "client error (Connect): dns error: failed to lookup address information: Temporary failure in name resolution",
+        Kind::Passing,
+        "its name cannot be resolved (Temporary failure in name resolution)"
+    )]
+    #[case(
+        "client error (Connect): dns error: error resolving DNS: failed to lookup address information: Name or service not known",
+        Kind::Nameless,
+        "there is no host of that name: check the reference (Name or service not known)"
+    )]
+    #[case(
+        "client error (Connect): tcp connect error: Connection refused (os error 111)",
+        Kind::Passing,
+        "Connection refused (os error 111)"
+    )]
+    #[case("client error (SendRequest)", Kind::Passing, "client error (SendRequest)")]
+    #[case("", Kind::Passing, "the connection failed")]
+    fn causes_are_told_short(#[case] chain: &str, #[case] kind: Kind, #[case] words: &str) {
+        let cause = Cause::from_chain(chain);
+        assert_eq!((cause.kind, cause.words.as_str()), (kind, words));
     }
 
     #[test]

@@ -5,11 +5,16 @@
 //! kept until it expires or is refused.
 //!
 //! ```text
-//! unknown --redirect--> remembered --expired, or 400/401/403/404/410--> unknown
+//!        .--> elsewhere (its target) --expired, or 400/401/403/404/410--> unknown
+//! unknown
+//!        '--> here (asked at the registry each time) --a target that lasts--> elsewhere
 //! ```
 //!
-//! Once a blob is known to be redirected, one request at a time asks the registry for its target
-//! (the turn); the others wait for that answer. A signed URL is a secret: it is never printed.
+//! At a registry that redirects, one request at a time asks for the target of a blob that is
+//! unknown (the turn); the others wait for that answer, and for no more: the turn ends when the
+//! target is known, before it is asked. A blob is `here` when the registry sends it itself, or
+//! redirects to a URL that cannot be used twice: then nobody waits for anybody. A signed URL is a
+//! secret: it is never printed.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -25,6 +30,9 @@ use super::message;
 
 /// The most redirects on the way to one body. 5: registry, CDN and storage make two.
 pub(super) const HOP_LIMIT: usize = 5;
+
+/// Registries that are known to redirect. 256: far more than a process talks to.
+const REGISTRIES: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero");
 
 /// Blobs whose targets are remembered. 4,096 signed URLs of about 1 KiB are 4 MiB.
 const BLOBS: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
@@ -106,53 +114,101 @@ fn expiry(url: &Url) -> Option<Timestamp> {
     query("se").and_then(|end| end.parse().ok())
 }
 
-/// What is known of one blob that is redirected.
+/// Where a blob is found.
+#[derive(Default)]
+enum Place {
+    #[default]
+    Unknown,
+    /// At the registry, every time anew.
+    Here,
+    Elsewhere(Target),
+}
+
+/// What is known of one blob of a registry that redirects.
 #[derive(Default)]
 struct Blob {
-    target: Mutex<Option<Target>>,
+    place: Mutex<Place>,
     turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Blob {
+    fn is_here(&self) -> bool {
+        matches!(*self.place.lock(), Place::Here)
+    }
 }
 
 /// The targets of blobs, by their URL at the registry.
 pub(super) struct Targets {
     blobs: Mutex<LruCache<String, Arc<Blob>>>,
+    /// Registries that have redirected a blob.
+    redirecting: Mutex<LruCache<String, ()>>,
 }
 
 impl Targets {
     pub(super) fn new() -> Self {
-        Self { blobs: Mutex::new(LruCache::new(BLOBS)) }
+        Self {
+            blobs: Mutex::new(LruCache::new(BLOBS)),
+            redirecting: Mutex::new(LruCache::new(REGISTRIES)),
+        }
     }
 
     fn blob(&self, blob: &Url) -> Option<Arc<Blob>> {
         self.blobs.lock().get(blob.as_str()).map(Arc::clone)
     }
 
+    fn blob_or_new(&self, blob: &Url) -> Arc<Blob> {
+        let mut blobs = self.blobs.lock();
+        Arc::clone(blobs.get_or_insert_ref(blob.as_str(), Arc::default))
+    }
+
     /// The target of `blob`, unless it has expired.
     pub(super) fn find(&self, blob: &Url, now: Timestamp) -> Option<Target> {
-        let target = self.blob(blob)?.target.lock().clone();
-        target.filter(|target| target.is_fresh(now))
+        match &*self.blob(blob)?.place.lock() {
+            Place::Elsewhere(target) => Some(target.clone()).filter(|target| target.is_fresh(now)),
+            Place::Unknown | Place::Here => None,
+        }
     }
 
-    /// Waits for the turn to ask the registry, where `blob` is known to be redirected.
+    /// Waits for the turn to ask the registry where `blob` is; `None` where none is needed.
     pub(super) async fn turn(&self, blob: &Url) -> Option<OwnedMutexGuard<()>> {
-        let turn = Arc::clone(&self.blob(blob)?.turn);
-        Some(turn.lock_owned().await)
+        let known = match self.redirecting.lock().get(&message::origin(blob)) {
+            Some(()) => self.blob_or_new(blob),
+            None => return None,
+        };
+        if known.is_here() {
+            return None;
+        }
+        let turn = Arc::clone(&known.turn).lock_owned().await;
+        // Whoever had it before may have found that nobody needs one.
+        (!known.is_here()).then_some(turn)
     }
 
-    pub(super) fn remember(&self, blob: &Url, target: Target) {
-        let known = {
-            let mut blobs = self.blobs.lock();
-            Arc::clone(blobs.get_or_insert_ref(blob.as_str(), Arc::default))
+    /// The registry has redirected `blob` to `url`.
+    pub(super) fn led_to(&self, blob: &Url, url: &Url, now: Timestamp) -> Target {
+        self.redirecting.lock().put(message::origin(blob), ());
+        let target = Target::new(url.clone());
+        // At the registry's own host a target needs its authorization, which targets do not get.
+        let can_be_reused = target.is_fresh(now) && url.origin() != blob.origin();
+        *self.blob_or_new(blob).place.lock() = match can_be_reused {
+            true => Place::Elsewhere(target.clone()),
+            false => Place::Here,
         };
-        *known.target.lock() = Some(target);
+        target
+    }
+
+    /// The registry has sent `blob` itself.
+    pub(super) fn is_here(&self, blob: &Url) {
+        if let Some(known) = self.blob(blob) {
+            *known.place.lock() = Place::Here;
+        }
     }
 
     /// Forgets `refused`, unless somebody has put a newer target in its place.
     pub(super) fn forget(&self, blob: &Url, refused: &Target) {
         let Some(known) = self.blob(blob) else { return };
-        let mut target = known.target.lock();
-        if target.as_ref() == Some(refused) {
-            *target = None;
+        let mut place = known.place.lock();
+        if matches!(&*place, Place::Elsewhere(target) if target == refused) {
+            *place = Place::Unknown;
         }
     }
 }
@@ -203,21 +259,28 @@ mod tests {
         assert_eq!(end(""), None);
     }
 
+    const BLOB: &str = "https://registry.example/v2/a/blobs/x";
+    const OTHER: &str = "https://registry.example/v2/a/blobs/y";
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn a_target_is_kept_until_it_ends_or_is_refused() {
         let targets = Targets::new();
-        let blob = url("https://registry.example/v2/a/blobs/x");
-        let now: Timestamp = "2026-11-24T18:00:00Z".parse().unwrap();
+        let blob = url(BLOB);
+        let now = at("2026-11-24T18:00:00Z");
         assert!(targets.find(&blob, now).is_none());
 
-        let target = Target::new(url("https://s.example/o?se=2026-11-24T18:05:00Z"));
-        targets.remember(&blob, target.clone());
+        let end = url("https://s.example/o?se=2026-11-24T18:05:00Z");
+        let target = targets.led_to(&blob, &end, now);
         assert!(targets.find(&blob, now).is_some());
-        let late: Timestamp = "2026-11-24T18:04:55Z".parse().unwrap();
+        let late = at("2026-11-24T18:04:55Z");
         assert!(targets.find(&blob, late).is_none(), "the margin counts");
 
-        let newer = Target::new(url("https://s.example/o?se=2026-11-24T19:00:00Z"));
-        targets.remember(&blob, newer.clone());
+        let end = url("https://s.example/o?se=2026-11-24T19:00:00Z");
+        let newer = targets.led_to(&blob, &end, now);
         targets.forget(&blob, &target);
         assert!(targets.find(&blob, late).is_some(), "an old refusal does not hit a new target");
         targets.forget(&blob, &newer);
@@ -225,13 +288,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_blobs_that_are_redirected_take_turns() {
-        let targets = Targets::new();
-        let blob = url("https://registry.example/v2/a/blobs/x");
-        assert!(targets.turn(&blob).await.is_none());
-        targets.remember(&blob, Target::new(url("https://s.example/o")));
-        let turn = targets.turn(&blob).await;
-        assert!(turn.is_some());
-        assert!(targets.turn(&blob).now_or_never().is_none());
+    async fn turns_are_taken_at_registries_that_redirect() {
+        let (targets, now) = (Targets::new(), Timestamp::now());
+        assert!(targets.turn(&url(BLOB)).await.is_none());
+        targets.led_to(&url(BLOB), &url("https://s.example/o"), now);
+        for blob in [url(BLOB), url(OTHER)] {
+            let turn = targets.turn(&blob).await;
+            assert!(turn.is_some());
+            assert!(targets.turn(&blob).now_or_never().is_none());
+        }
+        assert!(targets.turn(&url("https://other.example/v2/a/blobs/x")).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_target_that_is_of_use_only_once() {
+        let now = at("2026-11-24T18:00:00Z");
+        for once in ["https://s.example/o?se=2026-11-24T18:00:05Z", "https://registry.example/o"] {
+            let (targets, blob) = (Targets::new(), url(OTHER));
+            targets.led_to(&url(BLOB), &url("https://s.example/o"), now);
+            let turn = targets.turn(&blob).await;
+            let mut waiting = Box::pin(targets.turn(&blob));
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            targets.led_to(&blob, &url(once), now);
+            drop(turn);
+            assert!(waiting.await.is_none());
+            assert!(targets.find(&blob, now).is_none());
+        }
     }
 }

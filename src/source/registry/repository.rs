@@ -14,13 +14,14 @@ use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
 use url::Url;
 
 use super::RegistryClient;
 use super::download::{self, Opened};
 use super::exchange::{Answer, Question};
 use super::range::{self, Head};
-use super::redirect::{self, Target};
+use super::redirect;
 use super::retry::{self, Failure};
 use super::tags;
 use super::timing::Timing;
@@ -162,9 +163,12 @@ impl Remote {
                 Ok(answer) => return Ok(answer),
                 Err(error) if is_last => return Err(with_earlier(error, &earlier)),
                 Err(error) => {
-                    tracing::debug!(%error, "a mirror failed, asking the next");
-                    if error.is_retryable() {
+                    // What it does not have, the next one may. The rest is the mirror's own trouble.
+                    if error.is_retryable() || matches!(error, SourceError::Untrusted { .. }) {
+                        tracing::warn!(%error, "leaving a mirror alone for {MIRROR_REST:?}");
                         rest.begin();
+                    } else {
+                        tracing::debug!(%error, "a mirror failed, asking the next");
                     }
                     earlier.push(error);
                 }
@@ -191,7 +195,7 @@ impl Remote {
         let headers =
             HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(MANIFEST_TYPES))]);
         let question = self.question(upstream, &url, &headers);
-        let (mut answer, _) = self.client.ask(&question).await?;
+        let mut answer = self.client.ask(&question, |_| ()).await?;
         if answer.status() != StatusCode::OK {
             let hint = format!("check it with `kitfs list {}`", self.name);
             return Err(self.refusal(upstream, answer, &what, &hint).await);
@@ -226,7 +230,7 @@ impl Remote {
         for _ in 0..tags::PAGE_LIMIT {
             let headers = HeaderMap::new();
             let question = self.question(upstream, &url, &headers);
-            let (mut answer, _) = self.client.ask(&question).await?;
+            let mut answer = self.client.ask(&question, |_| ()).await?;
             if answer.status() != StatusCode::OK {
                 let what = "the list of tags";
                 let hint = "check the name of the repository";
@@ -275,19 +279,34 @@ impl Remote {
         }
         let answer = match found {
             Some(answer) => answer,
-            None => {
-                let question = self.question(upstream, &url, &headers);
-                let (answer, target) = self.client.ask(&question).await?;
-                if let Some(target) = target
-                    && answer.status().is_success()
-                {
-                    self.client.targets.remember(&url, Target::new(target));
-                }
-                answer
-            }
+            None => self.ask_for_blob(upstream, &url, &headers, turn).await?,
         };
-        drop(turn);
         self.accept(upstream, blob, range, answer).await
+    }
+
+    /// Asks the registry for a blob, and remembers where it redirects to. The turn ends with that.
+    async fn ask_for_blob(
+        &self,
+        upstream: &Upstream,
+        blob: &Url,
+        headers: &HeaderMap,
+        mut turn: Option<OwnedMutexGuard<()>>,
+    ) -> Result<Answer, Failure> {
+        let targets = &self.client.targets;
+        let mut target = None;
+        let question = self.question(upstream, blob, headers);
+        let asked = self.client.ask(&question, |url| {
+            target = Some(targets.led_to(blob, url, Timestamp::now()));
+            turn = None;
+        });
+        let answer = asked.await;
+        let is_success = answer.as_ref().is_ok_and(|answer| answer.status().is_success());
+        match target {
+            Some(target) if !is_success => targets.forget(blob, &target),
+            None if is_success => targets.is_here(blob),
+            Some(_) | None => {}
+        }
+        answer
     }
 
     /// Asks for a blob where it was last found. `None` when that is not known or no longer true.
@@ -390,6 +409,7 @@ fn with_earlier(mut error: SourceError, earlier: &[SourceError]) -> SourceError 
         SourceError::NotFound { hint: words, .. }
         | SourceError::Unauthorized { detail: words, .. }
         | SourceError::Unavailable { detail: words, .. }
+        | SourceError::Untrusted { detail: words, .. }
         | SourceError::Protocol { detail: words, .. }
         | SourceError::Configuration { detail: words, .. } => words,
         SourceError::Throttled { .. }

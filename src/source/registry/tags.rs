@@ -4,6 +4,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::message;
+use crate::oci::Selector;
 
 /// The largest page that is read: 8 MiB are 60,000 tags of the longest kind.
 pub(super) const PAGE_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
@@ -14,7 +15,8 @@ pub(super) const TAG_LIMIT: usize = 200_000;
 /// The most pages that are asked for, which also ends a list that goes round in a circle.
 pub(super) const PAGE_LIMIT: usize = 2_000;
 
-/// Decodes a page.
+/// Decodes a page. What could not be a tag is left out: nobody could ask for it, and it may hold
+/// anything, at any length.
 ///
 /// # Errors
 /// In words, when it is not a list of tags.
@@ -25,7 +27,9 @@ pub(super) fn decode(page: &[u8]) -> Result<Vec<String>, String> {
     }
     let page: Page =
         serde_json::from_slice(page).map_err(|error| format!("no list of tags: {error}"))?;
-    Ok(page.tags.unwrap_or_default())
+    let mut tags = page.tags.unwrap_or_default();
+    tags.retain(|tag| Selector::tag(tag).is_ok());
+    Ok(tags)
 }
 
 /// The page behind the one at `at`, as the values of its `Link` headers name it.
@@ -103,6 +107,8 @@ mod tests {
         assert_eq!(decode(br#"{"name":"a","tags":["b","a"]}"#).unwrap(), ["b", "a"]);
         assert_eq!(decode(br#"{"name":"a","tags":null}"#).unwrap(), [""; 0]);
         assert!(decode(b"<html>").is_err());
+        let page = serde_json::json!({"tags": ["v1", "", "a\u{1b}[31m", ".a", "x".repeat(129)]});
+        assert_eq!(decode(page.to_string().as_bytes()).unwrap(), ["v1"]);
     }
 
     proptest! {

@@ -102,8 +102,10 @@ impl Answer {
         let token = [body.token, body.access_token].into_iter().flatten().find(|t| !t.is_empty());
         let token = token.ok_or("an answer without a token")?;
         let header = bearer(&token).ok_or("a token that no HTTP header can carry")?;
-        let lifetime = body.expires_in.unwrap_or(DEFAULT_LIFETIME_SECONDS);
-        let lifetime = Duration::from_secs_f64(lifetime.clamp(0.0, MAX_LIFETIME_SECONDS));
+        // Servers that count no time send a 0, which must not mean a token for each request.
+        let lifetime = body.expires_in.filter(|seconds| *seconds > 0.0);
+        let lifetime = lifetime.unwrap_or(DEFAULT_LIFETIME_SECONDS).min(MAX_LIFETIME_SECONDS);
+        let lifetime = Duration::from_secs_f64(lifetime);
         Ok(Self { header, renew_after: lifetime - MARGIN.min(lifetime / 4) })
     }
 }
@@ -164,8 +166,10 @@ mod tests {
 
         let short = decode(r#"{"token":"t","expires_in":4}"#).unwrap();
         assert_eq!(short.renew_after, Duration::from_secs(3));
-        let past = decode(r#"{"token":"t","expires_in":-5}"#).unwrap();
-        assert_eq!(past.renew_after, Duration::ZERO);
+        for none in ["0", "-5", "null"] {
+            let body = format!(r#"{{"token":"t","expires_in":{none}}}"#);
+            assert_eq!(decode(&body).unwrap().renew_after, Duration::from_secs(50), "{none}");
+        }
         let eternal = decode(r#"{"token":"t","expires_in":1e300}"#).unwrap();
         assert_eq!(eternal.renew_after, Duration::from_secs(86_390));
     }

@@ -1,0 +1,595 @@
+//! Where a source meets the cache: what is fetched, how often, and what a reader gets.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::StreamExt;
+use kitfs::cache::{Cache, CacheConfig, LayerState};
+use kitfs::fetch::{FetchError, Fetcher, Layer, LayerSpec};
+use kitfs::layer::layout::CHUNK_BYTES;
+use kitfs::layer::{MemberKind, StreamOffset};
+use kitfs::oci::{BlobId, Compression, Digest, Encoding, Format};
+use kitfs::source::{BlobSource, BlobStream, SourceError};
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use tokio::sync::Semaphore;
+
+const MIB: usize = 1024 * 1024;
+const PIECE: usize = 16 * 1024;
+/// Far longer than anything here takes; a test that reaches it has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A blob in memory that counts what is asked of it.
+struct Memory {
+    bytes: Bytes,
+    is_without_ranges: bool,
+    /// What goes wrong with the next streams, in order.
+    faults: Mutex<Vec<Fault>>,
+    /// Pieces that may be yielded; more are waited for.
+    gate: Arc<Semaphore>,
+    requests: AtomicUsize,
+    yielded_bytes: Arc<AtomicU64>,
+    /// Streams that are alive.
+    streams: Arc<AtomicUsize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    Refuse,
+    BreakAfter(usize),
+    Whole,
+}
+
+impl Memory {
+    fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self::with(bytes, false))
+    }
+
+    fn with(bytes: Vec<u8>, is_without_ranges: bool) -> Self {
+        Self {
+            bytes: bytes.into(),
+            is_without_ranges,
+            faults: Mutex::default(),
+            gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            requests: AtomicUsize::new(0),
+            yielded_bytes: Arc::default(),
+            streams: Arc::default(),
+        }
+    }
+
+    /// A blob whose first `pieces` pieces come at once, and the rest when the gate gets permits.
+    fn gated(bytes: Vec<u8>, pieces: usize) -> Arc<Self> {
+        Arc::new(Self { gate: Arc::new(Semaphore::new(pieces)), ..Self::with(bytes, false) })
+    }
+
+    fn faulty(bytes: Vec<u8>, faults: &[Fault]) -> Arc<Self> {
+        let memory = Self::with(bytes, false);
+        *memory.faults.lock() = faults.iter().rev().copied().collect();
+        Arc::new(memory)
+    }
+
+    fn spec(&self, format: Format, compression: Compression) -> LayerSpec {
+        let blob = BlobId { digest: Digest::of(&self.bytes), size: self.bytes.len() as u64 };
+        LayerSpec { blob, encoding: Encoding { format, compression } }
+    }
+
+    fn raw(&self) -> LayerSpec {
+        self.spec(Format::Raw, Compression::None)
+    }
+
+    fn yielded(&self) -> u64 {
+        self.yielded_bytes.load(Ordering::SeqCst)
+    }
+}
+
+/// Counts a stream for as long as it is alive.
+struct Alive(Arc<AtomicUsize>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn unavailable() -> SourceError {
+    SourceError::Unavailable { place: "memory".into(), detail: "as the test wishes".into() }
+}
+
+impl BlobSource for Memory {
+    fn open(
+        &self,
+        blob: BlobId,
+        range: Range<u64>,
+    ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
+        assert!(range.start < range.end && range.end <= blob.size, "the contract of open");
+        self.requests.fetch_add(1, Ordering::SeqCst);
+        let fault = self.faults.lock().pop().unwrap_or(Fault::None);
+        let is_whole = self.is_without_ranges || matches!(fault, Fault::Whole);
+        let range = if is_whole { 0..blob.size } else { range };
+        let bytes = self.bytes.slice(range.start as usize..range.end as usize);
+        let mut pieces: Vec<Result<Bytes, SourceError>> = Vec::new();
+        match fault {
+            Fault::Refuse => return Box::pin(async { Err(unavailable()) }),
+            Fault::BreakAfter(length) => {
+                let length = length.min(bytes.len() - 1);
+                pieces.extend(cut(&bytes.slice(..length)).map(Ok));
+                pieces.push(Err(unavailable()));
+            }
+            Fault::None | Fault::Whole => pieces.extend(cut(&bytes).map(Ok)),
+        }
+        self.streams.fetch_add(1, Ordering::SeqCst);
+        let alive = Alive(self.streams.clone());
+        let (gate, yielded) = (self.gate.clone(), self.yielded_bytes.clone());
+        let bytes = futures_util::stream::iter(pieces).then(move |piece| {
+            let _alive = &alive;
+            let (gate, yielded) = (gate.clone(), yielded.clone());
+            async move {
+                gate.acquire().await.unwrap().forget();
+                if let Ok(piece) = &piece {
+                    yielded.fetch_add(piece.len() as u64, Ordering::SeqCst);
+                }
+                piece
+            }
+        });
+        let stream = BlobStream { range, bytes: bytes.boxed() };
+        Box::pin(async move { Ok(stream) })
+    }
+}
+
+fn cut(bytes: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
+    let bytes = bytes.clone();
+    (0..bytes.len())
+        .step_by(PIECE)
+        .map(move |start| bytes.slice(start..(start + PIECE).min(bytes.len())))
+}
+
+fn content(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+fn tar_of(sizes: &[usize]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (index, &size) in sizes.iter().enumerate() {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(size as u64);
+        header.set_mode(0o644);
+        let bytes = content(index as u64 + 1, size);
+        builder.append_data(&mut header, format!("file-{index}"), &bytes[..]).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn fetcher(folder: &Path, capacity_bytes: Option<u64>) -> Arc<Fetcher> {
+    let config = CacheConfig { folder: folder.into(), capacity_bytes, keep_free_bytes: 0 };
+    Fetcher::new(Cache::open(config).unwrap())
+}
+
+async fn open(
+    fetcher: &Fetcher,
+    spec: LayerSpec,
+    source: &Arc<Memory>,
+) -> Result<Arc<Layer>, FetchError> {
+    fetcher.open(spec, source.clone(), &|_| {}).await
+}
+
+async fn read(layer: &Layer, range: Range<usize>) -> Result<Bytes, FetchError> {
+    let range = StreamOffset(range.start as u64)..StreamOffset(range.end as u64);
+    tokio::time::timeout(PATIENCE, layer.read(range)).await.expect("a read hangs")
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "still not so: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_tar_of_big_files_is_listed_from_its_headers() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(tar_of(&[4 * MIB + 1, 5 * MIB, 3 * MIB - 7]));
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.spec(Format::Tar, Compression::None), &source).await.unwrap();
+    assert_eq!(layer.contents().toc.members.len(), 3);
+    assert!(source.yielded() <= source.bytes.len() as u64 / 100, "{} bytes", source.yielded());
+    // What was read beyond a header is kept: the rest of the layer is fetched, and no more.
+    let all = read(&layer, 0..source.bytes.len()).await.unwrap();
+    assert!(all == source.bytes);
+    // But for the end marker, which came without the padding before it.
+    assert!(source.yielded() <= source.bytes.len() as u64 + 1024, "{} bytes", source.yielded());
+    until("confirmed", || layer.state() == LayerState::Confirmed).await;
+}
+
+#[tokio::test]
+async fn many_small_files_take_few_requests_and_each_byte_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(tar_of(&[700; 2_000]));
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.spec(Format::Tar, Compression::None), &source).await.unwrap();
+    assert_eq!(layer.contents().toc.members.len(), 2_000);
+    assert!(source.requests.load(Ordering::SeqCst) <= 12);
+    assert!(read(&layer, 0..source.bytes.len()).await.unwrap() == source.bytes);
+    assert_eq!(source.yielded(), source.bytes.len() as u64);
+}
+
+#[tokio::test]
+async fn a_read_fetches_the_chunks_it_touches() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(content(1, 4 * MIB));
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    assert_eq!(source.yielded(), 0, "nothing needs to be known of a raw layer");
+    let at = 2 * MIB + 100;
+    assert!(read(&layer, at..at + 10).await.unwrap() == source.bytes[at..at + 10]);
+    until("one chunk", || layer.resident_bytes() == CHUNK_BYTES).await;
+    assert_eq!(source.yielded(), CHUNK_BYTES);
+    let mut buffer = [0; 10];
+    assert!(layer.read_resident(StreamOffset(at as u64), &mut buffer).unwrap());
+    assert!(!layer.read_resident(StreamOffset(0), &mut buffer).unwrap());
+    let beyond = read(&layer, 4 * MIB - 1..4 * MIB + 1).await;
+    assert!(matches!(beyond, Err(FetchError::Malformed { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_readers_share_what_is_fetched() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(content(1, 3 * MIB));
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    let readers = (0..32).map(|reader: usize| {
+        let (layer, source) = (layer.clone(), source.clone());
+        tokio::spawn(async move {
+            let start = reader * 70_000;
+            let range = start..start + 800_000;
+            assert!(read(&layer, range.clone()).await.unwrap() == source.bytes[range]);
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.unwrap();
+    }
+    assert!(read(&layer, 0..3 * MIB).await.unwrap() == source.bytes);
+    assert_eq!(source.yielded(), 3 * MIB as u64);
+}
+
+#[tokio::test]
+async fn nothing_is_fetched_again_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(tar_of(&[2 * MIB, 300]));
+    let spec = source.spec(Format::Tar, Compression::None);
+    for _ in 0..2 {
+        let fetcher = fetcher(folder.path(), None);
+        let layer = open(&fetcher, spec, &source).await.unwrap();
+        assert!(read(&layer, 0..source.bytes.len()).await.unwrap() == source.bytes);
+        until("confirmed", || layer.state() == LayerState::Confirmed).await;
+        drop(layer);
+        let cache = Arc::downgrade(fetcher.cache());
+        drop(fetcher);
+        until("the cache is closed", || cache.strong_count() == 0).await;
+    }
+    assert_eq!(source.yielded(), source.bytes.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_source_without_ranges_is_read_once_and_fills_the_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, 20 * MIB);
+    let source = Arc::new(Memory::with(bytes, true));
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    // From behind to the front: each begins before what the stream has reached.
+    let readers = (0..8).rev().map(|reader: usize| {
+        let (layer, source) = (layer.clone(), source.clone());
+        tokio::spawn(async move {
+            let range = reader * 2 * MIB..reader * 2 * MIB + 300_000;
+            assert!(read(&layer, range.clone()).await.unwrap() == source.bytes[range]);
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.unwrap();
+    }
+    until("confirmed", || layer.state() == LayerState::Confirmed).await;
+    assert_eq!(source.yielded(), source.bytes.len() as u64);
+}
+
+#[tokio::test]
+async fn a_tar_from_a_source_without_ranges_is_read_once_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Arc::new(Memory::with(tar_of(&[2 * MIB, 10, MIB]), true));
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.spec(Format::Tar, Compression::None), &source).await.unwrap();
+    assert!(read(&layer, 0..source.bytes.len()).await.unwrap() == source.bytes);
+    assert_eq!(source.yielded(), source.bytes.len() as u64);
+}
+
+#[tokio::test]
+async fn a_layer_larger_than_the_cache_is_readable_from_any_source() {
+    for is_without_ranges in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Arc::new(Memory::with(tar_of(&[3 * MIB, 3 * MIB]), is_without_ranges));
+        let fetcher = fetcher(folder.path(), Some(2 * MIB as u64));
+        let layer =
+            open(&fetcher, source.spec(Format::Tar, Compression::None), &source).await.unwrap();
+        for start in (0..source.bytes.len() - 100_000).step_by(500_000) {
+            let range = start..start + 100_000;
+            assert!(read(&layer, range.clone()).await.unwrap() == source.bytes[range]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_layer_takes_one_pass_and_goes_on_after_an_interruption() {
+    let folder = tempfile::tempdir().unwrap();
+    let stream = tar_of(&[2 * MIB, 100, MIB + 5]);
+    let blob = zstd::encode_all(&stream[..], 1).unwrap();
+    let source = Memory::faulty(blob, &[Fault::BreakAfter(MIB), Fault::None]);
+    let spec = source.spec(Format::Tar, Compression::Zstd);
+    {
+        let fetcher = fetcher(folder.path(), None);
+        let failed = open(&fetcher, spec, &source).await;
+        assert!(matches!(failed, Err(FetchError::Source(_))), "the source's own reason is told");
+    }
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, spec, &source).await.unwrap();
+    assert_eq!(layer.state(), LayerState::Confirmed);
+    assert!(read(&layer, 0..stream.len()).await.unwrap() == stream);
+    assert_eq!(source.yielded(), source.bytes.len() as u64);
+    assert_eq!(fetcher.cache().resident_bytes(), stream.len() as u64, "the spool is gone");
+}
+
+#[tokio::test]
+async fn evicted_chunks_of_a_compressed_layer_come_back_by_another_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let stream = content(1, 2 * MIB);
+    let blob = zstd::encode_all(&stream[..], 1).unwrap();
+    let source = Memory::new(blob);
+    let fetcher = fetcher(folder.path(), Some(5 * MIB as u64));
+    let layer = open(&fetcher, source.spec(Format::Raw, Compression::Zstd), &source).await.unwrap();
+    fetcher.cache().make_room(4 * MIB as u64 + 100_000).unwrap();
+    assert!(layer.resident_bytes() < MIB as u64);
+    assert!(read(&layer, 0..stream.len()).await.unwrap() == stream);
+    assert_eq!(layer.state(), LayerState::Confirmed);
+}
+
+#[tokio::test]
+async fn a_wrong_digest_poisons_an_uncompressed_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(content(1, MIB));
+    let mut spec = source.raw();
+    spec.blob.digest = Digest::of(b"something else");
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, spec, &source).await.unwrap();
+    // The digest is known at the last byte; what was read before then was served.
+    let _ = read(&layer, 0..MIB).await;
+    let got = Digest::of(&source.bytes);
+    until("poisoned", || layer.state() == LayerState::Poisoned { got }).await;
+    assert!(matches!(read(&layer, 0..10).await, Err(FetchError::Poisoned { .. })));
+    drop(layer);
+    let again = open(&fetcher, spec, &source).await;
+    assert!(matches!(again, Err(FetchError::Poisoned { .. })), "not fetched again");
+}
+
+#[tokio::test]
+async fn a_wrong_digest_of_a_compressed_layer_refuses_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(zstd::encode_all(&content(1, MIB)[..], 1).unwrap());
+    let mut spec = source.spec(Format::Raw, Compression::Zstd);
+    spec.blob.digest = Digest::of(b"something else");
+    let fetcher = fetcher(folder.path(), None);
+    for _ in 0..2 {
+        let refused = open(&fetcher, spec, &source).await;
+        assert!(matches!(refused, Err(FetchError::Poisoned { .. })));
+        assert_eq!(fetcher.cache().resident_bytes(), 0, "nothing of it is kept");
+    }
+}
+
+#[tokio::test]
+async fn every_waiter_hears_of_a_failure_and_the_next_read_tries_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::faulty(content(1, MIB), &[Fault::BreakAfter(300_000)]);
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    let (front, all, back) =
+        tokio::join!(read(&layer, 0..1000), read(&layer, 0..MIB), read(&layer, MIB - 1000..MIB),);
+    // The first request asked for all of `front`'s chunk alone, and broke off behind it or in it.
+    let failures = [&front, &all, &back].iter().filter(|result| result.is_err()).count();
+    assert!(failures <= 2);
+    assert!(read(&layer, 0..MIB).await.unwrap() == source.bytes);
+    assert_eq!(source.yielded(), MIB as u64, "what came before the failure is kept");
+}
+
+#[tokio::test]
+async fn a_refused_request_fails_its_reader_and_not_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::faulty(content(1, MIB), &[Fault::Refuse]);
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    let refused = read(&layer, 0..10).await.unwrap_err();
+    assert!(refused.is_retryable(), "{refused}");
+    assert!(read(&layer, 0..10).await.unwrap() == source.bytes[..10]);
+}
+
+#[tokio::test]
+async fn a_broken_stream_goes_on_at_the_next_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = Memory::new(content(1, MIB));
+    let broken = Memory::faulty(content(1, MIB), &[Fault::BreakAfter(300_000)]);
+    let fetcher = fetcher(folder.path(), None);
+    let first = open(&fetcher, good.raw(), &good).await.unwrap();
+    // The source that was named last is asked first.
+    let layer = open(&fetcher, good.raw(), &broken).await.unwrap();
+    assert!(Arc::ptr_eq(&first, &layer));
+    assert!(read(&layer, 0..MIB).await.unwrap() == good.bytes);
+    assert_eq!(broken.yielded(), 300_000);
+    assert_eq!(good.yielded(), MIB as u64 - 300_000);
+}
+
+#[tokio::test]
+async fn readers_are_served_before_their_request_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::gated(content(1, 2 * MIB), 20);
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    layer.prefetch(StreamOffset(0)..StreamOffset(2 * MIB as u64));
+    let range = 5 * PIECE..19 * PIECE;
+    assert!(read(&layer, range.clone()).await.unwrap() == source.bytes[range]);
+    assert_eq!(source.requests.load(Ordering::SeqCst), 1);
+    assert_eq!(source.streams.load(Ordering::SeqCst), 1, "the request still runs");
+    source.gate.add_permits(1000);
+    assert!(read(&layer, 0..2 * MIB).await.unwrap() == source.bytes);
+}
+
+#[tokio::test]
+async fn dropping_the_layer_ends_its_transfers() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::gated(content(1, 2 * MIB), 3);
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    layer.prefetch(StreamOffset(0)..StreamOffset(2 * MIB as u64));
+    until("a stream is open", || source.streams.load(Ordering::SeqCst) == 1).await;
+    drop(layer);
+    until("no stream is open", || source.streams.load(Ordering::SeqCst) == 0).await;
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Read { start: prop::sample::Index, length: usize },
+    Prefetch { start: prop::sample::Index, length: usize },
+    Evict { bytes: u64 },
+    Restart,
+    Faults(Vec<Fault>),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let fault = prop_oneof![
+        Just(Fault::None),
+        Just(Fault::Refuse),
+        (0..600_000usize).prop_map(Fault::BreakAfter),
+        Just(Fault::Whole),
+    ];
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        6 => (index(), 1..700_000usize).prop_map(|(start, length)| Step::Read { start, length }),
+        2 => (index(), 1..2_000_000usize).prop_map(|(start, length)| Step::Prefetch { start, length }),
+        2 => (0..3_000_000u64).prop_map(|bytes| Step::Evict { bytes }),
+        1 => Just(Step::Restart),
+        2 => prop::collection::vec(fault, 1..4).prop_map(Step::Faults),
+    ]
+}
+
+fn any_sizes() -> impl Strategy<Value = Vec<usize>> {
+    let size = prop_oneof![0..3_000usize, 200_000..600_000usize, MIB..MIB + 300_000];
+    prop::collection::vec(size, 1..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_layer_reads_like_its_stream(
+        sizes in any_sizes(), is_compressed in any::<bool>(),
+        steps in prop::collection::vec(any_step(), 1..20),
+    ) {
+        let stream = tar_of(&sizes);
+        let (blob, compression) = match is_compressed {
+            true => (zstd::encode_all(&stream[..], 1).unwrap(), Compression::Zstd),
+            false => (stream.clone(), Compression::None),
+        };
+        // Room for a pass with its spool, and hardly more.
+        let capacity = 2 * stream.len() as u64 + MIB as u64;
+        let source = Memory::new(blob);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(model(stream, capacity, source, compression, steps));
+    }
+}
+
+async fn model(
+    stream: Vec<u8>,
+    capacity: u64,
+    source: Arc<Memory>,
+    compression: Compression,
+    steps: Vec<Step>,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = source.spec(Format::Tar, compression);
+    let mut fetcher = self::fetcher(folder.path(), Some(capacity));
+    let mut layer = open(&fetcher, spec, &source).await.unwrap();
+    for step in steps {
+        match step {
+            Step::Read { start, length } => {
+                let start = start.index(stream.len());
+                let range = start..(start + length).min(stream.len());
+                match read(&layer, range.clone()).await {
+                    Ok(bytes) => assert!(bytes == stream[range], "wrong bytes"),
+                    // As many faults as there are left may each fail a read.
+                    Err(FetchError::Source(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Step::Prefetch { start, length } => {
+                let start = start.index(stream.len()) as u64;
+                layer.prefetch(StreamOffset(start)..StreamOffset(start + length as u64));
+            }
+            Step::Evict { bytes } => {
+                fetcher.cache().make_room(bytes.min(capacity)).ok();
+            }
+            Step::Restart => {
+                drop(layer);
+                let cache = Arc::downgrade(fetcher.cache());
+                drop(fetcher);
+                until("the cache is closed", || cache.strong_count() == 0).await;
+                source.faults.lock().clear();
+                fetcher = self::fetcher(folder.path(), Some(capacity));
+                layer = open(&fetcher, spec, &source).await.unwrap();
+            }
+            Step::Faults(faults) => *source.faults.lock() = faults,
+        }
+    }
+    source.faults.lock().clear();
+    // Transfers that are under way may still fail for a fault they met earlier.
+    let mut all = read(&layer, 0..stream.len()).await;
+    if all.is_err() {
+        all = read(&layer, 0..stream.len()).await;
+    }
+    assert!(all.unwrap() == stream);
+    let files = layer.contents().toc.members.iter();
+    assert!(files.clone().all(|member| matches!(member.kind, MemberKind::File(_))));
+    assert!(!matches!(layer.state(), LayerState::Poisoned { .. }));
+}
+
+/// The transfer that brought a chunk may still run when the chunk is gone again.
+#[tokio::test]
+async fn a_chunk_that_is_evicted_at_once_is_fetched_again() {
+    for compression in [Compression::None, Compression::Zstd] {
+        let folder = tempfile::tempdir().unwrap();
+        let stream = content(1, MIB);
+        let blob = match compression {
+            Compression::Zstd => zstd::encode_all(&stream[..], 1).unwrap(),
+            _ => stream.clone(),
+        };
+        let source = Memory::new(blob);
+        let fetcher = fetcher(folder.path(), Some(5 * MIB as u64));
+        let layer = open(&fetcher, source.spec(Format::Raw, compression), &source).await.unwrap();
+        for _ in 0..5 {
+            let piece = 300_000..400_000;
+            assert!(read(&layer, piece.clone()).await.unwrap() == stream[piece]);
+            fetcher.cache().make_room(5 * MIB as u64).ok();
+        }
+    }
+}
