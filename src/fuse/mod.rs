@@ -13,6 +13,7 @@
 //! - [`unmount_orphan`]: ends mounts that no session of this process serves.
 //! - `adapter`: kernel requests to [`crate::fs::FileSystem`] and back; no thread of it ever waits
 //!   for the network.
+//! - `failure_log`: how many failed reads are logged.
 //! - `errno`: the one table from errors to errno.
 //!
 //! Mounting and unmounting are done here and not by fuser, whose session would unmount by path
@@ -22,6 +23,7 @@
 mod adapter;
 mod device;
 mod errno;
+mod failure_log;
 mod mount;
 mod mount_table;
 mod mountpoint;
