@@ -7,17 +7,18 @@
 # KITFS_PROFILE=dev builds faster and without optimisation.
 set -euo pipefail
 
-# Where the caller stands, for a DIR relative to it.
-caller=$PWD
-cd "$(dirname "$0")/.."
-. scripts/common.sh
-
 case "${1:-}" in
 -h | --help)
     sed -n '2,7s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
 esac
+
+# Where the caller stands, for a DIR relative to it.
+caller=$PWD
+cd "$(dirname "$0")/.."
+. scripts/common.sh
+
 if [ $# -eq 1 ]; then
     fail "a reference and a folder are needed: scripts/quickstart.sh REF DIR"
 fi

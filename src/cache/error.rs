@@ -8,7 +8,7 @@ use crate::oci::Digest;
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// Another process holds the folder.
-    #[error("the cache folder {} is in use by process {pid}: stop it, or choose another folder with --cache-dir", folder.display())]
+    #[error("the cache folder {} is in use by process {pid}, which serves nobody else: wait for its end, or choose another folder with --cache-dir; with `kitfs daemon start` beforehand, commands share a folder", folder.display())]
     Held {
         /// The folder.
         folder: PathBuf,

@@ -67,19 +67,12 @@ pub(super) enum Command {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Cache options")]
 pub(super) struct CacheArguments {
-    /// The cache folder; one daemon owns it [default: ~/.cache/kitfs].
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "KITFS_CACHE_DIR",
-        hide_env_values = true
-    )]
+    /// The cache folder; one daemon owns it [default: ~/.cache/kitfs] [env: KITFS_CACHE_DIR].
+    #[arg(long, global = true, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
     /// The most content to keep, such as 200GiB; what was used least recently goes first
-    /// [default: no limit].
-    #[arg(long, global = true, value_name = "SIZE", env = "KITFS_CACHE_SIZE",
-        hide_env_values = true, value_parser = sizes::parse)]
+    /// [default: no limit] [env: KITFS_CACHE_SIZE].
+    #[arg(long, global = true, value_name = "SIZE", value_parser = sizes::parse)]
     pub cache_size: Option<u64>,
     /// Free space to leave on the cache's file system.
     #[arg(long, global = true, value_name = "SIZE", default_value = "1GiB",
@@ -116,11 +109,13 @@ pub(super) struct NetworkArguments {
     /// How often a request that failed for now is repeated [default: 5].
     #[arg(long, value_name = "COUNT")]
     pub retries: Option<usize>,
-    /// Folder of HOST/hosts.toml files that name mirrors, in containerd's layout.
-    #[arg(long, value_name = "DIR", env = "KITFS_REGISTRIES_DIR", hide_env_values = true)]
+    /// Folder of HOST/hosts.toml files that name mirrors, in containerd's layout
+    /// [env: KITFS_REGISTRIES_DIR].
+    #[arg(long, value_name = "DIR")]
     pub registries_dir: Option<PathBuf>,
-    /// kit's folder, with its credentials and local storage [default: ~/.local/share/kitops].
-    #[arg(long, value_name = "DIR", env = "KITOPS_HOME", hide_env_values = true)]
+    /// kit's folder, with its credentials and local storage [default: ~/.local/share/kitops]
+    /// [env: KITOPS_HOME].
+    #[arg(long, value_name = "DIR")]
     pub config: Option<PathBuf>,
 }
 

@@ -55,10 +55,10 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
 
 async fn copy(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let wanted = parse_kit_path(&arguments.from)?;
-    let kit = settings.kit(wanted.reference, &arguments.network)?;
+    let kit = settings.kit(wanted.reference.clone(), &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
     // Pinned: a tag that moves meanwhile does not mix two kits.
-    let kit = open_kit(&backend, kit).await?;
+    let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
     let request =
         ListRequest { kit: kit.clone(), path: wanted.path, recursive: arguments.recursive };
     let listing = backend.list(request).await?;

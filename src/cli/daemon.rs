@@ -70,7 +70,7 @@ async fn stop(config: DaemonConfig) -> Result<(), CliError> {
     match Backend::running(&config).await? {
         Some(daemon) => {
             daemon.stop().await?;
-            print_line(format_args!("the daemon of {folder} has ended, and its mounts"))
+            print_line(format_args!("the daemon of {folder} has ended, and the mounts it served"))
         }
         None => print_line(format_args!("no daemon runs for {folder}")),
     }

@@ -1,7 +1,6 @@
 //! The environment, read once: the only place in the crate that looks at it.
 //!
-//! Variables that are another way to write a flag (`KITFS_CACHE_DIR`, `KITOPS_HOME`, …) are read
-//! by clap, which shows them in `--help`.
+//! Not by clap, which would show every flag that a variable sets in the usage line of an error.
 
 use std::env;
 use std::path::PathBuf;
@@ -15,6 +14,14 @@ pub(super) struct Environment {
     pub xdg_cache_home: Option<PathBuf>,
     /// `XDG_DATA_HOME`.
     pub xdg_data_home: Option<PathBuf>,
+    /// `KITFS_CACHE_DIR`; `--cache-dir` wins.
+    pub cache_dir: Option<PathBuf>,
+    /// `KITFS_CACHE_SIZE`, as `--cache-size` is written, which wins.
+    pub cache_size: Option<String>,
+    /// `KITFS_REGISTRIES_DIR`; `--registries-dir` wins.
+    pub registries_dir: Option<PathBuf>,
+    /// `KITOPS_HOME`; `--config` wins.
+    pub kitops_home: Option<PathBuf>,
     /// `DOCKER_CONFIG`, a folder.
     pub docker_config: Option<PathBuf>,
     /// `KITOPS_CLIENT_CERT`; wins over `--cert`, as in kit.
@@ -41,6 +48,10 @@ impl Environment {
             // The XDG specification: relative ones are to be ignored.
             xdg_cache_home: path("XDG_CACHE_HOME").filter(|path| path.is_absolute()),
             xdg_data_home: path("XDG_DATA_HOME").filter(|path| path.is_absolute()),
+            cache_dir: path("KITFS_CACHE_DIR"),
+            cache_size: text("KITFS_CACHE_SIZE"),
+            registries_dir: path("KITFS_REGISTRIES_DIR"),
+            kitops_home: path("KITOPS_HOME"),
             docker_config: path("DOCKER_CONFIG"),
             client_certificate: path("KITOPS_CLIENT_CERT"),
             client_key: path("KITOPS_CLIENT_KEY"),

@@ -38,9 +38,9 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let wanted = parse_kit_path(&arguments.path)?;
-    let kit = settings.kit(wanted.reference, &arguments.network)?;
+    let kit = settings.kit(wanted.reference.clone(), &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
-    let kit = open_kit(&backend, kit).await?;
+    let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
     let request = ListRequest { kit, path: wanted.path, recursive: arguments.recursive };
     let listing = backend.list(request).await?;
     print_warnings(&listing.warnings);

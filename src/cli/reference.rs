@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::error::CliError;
-use crate::daemon::api::RawPath;
+use crate::daemon::api::{FailureKind, RawPath};
 
 /// The start of a reference to an OCI layout folder.
 const OCI: &[u8] = b"oci:";
@@ -28,8 +28,17 @@ pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
     match text.strip_prefix("oci:") {
         Some("") => Err(CliError::usage("`oci:` names no folder: write oci:FOLDER[:TAG]")),
         Some(folder) => absolute_layout(Path::new(folder)),
+        None if is_folder(text) => Err(CliError::usage(format!(
+            "`{text}` is a folder: write `oci:{text}` for the kit in an OCI layout folder"
+        ))),
         None => Ok(text.to_owned()),
     }
+}
+
+/// Whether somebody forgot the `oci:` before a folder; no reference begins with `/` or `.`.
+fn is_folder(text: &str) -> bool {
+    let path = Path::new(text);
+    text.starts_with(['/', '.']) && path.is_dir() || path.join("oci-layout").is_file()
 }
 
 /// A reference with a path in the kit.
@@ -45,6 +54,21 @@ pub(super) fn parse_kit_path(text: &OsStr) -> Result<KitPath, CliError> {
         None => Vec::new(),
     };
     Ok(KitPath { reference: parse_reference(reference)?, path: RawPath(path) })
+}
+
+impl KitPath {
+    /// Says where a path begins, when what was not found may hold one.
+    pub(super) fn explain(&self, error: CliError) -> CliError {
+        let CliError::Failure(mut failure) = error else { return error };
+        let is_layout = self.reference.starts_with("oci:");
+        let repository = self.reference.split_once('/').map_or("", |(_, repository)| repository);
+        let may_hold_path = repository.contains('/') && !repository.contains([':', '@']);
+        if failure.kind == FailureKind::NotFound && !is_layout && may_hold_path {
+            failure.message +=
+                "; a path in a kit begins behind its tag: REPOSITORY:TAG/PATH or REPOSITORY//PATH";
+        }
+        CliError::Failure(failure)
+    }
 }
 
 fn absolute_layout(folder: &Path) -> Result<String, CliError> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::arguments::{CacheArguments, NetworkArguments};
 use super::environment::Environment;
 use super::error::CliError;
+use super::sizes;
 use crate::daemon::DaemonConfig;
 use crate::daemon::api::{KitRequest, NetworkOptions};
 
@@ -28,7 +29,7 @@ impl Settings {
     pub(super) fn daemon(&self) -> Result<DaemonConfig, CliError> {
         let environment = &self.environment;
         let under_home = || environment.home.as_ref().map(|home| home.join(".cache"));
-        let folder = match &self.cache.cache_dir {
+        let folder = match self.cache.cache_dir.as_ref().or(environment.cache_dir.as_ref()) {
             Some(folder) => Some(absolute(folder)?),
             None => {
                 let caches = environment.xdg_cache_home.clone().or_else(under_home);
@@ -40,9 +41,15 @@ impl Settings {
                            name a folder with --cache-dir or KITFS_CACHE_DIR";
             return Err(CliError::usage(message));
         };
+        let of_environment = || environment.cache_size.as_deref().map(sizes::parse).transpose();
+        let cache_capacity_bytes = match self.cache.cache_size {
+            Some(bytes) => Some(bytes),
+            None => of_environment()
+                .map_err(|error| CliError::usage(format!("KITFS_CACHE_SIZE: {error}")))?,
+        };
         Ok(DaemonConfig {
             cache_folder,
-            cache_capacity_bytes: self.cache.cache_size,
+            cache_capacity_bytes,
             keep_free_bytes: self.cache.keep_free,
         })
     }
@@ -60,7 +67,7 @@ impl Settings {
     /// How registries are reached.
     pub(super) fn network(&self, network: &NetworkArguments) -> Result<NetworkOptions, CliError> {
         let environment = &self.environment;
-        let kitops_home = match &network.config {
+        let kitops_home = match network.config.as_ref().or(environment.kitops_home.as_ref()) {
             Some(folder) => Some(absolute(folder)?),
             None => {
                 let under_home = || environment.home.as_ref().map(|home| home.join(".local/share"));
@@ -80,6 +87,15 @@ impl Settings {
                 environment.no_proxy.clone(),
             ),
         };
+        let registries_dir =
+            network.registries_dir.as_ref().or(environment.registries_dir.as_ref());
+        if let Some(folder) = registries_dir.filter(|folder| !folder.is_dir()) {
+            let message = format!(
+                "--registries-dir (KITFS_REGISTRIES_DIR) names {}, which is not a folder",
+                folder.display()
+            );
+            return Err(CliError::usage(message));
+        }
         Ok(NetworkOptions {
             plain_http: network.plain_http,
             insecure_tls: !network.tls_verify,
@@ -93,7 +109,7 @@ impl Settings {
             http_proxy: proxies.0,
             https_proxy: proxies.1,
             no_proxy: proxies.2,
-            registries_dir: network.registries_dir.as_deref().map(absolute).transpose()?,
+            registries_dir: registries_dir.map(|folder| absolute(folder)).transpose()?,
             credential_files: self.credential_files(kitops_home.as_deref())?,
             kitops_home,
             retries: network.retries,

@@ -24,7 +24,7 @@ use super::resolve::{Kin, Resolved, resolve};
 use crate::cache::{Contents, LayerKey};
 use crate::fetch::{FetchError, Fetcher, Layer, LayerSpec};
 use crate::kit::tree::TreeLayer;
-use crate::kit::{Filters, KitLayer, Parents, Placement, Role, Tree, TreeError};
+use crate::kit::{Filters, Kit, KitLayer, Parents, Placement, Role, Tree, TreeError};
 use crate::layer::{Member, MemberKind, StreamOffset, Toc};
 use crate::oci::{Compression, Digest, Origin, Reference};
 use crate::source::{BlobSource, Repositories};
@@ -67,6 +67,9 @@ pub async fn load(
     let child = resolve(fetcher.cache(), repositories, &kin).await?;
     let parents = resolve_parents(fetcher, repositories, &child, request).await?;
     let (wanted, mut warnings) = wanted_layers(&child, &parents, request);
+    if wanted.is_empty() && !request.filters.takes_kitfile() {
+        warnings.push(takes_nothing(&child.description.kit));
+    }
     let opened = open_layers(fetcher, &wanted, progress).await?;
 
     let kit = child.description.kit;
@@ -87,6 +90,35 @@ pub async fn load(
     let warnings = bounded(warnings);
     let (layers, media_types) = (opened.layers, opened.media_types);
     Ok(LoadedKit { origin, manifest, kit, tree, layers, media_types, warnings })
+}
+
+/// A role as messages name it.
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Model => "model",
+        Role::ModelPart => "model part",
+        Role::Code => "code",
+        Role::Dataset => "dataset",
+        Role::Docs => "docs",
+        Role::Prompt => "prompt",
+        Role::McpServer => "MCP server",
+    }
+}
+
+/// What a kit has, for a user whose filters take none of it.
+fn takes_nothing(kit: &Kit) -> String {
+    let mut offered: Vec<String> = Vec::new();
+    for layer in kit.layers.iter().take(MOST_WARNINGS) {
+        let name = layer.entry_name.as_ref().or(layer.entry_path.as_ref());
+        offered.push(match name {
+            Some(name) => format!("{} `{name}`", role(layer.role)),
+            None => role(layer.role).to_owned(),
+        });
+    }
+    match offered.is_empty() {
+        true => "the filters take nothing, because the kit has no layers".to_owned(),
+        false => format!("the filters take nothing; the kit has {}", offered.join(", ")),
+    }
 }
 
 /// The parents of a kit, the nearest first, each with the filters that apply to it.
@@ -131,15 +163,7 @@ impl Wanted {
     }
 
     fn name(&self) -> String {
-        let role = match self.layer.role {
-            Role::Model => "model",
-            Role::ModelPart => "model part",
-            Role::Code => "code",
-            Role::Dataset => "dataset",
-            Role::Docs => "docs",
-            Role::Prompt => "prompt",
-            Role::McpServer => "MCP server",
-        };
+        let role = role(self.layer.role);
         format!("{role} layer {}", self.layer.blob.digest)
     }
 

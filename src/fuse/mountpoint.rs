@@ -33,13 +33,13 @@ fn check_folder(mountpoint: &Path, nonempty: bool) -> Result<(), String> {
         }
         ErrorKind::NotConnected => format!(
             "{place} is what is left of a mount whose daemon is gone (transport endpoint is not \
-             connected): take it away with `umount -l {place}` or `fusermount3 -uz {place}`"
+             connected): take it away with `kitfs umount {place}`"
         ),
         _ => format!("the mountpoint {place} cannot be used: {error}"),
     })?;
     if is_ours {
         return Err(format!(
-            "a kit is mounted on {place} already: unmount it first with `kitfs umount {place}`"
+            "a kit is mounted on {place} already, or was when its daemon ended: take that away with `kitfs umount {place}`"
         ));
     }
     if !metadata.is_dir() {
