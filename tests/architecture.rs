@@ -25,12 +25,11 @@ const ARROWS: [(&str, &[&str]); 12] = [
 ];
 
 /// Crates that are to stay in a few rooms, so that the others can do without them.
-const CRATES: [(&str, &[&str]); 9] = [
+const CRATES: [(&str, &[&str]); 8] = [
     ("fuser", &["fuse"]),
     ("reqwest", &["source", "daemon"]),
     ("axum", &["serve", "daemon"]),
-    ("clap", &["cli", "observe"]),
-    ("anyhow", &["cli"]),
+    ("clap", &["cli"]),
     ("redb", &["cache"]),
     ("tar", &["layer"]),
     ("zstd", &["layer"]),

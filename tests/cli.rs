@@ -6,7 +6,9 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -146,7 +148,8 @@ fn wrong_paths_and_references_fail_with_their_names() {
         assert!(kitfs.fail(3, &["ls", "oci:missing:v1"]).contains("missing"));
         let unknown_tag = format!("oci:{}:v9", golden("article").display());
         assert!(kitfs.fail(3, &["info", &unknown_tag]).contains("v9"));
-        assert!(kitfs.fail(5, &["ls", "127.0.0.1:1/org/kit:v1"]).contains("127.0.0.1:1"));
+        let nobody = ["ls", "--retries", "0", "127.0.0.1:1/org/kit:v1"];
+        assert!(kitfs.fail(5, &nobody).contains("127.0.0.1:1"));
         kitfs.fail(7, &["umount", kitfs.folder().to_str().unwrap()]);
     });
 }
@@ -209,6 +212,13 @@ fn cp_follows_the_rules_of_cp() {
         kitfs.fail(2, &["cp", &format!("{reference}/src"), "there"]);
         fs::create_dir_all(at("other/train.py")).unwrap();
         kitfs.fail(2, &["cp", &format!("{reference}/src/train.py"), "other"]);
+        // A directory that is there keeps its mode, also when a whole kit goes into it.
+        fs::create_dir(at("private")).unwrap();
+        fs::set_permissions(at("private"), fs::Permissions::from_mode(0o700)).unwrap();
+        symlink(at("private"), at("link")).unwrap();
+        kitfs.succeed(&["cp", "-r", &reference, "link"]);
+        assert!(at("private/src/train.py").is_file());
+        assert_eq!(fs::metadata(at("private")).unwrap().permissions().mode() & 0o777, 0o700);
         // A link that lies in the destination is not written through.
         fs::create_dir_all(at("trap")).unwrap();
         fs::create_dir_all(at("outside")).unwrap();
@@ -227,6 +237,89 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_message_that_cannot_be_written_changes_nothing() {
+    let kitfs = Kitfs::new();
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = kitfs.command(&["ls", "oci:missing:v1"]);
+    assert_eq!(command.stderr(full()).status().unwrap().code(), Some(3));
+
+    // A daemon whose log is on a full disk goes on, though every line of it is lost.
+    let mut command = kitfs.command(&["daemon", "run"]);
+    command.env("KITFS_LOG", "trace").stdout(Stdio::null()).stderr(full());
+    let mut daemon = command.spawn().unwrap();
+    support::kitfs::wait_until("the daemon", || {
+        assert_eq!(daemon.try_wait().unwrap(), None, "the daemon has ended");
+        kitfs.run(&["daemon", "status"]).code == Some(0)
+    });
+    assert!(kitfs.succeed(&["ls", &golden_reference("article")]).contains("models"));
+    kitfs.succeed(&["daemon", "stop"]);
+    assert!(daemon.wait().unwrap().success());
+}
+
+#[test]
+fn without_a_daemon_nothing_is_mounted() {
+    let kitfs = Kitfs::new();
+    assert_eq!(kitfs.json(&["status", "--json"]), Value::Array(Vec::new()));
+    assert_eq!(kitfs.succeed(&["status"]).lines().count(), 1);
+    assert!(!kitfs.cache().exists(), "to look is not to make");
+}
+
+/// Sends a request to the control socket by hand; returns the answer, head and all.
+fn ask(kitfs: &Kitfs, head: &str, body: &str) -> String {
+    let mut socket = UnixStream::connect(kitfs.cache().join("control.sock")).unwrap();
+    let length = body.len();
+    let text = format!(
+        "{head}\r\nHost: kitfs\r\nConnection: close\r\nContent-Length: {length}\r\n\
+         Content-Type: application/json\r\n\r\n{body}"
+    );
+    socket.write_all(text.as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn the_control_socket_refuses_other_versions_and_what_it_does_not_understand() {
+    let kitfs = Kitfs::new();
+    kitfs.succeed(&["daemon", "start"]);
+    let other = "POST /v1/info HTTP/1.1\r\nkitfs-version: 0.0.1";
+    let answer = ask(&kitfs, other, r#"{"unknown": 1}"#);
+    assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
+    assert!(answer.contains("this command is kitfs 0.0.1"), "{answer}");
+    assert!(answer.contains("kitfs daemon stop"), "says not what to do: {answer}");
+
+    for body in ["", "{", r#"{"unknown": 1}"#, &"[".repeat(100_000)] {
+        let answer = ask(&kitfs, "POST /v1/info HTTP/1.1", body);
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+        assert!(answer.contains(r#""kind":"usage""#), "{answer}");
+    }
+    let too_long = ask(&kitfs, "POST /v1/info HTTP/1.1", &" ".repeat((1 << 20) + 1));
+    assert!(too_long.contains(r#""kind":"usage""#), "{too_long}");
+
+    // A command of another version can still look, and stop.
+    let status = ask(&kitfs, "GET /v1/status HTTP/1.1\r\nkitfs-version: 0.0.1", "");
+    assert!(status.starts_with("HTTP/1.1 200"), "{status}");
+    let stop = ask(&kitfs, "POST /v1/stop HTTP/1.1\r\nkitfs-version: 0.0.1", "");
+    assert!(stop.starts_with("HTTP/1.1 202"), "{stop}");
+    support::kitfs::wait_until("the end of the daemon", || {
+        kitfs.run(&["daemon", "status"]).code == Some(9)
+    });
+}
+
+#[test]
+fn a_compressed_kit_is_opened_with_progress() {
+    let kitfs = Kitfs::new();
+    kitfs.succeed(&["daemon", "start"]);
+    let reference = golden_reference("comp-gzip");
+    let body = serde_json::json!({"reference": reference, "umask": 18}).to_string();
+    let answer = ask(&kitfs, "POST /v1/open HTTP/1.1", &body);
+    assert!(answer.contains(r#"{"progress":{"passed_bytes":"#), "{answer}");
+    let digest = kitfs.json(&["info", "--json", &reference])["digest"].clone();
+    let pinned = format!("oci:{}@{}", golden("comp-gzip").display(), digest.as_str().unwrap());
+    assert!(answer.contains(&format!(r#"{{"opened":{{"pinned":"{pinned}"}}}}"#)), "{answer}");
 }
 
 #[test]

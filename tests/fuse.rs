@@ -1,6 +1,7 @@
 //! Real mounts. Each test's name is a sentence of docs/semantics.md.
 //!
 //! They need root and /dev/fuse, and fail where that is missing.
+#![allow(unsafe_code, reason = "mapping a file into memory")]
 
 mod engine;
 mod support;
@@ -409,6 +410,36 @@ fn missing_names_paths_through_files_and_names_too_long_have_their_errno() {
     assert_eq!(listed.unwrap_err().kind(), ErrorKind::NotADirectory);
     let longest = mounted.path(vec![b'a'; 256]);
     assert_eq!(errno(fs::metadata(longest)), Errno::NAMETOOLONG.raw_os_error());
+}
+
+#[test]
+fn deep_paths_long_names_and_empty_directories_are_all_there() {
+    let deep = ["d"; 600].join("/");
+    let name = "n".repeat(255);
+    let layer = Layer::tar("dataset", "data")
+        .file(format!("{deep}/file"), 0o644, b"deep")
+        .file(format!("data/{name}"), 0o644, b"long")
+        .directory("data/empty", 0o750);
+    let mounted = Mounted::new(Kit::modelkit().with(layer));
+    assert_eq!(fs::read(mounted.path(format!("{deep}/file"))).unwrap(), b"deep");
+    assert_eq!(fs::read(mounted.path(format!("data/{name}"))).unwrap(), b"long");
+    let empty = mounted.path("data/empty");
+    assert_eq!(fs::metadata(&empty).unwrap().mode() & 0o7777, 0o750);
+    assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
+    let inodes = rustix::fs::statvfs(&mounted.root).unwrap().f_files;
+    // The root, the Kitfile, `data` with two entries, and the deep file.
+    assert_eq!(inodes, 600 + 6);
+}
+
+#[test]
+fn a_kit_without_layers_is_its_kitfile() {
+    let mounted = Mounted::new(Kit::modelkit());
+    let manifest = String::from_utf8_lossy(&mounted.written.manifest).into_owned();
+    assert!(manifest.contains(r#""layers":null"#), "{manifest}");
+    let names: Vec<_> =
+        fs::read_dir(&mounted.root).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(names, ["Kitfile"]);
+    assert!(fs::read(mounted.path("Kitfile")).unwrap().starts_with(b"manifestVersion: 1.0.0\n"));
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use super::umount;
 use super::{cache, cat, completions, copy, daemon, info, list, ls, mount, serve, sizes, status};
+use crate::observe;
 
 /// Mount remote ModelKits lazily, as read-only directories.
 #[derive(Debug, Parser)]
@@ -112,12 +113,34 @@ pub(super) struct NetworkArguments {
     /// Proxy for every registry; otherwise HTTP_PROXY, HTTPS_PROXY and NO_PROXY count.
     #[arg(long, value_name = "URL")]
     pub proxy: Option<String>,
+    /// How often a request that failed for now is repeated [default: 5].
+    #[arg(long, value_name = "COUNT")]
+    pub retries: Option<usize>,
     /// Folder of HOST/hosts.toml files that name mirrors, in containerd's layout.
     #[arg(long, value_name = "DIR", env = "KITFS_REGISTRIES_DIR", hide_env_values = true)]
     pub registries_dir: Option<PathBuf>,
     /// kit's folder, with its credentials and local storage [default: ~/.local/share/kitops].
     #[arg(long, value_name = "DIR", env = "KITOPS_HOME", hide_env_values = true)]
     pub config: Option<PathBuf>,
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object.
+    Json,
+}
+
+impl From<LogFormat> for observe::LogFormat {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
 }
 
 /// Permission bits in octal, as umask(1) takes them.

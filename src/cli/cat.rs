@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 
 use super::arguments::NetworkArguments;
 use super::error::CliError;
+use super::output::open_kit;
 use super::reference::{KitPath, parse_kit_path};
 use super::settings::Settings;
 use crate::daemon::Backend;
@@ -32,7 +33,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let wanted = by_kit(wanted.collect::<Result<Vec<_>, _>>()?);
     let backend = Backend::open(&settings.daemon()?).await?;
     for (reference, paths) in wanted {
-        let kit = settings.kit(reference, &arguments.network)?;
+        let kit = open_kit(&backend, settings.kit(reference, &arguments.network)?).await?;
         let mut bytes = backend.read(ReadRequest { kit, paths }).await?;
         while let Some(piece) = bytes.next().await {
             io::stdout().lock().write_all(&piece?)?;

@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 
 use super::arguments::NetworkArguments;
 use super::error::CliError;
-use super::output::{byte_bar, print_warnings, printable};
+use super::output::{byte_bar, open_kit, print_warnings, printable};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
 use crate::daemon::Backend;
@@ -57,6 +57,8 @@ async fn copy(settings: &Settings, arguments: Arguments) -> Result<(), CliError>
     let wanted = parse_kit_path(&arguments.from)?;
     let kit = settings.kit(wanted.reference, &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
+    // Pinned: a tag that moves meanwhile does not mix two kits.
+    let kit = open_kit(&backend, kit).await?;
     let request =
         ListRequest { kit: kit.clone(), path: wanted.path, recursive: arguments.recursive };
     let listing = backend.list(request).await?;
@@ -66,8 +68,6 @@ async fn copy(settings: &Settings, arguments: Arguments) -> Result<(), CliError>
         let name = if name.is_empty() { "the whole kit".into() } else { name };
         return Err(CliError::usage(format!("{name} is a directory: copy it with -r")));
     }
-    // Pinned: a tag that moves meanwhile does not mix two kits.
-    let kit = KitRequest { reference: listing.pinned.clone(), ..kit };
     let destination = Destination::find(&arguments.to, &listing.entry)?;
     let total_bytes = std::iter::once(&listing.entry).chain(&listing.below).map(|entry| entry.size);
     let bar = byte_bar(total_bytes.fold(0, u64::saturating_add), "copying");
@@ -94,8 +94,9 @@ impl Copying {
             let target = self.destination.place(relative(base, &entry.path.0)?);
             match &entry.kind {
                 EntryKind::Directory => {
-                    writing::directory(&target)?;
-                    directories.push((target, entry.mode));
+                    if writing::directory(&target)? {
+                        directories.push((target, entry.mode));
+                    }
                 }
                 EntryKind::Symlink(link) if self.is_recursive => {
                     let is_inside = destination::stays_inside(base, &entry.path.0, &link.0);
@@ -113,6 +114,7 @@ impl Copying {
             }
         }
         // Last and deepest first: what is in a directory without write permission is there by now.
+        // Directories that were there before keep their modes, as with cp.
         for (path, mode) in directories.into_iter().rev() {
             writing::set_mode(&path, mode)?;
         }

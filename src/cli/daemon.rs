@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+use super::arguments::LogFormat;
 use super::error::CliError;
 use super::mount::notify_ready;
 use super::output::{print_json, print_line};
@@ -10,7 +11,6 @@ use super::status::print_mounts;
 use super::{block_on, sizes};
 use crate::daemon::api::FailureKind;
 use crate::daemon::{self, Backend, DaemonConfig};
-use crate::observe::LogFormat;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

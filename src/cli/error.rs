@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use super::output::say;
 use crate::daemon::api::{Failure, FailureKind};
 
 /// Why a command did not do what it was asked.
@@ -36,7 +37,7 @@ impl CliError {
     pub(super) fn report(self) -> ExitCode {
         match self {
             Self::Failure(failure) => {
-                eprintln!("kitfs: {failure}");
+                say(&failure);
                 ExitCode::from(failure.kind.exit_code())
             }
             Self::OutputClosed => ExitCode::SUCCESS,

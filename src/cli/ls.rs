@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use super::arguments::NetworkArguments;
 use super::error::CliError;
-use super::output::{Colour, Names, print_json, print_warnings};
+use super::output::{Colour, Names, open_kit, print_json, print_warnings};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
 use crate::daemon::Backend;
@@ -38,12 +38,11 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let wanted = parse_kit_path(&arguments.path)?;
-    let request = ListRequest {
-        kit: settings.kit(wanted.reference, &arguments.network)?,
-        path: wanted.path,
-        recursive: arguments.recursive,
-    };
-    let listing = Backend::open(&settings.daemon()?).await?.list(request).await?;
+    let kit = settings.kit(wanted.reference, &arguments.network)?;
+    let backend = Backend::open(&settings.daemon()?).await?;
+    let kit = open_kit(&backend, kit).await?;
+    let request = ListRequest { kit, path: wanted.path, recursive: arguments.recursive };
+    let listing = backend.list(request).await?;
     print_warnings(&listing.warnings);
     let base = base_length(&listing, arguments.recursive);
     let entries = match listing.entry.kind {

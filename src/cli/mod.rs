@@ -33,11 +33,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use self::arguments::{Arguments, Command};
+use self::arguments::{Arguments, Command, LogFormat};
 use self::environment::Environment;
 use self::error::CliError;
+use self::output::warn;
 use self::settings::Settings;
-use crate::observe::{self, LogFormat};
+use crate::observe;
 
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
@@ -94,8 +95,9 @@ fn start_log(arguments: &Arguments, environment: &Environment) {
         (true, 1) | (false, 2) => "info,kitfs=debug",
         _ => "debug,kitfs=trace",
     };
-    if let Err(error) = observe::start_log(environment.log.as_deref().unwrap_or(default), format) {
-        eprintln!("kitfs: warning: KITFS_LOG is not understood and is ignored: {error}");
+    let filter = environment.log.as_deref().unwrap_or(default);
+    if let Err(error) = observe::start_log(filter, format.into()) {
+        warn(format_args!("KITFS_LOG is not understood and is ignored: {error}"));
     }
 }
 

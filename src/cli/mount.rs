@@ -4,15 +4,14 @@ use std::path::PathBuf;
 
 use sd_notify::NotifyState;
 
-use super::arguments::{NetworkArguments, parse_umask};
+use super::arguments::{LogFormat, NetworkArguments, parse_umask};
 use super::error::CliError;
-use super::output::{byte_bar, print_line, print_warnings, short_digest};
+use super::output::{pass_bar, print_line, print_warnings, short_digest, show_pass, warn};
 use super::reference::parse_reference;
 use super::settings::{Settings, mountpoint};
 use super::{block_on, sizes};
 use crate::daemon::api::{KitRequest, MountRequest, MountStatus};
 use crate::daemon::{self, Backend, DaemonConfig};
-use crate::observe::LogFormat;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -98,13 +97,8 @@ pub(super) fn notify_ready() {
 async fn mount(config: DaemonConfig, request: MountRequest) -> Result<(), CliError> {
     let backend = Backend::daemon(&config).await?;
     warn_of_other_capacity(&config, &backend).await?;
-    let bar = byte_bar(0, "reading compressed layers");
-    let status = backend
-        .mount(request, &mut |progress| {
-            bar.set_length(progress.total_bytes);
-            bar.set_position(progress.passed_bytes);
-        })
-        .await;
+    let bar = pass_bar();
+    let status = backend.mount(request, &mut |progress| show_pass(&bar, progress)).await;
     bar.finish_and_clear();
     announce(&status?)
 }
@@ -114,11 +108,11 @@ async fn warn_of_other_capacity(config: &DaemonConfig, backend: &Backend) -> Res
     let capacity = backend.status().await?.cache_capacity_bytes;
     if capacity != Some(wanted) {
         let capacity = capacity.map_or("no limit".to_owned(), sizes::show);
-        eprintln!(
-            "kitfs: warning: the running daemon has --cache-size {capacity}, and keeps it; \
+        warn(format_args!(
+            "the running daemon has --cache-size {capacity}, and keeps it; \
              `kitfs daemon stop` and start it anew with {}",
             sizes::show(wanted)
-        );
+        ));
     }
     Ok(())
 }

@@ -10,7 +10,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::error::CliError;
-use crate::daemon::api::KitState;
+use crate::daemon::Backend;
+use crate::daemon::api::{KitRequest, KitState, PassProgress};
 
 /// Directories.
 const BLUE: Style = AnsiColor::Blue.on_default().bold();
@@ -62,8 +63,19 @@ pub(super) fn print_table(
 /// Warnings go to the standard error, one a line.
 pub(super) fn print_warnings(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("kitfs: warning: {}", printable(warning.as_bytes()));
+        warn(printable(warning.as_bytes()));
     }
+}
+
+/// One warning.
+pub(super) fn warn(warning: impl std::fmt::Display) {
+    say(format_args!("warning: {warning}"));
+}
+
+/// Says something on the standard error. Nobody is left to be told when that fails, and it must
+/// not change how the command ends (`eprintln!` would panic).
+pub(super) fn say(words: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "kitfs: {words}");
 }
 
 /// Text that does nothing to a terminal: control characters and what is not UTF-8 are written as
@@ -156,6 +168,26 @@ pub(super) fn byte_bar(total_bytes: u64, what: &'static str) -> ProgressBar {
         "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
     let style = ProgressStyle::with_template(template).expect("the template is a constant");
     bar.with_style(style.progress_chars("=> ")).with_message(what)
+}
+
+/// Opens a kit, with a bar while compressed layers take their pass; the answer names the same kit
+/// for ever.
+pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<KitRequest, CliError> {
+    let bar = pass_bar();
+    let pinned = backend.open_kit(kit, &mut |progress| show_pass(&bar, progress)).await;
+    bar.finish_and_clear();
+    Ok(pinned?)
+}
+
+/// The bar for passes over compressed layers.
+pub(super) fn pass_bar() -> ProgressBar {
+    byte_bar(0, "reading compressed layers")
+}
+
+/// Moves [`pass_bar`].
+pub(super) fn show_pass(bar: &ProgressBar, progress: PassProgress) {
+    bar.set_length(progress.total_bytes);
+    bar.set_position(progress.passed_bytes);
 }
 
 #[cfg(test)]

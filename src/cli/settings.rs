@@ -96,6 +96,7 @@ impl Settings {
             registries_dir: network.registries_dir.as_deref().map(absolute).transpose()?,
             credential_files: self.credential_files(kitops_home.as_deref())?,
             kitops_home,
+            retries: network.retries,
         })
     }
 

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use super::error::CliError;
 use super::settings::{Settings, mountpoint};
-use crate::daemon::api::FailureKind;
-use crate::daemon::{Backend, unmount_orphan};
+use crate::daemon::Backend;
+use crate::daemon::api::{Failure, FailureKind};
+use crate::fuse::unmount_orphan;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -30,8 +31,12 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             Ok(()) => return Ok(()),
             // Perhaps another cache folder's, or a leftover.
             Err(failure) if failure.kind == FailureKind::NotFound => {}
+            // It was killed while it was asked.
+            Err(failure) if failure.kind == FailureKind::Daemon && daemon.has_ended().await => {}
             Err(failure) => return Err(failure.into()),
         }
     }
-    Ok(unmount_orphan(&mountpoint, arguments.lazy)?)
+    let orphan = tokio::task::spawn_blocking(move || unmount_orphan(&mountpoint, arguments.lazy));
+    let ended = orphan.await.map_err(|error| CliError::internal(error.to_string()))?;
+    Ok(ended.map_err(Failure::from)?)
 }

@@ -32,6 +32,8 @@ pub struct NetworkOptions {
     pub credential_files: Vec<PathBuf>,
     /// kit's own folder (`KITOPS_HOME`), for `localhost/…` references.
     pub kitops_home: Option<PathBuf>,
+    /// How often a request is repeated after a failure that may pass; `None` for the usual.
+    pub retries: Option<usize>,
 }
 
 /// Which kit, and what of it.
@@ -79,6 +81,33 @@ pub enum MountEvent {
     Mounted(MountStatus),
     /// Nothing was mounted.
     Failed(Failure),
+}
+
+/// A line of the answer to a request to open a kit; the last one is `Opened` or `Failed`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpenEvent {
+    /// A compressed layer is being passed over: nothing can be listed before its end.
+    Progress(PassProgress),
+    /// The kit is open, and stays so for the requests that follow.
+    Opened {
+        /// The reference that names this very kit for ever.
+        pinned: String,
+    },
+    /// The kit cannot be opened.
+    Failed(Failure),
+}
+
+impl From<Failure> for MountEvent {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<Failure> for OpenEvent {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 /// How far the passes over compressed layers have come.
@@ -191,8 +220,6 @@ pub struct ListRequest {
 /// The answer to a [`ListRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listing {
-    /// The reference that names this very kit for ever, for reading what was listed.
-    pub pinned: String,
     /// The entry that was asked for.
     pub entry: Entry,
     /// Its children, or all below it, parents before children, siblings by name.
@@ -403,6 +430,10 @@ impl RawPath {
                 continue;
             }
             let hex = rest.split_off(..2)?;
+            // `from_str_radix` takes a sign, too.
+            if !hex.iter().all(u8::is_ascii_hexdigit) {
+                return None;
+            }
             bytes.push(u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()?);
         }
         Some(Self(bytes))
@@ -434,6 +465,13 @@ mod tests {
             let path = RawPath(bytes);
             let text = serde_json::to_string(&path).unwrap();
             prop_assert_eq!(serde_json::from_str::<RawPath>(&text).unwrap(), path);
+        }
+    }
+
+    #[test]
+    fn what_is_no_percent_encoding_is_refused() {
+        for text in ["%", "a%4", "%+1", "%zz", "%é"] {
+            assert_eq!(RawPath::decode(text), None, "{text}");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use parking_lot::Mutex;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
@@ -68,7 +69,7 @@ impl Backend {
     /// Talks to the daemon of the cache folder when one runs.
     ///
     /// # Errors
-    /// When its socket cannot be reached for another reason than that nobody listens.
+    /// When no client for its socket can be made. A socket where nobody answers is no daemon.
     pub async fn running(config: &DaemonConfig) -> Result<Option<Self>, Failure> {
         let Ok(socket) = SocketPath::new(&config.cache_folder) else { return Ok(None) };
         if !socket.is_answered().await {
@@ -76,6 +77,14 @@ impl Backend {
         }
         let kind = Kind::Daemon(Client::new(socket)?);
         Ok(Some(Self { config: config.clone(), kind }))
+    }
+
+    /// Whether the daemon that broke a request off has ended, or is ending just now.
+    pub async fn has_ended(&self) -> bool {
+        match &self.kind {
+            Kind::Daemon(_) => lifecycle::falls_silent(&self.config.cache_folder).await,
+            Kind::Local(_) => false,
+        }
     }
 
     /// The process, its cache and its mounts.
@@ -95,8 +104,28 @@ impl Backend {
     ) -> Result<MountStatus, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.mount(&request, on_progress).await,
-            Kind::Local(service) => service.mount(request, &|_| {}).await,
+            Kind::Local(service) => {
+                let heard = Mutex::new(on_progress);
+                service.mount(request, &|progress| heard.lock()(progress)).await
+            }
         }
+    }
+
+    /// Opens a kit, and returns the request that names this very kit for ever: for listing and
+    /// reading it. `on_progress` hears of passes over compressed layers.
+    pub async fn open_kit(
+        &self,
+        request: KitRequest,
+        on_progress: &mut (dyn FnMut(PassProgress) + Send),
+    ) -> Result<KitRequest, Failure> {
+        let reference = match &self.kind {
+            Kind::Daemon(client) => client.open_kit(&request, on_progress).await?,
+            Kind::Local(service) => {
+                let heard = Mutex::new(on_progress);
+                service.open_kit(&request, &|progress| heard.lock()(progress)).await?
+            }
+        };
+        Ok(KitRequest { reference, ..request })
     }
 
     /// Ends a mount; `lazy` takes it out of the tree even while programs use it.

@@ -1,6 +1,7 @@
 //! The commands' side of the control socket.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
@@ -11,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
-    ListRequest, Listing, MountEvent, MountRequest, MountStatus, PassProgress, ReadRequest,
-    TagInfo, TagsRequest, UnmountRequest,
+    ListRequest, Listing, MountEvent, MountRequest, MountStatus, OpenEvent, PassProgress,
+    ReadRequest, TagInfo, TagsRequest, UnmountRequest,
 };
 use super::frames::{Next, Reader};
 use super::server::VERSION_HEADER;
@@ -21,6 +22,10 @@ use super::socket::SocketPath;
 
 /// The largest line of an answer that is a stream of lines.
 const LINE_LIMIT_BYTES: usize = 1024 * 1024;
+
+/// How long a daemon may take for what it answers from memory. It needs milliseconds; the rest is
+/// for a machine that is short of memory.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection to a running daemon.
 pub(super) struct Client {
@@ -34,17 +39,20 @@ impl Client {
         let http = reqwest::Client::builder()
             .unix_socket(socket.as_path())
             .no_proxy()
+            // No TLS here; reading the system's certificates takes longer than most commands.
+            .tls_certs_only([])
             .build()
             .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
         Ok(Self { http, _socket: socket })
     }
 
     pub(super) async fn status(&self) -> Result<DaemonStatus, Failure> {
-        json(self.send(Method::GET, "status", &()).await?).await
+        let status = async { json(self.send(Method::GET, "status", &()).await?).await };
+        in_time(status).await
     }
 
     pub(super) async fn stop(&self) -> Result<(), Failure> {
-        self.send(Method::POST, "stop", &()).await.map(|_| ())
+        in_time(self.send(Method::POST, "stop", &())).await.map(|_| ())
     }
 
     pub(super) async fn mount(
@@ -61,6 +69,22 @@ impl Client {
             }
         }
         Err(gone("the connection ended before the mount was made"))
+    }
+
+    pub(super) async fn open_kit(
+        &self,
+        request: &KitRequest,
+        on_progress: &mut (dyn FnMut(PassProgress) + Send),
+    ) -> Result<String, Failure> {
+        let mut lines = Lines::new(self.send(Method::POST, "open", request).await?);
+        while let Some(line) = lines.next().await? {
+            match serde_json::from_slice(&line).map_err(not_understood)? {
+                OpenEvent::Progress(progress) => on_progress(progress),
+                OpenEvent::Opened { pinned } => return Ok(pinned),
+                OpenEvent::Failed(failure) => return Err(failure),
+            }
+        }
+        Err(gone("the connection ended before the kit was open"))
     }
 
     pub(super) async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {
@@ -109,14 +133,16 @@ impl Client {
         let url = format!("http://kitfs/v1/{path}");
         let request = self.http.request(method, url).header(VERSION_HEADER, VERSION).json(body);
         let response = request.send().await;
-        let response = response.map_err(|error| gone(&error.to_string()))?;
+        let response = response.map_err(|error| broken(&error))?;
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status();
         let body = response.bytes().await.unwrap_or_default();
-        Err(serde_json::from_slice(&body)
-            .unwrap_or_else(|_| gone(&format!("it answered {status}"))))
+        Err(serde_json::from_slice(&body).unwrap_or_else(|_| {
+            let message = format!("the kitfs daemon refuses the request: {status}");
+            Failure::new(FailureKind::Daemon, message)
+        }))
     }
 }
 
@@ -131,7 +157,7 @@ async fn next_bytes(
             Next::Bytes(bytes) => return Ok(Some(bytes)),
             Next::End(None) => return Ok(None),
             Next::End(Some(failure)) => return Err(failure),
-            Next::More => match response.chunk().await.map_err(|error| gone(&error.to_string()))? {
+            Next::More => match response.chunk().await.map_err(|error| broken(&error))? {
                 Some(piece) => reader.push(&piece),
                 None => is_complete = true,
             },
@@ -140,7 +166,7 @@ async fn next_bytes(
 }
 
 async fn json<T: DeserializeOwned>(response: Response) -> Result<T, Failure> {
-    let body = response.bytes().await.map_err(|error| gone(&error.to_string()))?;
+    let body = response.bytes().await.map_err(|error| broken(&error))?;
     serde_json::from_slice(&body).map_err(not_understood)
 }
 
@@ -152,8 +178,27 @@ fn not_understood(error: serde_json::Error) -> Failure {
     Failure::new(FailureKind::Daemon, message)
 }
 
+/// Bounds what a daemon answers from memory: one that is stuck is not waited for.
+async fn in_time<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(gone(&format!("it said nothing for {} s", ANSWER_TIMEOUT.as_secs()))),
+    }
+}
+
+/// The end of a connection; reqwest's own words are about its URL, the cause is further down.
+fn broken(error: &reqwest::Error) -> Failure {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    gone(&cause.to_string())
+}
+
 fn gone(detail: &str) -> Failure {
-    Failure::new(FailureKind::Daemon, format!("the kitfs daemon does not answer: {detail}"))
+    let message =
+        format!("the kitfs daemon does not answer ({detail}); see daemon.log in the cache folder");
+    Failure::new(FailureKind::Daemon, message)
 }
 
 /// A body cut into lines.
@@ -176,7 +221,7 @@ impl Lines {
             if self.buffer.len() > LINE_LIMIT_BYTES {
                 return Err(gone("it sent an endless line"));
             }
-            match self.response.chunk().await.map_err(|error| gone(&error.to_string()))? {
+            match self.response.chunk().await.map_err(|error| broken(&error))? {
                 Some(piece) => self.buffer.extend_from_slice(&piece),
                 None => return Ok(None),
             }

@@ -23,13 +23,12 @@ pub(super) fn kit_info(reference: &str, description: &Description) -> KitInfo {
         let layer = known.next_if(|layer| is_about(layer, descriptor));
         layer_info(descriptor, layer)
     });
-    let kitfile = kit.kitfile.as_ref();
     KitInfo {
         reference: reference.to_owned(),
         digest: description.digest.to_string(),
         family: family_name(kit.family).to_owned(),
         layers: layers.collect(),
-        kitfile: kitfile.map(|file| String::from_utf8_lossy(&file.to_yaml()).into_owned()),
+        kitfile: Some(String::from_utf8_lossy(&kit.kitfile.to_yaml()).into_owned()),
         warnings: kit.warnings.clone(),
     }
 }
@@ -113,14 +112,14 @@ async fn describe_tag(
 }
 
 fn tag_info(tag: String, description: &Description) -> TagInfo {
-    let kitfile = description.kit.kitfile.as_ref();
+    let kitfile = &description.kit.kitfile;
     let sizes = description.manifest.layers.iter().map(|layer| layer.size);
     TagInfo {
         tag,
         digest: description.digest.to_string(),
         blob_bytes: sizes.fold(0, u64::saturating_add),
-        name: kitfile.and_then(|file| file.package_name()).map(str::to_owned),
-        author: kitfile.and_then(|file| file.first_author()).map(str::to_owned),
+        name: kitfile.package_name().map(str::to_owned),
+        author: kitfile.first_author().map(str::to_owned),
         problem: None,
     }
 }

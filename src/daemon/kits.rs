@@ -5,6 +5,7 @@
 //! it. An open kit keeps its layers in the cache, so [`Kits::let_go`] comes before an eviction by
 //! hand.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ const MOST_KEPT: usize = 8;
 #[derive(Default)]
 pub(super) struct Kits {
     kits: Mutex<Vec<Known>>,
+    /// Whether a task closes what is kept; one does for all. Changed under the lock of `kits`.
+    is_expiring: AtomicBool,
 }
 
 struct Known {
@@ -51,11 +54,11 @@ impl Kits {
 
     /// Keeps a kit that a command has loaded.
     pub(super) fn keep(self: &Arc<Self>, pinned: KitRequest, kit: &Arc<LoadedKit>) {
-        self.insert(Known {
-            pinned,
-            kit: Arc::downgrade(kit),
-            kept: Some((kit.clone(), Instant::now())),
-        });
+        let kept = Some((kit.clone(), Instant::now()));
+        self.insert(Known { pinned, kit: Arc::downgrade(kit), kept });
+        if self.is_expiring.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let kits = Arc::downgrade(self);
         tokio::spawn(async move {
             while let Some(next) = kits.upgrade().and_then(|kits| kits.expire(Instant::now())) {
@@ -93,7 +96,11 @@ impl Kits {
             known.kept.take_if(|(_, used)| now.saturating_duration_since(*used) >= KEEP);
         }
         kits.retain(|known| known.kit.strong_count() > 0);
-        kits.iter().filter_map(|known| known.kept.as_ref()).map(|(_, used)| *used + KEEP).min()
+        let ends =
+            kits.iter().filter_map(|known| known.kept.as_ref()).map(|(_, used)| *used + KEEP);
+        let next = ends.min();
+        self.is_expiring.store(next.is_some(), Ordering::Relaxed);
+        next
     }
 }
 

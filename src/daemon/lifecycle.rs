@@ -13,7 +13,6 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -25,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::api::{Failure, FailureKind, MountRequest, MountStatus};
 use super::failure::cache_failure;
+use super::log;
 use super::server;
 use super::service::Service;
 use super::socket::{OwnerOnly, SocketPath};
@@ -54,8 +54,6 @@ impl DaemonConfig {
 
 /// The line with which a daemon says that it listens.
 pub const READY_LINE: &str = "ready";
-/// The daemon's log in the cache folder.
-const LOG_NAME: &str = "daemon.log";
 /// How long a daemon may take until it listens. Opening a cache takes a few file reads; the rest
 /// is for a machine that is short of memory.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -66,8 +64,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a folder that is held may take until its holder answers or lets go: a daemon that
 /// starts or ends, or a command that is nearly done. A long-running holder is an error.
 pub(super) const HELD_PATIENCE: Duration = Duration::from_secs(1);
-/// The size from which the log of the daemon before is put aside as `daemon.log.1`.
-const LOG_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
 /// How often a condition outside this process is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -91,7 +87,10 @@ pub async fn run(
         .with_graceful_shutdown(service.drained());
     let mut server = tokio::spawn(server.into_future());
 
-    let outcome = serve_until_told(&service, mount, ready).await;
+    let outcome = tokio::select! {
+        outcome = serve_until_told(&service, mount, ready) => outcome,
+        never = log::keep_short(&config.cache_folder) => match never {},
+    };
     service.end_mounts().await;
     service.drain();
     if tokio::time::timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
@@ -168,10 +167,16 @@ pub fn report_ready() {
 pub(super) async fn start(config: &DaemonConfig) -> Result<(), Failure> {
     let deadline = Instant::now() + HELD_PATIENCE;
     loop {
+        let was_held = Cache::is_held(&config.cache_folder);
         match spawn(config).await {
             Ok(()) => return Ok(()),
-            // Another command was faster, or a daemon is on its way out.
-            Err(failure) if failure.kind == FailureKind::Cache && Instant::now() < deadline => {
+            // Another command was faster, or a daemon is on its way out. What makes a folder
+            // unusable does not pass.
+            Err(failure)
+                if failure.kind == FailureKind::Cache
+                    && (was_held || Cache::is_held(&config.cache_folder))
+                    && Instant::now() < deadline =>
+            {
                 tokio::time::sleep(POLL_INTERVAL).await;
                 let socket = SocketPath::new(&config.cache_folder)
                     .map_err(|error| socket_failure(config, &error))?;
@@ -212,7 +217,7 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
         Failure::new(FailureKind::Daemon, format!("cannot start the daemon for {folder}: {error}"))
     };
     let (mut log, log_path) =
-        open_log(&config.cache_folder).map_err(|error| socket_failure(config, &error))?;
+        log::open(&config.cache_folder).map_err(|error| socket_failure(config, &error))?;
     let log_start = log.seek(SeekFrom::End(0)).map_err(failed)?;
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
     command.args(["daemon", "run"]).arg("--cache-dir").arg(&config.cache_folder);
@@ -244,16 +249,6 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     Err(Failure::new(kind, message))
 }
 
-fn open_log(folder: &Path) -> io::Result<(std::fs::File, PathBuf)> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let path = folder.join(LOG_NAME);
-    if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_LIMIT_BYTES) {
-        std::fs::rename(&path, path.with_extension("log.1"))?;
-    }
-    let log = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
-    Ok((log, path))
-}
-
 /// Waits until the daemon of `folder` has let go of its cache.
 pub(super) async fn wait_until_gone(folder: &Path) -> Result<(), Failure> {
     let deadline = Instant::now() + STOP_TIMEOUT;
@@ -268,6 +263,20 @@ pub(super) async fn wait_until_gone(folder: &Path) -> Result<(), Failure> {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     Ok(())
+}
+
+/// Whether nobody answers for `folder`, now or in a moment: a process that is killed lets go of
+/// its connections before its socket, or after.
+pub(super) async fn falls_silent(folder: &Path) -> bool {
+    let deadline = Instant::now() + HELD_PATIENCE;
+    let Ok(socket) = SocketPath::new(folder) else { return true };
+    while socket.is_answered().await {
+        if Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    true
 }
 
 fn socket_failure(config: &DaemonConfig, error: &io::Error) -> Failure {

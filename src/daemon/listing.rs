@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::api::{Entry, EntryKind, Failure, ListRequest, Listing, RawPath};
-use super::kits::pinned_reference;
 use super::paths::{self, LastLink};
 use crate::fs::LoadedKit;
 use crate::kit::{NodeId, NodeKind, Tree};
@@ -17,7 +16,6 @@ pub(super) fn list(kit: &Arc<LoadedKit>, request: &ListRequest) -> Result<Listin
         false => tree.children(node).map(NodeId).collect(),
     };
     Ok(Listing {
-        pinned: pinned_reference(&kit.origin, kit.manifest),
         entry: entry(tree, node),
         below: below.into_iter().map(|node| entry(tree, node)).collect(),
         warnings: kit.warnings.clone(),

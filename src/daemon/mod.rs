@@ -12,7 +12,7 @@
 //!   answers.
 //! - `server`, `client`, `frames`, `socket`: the control socket, on both sides.
 //! - `failure`: what every room's errors mean to a user.
-//! - `lifecycle`: starting, running and ending a daemon.
+//! - `lifecycle`: starting, running and ending a daemon; `log`: its log in the background.
 //!
 //! One daemon owns one cache folder: one budget, one single flight, one limiter per registry host
 //! for all mounts of a user. A daemon stays until it is told to stop: it is idle at no cost, and
@@ -27,9 +27,9 @@ mod frames;
 mod kits;
 mod lifecycle;
 mod listing;
+mod log;
 mod mounts;
 mod networks;
-mod orphan;
 mod paths;
 mod reading;
 mod server;
@@ -39,4 +39,3 @@ mod upkeep;
 
 pub use backend::{Backend, ByteStream};
 pub use lifecycle::{DaemonConfig, detach, report_ready, run};
-pub use orphan::unmount_orphan;

@@ -69,7 +69,10 @@ impl Networks {
             credentials: CredentialStore::new(options.credential_files.clone()),
             mirrors: Mirrors::new(options.registries_dir.clone()),
             limits: self.limits.clone(),
-            timing: Timing::default(),
+            timing: match options.retries {
+                Some(retries) => Timing { retries, ..Timing::default() },
+                None => Timing::default(),
+            },
         })
     }
 }

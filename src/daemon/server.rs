@@ -6,19 +6,21 @@ use std::sync::Arc;
 use axum::Json;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use futures_util::future::ready;
 use futures_util::{StreamExt, stream};
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{
     CacheRequest, Failure, FailureKind, KitRequest, ListRequest, MountEvent, MountRequest,
-    PassProgress, ReadRequest, TagsRequest, UnmountRequest,
+    OpenEvent, PassProgress, ReadRequest, TagsRequest, UnmountRequest,
 };
 use super::failure::panicked;
 use super::frames;
@@ -35,6 +37,7 @@ const PROGRESS_LINES: usize = 16;
 pub(super) fn router(service: Arc<Service>) -> Router {
     let versioned = Router::new()
         .route("/v1/mounts", post(mount))
+        .route("/v1/open", post(open))
         .route("/v1/info", post(info))
         .route("/v1/tags", post(tags))
         .route("/v1/list", post(list))
@@ -90,37 +93,40 @@ async fn stop(State(service): State<Arc<Service>>) -> StatusCode {
     StatusCode::ACCEPTED
 }
 
-async fn info(State(service): State<Arc<Service>>, Json(request): Json<KitRequest>) -> Response {
+async fn info(State(service): State<Arc<Service>>, Asked(request): Asked<KitRequest>) -> Response {
     answer(service.info(&request).await)
 }
 
-async fn tags(State(service): State<Arc<Service>>, Json(request): Json<TagsRequest>) -> Response {
+async fn tags(State(service): State<Arc<Service>>, Asked(request): Asked<TagsRequest>) -> Response {
     answer(service.tags(&request).await)
 }
 
-async fn list(State(service): State<Arc<Service>>, Json(request): Json<ListRequest>) -> Response {
+async fn list(State(service): State<Arc<Service>>, Asked(request): Asked<ListRequest>) -> Response {
     answer(service.list(&request).await)
 }
 
-async fn cache(State(service): State<Arc<Service>>, Json(request): Json<CacheRequest>) -> Response {
+async fn cache(
+    State(service): State<Arc<Service>>,
+    Asked(request): Asked<CacheRequest>,
+) -> Response {
     answer(service.cache(request).await)
 }
 
 async fn unmount(
     State(service): State<Arc<Service>>,
-    Json(request): Json<UnmountRequest>,
+    Asked(request): Asked<UnmountRequest>,
 ) -> Response {
     answer(service.unmount(request.mountpoint, request.lazy).await)
 }
 
-fn answer(result: Result<impl serde::Serialize, Failure>) -> Response {
+fn answer(result: Result<impl Serialize, Failure>) -> Response {
     match result {
         Ok(body) => Json(body).into_response(),
         Err(failure) => failure.into_response(),
     }
 }
 
-async fn read(State(service): State<Arc<Service>>, Json(request): Json<ReadRequest>) -> Response {
+async fn read(State(service): State<Arc<Service>>, Asked(request): Asked<ReadRequest>) -> Response {
     match service.read(&request).await {
         Ok(bytes) => {
             let ended = stream::once(async { None });
@@ -140,24 +146,49 @@ async fn read(State(service): State<Arc<Service>>, Json(request): Json<ReadReque
     }
 }
 
-/// Answers with a line an event, the last one `Mounted` or `Failed`.
-async fn mount(State(service): State<Arc<Service>>, Json(request): Json<MountRequest>) -> Response {
-    let (progress, incoming) = mpsc::channel::<PassProgress>(PROGRESS_LINES);
-    // Runs beside the events, and ends with them: a command that is interrupted mounts nothing.
-    let mounting = AbortOnDropHandle::new(tokio::spawn(async move {
-        service.mount(request, &move |report| _ = progress.try_send(report)).await
-    }));
-    let events = stream::unfold(Some((incoming, mounting)), |state| async move {
-        let (mut incoming, mounting) = state?;
-        if let Some(progress) = incoming.recv().await {
-            return Some((MountEvent::Progress(progress), Some((incoming, mounting))));
+async fn mount(
+    State(service): State<Arc<Service>>,
+    Asked(request): Asked<MountRequest>,
+) -> Response {
+    lines(MountEvent::Progress, |progress| async move {
+        match service.mount(request, &*progress).await {
+            Ok(status) => MountEvent::Mounted(status),
+            Err(failure) => MountEvent::Failed(failure),
         }
-        let event = match mounting.await {
-            Ok(Ok(status)) => MountEvent::Mounted(status),
-            Ok(Err(failure)) => MountEvent::Failed(failure),
-            Err(error) => MountEvent::Failed(panicked(error)),
-        };
-        Some((event, None))
+    })
+}
+
+async fn open(State(service): State<Arc<Service>>, Asked(request): Asked<KitRequest>) -> Response {
+    lines(OpenEvent::Progress, |progress| async move {
+        match service.open_kit(&request, &*progress).await {
+            Ok(pinned) => OpenEvent::Opened { pinned },
+            Err(failure) => OpenEvent::Failed(failure),
+        }
+    })
+}
+
+/// Answers with a line an event: progress as it comes, and what `work` ends with.
+///
+/// The work runs beside the events, and ends with them: a command that is interrupted mounts
+/// nothing.
+fn lines<Event, Work>(
+    event: fn(PassProgress) -> Event,
+    work: impl FnOnce(Box<dyn Fn(PassProgress) + Send + Sync>) -> Work,
+) -> Response
+where
+    Event: Serialize + From<Failure> + Send + 'static,
+    Work: Future<Output = Event> + Send + 'static,
+{
+    let (progress, incoming) = mpsc::channel::<PassProgress>(PROGRESS_LINES);
+    let work = work(Box::new(move |report| _ = progress.try_send(report)));
+    let work = AbortOnDropHandle::new(tokio::spawn(work));
+    let events = stream::unfold(Some((incoming, work)), move |state| async move {
+        let (mut incoming, work) = state?;
+        if let Some(progress) = incoming.recv().await {
+            return Some((event(progress), Some((incoming, work))));
+        }
+        let last = work.await.unwrap_or_else(|error| Event::from(panicked(error)));
+        Some((last, None))
     });
     let lines = events.map(|event| {
         let mut line = serde_json::to_vec(&event).expect("events have string keys only");
@@ -165,4 +196,22 @@ async fn mount(State(service): State<Arc<Service>>, Json(request): Json<MountReq
         Ok::<_, Infallible>(Bytes::from(line))
     });
     Body::from_stream(lines).into_response()
+}
+
+/// A request's body; one that is not understood is answered like every other failure.
+struct Asked<T>(T);
+
+impl<S, T> FromRequest<S> for Asked<T>
+where
+    S: Send + Sync,
+    Json<T>: FromRequest<S, Rejection = JsonRejection>,
+{
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        match Json::from_request(request, state).await {
+            Ok(Json(asked)) => Ok(Self(asked)),
+            Err(rejection) => Err(Failure::new(FailureKind::Usage, rejection.body_text())),
+        }
+    }
 }

@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use tokio::task::spawn_blocking;
@@ -173,18 +174,49 @@ impl Service {
         spawn_blocking(move || upkeep::run(&cache, &mounts, &request)).await.map_err(panicked)?
     }
 
+    /// Opens a kit for the requests that follow, which name it by the reference that this returns:
+    /// it stands for the same kit for ever.
+    pub(super) async fn open_kit(
+        &self,
+        request: &KitRequest,
+        progress: &(dyn Fn(PassProgress) + Send + Sync),
+    ) -> Result<String, Failure> {
+        let on_pass = |passed_bytes, total_bytes| {
+            progress(PassProgress { passed_bytes, total_bytes });
+        };
+        let kit = match self.known(request).await? {
+            Some(kit) => kit,
+            None => self.load_and_keep(request, &on_pass).await?,
+        };
+        Ok(pinned_reference(&kit.origin, kit.manifest))
+    }
+
     /// A kit for reading, loaded unless it still is from a moment ago.
     async fn kit(&self, request: &KitRequest) -> Result<Arc<LoadedKit>, Failure> {
-        if !self.kits.is_empty() {
-            let origin = Origin::parse(&request.reference)?;
-            let sources = self.networks.sources(&request.network)?;
-            let description = fs::describe(&self.fetcher, &*sources, &origin).await?;
-            let reference = pinned_reference(&origin, description.digest);
-            if let Some(kit) = self.kits.find(&KitRequest { reference, ..request.clone() }) {
-                return Ok(kit);
-            }
+        match self.known(request).await? {
+            Some(kit) => Ok(kit),
+            None => self.load_and_keep(request, &|_, _| {}).await,
         }
-        let kit = Arc::new(self.load(request, &|_, _| {}).await?);
+    }
+
+    /// A kit that still is open; its tag is looked up anew.
+    async fn known(&self, request: &KitRequest) -> Result<Option<Arc<LoadedKit>>, Failure> {
+        if self.kits.is_empty() {
+            return Ok(None);
+        }
+        let origin = Origin::parse(&request.reference)?;
+        let sources = self.networks.sources(&request.network)?;
+        let description = fs::describe(&self.fetcher, &*sources, &origin).await?;
+        let reference = pinned_reference(&origin, description.digest);
+        Ok(self.kits.find(&KitRequest { reference, ..request.clone() }))
+    }
+
+    async fn load_and_keep(
+        &self,
+        request: &KitRequest,
+        progress: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<Arc<LoadedKit>, Failure> {
+        let kit = Arc::new(self.load(request, progress).await?);
         self.kits.keep(pinned_request(request, &kit), &kit);
         Ok(kit)
     }
@@ -200,7 +232,17 @@ impl Service {
             filters: Filters::parse(&request.filters)?,
             umask: request.umask & 0o777,
         };
-        Ok(fs::load(&self.fetcher, &*sources, &request, progress).await?)
+        // The log of a mount in the foreground is all that its user sees.
+        let logged_tenths = AtomicU64::new(0);
+        let on_pass = |passed_bytes: u64, total_bytes: u64| {
+            progress(passed_bytes, total_bytes);
+            let tenths = passed_bytes / (total_bytes / 10).max(1);
+            if logged_tenths.fetch_max(tenths, Ordering::Relaxed) < tenths {
+                tracing::info!(origin = %request.origin, passed_bytes, total_bytes,
+                    "reading compressed layers");
+            }
+        };
+        Ok(fs::load(&self.fetcher, &*sources, &request, &on_pass).await?)
     }
 }
 

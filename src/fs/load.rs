@@ -12,7 +12,7 @@
 //! Layers are merged in the order in which `kit unpack` writes them: the oldest parent first, each
 //! kit's layers in the order of its manifest (modelkit-spec 4).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,8 +24,9 @@ use super::resolve::{Kin, Resolved, resolve};
 use crate::cache::{Contents, LayerKey};
 use crate::fetch::{FetchError, Fetcher, Layer, LayerSpec};
 use crate::kit::tree::TreeLayer;
-use crate::kit::{Filters, KitError, KitLayer, Parents, Placement, Role, Tree};
-use crate::oci::{Compression, Digest, Origin};
+use crate::kit::{Filters, KitLayer, Parents, Placement, Role, Tree, TreeError};
+use crate::layer::{Member, MemberKind, StreamOffset, Toc};
+use crate::oci::{Compression, Digest, Origin, Reference};
 use crate::source::{BlobSource, Repositories};
 
 /// Layers opened at once: enough to hide the round trips of a kit of hundreds of shards (each
@@ -35,6 +36,9 @@ const OPEN_AT_ONCE: usize = 16;
 
 /// The most warnings that are kept; a tar of a million devices is one problem, not a million.
 const MOST_WARNINGS: usize = 100;
+
+/// Files `Kitfile` in layers that are read and compared: kit packs none, another tool one.
+const MOST_KITFILES: usize = 8;
 
 /// Which kit, and what of it.
 #[derive(Clone, Debug)]
@@ -64,12 +68,12 @@ pub async fn load(
     let parents = resolve_parents(fetcher, repositories, &child, request).await?;
     let (wanted, mut warnings) = wanted_layers(&child, &parents, request);
     let opened = open_layers(fetcher, &wanted, progress).await?;
-    for layer in &wanted {
-        check_raw_size(layer, &opened)?;
-    }
 
     let kit = child.description.kit;
     let kitfile = kit.kitfile_yaml.clone().filter(|_| request.filters.takes_kitfile());
+    if let Some(kitfile) = &kitfile {
+        check_other_kitfiles(kitfile, &wanted, &opened).await?;
+    }
     let merge = Merge::new(&wanted, &opened);
     let umask = request.umask;
     // A tree of a million entries takes a second: not on a thread of the runtime.
@@ -98,7 +102,8 @@ async fn resolve_parents(
     let mut filters = request.filters.for_parent();
     let mut next = child.description.kit.parent.clone();
     while let (Some(reference), Some(applied)) = (&next, filters) {
-        let origin = Origin::parse(reference).of(&child_kin)?;
+        // Not what a user may type: a kit from the network must not name folders of this machine.
+        let origin = Origin::from(Reference::parse(reference).of(&child_kin)?);
         chain.push(&origin.to_string()).of(&child_kin)?;
         let kin = Kin { origin: &origin, child: Some(&request.origin) };
         let parent = resolve(fetcher.cache(), repositories, &kin).await?;
@@ -214,8 +219,19 @@ async fn open_layers(
         .map(|(position, layer)| open_layer(fetcher, layer, position, &passes, progress))
         .collect();
     // Unordered: the first layer to fail ends it, though earlier ones still take their pass.
-    let opening = stream::iter(opening).buffer_unordered(OPEN_AT_ONCE);
-    let mut layers: Vec<(usize, Arc<Layer>)> = opening.try_collect().await?;
+    let mut opening = stream::iter(opening).buffer_unordered(OPEN_AT_ONCE);
+    let mut layers: Vec<(usize, Arc<Layer>)> = Vec::with_capacity(unique.len());
+    // What the merge would refuse is not even collected.
+    let mut members = 0;
+    while let Some((position, layer)) = opening.try_next().await? {
+        members += layer.contents().toc.members.len();
+        if members > Tree::MOST_MEMBERS {
+            let (reference, error) = (unique[position].reference.clone(), TreeError::too_large());
+            return Err(LoadError::Tree { reference, error });
+        }
+        layers.push((position, layer));
+    }
+    drop(opening);
     layers.sort_unstable_by_key(|(position, _)| *position);
     let layers = layers.into_iter().map(|(_, layer)| layer).collect();
     let media_types = unique.iter().map(|layer| layer.layer.media_type.clone()).collect();
@@ -265,21 +281,52 @@ impl Passes {
     }
 }
 
-/// The manifest's word on the size of a raw file must be true, as `kit unpack` checks it too.
-fn check_raw_size(layer: &Wanted, opened: &Opened) -> Result<(), LoadError> {
-    let Placement::Raw { path, size: Some(claimed), .. } = &layer.layer.placement else {
-        return Ok(());
-    };
-    let actual = opened.contents(layer).1.toc.stream_bytes;
-    if *claimed == actual {
-        return Ok(());
+/// A file `Kitfile` in a layer is fine when it has the bytes of the kit's own, as `kit unpack` has
+/// it. The merge compares sizes, since it reads nothing; this reads the few that are left.
+async fn check_other_kitfiles(
+    kitfile: &[u8],
+    wanted: &[Wanted],
+    opened: &Opened,
+) -> Result<(), LoadError> {
+    let mut compared = HashSet::new();
+    for layer in wanted {
+        let (index, contents) = opened.contents(layer);
+        for range in kitfiles_in(&layer.layer.placement, &contents.toc) {
+            let has_same_size = range.end - range.start == kitfile.len() as u64;
+            if !has_same_size || !compared.insert((index, range.start)) {
+                continue;
+            }
+            let bytes = opened.layers[index as usize].read(range.clone()).await;
+            let bytes = bytes.map_err(|error| layer.failed(error))?;
+            if compared.len() > MOST_KITFILES || bytes != *kitfile {
+                let name = layer.name();
+                let error = TreeError::Collision(format!(
+                    "`Kitfile` in the {name} is another file than the kit's own, which \
+                     `kit unpack` refuses as well: leave one of them out with --filter"
+                ));
+                return Err(LoadError::Tree { reference: layer.reference.clone(), error });
+            }
+        }
     }
-    let path = String::from_utf8_lossy(path.as_bytes()).into_owned();
-    let name = layer.name();
-    let detail = format!(
-        "the {name} holds {actual} bytes for `{path}`, and its annotation promises {claimed}"
-    );
-    Err(LoadError::Kit { reference: layer.reference.clone(), error: KitError::Malformed(detail) })
+    Ok(())
+}
+
+/// The bytes of the files that a layer puts at the root under the name `Kitfile`.
+fn kitfiles_in(
+    placement: &Placement,
+    toc: &Toc,
+) -> impl Iterator<Item = std::ops::Range<StreamOffset>> {
+    let is_at_root = move |member: &&Member| match placement {
+        Placement::Raw { path, .. } => path.as_bytes() == b"Kitfile",
+        Placement::Tar { below: Some(_) } => false,
+        Placement::Tar { below: None } => {
+            member.path.as_ref().is_some_and(|path| path.as_bytes() == b"Kitfile")
+        }
+    };
+    toc.members.iter().filter(is_at_root).filter_map(|member| match &member.kind {
+        MemberKind::File(range) => Some(range.clone()),
+        MemberKind::Directory | MemberKind::Symlink(_) => None,
+    })
 }
 
 /// What [`Tree::merge`] needs, owned.
@@ -295,11 +342,7 @@ impl Merge {
         Self(parts.collect())
     }
 
-    fn run(
-        &self,
-        kitfile: Option<bytes::Bytes>,
-        umask: u32,
-    ) -> Result<Tree, crate::kit::TreeError> {
+    fn run(&self, kitfile: Option<bytes::Bytes>, umask: u32) -> Result<Tree, TreeError> {
         let layers = self.0.iter().map(|(index, digest, placement, contents)| TreeLayer {
             index: *index,
             digest: *digest,

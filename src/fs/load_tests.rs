@@ -25,6 +25,8 @@ struct Registry {
     blobs: Mutex<HashMap<Digest, Bytes>>,
     tags: Mutex<BTreeMap<String, Digest>>,
     is_down: AtomicBool,
+    /// What was asked for by name.
+    opened: Mutex<Vec<Origin>>,
     manifest_requests: AtomicU64,
     blob_requests: AtomicU64,
 }
@@ -98,6 +100,7 @@ struct InMemory(Arc<Registry>);
 
 impl Repositories for InMemory {
     fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError> {
+        self.0.opened.lock().push(origin.clone());
         Ok(Arc::new(One { registry: self.0.clone(), reference: origin.to_string() }))
     }
 }
@@ -245,6 +248,19 @@ async fn a_circle_of_parents_is_refused() {
 }
 
 #[tokio::test]
+async fn a_parent_is_looked_for_in_its_registry_and_never_in_a_folder() {
+    let bench = Bench::new();
+    // A host called `oci`; to a user who types it, a folder called `5000`.
+    let parent = "oci:5000/base:v1";
+    bench.registry.push(parent, None, &[("model", "base.bin", b"base")]);
+    bench.registry.push(KIT, Some(parent), &[]);
+    assert_eq!(bench.paths(KIT, &["model"]).await, ["base.bin"]);
+    let opened = bench.registry.opened.lock();
+    let is_registry = |origin: &Origin| matches!(origin, Origin::Registry(_));
+    assert!(opened.iter().all(is_registry), "{opened:?}");
+}
+
+#[tokio::test]
 async fn a_kit_loaded_once_is_loaded_again_while_the_registry_is_down() {
     let bench = Bench::new();
     family(&bench);
@@ -297,6 +313,31 @@ async fn a_layer_that_is_there_twice_is_opened_once() {
     let kit = bench.load(KIT, &[]).await.unwrap();
     assert_eq!(kit.layers.len(), 1);
     assert_eq!(bench.paths(KIT, &[]).await, ["Kitfile", "a", "b"]);
+}
+
+#[tokio::test]
+async fn a_kitfile_in_a_layer_must_have_the_bytes_of_the_kits_own() {
+    let bench = Bench::new();
+    // What is written as YAML has no digests, so the layer can hold it.
+    bench.registry.push(KIT, None, &[("docs", "Kitfile", b"?")]);
+    let (origin, repositories) = (Origin::parse(KIT).unwrap(), InMemory(bench.registry.clone()));
+    let described = describe(&bench.fetcher, &repositories, &origin).await.unwrap();
+    let own = described.kit.kitfile.to_yaml();
+    for (content, is_fine) in [(own.clone(), true), (vec![b'x'; own.len()], false)] {
+        bench.registry.push(KIT, None, &[("docs", "Kitfile", &content)]);
+        let loaded = bench.load(KIT, &[]).await;
+        match is_fine {
+            true => assert!(loaded.is_ok()),
+            false => {
+                let error = loaded.err().unwrap();
+                assert!(matches!(error, LoadError::Tree { .. }), "{error}");
+                let words = error.to_string();
+                let layer = Digest::of(&content).to_string();
+                assert!(words.contains(KIT) && words.contains(&layer), "{words}");
+            }
+        }
+        assert_eq!(bench.paths(KIT, &["docs"]).await, ["Kitfile"], "without the kit's own");
+    }
 }
 
 #[tokio::test]

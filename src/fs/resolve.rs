@@ -18,11 +18,12 @@ use super::load_error::{For, LoadError};
 use crate::cache::Cache;
 use crate::fetch::Fetcher;
 use crate::kit::Kit;
+use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
 use crate::oci::{Digest, Manifest, Origin, Selector};
 use crate::source::{Repositories, Repository, SourceError, read_blob};
 
-/// The largest config that is read: a Kitfile of 16 MiB would describe some 100,000 layers.
-const CONFIG_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
+/// The largest config that is read: what is larger would be refused once it is there.
+const CONFIG_LIMIT_BYTES: u64 = KITFILE_LIMIT_BYTES as u64;
 
 /// A kit's manifest and config, without a look into its layers.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::errno::errno;
+use super::failure_log::{Entry, FailureLog};
 use crate::fs::{Access, Attributes, FileKind, FileSystem, FsError, Ino, Owner, PendingRead, Read};
 
 /// How long the kernel may keep what it was told: for ever (136 years).
@@ -46,6 +47,7 @@ const GENERATION: Generation = Generation(0);
 /// A file system as fuser wants it.
 pub(super) struct Adapter {
     file_system: Arc<FileSystem>,
+    failures: Arc<Failures>,
     runtime: Handle,
     buffers: Buffers,
     has_no_open: bool,
@@ -55,8 +57,12 @@ pub(super) struct Adapter {
 impl Adapter {
     /// An adapter whose misses are fetched on `runtime`, served by `threads` threads.
     pub(super) fn new(file_system: FileSystem, runtime: Handle, threads: usize) -> Self {
+        let file_system = Arc::new(file_system);
+        let log = Mutex::default();
+        let failures = Arc::new(Failures { file_system: file_system.clone(), log });
         Self {
-            file_system: Arc::new(file_system),
+            file_system,
+            failures,
             runtime,
             buffers: Buffers { idle: Mutex::new(Vec::with_capacity(threads)), most: threads },
             has_no_open: false,
@@ -65,21 +71,35 @@ impl Adapter {
     }
 
     fn finish(&self, ino: Ino, read: PendingRead, reply: ReplyData) {
-        let file_system = self.file_system.clone();
+        let failures = self.failures.clone();
         self.runtime.spawn(async move {
             match read.finish().await {
                 Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(read_failure(&file_system, ino, &error)),
+                Err(error) => reply.error(failures.errno(ino, &error)),
             }
         });
     }
 }
 
-/// Logs why a read fails, since its reader only sees an errno.
-fn read_failure(file_system: &FileSystem, ino: Ino, error: &FsError) -> Errno {
-    let kit = &file_system.kit().origin;
-    tracing::error!(%kit, path = file_system.path(ino), %error, "a read failed");
-    errno(error)
+/// Failed reads of a mount.
+struct Failures {
+    file_system: Arc<FileSystem>,
+    log: Mutex<FailureLog>,
+}
+
+impl Failures {
+    /// What the reader sees; the reason is logged, since an errno does not tell it.
+    fn errno(&self, ino: Ino, error: &FsError) -> Errno {
+        let entry = self.log.lock().note(Instant::now());
+        if let Entry::Full { left_out } = entry {
+            let kit = &self.file_system.kit().origin;
+            if left_out > 0 {
+                tracing::error!(%kit, left_out, "more reads failed than were logged");
+            }
+            tracing::error!(%kit, path = self.file_system.path(ino), %error, "a read failed");
+        }
+        errno(error)
+    }
 }
 
 /// Reply buffers that wait for the next read: one for each thread, so none is ever allocated
@@ -180,7 +200,7 @@ impl Filesystem for Adapter {
         match self.file_system.read(ino, offset, size, &mut buffer) {
             Ok(Read::Resident(bytes)) => reply.data(bytes),
             Ok(Read::Pending(read)) => self.finish(ino, read, reply),
-            Err(error) => reply.error(read_failure(&self.file_system, ino, &error)),
+            Err(error) => reply.error(self.failures.errno(ino, &error)),
         }
         self.buffers.put_back(buffer);
     }

@@ -10,8 +10,10 @@
 //! - `mountpoint`: what a mountpoint must be, before anything is fetched.
 //! - `device`: gets the kernel's end of a mount, as root or through fusermount3.
 //! - `mount_table`: what is mounted where, asked without touching any file system.
+//! - [`unmount_orphan`]: ends mounts that no session of this process serves.
 //! - `adapter`: kernel requests to [`crate::fs::FileSystem`] and back; no thread of it ever waits
 //!   for the network.
+//! - `failure_log`: how many failed reads are logged.
 //! - `errno`: the one table from errors to errno.
 //!
 //! Mounting and unmounting are done here and not by fuser, whose session would unmount by path
@@ -21,13 +23,16 @@
 mod adapter;
 mod device;
 mod errno;
+mod failure_log;
 mod mount;
 mod mount_table;
 mod mountpoint;
+mod orphan;
 
 use std::path::PathBuf;
 
 pub use mount::Mount;
+pub use orphan::unmount_orphan;
 
 /// How a kit is mounted.
 #[derive(Clone, Debug)]

@@ -69,8 +69,8 @@ pub enum Role {
 pub struct Kit {
     /// Which kind of artifact.
     pub family: Family,
-    /// The Kitfile, where there is one (a ModelPack may have none).
-    pub kitfile: Option<Kitfile>,
+    /// The Kitfile; for a ModelPack that carries none, what kit would say of it.
+    pub kitfile: Kitfile,
     /// The bytes of the file `Kitfile` at the root, where `kit unpack` writes one.
     pub kitfile_yaml: Option<Bytes>,
     /// The layers that can be mounted, in manifest order.
@@ -148,7 +148,7 @@ impl Kit {
         if types.contains(&Some(ArtifactType::ModelKit)) {
             modelkit::decode(manifest, config)
         } else if types.contains(&Some(ArtifactType::ModelPack)) {
-            modelpack::decode(manifest)
+            modelpack::decode(manifest, config)
         } else {
             Err(KitError::NotAKit(what_it_is(manifest, types)))
         }

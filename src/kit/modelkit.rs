@@ -35,7 +35,7 @@ pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError
     };
     let layers = build(family, &layers, &assigned, &mut warnings)?;
     let kitfile_yaml = Some(Bytes::from(kitfile.to_yaml()));
-    Ok(Kit { family, kitfile: Some(kitfile), kitfile_yaml, layers, parent, warnings })
+    Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, warnings })
 }
 
 /// The layers whose type is known; a warning for each other one.

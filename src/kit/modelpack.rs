@@ -1,37 +1,32 @@
 //! CNCF ModelPacks (modelkit-spec 4.3, 6): layers say by annotation where they go.
 //!
-//! kit adds the whole Kitfile as an annotation of the manifest; others have none, and then no
-//! file `Kitfile` is shown, as kit writes none.
+//! kit adds the whole Kitfile as an annotation of the manifest. Others have none: then one is made
+//! for `kitfs info` from the layers and the config, and no file `Kitfile` is shown, as kit writes
+//! none.
 
 use bytes::Bytes;
 
 use super::assign::{self, Known};
-use super::kitfile::{Entry, Field, Kitfile};
+use super::kitfile::{Entry, Field, Kitfile, Section};
 use super::modelkit::{self, Digests};
 use super::placement::annotated_path;
-use super::{Family, Kit, KitError, Role, shown};
+use super::{Family, Kit, KitError, shown};
 use crate::oci::{ArtifactType, Encoding, LayerContent, LayerType, Manifest};
 
 /// The manifest annotation that holds the Kitfile as JSON.
 const KITFILE_ANNOTATION: &str = "ml.kitops.modelkit.kitfile";
 
-/// Understands a ModelPack. Its config is not needed: descriptors and annotations say it all.
-pub(super) fn decode(manifest: &Manifest) -> Result<Kit, KitError> {
+/// Understands a ModelPack.
+pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError> {
     let mut warnings = Vec::new();
     let layers = known_layers(manifest, &mut warnings);
     let family = Family::ModelPack;
     let Some(json) = manifest.annotations.get(KITFILE_ANNOTATION) else {
-        let none = vec![Vec::new(); layers.len()];
-        let mut layers = modelkit::build(family, &layers, &none, &mut warnings)?;
-        further_weights_are_parts(&mut layers);
-        return Ok(Kit {
-            family,
-            kitfile: None,
-            kitfile_yaml: None,
-            layers,
-            parent: None,
-            warnings,
-        });
+        let kitfile = Kitfile::of_modelpack(config, layers.iter().filter_map(entry));
+        let entries: Vec<_> = kitfile.entries().collect();
+        let assigned = by_path(&layers, &entries);
+        let layers = modelkit::build(family, &layers, &assigned, &mut warnings)?;
+        return Ok(Kit { family, kitfile, kitfile_yaml: None, layers, parent: None, warnings });
     };
     let kitfile = Kitfile::decode(json.as_bytes())?;
     let parent = modelkit::parent(&kitfile);
@@ -42,7 +37,20 @@ pub(super) fn decode(manifest: &Manifest) -> Result<Kit, KitError> {
     };
     let layers = modelkit::build(family, &layers, &assigned, &mut warnings)?;
     let kitfile_yaml = Some(Bytes::from(kitfile.to_yaml()));
-    Ok(Kit { family, kitfile: Some(kitfile), kitfile_yaml, layers, parent, warnings })
+    Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, warnings })
+}
+
+/// The entry of a layer in a Kitfile that is made from the layers.
+fn entry<'a>(layer: &Known<'a>) -> Option<(Section, &'a str)> {
+    let section = match layer.kind.content {
+        LayerContent::Model => Section::Model,
+        LayerContent::ModelPart => Section::Parts,
+        LayerContent::Code => Section::Code,
+        LayerContent::Dataset => Section::Datasets,
+        LayerContent::Docs => Section::Docs,
+        LayerContent::McpBundle => Section::McpServers,
+    };
+    annotated_path(layer.descriptor).map(|path| (section, path))
 }
 
 /// The layers that can be mounted.
@@ -84,12 +92,4 @@ fn by_path<'a>(layers: &[Known<'_>], entries: &[&'a Entry]) -> Vec<Vec<&'a Entry
         paths.get(&path).copied()
     };
     layers.iter().map(|layer| entry(layer).into_iter().collect()).collect()
-}
-
-/// A ModelPack has any number of weights, a Kitfile one model: the further ones are its parts.
-fn further_weights_are_parts(layers: &mut [super::KitLayer]) {
-    let weights = layers.iter_mut().filter(|layer| layer.role == Role::Model);
-    for layer in weights.skip(1) {
-        layer.role = Role::ModelPart;
-    }
 }

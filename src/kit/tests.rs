@@ -240,7 +240,7 @@ fn a_raw_layer_is_placed_by_its_annotations() {
         (b"c.json".as_slice(), 0o600, 0, None)
     );
     assert!(kit.warnings.is_empty());
-    assert!(kit.kitfile.is_none() && kit.kitfile_yaml.is_none());
+    assert!(kit.kitfile_yaml.is_none(), "kit writes no file");
 }
 
 #[rstest]
@@ -299,6 +299,8 @@ fn further_weights_of_a_modelpack_are_parts() {
     let weight = |name: &str| layer(name, "cncf.model.weight.v1.raw", &[(FILEPATH, name)]);
     let kit = modelpack(vec![weight("a"), weight("b")]).unwrap();
     assert_eq!(names(&kit), [(Role::Model, None, Some("a")), (Role::ModelPart, None, Some("b"))]);
+    let kitfile = String::from_utf8(kit.kitfile.to_yaml()).unwrap();
+    assert!(kitfile.ends_with("model:\n  path: a\n  parts:\n    - path: b\n"), "{kitfile}");
 }
 
 #[test]

@@ -80,7 +80,7 @@ pub struct Layout {
     chunks: u32,
 }
 
-/// A layer too big for its chunks to be numbered, or with members that overlap or leave the stream.
+/// A layer too big for its chunks to be numbered, or with members that leave the stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the table of contents does not fit its layer: {0}")]
 pub struct LayoutError(String);
@@ -89,8 +89,7 @@ impl Layout {
     /// Lays out a layer of `toc.stream_bytes` bytes.
     ///
     /// # Errors
-    /// When members overlap, are out of order or leave the stream, or there are more than
-    /// `u32::MAX` chunks.
+    /// When members leave the stream, or there are more than `u32::MAX` chunks.
     pub fn new(toc: &Toc) -> Result<Self, LayoutError> {
         let mut builder = Builder { pieces: Vec::new(), at: StreamOffset(0), chunks: 0 };
         for (index, member) in toc.members.iter().enumerate() {
@@ -102,7 +101,7 @@ impl Layout {
                 continue;
             }
             if range.start < builder.at {
-                // A hard link: its bytes are those of a member that has its file already.
+                // A hard link: its bytes lie where those of an earlier member lie.
                 continue;
             }
             let index = u32::try_from(index).map_err(|_| LayoutError("too many members".into()))?;

@@ -41,6 +41,17 @@ pub enum MemberKind {
     Symlink(Box<[u8]>),
 }
 
+impl Member {
+    /// The bytes of its path and of its link's target, which bounds of memory count.
+    pub fn names_bytes(&self) -> u64 {
+        let target_bytes = match &self.kind {
+            MemberKind::Symlink(target) => target.len(),
+            MemberKind::File(_) | MemberKind::Directory => 0,
+        };
+        (self.path.as_ref().map_or(0, |path| path.as_bytes().len()) + target_bytes) as u64
+    }
+}
+
 impl Toc {
     /// The contents of a raw layer: one file over the whole stream.
     pub fn raw(stream_bytes: u64) -> Self {

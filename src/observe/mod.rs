@@ -9,10 +9,9 @@ use std::io::{self, IsTerminal};
 use tracing_subscriber::EnvFilter;
 
 /// How a log line is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// A line for people.
-    #[default]
     Text,
     /// A JSON object.
     Json,
@@ -34,7 +33,12 @@ pub fn start_log(filter: &str, format: LogFormat) -> Result<(), FilterError> {
         Ok(filter) => (filter, Ok(())),
         Err(error) => (EnvFilter::new("warn"), Err(FilterError(error.to_string()))),
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A line that cannot be written (the disk is full, a collector is gone) is lost. To say so on
+    // the standard error, as is the default, would panic there.
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .log_internal_errors(false);
     // A process that has a log already keeps it.
     let _ = match format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),

@@ -38,11 +38,7 @@ impl Origin {
                 split_layout(layout).map_err(|reason| ReferenceError::new(text, reason))?;
             return Ok(Self::OciLayout { folder: PathBuf::from(folder), selector });
         }
-        let reference = Reference::parse(text)?;
-        Ok(match reference.is_local() {
-            true => Self::KitStorage(reference),
-            false => Self::Registry(reference),
-        })
+        Ok(Reference::parse(text)?.into())
     }
 
     /// Which manifest is meant; `None` for the only one of a layout.
@@ -50,6 +46,16 @@ impl Origin {
         match self {
             Self::Registry(reference) | Self::KitStorage(reference) => Some(reference.selector()),
             Self::OciLayout { selector, .. } => selector.as_ref(),
+        }
+    }
+}
+
+impl From<Reference> for Origin {
+    /// Where kit looks for a reference: a registry or its own storage, never a folder.
+    fn from(reference: Reference) -> Self {
+        match reference.is_local() {
+            true => Self::KitStorage(reference),
+            false => Self::Registry(reference),
         }
     }
 }

@@ -213,7 +213,8 @@ fn a_registry_that_does_not_answer_is_unavailable() {
     let kitfs = Kitfs::new();
     let mountpoint = kitfs.mountpoint("mnt");
     // Port 1 of the loopback is reserved and nobody listens there.
-    let said = kitfs.fail(5, &arguments("127.0.0.1:1/org/kit:v1", &mountpoint, &[]));
+    let once = ["--retries", "0"];
+    let said = kitfs.fail(5, &arguments("127.0.0.1:1/org/kit:v1", &mountpoint, &once));
     assert!(said.contains("127.0.0.1:1"), "names no host: {said}");
 }
 
@@ -264,7 +265,7 @@ fn a_kit_of_a_real_registry_mounts_again_without_it() {
     Tree::read(&mountpoint).assert_equals(&Tree::golden("article"), "with the registry");
     kitfs.succeed(&["daemon", "stop"]);
     registry.stop();
-    let mountpoint = kitfs.mount(&reference, &[]);
+    let mountpoint = kitfs.mount(&reference, &["--retries", "1"]);
     Tree::read(&mountpoint).assert_equals(&Tree::golden("article"), "without the registry");
 }
 

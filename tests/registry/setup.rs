@@ -27,6 +27,7 @@ pub fn timing() -> Timing {
         backoff_max: Duration::from_millis(20),
         retry_after_max: Duration::from_secs(2),
         retry_total: Duration::from_secs(10),
+        unreachable_total: Duration::from_secs(10),
         resumes: 3,
     }
 }

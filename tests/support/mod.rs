@@ -61,11 +61,10 @@ impl Random {
 
     /// Bytes that do not compress.
     pub fn bytes(&mut self, length: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(length + 8);
-        while bytes.len() < length {
-            bytes.extend_from_slice(&self.next().to_le_bytes());
+        let mut bytes = vec![0; length];
+        for eight in bytes.chunks_mut(8) {
+            eight.copy_from_slice(&self.next().to_le_bytes()[..eight.len()]);
         }
-        bytes.truncate(length);
         bytes
     }
 }

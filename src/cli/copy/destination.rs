@@ -21,7 +21,7 @@ impl Destination {
         let name = entry.path.0.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
         let root = match to.is_dir() {
             // The kit's root has no name: its content goes into the directory.
-            true if name.is_empty() => to.to_owned(),
+            true if name.is_empty() => to.canonicalize().unwrap_or_else(|_| to.to_owned()),
             true => to.join(relative(b"", name)?),
             false => to.to_owned(),
         };

@@ -17,6 +17,9 @@ use super::super::error::CliError;
 use crate::daemon::ByteStream;
 use crate::daemon::api::FailureKind;
 
+/// Leftovers of killed copies in one folder that are passed over; nobody has that many.
+const MOST_LEFTOVERS: u32 = 100;
+
 /// Removes a file when it is dropped, unless it has been kept.
 struct Unfinished(Option<PathBuf>);
 
@@ -41,10 +44,10 @@ pub(super) async fn file(
     if target.symlink_metadata().is_ok_and(|there| there.is_dir()) {
         return Err(failed(io::Error::other("there is a directory of that name")));
     }
-    let unfinished = unfinished_name(target);
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
-    let opened = options.open(&unfinished).map_err(failed)?;
+    let (unfinished, opened) =
+        make_unfinished(target, |path| options.open(path)).map_err(failed)?;
     let mut guard = Unfinished(Some(unfinished.clone()));
     let mut output = tokio::fs::File::from_std(opened);
     let mut written = 0;
@@ -66,12 +69,13 @@ pub(super) async fn file(
 }
 
 /// Makes a directory that can be written into; one that is there is fine, a symlink to one not.
-pub(super) fn directory(target: &Path) -> Result<(), CliError> {
+/// Says whether it is new.
+pub(super) fn directory(target: &Path) -> Result<bool, CliError> {
     match std::fs::create_dir(target) {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             match target.symlink_metadata() {
-                Ok(there) if there.is_dir() => Ok(()),
+                Ok(there) if there.is_dir() => Ok(false),
                 Ok(_) | Err(_) => Err(write_error(target, error)),
             }
         }
@@ -82,8 +86,9 @@ pub(super) fn directory(target: &Path) -> Result<(), CliError> {
 /// Makes a symlink, in the place of a file or symlink that is there.
 pub(super) fn symlink(target: &Path, link: &[u8]) -> Result<(), CliError> {
     let failed = |error| write_error(target, error);
-    let unfinished = unfinished_name(target);
-    std::os::unix::fs::symlink(OsStr::from_bytes(link), &unfinished).map_err(failed)?;
+    let link = OsStr::from_bytes(link);
+    let made = make_unfinished(target, |path| std::os::unix::fs::symlink(link, path));
+    let (unfinished, ()) = made.map_err(failed)?;
     let mut guard = Unfinished(Some(unfinished.clone()));
     std::fs::rename(&unfinished, target).map_err(failed)?;
     guard.0 = None;
@@ -96,10 +101,28 @@ pub(super) fn set_mode(path: &Path, mode: u32) -> Result<(), CliError> {
     std::fs::set_permissions(path, permissions).map_err(|error| write_error(path, error))
 }
 
-/// A name in the same folder that no kit and no other copy has.
-fn unfinished_name(target: &Path) -> PathBuf {
+/// Makes something under a name in the folder of `target` that no kit and no other copy has.
+///
+/// Process numbers come again, in containers at once: what an earlier copy left is not touched,
+/// because another container may be writing it.
+fn make_unfinished<T>(
+    target: &Path,
+    make: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<(PathBuf, T)> {
     let folder = target.parent().unwrap_or(Path::new(""));
-    folder.join(format!(".kitfs-unfinished-{}", std::process::id()))
+    let name = format!(".kitfs-unfinished-{}", std::process::id());
+    let mut attempt = 0;
+    loop {
+        let path = folder.join(format!("{name}-{attempt}"));
+        match make(&path) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists && attempt < MOST_LEFTOVERS =>
+            {
+                attempt += 1;
+            }
+            made => return made.map(|made| (path, made)),
+        }
+    }
 }
 
 fn write_error(path: &Path, error: io::Error) -> CliError {

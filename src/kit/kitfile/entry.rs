@@ -134,6 +134,12 @@ impl Entry {
         Ok(Self { section, texts, parameters, digest })
     }
 
+    /// An entry that only has a path.
+    pub(super) fn of_path(section: Section, path: &str) -> Self {
+        let path = Some((Field::Path, path.to_owned())).filter(|(_, path)| !path.is_empty());
+        Self { section, texts: path.into_iter().collect(), parameters: None, digest: None }
+    }
+
     /// Where the entry stands.
     pub(in crate::kit) fn section(&self) -> Section {
         self.section

@@ -10,6 +10,7 @@
 //! look at layers; that is for the families.
 
 mod entry;
+mod generated;
 mod value;
 mod yaml;
 
@@ -19,7 +20,11 @@ pub(in crate::kit) use entry::{Entry, Field, Section};
 
 /// The largest config that is decoded, in bytes: what registries allow a manifest. A Kitfile of
 /// 1,000 entries has about 0.3 MB.
-const MOST_BYTES: usize = 4 * 1024 * 1024;
+pub const KITFILE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
+
+/// The largest file `Kitfile`, in bytes. It is kept in memory, and a hostile config could make it
+/// sixty times its own size: each line is indented by its depth. Plain texts hardly grow at all.
+const YAML_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
 /// A Kitfile.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,12 +56,12 @@ impl Kitfile {
     /// Decodes a config blob.
     ///
     /// # Errors
-    /// When it is too large or too deep, is not JSON, or a field has a value of another type.
+    /// When it is too large (as YAML too) or too deep, is not JSON, or a field has a value of another type.
     pub fn decode(json: &[u8]) -> Result<Self, KitfileError> {
-        if json.len() > MOST_BYTES {
+        if json.len() > KITFILE_LIMIT_BYTES {
             let bytes = json.len();
             return Err(KitfileError(format!(
-                "it has {bytes} bytes, and {MOST_BYTES} are the limit"
+                "it has {bytes} bytes, and {KITFILE_LIMIT_BYTES} are the limit"
             )));
         }
         let root = Value::decode(json)?;
@@ -67,7 +72,7 @@ impl Kitfile {
         for section in Section::LISTS {
             entries.extend(section.decode_list(&root)?);
         }
-        Ok(Self {
+        let kitfile = Self {
             manifest_version: root.text("manifestVersion")?,
             package: Package {
                 name: package.text("name")?,
@@ -82,12 +87,18 @@ impl Kitfile {
             },
             model: model.map(|model| Entry::decode(Section::Model, &model)).transpose()?,
             entries,
-        })
+        };
+        match yaml::document(&kitfile, YAML_LIMIT_BYTES) {
+            Some(_) => Ok(kitfile),
+            None => Err(KitfileError(format!(
+                "it would have more than {YAML_LIMIT_BYTES} bytes as YAML, for its nesting"
+            ))),
+        }
     }
 
     /// The YAML that `kit unpack` and `kit info` write, byte for byte (modelkit-spec 2.2).
     pub fn to_yaml(&self) -> Vec<u8> {
-        yaml::document(self)
+        yaml::document(self, usize::MAX).expect("there is no limit")
     }
 
     /// `package.name`.
@@ -166,11 +177,17 @@ mod tests {
         let deep =
             format!("{{\"model\":{{\"parameters\":{}1{}}}}}", "[".repeat(200), "]".repeat(200));
         assert!(Kitfile::decode(deep.as_bytes()).unwrap_err().to_string().contains("deep"));
-        let endless = "[".repeat(MOST_BYTES);
+        let endless = "[".repeat(KITFILE_LIMIT_BYTES);
         assert!(Kitfile::decode(endless.as_bytes()).is_err());
         assert!(
-            Kitfile::decode(&vec![b' '; MOST_BYTES + 1]).unwrap_err().to_string().contains("limit")
+            Kitfile::decode(&vec![b' '; KITFILE_LIMIT_BYTES + 1])
+                .unwrap_err()
+                .to_string()
+                .contains("limit")
         );
+        let wide = format!("{}{}1{}", "[".repeat(60), "1,".repeat(200_000), "]".repeat(60));
+        let wide = format!("{{\"model\":{{\"parameters\":{wide}}}}}");
+        assert!(Kitfile::decode(wide.as_bytes()).unwrap_err().to_string().contains("as YAML"));
         let huge = br#"{"model":{"parameters":1e999}}"#;
         assert!(Kitfile::decode(huge).unwrap_err().to_string().contains("1e999"));
     }

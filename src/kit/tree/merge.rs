@@ -11,8 +11,8 @@
 //!
 //! Equal paths follow `kit unpack` (modelkit-spec 4): directories merge and keep the first mode;
 //! two files collide, unless they are one and the same stretch of one layer. Content cannot be
-//! compared here: a file `Kitfile` in a layer counts as identical to the kit's own when it has the
-//! same size, and the kit's own is what is shown.
+//! compared here: a file `Kitfile` in a layer passes when it has the size of the kit's own, whose
+//! bytes are shown; whoever can read the layer compares them (fs).
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -21,15 +21,21 @@ use bytes::Bytes;
 
 use super::{Content, Node, NodeKind, Tree, TreeError, TreeLayer, size};
 use crate::kit::Placement;
-use crate::layer::{Member, MemberKind};
+use crate::layer::{Member, MemberKind, tar};
 use crate::oci::Digest;
 
 /// What kit creates missing parents with.
 const PARENT_MODE: u32 = 0o755;
 /// What kit writes the Kitfile with.
 const KITFILE_MODE: u32 = 0o644;
-/// Inode numbers are node numbers + 1, in 32 bits where a table holds them.
-const MOST_NODES: usize = u32::MAX as usize - 1;
+/// The most members that all layers have together, and the most nodes of a tree: as many as one
+/// archive may have. The largest data sets of single files (14 million images) fit.
+///
+/// Both are needed. An entry of a Kitfile costs a few bytes and names a layer of millions of
+/// members again; and a member of 4 KiB may stand for 2,000 directories that are made here, so a
+/// few megabytes of compressed archive could ask for 40 GB. With the bound a tree takes 1.2 GB, its
+/// names 1 GiB (they are parts of the members' paths), and the sort 1.8 GB for a moment.
+const MOST_NODES: usize = tar::MEMBERS_LIMIT;
 
 /// One member on its way into the tree.
 struct Pending<'a> {
@@ -42,6 +48,9 @@ struct Pending<'a> {
 }
 
 impl Tree {
+    /// The most members that all layers of a kit may have together.
+    pub const MOST_MEMBERS: usize = MOST_NODES;
+
     /// Merges layers in order, and the Kitfile at the root. Missing parents are made with mode
     /// 0755; `umask` is taken from every mode.
     ///
@@ -54,6 +63,10 @@ impl Tree {
         umask: u32,
     ) -> Result<Self, TreeError> {
         let members = layers.iter().map(|layer| layer.toc.members.len()).sum::<usize>();
+        let names = layers.iter().flat_map(|layer| &layer.toc.members).map(Member::names_bytes);
+        if members > MOST_NODES || names.sum::<u64>() > tar::NAMES_LIMIT_BYTES {
+            return Err(TreeError::too_large());
+        }
         let mut pending = Vec::with_capacity(members + 1);
         pending.extend(kitfile.map(|bytes| Pending {
             path: Cow::Borrowed(b"Kitfile".as_slice()),
@@ -68,7 +81,7 @@ impl Tree {
             }
         }
         pending.sort_by(|a, b| compare(&a.path, &b.path));
-        let mut drafts = Drafts::new(umask);
+        let mut drafts = Drafts::new(umask, MOST_NODES);
         let mut pending = pending.into_iter().peekable();
         while let Some(mut first) = pending.next() {
             while let Some(next) = pending.next_if(|next| next.path == first.path) {
@@ -172,11 +185,23 @@ fn shown(path: &[u8]) -> String {
     format!("`{}`", path.escape_ascii())
 }
 
+impl TreeError {
+    /// More of anything than a tree may have.
+    pub fn too_large() -> Self {
+        Self::TooLarge(format!(
+            "the kit has more than {MOST_NODES} files and directories, or more than {} bytes of \
+             names: mount a part of it with --filter, or pack it as several kits",
+            tar::NAMES_LIMIT_BYTES
+        ))
+    }
+}
+
 /// Nodes in depth-first order; `parent` is a depth-first number too.
 struct Drafts {
     nodes: Vec<Node>,
     names: Vec<u8>,
     umask: u32,
+    most_nodes: usize,
     /// The directory that was written last, and those above it: node number and path length.
     open: Vec<(u32, usize)>,
     open_path: Vec<u8>,
@@ -184,11 +209,12 @@ struct Drafts {
 }
 
 impl Drafts {
-    fn new(umask: u32) -> Self {
+    fn new(umask: u32, most_nodes: usize) -> Self {
         let mut drafts = Self {
             nodes: Vec::new(),
             names: Vec::new(),
             umask,
+            most_nodes,
             open: vec![(0, 0)],
             open_path: Vec::new(),
             file_bytes: 0,
@@ -234,7 +260,6 @@ impl Drafts {
         mtime_seconds: i64,
         pending: &Pending<'_>,
     ) -> Result<(), TreeError> {
-        let too_large = |what| Err(TreeError::TooLarge(format!("the kit has {what}")));
         let parent = self.open.last().map_or(0, |(node, _)| *node);
         if !matches!(self.nodes[parent as usize].kind, NodeKind::Directory) {
             let (above, below) = (shown(&self.open_path), shown(path));
@@ -244,12 +269,10 @@ impl Drafts {
             )));
         }
         let number = self.nodes.len();
-        if number >= MOST_NODES {
-            return too_large("more than 4,294,967,294 files and directories");
+        if number >= self.most_nodes {
+            return Err(TreeError::too_large());
         }
-        let Ok(start) = u32::try_from(self.names.len()) else {
-            return too_large("more than 4 GiB of names");
-        };
+        let start = u32::try_from(self.names.len()).map_err(|_| TreeError::too_large())?;
         let Ok(name_bytes) = u8::try_from(name.len()) else {
             return Err(TreeError::TooLarge(format!("{} has too long a name", shown(path))));
         };
@@ -325,5 +348,26 @@ impl Drafts {
             nodes.push(node);
         }
         Tree { nodes, names: self.names, file_bytes: self.file_bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_that_are_made_count_towards_the_bound() {
+        let pending = |path: &'static str| Pending {
+            path: Cow::Borrowed(path.as_bytes()),
+            kind: NodeKind::Directory,
+            mode: 0o755,
+            mtime_seconds: 0,
+            layer: None,
+        };
+        // The root, and two of each.
+        let mut drafts = Drafts::new(0, 5);
+        drafts.push(pending("a/b")).unwrap();
+        drafts.push(pending("c/d")).unwrap();
+        assert!(matches!(drafts.push(pending("e")), Err(TreeError::TooLarge(_))));
     }
 }

@@ -120,6 +120,16 @@ fn a_kitfile_in_a_layer_must_be_able_to_be_the_kits_own() {
 }
 
 #[test]
+fn a_layer_that_many_entries_name_counts_for_each() {
+    let members = 64 * 1024;
+    let toc = toc((0..members).map(|_| directory("d", 0o755)).collect());
+    let layer = TreeLayer { index: 0, digest: Digest::of(b""), placement: &ROOT_OF_TAR, toc: &toc };
+    let too_many = crate::layer::tar::MEMBERS_LIMIT / members + 1;
+    let error = Tree::merge(&vec![layer; too_many], None, 0).err().unwrap();
+    assert!(matches!(&error, TreeError::TooLarge(text) if text.contains("--filter")), "{error}");
+}
+
+#[test]
 fn nothing_lies_below_a_file_or_symlink() {
     let link = member("a", MemberKind::Symlink(b"/etc"[..].into()), 0o777);
     for first in [link, file("a", 0)] {

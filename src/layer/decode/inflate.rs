@@ -2,7 +2,7 @@
 //!
 //! The C interface rather than `flate2`, because random access into gzip layers needs
 //! `inflatePrime` and block borders, which `flate2` does not offer (docs/design/001-dependencies.md).
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a C interface; each use says why it is sound")]
 
 use std::ffi::{CStr, c_int};
 

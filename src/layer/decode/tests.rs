@@ -110,9 +110,10 @@ proptest! {
         let place = place.index(blob.len());
         blob[place] ^= flip;
         let decoded = decode(compression, &blob, 333, 777);
-        // Behind gzip's header everything is covered by its checksum; zstd has none by default.
+        // Behind gzip's header everything is covered by its checksum; zstd has none by default. Of a
+        // run of equal bytes a copy from two places back is as good as one from one place back.
         if compression == Compression::Gzip && place >= 10 {
-            prop_assert_ne!(decoded, Ok(content));
+            prop_assert!(decoded.is_err() || decoded == Ok(content));
         }
     }
 

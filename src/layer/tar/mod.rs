@@ -34,10 +34,10 @@ use super::{Member, MemberKind, MemberPath, StreamOffset, Toc};
 const RECORDS_LIMIT_BYTES: u64 = 1024 * 1024;
 /// The most members of an archive: all 14 million images of ImageNet in one layer fit, in about
 /// 1.5 GB of memory.
-const MEMBERS_LIMIT: usize = 16 * 1024 * 1024;
+pub const MEMBERS_LIMIT: usize = 16 * 1024 * 1024;
 /// The most bytes of names together: 64 for each of [`MEMBERS_LIMIT`]. Without it, a compressed
 /// layer of a few megabytes could ask for 64 GB.
-const NAMES_LIMIT_BYTES: u64 = 1024 * 1024 * 1024;
+pub const NAMES_LIMIT_BYTES: u64 = 1024 * 1024 * 1024;
 /// How far a stream may reach: file offsets are signed 64-bit numbers.
 const STREAM_LIMIT_BYTES: u64 = i64::MAX as u64;
 /// Warnings kept of one archive: enough to see what kind of thing was passed over.
@@ -327,18 +327,15 @@ impl Scanner {
         mode: u32,
         mtime_seconds: i64,
     ) -> Result<(), String> {
-        let target_bytes = match &kind {
-            MemberKind::Symlink(target) => target.len(),
-            MemberKind::File(_) | MemberKind::Directory => 0,
-        };
-        self.names_bytes += (path.as_bytes().len() + target_bytes) as u64;
+        let member = Member { path: Some(path), kind, mode, mtime_seconds };
+        self.names_bytes += member.names_bytes();
         if self.members.len() == MEMBERS_LIMIT || self.names_bytes > NAMES_LIMIT_BYTES {
             return Err(format!(
                 "the archive has more than {MEMBERS_LIMIT} members, or {NAMES_LIMIT_BYTES} bytes \
                  of names"
             ));
         }
-        self.members.push(Member { path: Some(path), kind, mode, mtime_seconds });
+        self.members.push(member);
         Ok(())
     }
 }

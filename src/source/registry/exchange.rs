@@ -266,6 +266,9 @@ impl RegistryClient {
         }
         let place = place.to_owned();
         match cause.kind {
+            Kind::Passing if cause.is_connect => {
+                Failure::Unreachable(SourceError::Unavailable { place, detail })
+            }
             Kind::Passing => Failure::transient(SourceError::Unavailable { place, detail }),
             Kind::Nameless => Failure::Final(SourceError::Unavailable { place, detail }),
             Kind::Untrusted => Failure::Final(SourceError::Untrusted { place, detail }),

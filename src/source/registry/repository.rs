@@ -117,7 +117,7 @@ impl Remote {
         let range = &range;
         let ask =
             |upstream: Arc<Upstream>| async move { self.open_once(&upstream, blob, range).await };
-        self.first_of(|endpoint| endpoint.can_pull, ask).await
+        self.first_of(self.timing(), |endpoint| endpoint.can_pull, ask).await
     }
 
     async fn manifest(&self, selector: &Selector) -> Result<(Digest, Bytes), SourceError> {
@@ -127,17 +127,19 @@ impl Remote {
         };
         let ask =
             |upstream: Arc<Upstream>| async move { self.manifest_once(&upstream, selector).await };
-        self.first_of(may, ask).await
+        self.first_of(&self.timing().of_a_command(), may, ask).await
     }
 
     async fn tags(&self) -> Result<Vec<String>, SourceError> {
         let ask = |upstream: Arc<Upstream>| async move { self.tags_once(&upstream).await };
-        self.first_of(|endpoint| endpoint.can_resolve, ask).await
+        let timing = self.timing().of_a_command();
+        self.first_of(&timing, |endpoint| endpoint.can_resolve, ask).await
     }
 
     /// The first answer that an endpoint which `may` be asked gives.
     async fn first_of<T, Ask, Asked>(
         &self,
+        timing: &Timing,
         may: impl Fn(&Endpoint) -> bool,
         ask: Ask,
     ) -> Result<T, SourceError>
@@ -155,7 +157,7 @@ impl Remote {
             let result = match self.client.reach(endpoint).await {
                 Err(error) => Err(error),
                 Ok(upstream) if is_last => {
-                    retry::with_retries(self.timing(), || ask(Arc::clone(&upstream))).await
+                    retry::with_retries(timing, || ask(Arc::clone(&upstream))).await
                 }
                 Ok(upstream) => ask(upstream).await.map_err(Failure::into_error),
             };

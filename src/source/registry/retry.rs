@@ -4,7 +4,7 @@
 //! every request may be repeated. Repetition happens in one place, above authentication,
 //! redirects and ranges; a token request has repetitions of its own, and its failure is final.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable};
 use http::{HeaderMap, StatusCode, header};
@@ -22,6 +22,8 @@ pub(super) enum Failure {
         /// How long the other side asks to wait.
         retry_after: Option<Duration>,
     },
+    /// Nobody listens there, or the way is blocked; that may change, too.
+    Unreachable(SourceError),
     /// It will not.
     Final(SourceError),
 }
@@ -33,12 +35,12 @@ impl Failure {
     }
 
     pub(super) fn is_transient(&self) -> bool {
-        matches!(self, Self::Transient { .. })
+        matches!(self, Self::Transient { .. } | Self::Unreachable(_))
     }
 
     pub(super) fn into_error(self) -> SourceError {
         match self {
-            Self::Transient { error, .. } | Self::Final(error) => error,
+            Self::Transient { error, .. } | Self::Unreachable(error) | Self::Final(error) => error,
         }
     }
 }
@@ -69,41 +71,46 @@ where
         .with_min_delay(timing.backoff_min)
         .with_max_delay(timing.backoff_max)
         .with_max_times(timing.retries);
+    let started = Instant::now();
     let mut waited = Duration::ZERO;
     attempt
         .retry(backoff)
         .when(Failure::is_transient)
         .adjust(|failure, delay| {
-            let wait = next_wait(timing, failure, delay?, waited)?;
+            let wait = next_wait(timing, failure, delay?, waited, started.elapsed())?;
             waited += wait;
             Some(wait)
         })
         .notify(|failure, wait| {
-            if let Failure::Transient { error, .. } = failure {
-                tracing::debug!(%error, ?wait, "asking again");
+            if let Failure::Transient { error, .. } | Failure::Unreachable(error) = failure {
+                tracing::info!(%error, ?wait, "asking again");
             }
         })
         .await
         .map_err(Failure::into_error)
 }
 
-/// How long to wait after `failure`, where `delay` is our own idea and `waited` was waited before;
-/// `None` to give up.
+/// How long to wait after `failure`, where `delay` is our own idea, `waited` was waited before, and
+/// all of it has taken `elapsed`; `None` to give up.
 fn next_wait(
     timing: &Timing,
     failure: &Failure,
     delay: Duration,
     waited: Duration,
+    elapsed: Duration,
 ) -> Option<Duration> {
     let asked = match failure {
         Failure::Transient { retry_after, .. } => retry_after.unwrap_or_default(),
+        Failure::Unreachable(_) => {
+            return (waited + delay <= timing.unreachable_total).then_some(delay);
+        }
         Failure::Final(_) => return None,
     };
     if asked > timing.retry_after_max {
         return None;
     }
     let wait = delay.max(asked);
-    (waited + wait <= timing.retry_total).then_some(wait)
+    (elapsed + wait <= timing.retry_total).then_some(wait)
 }
 
 /// How long a `Retry-After` header asks to wait (RFC 9110, 10.2.3): seconds, or an HTTP date.
@@ -131,24 +138,43 @@ mod tests {
         Failure::Transient { error: unavailable(), retry_after }
     }
 
+    const NONE: Duration = Duration::ZERO;
+
     #[test]
     fn the_longer_of_the_two_waits_counts() {
         let timing = Timing::default();
         let (short, long) = (Duration::from_millis(200), Duration::from_secs(3));
-        let none = Duration::ZERO;
         let failure = Failure::transient(unavailable());
-        assert_eq!(next_wait(&timing, &failure, short, none), Some(short));
-        assert_eq!(next_wait(&timing, &asking(3), short, none), Some(long));
-        assert_eq!(next_wait(&timing, &asking(1), long, none), Some(long));
+        assert_eq!(next_wait(&timing, &failure, short, NONE, NONE), Some(short));
+        assert_eq!(next_wait(&timing, &asking(3), short, NONE, NONE), Some(long));
+        assert_eq!(next_wait(&timing, &asking(1), long, NONE, NONE), Some(long));
     }
 
     #[test]
     fn who_asks_for_too_much_gets_no_repetition() {
         let timing = Timing::default();
-        let none = Duration::ZERO;
-        assert_eq!(next_wait(&timing, &asking(31), none, none), None);
-        assert_eq!(next_wait(&timing, &asking(30), none, Duration::from_secs(31)), None);
-        assert_eq!(next_wait(&timing, &Failure::Final(unavailable()), none, none), None);
+        assert_eq!(next_wait(&timing, &asking(31), NONE, NONE, NONE), None);
+        assert_eq!(next_wait(&timing, &asking(30), NONE, NONE, Duration::from_secs(31)), None);
+        assert_eq!(next_wait(&timing, &Failure::Final(unavailable()), NONE, NONE, NONE), None);
+    }
+
+    #[test]
+    fn who_never_answers_is_given_up_though_nothing_was_waited_between() {
+        let failure = Failure::transient(unavailable());
+        assert_eq!(
+            next_wait(&Timing::default(), &failure, NONE, NONE, Duration::from_secs(61)),
+            None
+        );
+    }
+
+    #[test]
+    fn a_command_waits_a_second_for_a_host_that_is_not_there_and_a_reader_ten() {
+        let failure = Failure::Unreachable(unavailable());
+        let (delay, waited) = (Duration::from_millis(400), Duration::from_millis(700));
+        let reader = Timing::default();
+        assert_eq!(next_wait(&reader, &failure, delay, waited, NONE), Some(delay));
+        assert_eq!(next_wait(&reader, &failure, delay, Duration::from_secs(10), NONE), None);
+        assert_eq!(next_wait(&reader.of_a_command(), &failure, delay, waited, NONE), None);
     }
 
     #[test]

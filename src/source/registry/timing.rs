@@ -21,10 +21,25 @@ pub struct Timing {
     pub backoff_max: Duration,
     /// The longest `Retry-After` that is honoured; who asks for more gets no repetition at all.
     pub retry_after_max: Duration,
-    /// The most that is waited between all repetitions of one request.
+    /// The longest that one request and its repetitions may take before the last repetition.
     pub retry_total: Duration,
+    /// The most that is waited between repetitions while there is nobody to connect to. 10 s: a
+    /// registry that is started anew is back by then, and a reader can wait for that.
+    pub unreachable_total: Duration,
     /// How often in a row a stream is resumed that breaks off before it has come far.
     pub resumes: u32,
+}
+
+impl Timing {
+    /// The patience for finding out which kit is meant: a person waits for that at a terminal, and
+    /// a kit that was resolved before is used where the registry cannot be reached.
+    pub(super) fn of_a_command(&self) -> Self {
+        Self {
+            retry_total: self.retry_total.min(Duration::from_secs(30)),
+            unreachable_total: self.unreachable_total.min(Duration::from_secs(1)),
+            ..self.clone()
+        }
+    }
 }
 
 impl Default for Timing {
@@ -38,6 +53,7 @@ impl Default for Timing {
             backoff_max: Duration::from_secs(5),
             retry_after_max: Duration::from_secs(30),
             retry_total: Duration::from_secs(60),
+            unreachable_total: Duration::from_secs(10),
             resumes: 5,
         }
     }

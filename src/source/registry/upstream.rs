@@ -201,7 +201,8 @@ impl RegistryClient {
             Address::Loopback(registry) => registry,
         };
         let cell = Arc::clone(self.schemes.hosts.lock().entry(registry.clone()).or_default());
-        let probe = || retry::with_retries(&self.timing, || self.probe(registry));
+        let timing = self.timing.of_a_command();
+        let probe = || retry::with_retries(&timing, || self.probe(registry));
         cell.get_or_try_init(probe).await.map(Arc::clone)
     }
 

@@ -12,17 +12,24 @@ use super::scalar::{self, Place, Style, is_break, is_printable};
 /// Columns that a level of nesting adds.
 const INDENT: usize = 2;
 
-/// Writes a document.
-pub(super) fn emit(root: &Node<'_>) -> Vec<u8> {
-    let mut emitter =
-        Emitter { out: String::new(), column: 0, is_blank_before: true, is_line_start: true };
+/// Writes a document; `None` when it has more than `limit_bytes`.
+pub(super) fn emit(root: &Node<'_>, limit_bytes: usize) -> Option<Vec<u8>> {
+    let mut emitter = Emitter {
+        out: String::new(),
+        limit_bytes,
+        column: 0,
+        is_blank_before: true,
+        is_line_start: true,
+    };
     emitter.node(root, None);
     emitter.indent(0);
-    emitter.out.into_bytes()
+    (emitter.out.len() <= limit_bytes).then(|| emitter.out.into_bytes())
 }
 
 struct Emitter {
     out: String,
+    /// What goes beyond is thrown away.
+    limit_bytes: usize,
     /// Characters since the last line break.
     column: usize,
     is_blank_before: bool,
@@ -200,14 +207,20 @@ impl Emitter {
     }
 
     fn line_break(&mut self, c: char) {
-        self.out.push(c);
+        self.push(c);
         self.column = 0;
         self.is_line_start = true;
     }
 
     fn put(&mut self, c: char) {
-        self.out.push(c);
+        self.push(c);
         self.column += 1;
+    }
+
+    fn push(&mut self, c: char) {
+        if self.out.len() <= self.limit_bytes {
+            self.out.push(c);
+        }
     }
 }
 

@@ -32,9 +32,9 @@ pub(super) enum Node<'a> {
     Mapping(Vec<(&'a str, Node<'a>)>),
 }
 
-/// The bytes of the file `Kitfile`.
-pub(super) fn document(kitfile: &Kitfile) -> Vec<u8> {
-    emitter::emit(&root(kitfile))
+/// The bytes of the file `Kitfile`; `None` when they are more than `limit_bytes`.
+pub(super) fn document(kitfile: &Kitfile, limit_bytes: usize) -> Option<Vec<u8>> {
+    emitter::emit(&root(kitfile), limit_bytes)
 }
 
 fn root(kitfile: &Kitfile) -> Node<'_> {

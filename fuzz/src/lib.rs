@@ -1,0 +1,99 @@
+//! What each fuzz target does with its input, without a fuzzer: `cargo test` runs the same bodies
+//! on seeded inputs (`tests/fuzz_targets.rs`), so that they are known to work.
+
+use kitfs::kit::Kitfile;
+use kitfs::layer::decode::Decoder;
+use kitfs::layer::tar::{Scanner, TarError};
+use kitfs::layer::toc_codec;
+use kitfs::layer::{MemberKind, StreamOffset, Toc};
+use kitfs::oci::{Compression, Manifest, Origin, Reference};
+
+/// What [`decoder`] may decode: a small input may stand for gigabytes.
+const OUTPUT_LIMIT_BYTES: usize = 4 * 1024 * 1024;
+
+/// Every call of a decoder makes progress or fails, for any bytes in pieces of any size.
+pub fn decoder(compression: u8, piece_bytes: u8, blob: &[u8]) {
+    let all = [Compression::None, Compression::Gzip, Compression::Zstd];
+    let mut decoder = Decoder::new(all[usize::from(compression) % 3]);
+    let mut room = [0; 4096];
+    let mut decoded = 0;
+    for mut piece in blob.chunks(usize::from(piece_bytes) + 1) {
+        loop {
+            let before = piece.len();
+            let Ok(written) = decoder.decode(&mut piece, &mut room) else { return };
+            decoded += written;
+            if decoded > OUTPUT_LIMIT_BYTES {
+                return;
+            }
+            if written == 0 && piece.is_empty() {
+                break;
+            }
+            assert!(written > 0 || piece.len() < before);
+        }
+    }
+    let _ = decoder.finish();
+}
+
+/// Kitfiles are decoded or refused, and what is decoded can be written.
+pub fn kitfile(json: &[u8]) {
+    if let Ok(kitfile) = Kitfile::decode(json) {
+        assert!(kitfile.to_yaml().starts_with(b"manifestVersion:"));
+    }
+}
+
+/// Manifests are decoded or refused, and their sizes can be added up.
+pub fn manifest(json: &[u8]) {
+    if let Ok(manifest) = Manifest::decode(json) {
+        let layers: u64 = manifest.layers.iter().map(|layer| layer.size).sum();
+        assert!(layers + manifest.config.size <= i64::MAX as u64);
+    }
+}
+
+/// The canonical text of a reference or origin parses back to it.
+pub fn reference(text: &str) {
+    if let Ok(reference) = Reference::parse(text) {
+        assert_eq!(Reference::parse(&reference.to_string()), Ok(reference));
+    }
+    if let Ok(origin) = Origin::parse(text) {
+        assert_eq!(Origin::parse(&origin.to_string()), Ok(origin));
+    }
+}
+
+/// An archive shown whole, in pieces and by headers only gives the same table, inside the stream.
+pub fn tar_scanner(archive: &[u8]) {
+    let whole = scan(archive, archive.len().max(1), false);
+    assert_eq!(scan(archive, 100, false), whole);
+    assert_eq!(scan(archive, 512, true), whole);
+    for member in whole.map(|toc| toc.members).unwrap_or_default() {
+        if let MemberKind::File(range) = member.kind {
+            assert!(range.start <= range.end && range.end.get() <= archive.len() as u64);
+        }
+    }
+}
+
+fn scan(archive: &[u8], piece_bytes: usize, jumps: bool) -> Result<Toc, TarError> {
+    let mut scanner = Scanner::new();
+    let mut at = 0;
+    while at < archive.len() && !scanner.is_finished() {
+        let piece = &archive[at..archive.len().min(at + piece_bytes)];
+        scanner.feed(StreamOffset(at as u64), piece)?;
+        at = if jumps { scanner.next_offset().get() as usize } else { at + piece.len() };
+    }
+    scanner.finish(archive.len() as u64)
+}
+
+/// What decodes is what its table encodes to; the checksum is made right, to get behind it.
+pub fn toc_codec(content: &[u8]) {
+    let _ = toc_codec::decode(content);
+    let sealed = [content, &crc32c(content).to_le_bytes()].concat();
+    if let Ok(toc) = toc_codec::decode(&sealed) {
+        assert_eq!(toc_codec::encode(&toc), sealed);
+    }
+}
+
+/// CRC-32C, bit by bit.
+fn crc32c(content: &[u8]) -> u32 {
+    !content.iter().fold(u32::MAX, |sum, &byte| {
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ ((sum & 1) * 0x82f6_3b78))
+    })
+}

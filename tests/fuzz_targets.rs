@@ -1,0 +1,115 @@
+//! The fuzz targets on seeded inputs: good ones, damaged ones and noise. It keeps the targets
+//! working where no fuzzer is installed; it is no substitute for one.
+
+mod support;
+#[path = "../fuzz/src/lib.rs"]
+mod targets;
+
+use kitfs::layer::tar::Scanner;
+use kitfs::layer::{StreamOffset, toc_codec};
+use support::Random;
+use support::kit_builder::{Kit, Layer, Written};
+
+/// Damaged copies of each good input.
+const MUTANTS: usize = 500;
+
+/// A kit with layers in all encodings, in a folder that lives as long.
+fn kit() -> (Written, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let tar = Layer::tar("code", "code")
+        .directory("code", 0o755)
+        .file("code/\u{e9}.py", 0o644, b"print()")
+        .file(format!("code/{}", "n".repeat(150)), 0o600, &[7; 700])
+        .symlink("code/link", b"main.py");
+    let kit = Kit::modelkit()
+        .with(tar.clone())
+        .with(tar.clone().gzip())
+        .with(tar.zstd())
+        .with(Layer::raw("docs", "README.md", 0o644, b"# read me"));
+    (kit.write(&folder.path().join("kit"), "v1"), folder)
+}
+
+fn blobs(written: &Written) -> Vec<Vec<u8>> {
+    let blob = |digest: &str| std::fs::read(written.blob(digest)).unwrap();
+    written.layers.iter().map(|(digest, _)| blob(digest)).collect()
+}
+
+/// `good`, then copies of it with bytes changed, taken out, doubled and cut off, then noise.
+fn each(seed: u64, good: &[u8], mut target: impl FnMut(&[u8])) {
+    target(good);
+    let mut random = Random::new(seed);
+    for _ in 0..MUTANTS {
+        let mut bytes = good.to_vec();
+        for _ in 0..=random.below(4) {
+            let at = random.below(bytes.len().max(1) as u64) as usize;
+            match random.below(5) {
+                0 | 1 if at < bytes.len() => bytes[at] = random.below(256) as u8,
+                2 if at < bytes.len() => drop(bytes.remove(at)),
+                3 => bytes.truncate(at),
+                _ => {
+                    let end = bytes.len().min(at + random.below(600) as usize);
+                    let piece = bytes[at..end].to_vec();
+                    bytes.splice(at..at, piece);
+                }
+            }
+        }
+        target(&bytes);
+    }
+    for _ in 0..MUTANTS / 4 {
+        let count = random.below(300) as usize;
+        target(&random.bytes(count));
+    }
+}
+
+#[test]
+fn decoder() {
+    let (written, _folder) = kit();
+    for (compression, blob) in blobs(&written)[..3].iter().enumerate() {
+        let mut piece_bytes = 0u8;
+        each(1, blob, |blob| {
+            piece_bytes = piece_bytes.wrapping_add(37);
+            targets::decoder(compression as u8, piece_bytes, blob);
+        });
+    }
+}
+
+#[test]
+fn kitfile() {
+    let (written, _folder) = kit();
+    each(2, &std::fs::read(written.blob(&written.config)).unwrap(), targets::kitfile);
+}
+
+#[test]
+fn manifest() {
+    let (written, _folder) = kit();
+    each(3, &written.manifest, targets::manifest);
+}
+
+#[test]
+fn reference() {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    for good in ["ghcr.io/org/model:v1", "oci:/srv/kits:v1", "[::1]:5000/a__b/c", &digest] {
+        let with_digest = format!("{good}@{digest}");
+        for text in [good, &with_digest] {
+            each(4, text.as_bytes(), |bytes| targets::reference(&String::from_utf8_lossy(bytes)));
+        }
+    }
+}
+
+#[test]
+fn tar_scanner() {
+    let (written, _folder) = kit();
+    each(5, &blobs(&written)[0], targets::tar_scanner);
+}
+
+#[test]
+fn toc_codec_file() {
+    let (written, _folder) = kit();
+    let archive = &blobs(&written)[0];
+    let mut scanner = Scanner::new();
+    scanner.feed(StreamOffset(0), archive).unwrap();
+    let file = toc_codec::encode(&scanner.finish(archive.len() as u64).unwrap());
+    // Without its checksum, which the target makes right.
+    let content = &file[..file.len() - 4];
+    each(6, content, targets::toc_codec);
+}
