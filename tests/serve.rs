@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use kitfs::oci::Digest;
 use kitfs::serve::{Registry, ServeError};
@@ -220,6 +221,19 @@ async fn a_tag_that_is_added_shows_up_at_once() {
     assert_eq!(served.get("/v2/kit/manifests/v2").await.status(), StatusCode::NOT_FOUND);
     layout(&kit, &[("v1", json!({"config": {}})), ("v2", json!({"config": {"a": 1}}))]);
     assert_eq!(served.get("/v2/kit/manifests/v2").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_kit_that_is_added_shows_up_in_the_catalogue() {
+    let folder = tempfile::tempdir().unwrap();
+    layout(&folder.path().join("one"), &[("v1", json!({"config": {}}))]);
+    let served = Served::folder(folder.path()).await;
+    layout(&folder.path().join("two"), &[("v1", json!({"config": {}}))]);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while served.json("/v2/_catalog").await["repositories"] != json!(["one", "two"]) {
+        assert!(Instant::now() < deadline, "the folder is looked through again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]

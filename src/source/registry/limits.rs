@@ -13,8 +13,9 @@
 //! a permit comes back while some are lent -------> it is withdrawn
 //! ```
 //!
-//! Whoever has N others before it in line is let in after (N + 1) times the patience at the latest,
-//! whatever the holders do: streams that nobody drains cost time, and never a deadlock.
+//! Whoever has N others before it in line is let in after N + 1 times the patience at the latest,
+//! whatever the holders do: streams that nobody drains cost time, and never a deadlock. The limit is
+//! exceeded by one request in each such time at most, and only while it would stand still.
 
 use std::num::NonZeroUsize;
 use std::pin::pin;
@@ -83,7 +84,8 @@ impl HostLimits {
         // One future all along: it keeps its place in the line.
         let mut turn = pin!(Arc::clone(&host.permits).acquire_owned());
         loop {
-            match tokio::time::timeout(self.patience, &mut turn).await {
+            let end = host.lending.lock().last + self.patience;
+            match tokio::time::timeout_at(end.into(), &mut turn).await {
                 Ok(permit) => {
                     let permit = permit.expect("nobody closes these semaphores");
                     host.lending.lock().last = Instant::now();
@@ -102,7 +104,7 @@ impl Host {
     }
 
     /// Lends one more permit, unless somebody was let in within `patience`: of all that wait, only
-    /// the first whose patience ends gets that far.
+    /// one gets that far, and the permit goes to the first in line.
     fn lend(&self, patience: Duration) {
         let mut lending = self.lending.lock();
         if lending.last.elapsed() >= patience {

@@ -270,12 +270,14 @@ impl Remote {
             let value = HeaderValue::from_str(&range::header(range)).expect("digits and `bytes=-`");
             headers.insert(header::RANGE, value);
         }
+        let targets = &self.client.targets;
         let mut found = self.open_target(upstream, &url, &headers).await?;
         let mut turn = None;
         if found.is_none() {
-            turn = self.client.targets.turn(&url).await;
-            if turn.is_some() {
-                // Whoever had the turn before may have found it.
+            turn = targets.turn(&url).await;
+            if turn.is_some() && targets.find(&url, Timestamp::now()).is_some() {
+                // Whoever had the turn before has found it, and others want to know that too.
+                turn = None;
                 found = self.open_target(upstream, &url, &headers).await?;
             }
         }
