@@ -166,7 +166,13 @@ fn unify<'a>(first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, TreeE
             false
         }
     };
-    if same { Ok(first) } else { Err(TreeError::Collision(message("a file"))) }
+    if same {
+        return Ok(first);
+    }
+    let message = message("a file");
+    Err(TreeError::Collision(format!(
+        "{message}; `kit unpack` refuses that too: leave one of them out with --filter"
+    )))
 }
 
 /// Whether a layer's file `Kitfile` can be the kit's own.
