@@ -13,7 +13,7 @@ use super::read::{PendingRead, Read, ReadLimits};
 use super::readahead::Readahead;
 use super::xattr;
 use crate::kit::{Content, NodeId, NodeKind};
-use crate::layer::StreamOffset;
+use crate::layer::{StreamOffset, member_path};
 
 /// A loaded kit as a file system. All methods may be called from any thread.
 pub struct FileSystem {
@@ -221,7 +221,7 @@ impl FileSystem {
     /// The path of an inode from the root, for messages.
     pub fn path(&self, ino: Ino) -> String {
         match self.node(ino) {
-            Ok(node) => String::from_utf8_lossy(&self.kit.tree.path(node)).into_owned(),
+            Ok(node) => member_path::shown(&self.kit.tree.path(node)),
             Err(error) => error.to_string(),
         }
     }

@@ -19,7 +19,7 @@ pub enum LoadError {
         error: Box<SourceError>,
     },
     /// A layer failed.
-    #[error("{reference}: the {layer} cannot be opened: {error}")]
+    #[error("{reference}: the {layer} cannot be opened: {}", reason(error))]
     Fetch {
         /// The kit or parent.
         reference: String,
@@ -76,6 +76,16 @@ pub enum LoadError {
         /// The reason.
         error: crate::cache::CacheError,
     },
+}
+
+/// Why a layer fails, without naming it a second time.
+fn reason(error: &FetchError) -> String {
+    match error {
+        FetchError::Malformed { detail, .. } => {
+            format!("{detail}. Pack the kit again, or leave the layer out with --filter")
+        }
+        error => error.to_string(),
+    }
 }
 
 /// Attaches the reference to an error of another room.

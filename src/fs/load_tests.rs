@@ -364,7 +364,9 @@ async fn a_layer_that_cannot_be_opened_is_named_with_its_role() {
     let error = bench.load(KIT, &[]).await.err().unwrap();
     assert!(matches!(error, LoadError::Fetch { .. }), "{error}");
     let name = format!("model layer {}", Digest::of(&content));
-    assert!(error.to_string().contains(&name), "{error}");
+    let error = error.to_string();
+    assert!(error.contains(&name) && error.contains("--filter"), "{error}");
+    assert_eq!(error.matches("sha256:").count(), 1, "it is named once: {error}");
 }
 
 #[tokio::test]

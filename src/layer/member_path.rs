@@ -4,6 +4,8 @@
 const NAME_LIMIT_BYTES: usize = 255;
 /// The longest path (`PATH_MAX` of Linux without its NUL).
 const PATH_LIMIT_BYTES: usize = 4095;
+/// What a message repeats of a name.
+const SHOWN_BYTES: usize = 200;
 
 /// The path of a member below the kit's root, as bytes (PAX paths need not be UTF-8).
 ///
@@ -99,10 +101,25 @@ impl std::fmt::Debug for MemberPath {
 }
 
 impl std::fmt::Display for MemberPath {
-    /// Writes the path for messages; bytes that are not UTF-8 are replaced.
+    /// Writes the path for messages: cut where it is long, control characters escaped.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0))
+        f.write_str(&shown(&self.0))
     }
+}
+
+/// A name for messages: control characters escaped, cut where it is long.
+pub(crate) fn shown(name: &[u8]) -> String {
+    let cut = &name[..name.len().min(SHOWN_BYTES)];
+    let more = if cut.len() < name.len() { "…" } else { "" };
+    let escaped =
+        String::from_utf8_lossy(cut).chars().fold(String::new(), |mut text, character| {
+            match character.is_control() {
+                true => text.extend(character.escape_default()),
+                false => text.push(character),
+            }
+            text
+        });
+    format!("{escaped}{more}")
 }
 
 #[cfg(test)]

@@ -13,4 +13,5 @@ pub use layout::{CacheFile, ChunkId, Layout};
 pub use member_path::{MemberPath, MemberPathError};
 pub use offset::{BlobOffset, StreamOffset};
 pub use range_set::RangeSet;
+pub use tar::{MEMBERS_LIMIT, NAMES_LIMIT_BYTES};
 pub use toc::{Member, MemberKind, Toc};

@@ -89,3 +89,17 @@ fn a_directory_that_no_archive_has_is_made() {
     }
     assert!(matches!(tree.0[b"code/dir/keep.txt".as_slice()].kind, Kind::File { .. }));
 }
+
+#[test]
+fn a_modelpack_without_a_kitfile_is_described_with_one_that_is_no_file() {
+    let kitfs = Kitfs::new();
+    let info = kitfs.json(&["info", "--json", &golden_reference("modelpack-raw")]);
+    let kitfile = info["kitfile"].as_str().unwrap();
+    let model =
+        "model:\n  path: model-00001-of-00002.safetensors\n  parts:\n    - path: config.json\n";
+    assert!(
+        kitfile.starts_with("manifestVersion: 1.0.0\n") && kitfile.contains(model),
+        "{kitfile}"
+    );
+    assert!(!kitfs.mount(&golden_reference("modelpack-raw"), &[]).join("Kitfile").exists());
+}

@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use super::{Content, Node, NodeKind, Tree, TreeError, TreeLayer, size};
 use crate::kit::Placement;
-use crate::layer::{Member, MemberKind, tar};
+use crate::layer::{MEMBERS_LIMIT, Member, MemberKind, NAMES_LIMIT_BYTES, member_path};
 use crate::oci::Digest;
 
 /// What kit creates missing parents with.
@@ -35,7 +35,7 @@ const KITFILE_MODE: u32 = 0o644;
 /// members again; and a member of 4 KiB may stand for 2,000 directories that are made here, so a
 /// few megabytes of compressed archive could ask for 40 GB. With the bound a tree takes 1.2 GB, its
 /// names 1 GiB (they are parts of the members' paths), and the sort 1.8 GB for a moment.
-const MOST_NODES: usize = tar::MEMBERS_LIMIT;
+const MOST_NODES: usize = MEMBERS_LIMIT;
 
 /// One member on its way into the tree.
 struct Pending<'a> {
@@ -64,7 +64,7 @@ impl Tree {
     ) -> Result<Self, TreeError> {
         let members = layers.iter().map(|layer| layer.toc.members.len()).sum::<usize>();
         let names = layers.iter().flat_map(|layer| &layer.toc.members).map(Member::names_bytes);
-        if members > MOST_NODES || names.sum::<u64>() > tar::NAMES_LIMIT_BYTES {
+        if members > MOST_NODES || names.sum::<u64>() > NAMES_LIMIT_BYTES {
             return Err(TreeError::too_large());
         }
         let mut pending = Vec::with_capacity(members + 1);
@@ -166,7 +166,13 @@ fn unify<'a>(first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, TreeE
             false
         }
     };
-    if same { Ok(first) } else { Err(TreeError::Collision(message("a file"))) }
+    if same {
+        return Ok(first);
+    }
+    let message = message("a file");
+    Err(TreeError::Collision(format!(
+        "{message}; `kit unpack` refuses that too: leave one of them out with --filter"
+    )))
 }
 
 /// Whether a layer's file `Kitfile` can be the kit's own.
@@ -182,7 +188,7 @@ fn origin(pending: &Pending<'_>) -> String {
 }
 
 fn shown(path: &[u8]) -> String {
-    format!("`{}`", path.escape_ascii())
+    format!("`{}`", member_path::shown(path))
 }
 
 impl TreeError {
@@ -191,7 +197,7 @@ impl TreeError {
         Self::TooLarge(format!(
             "the kit has more than {MOST_NODES} files and directories, or more than {} bytes of \
              names: mount a part of it with --filter, or pack it as several kits",
-            tar::NAMES_LIMIT_BYTES
+            NAMES_LIMIT_BYTES
         ))
     }
 }

@@ -120,11 +120,19 @@ fn a_kitfile_in_a_layer_must_be_able_to_be_the_kits_own() {
 }
 
 #[test]
+fn messages_show_names_as_people_write_them_and_no_control_characters() {
+    let name = "caf\u{e9}/\u{1b}[2J";
+    let twice = toc(vec![file(name, 0), file(name, 512)]);
+    let error = merge(&[twice], None).err().unwrap().to_string();
+    assert!(error.starts_with("`caf\u{e9}/\\u{1b}[2J` is a file twice in layer"), "{error}");
+}
+
+#[test]
 fn a_layer_that_many_entries_name_counts_for_each() {
     let members = 64 * 1024;
     let toc = toc((0..members).map(|_| directory("d", 0o755)).collect());
     let layer = TreeLayer { index: 0, digest: Digest::of(b""), placement: &ROOT_OF_TAR, toc: &toc };
-    let too_many = crate::layer::tar::MEMBERS_LIMIT / members + 1;
+    let too_many = crate::layer::MEMBERS_LIMIT / members + 1;
     let error = Tree::merge(&vec![layer; too_many], None, 0).err().unwrap();
     assert!(matches!(&error, TreeError::TooLarge(text) if text.contains("--filter")), "{error}");
 }

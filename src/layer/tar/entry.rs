@@ -2,12 +2,11 @@
 
 use super::header::Header;
 use super::records::{Records, SPARSE};
+use crate::layer::member_path::shown;
 use crate::layer::{MemberPath, MemberPathError};
 
 /// The longest target of a symbolic link (`PATH_MAX` of Linux without its NUL).
 const TARGET_LIMIT_BYTES: usize = 4095;
-/// What a message repeats of a name.
-const SHOWN_BYTES: usize = 200;
 
 /// An entry of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,19 +88,4 @@ fn symlink_target(target: Vec<u8>) -> Result<Box<[u8]>, String> {
         1..=TARGET_LIMIT_BYTES => Ok(target.into()),
         _ => Err("the target of its link is too long".to_owned()),
     }
-}
-
-/// A name for messages: control characters escaped, cut where it is long.
-pub(super) fn shown(name: &[u8]) -> String {
-    let cut = &name[..name.len().min(SHOWN_BYTES)];
-    let more = if cut.len() < name.len() { "…" } else { "" };
-    let escaped =
-        String::from_utf8_lossy(cut).chars().fold(String::new(), |mut text, character| {
-            match character.is_control() {
-                true => text.extend(character.escape_default()),
-                false => text.push(character),
-            }
-            text
-        });
-    format!("{escaped}{more}")
 }

@@ -23,10 +23,11 @@ mod records;
 #[cfg(test)]
 mod tests;
 
-use self::entry::{Entry, EntryKind, shown};
+use self::entry::{Entry, EntryKind};
 use self::header::{BLOCK_BYTES, Header};
 use self::links::Targets;
 use self::records::Records;
+use super::member_path::shown;
 use super::{Member, MemberKind, MemberPath, StreamOffset, Toc};
 
 /// The largest extended header or long name. Paths have 4 KiB at most, and 1 MiB is what Go's
