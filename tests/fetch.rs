@@ -367,6 +367,22 @@ async fn evicted_chunks_of_a_compressed_layer_come_back_by_another_pass() {
 }
 
 #[tokio::test]
+async fn a_layer_whose_files_were_all_read_is_confirmed() {
+    let folder = tempfile::tempdir().unwrap();
+    // Padded to a record of 10 KiB, as tar(1) and Python write it.
+    let mut archive = tar_of(&[2 * MIB, 3 * MIB + 100]);
+    archive.resize(archive.len().next_multiple_of(10 * 1024) + 10 * 1024, 0);
+    let source = Memory::new(archive);
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.spec(Format::Tar, Compression::None), &source).await.unwrap();
+    for member in &layer.contents().toc.members {
+        let MemberKind::File(range) = &member.kind else { unreachable!("all are files") };
+        read(&layer, range.start.get() as usize..range.end.get() as usize).await.unwrap();
+    }
+    until("confirmed", || layer.state() == LayerState::Confirmed).await;
+}
+
+#[tokio::test]
 async fn a_wrong_digest_poisons_an_uncompressed_layer() {
     let folder = tempfile::tempdir().unwrap();
     let source = Memory::new(content(1, MIB));

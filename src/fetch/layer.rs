@@ -32,6 +32,10 @@ const MOST_SOURCES: usize = 4;
 /// How often in a row a reader plans again without getting any further, because what it waited
 /// for was evicted before it could read it.
 const MOST_PLANS: usize = 16;
+/// What may be missing of a layer for it to be fetched although nobody reads it: padding and end
+/// marker belong to no file, and without them the layer's digest is never computed. Python's tars
+/// end with up to 10 KiB of zeros; headers behind members of some 100 KiB come to a few more.
+const SMALL_REST_BYTES: u64 = 64 * 1024;
 
 /// An open layer. When it is dropped and its last read is done, running transfers are given up.
 pub struct Layer {
@@ -59,6 +63,7 @@ struct Claims {
     chunks: HashMap<u32, Arc<Transfer>>,
     whole: Option<Arc<Transfer>>,
     is_confirming: bool,
+    has_asked_for_rest: bool,
 }
 
 /// What a transfer may do with the stream that its source opened.
@@ -305,11 +310,15 @@ impl Inner {
                 () = inner.closed.cancelled() => None,
             };
             inner.release(&transfer);
+            let is_done = matches!(result, Some(Ok(())));
             if let Some(result) = result {
                 transfer.end(result);
             }
             drop(guard);
             inner.confirm_when_complete();
+            if is_done {
+                inner.fetch_small_rest();
+            }
         });
     }
 
@@ -348,6 +357,19 @@ impl Inner {
         });
         self.claim_rest(&mut claims, transfer);
         Admission::WriteWhole
+    }
+
+    /// Fetches what no reader will ask for, once all else is in. One time: what fails or is
+    /// evicted again is not worth a second.
+    fn fetch_small_rest(self: &Arc<Self>) {
+        let stream_bytes = self.contents.layout.stream_bytes();
+        let missing = stream_bytes.saturating_sub(self.store.resident_bytes());
+        if self.is_compressed() || missing == 0 || missing > SMALL_REST_BYTES {
+            return;
+        }
+        if !std::mem::replace(&mut self.claims.lock().has_asked_for_rest, true) {
+            self.plan(&(StreamOffset(0)..StreamOffset(stream_bytes)));
+        }
     }
 
     /// Computes the blob's digest once the last byte is in.

@@ -60,14 +60,15 @@ pub(super) async fn run(
         }
     } else {
         let tail_range = blob.size - TAIL_BYTES..blob.size;
+        // The head is read to its end here: its stream holds a place among the requests to its
+        // host, and the tail may be waiting for one.
         let (head, tail) = tokio::join!(
-            source.open(blob, 0..FIRST_READ_BYTES),
+            async { scan.read(source.open(blob, 0..FIRST_READ_BYTES).await?).await },
             read_exactly(source.as_ref(), blob, tail_range.clone()),
         );
-        let head = head?;
+        head?;
         // Without it the scan asks for the same bytes when it gets there, and tells what is wrong.
         scan.tail = tail.ok().flatten().map(|bytes| (StreamOffset(tail_range.start), bytes));
-        scan.read(head).await?;
         scan.jump_from_header_to_header(source.as_ref()).await?;
     }
     scan.finish().await
