@@ -6,7 +6,7 @@
 //!
 //! Decoding follows Go's `encoding/json`, which wrote the blob: unknown fields are passed over, a
 //! `null` is as good as nothing, numbers are 64-bit floats. Which fields an entry has, and their
-//! order in the YAML, is one table ([`Section::fields`]). What it does not do: judge paths, or
+//! order in the YAML, is one table (`Section::fields`). What it does not do: judge paths, or
 //! look at layers; that is for the families.
 
 mod entry;
