@@ -18,7 +18,7 @@
 //!   crash or the disk does to the files: right bytes, a miss, or an error.
 //! - Losing power costs fetched bytes, never correctness: content is written before the record
 //!   that speaks of it, and hashed again before this process first serves it.
-//! - The limit holds, up to what is in flight ([`eviction`]).
+//! - The limit holds, up to what is in flight (`eviction`).
 //!
 //! It fetches nothing, and does not know where bytes come from.
 

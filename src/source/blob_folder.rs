@@ -42,7 +42,7 @@ impl BlobFolder {
     /// The size of a blob, in bytes.
     ///
     /// # Errors
-    /// As for [`BlobFolder::read`], without reading the content.
+    /// As for [`BlobFolder::read_manifest`], without reading the content.
     pub(super) async fn size(&self, digest: Digest) -> Result<u64, SourceError> {
         let folder = self.clone();
         off_the_runtime(move || Ok(folder.open_file(digest)?.1)).await
