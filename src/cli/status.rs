@@ -1,7 +1,7 @@
 //! `kitfs status`.
 
 use super::error::CliError;
-use super::output::{path_text, print_json, print_table, short_digest, state_name};
+use super::output::{path_text, print_json, print_table, short_digest, state_name, warn};
 use super::settings::Settings;
 use super::sizes;
 use crate::daemon::Backend;
@@ -25,7 +25,13 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     match arguments.json {
         true => print_json(&mounts),
         false => print_mounts(&mounts),
+    }?;
+    for mount in &mounts {
+        if let Some(failure) = &mount.last_failure {
+            warn(format_args!("{}: a read failed: {failure}", path_text(&mount.mountpoint)));
+        }
     }
+    Ok(())
 }
 
 /// Prints the table of mounts.

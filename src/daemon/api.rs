@@ -152,6 +152,8 @@ pub struct MountStatus {
     pub mounted_at: i64,
     /// What was passed over: unknown layer types, devices in tars.
     pub warnings: Vec<String>,
+    /// The path and the reason of the last read that failed, which its reader saw as an errno.
+    pub last_failure: Option<String>,
 }
 
 /// A daemon, as `kitfs daemon status` shows it.

@@ -228,6 +228,7 @@ impl Served {
             state: state.unwrap_or(KitState::Confirmed),
             mounted_at: self.mounted_at,
             warnings: self.kit.warnings.clone(),
+            last_failure: self.mount.last_failure(),
         }
     }
 }

@@ -58,8 +58,8 @@ impl Adapter {
     /// An adapter whose misses are fetched on `runtime`, served by `threads` threads.
     pub(super) fn new(file_system: FileSystem, runtime: Handle, threads: usize) -> Self {
         let file_system = Arc::new(file_system);
-        let log = Mutex::default();
-        let failures = Arc::new(Failures { file_system: file_system.clone(), log });
+        let (log, last) = (Mutex::default(), Mutex::default());
+        let failures = Arc::new(Failures { file_system: file_system.clone(), log, last });
         Self {
             file_system,
             failures,
@@ -68,6 +68,11 @@ impl Adapter {
             has_no_open: false,
             has_no_opendir: false,
         }
+    }
+
+    /// The failed reads, which outlive the session.
+    pub(super) fn failures(&self) -> Arc<Failures> {
+        self.failures.clone()
     }
 
     fn finish(&self, ino: Ino, read: PendingRead, reply: ReplyData) {
@@ -82,12 +87,18 @@ impl Adapter {
 }
 
 /// Failed reads of a mount.
-struct Failures {
+pub(super) struct Failures {
     file_system: Arc<FileSystem>,
     log: Mutex<FailureLog>,
+    last: Mutex<Option<String>>,
 }
 
 impl Failures {
+    /// The path and the reason of the last failed read that was logged.
+    pub(super) fn last(&self) -> Option<String> {
+        self.last.lock().clone()
+    }
+
     /// What the reader sees; the reason is logged, since an errno does not tell it.
     fn errno(&self, ino: Ino, error: &FsError) -> Errno {
         let entry = self.log.lock().note(Instant::now());
@@ -96,7 +107,9 @@ impl Failures {
             if left_out > 0 {
                 tracing::error!(%kit, left_out, "more reads failed than were logged");
             }
-            tracing::error!(%kit, path = self.file_system.path(ino), %error, "a read failed");
+            let path = self.file_system.path(ino);
+            tracing::error!(%kit, path, %error, "a read failed");
+            *self.last.lock() = Some(format!("{path}: {error}"));
         }
         errno(error)
     }

@@ -17,7 +17,7 @@ use fuser::{Config, Session, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, Failures};
 use super::device::{self, UnmountFailure};
 use super::{MountError, MountOptions, mount_table, mountpoint};
 use crate::fs::{FileSystem, LoadedKit, Owner, ReadLimits};
@@ -40,6 +40,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 pub struct Mount {
     mountpoint: PathBuf,
     attachment: Attachment,
+    failures: Arc<Failures>,
 }
 
 impl Mount {
@@ -73,6 +74,7 @@ impl Mount {
         let name = mount_name(&kit.origin.to_string());
         let file_system = FileSystem::new(kit, owner, limits);
         let adapter = Adapter::new(file_system, Handle::current(), THREADS);
+        let failures = adapter.failures();
 
         let (allow_other, noexec) = (options.allow_other, options.noexec);
         let request = device::MountRequest { mountpoint: &path, name, allow_other, noexec };
@@ -86,9 +88,14 @@ impl Mount {
         config.n_threads = Some(THREADS);
         let session = Session::from_fd(adapter, device, acl, config).map_err(io)?;
         serve(session, end).map_err(io)?;
-        let mount = Self { mountpoint: mountpoint.clone(), attachment };
+        let mount = Self { mountpoint: mountpoint.clone(), attachment, failures };
         mount.wait_for_first_answer()?;
         Ok(mount)
+    }
+
+    /// The path and the reason of the last read that failed; a reader sees only an errno.
+    pub fn last_failure(&self) -> Option<String> {
+        self.failures.last()
     }
 
     /// The mountpoint.

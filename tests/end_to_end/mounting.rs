@@ -296,7 +296,10 @@ fn a_layer_that_is_not_what_its_digest_says_is_poisoned() {
     let other = kitfs.mount(&written.reference, &[]);
     let error = fs::read(other.join("m/7")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}");
-    assert_eq!(kitfs.status_of(&other)["state"], "poisoned");
+    let status = kitfs.status_of(&other);
+    assert_eq!(status["state"], "poisoned");
+    let failure = status["last_failure"].as_str().expect("a read failed");
+    assert!(failure.starts_with("m/7: ") && failure.contains("is poisoned"), "{failure}");
 }
 
 /// Bytes that the folder takes on disk.
