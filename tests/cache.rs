@@ -1,5 +1,7 @@
 //! The cache folder as a whole: what is kept over restarts, damage and evictions.
 
+mod support;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use kitfs::layer::{
 };
 use kitfs::oci::{Compression, Digest, Encoding, Format};
 use proptest::prelude::*;
+use support::Random;
 
 const CHUNK: usize = CHUNK_BYTES as usize;
 const MIB: usize = 1024 * 1024;
@@ -23,16 +26,7 @@ fn open(folder: &Path, capacity_bytes: Option<u64>) -> Arc<Cache> {
 
 /// Bytes that differ from place to place and from seed to seed.
 fn content(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
+    Random::new(seed).bytes(length)
 }
 
 fn key(bytes: &[u8], format: Format) -> LayerKey {

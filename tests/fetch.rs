@@ -1,5 +1,7 @@
 //! Where a source meets the cache: what is fetched, how often, and what a reader gets.
 
+mod support;
+
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use kitfs::oci::{BlobId, Compression, Digest, Encoding, Format};
 use kitfs::source::{BlobSource, BlobStream, SourceError};
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use support::Random;
 use tokio::sync::Semaphore;
 
 const MIB: usize = 1024 * 1024;
@@ -150,16 +153,7 @@ fn cut(bytes: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
 }
 
 fn content(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
+    Random::new(seed).bytes(length)
 }
 
 fn tar_of(sizes: &[usize]) -> Vec<u8> {

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::error::CliError;
+use super::settings::absolute;
 use crate::daemon::api::{FailureKind, RawPath};
 
 /// The start of a reference to an OCI layout folder.
@@ -72,9 +73,7 @@ impl KitPath {
 }
 
 fn absolute_layout(folder: &Path) -> Result<String, CliError> {
-    let absolute = std::path::absolute(folder).map_err(|error| {
-        CliError::usage(format!("cannot tell where {} is: {error}", folder.display()))
-    })?;
+    let absolute = absolute(folder)?;
     match absolute.to_str() {
         Some(absolute) => Ok(format!("oci:{absolute}")),
         None => Err(CliError::usage(format!("{} is not UTF-8", absolute.display()))),

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 
-use super::api::{Failure, FailureKind, KitState, MountStatus};
+use super::api::{Failure, FailureKind, MountStatus};
 use super::failure::panicked;
 use super::upkeep::kit_state;
 use crate::cache::LayerKey;
@@ -212,20 +212,14 @@ impl Drop for Reservation {
 
 impl Served {
     fn status(&self) -> MountStatus {
-        // A blob that two layers share lies in the cache once.
-        let layers: BTreeMap<_, _> =
-            self.kit.layers.iter().map(|layer| (Arc::as_ptr(layer), layer)).collect();
-        let total = layers.values().map(|layer| layer.contents().layout.stream_bytes());
-        let resident = layers.values().map(|layer| layer.resident_bytes());
-        let state = layers.values().map(|layer| kit_state(&layer.state())).max();
         MountStatus {
             mountpoint: self.mount.mountpoint().to_owned(),
             reference: self.reference.clone(),
             digest: self.kit.manifest.to_string(),
             entries: u64::from(self.kit.tree.len()) - 1,
-            total_bytes: total.fold(0, u64::saturating_add),
-            resident_bytes: resident.fold(0, u64::saturating_add),
-            state: state.unwrap_or(KitState::Confirmed),
+            total_bytes: self.kit.total_bytes(),
+            resident_bytes: self.kit.resident_bytes(),
+            state: kit_state(self.kit.state()),
             mounted_at: self.mounted_at,
             warnings: self.kit.warnings.clone(),
             last_failure: self.mount.last_failure(),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::api::{CacheReport, CacheRequest, CachedLayer, Failure, FailureKind, KitState};
 use super::mounts::Mounts;
-use crate::cache::{Cache, CacheError, LayerKey, LayerState, LayerUsage};
+use crate::cache::{Cache, CacheError, LayerKey, LayerUsage};
+use crate::fs::State;
 use crate::oci::{Compression, Digest, Encoding, Format, Origin};
 
 /// Does what `request` asks for. What is mounted is left alone, and named in the report.
@@ -99,17 +100,17 @@ fn cached_layer(layer: &LayerUsage) -> CachedLayer {
         blob_bytes: layer.blob_bytes,
         stream_bytes: layer.stream_bytes,
         resident_bytes: layer.resident_bytes,
-        state: kit_state(&layer.state),
+        state: kit_state(layer.state.clone().into()),
         references: layer.origins.clone(),
         last_used: layer.last_used,
     }
 }
 
-pub(super) fn kit_state(state: &LayerState) -> KitState {
+pub(super) fn kit_state(state: State) -> KitState {
     match state {
-        LayerState::Confirmed => KitState::Confirmed,
-        LayerState::Unconfirmed => KitState::Unconfirmed,
-        LayerState::Poisoned { .. } => KitState::Poisoned,
+        State::Confirmed => KitState::Confirmed,
+        State::Unconfirmed => KitState::Unconfirmed,
+        State::Poisoned => KitState::Poisoned,
     }
 }
 

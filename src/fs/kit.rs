@@ -66,11 +66,13 @@ impl LoadedKit {
 
     /// The bytes of its layers' uncompressed streams, headers included.
     pub fn total_bytes(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.contents().layout.stream_bytes()).sum()
+        let bytes = self.layers.iter().map(|layer| layer.contents().layout.stream_bytes());
+        // Each is bounded, all parents' together are not.
+        bytes.fold(0, u64::saturating_add)
     }
 
     /// How many of [`Self::total_bytes`] are in the cache.
     pub fn resident_bytes(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.resident_bytes()).sum()
+        self.layers.iter().map(|layer| layer.resident_bytes()).fold(0, u64::saturating_add)
     }
 }
