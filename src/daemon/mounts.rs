@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::api::{Failure, FailureKind, MountStatus};
 use super::failure::panicked;
@@ -29,6 +30,9 @@ use crate::fuse::{Mount, MountError};
 /// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
 /// 10 s after which container runtimes kill.
 const BUSY_GRACE: Duration = Duration::from_secs(5);
+/// How long an unmount waits for what was served to be let go. It is gone in milliseconds, unless
+/// another mount namespace still holds the mount.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a busy mount is tried again.
 const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -55,6 +59,9 @@ struct Served {
     kit: Arc<LoadedKit>,
     reference: String,
     mounted_at: i64,
+    /// Cancelled when all of the above is gone: the fields of a struct are dropped in order.
+    _release: DropGuard,
+    released: CancellationToken,
 }
 
 /// A mountpoint that is kept for the mount being made. Dropping it gives it up.
@@ -125,6 +132,12 @@ impl Mounts {
         };
         unmount(&served, lazy).await?;
         self.forget(&served);
+        let released = served.released.clone();
+        drop(served);
+        if !lazy {
+            // So that whoever removes its layers next finds that nobody has them open.
+            let _ = tokio::time::timeout(RELEASE_TIMEOUT, released.cancelled()).await;
+        }
         Ok(())
     }
 
@@ -180,7 +193,10 @@ impl Reservation {
         reference: String,
         mounted_at: i64,
     ) -> Result<MountStatus, Failure> {
-        let served = Arc::new(Served { mount, kit, reference, mounted_at });
+        let released = CancellationToken::new();
+        let release = released.clone().drop_guard();
+        let served =
+            Arc::new(Served { mount, kit, reference, mounted_at, _release: release, released });
         {
             let mut table = self.mounts.table.lock();
             if table.is_closed {

@@ -2,12 +2,17 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::api::{CacheReport, CacheRequest, CachedLayer, Failure, FailureKind, KitState};
 use super::mounts::Mounts;
 use crate::cache::{Cache, CacheError, LayerKey, LayerUsage};
 use crate::fs::State;
 use crate::oci::{Compression, Digest, Encoding, Format, Origin};
+
+/// How long to wait for a layer that nobody has mounted to be let go: longer than a read takes.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
+const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Does what `request` asks for. What is mounted is left alone, and named in the report.
 pub(super) fn run(
@@ -62,7 +67,7 @@ fn remove(
     let mut report = CacheReport::default();
     for layer in layers {
         let digest = layer.key.digest;
-        match cache.remove_layer(layer.key) {
+        match remove_layer(cache, mounts, layer.key) {
             Ok(freed_bytes) => {
                 report.removed_bytes += freed_bytes;
                 report.layers.push(cached_layer(layer));
@@ -75,6 +80,21 @@ fn remove(
         }
     }
     Ok(report)
+}
+
+/// Removes a layer. What no mount has open may be held by a read or a check that is just ending.
+fn remove_layer(cache: &Arc<Cache>, mounts: &Mounts, key: LayerKey) -> Result<u64, CacheError> {
+    let deadline = Instant::now() + RELEASE_PATIENCE;
+    loop {
+        match cache.remove_layer(key) {
+            Err(CacheError::InUse(_))
+                if mounts.mountpoint_of(key).is_none() && Instant::now() < deadline =>
+            {
+                std::thread::sleep(RELEASE_INTERVAL);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn verify(cache: &Arc<Cache>, layers: &[LayerUsage]) -> Result<CacheReport, Failure> {
