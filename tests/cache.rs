@@ -290,9 +290,9 @@ fn a_right_layer_is_confirmed_and_takes_only_the_same_bytes_back() {
     {
         let cache = open(folder.path(), None);
         let store = raw_layer(&cache, &bytes);
-        assert_eq!(store.confirm().unwrap(), LayerState::Unconfirmed, "it is not complete");
+        assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Unconfirmed, "it is not complete");
         fill_all(&cache, &store, &bytes);
-        assert_eq!(store.confirm().unwrap(), LayerState::Confirmed);
+        assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
     }
     let cache = open(folder.path(), Some(CHUNK_BYTES));
     let store = raw_layer(&cache, &bytes);
@@ -323,7 +323,7 @@ fn a_wrong_layer_is_poisoned_over_restarts_until_it_is_removed() {
         let cache = open(folder.path(), None);
         let store = raw_layer(&cache, &bytes);
         fill_all(&cache, &store, &wrong);
-        assert_eq!(store.confirm().unwrap(), LayerState::Poisoned { got });
+        assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Poisoned { got });
         let read = store.read(StreamOffset(0), &mut [0; 10]);
         assert!(matches!(read, Err(CacheError::Poisoned { .. })));
         assert!(store.appender().append(ChunkId(0), 0, &bytes[..10]).is_err());
@@ -339,7 +339,7 @@ fn a_wrong_layer_is_poisoned_over_restarts_until_it_is_removed() {
     assert_eq!(cache.layers().unwrap(), []);
     let store = raw_layer(&cache, &bytes);
     fill_all(&cache, &store, &bytes);
-    assert_eq!(store.confirm().unwrap(), LayerState::Confirmed);
+    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
 }
 
 #[test]
@@ -429,7 +429,7 @@ fn another_size_for_a_known_blob_is_refused() {
     let store = raw_layer(&cache, &bytes);
     assert!(cache.layer(store.key(), 999).is_err());
     fill_all(&cache, &store, &bytes);
-    store.confirm().unwrap();
+    store.confirm(&|| true).unwrap();
     drop(store);
     assert!(cache.layer(key(&bytes, Format::Raw), 999).is_err());
     assert!(is_resident(&raw_layer(&cache, &bytes), &bytes, 0..1000));

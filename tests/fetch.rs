@@ -12,11 +12,11 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::StreamExt;
 use kitfs::cache::{Cache, CacheConfig, LayerState};
-use kitfs::fetch::{FetchError, Fetcher, Layer, LayerSpec};
+use kitfs::fetch::{FetchConfig, FetchError, Fetcher, Layer, LayerSpec};
 use kitfs::layer::layout::CHUNK_BYTES;
 use kitfs::layer::{MemberKind, StreamOffset};
 use kitfs::oci::{BlobId, Compression, Digest, Encoding, Format};
-use kitfs::source::{BlobSource, BlobStream, SourceError};
+use kitfs::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use support::Random;
@@ -109,6 +109,7 @@ impl BlobSource for Memory {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         assert!(range.start < range.end && range.end <= blob.size, "the contract of open");
         self.requests.fetch_add(1, Ordering::SeqCst);
@@ -170,7 +171,7 @@ fn tar_of(sizes: &[usize]) -> Vec<u8> {
 
 fn fetcher(folder: &Path, capacity_bytes: Option<u64>) -> Arc<Fetcher> {
     let config = CacheConfig { folder: folder.into(), capacity_bytes, keep_free_bytes: 0 };
-    Fetcher::new(Cache::open(config).unwrap())
+    Fetcher::new(Cache::open(config).unwrap(), FetchConfig::default())
 }
 
 async fn open(
@@ -455,7 +456,7 @@ async fn readers_are_served_before_their_request_ends() {
     let source = Memory::gated(content(1, 2 * MIB), 20);
     let fetcher = fetcher(folder.path(), None);
     let layer = open(&fetcher, source.raw(), &source).await.unwrap();
-    layer.prefetch(StreamOffset(0)..StreamOffset(2 * MIB as u64));
+    layer.prefetch(StreamOffset(0)..StreamOffset(2 * MIB as u64), Priority::Readahead);
     let range = 5 * PIECE..19 * PIECE;
     assert!(read(&layer, range.clone()).await.unwrap() == source.bytes[range]);
     assert_eq!(source.requests.load(Ordering::SeqCst), 1);
@@ -470,7 +471,7 @@ async fn dropping_the_layer_ends_its_transfers() {
     let source = Memory::gated(content(1, 2 * MIB), 3);
     let fetcher = fetcher(folder.path(), None);
     let layer = open(&fetcher, source.raw(), &source).await.unwrap();
-    layer.prefetch(StreamOffset(0)..StreamOffset(2 * MIB as u64));
+    layer.prefetch(StreamOffset(0)..StreamOffset(2 * MIB as u64), Priority::Readahead);
     until("a stream is open", || source.streams.load(Ordering::SeqCst) == 1).await;
     drop(layer);
     until("no stream is open", || source.streams.load(Ordering::SeqCst) == 0).await;
@@ -554,7 +555,10 @@ async fn model(
             }
             Step::Prefetch { start, length } => {
                 let start = start.index(stream.len()) as u64;
-                layer.prefetch(StreamOffset(start)..StreamOffset(start + length as u64));
+                layer.prefetch(
+                    StreamOffset(start)..StreamOffset(start + length as u64),
+                    Priority::Readahead,
+                );
             }
             Step::Evict { bytes } => {
                 fetcher.cache().make_room(bytes.min(capacity)).ok();

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Engine;
-use kitfs::fs::ReadLimits;
+use kitfs::fs::FsConfig;
 use kitfs::fuse::{Mount, MountError, MountOptions};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
@@ -51,13 +51,13 @@ struct How {
     umask: u32,
     allow_other: bool,
     noexec: bool,
-    limits: ReadLimits,
+    config: FsConfig,
 }
 
 impl Default for How {
     fn default() -> Self {
-        let limits = ReadLimits::default();
-        Self { umask: 0o022, allow_other: false, noexec: false, limits }
+        let config = FsConfig::default();
+        Self { umask: 0o022, allow_other: false, noexec: false, config }
     }
 }
 
@@ -88,7 +88,7 @@ impl Mounted {
             noexec: how.noexec,
         };
         let _inside = self.engine.runtime.enter();
-        Mount::with_limits(Arc::new(kit), &options, how.limits)
+        Mount::new(Arc::new(kit), &options, how.config)
     }
 
     fn mount(&self) -> &Mount {
@@ -577,8 +577,8 @@ fn a_stalled_source_holds_up_only_the_reads_that_need_it() {
 #[test]
 fn a_read_that_gets_no_answer_fails_with_eio_at_its_deadline() {
     let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, &[7; 100_000]));
-    let limits = ReadLimits { deadline: Duration::from_millis(200), ..ReadLimits::default() };
-    let mounted = Mounted::with(kit, How { limits, ..How::default() });
+    let config = FsConfig { read_deadline: Duration::from_millis(200), ..FsConfig::default() };
+    let mounted = Mounted::with(kit, How { config, ..How::default() });
     mounted.engine.faults.stall(true);
     let failed = errno(fs::read(mounted.path("weights.bin")));
     assert_eq!(failed, Errno::IO.raw_os_error());
@@ -718,7 +718,7 @@ fn child_of_an_ordinary_user() {
 
     let kit = Arc::new(engine.load(&reference).unwrap());
     let _inside = engine.runtime.enter();
-    let mount = Mount::new(kit, &options(false)).unwrap();
+    let mount = Mount::new(kit, &options(false), FsConfig::default()).unwrap();
     let path = folder.join("mount/weights.bin");
     assert_eq!(fs::read(&path).unwrap(), b"weights");
     assert_eq!(fs::metadata(&path).unwrap().uid(), NOBODY);

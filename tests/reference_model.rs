@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use engine::Engine;
-use kitfs::fs::{FileKind, FileSystem, Ino, Owner, ReadLimits};
+use kitfs::fs::{FileKind, FileSystem, FsConfig, Ino, Owner};
 use proptest::prelude::*;
 use support::kit_builder::{Compression, Kit, Layer};
 use support::{Random, golden_reference};
@@ -178,7 +178,7 @@ impl World {
             Err(error) => panic!("without a fault: {error}"),
         };
         let owner = Owner { uid: 1000, gid: 1000 };
-        self.file_system = Some(FileSystem::new(Arc::new(kit), owner, ReadLimits::default()));
+        self.file_system = Some(FileSystem::new(Arc::new(kit), owner, FsConfig::default()));
         let paths: Vec<_> =
             self.model.files.keys().chain(&self.model.directories).cloned().collect();
         for path in paths {
@@ -312,7 +312,7 @@ fn a_golden_kit_has_its_kitfile_at_the_root() {
     let engine = Engine::new(folder.path(), None);
     let kit = Arc::new(engine.load(&golden_reference("yaml")).unwrap());
     let owner = Owner { uid: 0, gid: 0 };
-    let file_system = FileSystem::new(kit, owner, ReadLimits::default());
+    let file_system = FileSystem::new(kit, owner, FsConfig::default());
     let ino = file_system.lookup(Ino::ROOT, b"Kitfile").unwrap().ino;
     let kitfile = engine.read(&file_system, ino, 0, u32::MAX).unwrap();
     assert_eq!(kitfile, std::fs::read(support::golden("yaml.Kitfile")).unwrap());
@@ -329,7 +329,7 @@ fn a_read_goes_on_where_one_broke_off() {
     for is_restarted in [false, true] {
         let kit = Arc::new(engine.load(&written.reference).unwrap());
         let owner = Owner { uid: 0, gid: 0 };
-        let file_system = FileSystem::new(kit, owner, ReadLimits::default());
+        let file_system = FileSystem::new(kit, owner, FsConfig::default());
         let ino = file_system.lookup(Ino::ROOT, b"file").unwrap().ino;
         let offset = if is_restarted { 400_000 } else { 0 };
         engine.faults.break_off(1);
@@ -338,7 +338,7 @@ fn a_read_goes_on_where_one_broke_off() {
             drop(file_system);
             engine = engine.restart();
             let kit = Arc::new(engine.load(&written.reference).unwrap());
-            let file_system = FileSystem::new(kit, owner, ReadLimits::default());
+            let file_system = FileSystem::new(kit, owner, FsConfig::default());
             let got = engine.read(&file_system, ino, offset, 250_000).unwrap();
             assert!(got == content[offset as usize..][..250_000]);
         } else {

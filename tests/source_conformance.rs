@@ -15,7 +15,7 @@ use kitfs::source::decorators::{Counted, Fault, Faulty, Limited};
 use kitfs::source::kit_storage::KitStorage;
 use kitfs::source::oci_layout::OciLayout;
 use kitfs::source::registry::{RegistryClient, RegistryConfig};
-use kitfs::source::{BlobSource, Repository, SourceError, read_blob};
+use kitfs::source::{BlobSource, Repository, SourceError, Urgency, read_blob};
 use rstest::rstest;
 use serde_json::json;
 use tempfile::TempDir;
@@ -104,7 +104,7 @@ async fn serve(folder: &Path) -> Arc<dyn Repository> {
 
 /// Reads a range to its end and checks everything that is promised of a stream.
 async fn check_range(source: &dyn BlobSource, content: &[u8], range: Range<u64>) -> u64 {
-    let mut stream = source.open(blob(content), range.clone()).await.unwrap();
+    let mut stream = source.open(blob(content), range.clone(), Urgency::on_demand()).await.unwrap();
     let yields = stream.range.clone();
     assert!(yields.start <= range.start && range.end <= yields.end, "{yields:?} for {range:?}");
     let mut got = Vec::new();
@@ -142,10 +142,10 @@ async fn conforms(repository: &dyn Repository, case: &Case) {
     join_all(at_once).await;
 
     let missing = BlobId { digest: Digest::of(b"missing"), size: 3 };
-    let error = repository.open(missing, 0..3).await.err();
+    let error = repository.open(missing, 0..3, Urgency::on_demand()).await.err();
     assert!(matches!(error, Some(SourceError::NotFound { .. })), "{error:?}");
     let longer = BlobId { size: big.len() as u64 + 1, ..blob(big) };
-    let error = repository.open(longer, 0..10).await.err();
+    let error = repository.open(longer, 0..10, Urgency::on_demand()).await.err();
     assert!(matches!(error, Some(SourceError::Protocol { .. })), "{error:?}");
 
     let digest = Digest::of(&case.manifest);
@@ -204,8 +204,8 @@ async fn limited_holds_the_next_stream_back_until_one_is_dropped() {
     let case = Case::new(From::OciLayout).await;
     let limited = Limited::new(case.repository.clone(), 1);
     let first = blob(&case.blobs[1]);
-    let held = limited.open(first, 0..10).await.unwrap();
-    let mut waiting = limited.open(first, 0..10);
+    let held = limited.open(first, 0..10, Urgency::on_demand()).await.unwrap();
+    let mut waiting = limited.open(first, 0..10, Urgency::on_demand());
     assert!(futures_util::poll!(&mut waiting).is_pending());
     drop(held);
     waiting.await.unwrap();
@@ -223,10 +223,10 @@ async fn faults_happen_in_the_order_of_the_script() {
     ];
     let faulty = Faulty::scripted(case.repository.clone(), faults);
     let content = &case.blobs[1];
-    assert!(faulty.open(blob(content), 10..20).await.is_err());
+    assert!(faulty.open(blob(content), 10..20, Urgency::on_demand()).await.is_err());
 
     let read = async |range| {
-        let mut stream = faulty.open(blob(content), range).await.unwrap();
+        let mut stream = faulty.open(blob(content), range, Urgency::on_demand()).await.unwrap();
         let (mut bytes, mut error) = (Vec::new(), None);
         while let Some(piece) = stream.bytes.next().await {
             match piece {
@@ -314,7 +314,8 @@ async fn links_and_changed_files_are_refused_with_their_name() {
     std::fs::write(&secret, content(9)).unwrap();
     std::fs::remove_file(file(&content(9))).unwrap();
     std::os::unix::fs::symlink(&secret, file(&content(9))).unwrap();
-    let error = layout.open(blob(&content(9)), 0..9).await.err().unwrap().to_string();
+    let error =
+        layout.open(blob(&content(9)), 0..9, Urgency::on_demand()).await.err().unwrap().to_string();
     assert!(error.contains(&Digest::of(&content(9)).hex()) && error.contains("link"), "{error}");
 
     std::fs::write(file(&manifest), "{}").unwrap();

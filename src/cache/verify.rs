@@ -24,15 +24,18 @@ impl LayerStore {
     /// Computes the blob's digest over all chunks of a complete, uncompressed layer, and moves the
     /// state to confirmed or poisoned. Chunks the local disk has changed are dropped instead; then,
     /// and when a chunk is evicted meanwhile, the layer stays unconfirmed.
-    /// Blocking, about 0.6 s per GiB.
-    pub fn confirm(&self) -> Result<LayerState, CacheError> {
+    /// Blocking, about 0.6 s per GiB; gives up, leaving the layer unconfirmed, once `is_wanted` says
+    /// no.
+    pub fn confirm(&self, is_wanted: &dyn Fn() -> bool) -> Result<LayerState, CacheError> {
         let is_compressed = self.key().encoding.compression != Compression::None;
         let Some(ready) = self.ready.get() else { return Ok(self.state()) };
         if is_compressed || self.state() != LayerState::Unconfirmed {
             return Ok(self.state());
         }
         let before = self.emptied.load(Ordering::SeqCst);
-        let Some(got) = self.stream_digest(ready)? else { return Ok(LayerState::Unconfirmed) };
+        let Some(got) = self.stream_digest(ready, is_wanted)? else {
+            return Ok(LayerState::Unconfirmed);
+        };
         if self.emptied.load(Ordering::SeqCst) != before {
             // A chunk went, and may have come back as something else.
             return Ok(LayerState::Unconfirmed);
@@ -47,11 +50,18 @@ impl LayerStore {
         Ok(self.state())
     }
 
-    /// The sha256 of the stream; `None` where a byte is not resident.
-    fn stream_digest(&self, ready: &Ready) -> Result<Option<Digest>, CacheError> {
+    /// The sha256 of the stream; `None` where a byte is not resident, or it is not wanted any more.
+    fn stream_digest(
+        &self,
+        ready: &Ready,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Option<Digest>, CacheError> {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; CHUNK_BYTES as usize];
         for chunk in 0..ready.chunks.count() {
+            if !is_wanted() {
+                return Ok(None);
+            }
             let placed = ready.contents.layout.chunk(ChunkId(chunk));
             let bytes = &mut buffer[..(placed.stream.end - placed.stream.start) as usize];
             if self.read_chunk(ready, chunk, &placed, 0, bytes)? == Lookup::Miss {

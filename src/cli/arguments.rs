@@ -78,6 +78,10 @@ pub(super) struct CacheArguments {
     #[arg(long, global = true, value_name = "SIZE", default_value = "1GiB",
         value_parser = sizes::parse)]
     pub keep_free: u64,
+    /// Memory for bytes under way between the network and the cache; at least 16MiB.
+    #[arg(long, global = true, value_name = "SIZE", default_value = "512MiB",
+        value_parser = parse_memory)]
+    pub memory: u64,
 }
 
 /// How registries are reached; the same flags as kit's.
@@ -135,6 +139,15 @@ impl From<LogFormat> for observe::LogFormat {
             LogFormat::Text => Self::Text,
             LogFormat::Json => Self::Json,
         }
+    }
+}
+
+/// A size that leaves room for a few requests at once.
+fn parse_memory(text: &str) -> Result<u64, String> {
+    const LEAST_BYTES: u64 = 16 * 1024 * 1024;
+    match sizes::parse(text)? {
+        bytes if bytes < LEAST_BYTES => Err("at least 16MiB are needed".to_owned()),
+        bytes => Ok(bytes),
     }
 }
 

@@ -46,6 +46,15 @@ pub(super) struct Arguments {
     /// Refuse to run programs from the mount.
     #[arg(long)]
     noexec: bool,
+    /// Do not fetch tensors beforehand, as the headers of safetensors and GGUF files tell.
+    #[arg(long)]
+    no_tensor_prefetch: bool,
+    /// Fetch the rest of the kit in the background once no reader has waited for this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, conflicts_with = "no_hydrate")]
+    hydrate_after: u64,
+    /// Fetch only what is read.
+    #[arg(long)]
+    no_hydrate: bool,
     /// Serve from this process until it is interrupted or the mount ends.
     #[arg(long)]
     pub foreground: bool,
@@ -69,6 +78,8 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         allow_other: arguments.allow_other,
         nonempty: arguments.nonempty,
         noexec: arguments.noexec,
+        tensor_prefetch: !arguments.no_tensor_prefetch,
+        hydrate_after_seconds: (!arguments.no_hydrate).then_some(arguments.hydrate_after),
     };
     match arguments.foreground {
         true => block_on(serve(config, request)),

@@ -51,6 +51,7 @@ impl Settings {
             cache_folder,
             cache_capacity_bytes,
             keep_free_bytes: self.cache.keep_free,
+            memory_bytes: self.cache.memory,
         })
     }
 

@@ -69,6 +69,11 @@ pub struct MountRequest {
     /// Refuse to run programs from the mount.
     #[serde(default)]
     pub noexec: bool,
+    /// Fetch tensors beforehand as the headers of safetensors and GGUF files tell.
+    pub tensor_prefetch: bool,
+    /// Fetch the rest of the kit in the background once no reader has waited for this many
+    /// seconds; `None` never does.
+    pub hydrate_after_seconds: Option<u64>,
 }
 
 /// A line of the answer to a [`MountRequest`]; the last one is `Mounted` or `Failed`.

@@ -39,6 +39,8 @@ pub struct DaemonConfig {
     pub cache_capacity_bytes: Option<u64>,
     /// Free space to leave on the cache folder's file system, in bytes.
     pub keep_free_bytes: u64,
+    /// Memory for bytes under way, in bytes.
+    pub memory_bytes: u64,
 }
 
 impl DaemonConfig {
@@ -222,6 +224,7 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
     command.args(["daemon", "run"]).arg("--cache-dir").arg(&config.cache_folder);
     command.arg("--keep-free").arg(config.keep_free_bytes.to_string());
+    command.arg("--memory").arg(config.memory_bytes.to_string());
     if let Some(capacity_bytes) = config.cache_capacity_bytes {
         command.arg("--cache-size").arg(capacity_bytes.to_string());
     }

@@ -14,6 +14,7 @@ use crate::fetch::Layer;
 use crate::fs::LoadedKit;
 use crate::kit::{Content, NodeKind};
 use crate::layer::StreamOffset;
+use crate::source::Priority;
 
 /// Bytes read at once: a few chunks, so that a request to a registry is worth its round trip.
 const PIECE_BYTES: u64 = 4 * 1024 * 1024;
@@ -88,7 +89,7 @@ fn prefetch_next(files: &VecDeque<Rest>) {
         Rest::Extent(..) | Rest::Inline(_) => None,
     });
     if let Some((layer, rest)) = extents.into_iter().next() {
-        layer.prefetch(first_piece(rest));
+        layer.prefetch(first_piece(rest), Priority::Readahead);
     }
 }
 

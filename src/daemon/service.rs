@@ -26,8 +26,8 @@ use super::mounts::{Mounts, stopping};
 use super::networks::Networks;
 use super::{describing, listing, reading, upkeep};
 use crate::cache::Cache;
-use crate::fetch::Fetcher;
-use crate::fs::{self, LoadRequest, LoadedKit};
+use crate::fetch::{FetchConfig, Fetcher};
+use crate::fs::{self, FsConfig, LoadRequest, LoadedKit};
 use crate::fuse::{Mount, MountOptions};
 use crate::kit::Filters;
 use crate::oci::Origin;
@@ -51,7 +51,7 @@ impl Service {
     pub(super) fn new(cache: Arc<Cache>, config: &DaemonConfig) -> Arc<Self> {
         tracing::debug!(?config, "the cache is open");
         Arc::new(Self {
-            fetcher: Fetcher::new(cache.clone()),
+            fetcher: Fetcher::new(cache.clone(), FetchConfig { memory_bytes: config.memory_bytes }),
             cache,
             networks: Networks::new(),
             kits: Arc::default(),
@@ -92,6 +92,7 @@ impl Service {
             nonempty: request.nonempty,
             noexec: request.noexec,
         };
+        let config = FsConfig { tensor_prefetch: request.tensor_prefetch, ..FsConfig::default() };
         let checked = options.clone();
         spawn_blocking(move || Mount::check(&checked)).await.map_err(panicked)??;
         let on_pass = |passed_bytes, total_bytes| {
@@ -103,8 +104,9 @@ impl Service {
         };
         self.kits.share(pinned_request(&request.kit, &kit), &kit);
         let served = kit.clone();
-        let mount =
-            spawn_blocking(move || Mount::new(served, &options)).await.map_err(panicked)??;
+        let mount = spawn_blocking(move || Mount::new(served, &options, config))
+            .await
+            .map_err(panicked)??;
         let status = reservation.fulfil(mount, kit, request.kit.reference, now())?;
         tracing::info!(reference = status.reference, digest = status.digest,
             mountpoint = %status.mountpoint.display(), "mounted");

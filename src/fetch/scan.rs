@@ -25,7 +25,7 @@ use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::tar::Scanner;
 use crate::layer::{MemberKind, StreamOffset};
 use crate::oci::BlobId;
-use crate::source::{BlobSource, BlobStream};
+use crate::source::{BlobSource, BlobStream, Urgency};
 
 /// The first read at an unknown place: a header, its PAX records and a few small members.
 const FIRST_READ_BYTES: u64 = 4 * 1024;
@@ -56,14 +56,16 @@ pub(super) async fn run(
     };
     if blob.size <= SMALL_LAYER_BYTES {
         if blob.size > 0 {
-            scan.read(source.open(blob, 0..blob.size).await?).await?;
+            scan.read(source.open(blob, 0..blob.size, Urgency::on_demand()).await?).await?;
         }
     } else {
         let tail_range = blob.size - TAIL_BYTES..blob.size;
         // The head is read to its end here: its stream holds a place among the requests to its
         // host, and the tail may be waiting for one.
         let (head, tail) = tokio::join!(
-            async { scan.read(source.open(blob, 0..FIRST_READ_BYTES).await?).await },
+            async {
+                scan.read(source.open(blob, 0..FIRST_READ_BYTES, Urgency::on_demand()).await?).await
+            },
             read_exactly(source.as_ref(), blob, tail_range.clone()),
         );
         head?;
@@ -101,7 +103,7 @@ impl Scan<'_> {
             let start = if is_near { last_end.min(at.get()) } else { self.before_padding(at) };
             let known = self.tail.as_ref().map_or(self.blob.size, |(tail, _)| tail.get());
             let end = (at.get() + read_bytes).min(known);
-            self.read(source.open(self.blob, start..end).await?).await?;
+            self.read(source.open(self.blob, start..end, Urgency::on_demand()).await?).await?;
             last_end = end;
         }
         if let Some((tail, bytes)) = self.tail.take() {
@@ -170,7 +172,7 @@ async fn read_exactly(
     blob: BlobId,
     range: Range<u64>,
 ) -> Result<Option<Bytes>, FetchError> {
-    let mut stream = source.open(blob, range.clone()).await?;
+    let mut stream = source.open(blob, range.clone(), Urgency::on_demand()).await?;
     if stream.range != range {
         return Ok(None);
     }

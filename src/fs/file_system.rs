@@ -7,19 +7,21 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::attributes::{Attributes, FileKind, Ino, Owner, Totals};
+use super::config::FsConfig;
 use super::error::FsError;
 use super::kit::LoadedKit;
-use super::read::{PendingRead, Read, ReadLimits};
+use super::read::{PENDING_BYTES, PendingRead, Read};
 use super::readahead::Readahead;
 use super::xattr;
 use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::{StreamOffset, member_path};
+use crate::source::Priority;
 
 /// A loaded kit as a file system. All methods may be called from any thread.
 pub struct FileSystem {
     kit: Arc<LoadedKit>,
     owner: Owner,
-    limits: ReadLimits,
+    config: FsConfig,
     turns: Arc<Semaphore>,
     readahead: Mutex<Readahead>,
 }
@@ -50,9 +52,9 @@ pub struct Access {
 
 impl FileSystem {
     /// A file system over `kit` whose files belong to `owner`.
-    pub fn new(kit: Arc<LoadedKit>, owner: Owner, limits: ReadLimits) -> Self {
-        let turns = Arc::new(Semaphore::new(limits.pending_bytes as usize));
-        Self { kit, owner, limits, turns, readahead: Mutex::default() }
+    pub fn new(kit: Arc<LoadedKit>, owner: Owner, config: FsConfig) -> Self {
+        let turns = Arc::new(Semaphore::new(PENDING_BYTES as usize));
+        Self { kit, owner, config, turns, readahead: Mutex::default() }
     }
 
     /// The kit.
@@ -205,7 +207,7 @@ impl FileSystem {
         if let Some(ahead) = self.readahead.lock().observe(node.0, wanted, file_bytes) {
             // What this read misses comes first, in the same request as what follows it.
             let start = if is_resident { file_start + ahead.start } else { range.start };
-            layer.prefetch(start..file_start + ahead.end);
+            layer.prefetch(start..file_start + ahead.end, Priority::Readahead);
         }
         if is_resident {
             return Ok(Read::Resident(&buffer[..bytes]));
@@ -214,7 +216,7 @@ impl FileSystem {
             layer: layer.clone(),
             range,
             turns: self.turns.clone(),
-            limits: self.limits,
+            deadline: self.config.read_deadline,
         }))
     }
 

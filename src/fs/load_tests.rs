@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cache::{Cache, CacheConfig};
+use crate::fetch::FetchConfig;
 use crate::fs::describe;
 use crate::kit::Content;
 use crate::kit::NodeKind;
 use crate::oci::{BlobId, Selector};
-use crate::source::{BlobStream, Repository, SourceError};
+use crate::source::{BlobStream, Repository, SourceError, Urgency};
 
 /// A registry in memory.
 #[derive(Default)]
@@ -115,6 +116,7 @@ impl BlobSource for One {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         let result = if self.registry.is_down.load(Ordering::SeqCst) {
             Err(self.registry.unavailable())
@@ -174,7 +176,7 @@ impl Bench {
             capacity_bytes: None,
             keep_free_bytes: 0,
         };
-        let fetcher = Fetcher::new(Cache::open(config).unwrap());
+        let fetcher = Fetcher::new(Cache::open(config).unwrap(), FetchConfig::default());
         Self { registry: Arc::default(), fetcher, _folder: folder }
     }
 

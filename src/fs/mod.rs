@@ -17,6 +17,7 @@
 //! It knows no fuser, no errno, no HTTP and no command line.
 
 mod attributes;
+mod config;
 mod error;
 mod file_system;
 mod kit;
@@ -28,10 +29,11 @@ mod resolve;
 mod xattr;
 
 pub use attributes::{Attributes, FileKind, Ino, Owner, Totals};
+pub use config::FsConfig;
 pub use error::FsError;
 pub use file_system::{Access, DirectoryEntry, FileSystem};
 pub use kit::{LoadedKit, State};
 pub use load::{LoadRequest, load};
 pub use load_error::LoadError;
-pub use read::{PendingRead, Read, ReadLimits};
+pub use read::{PendingRead, Read};
 pub use resolve::{Description, describe};

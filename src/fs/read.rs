@@ -14,24 +14,9 @@ use super::FsError;
 use crate::fetch::Layer;
 use crate::layer::StreamOffset;
 
-/// Bounds of the reads that wait for the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadLimits {
-    /// How long a read may take before it fails.
-    pub deadline: Duration,
-    /// How many bytes of replies may be assembled at once; further reads wait for their turn,
-    /// within their deadline.
-    pub pending_bytes: u32,
-}
-
-impl Default for ReadLimits {
-    /// 60 s: longer than the retries of a registry client that recovers, shorter than the
-    /// patience of the frameworks that watch a data loader (PyTorch: 300 s and more). 64 MiB: 64
-    /// requests of the largest size, or 512 of the kernel's usual 128 KiB.
-    fn default() -> Self {
-        Self { deadline: Duration::from_secs(60), pending_bytes: 64 * 1024 * 1024 }
-    }
-}
+/// How many bytes of replies may be assembled at once; further reads wait for their turn, within
+/// their deadline. 64 MiB: 64 requests of the largest size, or 512 of the kernel's usual 128 KiB.
+pub(super) const PENDING_BYTES: u32 = 64 * 1024 * 1024;
 
 /// What a read came to.
 pub enum Read<'a> {
@@ -46,7 +31,7 @@ pub struct PendingRead {
     pub(super) layer: Arc<Layer>,
     pub(super) range: Range<StreamOffset>,
     pub(super) turns: Arc<Semaphore>,
-    pub(super) limits: ReadLimits,
+    pub(super) deadline: Duration,
 }
 
 impl PendingRead {
@@ -58,13 +43,13 @@ impl PendingRead {
         let read = async {
             let bytes = self.range.end - self.range.start;
             // A read larger than the whole bound takes all of it: one at a time, but it runs.
-            let turns = bytes.min(u64::from(self.limits.pending_bytes)) as u32;
+            let turns = bytes.min(u64::from(PENDING_BYTES)) as u32;
             let _turn = self.turns.acquire_many(turns).await.expect("it is never closed");
             Ok(self.layer.read(self.range.clone()).await?)
         };
-        match tokio::time::timeout(self.limits.deadline, read).await {
+        match tokio::time::timeout(self.deadline, read).await {
             Ok(result) => result,
-            Err(_) => Err(FsError::TimedOut(self.limits.deadline)),
+            Err(_) => Err(FsError::TimedOut(self.deadline)),
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::adapter::{Adapter, Failures};
 use super::device::{self, UnmountFailure};
 use super::{MountError, MountOptions, mount_table, mountpoint};
-use crate::fs::{FileSystem, LoadedKit, Owner, ReadLimits};
+use crate::fs::{FileSystem, FsConfig, LoadedKit, Owner};
 
 /// Threads that take the kernel's requests. They answer from memory and the local disk only; four
 /// keep four cores busy with random reads, and one stream is as fast with one (fuse-notes).
@@ -51,15 +51,10 @@ impl Mount {
 
     /// Mounts; when it returns, the tree can be listed. Blocking: to be called on a thread of a
     /// tokio runtime that may block (`spawn_blocking`), which then also fetches what is missing.
-    pub fn new(kit: Arc<LoadedKit>, options: &MountOptions) -> Result<Self, MountError> {
-        Self::with_limits(kit, options, ReadLimits::default())
-    }
-
-    /// As [`Self::new`], with bounds of one's own for reads that wait for the network.
-    pub fn with_limits(
+    pub fn new(
         kit: Arc<LoadedKit>,
         options: &MountOptions,
-        limits: ReadLimits,
+        config: FsConfig,
     ) -> Result<Self, MountError> {
         mountpoint::check(options)?;
         let mountpoint = options.mountpoint.clone();
@@ -72,7 +67,7 @@ impl Mount {
             gid: rustix::process::getgid().as_raw(),
         };
         let name = mount_name(&kit.origin.to_string());
-        let file_system = FileSystem::new(kit, owner, limits);
+        let file_system = FileSystem::new(kit, owner, config);
         let adapter = Adapter::new(file_system, Handle::current(), THREADS);
         let failures = adapter.failures();
 
@@ -83,10 +78,10 @@ impl Mount {
         let attachment = Attachment::new(path, ended.clone());
 
         let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
-        let mut config = Config::default();
-        config.acl = acl;
-        config.n_threads = Some(THREADS);
-        let session = Session::from_fd(adapter, device, acl, config).map_err(io)?;
+        let mut session_config = Config::default();
+        session_config.acl = acl;
+        session_config.n_threads = Some(THREADS);
+        let session = Session::from_fd(adapter, device, acl, session_config).map_err(io)?;
         serve(session, end).map_err(io)?;
         let mount = Self { mountpoint: mountpoint.clone(), attachment, failures };
         mount.wait_for_first_answer()?;

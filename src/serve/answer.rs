@@ -19,7 +19,7 @@ use super::route::Route;
 use super::stored_manifest::{INDEX_TYPE, StoredManifest};
 use crate::oci::{BlobId, Digest, Reference, Selector};
 use crate::source::oci_layout::OciLayout;
-use crate::source::{BlobSource, SourceError};
+use crate::source::{BlobSource, SourceError, Urgency};
 
 /// The header that names the digest of what is sent.
 const CONTENT_DIGEST: &str = "docker-content-digest";
@@ -178,9 +178,9 @@ async fn blob(
     ];
     let body = match range.is_empty() {
         true => Body::empty(),
-        false => {
-            Body::from_stream(layout.open(BlobId { digest, size }, range.clone()).await?.bytes)
-        }
+        false => Body::from_stream(
+            layout.open(BlobId { digest, size }, range.clone(), Urgency::on_demand()).await?.bytes,
+        ),
     };
     let mut response = (status, content, body).into_response();
     if status == StatusCode::PARTIAL_CONTENT {

@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 
 use super::blob_folder::{BlobFolder, off_the_runtime, read_small};
 use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex};
-use super::{BlobSource, BlobStream, Repository, SourceError};
+use super::{BlobSource, BlobStream, Repository, SourceError, Urgency};
 use crate::oci::{BlobId, Digest, Reference, Selector};
 
 /// One repository of kit's local storage.
@@ -122,8 +122,13 @@ impl BlobSource for KitStorage {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         self.blobs.open(blob, range).boxed()
+    }
+
+    fn is_remote(&self) -> bool {
+        false
     }
 }
 

@@ -13,6 +13,7 @@ pub mod mirrors;
 pub mod oci_layout;
 pub mod registry;
 pub mod sources;
+pub mod urgency;
 
 use std::ops::Range;
 
@@ -24,6 +25,7 @@ use crate::oci::{BlobId, Digest, Origin, Selector};
 
 pub use error::SourceError;
 pub use sources::Sources;
+pub use urgency::{Priority, Urgency};
 
 /// A source of blob bytes.
 pub trait BlobSource: Send + Sync + 'static {
@@ -32,12 +34,20 @@ pub trait BlobSource: Send + Sync + 'static {
     ///
     /// The stream's own [`BlobStream::range`] says what it will yield: it contains `range`, and is
     /// the whole blob where the other side does not serve ranges. It yields exactly that many
-    /// bytes or ends with an error. Nothing is verified.
+    /// bytes or ends with an error. Nothing is verified. Where requests have to wait for one another,
+    /// the more urgent go first.
     fn open(
         &self,
         blob: BlobId,
         range: Range<u64>,
+        urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>>;
+
+    /// Whether its bytes come over a network, so that a copy of them in the cache is worth its disk
+    /// even where nobody has read them yet.
+    fn is_remote(&self) -> bool {
+        true
+    }
 }
 
 /// Bytes of a blob as they arrive.
@@ -71,8 +81,13 @@ impl<S: BlobSource + ?Sized> BlobSource for std::sync::Arc<S> {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
-        (**self).open(blob, range)
+        (**self).open(blob, range, urgency)
+    }
+
+    fn is_remote(&self) -> bool {
+        (**self).is_remote()
     }
 }
 
@@ -122,7 +137,7 @@ pub async fn read_blob(
     }
     let mut bytes = bytes::BytesMut::with_capacity(blob.size as usize);
     if blob.size > 0 {
-        let mut stream = source.open(blob, 0..blob.size).await?;
+        let mut stream = source.open(blob, 0..blob.size, Urgency::on_demand()).await?;
         while let Some(piece) = stream.bytes.next().await {
             bytes.extend_from_slice(&piece?);
             if bytes.len() as u64 > blob.size {

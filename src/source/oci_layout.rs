@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::blob_folder::{BlobFolder, off_the_runtime, read_small};
 use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex, IndexEntry};
-use super::{BlobSource, BlobStream, Repository, SourceError};
+use super::{BlobSource, BlobStream, Repository, SourceError, Urgency};
 use crate::oci::{BlobId, Digest, Selector};
 
 /// The largest `oci-layout` file that is read; it holds one version.
@@ -159,8 +159,13 @@ impl BlobSource for OciLayout {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         self.blobs.open(blob, range).boxed()
+    }
+
+    fn is_remote(&self) -> bool {
+        false
     }
 }
 

@@ -11,12 +11,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use kitfs::cache::{Cache, CacheConfig};
-use kitfs::fetch::Fetcher;
+use kitfs::fetch::{FetchConfig, Fetcher};
 use kitfs::fs::{self, FileSystem, FsError, Ino, LoadError, LoadRequest, LoadedKit, Read};
 use kitfs::kit::Filters;
 use kitfs::oci::{BlobId, Digest, Origin, Selector};
 use kitfs::source::oci_layout::OciLayout;
-use kitfs::source::{BlobSource, BlobStream, Repositories, Repository, SourceError};
+use kitfs::source::{BlobSource, BlobStream, Repositories, Repository, SourceError, Urgency};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -80,12 +80,13 @@ impl BlobSource for Faulty {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         async move {
             let mut stalled = self.faults.stalled.subscribe();
             stalled.wait_for(|stalled| !stalled).await.expect("the sender lives in self");
             let is_broken = self.faults.is_next_broken();
-            let stream = self.inner.open(blob, range).await?;
+            let stream = self.inner.open(blob, range, urgency).await?;
             if !is_broken {
                 return Ok(stream);
             }
@@ -143,7 +144,7 @@ impl Engine {
             .build()
             .expect("a runtime can be made");
         let cache = Cache::open(config.clone()).expect("the cache can be opened");
-        Self { runtime, faults, fetcher: Fetcher::new(cache), config }
+        Self { runtime, faults, fetcher: Fetcher::new(cache, FetchConfig::default()), config }
     }
 
     /// Ends this engine and starts another one over the same cache, as a new daemon would.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use kitfs::source::credentials::CredentialStore;
-use kitfs::source::{Repository, SourceError};
+use kitfs::source::{Repository, SourceError, Urgency};
 use serde_json::json;
 
 use crate::setup::{
@@ -133,7 +133,7 @@ async fn a_token_that_is_refused_in_the_midst_of_a_stream_is_refreshed_unseen() 
     let reset = Fault::Reset { after_bytes: 100_000 };
     registry.script(Rule::on("/blobs/").after(1).times(1).then(reset));
     let repository = open(&registry);
-    let mut stream = repository.open(blob, 0..200_000).await.unwrap();
+    let mut stream = repository.open(blob, 0..200_000, Urgency::on_demand()).await.unwrap();
     registry.revoke_tokens();
     let mut bytes = Vec::new();
     while let Some(piece) = stream.bytes.next().await {

@@ -1,7 +1,7 @@
 //! Manifests and tags, and what messages say when they cannot be had.
 
 use kitfs::oci::{Digest, Selector};
-use kitfs::source::SourceError;
+use kitfs::source::{SourceError, Urgency};
 
 use crate::setup::{NAME, manifest, open, repository, timing};
 use crate::support::registry_double::{At, Fault, Options, RegistryDouble, Rule};
@@ -89,7 +89,7 @@ async fn a_missing_repository_and_a_lost_blob_are_not_found() {
 
     let blob = registry.push_blob(NAME, b"content".to_vec());
     registry.lose_blob(NAME, blob.digest);
-    let error = open(&registry).open(blob, 0..3).await.err().unwrap();
+    let error = open(&registry).open(blob, 0..3, Urgency::on_demand()).await.err().unwrap();
     assert!(matches!(error, SourceError::NotFound { .. }), "{error}");
     assert!(error.to_string().contains(&blob.digest.to_string()), "{error}");
 }

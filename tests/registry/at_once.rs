@@ -6,12 +6,12 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use kitfs::cache::{Cache, CacheConfig};
-use kitfs::fetch::Fetcher;
+use kitfs::fetch::{FetchConfig, Fetcher};
 use kitfs::fs::{self, LoadRequest};
 use kitfs::kit::Filters;
 use kitfs::oci::Origin;
-use kitfs::source::Sources;
 use kitfs::source::registry::{DEFAULT_REQUESTS_PER_HOST, HostLimits};
+use kitfs::source::{Sources, Urgency};
 
 use crate::setup::{NAME, client_with, content, read, repository};
 use crate::support::kit_builder::{Kit, Layer};
@@ -43,7 +43,7 @@ async fn load(registry: &RegistryDouble, limits: Arc<HostLimits>) {
         capacity_bytes: None,
         keep_free_bytes: 0,
     };
-    let fetcher = Fetcher::new(Cache::open(config).unwrap());
+    let fetcher = Fetcher::new(Cache::open(config).unwrap(), FetchConfig::default());
     let sources = Sources::new(client_with(|config| config.limits = limits), None);
     let origin = Origin::parse(&registry.reference(NAME, "v1")).unwrap();
     let request = LoadRequest { origin, filters: Filters::default(), umask: 0o022 };
@@ -78,7 +78,8 @@ async fn streams_that_nobody_drains_do_not_keep_others_out_for_ever() {
     let blob = registry.push_blob(NAME, content(300_000));
     let limits = HostLimits::with_patience(2, Duration::from_millis(20));
     let repository = repository(&client_with(|config| config.limits = limits), &registry.host());
-    let undrained = join_all((0..6).map(|_| repository.open(blob, 0..blob.size)));
+    let undrained =
+        join_all((0..6).map(|_| repository.open(blob, 0..blob.size, Urgency::on_demand())));
     let undrained = tokio::time::timeout(HANG, undrained).await.expect("it does not hang");
     read(&repository, blob, 0..100).await.unwrap();
     for stream in undrained {

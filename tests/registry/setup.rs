@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use kitfs::oci::{BlobId, Reference};
 use kitfs::source::registry::{RegistryClient, RegistryConfig, Timing};
-use kitfs::source::{Repository, SourceError};
+use kitfs::source::{Repository, SourceError, Urgency};
 use serde_json::json;
 
 use crate::support::registry_double::RegistryDouble;
@@ -66,7 +66,7 @@ pub async fn read(
     blob: BlobId,
     range: Range<u64>,
 ) -> Result<(Range<u64>, Vec<u8>), SourceError> {
-    let mut stream = repository.open(blob, range).await?;
+    let mut stream = repository.open(blob, range, Urgency::on_demand()).await?;
     let mut bytes = Vec::new();
     while let Some(piece) = stream.bytes.next().await {
         bytes.extend_from_slice(&piece?);

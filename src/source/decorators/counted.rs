@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 
 use crate::oci::BlobId;
-use crate::source::{BlobSource, BlobStream, SourceError};
+use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
 /// A source that counts its requests and the bytes it yields.
 pub struct Counted<S> {
@@ -39,10 +39,11 @@ impl<S: BlobSource> BlobSource for Counted<S> {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         self.requests.fetch_add(1, Relaxed);
         async move {
-            let BlobStream { range, bytes } = self.source.open(blob, range).await?;
+            let BlobStream { range, bytes } = self.source.open(blob, range, urgency).await?;
             let yielded_bytes = Arc::clone(&self.yielded_bytes);
             let count = move |piece: &Result<bytes::Bytes, SourceError>| {
                 if let Ok(piece) = piece {
@@ -52,6 +53,10 @@ impl<S: BlobSource> BlobSource for Counted<S> {
             Ok(BlobStream { range, bytes: bytes.inspect(count).boxed() })
         }
         .boxed()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.source.is_remote()
     }
 }
 

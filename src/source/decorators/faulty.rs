@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 
 use crate::oci::BlobId;
-use crate::source::{BlobSource, BlobStream, SourceError};
+use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
 /// What goes wrong with one stream.
 #[derive(Clone, Debug)]
@@ -86,6 +86,7 @@ impl<S: BlobSource> BlobSource for Faulty<S> {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         let fault = self.next_fault(&range);
         async move {
@@ -93,7 +94,7 @@ impl<S: BlobSource> BlobSource for Faulty<S> {
             if let Fault::Refuse(error) = fault {
                 return Err(error);
             }
-            let BlobStream { range, bytes } = self.source.open(blob, range).await?;
+            let BlobStream { range, bytes } = self.source.open(blob, range, urgency).await?;
             let start = range.start;
             let bytes = match fault {
                 Fault::None | Fault::Refuse(_) | Fault::Whole => bytes,
@@ -106,6 +107,10 @@ impl<S: BlobSource> BlobSource for Faulty<S> {
             Ok(BlobStream { range, bytes })
         }
         .boxed()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.source.is_remote()
     }
 }
 

@@ -8,7 +8,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Semaphore;
 
 use crate::oci::BlobId;
-use crate::source::{BlobSource, BlobStream, SourceError};
+use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
 /// A source with a limit on open streams: a further one waits until one of them is dropped.
 pub struct Limited<S> {
@@ -32,11 +32,12 @@ impl<S: BlobSource> BlobSource for Limited<S> {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         async move {
             let permit = Arc::clone(&self.permits).acquire_owned().await;
             let permit = permit.expect("the semaphore is never closed");
-            let BlobStream { range, bytes } = self.source.open(blob, range).await?;
+            let BlobStream { range, bytes } = self.source.open(blob, range, urgency).await?;
             // The closure owns the permit, so it lives as long as the stream.
             let hold = move |piece| {
                 let _held = &permit;
@@ -45,6 +46,10 @@ impl<S: BlobSource> BlobSource for Limited<S> {
             Ok(BlobStream { range, bytes: bytes.map(hold).boxed() })
         }
         .boxed()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.source.is_remote()
     }
 }
 

@@ -20,7 +20,7 @@ use futures_util::{StreamExt, stream};
 use super::exchange::Answer;
 use super::repository::Remote;
 use crate::oci::BlobId;
-use crate::source::{BlobStream, SourceError};
+use crate::source::{BlobStream, SourceError, Urgency};
 
 /// Bytes after which a stream has come far enough for its earlier breaks to be forgotten.
 ///
@@ -38,11 +38,17 @@ pub(super) struct Opened {
 }
 
 /// The stream over `opened`, which is resumed at `remote` when it breaks.
-pub(super) fn stream(remote: Arc<Remote>, blob: BlobId, opened: Opened) -> BlobStream {
+pub(super) fn stream(
+    remote: Arc<Remote>,
+    blob: BlobId,
+    opened: Opened,
+    urgency: Urgency,
+) -> BlobStream {
     let range = opened.range.clone();
     let download = Download {
         remote,
         blob,
+        urgency,
         at: range.start,
         end: range.end,
         body: Some(Body { promised_end: range.end, skip: 0, answer: opened.answer }),
@@ -58,6 +64,7 @@ pub(super) fn stream(remote: Arc<Remote>, blob: BlobId, opened: Opened) -> BlobS
 struct Download {
     remote: Arc<Remote>,
     blob: BlobId,
+    urgency: Urgency,
     /// The next byte of the blob to yield.
     at: u64,
     end: u64,
@@ -127,7 +134,7 @@ impl Download {
     }
 
     async fn resume(&mut self) -> Result<(), SourceError> {
-        let opened = self.remote.open(self.blob, self.at..self.end).await?;
+        let opened = self.remote.open(self.blob, self.at..self.end, self.urgency.clone()).await?;
         let skip = self.at - opened.range.start;
         self.body = Some(Body { promised_end: opened.range.end, skip, answer: opened.answer });
         Ok(())

@@ -27,7 +27,9 @@ use super::tags;
 use super::timing::Timing;
 use super::upstream::{Endpoint, Upstream};
 use crate::oci::{BlobId, Digest, Selector};
-use crate::source::{BlobSource, BlobStream, MANIFEST_LIMIT_BYTES, Repository, SourceError};
+use crate::source::{
+    BlobSource, BlobStream, MANIFEST_LIMIT_BYTES, Repository, SourceError, Urgency,
+};
 
 /// What kitfs takes for a manifest. The first is what it can mount; without it distribution 2.8
 /// answers 404. The others are there to be recognised and refused by name.
@@ -74,10 +76,11 @@ impl BlobSource for RegistryRepository {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         async move {
-            let opened = self.0.open(blob, range).await?;
-            Ok(download::stream(Arc::clone(&self.0), blob, opened))
+            let opened = self.0.open(blob, range, urgency.clone()).await?;
+            Ok(download::stream(Arc::clone(&self.0), blob, opened, urgency))
         }
         .boxed()
     }
@@ -112,8 +115,10 @@ impl Remote {
         &self,
         blob: BlobId,
         range: Range<u64>,
+        urgency: Urgency,
     ) -> Result<Opened, SourceError> {
         debug_assert!(range.start < range.end && range.end <= blob.size, "asked for {range:?}");
+        let _ = urgency;
         let range = &range;
         let ask =
             |upstream: Arc<Upstream>| async move { self.open_once(&upstream, blob, range).await };

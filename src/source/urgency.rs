@@ -1,0 +1,83 @@
+//! Why bytes are fetched, and who goes first.
+//!
+//! The order is that of design.md 8: a reader that waits, what a reader's pattern says it will
+//! want next, what was asked for beforehand, and the rest of the kit in the background.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Why bytes are fetched; later ones come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Priority {
+    /// The rest of a kit, in the background.
+    Hydrate,
+    /// Asked for beforehand: tensors, traces, `kitfs warm`.
+    Prefetch,
+    /// A reader's pattern says that it comes next.
+    Readahead,
+    /// A reader waits.
+    OnDemand,
+}
+
+impl Priority {
+    /// All of them, the least urgent first.
+    pub const ALL: [Self; 4] = [Self::Hydrate, Self::Prefetch, Self::Readahead, Self::OnDemand];
+
+    /// The word for it in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hydrate => "hydrate",
+            Self::Prefetch => "prefetch",
+            Self::Readahead => "readahead",
+            Self::OnDemand => "on_demand",
+        }
+    }
+}
+
+/// The priority of a request, shared by all who hold a clone. It can be raised while the request
+/// waits or runs, because somebody began to wait for its bytes; it never falls.
+#[derive(Clone, Debug)]
+pub struct Urgency(Arc<AtomicU8>);
+
+impl Urgency {
+    /// A request that begins with this priority.
+    pub fn new(priority: Priority) -> Self {
+        Self(Arc::new(AtomicU8::new(priority as u8)))
+    }
+
+    /// A request that somebody waits for from the start.
+    pub fn on_demand() -> Self {
+        Self::new(Priority::OnDemand)
+    }
+
+    /// The priority now.
+    pub fn get(&self) -> Priority {
+        Priority::ALL[usize::from(self.0.load(Ordering::Relaxed))]
+    }
+
+    /// Raises the priority to at least `priority`.
+    pub fn raise(&self, priority: Priority) {
+        self.0.fetch_max(priority as u8, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_urgency_rises_for_all_who_share_it_and_never_falls() {
+        let urgency = Urgency::new(Priority::Prefetch);
+        let shared = urgency.clone();
+        shared.raise(Priority::OnDemand);
+        shared.raise(Priority::Hydrate);
+        assert_eq!(urgency.get(), Priority::OnDemand);
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_design() {
+        assert!(Priority::ALL.is_sorted());
+        assert_eq!(Priority::ALL.map(|priority| priority as u8), [0, 1, 2, 3]);
+    }
+}
