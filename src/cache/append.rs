@@ -1,12 +1,14 @@
-//! Filling chunks: bytes are written, hashed and recorded as they arrive.
+//! Filling chunks: bytes are written and hashed as they arrive, and recorded chunk by chunk.
 //!
 //! An [`Appender`] owns the chunk it is filling and nothing else, so it may wait for a chunk that
-//! another one fills, and is never waited for by it. The order per piece: bytes, record, state in
-//! memory; so a reader sees only what is in the file, and a crash at worst forgets the last piece.
+//! another one fills, and is never waited for by it. The order: bytes, state in memory, and when
+//! the chunk is complete or given up its record; so a reader sees only what is in the file, and a
+//! crash at worst forgets the chunks that were being filled.
 //!
 //! A chunk of a confirmed layer that comes back after an eviction is shown to readers when it is
 //! complete and has the confirmed digest, not before.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,6 +36,7 @@ struct Filling {
     chunk: u32,
     placed: Placed,
     state: ChunkState,
+    file: Arc<File>,
     hasher: blake3::Hasher,
     /// Bytes in the file and in the hasher.
     written: u32,
@@ -117,33 +120,41 @@ impl Appender {
     /// The chunk has all its bytes: shows them, unless they are not those that were confirmed.
     fn complete(&mut self, ready: &Ready) -> Result<u32, CacheError> {
         let Some(filling) = &mut self.filling else { return Ok(0) };
-        if let Some(expected) = filling.expected {
-            if *filling.hasher.finalize().as_bytes() != expected {
-                let chunk = filling.chunk;
-                self.give_up();
-                let layer = self.store.key().digest;
-                return Err(CacheError::Changed { layer, chunk });
-            }
-            filling.expected = None;
-            self.store.show(ready, filling)?;
+        let (chunk, written) = (filling.chunk, filling.written);
+        if let Some(expected) = filling.expected
+            && *filling.hasher.finalize().as_bytes() != expected
+        {
+            self.give_up();
+            return Err(CacheError::Changed { layer: self.store.key().digest, chunk });
         }
-        let filled = filling.state.filled();
-        self.passed_over = Some(filling.chunk);
-        self.give_up();
-        Ok(filled)
+        self.store.record_filled(filling)?;
+        if filling.expected.take().is_some() {
+            self.store.show(ready, filling);
+        }
+        self.passed_over = Some(chunk);
+        self.filling = None;
+        ready.chunks.release(chunk);
+        Ok(written)
     }
 
-    /// Lets go of the chunk, complete or not.
+    /// Lets go of a chunk that is not complete.
     fn give_up(&mut self) {
-        let Some(filling) = self.filling.take() else { return };
+        let Some(mut filling) = self.filling.take() else { return };
         let Some(ready) = self.store.ready.get() else { return };
+        let shown = filling.state.filled();
+        // Without a record nobody can tell later whether these bytes are right.
+        let is_recorded =
+            shown == 0 || filling.expected.is_none() && self.store.record_filled(&filling).is_ok();
+        if !is_recorded {
+            filling.state = filling.state.emptied();
+            ready.chunks.publish(filling.chunk, filling.state);
+            self.store.emptied.fetch_add(1, Ordering::SeqCst);
+        }
         let unshown = filling.written - filling.state.filled();
         if unshown > 0 {
             // No record speaks of these bytes: what stays of them is overwritten by the next.
-            if let Ok(file) = self.store.file(filling.placed.file, false) {
-                let at = filling.placed.file_offset + u64::from(filling.state.filled());
-                let _ = files::punch_hole(&file, at, u64::from(unshown));
-            }
+            let at = filling.placed.file_offset + u64::from(filling.state.filled());
+            let _ = files::punch_hole(&filling.file, at, u64::from(unshown));
             self.store.known.resident_bytes.fetch_sub(u64::from(unshown), Ordering::Relaxed);
             self.store.shared.budget.subtract(u64::from(unshown));
         }
@@ -193,7 +204,8 @@ impl LayerStore {
             expected = (record != Record::default()).then_some(record.digest);
         }
         let written = state.filled();
-        Ok(Some(Filling { chunk, placed, state, hasher, written, expected }))
+        let file = self.file(placed.file, true)?;
+        Ok(Some(Filling { chunk, placed, state, file, hasher, written, expected }))
     }
 
     fn write_piece(
@@ -202,27 +214,31 @@ impl LayerStore {
         filling: &mut Filling,
         bytes: &[u8],
     ) -> Result<(), CacheError> {
-        let file = self.file(filling.placed.file, true)?;
         let at = filling.placed.file_offset + u64::from(filling.written);
-        file.write_all_at(bytes, at)
+        filling
+            .file
+            .write_all_at(bytes, at)
             .map_err(CacheError::io("write", &self.path(filling.placed.file)))?;
         filling.hasher.update(bytes);
         filling.written += bytes.len() as u32;
         self.known.resident_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.shared.budget.add(bytes.len() as u64);
         ready.chunks.touch(filling.chunk, self.shared.budget.tick());
-        match filling.expected {
-            Some(_) => Ok(()),
-            None => self.show(ready, filling),
+        if filling.expected.is_none() {
+            self.show(ready, filling);
         }
+        Ok(())
     }
 
-    /// Records what was written, and lets readers see it.
-    fn show(&self, ready: &Ready, filling: &mut Filling) -> Result<(), CacheError> {
+    /// Records what was written, and what it must be when it is read again.
+    fn record_filled(&self, filling: &Filling) -> Result<(), CacheError> {
         let digest = *filling.hasher.finalize().as_bytes();
-        self.put_record(filling.chunk, &Record { filled: filling.written, digest })?;
+        self.put_record(filling.chunk, &Record { filled: filling.written, digest })
+    }
+
+    /// Lets readers see what was written.
+    fn show(&self, ready: &Ready, filling: &mut Filling) {
         filling.state = filling.state.with_checked(filling.written);
         ready.chunks.publish(filling.chunk, filling.state);
-        Ok(())
     }
 }

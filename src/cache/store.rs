@@ -373,27 +373,35 @@ impl LayerStore {
     pub(super) fn record(&self, chunk: u32) -> Result<Record, CacheError> {
         let table = self.table()?;
         chunk_table::read_record(&table, chunk)
-            .map_err(CacheError::io("read", &self.folder.join("chunks")))
+            .map_err(|error| CacheError::io("read", &self.folder.join("chunks"))(error))
     }
 
     pub(super) fn put_record(&self, chunk: u32, record: &Record) -> Result<(), CacheError> {
         let table = self.table()?;
         chunk_table::write_record(&table, chunk, record)
-            .map_err(CacheError::io("write", &self.folder.join("chunks")))
+            .map_err(|error| CacheError::io("write", &self.folder.join("chunks"))(error))
     }
 
     fn table(&self) -> Result<Arc<File>, CacheError> {
-        let path = self.folder.join("chunks");
         let key = FileKey { layer: self.serial, file: LayerFile::Chunks };
-        let open = || files::open(&path, false);
-        self.shared.files.get(key, open).map_err(CacheError::io("open", &path))
+        let path = || self.folder.join("chunks");
+        let open = || files::open(&path(), false);
+        self.shared.files.get(key, open).map_err(|error| CacheError::io("open", &path())(error))
     }
 
     /// A file of content, open; created where it is not there and `create` says so.
     pub(super) fn file(&self, file: CacheFile, create: bool) -> Result<Arc<File>, CacheError> {
-        let path = self.path(file);
         let key = FileKey { layer: self.serial, file: LayerFile::Content(file) };
-        let open = || match files::open(&path, create) {
+        let open = || self.open_file(file, create);
+        self.shared
+            .files
+            .get(key, open)
+            .map_err(|error| CacheError::io("open", &self.path(file))(error))
+    }
+
+    fn open_file(&self, file: CacheFile, create: bool) -> std::io::Result<File> {
+        let path = self.path(file);
+        match files::open(&path, create) {
             Err(error) if create && error.kind() == ErrorKind::NotFound => {
                 // The first big member: its folder is not there yet.
                 files::create_folder(&self.folder.join("members"))
@@ -401,8 +409,7 @@ impl LayerStore {
                 files::open(&path, create)
             }
             result => result,
-        };
-        self.shared.files.get(key, open).map_err(CacheError::io("open", &path))
+        }
     }
 
     pub(super) fn path(&self, file: CacheFile) -> PathBuf {

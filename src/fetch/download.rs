@@ -5,20 +5,31 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
 use super::FetchError;
-use super::layer::{Admission, Inner};
+use super::claims::Admission;
+use super::layer::Inner;
 use super::transfer::Transfer;
 use super::writer::Writer;
 use crate::layer::StreamOffset;
 use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
-/// Pieces between the network and the writer of a transfer: about 1 MiB.
-const PIECES: usize = 32;
+/// When a batch is passed on although more is there already: one chunk.
+const BATCH_BYTES: u64 = 256 * 1024;
+/// Batches between the network and the writer.
+const BATCHES: usize = 2;
+/// The memory that a transfer may take: the batch being gathered, those in the channel, the one
+/// being written. The last piece of a batch may be as long as an HTTP client's buffer, some
+/// 400 KiB.
+pub(super) const TRANSFER_MEMORY_BYTES: u64 = (BATCHES as u64 + 2) * (BATCH_BYTES + 512 * 1024);
+
+/// Pieces that came one after the other, without a gap.
+pub(super) type Batch = Vec<Bytes>;
 
 /// The sources that a transfer has not tried yet.
 type Untried = std::vec::IntoIter<Arc<dyn BlobSource>>;
@@ -38,17 +49,21 @@ impl Inner {
         transfer: &Arc<Transfer>,
         range: Range<StreamOffset>,
     ) -> Result<(), FetchError> {
-        let permit = self.permits.acquire().await.expect("the permits are never closed");
+        let urgency = transfer.urgency();
+        let number = Arc::as_ptr(self) as usize;
+        let turn = self.scheduler.acquire(number, TRANSFER_MEMORY_BYTES, urgency.clone());
+        let permit = turn.await;
         if transfer.has_ended() {
             return Ok(());
         }
+        let began = Instant::now();
         let whole = 0..self.spec.blob.size;
         let mut asked = match self.is_compressed() {
             true => whole.clone(),
             false => range.start.in_uncompressed_blob().get()..range.end.get(),
         };
         let mut untried = self.sources.read().clone().into_iter();
-        let stream = self.open_next(&mut untried, &asked, None).await?;
+        let stream = self.open_next(&mut untried, &asked, urgency, None).await?;
         match self.admit(transfer, stream.range == whole && asked != whole) {
             Admission::Write => {}
             Admission::WriteWhole => asked = whole,
@@ -59,10 +74,14 @@ impl Inner {
                 return Ok(());
             }
         }
-        let (pieces, incoming) = mpsc::channel::<Bytes>(PIECES);
+        let asked_bytes = asked.end - asked.start;
+        let (batches, incoming) = mpsc::channel::<Batch>(BATCHES);
         let writer = Writer::new(self.clone(), transfer.clone(), StreamOffset(asked.start));
         let writer = tokio::task::spawn_blocking(move || writer.drain(incoming));
-        let fed = self.feed(stream, asked, untried, pieces).await;
+        let fed = self.feed(stream, asked, untried, urgency, batches).await;
+        if fed.is_ok() {
+            self.pace.lock().note(asked_bytes, began.elapsed(), self.scheduler.running());
+        }
         let written = writer.await.map_err(|error| FetchError::malformed(self.spec.blob, error))?;
         written.and(fed)
     }
@@ -73,17 +92,62 @@ impl Inner {
         mut stream: BlobStream,
         asked: Range<u64>,
         mut untried: Untried,
-        pieces: mpsc::Sender<Bytes>,
+        urgency: &Urgency,
+        batches: mpsc::Sender<Batch>,
     ) -> Result<(), FetchError> {
         let mut sent = asked.start;
         loop {
-            match forward(stream, &mut sent, asked.end, &pieces).await {
+            match self.forward(stream, &mut sent, asked.end, urgency, &batches).await {
                 Ok(()) | Err(Stopped::Writer) => return Ok(()),
                 Err(Stopped::Source(error)) => {
                     let missing = sent..asked.end;
-                    stream = self.open_next(&mut untried, &missing, Some(error)).await?;
+                    stream = self.open_next(&mut untried, &missing, urgency, Some(error)).await?;
                 }
             }
+        }
+    }
+
+    /// Sends the bytes `sent..end` of a stream that contains them, and counts them in `sent`:
+    /// what is there is sent at once, as one batch up to [`BATCH_BYTES`].
+    async fn forward(
+        &self,
+        stream: BlobStream,
+        sent: &mut u64,
+        end: u64,
+        urgency: &Urgency,
+        batches: &mpsc::Sender<Batch>,
+    ) -> Result<(), Stopped> {
+        let mut pieces = Pieces { at: stream.range.start, stream, next: *sent, end };
+        let mut failed = None;
+        while *sent < end && failed.is_none() {
+            let mut batch = Batch::new();
+            let mut piece = pieces.next().await;
+            loop {
+                match piece {
+                    Ok(piece) => batch.push(piece),
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                }
+                if pieces.next - *sent >= BATCH_BYTES || pieces.next == end {
+                    break;
+                }
+                match pieces.next().now_or_never() {
+                    Some(next) => piece = next,
+                    None => break,
+                }
+            }
+            self.scheduler.count_fetched(pieces.next - *sent);
+            if !batch.is_empty() && batches.send(batch).await.is_err() {
+                return Err(Stopped::Writer);
+            }
+            *sent = pieces.next;
+            self.scheduler.give_way(urgency).await;
+        }
+        match failed {
+            Some(error) => Err(Stopped::Source(error)),
+            None => Ok(()),
         }
     }
 
@@ -93,10 +157,12 @@ impl Inner {
         &self,
         untried: &mut Untried,
         range: &Range<u64>,
+        urgency: &Urgency,
         mut failed: Option<SourceError>,
     ) -> Result<BlobStream, FetchError> {
         for source in untried {
-            match source.open(self.spec.blob, range.clone(), Urgency::on_demand()).await {
+            self.scheduler.count_request();
+            match source.open(self.spec.blob, range.clone(), urgency.clone()).await {
                 Ok(stream)
                     if stream.range.start <= range.start && stream.range.end >= range.end =>
                 {
@@ -114,32 +180,35 @@ impl Inner {
     }
 }
 
-/// Sends the bytes `sent..end` of a stream that contains them, and counts them in `sent`.
-async fn forward(
-    mut stream: BlobStream,
-    sent: &mut u64,
+/// The pieces of a stream, cut to the bytes that are wanted of it.
+struct Pieces {
+    stream: BlobStream,
+    /// The offset of the stream's next byte.
+    at: u64,
+    /// The next byte that is wanted.
+    next: u64,
     end: u64,
-    pieces: &mpsc::Sender<Bytes>,
-) -> Result<(), Stopped> {
-    let mut at = stream.range.start;
-    while *sent < end {
-        let Some(piece) = stream.bytes.next().await else {
-            let detail = format!("a stream ended {} bytes early", end - *sent);
-            let place = "the source of a layer".to_owned();
-            return Err(Stopped::Source(SourceError::Unavailable { place, detail }));
-        };
-        let mut piece = piece.map_err(Stopped::Source)?;
-        let skipped = piece.split_to((*sent - at).min(piece.len() as u64) as usize);
-        at += (skipped.len() + piece.len()) as u64;
-        piece.truncate(piece.len().min((end - *sent) as usize));
-        if piece.is_empty() {
-            continue;
+}
+
+impl Pieces {
+    /// The next piece, not empty; to be called while bytes are wanted. May be dropped while it
+    /// waits, without losing anything.
+    async fn next(&mut self) -> Result<Bytes, SourceError> {
+        loop {
+            let Some(piece) = self.stream.bytes.next().await else {
+                let detail = format!("a stream ended {} bytes early", self.end - self.next);
+                let place = "the source of a layer".to_owned();
+                return Err(SourceError::Unavailable { place, detail });
+            };
+            let mut piece = piece?;
+            self.at += piece.len() as u64;
+            let skipped = (self.next + piece.len() as u64).saturating_sub(self.at);
+            drop(piece.split_to(skipped.min(piece.len() as u64) as usize));
+            piece.truncate(piece.len().min((self.end - self.next) as usize));
+            if !piece.is_empty() {
+                self.next += piece.len() as u64;
+                return Ok(piece);
+            }
         }
-        let length = piece.len() as u64;
-        if pieces.send(piece).await.is_err() {
-            return Err(Stopped::Writer);
-        }
-        *sent += length;
     }
-    Ok(())
 }

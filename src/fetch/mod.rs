@@ -3,25 +3,32 @@
 //! ```text
 //! Layer::read(range) --resident?--> cache
 //!        |  '--missing--> plan (pure) --> claims (single flight) --> Transfer --> cache
+//!        |                                                  scheduler: whose turn it is
 //!        '<------------------- woken as bytes reach the cache ----------'
 //! ```
 //!
-//! - [`plan`]: which chunks become which requests; pure.
-//! - [`layer`]: a layer that can be read; owns the claims, so a chunk has one transfer at a time
-//!   in the whole process, whichever mount or handle asked for it.
+//! - [`plan`]: which chunks become which requests; pure. `pace`: how large requests should be.
+//! - [`layer`]: a layer that can be read. `claims`: its chunks in flight, so that a chunk has one
+//!   transfer at a time in the whole process, whichever mount or handle asked for it.
+//! - `scheduler`: which transfer runs next, and the memory of all of them.
 //! - `transfer`: one request on its way to the cache, and its waiters.
 //! - `download`, `writer`: the two sides of a transfer, network and disk.
 //! - `scan`: finds the table of contents of an uncompressed tar by its headers alone.
 //! - `pass`: the one sequential pass that a compressed layer takes.
+//! - `confirm`: the digest of a whole layer, once its last byte is in.
 //!
 //! It decides nothing about files, kits or mounts, and speaks no HTTP.
 
+mod claims;
+mod confirm;
 mod download;
 mod error;
 pub mod layer;
+mod pace;
 mod pass;
 pub mod plan;
 mod scan;
+mod scheduler;
 mod staging;
 mod transfer;
 mod writer;
@@ -31,21 +38,18 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 
 use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore};
 use crate::layer::{RangeSet, Toc};
 use crate::oci::{BlobId, Compression, Format};
-use crate::source::BlobSource;
+use crate::source::{BlobSource, Urgency};
 
 pub use error::FetchError;
 pub use layer::Layer;
+use scheduler::Scheduler;
 
-/// Transfers that run at a time, of all layers together; others wait their turn.
-///
-/// Each has a thread that writes and at most 1 MiB of pieces under way: 64 fill any link, and
-/// leave most of the runtime's 512 blocking threads to everything else.
-const MOST_TRANSFERS: usize = 64;
+/// What a scan of headers takes of memory: its pieces are written as they come.
+const SCAN_MEMORY_BYTES: u64 = 1024 * 1024;
 
 /// Bounds of a [`Fetcher`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +95,7 @@ impl LayerSpec {
 pub struct Fetcher {
     cache: Arc<Cache>,
     layers: Mutex<HashMap<LayerKey, Slot>>,
-    permits: Arc<Semaphore>,
-    config: FetchConfig,
+    scheduler: Arc<Scheduler>,
 }
 
 /// One layer's place in the table. The async mutex is held while the layer is opened, so a second
@@ -102,19 +105,17 @@ type Slot = Arc<tokio::sync::Mutex<Weak<Layer>>>;
 impl Fetcher {
     /// A fetcher over `cache`.
     pub fn new(cache: Arc<Cache>, config: FetchConfig) -> Arc<Self> {
-        let permits = Arc::new(Semaphore::new(MOST_TRANSFERS));
-        Arc::new(Self { cache, layers: Mutex::default(), permits, config })
+        Arc::new(Self { cache, layers: Mutex::default(), scheduler: Scheduler::new(config) })
     }
 
     /// What it is doing now, for `kitfs status`.
     pub fn usage(&self) -> FetchUsage {
-        let _ = self.config;
-        FetchUsage::default()
+        self.scheduler.usage()
     }
 
-    /// How long no reader has asked for bytes; background work waits for a quiet moment.
+    /// How long no reader has had to wait for bytes; background work waits for a quiet moment.
     pub fn quiet_for(&self) -> Duration {
-        Duration::ZERO
+        self.scheduler.quiet_for()
     }
 
     /// The cache that the layers lie in.
@@ -156,7 +157,7 @@ impl Fetcher {
             },
         };
         let layer =
-            Layer::new(spec, store, contents, source, self.cache.clone(), self.permits.clone());
+            Layer::new(spec, store, contents, source, self.cache.clone(), self.scheduler.clone());
         *open = Arc::downgrade(&layer);
         drop(open);
         self.forget_closed();
@@ -180,7 +181,11 @@ impl Fetcher {
         source: &Arc<dyn BlobSource>,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Arc<Contents>, FetchError> {
-        if spec.encoding.compression != Compression::None {
+        let is_compressed = spec.encoding.compression != Compression::None;
+        let memory_bytes = if is_compressed { pass::PASS_MEMORY_BYTES } else { SCAN_MEMORY_BYTES };
+        // Whoever opens a kit waits for it.
+        let _permit = self.scheduler.acquire(0, memory_bytes, Urgency::on_demand()).await;
+        if is_compressed {
             return pass::run(spec, store, source, &self.cache, progress).await;
         }
         match spec.encoding.format {

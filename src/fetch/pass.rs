@@ -29,9 +29,12 @@ use crate::layer::{StreamOffset, Toc};
 use crate::oci::{Digest, Format};
 use crate::source::{BlobSource, Urgency};
 
-/// Pieces between the network and the writer: at the usual 16-64 KiB a piece about 2 MiB, enough
+/// Pieces between the network and the writer: at the usual 16-64 KiB a piece about 1 MiB, enough
 /// to keep the network busy while the writer waits for the disk once.
-const PIECES: usize = 64;
+const PIECES: usize = 16;
+/// The memory that a pass may take: its pieces, each at most an HTTP client's buffer of some
+/// 400 KiB, and the decoder's window and buffers.
+pub(super) const PASS_MEMORY_BYTES: u64 = PIECES as u64 * 400 * 1024 + 2 * 1024 * 1024;
 /// What is decoded or read back from the spool at a time.
 const BUFFER_BYTES: usize = 256 * 1024;
 /// The largest uncompressed layer: 16 TiB, the largest file of ext4. A bomb meets the cache's

@@ -1,63 +1,92 @@
 //! One transfer: a run of chunks on its way from a source to the cache, and who waits for it.
 //!
 //! ```text
-//!            pieces (bounded)           append
+//!            batches (bounded)          append
 //! source ----------------------> writer -------> cache
 //!   (async task: network)        (blocking thread: hash, disk)
-//!                                   '--> progress --> waiters
+//!                                   '--> progress --> those whose bytes are there now
 //! ```
 //!
-//! Waiters are woken as bytes reach the cache, not when the request ends. The task and the
-//! writer are two so that the network never waits for the disk before the channel is full, and
-//! no runtime thread ever hashes or writes.
+//! Waiters are woken as bytes reach the cache, not when the request ends, and each only once its
+//! own bytes are there. The task and the writer are two so that the network never waits for the
+//! disk before the channel is full, and no runtime thread ever hashes or writes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::FetchError;
 use crate::layer::StreamOffset;
-
-/// How far a transfer has come.
-#[derive(Clone, Debug)]
-enum Progress {
-    /// Everything before this offset has reached the cache.
-    At(StreamOffset),
-    /// Nothing more will come; `Err` says why what is missing did not.
-    Ended(Result<(), FetchError>),
-}
+use crate::source::{Priority, Urgency};
 
 /// A run of chunks in flight.
 #[derive(Debug)]
 pub(super) struct Transfer {
-    progress: watch::Sender<Progress>,
+    urgency: Urgency,
+    progress: Mutex<Progress>,
     /// Whether it has a stream and writes: from then on its chunks stay its own.
     is_writing: AtomicBool,
 }
 
+#[derive(Debug)]
+struct Progress {
+    /// Everything before this offset has reached the cache.
+    reached: StreamOffset,
+    /// Nothing more will come; `Err` says why what is missing did not.
+    ended: Option<Result<(), FetchError>>,
+    waiters: Vec<(StreamOffset, oneshot::Sender<()>)>,
+}
+
+/// What waiting for an offset came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// Everything before it has reached the cache.
+    Reached,
+    /// The transfer ended before, because another one took its chunks over: plan again.
+    TakenOver,
+}
+
 impl Transfer {
-    pub(super) fn new(start: StreamOffset) -> Arc<Self> {
-        let progress = watch::Sender::new(Progress::At(start));
-        Arc::new(Self { progress, is_writing: AtomicBool::new(false) })
+    pub(super) fn new(start: StreamOffset, priority: Priority) -> Arc<Self> {
+        let progress = Progress { reached: start, ended: None, waiters: Vec::new() };
+        Arc::new(Self {
+            urgency: Urgency::new(priority),
+            progress: Mutex::new(progress),
+            is_writing: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn urgency(&self) -> &Urgency {
+        &self.urgency
     }
 
     /// Everything before `at` has reached the cache.
     pub(super) fn reached(&self, at: StreamOffset) {
-        self.progress.send_modify(|progress| {
-            if let Progress::At(reached) = progress {
-                *reached = at.max(*reached);
+        let mut progress = self.progress.lock();
+        if progress.ended.is_some() || at <= progress.reached {
+            return;
+        }
+        progress.reached = at;
+        let waiters = &mut progress.waiters;
+        let mut index = 0;
+        while index < waiters.len() {
+            if waiters[index].0 <= at {
+                // Who gave up meanwhile does not hear of it.
+                let _ = waiters.swap_remove(index).1.send(());
+            } else {
+                index += 1;
             }
-        });
+        }
     }
 
     /// It brings everything from the stream's start on: nothing has reached the cache yet.
     pub(super) fn rewind(&self) {
-        self.progress.send_modify(|progress| {
-            if let Progress::At(reached) = progress {
-                *reached = StreamOffset(0);
-            }
-        });
+        let mut progress = self.progress.lock();
+        if progress.ended.is_none() {
+            progress.reached = StreamOffset(0);
+        }
     }
 
     /// Says that its chunks cannot be taken over any more. Called under the lock of the claims.
@@ -71,42 +100,54 @@ impl Transfer {
 
     /// Whether it will bring nothing before `end` any more.
     pub(super) fn has_passed(&self, end: StreamOffset) -> bool {
-        match *self.progress.borrow() {
-            Progress::At(reached) => reached >= end,
-            Progress::Ended(_) => true,
-        }
+        let progress = self.progress.lock();
+        progress.ended.is_some() || progress.reached >= end
     }
 
     pub(super) fn has_ended(&self) -> bool {
-        matches!(*self.progress.borrow(), Progress::Ended(_))
+        self.progress.lock().ended.is_some()
     }
 
     /// Waits until nothing more will come, for whatever reason.
     pub(super) async fn ended(&self) {
-        let mut progress = self.progress.subscribe();
-        let ended = progress.wait_for(|progress| matches!(progress, Progress::Ended(_)));
-        ended.await.expect("the sender lives in self");
+        // No stream has that many bytes, so only the end is left to wait for.
+        let _ = self.wait(StreamOffset(u64::MAX)).await;
     }
 
     /// Nothing more will come. Only the first end counts.
     pub(super) fn end(&self, result: Result<(), FetchError>) {
-        self.progress.send_modify(|progress| {
-            if let Progress::At(_) = progress {
-                *progress = Progress::Ended(result);
+        let mut progress = self.progress.lock();
+        if progress.ended.is_none() {
+            progress.ended = Some(result);
+            for (_, waiter) in progress.waiters.drain(..) {
+                // Who gave up meanwhile does not hear of it.
+                let _ = waiter.send(());
             }
-        });
+        }
     }
 
     /// Waits until everything before `end` has reached the cache, or nothing more will come.
-    pub(super) async fn wait(&self, end: StreamOffset) -> Result<(), FetchError> {
-        let mut progress = self.progress.subscribe();
-        let state = progress.wait_for(|progress| match progress {
-            Progress::At(reached) => *reached >= end,
-            Progress::Ended(_) => true,
-        });
-        match &*state.await.expect("the sender lives in self") {
-            Progress::At(_) => Ok(()),
-            Progress::Ended(result) => result.clone(),
+    ///
+    /// # Errors
+    /// Why the bytes before `end` did not come.
+    pub(super) async fn wait(&self, end: StreamOffset) -> Result<Waited, FetchError> {
+        loop {
+            let woken = {
+                let mut progress = self.progress.lock();
+                if progress.reached >= end {
+                    return Ok(Waited::Reached);
+                }
+                match &progress.ended {
+                    Some(Ok(())) => return Ok(Waited::TakenOver),
+                    Some(Err(error)) => return Err(error.clone()),
+                    None => {}
+                }
+                let (waiter, woken) = oneshot::channel();
+                progress.waiters.retain(|(_, waiter)| !waiter.is_closed());
+                progress.waiters.push((end, waiter));
+                woken
+            };
+            let _ = woken.await;
         }
     }
 }
@@ -128,3 +169,46 @@ impl Drop for EndOnDrop {
 
 /// What a reader has to wait for: a transfer, until this offset.
 pub(super) type Wait = (Arc<Transfer>, StreamOffset);
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn transfer() -> Arc<Transfer> {
+        Transfer::new(StreamOffset(10), Priority::OnDemand)
+    }
+
+    #[tokio::test]
+    async fn each_waiter_is_woken_when_its_bytes_are_there() {
+        let transfer = transfer();
+        let mut near = Box::pin(transfer.wait(StreamOffset(20)));
+        let mut far = Box::pin(transfer.wait(StreamOffset(30)));
+        assert!(near.as_mut().now_or_never().is_none() && far.as_mut().now_or_never().is_none());
+        transfer.reached(StreamOffset(25));
+        assert_eq!(near.await.unwrap(), Waited::Reached);
+        assert!(far.as_mut().now_or_never().is_none());
+        transfer.end(Ok(()));
+        assert_eq!(far.await.unwrap(), Waited::TakenOver);
+        assert!(transfer.progress.lock().waiters.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_end_before_the_bytes_tells_why_and_after_them_does_not_matter() {
+        let transfer = transfer();
+        transfer.reached(StreamOffset(20));
+        drop(EndOnDrop { transfer: transfer.clone(), place: "here".into() });
+        assert!(transfer.wait(StreamOffset(21)).await.is_err());
+        assert_eq!(transfer.wait(StreamOffset(20)).await.unwrap(), Waited::Reached);
+    }
+
+    #[test]
+    fn who_gives_up_is_forgotten() {
+        let transfer = transfer();
+        for _ in 0..1_000 {
+            assert!(transfer.wait(StreamOffset(20)).now_or_never().is_none());
+        }
+        assert!(transfer.progress.lock().waiters.len() <= 2);
+    }
+}

@@ -1,11 +1,11 @@
-//! The blocking side of a transfer: decodes, hashes and writes pieces as they come.
+//! The blocking side of a transfer: decodes, hashes and writes batches of pieces as they come.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::FetchError;
+use super::download::Batch;
 use super::layer::Inner;
 use super::transfer::Transfer;
 use crate::cache::Appender;
@@ -22,38 +22,54 @@ pub(super) struct Writer {
     transfer: Arc<Transfer>,
     appender: Appender,
     at: StreamOffset,
+    /// Everything before this can be read.
+    readable: StreamOffset,
 }
 
 impl Writer {
     pub(super) fn new(inner: Arc<Inner>, transfer: Arc<Transfer>, at: StreamOffset) -> Self {
         let appender = inner.store.appender();
-        Self { inner, transfer, appender, at }
+        Self { inner, transfer, appender, at, readable: at }
     }
 
     /// Takes everything that comes. Blocking.
-    pub(super) fn drain(mut self, mut incoming: mpsc::Receiver<Bytes>) -> Result<(), FetchError> {
+    pub(super) fn drain(mut self, mut incoming: mpsc::Receiver<Batch>) -> Result<(), FetchError> {
         let compression = self.inner.spec.encoding.compression;
         if compression == Compression::None {
-            while let Some(piece) = incoming.blocking_recv() {
-                self.append(&piece)?;
+            while let Some(batch) = incoming.blocking_recv() {
+                for piece in batch {
+                    self.append(&piece)?;
+                }
+                self.transfer.reached(self.readable);
             }
             return Ok(());
         }
         let mut decoder = Decoder::new(compression);
         let mut buffer = vec![0; BUFFER_BYTES];
-        while let Some(piece) = incoming.blocking_recv() {
-            let mut compressed = &piece[..];
-            loop {
-                let decoded = decoder
-                    .decode(&mut compressed, &mut buffer)
-                    .map_err(|error| FetchError::malformed(self.inner.spec.blob, error))?;
-                if decoded == 0 && compressed.is_empty() {
-                    break;
-                }
-                self.append(&buffer[..decoded])?;
+        while let Some(batch) = incoming.blocking_recv() {
+            for piece in batch {
+                self.decode(&mut decoder, &piece, &mut buffer)?;
             }
         }
         Ok(())
+    }
+
+    fn decode(
+        &mut self,
+        decoder: &mut Decoder,
+        mut compressed: &[u8],
+        buffer: &mut [u8],
+    ) -> Result<(), FetchError> {
+        loop {
+            let decoded = decoder
+                .decode(&mut compressed, buffer)
+                .map_err(|error| FetchError::malformed(self.inner.spec.blob, error))?;
+            if decoded == 0 && compressed.is_empty() {
+                return Ok(());
+            }
+            self.append(&buffer[..decoded])?;
+            self.transfer.reached(self.readable);
+        }
     }
 
     /// Appends bytes of the stream to their chunks. Those that are complete already, or whose
@@ -74,7 +90,7 @@ impl Writer {
             let readable = self.appender.append(ChunkId(chunks.start), offset, piece)?;
             self.at = self.at + length as u64;
             bytes = rest;
-            self.transfer.reached(self.at.min(span.start + u64::from(readable)));
+            self.readable = self.at.min(span.start + u64::from(readable));
         }
         Ok(())
     }

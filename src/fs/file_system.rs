@@ -4,13 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 
 use super::attributes::{Attributes, FileKind, Ino, Owner, Totals};
 use super::config::FsConfig;
 use super::error::FsError;
 use super::kit::LoadedKit;
-use super::read::{PENDING_BYTES, PendingRead, Read};
+use super::read::{PendingRead, Read};
 use super::readahead::Readahead;
 use super::xattr;
 use crate::kit::{Content, NodeId, NodeKind};
@@ -22,7 +21,6 @@ pub struct FileSystem {
     kit: Arc<LoadedKit>,
     owner: Owner,
     config: FsConfig,
-    turns: Arc<Semaphore>,
     readahead: Mutex<Readahead>,
 }
 
@@ -53,8 +51,7 @@ pub struct Access {
 impl FileSystem {
     /// A file system over `kit` whose files belong to `owner`.
     pub fn new(kit: Arc<LoadedKit>, owner: Owner, config: FsConfig) -> Self {
-        let turns = Arc::new(Semaphore::new(PENDING_BYTES as usize));
-        Self { kit, owner, config, turns, readahead: Mutex::default() }
+        Self { kit, owner, config, readahead: Mutex::default() }
     }
 
     /// The kit.
@@ -215,7 +212,6 @@ impl FileSystem {
         Ok(Read::Pending(PendingRead {
             layer: layer.clone(),
             range,
-            turns: self.turns.clone(),
             deadline: self.config.read_deadline,
         }))
     }

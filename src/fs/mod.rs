@@ -35,5 +35,5 @@ pub use file_system::{Access, DirectoryEntry, FileSystem};
 pub use kit::{LoadedKit, State};
 pub use load::{LoadRequest, load};
 pub use load_error::LoadError;
-pub use read::{PendingRead, Read};
+pub use read::{PendingRead, Read, Reply};
 pub use resolve::{Description, describe};

@@ -8,15 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::FsError;
 use crate::fetch::Layer;
 use crate::layer::StreamOffset;
-
-/// How many bytes of replies may be assembled at once; further reads wait for their turn, within
-/// their deadline. 64 MiB: 64 requests of the largest size, or 512 of the kernel's usual 128 KiB.
-pub(super) const PENDING_BYTES: u32 = 64 * 1024 * 1024;
+use crate::source::Priority;
 
 /// What a read came to.
 pub enum Read<'a> {
@@ -26,11 +23,24 @@ pub enum Read<'a> {
     Pending(PendingRead),
 }
 
+/// The bytes of a read that had to wait, and the memory that is reserved for them.
+pub struct Reply {
+    bytes: Bytes,
+    _memory: OwnedSemaphorePermit,
+}
+
+impl std::ops::Deref for Reply {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// A read that has to wait for bytes. Owns all it needs.
 pub struct PendingRead {
     pub(super) layer: Arc<Layer>,
     pub(super) range: Range<StreamOffset>,
-    pub(super) turns: Arc<Semaphore>,
     pub(super) deadline: Duration,
 }
 
@@ -39,13 +49,14 @@ impl PendingRead {
     ///
     /// # Errors
     /// [`FsError::TimedOut`] at the deadline, [`FsError::Fetch`] when they cannot be had.
-    pub async fn finish(self) -> Result<Bytes, FsError> {
+    pub async fn finish(self) -> Result<Reply, FsError> {
         let read = async {
-            let bytes = self.range.end - self.range.start;
-            // A read larger than the whole bound takes all of it: one at a time, but it runs.
-            let turns = bytes.min(u64::from(PENDING_BYTES)) as u32;
-            let _turn = self.turns.acquire_many(turns).await.expect("it is never closed");
-            Ok(self.layer.read(self.range.clone()).await?)
+            self.layer.bring(self.range.clone(), Priority::OnDemand).await?;
+            // From here on nothing waits for the network: the memory for a reply is held for as
+            // long as it takes to copy it, unless the bytes were evicted in between.
+            let memory = self.layer.reserve_reply(self.range.end - self.range.start).await;
+            let bytes = self.layer.read(self.range.clone()).await?;
+            Ok(Reply { bytes, _memory: memory })
         };
         match tokio::time::timeout(self.deadline, read).await {
             Ok(result) => result,

@@ -1,0 +1,219 @@
+//! Single flight: which transfer brings which chunk of a layer.
+//!
+//! ```text
+//! wanted range --plan--> runs nobody brings --start--> transfers, one claim for each chunk
+//!        '--chunks that somebody brings--> their transfers, made as urgent as this wish
+//! ```
+//!
+//! A source that ignores ranges turns the first transfer into one stream over the whole layer
+//! (`Claims::whole`), which takes over the chunks of all that have not begun to write.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::layer::Inner;
+use super::plan::{self, ChunkStatus};
+use super::transfer::{EndOnDrop, Transfer, Wait};
+use crate::layer::{ChunkId, StreamOffset};
+use crate::source::Priority;
+
+/// What may be missing of a layer for it to be fetched although nobody reads it: padding and end
+/// marker belong to no file, and without them the layer's digest is never computed. Python's tars
+/// end with up to 10 KiB of zeros; headers behind members of some 100 KiB come to a few more.
+const SMALL_REST_BYTES: u64 = 64 * 1024;
+
+/// The transfers of a layer by chunk.
+#[derive(Default)]
+pub(super) struct Claims {
+    chunks: HashMap<u32, Arc<Transfer>>,
+    whole: Option<Arc<Transfer>>,
+    has_asked_for_rest: bool,
+}
+
+/// What a transfer may do with the stream that its source opened.
+#[derive(Debug)]
+pub(super) enum Admission {
+    /// Write it to the chunks that the transfer claimed.
+    Write,
+    /// The source ignores ranges: write all of it, from the layer's start on.
+    WriteWhole,
+    /// Nothing: another transfer took the chunks over.
+    TakenOver,
+    /// Nothing: another one streams the whole layer, and has passed what is missing here.
+    After(Arc<Transfer>),
+}
+
+impl Inner {
+    /// Starts the transfers that `range` needs, makes those on their way at least as urgent, and
+    /// says what to wait for.
+    pub(super) fn plan(
+        self: &Arc<Self>,
+        range: &Range<StreamOffset>,
+        priority: Priority,
+    ) -> Vec<Wait> {
+        let layout = &self.contents.layout;
+        let wanted = layout.chunks_of(range.clone());
+        let limit = self.pace.lock().chunks();
+        let mut claims = self.claims.lock();
+        let runs = plan::transfers(wanted.clone(), limit, |chunk| {
+            let is_claimed = self.is_coming(&claims, chunk);
+            self.status(ChunkId(chunk), is_claimed)
+        });
+        if !runs.is_empty() && self.is_compressed() {
+            if let Some(whole) = &claims.whole {
+                // It has passed what is missing: the next pass starts when this one is done.
+                return vec![(whole.clone(), StreamOffset(u64::MAX))];
+            }
+            self.start_whole(&mut claims, priority);
+        } else {
+            for run in runs {
+                self.start(&mut claims, run, priority);
+            }
+        }
+        let mut waits: Vec<Wait> = Vec::new();
+        for chunk in wanted {
+            let Some(transfer) = claims.chunks.get(&chunk) else { continue };
+            let end = layout.chunk(ChunkId(chunk)).stream.end.min(range.end);
+            match waits.last_mut() {
+                Some((last, last_end)) if Arc::ptr_eq(last, transfer) => *last_end = end,
+                _ => waits.push((transfer.clone(), end)),
+            }
+        }
+        drop(claims);
+        self.raise(&waits, priority);
+        waits
+    }
+
+    fn raise(&self, waits: &[Wait], priority: Priority) {
+        let mut is_raised = false;
+        for (transfer, _) in waits {
+            if transfer.urgency().get() < priority {
+                transfer.urgency().raise(priority);
+                is_raised = true;
+            }
+        }
+        if is_raised {
+            self.scheduler.reconsider();
+        }
+    }
+
+    /// Whether a transfer will still bring a chunk. One that has passed it will not: what it
+    /// brought was evicted.
+    fn is_coming(&self, claims: &Claims, chunk: u32) -> bool {
+        let end = self.contents.layout.chunk(ChunkId(chunk)).stream.end;
+        claims.chunks.get(&chunk).is_some_and(|transfer| !transfer.has_passed(end))
+    }
+
+    pub(super) fn status(&self, chunk: ChunkId, is_claimed: bool) -> ChunkStatus {
+        let bytes = self.contents.layout.chunk(chunk).stream;
+        match u64::from(self.store.filled(chunk)) {
+            filled if filled == bytes.end - bytes.start => ChunkStatus::Resident,
+            _ if is_claimed => ChunkStatus::InFlight,
+            0 => ChunkStatus::Missing,
+            _ => ChunkStatus::Partial,
+        }
+    }
+
+    fn start(self: &Arc<Self>, claims: &mut Claims, run: Range<u32>, priority: Priority) {
+        let layout = &self.contents.layout;
+        let first = layout.chunk(ChunkId(run.start)).stream.start;
+        let start = first + u64::from(self.store.filled(ChunkId(run.start)));
+        let end = layout.chunk(ChunkId(run.end - 1)).stream.end;
+        let transfer = Transfer::new(start, priority);
+        for chunk in run {
+            claims.chunks.insert(chunk, transfer.clone());
+        }
+        self.spawn(transfer, start..end);
+    }
+
+    /// Claims every chunk that nobody brings yet, and starts one pass over all of the layer.
+    fn start_whole(self: &Arc<Self>, claims: &mut Claims, priority: Priority) {
+        let transfer = Transfer::new(StreamOffset(0), priority);
+        self.claim_rest(claims, &transfer);
+        self.spawn(transfer, StreamOffset(0)..StreamOffset(self.contents.layout.stream_bytes()));
+    }
+
+    fn claim_rest(&self, claims: &mut Claims, transfer: &Arc<Transfer>) {
+        claims.whole = Some(transfer.clone());
+        for chunk in 0..self.contents.layout.chunks() {
+            if self.status(ChunkId(chunk), false) != ChunkStatus::Resident
+                && !self.is_coming(claims, chunk)
+            {
+                claims.chunks.insert(chunk, transfer.clone());
+            }
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, transfer: Arc<Transfer>, range: Range<StreamOffset>) {
+        let inner = self.clone();
+        let guard =
+            EndOnDrop { transfer: transfer.clone(), place: self.spec.blob.digest.to_string() };
+        self.runtime.spawn(async move {
+            let result = tokio::select! {
+                result = inner.fetch(&transfer, range) => Some(result),
+                () = inner.closed.cancelled() => None,
+            };
+            inner.release(&transfer);
+            let is_done = matches!(result, Some(Ok(())));
+            if let Some(result) = result {
+                transfer.end(result);
+            }
+            drop(guard);
+            inner.confirm_when_complete();
+            if is_done {
+                inner.fetch_small_rest();
+            }
+        });
+    }
+
+    fn release(&self, transfer: &Arc<Transfer>) {
+        let mut claims = self.claims.lock();
+        claims.chunks.retain(|_, claimed| !Arc::ptr_eq(claimed, transfer));
+        claims.whole.take_if(|whole| Arc::ptr_eq(whole, transfer));
+    }
+
+    /// What `transfer` may do with the stream it has opened; `is_whole` where that is not the
+    /// range asked for but the whole blob.
+    pub(super) fn admit(&self, transfer: &Arc<Transfer>, is_whole: bool) -> Admission {
+        let mut claims = self.claims.lock();
+        if transfer.has_ended() {
+            return Admission::TakenOver;
+        }
+        match &claims.whole {
+            Some(other) if is_whole && !Arc::ptr_eq(other, transfer) => {
+                return Admission::After(other.clone());
+            }
+            None if is_whole => {}
+            _ => {
+                transfer.begin_to_write();
+                return Admission::Write;
+            }
+        }
+        transfer.begin_to_write();
+        transfer.rewind();
+        claims.chunks.retain(|_, claimed| {
+            let keeps = claimed.is_writing();
+            if !keeps {
+                // Who waits for it plans again, and waits for the whole stream.
+                claimed.end(Ok(()));
+            }
+            keeps
+        });
+        self.claim_rest(&mut claims, transfer);
+        Admission::WriteWhole
+    }
+
+    /// Fetches what no reader will ask for, once all else is in. One time: what fails or is
+    /// evicted again is not worth a second.
+    fn fetch_small_rest(self: &Arc<Self>) {
+        let stream_bytes = self.contents.layout.stream_bytes();
+        let missing = stream_bytes.saturating_sub(self.store.resident_bytes());
+        if self.is_compressed() || missing == 0 || missing > SMALL_REST_BYTES {
+            return;
+        }
+        if !std::mem::replace(&mut self.claims.lock().has_asked_for_rest, true) {
+            self.plan(&(StreamOffset(0)..StreamOffset(stream_bytes)), Priority::Prefetch);
+        }
+    }
+}

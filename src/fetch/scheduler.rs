@@ -1,0 +1,406 @@
+//! Which transfer runs next, and how much memory all of them may take.
+//!
+//! ```text
+//! acquire --> waiting --admitted: most urgent first, memory and class allow--> running --drop--> gone
+//!                '-- raised: looked at again --'
+//! ```
+//!
+//! One scheduler serves the process. A transfer waits here before it asks its source, so what is
+//! less urgent never stands in front of a reader: not in a queue, not in memory, and (by
+//! [`Scheduler::give_way`]) not on the line.
+//!
+//! | class | runs when |
+//! | --- | --- |
+//! | on demand | there is memory |
+//! | readahead | also: its layer has few enough transfers, so that they end one after the other |
+//! | prefetch | also: few of its class run, no reader waits to be admitted, half of the memory is free |
+//! | hydrate | also: hardly any of its class run, and no reader waits at all |
+//!
+//! One transfer always runs, however little memory there is. Replies to readers have a quarter of
+//! the memory of their own: they are assembled when their bytes have come, so they never wait for a
+//! transfer, and a transfer never waits for them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::{FetchConfig, FetchUsage};
+use crate::source::{Priority, Urgency};
+
+/// Transfers that run at a time: each has a thread that writes, and the runtime has 512 for
+/// everything that blocks.
+const MOST_RUNNING: usize = 64;
+/// Running transfers of a layer beyond which no readahead begins. They share the line, so with
+/// more of them the one that a reader waits for comes later, and the window in front of the reader
+/// is used up before the next is asked for.
+const MOST_OF_A_LAYER: usize = 8;
+/// Prefetches that run at a time: with requests of some MiB enough to fill a link.
+const MOST_PREFETCHES: usize = 8;
+/// Hydrating transfers that run at a time: polite to the line and to the registry.
+const MOST_HYDRATING: usize = 2;
+/// The unit in which memory for replies is counted: a page.
+const REPLY_UNIT_BYTES: u64 = 4096;
+
+/// How long a prefetch rests for each batch of bytes while a reader waits: long enough for a
+/// reader's chunk to pass at 100 Mbit/s, short enough not to be cut off by a server.
+const PREFETCH_REST: Duration = Duration::from_millis(20);
+/// The same for hydrating.
+const HYDRATE_REST: Duration = Duration::from_secs(1);
+
+/// The one queue of transfers.
+pub(super) struct Scheduler {
+    table: Mutex<Table>,
+    replies: Arc<Semaphore>,
+    reply_units: u32,
+    /// Readers that wait for bytes.
+    readers: AtomicUsize,
+    readers_left: Notify,
+    requests: AtomicU64,
+    fetched_bytes: AtomicU64,
+    began: Instant,
+    /// When a reader last began or ended to wait, in milliseconds since `began`.
+    last_reader_ms: AtomicU64,
+}
+
+/// Who runs and who waits. Pure: the shell wakes whom [`Table::admit`] names.
+struct Table {
+    memory_bytes: u64,
+    reserved_bytes: u64,
+    next_id: u64,
+    running: Vec<Entry>,
+    waiting: Vec<(Entry, oneshot::Sender<()>)>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    id: u64,
+    /// Whose transfer it is; see [`Scheduler::acquire`].
+    layer: usize,
+    bytes: u64,
+    urgency: Urgency,
+}
+
+/// The right to run, and the memory that was reserved for it; given back when dropped.
+pub(super) struct Permit {
+    scheduler: Arc<Scheduler>,
+    id: u64,
+}
+
+/// A reader that waits, for as long as the value lives.
+pub(super) struct Reader<'a>(&'a Scheduler);
+
+impl Scheduler {
+    pub(super) fn new(config: FetchConfig) -> Arc<Self> {
+        let reply_bytes = config.memory_bytes / 4;
+        let reply_units = (reply_bytes / REPLY_UNIT_BYTES).clamp(1, u64::from(u32::MAX >> 3));
+        let table = Table {
+            memory_bytes: config.memory_bytes - reply_bytes,
+            reserved_bytes: 0,
+            next_id: 0,
+            running: Vec::new(),
+            waiting: Vec::new(),
+        };
+        Arc::new(Self {
+            table: Mutex::new(table),
+            replies: Arc::new(Semaphore::new(reply_units as usize)),
+            reply_units: reply_units as u32,
+            readers: AtomicUsize::new(0),
+            readers_left: Notify::new(),
+            requests: AtomicU64::new(0),
+            fetched_bytes: AtomicU64::new(0),
+            began: Instant::now(),
+            last_reader_ms: AtomicU64::new(0),
+        })
+    }
+
+    /// Waits until a transfer may run that takes `bytes` of memory at most. `layer` is a number
+    /// that stands for its layer.
+    pub(super) async fn acquire(
+        self: &Arc<Self>,
+        layer: usize,
+        bytes: u64,
+        urgency: Urgency,
+    ) -> Permit {
+        let (start, started) = oneshot::channel();
+        let permit = {
+            let mut table = self.table.lock();
+            let id = table.next_id;
+            table.next_id += 1;
+            table.waiting.push((Entry { id, layer, bytes, urgency }, start));
+            Permit { scheduler: self.clone(), id }
+        };
+        self.reconsider();
+        // The sender is dropped only by the permit, which this function holds.
+        let _ = started.await;
+        permit
+    }
+
+    /// Admits whom it can: after a transfer has ended, or an urgency was raised.
+    pub(super) fn reconsider(&self) {
+        let admitted = self.table.lock().admit(self.readers.load(Ordering::Relaxed) > 0);
+        for start in admitted {
+            // Who gave up meanwhile has a permit that is being dropped.
+            let _ = start.send(());
+        }
+    }
+
+    /// Notes that a reader waits.
+    pub(super) fn reader(&self) -> Reader<'_> {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+        self.note_reader();
+        Reader(self)
+    }
+
+    fn note_reader(&self) {
+        let now = self.began.elapsed().as_millis() as u64;
+        self.last_reader_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// How long no reader has waited.
+    pub(super) fn quiet_for(&self) -> Duration {
+        if self.readers.load(Ordering::Relaxed) > 0 {
+            return Duration::ZERO;
+        }
+        let last = Duration::from_millis(self.last_reader_ms.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(last)
+    }
+
+    /// Rests between two batches of bytes of a background transfer while a reader waits.
+    pub(super) async fn give_way(&self, urgency: &Urgency) {
+        let rest = match urgency.get() {
+            Priority::OnDemand | Priority::Readahead => return,
+            Priority::Prefetch => PREFETCH_REST,
+            Priority::Hydrate => HYDRATE_REST,
+        };
+        let left = self.readers_left.notified();
+        if self.readers.load(Ordering::Relaxed) > 0 {
+            let _ = tokio::time::timeout(rest, left).await;
+        }
+    }
+
+    /// Reserves memory for a reply; more than there is for replies takes all of it.
+    pub(super) async fn reserve_reply(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let units = bytes.div_ceil(REPLY_UNIT_BYTES).min(u64::from(self.reply_units)) as u32;
+        let permit = self.replies.clone().acquire_many_owned(units).await;
+        permit.expect("the semaphore is never closed")
+    }
+
+    pub(super) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_fetched(&self, bytes: u64) {
+        self.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.table.lock().running.len()
+    }
+
+    pub(super) fn usage(&self) -> FetchUsage {
+        let reply_units = self.reply_units as usize - self.replies.available_permits();
+        let table = self.table.lock();
+        FetchUsage {
+            reserved_bytes: table.reserved_bytes + reply_units as u64 * REPLY_UNIT_BYTES,
+            requests: self.requests.load(Ordering::Relaxed),
+            fetched_bytes: self.fetched_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.scheduler.table.lock().remove(self.id);
+        self.scheduler.reconsider();
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        self.0.note_reader();
+        if self.0.readers.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.readers_left.notify_waiters();
+            self.0.reconsider();
+        }
+    }
+}
+
+impl Table {
+    /// Moves everybody who may run from waiting to running, the most urgent first and within a
+    /// class the first come; returns whom to wake.
+    fn admit(&mut self, reader_waits: bool) -> Vec<oneshot::Sender<()>> {
+        let mut admitted = Vec::new();
+        while let Some(next) = self.next(reader_waits) {
+            let (entry, start) = self.waiting.remove(next);
+            self.reserved_bytes += entry.bytes;
+            self.running.push(entry);
+            admitted.push(start);
+        }
+        admitted
+    }
+
+    fn next(&self, reader_waits: bool) -> Option<usize> {
+        let reader_is_queued = self.waiting.iter().any(|(entry, _)| is_on_demand(entry));
+        let may_run = |(_, (entry, _)): &(usize, &(Entry, _))| {
+            self.may_run(entry, reader_waits, reader_is_queued)
+        };
+        let candidates = self.waiting.iter().enumerate().filter(may_run);
+        let urgent = candidates
+            .max_by_key(|(_, (entry, _))| (entry.urgency.get(), std::cmp::Reverse(entry.id)));
+        urgent.map(|(index, _)| index)
+    }
+
+    fn may_run(&self, entry: &Entry, reader_waits: bool, reader_is_queued: bool) -> bool {
+        if self.running.is_empty() {
+            return true;
+        }
+        let priority = entry.urgency.get();
+        let of_class = || self.running.iter().filter(|one| one.urgency.get() == priority).count();
+        let of_layer = || self.running.iter().filter(|one| one.layer == entry.layer).count();
+        let (class_allows, memory_bytes) = match priority {
+            Priority::OnDemand => (true, self.memory_bytes),
+            Priority::Readahead => (of_layer() < MOST_OF_A_LAYER, self.memory_bytes),
+            Priority::Prefetch => {
+                (!reader_is_queued && of_class() < MOST_PREFETCHES, self.memory_bytes / 2)
+            }
+            Priority::Hydrate => {
+                (!reader_waits && of_class() < MOST_HYDRATING, self.memory_bytes / 2)
+            }
+        };
+        class_allows
+            && self.running.len() < MOST_RUNNING
+            && self.reserved_bytes + entry.bytes <= memory_bytes
+    }
+
+    fn remove(&mut self, id: u64) {
+        if let Some(index) = self.running.iter().position(|entry| entry.id == id) {
+            self.reserved_bytes -= self.running.swap_remove(index).bytes;
+        } else {
+            self.waiting.retain(|(entry, _)| entry.id != id);
+        }
+    }
+}
+
+fn is_on_demand(entry: &Entry) -> bool {
+    entry.urgency.get() == Priority::OnDemand
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    fn scheduler(memory_mib: u64) -> Arc<Scheduler> {
+        Scheduler::new(FetchConfig { memory_bytes: memory_mib * MIB })
+    }
+
+    #[tokio::test]
+    async fn the_most_urgent_runs_first_and_raising_counts() {
+        let scheduler = scheduler(8);
+        let all = scheduler.acquire(0, 6 * MIB, Urgency::on_demand()).await;
+        let raised = Urgency::new(Priority::Hydrate);
+        let mut low = Box::pin(scheduler.acquire(1, 6 * MIB, raised.clone()));
+        let mut middle = Box::pin(scheduler.acquire(1, 6 * MIB, Urgency::new(Priority::Readahead)));
+        assert!(low.as_mut().now_or_never().is_none() && middle.as_mut().now_or_never().is_none());
+        raised.raise(Priority::OnDemand);
+        scheduler.reconsider();
+        drop(all);
+        let low = low.as_mut().now_or_never().expect("it was raised above the other");
+        assert!(middle.as_mut().now_or_never().is_none());
+        drop(low);
+        assert!(middle.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn background_work_leaves_room_for_a_reader() {
+        let scheduler = scheduler(512);
+        let mut held = Vec::new();
+        for priority in [Priority::Prefetch, Priority::Hydrate] {
+            for _ in 0..100 {
+                held.extend(scheduler.acquire(0, 2 * MIB, Urgency::new(priority)).now_or_never());
+            }
+        }
+        assert_eq!(held.len(), MOST_PREFETCHES + MOST_HYDRATING);
+        assert!(scheduler.acquire(0, 2 * MIB, Urgency::on_demand()).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_hydrated_while_a_reader_waits() {
+        let scheduler = scheduler(512);
+        let running = scheduler.acquire(0, MIB, Urgency::on_demand()).await;
+        let reader = scheduler.reader();
+        let mut hydrate = Box::pin(scheduler.acquire(0, MIB, Urgency::new(Priority::Hydrate)));
+        assert!(hydrate.as_mut().now_or_never().is_none());
+        assert_eq!(scheduler.quiet_for(), Duration::ZERO);
+        drop(reader);
+        assert!(hydrate.now_or_never().is_some());
+        drop(running);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_waiting_leaves_nothing_behind() {
+        let scheduler = scheduler(4);
+        let held = scheduler.acquire(0, 100 * MIB, Urgency::on_demand()).await;
+        for _ in 0..100 {
+            assert!(scheduler.acquire(0, MIB, Urgency::on_demand()).now_or_never().is_none());
+        }
+        assert!(scheduler.table.lock().waiting.is_empty());
+        drop(held);
+        assert_eq!(scheduler.usage().reserved_bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn a_reply_larger_than_its_memory_is_made_alone() {
+        let scheduler = scheduler(16);
+        let large = scheduler.reserve_reply(u64::MAX).await;
+        assert_eq!(scheduler.usage().reserved_bytes, 4 * MIB);
+        assert!(scheduler.reserve_reply(1).now_or_never().is_none());
+        drop(large);
+        assert_eq!(scheduler.usage().reserved_bytes, 0);
+    }
+
+    fn any_priority() -> impl Strategy<Value = Priority> {
+        prop::sample::select(Priority::ALL.to_vec())
+    }
+
+    proptest! {
+        #[test]
+        fn memory_is_kept_and_everybody_runs_in_the_end(
+            wants in prop::collection::vec((0..3usize, 1..9 * MIB, any_priority()), 1..40),
+        ) {
+            let scheduler = scheduler(16);
+            let mut waiting: Vec<_> = wants
+                .iter()
+                .map(|&(layer, bytes, priority)| {
+                    let scheduler = scheduler.clone();
+                    Box::pin(async move {
+                        scheduler.acquire(layer, bytes, Urgency::new(priority)).await
+                    })
+                })
+                .collect();
+            let mut rounds = 0;
+            while !waiting.is_empty() {
+                rounds += 1;
+                prop_assert!(rounds <= wants.len(), "somebody runs in each round");
+                let mut permits = Vec::new();
+                waiting.retain_mut(|want| match want.as_mut().now_or_never() {
+                    Some(permit) => {
+                        permits.push(permit);
+                        false
+                    }
+                    None => true,
+                });
+                let reserved = scheduler.usage().reserved_bytes;
+                prop_assert!(reserved <= 12 * MIB || permits.len() == 1);
+            }
+            prop_assert_eq!(scheduler.usage().reserved_bytes, 0);
+        }
+    }
+}
