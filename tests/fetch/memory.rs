@@ -1,0 +1,142 @@
+//! A source in memory whose streams stall and fail as a test wishes.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::StreamExt;
+use kitfs::fetch::LayerSpec;
+use kitfs::oci::{BlobId, Compression, Digest, Encoding, Format};
+use kitfs::source::{BlobSource, BlobStream, SourceError, Urgency};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+pub const PIECE: usize = 16 * 1024;
+
+/// A blob in memory that counts what is asked of it.
+pub struct Memory {
+    pub bytes: Bytes,
+    pub is_without_ranges: bool,
+    /// What goes wrong with the next streams, in order.
+    pub faults: Mutex<Vec<Fault>>,
+    /// Pieces that may be yielded; more are waited for.
+    pub gate: Arc<Semaphore>,
+    pub requests: AtomicUsize,
+    yielded_bytes: Arc<AtomicU64>,
+    /// Streams that are alive.
+    pub streams: Arc<AtomicUsize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    None,
+    Refuse,
+    BreakAfter(usize),
+    Whole,
+}
+
+impl Memory {
+    pub fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self::with(bytes, false))
+    }
+
+    pub fn with(bytes: Vec<u8>, is_without_ranges: bool) -> Self {
+        Self {
+            bytes: bytes.into(),
+            is_without_ranges,
+            faults: Mutex::default(),
+            gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            requests: AtomicUsize::new(0),
+            yielded_bytes: Arc::default(),
+            streams: Arc::default(),
+        }
+    }
+
+    /// A blob whose first `pieces` pieces come at once, and the rest when the gate gets permits.
+    pub fn gated(bytes: Vec<u8>, pieces: usize) -> Arc<Self> {
+        Arc::new(Self { gate: Arc::new(Semaphore::new(pieces)), ..Self::with(bytes, false) })
+    }
+
+    pub fn faulty(bytes: Vec<u8>, faults: &[Fault]) -> Arc<Self> {
+        let memory = Self::with(bytes, false);
+        *memory.faults.lock() = faults.iter().rev().copied().collect();
+        Arc::new(memory)
+    }
+
+    pub fn spec(&self, format: Format, compression: Compression) -> LayerSpec {
+        let blob = BlobId { digest: Digest::of(&self.bytes), size: self.bytes.len() as u64 };
+        LayerSpec { blob, encoding: Encoding { format, compression } }
+    }
+
+    pub fn raw(&self) -> LayerSpec {
+        self.spec(Format::Raw, Compression::None)
+    }
+
+    pub fn yielded(&self) -> u64 {
+        self.yielded_bytes.load(Ordering::SeqCst)
+    }
+}
+
+/// Counts a stream for as long as it is alive.
+struct Alive(Arc<AtomicUsize>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+pub fn unavailable() -> SourceError {
+    SourceError::Unavailable { place: "memory".into(), detail: "as the test wishes".into() }
+}
+
+impl BlobSource for Memory {
+    fn open(
+        &self,
+        blob: BlobId,
+        range: Range<u64>,
+        _urgency: Urgency,
+    ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
+        assert!(range.start < range.end && range.end <= blob.size, "the contract of open");
+        self.requests.fetch_add(1, Ordering::SeqCst);
+        let fault = self.faults.lock().pop().unwrap_or(Fault::None);
+        let is_whole = self.is_without_ranges || matches!(fault, Fault::Whole);
+        let range = if is_whole { 0..blob.size } else { range };
+        let bytes = self.bytes.slice(range.start as usize..range.end as usize);
+        let mut pieces: Vec<Result<Bytes, SourceError>> = Vec::new();
+        match fault {
+            Fault::Refuse => return Box::pin(async { Err(unavailable()) }),
+            Fault::BreakAfter(length) => {
+                let length = length.min(bytes.len() - 1);
+                pieces.extend(cut(&bytes.slice(..length)).map(Ok));
+                pieces.push(Err(unavailable()));
+            }
+            Fault::None | Fault::Whole => pieces.extend(cut(&bytes).map(Ok)),
+        }
+        self.streams.fetch_add(1, Ordering::SeqCst);
+        let alive = Alive(self.streams.clone());
+        let (gate, yielded) = (self.gate.clone(), self.yielded_bytes.clone());
+        let bytes = futures_util::stream::iter(pieces).then(move |piece| {
+            let _alive = &alive;
+            let (gate, yielded) = (gate.clone(), yielded.clone());
+            async move {
+                gate.acquire().await.unwrap().forget();
+                if let Ok(piece) = &piece {
+                    yielded.fetch_add(piece.len() as u64, Ordering::SeqCst);
+                }
+                piece
+            }
+        });
+        let stream = BlobStream { range, bytes: bytes.boxed() };
+        Box::pin(async move { Ok(stream) })
+    }
+}
+
+pub fn cut(bytes: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
+    let bytes = bytes.clone();
+    (0..bytes.len())
+        .step_by(PIECE)
+        .map(move |start| bytes.slice(start..(start + PIECE).min(bytes.len())))
+}
