@@ -153,8 +153,11 @@ impl Appender {
         let unshown = filling.written - filling.state.filled();
         if unshown > 0 {
             // No record speaks of these bytes: what stays of them is overwritten by the next.
-            let at = filling.placed.file_offset + u64::from(filling.state.filled());
-            let _ = files::punch_hole(&filling.file, at, u64::from(unshown));
+            let is_held = self.store.is_held(filling.placed.file, &self.store.pins.lock());
+            if !is_held {
+                let at = filling.placed.file_offset + u64::from(filling.state.filled());
+                let _ = files::punch_hole(&filling.file, at, u64::from(unshown));
+            }
             self.store.known.resident_bytes.fetch_sub(u64::from(unshown), Ordering::Relaxed);
             self.store.shared.budget.subtract(u64::from(unshown));
         }

@@ -14,11 +14,16 @@ use super::{CacheConfig, CacheError};
 /// a look (some microseconds) every 8 ms. Free space may fall below the limit by this much.
 const FREE_SPACE_INTERVAL_BYTES: u64 = 16 * 1024 * 1024;
 
+/// The share of what the cache may hold that can be pinned: three quarters. The rest is for what
+/// is read through the daemon, which must always find something to evict.
+const PINNED_QUARTERS: u64 = 3;
+
 /// The account of one cache folder.
 pub(super) struct Budget {
     capacity_bytes: Option<u64>,
     keep_free_bytes: u64,
     used_bytes: AtomicU64,
+    pinned_bytes: AtomicU64,
     clock: AtomicU64,
     unlooked_bytes: AtomicU64,
 }
@@ -46,6 +51,7 @@ impl Budget {
             capacity_bytes: config.capacity_bytes,
             keep_free_bytes: config.keep_free_bytes,
             used_bytes: AtomicU64::new(0),
+            pinned_bytes: AtomicU64::new(0),
             clock: AtomicU64::new(1),
             // So that the first write looks.
             unlooked_bytes: AtomicU64::new(FREE_SPACE_INTERVAL_BYTES),
@@ -71,6 +77,30 @@ impl Budget {
     pub(super) fn subtract(&self, bytes: u64) {
         let before = self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "only what was added is subtracted");
+    }
+
+    /// Bytes of pinned members, resident or not.
+    pub(super) fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn pin(&self, bytes: u64) {
+        self.pinned_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn unpin(&self, bytes: u64) {
+        let before = self.pinned_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "only what was pinned is unpinned");
+    }
+
+    /// How many bytes may be pinned at a time; everything where nothing is ever evicted.
+    pub(super) fn most_pinned_bytes(&self, folder: &Path) -> Result<u64, CacheError> {
+        let mut most = self.capacity_bytes.unwrap_or(u64::MAX);
+        if self.keep_free_bytes > 0 {
+            let room = available_bytes(folder)?.saturating_sub(self.keep_free_bytes);
+            most = most.min(self.used_bytes().saturating_add(room));
+        }
+        Ok(if most == u64::MAX { most } else { most / 4 * PINNED_QUARTERS })
     }
 
     /// The present, for noting a use.
@@ -136,6 +166,17 @@ mod tests {
         assert_eq!(excess, Some(Excess::Capacity { bytes: 30, capacity_bytes: 100 }));
         budget.subtract(30);
         assert_eq!(budget.excess(folder.path(), 70).unwrap(), None);
+    }
+
+    #[test]
+    fn a_quarter_of_what_the_cache_may_hold_is_never_pinned() {
+        let (folder, bounded) = budget(Some(1000), 0);
+        assert_eq!(bounded.most_pinned_bytes(folder.path()).unwrap(), 750);
+        let (folder, full) = budget(None, u64::MAX / 2);
+        full.add(400);
+        assert_eq!(full.most_pinned_bytes(folder.path()).unwrap(), 300, "no room but what is used");
+        let (folder, unbounded) = budget(None, 0);
+        assert_eq!(unbounded.most_pinned_bytes(folder.path()).unwrap(), u64::MAX);
     }
 
     #[test]

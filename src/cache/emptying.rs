@@ -1,18 +1,50 @@
 //! Taking bytes away: evicting chunks, dropping those the disk changed, and pins against it.
 //!
+//! A held file, one that is pinned or that the kernel still reads for a mount of a dead process
+//! (`backing`), is not evicted from. A chunk of it that the disk changed is dropped, but without a
+//! hole: the kernel's readers would take its zeros for content. What is fetched for the chunk is
+//! written over it; until then its bytes lie on the disk uncounted.
+//!
 //! In this order, so that neither a reader nor a crash takes a hole for content: no reader sees
 //! the chunk as resident any more; its record is cleared; its bytes are given back.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::backing::{chunks_of_member, piece_of};
 use super::chunk_states::ChunkState;
 use super::chunk_table::Record;
 use super::store::Ready;
 use super::{CacheError, LayerState, LayerStore, files};
+use crate::layer::ChunkId;
 use crate::layer::layout::Placed;
-use crate::layer::{CacheFile, ChunkId};
+
+/// A chunk that was just emptied.
+struct Emptied {
+    /// Its state before.
+    state: ChunkState,
+    /// Whether its file must keep its bytes.
+    is_held: bool,
+}
+
+/// The pinned members of a layer.
+#[derive(Default)]
+pub(super) struct Pins(HashMap<u32, Pinned>);
+
+/// How often a member is pinned, and its bytes as they were counted.
+#[derive(Default)]
+struct Pinned {
+    count: u32,
+    bytes: u64,
+}
+
+impl Pins {
+    pub(super) fn contains(&self, index: u32) -> bool {
+        self.0.contains_key(&index)
+    }
+}
 
 /// Keeps a big member's resident chunks from being evicted while it lives.
 pub struct MemberPin {
@@ -30,12 +62,13 @@ impl LayerStore {
         seen: Option<ChunkState>,
     ) -> Result<u64, CacheError> {
         let placed = ready.contents.layout.chunk(ChunkId(chunk));
-        let Some(state) = self.claim_and_empty(ready, chunk, &placed, seen) else { return Ok(0) };
-        let emptied = self.give_back(ready, chunk, &placed, state.filled());
-        self.known.resident_bytes.fetch_sub(u64::from(state.filled()), Ordering::Relaxed);
-        self.shared.budget.subtract(u64::from(state.filled()));
+        let Some(emptied) = self.claim_and_empty(ready, chunk, &placed, seen) else { return Ok(0) };
+        let filled = emptied.state.filled();
+        let given_back = self.give_back(ready, chunk, &placed, &emptied);
+        self.known.resident_bytes.fetch_sub(u64::from(filled), Ordering::Relaxed);
+        self.shared.budget.subtract(u64::from(filled));
         ready.chunks.release(chunk);
-        emptied.map(|()| u64::from(state.filled()))
+        given_back.map(|()| u64::from(filled))
     }
 
     /// From here on no reader takes the chunk's bytes for resident; its old state.
@@ -45,14 +78,12 @@ impl LayerStore {
         chunk: u32,
         placed: &Placed,
         seen: Option<ChunkState>,
-    ) -> Option<ChunkState> {
+    ) -> Option<Emptied> {
         // A member is pinned under the same lock: who pins sees the chunk resident and keeps it,
         // or sees it empty.
         let pins = self.pins.lock();
-        if seen.is_none()
-            && let CacheFile::Member(index) = placed.file
-            && pins.contains_key(&index)
-        {
+        let is_held = self.is_held(placed.file, &pins);
+        if seen.is_none() && is_held {
             return None;
         }
         let state = ready.chunks.claim(chunk)?;
@@ -64,7 +95,12 @@ impl LayerStore {
         }
         ready.chunks.publish(chunk, state.emptied());
         self.emptied.fetch_add(1, Ordering::SeqCst);
-        Some(state)
+        if is_held {
+            tracing::error!(layer = %self.key().digest, chunk, file = %self.path(placed.file).display(),
+                "bytes on the local disk changed in a file that programs have open by passthrough: \
+                 they may have read wrong bytes; end them, and read again");
+        }
+        Some(Emptied { state, is_held })
     }
 
     /// Gives the file's bytes of an emptied chunk back to the file system.
@@ -73,7 +109,7 @@ impl LayerStore {
         ready: &Ready,
         chunk: u32,
         placed: &Placed,
-        filled: u32,
+        emptied: &Emptied,
     ) -> Result<(), CacheError> {
         let full = ready.contents.layout.chunk(ChunkId(chunk)).stream;
         let record = self.record(chunk)?;
@@ -82,8 +118,12 @@ impl LayerStore {
         let keep = is_full && self.state() == LayerState::Confirmed;
         let left = if keep { Record { filled: 0, ..record } } else { Record::default() };
         self.put_record(chunk, &left)?;
+        if emptied.is_held {
+            return Ok(());
+        }
+        let filled = u64::from(emptied.state.filled());
         match self.file(placed.file, false) {
-            Ok(file) => files::punch_hole(&file, placed.file_offset, u64::from(filled))
+            Ok(file) => files::punch_hole(&file, placed.file_offset, filled)
                 .map_err(CacheError::io("free space in", &self.path(placed.file))),
             Err(CacheError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
@@ -105,19 +145,33 @@ impl LayerStore {
 
     /// Keeps the resident chunks of a big member from being evicted until the pin is dropped.
     pub fn pin_member(self: &Arc<Self>, index: u32) -> MemberPin {
-        *self.pins.lock().entry(index).or_default() += 1;
+        let mut pins = self.pins.lock();
+        let pinned = pins.0.entry(index).or_default();
+        pinned.count += 1;
+        if pinned.count == 1 {
+            let piece = self.ready.get().and_then(|ready| piece_of(ready, index));
+            pinned.bytes = piece.map_or(0, |piece| piece.stream.end - piece.stream.start);
+            self.shared.budget.pin(pinned.bytes);
+        }
         MemberPin { store: self.clone(), index }
     }
 }
 
 impl Drop for MemberPin {
     fn drop(&mut self) {
-        let mut pins = self.store.pins.lock();
-        if let Some(count) = pins.get_mut(&self.index) {
-            *count -= 1;
-            if *count == 0 {
-                pins.remove(&self.index);
-            }
+        let store = &self.store;
+        let mut pins = store.pins.lock();
+        let Some(pinned) = pins.0.get_mut(&self.index) else { return };
+        pinned.count -= 1;
+        if pinned.count > 0 {
+            return;
+        }
+        store.shared.budget.unpin(pinned.bytes);
+        pins.0.remove(&self.index);
+        // The kernel's reads leave no stamps: without these the member would be the first to go.
+        if let Some(ready) = store.ready.get() {
+            let now = store.shared.budget.now();
+            chunks_of_member(ready, self.index).for_each(|chunk| ready.chunks.touch(chunk, now));
         }
     }
 }

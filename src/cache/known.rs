@@ -30,6 +30,8 @@ pub(super) struct Shared {
     pub(super) files: OpenFiles,
     /// Held by who evicts or removes: one at a time.
     pub(super) evicting: Mutex<()>,
+    /// Held by who checks a member in the background: one at a time.
+    pub(super) checking: Mutex<()>,
     layers: Mutex<HashMap<LayerKey, Arc<Known>>>,
     serials: AtomicU64,
 }
@@ -92,6 +94,7 @@ impl Shared {
             budget: Budget::new(config),
             files: OpenFiles::new(),
             evicting: Mutex::new(()),
+            checking: Mutex::new(()),
             layers: Mutex::default(),
             serials: AtomicU64::new(0),
         };

@@ -23,6 +23,7 @@
 //! It fetches nothing, and does not know where bytes come from.
 
 mod append;
+mod backing;
 mod budget;
 mod chunk_states;
 mod chunk_table;
@@ -51,6 +52,7 @@ use lock::FolderLock;
 use state::State;
 
 pub use append::Appender;
+pub use backing::{Backing, BackingLookup, UncheckedMember};
 pub use emptying::MemberPin;
 pub use error::CacheError;
 pub use key::LayerKey;

@@ -10,7 +10,6 @@
 //! [`super::chunk_states`]). A chunk that this process did not write itself is hashed before its
 //! first byte is served.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
@@ -22,6 +21,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::chunk_states::ChunkStates;
 use super::chunk_table::{self, Record};
+use super::emptying::Pins;
 use super::files::{self, Durability};
 use super::known::{Known, Shared, put_meta, remove_content};
 use super::meta::Meta;
@@ -41,8 +41,7 @@ pub struct LayerStore {
     pub(super) ready: OnceLock<Ready>,
     /// Counts chunks that were emptied: who looks at the whole layer can tell that it changed.
     pub(super) emptied: AtomicU64,
-    /// How many pins each big member has.
-    pub(super) pins: Mutex<HashMap<u32, u32>>,
+    pub(super) pins: Mutex<Pins>,
     pub(super) is_staging: Mutex<bool>,
     pub(super) staging_ended: Condvar,
     /// Whether somebody opened it to read, not only to evict or check.

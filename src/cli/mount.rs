@@ -46,6 +46,10 @@ pub(super) struct Arguments {
     /// Refuse to run programs from the mount.
     #[arg(long)]
     noexec: bool,
+    /// Read every file through the daemon, also where the kernel could read it from the cache by
+    /// itself.
+    #[arg(long)]
+    no_passthrough: bool,
     /// Do not fetch tensors beforehand, as the headers of safetensors and GGUF files tell.
     #[arg(long)]
     no_tensor_prefetch: bool,
@@ -78,6 +82,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         allow_other: arguments.allow_other,
         nonempty: arguments.nonempty,
         noexec: arguments.noexec,
+        no_passthrough: arguments.no_passthrough,
         tensor_prefetch: !arguments.no_tensor_prefetch,
         hydrate_after_seconds: (!arguments.no_hydrate).then_some(arguments.hydrate_after),
     };

@@ -5,12 +5,15 @@ use super::output::{path_text, print_json, print_table, short_digest, state_name
 use super::settings::Settings;
 use super::sizes;
 use crate::daemon::Backend;
-use crate::daemon::api::MountStatus;
+use crate::daemon::api::{MountStatus, PassthroughState};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 State says how far the bytes can be trusted: `confirmed` when the digest of every layer was
-computed over all its bytes, `unconfirmed` before that, `POISONED` when a digest is wrong.")]
+computed over all its bytes, `unconfirmed` before that, `POISONED` when a digest is wrong.
+
+Passthrough says whether the kernel reads complete, confirmed files from the cache by itself: how
+many are open so now, and how often one was; or why it does not.")]
 pub(super) struct Arguments {
     /// Print a JSON array.
     #[arg(long)]
@@ -36,7 +39,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
 
 /// Prints the table of mounts.
 pub(super) fn print_mounts(mounts: &[MountStatus]) -> Result<(), CliError> {
-    let headings = ["MOUNT", "REFERENCE", "DIGEST", "TOTAL", "RESIDENT", "STATE"];
+    let headings = ["MOUNT", "REFERENCE", "DIGEST", "TOTAL", "RESIDENT", "STATE", "PASSTHROUGH"];
     print_table(
         &headings,
         &[3, 4],
@@ -48,7 +51,17 @@ pub(super) fn print_mounts(mounts: &[MountStatus]) -> Result<(), CliError> {
                 sizes::show(mount.total_bytes),
                 sizes::show(mount.resident_bytes),
                 state_name(mount.state).to_owned(),
+                passthrough_text(&mount.passthrough),
             ]
         }),
     )
+}
+
+fn passthrough_text(passthrough: &PassthroughState) -> String {
+    match passthrough {
+        PassthroughState::On { open_files, opened_files } => {
+            format!("on ({open_files} open, {opened_files} so far)")
+        }
+        PassthroughState::Off { reason } => format!("off: {reason}"),
+    }
 }

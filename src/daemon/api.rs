@@ -69,6 +69,9 @@ pub struct MountRequest {
     /// Refuse to run programs from the mount.
     #[serde(default)]
     pub noexec: bool,
+    /// Read every file through the daemon, never from the cache by the kernel itself.
+    #[serde(default)]
+    pub no_passthrough: bool,
     /// Fetch tensors beforehand as the headers of safetensors and GGUF files tell.
     pub tensor_prefetch: bool,
     /// Fetch the rest of the kit in the background once no reader has waited for this many
@@ -159,6 +162,26 @@ pub struct MountStatus {
     pub warnings: Vec<String>,
     /// The path and the reason of the last read that failed, which its reader saw as an errno.
     pub last_failure: Option<String>,
+    /// Whether the kernel reads complete files from the cache by itself.
+    pub passthrough: PassthroughState,
+}
+
+/// What FUSE passthrough does for a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PassthroughState {
+    /// Complete, verified files are read from the cache by the kernel itself.
+    On {
+        /// Files that are open so now.
+        open_files: u64,
+        /// How often a file was opened so; further opens of an open file are not counted.
+        opened_files: u64,
+    },
+    /// Every read goes through the daemon.
+    Off {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// A daemon, as `kitfs daemon status` shows it.

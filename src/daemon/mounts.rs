@@ -20,12 +20,12 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::api::{Failure, FailureKind, MountStatus};
+use super::api::{Failure, FailureKind, MountStatus, PassthroughState};
 use super::failure::panicked;
 use super::upkeep::kit_state;
 use crate::cache::LayerKey;
 use crate::fs::LoadedKit;
-use crate::fuse::{Mount, MountError};
+use crate::fuse::{Mount, MountError, PassthroughStatus};
 
 /// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
 /// 10 s after which container runtimes kill.
@@ -239,6 +239,12 @@ impl Served {
             mounted_at: self.mounted_at,
             warnings: self.kit.warnings.clone(),
             last_failure: self.mount.last_failure(),
+            passthrough: match self.mount.passthrough() {
+                PassthroughStatus::On { open_files, opened_files } => {
+                    PassthroughState::On { open_files, opened_files }
+                }
+                PassthroughStatus::Off { reason } => PassthroughState::Off { reason },
+            },
         }
     }
 }

@@ -91,6 +91,7 @@ impl Service {
             allow_other: request.allow_other,
             nonempty: request.nonempty,
             noexec: request.noexec,
+            passthrough: !request.no_passthrough,
         };
         let config = FsConfig { tensor_prefetch: request.tensor_prefetch, ..FsConfig::default() };
         let checked = options.clone();

@@ -224,7 +224,7 @@ impl FileSystem {
         }
     }
 
-    fn node(&self, ino: Ino) -> Result<NodeId, FsError> {
+    pub(super) fn node(&self, ino: Ino) -> Result<NodeId, FsError> {
         let node = ino.0.checked_sub(1).and_then(|node| u32::try_from(node).ok());
         let node = node.filter(|&node| node < self.kit.tree.len());
         node.map(NodeId).ok_or(FsError::NoSuchInode(ino.0))

@@ -17,6 +17,7 @@
 //! It knows no fuser, no errno, no HTTP and no command line.
 
 mod attributes;
+mod backing;
 mod config;
 mod error;
 mod file_system;

@@ -4,8 +4,13 @@
 //! with its reply, into a task of the runtime: no thread of this room waits for the network.
 //!
 //! Opens are answered ENOSYS once: the kernel then opens and closes files and directories without
-//! asking, and keeps their pages and entries (FUSE_NO_OPEN_SUPPORT, FUSE_NO_OPENDIR_SUPPORT). Kits
-//! never change, so every answer is valid for ever and nothing is ever invalidated.
+//! asking, and keeps their pages and entries (FUSE_NO_OPEN_SUPPORT, FUSE_NO_OPENDIR_SUPPORT); but
+//! opens of files are real where they may lead to passthrough (`passthrough`). Kits never change,
+//! so every answer is valid for ever and nothing is ever invalidated.
+//!
+//! A resident read allocates nothing: its bytes go from the cache file into a pooled buffer (one
+//! copy) and from there to the kernel by one writev(2) (a second, the kernel's). One that waits
+//! takes a buffer of its own and has the same two copies.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -25,6 +30,7 @@ use tokio::runtime::Handle;
 
 use super::errno::errno;
 use super::failure_log::{Entry, FailureLog};
+use super::passthrough::Passthrough;
 use crate::fs::{Access, Attributes, FileKind, FileSystem, FsError, Ino, Owner, PendingRead, Read};
 
 /// How long the kernel may keep what it was told: for ever (136 years).
@@ -48,6 +54,7 @@ const GENERATION: Generation = Generation(0);
 pub(super) struct Adapter {
     file_system: Arc<FileSystem>,
     failures: Arc<Failures>,
+    passthrough: Arc<Passthrough>,
     runtime: Handle,
     buffers: Buffers,
     has_no_open: bool,
@@ -55,14 +62,22 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    /// An adapter whose misses are fetched on `runtime`, served by `threads` threads.
-    pub(super) fn new(file_system: FileSystem, runtime: Handle, threads: usize) -> Self {
+    /// An adapter whose misses are fetched on `runtime`, served by `threads` threads; complete
+    /// files are `passed_through` where that can be had.
+    pub(super) fn new(
+        file_system: FileSystem,
+        runtime: Handle,
+        threads: usize,
+        passed_through: bool,
+    ) -> Self {
         let file_system = Arc::new(file_system);
+        let passthrough = Arc::new(Passthrough::new(file_system.clone(), passed_through));
         let (log, last) = (Mutex::default(), Mutex::default());
         let failures = Arc::new(Failures { file_system: file_system.clone(), log, last });
         Self {
             file_system,
             failures,
+            passthrough,
             runtime,
             buffers: Buffers { idle: Mutex::new(Vec::with_capacity(threads)), most: threads },
             has_no_open: false,
@@ -73,6 +88,11 @@ impl Adapter {
     /// The failed reads, which outlive the session.
     pub(super) fn failures(&self) -> Arc<Failures> {
         self.failures.clone()
+    }
+
+    /// The open files, which outlive the session.
+    pub(super) fn passthrough(&self) -> Arc<Passthrough> {
+        self.passthrough.clone()
     }
 
     fn finish(&self, ino: Ino, read: PendingRead, reply: ReplyData) {
@@ -163,6 +183,7 @@ impl Filesystem for Adapter {
         config.set_max_background(MOST_BACKGROUND).expect("64 is not zero");
         // A kernel set to less keeps its own, which is what its administrator wants.
         let _ = config.set_max_readahead(KERNEL_READAHEAD_BYTES);
+        self.passthrough.init(config);
         Ok(())
     }
 
@@ -191,10 +212,24 @@ impl Filesystem for Adapter {
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let for_writing = flags.acc_mode() != OpenAccMode::O_RDONLY;
         match self.file_system.open(Ino(ino.0), for_writing) {
-            Ok(()) if self.has_no_open => reply.error(Errno::ENOSYS),
-            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(()) if self.has_no_open && self.passthrough.is_off() => reply.error(Errno::ENOSYS),
+            Ok(()) => self.passthrough.open(Ino(ino.0), reply),
             Err(error) => reply.error(errno(&error)),
         }
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.passthrough.release(Ino(ino.0), handle);
+        reply.ok();
     }
 
     fn read(
@@ -209,6 +244,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let ino = Ino(ino.0);
+        self.passthrough.note_read();
         let mut buffer = self.buffers.take();
         match self.file_system.read(ino, offset, size, &mut buffer) {
             Ok(Read::Resident(bytes)) => reply.data(bytes),

@@ -13,6 +13,8 @@
 //! - [`unmount_orphan`]: ends mounts that no session of this process serves.
 //! - `adapter`: kernel requests to [`crate::fs::FileSystem`] and back; no thread of it ever waits
 //!   for the network.
+//! - `passthrough`: which open files the kernel reads by itself.
+//! - `checks`: checks cached files in the background, so that they can be passed through.
 //! - `failure_log`: how many failed reads are logged.
 //! - `errno`: the one table from errors to errno.
 //!
@@ -21,6 +23,7 @@
 //! ([`fuser::Session::from_fd`]); the same seam lets a supervisor hold that device later.
 
 mod adapter;
+mod checks;
 mod device;
 mod errno;
 mod failure_log;
@@ -28,11 +31,13 @@ mod mount;
 mod mount_table;
 mod mountpoint;
 mod orphan;
+mod passthrough;
 
 use std::path::PathBuf;
 
 pub use mount::Mount;
 pub use orphan::unmount_orphan;
+pub use passthrough::PassthroughStatus;
 
 /// How a kit is mounted.
 #[derive(Clone, Debug)]
@@ -45,6 +50,8 @@ pub struct MountOptions {
     pub nonempty: bool,
     /// Refuse to run programs from the mount.
     pub noexec: bool,
+    /// Let the kernel read complete files from the cache by itself, where it can.
+    pub passthrough: bool,
 }
 
 /// Why a mount cannot be made or ended. Messages name the mountpoint and what to do next.

@@ -19,8 +19,9 @@ use tokio::sync::watch;
 
 use super::adapter::{Adapter, Failures};
 use super::device::{self, UnmountFailure};
+use super::passthrough::{Passthrough, PassthroughStatus};
 use super::{MountError, MountOptions, mount_table, mountpoint};
-use crate::fs::{FileSystem, FsConfig, LoadedKit, Owner};
+use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
 
 /// Threads that take the kernel's requests. They answer from memory and the local disk only; four
 /// keep four cores busy with random reads, and one stream is as fast with one (fuse-notes).
@@ -41,6 +42,7 @@ pub struct Mount {
     mountpoint: PathBuf,
     attachment: Attachment,
     failures: Arc<Failures>,
+    passthrough: Arc<Passthrough>,
 }
 
 impl Mount {
@@ -68,8 +70,8 @@ impl Mount {
         };
         let name = mount_name(&kit.origin.to_string());
         let file_system = FileSystem::new(kit, owner, config);
-        let adapter = Adapter::new(file_system, Handle::current(), THREADS);
-        let failures = adapter.failures();
+        let adapter = Adapter::new(file_system, Handle::current(), THREADS, options.passthrough);
+        let (failures, passthrough) = (adapter.failures(), adapter.passthrough());
 
         let (allow_other, noexec) = (options.allow_other, options.noexec);
         let request = device::MountRequest { mountpoint: &path, name, allow_other, noexec };
@@ -83,7 +85,7 @@ impl Mount {
         session_config.n_threads = Some(THREADS);
         let session = Session::from_fd(adapter, device, acl, session_config).map_err(io)?;
         serve(session, end).map_err(io)?;
-        let mount = Self { mountpoint: mountpoint.clone(), attachment, failures };
+        let mount = Self { mountpoint: mountpoint.clone(), attachment, failures, passthrough };
         mount.wait_for_first_answer()?;
         Ok(mount)
     }
@@ -91,6 +93,34 @@ impl Mount {
     /// The path and the reason of the last read that failed; a reader sees only an errno.
     pub fn last_failure(&self) -> Option<String> {
         self.failures.last()
+    }
+
+    /// Whether complete files are read by the kernel itself, and how many are now.
+    pub fn passthrough(&self) -> PassthroughStatus {
+        self.passthrough.status()
+    }
+
+    /// Lets complete files be passed through, or not: for those who must see every read. Files
+    /// that are open stay as they are until their last close. Where there is no passthrough this
+    /// does nothing.
+    pub fn set_passthrough(&self, is_allowed: bool) {
+        self.passthrough.allow(is_allowed);
+    }
+
+    /// The files that the kernel reads by itself now, and the raw backing id of each: what a
+    /// process that takes the mount over must know.
+    pub fn backing_ids(&self) -> Vec<(Ino, u32)> {
+        self.passthrough.backing_ids()
+    }
+
+    /// How many files are open that are or might be passed through.
+    pub fn open_files(&self) -> usize {
+        self.passthrough.open_files()
+    }
+
+    /// How many reads the kernel has asked for; it does not ask for those of passed-through files.
+    pub fn reads(&self) -> u64 {
+        self.passthrough.reads()
     }
 
     /// The mountpoint.

@@ -1,0 +1,238 @@
+//! Handing a complete big member to the kernel: the file that holds it, and what keeps it whole.
+//!
+//! ```text
+//!            confirmed layer, every chunk full and checked, room to pin
+//! member --------------------------------------------------------------> Backing: file + pin
+//!    |   every chunk full, some not checked since this process started
+//!    |-----------------------------------------------------------------> Unchecked --check--.
+//!    |   anything else                                                                       |
+//!    '------------------------------> NotNow          (ask again) <--------------------------'
+//! ```
+//!
+//! What the kernel reads by itself nobody checks on the way, so the promises of the room hold by
+//! these means:
+//! - It is handed out only when each of its chunks was hashed by this process, and the layer's own
+//!   digest was computed: a confirmed layer is never poisoned later.
+//! - The pin comes first, then the look at the chunks: who takes a chunk away looks at the pins
+//!   after it was shown, and leaves it (`emptying`).
+//! - No hole is punched while the kernel may read the file. In this process the pin says so. A
+//!   mount outlives its daemon, though, and its open files go on being read: so the file that is
+//!   handed out carries a shared flock(2), which the kernel's own reference to it keeps after this
+//!   process has died. A process that may not lock the file exclusively leaves its bytes alone.
+//! - A chunk that is found to be changed meanwhile is not resident any more, and what is fetched
+//!   for it is written in its place; no new reader gets the file until then.
+//! - Pinned members leave a share of the cache to everybody else (`Budget::most_pinned_bytes`),
+//!   so that reads of other files are never refused for want of room.
+
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
+
+use super::emptying::{MemberPin, Pins};
+use super::store::Ready;
+use super::{CacheError, LayerState, LayerStore};
+use crate::layer::layout::Piece;
+use crate::layer::{CacheFile, ChunkId, StreamOffset};
+
+/// How often a check that waits for another one looks whether it is still wanted.
+const TURN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A complete member's file, read-only, and the pin that keeps its bytes where they are.
+///
+/// Byte 0 of the file is byte 0 of the member, and it ends where the member ends.
+pub struct Backing {
+    file: File,
+    pin: MemberPin,
+}
+
+/// Whether a member can be read from its file, past the cache.
+pub enum BackingLookup {
+    /// It can.
+    Ready(Backing),
+    /// It could, but for chunks that this process has not compared with their digests.
+    Unchecked(UncheckedMember),
+    /// Not at the moment: bytes are missing, the layer is not confirmed, or enough is pinned.
+    NotNow,
+    /// It has no file of its own.
+    Never,
+}
+
+/// A complete member with chunks that came from an earlier process.
+pub struct UncheckedMember {
+    store: Arc<LayerStore>,
+    index: u32,
+}
+
+impl Backing {
+    /// Lets go of the descriptor; whoever has another of the same open file keeps its lock.
+    pub fn into_pin(self) -> MemberPin {
+        self.pin
+    }
+}
+
+impl AsFd for Backing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl UncheckedMember {
+    /// Compares every chunk that was not yet compared with its recorded digest; what is wrong is
+    /// dropped. One member at a time in the whole process. Blocking, about 1 s per GiB; ends early
+    /// once `is_wanted` says no.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`] when a file cannot be read.
+    pub fn check(&self, is_wanted: &dyn Fn() -> bool) -> Result<(), CacheError> {
+        let checking = &self.store.shared.checking;
+        let _one_at_a_time = loop {
+            if !is_wanted() {
+                return Ok(());
+            }
+            if let Some(turn) = checking.try_lock_for(TURN_INTERVAL) {
+                break turn;
+            }
+        };
+        let Some(ready) = self.store.ready.get() else { return Ok(()) };
+        for chunk in chunks_of_member(ready, self.index) {
+            if !is_wanted() {
+                break;
+            }
+            let state = ready.chunks.load(chunk);
+            if state.filled() > 0 && !state.is_checked() {
+                let placed = ready.contents.layout.chunk(ChunkId(chunk));
+                self.store.check(ready, chunk, &placed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LayerStore {
+    /// Whether the kernel may read `range` of the stream from a file of the cache; see [`Backing`].
+    ///
+    /// # Errors
+    /// [`CacheError::Poisoned`], and [`CacheError::Io`] when the file cannot be opened.
+    pub fn backing(
+        self: &Arc<Self>,
+        range: &Range<StreamOffset>,
+    ) -> Result<BackingLookup, CacheError> {
+        self.refuse_poisoned()?;
+        let Some(ready) = self.ready.get() else { return Ok(BackingLookup::NotNow) };
+        let Some(index) = member_at(ready, range) else { return Ok(BackingLookup::Never) };
+        if self.state() != LayerState::Confirmed {
+            return Ok(BackingLookup::NotNow);
+        }
+        let Some(pin) = self.pin_within_limit(index, range.end - range.start)? else {
+            return Ok(BackingLookup::NotNow);
+        };
+        let mut is_checked = true;
+        for chunk in chunks_of_member(ready, index) {
+            let full = ready.contents.layout.chunk(ChunkId(chunk)).stream;
+            let state = ready.chunks.load(chunk);
+            if u64::from(state.filled()) != full.end - full.start {
+                return Ok(BackingLookup::NotNow);
+            }
+            is_checked &= state.is_checked();
+        }
+        if !is_checked {
+            return Ok(BackingLookup::Unchecked(UncheckedMember { store: self.clone(), index }));
+        }
+        let path = self.path(CacheFile::Member(index));
+        let file = open_shared(&path).map_err(CacheError::io("open", &path))?;
+        let Some(file) = file else { return Ok(BackingLookup::NotNow) };
+        let metadata = file.metadata().map_err(CacheError::io("look at", &path))?;
+        if !metadata.is_file() || metadata.len() != range.end - range.start {
+            tracing::warn!(file = %path.display(), bytes = metadata.len(),
+                "a cache file has another size than its member: it is read through the daemon");
+            return Ok(BackingLookup::NotNow);
+        }
+        Ok(BackingLookup::Ready(Backing { file, pin }))
+    }
+
+    /// Whether any member of the layer has a file of its own.
+    pub fn has_big_members(&self) -> bool {
+        self.ready.get().is_some_and(|ready| {
+            let mut pieces = ready.contents.layout.pieces().iter();
+            pieces.any(|piece| matches!(piece.file, CacheFile::Member(_)))
+        })
+    }
+
+    /// The cache folder that the layer lies in.
+    pub fn cache_folder(&self) -> &Path {
+        &self.shared.folder
+    }
+
+    /// Pins a member, unless too much would be pinned then.
+    fn pin_within_limit(
+        self: &Arc<Self>,
+        index: u32,
+        bytes: u64,
+    ) -> Result<Option<MemberPin>, CacheError> {
+        let most = self.shared.budget.most_pinned_bytes(&self.shared.folder)?;
+        let pin = self.pin_member(index);
+        // The pin itself is counted. Two that come at once may both be refused; they ask again.
+        let is_within = self.shared.budget.pinned_bytes() <= most;
+        if !is_within {
+            tracing::debug!(layer = %self.key().digest, index, bytes,
+                "so much of the cache is open by passthrough that this member is not");
+        }
+        Ok(is_within.then_some(pin))
+    }
+
+    /// Whether the kernel may be reading a file by itself, so that no hole may be made in it.
+    pub(super) fn is_held(&self, file: CacheFile, pins: &Pins) -> bool {
+        match file {
+            CacheFile::Member(index) => pins.contains(index) || self.is_held_elsewhere(index),
+            CacheFile::Stream => false,
+        }
+    }
+
+    /// Whether another process left the member's file to the kernel, which may still read it.
+    fn is_held_elsewhere(&self, index: u32) -> bool {
+        let Ok(file) = self.file(CacheFile::Member(index), false) else { return false };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // The descriptor stays open, so the lock is given back by hand. An error leaves a lock
+            // that only keeps the file from being handed out.
+            Ok(()) => rustix::fs::flock(&file, FlockOperation::Unlock).is_err(),
+            // Without locks nothing was handed out, see `open_shared`.
+            Err(error) => error == Errno::WOULDBLOCK,
+        }
+    }
+}
+
+/// The number of the member whose bytes are exactly `range`, if it has a file of its own.
+fn member_at(ready: &Ready, range: &Range<StreamOffset>) -> Option<u32> {
+    let pieces = ready.contents.layout.pieces();
+    let position = pieces.binary_search_by_key(&range.start, |piece| piece.stream.start).ok()?;
+    match pieces[position].file {
+        CacheFile::Member(index) if pieces[position].stream == *range => Some(index),
+        CacheFile::Member(_) | CacheFile::Stream => None,
+    }
+}
+
+/// Where the big member `index` lies; `None` where it has no file of its own.
+pub(super) fn piece_of(ready: &Ready, index: u32) -> Option<&Piece> {
+    let mut pieces = ready.contents.layout.pieces().iter();
+    pieces.find(|piece| piece.file == CacheFile::Member(index))
+}
+
+/// The chunks of the big member `index`.
+pub(super) fn chunks_of_member(ready: &Ready, index: u32) -> Range<u32> {
+    let chunks_of = |piece: &Piece| ready.contents.layout.chunks_of(piece.stream.clone());
+    piece_of(ready, index).map_or(0..0, chunks_of)
+}
+
+/// Opens a file to be read only, with a shared lock; `None` where it cannot be locked.
+fn open_shared(path: &Path) -> std::io::Result<Option<File>> {
+    let flags = (OFlags::NOFOLLOW | OFlags::CLOEXEC).bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    Ok(rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok().then_some(file))
+}

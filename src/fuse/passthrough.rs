@@ -1,0 +1,340 @@
+//! Which open files the kernel reads by itself, from the cache's own files (FUSE passthrough).
+//!
+//! ```text
+//!                  first open                       last release (opens and maps are gone)
+//! (no entry) --complete, checked, allowed--> Passthrough {id, pin} --> (no entry): id and pin go
+//!      '-------anything else-------------------> Cached ---------> (no entry), perhaps a check
+//! ```
+//!
+//! The kernel wants every open of an inode alike: all cached, or all by the same backing id; an
+//! open of the other kind fails with EIO. So an inode's first open decides for all until the last
+//! one is released. The kernel forgets an open before it sends the release, never after: an
+//! entry may live a moment longer than the opens it counts, and nothing is decided too early.
+//!
+//! Real opens cost a request each, so they are only had where they may lead to something: where
+//! they cannot ([`Off`]), opens are answered ENOSYS once and the kernel asks no more. That is
+//! decided at INIT as far as it can be known there, and again when the kernel refuses the first
+//! file; it is never taken back.
+//!
+//! An entry is plain data but for the means to take it back: inode, number of opens, raw backing
+//! id. A process that takes over a running mount has to be given these, since open files keep
+//! their id and must get the same again ([`Passthrough::backing_ids`]).
+//!
+//! Files without a file of their own in the cache have no entry; their handle says so, and means
+//! the same to every process.
+#![allow(unsafe_code, reason = "a raw backing id is wrapped again")]
+
+use std::collections::HashMap;
+use std::collections::hash_map;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use fuser::{BackingId, FileHandle, FopenFlags, InitFlags, KernelConfig, ReplyOpen};
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
+
+use super::checks::Checks;
+use crate::cache::{Backing, BackingLookup, MemberPin, UncheckedMember};
+use crate::fs::{FileSystem, Ino};
+
+/// The handle of an open that no entry counts.
+const UNTRACKED: FileHandle = FileHandle(0);
+/// The handle of an open that an entry counts.
+const TRACKED: FileHandle = FileHandle(1);
+
+/// How a file that the daemon serves is opened: its pages stay when it is opened again, and
+/// closing it asks nothing.
+const CACHED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
+/// How a file is opened that the kernel reads by itself: the pages it has from the daemon are of
+/// no more use to it, and go.
+const PASSED_THROUGH: FopenFlags = FopenFlags::FOPEN_NOFLUSH;
+
+/// `f_type` of file systems that lie on others (include/uapi/linux/magic.h): overlayfs, eCryptfs.
+const STACKED_FILE_SYSTEMS: [i64; 2] = [0x794c_7630, 0xf15f];
+
+/// What passthrough does for a mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PassthroughStatus {
+    /// Complete files are handed to the kernel when they are opened.
+    On {
+        /// Files that are open so now.
+        open_files: u64,
+        /// How often a file was first opened so.
+        opened_files: u64,
+    },
+    /// Every read goes through the daemon.
+    Off {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a mount has no passthrough, for good.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Off {
+    #[error("it was mounted with --no-passthrough")]
+    Unwanted,
+    #[error("no file of the kit has 1 MiB")]
+    NothingBig,
+    #[error("the kernel does not have it (Linux 6.9 and later do)")]
+    NotOffered,
+    #[error("it takes CAP_SYS_ADMIN (run the daemon as root)")]
+    NotPrivileged,
+    #[error("the kernel does not take files of this cache folder: {0}")]
+    Refused(String),
+}
+
+/// The open files of a mount.
+pub(super) struct Passthrough {
+    file_system: Arc<FileSystem>,
+    off: OnceLock<Off>,
+    /// Cleared while opens must go through the daemon.
+    is_allowed: AtomicBool,
+    table: Mutex<HashMap<Ino, OpenFile>>,
+    opened_files: AtomicU64,
+    reads: AtomicU64,
+    checks: Checks,
+}
+
+struct OpenFile {
+    opens: u64,
+    mode: Mode,
+}
+
+enum Mode {
+    /// The member is to be checked once nobody has it open, where it could be passed through then.
+    Cached(Option<UncheckedMember>),
+    Passthrough(Arc<Registered>),
+}
+
+/// A file that the kernel knows by a number. Dropped in this order: the pin outlives the number.
+struct Registered {
+    id: BackingId,
+    raw_id: u32,
+    _pin: MemberPin,
+}
+
+impl Passthrough {
+    /// The open files of a mount that has none.
+    pub(super) fn new(file_system: Arc<FileSystem>, is_wanted: bool) -> Self {
+        let off = OnceLock::new();
+        if !is_wanted {
+            off.get_or_init(|| Off::Unwanted);
+        }
+        Self {
+            file_system,
+            off,
+            is_allowed: AtomicBool::new(true),
+            table: Mutex::default(),
+            opened_files: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            checks: Checks::default(),
+        }
+    }
+
+    /// Asks the kernel for passthrough, or finds out why there is none.
+    pub(super) fn init(&self, config: &mut KernelConfig) {
+        if self.off.get().is_some() {
+            return;
+        }
+        if let Err(off) = self.ask_for_it(config) {
+            self.turn_off(off);
+        }
+    }
+
+    fn ask_for_it(&self, config: &mut KernelConfig) -> Result<(), Off> {
+        let folder = self.file_system.cache_folder().ok_or(Off::NothingBig)?;
+        if !self.file_system.has_big_members() {
+            return Err(Off::NothingBig);
+        }
+        let capabilities = rustix::thread::capabilities(None);
+        if !capabilities.is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN)) {
+            return Err(Off::NotPrivileged);
+        }
+        config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).map_err(|_| Off::NotOffered)?;
+        config.set_max_stack_depth(stack_depth(folder)).expect("1 and 2 are what the kernel has");
+        Ok(())
+    }
+
+    fn turn_off(&self, off: Off) {
+        let kit = &self.file_system.kit().origin;
+        tracing::info!(%kit, reason = %off, "no passthrough");
+        // The first reason is as good as another that comes at the same time.
+        let _ = self.off.set(off);
+    }
+
+    /// Whether opens lead to nothing, for good.
+    pub(super) fn is_off(&self) -> bool {
+        self.off.get().is_some()
+    }
+
+    /// Lets files be passed through from their next first open on, or not any more.
+    pub(super) fn allow(&self, is_allowed: bool) {
+        self.is_allowed.store(is_allowed, Ordering::SeqCst);
+    }
+
+    pub(super) fn status(&self) -> PassthroughStatus {
+        if let Some(off) = self.off.get() {
+            return PassthroughStatus::Off { reason: off.to_string() };
+        }
+        if !self.is_allowed.load(Ordering::SeqCst) {
+            let reason = "reads are being recorded".to_owned();
+            return PassthroughStatus::Off { reason };
+        }
+        let open_files = self.backing_ids().len() as u64;
+        let opened_files = self.opened_files.load(Ordering::Relaxed);
+        PassthroughStatus::On { open_files, opened_files }
+    }
+
+    /// The files that the kernel reads by itself now, and the raw backing id of each.
+    pub(super) fn backing_ids(&self) -> Vec<(Ino, u32)> {
+        let table = self.table.lock();
+        let ids = table.iter().filter_map(|(ino, file)| match &file.mode {
+            Mode::Passthrough(registered) => Some((*ino, registered.raw_id)),
+            Mode::Cached(_) => None,
+        });
+        ids.collect()
+    }
+
+    /// How many entries the table has.
+    pub(super) fn open_files(&self) -> usize {
+        self.table.lock().len()
+    }
+
+    /// Counts a read that the kernel did not do by itself.
+    pub(super) fn note_read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Answers an open of a file that may be opened.
+    pub(super) fn open(&self, ino: Ino, reply: ReplyOpen) {
+        let mut table = self.table.lock();
+        let file = match table.entry(ino) {
+            hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            hash_map::Entry::Vacant(entry) => match self.first_mode(ino, &reply) {
+                Some(mode) => entry.insert(OpenFile { opens: 0, mode }),
+                None => return reply.opened(UNTRACKED, CACHED),
+            },
+        };
+        file.opens += 1;
+        match &file.mode {
+            Mode::Cached(_) => {
+                drop(table);
+                reply.opened(TRACKED, CACHED);
+            }
+            Mode::Passthrough(registered) => {
+                let registered = registered.clone();
+                drop(table);
+                reply.opened_passthrough(TRACKED, PASSED_THROUGH, &registered.id);
+            }
+        }
+    }
+
+    /// Takes note that one open and its maps are gone.
+    pub(super) fn release(&self, ino: Ino, handle: FileHandle) {
+        if handle != TRACKED {
+            return;
+        }
+        let mut table = self.table.lock();
+        let hash_map::Entry::Occupied(mut entry) = table.entry(ino) else { return };
+        entry.get_mut().opens -= 1;
+        if entry.get().opens > 0 {
+            return;
+        }
+        let closed = entry.remove();
+        if table.is_empty() {
+            // What many files took at once.
+            table.shrink_to_fit();
+        }
+        drop(table);
+        if let Mode::Cached(Some(unchecked)) = closed.mode {
+            self.checks.add(unchecked);
+        }
+    }
+
+    /// How a file that nobody has open is opened; `None` where it can never be passed through.
+    /// Under the table's lock, so that two first opens do not differ; looks at the local disk only.
+    fn first_mode(&self, ino: Ino, reply: &ReplyOpen) -> Option<Mode> {
+        match self.file_system.backing(ino) {
+            Ok(BackingLookup::Never) => None,
+            Ok(BackingLookup::NotNow) => Some(Mode::Cached(None)),
+            Ok(BackingLookup::Unchecked(member)) => Some(Mode::Cached(Some(member))),
+            Ok(BackingLookup::Ready(backing)) => Some(match self.register(backing, reply) {
+                Some(registered) => Mode::Passthrough(Arc::new(registered)),
+                None => Mode::Cached(None),
+            }),
+            Err(error) => {
+                // Its reads will say so.
+                tracing::debug!(path = self.file_system.path(ino), %error, "not passed through");
+                Some(Mode::Cached(None))
+            }
+        }
+    }
+
+    fn register(&self, backing: Backing, reply: &ReplyOpen) -> Option<Registered> {
+        if self.is_off() || !self.is_allowed.load(Ordering::SeqCst) {
+            return None;
+        }
+        match reply.open_backing(&backing) {
+            Ok(id) => {
+                let raw_id = id.into_raw();
+                // SAFETY: the id was opened in this session a line before, and this is its only
+                // owner.
+                let id = unsafe { reply.wrap_backing(raw_id) };
+                self.opened_files.fetch_add(1, Ordering::Relaxed);
+                Some(Registered { id, raw_id, _pin: backing.into_pin() })
+            }
+            Err(error) => {
+                let number = Errno::from_io_error(&error);
+                if number.is_some_and(will_fail_again) {
+                    self.turn_off(match number {
+                        Some(Errno::PERM) => Off::NotPrivileged,
+                        _ => Off::Refused(error.to_string()),
+                    });
+                } else {
+                    tracing::warn!(%error, "the kernel did not take a file: it is read through the daemon");
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Whether every other file of the mount would meet the same refusal: no privilege, no such
+/// operation, a file system that lies on too many others.
+fn will_fail_again(error: Errno) -> bool {
+    [Errno::PERM, Errno::LOOP, Errno::INVAL, Errno::NOTTY, Errno::OPNOTSUPP].contains(&error)
+}
+
+/// How deep this mount lies on other file systems: on the cache's, and on what that lies on. The
+/// kernel has two levels; a mount that takes both cannot be a layer of an overlay.
+fn stack_depth(cache_folder: &Path) -> u32 {
+    let found = rustix::fs::statfs(cache_folder);
+    let is_stacked = found.is_ok_and(|found| STACKED_FILE_SYSTEMS.contains(&(found.f_type as i64)));
+    if is_stacked { 2 } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_no_reason_to_give_up() {
+        for error in [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::IO] {
+            assert!(!will_fail_again(error), "{error}");
+        }
+        assert!(will_fail_again(Errno::PERM));
+    }
+
+    #[test]
+    fn a_folder_that_lies_on_no_other_file_system_takes_one_level() {
+        assert_eq!(stack_depth(Path::new("/proc")), 1);
+        assert_eq!(stack_depth(Path::new("/no such folder")), 1);
+    }
+}
