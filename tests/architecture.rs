@@ -25,12 +25,13 @@ const ARROWS: [(&str, &[&str]); 12] = [
 ];
 
 /// Crates that are to stay in a few rooms, so that the others can do without them.
-const CRATES: [(&str, &[&str]); 8] = [
+const CRATES: [(&str, &[&str]); 9] = [
     ("fuser", &["fuse"]),
     ("reqwest", &["source", "daemon"]),
     ("axum", &["serve", "daemon"]),
     ("clap", &["cli"]),
     ("redb", &["cache"]),
+    ("libc", &["cache"]),
     ("tar", &["layer"]),
     ("zstd", &["layer"]),
     ("libz_rs_sys", &["layer"]),

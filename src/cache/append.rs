@@ -153,7 +153,7 @@ impl Appender {
         let unshown = filling.written - filling.state.filled();
         if unshown > 0 {
             // No record speaks of these bytes: what stays of them is overwritten by the next.
-            let is_held = self.store.is_held(filling.placed.file, &self.store.pins.lock());
+            let is_held = self.store.is_held(filling.placed.file, &mut self.store.pins.lock());
             if !is_held {
                 let at = filling.placed.file_offset + u64::from(filling.state.filled());
                 let _ = files::punch_hole(&filling.file, at, u64::from(unshown));

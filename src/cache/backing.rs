@@ -15,10 +15,11 @@
 //!   digest was computed: a confirmed layer is never poisoned later.
 //! - The pin comes first, then the look at the chunks: who takes a chunk away looks at the pins
 //!   after it was shown, and leaves it (`emptying`).
-//! - No hole is punched while the kernel may read the file. In this process the pin says so. A
-//!   mount outlives its daemon, though, and its open files go on being read: so the file that is
-//!   handed out carries a shared flock(2), which the kernel's own reference to it keeps after this
-//!   process has died. A process that may not lock the file exclusively leaves its bytes alone.
+//! - No hole is punched while anybody may read the file past this process. A pin says so as long
+//!   as a file is open here; but a map outlives its file's last close, and open files outlive
+//!   their mount's daemon. So the pin of a file that was handed out stays until a lease tells that
+//!   nobody has it open, and nothing is evicted without such a lease (`lease`). Where leases do
+//!   not tell, nothing is handed out.
 //! - A chunk that is found to be changed meanwhile is not resident any more, and what is fetched
 //!   for it is written in its place; no new reader gets the file until then.
 //! - Pinned members leave a share of the cache to everybody else (`Budget::most_pinned_bytes`),
@@ -32,12 +33,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, OFlags};
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 
-use super::emptying::{MemberPin, Pins};
+use super::emptying::MemberPin;
+use super::known::Shared;
 use super::store::Ready;
-use super::{CacheError, LayerState, LayerStore};
+use super::{CacheError, LayerState, LayerStore, lease};
 use crate::layer::layout::Piece;
 use crate::layer::{CacheFile, ChunkId, StreamOffset};
 
@@ -71,7 +72,7 @@ pub struct UncheckedMember {
 }
 
 impl Backing {
-    /// Lets go of the descriptor; whoever has another of the same open file keeps its lock.
+    /// Closes the file, once the kernel has it.
     pub fn into_pin(self) -> MemberPin {
         self.pin
     }
@@ -145,9 +146,11 @@ impl LayerStore {
         if !is_checked {
             return Ok(BackingLookup::Unchecked(UncheckedMember { store: self.clone(), index }));
         }
+        if !pin.hand_out()? {
+            return Ok(BackingLookup::NotNow);
+        }
         let path = self.path(CacheFile::Member(index));
-        let file = open_shared(&path).map_err(CacheError::io("open", &path))?;
-        let Some(file) = file else { return Ok(BackingLookup::NotNow) };
+        let file = open_to_read(&path).map_err(CacheError::io("open", &path))?;
         let metadata = file.metadata().map_err(CacheError::io("look at", &path))?;
         if !metadata.is_file() || metadata.len() != range.end - range.start {
             tracing::warn!(file = %path.display(), bytes = metadata.len(),
@@ -165,9 +168,9 @@ impl LayerStore {
         })
     }
 
-    /// The cache folder that the layer lies in.
-    pub fn cache_folder(&self) -> &Path {
-        &self.shared.folder
+    /// Whether the cache lies on a file system whose files are never handed out.
+    pub fn is_on_stacked_file_system(&self) -> bool {
+        lease::is_stacked(&self.shared.folder)
     }
 
     /// Pins a member, unless too much would be pinned then.
@@ -179,31 +182,31 @@ impl LayerStore {
         let most = self.shared.budget.most_pinned_bytes(&self.shared.folder)?;
         let pin = self.pin_member(index);
         // The pin itself is counted. Two that come at once may both be refused; they ask again.
+        if self.shared.budget.pinned_bytes() > most {
+            self.shared.let_go_of_pins();
+        }
         let is_within = self.shared.budget.pinned_bytes() <= most;
         if !is_within {
             tracing::debug!(layer = %self.key().digest, index, bytes,
-                "so much of the cache is open by passthrough that this member is not");
+                "so much of the cache is read by the kernel itself that this member is not");
         }
         Ok(is_within.then_some(pin))
     }
 
-    /// Whether the kernel may be reading a file by itself, so that no hole may be made in it.
-    pub(super) fn is_held(&self, file: CacheFile, pins: &Pins) -> bool {
-        match file {
-            CacheFile::Member(index) => pins.contains(index) || self.is_held_elsewhere(index),
-            CacheFile::Stream => false,
-        }
+    /// Whether anybody but this process' cache has a member's file open or mapped.
+    pub(super) fn is_open_elsewhere(&self, index: u32) -> Result<bool, CacheError> {
+        let member = CacheFile::Member(index);
+        let file = self.file(member, false)?;
+        lease::is_open_elsewhere(&file)
+            .map_err(CacheError::io("ask who has open", &self.path(member)))
     }
+}
 
-    /// Whether another process left the member's file to the kernel, which may still read it.
-    fn is_held_elsewhere(&self, index: u32) -> bool {
-        let Ok(file) = self.file(CacheFile::Member(index), false) else { return false };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            // The descriptor stays open, so the lock is given back by hand. An error leaves a lock
-            // that only keeps the file from being handed out.
-            Ok(()) => rustix::fs::flock(&file, FlockOperation::Unlock).is_err(),
-            // Without locks nothing was handed out, see `open_shared`.
-            Err(error) => error == Errno::WOULDBLOCK,
+impl Shared {
+    /// Gives up the pins of members that nobody reads any more.
+    fn let_go_of_pins(&self) {
+        for store in self.all_known().iter().filter_map(|known| known.open_store()) {
+            store.let_go_of_pins();
         }
     }
 }
@@ -230,9 +233,8 @@ pub(super) fn chunks_of_member(ready: &Ready, index: u32) -> Range<u32> {
     piece_of(ready, index).map_or(0..0, chunks_of)
 }
 
-/// Opens a file to be read only, with a shared lock; `None` where it cannot be locked.
-fn open_shared(path: &Path) -> std::io::Result<Option<File>> {
+/// Opens a file to be read only.
+fn open_to_read(path: &Path) -> std::io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::CLOEXEC).bits() as i32;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    Ok(rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok().then_some(file))
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }

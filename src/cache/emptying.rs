@@ -1,9 +1,16 @@
 //! Taking bytes away: evicting chunks, dropping those the disk changed, and pins against it.
 //!
-//! A held file, one that is pinned or that the kernel still reads for a mount of a dead process
-//! (`backing`), is not evicted from. A chunk of it that the disk changed is dropped, but without a
-//! hole: the kernel's readers would take its zeros for content. What is fetched for the chunk is
-//! written over it; until then its bytes lie on the disk uncounted.
+//! A held file, one that is pinned or that somebody reads past this process (`backing`), is not
+//! evicted from. A chunk of it that the disk changed is dropped, but without a hole: its readers
+//! would take the zeros for content. What is fetched for the chunk is written over it; until then
+//! its bytes lie on the disk uncounted.
+//!
+//! ```text
+//! pin_member       dropped, never handed out
+//! ---------> held -------------------------------------------------> gone
+//!             ^ '--dropped, handed out--> lingering --nobody has it open--^
+//!             '--------pin_member------------'
+//! ```
 //!
 //! In this order, so that neither a reader nor a crash takes a hole for content: no reader sees
 //! the chunk as resident any more; its record is cleared; its bytes are given back.
@@ -18,8 +25,8 @@ use super::chunk_states::ChunkState;
 use super::chunk_table::Record;
 use super::store::Ready;
 use super::{CacheError, LayerState, LayerStore, files};
-use crate::layer::ChunkId;
 use crate::layer::layout::Placed;
+use crate::layer::{CacheFile, ChunkId};
 
 /// A chunk that was just emptied.
 struct Emptied {
@@ -33,17 +40,13 @@ struct Emptied {
 #[derive(Default)]
 pub(super) struct Pins(HashMap<u32, Pinned>);
 
-/// How often a member is pinned, and its bytes as they were counted.
-#[derive(Default)]
 struct Pinned {
+    /// Pins that are alive; with none of them, only a map may have the file.
     count: u32,
+    /// The member's bytes, as they were counted.
     bytes: u64,
-}
-
-impl Pins {
-    pub(super) fn contains(&self, index: u32) -> bool {
-        self.0.contains_key(&index)
-    }
+    /// Whether the file may be open or mapped by others.
+    is_handed_out: bool,
 }
 
 /// Keeps a big member's resident chunks from being evicted while it lives.
@@ -81,8 +84,8 @@ impl LayerStore {
     ) -> Option<Emptied> {
         // A member is pinned under the same lock: who pins sees the chunk resident and keeps it,
         // or sees it empty.
-        let pins = self.pins.lock();
-        let is_held = self.is_held(placed.file, &pins);
+        let mut pins = self.pins.lock();
+        let is_held = self.is_held(placed.file, &mut pins);
         if seen.is_none() && is_held {
             return None;
         }
@@ -146,14 +149,58 @@ impl LayerStore {
     /// Keeps the resident chunks of a big member from being evicted until the pin is dropped.
     pub fn pin_member(self: &Arc<Self>, index: u32) -> MemberPin {
         let mut pins = self.pins.lock();
-        let pinned = pins.0.entry(index).or_default();
-        pinned.count += 1;
-        if pinned.count == 1 {
+        // One that lingers is counted already.
+        let pinned = pins.0.entry(index).or_insert_with(|| {
             let piece = self.ready.get().and_then(|ready| piece_of(ready, index));
-            pinned.bytes = piece.map_or(0, |piece| piece.stream.end - piece.stream.start);
-            self.shared.budget.pin(pinned.bytes);
-        }
+            let bytes = piece.map_or(0, |piece| piece.stream.end - piece.stream.start);
+            self.shared.budget.pin(bytes);
+            Pinned { count: 0, bytes, is_handed_out: false }
+        });
+        pinned.count += 1;
         MemberPin { store: self.clone(), index }
+    }
+
+    /// Whether no hole may be made in a file.
+    pub(super) fn is_held(&self, file: CacheFile, pins: &mut Pins) -> bool {
+        let CacheFile::Member(index) = file else { return false };
+        if pins.0.get(&index).is_some_and(|pinned| pinned.count > 0) {
+            return true;
+        }
+        // Where leases do not tell, nothing was handed out; nor was a file that is not there.
+        let is_held = self.is_open_elsewhere(index).unwrap_or(false);
+        if !is_held && let Some(pinned) = pins.0.remove(&index) {
+            self.shared.budget.unpin(pinned.bytes);
+        }
+        is_held
+    }
+
+    /// Gives up the pins that linger, of members that nobody reads any more.
+    pub(super) fn let_go_of_pins(&self) {
+        let mut pins = self.pins.lock();
+        let lingering = pins.0.iter().filter(|(_, pinned)| pinned.count == 0);
+        for index in lingering.map(|(index, _)| *index).collect::<Vec<_>>() {
+            self.is_held(CacheFile::Member(index), &mut pins);
+        }
+    }
+
+    /// Takes pins that linger out of the account: the layer is closed.
+    pub(super) fn forget_pins(&mut self) {
+        for pinned in self.pins.get_mut().0.values() {
+            self.shared.budget.unpin(pinned.bytes);
+        }
+    }
+}
+
+impl MemberPin {
+    /// Notes that the member's file goes to others, who may map it; `false` where it would not be
+    /// known when they let go of it, or somebody has it open of whom nothing is known.
+    pub(super) fn hand_out(&self) -> Result<bool, CacheError> {
+        let mut pins = self.store.pins.lock();
+        let Some(pinned) = pins.0.get_mut(&self.index) else { return Ok(false) };
+        if !pinned.is_handed_out {
+            pinned.is_handed_out = !self.store.is_open_elsewhere(self.index)?;
+        }
+        Ok(pinned.is_handed_out)
     }
 }
 
@@ -166,12 +213,16 @@ impl Drop for MemberPin {
         if pinned.count > 0 {
             return;
         }
-        store.shared.budget.unpin(pinned.bytes);
-        pins.0.remove(&self.index);
         // The kernel's reads leave no stamps: without these the member would be the first to go.
         if let Some(ready) = store.ready.get() {
             let now = store.shared.budget.now();
             chunks_of_member(ready, self.index).for_each(|chunk| ready.chunks.touch(chunk, now));
+        }
+        if pinned.is_handed_out {
+            store.is_held(CacheFile::Member(self.index), &mut pins);
+        } else {
+            store.shared.budget.unpin(pinned.bytes);
+            pins.0.remove(&self.index);
         }
     }
 }

@@ -34,6 +34,7 @@ mod eviction;
 mod files;
 mod key;
 mod known;
+mod lease;
 mod lock;
 mod meta;
 mod open_files;

@@ -426,6 +426,7 @@ impl LayerStore {
 
 impl Drop for LayerStore {
     fn drop(&mut self) {
+        self.forget_pins();
         self.forget_files();
         let latest = self.stamps().max().unwrap_or(0);
         self.known.stamp.fetch_max(latest, Ordering::Relaxed);

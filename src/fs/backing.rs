@@ -31,8 +31,9 @@ impl FileSystem {
         self.kit().layers.iter().any(|layer| layer.store().has_big_members())
     }
 
-    /// The folder of the cache; `None` for a kit without layers.
-    pub fn cache_folder(&self) -> Option<&std::path::Path> {
-        self.kit().layers.first().map(|layer| layer.store().cache_folder())
+    /// Whether the cache lies where the kernel is never given a file of it.
+    pub fn is_on_stacked_file_system(&self) -> bool {
+        let layer = self.kit().layers.first();
+        layer.is_some_and(|layer| layer.store().is_on_stacked_file_system())
     }
 }

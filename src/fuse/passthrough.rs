@@ -1,14 +1,16 @@
 //! Which open files the kernel reads by itself, from the cache's own files (FUSE passthrough).
 //!
 //! ```text
-//!                  first open                       last release (opens and maps are gone)
+//!                  first open                       last release
 //! (no entry) --complete, checked, allowed--> Passthrough {id, pin} --> (no entry): id and pin go
 //!      '-------anything else-------------------> Cached ---------> (no entry), perhaps a check
 //! ```
 //!
 //! The kernel wants every open of an inode alike: all cached, or all by the same backing id; an
 //! open of the other kind fails with EIO. So an inode's first open decides for all until the last
-//! one is released. The kernel forgets an open before it sends the release, never after: an
+//! one is released. A map of a cached file is an open of it; one of a passed-through file is an
+//! open of the cache's file, and lives on when the entry is gone (the cache sees it, and keeps its
+//! bytes). The kernel forgets an open before it sends the release, never after: an
 //! entry may live a moment longer than the opens it counts, and nothing is decided too early.
 //!
 //! Real opens cost a request each, so they are only had where they may lead to something: where
@@ -26,7 +28,6 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -51,8 +52,9 @@ const CACHED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_
 /// no more use to it, and go.
 const PASSED_THROUGH: FopenFlags = FopenFlags::FOPEN_NOFLUSH;
 
-/// `f_type` of file systems that lie on others (include/uapi/linux/magic.h): overlayfs, eCryptfs.
-const STACKED_FILE_SYSTEMS: [i64; 2] = [0x794c_7630, 0xf15f];
+/// How deep a mount lies on other file systems: on the cache's, which lies on none. The kernel has
+/// two levels, so that the mount can still be a layer of an overlay.
+const STACK_DEPTH: u32 = 1;
 
 /// What passthrough does for a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +80,8 @@ enum Off {
     Unwanted,
     #[error("no file of the kit has 1 MiB")]
     NothingBig,
+    #[error("the cache folder lies on an overlay: put it on a volume or disk (--cache-dir)")]
+    Stacked,
     #[error("the kernel does not have it (Linux 6.9 and later do)")]
     NotOffered,
     #[error("it takes CAP_SYS_ADMIN (run the daemon as root)")]
@@ -145,16 +149,18 @@ impl Passthrough {
     }
 
     fn ask_for_it(&self, config: &mut KernelConfig) -> Result<(), Off> {
-        let folder = self.file_system.cache_folder().ok_or(Off::NothingBig)?;
         if !self.file_system.has_big_members() {
             return Err(Off::NothingBig);
+        }
+        if self.file_system.is_on_stacked_file_system() {
+            return Err(Off::Stacked);
         }
         let capabilities = rustix::thread::capabilities(None);
         if !capabilities.is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN)) {
             return Err(Off::NotPrivileged);
         }
         config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).map_err(|_| Off::NotOffered)?;
-        config.set_max_stack_depth(stack_depth(folder)).expect("1 and 2 are what the kernel has");
+        config.set_max_stack_depth(STACK_DEPTH).expect("the kernel has two levels");
         Ok(())
     }
 
@@ -312,14 +318,6 @@ fn will_fail_again(error: Errno) -> bool {
     [Errno::PERM, Errno::LOOP, Errno::INVAL, Errno::NOTTY, Errno::OPNOTSUPP].contains(&error)
 }
 
-/// How deep this mount lies on other file systems: on the cache's, and on what that lies on. The
-/// kernel has two levels; a mount that takes both cannot be a layer of an overlay.
-fn stack_depth(cache_folder: &Path) -> u32 {
-    let found = rustix::fs::statfs(cache_folder);
-    let is_stacked = found.is_ok_and(|found| STACKED_FILE_SYSTEMS.contains(&(found.f_type as i64)));
-    if is_stacked { 2 } else { 1 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,11 +328,5 @@ mod tests {
             assert!(!will_fail_again(error), "{error}");
         }
         assert!(will_fail_again(Errno::PERM));
-    }
-
-    #[test]
-    fn a_folder_that_lies_on_no_other_file_system_takes_one_level() {
-        assert_eq!(stack_depth(Path::new("/proc")), 1);
-        assert_eq!(stack_depth(Path::new("/no such folder")), 1);
     }
 }

@@ -3,7 +3,10 @@
 //! They need root and /dev/fuse, and fail where that is missing.
 #![allow(unsafe_code, reason = "mapping a file into memory")]
 
+#[path = "../engine/mod.rs"]
 mod engine;
+mod passthrough;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use engine::Engine;
 use kitfs::fs::FsConfig;
-use kitfs::fuse::{Mount, MountError, MountOptions};
+use kitfs::fuse::{Mount, MountError, MountOptions, PassthroughStatus};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -42,7 +45,7 @@ struct Mounted {
     engine: Engine,
     written: Written,
     root: PathBuf,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// How a test wants its mount.
@@ -51,13 +54,22 @@ struct How {
     umask: u32,
     allow_other: bool,
     noexec: bool,
+    passthrough: bool,
     config: FsConfig,
+    cache_bytes: Option<u64>,
 }
 
 impl Default for How {
     fn default() -> Self {
         let config = FsConfig::default();
-        Self { umask: 0o022, allow_other: false, noexec: false, config }
+        Self {
+            umask: 0o022,
+            allow_other: false,
+            noexec: false,
+            passthrough: true,
+            config,
+            cache_bytes: None,
+        }
     }
 }
 
@@ -67,14 +79,17 @@ impl Mounted {
     }
 
     fn with(kit: Kit, how: How) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::in_folder(tempfile::tempdir().unwrap(), kit, how)
+    }
+
+    fn in_folder(folder: tempfile::TempDir, kit: Kit, how: How) -> Self {
         // Other users are to reach the mount, where it lets them.
         fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let written = kit.write(&folder.path().join("kit"), "v1");
         let root = folder.path().join("mount");
         fs::create_dir(&root).unwrap();
-        let engine = Engine::new(&folder.path().join("cache"), None);
-        let mut mounted = Self { mount: None, engine, written, root, _folder: folder };
+        let engine = Engine::new(&folder.path().join("cache"), how.cache_bytes);
+        let mut mounted = Self { mount: None, engine, written, root, folder };
         mounted.mount = Some(mounted.mount_again(how).unwrap());
         mounted
     }
@@ -86,6 +101,7 @@ impl Mounted {
             allow_other: how.allow_other,
             nonempty: false,
             noexec: how.noexec,
+            passthrough: how.passthrough,
         };
         let _inside = self.engine.runtime.enter();
         Mount::new(Arc::new(kit), &options, how.config)
@@ -115,6 +131,34 @@ impl Drop for Mounted {
         // A test that waits for a stalled source must not hold up its own end.
         self.engine.faults.stall(false);
         drop(self.mount.take());
+    }
+}
+
+/// A file in memory, to be read. Dropping it unmaps it.
+struct Mapped {
+    address: *mut std::ffi::c_void,
+    length: usize,
+}
+
+impl Mapped {
+    fn new(file: &File, length: usize, kind: MapFlags) -> Self {
+        let no_address = std::ptr::null_mut();
+        // SAFETY: a fresh mapping of a file that nobody can write.
+        let address =
+            unsafe { rustix::mm::mmap(no_address, length, ProtFlags::READ, kind, file, 0) };
+        Self { address: address.unwrap(), length }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping has this length, and is unmapped when `self` goes.
+        unsafe { std::slice::from_raw_parts(self.address.cast::<u8>(), self.length) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: `bytes` borrows from `self`, so nothing reads there any more.
+        unsafe { rustix::mm::munmap(self.address, self.length) }.unwrap();
     }
 }
 
@@ -173,19 +217,9 @@ fn a_mapped_file_has_the_bytes_of_the_layer() {
     let mounted = Mounted::new(kit);
     let file = mounted.open("weights.bin");
     for kind in [MapFlags::PRIVATE, MapFlags::SHARED] {
-        let no_address = std::ptr::null_mut();
-        let mapped = {
-            // SAFETY: a fresh mapping of a file that nobody can write.
-            let address = unsafe {
-                rustix::mm::mmap(no_address, content.len(), ProtFlags::READ, kind, &file, 0)
-            };
-            // SAFETY: the mapping has this length and is unmapped below.
-            unsafe { std::slice::from_raw_parts(address.unwrap().cast::<u8>(), content.len()) }
-        };
-        assert_eq!(mapped[1_999_999], content[1_999_999], "a fault in the middle");
-        assert!(mapped == content);
-        // SAFETY: `mapped` is not used any more.
-        unsafe { rustix::mm::munmap(mapped.as_ptr().cast_mut().cast(), mapped.len()) }.unwrap();
+        let mapped = Mapped::new(&file, content.len(), kind);
+        assert_eq!(mapped.bytes()[1_999_999], content[1_999_999], "a fault in the middle");
+        assert!(mapped.bytes() == content);
     }
 }
 
@@ -701,7 +735,7 @@ fn a_mountpoint_that_is_a_kit_already_is_refused() {
 
 /// The part of the next test that runs as another user: mounts, reads, unmounts.
 #[test]
-#[ignore = "run by an_ordinary_user_mounts_through_fusermount3"]
+#[ignore = "run by an_ordinary_user_mounts_through_fusermount3_and_has_no_passthrough"]
 fn child_of_an_ordinary_user() {
     assert_eq!(rustix::process::geteuid().as_raw(), NOBODY);
     let folder = std::env::current_dir().unwrap();
@@ -712,6 +746,7 @@ fn child_of_an_ordinary_user() {
         allow_other,
         nonempty: false,
         noexec: false,
+        passthrough: true,
     };
     let refused = Mount::check(&options(true)).unwrap_err();
     assert!(refused.to_string().contains("user_allow_other"), "{refused}");
@@ -720,7 +755,12 @@ fn child_of_an_ordinary_user() {
     let _inside = engine.runtime.enter();
     let mount = Mount::new(kit, &options(false), FsConfig::default()).unwrap();
     let path = folder.join("mount/weights.bin");
-    assert_eq!(fs::read(&path).unwrap(), b"weights");
+    for _ in 0..2 {
+        assert_eq!(fs::read(&path).unwrap(), [7; 2_000_000]);
+    }
+    let PassthroughStatus::Off { reason } = mount.passthrough() else { panic!("it is on") };
+    assert!(reason.contains("CAP_SYS_ADMIN"), "{reason}");
+    assert_eq!(mount.open_files(), 0, "opens are not counted where they lead to nothing");
     assert_eq!(fs::metadata(&path).unwrap().uid(), NOBODY);
     let file = File::open(&path).unwrap();
     assert!(matches!(mount.unmount(false), Err(MountError::Busy(_))));
@@ -730,11 +770,11 @@ fn child_of_an_ordinary_user() {
 }
 
 #[test]
-fn an_ordinary_user_mounts_through_fusermount3() {
+fn an_ordinary_user_mounts_through_fusermount3_and_has_no_passthrough() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
     fs::set_permissions("/dev/fuse", PermissionsExt::from_mode(0o666)).unwrap();
-    let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, b"weights"));
+    let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, &[7; 2_000_000]));
     kit.write(&folder.path().join("kit"), "v1");
     for name in ["cache", "mount"] {
         let path = folder.path().join(name);
