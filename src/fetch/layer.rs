@@ -194,11 +194,6 @@ impl Layer {
         chunks.all(|chunk| self.inner.status(ChunkId(chunk), false) == ChunkStatus::Resident)
     }
 
-    /// The layer in the cache: what the kernel may read by itself is for the cache to say.
-    pub fn store(&self) -> &Arc<LayerStore> {
-        &self.inner.store
-    }
-
     /// Whether the blob comes from another host, rather than from this machine's own disk.
     pub fn is_remote(&self) -> bool {
         self.inner.sources.read().iter().any(|source| source.is_remote())
