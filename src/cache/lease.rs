@@ -17,8 +17,10 @@ use std::io::{Error, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use rustix::fs::FsWord;
+
 /// `f_type` of file systems that lie on others (include/uapi/linux/magic.h): overlayfs, eCryptfs.
-const STACKED_FILE_SYSTEMS: [i64; 2] = [0x794c_7630, 0xf15f];
+const STACKED_FILE_SYSTEMS: [FsWord; 2] = [0x794c_7630, 0xf15f];
 
 /// The command that names the signal to be sent (asm-generic/fcntl.h); `libc` has it not.
 const F_SETSIG: libc::c_int = 10;
@@ -43,7 +45,7 @@ pub(super) fn is_open_elsewhere(file: &File) -> std::io::Result<bool> {
 /// Whether files of `folder` may be mapped without being held open. Unknown counts as yes.
 pub(super) fn is_stacked(folder: &Path) -> bool {
     let found = rustix::fs::statfs(folder);
-    found.map_or(true, |found| STACKED_FILE_SYSTEMS.contains(&(found.f_type as i64)))
+    found.map_or(true, |found| STACKED_FILE_SYSTEMS.contains(&found.f_type))
 }
 
 fn fcntl(file: &File, command: libc::c_int, argument: libc::c_int) -> std::io::Result<()> {
