@@ -92,6 +92,13 @@ async fn status(config: DaemonConfig, is_json: bool) -> Result<(), CliError> {
         status.cache_folder.display(),
         sizes::show(status.cache_resident_bytes)
     ))?;
+    print_line(format_args!(
+        "fetched {} in {} requests; memory in use {} of {}",
+        sizes::show(status.fetch.fetched_bytes),
+        status.fetch.requests,
+        sizes::show(status.fetch.reserved_bytes),
+        sizes::show(status.fetch.memory_bytes)
+    ))?;
     match status.mounts.is_empty() {
         true => print_line("nothing is mounted"),
         false => print_mounts(&status.mounts),

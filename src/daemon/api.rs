@@ -184,6 +184,19 @@ pub enum PassthroughState {
     },
 }
 
+/// What a daemon has fetched since it was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchStatus {
+    /// Requests for ranges of layers, those that scan headers included.
+    pub requests: u64,
+    /// Bytes of layers that came.
+    pub fetched_bytes: u64,
+    /// Memory that is reserved for bytes under way; 0 when nothing is.
+    pub reserved_bytes: u64,
+    /// The most memory that may be reserved (`--memory`).
+    pub memory_bytes: u64,
+}
+
 /// A daemon, as `kitfs daemon status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonStatus {
@@ -197,6 +210,8 @@ pub struct DaemonStatus {
     pub cache_resident_bytes: u64,
     /// The most bytes of content the cache may hold, if bounded.
     pub cache_capacity_bytes: Option<u64>,
+    /// What was fetched, and what is under way.
+    pub fetch: FetchStatus,
     /// Seconds since 1970.
     pub started_at: i64,
     /// Its mounts, by mountpoint.

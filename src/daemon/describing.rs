@@ -1,11 +1,12 @@
-//! What kits are, without a look into their layers: `kitfs info` and `kitfs list`.
+//! What is told: what kits are, without a look into their layers (`kitfs info`, `kitfs list`), and what
+//! was fetched.
 
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 
-use super::api::{Failure, KitInfo, LayerInfo, TagInfo};
-use crate::fetch::Fetcher;
+use super::api::{Failure, FetchStatus, KitInfo, LayerInfo, TagInfo};
+use crate::fetch::{FetchUsage, Fetcher};
 use crate::fs::{self, Description};
 use crate::kit::{Family, KitLayer, Role};
 use crate::oci::{Descriptor, Origin};
@@ -122,4 +123,10 @@ fn tag_info(tag: String, description: &Description) -> TagInfo {
         author: kitfile.first_author().map(str::to_owned),
         problem: None,
     }
+}
+
+/// What `kitfs daemon status` shows of the fetcher.
+pub(super) fn fetch_status(usage: FetchUsage) -> FetchStatus {
+    let FetchUsage { reserved_bytes, memory_bytes, requests, fetched_bytes } = usage;
+    FetchStatus { requests, fetched_bytes, reserved_bytes, memory_bytes }
 }

@@ -69,6 +69,7 @@ impl Service {
             cache_folder: self.cache.folder().to_owned(),
             cache_resident_bytes: self.cache.resident_bytes(),
             cache_capacity_bytes: self.cache.capacity_bytes(),
+            fetch: describing::fetch_status(self.fetcher.usage()),
             started_at: self.started_at,
             mounts: self.mounts.statuses(),
         }

@@ -138,7 +138,6 @@ impl Inner {
                     None => break,
                 }
             }
-            self.scheduler.count_fetched(pieces.next - *sent);
             if !batch.is_empty() && batches.send(batch).await.is_err() {
                 return Err(Stopped::Writer);
             }
@@ -161,7 +160,6 @@ impl Inner {
         mut failed: Option<SourceError>,
     ) -> Result<BlobStream, FetchError> {
         for source in untried {
-            self.scheduler.count_request();
             match source.open(self.spec.blob, range.clone(), urgency.clone()).await {
                 Ok(stream)
                     if stream.range.start <= range.start && stream.range.end >= range.end =>

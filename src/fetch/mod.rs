@@ -13,6 +13,7 @@
 //! - `scheduler`: which transfer runs next, and the memory of all of them.
 //! - `transfer`: one request on its way to the cache, and its waiters.
 //! - `download`, `writer`: the two sides of a transfer, network and disk.
+//! - `meter`: what was asked of sources, and came.
 //! - `scan`: finds the table of contents of an uncompressed tar by its headers alone.
 //! - `pass`: the one sequential pass that a compressed layer takes.
 //! - `confirm`: the digest of a whole layer, once its last byte is in.
@@ -24,6 +25,7 @@ mod confirm;
 mod download;
 mod error;
 pub mod layer;
+mod meter;
 mod pace;
 mod pass;
 pub mod plan;
@@ -46,6 +48,8 @@ use crate::source::{BlobSource, Urgency};
 
 pub use error::FetchError;
 pub use layer::Layer;
+
+use meter::Meter;
 use scheduler::Scheduler;
 
 /// What a scan of headers takes of memory: its pieces are written as they come.
@@ -70,6 +74,8 @@ impl Default for FetchConfig {
 pub struct FetchUsage {
     /// Memory that is reserved now, in bytes; 0 when nothing is under way.
     pub reserved_bytes: u64,
+    /// The most that may be.
+    pub memory_bytes: u64,
     /// Requests that were made to sources.
     pub requests: u64,
     /// Bytes of blobs that came.
@@ -96,6 +102,8 @@ pub struct Fetcher {
     cache: Arc<Cache>,
     layers: Mutex<HashMap<LayerKey, Slot>>,
     scheduler: Arc<Scheduler>,
+    meter: Arc<Meter>,
+    config: FetchConfig,
 }
 
 /// One layer's place in the table. The async mutex is held while the layer is opened, so a second
@@ -105,12 +113,18 @@ type Slot = Arc<tokio::sync::Mutex<Weak<Layer>>>;
 impl Fetcher {
     /// A fetcher over `cache`.
     pub fn new(cache: Arc<Cache>, config: FetchConfig) -> Arc<Self> {
-        Arc::new(Self { cache, layers: Mutex::default(), scheduler: Scheduler::new(config) })
+        let (scheduler, meter) = (Scheduler::new(config), Arc::default());
+        Arc::new(Self { cache, layers: Mutex::default(), scheduler, meter, config })
     }
 
     /// What it is doing now, for `kitfs status`.
     pub fn usage(&self) -> FetchUsage {
-        self.scheduler.usage()
+        FetchUsage {
+            reserved_bytes: self.scheduler.reserved_bytes(),
+            memory_bytes: self.config.memory_bytes,
+            requests: self.meter.requests(),
+            fetched_bytes: self.meter.fetched_bytes(),
+        }
     }
 
     /// How long no reader has had to wait for bytes; background work waits for a quiet moment.
@@ -138,6 +152,7 @@ impl Fetcher {
         source: Arc<dyn BlobSource>,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Arc<Layer>, FetchError> {
+        let source = self.meter.metered(source);
         let slot = self.layers.lock().entry(spec.key()).or_default().clone();
         let mut open = slot.lock().await;
         if let Some(layer) = open.upgrade() {

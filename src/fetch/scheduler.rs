@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::{FetchConfig, FetchUsage};
+use super::FetchConfig;
 use crate::source::{Priority, Urgency};
 
 /// Transfers that run at a time: each has a thread that writes, and the runtime has 512 for
@@ -58,8 +58,6 @@ pub(super) struct Scheduler {
     /// Readers that wait for bytes.
     readers: AtomicUsize,
     readers_left: Notify,
-    requests: AtomicU64,
-    fetched_bytes: AtomicU64,
     began: Instant,
     /// When a reader last began or ended to wait, in milliseconds since `began`.
     last_reader_ms: AtomicU64,
@@ -109,8 +107,6 @@ impl Scheduler {
             reply_units: reply_units as u32,
             readers: AtomicUsize::new(0),
             readers_left: Notify::new(),
-            requests: AtomicU64::new(0),
-            fetched_bytes: AtomicU64::new(0),
             began: Instant::now(),
             last_reader_ms: AtomicU64::new(0),
         })
@@ -188,26 +184,14 @@ impl Scheduler {
         permit.expect("the semaphore is never closed")
     }
 
-    pub(super) fn count_request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn count_fetched(&self, bytes: u64) {
-        self.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
     pub(super) fn running(&self) -> usize {
         self.table.lock().running.len()
     }
 
-    pub(super) fn usage(&self) -> FetchUsage {
+    /// Memory that is reserved now, in bytes.
+    pub(super) fn reserved_bytes(&self) -> u64 {
         let reply_units = self.reply_units as usize - self.replies.available_permits();
-        let table = self.table.lock();
-        FetchUsage {
-            reserved_bytes: table.reserved_bytes + reply_units as u64 * REPLY_UNIT_BYTES,
-            requests: self.requests.load(Ordering::Relaxed),
-            fetched_bytes: self.fetched_bytes.load(Ordering::Relaxed),
-        }
+        self.table.lock().reserved_bytes + reply_units as u64 * REPLY_UNIT_BYTES
     }
 }
 
@@ -353,17 +337,17 @@ mod tests {
         }
         assert!(scheduler.table.lock().waiting.is_empty());
         drop(held);
-        assert_eq!(scheduler.usage().reserved_bytes, 0);
+        assert_eq!(scheduler.reserved_bytes(), 0);
     }
 
     #[tokio::test]
     async fn a_reply_larger_than_its_memory_is_made_alone() {
         let scheduler = scheduler(16);
         let large = scheduler.reserve_reply(u64::MAX).await;
-        assert_eq!(scheduler.usage().reserved_bytes, 4 * MIB);
+        assert_eq!(scheduler.reserved_bytes(), 4 * MIB);
         assert!(scheduler.reserve_reply(1).now_or_never().is_none());
         drop(large);
-        assert_eq!(scheduler.usage().reserved_bytes, 0);
+        assert_eq!(scheduler.reserved_bytes(), 0);
     }
 
     fn any_priority() -> impl Strategy<Value = Priority> {
@@ -397,10 +381,10 @@ mod tests {
                     }
                     None => true,
                 });
-                let reserved = scheduler.usage().reserved_bytes;
+                let reserved = scheduler.reserved_bytes();
                 prop_assert!(reserved <= 12 * MIB || permits.len() == 1);
             }
-            prop_assert_eq!(scheduler.usage().reserved_bytes, 0);
+            prop_assert_eq!(scheduler.reserved_bytes(), 0);
         }
     }
 }
