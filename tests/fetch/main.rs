@@ -146,9 +146,8 @@ async fn nothing_is_fetched_again_after_a_restart() {
         assert!(read(&layer, 0..source.bytes.len()).await.unwrap() == source.bytes);
         until("confirmed", || layer.state() == LayerState::Confirmed).await;
         drop(layer);
-        let cache = Arc::downgrade(fetcher.cache());
         drop(fetcher);
-        until("the cache is closed", || cache.strong_count() == 0).await;
+        until("the cache is closed", || !Cache::is_held(folder.path())).await;
     }
     assert_eq!(source.yielded(), source.bytes.len() as u64);
 }
@@ -438,9 +437,8 @@ async fn model(
             }
             Step::Restart => {
                 drop(layer);
-                let cache = Arc::downgrade(fetcher.cache());
                 drop(fetcher);
-                until("the cache is closed", || cache.strong_count() == 0).await;
+                until("the cache is closed", || !Cache::is_held(folder.path())).await;
                 source.faults.lock().clear();
                 fetcher = self::fetcher(folder.path(), Some(capacity));
                 layer = open(&fetcher, spec, &source).await.unwrap();
