@@ -7,21 +7,25 @@ use parking_lot::Mutex;
 
 use super::attributes::{Attributes, FileKind, Ino, Owner, Totals};
 use super::config::FsConfig;
+use super::cursors::{Ahead, Cursors, Strides};
 use super::error::FsError;
 use super::kit::LoadedKit;
 use super::read::{PendingRead, Read};
-use super::readahead::Readahead;
 use super::xattr;
+use crate::fetch::Layer;
 use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::{StreamOffset, member_path};
 use crate::source::Priority;
+
+/// Tables of cursors, so that readers of different files do not meet at one lock.
+const CURSOR_SHARDS: usize = 16;
 
 /// A loaded kit as a file system. All methods may be called from any thread.
 pub struct FileSystem {
     kit: Arc<LoadedKit>,
     owner: Owner,
     config: FsConfig,
-    readahead: Mutex<Readahead>,
+    cursors: [Mutex<Cursors>; CURSOR_SHARDS],
 }
 
 /// An entry of a directory.
@@ -51,7 +55,7 @@ pub struct Access {
 impl FileSystem {
     /// A file system over `kit` whose files belong to `owner`.
     pub fn new(kit: Arc<LoadedKit>, owner: Owner, config: FsConfig) -> Self {
-        Self { kit, owner, config, readahead: Mutex::default() }
+        Self { kit, owner, config, cursors: Default::default() }
     }
 
     /// The kit.
@@ -200,12 +204,7 @@ impl FileSystem {
         }
         let range = file_start + wanted.start..file_start + wanted.end;
         let is_resident = layer.read_resident(range.start, &mut buffer[..bytes])?;
-        let file_bytes = self.kit.tree.size(node);
-        if let Some(ahead) = self.readahead.lock().observe(node.0, wanted, file_bytes) {
-            // What this read misses comes first, in the same request as what follows it.
-            let start = if is_resident { file_start + ahead.start } else { range.start };
-            layer.prefetch(start..file_start + ahead.end, Priority::Readahead);
-        }
+        self.fetch_ahead(node, layer, file_start, wanted, is_resident);
         if is_resident {
             return Ok(Read::Resident(&buffer[..bytes]));
         }
@@ -214,6 +213,29 @@ impl FileSystem {
             range,
             deadline: self.config.read_deadline,
         }))
+    }
+
+    /// Starts to fetch what the file's readers will want next, as a read of `wanted` tells.
+    fn fetch_ahead(
+        &self,
+        node: NodeId,
+        layer: &Layer,
+        file_start: StreamOffset,
+        wanted: Range<u64>,
+        is_resident: bool,
+    ) {
+        let file_bytes = self.kit.tree.size(node);
+        let Ahead { window, strides } = self.cursors[node.0 as usize % CURSOR_SHARDS]
+            .lock()
+            .observe(node.0, wanted.clone(), file_bytes);
+        if let Some(window) = window {
+            // What this read misses comes first, in the same request as what follows it.
+            let start = if is_resident { window.start } else { wanted.start };
+            layer.prefetch(file_start + start..file_start + window.end, Priority::Readahead);
+        }
+        for stride in strides.iter().flat_map(Strides::ranges) {
+            layer.prefetch(file_start + stride.start..file_start + stride.end, Priority::Readahead);
+        }
     }
 
     /// The path of an inode from the root, for messages.

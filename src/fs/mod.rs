@@ -6,7 +6,7 @@
 //!
 //! - [`load`](load()): from a reference to a [`LoadedKit`].
 //! - [`FileSystem`]: what a kernel (or a test) asks of a loaded kit.
-//! - [`readahead`]: which bytes a sequential reader wants next; pure.
+//! - [`cursors`]: which bytes the readers of a file want next; pure.
 //!
 //! Invariants:
 //! - Nothing about a mount lives only here: an inode number is a node's position in the tree, a
@@ -19,13 +19,13 @@
 mod attributes;
 mod backing;
 mod config;
+pub mod cursors;
 mod error;
 mod file_system;
 mod kit;
 mod load;
 mod load_error;
 mod read;
-pub mod readahead;
 mod resolve;
 mod xattr;
 

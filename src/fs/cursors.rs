@@ -1,0 +1,525 @@
+//! Which bytes the readers of a file want next. Pure: it is told of reads and answers with ranges.
+//!
+//! ```text
+//! file      |···························································|
+//! reads       [  ][  ][  ]                    [  ][  ]
+//!              cursor 1  ^next      window     cursor 2 ^next
+//!                        |------------------|
+//!                               ^asked for before
+//! ```
+//!
+//! A file has up to [`MOST_CURSORS`] cursors, one for each stream that reads through it, whichever
+//! process or handle the stream comes from: the kernel's own readahead names neither. A read that
+//! goes on where a cursor stands moves it; any other begins a cursor, in the place of the one that
+//! was used least recently. So streams do not disturb each other, and neither does a seek.
+//!
+//! How far ahead to ask:
+//! - A stream that nothing is known of: some MiB from its second read on, and in the long run a fifth
+//!   of what it has read. A stream that stops has then fetched at most a fifth for nothing.
+//! - A stream in a file whose earlier streams ran equally far (blocks of a mapped file in any
+//!   order, tensors of one size): what is left to that length, from its first read on, and no
+//!   more; once it runs further, as above.
+//! - Reads at equal distances: those at the next few distances.
+//! - Anything else, random reads above all: nothing.
+//!
+//! Time is counted in reads of the file.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+
+use lru::LruCache;
+
+/// Streams recognised in one file. 32: twice the data-loader workers of a usual machine; a cursor
+/// is 40 bytes, and looking through all of them takes tens of nanoseconds.
+pub const MOST_CURSORS: usize = 32;
+/// Files remembered at once. A training job has some tens of shards open.
+const MOST_FILES: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not zero");
+
+/// The largest window: half a second at 1 Gbit/s, so that a line with many round trips under way
+/// and several requests at once does not run dry.
+pub const MOST_WINDOW_BYTES: u64 = 64 * 1024 * 1024;
+/// The window of a stream of two reads: four chunks.
+const FIRST_WINDOW_BYTES: u64 = 1024 * 1024;
+/// The window until a fifth of the run is more: a round trip of 20 ms at 800 Mbit/s.
+const USUAL_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
+/// What a window is of the bytes that its stream has read.
+const RUN_SHARE: u64 = 5;
+/// The most that is asked for on the first read of a stream, by what others of the file did.
+const MOST_EXPECTED_BYTES: u64 = 16 * 1024 * 1024;
+/// Shorter runs than this say nothing: they may be single reads.
+const TELLING_RUN_BYTES: u64 = 512 * 1024;
+/// Windows end at multiples of this, so that requests are few and large.
+const ALIGNMENT_BYTES: u64 = 1024 * 1024;
+
+/// How far from the expected place a read may lie and still belong to a stream: the kernel's
+/// readahead sends requests of up to 1 MiB on several threads, so they arrive out of order.
+const SLACK_BYTES: u64 = 2 * 1024 * 1024;
+/// The same for a stream of a single read: two requests of the kernel's usual 128 KiB.
+const FIRST_SLACK_BYTES: u64 = 256 * 1024;
+
+/// Reads of the file after which a cursor that was not used has ended. Streams that are read in
+/// turns are each used more often.
+const ENDED_READS: u64 = 64;
+/// Ended streams that say how far one usually runs.
+const TELLING_STREAMS: usize = 2;
+
+/// Equal distances in a row after which the next ones are expected.
+const TELLING_STRIDES: u32 = 2;
+/// How many distances ahead, and how many bytes of all of them, are asked for.
+const MOST_STRIDES: u64 = 8;
+const MOST_STRIDE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// What to fetch beyond a read: never empty ranges, never past the end of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// What follows in the read's own stream.
+    pub window: Option<Range<u64>>,
+    /// Reads at equal distances.
+    pub strides: Option<Strides>,
+}
+
+/// Ranges of equal length at equal distances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Strides {
+    first: Range<u64>,
+    distance: u64,
+    count: u64,
+}
+
+impl Strides {
+    /// The ranges, in order.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + use<> {
+        let Self { first, distance, count } = self.clone();
+        (0..count).map(move |index| {
+            let by = index * distance;
+            first.start + by..first.end + by
+        })
+    }
+}
+
+/// One stream through a file.
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    /// The end of the furthest read.
+    next: u64,
+    /// Everything before this was read or asked for.
+    asked: u64,
+    /// The bytes it has come forward.
+    run_bytes: u64,
+    /// How many reads belong to it.
+    reads: u64,
+    /// When it was last used.
+    used: u64,
+}
+
+/// Reads that began streams, as far as they lie at equal distances.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pattern {
+    last: Option<u64>,
+    distance: u64,
+    /// How many distances in a row were equal.
+    repeats: u32,
+    /// How many reads ahead of the last one were asked for.
+    ahead: u64,
+}
+
+/// The cursors of one file.
+#[derive(Debug, Default)]
+struct FileCursors {
+    cursors: Vec<Cursor>,
+    reads: u64,
+    pattern: Pattern,
+}
+
+/// The cursors of the files of a mount, the least recently read file forgotten first.
+#[derive(Debug)]
+pub struct Cursors {
+    files: LruCache<u32, FileCursors>,
+}
+
+impl Default for Cursors {
+    fn default() -> Self {
+        Self { files: LruCache::new(MOST_FILES) }
+    }
+}
+
+impl Cursors {
+    /// Takes note of a read of `range` of a file of `size` bytes, and says what to fetch beyond it.
+    pub fn observe(&mut self, file: u32, range: Range<u64>, size: u64) -> Ahead {
+        self.files.get_or_insert_mut(file, FileCursors::default).observe(range, size)
+    }
+}
+
+impl FileCursors {
+    fn observe(&mut self, range: Range<u64>, size: u64) -> Ahead {
+        self.reads += 1;
+        match self.cursor_at(&range) {
+            Some(index) => {
+                let ended = self.expected_run_bytes();
+                let cursor = &mut self.cursors[index];
+                cursor.used = self.reads;
+                cursor.reads += 1;
+                if range.end <= cursor.next {
+                    return Ahead::default();
+                }
+                cursor.run_bytes += range.end - cursor.next;
+                cursor.next = range.end;
+                Ahead { window: cursor.window(ended, size), strides: None }
+            }
+            None => {
+                let strides = self.pattern.observe(&range, size);
+                let expected = self.expected_run_bytes();
+                let bytes = range.end - range.start;
+                let mut cursor = Cursor {
+                    next: range.end,
+                    asked: range.end,
+                    run_bytes: bytes,
+                    reads: 1,
+                    used: self.reads,
+                };
+                // Without strides: those say exactly what comes, and it is not what follows here.
+                let window = match strides {
+                    None => cursor.window(expected, size),
+                    Some(_) => None,
+                };
+                self.insert(cursor);
+                Ahead { window, strides }
+            }
+        }
+    }
+
+    /// The cursor that a read goes on with: the nearest of those in reach.
+    fn cursor_at(&self, range: &Range<u64>) -> Option<usize> {
+        let distance = |cursor: &Cursor| range.start.abs_diff(cursor.next);
+        let in_reach = |(_, cursor): &(usize, &Cursor)| {
+            let slack = if cursor.reads > 1 { SLACK_BYTES } else { FIRST_SLACK_BYTES };
+            distance(cursor) <= slack
+        };
+        let nearest =
+            self.cursors.iter().enumerate().filter(in_reach).min_by_key(|(_, c)| distance(c));
+        nearest.map(|(index, _)| index)
+    }
+
+    fn insert(&mut self, cursor: Cursor) {
+        if self.cursors.len() < MOST_CURSORS {
+            return self.cursors.push(cursor);
+        }
+        let oldest = self.cursors.iter_mut().min_by_key(|cursor| cursor.used);
+        *oldest.expect("there are cursors") = cursor;
+    }
+
+    /// How far streams of this file usually run: the median of those that have ended.
+    fn expected_run_bytes(&self) -> Option<u64> {
+        if self.reads < ENDED_READS {
+            return None;
+        }
+        let mut runs = [0; MOST_CURSORS];
+        let mut count = 0;
+        for cursor in &self.cursors {
+            if cursor.used + ENDED_READS < self.reads {
+                runs[count] = cursor.run_bytes;
+                count += 1;
+            }
+        }
+        if count < TELLING_STREAMS {
+            return None;
+        }
+        runs[..count].sort_unstable();
+        let median = runs[count / 2];
+        (median >= TELLING_RUN_BYTES).then_some(median)
+    }
+}
+
+impl Cursor {
+    /// What to ask for now, so that the window in front of the stream is asked for; nothing while
+    /// most of it was asked for before.
+    fn window(&mut self, expected_run_bytes: Option<u64>, size: u64) -> Option<Range<u64>> {
+        let left = expected_run_bytes.map_or(0, |run| run.saturating_sub(self.run_bytes));
+        let window_bytes = match left {
+            0 if self.reads == 1 => return None,
+            0 if expected_run_bytes == Some(self.run_bytes) => return None,
+            0 => {
+                let first = self.run_bytes.clamp(FIRST_WINDOW_BYTES, USUAL_WINDOW_BYTES);
+                first.max(self.run_bytes / RUN_SHARE)
+            }
+            left => left.min(MOST_EXPECTED_BYTES.max(self.run_bytes / RUN_SHARE)),
+        };
+        let window_bytes = window_bytes.min(MOST_WINDOW_BYTES);
+        self.asked = self.asked.max(self.next);
+        let mut end = self.next.saturating_add(window_bytes);
+        if left == 0 && window_bytes >= ALIGNMENT_BYTES {
+            end -= end % ALIGNMENT_BYTES;
+        }
+        let end = end.min(size);
+        let is_worth_asking = end == size || end >= self.asked + window_bytes / 4;
+        if end <= self.asked || !is_worth_asking {
+            return None;
+        }
+        let ahead = self.asked..end;
+        self.asked = end;
+        Some(ahead)
+    }
+}
+
+impl Pattern {
+    /// Takes note of a read that began a stream.
+    fn observe(&mut self, range: &Range<u64>, size: u64) -> Option<Strides> {
+        let distance = self.last.and_then(|last| range.start.checked_sub(last)).unwrap_or(0);
+        self.last = Some(range.start);
+        if distance == 0 || distance != self.distance {
+            (self.distance, self.repeats, self.ahead) = (distance, 1, 0);
+            return None;
+        }
+        self.repeats = self.repeats.saturating_add(1);
+        self.ahead = self.ahead.saturating_sub(1);
+        if self.repeats < TELLING_STRIDES {
+            return None;
+        }
+        let length = range.end - range.start;
+        let wanted = (MOST_STRIDE_BYTES / length.max(1)).clamp(1, MOST_STRIDES);
+        // As many as end before the end of the file.
+        let fitting = size.saturating_sub(range.end) / distance;
+        let count = wanted.min(fitting).saturating_sub(self.ahead);
+        if count == 0 {
+            return None;
+        }
+        let by = (self.ahead + 1) * distance;
+        self.ahead += count;
+        Some(Strides { first: range.start + by..range.end + by, distance, count })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KIB: u64 = 1024;
+    const MIB: u64 = 1024 * KIB;
+    const READ: u64 = 128 * KIB;
+    const SIZE: u64 = 4096 * MIB;
+
+    /// A file, what was asked of it beforehand, and what came for nothing.
+    struct File {
+        cursors: Cursors,
+        size: u64,
+        asked: Vec<Range<u64>>,
+        is_asked: Vec<bool>,
+        read_beforehand: u64,
+        read_bytes: u64,
+    }
+
+    impl File {
+        fn new(size: u64) -> Self {
+            let is_asked = vec![false; size.div_ceil(4 * KIB) as usize];
+            Self {
+                cursors: Cursors::default(),
+                size,
+                asked: Vec::new(),
+                is_asked,
+                read_beforehand: 0,
+                read_bytes: 0,
+            }
+        }
+
+        fn read(&mut self, start: u64, bytes: u64) {
+            let range = start..(start + bytes).min(self.size);
+            self.read_bytes += range.end - range.start;
+            if self.is_asked[(start / (4 * KIB)) as usize] {
+                self.read_beforehand += range.end - range.start;
+            }
+            let Ahead { window, strides } = self.cursors.observe(1, range, self.size);
+            let strides = strides.iter().flat_map(Strides::ranges);
+            for ahead in window.into_iter().chain(strides) {
+                assert!(!ahead.is_empty() && ahead.end <= self.size, "{ahead:?}");
+                for page in ahead.start / (4 * KIB)..ahead.end / (4 * KIB) {
+                    self.is_asked[page as usize] = true;
+                }
+                self.asked.push(ahead);
+            }
+        }
+
+        fn read_on(&mut self, range: Range<u64>) {
+            for start in range.step_by(READ as usize) {
+                self.read(start, READ);
+            }
+        }
+
+        fn asked_bytes(&self) -> u64 {
+            self.asked.iter().map(|range| range.end - range.start).sum()
+        }
+
+        fn share_beforehand(&self) -> f64 {
+            self.read_beforehand as f64 / self.read_bytes as f64
+        }
+    }
+
+    #[test]
+    fn a_single_read_fetches_nothing_beyond_itself() {
+        let mut file = File::new(SIZE);
+        file.read(0, READ);
+        assert_eq!(file.asked, []);
+    }
+
+    #[test]
+    fn random_reads_fetch_next_to_nothing_beyond_themselves() {
+        let mut file = File::new(SIZE);
+        let mut at = 1u64;
+        for _ in 0..5_000 {
+            at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            file.read((at >> 20) % (SIZE / (4 * KIB)) * 4 * KIB, 4 * KIB);
+        }
+        // A few lie next to each other by chance.
+        let chunks = 5_000 * 256 * KIB;
+        assert!(file.asked_bytes() < chunks / 10, "{} bytes", file.asked_bytes());
+    }
+
+    #[test]
+    fn reading_the_same_place_again_fetches_nothing() {
+        let mut file = File::new(SIZE);
+        for _ in 0..1_000 {
+            file.read(0, 4 * KIB);
+        }
+        assert_eq!(file.asked, []);
+    }
+
+    #[test]
+    fn the_window_of_a_stream_grows_to_its_limit_in_few_large_steps() {
+        let mut file = File::new(SIZE);
+        file.read_on(0..2048 * MIB);
+        assert_eq!(file.asked[0], READ * 2..MIB);
+        let last = file.asked.last().unwrap();
+        assert!(last.end - 2048 * MIB > 48 * MIB, "{last:?}");
+        assert!(last.end - last.start >= 16 * MIB, "{last:?}");
+        assert!(file.asked.len() < 200, "{} times", file.asked.len());
+        assert!(file.share_beforehand() > 0.999);
+    }
+
+    #[test]
+    fn a_stream_that_stops_has_fetched_at_most_a_fifth_for_nothing() {
+        for read_mib in [16, 21, 50, 100, 500] {
+            let mut file = File::new(SIZE);
+            file.read_on(0..read_mib * MIB);
+            let end = file.asked.last().unwrap().end;
+            assert!(end <= read_mib * MIB * 6 / 5, "{end} after {read_mib} MiB");
+        }
+    }
+
+    #[test]
+    fn sixteen_streams_in_turns_are_all_recognised() {
+        let mut file = File::new(SIZE);
+        for step in 0..512 {
+            for stream in 0..16 {
+                file.read(stream * 256 * MIB + step * READ, READ);
+            }
+        }
+        assert!(file.share_beforehand() > 0.99, "{}", file.share_beforehand());
+    }
+
+    #[test]
+    fn a_seek_does_not_end_a_stream() {
+        let mut file = File::new(SIZE);
+        file.read_on(0..100 * MIB);
+        file.read(3000 * MIB, READ);
+        file.read(50 * MIB, READ);
+        let before = file.asked.len();
+        file.read_on(100 * MIB..130 * MIB);
+        assert!(file.asked.len() > before);
+        assert!(file.asked[before].start >= 100 * MIB);
+        assert!(file.share_beforehand() > 0.98);
+    }
+
+    #[test]
+    fn requests_of_one_stream_may_arrive_out_of_order() {
+        let mut file = File::new(SIZE);
+        for first in (0..512).step_by(4) {
+            for read in [0, 2, 1, 3] {
+                file.read((first + read) * READ, READ);
+            }
+        }
+        assert!(file.share_beforehand() > 0.98, "{}", file.share_beforehand());
+    }
+
+    #[test]
+    fn blocks_in_any_order_are_fetched_ahead_from_the_third_on_and_not_beyond_their_ends() {
+        let block = 64 * MIB;
+        let mut file = File::new(SIZE);
+        // An order in which no block follows the one before it.
+        let order: Vec<u64> = (0..64).map(|index| index * 27 % 64).collect();
+        for &index in &order[..8] {
+            file.read_on(index * block..(index + 1) * block);
+        }
+        assert!(file.share_beforehand() > 0.98, "{}", file.share_beforehand());
+        let begun = file.read_beforehand;
+        file.read(order[8] * block, READ);
+        assert_eq!(file.read_beforehand, begun, "nothing says which block is next");
+        let ahead = file.asked.last().unwrap();
+        assert_eq!(*ahead, order[8] * block + READ..order[8] * block + READ + 16 * MIB);
+        // The first two overshoot by a fifth each, and the window of the ninth is asked for.
+        assert!(file.asked_bytes() <= 8 * block + 48 * MIB, "{} bytes", file.asked_bytes());
+    }
+
+    #[test]
+    fn reads_at_equal_distances_are_fetched_before_they_come() {
+        let mut file = File::new(SIZE);
+        for index in 0..500 {
+            file.read(index * 7 * MIB, 64 * KIB);
+        }
+        assert!(file.share_beforehand() > 0.99, "{}", file.share_beforehand());
+        assert!(file.asked_bytes() <= (500 + MOST_STRIDES) * 64 * KIB);
+    }
+
+    #[test]
+    fn the_number_of_files_and_cursors_is_bounded() {
+        let mut cursors = Cursors::default();
+        for file in 0..10_000 {
+            cursors.observe(file, 0..1, 10);
+        }
+        for index in 0..10_000 {
+            cursors.observe(1, index * 10 * MIB..index * 10 * MIB + 1, u64::MAX);
+        }
+        assert_eq!(cursors.files.len(), MOST_FILES.get());
+        assert_eq!(cursors.files.get(&1).unwrap().cursors.len(), MOST_CURSORS);
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_lie_within_the_file_and_within_their_bounds(
+            size in 1..u64::MAX,
+            reads in prop::collection::vec((any::<u64>(), 1..1024 * KIB), 1..200),
+        ) {
+            let mut cursors = Cursors::default();
+            for (start, bytes) in reads {
+                let start = start % size;
+                let range = start..start.saturating_add(bytes).min(size);
+                let Ahead { window, strides } = cursors.observe(1, range.clone(), size);
+                if let Some(window) = window {
+                    prop_assert!(!window.is_empty() && window.end <= size);
+                    prop_assert!(window.start >= range.end);
+                    prop_assert!(window.end - range.end <= MOST_WINDOW_BYTES);
+                }
+                for stride in strides.iter().flat_map(Strides::ranges) {
+                    prop_assert!(!stride.is_empty() && stride.end <= size);
+                }
+            }
+        }
+
+        #[test]
+        fn a_stream_is_told_every_byte_after_its_second_read_once(
+            size in 1..64 * MIB, step in 1..1024 * KIB,
+        ) {
+            let mut cursors = Cursors::default();
+            let (mut told, mut at) = (0, 0);
+            while at < size {
+                let end = (at + step).min(size);
+                if let Some(ahead) = cursors.observe(1, at..end, size).window {
+                    prop_assert!(ahead.start == told.max(end));
+                    told = ahead.end;
+                }
+                at = end;
+            }
+            prop_assert!(told == size || size <= 2 * step);
+        }
+    }
+}
