@@ -22,6 +22,7 @@ mod auth;
 mod challenge;
 mod connections;
 mod download;
+mod errand;
 mod exchange;
 mod limits;
 mod message;
@@ -42,10 +43,10 @@ use super::mirrors::Mirrors;
 use super::{Repository, SourceError};
 use crate::oci::Reference;
 
-pub use limits::HostLimits;
+pub use limits::{HostLimits, HostUsage};
 pub use timing::Timing;
 
-/// Requests at once for each host, where nobody says otherwise.
+/// The most requests at once for each host, where nobody says otherwise.
 ///
 /// 16: enough to fill a fast line with ranges of a few MiB over http/1.1, and few enough for
 /// registries not to answer 429.
@@ -71,7 +72,7 @@ pub struct RegistryConfig {
     pub credentials: CredentialStore,
     /// Where registry hosts are mapped to other addresses.
     pub mirrors: Mirrors,
-    /// Requests at once for each host, shared by all clients of the process.
+    /// Requests at once for each host and whose turn it is, shared by all clients of the process.
     pub limits: Arc<HostLimits>,
     /// Time-outs and retries.
     pub timing: Timing,
