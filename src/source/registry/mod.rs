@@ -7,7 +7,8 @@
 //!
 //! Pure rooms within: `challenge` (WWW-Authenticate), `token` (token servers), `range`
 //! (Content-Range), `redirect` (Location, signed URLs), `tags` (pages), `retry` (what passes
-//! by itself), `message` (words without secrets). Why not oci-client: docs/design/003-registry-client.md.
+//! by itself), `limits` (whose turn it is, how much a host can take), `message` (words without
+//! secrets). Why not oci-client: docs/design/003-registry-client.md.
 //!
 //! Invariants:
 //! - Credentials and tokens go to the registry, and to the token server that its own answer names;
@@ -48,8 +49,8 @@ pub use timing::Timing;
 
 /// The most requests at once for each host, where nobody says otherwise.
 ///
-/// 16: enough to fill a fast line with ranges of a few MiB over http/1.1, and few enough for
-/// registries not to answer 429.
+/// 16: enough to fill a fast line with ranges of a few MiB over http/1.1, and few enough for most
+/// registries not to answer 429. A host gets fewer at first, and where it refuses some.
 pub const DEFAULT_REQUESTS_PER_HOST: usize = 16;
 
 /// How to reach registries.
