@@ -3,8 +3,11 @@
 //! The order is that of design.md 8: a reader that waits, what a reader's pattern says it will
 //! want next, what was asked for beforehand, and the rest of the kit in the background.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokio::sync::Notify;
 
 /// Why bytes are fetched; later ones come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,12 +41,18 @@ impl Priority {
 /// The priority of a request, shared by all who hold a clone. It can be raised while the request
 /// waits or runs, because somebody began to wait for its bytes; it never falls.
 #[derive(Clone, Debug)]
-pub struct Urgency(Arc<AtomicU8>);
+pub struct Urgency(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    priority: AtomicU8,
+    raised: Notify,
+}
 
 impl Urgency {
     /// A request that begins with this priority.
     pub fn new(priority: Priority) -> Self {
-        Self(Arc::new(AtomicU8::new(priority as u8)))
+        Self(Arc::new(Shared { priority: AtomicU8::new(priority as u8), raised: Notify::new() }))
     }
 
     /// A request that somebody waits for from the start.
@@ -53,12 +62,27 @@ impl Urgency {
 
     /// The priority now.
     pub fn get(&self) -> Priority {
-        Priority::ALL[usize::from(self.0.load(Ordering::Relaxed))]
+        Priority::ALL[usize::from(self.0.priority.load(Ordering::SeqCst))]
     }
 
     /// Raises the priority to at least `priority`.
     pub fn raise(&self, priority: Priority) {
-        self.0.fetch_max(priority as u8, Ordering::Relaxed);
+        if self.0.priority.fetch_max(priority as u8, Ordering::SeqCst) < priority as u8 {
+            self.0.raised.notify_waiters();
+        }
+    }
+
+    /// Waits until the priority is above `priority`.
+    pub(super) async fn raised_above(&self, priority: Priority) {
+        loop {
+            let mut raised = pin!(self.0.raised.notified());
+            // In line for the news before looking, so that none is missed between the two.
+            raised.as_mut().enable();
+            if self.get() > priority {
+                return;
+            }
+            raised.await;
+        }
     }
 }
 
@@ -73,6 +97,18 @@ mod tests {
         shared.raise(Priority::OnDemand);
         shared.raise(Priority::Hydrate);
         assert_eq!(urgency.get(), Priority::OnDemand);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_raise_is_told_of_it() {
+        let urgency = Urgency::new(Priority::Hydrate);
+        let mut raised = Box::pin(urgency.raised_above(Priority::Prefetch));
+        assert!(futures_util::poll!(&mut raised).is_pending());
+        urgency.raise(Priority::Prefetch);
+        assert!(futures_util::poll!(&mut raised).is_pending());
+        urgency.raise(Priority::Readahead);
+        raised.await;
+        urgency.raised_above(Priority::Prefetch).await;
     }
 
     #[test]

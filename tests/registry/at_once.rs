@@ -52,16 +52,16 @@ async fn load(registry: &RegistryDouble, limits: Arc<HostLimits>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixteen_layers_of_a_kit_are_opened_at_once() {
+async fn eight_layers_of_a_kit_are_opened_at_once() {
     for (at, redirect_for) in [(At::Registry, None), (At::Storage, Some(Duration::from_secs(3600)))]
     {
         let access = Access::Bearer(Tokens::default());
         let options = Options { access, redirect_for, ..Options::default() };
-        let registry = registry_with_kit(options, 16, 1000).await;
+        let registry = registry_with_kit(options, 8, 1000).await;
         // The first blob is the config. No layer is answered before all of them are asked for.
-        registry.script(Rule::on("sha256:").at(at).after(1).then(Fault::Gather(16)));
+        registry.script(Rule::on("sha256:").at(at).after(1).then(Fault::Gather(8)));
         load(&registry, HostLimits::new(DEFAULT_REQUESTS_PER_HOST)).await;
-        assert_eq!(registry.peak(), 16, "{at:?}");
+        assert_eq!(registry.peak(), 8, "{at:?}");
     }
 }
 

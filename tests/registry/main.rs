@@ -8,6 +8,7 @@ mod access;
 mod asking;
 mod at_once;
 mod content;
+mod limits;
 mod mirrors;
 mod redirects;
 mod setup;

@@ -30,7 +30,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::serve::Listener;
+use axum::serve::{Listener, ListenerExt};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::{StreamExt, stream};
@@ -38,7 +38,7 @@ use kitfs::oci::{BlobId, Digest};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -110,6 +110,8 @@ pub struct Recorded {
     /// The body, of a form that was posted.
     pub form: String,
     pub status: StatusCode,
+    /// When it arrived.
+    pub arrived: Instant,
 }
 
 impl Recorded {
@@ -147,6 +149,8 @@ pub enum Fault {
     /// The answer comes when so many requests for blobs are being answered at once; after 10
     /// seconds without that it comes all the same.
     Gather(usize),
+    /// The answer comes when [`RegistryDouble::release`] is called, or was.
+    Hold,
 }
 
 /// Which requests go wrong, and how.
@@ -218,6 +222,9 @@ struct Shared {
     bytes_served: AtomicU64,
     busy: AtomicUsize,
     peak: AtomicUsize,
+    /// Connections that were accepted, by host.
+    connections: [AtomicUsize; 3],
+    is_released: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -250,18 +257,25 @@ impl RegistryDouble {
             bytes_served: AtomicU64::new(0),
             busy: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
+            connections: Default::default(),
+            is_released: watch::Sender::new(false),
         });
         let mut servers = Vec::new();
         for (at, listener) in
             [At::Registry, At::Storage, At::TokenServer].into_iter().zip(listeners)
         {
             let router = Router::new().fallback(answer).with_state((Arc::clone(&shared), at));
+            let counting = Arc::clone(&shared);
+            let count = move || {
+                counting.connections[at as usize].fetch_add(1, Ordering::SeqCst);
+            };
             servers.push(match tls.clone().filter(|_| at == At::Registry) {
                 Some(tls) => tokio::spawn(async move {
-                    let listener = TlsListener::new(listener, tls);
+                    let listener = TlsListener::new(listener, tls).tap_io(move |_| count());
                     axum::serve(listener, router).await.expect("it never ends");
                 }),
                 None => tokio::spawn(async move {
+                    let listener = listener.tap_io(move |_| count());
                     axum::serve(listener, router).await.expect("it never ends");
                 }),
             });
@@ -376,6 +390,16 @@ impl RegistryDouble {
         self.shared.peak.load(Ordering::SeqCst)
     }
 
+    /// How many connections one host has accepted.
+    pub fn connections(&self, at: At) -> usize {
+        self.shared.connections[at as usize].load(Ordering::SeqCst)
+    }
+
+    /// Answers what [`Fault::Hold`] holds, and holds nothing any more.
+    pub fn release(&self) {
+        self.shared.is_released.send_replace(true);
+    }
+
     fn change<T>(&self, repository: &str, change: impl FnOnce(&mut Repository) -> T) {
         change(self.shared.content.lock().unwrap().entry(repository.to_owned()).or_default());
     }
@@ -391,6 +415,7 @@ type Served = (Arc<Shared>, At);
 
 /// Answers a request of any host, and records it.
 async fn answer(State((shared, at)): State<Served>, request: Request) -> Response {
+    let arrived = Instant::now();
     let (head, body) = request.into_parts();
     let form = axum::body::to_bytes(body, 64 * 1024).await.unwrap_or_default();
     let form = String::from_utf8_lossy(&form).into_owned();
@@ -403,6 +428,9 @@ async fn answer(State((shared, at)): State<Served>, request: Request) -> Respons
     match fault {
         Some(Fault::Late(delay)) => tokio::time::sleep(delay).await,
         Some(Fault::Gather(requests)) => shared.gather(requests).await,
+        Some(Fault::Hold) => {
+            let _ = shared.is_released.subscribe().wait_for(|is_released| *is_released).await;
+        }
         _ => {}
     }
     let response = match (&fault, at) {
@@ -420,7 +448,7 @@ async fn answer(State((shared, at)): State<Served>, request: Request) -> Respons
     };
     let (method, uri, headers) = (head.method, head.uri, head.headers);
     let status = response.status();
-    let recorded = Recorded { at, method, uri, headers, form, status };
+    let recorded = Recorded { at, method, uri, headers, form, status, arrived };
     shared.requests.lock().unwrap().push(recorded);
     response
 }

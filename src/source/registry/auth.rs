@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 
 use super::RegistryClient;
 use super::challenge::Challenge;
+use super::errand::Errand;
 use super::message;
 use super::retry::{self, Failure};
 use super::token::{self, Question};
@@ -215,7 +216,7 @@ impl RegistryClient {
         let question = Question::new(challenge, &upstream.base, repository)
             .map_err(|detail| SourceError::Protocol { place, detail })?;
         let started = Instant::now();
-        let body = retry::with_retries(&self.timing, || {
+        let body = retry::with_retries(&self.timing, &Errand::on_demand(), || {
             self.ask_token_server(&question, credential, upstream, repository)
         })
         .await?;

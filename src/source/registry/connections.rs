@@ -4,6 +4,11 @@
 //! a challenge names are asked through the plain client, which has neither. Redirects are off:
 //! `exchange` follows them with its own rules. Loopback is never proxied: a proxy would
 //! ask its own loopback.
+//!
+//! It is http/1.1: several ranges at once have a connection and a TCP window each. A connection is
+//! used again once a body was read to its end. The buffer that bodies are read into begins with
+//! 8 KiB and doubles up to 400 KiB while the line fills it (hyper's own rule; reqwest has no knob for
+//! it), so pieces are large exactly where the network is fast.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,9 +18,9 @@ use parking_lot::Mutex;
 use reqwest::{Certificate, Client, Identity, NoProxy, Proxy};
 use url::Url;
 
-use super::RegistryConfig;
 use super::message;
 use super::timing::Timing;
+use super::{DEFAULT_REQUESTS_PER_HOST, RegistryConfig};
 use crate::source::SourceError;
 
 /// The largest PEM file that is read. 4 MiB: Debian's whole bundle of authorities has 0.2 MiB.
@@ -23,6 +28,10 @@ const PEM_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Hosts that are reached without a proxy whatever the user says.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
+
+/// Idle connections that are kept for each host: one for each request that may run at once, so that
+/// a pause between two bursts costs no handshakes.
+const IDLE_PER_HOST: usize = DEFAULT_REQUESTS_PER_HOST;
 
 /// How one host's certificate is checked, and what kitfs shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -107,6 +116,7 @@ impl Way {
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
                 .connect_timeout(self.timing.connect)
+                .pool_max_idle_per_host(IDLE_PER_HOST)
                 .tcp_nodelay(true)
                 .tls_danger_accept_invalid_certs(tls.insecure)
                 .no_proxy();

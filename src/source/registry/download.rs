@@ -68,7 +68,7 @@ struct Download {
     /// The next byte of the blob to yield.
     at: u64,
     end: u64,
-    /// `None` after a break.
+    /// `None` after a break, and behind the last byte.
     body: Option<Body>,
     /// Breaks without coming far.
     breaks: u32,
@@ -86,19 +86,26 @@ impl Download {
     async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         let stall = self.remote.timing().stall;
         loop {
+            if self.at == self.end {
+                return match self.body.take() {
+                    Some(mut body) => body.end(self.end).await.map(|()| None),
+                    None => Ok(None),
+                };
+            }
             let Some(body) = &mut self.body else {
                 self.resume().await?;
                 continue;
             };
-            if self.at == self.end {
-                return body.end(self.end).await.map(|()| None);
-            }
             match body.answer.piece(stall).await {
                 Ok(Some(piece)) => {
                     let piece = body.cut(piece, self.end - self.at, self.end)?;
                     if !piece.is_empty() {
                         self.at += piece.len() as u64;
                         self.since_break += piece.len() as u64;
+                        if self.at == self.end && !body.may_go_on(self.end) {
+                            // Others need not wait for a reader that comes no more to hear so.
+                            self.body = None;
+                        }
                         return Ok(Some(piece));
                     }
                 }
@@ -156,11 +163,16 @@ impl Body {
         Ok(piece)
     }
 
+    /// Whether something may follow the last byte that must not. With a length nothing can, and what
+    /// follows where a whole blob came for a part of it was not asked for.
+    fn may_go_on(&self, end: u64) -> bool {
+        self.answer.content_length().is_none() && self.promised_end == end
+    }
+
     /// Makes sure that nothing follows the last byte.
     async fn end(&mut self, end: u64) -> Result<(), SourceError> {
-        let has_length = self.answer.content_length().is_some();
-        if has_length || self.promised_end != end {
-            return Ok(()); // Nothing can follow, or what follows was not asked for.
+        if !self.may_go_on(end) {
+            return Ok(());
         }
         match self.answer.piece(END_PATIENCE).await {
             Ok(Some(piece)) if !piece.is_empty() => Err(self.too_long()),

@@ -5,7 +5,7 @@
 //!            '--3xx--> storage host (no Authorization, Range kept) --3xx--> ... at most 5 hops
 //! ```
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
@@ -15,6 +15,7 @@ use url::Url;
 
 use super::RegistryClient;
 use super::auth;
+use super::errand::Errand;
 use super::limits::Permit;
 use super::message::{self, Cause, Kind};
 use super::redirect;
@@ -31,7 +32,7 @@ pub(super) struct Answer {
     /// Whom messages name.
     place: String,
     /// Held until the body has been read or dropped.
-    _permit: Option<Permit>,
+    permit: Option<Permit>,
 }
 
 impl Answer {
@@ -64,7 +65,14 @@ impl Answer {
     /// The next piece of the body, `None` at its end.
     pub(super) async fn piece(&mut self, stall: Duration) -> Result<Option<Bytes>, SourceError> {
         let detail = match tokio::time::timeout(stall, self.response.chunk()).await {
-            Ok(Ok(piece)) => return Ok(piece),
+            Ok(Ok(Some(piece))) => {
+                self.permit.iter().for_each(|permit| permit.received(piece.len()));
+                return Ok(Some(piece));
+            }
+            Ok(Ok(None)) => {
+                self.permit = None;
+                return Ok(None);
+            }
             Ok(Err(error)) => {
                 format!("the transfer broke off ({})", Cause::of(&error.without_url()).words)
             }
@@ -135,6 +143,7 @@ pub(super) struct Question<'a> {
     pub(super) url: &'a Url,
     /// `Accept` and `Range`: nothing that other hosts must not see.
     pub(super) headers: &'a HeaderMap,
+    pub(super) errand: &'a Errand,
 }
 
 impl RegistryClient {
@@ -165,7 +174,7 @@ impl RegistryClient {
             led_to(&at);
             let is_own = at.origin() == question.upstream.base.origin();
             let headers = if is_own { &own_headers } else { question.headers };
-            answer = self.fetch(question.upstream, &at, headers).await?;
+            answer = self.fetch(question.upstream, &at, headers, question.errand).await?;
         }
         Ok(answer)
     }
@@ -176,25 +185,26 @@ impl RegistryClient {
         upstream: &Upstream,
         url: &Url,
         headers: &HeaderMap,
+        errand: &Errand,
     ) -> Result<Answer, Failure> {
         let place = match url.origin() == upstream.base.origin() {
             true => upstream.name.clone(),
             false => format!("{}, to which {} redirects,", message::origin(url), upstream.name),
         };
         let request = upstream.client_for(url, self).get(url.clone()).headers(headers.clone());
-        self.send(request, url, &place).await
+        self.send(request, url, &place, errand).await
     }
 
     /// Asks the registry itself, with an authorization if it wants one. Also returns the headers
     /// that were sent.
     async fn ask_registry(&self, question: &Question<'_>) -> Result<(Answer, HeaderMap), Failure> {
-        let Question { upstream, repository, url, .. } = *question;
+        let Question { upstream, repository, url, errand, .. } = *question;
         let place = upstream.place(repository);
         let mut headers = question.headers.clone();
         headers.extend(upstream.headers.clone());
         let send = |headers: &HeaderMap| {
             let request = upstream.client.get(url.clone()).headers(headers.clone());
-            self.send(request, url, &place)
+            self.send(request, url, &place, errand)
         };
 
         let slot = self.authorizations.slot(upstream, repository);
@@ -221,16 +231,27 @@ impl RegistryClient {
         Ok((answer, headers))
     }
 
-    /// Sends a request when its host has a permit for it.
+    /// Sends a request when its host has a permit for it, and tells the host's limit how it went.
     pub(super) async fn send(
         &self,
         request: RequestBuilder,
         url: &Url,
         place: &str,
+        errand: &Errand,
     ) -> Result<Answer, Failure> {
-        let permit = self.limits.acquire(&message::authority(url)).await;
+        let asked = Instant::now();
+        let permit = self.limits.acquire(&message::authority(url), errand.urgency()).await;
+        errand.has_waited(asked.elapsed());
         let answer = self.send_unlimited(request, url, place).await?;
-        Ok(Answer { _permit: Some(permit), ..answer })
+        let pause = retry::retry_after(answer.headers(), Timestamp::now());
+        let pause = pause.map(|pause| pause.min(self.timing.retry_after_max));
+        match answer.status() {
+            status if status.is_success() || redirect::is_redirect(status) => permit.accepted(),
+            StatusCode::TOO_MANY_REQUESTS => permit.refused(pause),
+            StatusCode::SERVICE_UNAVAILABLE if pause.is_some() => permit.refused(pause),
+            _ => {}
+        }
+        Ok(Answer { permit: Some(permit), ..answer })
     }
 
     /// Sends a request without a permit.
@@ -242,7 +263,7 @@ impl RegistryClient {
     ) -> Result<Answer, Failure> {
         let patience = self.timing.connect + self.timing.answer;
         match tokio::time::timeout(patience, request.send()).await {
-            Ok(Ok(response)) => Ok(Answer { response, place: place.to_owned(), _permit: None }),
+            Ok(Ok(response)) => Ok(Answer { response, place: place.to_owned(), permit: None }),
             Ok(Err(error)) => Err(self.unreachable(&Cause::of(&error), url, place)),
             Err(_) => Err(Failure::transient(SourceError::Unavailable {
                 place: place.to_owned(),

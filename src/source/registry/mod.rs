@@ -7,7 +7,8 @@
 //!
 //! Pure rooms within: `challenge` (WWW-Authenticate), `token` (token servers), `range`
 //! (Content-Range), `redirect` (Location, signed URLs), `tags` (pages), `retry` (what passes
-//! by itself), `message` (words without secrets). Why not oci-client: docs/design/003-registry-client.md.
+//! by itself), `limits` (whose turn it is, how much a host can take), `message` (words without
+//! secrets). Why not oci-client: docs/design/003-registry-client.md.
 //!
 //! Invariants:
 //! - Credentials and tokens go to the registry, and to the token server that its own answer names;
@@ -22,6 +23,7 @@ mod auth;
 mod challenge;
 mod connections;
 mod download;
+mod errand;
 mod exchange;
 mod limits;
 mod message;
@@ -42,13 +44,13 @@ use super::mirrors::Mirrors;
 use super::{Repository, SourceError};
 use crate::oci::Reference;
 
-pub use limits::HostLimits;
+pub use limits::{HostLimits, HostUsage};
 pub use timing::Timing;
 
-/// Requests at once for each host, where nobody says otherwise.
+/// The most requests at once for each host, where nobody says otherwise.
 ///
-/// 16: enough to fill a fast line with ranges of a few MiB over http/1.1, and few enough for
-/// registries not to answer 429.
+/// 16: enough to fill a fast line with ranges of a few MiB over http/1.1, and few enough for most
+/// registries not to answer 429. A host gets fewer at first, and where it refuses some.
 pub const DEFAULT_REQUESTS_PER_HOST: usize = 16;
 
 /// How to reach registries.
@@ -71,7 +73,7 @@ pub struct RegistryConfig {
     pub credentials: CredentialStore,
     /// Where registry hosts are mapped to other addresses.
     pub mirrors: Mirrors,
-    /// Requests at once for each host, shared by all clients of the process.
+    /// Requests at once for each host and whose turn it is, shared by all clients of the process.
     pub limits: Arc<HostLimits>,
     /// Time-outs and retries.
     pub timing: Timing,

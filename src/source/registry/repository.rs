@@ -19,6 +19,7 @@ use url::Url;
 
 use super::RegistryClient;
 use super::download::{self, Opened};
+use super::errand::Errand;
 use super::exchange::{Answer, Question};
 use super::range::{self, Head};
 use super::redirect;
@@ -118,11 +119,11 @@ impl Remote {
         urgency: Urgency,
     ) -> Result<Opened, SourceError> {
         debug_assert!(range.start < range.end && range.end <= blob.size, "asked for {range:?}");
-        let _ = urgency;
-        let range = &range;
-        let ask =
-            |upstream: Arc<Upstream>| async move { self.open_once(&upstream, blob, range).await };
-        self.first_of(self.timing(), |endpoint| endpoint.can_pull, ask).await
+        let (range, errand) = (&range, &Errand::new(urgency));
+        let ask = |upstream: Arc<Upstream>| async move {
+            self.open_once(&upstream, blob, range, errand).await
+        };
+        self.first_of(self.timing(), errand, |endpoint| endpoint.can_pull, ask).await
     }
 
     async fn manifest(&self, selector: &Selector) -> Result<(Digest, Bytes), SourceError> {
@@ -130,21 +131,25 @@ impl Remote {
             Selector::Tag(_) => endpoint.can_resolve,
             Selector::Digest(_) => endpoint.can_pull,
         };
-        let ask =
-            |upstream: Arc<Upstream>| async move { self.manifest_once(&upstream, selector).await };
-        self.first_of(&self.timing().of_a_command(), may, ask).await
+        let errand = &Errand::on_demand();
+        let ask = |upstream: Arc<Upstream>| async move {
+            self.manifest_once(&upstream, selector, errand).await
+        };
+        self.first_of(&self.timing().of_a_command(), errand, may, ask).await
     }
 
     async fn tags(&self) -> Result<Vec<String>, SourceError> {
-        let ask = |upstream: Arc<Upstream>| async move { self.tags_once(&upstream).await };
+        let errand = &Errand::on_demand();
+        let ask = |upstream: Arc<Upstream>| async move { self.tags_once(&upstream, errand).await };
         let timing = self.timing().of_a_command();
-        self.first_of(&timing, |endpoint| endpoint.can_resolve, ask).await
+        self.first_of(&timing, errand, |endpoint| endpoint.can_resolve, ask).await
     }
 
     /// The first answer that an endpoint which `may` be asked gives.
     async fn first_of<T, Ask, Asked>(
         &self,
         timing: &Timing,
+        errand: &Errand,
         may: impl Fn(&Endpoint) -> bool,
         ask: Ask,
     ) -> Result<T, SourceError>
@@ -162,7 +167,7 @@ impl Remote {
             let result = match self.client.reach(endpoint).await {
                 Err(error) => Err(error),
                 Ok(upstream) if is_last => {
-                    retry::with_retries(timing, || ask(Arc::clone(&upstream))).await
+                    retry::with_retries(timing, errand, || ask(Arc::clone(&upstream))).await
                 }
                 Ok(upstream) => ask(upstream).await.map_err(Failure::into_error),
             };
@@ -193,6 +198,7 @@ impl Remote {
         &self,
         upstream: &Upstream,
         selector: &Selector,
+        errand: &Errand,
     ) -> Result<(Digest, Bytes), Failure> {
         let (text, what) = match selector {
             Selector::Tag(tag) => (tag.clone(), format!("the tag `{tag}`")),
@@ -201,7 +207,7 @@ impl Remote {
         let url = upstream.manifest(&self.repository, &text);
         let headers =
             HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(MANIFEST_TYPES))]);
-        let question = self.question(upstream, &url, &headers);
+        let question = self.question(upstream, &url, &headers, errand);
         let mut answer = self.client.ask(&question, |_| ()).await?;
         if answer.status() != StatusCode::OK {
             let hint = format!("check it with `kitfs list {}`", self.name);
@@ -229,14 +235,18 @@ impl Remote {
         }
     }
 
-    async fn tags_once(&self, upstream: &Upstream) -> Result<Vec<String>, Failure> {
+    async fn tags_once(
+        &self,
+        upstream: &Upstream,
+        errand: &Errand,
+    ) -> Result<Vec<String>, Failure> {
         let protocol =
             |detail| SourceError::Protocol { place: upstream.place(&self.repository), detail };
         let mut all = Vec::new();
         let mut url = upstream.tags(&self.repository);
         for _ in 0..tags::PAGE_LIMIT {
             let headers = HeaderMap::new();
-            let question = self.question(upstream, &url, &headers);
+            let question = self.question(upstream, &url, &headers, errand);
             let mut answer = self.client.ask(&question, |_| ()).await?;
             if answer.status() != StatusCode::OK {
                 let what = "the list of tags";
@@ -268,6 +278,7 @@ impl Remote {
         upstream: &Upstream,
         blob: BlobId,
         range: &Range<u64>,
+        errand: &Errand,
     ) -> Result<Opened, Failure> {
         let url = upstream.blob(&self.repository, blob.digest);
         let mut headers = HeaderMap::new();
@@ -276,19 +287,19 @@ impl Remote {
             headers.insert(header::RANGE, value);
         }
         let targets = &self.client.targets;
-        let mut found = self.open_target(upstream, &url, &headers).await?;
+        let mut found = self.open_target(upstream, &url, &headers, errand).await?;
         let mut turn = None;
         if found.is_none() {
             turn = targets.turn(&url).await;
             if turn.is_some() && targets.find(&url, Timestamp::now()).is_some() {
                 // Whoever had the turn before has found it, and others want to know that too.
                 turn = None;
-                found = self.open_target(upstream, &url, &headers).await?;
+                found = self.open_target(upstream, &url, &headers, errand).await?;
             }
         }
         let answer = match found {
             Some(answer) => answer,
-            None => self.ask_for_blob(upstream, &url, &headers, turn).await?,
+            None => self.ask_for_blob(upstream, &url, &headers, errand, turn).await?,
         };
         self.accept(upstream, blob, range, answer).await
     }
@@ -299,11 +310,12 @@ impl Remote {
         upstream: &Upstream,
         blob: &Url,
         headers: &HeaderMap,
+        errand: &Errand,
         mut turn: Option<OwnedMutexGuard<()>>,
     ) -> Result<Answer, Failure> {
         let targets = &self.client.targets;
         let mut target = None;
-        let question = self.question(upstream, blob, headers);
+        let question = self.question(upstream, blob, headers, errand);
         let asked = self.client.ask(&question, |url| {
             target = Some(targets.led_to(blob, url, Timestamp::now()));
             turn = None;
@@ -324,10 +336,11 @@ impl Remote {
         upstream: &Upstream,
         blob: &Url,
         headers: &HeaderMap,
+        errand: &Errand,
     ) -> Result<Option<Answer>, Failure> {
         let targets = &self.client.targets;
         let Some(target) = targets.find(blob, Timestamp::now()) else { return Ok(None) };
-        match self.client.fetch(upstream, &target.url, headers).await {
+        match self.client.fetch(upstream, &target.url, headers, errand).await {
             Ok(answer) if answer.status().is_success() => Ok(Some(answer)),
             Ok(answer)
                 if redirect::is_refusal(answer.status())
@@ -379,8 +392,9 @@ impl Remote {
         upstream: &'a Upstream,
         url: &'a Url,
         headers: &'a HeaderMap,
+        errand: &'a Errand,
     ) -> Question<'a> {
-        Question { upstream, repository: &self.repository, url, headers }
+        Question { upstream, repository: &self.repository, url, headers, errand }
     }
 
     /// What it means that `answer` does not bring `what`.

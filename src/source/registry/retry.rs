@@ -10,6 +10,7 @@ use backon::{ExponentialBuilder, Retryable};
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 
+use super::errand::Errand;
 use super::timing::Timing;
 use crate::source::SourceError;
 
@@ -57,9 +58,11 @@ pub(super) fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// Repeats `attempt` while its failures may pass, within the bounds of `timing`.
+/// Repeats `attempt` while its failures may pass, within the bounds of `timing`. What its errand
+/// waits in line does not count.
 pub(super) async fn with_retries<T, Attempt, Future>(
     timing: &Timing,
+    errand: &Errand,
     attempt: Attempt,
 ) -> Result<T, SourceError>
 where
@@ -77,7 +80,8 @@ where
         .retry(backoff)
         .when(Failure::is_transient)
         .adjust(|failure, delay| {
-            let wait = next_wait(timing, failure, delay?, waited, started.elapsed())?;
+            let elapsed = started.elapsed().saturating_sub(errand.in_line());
+            let wait = next_wait(timing, failure, delay?, waited, elapsed)?;
             waited += wait;
             Some(wait)
         })
@@ -196,7 +200,7 @@ mod tests {
     async fn attempts_are_bounded() {
         let attempts = Cell::new(0);
         let timing = Timing { backoff_min: Duration::from_micros(10), ..Timing::default() };
-        let result: Result<(), _> = with_retries(&timing, || async {
+        let result: Result<(), _> = with_retries(&timing, &Errand::on_demand(), || async {
             attempts.set(attempts.get() + 1);
             Err(Failure::transient(unavailable()))
         })

@@ -17,6 +17,7 @@ use url::{Host, Url};
 
 use super::RegistryClient;
 use super::connections::Tls;
+use super::errand::Errand;
 use super::message::{self, Cause};
 use super::retry::{self, Failure};
 use crate::oci::Digest;
@@ -202,7 +203,8 @@ impl RegistryClient {
         };
         let cell = Arc::clone(self.schemes.hosts.lock().entry(registry.clone()).or_default());
         let timing = self.timing.of_a_command();
-        let probe = || retry::with_retries(&timing, || self.probe(registry));
+        let errand = Errand::on_demand();
+        let probe = || retry::with_retries(&timing, &errand, || self.probe(registry));
         cell.get_or_try_init(probe).await.map(Arc::clone)
     }
 

@@ -1,0 +1,185 @@
+//! How many requests at once a host can take, learnt from its answers. Pure: time is an argument.
+//!
+//! ```text
+//!          each answer: +1                      each round of answers: +1
+//! start (8) -----------------> ... --refusal--> half, at least 1 --------> ... up to the most
+//!                                      ^                                |
+//!                                      '-----------refusal--------------'
+//! ```
+//!
+//! A refusal is a 429, or a 503 that says when to come back. As in TCP, the limit rises fast until
+//! the first of them and slowly after it (RFC 5681, 3.1): a host that has never refused is probably
+//! far from its bound, and one that has is near it.
+//!
+//! Invariants:
+//! - The limit is at least 1 and at most what was configured.
+//! - What was sent before a cut neither cuts nor raises again: a host that refuses eight requests at
+//!   once has said one thing, not eight.
+//! - `Retry-After` pauses all requests to the host, whoever was told it.
+
+use std::time::{Duration, Instant};
+
+/// Requests at once for a host of which nothing is known.
+///
+/// 8: enough for a line of 1 Gbit/s at 20 ms with ranges of a few MiB, and about what a browser
+/// opens to a host, so no registry takes it for an attack.
+const START: usize = 8;
+
+/// What a host can take at once.
+#[derive(Debug)]
+pub(super) struct Allowance {
+    most: usize,
+    limit: usize,
+    /// Answers towards the next rise.
+    answers: usize,
+    /// When the limit was last halved.
+    cut: Option<Instant>,
+    /// When requests may be sent again.
+    resume: Option<Instant>,
+}
+
+impl Allowance {
+    /// At most `most` at once; 0 counts as 1.
+    pub(super) fn new(most: usize) -> Self {
+        let most = most.max(1);
+        Self { most, limit: START.min(most), answers: 0, cut: None, resume: None }
+    }
+
+    /// Requests at once now.
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// The end of the pause that the host has asked for, where it is still to come.
+    pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
+        self.resume.filter(|&resume| resume > now)
+    }
+
+    /// The end of the last pause, over or not.
+    pub(super) fn last_pause(&self) -> Option<Instant> {
+        self.resume
+    }
+
+    /// The host has answered a request that was sent at `sent`.
+    pub(super) fn accepted(&mut self, sent: Instant) {
+        if self.is_old(sent) {
+            return;
+        }
+        self.answers += 1;
+        let round = if self.cut.is_none() { 1 } else { self.limit };
+        if self.answers >= round {
+            self.answers = 0;
+            self.limit = (self.limit + 1).min(self.most);
+        }
+    }
+
+    /// The host has refused a request that was sent at `sent`, and wants none for `pause`.
+    pub(super) fn refused(&mut self, sent: Instant, now: Instant, pause: Option<Duration>) {
+        let resume = pause.and_then(|pause| now.checked_add(pause));
+        self.resume = self.resume.max(resume);
+        if !self.is_old(sent) {
+            self.limit = (self.limit / 2).max(1);
+            self.answers = 0;
+            self.cut = Some(now);
+        }
+    }
+
+    /// Whether what was sent at `sent` says nothing about the limit of now.
+    fn is_old(&self, sent: Instant) -> bool {
+        self.cut.is_some_and(|cut| sent <= cut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_limit_doubles_in_a_round_until_the_first_refusal_and_rises_by_one_after_it() {
+        let begin = Instant::now();
+        let mut allowance = Allowance::new(64);
+        assert_eq!(allowance.limit(), 8);
+        (0..8).for_each(|_| allowance.accepted(begin));
+        assert_eq!(allowance.limit(), 16);
+        allowance.refused(begin, begin, None);
+        assert_eq!(allowance.limit(), 8);
+        (0..7).for_each(|_| allowance.accepted(begin + SECOND));
+        assert_eq!(allowance.limit(), 8);
+        allowance.accepted(begin + SECOND);
+        assert_eq!(allowance.limit(), 9);
+    }
+
+    #[test]
+    fn eight_refusals_of_one_moment_halve_the_limit_once() {
+        let begin = Instant::now();
+        let mut allowance = Allowance::new(16);
+        for late in 0..8 {
+            allowance.refused(begin, begin + SECOND * late, Some(SECOND));
+        }
+        assert_eq!(allowance.limit(), 4);
+        // Each of them says when to come back, and the last word counts.
+        assert_eq!(allowance.paused_until(begin), Some(begin + SECOND * 8));
+        assert_eq!(allowance.paused_until(begin + SECOND * 8), None);
+    }
+
+    #[test]
+    fn a_shorter_pause_does_not_end_a_longer_one() {
+        let begin = Instant::now();
+        let mut allowance = Allowance::new(16);
+        allowance.refused(begin, begin, Some(SECOND * 9));
+        allowance.refused(begin, begin, Some(SECOND));
+        allowance.refused(begin, begin, None);
+        allowance.accepted(begin + SECOND);
+        assert_eq!(allowance.paused_until(begin), Some(begin + SECOND * 9));
+    }
+
+    proptest! {
+        #[test]
+        fn the_limit_stays_in_its_bounds_and_moves_by_one_or_to_the_half(
+            most in 0usize..40,
+            // Whether it was refused, how long its answer took, and what it asked for.
+            answers in prop::collection::vec((any::<bool>(), 0u64..50, prop::option::of(0u64..50)), 0..200),
+        ) {
+            let begin = Instant::now();
+            let mut allowance = Allowance::new(most);
+            let mut cut = None;
+            for (step, (is_refused, took, pause)) in answers.into_iter().enumerate() {
+                let now = begin + Duration::from_millis(50 + step as u64 * 7);
+                let sent = now - Duration::from_millis(took);
+                let before = allowance.limit();
+                if is_refused {
+                    let pause = pause.map(Duration::from_millis);
+                    allowance.refused(sent, now, pause);
+                    prop_assert!(pause.is_none_or(|pause| allowance.last_pause() >= Some(now + pause)));
+                } else {
+                    allowance.accepted(sent);
+                }
+                let after = allowance.limit();
+                prop_assert!((1..=most.max(1)).contains(&after));
+                if cut.is_some_and(|cut| sent <= cut) {
+                    prop_assert_eq!(after, before, "what is old says nothing");
+                } else if is_refused {
+                    prop_assert_eq!(after, (before / 2).max(1));
+                    cut = Some(now);
+                } else {
+                    prop_assert!(after == before || after == before + 1);
+                }
+            }
+        }
+
+        #[test]
+        fn the_limit_recovers(most in 1usize..40, refusals in 1u32..8) {
+            let begin = Instant::now();
+            let mut allowance = Allowance::new(most);
+            for step in 0..refusals {
+                allowance.refused(begin + SECOND * step, begin + SECOND * step, None);
+            }
+            (0..most * most).for_each(|_| allowance.accepted(begin + SECOND * 100));
+            prop_assert_eq!(allowance.limit(), most);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Requests at once for each host: how many, whose turn it is, and when there are none.
+//!
+//! ```text
+//! acquire --> gate: the line, by urgency, and room for readers
+//!              '--> allowance: how many at once, learnt from 429 and Retry-After
+//! ```
+//!
+//! A permit is held from before a request until its body has been read or dropped. Token requests
+//! take none: they are single flight already, and a host that serves its own tokens must not have
+//! to wait for the streams that cannot start without one.
+//!
+//! What is here is the shell: locks, clocks and wake-ups. The rules are in `gate` and `allowance`,
+//! which are pure.
+
+mod allowance;
+mod gate;
+#[cfg(test)]
+mod gate_tests;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use gate::{Gate, Ticket};
+
+use crate::source::Urgency;
+
+/// Hosts whose limits are remembered.
+///
+/// 256: far more than a process talks to, and a hostile registry that redirects to ever new hosts
+/// cannot make the table grow. A host that falls out only gets a fresh count.
+const HOSTS: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero");
+
+/// How long a request waits in vain before a permit is lent. 5 s: 16 streams of 8 MiB that a line
+/// of 30 MB/s brings take that long all together, so on a line worth mounting models over, permits
+/// come back sooner and the limit is kept.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A limit on requests at once for each registry or storage host.
+pub struct HostLimits {
+    most: usize,
+    patience: Duration,
+    hosts: Mutex<LruCache<String, Arc<Host>>>,
+}
+
+/// What one host is asked, and how it takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostUsage {
+    /// `HOST[:PORT]`.
+    pub host: String,
+    /// Requests at once that it gets now.
+    pub limit: usize,
+    /// Requests under way, from before they are sent to the end of their bodies.
+    pub running: usize,
+    /// Requests in line.
+    pub waiting: usize,
+    /// How long it wants no requests at all, because it said so.
+    pub paused_for: Option<Duration>,
+    /// Requests sent so far, those without an answer too.
+    pub requests: u64,
+    /// Bytes of bodies that came so far.
+    pub body_bytes: u64,
+    /// Answers so far that asked for fewer requests: 429, and 503 with `Retry-After`.
+    pub refusals: u64,
+}
+
+struct Host {
+    gate: Mutex<Gate<oneshot::Sender<()>>>,
+    requests: AtomicU64,
+    body_bytes: AtomicU64,
+    refusals: AtomicU64,
+}
+
+/// The right to one request, or a place in the line for it; given back when dropped.
+pub(super) struct Permit {
+    host: Arc<Host>,
+    ticket: Ticket,
+}
+
+impl HostLimits {
+    /// At most `most` requests at once for each host, fewer at first and where it refuses some, and
+    /// one more for each 5 seconds in which a request waits in vain; 0 counts as 1.
+    pub fn new(most: usize) -> Arc<Self> {
+        Self::with_patience(most, PATIENCE)
+    }
+
+    /// As [`HostLimits::new`], with another time than 5 seconds.
+    pub fn with_patience(most: usize, patience: Duration) -> Arc<Self> {
+        Arc::new(Self { most, patience, hosts: Mutex::new(LruCache::new(HOSTS)) })
+    }
+
+    /// What every host is asked that is remembered, by name.
+    pub fn snapshot(&self) -> Vec<HostUsage> {
+        let now = now();
+        let hosts = self.hosts.lock();
+        let mut all: Vec<_> = hosts.iter().map(|(name, host)| host.usage(name, now)).collect();
+        all.sort_unstable_by(|one, other| one.host.cmp(&other.host));
+        all
+    }
+
+    /// Waits until a request to `host` (`HOST[:PORT]`) may be sent; the most urgent first.
+    pub(super) async fn acquire(&self, host: &str, urgency: &Urgency) -> Permit {
+        let host = {
+            let mut hosts = self.hosts.lock();
+            let new = || Arc::new(Host::new(self.most, self.patience));
+            Arc::clone(hosts.get_or_insert_ref(host, new))
+        };
+        let (bell, mut turn) = oneshot::channel();
+        let ticket = host.gate.lock().ask(urgency.clone(), bell, now());
+        // From here on the place is given up when this future is dropped.
+        let permit = Permit { host, ticket };
+        loop {
+            // Read before looking: a raise between the two is seen.
+            let priority = urgency.get();
+            let next_look = permit.host.look().unwrap_or_else(|| now() + self.patience);
+            tokio::select! {
+                biased;
+                _ = &mut turn => break,
+                () = urgency.raised_above(priority) => {}
+                () = tokio::time::sleep_until(next_look.into()) => {}
+            }
+        }
+        permit.host.requests.fetch_add(1, Ordering::Relaxed);
+        permit
+    }
+}
+
+impl Host {
+    fn new(most: usize, patience: Duration) -> Self {
+        Self {
+            gate: Mutex::new(Gate::new(most, patience)),
+            requests: AtomicU64::new(0),
+            body_bytes: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+        }
+    }
+
+    /// Lets in everybody whose turn has come, and tells when to look again.
+    fn look(&self) -> Option<Instant> {
+        let now = now();
+        let (turns, next_look) = {
+            let mut gate = self.gate.lock();
+            (gate.admit(now), gate.next_look(now))
+        };
+        for bell in turns {
+            // Who has gone meanwhile gives the permit back itself.
+            let _ = bell.send(());
+        }
+        next_look
+    }
+
+    fn usage(&self, name: &str, now: Instant) -> HostUsage {
+        let gate = self.gate.lock();
+        let pause = gate.allowance().paused_until(now);
+        HostUsage {
+            host: name.to_owned(),
+            limit: gate.allowance().limit(),
+            running: gate.running(),
+            waiting: gate.waiting(),
+            paused_for: pause.map(|end| end.duration_since(now)),
+            requests: self.requests.load(Ordering::Relaxed),
+            body_bytes: self.body_bytes.load(Ordering::Relaxed),
+            refusals: self.refusals.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Permit {
+    /// The host has taken the request.
+    pub(super) fn accepted(&self) {
+        self.host.gate.lock().accepted(self.ticket);
+        self.host.look();
+    }
+
+    /// The host has refused the request, and wants none for `pause`.
+    pub(super) fn refused(&self, pause: Option<Duration>) {
+        self.host.refusals.fetch_add(1, Ordering::Relaxed);
+        self.host.gate.lock().refused(self.ticket, now(), pause);
+    }
+
+    /// So many bytes of its body have come.
+    pub(super) fn received(&self, bytes: usize) {
+        self.host.body_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.host.gate.lock().leave(self.ticket);
+        self.host.look();
+    }
+}
+
+/// The time as the runtime's timers have it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::source::Priority;
+
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    fn on_demand() -> Urgency {
+        Urgency::on_demand()
+    }
+
+    #[tokio::test]
+    async fn one_host_waits_and_another_does_not() {
+        let limits = HostLimits::with_patience(1, NEVER);
+        let held = limits.acquire("a", &on_demand()).await;
+        assert!(limits.acquire("a", &on_demand()).now_or_never().is_none());
+        assert!(limits.acquire("b", &on_demand()).now_or_never().is_some());
+        drop(held);
+        assert!(limits.acquire("a", &on_demand()).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_leaves_nothing_behind() {
+        let limits = HostLimits::with_patience(1, NEVER);
+        let (urgency, held) = (on_demand(), limits.acquire("a", &on_demand()).await);
+        let mut first = Box::pin(limits.acquire("a", &urgency));
+        let mut second = Box::pin(limits.acquire("a", &urgency));
+        assert!(futures_util::poll!(&mut first).is_pending());
+        assert!(futures_util::poll!(&mut second).is_pending());
+        // It is the first one's turn, but nobody comes for it.
+        drop(held);
+        drop(first);
+        drop(second.await);
+        let usage = &limits.snapshot()[0];
+        assert_eq!((usage.running, usage.waiting, usage.requests), (0, 0, 2));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_permits_that_never_come_back_is_let_in_all_the_same() {
+        let limits = HostLimits::with_patience(2, Duration::from_millis(5));
+        let mut held = Vec::new();
+        for _ in 0..7 {
+            held.push(limits.acquire("a", &on_demand()).await);
+        }
+        assert_eq!(limits.snapshot()[0].running, 7);
+        // What was lent is withdrawn as requests end, and the limit is as it was.
+        held.truncate(2);
+        let urgency = on_demand();
+        let mut waiting = Box::pin(limits.acquire("a", &urgency));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        drop(held);
+        waiting.await;
+    }
+
+    #[tokio::test]
+    async fn who_is_raised_while_it_waits_need_not_wait_for_somebody_to_leave() {
+        let limits = HostLimits::with_patience(4, NEVER);
+        let held = limits.acquire("a", &Urgency::new(Priority::Hydrate)).await;
+        let urgency = Urgency::new(Priority::Hydrate);
+        let mut waiting = Box::pin(limits.acquire("a", &urgency));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        urgency.raise(Priority::OnDemand);
+        waiting.await;
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn a_pause_holds_for_everybody_who_asks_that_host() {
+        let limits = HostLimits::new(4);
+        let refused = limits.acquire("a", &on_demand()).await;
+        refused.refused(Some(NEVER));
+        drop(refused);
+        assert!(limits.acquire("a", &on_demand()).now_or_never().is_none());
+        assert!(limits.acquire("b", &on_demand()).now_or_never().is_some());
+        let usage = &limits.snapshot()[0];
+        assert_eq!((usage.limit, usage.running, usage.refusals), (2, 0, 1));
+        assert!(usage.paused_for.is_some());
+    }
+}
