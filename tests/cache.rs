@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs::{self, File};
+use std::io::IoSlice;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -71,7 +72,9 @@ fn fill(cache: &Cache, store: &Arc<LayerStore>, bytes: &[u8], chunks: std::ops::
         let all = &bytes[span.start.get() as usize..span.end.get() as usize];
         for (index, piece) in all.chunks(64 * 1024).enumerate() {
             cache.make_room(piece.len() as u64).unwrap();
-            appender.append(ChunkId(chunk), index as u32 * 64 * 1024, piece).unwrap();
+            appender
+                .append(ChunkId(chunk), index as u32 * 64 * 1024, &[IoSlice::new(piece)])
+                .unwrap();
         }
     }
 }
@@ -110,7 +113,10 @@ fn bytes_survive_a_restart_and_are_counted_exactly() {
         let cache = open(folder.path(), None);
         let store = raw_layer(&cache, &bytes);
         fill(&cache, &store, &bytes, 1..2);
-        store.appender().append(ChunkId(2), 0, &bytes[2 * CHUNK..2 * CHUNK + 77]).unwrap();
+        store
+            .appender()
+            .append(ChunkId(2), 0, &[IoSlice::new(&bytes[2 * CHUNK..2 * CHUNK + 77])])
+            .unwrap();
     }
     let cache = open(folder.path(), None);
     assert_eq!(cache.resident_bytes(), CHUNK_BYTES + 77);
@@ -118,7 +124,10 @@ fn bytes_survive_a_restart_and_are_counted_exactly() {
     assert_eq!(store.filled(ChunkId(2)), 77);
     assert!(is_resident(&store, &bytes, CHUNK..2 * CHUNK + 77));
     assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK + 78));
-    store.appender().append(ChunkId(2), 50, &bytes[2 * CHUNK + 50..3 * CHUNK]).unwrap();
+    store
+        .appender()
+        .append(ChunkId(2), 50, &[IoSlice::new(&bytes[2 * CHUNK + 50..3 * CHUNK])])
+        .unwrap();
     fill_all(&cache, &store, &bytes);
     assert!(is_resident(&store, &bytes, 0..bytes.len()));
     assert!(store.is_complete());
@@ -133,11 +142,17 @@ fn a_gap_is_refused_and_changes_nothing() {
     let bytes = content(1, CHUNK);
     let store = raw_layer(&cache, &bytes);
     let mut appender = store.appender();
-    appender.append(ChunkId(0), 0, &bytes[..100]).unwrap();
-    assert!(appender.append(ChunkId(0), 101, &bytes[101..200]).is_err());
-    assert!(appender.append(ChunkId(0), 100, &[0; CHUNK]).is_err(), "past the chunk's end");
+    appender.append(ChunkId(0), 0, &[IoSlice::new(&bytes[..100])]).unwrap();
+    assert!(appender.append(ChunkId(0), 101, &[IoSlice::new(&bytes[101..200])]).is_err());
+    assert!(
+        appender.append(ChunkId(0), 100, &[IoSlice::new(&[0; CHUNK])]).is_err(),
+        "past the chunk's end"
+    );
     drop(appender);
-    assert_eq!(store.appender().append(ChunkId(0), 101, &bytes[101..200]).unwrap(), 100);
+    assert_eq!(
+        store.appender().append(ChunkId(0), 101, &[IoSlice::new(&bytes[101..200])]).unwrap(),
+        100
+    );
     assert_eq!(store.filled(ChunkId(0)), 100);
     assert!(is_resident(&store, &bytes, 0..100));
 }
@@ -304,11 +319,12 @@ fn a_right_layer_is_confirmed_and_takes_only_the_same_bytes_back() {
     cache.make_room(CHUNK_BYTES).unwrap();
     assert_eq!(store.resident_bytes(), 0);
     let mut appender = store.appender();
-    let readable = appender.append(ChunkId(1), 0, &bytes[CHUNK..CHUNK + 10]).unwrap();
+    let readable =
+        appender.append(ChunkId(1), 0, &[IoSlice::new(&bytes[CHUNK..CHUNK + 10])]).unwrap();
     assert_eq!(readable, 0, "not shown before it is known to be right");
     let mut rest = bytes[CHUNK + 10..2 * CHUNK].to_vec();
     rest[500] ^= 1;
-    let changed = appender.append(ChunkId(1), 10, &rest);
+    let changed = appender.append(ChunkId(1), 10, &[IoSlice::new(&rest)]);
     assert!(matches!(changed, Err(CacheError::Changed { chunk: 1, .. })));
     assert_eq!((store.filled(ChunkId(1)), cache.resident_bytes()), (0, 0));
     drop(appender);
@@ -330,7 +346,7 @@ fn a_wrong_layer_is_poisoned_over_restarts_until_it_is_removed() {
         assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Poisoned { got });
         let read = store.read(StreamOffset(0), &mut [0; 10]);
         assert!(matches!(read, Err(CacheError::Poisoned { .. })));
-        assert!(store.appender().append(ChunkId(0), 0, &bytes[..10]).is_err());
+        assert!(store.appender().append(ChunkId(0), 0, &[IoSlice::new(&bytes[..10])]).is_err());
         assert_eq!(cache.resident_bytes(), 0);
     }
     let cache = open(folder.path(), None);
@@ -539,7 +555,7 @@ fn bytes_that_the_disk_changed_under_the_kernel_are_written_over_and_never_cut_o
     assert!(matches!(lookup(&store), BackingLookup::NotNow));
     // A piece that does not become a chunk is not cut out either.
     let mut appender = store.appender();
-    appender.append(ChunkId(1), 0, &bytes[CHUNK..CHUNK + 10]).unwrap();
+    appender.append(ChunkId(1), 0, &[IoSlice::new(&bytes[CHUNK..CHUNK + 10])]).unwrap();
     drop(appender);
     assert!(read_all(&file, MIB) == changed);
     fill(&cache, &store, &bytes, 1..2);
@@ -717,7 +733,7 @@ proptest! {
                     let span = layout.chunk(chunk).stream;
                     let length = ((span.end - span.start) as f64 * share) as usize;
                     let start = span.start.get() as usize;
-                    store.appender().append(chunk, 0, &bytes[start..start + length]).unwrap();
+                    store.appender().append(chunk, 0, &[IoSlice::new(&bytes[start..start + length])]).unwrap();
                 }
                 Step::Evict { bytes } => cache.make_room(*bytes).unwrap(),
                 _ => {}

@@ -9,7 +9,7 @@
 //! complete and has the confirmed digest, not before.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -52,7 +52,7 @@ impl LayerStore {
 }
 
 impl Appender {
-    /// Writes `bytes`, which start `offset` bytes behind the chunk's start and do not pass its
+    /// Writes the bytes of `pieces`, which follow one another, start `offset` bytes behind the chunk's start and do not pass its
     /// end. What the chunk has already is passed over, and so is all of a chunk that was evicted
     /// after it was decided to fetch only its end. Returns how many bytes from the chunk's start
     /// can be read now.
@@ -61,7 +61,12 @@ impl Appender {
     /// [`CacheError::Changed`] when a chunk of a confirmed layer comes with other bytes;
     /// [`CacheError::Io`] when the file cannot be written, or `bytes` do not follow those before
     /// (a gap, which the caller must never leave). Nothing wrong is kept then.
-    pub fn append(&mut self, chunk: ChunkId, offset: u32, bytes: &[u8]) -> Result<u32, CacheError> {
+    pub fn append(
+        &mut self,
+        chunk: ChunkId,
+        offset: u32,
+        pieces: &[IoSlice<'_>],
+    ) -> Result<u32, CacheError> {
         self.store.refuse_poisoned()?;
         let store = self.store.clone();
         let Some(ready) = store.ready.get() else {
@@ -80,7 +85,8 @@ impl Appender {
         let Some(filling) = &mut self.filling else {
             return Ok(ready.chunks.load(chunk.0).filled());
         };
-        let end = u64::from(offset) + bytes.len() as u64;
+        let bytes: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let end = u64::from(offset) + bytes;
         if offset > filling.written || end > u64::from(length) {
             let why = format!(
                 "bytes {offset}..{end} do not follow the {} of {length} that chunk {} has",
@@ -88,9 +94,12 @@ impl Appender {
             );
             return Err(CacheError::other("append to", &store.path(filling.placed.file), why));
         }
-        let known = (filling.written - offset) as usize;
-        if known < bytes.len() {
-            store.write_piece(ready, filling, &bytes[known..])?;
+        let known = u64::from(filling.written - offset);
+        if known < bytes {
+            let mut pieces = pieces.to_vec();
+            let mut pieces = &mut pieces[..];
+            IoSlice::advance_slices(&mut pieces, known as usize);
+            store.write_pieces(ready, filling, pieces)?;
         }
         if filling.written == length {
             return self.complete(ready);
@@ -211,21 +220,23 @@ impl LayerStore {
         Ok(Some(Filling { chunk, placed, state, file, hasher, written, expected }))
     }
 
-    fn write_piece(
+    fn write_pieces(
         &self,
         ready: &Ready,
         filling: &mut Filling,
-        bytes: &[u8],
+        pieces: &[IoSlice<'_>],
     ) -> Result<(), CacheError> {
         let at = filling.placed.file_offset + u64::from(filling.written);
-        filling
-            .file
-            .write_all_at(bytes, at)
-            .map_err(CacheError::io("write", &self.path(filling.placed.file)))?;
-        filling.hasher.update(bytes);
-        filling.written += bytes.len() as u32;
-        self.known.resident_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.shared.budget.add(bytes.len() as u64);
+        files::write_all_at(&filling.file, &mut pieces.to_vec(), at)
+            .map_err(|error| CacheError::io("write", &self.path(filling.placed.file))(error))?;
+        let mut written = 0;
+        for piece in pieces {
+            filling.hasher.update(piece);
+            written += piece.len() as u64;
+        }
+        filling.written += written as u32;
+        self.known.resident_bytes.fetch_add(written, Ordering::Relaxed);
+        self.shared.budget.add(written);
         ready.chunks.touch(filling.chunk, self.shared.budget.tick());
         if filling.expected.is_none() {
             self.show(ready, filling);

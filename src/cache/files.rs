@@ -5,7 +5,7 @@
 //! the new one, and at most a `*.temp` that the next opening of the cache removes.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -133,6 +133,28 @@ pub(super) fn names(path: &Path) -> Result<Vec<String>, CacheError> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Writes pieces one after the other, from `offset` on.
+pub(super) fn write_all_at(
+    file: &File,
+    mut pieces: &mut [IoSlice<'_>],
+    mut offset: u64,
+) -> std::io::Result<()> {
+    while !pieces.is_empty() {
+        // The kernel takes as many pieces at once (IOV_MAX).
+        let some = &pieces[..pieces.len().min(1024)];
+        match rustix::io::pwritev(file, some, offset) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut pieces, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Gives `range_bytes` bytes from `offset` back to the file system; they read as zeros from then on.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::FetchError;
@@ -19,7 +19,7 @@ use super::writer::Writer;
 use crate::layer::StreamOffset;
 use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
-/// When a batch is passed on although more is there already: one chunk.
+/// When a batch is passed on whoever waits: one chunk.
 const BATCH_BYTES: u64 = 256 * 1024;
 /// Batches between the network and the writer.
 const BATCHES: usize = 2;
@@ -78,7 +78,7 @@ impl Inner {
         let (batches, incoming) = mpsc::channel::<Batch>(BATCHES);
         let writer = Writer::new(self.clone(), transfer.clone(), StreamOffset(asked.start));
         let writer = tokio::task::spawn_blocking(move || writer.drain(incoming));
-        let fed = self.feed(stream, asked, untried, urgency, batches).await;
+        let fed = self.feed(stream, asked, untried, transfer, batches).await;
         if fed.is_ok() {
             self.pace.lock().note(asked_bytes, began.elapsed(), self.scheduler.running());
         }
@@ -92,62 +92,69 @@ impl Inner {
         mut stream: BlobStream,
         asked: Range<u64>,
         mut untried: Untried,
-        urgency: &Urgency,
+        transfer: &Transfer,
         batches: mpsc::Sender<Batch>,
     ) -> Result<(), FetchError> {
         let mut sent = asked.start;
         loop {
-            match self.forward(stream, &mut sent, asked.end, urgency, &batches).await {
+            match self.forward(stream, &mut sent, asked.end, transfer, &batches).await {
                 Ok(()) | Err(Stopped::Writer) => return Ok(()),
                 Err(Stopped::Source(error)) => {
                     let missing = sent..asked.end;
+                    let urgency = transfer.urgency();
                     stream = self.open_next(&mut untried, &missing, urgency, Some(error)).await?;
                 }
             }
         }
     }
 
-    /// Sends the bytes `sent..end` of a stream that contains them, and counts them in `sent`:
-    /// what is there is sent at once, as one batch up to [`BATCH_BYTES`].
+    /// Sends the bytes `sent..end` of a stream that contains them, and counts them in `sent`.
+    ///
+    /// A batch is passed on when it is as long as a chunk, or somebody waits for what is in it:
+    /// many small pieces would cost more wake-ups and writes than they are worth.
     async fn forward(
         &self,
         stream: BlobStream,
         sent: &mut u64,
         end: u64,
-        urgency: &Urgency,
+        transfer: &Transfer,
         batches: &mpsc::Sender<Batch>,
     ) -> Result<(), Stopped> {
         let mut pieces = Pieces { at: stream.range.start, stream, next: *sent, end };
         let mut failed = None;
         while *sent < end && failed.is_none() {
             let mut batch = Batch::new();
-            let mut piece = pieces.next().await;
-            loop {
-                match piece {
-                    Ok(piece) => batch.push(piece),
-                    Err(error) => {
-                        failed = Some(error);
-                        break;
-                    }
-                }
-                if pieces.next - *sent >= BATCH_BYTES || pieces.next == end {
-                    break;
-                }
-                match pieces.next().now_or_never() {
-                    Some(next) => piece = next,
-                    None => break,
+            while failed.is_none() && !self.is_due(&batch, &pieces, *sent, transfer) {
+                tokio::select! {
+                    biased;
+                    piece = pieces.next() => match piece {
+                        Ok(piece) => batch.push(piece),
+                        Err(error) => failed = Some(error),
+                    },
+                    () = transfer.wanted() => {}
                 }
             }
             if !batch.is_empty() && batches.send(batch).await.is_err() {
                 return Err(Stopped::Writer);
             }
             *sent = pieces.next;
-            self.scheduler.give_way(urgency).await;
+            self.scheduler.give_way(transfer.urgency()).await;
         }
         match failed {
             Some(error) => Err(Stopped::Source(error)),
             None => Ok(()),
         }
+    }
+
+    fn is_due(&self, batch: &Batch, pieces: &Pieces, sent: u64, transfer: &Transfer) -> bool {
+        if batch.is_empty() {
+            return false;
+        }
+        // What compressed bytes come to is known to the writer alone.
+        pieces.next - sent >= BATCH_BYTES
+            || pieces.next == pieces.end
+            || self.is_compressed()
+            || transfer.is_wanted(StreamOffset(pieces.next))
     }
 
     /// Opens `range` at the first untried source that has it. Where none has, the first failure

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::FetchError;
 use crate::layer::StreamOffset;
@@ -26,6 +26,8 @@ use crate::source::{Priority, Urgency};
 pub(super) struct Transfer {
     urgency: Urgency,
     progress: Mutex<Progress>,
+    /// Somebody has begun to wait.
+    wanted: Notify,
     /// Whether it has a stream and writes: from then on its chunks stay its own.
     is_writing: AtomicBool,
 }
@@ -54,6 +56,7 @@ impl Transfer {
         Arc::new(Self {
             urgency: Urgency::new(priority),
             progress: Mutex::new(progress),
+            wanted: Notify::new(),
             is_writing: AtomicBool::new(false),
         })
     }
@@ -108,6 +111,16 @@ impl Transfer {
         self.progress.lock().ended.is_some()
     }
 
+    /// Whether somebody waits for bytes that end at `at` or before.
+    pub(super) fn is_wanted(&self, at: StreamOffset) -> bool {
+        self.progress.lock().waiters.iter().any(|(end, waiter)| *end <= at && !waiter.is_closed())
+    }
+
+    /// Waits until somebody begins to wait.
+    pub(super) async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
     /// Waits until nothing more will come, for whatever reason.
     pub(super) async fn ended(&self) {
         // No stream has that many bytes, so only the end is left to wait for.
@@ -147,6 +160,7 @@ impl Transfer {
                 progress.waiters.push((end, waiter));
                 woken
             };
+            self.wanted.notify_one();
             let _ = woken.await;
         }
     }

@@ -1,5 +1,6 @@
 //! The blocking side of a transfer: decodes, hashes and writes batches of pieces as they come.
 
+use std::io::IoSlice;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -22,14 +23,12 @@ pub(super) struct Writer {
     transfer: Arc<Transfer>,
     appender: Appender,
     at: StreamOffset,
-    /// Everything before this can be read.
-    readable: StreamOffset,
 }
 
 impl Writer {
     pub(super) fn new(inner: Arc<Inner>, transfer: Arc<Transfer>, at: StreamOffset) -> Self {
         let appender = inner.store.appender();
-        Self { inner, transfer, appender, at, readable: at }
+        Self { inner, transfer, appender, at }
     }
 
     /// Takes everything that comes. Blocking.
@@ -37,10 +36,7 @@ impl Writer {
         let compression = self.inner.spec.encoding.compression;
         if compression == Compression::None {
             while let Some(batch) = incoming.blocking_recv() {
-                for piece in batch {
-                    self.append(&piece)?;
-                }
-                self.transfer.reached(self.readable);
+                self.append(&batch.iter().map(|piece| &piece[..]).collect::<Vec<_>>())?;
             }
             return Ok(());
         }
@@ -67,31 +63,58 @@ impl Writer {
             if decoded == 0 && compressed.is_empty() {
                 return Ok(());
             }
-            self.append(&buffer[..decoded])?;
-            self.transfer.reached(self.readable);
+            self.append(&[&buffer[..decoded]])?;
         }
     }
 
-    /// Appends bytes of the stream to their chunks. Those that are complete already, or whose
-    /// first bytes are, take only what they miss.
-    fn append(&mut self, mut bytes: &[u8]) -> Result<(), FetchError> {
+    /// Appends bytes of the stream to their chunks, and tells who waits for them. Chunks that are
+    /// complete already, or whose first bytes are, take only what they miss.
+    fn append(&mut self, pieces: &[&[u8]]) -> Result<(), FetchError> {
         let layout = &self.inner.contents.layout;
-        self.inner.cache.make_room(bytes.len() as u64)?;
-        while !bytes.is_empty() {
+        let mut left: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        self.inner.cache.make_room(left)?;
+        let mut pieces = Cut { pieces: pieces.iter(), rest: &[] };
+        let mut readable = self.at;
+        while left > 0 {
             let chunks = layout.chunks_of(self.at.range(1));
             if chunks.is_empty() {
                 let detail = "it is longer than when its contents were found out";
                 return Err(FetchError::malformed(self.inner.spec.blob, detail));
             }
             let span = layout.chunk(ChunkId(chunks.start)).stream;
-            let length = bytes.len().min((span.end - self.at) as usize);
-            let (piece, rest) = bytes.split_at(length);
+            let length = left.min(span.end - self.at);
             let offset = (self.at - span.start) as u32;
-            let readable = self.appender.append(ChunkId(chunks.start), offset, piece)?;
-            self.at = self.at + length as u64;
-            bytes = rest;
-            self.readable = self.at.min(span.start + u64::from(readable));
+            let slices = pieces.take(length as usize);
+            let filled = self.appender.append(ChunkId(chunks.start), offset, &slices)?;
+            self.at = self.at + length;
+            left -= length;
+            readable = self.at.min(span.start + u64::from(filled));
         }
+        self.transfer.reached(readable);
         Ok(())
+    }
+}
+
+/// Pieces that are handed out in other lengths than they came in.
+struct Cut<'a> {
+    pieces: std::slice::Iter<'a, &'a [u8]>,
+    rest: &'a [u8],
+}
+
+impl<'a> Cut<'a> {
+    /// The next `length` bytes, of which there must be as many.
+    fn take(&mut self, mut length: usize) -> Vec<IoSlice<'a>> {
+        let mut slices = Vec::new();
+        while length > 0 {
+            if self.rest.is_empty() {
+                let Some(next) = self.pieces.next() else { break };
+                self.rest = next;
+            }
+            let (slice, rest) = self.rest.split_at(length.min(self.rest.len()));
+            slices.push(IoSlice::new(slice));
+            length -= slice.len();
+            self.rest = rest;
+        }
+        slices
     }
 }
