@@ -114,6 +114,13 @@ impl Budget {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// How many bytes can be written before something must go.
+    pub(super) fn free_bytes(&self, folder: &Path) -> Result<u64, CacheError> {
+        let on_disk = available_bytes(folder)?.saturating_sub(self.keep_free_bytes);
+        let capacity = self.capacity_bytes.unwrap_or(u64::MAX);
+        Ok(on_disk.min(capacity.saturating_sub(self.used_bytes())))
+    }
+
     /// What must go before `bytes` more can be written into `folder`.
     pub(super) fn excess(&self, folder: &Path, bytes: u64) -> Result<Option<Excess>, CacheError> {
         if let Some(capacity_bytes) = self.capacity_bytes {

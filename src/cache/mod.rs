@@ -178,6 +178,14 @@ impl Cache {
         self.shared.budget.capacity_bytes()
     }
 
+    /// How many bytes can be written before something has to be evicted.
+    ///
+    /// # Errors
+    /// When the file system cannot be asked.
+    pub fn free_bytes(&self) -> Result<u64, CacheError> {
+        self.shared.budget.free_bytes(self.folder())
+    }
+
     /// Remembers which manifest an origin (as its `Display` writes it) was resolved to.
     pub fn remember(&self, origin: &str, manifest: Digest) -> Result<(), CacheError> {
         self.state.remember(origin, manifest).map_err(|error| self.state_error("write", &error))

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use super::umount;
-use super::{cache, cat, completions, copy, daemon, info, list, ls, mount, serve, sizes, status};
+use super::{
+    cache, cat, completions, copy, daemon, info, list, ls, mount, serve, sizes, status, trace,
+    umount, warm,
+};
 use crate::observe;
 
 /// Mount remote ModelKits lazily, as read-only directories.
@@ -53,6 +55,10 @@ pub(super) enum Command {
     Info(info::Arguments),
     /// List the kits of a repository by tag.
     List(list::Arguments),
+    /// Fetch a kit, or files of it, into the cache at full speed, and verify it.
+    Warm(warm::Arguments),
+    /// Record what is read from a mount, to fetch it beforehand next time.
+    Trace(trace::Arguments),
     /// Look at the cache, check it, or make room in it.
     Cache(cache::Arguments),
     /// Serve OCI layout folders as a small read-only registry.

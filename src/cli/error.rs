@@ -15,6 +15,8 @@ pub(super) enum CliError {
     OutputClosed,
     /// Interrupted from the keyboard.
     Interrupted,
+    /// A command that was run for the user ended with this code, and has said why.
+    Passed(u8),
 }
 
 /// The exit code of a program that SIGINT ended, as shells write it.
@@ -42,6 +44,7 @@ impl CliError {
             }
             Self::OutputClosed => ExitCode::SUCCESS,
             Self::Interrupted => ExitCode::from(INTERRUPTED),
+            Self::Passed(code) => ExitCode::from(code),
         }
     }
 }

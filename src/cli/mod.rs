@@ -26,7 +26,9 @@ mod serve;
 mod settings;
 mod sizes;
 mod status;
+mod trace;
 mod umount;
+mod warm;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -72,6 +74,8 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
         Command::Cp(command) => block_on(copy::run(&settings, command)),
         Command::Info(command) => block_on(info::run(&settings, command)),
         Command::List(command) => block_on(list::run(&settings, command)),
+        Command::Warm(command) => block_on(warm::run(&settings, command)),
+        Command::Trace(command) => block_on(trace::run(&settings, command)),
         Command::Cache(command) => block_on(cache::run(&settings, command)),
         Command::Serve(command) => block_on(serve::run(&settings, command)),
         Command::Completions(command) => completions::completions(&command),

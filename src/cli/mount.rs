@@ -8,7 +8,7 @@ use super::arguments::{LogFormat, NetworkArguments, parse_umask};
 use super::error::CliError;
 use super::output::{pass_bar, print_line, print_warnings, short_digest, show_pass, warn};
 use super::reference::parse_reference;
-use super::settings::{Settings, mountpoint};
+use super::settings::{Settings, absolute, mountpoint};
 use super::{block_on, sizes};
 use crate::daemon::api::{KitRequest, MountRequest, MountStatus};
 use crate::daemon::{self, Backend, DaemonConfig};
@@ -59,6 +59,9 @@ pub(super) struct Arguments {
     /// Fetch only what is read.
     #[arg(long)]
     no_hydrate: bool,
+    /// Fetch what this access trace says, in its order, ahead of the reader.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Serve from this process until it is interrupted or the mount ends.
     #[arg(long)]
     pub foreground: bool,
@@ -84,6 +87,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         noexec: arguments.noexec,
         no_passthrough: arguments.no_passthrough,
         tensor_prefetch: !arguments.no_tensor_prefetch,
+        trace: arguments.trace.as_deref().map(absolute).transpose()?,
         hydrate_after_seconds: (!arguments.no_hydrate).then_some(arguments.hydrate_after),
     };
     match arguments.foreground {

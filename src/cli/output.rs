@@ -162,7 +162,7 @@ pub(super) fn path_text(path: &Path) -> String {
 }
 
 /// A bar on the standard error that counts bytes; invisible where that is no terminal.
-pub(super) fn byte_bar(total_bytes: u64, what: &'static str) -> ProgressBar {
+pub(super) fn byte_bar(total_bytes: u64, what: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
     let template =
         "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";

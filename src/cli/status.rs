@@ -5,7 +5,7 @@ use super::output::{path_text, print_json, print_table, short_digest, state_name
 use super::settings::Settings;
 use super::sizes;
 use crate::daemon::Backend;
-use crate::daemon::api::{MountStatus, PassthroughState};
+use crate::daemon::api::{HydrateState, MountStatus, PassthroughState};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -39,7 +39,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
 
 /// Prints the table of mounts.
 pub(super) fn print_mounts(mounts: &[MountStatus]) -> Result<(), CliError> {
-    let headings = ["MOUNT", "REFERENCE", "DIGEST", "TOTAL", "RESIDENT", "STATE", "PASSTHROUGH"];
+    let headings =
+        ["MOUNT", "REFERENCE", "DIGEST", "TOTAL", "RESIDENT", "STATE", "REST", "PASSTHROUGH"];
     print_table(
         &headings,
         &[3, 4],
@@ -51,10 +52,24 @@ pub(super) fn print_mounts(mounts: &[MountStatus]) -> Result<(), CliError> {
                 sizes::show(mount.total_bytes),
                 sizes::show(mount.resident_bytes),
                 state_name(mount.state).to_owned(),
+                hydrate_text(&mount.hydrate).to_owned(),
                 passthrough_text(&mount.passthrough),
             ]
         }),
     )
+}
+
+/// What becomes of what nobody has read yet.
+fn hydrate_text(hydrate: &HydrateState) -> &'static str {
+    match hydrate {
+        HydrateState::Off => "on demand",
+        HydrateState::Local => "local",
+        HydrateState::Waiting => "waits",
+        HydrateState::Running => "coming",
+        HydrateState::Complete => "here",
+        HydrateState::NoRoom => "no room",
+        HydrateState::Failed { .. } => "failed",
+    }
 }
 
 fn passthrough_text(passthrough: &PassthroughState) -> String {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fs::{percent_decoded, percent_encoded};
+
 /// How to reach registries. Read from flags and environment by the commands; mounts with
 /// different options share a daemon, not connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -77,6 +79,103 @@ pub struct MountRequest {
     /// Fetch the rest of the kit in the background once no reader has waited for this many
     /// seconds; `None` never does.
     pub hydrate_after_seconds: Option<u64>,
+    /// An access trace to be fetched in its order, absolute.
+    #[serde(default)]
+    pub trace: Option<PathBuf>,
+}
+
+/// A kit, or files of it, to be brought to the cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WarmRequest {
+    /// The kit.
+    pub kit: KitRequest,
+    /// Files and directories from the kit's root; all of the kit where there are none.
+    #[serde(default)]
+    pub paths: Vec<RawPath>,
+    /// An access trace whose ranges are wanted, in its order, absolute.
+    #[serde(default)]
+    pub trace: Option<PathBuf>,
+}
+
+/// A line of the answer to a [`WarmRequest`]; the last one is `Warmed` or `Failed`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WarmEvent {
+    /// A compressed layer is being passed over, which fetches it.
+    Passing(PassProgress),
+    /// How far each layer has come.
+    Layers(Vec<LayerProgress>),
+    /// Everything that was asked for is in the cache.
+    Warmed(WarmReport),
+    /// Something could not be fetched, or is not what its digest says.
+    Failed(Failure),
+}
+
+/// How far a layer has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerProgress {
+    /// The layer; the name of the file for a trace.
+    pub name: String,
+    /// Bytes that are in the cache, of those that are wanted.
+    pub done_bytes: u64,
+    /// Bytes that are wanted.
+    pub total_bytes: u64,
+}
+
+/// What a warm came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmReport {
+    /// The layers that something was wanted of.
+    pub layers: Vec<WarmedLayer>,
+    /// What is to be said about the trace, if one was replayed.
+    pub warnings: Vec<String>,
+}
+
+/// A layer after a warm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmedLayer {
+    /// The layer's digest.
+    pub digest: String,
+    /// Bytes of it that were wanted.
+    pub wanted_bytes: u64,
+    /// Bytes of it that are in the cache.
+    pub resident_bytes: u64,
+    /// Whether all of it is; only then can its digest be known.
+    pub is_complete: bool,
+    /// How far its bytes can be trusted.
+    pub state: KitState,
+}
+
+/// A mount whose reads are recorded, or no longer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordRequest {
+    /// The mountpoint, absolute.
+    pub mountpoint: PathBuf,
+}
+
+/// What is done about the rest of a mounted kit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HydrateState {
+    /// Nothing: it was switched off.
+    Off,
+    /// Nothing: the kit lies on this machine already.
+    Local,
+    /// It is fetched once the readers are quiet.
+    Waiting,
+    /// It is being fetched.
+    Running,
+    /// It is here.
+    Complete,
+    /// It does not fit the cache.
+    NoRoom,
+    /// It cannot be fetched at the moment.
+    Failed {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// A line of the answer to a [`MountRequest`]; the last one is `Mounted` or `Failed`.
@@ -107,6 +206,12 @@ pub enum OpenEvent {
 }
 
 impl From<Failure> for MountEvent {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<Failure> for WarmEvent {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
@@ -164,6 +269,8 @@ pub struct MountStatus {
     pub last_failure: Option<String>,
     /// Whether the kernel reads complete files from the cache by itself.
     pub passthrough: PassthroughState,
+    /// What is done about the rest of the kit.
+    pub hydrate: HydrateState,
 }
 
 /// What FUSE passthrough does for a mount.
@@ -445,56 +552,17 @@ impl Failure {
     }
 }
 
-impl RawPath {
-    /// The percent-encoded text: `%`, control bytes and what is not UTF-8 as `%XX`.
-    fn encode(&self) -> String {
-        let mut text = String::with_capacity(self.0.len());
-        for chunk in self.0.utf8_chunks() {
-            for character in chunk.valid().chars() {
-                match character {
-                    '%' | '\0'..='\x1f' | '\x7f' => {
-                        text += &format!("%{:02X}", u32::from(character))
-                    }
-                    _ => text.push(character),
-                }
-            }
-            for byte in chunk.invalid() {
-                text += &format!("%{byte:02X}");
-            }
-        }
-        text
-    }
-
-    fn decode(text: &str) -> Option<Self> {
-        let mut bytes = Vec::with_capacity(text.len());
-        let mut rest = text.as_bytes();
-        while let [first, tail @ ..] = rest {
-            rest = tail;
-            if *first != b'%' {
-                bytes.push(*first);
-                continue;
-            }
-            let hex = rest.split_off(..2)?;
-            // `from_str_radix` takes a sign, too.
-            if !hex.iter().all(u8::is_ascii_hexdigit) {
-                return None;
-            }
-            bytes.push(u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()?);
-        }
-        Some(Self(bytes))
-    }
-}
-
 impl Serialize for RawPath {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.encode())
+        serializer.serialize_str(&percent_encoded(&self.0))
     }
 }
 
 impl<'de> Deserialize<'de> for RawPath {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Self::decode(&text).ok_or_else(|| serde::de::Error::custom("malformed percent-encoding"))
+        let bytes = percent_decoded(&text);
+        bytes.map(Self).ok_or_else(|| serde::de::Error::custom("malformed percent-encoding"))
     }
 }
 
@@ -510,13 +578,6 @@ mod tests {
             let path = RawPath(bytes);
             let text = serde_json::to_string(&path).unwrap();
             prop_assert_eq!(serde_json::from_str::<RawPath>(&text).unwrap(), path);
-        }
-    }
-
-    #[test]
-    fn what_is_no_percent_encoding_is_refused() {
-        for text in ["%", "a%4", "%+1", "%zz", "%é"] {
-            assert_eq!(RawPath::decode(text), None, "{text}");
         }
     }
 }

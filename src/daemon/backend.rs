@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
-    ListRequest, Listing, MountRequest, MountStatus, PassProgress, ReadRequest, TagInfo,
-    TagsRequest,
+    ListRequest, Listing, MountRequest, MountStatus, PassProgress, ReadRequest, RecordRequest,
+    TagInfo, TagsRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use super::client::Client;
 use super::lifecycle::{self, DaemonConfig};
@@ -128,6 +128,38 @@ impl Backend {
         Ok(KitRequest { reference, ..request })
     }
 
+    /// Brings a kit, files of it, or what a trace says to the cache. `on_event` hears how far it is.
+    pub async fn warm(
+        &self,
+        request: WarmRequest,
+        on_event: &mut (dyn FnMut(WarmEvent) + Send),
+    ) -> Result<WarmReport, Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => client.warm(&request, on_event).await,
+            Kind::Local(service) => {
+                let heard = Mutex::new(on_event);
+                service.warm(request, &|event| heard.lock()(event)).await
+            }
+        }
+    }
+
+    /// Records what is read from a mount: lines of an access trace, until
+    /// [`Self::stop_recording`] or the end of the mount. Only a daemon has mounts.
+    pub async fn record(&self, request: &RecordRequest) -> Result<ByteStream, Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => client.record(request).await,
+            Kind::Local(_) => Err(no_mounts(request)),
+        }
+    }
+
+    /// Lets a recording come to its end.
+    pub async fn stop_recording(&self, request: &RecordRequest) -> Result<(), Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => client.stop_recording(request).await,
+            Kind::Local(_) => Err(no_mounts(request)),
+        }
+    }
+
     /// Ends a mount; `lazy` takes it out of the tree even while programs use it.
     pub async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {
         match &self.kind {
@@ -189,4 +221,9 @@ impl Backend {
             Kind::Local(service) => service.cache(request).await,
         }
     }
+}
+
+fn no_mounts(request: &RecordRequest) -> Failure {
+    let message = format!("no daemon serves {}; see `kitfs status`", request.mountpoint.display());
+    Failure::new(FailureKind::NotFound, message)
 }

@@ -13,7 +13,8 @@ use serde::de::DeserializeOwned;
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
     ListRequest, Listing, MountEvent, MountRequest, MountStatus, OpenEvent, PassProgress,
-    ReadRequest, TagInfo, TagsRequest, UnmountRequest,
+    ReadRequest, RecordRequest, TagInfo, TagsRequest, UnmountRequest, WarmEvent, WarmReport,
+    WarmRequest,
 };
 use super::frames::{Next, Reader};
 use super::server::VERSION_HEADER;
@@ -85,6 +86,42 @@ impl Client {
             }
         }
         Err(gone("the connection ended before the kit was open"))
+    }
+
+    pub(super) async fn warm(
+        &self,
+        request: &WarmRequest,
+        on_event: &mut (dyn FnMut(WarmEvent) + Send),
+    ) -> Result<WarmReport, Failure> {
+        let mut lines = Lines::new(self.send(Method::POST, "warm", request).await?);
+        while let Some(line) = lines.next().await? {
+            match serde_json::from_slice(&line).map_err(not_understood)? {
+                WarmEvent::Warmed(report) => return Ok(report),
+                WarmEvent::Failed(failure) => return Err(failure),
+                event => on_event(event),
+            }
+        }
+        Err(gone("the connection ended before all was fetched"))
+    }
+
+    /// The lines of a recording, as text.
+    pub(super) async fn record(
+        &self,
+        request: &RecordRequest,
+    ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+        let lines = Lines::new(self.send(Method::POST, "trace", request).await?);
+        let lines = stream::unfold(Some(lines), |lines| async {
+            let mut lines = lines?;
+            match lines.next().await {
+                Ok(line) => line.map(|line| (Ok(line), Some(lines))),
+                Err(failure) => Some((Err(failure), None)),
+            }
+        });
+        Ok(lines.boxed())
+    }
+
+    pub(super) async fn stop_recording(&self, request: &RecordRequest) -> Result<(), Failure> {
+        self.send(Method::DELETE, "trace", request).await.map(|_| ())
     }
 
     pub(super) async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {

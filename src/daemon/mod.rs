@@ -20,10 +20,12 @@
 
 pub mod api;
 mod backend;
+mod bringing;
 mod client;
 mod describing;
 mod failure;
 mod frames;
+mod hydrate;
 mod kits;
 mod lifecycle;
 mod listing;
@@ -32,10 +34,13 @@ mod mounts;
 mod networks;
 mod paths;
 mod reading;
+mod recording;
+mod replay;
 mod server;
 mod service;
 mod socket;
 mod upkeep;
+mod warming;
 
 pub use backend::{Backend, ByteStream};
 pub use lifecycle::{DaemonConfig, detach, report_ready, run};

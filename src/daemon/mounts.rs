@@ -19,12 +19,14 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{Failure, FailureKind, MountStatus, PassthroughState};
 use super::failure::panicked;
+use super::hydrate::Hydrating;
 use super::upkeep::kit_state;
 use crate::cache::LayerKey;
-use crate::fs::LoadedKit;
+use crate::fs::{FileSystem, LoadedKit};
 use crate::fuse::{Mount, MountError, PassthroughStatus};
 
 /// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
@@ -54,14 +56,25 @@ enum Entry {
 }
 
 /// A mount, and what is served there.
-struct Served {
+pub(super) struct Served {
     mount: Mount,
     kit: Arc<LoadedKit>,
     reference: String,
     mounted_at: i64,
+    background: Background,
+    /// Ends the recording that runs.
+    recording: Mutex<Option<CancellationToken>>,
     /// Cancelled when all of the above is gone: the fields of a struct are dropped in order.
     _release: DropGuard,
     released: CancellationToken,
+}
+
+/// What goes on beside a mount, and ends with it.
+pub(super) struct Background {
+    /// Fetches the rest of the kit.
+    pub(super) hydrating: Hydrating,
+    /// Fetches what an access trace says.
+    pub(super) _replay: Option<AbortOnDropHandle<()>>,
 }
 
 /// A mountpoint that is kept for the mount being made. Dropping it gives it up.
@@ -118,18 +131,7 @@ impl Mounts {
     /// # Errors
     /// `NotFound` when none is there, `Mountpoint` when programs use it.
     pub(super) async fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
-        let place = mountpoint.display();
-        let served = match self.table.lock().entries.get(mountpoint) {
-            Some(Entry::Served(served)) => served.clone(),
-            Some(Entry::BeingMade) => {
-                let message = format!("{place} is being mounted: try again in a moment");
-                return Err(Failure::new(FailureKind::Mountpoint, message));
-            }
-            None => {
-                let message = format!("{place} is not a mount of this daemon; see `kitfs status`");
-                return Err(Failure::new(FailureKind::NotFound, message));
-            }
-        };
+        let served = self.at(mountpoint)?;
         unmount(&served, lazy).await?;
         self.forget(&served);
         let released = served.released.clone();
@@ -139,6 +141,25 @@ impl Mounts {
             let _ = tokio::time::timeout(RELEASE_TIMEOUT, released.cancelled()).await;
         }
         Ok(())
+    }
+
+    /// The mount at `mountpoint`.
+    ///
+    /// # Errors
+    /// `NotFound` when none is there, `Mountpoint` while it is being made.
+    pub(super) fn at(&self, mountpoint: &Path) -> Result<Arc<Served>, Failure> {
+        let place = mountpoint.display();
+        match self.table.lock().entries.get(mountpoint) {
+            Some(Entry::Served(served)) => Ok(served.clone()),
+            Some(Entry::BeingMade) => {
+                let message = format!("{place} is being mounted: try again in a moment");
+                Err(Failure::new(FailureKind::Mountpoint, message))
+            }
+            None => {
+                let message = format!("{place} is not a mount of this daemon; see `kitfs status`");
+                Err(Failure::new(FailureKind::NotFound, message))
+            }
+        }
     }
 
     /// Closes the table, and ends every mount: gently at first, and lazily once the grace is over.
@@ -192,11 +213,20 @@ impl Reservation {
         kit: Arc<LoadedKit>,
         reference: String,
         mounted_at: i64,
+        background: Background,
     ) -> Result<MountStatus, Failure> {
         let released = CancellationToken::new();
         let release = released.clone().drop_guard();
-        let served =
-            Arc::new(Served { mount, kit, reference, mounted_at, _release: release, released });
+        let served = Arc::new(Served {
+            mount,
+            kit,
+            reference,
+            mounted_at,
+            background,
+            recording: Mutex::default(),
+            _release: release,
+            released,
+        });
         {
             let mut table = self.mounts.table.lock();
             if table.is_closed {
@@ -227,6 +257,37 @@ impl Drop for Reservation {
 }
 
 impl Served {
+    pub(super) fn kit(&self) -> &Arc<LoadedKit> {
+        &self.kit
+    }
+
+    pub(super) fn reference(&self) -> &str {
+        &self.reference
+    }
+
+    pub(super) fn file_system(&self) -> &FileSystem {
+        self.mount.file_system()
+    }
+
+    /// What a recording is ended by; the next call is the next recording's.
+    pub(super) fn new_recording(&self) -> CancellationToken {
+        let stop = CancellationToken::new();
+        *self.recording.lock() = Some(stop.clone());
+        stop
+    }
+
+    /// Lets a recording come to its end.
+    pub(super) fn stop_recording(&self) {
+        if let Some(stop) = self.recording.lock().take() {
+            stop.cancel();
+        }
+    }
+
+    /// Files that are opened while somebody records are read through this process.
+    pub(super) fn set_recording(&self, is_recording: bool) {
+        self.mount.set_passthrough(!is_recording);
+    }
+
     fn status(&self) -> MountStatus {
         MountStatus {
             mountpoint: self.mount.mountpoint().to_owned(),
@@ -245,6 +306,7 @@ impl Served {
                 }
                 PassthroughStatus::Off { reason } => PassthroughState::Off { reason },
             },
+            hydrate: self.background.hydrating.state(),
         }
     }
 }

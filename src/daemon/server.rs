@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{
     CacheRequest, Failure, FailureKind, KitRequest, ListRequest, MountEvent, MountRequest,
-    OpenEvent, PassProgress, ReadRequest, TagsRequest, UnmountRequest,
+    OpenEvent, ReadRequest, RecordRequest, TagsRequest, UnmountRequest, WarmEvent, WarmRequest,
 };
 use super::failure::panicked;
 use super::frames;
@@ -42,6 +42,8 @@ pub(super) fn router(service: Arc<Service>) -> Router {
         .route("/v1/tags", post(tags))
         .route("/v1/list", post(list))
         .route("/v1/read", post(read))
+        .route("/v1/warm", post(warm))
+        .route("/v1/trace", post(record).delete(stop_recording))
         .route("/v1/cache", post(cache))
         .route_layer(middleware::from_fn(check_version));
     // A command of another version can still look, unmount and stop.
@@ -167,19 +169,53 @@ async fn open(State(service): State<Arc<Service>>, Asked(request): Asked<KitRequ
     })
 }
 
+async fn warm(State(service): State<Arc<Service>>, Asked(request): Asked<WarmRequest>) -> Response {
+    let same = std::convert::identity::<WarmEvent>;
+    lines(same, |report| async move {
+        match service.warm(request, &*report).await {
+            Ok(report) => WarmEvent::Warmed(report),
+            Err(failure) => WarmEvent::Failed(failure),
+        }
+    })
+}
+
+async fn record(
+    State(service): State<Arc<Service>>,
+    Asked(request): Asked<RecordRequest>,
+) -> Response {
+    match service.record(&request.mountpoint) {
+        Ok(lines) => Body::from_stream(lines.map(line)).into_response(),
+        Err(failure) => failure.into_response(),
+    }
+}
+
+async fn stop_recording(
+    State(service): State<Arc<Service>>,
+    Asked(request): Asked<RecordRequest>,
+) -> Response {
+    answer(service.stop_recording(&request.mountpoint))
+}
+
+fn line(event: impl Serialize) -> Result<Bytes, Infallible> {
+    let mut line = serde_json::to_vec(&event).expect("events have string keys only");
+    line.push(b'\n');
+    Ok(Bytes::from(line))
+}
+
 /// Answers with a line an event: progress as it comes, and what `work` ends with.
 ///
 /// The work runs beside the events, and ends with them: a command that is interrupted mounts
 /// nothing.
-fn lines<Event, Work>(
-    event: fn(PassProgress) -> Event,
-    work: impl FnOnce(Box<dyn Fn(PassProgress) + Send + Sync>) -> Work,
+fn lines<Report, Event, Work>(
+    event: fn(Report) -> Event,
+    work: impl FnOnce(Box<dyn Fn(Report) + Send + Sync>) -> Work,
 ) -> Response
 where
+    Report: Send + 'static,
     Event: Serialize + From<Failure> + Send + 'static,
     Work: Future<Output = Event> + Send + 'static,
 {
-    let (progress, incoming) = mpsc::channel::<PassProgress>(PROGRESS_LINES);
+    let (progress, incoming) = mpsc::channel::<Report>(PROGRESS_LINES);
     let work = work(Box::new(move |report| _ = progress.try_send(report)));
     let work = AbortOnDropHandle::new(tokio::spawn(work));
     let events = stream::unfold(Some((incoming, work)), move |state| async move {
@@ -190,12 +226,7 @@ where
         let last = work.await.unwrap_or_else(|error| Event::from(panicked(error)));
         Some((last, None))
     });
-    let lines = events.map(|event| {
-        let mut line = serde_json::to_vec(&event).expect("events have string keys only");
-        line.push(b'\n');
-        Ok::<_, Infallible>(Bytes::from(line))
-    });
-    Body::from_stream(lines).into_response()
+    Body::from_stream(events.map(line)).into_response()
 }
 
 /// A request's body; one that is not understood is answered like every other failure.

@@ -8,26 +8,30 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use futures_util::stream::BoxStream;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
     ListRequest, Listing, MountRequest, MountStatus, PassProgress, ReadRequest, TagInfo,
-    TagsRequest,
+    TagsRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use super::backend::ByteStream;
 use super::failure::panicked;
+use super::hydrate::Hydration;
 use super::kits::{Kits, pinned_reference};
 use super::lifecycle::DaemonConfig;
-use super::mounts::{Mounts, stopping};
+use super::mounts::{Background, Mounts, stopping};
 use super::networks::Networks;
-use super::{describing, listing, reading, upkeep};
+use super::replay::{self, Replay};
+use super::{describing, listing, reading, recording, upkeep, warming};
 use crate::cache::Cache;
 use crate::fetch::{FetchConfig, Fetcher};
-use crate::fs::{self, FsConfig, LoadRequest, LoadedKit};
+use crate::fs::{self, FsConfig, Line, LoadRequest, LoadedKit};
 use crate::fuse::{Mount, MountOptions};
 use crate::kit::Filters;
 use crate::oci::Origin;
@@ -42,6 +46,7 @@ pub(super) struct Service {
     networks: Networks,
     kits: Arc<Kits>,
     mounts: Arc<Mounts>,
+    hydration: Arc<Hydration>,
     started_at: i64,
     stopping: CancellationToken,
     draining: CancellationToken,
@@ -50,8 +55,11 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn new(cache: Arc<Cache>, config: &DaemonConfig) -> Arc<Self> {
         tracing::debug!(?config, "the cache is open");
+        let fetch_config = FetchConfig { memory_bytes: config.memory_bytes };
+        let fetcher = Fetcher::new(cache.clone(), fetch_config);
         Arc::new(Self {
-            fetcher: Fetcher::new(cache.clone(), FetchConfig { memory_bytes: config.memory_bytes }),
+            hydration: Hydration::new(cache.clone(), fetcher.clone()),
+            fetcher,
             cache,
             networks: Networks::new(),
             kits: Arc::default(),
@@ -105,14 +113,71 @@ impl Service {
             () = self.stopping.cancelled() => return Err(stopping()),
         };
         self.kits.share(pinned_request(&request.kit, &kit), &kit);
+        let trace = match request.trace {
+            Some(file) => Some(self.load_replay(&kit, file).await?),
+            None => None,
+        };
         let served = kit.clone();
         let mount = spawn_blocking(move || Mount::new(served, &options, config))
             .await
             .map_err(panicked)??;
-        let status = reservation.fulfil(mount, kit, request.kit.reference, now())?;
+        let quiet = request.hydrate_after_seconds.map(Duration::from_secs);
+        let background = Background {
+            hydrating: self.hydration.begin(&kit, quiet),
+            _replay: trace.map(|trace| AbortOnDropHandle::new(tokio::spawn(replay_quietly(trace)))),
+        };
+        let reference = request.kit.reference;
+        let status = reservation.fulfil(mount, kit, reference, now(), background)?;
         tracing::info!(reference = status.reference, digest = status.digest,
             mountpoint = %status.mountpoint.display(), "mounted");
         Ok(status)
+    }
+
+    async fn load_replay(&self, kit: &Arc<LoadedKit>, file: PathBuf) -> Result<Replay, Failure> {
+        let kit = kit.clone();
+        spawn_blocking(move || replay::load(&kit, &file)).await.map_err(panicked)?
+    }
+
+    /// Brings a kit, files of it, or what a trace says to the cache.
+    pub(super) async fn warm(
+        &self,
+        request: WarmRequest,
+        report: &(dyn Fn(WarmEvent) + Send + Sync),
+    ) -> Result<WarmReport, Failure> {
+        let on_pass = |passed_bytes, total_bytes| {
+            report(WarmEvent::Passing(PassProgress { passed_bytes, total_bytes }));
+        };
+        let kit = match self.known(&request.kit).await? {
+            Some(kit) => kit,
+            None => self.load_and_keep(&request.kit, &on_pass).await?,
+        };
+        let progress = |layers| report(WarmEvent::Layers(layers));
+        match request.trace {
+            Some(file) => {
+                let replay = self.load_replay(&kit, file).await?;
+                warming::replay(&self.cache, replay, &progress).await
+            }
+            None => warming::warm(&self.cache, &kit, &request.paths, &progress).await,
+        }
+    }
+
+    /// Records what is read from a mount; the stream ends when it is told to, or the mount ends.
+    pub(super) fn record(&self, mountpoint: &Path) -> Result<BoxStream<'static, Line>, Failure> {
+        let served = self.mounts.at(mountpoint)?;
+        let Some(reads) = served.file_system().record() else {
+            let message = format!("reads from {} are being recorded already", mountpoint.display());
+            return Err(Failure::new(FailureKind::Mountpoint, message));
+        };
+        let stop = served.new_recording();
+        let digest = served.kit().manifest.to_string();
+        let header = Line::header(served.reference().to_owned(), digest, now());
+        Ok(recording::lines(served, reads, header, stop))
+    }
+
+    /// Lets the recording of a mount come to its end.
+    pub(super) fn stop_recording(&self, mountpoint: &Path) -> Result<(), Failure> {
+        self.mounts.at(mountpoint)?.stop_recording();
+        Ok(())
     }
 
     pub(super) async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {
@@ -252,6 +317,16 @@ impl Service {
 
 fn pinned_request(request: &KitRequest, kit: &LoadedKit) -> KitRequest {
     KitRequest { reference: pinned_reference(&kit.origin, kit.manifest), ..request.clone() }
+}
+
+/// Replays a trace beside a mount, whose readers hear of what fails by themselves.
+async fn replay_quietly(replay: Replay) {
+    for warning in replay.warnings() {
+        tracing::warn!(warning, "replaying an access trace");
+    }
+    if let Err(error) = replay.run(|_| {}).await {
+        tracing::warn!(%error, "replaying an access trace ended early");
+    }
 }
 
 /// Seconds since 1970.

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use super::attributes::{Attributes, FileKind, Ino, Owner, Totals};
 use super::config::FsConfig;
@@ -11,6 +12,7 @@ use super::cursors::{Ahead, Cursors, Strides};
 use super::error::FsError;
 use super::kit::LoadedKit;
 use super::read::{PendingRead, Read};
+use super::trace::{AccessLog, FileRead};
 use super::xattr;
 use crate::fetch::Layer;
 use crate::kit::{Content, NodeId, NodeKind};
@@ -26,6 +28,7 @@ pub struct FileSystem {
     owner: Owner,
     config: FsConfig,
     cursors: [Mutex<Cursors>; CURSOR_SHARDS],
+    log: AccessLog,
 }
 
 /// An entry of a directory.
@@ -55,12 +58,23 @@ pub struct Access {
 impl FileSystem {
     /// A file system over `kit` whose files belong to `owner`.
     pub fn new(kit: Arc<LoadedKit>, owner: Owner, config: FsConfig) -> Self {
-        Self { kit, owner, config, cursors: Default::default() }
+        Self { kit, owner, config, cursors: Default::default(), log: AccessLog::default() }
     }
 
     /// The kit.
     pub fn kit(&self) -> &Arc<LoadedKit> {
         &self.kit
+    }
+
+    /// Records every read from now on, for as long as the queue lives; `None` while somebody else
+    /// does.
+    pub fn record(&self) -> Option<mpsc::Receiver<FileRead>> {
+        self.log.start()
+    }
+
+    /// How many reads a recorder lost since the last call, because it was too slow.
+    pub fn take_lost(&self) -> u64 {
+        self.log.take_lost()
     }
 
     /// The entry `name` of a directory.
@@ -177,6 +191,7 @@ impl FileSystem {
             NodeKind::Symlink(_) => return Err(FsError::NotAFile),
             NodeKind::File(content) => content,
         };
+        self.log.note(node, offset, u64::from(size));
         let file_bytes = self.kit.tree.size(node);
         let end = offset.saturating_add(u64::from(size)).min(file_bytes);
         if offset >= end {

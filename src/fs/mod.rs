@@ -25,8 +25,10 @@ mod file_system;
 mod kit;
 mod load;
 mod load_error;
+mod percent;
 mod read;
 mod resolve;
+mod trace;
 mod xattr;
 
 pub use attributes::{Attributes, FileKind, Ino, Owner, Totals};
@@ -36,5 +38,7 @@ pub use file_system::{Access, DirectoryEntry, FileSystem};
 pub use kit::{LoadedKit, State};
 pub use load::{LoadRequest, load};
 pub use load_error::LoadError;
+pub use percent::{percent_decoded, percent_encoded};
 pub use read::{PendingRead, Read, Reply};
 pub use resolve::{Description, describe};
+pub use trace::{FileRead, Line, Merger, Trace, TraceError, TraceRange};

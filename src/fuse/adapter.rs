@@ -114,6 +114,10 @@ pub(super) struct Failures {
 }
 
 impl Failures {
+    pub(super) fn file_system(&self) -> &Arc<FileSystem> {
+        &self.file_system
+    }
+
     /// The path and the reason of the last failed read that was logged.
     pub(super) fn last(&self) -> Option<String> {
         self.last.lock().clone()

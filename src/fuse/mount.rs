@@ -123,6 +123,11 @@ impl Mount {
         self.passthrough.reads()
     }
 
+    /// What is served.
+    pub fn file_system(&self) -> &Arc<FileSystem> {
+        self.failures.file_system()
+    }
+
     /// The mountpoint.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint

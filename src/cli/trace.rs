@@ -1,0 +1,176 @@
+//! `kitfs trace record|show`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{LineWriter, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use futures_util::StreamExt;
+use tokio::process::Command as Process;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::error::CliError;
+use super::output::{print_line, print_table, printable, say, warn};
+use super::settings::{Settings, mountpoint};
+use super::sizes;
+use crate::daemon::Backend;
+use crate::daemon::api::{FailureKind, RecordRequest};
+use crate::fs::{Trace, percent_encoded};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A trace says which ranges of which files were read in what order, as lines of JSON. It is replayed
+ahead of a reader with `kitfs mount --trace FILE`, or fetched beforehand with `kitfs warm --trace
+FILE`. What the kernel has in memory already is not seen: record from a fresh mount.
+
+Examples:
+  kitfs trace record -o start.trace /models -- python serve.py --once
+  kitfs trace show start.trace
+  kitfs mount --trace start.trace ghcr.io/org/model:v1 /models")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Record what is read from a mount, until COMMAND ends or Ctrl-C.
+    Record {
+        /// Where the kit is mounted.
+        #[arg(value_name = "DIR")]
+        mountpoint: PathBuf,
+        /// The file to write; without it, the standard output.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// A command to run meanwhile; its exit code is passed on.
+        #[arg(value_name = "COMMAND", last = true)]
+        command: Vec<OsString>,
+    },
+    /// Show a trace as a table.
+    Show {
+        /// The trace.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Only the sums of each file.
+        #[arg(long)]
+        summary: bool,
+    },
+}
+
+pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    match arguments.command {
+        Command::Record { mountpoint: place, output, command } => {
+            let request = RecordRequest { mountpoint: mountpoint(&place)? };
+            record(settings, request, output.as_deref(), &command).await
+        }
+        Command::Show { file, summary } => show(&file, summary),
+    }
+}
+
+async fn record(
+    settings: &Settings,
+    request: RecordRequest,
+    output: Option<&Path>,
+    command: &[OsString],
+) -> Result<(), CliError> {
+    let Some(backend) = Backend::running(&settings.daemon()?).await? else {
+        let message = "no daemon runs, so nothing is mounted; see `kitfs mount`";
+        return Err(CliError::new(FailureKind::Daemon, message));
+    };
+    if output.is_none() && !command.is_empty() {
+        return Err(CliError::usage("the command's output would mix with the trace: add -o FILE"));
+    }
+    let mut lines = backend.record(&request).await?;
+    let unwritten = |error: std::io::Error| match output {
+        Some(path) => CliError::usage(format!("cannot write {}: {error}", path.display())),
+        None => error.into(),
+    };
+    let mut written: Box<dyn Write + Send> = match output {
+        Some(path) => {
+            // Line by line: what was recorded is there even if this process is killed.
+            Box::new(LineWriter::new(File::create(path).map_err(unwritten)?))
+        }
+        None => Box::new(std::io::stdout()),
+    };
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut child = match command.split_first() {
+        Some((program, arguments)) => {
+            let failed = |error| CliError::usage(format!("{}: {error}", program.display()));
+            Some(Process::new(program).args(arguments).kill_on_drop(true).spawn().map_err(failed)?)
+        }
+        None => None,
+    };
+    if child.is_none() {
+        say(format_args!("recording {}: end it with Ctrl-C", request.mountpoint.display()));
+    }
+    let is_interactive = child.is_none();
+    let mut exit_code = 0;
+    let mut is_stopped = false;
+    loop {
+        let ended = async {
+            match &mut child {
+                Some(child) => child.wait().await.map(|status| status.code().unwrap_or(1)),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            line = lines.next() => match line {
+                Some(line) => written.write_all(&line?).map_err(unwritten)?,
+                None => break,
+            },
+            code = ended, if !is_stopped => {
+                exit_code = code?;
+                is_stopped = true;
+                backend.stop_recording(&request).await?;
+            }
+            // A command gets the signal too, and ends by it or not.
+            _ = interrupts.recv(), if is_interactive && !is_stopped => {
+                is_stopped = true;
+                backend.stop_recording(&request).await?;
+            }
+        }
+    }
+    written.flush().map_err(unwritten)?;
+    if !is_stopped {
+        warn("the mount ended, and the recording with it");
+    }
+    match exit_code {
+        0 => Ok(()),
+        // Of a code beyond 8 bits only those are seen by whoever started it, too.
+        code => Err(CliError::Passed(code as u8)),
+    }
+}
+
+fn show(path: &Path, is_summary: bool) -> Result<(), CliError> {
+    let unusable = |why: String| CliError::usage(format!("{}: {why}", path.display()));
+    let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    let trace = Trace::parse(&text).map_err(|error| unusable(error.to_string()))?;
+    let mut files: BTreeMap<&[u8], (u64, u64)> = BTreeMap::new();
+    for range in &trace.ranges {
+        let (count, bytes) = files.entry(&range.path).or_default();
+        *count += 1;
+        *bytes = bytes.saturating_add(range.length);
+    }
+    print_line(format_args!("{}  {}", printable(trace.reference.as_bytes()), trace.digest))?;
+    if !is_summary {
+        let rows = trace.ranges.iter().map(|range| {
+            vec![
+                format!("{:.3}", range.at_ms as f64 / 1000.0),
+                range.offset.to_string(),
+                range.length.to_string(),
+                percent_encoded(&range.path),
+            ]
+        });
+        print_table(&["SECONDS", "OFFSET", "BYTES", "PATH"], &[0, 1, 2], rows)?;
+    }
+    let rows = files.iter().map(|(path, (count, bytes))| {
+        vec![count.to_string(), sizes::show(*bytes), percent_encoded(path)]
+    });
+    print_table(&["RANGES", "TOTAL", "PATH"], &[0, 1], rows)?;
+    if trace.lost > 0 {
+        warn(format_args!("{} reads came too fast to be written down", trace.lost));
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! `kitfs warm REF [PATH…]`.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar};
+
+use super::arguments::NetworkArguments;
+use super::error::CliError;
+use super::output::{
+    byte_bar, pass_bar, print_json, print_line, print_warnings, say, short_digest, show_pass,
+};
+use super::reference::parse_reference;
+use super::settings::{DEFAULT_UMASK, Settings, absolute};
+use super::sizes;
+use crate::daemon::Backend;
+use crate::daemon::api::{KitRequest, LayerProgress, RawPath, WarmEvent, WarmReport, WarmRequest};
+
+/// How often a line is written where there is no terminal for bars.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Fetches a kit, or the files and directories that are named, at full speed, and computes the
+digests of the layers that are complete. What is in the cache already is not fetched again. The
+command fails when something cannot be fetched or is not what its digest says.
+
+Examples:
+  kitfs warm ghcr.io/org/model:v1
+  kitfs warm -f model ghcr.io/org/model:v1
+  kitfs warm ghcr.io/org/model:v1 tokenizer.json weights/
+  kitfs warm --trace start.trace ghcr.io/org/model:v1")]
+pub(super) struct Arguments {
+    /// The kit.
+    #[arg(value_name = "REF")]
+    reference: String,
+    /// Files and directories from the kit's root; all of the kit where there are none.
+    #[arg(value_name = "PATH")]
+    paths: Vec<OsString>,
+    /// Only these layers, in kit's grammar: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated.
+    #[arg(short, long = "filter", value_name = "FILTER")]
+    filters: Vec<String>,
+    /// Fetch what this access trace says, in its order (see `kitfs trace record`).
+    #[arg(long, value_name = "FILE", conflicts_with = "paths")]
+    trace: Option<PathBuf>,
+    /// Print a JSON object about each layer at the end.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let request = WarmRequest {
+        kit: KitRequest {
+            reference: parse_reference(&arguments.reference)?,
+            filters: arguments.filters,
+            umask: DEFAULT_UMASK,
+            network: settings.network(&arguments.network)?,
+        },
+        paths: arguments.paths.into_iter().map(|path| RawPath(path.into_vec())).collect(),
+        trace: arguments.trace.as_deref().map(absolute).transpose()?,
+    };
+    let backend = Backend::open(&settings.daemon()?).await?;
+    let mut display = Display::new();
+    let report = backend.warm(request, &mut |event| display.show(event)).await;
+    display.clear();
+    let report = report?;
+    print_warnings(&report.warnings);
+    if arguments.json {
+        return print_json(&report);
+    }
+    tell(&report)
+}
+
+fn tell(report: &WarmReport) -> Result<(), CliError> {
+    let wanted_bytes = report.layers.iter().map(|layer| layer.wanted_bytes).sum();
+    let count = report.layers.len();
+    let partial = report.layers.iter().filter(|layer| !layer.is_complete).count();
+    if partial > 0 {
+        say(format_args!(
+            "{partial} of {count} layers are only partly in the cache: their digests are computed \
+             once they are complete"
+        ));
+    }
+    let what = if partial == 0 { ", every layer confirmed" } else { "" };
+    print_line(format_args!(
+        "{} in {count} layers are in the cache{what}",
+        sizes::show(wanted_bytes)
+    ))
+}
+
+/// Bars on a terminal, and a line now and then elsewhere.
+struct Display {
+    bars: MultiProgress,
+    passing: Option<ProgressBar>,
+    layers: HashMap<String, ProgressBar>,
+    is_terminal: bool,
+    last_line: Instant,
+}
+
+impl Display {
+    fn new() -> Self {
+        Self {
+            bars: MultiProgress::new(),
+            passing: None,
+            layers: HashMap::new(),
+            is_terminal: io::stderr().is_terminal(),
+            last_line: Instant::now(),
+        }
+    }
+
+    fn show(&mut self, event: WarmEvent) {
+        match event {
+            WarmEvent::Passing(progress) => {
+                let bars = &self.bars;
+                let bar = self.passing.get_or_insert_with(|| bars.add(pass_bar()));
+                show_pass(bar, progress);
+                self.say_now_and_then(progress.passed_bytes, progress.total_bytes);
+            }
+            WarmEvent::Layers(layers) => {
+                layers.iter().for_each(|layer| self.show_layer(layer));
+                let done_bytes = layers.iter().map(|layer| layer.done_bytes).sum();
+                let total_bytes = layers.iter().map(|layer| layer.total_bytes).sum();
+                self.say_now_and_then(done_bytes, total_bytes);
+            }
+            WarmEvent::Warmed(_) | WarmEvent::Failed(_) => {}
+        }
+    }
+
+    fn show_layer(&mut self, layer: &LayerProgress) {
+        let bars = &self.bars;
+        let bar = self.layers.entry(layer.name.clone()).or_insert_with(|| {
+            let name = short_digest(&layer.name).to_owned();
+            bars.add(byte_bar(layer.total_bytes, name))
+        });
+        bar.set_position(layer.done_bytes);
+    }
+
+    fn say_now_and_then(&mut self, done_bytes: u64, total_bytes: u64) {
+        if !self.is_terminal && self.last_line.elapsed() >= LINE_INTERVAL {
+            self.last_line = Instant::now();
+            say(format_args!("{} of {}", sizes::show(done_bytes), sizes::show(total_bytes)));
+        }
+    }
+
+    fn clear(&self) {
+        // Nobody is left to be told when the terminal is gone.
+        let _ = self.bars.clear();
+    }
+}

@@ -1,0 +1,105 @@
+//! Recording which ranges of which files are read from a mount (docs/format/trace.md).
+//!
+//! What the kernel answers from its own pages is not seen, and neither is passthrough: it is
+//! switched off for files that are opened while somebody records.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::mounts::Served;
+use crate::fs::{FileRead, Line, Merger, percent_encoded};
+
+/// How often lost reads are looked for while nothing is read.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The lines of a recording; dropping it ends it.
+struct Recording {
+    served: Arc<Served>,
+    accesses: mpsc::Receiver<FileRead>,
+    stop: CancellationToken,
+    began: Instant,
+    merger: Merger,
+    /// Lines that are ready, the next one last.
+    ready: Vec<Line>,
+    is_over: bool,
+}
+
+/// Records from now on until `stop`; the stream ends with what was read last.
+pub(super) fn lines(
+    served: Arc<Served>,
+    accesses: mpsc::Receiver<FileRead>,
+    header: Line,
+    stop: CancellationToken,
+) -> BoxStream<'static, Line> {
+    served.set_recording(true);
+    let recording = Recording {
+        served,
+        accesses,
+        stop,
+        began: Instant::now(),
+        merger: Merger::default(),
+        ready: vec![header],
+        is_over: false,
+    };
+    stream::unfold(recording, |mut recording| async move {
+        let line = recording.next().await?;
+        Some((line, recording))
+    })
+    .boxed()
+}
+
+impl Recording {
+    async fn next(&mut self) -> Option<Line> {
+        loop {
+            if let Some(line) = self.ready.pop() {
+                return Some(line);
+            }
+            if self.is_over {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                access = self.accesses.recv() => match access {
+                    Some(access) => {
+                        let range = self.merger.push(access);
+                        self.ready.extend(range.map(|range| self.line(range)));
+                    }
+                    None => self.finish(),
+                },
+                () = self.stop.cancelled() => self.finish(),
+                () = tokio::time::sleep(IDLE_INTERVAL) => {}
+            }
+            let lost = self.served.file_system().take_lost();
+            if lost > 0 {
+                self.ready.insert(0, Line::Lost { lost });
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        self.is_over = true;
+        let rest = std::mem::take(&mut self.merger).finish();
+        let rest: Vec<Line> = rest.into_iter().map(|range| self.line(range)).collect();
+        self.ready.splice(0..0, rest.into_iter().rev());
+    }
+
+    fn line(&self, range: FileRead) -> Line {
+        let at = range.at.saturating_duration_since(self.began);
+        Line::Range {
+            at_ms: u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
+            path: percent_encoded(&self.served.kit().tree.path(range.node)),
+            offset: range.offset,
+            length: range.length,
+        }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.served.set_recording(false);
+    }
+}

@@ -1,0 +1,343 @@
+//! FileRead traces: which ranges of which files were read, in order (docs/format/trace.md).
+//!
+//! ```text
+//! FileSystem::read --AccessLog (bounded)--> Merger --Line--> a file
+//! a file --Trace::parse--> ranges in order --> fetched ahead of the next reader
+//! ```
+//!
+//! A file system that nobody records pays one relaxed load a read. A recorder that is too slow loses
+//! accesses, and its trace says how many.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::percent::percent_decoded;
+use crate::kit::NodeId;
+
+/// Accesses that may wait for a recorder: some MiB, a second of a fast reader.
+const QUEUE: usize = 65_536;
+/// The longest range a line tells; a longer read becomes several lines, so that a replay keeps the
+/// order in which several files were read side by side.
+const MOST_LINE_BYTES: u64 = 8 * 1024 * 1024;
+/// Files whose last ranges are held back to be merged with what follows.
+const MOST_OPEN_RANGES: usize = 16;
+/// The version of the format.
+const VERSION: u32 = 1;
+/// The longest line that is read: a path of the longest kind, percent-encoded.
+const LINE_LIMIT_BYTES: usize = 32 * 1024;
+/// The most lines that are read: 10 TiB in the largest ranges.
+const LINES_LIMIT: usize = 1_250_000;
+
+/// One read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileRead {
+    /// The file.
+    pub node: NodeId,
+    /// Its first byte.
+    pub offset: u64,
+    /// How many bytes.
+    pub length: u64,
+    /// When.
+    pub at: Instant,
+}
+
+/// Where a file system tells what is read.
+#[derive(Default)]
+pub(super) struct AccessLog {
+    is_on: AtomicBool,
+    queue: Mutex<Option<mpsc::Sender<FileRead>>>,
+    lost: AtomicU64,
+}
+
+impl AccessLog {
+    /// Begins to record; `None` while somebody else does.
+    pub(super) fn start(&self) -> Option<mpsc::Receiver<FileRead>> {
+        let mut queue = self.queue.lock();
+        if queue.as_ref().is_some_and(|queue| !queue.is_closed()) {
+            return None;
+        }
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        *queue = Some(sender);
+        self.lost.store(0, Ordering::Relaxed);
+        self.is_on.store(true, Ordering::Relaxed);
+        Some(receiver)
+    }
+
+    /// Takes note of a read.
+    pub(super) fn note(&self, node: NodeId, offset: u64, length: u64) {
+        if !self.is_on.load(Ordering::Relaxed) || length == 0 {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        let Some(sender) = queue.as_ref() else { return };
+        match sender.try_send(FileRead { node, offset, length, at: Instant::now() }) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                *queue = None;
+                self.is_on.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How many reads were lost since the last call.
+    pub(super) fn take_lost(&self) -> u64 {
+        self.lost.swap(0, Ordering::Relaxed)
+    }
+}
+
+/// A line of a trace file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum Line {
+    /// The first one: what was recorded.
+    Header {
+        /// The version of the format, 1.
+        kitfs_trace: u32,
+        /// The reference that was mounted.
+        reference: String,
+        /// The digest of its manifest.
+        digest: String,
+        /// When recording began, in seconds since 1970.
+        started_at: i64,
+    },
+    /// A range that was read.
+    Range {
+        /// Milliseconds since recording began.
+        at_ms: u64,
+        /// The file from the kit's root, percent-encoded where it is not plain text.
+        path: String,
+        /// The first byte.
+        offset: u64,
+        /// How many bytes.
+        length: u64,
+    },
+    /// Reads that came faster than they could be written down.
+    Lost {
+        /// How many.
+        lost: u64,
+    },
+}
+
+impl Line {
+    /// The first line of a trace.
+    pub fn header(reference: String, digest: String, started_at: i64) -> Self {
+        Self::Header { kitfs_trace: VERSION, reference, digest, started_at }
+    }
+}
+
+/// Joins reads that go on where another of the same file ended. Pure.
+///
+/// Ranges come out in the order in which they began. What comes out covers exactly what went in.
+#[derive(Debug, Default)]
+pub struct Merger {
+    open: Vec<FileRead>,
+}
+
+impl Merger {
+    /// Takes a read, and gives back a range that nothing can be joined to any more.
+    pub fn push(&mut self, access: FileRead) -> Option<FileRead> {
+        let goes_on = |open: &&mut FileRead| {
+            open.node == access.node
+                && open.offset + open.length == access.offset
+                && open.length + access.length <= MOST_LINE_BYTES
+        };
+        if let Some(open) = self.open.iter_mut().find(goes_on) {
+            open.length += access.length;
+            return None;
+        }
+        self.open.push(access);
+        (self.open.len() > MOST_OPEN_RANGES).then(|| self.open.remove(0))
+    }
+
+    /// The ranges that are left.
+    pub fn finish(self) -> Vec<FileRead> {
+        self.open
+    }
+}
+
+/// A range of a file to be fetched beforehand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceRange {
+    /// When it was read, in milliseconds since recording began.
+    pub at_ms: u64,
+    /// The file from the kit's root, as bytes.
+    pub path: Vec<u8>,
+    /// The first byte.
+    pub offset: u64,
+    /// How many bytes.
+    pub length: u64,
+}
+
+/// A trace that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The reference that was recorded.
+    pub reference: String,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// When, in seconds since 1970.
+    pub started_at: i64,
+    /// The ranges, in order.
+    pub ranges: Vec<TraceRange>,
+    /// Reads that were not written down.
+    pub lost: u64,
+}
+
+/// Why a trace cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {why}")]
+pub struct TraceError {
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl Trace {
+    /// Reads a trace. A last line without its end, as a recorder leaves it that was killed, is
+    /// passed over.
+    ///
+    /// # Errors
+    /// [`TraceError`] for anything that no recorder writes.
+    pub fn parse(text: &[u8]) -> Result<Self, TraceError> {
+        let mut trace: Option<Self> = None;
+        let complete = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        for (index, bytes) in text[..complete].split(|&byte| byte == b'\n').enumerate() {
+            let fail = |why: String| TraceError { line: index + 1, why };
+            if bytes.is_empty() {
+                continue;
+            }
+            if bytes.len() > LINE_LIMIT_BYTES {
+                return Err(fail(format!("it is longer than {LINE_LIMIT_BYTES} bytes")));
+            }
+            if index > LINES_LIMIT {
+                return Err(fail(format!("more than {LINES_LIMIT} lines")));
+            }
+            let line = serde_json::from_slice(bytes)
+                .map_err(|_| fail("it is no line of an access trace".to_owned()))?;
+            match (line, &mut trace) {
+                (Line::Header { kitfs_trace, reference, digest, started_at }, None) => {
+                    if kitfs_trace != VERSION {
+                        return Err(fail(format!(
+                            "version {kitfs_trace} of the format is not known: this kitfs knows {VERSION}"
+                        )));
+                    }
+                    let ranges = Vec::new();
+                    trace = Some(Self { reference, digest, started_at, ranges, lost: 0 });
+                }
+                (_, None) => return Err(fail("the first line must be the header".to_owned())),
+                (Line::Header { .. }, Some(_)) => return Err(fail("a second header".to_owned())),
+                (Line::Range { at_ms, path, offset, length }, Some(trace)) => {
+                    let path = percent_decoded(&path).ok_or_else(|| {
+                        fail("the path is not percent-encoded rightly".to_owned())
+                    })?;
+                    if offset.checked_add(length).is_none() {
+                        return Err(fail("the range ends behind any file".to_owned()));
+                    }
+                    trace.ranges.push(TraceRange { at_ms, path, offset, length });
+                }
+                (Line::Lost { lost }, Some(trace)) => trace.lost = trace.lost.saturating_add(lost),
+            }
+        }
+        trace.ok_or_else(|| TraceError { line: 1, why: "it holds no access trace".to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::percent::percent_encoded;
+    use super::*;
+
+    const HEADER: &str =
+        r#"{"kitfs_trace":1,"reference":"r/m:v1","digest":"sha256:0","started_at":7}"#;
+
+    fn access(node: u32, offset: u64, length: u64) -> FileRead {
+        FileRead { node: NodeId(node), offset, length, at: Instant::now() }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let lines = [
+            Line::header("r/m:v1".into(), "sha256:0".into(), 7),
+            Line::Range { at_ms: 3, path: percent_encoded(b"a%\xff\n"), offset: 1, length: 2 },
+            Line::Lost { lost: 9 },
+        ];
+        let text: String =
+            lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
+        assert!(text.starts_with(HEADER), "{text}");
+        let trace = Trace::parse((text + "{\"at_ms\":").as_bytes()).unwrap();
+        let range = TraceRange { at_ms: 3, path: b"a%\xff\n".to_vec(), offset: 1, length: 2 };
+        assert_eq!((trace.ranges, trace.lost, trace.started_at), (vec![range], 9, 7));
+    }
+
+    #[test]
+    fn what_no_recorder_writes_is_refused_with_its_line() {
+        let range = r#"{"at_ms":0,"path":"a","offset":0,"length":1}"#;
+        for (text, line) in [
+            (String::new(), 1),
+            (format!("{range}\n"), 1),
+            (format!("{HEADER}\n{HEADER}\n"), 2),
+            (format!("{HEADER}\n{range}\nnonsense\n"), 3),
+            (HEADER.replace("trace\":1", "trace\":2") + "\n", 1),
+            (format!("{HEADER}\n{}\n", range.replace("\"a\"", "\"%zz\"")), 2),
+            (format!("{HEADER}\n{}\n", range.replace(":0,\"le", ":18446744073709551615,\"le")), 2),
+            (format!("{HEADER}\n{{\"lost\":1,\"x\":2}}\n"), 2),
+            (format!("{HEADER}\n{}\n", " ".repeat(LINE_LIMIT_BYTES + 1)), 2),
+        ] {
+            assert_eq!(Trace::parse(text.as_bytes()).unwrap_err().line, line, "{text:.200}");
+        }
+    }
+
+    #[test]
+    fn a_slow_recorder_loses_reads_and_is_told_how_many() {
+        let log = AccessLog::default();
+        log.note(NodeId(1), 0, 1);
+        let mut queue = log.start().unwrap();
+        assert!(log.start().is_none(), "one at a time");
+        (0..QUEUE as u64 + 5).for_each(|offset| log.note(NodeId(1), offset, 1));
+        assert_eq!(queue.try_recv().unwrap().offset, 0, "what was read before is not told");
+        assert_eq!(log.take_lost(), 5);
+        drop(queue);
+        log.note(NodeId(1), 0, 1);
+        assert!(!log.is_on.load(Ordering::Relaxed));
+        assert!(log.start().is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn merged_ranges_cover_what_was_read_in_the_order_it_began(
+            reads in prop::collection::vec((0..4u32, 0..12u64, 1..4u64), 0..80),
+        ) {
+            let mut merger = Merger::default();
+            let mut merged = Vec::new();
+            for &(node, offset, length) in &reads {
+                merged.extend(merger.push(access(node, offset, length)));
+            }
+            merged.extend(merger.finish());
+            let bytes = |node, offset, length| (offset..offset + length).map(move |at| (node, at));
+            let mut wanted: Vec<_> =
+                reads.iter().flat_map(|&(node, offset, length)| bytes(node, offset, length)).collect();
+            let mut got: Vec<_> =
+                merged.iter().flat_map(|a| bytes(a.node.0, a.offset, a.length)).collect();
+            wanted.sort_unstable();
+            got.sort_unstable();
+            prop_assert_eq!(wanted, got);
+            prop_assert!(merged.is_sorted_by_key(|access| access.at));
+        }
+
+        #[test]
+        fn arbitrary_text_does_no_harm(text in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Trace::parse(&text);
+        }
+
+    }
+}
