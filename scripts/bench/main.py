@@ -122,6 +122,8 @@ def arguments():
 def main():
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Shells start what runs in the background with the interrupt ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     bench = Bench(options)
     groups = [("The engine", engine(bench)), ("Real programs", programs(bench))]
     names = [case.name for _, cases in groups for case in cases]

@@ -54,9 +54,7 @@ def mounted(bench, kit, subject_class, shaped, *arguments, whole=None):
         with subject_class(bench, kit, way.port) as subject:
             drop_caches()
             before = subject.cpu()
-            files = [f"{subject.folder}/{it[1:]}" if str(it).startswith("@") else it
-                     for it in arguments]
-            sample = reader(bench, *files)
+            sample = reader(bench, *in_folder(subject.folder, arguments))
             if whole and isinstance(subject, Kitfs):
                 sample["confirmed"] = confirmed(subject)
             sample["cpu"] = subject.cpu() - before
@@ -66,6 +64,11 @@ def mounted(bench, kit, subject_class, shaped, *arguments, whole=None):
         time.sleep(LOG_SECONDS)
         sample["requests"], sample["fetched"] = way.counts()
     return sample
+
+
+def in_folder(folder, arguments):
+    """The arguments of a read, with `@NAME` as the file of that name in the folder."""
+    return [f"{folder}/{it[1:]}" if str(it).startswith("@") else it for it in arguments]
 
 
 def confirmed(subject):
@@ -129,7 +132,7 @@ def from_copy(bench, kit, *arguments, hot=False):
 
 
 def from_folder(bench, subject, arguments, hot):
-    files = [f"{subject.folder}/{it[1:]}" if str(it).startswith("@") else it for it in arguments]
+    files = in_folder(subject.folder, arguments)
     drop_caches()
     if hot:
         reader(bench, *files)

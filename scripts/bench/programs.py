@@ -67,10 +67,10 @@ def program(bench, name, title, kit, script):
         run([bench.venv_python, os.path.join(bench.scripts, script)], env=bench.environment())
 
     def again(subject, hot):
-        before = subject.cpu() if subject.pid else None
         warm_up()
         if hot:
             load(subject.folder)
+        before = subject.cpu() if subject.pid else None
         sample = load(subject.folder)
         if subject.pid:
             sample["cpu"], sample["rss"] = subject.cpu() - before, subject.peak()
