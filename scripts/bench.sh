@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Measures kitfs: cold and cached, on loopback and on a shaped link, beside curl, ext4 and peers.
+#
+#   sudo scripts/bench.sh --quick                 a first look, a few minutes
+#   sudo scripts/bench.sh                         every case, five rounds
+#   sudo scripts/bench.sh --case slices random-4k some cases
+#   sudo scripts/bench.sh --kitfs FILE …          another binary than the one that would be built
+#   scripts/bench.sh --help                       all options
+#
+# What it prints is described in docs/performance.md. What it needs from Debian and PyPI it installs;
+# kits, tools and scratch files are in `bench` below cargo's target folder (12 GB, 6 more for torch).
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+. scripts/common.sh
+
+case " $* " in
+*" --help "* | *" -h "*)
+    exec python3 scripts/bench/main.py --help
+    ;;
+esac
+
+need_build_tools
+need_fuse || fail "$FUSE_PROBLEM"
+for tool in docker-registry skopeo curl:curl nginx:nginx-light rclone python3; do
+    need_package "${tool%%:*}" "${tool##*:}" || fail "${tool%%:*} is needed to measure"
+done
+
+build=(--example shaped-link)
+target=$(target_folder)
+case " $* " in
+*" --kitfs"*) kitfs=() ;;
+*)
+    build+=(--bin kitfs)
+    kitfs=(--kitfs "$target/release/kitfs")
+    ;;
+esac
+say "building (profile release)"
+cargo build --locked --release "${build[@]}"
+
+exec python3 scripts/bench/main.py "${kitfs[@]}" --link "$target/release/examples/shaped-link" \
+    --home "$target/bench" "$@"

@@ -1,0 +1,34 @@
+"""What comes from PyPI, in a virtual environment of its own below the benchmark's folder."""
+
+import os
+import sys
+
+from processes import run
+
+# The commands and modules that a package is there for, by the name that pip knows.
+ALWAYS = {"ratarmount": "bin/ratarmount", "aiohttp": "aiohttp", "numpy": "numpy",
+          "safetensors": "safetensors"}
+TORCH = {"torch": "torch"}
+LLAMA = {"llama-cpp-python": "llama_cpp", "gguf": "gguf"}
+# torch brings 5 GB along, and llama-cpp-python is compiled.
+INSTALL_SECONDS = 3600
+
+
+def install(bench, wanted):
+    """Makes sure that packages are there; returns the environment's Python."""
+    python = os.path.join(bench.home, "venv/bin/python")
+    if not os.path.exists(python):
+        bench.say("making a virtual environment")
+        run([sys.executable, "-m", "venv", os.path.join(bench.home, "venv")])
+    for package, proof in wanted.items():
+        if not is_there(bench, python, proof):
+            bench.say(f"installing {package} from PyPI")
+            run([python, "-m", "pip", "install", "--quiet", package], timeout=INSTALL_SECONDS)
+    return python
+
+
+def is_there(bench, python, proof):
+    if "/" in proof:
+        return os.path.exists(os.path.join(bench.home, "venv", proof))
+    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+    return os.spawnv(os.P_WAIT, python, [python, "-c", find, proof]) == 0

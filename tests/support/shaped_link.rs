@@ -1,0 +1,464 @@
+//! A shaped link: a TCP proxy that makes loopback behave like a network. It adds latency, limits
+//! the rate of all connections together and of each one, stalls and resets connections, and counts
+//! what passes. Tests use it for faults, `examples/shaped-link.rs` for measurements.
+//!
+//! Nothing is slowed down by sleeping between writes. Each piece that is read gets a time at which
+//! it is due at the other end, and waits for that time in a queue:
+//!
+//! ```text
+//! client --> read --> [ due = now + rtt/2 ] ------------------------------> write --> server
+//! client <-- write <- [ due = sent + rtt/2, sent = when the line is free ] <- read <-- server
+//!                                    '--- the line: one clock for all, one for each connection
+//! ```
+//!
+//! The clock of the line says when the last byte of what was taken on has been sent. A piece that
+//! was ready while the line was busy starts where the clock stands, however late its task wakes up:
+//! a busy machine makes the link jitter, never slower. A piece that finds the line idle starts now:
+//! rest earns no burst. Nobody takes on more than [`AHEAD`] of the line, so a new connection gets
+//! its share at once, as with a fair queue in a router.
+//!
+//! Setting up a connection costs one round trip: what a client sends before that has passed waits.
+//! There is no slow start, no loss, and no limit upwards (requests are small).
+//!
+//! The module stands alone, so that the example can include it by its path.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+/// The most that is read at once, and so what one connection may take of the line before the next
+/// one's turn: 1 ms at 1 Gbit/s.
+const PIECE_BYTES: usize = 128 << 10;
+/// Requests are small.
+const REQUEST_BYTES: usize = 16 << 10;
+/// Pieces under way in one direction of a connection: 32 MiB of full ones, which is what 20 ms of
+/// 10 Gbit/s need. A client that does not read fills it, and the sender then waits.
+const MOST_UNDER_WAY: usize = 256;
+/// How far ahead of time the line is taken on: enough to bridge the wake-up of a task.
+const AHEAD: Duration = Duration::from_millis(2);
+
+/// What the link does to what passes.
+#[derive(Clone, Debug, Default)]
+pub struct Shape {
+    /// The round trip: half of it each way.
+    pub rtt: Duration,
+    /// Bytes a second towards the clients, all connections together.
+    pub rate: Option<u64>,
+    /// Bytes a second towards the client, each connection.
+    pub connection_rate: Option<u64>,
+    /// A connection stands still for a while after each time so many bytes came down.
+    pub stall: Option<(u64, Duration)>,
+    /// A connection is reset after so many bytes came down.
+    pub reset_after: Option<u64>,
+    /// Not zero: the distances of stalls and resets are drawn between a half and one and a half
+    /// of what was said, for each connection, as a function of this number.
+    pub seed: u64,
+}
+
+/// What has passed so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections that were accepted.
+    pub connections: u64,
+    /// Heads of GET and HEAD requests.
+    pub requests: u64,
+    /// Bytes from clients.
+    pub bytes_up: u64,
+    /// Bytes towards clients.
+    pub bytes_down: u64,
+    /// Pauses that were made.
+    pub stalls: u64,
+    /// Connections that were reset on purpose.
+    pub resets: u64,
+}
+
+/// A link that runs, on a thread of its own, until it is dropped.
+pub struct ShapedLink {
+    address: SocketAddr,
+    counted: Arc<Counted>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Counted {
+    connections: AtomicU64,
+    requests: AtomicU64,
+    bytes_up: AtomicU64,
+    bytes_down: AtomicU64,
+    stalls: AtomicU64,
+    resets: AtomicU64,
+}
+
+/// What all connections of a link share.
+struct Link {
+    shape: Shape,
+    to: SocketAddr,
+    line: Mutex<Line>,
+    counted: Arc<Counted>,
+}
+
+/// One direction of a line: when it will have sent what it took on.
+struct Line {
+    free_at: Instant,
+    rate: Option<u64>,
+}
+
+struct Piece {
+    due: Instant,
+    what: What,
+}
+
+enum What {
+    Bytes(Vec<u8>),
+    Reset,
+}
+
+impl ShapedLink {
+    /// A link from a free port of 127.0.0.1 to `to`.
+    pub fn start(to: SocketAddr, shape: Shape) -> io::Result<Self> {
+        Self::listen((Ipv4Addr::LOCALHOST, 0).into(), to, shape)
+    }
+
+    /// A link from `address` to `to`.
+    pub fn listen(address: SocketAddr, to: SocketAddr, shape: Shape) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let counted = Arc::new(Counted::default());
+        let line = Mutex::new(Line::new(shape.rate));
+        let link = Arc::new(Link { shape, to, line, counted: Arc::clone(&counted) });
+        let (stop, stopped) = oneshot::channel();
+        // One thread: the link is to leave the processors to those who are measured.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let serve = move || {
+            runtime.block_on(async move {
+                tokio::select! {
+                    () = accept(listener, link) => {}
+                    _ = stopped => {}
+                }
+            });
+        };
+        let thread = std::thread::Builder::new().name("shaped-link".into()).spawn(serve)?;
+        Ok(Self { address, counted, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Where clients connect to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What has passed so far.
+    pub fn counts(&self) -> Counts {
+        let counted = &self.counted;
+        Counts {
+            connections: counted.connections.load(Relaxed),
+            requests: counted.requests.load(Relaxed),
+            bytes_up: counted.bytes_up.load(Relaxed),
+            bytes_down: counted.bytes_down.load(Relaxed),
+            stalls: counted.stalls.load(Relaxed),
+            resets: counted.resets.load(Relaxed),
+        }
+    }
+}
+
+impl Drop for ShapedLink {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn accept(listener: std::net::TcpListener, link: Arc<Link>) {
+    let Ok(listener) = TcpListener::from_std(listener) else { return };
+    loop {
+        // An error here is one connection that went away, or no descriptor left: both pass.
+        let Ok((client, _)) = listener.accept().await else {
+            tokio::time::sleep(AHEAD).await;
+            continue;
+        };
+        let number = link.counted.connections.fetch_add(1, Relaxed);
+        tokio::spawn(carry(client, Arc::clone(&link), number));
+    }
+}
+
+/// One connection, from its first byte to its last.
+async fn carry(mut client: TcpStream, link: Arc<Link>, number: u64) {
+    // Clients see the server's refusal as a connection that ends.
+    let opened = Instant::now() + link.shape.rtt;
+    let Ok(mut server) = TcpStream::connect(link.to).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let ended = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        let (up, up_pieces) = mpsc::channel(MOST_UNDER_WAY);
+        let (down, down_pieces) = mpsc::channel(MOST_UNDER_WAY);
+        tokio::try_join!(
+            read_requests(from_client, up, &link, opened),
+            write(up_pieces, to_server),
+            read_answers(from_server, down, &link, number),
+            write(down_pieces, to_client),
+        )
+    };
+    if matches!(ended, Err(Ended::Reset)) {
+        link.counted.resets.fetch_add(1, Relaxed);
+        // What closes with no time to linger is reset.
+        let _ = client.set_zero_linger();
+    }
+}
+
+/// Why a connection ends before both sides have said that they are done.
+enum Ended {
+    Reset,
+    Broken,
+}
+
+impl From<io::Error> for Ended {
+    fn from(_: io::Error) -> Self {
+        Self::Broken
+    }
+}
+
+async fn read_requests(
+    mut client: ReadHalf<'_>,
+    pieces: mpsc::Sender<Piece>,
+    link: &Link,
+    opened: Instant,
+) -> Result<(), Ended> {
+    let mut heads = Heads::default();
+    loop {
+        let mut bytes = Vec::with_capacity(REQUEST_BYTES);
+        if client.read_buf(&mut bytes).await? == 0 {
+            return Ok(());
+        }
+        link.counted.bytes_up.fetch_add(bytes.len() as u64, Relaxed);
+        link.counted.requests.fetch_add(heads.count(&bytes), Relaxed);
+        let due = Instant::now().max(opened) + link.shape.rtt / 2;
+        pieces.send(Piece { due, what: What::Bytes(bytes) }).await.map_err(|_| Ended::Broken)?;
+    }
+}
+
+async fn read_answers(
+    server: ReadHalf<'_>,
+    pieces: mpsc::Sender<Piece>,
+    link: &Link,
+    number: u64,
+) -> Result<(), Ended> {
+    let mut own = Line::new(link.shape.connection_rate);
+    let mut faults = Faults::new(&link.shape, number);
+    let mut alarm = Alarm::new()?;
+    loop {
+        let place = pieces.reserve().await.map_err(|_| Ended::Broken)?;
+        server.readable().await?;
+        let ready = Instant::now();
+        own.wait(&mut alarm).await?;
+        // Turns are taken in order of asking; who holds the line waits until it is nearly free.
+        let mut line = link.line.lock().await;
+        line.wait(&mut alarm).await?;
+        let mut bytes = Vec::with_capacity(PIECE_BYTES.min(faults.until_next()));
+        let read = match server.try_read_buf(&mut bytes) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let sent = line.send(read, ready).max(own.send(read, ready));
+        drop(line);
+        if read == 0 {
+            return Ok(());
+        }
+        link.counted.bytes_down.fetch_add(read as u64, Relaxed);
+        place.send(Piece { due: sent + link.shape.rtt / 2, what: What::Bytes(bytes) });
+        match faults.passed(read as u64) {
+            None => {}
+            Some(Fault::Stall(pause)) => {
+                link.counted.stalls.fetch_add(1, Relaxed);
+                own.free_at = sent + pause;
+            }
+            Some(Fault::Reset) => {
+                let last = Piece { due: sent + link.shape.rtt / 2, what: What::Reset };
+                pieces.send(last).await.map_err(|_| Ended::Broken)?;
+                // The other end of the queue ends the connection.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+async fn write(mut pieces: mpsc::Receiver<Piece>, mut to: WriteHalf<'_>) -> Result<(), Ended> {
+    let mut alarm = Alarm::new()?;
+    while let Some(piece) = pieces.recv().await {
+        alarm.sleep_until(piece.due).await?;
+        match piece.what {
+            What::Bytes(bytes) => to.write_all(&bytes).await?,
+            What::Reset => return Err(Ended::Reset),
+        }
+    }
+    to.shutdown().await?;
+    Ok(())
+}
+
+impl Line {
+    fn new(rate: Option<u64>) -> Self {
+        Self { free_at: Instant::now(), rate }
+    }
+
+    /// Waits until the line is nearly free.
+    async fn wait(&self, alarm: &mut Alarm) -> io::Result<()> {
+        match self.free_at.checked_sub(AHEAD) {
+            Some(nearly) => alarm.sleep_until(nearly).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes on bytes that were there at `ready`; returns when the last of them is sent.
+    fn send(&mut self, bytes: usize, ready: Instant) -> Instant {
+        self.free_at = self.free_at.max(ready);
+        if let Some(rate) = self.rate {
+            let nanos = bytes as u128 * 1_000_000_000 / u128::from(rate.max(1));
+            self.free_at += Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX / 4));
+        }
+        self.free_at
+    }
+}
+
+enum Fault {
+    Stall(Duration),
+    Reset,
+}
+
+/// When the faults of one connection come, counted in bytes that came down.
+struct Faults {
+    passed: u64,
+    stall: Option<(u64, Duration)>,
+    next_stall: u64,
+    reset_at: u64,
+    random: u64,
+}
+
+impl Faults {
+    fn new(shape: &Shape, number: u64) -> Self {
+        let random = match shape.seed {
+            0 => 0,
+            seed => seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).max(1),
+        };
+        let (stall, next_stall) = (shape.stall, u64::MAX);
+        let mut faults = Self { passed: 0, stall, next_stall, reset_at: u64::MAX, random };
+        if let Some(distance) = shape.reset_after {
+            faults.reset_at = faults.draw(distance);
+        }
+        if let Some((distance, _)) = stall {
+            faults.next_stall = faults.draw(distance);
+        }
+        faults
+    }
+
+    /// A distance around `distance`, at least one byte (splitmix64).
+    fn draw(&mut self, distance: u64) -> u64 {
+        if self.random == 0 {
+            return distance.max(1);
+        }
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (distance / 2 + (mixed ^ (mixed >> 31)) % distance.max(1)).max(1)
+    }
+
+    /// How many bytes may pass before something happens.
+    fn until_next(&self) -> usize {
+        let next = self.next_stall.min(self.reset_at) - self.passed;
+        usize::try_from(next).unwrap_or(usize::MAX)
+    }
+
+    fn passed(&mut self, bytes: u64) -> Option<Fault> {
+        self.passed += bytes;
+        if self.passed >= self.reset_at {
+            return Some(Fault::Reset);
+        }
+        let (distance, pause) = self.stall?;
+        if self.passed < self.next_stall {
+            return None;
+        }
+        self.next_stall = self.passed + self.draw(distance);
+        Some(Fault::Stall(pause))
+    }
+}
+
+/// Counts request heads in a stream of requests without bodies.
+#[derive(Default)]
+struct Heads {
+    /// The first bytes of the head under way: enough to know GET and HEAD.
+    start: Vec<u8>,
+    /// How much of the empty line that ends a head was seen.
+    end: usize,
+}
+
+impl Heads {
+    const END: &[u8] = b"\r\n\r\n";
+    const START_BYTES: usize = 5;
+
+    /// How many heads of GET and HEAD requests end in these bytes, which follow the last ones.
+    fn count(&mut self, bytes: &[u8]) -> u64 {
+        let mut ended = 0;
+        for &byte in bytes {
+            if self.start.len() < Self::START_BYTES {
+                self.start.push(byte);
+            }
+            self.end = match byte {
+                _ if byte == Self::END[self.end] => self.end + 1,
+                b'\r' => 1,
+                _ => 0,
+            };
+            if self.end == Self::END.len() {
+                let asks = self.start.starts_with(b"GET ") || self.start.starts_with(b"HEAD ");
+                ended += u64::from(asks);
+                *self = Self::default();
+            }
+        }
+        ended
+    }
+}
+
+/// A timer that wakes within a few microseconds; tokio's own counts in whole milliseconds.
+struct Alarm(AsyncFd<OwnedFd>);
+
+impl Alarm {
+    // What replaces it is unsafe, for descriptors that may change while they are watched; an
+    // `OwnedFd` does not.
+    #[allow(deprecated, reason = "sound for an OwnedFd")]
+    fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        Ok(Self(AsyncFd::new(rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?)?))
+    }
+
+    async fn sleep_until(&mut self, when: Instant) -> io::Result<()> {
+        loop {
+            let left = when.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let tv_sec = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
+            let it_value = Timespec { tv_sec, tv_nsec: i64::from(left.subsec_nanos()) };
+            let spec = Itimerspec { it_interval: none, it_value };
+            rustix::time::timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &spec)?;
+            let mut rung = self.0.readable().await?;
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&self.0, &mut count);
+            rung.clear_ready();
+        }
+    }
+}
