@@ -45,9 +45,10 @@ fn the_help_names_every_command() {
 #[test]
 fn every_command_has_help_and_a_manual_page() {
     let kitfs = Kitfs::new();
-    for command in
-        ["mount", "umount", "status", "daemon", "ls", "cat", "cp", "info", "list", "cache", "serve"]
-    {
+    for command in [
+        "mount", "umount", "status", "daemon", "ls", "cat", "cp", "info", "list", "cache", "serve",
+        "warm", "trace",
+    ] {
         assert!(kitfs.succeed(&[command, "--help"]).contains("Usage: kitfs"), "{command}");
         assert!(kitfs.succeed(&["man", command]).contains(&format!("kitfs\\-{command}")));
     }

@@ -2,17 +2,14 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 use rustix::fs::{Advice, fadvise};
 use serde_json::Value;
-use tempfile::TempDir;
-use tokio::runtime::Runtime;
 
+use crate::counted::{Counted, big_files, expected_content};
 use crate::support::Random;
-use crate::support::kit_builder::{Kit, Layer, Written};
-use crate::support::kitfs::Kitfs;
-use crate::support::registry_double::{At, Fault, Options, RegistryDouble, Rule};
+use crate::support::kit_builder::{Kit, Layer};
+use crate::support::registry_double::{At, Fault, Rule};
 use crate::support::tree::Tree;
 
 /// The cache's unit: ranges are rounded to it.
@@ -20,57 +17,6 @@ const CHUNK_BYTES: u64 = 256 << 10;
 const MIB: u64 = 1 << 20;
 /// How many programs read at once.
 const READERS: usize = 16;
-
-/// A kit in a registry that counts, and a kitfs to mount it.
-struct Counted {
-    kitfs: Kitfs,
-    registry: RegistryDouble,
-    written: Written,
-    reference: String,
-    _runtime: Runtime,
-    _layout: TempDir,
-}
-
-impl Counted {
-    fn new(kit: &Kit) -> Self {
-        let layout = TempDir::new().unwrap();
-        let written = kit.write(layout.path(), "v1");
-        let runtime = Runtime::new().unwrap();
-        let registry = runtime.block_on(RegistryDouble::start(Options::default()));
-        registry.push_layout("org/kit", layout.path());
-        let reference = registry.reference("org/kit", "v1");
-        let kitfs = Kitfs::new();
-        Self { kitfs, registry, written, reference, _runtime: runtime, _layout: layout }
-    }
-
-    fn mount(&self) -> PathBuf {
-        self.kitfs.mount(&self.reference, &[])
-    }
-
-    /// Bytes of blobs that the registry has sent.
-    fn fetched(&self) -> u64 {
-        self.registry.bytes_served()
-    }
-
-    /// Bytes of everything that there is to fetch.
-    fn everything(&self) -> u64 {
-        let config = fs::metadata(self.written.blob(&self.written.config)).unwrap().len();
-        self.written.layer_bytes() + config
-    }
-}
-
-/// Three weight files of 16 MiB in layers of their own, as `kit import` cuts them.
-fn big_files() -> Kit {
-    let mut random = Random::new(7);
-    let mut kit = Kit::modelkit();
-    for (index, role) in ["model", "modelpart", "modelpart"].into_iter().enumerate() {
-        let path = format!("weights/shard-{index}");
-        let content = random.bytes(16 << 20);
-        let layer = Layer::tar(role, &path).directory("weights", 0o755);
-        kit = kit.with(layer.file(&path, 0o644, &content));
-    }
-    kit
-}
 
 #[test]
 fn mounting_and_listing_big_files_fetches_less_than_a_hundredth() {
@@ -221,11 +167,4 @@ fn status_counts_what_is_resident() {
     assert!((16 * MIB..18 * MIB).contains(&resident(&status)), "{status}");
     assert!(status["total_bytes"].as_u64().unwrap() >= 48 * MIB, "{status}");
     assert_eq!(status["digest"], counted.written.digest.as_str());
-}
-
-/// The content of the file of the layer `index`, from the blob itself.
-fn expected_content(counted: &Counted, index: usize) -> Vec<u8> {
-    let blob = fs::read(counted.written.blob(&counted.written.layers[index].0)).unwrap();
-    // The headers of the directory and of the file stand before it.
-    blob[1024..1024 + (16 << 20)].to_vec()
 }

@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod background;
+mod counted;
 mod differential;
 mod golden_kits;
 mod kinds_of_kits;

@@ -1,0 +1,196 @@
+//! What is fetched without a reader: warm, hydrate, and replayed access traces.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rstest::rstest;
+
+use crate::counted::{Counted, big_files, expected_content};
+use crate::support::kitfs::{Kitfs, wait_until};
+use crate::support::tree::Tree;
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn warming_a_kit_fetches_every_byte_once_and_confirms_it() {
+    let counted = Counted::new(&big_files());
+    let report = counted.kitfs.json(&["warm", "--json", &counted.reference]);
+    let layers = report["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 3);
+    assert!(layers.iter().all(|layer| layer["state"] == "confirmed"), "{report}");
+    let config = counted.everything() - counted.written.layer_bytes();
+    // A command without a daemon asks for the config, and so does the mount.
+    let (fetched, all) = (counted.fetched(), counted.everything());
+    assert!((all..=all + config).contains(&fetched), "{fetched} of {all} bytes");
+    let mountpoint = counted.mount();
+    Tree::read(&mountpoint).without_kitfile().assert_equals(&counted.written.tree, "warmed");
+    assert!(counted.fetched() <= fetched + config, "fetched again");
+}
+
+#[rstest]
+#[case::without_a_daemon(false)]
+#[case::through_the_daemon(true)]
+fn warming_a_file_fetches_no_other(#[case] has_daemon: bool) {
+    let counted = Counted::new(&big_files());
+    if has_daemon {
+        counted.kitfs.succeed(&["daemon", "start"]);
+    }
+    let outcome = counted.kitfs.run(&["warm", &counted.reference, "weights/shard-1"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let fetched = counted.fetched();
+    assert!((16 * MIB..17 * MIB).contains(&fetched), "{fetched} bytes");
+    let mountpoint = counted.mount();
+    let before = counted.fetched();
+    let content = fs::read(mountpoint.join("weights/shard-1")).unwrap();
+    assert!(content == expected_content(&counted, 1));
+    assert_eq!(counted.fetched(), before);
+    let missing = ["warm", &counted.reference, "weights/shard-9"];
+    assert!(counted.kitfs.fail(3, &missing).contains("weights/shard-9"));
+}
+
+#[test]
+fn what_is_not_what_its_digest_says_cannot_be_warmed() {
+    let kitfs = Kitfs::new();
+    let folder = tempfile::tempdir().unwrap();
+    let written = big_files().write(folder.path(), "v1");
+    let blob = File::options().write(true).open(written.blob(&written.layers[1].0)).unwrap();
+    blob.write_all_at(b"other bytes", 5 * MIB).unwrap();
+    let said = kitfs.fail(6, &["warm", &written.reference]);
+    assert!(said.contains(&written.layers[1].0), "{said}");
+}
+
+#[test]
+fn a_kit_larger_than_the_cache_is_not_warmed() {
+    let kitfs = Kitfs::with_options(&["--cache-size", "20MiB"]);
+    let counted = Counted::with(&big_files(), kitfs);
+    let said = counted.kitfs.fail(8, &["warm", &counted.reference]);
+    assert!(said.contains("--cache-size"), "{said}");
+    assert!(counted.fetched() < MIB);
+    counted.kitfs.succeed(&["warm", &counted.reference, "weights/shard-0"]);
+}
+
+/// What `status` says of the rest of the kit at `mountpoint`.
+fn hydrate(kitfs: &Kitfs, mountpoint: &Path) -> String {
+    kitfs.status_of(mountpoint)["hydrate"].as_str().unwrap_or("failed").to_owned()
+}
+
+#[test]
+fn the_rest_of_a_kit_comes_once_its_readers_are_quiet() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    wait_until("all of the kit", || hydrate(&counted.kitfs, &mountpoint) == "complete");
+    assert_eq!(counted.kitfs.status_of(&mountpoint)["state"], "confirmed");
+    let fetched = counted.fetched();
+    assert!(fetched <= counted.everything() + 16 * 1024, "{fetched} bytes");
+    Tree::read(&mountpoint).without_kitfile().assert_equals(&counted.written.tree, "hydrated");
+    assert_eq!(counted.fetched(), fetched);
+}
+
+#[test]
+fn a_kit_that_does_not_fit_the_cache_is_not_hydrated() {
+    let kitfs = Kitfs::with_options(&["--cache-size", "20MiB"]);
+    let counted = Counted::with(&big_files(), kitfs);
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    wait_until("no room", || hydrate(&counted.kitfs, &mountpoint) == "no_room");
+    assert!(counted.fetched() < MIB);
+}
+
+#[test]
+fn nothing_is_hydrated_where_it_is_switched_off_or_the_kit_is_local() {
+    let counted = Counted::new(&big_files());
+    let off = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
+    assert_eq!(hydrate(&counted.kitfs, &off), "off");
+    let folder = tempfile::tempdir().unwrap();
+    let written = big_files().write(folder.path(), "v1");
+    // A cache of its own: the layers are the same, and there they come from a registry.
+    let kitfs = Kitfs::new();
+    let local = kitfs.mount(&written.reference, &["--hydrate-after", "0"]);
+    assert_eq!(hydrate(&kitfs, &local), "local");
+}
+
+/// Records a program that reads the middle of one file, and then the start of another.
+fn recorded(counted: &Counted, mountpoint: &Path) -> String {
+    let trace = counted.kitfs.folder().join("read.trace");
+    let script = "dd if=weights/shard-2 of=/dev/null bs=1M skip=5 count=2 2>&1; \
+                  head -c 1000 weights/shard-0 >&2; exit 4";
+    let script = format!("cd '{}'; {script}", mountpoint.display());
+    let trace = trace.to_str().unwrap().to_owned();
+    let place = mountpoint.to_str().unwrap();
+    let arguments = ["trace", "record", "-o", &trace, place, "--", "sh", "-c", &script];
+    let outcome = counted.kitfs.run(&arguments);
+    assert_eq!(outcome.code, Some(4), "the program's code: {}", outcome.stderr);
+    trace
+}
+
+#[test]
+fn a_recorded_trace_tells_what_was_read_in_its_order() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
+    let trace = recorded(&counted, &mountpoint);
+    let lines: Vec<serde_json::Value> = fs::read_to_string(&trace)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines[0]["kitfs_trace"], 1);
+    assert_eq!(lines[0]["digest"], counted.written.digest.as_str());
+    let of = |path: &str| lines.iter().position(|line| line["path"] == path).unwrap();
+    assert!(of("weights/shard-2") < of("weights/shard-0"), "{lines:?}");
+    let range = &lines[of("weights/shard-2")];
+    assert_eq!(range["offset"].as_u64(), Some(5 * MIB));
+    assert!(range["length"].as_u64().unwrap() >= 2 * MIB, "{range}");
+    let shown = counted.kitfs.succeed(&["trace", "show", &trace]);
+    assert!(shown.contains("weights/shard-2") && shown.contains("5242880"), "{shown}");
+    // A second recording of the same mount begins where the first one ended.
+    recorded(&counted, &mountpoint);
+}
+
+#[rstest]
+#[case::warm(true)]
+#[case::mount(false)]
+fn a_replayed_trace_brings_what_was_read_and_no_more(#[case] warms: bool) {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
+    let trace = recorded(&counted, &mountpoint);
+    counted.kitfs.unmount(&mountpoint);
+    counted.kitfs.succeed(&["cache", "clear"]);
+    let before = counted.fetched();
+    if warms {
+        counted.kitfs.succeed(&["warm", "--trace", &trace, &counted.reference]);
+    }
+    let options: &[&str] = if warms { &[] } else { &["--trace", &trace] };
+    let mountpoint = counted.kitfs.mount(&counted.reference, options);
+    wait_until("the recorded ranges", || counted.fetched() - before >= 2 * MIB);
+    let file = File::open(mountpoint.join("weights/shard-2")).unwrap();
+    let mut buffer = vec![0; MIB as usize];
+    file.read_exact_at(&mut buffer, 5 * MIB).unwrap();
+    assert!(buffer == expected_content(&counted, 2)[5 << 20..6 << 20]);
+    let fetched = counted.fetched() - before;
+    assert!(fetched < 8 * MIB, "{fetched} bytes for a trace of 2 MiB");
+}
+
+#[test]
+fn a_trace_of_another_kit_is_told_and_what_is_no_trace_is_refused() {
+    let counted = Counted::new(&big_files());
+    let trace = counted.kitfs.folder().join("other.trace");
+    let lines = "{\"kitfs_trace\":1,\"reference\":\"r\",\"digest\":\"sha256:0\",\"started_at\":0}\n\
+                 {\"at_ms\":0,\"path\":\"weights/shard-0\",\"offset\":0,\"length\":100}\n\
+                 {\"at_ms\":0,\"path\":\"gone\",\"offset\":0,\"length\":100}\n";
+    fs::write(&trace, lines).unwrap();
+    let trace = trace.to_str().unwrap();
+    let outcome = counted.kitfs.run(&["warm", "--trace", trace, &counted.reference]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("another kit"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("1 ranges"), "{}", outcome.stderr);
+    fs::write(trace, format!("{lines}what?\n")).unwrap();
+    for arguments in
+        [&["trace", "show", trace][..], &["warm", "--trace", trace, &counted.reference]]
+    {
+        let said = counted.kitfs.fail(2, arguments);
+        assert!(said.contains("other.trace: line 4"), "{said}");
+    }
+    counted.kitfs.fail(9, &["trace", "record", "/nowhere"]);
+    counted.kitfs.succeed(&["daemon", "start"]);
+    counted.kitfs.fail(3, &["trace", "record", "/nowhere"]);
+}
