@@ -76,6 +76,9 @@ pub struct Ahead {
     pub window: Option<Range<u64>>,
     /// Reads at equal distances.
     pub strides: Option<Strides>,
+    /// What the read's own stream has read, holes included; empty for a read that says nothing
+    /// new. Where it starts names the stream.
+    pub run: Range<u64>,
 }
 
 /// Ranges of equal length at equal distances.
@@ -164,7 +167,7 @@ impl FileCursors {
                 }
                 cursor.run_bytes += range.end - cursor.next;
                 cursor.next = range.end;
-                Ahead { window: cursor.window(ended, size), strides: None }
+                Ahead { window: cursor.window(ended, size), strides: None, run: cursor.run() }
             }
             None => {
                 let strides = self.pattern.observe(&range, size);
@@ -183,7 +186,7 @@ impl FileCursors {
                     Some(_) => None,
                 };
                 self.insert(cursor);
-                Ahead { window, strides }
+                Ahead { window, strides, run: cursor.run() }
             }
         }
     }
@@ -231,6 +234,10 @@ impl FileCursors {
 }
 
 impl Cursor {
+    fn run(&self) -> Range<u64> {
+        self.next - self.run_bytes..self.next
+    }
+
     /// What to ask for now, so that the window in front of the stream is asked for; nothing while
     /// most of it was asked for before.
     fn window(&mut self, expected_run_bytes: Option<u64>, size: u64) -> Option<Range<u64>> {
@@ -329,7 +336,7 @@ mod tests {
             if self.is_asked[(start / (4 * KIB)) as usize] {
                 self.read_beforehand += range.end - range.start;
             }
-            let Ahead { window, strides } = self.cursors.observe(1, range, self.size);
+            let Ahead { window, strides, .. } = self.cursors.observe(1, range, self.size);
             let strides = strides.iter().flat_map(Strides::ranges);
             for ahead in window.into_iter().chain(strides) {
                 assert!(!ahead.is_empty() && ahead.end <= self.size, "{ahead:?}");
@@ -493,7 +500,8 @@ mod tests {
             for (start, bytes) in reads {
                 let start = start % size;
                 let range = start..start.saturating_add(bytes).min(size);
-                let Ahead { window, strides } = cursors.observe(1, range.clone(), size);
+                let Ahead { window, strides, run } = cursors.observe(1, range.clone(), size);
+                prop_assert!(run.is_empty() || run.end == range.end);
                 if let Some(window) = window {
                     prop_assert!(!window.is_empty() && window.end <= size);
                     prop_assert!(window.start >= range.end);

@@ -11,6 +11,7 @@ use super::config::FsConfig;
 use super::cursors::{Ahead, Cursors, Strides};
 use super::error::FsError;
 use super::kit::LoadedKit;
+use super::prefetch::TensorPrefetch;
 use super::read::{PendingRead, Read};
 use super::trace::{AccessLog, FileRead};
 use super::xattr;
@@ -28,6 +29,7 @@ pub struct FileSystem {
     owner: Owner,
     config: FsConfig,
     cursors: [Mutex<Cursors>; CURSOR_SHARDS],
+    tensors: Option<TensorPrefetch>,
     log: AccessLog,
 }
 
@@ -56,9 +58,12 @@ pub struct Access {
 }
 
 impl FileSystem {
-    /// A file system over `kit` whose files belong to `owner`.
+    /// A file system over `kit` whose files belong to `owner`. Tensors are fetched beforehand only
+    /// where it is made on a thread of a tokio runtime, which then reads their headers.
     pub fn new(kit: Arc<LoadedKit>, owner: Owner, config: FsConfig) -> Self {
-        Self { kit, owner, config, cursors: Default::default(), log: AccessLog::default() }
+        let tensors = config.tensor_prefetch.then(|| TensorPrefetch::new(&kit)).flatten();
+        let (cursors, log) = Default::default();
+        Self { kit, owner, config, cursors, tensors, log }
     }
 
     /// The kit.
@@ -240,7 +245,7 @@ impl FileSystem {
         is_resident: bool,
     ) {
         let file_bytes = self.kit.tree.size(node);
-        let Ahead { window, strides } = self.cursors[node.0 as usize % CURSOR_SHARDS]
+        let Ahead { window, strides, run } = self.cursors[node.0 as usize % CURSOR_SHARDS]
             .lock()
             .observe(node.0, wanted.clone(), file_bytes);
         if let Some(window) = window {
@@ -250,6 +255,9 @@ impl FileSystem {
         }
         for stride in strides.iter().flat_map(Strides::ranges) {
             layer.prefetch(file_start + stride.start..file_start + stride.end, Priority::Readahead);
+        }
+        if let Some(tensors) = &self.tensors {
+            tensors.observe(node, &run);
         }
     }
 

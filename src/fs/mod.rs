@@ -7,6 +7,8 @@
 //! - [`load`](load()): from a reference to a [`LoadedKit`].
 //! - [`FileSystem`]: what a kernel (or a test) asks of a loaded kit.
 //! - [`cursors`]: which bytes the readers of a file want next; pure.
+//! - [`tensors`]: where a model file's tensors lie, and which of them a reader wants; pure.
+//! - `prefetch`: reads headers in the background, and fetches what [`tensors`] says.
 //!
 //! Invariants:
 //! - Nothing about a mount lives only here: an inode number is a node's position in the tree, a
@@ -26,8 +28,10 @@ mod kit;
 mod load;
 mod load_error;
 mod percent;
+mod prefetch;
 mod read;
 mod resolve;
+pub mod tensors;
 mod trace;
 mod xattr;
 

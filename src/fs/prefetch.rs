@@ -1,0 +1,278 @@
+//! Fetches the tensors of model files beforehand, as their headers tell.
+//!
+//! ```text
+//! first read of a *.safetensors or *.gguf --> task: header --> TensorMap --.
+//!                                              '--> index --> next shard --+--> Reading
+//! each read --> Reading: what of the tensor, which next file --> Layer::prefetch
+//! ```
+//!
+//! Hints, never needed: a read looks at what is known and starts what follows from it; it waits for
+//! nothing and fails by nothing that happens here. A header that is damaged, longer than is worth
+//! it, or cannot be fetched leaves its file to the cursors.
+//!
+//! Invariants:
+//! - No lock is held while anything is fetched or parsed.
+//! - Everything runs with [`Priority::Prefetch`], and ends when the file system is dropped.
+//! - With `--no-tensor-prefetch` there is no [`TensorPrefetch`] at all.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::kit::LoadedKit;
+use super::tensors::reading::Reading;
+use super::tensors::{Format, HeaderError, MOST_HEADER_BYTES, TensorMap, shards};
+use crate::fetch::Layer;
+use crate::kit::{Content, NodeId, NodeKind};
+use crate::layer::StreamOffset;
+use crate::source::Priority;
+
+/// Parts of the table of files, each with a lock of its own.
+const SHARDS: usize = 16;
+
+/// Files remembered in each part, 256 in all: the shards of the largest models. A file takes up to
+/// 1 MiB, when it has as many tensors as are kept, and some 20 KiB when it is a usual one.
+const MOST_FILES: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
+
+/// Headers that are read at a time: each takes a thread for some milliseconds, and a round trip.
+const MOST_RUNNING: usize = 4;
+
+/// Files that wait for their header to be read; what comes beyond goes without. A loader opens all
+/// shards of a model at once.
+const MOST_WAITING: usize = 256;
+
+/// What is fetched of a header at first; with its chunk, more than most headers have.
+const FIRST_HEADER_BYTES: u64 = 64 * 1024;
+
+/// How much more is fetched of a header that goes on, in times of what was there.
+const HEADER_GROWTH: u64 = 4;
+
+/// What is read at a time while a header is parsed.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// What is fetched of the next shard: its header, and what a stream through it wants first.
+const NEXT_FILE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Entries of a folder that are looked through for an index, and indexes that are read. A model
+/// lies in a folder of some tens of files and has one, or one for each precision.
+const MOST_ENTRIES: u32 = 65_536;
+const MOST_INDEXES: usize = 4;
+
+/// The tensors of a mount's files.
+pub(super) struct TensorPrefetch {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    waiting: Arc<Semaphore>,
+    closed: CancellationToken,
+    _close: DropGuard,
+}
+
+/// What the background tasks need.
+struct Shared {
+    kit: Arc<LoadedKit>,
+    files: [Mutex<LruCache<u32, Reading>>; SHARDS],
+    running: Semaphore,
+}
+
+/// A file of a layer.
+#[derive(Clone)]
+struct File {
+    layer: Arc<Layer>,
+    start: StreamOffset,
+    bytes: u64,
+}
+
+impl TensorPrefetch {
+    /// For a kit, on the runtime of the caller; `None` where there is none.
+    pub(super) fn new(kit: &Arc<LoadedKit>) -> Option<Self> {
+        let runtime = Handle::try_current().ok()?;
+        let closed = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            kit: kit.clone(),
+            files: std::array::from_fn(|_| Mutex::new(LruCache::new(MOST_FILES))),
+            running: Semaphore::new(MOST_RUNNING),
+        });
+        let waiting = Arc::new(Semaphore::new(MOST_WAITING));
+        Some(Self { shared, runtime, waiting, closed: closed.clone(), _close: closed.drop_guard() })
+    }
+
+    /// Takes note of a read of a stream that has read `run`, and starts what it wants.
+    pub(super) fn observe(&self, node: NodeId, run: &Range<u64>) {
+        let tree = &self.shared.kit.tree;
+        if run.is_empty() {
+            return;
+        }
+        let Some(format) = Format::of(tree.name(node)) else { return };
+        let mut is_first = false;
+        let wanted = {
+            let mut files = self.shared.part(node).lock();
+            let reading = files.get_or_insert_mut(node.0, || {
+                is_first = true;
+                Reading::default()
+            });
+            reading.observe(run, tree.size(node))
+        };
+        if is_first {
+            self.look(node, format);
+        }
+        if let Some(tensor) = wanted.tensor {
+            self.shared.fetch(node, tensor);
+        }
+        if let Some(next) = wanted.next_file {
+            self.shared.fetch(NodeId(next), 0..NEXT_FILE_BYTES);
+        }
+    }
+
+    /// Finds out about a file in the background.
+    fn look(&self, node: NodeId, format: Format) {
+        let Ok(turn) = self.waiting.clone().try_acquire_owned() else { return };
+        let (shared, closed) = (self.shared.clone(), self.closed.clone());
+        self.runtime.spawn(async move {
+            let _turn = turn;
+            tokio::select! {
+                () = closed.cancelled() => {}
+                () = shared.look(node, format) => {}
+            }
+        });
+    }
+}
+
+impl Shared {
+    fn part(&self, node: NodeId) -> &Mutex<LruCache<u32, Reading>> {
+        &self.files[node.0 as usize % SHARDS]
+    }
+
+    /// A file whose bytes lie in a layer.
+    fn file(&self, node: NodeId) -> Option<File> {
+        let NodeKind::File(Content::Extent { layer, range }) = self.kit.tree.kind(node) else {
+            return None;
+        };
+        let layer = self.kit.layers[*layer as usize].clone();
+        Some(File { layer, start: range.start, bytes: range.end - range.start })
+    }
+
+    fn fetch(&self, node: NodeId, range: Range<u64>) {
+        let Some(file) = self.file(node) else { return };
+        let end = range.end.min(file.bytes);
+        file.layer.prefetch(file.start + range.start..file.start + end, Priority::Prefetch);
+    }
+
+    async fn look(&self, node: NodeId, format: Format) {
+        let Ok(_turn) = self.running.acquire().await else { return };
+        let Some(file) = self.file(node) else { return };
+        match file.tensors(format).await {
+            Ok(tensors) => {
+                let learned =
+                    self.part(node).lock().peek_mut(&node.0).map(|reading| reading.learn(tensors));
+                for range in learned.unwrap_or_default() {
+                    self.fetch(node, range);
+                }
+            }
+            Err(error) => self.say(node, &error),
+        }
+        if format == Format::Safetensors
+            && let Some(next) = self.next_shard(node).await
+            && let Some(reading) = self.part(node).lock().peek_mut(&node.0)
+        {
+            reading.learn_next(next.0);
+        }
+    }
+
+    /// The shard that comes after a file, by an index that lies beside it.
+    async fn next_shard(&self, node: NodeId) -> Option<NodeId> {
+        let tree = &self.kit.tree;
+        let folder = tree.parent(node);
+        let name = std::str::from_utf8(tree.name(node)).ok()?.to_owned();
+        let children = tree.children(folder);
+        let indexes = children.take(MOST_ENTRIES as usize).map(NodeId);
+        let indexes = indexes.filter(|&child| tree.name(child).ends_with(shards::INDEX_SUFFIX));
+        for index in indexes.take(MOST_INDEXES) {
+            let Some(file) = self.file(index) else { continue };
+            if file.bytes > shards::MOST_INDEX_BYTES {
+                continue;
+            }
+            match file.shard_after(&name).await {
+                Ok(Some(next)) => return tree.lookup(folder, next.as_bytes()),
+                Ok(None) => {}
+                Err(error) => self.say(index, &error),
+            }
+        }
+        None
+    }
+
+    fn say(&self, node: NodeId, error: &HeaderError) {
+        let path = crate::layer::member_path::shown(&self.kit.tree.path(node));
+        tracing::debug!(kit = %self.kit.origin, path, %error, "no hints for prefetching");
+    }
+}
+
+impl File {
+    /// Where the tensors lie: as much of the header is fetched as it takes, in few steps.
+    async fn tensors(&self, format: Format) -> Result<TensorMap, HeaderError> {
+        let most = self.bytes.min(MOST_HEADER_BYTES);
+        let mut bytes = FIRST_HEADER_BYTES.min(most);
+        loop {
+            let file_bytes = self.bytes;
+            let parse = move |prefix| format.parse(prefix, bytes, file_bytes);
+            match self.parse(bytes, parse).await {
+                Err(HeaderError::Ended { needed }) if bytes < most && needed <= most => {
+                    bytes = needed.max(bytes * HEADER_GROWTH).min(most);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn shard_after(&self, name: &str) -> Result<Option<String>, HeaderError> {
+        let name = name.to_owned();
+        let parse = move |index| {
+            let shards =
+                shards::parse(index).map_err(|error| HeaderError::Malformed(error.to_string()))?;
+            Ok(shards::after(&shards, &name).map(str::to_owned))
+        };
+        self.parse(self.bytes, parse).await
+    }
+
+    /// Fetches the first `bytes` bytes, and has them parsed by a thread that may block.
+    async fn parse<T: Send + 'static>(
+        &self,
+        bytes: u64,
+        parse: impl FnOnce(io::BufReader<Prefix>) -> Result<T, HeaderError> + Send + 'static,
+    ) -> Result<T, HeaderError> {
+        let range = self.start.range(bytes);
+        let brought = self.layer.bring(range.clone(), Priority::Prefetch).await;
+        brought.map_err(|error| HeaderError::Unreadable(error.to_string()))?;
+        let prefix = Prefix { layer: self.layer.clone(), range };
+        let parsed = tokio::task::spawn_blocking(move || {
+            parse(io::BufReader::with_capacity(PIECE_BYTES, prefix))
+        });
+        parsed.await.map_err(|error| HeaderError::Unreadable(error.to_string()))?
+    }
+}
+
+/// Resident bytes of a layer.
+struct Prefix {
+    layer: Arc<Layer>,
+    range: Range<StreamOffset>,
+}
+
+impl io::Read for Prefix {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.range.end - self.range.start;
+        let bytes = left.min(buffer.len() as u64) as usize;
+        match self.layer.read_resident(self.range.start, &mut buffer[..bytes]) {
+            Ok(true) => {}
+            Ok(false) => return Err(io::Error::other("it was evicted")),
+            Err(error) => return Err(io::Error::other(error)),
+        }
+        self.range.start = self.range.start + bytes as u64;
+        Ok(bytes)
+    }
+}

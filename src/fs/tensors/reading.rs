@@ -1,0 +1,177 @@
+//! What to fetch of the tensors that a file's streams are in.
+//!
+//! ```text
+//! file      |  tensor 1      |  tensor 2                    |  tensor 3  |
+//! stream                     [ read  ]
+//!                            ^start  ^next
+//!                                    |===== asked =====>
+//! ```
+//!
+//! A stream is after a tensor when
+//! - it began at the tensor's start: then with its first read;
+//! - it came through the tensor before: once it is deeper in than the kernel reads ahead, for that
+//!   much of the next tensor is read by any stream that ends where a tensor does;
+//! - it began in the tensor's first pages: with its second read, since the kernel may have had
+//!   what lies before.
+//!
+//! Then 16 MiB of the tensor are asked for, and from there on as much as was read of it, up to
+//! 64 MiB. A lone read in the middle of a tensor asks for nothing, and a stream that began there
+//! is left to its cursor: it may be after any part of it. What follows the tensor is the cursor's
+//! too, whose window goes on into the next one by what was read.
+
+use std::ops::Range;
+
+use super::TensorMap;
+use crate::layer::layout::CHUNK_BYTES;
+
+const MIB: u64 = 1024 * 1024;
+
+/// Streams remembered of a file: as many as its cursors.
+const MOST_STREAMS: usize = 32;
+
+/// What is asked for of a tensor when its first byte is read: 130 ms at 1 Gbit/s. Most tensors
+/// are no larger; of a large one, a part may be all that is wanted.
+const FIRST_BYTES: u64 = 16 * MIB;
+
+/// What is asked for ahead in a tensor: as the largest window of a cursor.
+const MOST_BYTES: u64 = 64 * MIB;
+
+/// How far before a tensor a stream may begin and still mean the tensor: a fault makes the kernel
+/// read up to 128 KiB around it, and a program reads whole pages.
+const LEAD_BYTES: u64 = 128 * 1024;
+
+/// How deep a stream that came through the tensor before must be in the next one to be after it:
+/// behind what any kernel reads ahead in one request. And how long the start of a tensor is.
+const START_BYTES: u64 = MIB;
+
+/// A stream this near to a file's end will soon want the next file: half a second at 1 Gbit/s.
+const NEAR_END_BYTES: u64 = 64 * MIB;
+
+/// What must have been read of a file, in percent, for the next one to be begun: anywhere in it,
+/// and when a stream is near its end.
+const MOST_PERCENT: u64 = 75;
+const MOST_PERCENT_NEAR_END: u64 = 50;
+
+#[derive(Clone, Debug)]
+struct Stream {
+    /// Where it began, which names it.
+    start: u64,
+    next: u64,
+    /// Everything of its tensor before this was read or asked for.
+    asked: u64,
+    /// The read of the file that was its last.
+    used: u64,
+}
+
+/// The streams of a file with tensors.
+#[derive(Debug, Default)]
+pub struct Reading {
+    tensors: TensorMap,
+    next_file: Option<u32>,
+    streams: Vec<Stream>,
+    reads: u64,
+    read_bytes: u64,
+}
+
+/// What a read asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// A range of the tensor that is read.
+    pub tensor: Option<Range<u64>>,
+    /// The file that is read next; told once.
+    pub next_file: Option<u32>,
+}
+
+impl Reading {
+    /// Takes note of a read by a stream that has read `run`, not empty, of a file of `file_bytes`.
+    pub fn observe(&mut self, run: &Range<u64>, file_bytes: u64) -> Wanted {
+        self.reads += 1;
+        let at = self.stream_at(run);
+        let (next_file, tensor) =
+            (self.successor(run.end, file_bytes), self.streams[at].ask(&self.tensors));
+        Wanted { tensor, next_file }
+    }
+
+    /// Takes note of where the tensors lie; what the streams want that were in them before it was
+    /// known.
+    pub fn learn(&mut self, tensors: TensorMap) -> Vec<Range<u64>> {
+        self.tensors = tensors;
+        self.streams.iter_mut().filter_map(|stream| stream.ask(&self.tensors)).collect()
+    }
+
+    /// Takes note of the file that is read after this one.
+    pub fn learn_next(&mut self, file: u32) {
+        self.next_file = Some(file);
+    }
+
+    /// The stream that has read `run`, brought up to date.
+    fn stream_at(&mut self, run: &Range<u64>) -> usize {
+        let found = self.streams.iter().position(|stream| stream.start == run.start);
+        let at = match found {
+            Some(at) => {
+                let stream = &mut self.streams[at];
+                self.read_bytes += run.end.saturating_sub(stream.next);
+                at
+            }
+            None => {
+                self.read_bytes += run.end - run.start;
+                let stream = Stream { start: run.start, next: run.end, asked: run.end, used: 0 };
+                if self.streams.len() < MOST_STREAMS {
+                    self.streams.push(stream);
+                    self.streams.len() - 1
+                } else {
+                    let streams = self.streams.iter().enumerate();
+                    let oldest = streams.min_by_key(|(_, stream)| stream.used);
+                    let at = oldest.map(|(at, _)| at).expect("there are as many as there may be");
+                    self.streams[at] = stream;
+                    at
+                }
+            }
+        };
+        let stream = &mut self.streams[at];
+        stream.used = self.reads;
+        stream.next = stream.next.max(run.end);
+        at
+    }
+
+    fn successor(&mut self, at: u64, file_bytes: u64) -> Option<u32> {
+        self.next_file?;
+        let percent = self.read_bytes.saturating_mul(100) / file_bytes.max(1);
+        let is_near_end = file_bytes.saturating_sub(at) <= NEAR_END_BYTES;
+        let needed = if is_near_end { MOST_PERCENT_NEAR_END } else { MOST_PERCENT };
+        if percent >= needed { self.next_file.take() } else { None }
+    }
+}
+
+impl Stream {
+    /// What to ask for of the tensor that the stream is after; nothing while three quarters of
+    /// what is to lie ahead were asked for before, so that requests are few and large.
+    fn ask(&mut self, tensors: &TensorMap) -> Option<Range<u64>> {
+        self.asked = self.asked.max(self.next);
+        let tensor = tensors.at(self.next.checked_sub(1)?)?;
+        if self.asked >= tensor.end || self.start > tensor.start + START_BYTES {
+            return None;
+        }
+        let depth = self.next - self.start.max(tensor.start);
+        let needed = if self.start > tensor.start {
+            CHUNK_BYTES
+        } else if self.start + LEAD_BYTES < tensor.start {
+            START_BYTES
+        } else {
+            0
+        };
+        if depth < needed {
+            return None;
+        }
+        let ahead_bytes = depth.clamp(FIRST_BYTES, MOST_BYTES);
+        let goal = self.next.saturating_add(ahead_bytes);
+        let grain = 1 << (ahead_bytes / 4).ilog2();
+        let goal = if goal >= tensor.end { tensor.end } else { goal - goal % grain };
+        if goal <= self.asked {
+            return None;
+        }
+        let range = self.asked..goal;
+        self.asked = goal;
+        Some(range)
+    }
+}
