@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -19,6 +20,9 @@ use kitfs::source::oci_layout::OciLayout;
 use kitfs::source::{BlobSource, BlobStream, Repositories, Repository, SourceError, Urgency};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+
+/// How long a cache may take to be closed.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the sources do wrong.
 pub struct Faults {
@@ -153,6 +157,11 @@ impl Engine {
         // Transfers that are under way hold the cache; they end with their runtime.
         drop(runtime);
         drop(fetcher);
+        // A thread that is just ending, of a check or a mount, may hold it a moment longer.
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        while Cache::is_held(&config.folder) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Self::start(config, faults)
     }
 

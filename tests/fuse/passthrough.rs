@@ -60,17 +60,14 @@ impl Mounted {
 
     /// Ends the mount and the engine, and starts both again over the same cache.
     fn restart(&mut self, between: impl FnOnce(&Path)) {
+        self.mount().unmount(false).unwrap();
         drop(self.mount.take());
         let nowhere = tempfile::tempdir().unwrap();
         let stand_in = Engine::new(&nowhere.path().join("cache"), None);
         let engine = std::mem::replace(&mut self.engine, stand_in);
         between(self.folder.path());
         self.engine = engine.restart();
-        // The mount before was taken away lazily.
-        wait_until("it is mounted again", || {
-            self.mount = self.mount_again(How::default()).ok();
-            self.mount.is_some()
-        });
+        self.mount = Some(self.mount_again(How::default()).unwrap());
     }
 }
 
