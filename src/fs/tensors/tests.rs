@@ -260,16 +260,21 @@ fn what_streams_were_in_before_the_header_was_known_is_wanted_then() {
 #[test]
 fn the_next_shard_is_wanted_once_when_most_of_this_one_was_read() {
     let mut file = Reading::default();
-    file.learn_next(7);
+    assert_eq!(file.learn_next(7), None);
     let size = 400 * MIB;
     let named = (1..=400).filter_map(|at| {
         let next = file.observe(&(0..at * MIB), size).next_file?;
         Some((at, next))
     });
     assert_eq!(named.collect::<Vec<_>>(), [(300, 7)]);
+    // Also when it becomes known only after that.
+    let mut file = Reading::default();
+    file.observe(&(0..size), size);
+    assert_eq!(file.learn_next(7), Some(7));
+    assert_eq!(file.observe(&(0..size), size).next_file, None);
     // By tensors in any order as well.
     let mut file = Reading::default();
-    file.learn_next(7);
+    assert_eq!(file.learn_next(7), None);
     let order = [3, 1, 2, 0].map(|part| part * 100 * MIB);
     let named: Vec<_> = order
         .iter()
@@ -281,7 +286,7 @@ fn the_next_shard_is_wanted_once_when_most_of_this_one_was_read() {
 #[test]
 fn a_look_at_the_end_of_a_shard_does_not_begin_the_next_one() {
     let mut file = Reading::default();
-    file.learn_next(7);
+    assert_eq!(file.learn_next(7), None);
     assert_eq!(file.observe(&(340 * MIB..360 * MIB), 400 * MIB).next_file, None);
     assert_eq!(file.observe(&(0..180 * MIB), 400 * MIB).next_file, None);
     // Half of it, and near the end.
