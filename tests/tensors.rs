@@ -185,6 +185,18 @@ fn a_lone_read_inside_a_tensor_brings_its_chunk_only() {
 }
 
 #[test]
+fn reading_a_header_brings_no_tensor() {
+    for (name, content, tensors) in models() {
+        let world = World::new(&[(name, &content)], true);
+        world.read(name, 0..tensors[0].start + KIB);
+        world.read(name, tensors[3].start..tensors[3].start + KIB);
+        world.wait_for(name, tensors[3].clone());
+        // A stream of a file's first megabyte may have a window of its own.
+        assert!(!world.is_resident(name, middle(&tensors[1])), "{name}");
+    }
+}
+
+#[test]
 fn without_tensor_prefetch_headers_are_not_looked_at() {
     for (name, content, tensors) in models() {
         let world = World::new(&[(name, &content)], false);

@@ -10,7 +10,8 @@
 //! A stream is after a tensor when
 //! - it began at the tensor's start: then with its first read;
 //! - it came through the tensor before: once it is deeper in than the kernel reads ahead, for that
-//!   much of the next tensor is read by any stream that ends where a tensor does;
+//!   much of the next tensor is read by any stream that ends where a tensor does. The header
+//!   counts as one: whoever opens all shards of a model wants nothing else of most of them;
 //! - it began in the tensor's first pages: with its second read, since the kernel may have had
 //!   what lies before.
 //!
@@ -159,7 +160,7 @@ impl Stream {
         let depth = self.next - self.start.max(tensor.start);
         let needed = if self.start > tensor.start {
             CHUNK_BYTES
-        } else if self.start + LEAD_BYTES < tensor.start {
+        } else if self.start == 0 || self.start + LEAD_BYTES < tensor.start {
             START_BYTES
         } else {
             0

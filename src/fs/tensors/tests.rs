@@ -1,5 +1,7 @@
 //! Headers good and hostile, and readers of tensors.
 
+#![allow(clippy::single_range_in_vec_init, reason = "a list of one tensor is meant")]
+
 use std::ops::Range;
 
 use proptest::prelude::*;
@@ -246,6 +248,15 @@ fn the_next_tensor_is_wanted_by_a_stream_that_is_deeper_in_it_than_the_kernel_re
     assert_eq!(file.observe(&(100 * MIB..120 * MIB + 512 * KIB), GIB).tensor, None);
     let wanted = file.observe(&(100 * MIB..121 * MIB), GIB);
     assert_eq!(wanted.tensor, Some(121 * MIB..130 * MIB));
+}
+
+#[test]
+fn whoever_reads_the_header_wants_no_tensor() {
+    let first = 100 * KIB..50 * MIB;
+    let mut file = reading(std::slice::from_ref(&first));
+    assert_eq!(file.observe(&(0..128 * KIB), GIB).tensor, None);
+    assert_eq!(file.observe(&(0..MIB), GIB).tensor, None);
+    assert!(file.observe(&(0..2 * MIB), GIB).tensor.is_some());
 }
 
 #[test]
