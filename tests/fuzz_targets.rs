@@ -113,3 +113,32 @@ fn toc_codec_file() {
     let content = &file[..file.len() - 4];
     each(6, content, targets::toc_codec);
 }
+
+#[test]
+fn tensor_header() {
+    let json = br#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F16","shape":[9],"data_offsets":[0,1048576]},"b":{"dtype":"F16","shape":[9],"data_offsets":[1048576,9437184]}}"#;
+    let safetensors = [&(json.len() as u64).to_le_bytes(), &json[..]].concat();
+    each(7, &safetensors, |header| targets::tensor_header(false, header));
+    // Behind the length, where most of the parser is.
+    each(8, json, |json| {
+        let header = [&(json.len() as u64).to_le_bytes(), json].concat();
+        targets::tensor_header(false, &header);
+    });
+    let mut gguf = b"GGUF\x03\0\0\0\x02\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0".to_vec();
+    gguf.extend(b"\x11\0\0\0\0\0\0\0general.alignment\x04\0\0\0\0\x10\0\0");
+    gguf.extend(b"\x01\0\0\0\0\0\0\0t\x09\0\0\0\x08\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0w");
+    for offset in [0u64, 1 << 20] {
+        gguf.extend(b"\x01\0\0\0\0\0\0\0n\x01\0\0\0\0\x10\0\0\0\0\0\0\x0c\0\0\0");
+        gguf.extend(offset.to_le_bytes());
+    }
+    let length = gguf.len() as u64;
+    let tensors = kitfs::fs::tensors::Format::Gguf.parse(&gguf[..], length, 1 << 30).unwrap();
+    assert_eq!(tensors.iter().count(), 2, "the input that is damaged is a good one");
+    each(9, &gguf, |header| targets::tensor_header(true, header));
+}
+
+#[test]
+fn shard_index() {
+    let index = br#"{"metadata":{},"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}}"#;
+    each(10, index, targets::shard_index);
+}

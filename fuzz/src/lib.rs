@@ -1,6 +1,7 @@
 //! What each fuzz target does with its input, without a fuzzer: `cargo test` runs the same bodies
 //! on seeded inputs (`tests/fuzz_targets.rs`), so that they are known to work.
 
+use kitfs::fs::tensors::{Format, shards};
 use kitfs::kit::Kitfile;
 use kitfs::layer::decode::Decoder;
 use kitfs::layer::tar::{Scanner, TarError};
@@ -80,6 +81,27 @@ fn scan(archive: &[u8], piece_bytes: usize, jumps: bool) -> Result<Toc, TarError
         at = if jumps { scanner.next_offset().get() as usize } else { at + piece.len() };
     }
     scanner.finish(archive.len() as u64)
+}
+
+/// Headers of tensors are parsed or refused, and what they name lies in the file, apart.
+pub fn tensor_header(is_gguf: bool, header: &[u8]) {
+    let format = if is_gguf { Format::Gguf } else { Format::Safetensors };
+    let file_bytes = header.len() as u64 + (1 << 30);
+    let Ok(tensors) = format.parse(header, header.len() as u64, file_bytes) else { return };
+    let mut end = 0;
+    for tensor in tensors.iter() {
+        assert!(end <= tensor.start && tensor.start < tensor.end && tensor.end <= file_bytes);
+        end = tensor.end;
+    }
+}
+
+/// Shards that an index names lie beside it, and each but the last has one after it.
+pub fn shard_index(index: &[u8]) {
+    let Ok(names) = shards::parse(index) else { return };
+    for name in &names {
+        assert!(!name.contains('/'));
+        assert!(shards::after(&names, name).is_some() || Some(name) == names.last());
+    }
 }
 
 /// What decodes is what its table encodes to; the checksum is made right, to get behind it.

@@ -253,11 +253,10 @@ impl Cursor {
         };
         let window_bytes = window_bytes.min(MOST_WINDOW_BYTES);
         self.asked = self.asked.max(self.next);
-        let mut end = self.next.saturating_add(window_bytes);
-        if left == 0 && window_bytes >= ALIGNMENT_BYTES {
+        let mut end = self.next.saturating_add(window_bytes).min(size);
+        if left == 0 && window_bytes >= ALIGNMENT_BYTES && end < size {
             end -= end % ALIGNMENT_BYTES;
         }
-        let end = end.min(size);
         let is_worth_asking = end == size || end >= self.asked + window_bytes / 4;
         if end <= self.asked || !is_worth_asking {
             return None;
@@ -411,6 +410,13 @@ mod tests {
             let end = file.asked.last().unwrap().end;
             assert!(end <= read_mib * MIB * 6 / 5, "{end} after {read_mib} MiB");
         }
+    }
+
+    #[test]
+    fn the_end_of_a_file_is_fetched_with_the_window_that_reaches_it() {
+        let mut file = File::new(MIB + 1);
+        file.read_on(0..MIB / 2);
+        assert_eq!(file.asked.last().unwrap().end, MIB + 1);
     }
 
     #[test]

@@ -32,6 +32,7 @@ use super::tensors::{Format, HeaderError, MOST_HEADER_BYTES, TensorMap, shards};
 use crate::fetch::Layer;
 use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::StreamOffset;
+use crate::layer::layout::CHUNK_BYTES;
 use crate::source::Priority;
 
 /// Parts of the table of files, each with a lock of its own.
@@ -48,11 +49,12 @@ const MOST_RUNNING: usize = 4;
 /// shards of a model at once.
 const MOST_WAITING: usize = 256;
 
-/// What is fetched of a header at first; with its chunk, more than most headers have.
-const FIRST_HEADER_BYTES: u64 = 64 * 1024;
+/// What is fetched of a header at first: a chunk, more than most headers have.
+const FIRST_HEADER_BYTES: u64 = CHUNK_BYTES;
 
-/// How much more is fetched of a header that goes on, in times of what was there.
-const HEADER_GROWTH: u64 = 4;
+/// How much is fetched of a header that goes on, in times of what was there: at most as much as
+/// the header itself is then fetched for nothing, and 10 MiB take six round trips.
+const HEADER_GROWTH: u64 = 2;
 
 /// What is read at a time while a header is parsed.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -125,9 +127,7 @@ impl TensorPrefetch {
         if let Some(tensor) = wanted.tensor {
             self.shared.fetch(node, tensor);
         }
-        if let Some(next) = wanted.next_file {
-            self.shared.fetch(NodeId(next), 0..NEXT_FILE_BYTES);
-        }
+        self.shared.fetch_next(wanted.next_file);
     }
 
     /// Finds out about a file in the background.
@@ -179,9 +179,18 @@ impl Shared {
         }
         if format == Format::Safetensors
             && let Some(next) = self.next_shard(node).await
-            && let Some(reading) = self.part(node).lock().peek_mut(&node.0)
         {
-            reading.learn_next(next.0);
+            let mut files = self.part(node).lock();
+            let wanted = files.peek_mut(&node.0).and_then(|reading| reading.learn_next(next.0));
+            drop(files);
+            self.fetch_next(wanted);
+        }
+    }
+
+    /// Begins with a file that is read next.
+    fn fetch_next(&self, file: Option<u32>) {
+        if let Some(file) = file {
+            self.fetch(NodeId(file), 0..NEXT_FILE_BYTES);
         }
     }
 

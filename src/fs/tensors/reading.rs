@@ -10,7 +10,8 @@
 //! A stream is after a tensor when
 //! - it began at the tensor's start: then with its first read;
 //! - it came through the tensor before: once it is deeper in than the kernel reads ahead, for that
-//!   much of the next tensor is read by any stream that ends where a tensor does;
+//!   much of the next tensor is read by any stream that ends where a tensor does. The header
+//!   counts as one: whoever opens all shards of a model wants nothing else of most of them;
 //! - it began in the tensor's first pages: with its second read, since the kernel may have had
 //!   what lies before.
 //!
@@ -71,6 +72,9 @@ pub struct Reading {
     streams: Vec<Stream>,
     reads: u64,
     read_bytes: u64,
+    /// Where the last read ended, and the size of the file.
+    last: u64,
+    file_bytes: u64,
 }
 
 /// What a read asks for.
@@ -86,10 +90,10 @@ impl Reading {
     /// Takes note of a read by a stream that has read `run`, not empty, of a file of `file_bytes`.
     pub fn observe(&mut self, run: &Range<u64>, file_bytes: u64) -> Wanted {
         self.reads += 1;
+        (self.last, self.file_bytes) = (run.end, file_bytes);
         let at = self.stream_at(run);
-        let (next_file, tensor) =
-            (self.successor(run.end, file_bytes), self.streams[at].ask(&self.tensors));
-        Wanted { tensor, next_file }
+        let tensor = self.streams[at].ask(&self.tensors);
+        Wanted { tensor, next_file: self.successor() }
     }
 
     /// Takes note of where the tensors lie; what the streams want that were in them before it was
@@ -99,9 +103,10 @@ impl Reading {
         self.streams.iter_mut().filter_map(|stream| stream.ask(&self.tensors)).collect()
     }
 
-    /// Takes note of the file that is read after this one.
-    pub fn learn_next(&mut self, file: u32) {
+    /// Takes note of the file that is read after this one; it may be wanted already.
+    pub fn learn_next(&mut self, file: u32) -> Option<u32> {
         self.next_file = Some(file);
+        self.successor()
     }
 
     /// The stream that has read `run`, brought up to date.
@@ -134,10 +139,10 @@ impl Reading {
         at
     }
 
-    fn successor(&mut self, at: u64, file_bytes: u64) -> Option<u32> {
+    fn successor(&mut self) -> Option<u32> {
         self.next_file?;
-        let percent = self.read_bytes.saturating_mul(100) / file_bytes.max(1);
-        let is_near_end = file_bytes.saturating_sub(at) <= NEAR_END_BYTES;
+        let percent = self.read_bytes.saturating_mul(100) / self.file_bytes.max(1);
+        let is_near_end = self.file_bytes.saturating_sub(self.last) <= NEAR_END_BYTES;
         let needed = if is_near_end { MOST_PERCENT_NEAR_END } else { MOST_PERCENT };
         if percent >= needed { self.next_file.take() } else { None }
     }
@@ -155,7 +160,7 @@ impl Stream {
         let depth = self.next - self.start.max(tensor.start);
         let needed = if self.start > tensor.start {
             CHUNK_BYTES
-        } else if self.start + LEAD_BYTES < tensor.start {
+        } else if self.start == 0 || self.start + LEAD_BYTES < tensor.start {
             START_BYTES
         } else {
             0

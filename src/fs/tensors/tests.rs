@@ -1,5 +1,7 @@
 //! Headers good and hostile, and readers of tensors.
 
+#![allow(clippy::single_range_in_vec_init, reason = "a list of one tensor is meant")]
+
 use std::ops::Range;
 
 use proptest::prelude::*;
@@ -249,6 +251,15 @@ fn the_next_tensor_is_wanted_by_a_stream_that_is_deeper_in_it_than_the_kernel_re
 }
 
 #[test]
+fn whoever_reads_the_header_wants_no_tensor() {
+    let first = 100 * KIB..50 * MIB;
+    let mut file = reading(std::slice::from_ref(&first));
+    assert_eq!(file.observe(&(0..128 * KIB), GIB).tensor, None);
+    assert_eq!(file.observe(&(0..MIB), GIB).tensor, None);
+    assert!(file.observe(&(0..2 * MIB), GIB).tensor.is_some());
+}
+
+#[test]
 fn what_streams_were_in_before_the_header_was_known_is_wanted_then() {
     let mut file = Reading::default();
     file.observe(&(4 * MIB..4 * MIB + KIB), GIB);
@@ -260,16 +271,21 @@ fn what_streams_were_in_before_the_header_was_known_is_wanted_then() {
 #[test]
 fn the_next_shard_is_wanted_once_when_most_of_this_one_was_read() {
     let mut file = Reading::default();
-    file.learn_next(7);
+    assert_eq!(file.learn_next(7), None);
     let size = 400 * MIB;
     let named = (1..=400).filter_map(|at| {
         let next = file.observe(&(0..at * MIB), size).next_file?;
         Some((at, next))
     });
     assert_eq!(named.collect::<Vec<_>>(), [(300, 7)]);
+    // Also when it becomes known only after that.
+    let mut file = Reading::default();
+    file.observe(&(0..size), size);
+    assert_eq!(file.learn_next(7), Some(7));
+    assert_eq!(file.observe(&(0..size), size).next_file, None);
     // By tensors in any order as well.
     let mut file = Reading::default();
-    file.learn_next(7);
+    assert_eq!(file.learn_next(7), None);
     let order = [3, 1, 2, 0].map(|part| part * 100 * MIB);
     let named: Vec<_> = order
         .iter()
@@ -281,7 +297,7 @@ fn the_next_shard_is_wanted_once_when_most_of_this_one_was_read() {
 #[test]
 fn a_look_at_the_end_of_a_shard_does_not_begin_the_next_one() {
     let mut file = Reading::default();
-    file.learn_next(7);
+    assert_eq!(file.learn_next(7), None);
     assert_eq!(file.observe(&(340 * MIB..360 * MIB), 400 * MIB).next_file, None);
     assert_eq!(file.observe(&(0..180 * MIB), 400 * MIB).next_file, None);
     // Half of it, and near the end.
