@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 
 case " $* " in
 *" --help "* | *" -h "*)
-    exec python3 scripts/bench/main.py --help
+    exec python3 -B scripts/bench/main.py --help
     ;;
 esac
 
@@ -38,5 +38,5 @@ esac
 say "building (profile release)"
 cargo build --locked --release "${build[@]}"
 
-exec python3 scripts/bench/main.py "${kitfs[@]}" --link "$target/release/examples/shaped-link" \
+exec python3 -B scripts/bench/main.py "${kitfs[@]}" --link "$target/release/examples/shaped-link" \
     --home "$target/bench" "$@"

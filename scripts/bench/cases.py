@@ -41,7 +41,8 @@ def engine(bench):
     def of_link(least):
         return Bar("of the link's rate", lambda it, _: throughput(it) / rate, least=least)
 
-    memory = Bar("peak RSS MiB", lambda it, _: it["rss"], most=bench.memory_mib + 64)
+    memory = Bar("peak RSS MiB", lambda it, _: it["rss"], most=bench.memory_mib + 64,
+                 of=max)
     cpu = Bar("CPU s/GiB", lambda it, _: it["cpu"] / it["bytes"] * (1 << 30), most=2.0)
     ratio = lambda it, base: it["seconds"] / base["seconds"]
     speed = lambda it, base: throughput(it) / throughput(base)

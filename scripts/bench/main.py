@@ -113,9 +113,9 @@ def arguments():
     parser.add_argument("--with-llama", dest="llama", action="store_true",
                         help="with llama-cpp-python, which takes long to compile")
     parser.add_argument("--json", metavar="FILE", help="write every sample to this file too")
-    parser.add_argument("--kitfs", required=True, help="the binary; bench.sh builds and names it")
-    parser.add_argument("--link", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--home", required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--kitfs", metavar="FILE", help="the binary (built from here)")
+    parser.add_argument("--link", help=argparse.SUPPRESS)
+    parser.add_argument("--home", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -25,13 +25,15 @@ class Row:
 
 
 class Bar:
-    """What a row has to reach, in the median of the rounds; `figure(sample, baseline)`."""
+    """What a row has to reach, in the median of the rounds (or in the worst, by `of=max`);
+    `figure(sample, baseline)`."""
 
-    def __init__(self, what, figure, most=None, least=None):
+    def __init__(self, what, figure, most=None, least=None, of=statistics.median):
         self.what, self.figure, self.most, self.least = what, figure, most, least
+        self.of = of
 
     def judge(self, samples, baselines):
-        value = statistics.median(map(self.figure, samples, baselines))
+        value = self.of(list(map(self.figure, samples, baselines)))
         good = value <= self.most if self.least is None else value >= self.least
         limit = f"<= {self.most:.3g}" if self.least is None else f">= {self.least:.3g}"
         return good, f"{self.what} {value:.3g} {limit}"
