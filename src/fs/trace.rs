@@ -132,9 +132,11 @@ impl Line {
     }
 }
 
-/// Joins reads that go on where another of the same file ended. Pure.
+/// Joins reads of a file that touch one another. Pure.
 ///
-/// Ranges come out in the order in which they began. What comes out covers exactly what went in.
+/// The kernel asks for what a sequential reader will want on several threads, so its reads are not
+/// quite in order: one may come before, behind or between what was read already. Ranges come out in
+/// the order in which they began. What comes out covers exactly what went in.
 #[derive(Debug, Default)]
 pub struct Merger {
     open: Vec<FileRead>,
@@ -143,23 +145,41 @@ pub struct Merger {
 impl Merger {
     /// Takes a read, and gives back a range that nothing can be joined to any more.
     pub fn push(&mut self, access: FileRead) -> Option<FileRead> {
-        let goes_on = |open: &&mut FileRead| {
-            open.node == access.node
-                && open.offset + open.length == access.offset
-                && open.length + access.length <= MOST_LINE_BYTES
+        let join = |(at, open): (usize, &FileRead)| Some((at, joined(open, &access)?));
+        let Some((at, range)) = self.open.iter().enumerate().find_map(join) else {
+            self.open.push(access);
+            return (self.open.len() > MOST_OPEN_RANGES).then(|| self.open.remove(0));
         };
-        if let Some(open) = self.open.iter_mut().find(goes_on) {
-            open.length += access.length;
-            return None;
+        self.open[at] = range;
+        // What lay behind a gap may touch it now; the one that began first stays.
+        let other = self.open.iter().enumerate().filter(|(other, _)| *other != at);
+        let gap = other.into_iter().find_map(|(other, open)| {
+            let (first, second) = if other < at { (open, &range) } else { (&range, open) };
+            Some((other, joined(first, second)?))
+        });
+        if let Some((other, range)) = gap {
+            self.open[at.min(other)] = range;
+            self.open.remove(at.max(other));
         }
-        self.open.push(access);
-        (self.open.len() > MOST_OPEN_RANGES).then(|| self.open.remove(0))
+        None
     }
 
     /// The ranges that are left.
     pub fn finish(self) -> Vec<FileRead> {
         self.open
     }
+}
+
+/// The range that `first`, which began earlier, and `second` are together, where they touch and are
+/// not too long for a line.
+fn joined(first: &FileRead, second: &FileRead) -> Option<FileRead> {
+    let (first_end, second_end) = (first.offset + first.length, second.offset + second.length);
+    let offset = first.offset.min(second.offset);
+    let length = first_end.max(second_end) - offset;
+    let touch = second.offset <= first_end && first.offset <= second_end;
+    // What was read already makes no range longer.
+    let fits = length <= MOST_LINE_BYTES || length == first.length;
+    (first.node == second.node && touch && fits).then_some(FileRead { offset, length, ..*first })
 }
 
 /// A range of a file to be fetched beforehand.
@@ -312,6 +332,25 @@ mod tests {
         assert!(log.start().is_some());
     }
 
+    #[test]
+    fn a_sequential_reader_makes_one_line_however_its_requests_are_ordered() {
+        const BLOCK: u64 = 128 * 1024;
+        let merged = |blocks: &[u64]| {
+            let mut merger = Merger::default();
+            let mut lines = Vec::new();
+            for block in blocks {
+                lines.extend(merger.push(access(1, block * BLOCK, BLOCK)));
+            }
+            lines.extend(merger.finish());
+            lines.iter().map(|line| (line.offset / BLOCK, line.length / BLOCK)).collect::<Vec<_>>()
+        };
+        assert_eq!(merged(&[1, 0, 3, 2, 5, 4]), [(0, 6)]);
+        assert_eq!(merged(&[0, 4, 2, 1, 3]), [(0, 5)]);
+        assert_eq!(merged(&[0, 0, 1, 0]), [(0, 2)]);
+        let long: Vec<_> = (0..100).collect();
+        assert_eq!(merged(&long), [(0, 64), (64, 36)], "of at most 8 MiB");
+    }
+
     proptest! {
         #[test]
         fn merged_ranges_cover_what_was_read_in_the_order_it_began(
@@ -328,8 +367,10 @@ mod tests {
                 reads.iter().flat_map(|&(node, offset, length)| bytes(node, offset, length)).collect();
             let mut got: Vec<_> =
                 merged.iter().flat_map(|a| bytes(a.node.0, a.offset, a.length)).collect();
-            wanted.sort_unstable();
-            got.sort_unstable();
+            for bytes in [&mut wanted, &mut got] {
+                bytes.sort_unstable();
+                bytes.dedup();
+            }
             prop_assert_eq!(wanted, got);
             prop_assert!(merged.is_sorted_by_key(|access| access.at));
         }
