@@ -1,8 +1,5 @@
 //! Sizes, typed and shown.
 
-/// Units by which sizes are shown, each 1024 of the one before.
-const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-
 /// Parses a size in bytes: `1048576`, `200GiB`, `200G` (the same), `1.5TiB`, `200GB` (decimal).
 pub(super) fn parse(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is not a size: write bytes or 500MiB, 200GiB, 1.5TiB");
@@ -43,19 +40,7 @@ fn factor(unit: &str) -> Option<u64> {
 }
 
 /// A size for people: `0 B`, `104.2 KiB`, `1.5 TiB`.
-pub(super) fn show(bytes: u64) -> String {
-    let mut unit = 0;
-    let mut size = bytes as f64;
-    // What would be shown as 1024.0 belongs to the next unit.
-    while size >= 1023.95 && unit + 1 < UNITS.len() {
-        size /= 1024.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{bytes} B"),
-        _ => format!("{size:.1} {}", UNITS[unit]),
-    }
-}
+pub(super) use crate::daemon::shown_bytes as show;
 
 #[cfg(test)]
 mod tests {
@@ -81,21 +66,6 @@ mod tests {
         }
         for text in ["", "GiB", "-1", "1..5G", "1.G", "1Q", "1GiBs", "0x10", "16777216PiB", "1e9"] {
             assert!(parse(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn sizes_are_shown_in_binary_units() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (106_701, "104.2 KiB"),
-            ((1 << 20) - 1, "1.0 MiB"),
-            (3 << 39, "1.5 TiB"),
-            (u64::MAX, "16384.0 PiB"),
-        ] {
-            assert_eq!(show(bytes), text);
         }
     }
 

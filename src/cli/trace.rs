@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{LineWriter, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 use clap::Subcommand;
 use futures_util::StreamExt;
@@ -15,8 +17,8 @@ use super::error::CliError;
 use super::output::{print_line, print_table, printable, say, warn};
 use super::settings::{Settings, mountpoint};
 use super::sizes;
-use crate::daemon::Backend;
 use crate::daemon::api::{FailureKind, RecordRequest};
+use crate::daemon::{Backend, read_trace};
 use crate::fs::{Trace, percent_encoded};
 
 #[derive(Debug, clap::Args)]
@@ -111,7 +113,7 @@ async fn record(
     loop {
         let ended = async {
             match &mut child {
-                Some(child) => child.wait().await.map(|status| status.code().unwrap_or(1)),
+                Some(child) => child.wait().await.map(exit_code_of),
                 None => std::future::pending().await,
             }
         };
@@ -123,18 +125,22 @@ async fn record(
             code = ended, if !is_stopped => {
                 exit_code = code?;
                 is_stopped = true;
-                backend.stop_recording(&request).await?;
+                // The mount may have ended just now, and the recording with it.
+                let _ = backend.stop_recording(&request).await;
             }
             // A command gets the signal too, and ends by it or not.
             _ = interrupts.recv(), if is_interactive && !is_stopped => {
                 is_stopped = true;
-                backend.stop_recording(&request).await?;
+                let _ = backend.stop_recording(&request).await;
             }
         }
     }
     written.flush().map_err(unwritten)?;
     if !is_stopped {
         warn("the mount ended, and the recording with it");
+        if let Some(mut child) = child {
+            exit_code = child.wait().await.map(exit_code_of)?;
+        }
     }
     match exit_code {
         0 => Ok(()),
@@ -143,9 +149,14 @@ async fn record(
     }
 }
 
+/// The exit code of a command, as shells give it where a signal ended it.
+fn exit_code_of(status: ExitStatus) -> i32 {
+    status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+}
+
 fn show(path: &Path, is_summary: bool) -> Result<(), CliError> {
     let unusable = |why: String| CliError::usage(format!("{}: {why}", path.display()));
-    let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    let text = read_trace(path).map_err(|error| unusable(error.to_string()))?;
     let trace = Trace::parse(&text).map_err(|error| unusable(error.to_string()))?;
     let mut files: BTreeMap<&[u8], (u64, u64)> = BTreeMap::new();
     for range in &trace.ranges {

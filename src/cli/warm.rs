@@ -18,7 +18,9 @@ use super::reference::parse_reference;
 use super::settings::{DEFAULT_UMASK, Settings, absolute};
 use super::sizes;
 use crate::daemon::Backend;
-use crate::daemon::api::{KitRequest, LayerProgress, RawPath, WarmEvent, WarmReport, WarmRequest};
+use crate::daemon::api::{
+    KitRequest, LayerProgress, RawPath, WarmEvent, WarmReport, WarmRequest, WarmedLayer,
+};
 
 /// How often a line is written where there is no terminal for bars.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -27,7 +29,8 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 #[command(after_help = "\
 Fetches a kit, or the files and directories that are named, at full speed, and computes the
 digests of the layers that are complete. What is in the cache already is not fetched again. The
-command fails when something cannot be fetched or is not what its digest says.
+command fails when something cannot be fetched or is not what its digest says; the rest comes all
+the same. Interrupting it keeps what came.
 
 Examples:
   kitfs warm ghcr.io/org/model:v1
@@ -71,27 +74,40 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     display.clear();
     let report = report?;
     print_warnings(&report.warnings);
-    if arguments.json {
-        return print_json(&report);
+    match arguments.json {
+        true => print_json(&report)?,
+        false => tell(&report)?,
     }
-    tell(&report)
+    judge(&report)
 }
 
 fn tell(report: &WarmReport) -> Result<(), CliError> {
     let wanted_bytes = report.layers.iter().map(|layer| layer.wanted_bytes).sum();
     let count = report.layers.len();
-    let partial = report.layers.iter().filter(|layer| !layer.is_complete).count();
+    let is_partial = |layer: &&WarmedLayer| !layer.is_complete && layer.failure.is_none();
+    let partial = report.layers.iter().filter(is_partial).count();
     if partial > 0 {
         say(format_args!(
             "{partial} of {count} layers are only partly in the cache: their digests are computed \
              once they are complete"
         ));
     }
+    if report.layers.iter().any(|layer| layer.failure.is_some()) {
+        return Ok(());
+    }
     let what = if partial == 0 { ", every layer confirmed" } else { "" };
     print_line(format_args!(
         "{} in {count} layers are in the cache{what}",
         sizes::show(wanted_bytes)
     ))
+}
+
+/// Says what could not be had or verified; what failed first gives the exit code.
+fn judge(report: &WarmReport) -> Result<(), CliError> {
+    let mut failures = report.layers.iter().filter_map(|layer| layer.failure.as_ref());
+    let Some(first) = failures.next() else { return Ok(()) };
+    failures.for_each(say);
+    Err(first.clone().into())
 }
 
 /// Bars on a terminal, and a line now and then elsewhere.

@@ -106,9 +106,9 @@ pub enum WarmEvent {
     Passing(PassProgress),
     /// How far each layer has come.
     Layers(Vec<LayerProgress>),
-    /// Everything that was asked for is in the cache.
+    /// It is over; the report says of each layer whether well.
     Warmed(WarmReport),
-    /// Something could not be fetched, or is not what its digest says.
+    /// Nothing was fetched.
     Failed(Failure),
 }
 
@@ -145,6 +145,8 @@ pub struct WarmedLayer {
     pub is_complete: bool,
     /// How far its bytes can be trusted.
     pub state: KitState,
+    /// Why not everything came, or could be verified.
+    pub failure: Option<Failure>,
 }
 
 /// A mount whose reads are recorded, or no longer.
@@ -171,7 +173,7 @@ pub enum HydrateState {
     Complete,
     /// It does not fit the cache.
     NoRoom,
-    /// It cannot be fetched at the moment.
+    /// It cannot be fetched at the moment, or is not what its digests say.
     Failed {
         /// Why.
         reason: String,

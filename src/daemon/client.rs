@@ -21,8 +21,9 @@ use super::server::VERSION_HEADER;
 use super::service::VERSION;
 use super::socket::SocketPath;
 
-/// The largest line of an answer that is a stream of lines.
-const LINE_LIMIT_BYTES: usize = 1024 * 1024;
+/// The largest line of an answer that is a stream of lines: one that tells of every layer of a kit,
+/// whose manifest of at most 4 MiB names some ten thousand.
+const LINE_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
 /// How long a daemon may take for what it answers from memory. It needs milliseconds; the rest is
 /// for a machine that is short of memory.

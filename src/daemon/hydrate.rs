@@ -4,14 +4,17 @@
 //!            quiet for long enough, its turn          all is in
 //! waiting ----------------------------------> running ----------> complete
 //!    ^  '---------------------------------------'  |
-//!    '--a reader waits; a failure (later again)    '--no room--> waiting for room
+//!    '--a reader waits; a failure (later again)    '--no room--> looks again now and then
 //! ```
 //!
 //! - Nothing is evicted for it: it goes on only while what is missing fits the cache.
 //! - Layers on this machine's own disk are left alone: a second copy of them there gains little.
 //! - One mount is hydrated at a time, in the order of mounting.
+//! - It is complete only when every digest was computed and is right; a layer that is poisoned is not
+//!   fetched again, and does not hold up the others.
 //! - It ends with its mount.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,14 +24,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::api::HydrateState;
 use super::bringing::{self, pieces};
-use crate::cache::Cache;
+use crate::cache::{Cache, LayerState};
 use crate::fetch::{FetchError, Fetcher, Layer};
 use crate::fs::LoadedKit;
 use crate::layer::StreamOffset;
 use crate::source::Priority;
 
-/// How often room in the cache is looked for, and the shortest look at readers.
+/// How often room in the cache is looked for: it comes when kits are removed.
 const ROOM_INTERVAL: Duration = Duration::from_secs(30);
+/// How often readers are looked for: soon to a person, nothing to a processor.
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 /// How long to wait after a failure; doubled for each in a row.
 const FIRST_BACKOFF: Duration = Duration::from_secs(10);
@@ -61,6 +65,8 @@ enum Pause {
     /// What is missing does not fit.
     NoRoom,
     Failed(FetchError),
+    /// All that can be had is in, and some of it is not what its digest says.
+    Wrong(String),
 }
 
 impl Hydration {
@@ -95,22 +101,25 @@ impl Hydration {
         state: Arc<Mutex<HydrateState>>,
     ) {
         let mut backoff = FIRST_BACKOFF;
+        let mut has_told_of_room = false;
         loop {
             self.wait_for_quiet(quiet).await;
             let Ok(_turn) = self.turn.acquire().await else { return };
-            *state.lock() = HydrateState::Running;
-            match self.bring_rest(&layers, quiet).await {
+            match self.bring_rest(&layers, quiet, &state).await {
                 Ok(()) => {
-                    for layer in &layers {
-                        layer.confirmed().await;
-                    }
                     *state.lock() = HydrateState::Complete;
+                    return;
+                }
+                Err(Pause::Wrong(reason)) => {
+                    // Every layer was tried, and fetching the same bytes again would not help.
+                    tracing::warn!(reason, "the rest of a kit is not what it should be");
+                    *state.lock() = HydrateState::Failed { reason };
                     return;
                 }
                 Err(Pause::Reader) => *state.lock() = HydrateState::Waiting,
                 Err(Pause::NoRoom) => {
                     drop(_turn);
-                    if !matches!(&*state.lock(), HydrateState::NoRoom) {
+                    if !std::mem::replace(&mut has_told_of_room, true) {
                         tracing::info!(
                             "the rest of a kit is not fetched: it does not fit the cache"
                         );
@@ -129,30 +138,68 @@ impl Hydration {
         }
     }
 
+    /// Whether no reader waits, and none has for long enough.
+    fn is_quiet(&self, quiet: Duration) -> bool {
+        let quiet_for = self.fetcher.quiet_for();
+        quiet_for >= quiet && !quiet_for.is_zero()
+    }
+
     async fn wait_for_quiet(&self, quiet: Duration) {
-        loop {
+        while !self.is_quiet(quiet) {
             let left = quiet.saturating_sub(self.fetcher.quiet_for());
-            if left.is_zero() {
-                return;
-            }
             tokio::time::sleep(left.max(SHORTEST_WAIT)).await;
         }
     }
 
-    async fn bring_rest(&self, layers: &[Arc<Layer>], quiet: Duration) -> Result<(), Pause> {
+    async fn bring_rest(
+        &self,
+        layers: &[Arc<Layer>],
+        quiet: Duration,
+        state: &Mutex<HydrateState>,
+    ) -> Result<(), Pause> {
         for layer in layers {
             for piece in pieces(bringing::whole(layer)) {
+                if matches!(layer.state(), LayerState::Poisoned { .. }) {
+                    // The others can be had all the same.
+                    break;
+                }
                 if layer.is_resident(piece.clone()) {
                     continue;
                 }
-                if self.fetcher.quiet_for() < quiet {
-                    return Err(Pause::Reader);
-                }
                 self.check_room(layers)?;
-                layer.bring(piece, Priority::Hydrate).await.map_err(Pause::Failed)?;
+                *state.lock() = HydrateState::Running;
+                self.bring(layer, piece, quiet).await?;
             }
         }
-        Ok(())
+        verify(layers).await
+    }
+
+    /// Brings a piece, unless a reader comes: what is under way then gives way to it.
+    async fn bring(
+        &self,
+        layer: &Layer,
+        piece: Range<StreamOffset>,
+        quiet: Duration,
+    ) -> Result<(), Pause> {
+        if !self.is_quiet(quiet) {
+            return Err(Pause::Reader);
+        }
+        let bring = layer.bring(piece, Priority::Hydrate);
+        tokio::pin!(bring);
+        loop {
+            tokio::select! {
+                brought = &mut bring => return match brought {
+                    // The state says so as well.
+                    Ok(()) | Err(FetchError::Poisoned { .. }) => Ok(()),
+                    Err(error) => Err(Pause::Failed(error)),
+                },
+                () = tokio::time::sleep(SHORTEST_WAIT) => {
+                    if !self.is_quiet(quiet) {
+                        return Err(Pause::Reader);
+                    }
+                }
+            }
+        }
     }
 
     /// Whether all that is missing fits without evicting anything.
@@ -168,4 +215,24 @@ impl Hydration {
             Ok(_) | Err(_) => Err(Pause::NoRoom),
         }
     }
+}
+
+/// Waits for the digests of layers all of whose bytes came.
+async fn verify(layers: &[Arc<Layer>]) -> Result<(), Pause> {
+    let mut wrong = None;
+    for layer in layers {
+        let digest = layer.key().digest;
+        match layer.confirmed().await {
+            LayerState::Confirmed => {}
+            LayerState::Poisoned { got } => {
+                wrong = Some(format!("{digest} is not what it says: its bytes have {got}"));
+            }
+            // Others needed the room meanwhile.
+            LayerState::Unconfirmed if !layer.store().is_complete() => return Err(Pause::NoRoom),
+            LayerState::Unconfirmed => {
+                wrong = Some(format!("the digest of {digest} could not be computed"));
+            }
+        }
+    }
+    wrong.map_or(Ok(()), |reason| Err(Pause::Wrong(reason)))
 }

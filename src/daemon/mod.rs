@@ -38,9 +38,12 @@ mod recording;
 mod replay;
 mod server;
 mod service;
+mod sizes;
 mod socket;
 mod upkeep;
 mod warming;
 
 pub use backend::{Backend, ByteStream};
 pub use lifecycle::{DaemonConfig, detach, report_ready, run};
+pub use replay::read_trace;
+pub use sizes::shown_bytes;

@@ -265,8 +265,13 @@ impl Served {
         &self.reference
     }
 
-    pub(super) fn file_system(&self) -> &FileSystem {
+    pub(super) fn file_system(&self) -> &Arc<FileSystem> {
         self.mount.file_system()
+    }
+
+    /// Cancelled when the mount is gone, and with it all that it held.
+    pub(super) fn released(&self) -> CancellationToken {
+        self.released.clone()
     }
 
     /// What a recording is ended by; the next call is the next recording's.

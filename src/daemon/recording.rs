@@ -3,7 +3,7 @@
 //! What the kernel answers from its own pages is not seen, and neither is passthrough: it is
 //! switched off for files that are opened while somebody records.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -11,16 +11,19 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::mounts::Served;
-use crate::fs::{FileRead, Line, Merger, percent_encoded};
+use crate::fs::{FileRead, FileSystem, Line, Merger, percent_encoded};
 
-/// How often lost reads are looked for while nothing is read.
+/// After how long without a read what is held back is written, and lost reads are looked for.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The lines of a recording; dropping it ends it.
 struct Recording {
-    served: Arc<Served>,
+    /// Not kept alive: a mount that is unmounted while somebody records is let go.
+    served: Weak<Served>,
+    file_system: Arc<FileSystem>,
     accesses: mpsc::Receiver<FileRead>,
     stop: CancellationToken,
+    released: CancellationToken,
     began: Instant,
     merger: Merger,
     /// Lines that are ready, the next one last.
@@ -28,18 +31,21 @@ struct Recording {
     is_over: bool,
 }
 
-/// Records from now on until `stop`; the stream ends with what was read last.
+/// Records from now on until `stop` or the end of the mount; the stream ends with what was read
+/// last.
 pub(super) fn lines(
-    served: Arc<Served>,
+    served: &Arc<Served>,
     accesses: mpsc::Receiver<FileRead>,
     header: Line,
     stop: CancellationToken,
 ) -> BoxStream<'static, Line> {
     served.set_recording(true);
     let recording = Recording {
-        served,
+        served: Arc::downgrade(served),
+        file_system: served.file_system().clone(),
         accesses,
         stop,
+        released: served.released(),
         began: Instant::now(),
         merger: Merger::default(),
         ready: vec![header],
@@ -71,9 +77,11 @@ impl Recording {
                     None => self.finish(),
                 },
                 () = self.stop.cancelled() => self.finish(),
-                () = tokio::time::sleep(IDLE_INTERVAL) => {}
+                () = self.released.cancelled() => self.finish(),
+                // So that a recording that is cut off lacks little.
+                () = tokio::time::sleep(IDLE_INTERVAL) => self.write_what_is_held(),
             }
-            let lost = self.served.file_system().take_lost();
+            let lost = self.file_system.take_lost();
             if lost > 0 {
                 self.ready.insert(0, Line::Lost { lost });
             }
@@ -82,6 +90,10 @@ impl Recording {
 
     fn finish(&mut self) {
         self.is_over = true;
+        self.write_what_is_held();
+    }
+
+    fn write_what_is_held(&mut self) {
         let rest = std::mem::take(&mut self.merger).finish();
         let rest: Vec<Line> = rest.into_iter().map(|range| self.line(range)).collect();
         self.ready.splice(0..0, rest.into_iter().rev());
@@ -91,7 +103,7 @@ impl Recording {
         let at = range.at.saturating_duration_since(self.began);
         Line::Range {
             at_ms: u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
-            path: percent_encoded(&self.served.kit().tree.path(range.node)),
+            path: percent_encoded(&self.file_system.kit().tree.path(range.node)),
             offset: range.offset,
             length: range.length,
         }
@@ -100,6 +112,8 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        self.served.set_recording(false);
+        if let Some(served) = self.served.upgrade() {
+            served.set_recording(false);
+        }
     }
 }

@@ -1,28 +1,41 @@
 //! Fetching what an access trace says, in its order, ahead of a reader that reads alike.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::sync::Semaphore;
 
 use super::api::{Failure, FailureKind, RawPath};
+use super::bringing::pieces;
 use super::paths::{self, LastLink};
+use super::warming::Want;
 use crate::fetch::{FetchError, Layer};
 use crate::fs::{LoadedKit, Trace};
 use crate::kit::{Content, NodeKind};
-use crate::layer::StreamOffset;
+use crate::layer::{RangeSet, StreamOffset};
 use crate::source::Priority;
 
 /// The largest trace that is read: some million lines.
 const TRACE_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
-/// Ranges that are fetched at once: at most 8 MiB each, so 64 MiB are under way.
-const RANGES_AT_ONCE: usize = 8;
+/// Bytes that are fetched at once: half a second at 1 Gbit/s, enough for any round trip; what is
+/// further ahead waits, so the order holds where the line is slow.
+const MOST_BYTES: u64 = 64 * 1024 * 1024;
+/// Ranges that are fetched at once: scattered small ones are bounded by their number.
+const MOST_RANGES: usize = 64;
+/// The unit in which bytes under way are counted: a page.
+const UNIT_BYTES: u64 = 4096;
+
+/// A range of a layer's stream.
+type Extent = (Arc<Layer>, Range<StreamOffset>);
 
 /// Ranges of layers in the order of a trace.
 pub(super) struct Replay {
-    ranges: Vec<(Arc<Layer>, Range<StreamOffset>)>,
+    ranges: Vec<Extent>,
     /// Ranges of the trace that the kit does not have.
     skipped: u64,
     /// Whether it was recorded from the same kit.
@@ -36,13 +49,9 @@ pub(super) struct Replay {
 pub(super) fn load(kit: &LoadedKit, file: &Path) -> Result<Replay, Failure> {
     let place = file.display();
     let unusable = |why: String| Failure::new(FailureKind::Usage, format!("{place}: {why}"));
-    let size = std::fs::metadata(file).map_err(|error| unusable(error.to_string()))?.len();
-    if size > TRACE_LIMIT_BYTES {
-        return Err(unusable(format!("a trace has at most {TRACE_LIMIT_BYTES} bytes")));
-    }
-    let text = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
+    let text = read_trace(file).map_err(|error| unusable(error.to_string()))?;
     let trace = Trace::parse(&text).map_err(|error| unusable(error.to_string()))?;
-    let mut files: HashMap<Vec<u8>, Option<(Arc<Layer>, Range<StreamOffset>)>> = HashMap::new();
+    let mut files: HashMap<Vec<u8>, Option<Extent>> = HashMap::new();
     let mut replay = Replay {
         ranges: Vec::new(),
         skipped: 0,
@@ -50,10 +59,12 @@ pub(super) fn load(kit: &LoadedKit, file: &Path) -> Result<Replay, Failure> {
     };
     for range in trace.ranges {
         let extent = files.entry(range.path).or_insert_with_key(|path| extent_of(kit, path));
-        let end = range.offset + range.length;
         match extent {
-            Some((layer, file)) if end <= file.end - file.start && range.length > 0 => {
-                replay.ranges.push((layer.clone(), file.start + range.offset..file.start + end));
+            Some((layer, file)) if range.offset < file.end - file.start && range.length > 0 => {
+                let start = file.start + range.offset;
+                // Another version of the file may be shorter.
+                let end = start.range(range.length).end.min(file.end);
+                replay.ranges.extend(pieces(start..end).map(|piece| (layer.clone(), piece)));
             }
             Some(_) | None => replay.skipped += 1,
         }
@@ -61,8 +72,25 @@ pub(super) fn load(kit: &LoadedKit, file: &Path) -> Result<Replay, Failure> {
     Ok(replay)
 }
 
+/// A trace file's bytes. Blocking.
+///
+/// # Errors
+/// For what is no regular file, or has more bytes than a trace may have.
+pub fn read_trace(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = Vec::new();
+    file.take(TRACE_LIMIT_BYTES + 1).read_to_end(&mut text)?;
+    match text.len() as u64 > TRACE_LIMIT_BYTES {
+        true => Err(io::Error::other(format!("a trace has at most {TRACE_LIMIT_BYTES} bytes"))),
+        false => Ok(text),
+    }
+}
+
 /// Where a file's bytes lie; nothing for what is no file, or is not in a layer.
-fn extent_of(kit: &LoadedKit, path: &[u8]) -> Option<(Arc<Layer>, Range<StreamOffset>)> {
+fn extent_of(kit: &LoadedKit, path: &[u8]) -> Option<Extent> {
     let node = paths::resolve(&kit.tree, &RawPath(path.to_vec()), LastLink::Follow).ok()?;
     match kit.tree.kind(node) {
         NodeKind::File(Content::Extent { layer, range }) => {
@@ -81,17 +109,22 @@ impl Replay {
         is_other.into_iter().chain((self.skipped > 0).then_some(skipped)).collect()
     }
 
-    /// The layers it reads from, each once, and how many bytes of each.
-    pub(super) fn layers(&self) -> Vec<(Arc<Layer>, u64)> {
-        let mut layers: Vec<(Arc<Layer>, u64)> = Vec::new();
+    /// What it wants of each layer, every byte once.
+    pub(super) fn wants(&self) -> Vec<Want> {
+        let mut layers: Vec<(&Arc<Layer>, RangeSet)> = Vec::new();
+        let mut positions = HashMap::new();
         for (layer, range) in &self.ranges {
-            let bytes = range.end - range.start;
-            match layers.iter_mut().find(|(known, _)| Arc::ptr_eq(known, layer)) {
-                Some((_, sum)) => *sum = sum.saturating_add(bytes),
-                None => layers.push((layer.clone(), bytes)),
-            }
+            let position = *positions.entry(layer.key()).or_insert_with(|| {
+                layers.push((layer, RangeSet::new()));
+                layers.len() - 1
+            });
+            layers[position].1.insert(range.start.get()..range.end.get());
         }
-        layers
+        let wants = layers.into_iter().map(|(layer, ranges)| {
+            let ranges = ranges.iter().map(|it| StreamOffset(it.start)..StreamOffset(it.end));
+            Want::new(layer.clone(), ranges.collect())
+        });
+        wants.collect()
     }
 
     /// How many bytes it brings, those that are there included.
@@ -104,12 +137,17 @@ impl Replay {
     /// # Errors
     /// The first failure.
     pub(super) async fn run(self, on_range: impl Fn(u64)) -> Result<(), FetchError> {
+        let budget = Semaphore::new((MOST_BYTES / UNIT_BYTES) as usize);
+        let budget = &budget;
         stream::iter(self.ranges)
             .map(|(layer, range)| async move {
                 let bytes = range.end - range.start;
+                // Pieces are far shorter than all of it; who comes first is served first.
+                let units = bytes.min(MOST_BYTES).div_ceil(UNIT_BYTES) as u32;
+                let _permit = budget.acquire_many(units).await.expect("it is never closed");
                 layer.bring(range, Priority::Prefetch).await.map(|()| bytes)
             })
-            .buffered(RANGES_AT_ONCE)
+            .buffered(MOST_RANGES)
             .try_for_each(|bytes| {
                 on_range(bytes);
                 std::future::ready(Ok(()))

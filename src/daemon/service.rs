@@ -122,12 +122,14 @@ impl Service {
             .await
             .map_err(panicked)??;
         let quiet = request.hydrate_after_seconds.map(Duration::from_secs);
+        let warnings = trace.as_ref().map(Replay::warnings).unwrap_or_default();
         let background = Background {
             hydrating: self.hydration.begin(&kit, quiet),
             _replay: trace.map(|trace| AbortOnDropHandle::new(tokio::spawn(replay_quietly(trace)))),
         };
         let reference = request.kit.reference;
-        let status = reservation.fulfil(mount, kit, reference, now(), background)?;
+        let mut status = reservation.fulfil(mount, kit, reference, now(), background)?;
+        status.warnings.extend(warnings);
         tracing::info!(reference = status.reference, digest = status.digest,
             mountpoint = %status.mountpoint.display(), "mounted");
         Ok(status)
@@ -149,15 +151,22 @@ impl Service {
         };
         let kit = match self.known(&request.kit).await? {
             Some(kit) => kit,
-            None => self.load_and_keep(&request.kit, &on_pass).await?,
+            // Not kept: when the command is gone, what is under way for it ends.
+            None => Arc::new(self.load(&request.kit, &on_pass).await?),
         };
         let progress = |layers| report(WarmEvent::Layers(layers));
-        match request.trace {
-            Some(file) => {
-                let replay = self.load_replay(&kit, file).await?;
-                warming::replay(&self.cache, replay, &progress).await
+        let work = async {
+            match request.trace {
+                Some(file) => {
+                    let replay = self.load_replay(&kit, file).await?;
+                    warming::replay(&self.cache, replay, &progress).await
+                }
+                None => warming::warm(&self.cache, &kit, &request.paths, &progress).await,
             }
-            None => warming::warm(&self.cache, &kit, &request.paths, &progress).await,
+        };
+        tokio::select! {
+            report = work => report,
+            () = self.stopping.cancelled() => Err(stopping()),
         }
     }
 
@@ -171,7 +180,7 @@ impl Service {
         let stop = served.new_recording();
         let digest = served.kit().manifest.to_string();
         let header = Line::header(served.reference().to_owned(), digest, now());
-        Ok(recording::lines(served, reads, header, stop))
+        Ok(recording::lines(&served, reads, header, stop))
     }
 
     /// Lets the recording of a mount come to its end.
@@ -321,9 +330,6 @@ fn pinned_request(request: &KitRequest, kit: &LoadedKit) -> KitRequest {
 
 /// Replays a trace beside a mount, whose readers hear of what fails by themselves.
 async fn replay_quietly(replay: Replay) {
-    for warning in replay.warnings() {
-        tracing::warn!(warning, "replaying an access trace");
-    }
     if let Err(error) = replay.run(|_| {}).await {
         tracing::warn!(%error, "replaying an access trace ended early");
     }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
 
 use super::api::{Failure, FailureKind, LayerProgress, RawPath, WarmReport, WarmedLayer};
 use super::bringing;
 use super::paths::{self, LastLink};
 use super::replay::Replay;
+use super::sizes::shown_bytes;
 use super::upkeep::kit_state;
 use crate::cache::{Cache, LayerState};
 use crate::fetch::Layer;
@@ -27,19 +29,21 @@ const PIECES_AT_ONCE: usize = 4;
 /// How often `progress` is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What is wanted of one layer.
-struct Want {
+/// What is wanted of one layer, and what came of it.
+pub(super) struct Want {
     layer: Arc<Layer>,
     ranges: Vec<Range<StreamOffset>>,
     wanted_bytes: u64,
     done_bytes: AtomicU64,
+    failure: Mutex<Option<Failure>>,
 }
 
 /// Brings the files below `paths`, or all of the kit where there are none, and waits until the
-/// digests of complete layers are known.
+/// digests of complete layers are known. A layer that fails does not hold up the others; the report
+/// says so of each.
 ///
 /// # Errors
-/// When something cannot be fetched, does not fit the cache, or is not what its digest says.
+/// When a path is not in the kit, or what is wanted does not fit the cache: nothing was fetched.
 pub(super) async fn warm(
     cache: &Cache,
     kit: &LoadedKit,
@@ -50,25 +54,20 @@ pub(super) async fn warm(
     check_room(cache, &wants)?;
     let tell = || progress(wants.iter().map(Want::progress).collect());
     tell();
-    let work =
-        stream::iter(wants.iter().map(Ok)).try_for_each_concurrent(LAYERS_AT_ONCE, Want::bring);
+    let work = fetch(&wants);
     tokio::pin!(work);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     loop {
         tokio::select! {
-            result = &mut work => break result?,
+            () = &mut work => break,
             _ = ticks.tick() => tell(),
         }
     }
     tell();
-    let layers: Vec<WarmedLayer> = stream::iter(&wants)
-        .then(|want| verified(want.layer.clone(), want.wanted_bytes))
-        .try_collect()
-        .await?;
-    Ok(WarmReport { layers, warnings: Vec::new() })
+    Ok(report(&wants, Vec::new()))
 }
 
-/// Brings what a trace says, in its order.
+/// Brings what a trace says, in its order; else as [`warm`].
 ///
 /// # Errors
 /// As [`warm`].
@@ -77,18 +76,29 @@ pub(super) async fn replay(
     replay: Replay,
     progress: &(dyn Fn(Vec<LayerProgress>) + Send + Sync),
 ) -> Result<WarmReport, Failure> {
-    let total_bytes = replay.bytes();
-    check_capacity(cache, total_bytes)?;
-    let (warnings, done_bytes) = (replay.warnings(), AtomicU64::new(0));
+    let wants = replay.wants();
+    check_room(cache, &wants)?;
+    let (total_bytes, warnings, done_bytes) =
+        (replay.bytes(), replay.warnings(), AtomicU64::new(0));
     let tell = |bytes| {
         let done_bytes = done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         progress(vec![LayerProgress { name: "trace".to_owned(), done_bytes, total_bytes }]);
     };
     tell(0);
-    let layers = replay.layers();
-    replay.run(tell).await?;
-    let layers = stream::iter(layers).then(|(layer, wanted_bytes)| verified(layer, wanted_bytes));
-    Ok(WarmReport { layers: layers.try_collect().await?, warnings })
+    if let Err(error) = replay.run(tell).await {
+        // What is missing is tried again now, where each layer has an outcome of its own.
+        tracing::warn!(%error, "an access trace was not replayed to its end");
+    }
+    fetch(&wants).await;
+    Ok(report(&wants, warnings))
+}
+
+async fn fetch(wants: &[Want]) {
+    stream::iter(wants).for_each_concurrent(LAYERS_AT_ONCE, Want::fetch).await;
+}
+
+fn report(wants: &[Want], warnings: Vec<String>) -> WarmReport {
+    WarmReport { layers: wants.iter().map(Want::outcome).collect(), warnings }
 }
 
 /// Every layer, whole: headers and padding too, without which no digest is known.
@@ -130,28 +140,53 @@ fn collect(tree: &Tree, node: NodeId, ranges: &mut BTreeMap<u32, Vec<Range<Strea
     }
 }
 
-/// Refuses what would push itself out of the cache again.
+/// Refuses what can never be in the cache at the same time.
 fn check_room(cache: &Cache, wants: &[Want]) -> Result<(), Failure> {
-    check_capacity(cache, wants.iter().map(|want| want.wanted_bytes).fold(0, u64::saturating_add))
-}
-
-fn check_capacity(cache: &Cache, wanted_bytes: u64) -> Result<(), Failure> {
-    match cache.capacity_bytes() {
-        Some(capacity_bytes) if wanted_bytes > capacity_bytes => {
-            let message = format!(
-                "{wanted_bytes} bytes are to be warmed, and the cache holds {capacity_bytes} \
-                 (--cache-size): make it larger, or name the files that matter"
-            );
-            Err(Failure::new(FailureKind::Cache, message))
-        }
-        Some(_) | None => Ok(()),
+    let sum = |bytes: fn(&Want) -> u64| wants.iter().map(bytes).fold(0, u64::saturating_add);
+    let (wanted_bytes, resident_bytes) = (sum(|want| want.wanted_bytes), sum(Want::resident_bytes));
+    let wanted = shown_bytes(wanted_bytes);
+    let refuse = |why: String| {
+        let message =
+            format!("{wanted} are to be warmed, and {why}, or name the files that matter");
+        Err(Failure::new(FailureKind::Cache, message))
+    };
+    if let Some(capacity_bytes) = cache.capacity_bytes().filter(|&bytes| bytes < wanted_bytes) {
+        let capacity = shown_bytes(capacity_bytes);
+        return refuse(format!("the cache holds {capacity} (--cache-size): make it larger"));
     }
+    // What else is in the cache can go.
+    let others_bytes = cache.resident_bytes().saturating_sub(resident_bytes);
+    let room_bytes = cache.free_bytes()?.saturating_add(others_bytes);
+    if wanted_bytes.saturating_sub(resident_bytes) > room_bytes {
+        let (room, folder) = (shown_bytes(room_bytes), cache.folder().display());
+        return refuse(format!(
+            "the disk of {folder} has room for {room} more: choose another --cache-dir or a \
+             smaller --keep-free"
+        ));
+    }
+    Ok(())
 }
 
 impl Want {
-    fn new(layer: Arc<Layer>, ranges: Vec<Range<StreamOffset>>) -> Self {
+    pub(super) fn new(layer: Arc<Layer>, ranges: Vec<Range<StreamOffset>>) -> Self {
         let wanted_bytes = ranges.iter().map(|range| range.end - range.start).sum();
-        Self { layer, ranges, wanted_bytes, done_bytes: AtomicU64::new(0) }
+        let (done_bytes, failure) = (AtomicU64::new(0), Mutex::default());
+        Self { layer, ranges, wanted_bytes, done_bytes, failure }
+    }
+
+    /// How many of the wanted bytes are in the cache, as far as whole ranges and pieces tell.
+    fn resident_bytes(&self) -> u64 {
+        let pieces = self.ranges.iter().cloned().flat_map(bringing::pieces);
+        let resident = pieces.filter(|piece| self.layer.is_resident(piece.clone()));
+        resident.map(|piece| piece.end - piece.start).sum()
+    }
+
+    async fn fetch(&self) {
+        let outcome = match self.bring().await {
+            Ok(()) => self.verify().await,
+            Err(failure) => Err(failure),
+        };
+        *self.failure.lock() = outcome.err();
     }
 
     async fn bring(&self) -> Result<(), Failure> {
@@ -162,39 +197,54 @@ impl Want {
             .map_err(Failure::from)
     }
 
+    /// Waits for the digest of a layer that is complete.
+    ///
+    /// # Errors
+    /// When it is wrong, or should be known and is not.
+    async fn verify(&self) -> Result<(), Failure> {
+        let digest = self.layer.key().digest;
+        let (kind, why) = match self.layer.confirmed().await {
+            LayerState::Confirmed => return Ok(()),
+            LayerState::Poisoned { got } => {
+                (FailureKind::BadContent, format!("is not what it says: its bytes have {got}"))
+            }
+            LayerState::Unconfirmed if self.layer.store().is_complete() => {
+                let why = "is complete, but its digest could not be computed; see daemon.log in \
+                           the cache folder";
+                (FailureKind::Cache, why.to_owned())
+            }
+            LayerState::Unconfirmed if self.is_whole() => {
+                let why = "came, but parts of it were evicted before its digest could be computed: \
+                           give the cache more room";
+                (FailureKind::Cache, why.to_owned())
+            }
+            LayerState::Unconfirmed => return Ok(()),
+        };
+        Err(Failure::new(kind, format!("{digest} {why}")))
+    }
+
+    fn is_whole(&self) -> bool {
+        self.wanted_bytes == self.layer.contents().layout.stream_bytes()
+    }
+
     fn progress(&self) -> LayerProgress {
         // All of a layer is counted as it comes, some of it piece by piece.
-        let is_whole = self.wanted_bytes == self.layer.contents().layout.stream_bytes();
-        let done_bytes = match is_whole {
+        let done_bytes = match self.is_whole() {
             true => self.layer.resident_bytes().min(self.wanted_bytes),
             false => self.done_bytes.load(Ordering::Relaxed),
         };
         let name = self.layer.key().digest.to_string();
         LayerProgress { name, done_bytes, total_bytes: self.wanted_bytes }
     }
-}
 
-/// What is known of a layer now.
-async fn verified(layer: Arc<Layer>, wanted_bytes: u64) -> Result<WarmedLayer, Failure> {
-    let digest = layer.key().digest.to_string();
-    let state = layer.confirmed().await;
-    let is_complete = layer.store().is_complete();
-    if let LayerState::Poisoned { got } = state {
-        let message = format!("{digest} is not what it says: its bytes have {got}");
-        return Err(Failure::new(FailureKind::BadContent, message));
+    fn outcome(&self) -> WarmedLayer {
+        WarmedLayer {
+            digest: self.layer.key().digest.to_string(),
+            wanted_bytes: self.wanted_bytes,
+            resident_bytes: self.layer.resident_bytes(),
+            is_complete: self.layer.store().is_complete(),
+            state: kit_state(self.layer.state().into()),
+            failure: self.failure.lock().clone(),
+        }
     }
-    if is_complete && state != LayerState::Confirmed {
-        let message = format!(
-            "{digest} is complete, but its digest could not be computed; see daemon.log in \
-                 the cache folder"
-        );
-        return Err(Failure::new(FailureKind::Cache, message));
-    }
-    Ok(WarmedLayer {
-        digest,
-        wanted_bytes,
-        resident_bytes: layer.resident_bytes(),
-        is_complete,
-        state: kit_state(state.into()),
-    })
 }

@@ -2,12 +2,18 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 
 use rstest::rstest;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::counted::{Counted, big_files, expected_content};
+use crate::support::Random;
+use crate::support::kit_builder::{Kit, Layer};
 use crate::support::kitfs::{Kitfs, wait_until};
+use crate::support::registry_double::{Fault, Rule};
 use crate::support::tree::Tree;
 
 const MIB: u64 = 1 << 20;
@@ -65,9 +71,70 @@ fn a_kit_larger_than_the_cache_is_not_warmed() {
     let kitfs = Kitfs::with_options(&["--cache-size", "20MiB"]);
     let counted = Counted::with(&big_files(), kitfs);
     let said = counted.kitfs.fail(8, &["warm", &counted.reference]);
-    assert!(said.contains("--cache-size"), "{said}");
+    assert!(said.contains("48.0 MiB") && said.contains("20.0 MiB (--cache-size)"), "{said}");
     assert!(counted.fetched() < MIB);
     counted.kitfs.succeed(&["warm", &counted.reference, "weights/shard-0"]);
+}
+
+/// The digest of a layer whose headers are known already, so that only its bytes go wrong from now.
+fn scripted(counted: &Counted, index: usize, fault: Fault) -> String {
+    counted.kitfs.succeed(&["ls", &counted.reference]);
+    let digest = counted.written.layers[index].0.clone();
+    counted.registry.script(Rule::on(&digest).then(fault));
+    digest
+}
+
+#[rstest]
+#[case::not_its_digest(Fault::Corrupt, 6, "poisoned")]
+#[case::not_to_be_had(Fault::Status(500), 5, "unconfirmed")]
+fn a_layer_that_fails_is_told_and_the_others_come(
+    #[case] fault: Fault,
+    #[case] code: i32,
+    #[case] state: &str,
+) {
+    let counted = Counted::new(&big_files());
+    let digest = scripted(&counted, 1, fault);
+    let arguments = ["warm", "--retries", "0", "--json", &counted.reference];
+    let outcome = counted.kitfs.run(&arguments);
+    assert_eq!(outcome.code, Some(code), "{}", outcome.stderr);
+    let report: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    let layers = report["layers"].as_array().unwrap();
+    let states: Vec<_> = layers.iter().map(|layer| &layer["state"]).collect();
+    assert_eq!(states, ["confirmed", state, "confirmed"]);
+    assert_eq!(layers[1]["digest"], digest.as_str());
+    assert!(layers[1]["failure"]["message"].is_string() && layers[0]["failure"].is_null());
+}
+
+#[test]
+fn a_layer_that_is_partly_warm_is_named_and_no_failure() {
+    let mut random = Random::new(5);
+    let (one, two) = (random.bytes(4 << 20), random.bytes(4 << 20));
+    let layer = Layer::tar("dataset", "d").file("d/1", 0o644, &one).file("d/2", 0o644, &two);
+    let counted = Counted::new(&Kit::modelkit().with(layer));
+    let first = counted.kitfs.run(&["warm", &counted.reference, "d/1"]);
+    assert_eq!(first.code, Some(0), "{}", first.stderr);
+    assert!(first.stderr.contains("1 of 1 layers are only partly"), "{}", first.stderr);
+    let second = counted.kitfs.run(&["warm", &counted.reference, "d/2"]);
+    assert!(!second.stderr.contains("partly"), "{}", second.stderr);
+}
+
+#[test]
+fn a_warm_that_is_interrupted_ends_in_the_daemon_too() {
+    let counted = Counted::new(&big_files());
+    scripted(&counted, 2, Fault::Hold);
+    counted.kitfs.succeed(&["daemon", "start"]);
+    let mut command = counted.kitfs.command(&["warm", &counted.reference]);
+    let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    wait_until("the start of the work", || reserved_bytes(&counted) > 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // What is held is never released: only giving it up lets go of its memory.
+    wait_until("the end of the work", || reserved_bytes(&counted) == 0);
+}
+
+fn reserved_bytes(counted: &Counted) -> u64 {
+    let status = counted.kitfs.json(&["daemon", "status", "--json"]);
+    status["fetch"]["reserved_bytes"].as_u64().unwrap()
 }
 
 /// What `status` says of the rest of the kit at `mountpoint`.
@@ -107,6 +174,49 @@ fn nothing_is_hydrated_where_it_is_switched_off_or_the_kit_is_local() {
     let kitfs = Kitfs::new();
     let local = kitfs.mount(&written.reference, &["--hydrate-after", "0"]);
     assert_eq!(hydrate(&kitfs, &local), "local");
+}
+
+#[test]
+fn hydrating_pauses_while_a_reader_waits() {
+    let counted = Counted::new(&big_files());
+    counted.kitfs.succeed(&["ls", &counted.reference]);
+    counted.registry.script(Rule::on("/blobs/").then(Fault::Hold));
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    wait_until("the start", || hydrate(&counted.kitfs, &mountpoint) == "running");
+    let file = File::open(mountpoint.join("weights/shard-2")).unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut buffer = vec![0; 4096];
+        file.read_exact_at(&mut buffer, 8 * MIB).map(|()| buffer)
+    });
+    wait_until("a pause", || hydrate(&counted.kitfs, &mountpoint) == "waiting");
+    counted.registry.release();
+    let expected = expected_content(&counted, 2);
+    assert!(reader.join().unwrap().unwrap() == expected[8 << 20..(8 << 20) + 4096]);
+    wait_until("the rest", || hydrate(&counted.kitfs, &mountpoint) == "complete");
+}
+
+#[test]
+fn a_kit_of_wrong_bytes_is_never_called_complete() {
+    let counted = Counted::new(&big_files());
+    let digest = scripted(&counted, 0, Fault::Corrupt);
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    wait_until("the failure", || hydrate(&counted.kitfs, &mountpoint) == "failed");
+    let status = counted.kitfs.status_of(&mountpoint);
+    let reason = status["hydrate"]["failed"]["reason"].as_str().unwrap();
+    assert!(reason.contains(&digest), "{status}");
+    let file = mountpoint.join("weights/shard-2");
+    assert!(fs::read(file).unwrap() == expected_content(&counted, 2), "the others are there");
+}
+
+#[test]
+fn an_unmount_ends_hydrating() {
+    let counted = Counted::new(&big_files());
+    counted.kitfs.succeed(&["ls", &counted.reference]);
+    counted.registry.script(Rule::on("/blobs/").then(Fault::Hold));
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    wait_until("the start", || hydrate(&counted.kitfs, &mountpoint) == "running");
+    counted.kitfs.unmount(&mountpoint);
+    wait_until("the end of the work", || reserved_bytes(&counted) == 0);
 }
 
 /// Records a program that reads the middle of one file, and then the start of another.
@@ -193,4 +303,63 @@ fn a_trace_of_another_kit_is_told_and_what_is_no_trace_is_refused() {
     counted.kitfs.fail(9, &["trace", "record", "/nowhere"]);
     counted.kitfs.succeed(&["daemon", "start"]);
     counted.kitfs.fail(3, &["trace", "record", "/nowhere"]);
+}
+
+/// A recording without a command, once it has begun.
+fn recording(counted: &Counted, mountpoint: &Path, name: &str) -> (Child, PathBuf) {
+    let trace = counted.kitfs.folder().join(name);
+    let mut command = counted.kitfs.command(&["trace", "record"]);
+    command.arg(mountpoint).arg("-o").arg(&trace).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    let has_begun = || fs::read_to_string(&trace).is_ok_and(|text| text.contains('\n'));
+    wait_until("the first line", has_begun);
+    (child, trace)
+}
+
+#[test]
+fn a_mount_has_one_recording_at_a_time_which_ends_with_it() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
+    let (mut first, trace) = recording(&counted, &mountpoint, "first");
+    let said = counted.kitfs.fail(7, &["trace", "record", mountpoint.to_str().unwrap()]);
+    assert!(said.contains("recorded already"), "{said}");
+    let file = File::open(mountpoint.join("weights/shard-1")).unwrap();
+    file.read_exact_at(&mut [0; 10], 100).unwrap();
+    drop(file);
+    kill_process(Pid::from_child(&first), Signal::INT).unwrap();
+    assert_eq!(first.wait().unwrap().code(), Some(0));
+    let text = fs::read_to_string(&trace).unwrap();
+    assert!(text.contains("weights/shard-1"), "what was read is written down: {text}");
+
+    let (mut second, _) = recording(&counted, &mountpoint, "second");
+    counted.kitfs.unmount(&mountpoint);
+    assert_eq!(second.wait().unwrap().code(), Some(0));
+    let cleared = counted.kitfs.succeed(&["cache", "clear"]);
+    assert!(!cleared.contains("is being read"), "a recording keeps nothing open: {cleared}");
+}
+
+#[rstest]
+#[case::of_a_mount_that_ends("umount", "fusermount3 -u .; exit 5", 5)]
+#[case::that_is_killed("killed", "kill -9 $$", 137)]
+fn a_recorded_command_passes_its_end_on(
+    #[case] name: &str,
+    #[case] script: &str,
+    #[case] code: i32,
+) {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.mount();
+    let trace = counted.kitfs.folder().join(name);
+    let (place, trace) = (mountpoint.to_str().unwrap(), trace.to_str().unwrap());
+    let script = script.replace("-u .", &format!("-u {place}"));
+    let arguments = ["trace", "record", "-o", trace, place, "--", "sh", "-c", &script];
+    let outcome = counted.kitfs.run(&arguments);
+    assert_eq!(outcome.code, Some(code), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_trace_that_never_ends_is_refused() {
+    let counted = Counted::new(&big_files());
+    let said = counted.kitfs.fail(2, &["warm", "--trace", "/dev/zero", &counted.reference]);
+    assert!(said.contains("/dev/zero"), "{said}");
+    counted.kitfs.fail(2, &["trace", "show", "/dev/zero"]);
 }
