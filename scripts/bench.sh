@@ -8,7 +8,7 @@
 #   scripts/bench.sh --help                       all options
 #
 # What it prints is described in docs/performance.md. What it needs from Debian and PyPI it installs;
-# kits, tools and scratch files are in `bench` below cargo's target folder (12 GB, 6 more for torch).
+# kits, tools and scratch files are in `bench` below cargo's target folder (20 GB, 6 more for torch).
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
