@@ -1,7 +1,7 @@
 //! A layer that can be read: resident bytes from the cache, others from its sources.
 //!
 //! Invariants:
-//! - A chunk has at most one transfer in the process ([`claims`](super::claims)), so nothing is
+//! - A chunk has at most one transfer in the process (`claims`), so nothing is
 //!   fetched twice, whichever mount or handle asked for it.
 //! - Only bytes that are in the cache are handed out; a transfer never bypasses it.
 //! - A compressed layer has no ranges: any miss (after an eviction) is a stream over all of it.
