@@ -20,6 +20,9 @@ use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::{StreamOffset, member_path};
 use crate::source::Priority;
 
+/// What is asked for at a time of a stream that goes backward: its bytes come forward, so the reader
+/// waits for all of a request.
+const BACKWARD_BYTES: u64 = 1024 * 1024;
 /// Tables of cursors, so that readers of different files do not meet at one lock.
 const CURSOR_SHARDS: usize = 16;
 
@@ -249,9 +252,23 @@ impl FileSystem {
             .lock()
             .observe(node.0, wanted.clone(), file_bytes);
         if let Some(window) = window {
-            // What this read misses comes first, in the same request as what follows it.
-            let start = if is_resident { window.start } else { wanted.start };
-            layer.prefetch(file_start + start..file_start + window.end, Priority::Readahead);
+            let fetch = |range: Range<u64>| {
+                layer.prefetch(
+                    file_start + range.start..file_start + range.end,
+                    Priority::Readahead,
+                );
+            };
+            if window.end <= wanted.start {
+                // Backward: what is read next lies at the window's end.
+                let count = (window.end - window.start).div_ceil(BACKWARD_BYTES);
+                for index in 0..count {
+                    let end = window.end - index * BACKWARD_BYTES;
+                    fetch(window.start.max(end.saturating_sub(BACKWARD_BYTES))..end);
+                }
+            } else {
+                // What this read misses comes first, in the same request as what follows it.
+                fetch(if is_resident { window.start } else { wanted.start }..window.end);
+            }
         }
         for stride in strides.iter().flat_map(Strides::ranges) {
             layer.prefetch(file_start + stride.start..file_start + stride.end, Priority::Readahead);
