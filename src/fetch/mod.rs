@@ -13,7 +13,6 @@
 //! - `scheduler`: which transfer runs next, and the memory of all of them.
 //! - `transfer`: one request on its way to the cache, and its waiters.
 //! - `download`, `writer`: the two sides of a transfer, network and disk.
-//! - `meter`: what was asked of sources, and came.
 //! - `scan`: finds the table of contents of an uncompressed tar by its headers alone.
 //! - `pass`: the one sequential pass that a compressed layer takes.
 //! - `confirm`: the digest of a whole layer, once its last byte is in.
@@ -25,7 +24,6 @@ mod confirm;
 mod download;
 mod error;
 pub mod layer;
-mod meter;
 mod pace;
 mod pass;
 pub mod plan;
@@ -44,12 +42,12 @@ use parking_lot::Mutex;
 use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore};
 use crate::layer::{RangeSet, Toc};
 use crate::oci::{BlobId, Compression, Format};
+use crate::source::decorators::{Counted, Counts};
 use crate::source::{BlobSource, Urgency};
 
 pub use error::FetchError;
 pub use layer::Layer;
 
-use meter::Meter;
 use scheduler::Scheduler;
 
 /// What a scan of headers takes of memory: its pieces are written as they come.
@@ -102,7 +100,8 @@ pub struct Fetcher {
     cache: Arc<Cache>,
     layers: Mutex<HashMap<LayerKey, Slot>>,
     scheduler: Arc<Scheduler>,
-    meter: Arc<Meter>,
+    /// What was asked of all sources, and came.
+    counts: Arc<Counts>,
     config: FetchConfig,
 }
 
@@ -113,8 +112,8 @@ type Slot = Arc<tokio::sync::Mutex<Weak<Layer>>>;
 impl Fetcher {
     /// A fetcher over `cache`.
     pub fn new(cache: Arc<Cache>, config: FetchConfig) -> Arc<Self> {
-        let (scheduler, meter) = (Scheduler::new(config), Arc::default());
-        Arc::new(Self { cache, layers: Mutex::default(), scheduler, meter, config })
+        let (scheduler, counts) = (Scheduler::new(config), Arc::default());
+        Arc::new(Self { cache, layers: Mutex::default(), scheduler, counts, config })
     }
 
     /// What it is doing now, for `kitfs status`.
@@ -122,8 +121,8 @@ impl Fetcher {
         FetchUsage {
             reserved_bytes: self.scheduler.reserved_bytes(),
             memory_bytes: self.config.memory_bytes,
-            requests: self.meter.requests(),
-            fetched_bytes: self.meter.fetched_bytes(),
+            requests: self.counts.requests(),
+            fetched_bytes: self.counts.yielded_bytes(),
         }
     }
 
@@ -152,7 +151,7 @@ impl Fetcher {
         source: Arc<dyn BlobSource>,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Arc<Layer>, FetchError> {
-        let source = self.meter.metered(source);
+        let source: Arc<dyn BlobSource> = Arc::new(Counted::with(source, self.counts.clone()));
         let slot = self.layers.lock().entry(spec.key()).or_default().clone();
         let mut open = slot.lock().await;
         if let Some(layer) = open.upgrade() {

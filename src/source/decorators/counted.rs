@@ -10,19 +10,14 @@ use futures_util::{FutureExt, StreamExt};
 use crate::oci::BlobId;
 use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
-/// A source that counts its requests and the bytes it yields.
-pub struct Counted<S> {
-    pub(super) source: S,
+/// What was counted, of one source or of several that share it.
+#[derive(Debug, Default)]
+pub struct Counts {
     requests: AtomicU64,
-    yielded_bytes: Arc<AtomicU64>,
+    yielded_bytes: AtomicU64,
 }
 
-impl<S> Counted<S> {
-    /// Counts from zero.
-    pub fn new(source: S) -> Self {
-        Self { source, requests: AtomicU64::new(0), yielded_bytes: Arc::default() }
-    }
-
+impl Counts {
     /// How many streams were asked for, failed ones too.
     pub fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
@@ -34,6 +29,34 @@ impl<S> Counted<S> {
     }
 }
 
+/// A source that counts its requests and the bytes it yields.
+pub struct Counted<S> {
+    pub(super) source: S,
+    counts: Arc<Counts>,
+}
+
+impl<S> Counted<S> {
+    /// Counts from zero.
+    pub fn new(source: S) -> Self {
+        Self::with(source, Arc::default())
+    }
+
+    /// Counts together with all others that share `counts`.
+    pub fn with(source: S, counts: Arc<Counts>) -> Self {
+        Self { source, counts }
+    }
+
+    /// See [`Counts::requests`].
+    pub fn requests(&self) -> u64 {
+        self.counts.requests()
+    }
+
+    /// See [`Counts::yielded_bytes`].
+    pub fn yielded_bytes(&self) -> u64 {
+        self.counts.yielded_bytes()
+    }
+}
+
 impl<S: BlobSource> BlobSource for Counted<S> {
     fn open(
         &self,
@@ -41,13 +64,13 @@ impl<S: BlobSource> BlobSource for Counted<S> {
         range: Range<u64>,
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
-        self.requests.fetch_add(1, Relaxed);
+        self.counts.requests.fetch_add(1, Relaxed);
         async move {
             let BlobStream { range, bytes } = self.source.open(blob, range, urgency).await?;
-            let yielded_bytes = Arc::clone(&self.yielded_bytes);
+            let counts = Arc::clone(&self.counts);
             let count = move |piece: &Result<bytes::Bytes, SourceError>| {
                 if let Ok(piece) = piece {
-                    yielded_bytes.fetch_add(piece.len() as u64, Relaxed);
+                    counts.yielded_bytes.fetch_add(piece.len() as u64, Relaxed);
                 }
             };
             Ok(BlobStream { range, bytes: bytes.inspect(count).boxed() })

@@ -6,7 +6,7 @@ mod counted;
 mod faulty;
 mod limited;
 
-pub use counted::Counted;
+pub use counted::{Counted, Counts};
 pub use faulty::{Fault, Faulty};
 pub use limited::Limited;
 
