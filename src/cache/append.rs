@@ -1,4 +1,4 @@
-//! Filling chunks: bytes are written and hashed as they arrive, and recorded chunk by chunk.
+//! Filling chunks: bytes are written and checksummed as they arrive, and recorded chunk by chunk.
 //!
 //! An [`Appender`] owns the chunk it is filling and nothing else, so it may wait for a chunk that
 //! another one fills, and is never waited for by it. The order: bytes, state in memory, and when
@@ -13,8 +13,9 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::check::{Check, Checker};
 use super::chunk_states::ChunkState;
-use super::chunk_table::{ChunkDigest, Record};
+use super::chunk_table::Record;
 use super::files;
 use super::store::Ready;
 use super::{CacheError, LayerState, LayerStore};
@@ -37,11 +38,11 @@ struct Filling {
     placed: Placed,
     state: ChunkState,
     file: Arc<File>,
-    hasher: blake3::Hasher,
-    /// Bytes in the file and in the hasher.
+    checker: Checker,
+    /// Bytes in the file and in the checker.
     written: u32,
     /// What the chunk of a confirmed layer must come to.
-    expected: Option<ChunkDigest>,
+    expected: Option<Check>,
 }
 
 impl LayerStore {
@@ -52,10 +53,10 @@ impl LayerStore {
 }
 
 impl Appender {
-    /// Writes the bytes of `pieces`, which follow one another, start `offset` bytes behind the chunk's start and do not pass its
-    /// end. What the chunk has already is passed over, and so is all of a chunk that was evicted
-    /// after it was decided to fetch only its end. Returns how many bytes from the chunk's start
-    /// can be read now.
+    /// Writes the bytes of `pieces`, which follow one another, start `offset` bytes behind the
+    /// chunk's start and do not pass its end. What the chunk has already is passed over, and so is
+    /// all of a chunk that was evicted after it was decided to fetch only its end. Returns how many
+    /// bytes from the chunk's start can be read now.
     ///
     /// # Errors
     /// [`CacheError::Changed`] when a chunk of a confirmed layer comes with other bytes;
@@ -131,7 +132,7 @@ impl Appender {
         let Some(filling) = &mut self.filling else { return Ok(0) };
         let (chunk, written) = (filling.chunk, filling.written);
         if let Some(expected) = filling.expected
-            && *filling.hasher.finalize().as_bytes() != expected
+            && filling.checker.check() != expected
         {
             self.give_up();
             return Err(CacheError::Changed { layer: self.store.key().digest, chunk });
@@ -193,17 +194,15 @@ impl LayerStore {
         if u64::from(state.filled()) == length {
             return Ok(None);
         }
-        let mut hasher = blake3::Hasher::new();
+        let is_confirmed = self.state() == LayerState::Confirmed;
+        let mut checker = if is_confirmed { Checker::blake3() } else { Checker::crc32c() };
         let mut expected = None;
         if state.filled() > 0 {
             let mut prefix = vec![0; state.filled() as usize];
             let is_there = self.read_file(&placed, 0, &mut prefix)?;
-            hasher.update(&prefix);
+            checker.update(&prefix);
             let record = self.record(chunk)?;
-            if !is_there
-                || record.filled != state.filled()
-                || *hasher.finalize().as_bytes() != record.digest
-            {
+            if !is_there || record.filled != state.filled() || !record.check.matches(&prefix) {
                 ready.chunks.publish(chunk, state.emptied());
                 self.emptied.fetch_add(1, Ordering::SeqCst);
                 self.known.resident_bytes.fetch_sub(u64::from(state.filled()), Ordering::Relaxed);
@@ -211,13 +210,13 @@ impl LayerStore {
                 let why = "its bytes changed on the local disk; they are dropped, read again";
                 return Err(CacheError::other("append to", &self.path(placed.file), why));
             }
-        } else if self.state() == LayerState::Confirmed {
+        } else if is_confirmed {
             let record = self.record(chunk)?;
-            expected = (record != Record::default()).then_some(record.digest);
+            expected = record.check.is_blake3().then_some(record.check);
         }
         let written = state.filled();
         let file = self.file(placed.file, true)?;
-        Ok(Some(Filling { chunk, placed, state, file, hasher, written, expected }))
+        Ok(Some(Filling { chunk, placed, state, file, checker, written, expected }))
     }
 
     fn write_pieces(
@@ -231,7 +230,7 @@ impl LayerStore {
             .map_err(|error| CacheError::io("write", &self.path(filling.placed.file))(error))?;
         let mut written = 0;
         for piece in pieces {
-            filling.hasher.update(piece);
+            filling.checker.update(piece);
             written += piece.len() as u64;
         }
         filling.written += written as u32;
@@ -246,8 +245,8 @@ impl LayerStore {
 
     /// Records what was written, and what it must be when it is read again.
     fn record_filled(&self, filling: &Filling) -> Result<(), CacheError> {
-        let digest = *filling.hasher.finalize().as_bytes();
-        self.put_record(filling.chunk, &Record { filled: filling.written, digest })
+        let record = Record { filled: filling.written, check: filling.checker.check() };
+        self.put_record(filling.chunk, &record)
     }
 
     /// Lets readers see what was written.

@@ -1,4 +1,4 @@
-//! The `chunks` file of a layer: how much of each chunk is in the cache, and its digest.
+//! The `chunks` file of a layer: how much of each chunk is in the cache, and what it is checked by.
 //!
 //! docs/format/chunks.md:
 //!
@@ -6,11 +6,12 @@
 //! header, 64 bytes: 0 magic | 8 version | 12 bytes in a chunk | 16 number of chunks | 20 zeros
 //!                   28 blake3 of the toc file | 60 crc32c of 0..60
 //! record, 40 bytes: 0 filled bytes | 4 blake3 of them | 36 crc32c of (chunk number, 0..36)
+//!            or:    0 filled bytes + 2^31 | 4 crc32c of them | 8 zeros | 36 the same
 //! ```
 //!
 //! A record is written after the bytes it speaks of, into its own place, without a sync. It is
 //! believed only if its checksum is right (a torn or misplaced record is not), and the bytes are
-//! hashed again before this process first serves them: so a crash at any moment, power cuts
+//! checked again before this process first serves them: so a crash at any moment, power cuts
 //! included, costs at most a chunk, and never yields a wrong byte. A record of zeros is an empty
 //! chunk; a record with a digest but nothing filled is an evicted chunk of a confirmed layer:
 //! what is fetched in its place must have that digest.
@@ -20,6 +21,7 @@ use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::check::{Check, ChunkDigest};
 use super::{CacheError, files};
 use crate::layer::layout::CHUNK_BYTES;
 
@@ -28,24 +30,34 @@ const VERSION: u32 = 1;
 const HEADER_BYTES: u64 = 64;
 const RECORD_BYTES: u64 = 40;
 
-/// The blake3 digest of the filled bytes of a chunk.
-pub(super) type ChunkDigest = [u8; 32];
+/// Added to the filled bytes of a record that has a checksum in the digest's place. A kitfs that
+/// does not know it takes the chunk for absent.
+const HAS_CRC32C: u32 = 1 << 31;
 
 /// What the table says of one chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Record {
     /// How many bytes from the chunk's start are in the cache.
     pub(super) filled: u32,
-    /// Their digest; of an evicted chunk, the digest of all its bytes.
-    pub(super) digest: ChunkDigest,
+    /// What they come to; of an evicted chunk, the digest of all its bytes.
+    pub(super) check: Check,
 }
 
 impl Record {
     fn encode(&self, chunk: u32) -> [u8; RECORD_BYTES as usize] {
         let mut bytes = [0; RECORD_BYTES as usize];
         if *self != Self::default() {
-            bytes[..4].copy_from_slice(&self.filled.to_le_bytes());
-            bytes[4..36].copy_from_slice(&self.digest);
+            let word = match &self.check {
+                Check::Blake3(digest) => {
+                    bytes[4..36].copy_from_slice(digest);
+                    self.filled
+                }
+                Check::Crc32c(checksum) => {
+                    bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+                    self.filled | HAS_CRC32C
+                }
+            };
+            bytes[..4].copy_from_slice(&word.to_le_bytes());
             let crc = checksum(chunk, &bytes[..36]);
             bytes[36..].copy_from_slice(&crc.to_le_bytes());
         }
@@ -55,11 +67,16 @@ impl Record {
     /// An empty record where the checksum is wrong or the length impossible.
     fn decode(chunk: u32, bytes: &[u8; RECORD_BYTES as usize]) -> Self {
         let u32_at = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at + i]));
-        let filled = u32_at(0);
+        let has_crc32c = u32_at(0) & HAS_CRC32C != 0;
+        let filled = u32_at(0) & !HAS_CRC32C;
         if u32_at(36) != checksum(chunk, &bytes[..36]) || u64::from(filled) > CHUNK_BYTES {
             return Self::default();
         }
-        Self { filled, digest: std::array::from_fn(|i| bytes[4 + i]) }
+        let check = match has_crc32c {
+            true => Check::Crc32c(u32_at(4)),
+            false => Check::Blake3(std::array::from_fn(|i| bytes[4 + i])),
+        };
+        Self { filled, check }
     }
 }
 
@@ -177,8 +194,9 @@ mod tests {
     use super::*;
 
     fn any_record() -> impl Strategy<Value = Record> {
-        (0..=CHUNK_BYTES as u32, any::<[u8; 32]>())
-            .prop_map(|(filled, digest)| Record { filled, digest })
+        let checksum = any::<u32>().prop_map(Check::Crc32c);
+        let check = prop_oneof![checksum, any::<ChunkDigest>().prop_map(Check::Blake3)];
+        (0..=CHUNK_BYTES as u32, check).prop_map(|(filled, check)| Record { filled, check })
     }
 
     proptest! {
@@ -233,11 +251,15 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_the_format_page() {
-        let bytes = encode(&[0xab; 32], &[Record { filled: 0x0102, digest: [0xcd; 32] }]);
-        assert_eq!(bytes.len(), 104);
-        assert_eq!(&bytes[..28], b"kitfsCHK\x01\0\0\0\0\0\x04\0\x01\0\0\0\0\0\0\0\0\0\0\0");
+        let digest = Record { filled: 0x0102, check: Check::Blake3([0xcd; 32]) };
+        let checksum = Record { filled: 0x0304, check: Check::Crc32c(0x1234_5678) };
+        let bytes = encode(&[0xab; 32], &[digest, checksum]);
+        assert_eq!(bytes.len(), 144);
+        assert_eq!(&bytes[..28], b"kitfsCHK\x01\0\0\0\0\0\x04\0\x02\0\0\0\0\0\0\0\0\0\0\0");
         assert_eq!(bytes[28..60], [0xab; 32]);
         assert_eq!(&bytes[64..68], b"\x02\x01\0\0");
         assert_eq!(bytes[68..100], [0xcd; 32]);
+        assert_eq!(&bytes[104..112], b"\x04\x03\0\x80\x78\x56\x34\x12");
+        assert_eq!(bytes[112..140], [0; 28]);
     }
 }

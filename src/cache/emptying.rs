@@ -24,7 +24,7 @@ use super::backing::{chunks_of_member, piece_of};
 use super::chunk_states::ChunkState;
 use super::chunk_table::Record;
 use super::store::Ready;
-use super::{CacheError, LayerState, LayerStore, files};
+use super::{CacheError, LayerStore, files};
 use crate::layer::layout::Placed;
 use crate::layer::{CacheFile, ChunkId};
 
@@ -117,8 +117,9 @@ impl LayerStore {
         let full = ready.contents.layout.chunk(ChunkId(chunk)).stream;
         let record = self.record(chunk)?;
         let is_full = u64::from(record.filled) == full.end - full.start;
-        // What comes back to a confirmed layer must be what was confirmed.
-        let keep = is_full && self.state() == LayerState::Confirmed;
+        // What comes back to a confirmed layer must be what was confirmed. A layer that is being
+        // confirmed has digests, too; they are overwritten by what comes back.
+        let keep = is_full && record.check.is_blake3();
         let left = if keep { Record { filled: 0, ..record } } else { Record::default() };
         self.put_record(chunk, &left)?;
         if emptied.is_held {

@@ -8,7 +8,7 @@
 //! <cache>/layers/sha256/<hex>[.encoding]/                             known, store
 //!     meta                which blob, how far it can be trusted       meta
 //!     toc                 its members                                 layer::toc_codec
-//!     chunks              how much of each chunk is here, its digest  chunk_table
+//!     chunks              how much of each chunk is here, its check   chunk_table, check
 //!     stream, members/<n> the bytes, sparse                           append, stage
 //!     spool               an interrupted pass over a compressed blob  stage
 //! ```
@@ -25,6 +25,7 @@
 mod append;
 mod backing;
 mod budget;
+mod check;
 mod chunk_states;
 mod chunk_table;
 mod documents;

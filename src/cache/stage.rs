@@ -19,8 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::check::{Check, ChunkDigest};
 use super::chunk_states::ChunkStates;
-use super::chunk_table::{self, ChunkDigest, Record};
+use super::chunk_table::{self, Record};
 use super::files::{self, Durability};
 use super::known::remove_content;
 use super::store::{Contents, Ready};
@@ -183,7 +184,7 @@ impl Stage {
             let filled = (covered.run_end(start).min(end) - start) as u32;
             records.push(match filled {
                 0 => Record::default(),
-                _ => Record { filled, digest: self.digest(&placed, filled)? },
+                _ => Record { filled, check: Check::Blake3(self.digest(&placed, filled)?) },
             });
         }
         Ok(records)

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A read takes no lock: it looks at the chunk's state, reads the file, and looks again (see
-//! [`super::chunk_states`]). A chunk that this process did not write itself is hashed before its
+//! [`super::chunk_states`]). A chunk that this process did not write itself is checked before its
 //! first byte is served.
 
 use std::fs::File;
@@ -329,7 +329,7 @@ impl LayerStore {
         }
     }
 
-    /// Compares a chunk's bytes with the recorded digest; a chunk that fails is dropped. Returns
+    /// Compares a chunk's bytes with its record; a chunk that fails is dropped. Returns
     /// whether it failed.
     pub(super) fn check(
         &self,
@@ -341,10 +341,7 @@ impl LayerStore {
         let mut bytes = vec![0; state.filled() as usize];
         let record = self.record(chunk)?;
         let is_there = self.read_file(placed, 0, &mut bytes)?;
-        if is_there
-            && record.filled == state.filled()
-            && *blake3::hash(&bytes).as_bytes() == record.digest
-        {
+        if is_there && record.filled == state.filled() && record.check.matches(&bytes) {
             ready.chunks.mark_checked(chunk, state);
             return Ok(false);
         }
@@ -379,6 +376,12 @@ impl LayerStore {
         let table = self.table()?;
         chunk_table::write_record(&table, chunk, record)
             .map_err(|error| CacheError::io("write", &self.folder.join("chunks"))(error))
+    }
+
+    /// Returns when all records are on the disk.
+    pub(super) fn sync_records(&self) -> Result<(), CacheError> {
+        let path = || self.folder.join("chunks");
+        self.table()?.sync_data().map_err(|error| CacheError::io("sync", &path())(error))
     }
 
     fn table(&self) -> Result<Arc<File>, CacheError> {

@@ -1,4 +1,4 @@
-//! Checking whole layers: against the blob's digest once, and against the chunk digests again.
+//! Checking whole layers: against the blob's digest once, and against the chunks' records again.
 //!
 //! ```text
 //! unconfirmed --every chunk resident, sha256 right--> confirmed
@@ -12,6 +12,9 @@ use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
 
+use super::check::Check;
+use super::chunk_states::ChunkState;
+use super::chunk_table::Record;
 use super::files::Durability;
 use super::known::remove_content;
 use super::store::Ready;
@@ -23,8 +26,9 @@ use crate::oci::{Compression, Digest};
 impl LayerStore {
     /// Computes the blob's digest over all chunks of a complete, uncompressed layer, and moves the
     /// state to confirmed or poisoned. Chunks the local disk has changed are dropped instead; then,
-    /// and when a chunk is evicted meanwhile, the layer stays unconfirmed.
-    /// Blocking, about 0.6 s per GiB; gives up, leaving the layer unconfirmed, once `is_wanted` says
+    /// and when a chunk is evicted meanwhile, the layer stays unconfirmed. Each chunk gets its own
+    /// digest on the way: what it must come to if it is evicted and fetched again.
+    /// Blocking, about 1 s per GiB; gives up, leaving the layer unconfirmed, once `is_wanted` says
     /// no.
     pub fn confirm(&self, is_wanted: &dyn Fn() -> bool) -> Result<LayerState, CacheError> {
         let is_compressed = self.key().encoding.compression != Compression::None;
@@ -40,6 +44,8 @@ impl LayerStore {
             // A chunk went, and may have come back as something else.
             return Ok(LayerState::Unconfirmed);
         }
+        // A confirmed layer relies on the digests of its chunks.
+        self.sync_records()?;
         let stream_bytes = Some(ready.contents.layout.stream_bytes());
         if got == self.key().digest {
             self.put_state(LayerState::Confirmed, stream_bytes, Durability::Synced)?;
@@ -50,7 +56,7 @@ impl LayerStore {
         Ok(self.state())
     }
 
-    /// The sha256 of the stream; `None` where a byte is not resident, or it is not wanted any more.
+    /// The sha256 of the stream, after recording the digest of each chunk; `None` where a byte is not resident, or it is not wanted any more.
     fn stream_digest(
         &self,
         ready: &Ready,
@@ -64,12 +70,41 @@ impl LayerStore {
             }
             let placed = ready.contents.layout.chunk(ChunkId(chunk));
             let bytes = &mut buffer[..(placed.stream.end - placed.stream.start) as usize];
-            if self.read_chunk(ready, chunk, &placed, 0, bytes)? == Lookup::Miss {
+            let seen = ready.chunks.load(chunk);
+            if self.read_chunk(ready, chunk, &placed, 0, bytes)? == Lookup::Miss
+                || !self.record_digest(ready, chunk, seen, bytes)?
+            {
                 return Ok(None);
             }
             hasher.update(bytes);
         }
         Ok(Some(Digest::from_sha256(hasher.finalize().into())))
+    }
+
+    /// Puts the digest of a full chunk, which has these `bytes`, in the place of its checksum;
+    /// `false` where it was emptied since it was `seen`.
+    fn record_digest(
+        &self,
+        ready: &Ready,
+        chunk: u32,
+        seen: ChunkState,
+        bytes: &[u8],
+    ) -> Result<bool, CacheError> {
+        // Who filled it may still have to write its record.
+        let state = ready.chunks.claim_waiting(chunk);
+        let is_same = seen.is_same_generation(state);
+        let recorded = if is_same { self.upgrade_record(chunk, bytes) } else { Ok(()) };
+        ready.chunks.release(chunk);
+        recorded.map(|()| is_same)
+    }
+
+    fn upgrade_record(&self, chunk: u32, bytes: &[u8]) -> Result<(), CacheError> {
+        let record = self.record(chunk)?;
+        if record.check.is_blake3() && record.filled as usize == bytes.len() {
+            return Ok(());
+        }
+        let check = Check::blake3(bytes);
+        self.put_record(chunk, &Record { filled: bytes.len() as u32, check })
     }
 
     /// Takes the bytes of a poisoned layer away. Its state is on disk already: whatever stops this
@@ -85,7 +120,7 @@ impl LayerStore {
         remove_content(&self.folder)
     }
 
-    /// Re-checks every resident byte against the recorded chunk digests; what is wrong is dropped.
+    /// Re-checks every resident byte against the records of its chunks; what is wrong is dropped.
     pub(super) fn verify(&self) -> Result<Verification, CacheError> {
         let mut found = Verification::default();
         let Some(ready) = self.ready.get() else { return Ok(found) };

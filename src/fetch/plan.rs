@@ -9,15 +9,6 @@
 
 use std::ops::Range;
 
-use crate::layer::layout::CHUNK_BYTES;
-
-/// The most chunks that one transfer fetches: 8 MiB.
-///
-/// At 20 ms and 1 Gbit/s the round trip of an 8 MiB request costs a quarter of its transfer and
-/// is hidden by the next one; larger requests would make a reader that lands in their tail wait
-/// longer (64 ms at 1 Gbit/s) for nothing gained.
-pub const TRANSFER_CHUNKS: u32 = (8 * 1024 * 1024 / CHUNK_BYTES) as u32;
-
 /// What is known of a chunk when a transfer is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkStatus {

@@ -32,6 +32,7 @@ mod mount_table;
 mod mountpoint;
 mod orphan;
 mod passthrough;
+mod readahead;
 
 use std::path::PathBuf;
 

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::adapter::{Adapter, Failures};
 use super::device::{self, UnmountFailure};
 use super::passthrough::{Passthrough, PassthroughStatus};
-use super::{MountError, MountOptions, mount_table, mountpoint};
+use super::{MountError, MountOptions, mount_table, mountpoint, readahead};
 use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
 
 /// Threads that take the kernel's requests. They answer from memory and the local disk only; four
@@ -87,6 +87,10 @@ impl Mount {
         serve(session, end).map_err(io)?;
         let mount = Self { mountpoint: mountpoint.clone(), attachment, failures, passthrough };
         mount.wait_for_first_answer()?;
+        // Only now: the handshake ends with the kernel's own limit.
+        if let Some(entry) = &mount.attachment.entry {
+            readahead::widen(&entry.device);
+        }
         Ok(mount)
     }
 

@@ -28,7 +28,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(20);
 pub struct Faults {
     /// How many of the next requests break off half-way.
     broken: AtomicU64,
-    /// How many requests were broken.
+    /// Broken requests whose errors nobody has been told of.
     pub fired: AtomicU64,
     /// Whether requests wait.
     stalled: watch::Sender<bool>,

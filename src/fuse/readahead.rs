@@ -1,0 +1,22 @@
+//! How far the kernel reads ahead of a program, by itself.
+//!
+//! The kernel's default for FUSE is 128 KiB, and a file system may only lower it; an administrator
+//! may raise it, by `/sys/class/bdi/MAJOR:MINOR/read_ahead_kb`
+//! (Documentation/ABI/testing/sysfs-class-bdi). Requests as large as a chunk instead are half as
+//! many: a cold read on loopback took an eighth less time (docs/performance.md). Much more would be
+//! worse, though it is faster still for streams: the fault of a mapped page asks for the whole
+//! window around it, so a larger one multiplies what random access fetches, and makes each fault
+//! wait for it. Streams are read ahead of by `fs::cursors`, not here.
+
+use std::path::Path;
+
+use crate::layer::layout::CHUNK_BYTES;
+
+/// Lets the kernel read ahead by a chunk in the file system with the device number `device`
+/// (`MAJOR:MINOR`). Where that is not allowed, the default stays.
+pub(super) fn widen(device: &str) {
+    let file = Path::new("/sys/class/bdi").join(device).join("read_ahead_kb");
+    if let Err(error) = std::fs::write(&file, (CHUNK_BYTES / 1024).to_string()) {
+        tracing::debug!(file = %file.display(), %error, "the kernel's readahead stays as it is");
+    }
+}
