@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::download::TRANSFER_MEMORY_BYTES;
 use super::layer::Inner;
 use super::plan::{self, ChunkStatus};
 use super::transfer::{EndOnDrop, Transfer, Wait};
@@ -149,9 +150,11 @@ impl Inner {
         let inner = self.clone();
         let guard =
             EndOnDrop { transfer: transfer.clone(), place: self.spec.blob.digest.to_string() };
+        let (number, urgency) = (Arc::as_ptr(self) as usize, transfer.urgency().clone());
+        let turn = self.scheduler.acquire(number, TRANSFER_MEMORY_BYTES, urgency);
         self.runtime.spawn(async move {
             let result = tokio::select! {
-                result = inner.fetch(&transfer, range) => Some(result),
+                result = inner.fetch(&transfer, range, turn) => Some(result),
                 () = inner.closed.cancelled() => None,
             };
             inner.release(&transfer);

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::FetchError;
 use super::claims::Admission;
 use super::layer::Inner;
+use super::scheduler::Permit;
 use super::transfer::Transfer;
 use super::writer::Writer;
 use crate::layer::StreamOffset;
@@ -43,15 +44,15 @@ enum Stopped {
 }
 
 impl Inner {
-    /// Brings the bytes `range` of the stream to the cache; for a compressed layer, all of it.
+    /// Brings the bytes `range` of the stream to the cache, when its `turn` has come; for a
+    /// compressed layer, all of it.
     pub(super) async fn fetch(
         self: &Arc<Self>,
         transfer: &Arc<Transfer>,
         range: Range<StreamOffset>,
+        turn: impl Future<Output = Permit>,
     ) -> Result<(), FetchError> {
         let urgency = transfer.urgency();
-        let number = Arc::as_ptr(self) as usize;
-        let turn = self.scheduler.acquire(number, TRANSFER_MEMORY_BYTES, urgency.clone());
         let permit = turn.await;
         if transfer.has_ended() {
             return Ok(());

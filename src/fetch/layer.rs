@@ -23,6 +23,7 @@ use super::scheduler::Scheduler;
 use super::transfer::Waited;
 use super::{FetchError, LayerSpec};
 use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup};
+use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, StreamOffset};
 use crate::oci::Compression;
 use crate::source::{BlobSource, Priority};
@@ -192,6 +193,11 @@ impl Layer {
     pub fn is_resident(&self, range: Range<StreamOffset>) -> bool {
         let mut chunks = self.inner.contents.layout.chunks_of(range);
         chunks.all(|chunk| self.inner.status(ChunkId(chunk), false) == ChunkStatus::Resident)
+    }
+
+    /// What one request should bring at the rate at which bytes come, in bytes.
+    pub fn request_bytes(&self) -> u64 {
+        u64::from(self.inner.pace.lock().chunks()) * CHUNK_BYTES
     }
 
     /// Whether the blob comes from another host, rather than from this machine's own disk.

@@ -113,13 +113,14 @@ impl Scheduler {
     }
 
     /// Waits until a transfer may run that takes `bytes` of memory at most. `layer` is a number
-    /// that stands for its layer.
-    pub(super) async fn acquire(
+    /// that stands for its layer. The place in the queue is taken with the call, not when the
+    /// future is first polled: tasks begin in any order.
+    pub(super) fn acquire(
         self: &Arc<Self>,
         layer: usize,
         bytes: u64,
         urgency: Urgency,
-    ) -> Permit {
+    ) -> impl Future<Output = Permit> + Send + use<> {
         let (start, started) = oneshot::channel();
         let permit = {
             let mut table = self.table.lock();
@@ -129,9 +130,11 @@ impl Scheduler {
             Permit { scheduler: self.clone(), id }
         };
         self.reconsider();
-        // The sender is dropped only by the permit, which this function holds.
-        let _ = started.await;
-        permit
+        async move {
+            // The sender is dropped only by the permit, which this future holds.
+            let _ = started.await;
+            permit
+        }
     }
 
     /// Admits whom it can: after a transfer has ended, or an urgency was raised.

@@ -27,6 +27,7 @@
 //!
 //! Time is counted in reads of the file.
 
+use std::cmp::Reverse;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
@@ -50,6 +51,15 @@ const USUAL_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 const RUN_SHARE: u64 = 5;
 /// The most that is asked for on the first read of a stream, by what others of the file did.
 const MOST_EXPECTED_BYTES: u64 = 16 * 1024 * 1024;
+/// How far equally long runs may differ. A fault of a mapped page brings the kernel's whole
+/// readahead window around it, so a block's run begins and ends up to half of that outside of it.
+const RUN_TOLERANCE_BYTES: u64 = 256 * 1024;
+/// What is asked for below the first read of a stream where others of the file went backward: as
+/// much as lets its second read, which tells, come without waiting. Four times as much gained
+/// nothing.
+const FIRST_BACKWARD_BYTES: u64 = 512 * 1024;
+/// The least that is asked for at a time of a stream that goes backward.
+const LEAST_PIECE_BYTES: u64 = 1024 * 1024;
 /// Shorter runs than this say nothing: they may be single reads.
 const TELLING_RUN_BYTES: u64 = 512 * 1024;
 /// Windows end at multiples of this, so that requests are few and large.
@@ -107,6 +117,22 @@ impl Strides {
     }
 }
 
+/// The pieces of a window below a read that starts at `read_start`, in the order in which its
+/// stream wants them, downward. The bytes of a piece come upward, so who reads down waits for all of
+/// it: pieces are small near the reader, and grow with their distance.
+pub(super) fn downward(
+    window: Range<u64>,
+    read_start: u64,
+) -> impl Iterator<Item = Range<u64>> + use<> {
+    let mut end = window.end;
+    std::iter::from_fn(move || {
+        let piece = (read_start.saturating_sub(end) / 2).max(LEAST_PIECE_BYTES);
+        let start = window.start.max(end.saturating_sub(piece));
+        let range = start..std::mem::replace(&mut end, start);
+        (!range.is_empty()).then_some(range)
+    })
+}
+
 /// One stream through a file. Offsets are counted from the end where it goes backward.
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
@@ -156,13 +182,22 @@ impl Default for Cursors {
 
 impl Cursors {
     /// Takes note of a read of `range` of a file of `size` bytes, and says what to fetch beyond it.
-    pub fn observe(&mut self, file: u32, range: Range<u64>, size: u64) -> Ahead {
-        self.files.get_or_insert_mut(file, FileCursors::default).observe(range, size)
+    ///
+    /// `request_bytes` is what one request should bring at the rate of the line.
+    pub fn observe(
+        &mut self,
+        file: u32,
+        range: Range<u64>,
+        size: u64,
+        request_bytes: u64,
+    ) -> Ahead {
+        let file = self.files.get_or_insert_mut(file, FileCursors::default);
+        file.observe(range, size, request_bytes)
     }
 }
 
 impl FileCursors {
-    fn observe(&mut self, range: Range<u64>, size: u64) -> Ahead {
+    fn observe(&mut self, range: Range<u64>, size: u64, request_bytes: u64) -> Ahead {
         self.reads += 1;
         match self.cursor_at(&range, size) {
             Some(index) => {
@@ -175,11 +210,17 @@ impl FileCursors {
                 if own.end <= cursor.next {
                     return Ahead::default();
                 }
+                let passed = cursor.own(&(cursor.next..own.end), size);
                 cursor.run_bytes += own.end - cursor.next;
                 cursor.next = own.end;
-                // Reads that came in the wrong order look like a turn: the next one tells.
-                let window = if has_turned { None } else { cursor.window(expected, size) };
-                Ahead { window, strides: None, run: cursor.run() }
+                // Reads that came in the wrong order look like a turn: the next one tells, where
+                // streams do not usually go backward.
+                let is_doubtful = has_turned && !expected.is_some_and(|it| it.is_backward);
+                let window =
+                    if is_doubtful { None } else { cursor.window(expected, size, request_bytes) };
+                let run = cursor.run();
+                self.absorb(&passed);
+                Ahead { window, strides: None, run }
             }
             None => {
                 let strides = self.pattern.observe(&range, size);
@@ -194,9 +235,13 @@ impl FileCursors {
                     used: self.reads,
                 };
                 // Without strides: those say exactly what comes, and it is not what follows here.
-                let window = match strides {
-                    None => cursor.window(expected, size),
-                    Some(_) => None,
+                let window = match (strides.is_none(), expected) {
+                    (true, Some(Expected { is_backward: true, .. })) => {
+                        let before = range.start.saturating_sub(FIRST_BACKWARD_BYTES)..range.start;
+                        (!before.is_empty()).then_some(before)
+                    }
+                    (true, _) => cursor.window(expected, size, request_bytes),
+                    (false, _) => None,
                 };
                 self.insert(cursor);
                 Ahead { window, strides, run: cursor.run() }
@@ -204,11 +249,14 @@ impl FileCursors {
         }
     }
 
-    /// The cursor that a read goes on with: the nearest of those in reach.
+    /// The cursor that a read goes on with: the nearest of those in reach, and of two that are
+    /// equally near the one that has come further.
     fn cursor_at(&self, range: &Range<u64>, size: u64) -> Option<usize> {
-        let distances = self.cursors.iter().map(|cursor| cursor.distance(range, size)).enumerate();
-        let in_reach = distances.filter_map(|(index, distance)| Some((index, distance?)));
-        in_reach.min_by_key(|(_, distance)| *distance).map(|(index, _)| index)
+        let in_reach = self.cursors.iter().enumerate().filter_map(|(index, cursor)| {
+            let distance = cursor.distance(range, size)?;
+            Some((distance, Reverse(cursor.run_bytes), index))
+        });
+        in_reach.min().map(|(.., index)| index)
     }
 
     fn insert(&mut self, cursor: Cursor) {
@@ -217,6 +265,13 @@ impl FileCursors {
         }
         let oldest = self.cursors.iter_mut().min_by_key(|cursor| cursor.used);
         *oldest.expect("there are cursors") = cursor;
+    }
+
+    /// Forgets single reads in the way of a stream that has come by: they belong to it. A loader
+    /// that copies a block from its end down has touched its first bytes before.
+    fn absorb(&mut self, passed: &Range<u64>) {
+        let is_passed = |it: &Cursor| it.next - it.run_bytes < passed.end && it.next > passed.start;
+        self.cursors.retain(|cursor| cursor.reads > 1 || !is_passed(cursor));
     }
 
     /// How far streams of this file usually run: the median of those that have ended.
@@ -289,13 +344,20 @@ impl Cursor {
 
     /// What to ask for now, so that the window in front of the stream is asked for; nothing while
     /// most of it was asked for before.
-    fn window(&mut self, expected: Option<Expected>, size: u64) -> Option<Range<u64>> {
+    fn window(
+        &mut self,
+        expected: Option<Expected>,
+        size: u64,
+        request_bytes: u64,
+    ) -> Option<Range<u64>> {
         let left = expected.map_or(0, |expected| expected.bytes.saturating_sub(self.run_bytes));
         // A first read does not tell which way its stream goes.
-        let is_unknown = expected.is_none_or(|expected| left == 0 || expected.is_backward);
+        let is_unknown = expected.is_none_or(|it| left == 0 || it.is_backward);
         let window_bytes = match left {
             _ if self.reads == 1 && is_unknown => return None,
-            0 if expected.is_some_and(|expected| expected.bytes == self.run_bytes) => return None,
+            0 if expected.is_some_and(|it| self.run_bytes <= it.bytes + RUN_TOLERANCE_BYTES) => {
+                return None;
+            }
             0 => {
                 let first = self.run_bytes.clamp(FIRST_WINDOW_BYTES, USUAL_WINDOW_BYTES);
                 first.max(self.run_bytes / RUN_SHARE)
@@ -308,7 +370,10 @@ impl Cursor {
         if left == 0 && window_bytes >= ALIGNMENT_BYTES && end < size {
             end -= end % ALIGNMENT_BYTES;
         }
-        let is_worth_asking = end == size || end >= self.asked + window_bytes / 4;
+        // On a line that brings a window in no time, few requests are worth more than early ones.
+        let step_bytes =
+            if request_bytes >= window_bytes * 2 { window_bytes / 2 } else { window_bytes / 4 };
+        let is_worth_asking = end == size || end >= self.asked + step_bytes;
         if end <= self.asked || !is_worth_asking {
             return None;
         }
@@ -355,6 +420,7 @@ mod tests {
     const KIB: u64 = 1024;
     const MIB: u64 = 1024 * KIB;
     const READ: u64 = 128 * KIB;
+    const REQUEST: u64 = 4 * MIB;
     const SIZE: u64 = 4096 * MIB;
 
     /// A file, what was asked of it beforehand, and what came for nothing.
@@ -386,7 +452,7 @@ mod tests {
             if self.is_asked[(start / (4 * KIB)) as usize] {
                 self.read_beforehand += range.end - range.start;
             }
-            let Ahead { window, strides, .. } = self.cursors.observe(1, range, self.size);
+            let Ahead { window, strides, .. } = self.cursors.observe(1, range, self.size, REQUEST);
             let strides = strides.iter().flat_map(Strides::ranges);
             for ahead in window.into_iter().chain(strides) {
                 assert!(!ahead.is_empty() && ahead.end <= self.size, "{ahead:?}");
@@ -451,6 +517,17 @@ mod tests {
         assert!(last.end - last.start >= 16 * MIB, "{last:?}");
         assert!(file.asked.len() < 200, "{} times", file.asked.len());
         assert!(file.share_beforehand() > 0.999);
+    }
+
+    #[test]
+    fn a_fast_line_is_asked_half_as_often() {
+        let asked = |request_bytes| {
+            let mut cursors = Cursors::default();
+            let reads = (0..100 * MIB).step_by(READ as usize);
+            let windows = reads.map(|at| cursors.observe(1, at..at + READ, SIZE, request_bytes));
+            windows.filter(|ahead| ahead.window.is_some()).count()
+        };
+        assert!(asked(64 * MIB) * 3 < asked(4 * MIB) * 2, "{} {}", asked(64 * MIB), asked(4 * MIB));
     }
 
     #[test]
@@ -545,6 +622,20 @@ mod tests {
             (1..=block / (64 * KIB)).for_each(|step| file.read(end - step * 64 * KIB, 64 * KIB));
         }
         assert!(file.share_beforehand() > 0.98, "{}", file.share_beforehand());
+        // The first two overshoot by a fifth each; then only what the first touch is followed by.
+        let most = 16 * block + 2 * block / 5 + 16 * MIB;
+        assert!(file.asked_bytes() <= most, "{} MiB", file.asked_bytes() / MIB);
+    }
+
+    #[test]
+    fn pieces_of_a_window_come_downward_and_grow() {
+        let pieces: Vec<_> = downward(84 * MIB..100 * MIB, 100 * MIB + 64 * KIB).collect();
+        assert_eq!(pieces[0], 99 * MIB..100 * MIB);
+        assert!(pieces.windows(2).all(|two| two[1].end == two[0].start), "{pieces:?}");
+        assert_eq!(pieces.last().unwrap().start, 84 * MIB);
+        assert!(pieces.len() < 10, "{pieces:?}");
+        assert_eq!(downward(5..5, 9).next(), None);
+        assert_eq!(downward(0..1, 9).collect::<Vec<_>>(), [0..1]);
     }
 
     #[test]
@@ -561,10 +652,10 @@ mod tests {
     fn the_number_of_files_and_cursors_is_bounded() {
         let mut cursors = Cursors::default();
         for file in 0..10_000 {
-            cursors.observe(file, 0..1, 10);
+            cursors.observe(file, 0..1, 10, REQUEST);
         }
         for index in 0..10_000 {
-            cursors.observe(1, index * 10 * MIB..index * 10 * MIB + 1, u64::MAX);
+            cursors.observe(1, index * 10 * MIB..index * 10 * MIB + 1, u64::MAX, REQUEST);
         }
         assert_eq!(cursors.files.len(), MOST_FILES.get());
         assert_eq!(cursors.files.get(&1).unwrap().cursors.len(), MOST_CURSORS);
@@ -575,12 +666,13 @@ mod tests {
         fn ranges_lie_within_the_file_and_within_their_bounds(
             size in 1..u64::MAX,
             reads in prop::collection::vec((any::<u64>(), 1..1024 * KIB), 1..200),
+            request_bytes in 0..256 * MIB,
         ) {
             let mut cursors = Cursors::default();
             for (start, bytes) in reads {
                 let start = start % size;
                 let range = start..start.saturating_add(bytes).min(size);
-                let Ahead { window, strides, run } = cursors.observe(1, range.clone(), size);
+                let Ahead { window, strides, run } = cursors.observe(1, range.clone(), size, request_bytes);
                 prop_assert!(run.is_empty() || run.end == range.end);
                 if let Some(window) = window {
                     prop_assert!(!window.is_empty() && window.end <= size);
@@ -601,7 +693,7 @@ mod tests {
             let (mut told, mut at) = (0, 0);
             while at < size {
                 let end = (at + step).min(size);
-                if let Some(ahead) = cursors.observe(1, at..end, size).window {
+                if let Some(ahead) = cursors.observe(1, at..end, size, REQUEST).window {
                     prop_assert!(ahead.start == told.max(end));
                     told = ahead.end;
                 }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::attributes::{Attributes, FileKind, Ino, Owner, Totals};
 use super::config::FsConfig;
-use super::cursors::{Ahead, Cursors, Strides};
+use super::cursors::{Ahead, Cursors, Strides, downward};
 use super::error::FsError;
 use super::kit::LoadedKit;
 use super::prefetch::TensorPrefetch;
@@ -20,9 +20,6 @@ use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::{StreamOffset, member_path};
 use crate::source::Priority;
 
-/// What is asked for at a time of a stream that goes backward: its bytes come forward, so the reader
-/// waits for all of a request.
-const BACKWARD_BYTES: u64 = 1024 * 1024;
 /// Tables of cursors, so that readers of different files do not meet at one lock.
 const CURSOR_SHARDS: usize = 16;
 
@@ -250,7 +247,7 @@ impl FileSystem {
         let file_bytes = self.kit.tree.size(node);
         let Ahead { window, strides, run } = self.cursors[node.0 as usize % CURSOR_SHARDS]
             .lock()
-            .observe(node.0, wanted.clone(), file_bytes);
+            .observe(node.0, wanted.clone(), file_bytes, layer.request_bytes());
         if let Some(window) = window {
             let fetch = |range: Range<u64>| {
                 layer.prefetch(
@@ -259,12 +256,10 @@ impl FileSystem {
                 );
             };
             if window.end <= wanted.start {
-                // Backward: what is read next lies at the window's end.
-                let count = (window.end - window.start).div_ceil(BACKWARD_BYTES);
-                for index in 0..count {
-                    let end = window.end - index * BACKWARD_BYTES;
-                    fetch(window.start.max(end.saturating_sub(BACKWARD_BYTES))..end);
+                if !is_resident {
+                    fetch(wanted.clone());
                 }
+                downward(window, wanted.start).for_each(fetch);
             } else {
                 // What this read misses comes first, in the same request as what follows it.
                 fetch(if is_resident { window.start } else { wanted.start }..window.end);
