@@ -20,11 +20,24 @@ case " $* " in
     ;;
 esac
 
+# Under sudo the caller builds: theirs is the cargo, and theirs the target folder.
+if [ "$(id -u)" -eq 0 ] && [ "${SUDO_USER:-root}" != root ]; then
+    their_home=$(getent passwd "$SUDO_USER" | cut -d: -f6)
+    cargo() {
+        runuser -u "$SUDO_USER" -- env HOME="$their_home" PATH="$their_home/.cargo/bin:$PATH" \
+            cargo "$@"
+    }
+    cargo --version >/dev/null ||
+        fail "$SUDO_USER has no cargo: install Rust $CARGO_NEEDED or newer from https://rustup.rs"
+fi
 need_build_tools
 need_fuse || fail "$FUSE_PROBLEM"
 for tool in docker-registry skopeo curl:curl nginx:nginx-light rclone python3; do
     need_package "${tool%%:*}" "${tool##*:}" || fail "${tool%%:*} is needed to measure"
 done
+# What puts pip into a virtual environment; Debian has it in a package of its own.
+python3 -c 'import ensurepip' 2>/dev/null || install_package "Python's ensurepip" python3-venv ||
+    fail "Python's ensurepip is needed to measure"
 
 build=(--example shaped-link)
 target=$(target_folder)

@@ -25,6 +25,11 @@ as_root() {
 need_package() {
     command -v "$1" >/dev/null && return 0
     PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null && return 0
+    install_package "$1" "$2"
+}
+
+# install_package WHAT PACKAGE: installs the package that has WHAT; returns 1 where it cannot be.
+install_package() {
     if ! command -v apt-get >/dev/null; then
         echo "$1 is missing and there is no apt-get here: install it with your package manager" >&2
         return 1

@@ -333,6 +333,51 @@ fn a_right_layer_is_confirmed_and_takes_only_the_same_bytes_back() {
 }
 
 #[test]
+fn what_the_disk_changed_before_the_digest_is_dropped_and_poisons_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), None);
+    let bytes = content(1, MIB);
+    let store = raw_layer(&cache, &bytes);
+    fill_all(&cache, &store, &bytes);
+    flip(&member_file(folder.path()), CHUNK + 5);
+    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Unconfirmed);
+    assert_eq!(cache.resident_bytes(), (MIB - CHUNK) as u64);
+    fill(&cache, &store, &bytes, 1..2);
+    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+    assert!(is_resident(&store, &bytes, 0..MIB));
+}
+
+/// What says which bytes must come back is lost: one record is torn, or all of them are gone.
+#[test]
+fn a_confirmed_layer_that_lost_a_digest_is_verified_again() {
+    for is_torn in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = content(1, MIB);
+        {
+            let cache = open(folder.path(), None);
+            let store = raw_layer(&cache, &bytes);
+            fill_all(&cache, &store, &bytes);
+            assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+        }
+        let below = files_below(folder.path());
+        let table = below.into_iter().find(|path| path.ends_with("chunks")).unwrap();
+        if is_torn {
+            flip(&table, 64 + 40 + 20)
+        } else {
+            fs::remove_file(&table).unwrap()
+        }
+        let cache = open(folder.path(), None);
+        let store = raw_layer(&cache, &bytes);
+        let mut other = bytes.clone();
+        other[CHUNK + 7] ^= 1;
+        fill_all(&cache, &store, &other);
+        assert_eq!(store.state(), LayerState::Unconfirmed, "torn: {is_torn}");
+        let got = store.confirm(&|| true).unwrap();
+        assert_eq!(got, LayerState::Poisoned { got: Digest::of(&other) }, "torn: {is_torn}");
+    }
+}
+
+#[test]
 fn a_wrong_layer_is_poisoned_over_restarts_until_it_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = content(1, MIB);
@@ -553,9 +598,13 @@ fn bytes_that_the_disk_changed_under_the_kernel_are_written_over_and_never_cut_o
     assert!(read_all(&file, MIB) == changed, "only the byte that the disk changed is wrong");
     assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK), "others do not get it");
     assert!(matches!(lookup(&store), BackingLookup::NotNow));
-    // A piece that does not become a chunk is not cut out either.
+    // Nothing is written to it before it is known to be right.
+    let mut wrong = bytes[CHUNK..2 * CHUNK].to_vec();
+    wrong[3] ^= 1;
     let mut appender = store.appender();
-    appender.append(ChunkId(1), 0, &[IoSlice::new(&bytes[CHUNK..CHUNK + 10])]).unwrap();
+    appender.append(ChunkId(1), 0, &[IoSlice::new(&wrong[..10])]).unwrap();
+    assert!(read_all(&file, MIB) == changed);
+    assert!(appender.append(ChunkId(1), 10, &[IoSlice::new(&wrong[10..])]).is_err());
     drop(appender);
     assert!(read_all(&file, MIB) == changed);
     fill(&cache, &store, &bytes, 1..2);

@@ -7,8 +7,9 @@ import contextlib
 import statistics
 
 from kits import big_file, prepare, shards
-from measuring import (Bar, Case, Row, by_curl, confirmed, first_byte, from_copy, from_folder,
-                       mounted, throughput)
+from measuring import (Bar, Case, Row, by_curl, compare, confirmed, first_byte, from_copy,
+                       from_folder, mounted, throughput)
+from processes import drop_caches
 from servers import Way
 from subjects import Kitfs, Ratarmount, Rclone, reader
 
@@ -53,6 +54,9 @@ def engine(bench):
         with Kitfs(bench, big(), bench.registry.port) as subject:
             reader(bench, "sequential", f"{subject.folder}/{FILE}")
             confirmed(subject)
+            # Once, and not from the pages of the first read.
+            drop_caches()
+            compare(bench, big(), subject.folder, FILE)
             yield subject
 
     def cached(hot):

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 
 import tools
 from cases import engine
@@ -145,8 +146,10 @@ def main():
             for case in (it for _, cases in groups for it in cases if it.name in chosen):
                 try:
                     results[case.name] = measure(bench, case)
-                except Failed as failure:
-                    bench.say(f"{case.name} failed: {failure}")
+                # Whatever it is, the other cases can be measured. Ctrl-C is no Exception.
+                except Exception as error:
+                    said = error if isinstance(error, Failed) else traceback.format_exc()
+                    bench.say(f"{case.name} failed: {said}")
                     failures.append(case.name)
     finally:
         show(bench, groups, results, options.json)

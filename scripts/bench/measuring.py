@@ -114,11 +114,11 @@ def by_curl_and_tar(bench, kit, then, warm_up):
         warm_up()
         started = time.perf_counter()
         for layer in range(len(kit.layers)):
-            curl = subprocess.Popen(["curl", "-sf", kit.blob_url(way.port, layer)],
-                                    stdout=subprocess.PIPE)
-            subprocess.run(["tar", "x", "-C", target], stdin=curl.stdout, check=True)
-            if curl.wait() != 0:
-                raise Failed("curl failed")
+            with subprocess.Popen(["curl", "-sf", kit.blob_url(way.port, layer)],
+                                  stdout=subprocess.PIPE) as curl:
+                subprocess.run(["tar", "x", "-C", target], stdin=curl.stdout, check=True)
+                if curl.wait() != 0:
+                    raise Failed("curl failed")
         unpacked = time.perf_counter() - started
         sample = then(target)
         sample["seconds"] += unpacked

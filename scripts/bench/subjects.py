@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 
 from processes import (Process, cpu_seconds, end_foreign, is_mounted, peak_rss_mib, run,
                        unmount)
@@ -60,7 +61,9 @@ class Kitfs(Subject):
                 *self.options, self.reference, self.folder]
 
     def start(self):
+        started = time.perf_counter()
         run(self.command(), env=self.env)
+        self.mount_seconds = time.perf_counter() - started
         self.find_daemon()
 
     def find_daemon(self):

@@ -6,8 +6,9 @@ import sys
 from processes import run
 
 # The commands and modules that a package is there for, by the name that pip knows.
-ALWAYS = {"ratarmount": "bin/ratarmount", "aiohttp": "aiohttp", "numpy": "numpy",
-          "safetensors": "safetensors"}
+# ratarmount reads over http by fsspec and aiohttp, but asks for neither.
+ALWAYS = {"ratarmount": "bin/ratarmount", "fsspec": "fsspec", "aiohttp": "aiohttp",
+          "numpy": "numpy", "safetensors": "safetensors"}
 TORCH = {"torch": "torch"}
 LLAMA = {"llama-cpp-python": "llama_cpp", "gguf": "gguf"}
 # torch brings 5 GB along, and llama-cpp-python is compiled.
@@ -16,10 +17,12 @@ INSTALL_SECONDS = 3600
 
 def install(bench, wanted):
     """Makes sure that packages are there; returns the environment's Python."""
-    python = os.path.join(bench.home, "venv/bin/python")
-    if not os.path.exists(python):
+    folder = os.path.join(bench.home, "venv")
+    python = os.path.join(folder, "bin/python")
+    # pip comes last: where it is missing, something broke off.
+    if not os.path.exists(os.path.join(folder, "bin/pip")):
         bench.say("making a virtual environment")
-        run([sys.executable, "-m", "venv", os.path.join(bench.home, "venv")])
+        run([sys.executable, "-m", "venv", "--clear", folder])
     for package, proof in wanted.items():
         if not is_there(bench, python, proof):
             bench.say(f"installing {package} from PyPI")

@@ -39,10 +39,13 @@ struct Filling {
     state: ChunkState,
     file: Arc<File>,
     checker: Checker,
-    /// Bytes in the file and in the checker.
+    /// Bytes in the checker, and in the file or held back.
     written: u32,
     /// What the chunk of a confirmed layer must come to.
     expected: Option<Check>,
+    /// Bytes that are expected to be others than they may turn out to be: they are not written
+    /// before they are known to be right, because programs may read the file by passthrough.
+    held: Vec<u8>,
 }
 
 impl LayerStore {
@@ -137,9 +140,13 @@ impl Appender {
             self.give_up();
             return Err(CacheError::Changed { layer: self.store.key().digest, chunk });
         }
-        self.store.record_filled(filling)?;
         if filling.expected.take().is_some() {
+            let held = std::mem::take(&mut filling.held);
+            self.store.write_at(filling, 0, &[IoSlice::new(&held)])?;
+            self.store.record_filled(filling)?;
             self.store.show(ready, filling);
+        } else {
+            self.store.record_filled(filling)?;
         }
         self.passed_over = Some(chunk);
         self.filling = None;
@@ -160,7 +167,10 @@ impl Appender {
             ready.chunks.publish(filling.chunk, filling.state);
             self.store.emptied.fetch_add(1, Ordering::SeqCst);
         }
-        let unshown = filling.written - filling.state.filled();
+        let unshown = match filling.expected {
+            Some(_) => 0,
+            None => filling.written - filling.state.filled(),
+        };
         if unshown > 0 {
             // No record speaks of these bytes: what stays of them is overwritten by the next.
             let is_held = self.store.is_held(filling.placed.file, &mut self.store.pins.lock());
@@ -213,10 +223,23 @@ impl LayerStore {
         } else if is_confirmed {
             let record = self.record(chunk)?;
             expected = record.check.is_blake3().then_some(record.check);
+            if expected.is_none() {
+                self.unconfirm(ready.contents.layout.stream_bytes())?;
+                checker = Checker::crc32c();
+            }
         }
         let written = state.filled();
         let file = self.file(placed.file, true)?;
-        Ok(Some(Filling { chunk, placed, state, file, checker, written, expected }))
+        Ok(Some(Filling {
+            chunk,
+            placed,
+            state,
+            file,
+            checker,
+            written,
+            expected,
+            held: Vec::new(),
+        }))
     }
 
     fn write_pieces(
@@ -225,21 +248,36 @@ impl LayerStore {
         filling: &mut Filling,
         pieces: &[IoSlice<'_>],
     ) -> Result<(), CacheError> {
-        let at = filling.placed.file_offset + u64::from(filling.written);
-        files::write_all_at(&filling.file, &mut pieces.to_vec(), at)
-            .map_err(|error| CacheError::io("write", &self.path(filling.placed.file))(error))?;
-        let mut written = 0;
+        if filling.expected.is_none() {
+            self.write_at(filling, filling.written, pieces)?;
+        }
         for piece in pieces {
             filling.checker.update(piece);
-            written += piece.len() as u64;
+            filling.written += piece.len() as u32;
+            if filling.expected.is_some() {
+                filling.held.extend_from_slice(piece);
+            }
         }
-        filling.written += written as u32;
-        self.known.resident_bytes.fetch_add(written, Ordering::Relaxed);
-        self.shared.budget.add(written);
         ready.chunks.touch(filling.chunk, self.shared.budget.tick());
         if filling.expected.is_none() {
             self.show(ready, filling);
         }
+        Ok(())
+    }
+
+    /// Writes pieces from the byte `offset` of a chunk on, and counts them as resident.
+    fn write_at(
+        &self,
+        filling: &Filling,
+        offset: u32,
+        pieces: &[IoSlice<'_>],
+    ) -> Result<(), CacheError> {
+        let at = filling.placed.file_offset + u64::from(offset);
+        files::write_all_at(&filling.file, &mut pieces.to_vec(), at)
+            .map_err(|error| CacheError::io("write", &self.path(filling.placed.file))(error))?;
+        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+        self.known.resident_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.budget.add(bytes);
         Ok(())
     }
 

@@ -28,7 +28,7 @@ const BUSY: u32 = 1 << 20;
 const GENERATION: u32 = 1 << 21;
 const _: () = assert!(CHUNK_BYTES <= FILLED as u64, "a full chunk's length must fit");
 
-/// Chunks that share a stamp of last use: 4 MiB, half a transfer, so that what is read together
+/// Chunks that share a stamp of last use: 4 MiB, a usual request, so that what is read together
 /// is judged together.
 pub(super) const GROUP_CHUNKS: u32 = 16;
 
@@ -39,6 +39,10 @@ pub(super) struct ChunkState(u32);
 impl ChunkState {
     pub(super) fn filled(self) -> u32 {
         self.0 & FILLED
+    }
+
+    pub(super) fn is_busy(self) -> bool {
+        self.0 & BUSY != 0
     }
 
     pub(super) fn is_checked(self) -> bool {

@@ -168,7 +168,8 @@ impl LayerStore {
             return true;
         }
         // Where leases do not tell, nothing was handed out; nor was a file that is not there.
-        let is_held = self.is_open_elsewhere(index).unwrap_or(false);
+        let was_handed_out = pins.0.get(&index).is_some_and(|pinned| pinned.is_handed_out);
+        let is_held = self.is_open_elsewhere(index).unwrap_or(was_handed_out);
         if !is_held && let Some(pinned) = pins.0.remove(&index) {
             self.shared.budget.unpin(pinned.bytes);
         }
@@ -215,7 +216,9 @@ impl Drop for MemberPin {
             return;
         }
         // The kernel's reads leave no stamps: without these the member would be the first to go.
-        if let Some(ready) = store.ready.get() {
+        if pinned.is_handed_out
+            && let Some(ready) = store.ready.get()
+        {
             let now = store.shared.budget.now();
             chunks_of_member(ready, self.index).for_each(|chunk| ready.chunks.touch(chunk, now));
         }

@@ -10,7 +10,7 @@
 //! listed without the network and costs no bytes of content.
 //!
 //! The limit is looked at before each write, so writers that run at the same time may together
-//! overshoot it by one piece each (at most 256 KiB times the transfers that fetch/ allows).
+//! overshoot it by one batch each (some 650 KiB times the transfers that fetch/ allows).
 
 use std::sync::Arc;
 

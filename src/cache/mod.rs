@@ -17,7 +17,7 @@
 //! - It never serves a byte that differs from the one that arrived. Whatever another process, a
 //!   crash or the disk does to the files: right bytes, a miss, or an error.
 //! - Losing power costs fetched bytes, never correctness: content is written before the record
-//!   that speaks of it, and hashed again before this process first serves it.
+//!   that speaks of it, and checked again before this process first serves it.
 //! - The limit holds, up to what is in flight (`eviction`).
 //!
 //! It fetches nothing, and does not know where bytes come from.
@@ -263,8 +263,8 @@ impl Cache {
         self.shared.remove_layer(key)
     }
 
-    /// Re-checks every resident byte of a layer against the recorded chunk digests and drops
-    /// what is wrong. Blocking.
+    /// Re-checks every resident byte of a layer against the records of its chunks and drops what
+    /// is wrong. Blocking.
     pub fn verify_layer(self: &Arc<Self>, key: LayerKey) -> Result<Verification, CacheError> {
         let known = self.shared.all_known().into_iter().find(|known| known.key == key);
         let meta = known.and_then(|known| known.meta.read().clone());

@@ -6,7 +6,7 @@
 //!            '----- dropped (changed on disk) / evicted-'
 //! ```
 //!
-//! A read takes no lock: it looks at the chunk's state, reads the file, and looks again (see
+//! A read takes no lock over its I/O: it looks at the chunk's state, reads the file, and looks again (see
 //! [`super::chunk_states`]). A chunk that this process did not write itself is checked before its
 //! first byte is served.
 
@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::chunk_states::ChunkStates;
+use super::chunk_states::{ChunkState, ChunkStates};
 use super::chunk_table::{self, Record};
 use super::emptying::Pins;
 use super::files::{self, Durability};
@@ -132,6 +132,12 @@ impl LayerStore {
         let mut filled = match chunk_table::load(&table, &toc_digest, chunks)? {
             Some(filled) => filled,
             None => {
+                // Nothing says any more what the chunks of a confirmed layer must come to.
+                if self.key().encoding.compression != Compression::None {
+                    self.reset()?;
+                    return Ok(None);
+                }
+                self.unconfirm(contents.layout.stream_bytes())?;
                 let records = vec![Record::default(); chunks as usize];
                 let empty = chunk_table::encode(&toc_digest, &records);
                 files::write(&table, &empty, Durability::Atomic)?;
@@ -146,6 +152,18 @@ impl LayerStore {
         }
         let stamp = self.known.stamp.load(Ordering::Relaxed);
         Ok(Some(Ready { contents: Arc::new(contents), chunks: ChunkStates::new(&filled, stamp) }))
+    }
+
+    /// Takes a confirmed layer for unconfirmed, because the digest of a chunk was lost: it is
+    /// confirmed again, if it can be, when all of it is here.
+    pub(super) fn unconfirm(&self, stream_bytes: u64) -> Result<(), CacheError> {
+        match self.state() {
+            LayerState::Confirmed => {
+                tracing::warn!(layer = %self.key().digest, "digests of its chunks are lost: its bytes are to be verified again");
+                self.put_state(LayerState::Unconfirmed, Some(stream_bytes), Durability::Synced)
+            }
+            LayerState::Unconfirmed | LayerState::Poisoned { .. } => Ok(()),
+        }
     }
 
     /// The contents of this layer, if they can be.
@@ -345,7 +363,18 @@ impl LayerStore {
             ready.chunks.mark_checked(chunk, state);
             return Ok(false);
         }
-        let dropped = self.empty(ready, chunk, Some(state))?;
+        self.drop_changed(ready, chunk, state)
+    }
+
+    /// Drops a chunk in the state `seen`, whose bytes are not what its record says. Returns whether
+    /// it went.
+    pub(super) fn drop_changed(
+        &self,
+        ready: &Ready,
+        chunk: u32,
+        seen: ChunkState,
+    ) -> Result<bool, CacheError> {
+        let dropped = self.empty(ready, chunk, Some(seen))?;
         if dropped > 0 {
             tracing::warn!(layer = %self.key().digest, chunk, "bytes on the local disk changed: dropped, to be fetched again");
         }

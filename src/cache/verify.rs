@@ -40,17 +40,21 @@ impl LayerStore {
         let Some(got) = self.stream_digest(ready, is_wanted)? else {
             return Ok(LayerState::Unconfirmed);
         };
-        if self.emptied.load(Ordering::SeqCst) != before {
-            // A chunk went, and may have come back as something else.
-            return Ok(LayerState::Unconfirmed);
-        }
         // A confirmed layer relies on the digests of its chunks.
         self.sync_records()?;
-        let stream_bytes = Some(ready.contents.layout.stream_bytes());
-        if got == self.key().digest {
-            self.put_state(LayerState::Confirmed, stream_bytes, Durability::Synced)?;
-        } else {
-            self.put_state(LayerState::Poisoned { got }, stream_bytes, Durability::Synced)?;
+        let is_right = got == self.key().digest;
+        let state = if is_right { LayerState::Confirmed } else { LayerState::Poisoned { got } };
+        {
+            // Chunks are emptied under this lock: none goes between the look and the new state.
+            let _pins = self.pins.lock();
+            if self.emptied.load(Ordering::SeqCst) != before {
+                // A chunk went, and may have come back as something else.
+                return Ok(LayerState::Unconfirmed);
+            }
+            let stream_bytes = Some(ready.contents.layout.stream_bytes());
+            self.put_state(state, stream_bytes, Durability::Synced)?;
+        }
+        if !is_right {
             self.remove_poisoned(ready)?;
         }
         Ok(self.state())
@@ -82,7 +86,8 @@ impl LayerStore {
     }
 
     /// Puts the digest of a full chunk, which has these `bytes`, in the place of its checksum;
-    /// `false` where it was emptied since it was `seen`.
+    /// `false` where it was emptied since it was `seen`, or is dropped because the bytes are not
+    /// those that came.
     fn record_digest(
         &self,
         ready: &Ready,
@@ -93,18 +98,26 @@ impl LayerStore {
         // Who filled it may still have to write its record.
         let state = ready.chunks.claim_waiting(chunk);
         let is_same = seen.is_same_generation(state);
-        let recorded = if is_same { self.upgrade_record(chunk, bytes) } else { Ok(()) };
+        let is_right = if is_same { self.upgrade_record(chunk, bytes) } else { Ok(true) };
         ready.chunks.release(chunk);
-        recorded.map(|()| is_same)
+        if !is_right? {
+            self.drop_changed(ready, chunk, seen)?;
+            return Ok(false);
+        }
+        Ok(is_same)
     }
 
-    fn upgrade_record(&self, chunk: u32, bytes: &[u8]) -> Result<(), CacheError> {
+    /// The same for a chunk that the caller owns; `false` where its record is of other bytes.
+    fn upgrade_record(&self, chunk: u32, bytes: &[u8]) -> Result<bool, CacheError> {
         let record = self.record(chunk)?;
-        if record.check.is_blake3() && record.filled as usize == bytes.len() {
-            return Ok(());
+        if record.filled as usize != bytes.len() || !record.check.matches(bytes) {
+            return Ok(false);
         }
-        let check = Check::blake3(bytes);
-        self.put_record(chunk, &Record { filled: bytes.len() as u32, check })
+        if !record.check.is_blake3() {
+            let check = Check::blake3(bytes);
+            self.put_record(chunk, &Record { filled: record.filled, check })?;
+        }
+        Ok(true)
     }
 
     /// Takes the bytes of a poisoned layer away. Its state is on disk already: whatever stops this
@@ -125,8 +138,10 @@ impl LayerStore {
         let mut found = Verification::default();
         let Some(ready) = self.ready.get() else { return Ok(found) };
         for chunk in 0..ready.chunks.count() {
-            let filled = u64::from(ready.chunks.load(chunk).filled());
-            if filled > 0 {
+            let state = ready.chunks.load(chunk);
+            let filled = u64::from(state.filled());
+            // Of one that is being filled there may be no record yet.
+            if filled > 0 && !state.is_busy() {
                 let placed = ready.contents.layout.chunk(ChunkId(chunk));
                 found.dropped_chunks += u64::from(self.check(ready, chunk, &placed)?);
                 found.checked_bytes += filled;

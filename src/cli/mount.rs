@@ -123,7 +123,11 @@ async fn mount(config: DaemonConfig, request: MountRequest) -> Result<(), CliErr
     announce(&status?)
 }
 
-async fn warn_of_other_capacity(config: &DaemonConfig, backend: &Backend) -> Result<(), CliError> {
+/// Warns where the running daemon has another `--cache-size` than the one asked for.
+pub(super) async fn warn_of_other_capacity(
+    config: &DaemonConfig,
+    backend: &Backend,
+) -> Result<(), CliError> {
     let Some(wanted) = config.cache_capacity_bytes else { return Ok(()) };
     let capacity = backend.status().await?.cache_capacity_bytes;
     if capacity != Some(wanted) {

@@ -18,8 +18,8 @@ use super::output::{print_line, print_table, printable, say, warn};
 use super::settings::{Settings, mountpoint};
 use super::sizes;
 use crate::daemon::api::{FailureKind, RecordRequest};
-use crate::daemon::{Backend, read_trace};
-use crate::fs::{Trace, percent_encoded};
+use crate::daemon::{Backend, TRACE_LIMIT_BYTES, read_trace};
+use crate::fs::{TRACE_LINES, Trace, percent_encoded};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -110,6 +110,7 @@ async fn record(
     let is_interactive = child.is_none();
     let mut exit_code = 0;
     let mut is_stopped = false;
+    let mut room = Room { lines: TRACE_LINES, bytes: TRACE_LIMIT_BYTES };
     loop {
         let ended = async {
             match &mut child {
@@ -119,33 +120,63 @@ async fn record(
         };
         tokio::select! {
             line = lines.next() => match line {
-                Some(line) => written.write_all(&line?).map_err(unwritten)?,
+                Some(line) => {
+                    let line = line?;
+                    if !room.take(&line) {
+                        warn("the trace is as long as one can be: what is read now is not recorded");
+                        is_stopped = true;
+                        break;
+                    }
+                    written.write_all(&line).map_err(unwritten)?;
+                }
                 None => break,
             },
             code = ended, if !is_stopped => {
                 exit_code = code?;
                 is_stopped = true;
                 // The mount may have ended just now, and the recording with it.
-                let _ = backend.stop_recording(&request).await;
+                if backend.stop_recording(&request).await.is_err() {
+                    break;
+                }
             }
-            // A command gets the signal too, and ends by it or not.
-            _ = interrupts.recv(), if is_interactive && !is_stopped => {
-                is_stopped = true;
-                let _ = backend.stop_recording(&request).await;
+            // A command gets the signal too, and ends by it or not. A second one ends the wait for
+            // what was read last.
+            _ = interrupts.recv(), if is_interactive => {
+                if std::mem::replace(&mut is_stopped, true)
+                    || backend.stop_recording(&request).await.is_err()
+                {
+                    break;
+                }
             }
         }
     }
     written.flush().map_err(unwritten)?;
     if !is_stopped {
         warn("the mount ended, and the recording with it");
-        if let Some(mut child) = child {
-            exit_code = child.wait().await.map(exit_code_of)?;
-        }
+    }
+    if let Some(mut child) = child {
+        exit_code = child.wait().await.map(exit_code_of)?;
     }
     match exit_code {
         0 => Ok(()),
         // Of a code beyond 8 bits only those are seen by whoever started it, too.
         code => Err(CliError::Passed(code as u8)),
+    }
+}
+
+/// What a trace may still hold.
+struct Room {
+    lines: usize,
+    bytes: u64,
+}
+
+impl Room {
+    /// Whether there is room for a line, which is counted then.
+    fn take(&mut self, line: &[u8]) -> bool {
+        let bytes = self.bytes.checked_sub(line.len() as u64);
+        let (Some(bytes), Some(lines)) = (bytes, self.lines.checked_sub(1)) else { return false };
+        *self = Self { lines, bytes };
+        true
     }
 }
 

@@ -11,6 +11,7 @@ use indicatif::{MultiProgress, ProgressBar};
 
 use super::arguments::NetworkArguments;
 use super::error::CliError;
+use super::mount::warn_of_other_capacity;
 use super::output::{
     byte_bar, pass_bar, print_json, print_line, print_warnings, say, short_digest, show_pass,
 };
@@ -31,6 +32,9 @@ Fetches a kit, or the files and directories that are named, at full speed, and c
 digests of the layers that are complete. What is in the cache already is not fetched again. The
 command fails when something cannot be fetched or is not what its digest says; the rest comes all
 the same. Interrupting it keeps what came.
+
+Without a daemon it takes the cache folder for as long as it works, and commands that need the
+cache, such as `kitfs mount`, are refused meanwhile: run `kitfs daemon start` first.
 
 Examples:
   kitfs warm ghcr.io/org/model:v1
@@ -68,7 +72,9 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         paths: arguments.paths.into_iter().map(|path| RawPath(path.into_vec())).collect(),
         trace: arguments.trace.as_deref().map(absolute).transpose()?,
     };
-    let backend = Backend::open(&settings.daemon()?).await?;
+    let config = settings.daemon()?;
+    let backend = Backend::open(&config).await?;
+    warn_of_other_capacity(&config, &backend).await?;
     let mut display = Display::new();
     let report = backend.warm(request, &mut |event| display.show(event)).await;
     display.clear();
@@ -95,7 +101,7 @@ fn tell(report: &WarmReport) -> Result<(), CliError> {
     if report.layers.iter().any(|layer| layer.failure.is_some()) {
         return Ok(());
     }
-    let what = if partial == 0 { ", every layer confirmed" } else { "" };
+    let what = if count > 0 && partial == 0 { ", every layer confirmed" } else { "" };
     print_line(format_args!(
         "{} in {count} layers are in the cache{what}",
         sizes::show(wanted_bytes)

@@ -10,13 +10,13 @@
 //! - Nothing is evicted for it: it goes on only while what is missing fits the cache.
 //! - Layers on this machine's own disk are left alone: a second copy of them there gains little.
 //! - One mount is hydrated at a time, in the order of mounting.
-//! - It is complete only when every digest was computed and is right; a layer that is poisoned is not
-//!   fetched again, and does not hold up the others.
+//! - It is complete only when every digest was computed and is right. A layer that is poisoned is not
+//!   fetched again; one that cannot be had now is tried again later. Neither holds up the others.
 //! - It ends with its mount.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -58,6 +58,15 @@ impl Hydrating {
     }
 }
 
+/// The quiet that one mount waits for.
+struct Quiet {
+    fetcher: Arc<Fetcher>,
+    /// How long no reader must have waited.
+    wanted: Duration,
+    /// When the kit was mounted.
+    began: Instant,
+}
+
 /// Why a run ended before all was in.
 enum Pause {
     /// A reader waits.
@@ -74,7 +83,8 @@ impl Hydration {
         Arc::new(Self { cache, fetcher, turn: Semaphore::new(1) })
     }
 
-    /// Begins to hydrate a kit once no reader has waited for `quiet`; `None` never does.
+    /// Begins to hydrate a kit once it has been mounted for `quiet` and no reader of any mount has
+    /// waited meanwhile; `None` never does.
     pub(super) fn begin(
         self: &Arc<Self>,
         kit: &Arc<LoadedKit>,
@@ -100,12 +110,18 @@ impl Hydration {
         quiet: Duration,
         state: Arc<Mutex<HydrateState>>,
     ) {
+        let quiet = Quiet { fetcher: self.fetcher.clone(), wanted: quiet, began: Instant::now() };
         let mut backoff = FIRST_BACKOFF;
         let mut has_told_of_room = false;
         loop {
-            self.wait_for_quiet(quiet).await;
+            quiet.wait().await;
             let Ok(_turn) = self.turn.acquire().await else { return };
-            match self.bring_rest(&layers, quiet, &state).await {
+            let mut has_brought = false;
+            let pause = self.bring_rest(&layers, &quiet, &state, &mut has_brought).await;
+            if has_brought {
+                backoff = FIRST_BACKOFF;
+            }
+            match pause {
                 Ok(()) => {
                     *state.lock() = HydrateState::Complete;
                     return;
@@ -138,29 +154,19 @@ impl Hydration {
         }
     }
 
-    /// Whether no reader waits, and none has for long enough.
-    fn is_quiet(&self, quiet: Duration) -> bool {
-        let quiet_for = self.fetcher.quiet_for();
-        quiet_for >= quiet && !quiet_for.is_zero()
-    }
-
-    async fn wait_for_quiet(&self, quiet: Duration) {
-        while !self.is_quiet(quiet) {
-            let left = quiet.saturating_sub(self.fetcher.quiet_for());
-            tokio::time::sleep(left.max(SHORTEST_WAIT)).await;
-        }
-    }
-
+    /// Brings what is missing, and says in `has_brought` whether any of it came. A layer that
+    /// cannot be had does not hold up the others; the first failure is told in the end.
     async fn bring_rest(
         &self,
         layers: &[Arc<Layer>],
-        quiet: Duration,
+        quiet: &Quiet,
         state: &Mutex<HydrateState>,
+        has_brought: &mut bool,
     ) -> Result<(), Pause> {
+        let mut failed = None;
         for layer in layers {
             for piece in pieces(bringing::whole(layer)) {
                 if matches!(layer.state(), LayerState::Poisoned { .. }) {
-                    // The others can be had all the same.
                     break;
                 }
                 if layer.is_resident(piece.clone()) {
@@ -168,37 +174,19 @@ impl Hydration {
                 }
                 self.check_room(layers)?;
                 *state.lock() = HydrateState::Running;
-                self.bring(layer, piece, quiet).await?;
-            }
-        }
-        verify(layers).await
-    }
-
-    /// Brings a piece, unless a reader comes: what is under way then gives way to it.
-    async fn bring(
-        &self,
-        layer: &Layer,
-        piece: Range<StreamOffset>,
-        quiet: Duration,
-    ) -> Result<(), Pause> {
-        if !self.is_quiet(quiet) {
-            return Err(Pause::Reader);
-        }
-        let bring = layer.bring(piece, Priority::Hydrate);
-        tokio::pin!(bring);
-        loop {
-            tokio::select! {
-                brought = &mut bring => return match brought {
-                    // The state says so as well.
-                    Ok(()) | Err(FetchError::Poisoned { .. }) => Ok(()),
-                    Err(error) => Err(Pause::Failed(error)),
-                },
-                () = tokio::time::sleep(SHORTEST_WAIT) => {
-                    if !self.is_quiet(quiet) {
-                        return Err(Pause::Reader);
+                match bring(layer, piece, quiet).await {
+                    Ok(()) => *has_brought = true,
+                    Err(Pause::Failed(error)) => {
+                        failed = failed.or(Some(error));
+                        break;
                     }
+                    Err(pause) => return Err(pause),
                 }
             }
+        }
+        match failed {
+            Some(error) => Err(Pause::Failed(error)),
+            None => verify(layers).await,
         }
     }
 
@@ -213,6 +201,49 @@ impl Hydration {
         match self.cache.free_bytes() {
             Ok(free_bytes) if missing <= free_bytes => Ok(()),
             Ok(_) | Err(_) => Err(Pause::NoRoom),
+        }
+    }
+}
+
+impl Quiet {
+    /// How long it has been quiet: no longer than the kit has been mounted, whatever the daemon did
+    /// before.
+    fn lasted(&self) -> Duration {
+        self.fetcher.quiet_for().min(self.began.elapsed())
+    }
+
+    fn is_over(&self) -> bool {
+        let lasted = self.lasted();
+        lasted < self.wanted || lasted.is_zero()
+    }
+
+    async fn wait(&self) {
+        while self.is_over() {
+            let left = self.wanted.saturating_sub(self.lasted());
+            tokio::time::sleep(left.max(SHORTEST_WAIT)).await;
+        }
+    }
+}
+
+/// Brings a piece, unless a reader comes: what is under way then gives way to it.
+async fn bring(layer: &Layer, piece: Range<StreamOffset>, quiet: &Quiet) -> Result<(), Pause> {
+    if quiet.is_over() {
+        return Err(Pause::Reader);
+    }
+    let bring = layer.bring(piece, Priority::Hydrate);
+    tokio::pin!(bring);
+    loop {
+        tokio::select! {
+            brought = &mut bring => return match brought {
+                // The state says so as well.
+                Ok(()) | Err(FetchError::Poisoned { .. }) => Ok(()),
+                Err(error) => Err(Pause::Failed(error)),
+            },
+            () = tokio::time::sleep(SHORTEST_WAIT) => {
+                if quiet.is_over() {
+                    return Err(Pause::Reader);
+                }
+            }
         }
     }
 }

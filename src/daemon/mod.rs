@@ -45,5 +45,5 @@ mod warming;
 
 pub use backend::{Backend, ByteStream};
 pub use lifecycle::{DaemonConfig, detach, report_ready, run};
-pub use replay::read_trace;
+pub use replay::{TRACE_LIMIT_BYTES, read_trace};
 pub use sizes::shown_bytes;

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::api::{Failure, FailureKind, MountStatus, PassthroughState};
+use super::api::{Failure, FailureKind, HydrateState, MountStatus, PassthroughState};
 use super::failure::panicked;
 use super::hydrate::Hydrating;
 use super::upkeep::kit_state;
@@ -61,7 +61,8 @@ pub(super) struct Served {
     kit: Arc<LoadedKit>,
     reference: String,
     mounted_at: i64,
-    background: Background,
+    /// Nothing once the mount is out of the tree.
+    background: Mutex<Option<Background>>,
     /// Ends the recording that runs.
     recording: Mutex<Option<CancellationToken>>,
     /// Cancelled when all of the above is gone: the fields of a struct are dropped in order.
@@ -133,6 +134,7 @@ impl Mounts {
     pub(super) async fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
         let served = self.at(mountpoint)?;
         unmount(&served, lazy).await?;
+        served.end_background();
         self.forget(&served);
         let released = served.released.clone();
         drop(served);
@@ -222,7 +224,7 @@ impl Reservation {
             kit,
             reference,
             mounted_at,
-            background,
+            background: Mutex::new(Some(background)),
             recording: Mutex::default(),
             _release: release,
             released,
@@ -288,6 +290,13 @@ impl Served {
         }
     }
 
+    /// Ends what nobody asked of a mount that is out of the tree: programs that still have files of
+    /// it open are served, and no more.
+    fn end_background(&self) {
+        drop(self.background.lock().take());
+        self.stop_recording();
+    }
+
     /// Files that are opened while somebody records are read through this process.
     pub(super) fn set_recording(&self, is_recording: bool) {
         self.mount.set_passthrough(!is_recording);
@@ -311,7 +320,10 @@ impl Served {
                 }
                 PassthroughStatus::Off { reason } => PassthroughState::Off { reason },
             },
-            hydrate: self.background.hydrating.state(),
+            hydrate: match &*self.background.lock() {
+                Some(background) => background.hydrating.state(),
+                None => HydrateState::Off,
+            },
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::layer::{RangeSet, StreamOffset};
 use crate::source::Priority;
 
 /// The largest trace that is read: some million lines.
-const TRACE_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
+pub const TRACE_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
 /// Bytes that are fetched at once: half a second at 1 Gbit/s, enough for any round trip; what is
 /// further ahead waits, so the order holds where the line is slow.
 const MOST_BYTES: u64 = 64 * 1024 * 1024;
@@ -51,22 +51,23 @@ pub(super) fn load(kit: &LoadedKit, file: &Path) -> Result<Replay, Failure> {
     let unusable = |why: String| Failure::new(FailureKind::Usage, format!("{place}: {why}"));
     let text = read_trace(file).map_err(|error| unusable(error.to_string()))?;
     let trace = Trace::parse(&text).map_err(|error| unusable(error.to_string()))?;
-    let mut files: HashMap<Vec<u8>, Option<Extent>> = HashMap::new();
+    let mut files: HashMap<Vec<u8>, Place> = HashMap::new();
     let mut replay = Replay {
         ranges: Vec::new(),
         skipped: 0,
         is_of_this_kit: trace.digest == kit.manifest.to_string(),
     };
     for range in trace.ranges {
-        let extent = files.entry(range.path).or_insert_with_key(|path| extent_of(kit, path));
-        match extent {
-            Some((layer, file)) if range.offset < file.end - file.start && range.length > 0 => {
+        let place = files.entry(range.path).or_insert_with_key(|path| place_of(kit, path));
+        match place {
+            Place::Layer((layer, file)) if range.offset < file.end - file.start => {
                 let start = file.start + range.offset;
                 // Another version of the file may be shorter.
                 let end = start.range(range.length).end.min(file.end);
-                replay.ranges.extend(pieces(start..end).map(|piece| (layer.clone(), piece)));
+                replay.ranges.push((layer.clone(), start..end));
             }
-            Some(_) | None => replay.skipped += 1,
+            Place::Memory => {}
+            Place::Layer(_) | Place::Nowhere => replay.skipped += 1,
         }
     }
     Ok(replay)
@@ -89,14 +90,26 @@ pub fn read_trace(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Where a file's bytes lie; nothing for what is no file, or is not in a layer.
-fn extent_of(kit: &LoadedKit, path: &[u8]) -> Option<Extent> {
-    let node = paths::resolve(&kit.tree, &RawPath(path.to_vec()), LastLink::Follow).ok()?;
+/// Where the bytes of a path lie.
+enum Place {
+    Layer(Extent),
+    /// Nothing has to be fetched: the Kitfile.
+    Memory,
+    /// It is no file of the kit.
+    Nowhere,
+}
+
+fn place_of(kit: &LoadedKit, path: &[u8]) -> Place {
+    let path = RawPath(path.to_vec());
+    let Ok(node) = paths::resolve(&kit.tree, &path, LastLink::Follow) else {
+        return Place::Nowhere;
+    };
     match kit.tree.kind(node) {
         NodeKind::File(Content::Extent { layer, range }) => {
-            Some((kit.layers[*layer as usize].clone(), range.clone()))
+            Place::Layer((kit.layers[*layer as usize].clone(), range.clone()))
         }
-        NodeKind::File(Content::Inline(_)) | NodeKind::Directory | NodeKind::Symlink(_) => None,
+        NodeKind::File(Content::Inline(_)) => Place::Memory,
+        NodeKind::Directory | NodeKind::Symlink(_) => Place::Nowhere,
     }
 }
 
@@ -139,7 +152,9 @@ impl Replay {
     pub(super) async fn run(self, on_range: impl Fn(u64)) -> Result<(), FetchError> {
         let budget = Semaphore::new((MOST_BYTES / UNIT_BYTES) as usize);
         let budget = &budget;
-        stream::iter(self.ranges)
+        // A range may be as long as a file: it is cut when its turn comes.
+        let cut = |(layer, range): Extent| pieces(range).map(move |piece| (layer.clone(), piece));
+        stream::iter(self.ranges.into_iter().flat_map(cut))
             .map(|(layer, range)| async move {
                 let bytes = range.end - range.start;
                 // Pieces are far shorter than all of it; who comes first is served first.

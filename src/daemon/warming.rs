@@ -52,31 +52,25 @@ pub(super) async fn warm(
 ) -> Result<WarmReport, Failure> {
     let wants = if paths.is_empty() { all_of(kit) } else { files_of(kit, paths)? };
     check_room(cache, &wants)?;
-    let tell = || progress(wants.iter().map(Want::progress).collect());
-    tell();
-    let work = fetch(&wants);
-    tokio::pin!(work);
-    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-    loop {
-        tokio::select! {
-            () = &mut work => break,
-            _ = ticks.tick() => tell(),
-        }
-    }
-    tell();
+    fetch(&wants, progress).await;
     Ok(report(&wants, Vec::new()))
 }
 
 /// Brings what a trace says, in its order; else as [`warm`].
 ///
 /// # Errors
-/// As [`warm`].
+/// When nothing of the trace is in the kit; else as [`warm`].
 pub(super) async fn replay(
     cache: &Cache,
     replay: Replay,
     progress: &(dyn Fn(Vec<LayerProgress>) + Send + Sync),
 ) -> Result<WarmReport, Failure> {
     let wants = replay.wants();
+    if wants.is_empty() {
+        let message = "no range of the trace lies in a file of the kit: was it recorded from \
+                       another one? `kitfs trace show FILE` says from which";
+        return Err(Failure::new(FailureKind::NotFound, message));
+    }
     check_room(cache, &wants)?;
     let (total_bytes, warnings, done_bytes) =
         (replay.bytes(), replay.warnings(), AtomicU64::new(0));
@@ -89,12 +83,24 @@ pub(super) async fn replay(
         // What is missing is tried again now, where each layer has an outcome of its own.
         tracing::warn!(%error, "an access trace was not replayed to its end");
     }
-    fetch(&wants).await;
+    fetch(&wants, progress).await;
     Ok(report(&wants, warnings))
 }
 
-async fn fetch(wants: &[Want]) {
-    stream::iter(wants).for_each_concurrent(LAYERS_AT_ONCE, Want::fetch).await;
+/// Fetches and verifies, and tells how far each layer is.
+async fn fetch(wants: &[Want], progress: &(dyn Fn(Vec<LayerProgress>) + Send + Sync)) {
+    let tell = || progress(wants.iter().map(Want::progress).collect());
+    tell();
+    let work = stream::iter(wants).for_each_concurrent(LAYERS_AT_ONCE, Want::fetch);
+    tokio::pin!(work);
+    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+    loop {
+        tokio::select! {
+            () = &mut work => break,
+            _ = ticks.tick() => tell(),
+        }
+    }
+    tell();
 }
 
 fn report(wants: &[Want], warnings: Vec<String>) -> WarmReport {

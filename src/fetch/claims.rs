@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::download::TRANSFER_MEMORY_BYTES;
 use super::layer::Inner;
@@ -55,16 +56,19 @@ impl Inner {
     ) -> Vec<Wait> {
         let layout = &self.contents.layout;
         let wanted = layout.chunks_of(range.clone());
-        let limit = self.pace.lock().chunks();
+        let limit = self.request_chunks.load(Ordering::Relaxed);
         let mut claims = self.claims.lock();
         let runs = plan::transfers(wanted.clone(), limit, |chunk| {
             let is_claimed = self.is_coming(&claims, chunk);
             self.status(ChunkId(chunk), is_claimed)
         });
         if !runs.is_empty() && self.is_compressed() {
-            if let Some(whole) = &claims.whole {
+            if let Some(whole) = claims.whole.clone() {
                 // It has passed what is missing: the next pass starts when this one is done.
-                return vec![(whole.clone(), StreamOffset(u64::MAX))];
+                let waits = vec![(whole, StreamOffset(u64::MAX))];
+                drop(claims);
+                self.raise(&waits, priority);
+                return waits;
             }
             self.start_whole(&mut claims, priority);
         } else {
@@ -76,6 +80,9 @@ impl Inner {
         for chunk in wanted {
             let Some(transfer) = claims.chunks.get(&chunk) else { continue };
             let end = layout.chunk(ChunkId(chunk)).stream.end.min(range.end);
+            if transfer.has_passed(end) {
+                continue;
+            }
             match waits.last_mut() {
                 Some((last, last_end)) if Arc::ptr_eq(last, transfer) => *last_end = end,
                 _ => waits.push((transfer.clone(), end)),
@@ -86,7 +93,8 @@ impl Inner {
         waits
     }
 
-    fn raise(&self, waits: &[Wait], priority: Priority) {
+    /// Makes those who are waited for at least as urgent as who waits.
+    pub(super) fn raise(&self, waits: &[Wait], priority: Priority) {
         let mut is_raised = false;
         for (transfer, _) in waits {
             if transfer.urgency().get() < priority {
@@ -150,8 +158,8 @@ impl Inner {
         let inner = self.clone();
         let guard =
             EndOnDrop { transfer: transfer.clone(), place: self.spec.blob.digest.to_string() };
-        let (number, urgency) = (Arc::as_ptr(self) as usize, transfer.urgency().clone());
-        let turn = self.scheduler.acquire(number, TRANSFER_MEMORY_BYTES, urgency);
+        let urgency = transfer.urgency().clone();
+        let turn = self.scheduler.acquire(self.number(), TRANSFER_MEMORY_BYTES, urgency);
         self.runtime.spawn(async move {
             let result = tokio::select! {
                 result = inner.fetch(&transfer, range, turn) => Some(result),

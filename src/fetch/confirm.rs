@@ -1,8 +1,9 @@
 //! The digest of a whole layer, computed once its last byte is in.
 //!
 //! ```text
-//! last chunk --> confirm_when_complete --one at a time--> thread of low priority --> confirmed
-//!                                                                            '--> poisoned
+//! last chunk --> confirm_when_complete --its turn--> thread of low priority --> confirmed
+//!                         ^                                  |           '--> poisoned
+//!                         '--a chunk went, and came again----'
 //! ```
 
 use std::sync::Arc;
@@ -32,28 +33,42 @@ impl Inner {
             return;
         }
         let end = End(self.clone());
-        let thread = std::thread::Builder::new().name("kitfs-confirm".to_owned());
-        let spawned = thread.spawn(move || {
-            // A kernel that refuses leaves the usual priority, which only costs time.
-            let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
-            end.0.confirm();
+        let turn = self.scheduler.hashing_turn();
+        self.runtime.spawn(async move {
+            let turn = turn.await;
+            let layer = end.0.spec.blob.digest;
+            let thread = std::thread::Builder::new().name("kitfs-confirm".to_owned());
+            let spawned = thread.spawn(move || {
+                let _turn = turn;
+                // A kernel that refuses leaves the usual priority, which only costs time.
+                let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+                let inner = end.0.clone();
+                let is_spoiled = inner.confirm();
+                drop(end);
+                if is_spoiled {
+                    inner.confirm_when_complete();
+                }
+            });
+            if let Err(error) = spawned {
+                tracing::warn!(%layer, %error, "no thread to verify a layer");
+            }
         });
-        if let Err(error) = spawned {
-            tracing::warn!(layer = %self.spec.blob.digest, %error, "no thread to verify a layer");
-        }
     }
 
-    fn confirm(&self) {
+    /// Returns whether chunks went while their digests were computed.
+    fn confirm(&self) -> bool {
         let layer = self.spec.blob.digest;
         match self.store.confirm(&|| !self.closed.is_cancelled()) {
             Ok(LayerState::Poisoned { got }) => {
                 tracing::error!(%layer, %got, "digest mismatch: the layer is poisoned, its reads fail");
             }
             Ok(LayerState::Confirmed) => tracing::info!(%layer, "layer complete and confirmed"),
-            // Closed, or a chunk was evicted: it is tried again when the layer is complete again.
-            Ok(LayerState::Unconfirmed) => {}
+            // Closed, or a chunk was evicted: it is tried again when the layer is complete again,
+            // which it may be by now.
+            Ok(LayerState::Unconfirmed) => return !self.closed.is_cancelled(),
             Err(error) => tracing::warn!(%layer, %error, "could not verify a complete layer"),
         }
+        false
     }
 }
 

@@ -18,7 +18,7 @@ use super::scheduler::Permit;
 use super::transfer::Transfer;
 use super::writer::Writer;
 use crate::layer::StreamOffset;
-use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
+use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 
 /// When a batch is passed on whoever waits: one chunk.
 const BATCH_BYTES: u64 = 256 * 1024;
@@ -71,7 +71,7 @@ impl Inner {
             Admission::TakenOver => return Ok(()),
             Admission::After(other) => {
                 drop((stream, permit));
-                other.ended().await;
+                self.wait_behind(&other, urgency).await;
                 return Ok(());
             }
         }
@@ -80,11 +80,28 @@ impl Inner {
         let writer = Writer::new(self.clone(), transfer.clone(), StreamOffset(asked.start));
         let writer = tokio::task::spawn_blocking(move || writer.drain(incoming));
         let fed = self.feed(stream, asked, untried, transfer, batches).await;
-        if fed.is_ok() {
-            self.pace.lock().note(asked_bytes, began.elapsed(), self.scheduler.running());
-        }
+        let took = began.elapsed();
         let written = writer.await.map_err(|error| FetchError::malformed(self.spec.blob, error))?;
-        written.and(fed)
+        // A source that broke off is why the writer has too little.
+        fed.and(written)?;
+        // Hydration rests, which says nothing about the line.
+        if urgency.get() > Priority::Hydrate {
+            self.note_pace(asked_bytes, took);
+        }
+        Ok(())
+    }
+
+    /// Waits for a transfer that streams the whole layer, which is as urgent as who waits for it.
+    async fn wait_behind(&self, other: &Arc<Transfer>, urgency: &Urgency) {
+        let waits = [(other.clone(), StreamOffset(u64::MAX))];
+        loop {
+            let priority = urgency.get();
+            self.raise(&waits, priority);
+            tokio::select! {
+                () = other.ended() => return,
+                () = urgency.raised_above(priority) => {}
+            }
+        }
     }
 
     /// Passes on the bytes `asked`, from `stream` and, where that breaks off, from other sources.
@@ -139,7 +156,9 @@ impl Inner {
                 return Err(Stopped::Writer);
             }
             *sent = pieces.next;
-            self.scheduler.give_way(transfer.urgency()).await;
+            if *sent < end {
+                self.scheduler.give_way(transfer.urgency()).await;
+            }
         }
         match failed {
             Some(error) => Err(Stopped::Source(error)),

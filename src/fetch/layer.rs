@@ -9,6 +9,8 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
@@ -50,6 +52,8 @@ pub(super) struct Inner {
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) sources: RwLock<Vec<Arc<dyn BlobSource>>>,
     pub(super) pace: Mutex<Pace>,
+    /// What the pace comes to, for readers: without a lock.
+    pub(super) request_chunks: AtomicU32,
     /// Transfers are started from threads of the kernel's requests too, which have no runtime.
     pub(super) runtime: Handle,
     pub(super) claims: Mutex<Claims>,
@@ -76,6 +80,7 @@ impl Layer {
             scheduler,
             sources: RwLock::new(vec![source]),
             pace: Mutex::default(),
+            request_chunks: AtomicU32::new(Pace::default().chunks()),
             runtime: Handle::current(),
             claims: Mutex::default(),
             confirming: watch::Sender::new(false),
@@ -197,7 +202,7 @@ impl Layer {
 
     /// What one request should bring at the rate at which bytes come, in bytes.
     pub fn request_bytes(&self) -> u64 {
-        u64::from(self.inner.pace.lock().chunks()) * CHUNK_BYTES
+        u64::from(self.inner.request_chunks.load(Ordering::Relaxed)) * CHUNK_BYTES
     }
 
     /// Whether the blob comes from another host, rather than from this machine's own disk.
@@ -209,9 +214,15 @@ impl Layer {
     /// what came of it; at once for one that is not complete.
     pub async fn confirmed(&self) -> LayerState {
         let inner = self.inner.clone();
-        inner.confirm_when_complete();
         let mut confirming = inner.confirming.subscribe();
-        confirming.wait_for(|confirming| !confirming).await.expect("the sender lives in inner");
+        for _ in 0..MOST_PLANS {
+            inner.confirm_when_complete();
+            confirming.wait_for(|confirming| !confirming).await.expect("the sender lives in inner");
+            // A chunk may have gone meanwhile, and have come again.
+            if self.state() != LayerState::Unconfirmed || !inner.store.is_complete() {
+                break;
+            }
+        }
         self.state()
     }
 }
@@ -296,6 +307,18 @@ impl Inner {
             plans_in_vain = if at > before { 0 } else { plans_in_vain + 1 };
         }
         Err(FetchError::Thrashing(self.spec.blob.digest))
+    }
+
+    /// A number that stands for the layer in the scheduler.
+    pub(super) fn number(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
+    /// Takes note of how long a transfer of `bytes` took.
+    pub(super) fn note_pace(&self, bytes: u64, took: Duration) {
+        let mut pace = self.pace.lock();
+        pace.note(bytes, took, self.scheduler.running_of(self.number()));
+        self.request_chunks.store(pace.chunks(), Ordering::Relaxed);
     }
 
     pub(super) fn is_compressed(&self) -> bool {

@@ -198,6 +198,7 @@ impl Fetcher {
         let is_compressed = spec.encoding.compression != Compression::None;
         let memory_bytes = if is_compressed { pass::PASS_MEMORY_BYTES } else { SCAN_MEMORY_BYTES };
         // Whoever opens a kit waits for it.
+        let _reader = self.scheduler.reader();
         let _permit = self.scheduler.acquire(0, memory_bytes, Urgency::on_demand()).await;
         if is_compressed {
             return pass::run(spec, store, source, &self.cache, progress).await;

@@ -11,12 +11,13 @@
 //!
 //! | class | runs when |
 //! | --- | --- |
-//! | on demand | there is memory |
-//! | readahead | also: its layer has few enough transfers, so that they end one after the other |
-//! | prefetch | also: few of its class run, no reader waits to be admitted, half of the memory is free |
+//! | on demand | there is memory and a thread |
+//! | readahead | also: no reader waits to be admitted, a quarter of memory and threads is free, and its layer has few enough transfers, so that they end one after the other |
+//! | prefetch | also: few of its class run, half of the memory is free |
 //! | hydrate | also: hardly any of its class run, and no reader waits at all |
 //!
-//! One transfer always runs, however little memory there is. Replies to readers have a quarter of
+//! One transfer always runs, however little memory there is. Nothing passes a reader in the queue,
+//! whatever it needs: else small transfers would keep a large one out for ever. Replies to readers have a quarter of
 //! the memory of their own: they are assembled when their bytes have come, so they never wait for a
 //! transfer, and a transfer never waits for them.
 
@@ -41,6 +42,8 @@ const MOST_OF_A_LAYER: usize = 8;
 const MOST_PREFETCHES: usize = 8;
 /// Hydrating transfers that run at a time: polite to the line and to the registry.
 const MOST_HYDRATING: usize = 2;
+/// Layers whose digests are computed at a time: a thread and a stream of the disk each.
+const MOST_HASHING: usize = 2;
 /// The unit in which memory for replies is counted: a page.
 const REPLY_UNIT_BYTES: u64 = 4096;
 
@@ -55,6 +58,7 @@ pub(super) struct Scheduler {
     table: Mutex<Table>,
     replies: Arc<Semaphore>,
     reply_units: u32,
+    hashing: Arc<Semaphore>,
     /// Readers that wait for bytes.
     readers: AtomicUsize,
     readers_left: Notify,
@@ -105,6 +109,7 @@ impl Scheduler {
             table: Mutex::new(table),
             replies: Arc::new(Semaphore::new(reply_units as usize)),
             reply_units: reply_units as u32,
+            hashing: Arc::new(Semaphore::new(MOST_HASHING)),
             readers: AtomicUsize::new(0),
             readers_left: Notify::new(),
             began: Instant::now(),
@@ -169,14 +174,20 @@ impl Scheduler {
 
     /// Rests between two batches of bytes of a background transfer while a reader waits.
     pub(super) async fn give_way(&self, urgency: &Urgency) {
-        let rest = match urgency.get() {
+        let priority = urgency.get();
+        let rest = match priority {
             Priority::OnDemand | Priority::Readahead => return,
             Priority::Prefetch => PREFETCH_REST,
             Priority::Hydrate => HYDRATE_REST,
         };
         let left = self.readers_left.notified();
         if self.readers.load(Ordering::Relaxed) > 0 {
-            let _ = tokio::time::timeout(rest, left).await;
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                () = left => {}
+                // A reader waits for this very transfer.
+                () = urgency.raised_above(priority) => {}
+            }
         }
     }
 
@@ -187,8 +198,15 @@ impl Scheduler {
         permit.expect("the semaphore is never closed")
     }
 
-    pub(super) fn running(&self) -> usize {
-        self.table.lock().running.len()
+    /// Waits until the digest of a layer may be computed, until the permit is dropped.
+    pub(super) fn hashing_turn(&self) -> impl Future<Output = OwnedSemaphorePermit> + Send + use<> {
+        let hashing = self.hashing.clone();
+        async move { hashing.acquire_owned().await.expect("the semaphore is never closed") }
+    }
+
+    /// How many transfers of a layer run.
+    pub(super) fn running_of(&self, layer: usize) -> usize {
+        self.table.lock().running.iter().filter(|entry| entry.layer == layer).count()
     }
 
     /// Memory that is reserved now, in bytes.
@@ -230,35 +248,39 @@ impl Table {
     }
 
     fn next(&self, reader_waits: bool) -> Option<usize> {
-        let reader_is_queued = self.waiting.iter().any(|(entry, _)| is_on_demand(entry));
-        let may_run = |(_, (entry, _)): &(usize, &(Entry, _))| {
-            self.may_run(entry, reader_waits, reader_is_queued)
-        };
-        let candidates = self.waiting.iter().enumerate().filter(may_run);
-        let urgent = candidates
-            .max_by_key(|(_, (entry, _))| (entry.urgency.get(), std::cmp::Reverse(entry.id)));
+        let first_come = |(_, (entry, _)): &(usize, &(Entry, _))| std::cmp::Reverse(entry.id);
+        let waiting = || self.waiting.iter().enumerate();
+        let reader = waiting().filter(|(_, (entry, _))| is_on_demand(entry)).max_by_key(first_come);
+        if let Some((index, (entry, _))) = reader {
+            return self.may_run(entry, reader_waits).then_some(index);
+        }
+        let may_run = |(_, (entry, _)): &(usize, &(Entry, _))| self.may_run(entry, reader_waits);
+        let urgent = waiting()
+            .filter(may_run)
+            .max_by_key(|candidate| (candidate.1.0.urgency.get(), first_come(candidate)));
         urgent.map(|(index, _)| index)
     }
 
-    fn may_run(&self, entry: &Entry, reader_waits: bool, reader_is_queued: bool) -> bool {
+    fn may_run(&self, entry: &Entry, reader_waits: bool) -> bool {
         if self.running.is_empty() {
             return true;
         }
         let priority = entry.urgency.get();
         let of_class = || self.running.iter().filter(|one| one.urgency.get() == priority).count();
         let of_layer = || self.running.iter().filter(|one| one.layer == entry.layer).count();
-        let (class_allows, memory_bytes) = match priority {
-            Priority::OnDemand => (true, self.memory_bytes),
-            Priority::Readahead => (of_layer() < MOST_OF_A_LAYER, self.memory_bytes),
-            Priority::Prefetch => {
-                (!reader_is_queued && of_class() < MOST_PREFETCHES, self.memory_bytes / 2)
+        let (memory_bytes, threads) = (self.memory_bytes, MOST_RUNNING);
+        let (class_allows, memory_bytes, threads) = match priority {
+            Priority::OnDemand => (true, memory_bytes, threads),
+            Priority::Readahead => {
+                (of_layer() < MOST_OF_A_LAYER, memory_bytes / 4 * 3, threads / 4 * 3)
             }
+            Priority::Prefetch => (of_class() < MOST_PREFETCHES, memory_bytes / 2, threads / 2),
             Priority::Hydrate => {
-                (!reader_waits && of_class() < MOST_HYDRATING, self.memory_bytes / 2)
+                (!reader_waits && of_class() < MOST_HYDRATING, memory_bytes / 2, threads / 2)
             }
         };
         class_allows
-            && self.running.len() < MOST_RUNNING
+            && self.running.len() < threads
             && self.reserved_bytes + entry.bytes <= memory_bytes
     }
 
@@ -329,6 +351,35 @@ mod tests {
         drop(reader);
         assert!(hydrate.now_or_never().is_some());
         drop(running);
+    }
+
+    #[tokio::test]
+    async fn nothing_passes_a_reader_that_needs_much() {
+        let scheduler = scheduler(16);
+        let small = || scheduler.acquire(1, 3 * MIB, Urgency::new(Priority::Readahead));
+        let mut running: Vec<_> = std::iter::from_fn(|| small().now_or_never()).collect();
+        assert_eq!(running.len(), 3, "a quarter of the 12 MiB is not for readahead");
+        let mut large = Box::pin(scheduler.acquire(0, 8 * MIB, Urgency::on_demand()));
+        assert!(large.as_mut().now_or_never().is_none());
+        let mut next = Box::pin(small());
+        let mut turns = 0;
+        while large.as_mut().now_or_never().is_none() {
+            assert!(running.pop().is_some(), "it runs when others have left");
+            assert!(next.as_mut().now_or_never().is_none(), "readahead does not take their room");
+            turns += 1;
+        }
+        assert_eq!(turns, 2);
+    }
+
+    #[tokio::test]
+    async fn a_transfer_that_rests_goes_on_when_a_reader_wants_it() {
+        let scheduler = scheduler(16);
+        let _reader = scheduler.reader();
+        let urgency = Urgency::new(Priority::Hydrate);
+        let mut rest = Box::pin(scheduler.give_way(&urgency));
+        assert!(rest.as_mut().now_or_never().is_none());
+        urgency.raise(Priority::OnDemand);
+        assert!(rest.now_or_never().is_some());
     }
 
     #[tokio::test]

@@ -38,6 +38,7 @@ impl Writer {
             while let Some(batch) = incoming.blocking_recv() {
                 self.append(&batch.iter().map(|piece| &piece[..]).collect::<Vec<_>>())?;
             }
+            // The feeder counts the bytes of a layer that is stored as it is.
             return Ok(());
         }
         let mut decoder = Decoder::new(compression);
@@ -46,6 +47,12 @@ impl Writer {
             for piece in batch {
                 self.decode(&mut decoder, &piece, &mut buffer)?;
             }
+        }
+        let malformed = |why| FetchError::malformed(self.inner.spec.blob, why);
+        decoder.finish().map_err(|error| malformed(error.to_string()))?;
+        if self.at.get() < self.inner.contents.layout.stream_bytes() {
+            let detail = "it is shorter than when its contents were found out";
+            return Err(malformed(detail.to_owned()));
         }
         Ok(())
     }
@@ -72,6 +79,10 @@ impl Writer {
     fn append(&mut self, pieces: &[&[u8]]) -> Result<(), FetchError> {
         let layout = &self.inner.contents.layout;
         let mut left: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        if left == 0 {
+            // Only the end of a gzip member came.
+            return Ok(());
+        }
         self.inner.cache.make_room(left)?;
         let mut pieces = Cut { pieces: pieces.iter(), rest: &[] };
         let mut readable = self.at;

@@ -196,12 +196,12 @@ impl FileSystem {
             NodeKind::Symlink(_) => return Err(FsError::NotAFile),
             NodeKind::File(content) => content,
         };
-        self.log.note(node, offset, u64::from(size));
         let file_bytes = self.kit.tree.size(node);
         let end = offset.saturating_add(u64::from(size)).min(file_bytes);
         if offset >= end {
             return Ok(Read::Resident(&[]));
         }
+        self.log.note(node, offset, end - offset);
         match content {
             Content::Inline(bytes) => Ok(Read::Resident(&bytes[offset as usize..end as usize])),
             Content::Extent { layer, range } => {

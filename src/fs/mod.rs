@@ -45,4 +45,4 @@ pub use load_error::LoadError;
 pub use percent::{percent_decoded, percent_encoded};
 pub use read::{PendingRead, Read, Reply};
 pub use resolve::{Description, describe};
-pub use trace::{FileRead, Line, Merger, Trace, TraceError, TraceRange};
+pub use trace::{FileRead, Line, Merger, TRACE_LINES, Trace, TraceError, TraceRange};

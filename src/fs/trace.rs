@@ -1,4 +1,4 @@
-//! FileRead traces: which ranges of which files were read, in order (docs/format/trace.md).
+//! Access traces: which ranges of which files were read, in order (docs/format/trace.md).
 //!
 //! ```text
 //! FileSystem::read --AccessLog (bounded)--> Merger --Line--> a file
@@ -27,10 +27,10 @@ const MOST_LINE_BYTES: u64 = 8 * 1024 * 1024;
 const MOST_OPEN_RANGES: usize = 16;
 /// The version of the format.
 const VERSION: u32 = 1;
-/// The longest line that is read: a path of the longest kind, percent-encoded.
-const LINE_LIMIT_BYTES: usize = 32 * 1024;
-/// The most lines that are read: 10 TiB in the largest ranges.
-const LINES_LIMIT: usize = 1_250_000;
+/// The longest line that is read: a path of the longest kind (16 KiB), percent-encoded.
+const LINE_LIMIT_BYTES: usize = 64 * 1024;
+/// The most lines that are read, the header included: 10 TiB in the largest ranges.
+pub const TRACE_LINES: usize = 1_250_000;
 
 /// One read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,8 +237,8 @@ impl Trace {
             if bytes.len() > LINE_LIMIT_BYTES {
                 return Err(fail(format!("it is longer than {LINE_LIMIT_BYTES} bytes")));
             }
-            if index > LINES_LIMIT {
-                return Err(fail(format!("more than {LINES_LIMIT} lines")));
+            if index >= TRACE_LINES {
+                return Err(fail(format!("more than {TRACE_LINES} lines")));
             }
             let line = serde_json::from_slice(bytes)
                 .map_err(|_| fail("it is no line of an access trace".to_owned()))?;

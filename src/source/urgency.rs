@@ -73,7 +73,7 @@ impl Urgency {
     }
 
     /// Waits until the priority is above `priority`.
-    pub(super) async fn raised_above(&self, priority: Priority) {
+    pub(crate) async fn raised_above(&self, priority: Priority) {
         loop {
             let mut raised = pin!(self.0.raised.notified());
             // In line for the news before looking, so that none is missed between the two.

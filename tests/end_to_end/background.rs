@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use rstest::rstest;
 use rustix::process::{Pid, Signal, kill_process};
@@ -115,7 +116,18 @@ fn a_layer_that_is_partly_warm_is_named_and_no_failure() {
     assert_eq!(first.code, Some(0), "{}", first.stderr);
     assert!(first.stderr.contains("1 of 1 layers are only partly"), "{}", first.stderr);
     let second = counted.kitfs.run(&["warm", &counted.reference, "d/2"]);
+    assert_eq!(second.code, Some(0), "{}", second.stderr);
     assert!(!second.stderr.contains("partly"), "{}", second.stderr);
+}
+
+#[test]
+fn a_warm_that_asks_for_another_cache_size_than_the_daemon_has_is_told() {
+    let counted = Counted::new(&big_files());
+    counted.kitfs.succeed(&["daemon", "start"]);
+    let arguments = ["warm", "--cache-size", "1GiB", &counted.reference, "weights/shard-0"];
+    let outcome = counted.kitfs.run(&arguments);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("--cache-size no limit"), "{}", outcome.stderr);
 }
 
 #[test]
@@ -206,6 +218,29 @@ fn a_kit_of_wrong_bytes_is_never_called_complete() {
     assert!(reason.contains(&digest), "{status}");
     let file = mountpoint.join("weights/shard-2");
     assert!(fs::read(file).unwrap() == expected_content(&counted, 2), "the others are there");
+}
+
+#[test]
+fn a_layer_that_cannot_be_had_does_not_hold_up_the_others() {
+    let counted = Counted::new(&big_files());
+    scripted(&counted, 0, Fault::Status(404));
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    wait_until("the failure", || hydrate(&counted.kitfs, &mountpoint) == "failed");
+    for shard in [1, 2] {
+        let file = File::open(mountpoint.join(format!("weights/shard-{shard}"))).unwrap();
+        let fetched = counted.fetched();
+        file.read_exact_at(&mut [0; 4096], 8 * MIB).unwrap();
+        assert_eq!(counted.fetched(), fetched, "shard {shard} is in the cache");
+    }
+}
+
+#[test]
+fn a_daemon_that_was_quiet_before_the_mount_waits_all_the_same() {
+    let counted = Counted::new(&big_files());
+    counted.kitfs.succeed(&["daemon", "start"]);
+    std::thread::sleep(Duration::from_secs(3));
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "3"]);
+    assert_eq!(hydrate(&counted.kitfs, &mountpoint), "waiting");
 }
 
 #[test]
@@ -334,8 +369,10 @@ fn a_mount_has_one_recording_at_a_time_which_ends_with_it() {
     let (mut second, _) = recording(&counted, &mountpoint, "second");
     counted.kitfs.unmount(&mountpoint);
     assert_eq!(second.wait().unwrap().code(), Some(0));
-    let cleared = counted.kitfs.succeed(&["cache", "clear"]);
-    assert!(!cleared.contains("is being read"), "a recording keeps nothing open: {cleared}");
+    let cleared = counted.kitfs.run(&["cache", "clear"]);
+    assert_eq!(cleared.code, Some(0), "{}", cleared.stderr);
+    let kept = cleared.stderr.contains("is being read");
+    assert!(!kept, "a recording keeps nothing open: {}", cleared.stderr);
 }
 
 #[rstest]

@@ -30,8 +30,8 @@
 //! else is let in before as many have left
 //! ```
 //!
-//! Whoever has N others of its kind before it in line is let in after N + 1 times the patience at
-//! the latest, whatever the holders do: streams that nobody drains cost time, and never a deadlock.
+//! Whoever has N others before it that are as urgent or more, later ones included, is let in after
+//! N + 1 times the patience at the latest, whatever the holders do: streams that nobody drains cost time, and never a deadlock.
 //! A pause is the only thing that stops lending; it is bounded, and patience begins anew behind it.
 
 use std::cmp::Reverse;
