@@ -60,7 +60,7 @@ impl Mounted {
 
     /// Ends the mount and the engine, and starts both again over the same cache.
     fn restart(&mut self, between: impl FnOnce(&Path)) {
-        self.mount().unmount(false).unwrap();
+        self.unmount();
         drop(self.mount.take());
         let nowhere = tempfile::tempdir().unwrap();
         let stand_in = Engine::new(&nowhere.path().join("cache"), None);
