@@ -200,7 +200,7 @@ impl Cache {
         })
     }
 
-    /// Records that a kit uses these layers, for `cache ls` and `cache rm REFERENCE`.
+    /// Records that a kit uses these layers too, for `cache ls` and `cache rm REFERENCE`.
     pub fn record_kit(
         &self,
         origin: &str,

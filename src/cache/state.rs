@@ -86,15 +86,23 @@ impl State {
         layers: &[LayerKey],
         now_seconds: i64,
     ) -> Result<(), redb::Error> {
-        let names: Vec<String> = layers.iter().map(LayerKey::folder_name).collect();
+        let mut names: Vec<String> = layers.iter().map(LayerKey::folder_name).collect();
         let write = self.database.begin_write()?;
         {
             let mut kits = write.open_table(KITS)?;
             if kits.len()? >= MOST_ROWS {
                 forget_oldest(&mut kits)?;
             }
-            let names = names.join("\n");
-            kits.insert((origin, *manifest.as_bytes()), (now_seconds, names.as_str()))?;
+            // It may have been used with another filter before; those layers are still its own.
+            let key = (origin, *manifest.as_bytes());
+            if let Some(before) = kits.get(key)? {
+                for name in before.value().1.lines() {
+                    if !names.iter().any(|known| known == name) {
+                        names.push(name.to_owned());
+                    }
+                }
+            }
+            kits.insert(key, (now_seconds, names.join("\n").as_str()))?;
         }
         Ok(write.commit()?)
     }
@@ -175,13 +183,14 @@ mod tests {
         state.remember("a", Digest::of(b"1")).unwrap();
         state.remember("a", Digest::of(b"2")).unwrap();
         state.record_kit("a", Digest::of(b"2"), &[key("x"), key("y")], 5).unwrap();
+        state.record_kit("a", Digest::of(b"2"), &[key("y")], 6).unwrap();
         drop(state);
         let state = State::open(folder.path()).unwrap();
         assert_eq!(state.recall("a").unwrap(), Some(Digest::of(b"2")));
         let kit = RecordedKit {
             origin: "a".into(),
             manifest: Digest::of(b"2"),
-            layers: vec![key("x"), key("y")],
+            layers: vec![key("y"), key("x")],
         };
         assert_eq!(state.kits().unwrap(), [kit]);
     }

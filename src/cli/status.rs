@@ -12,6 +12,10 @@ use crate::daemon::api::{HydrateState, MountStatus, PassthroughState};
 State says how far the bytes can be trusted: `confirmed` when the digest of every layer was
 computed over all its bytes, `unconfirmed` before that, `POISONED` when a digest is wrong.
 
+Rest says what becomes of what is not in the cache yet: it `waits` until readers are quiet, is
+`coming`, or all of it is `here`; `on demand` with --no-hydrate, `local` for a kit on this machine's
+disk, `no room` where it does not fit the cache, `failed` (see --json, or daemon.log).
+
 Passthrough says whether the kernel reads complete, confirmed files from the cache by itself: how
 many are open so now, and how often one was; or why it does not.")]
 pub(super) struct Arguments {

@@ -94,6 +94,7 @@ impl Hydration {
         let (state, quiet) = match quiet {
             None => (HydrateState::Off, None),
             Some(_) if layers.is_empty() && !kit.layers.is_empty() => (HydrateState::Local, None),
+            Some(_) if layers.iter().all(|layer| is_here(layer)) => (HydrateState::Complete, None),
             Some(quiet) => (HydrateState::Waiting, Some(quiet)),
         };
         let state = Arc::new(Mutex::new(state));
@@ -246,6 +247,11 @@ async fn bring(layer: &Layer, piece: Range<StreamOffset>, quiet: &Quiet) -> Resu
             }
         }
     }
+}
+
+/// Whether nothing of a layer is left to be fetched or verified.
+fn is_here(layer: &Layer) -> bool {
+    layer.state() == LayerState::Confirmed && layer.store().is_complete()
 }
 
 /// Waits for the digests of layers all of whose bytes came.

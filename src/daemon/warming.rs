@@ -53,7 +53,7 @@ pub(super) async fn warm(
     let wants = if paths.is_empty() { all_of(kit) } else { files_of(kit, paths)? };
     check_room(cache, &wants)?;
     fetch(&wants, progress).await;
-    Ok(report(&wants, Vec::new()))
+    Ok(report(&wants, kit.warnings.clone()))
 }
 
 /// Brings what a trace says, in its order; else as [`warm`].
