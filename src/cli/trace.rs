@@ -43,7 +43,7 @@ enum Command {
         /// Where the kit is mounted.
         #[arg(value_name = "DIR")]
         mountpoint: PathBuf,
-        /// The file to write; without it, the standard output.
+        /// The file to write; without it, the standard output. Needed with COMMAND.
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
         /// A command to run meanwhile; its exit code is passed on.

@@ -211,9 +211,13 @@ impl Want {
         let digest = self.layer.key().digest;
         let (kind, why) = match self.layer.confirmed().await {
             LayerState::Confirmed => return Ok(()),
-            LayerState::Poisoned { got } => {
-                (FailureKind::BadContent, format!("is not what it says: its bytes have {got}"))
-            }
+            LayerState::Poisoned { got } => (
+                FailureKind::BadContent,
+                format!(
+                    "is not what it says: its bytes have {got}. Repair the registry, then run \
+                         `kitfs cache rm {digest}` and warm again"
+                ),
+            ),
             LayerState::Unconfirmed if self.layer.store().is_complete() => {
                 let why = "is complete, but its digest could not be computed; see daemon.log in \
                            the cache folder";
