@@ -140,13 +140,13 @@ impl Appender {
             self.give_up();
             return Err(CacheError::Changed { layer: self.store.key().digest, chunk });
         }
-        if filling.expected.take().is_some() {
-            let held = std::mem::take(&mut filling.held);
-            self.store.write_at(filling, 0, &[IoSlice::new(&held)])?;
-            self.store.record_filled(filling)?;
+        let was_held = filling.expected.take().is_some();
+        if was_held {
+            self.store.write_at(filling, 0, &[IoSlice::new(&filling.held)])?;
+        }
+        self.store.record_filled(filling)?;
+        if was_held {
             self.store.show(ready, filling);
-        } else {
-            self.store.record_filled(filling)?;
         }
         self.passed_over = Some(chunk);
         self.filling = None;
@@ -178,8 +178,7 @@ impl Appender {
                 let at = filling.placed.file_offset + u64::from(filling.state.filled());
                 let _ = files::punch_hole(&filling.file, at, u64::from(unshown));
             }
-            self.store.known.resident_bytes.fetch_sub(u64::from(unshown), Ordering::Relaxed);
-            self.store.shared.budget.subtract(u64::from(unshown));
+            self.store.count_gone(u64::from(unshown));
         }
         ready.chunks.release(filling.chunk);
     }
@@ -215,8 +214,7 @@ impl LayerStore {
             if !is_there || record.filled != state.filled() || !record.check.matches(&prefix) {
                 ready.chunks.publish(chunk, state.emptied());
                 self.emptied.fetch_add(1, Ordering::SeqCst);
-                self.known.resident_bytes.fetch_sub(u64::from(state.filled()), Ordering::Relaxed);
-                self.shared.budget.subtract(u64::from(state.filled()));
+                self.count_gone(u64::from(state.filled()));
                 let why = "its bytes changed on the local disk; they are dropped, read again";
                 return Err(CacheError::other("append to", &self.path(placed.file), why));
             }

@@ -68,8 +68,7 @@ impl LayerStore {
         let Some(emptied) = self.claim_and_empty(ready, chunk, &placed, seen) else { return Ok(0) };
         let filled = emptied.state.filled();
         let given_back = self.give_back(ready, chunk, &placed, &emptied);
-        self.known.resident_bytes.fetch_sub(u64::from(filled), Ordering::Relaxed);
-        self.shared.budget.subtract(u64::from(filled));
+        self.count_gone(u64::from(filled));
         ready.chunks.release(chunk);
         given_back.map(|()| u64::from(filled))
     }

@@ -199,6 +199,12 @@ impl LayerStore {
         self.shared.budget.subtract(before);
     }
 
+    /// Takes bytes that went out of the account of what is resident.
+    pub(super) fn count_gone(&self, bytes: u64) {
+        self.known.resident_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.shared.budget.subtract(bytes);
+    }
+
     /// Forgets everything of the layer.
     fn reset(&self) -> Result<(), CacheError> {
         remove_content(&self.folder)?;

@@ -60,7 +60,8 @@ impl LayerStore {
         Ok(self.state())
     }
 
-    /// The sha256 of the stream, after recording the digest of each chunk; `None` where a byte is not resident, or it is not wanted any more.
+    /// The sha256 of the stream, after recording the digest of each chunk; `None` where a byte is not
+    /// resident, or it is not wanted any more.
     fn stream_digest(
         &self,
         ready: &Ready,

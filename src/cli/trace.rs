@@ -110,7 +110,6 @@ async fn record(
     let is_interactive = child.is_none();
     let mut exit_code = 0;
     let mut is_stopped = false;
-    let mut lines_written = 0_u64;
     let mut room = Room { lines: TRACE_LINES, bytes: TRACE_LIMIT_BYTES };
     loop {
         let ended = async {
@@ -129,7 +128,6 @@ async fn record(
                         break;
                     }
                     written.write_all(&line).map_err(unwritten)?;
-                    lines_written += 1;
                 }
                 None => break,
             },
@@ -157,7 +155,7 @@ async fn record(
         warn("the mount ended, and the recording with it");
     }
     // The first line is the header.
-    match lines_written.saturating_sub(1) {
+    match (TRACE_LINES - room.lines).saturating_sub(1) {
         0 => warn(
             "nothing was recorded: what the kernel has in memory already is not seen, so record \
              from a fresh mount",

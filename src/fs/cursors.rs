@@ -237,13 +237,13 @@ impl FileCursors {
                     used: self.reads,
                 };
                 // Without strides: those say exactly what comes, and it is not what follows here.
-                let window = match (strides.is_none(), expected) {
-                    (true, Some(Expected { is_backward: true, .. })) => {
+                let window = match expected {
+                    _ if strides.is_some() => None,
+                    Some(Expected { is_backward: true, .. }) => {
                         let before = range.start.saturating_sub(FIRST_BACKWARD_BYTES)..range.start;
                         (!before.is_empty()).then_some(before)
                     }
-                    (true, _) => cursor.window(expected, size, request_bytes),
-                    (false, _) => None,
+                    _ => cursor.window(expected, size, request_bytes),
                 };
                 self.insert(cursor);
                 Ahead { window, strides, run: cursor.run() }

@@ -188,13 +188,19 @@ fn nothing_is_hydrated_where_it_is_switched_off_or_the_kit_is_local() {
     assert_eq!(hydrate(&kitfs, &local), "local");
 }
 
-#[test]
-fn hydrating_pauses_while_a_reader_waits() {
+/// A mount whose hydration has begun, and gets no answer before the registry releases it.
+fn hydrating_and_held() -> (Counted, PathBuf) {
     let counted = Counted::new(&big_files());
     counted.kitfs.succeed(&["ls", &counted.reference]);
     counted.registry.script(Rule::on("/blobs/").then(Fault::Hold));
     let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
     wait_until("the start", || hydrate(&counted.kitfs, &mountpoint) == "running");
+    (counted, mountpoint)
+}
+
+#[test]
+fn hydrating_pauses_while_a_reader_waits() {
+    let (counted, mountpoint) = hydrating_and_held();
     let file = File::open(mountpoint.join("weights/shard-2")).unwrap();
     let reader = std::thread::spawn(move || {
         let mut buffer = vec![0; 4096];
@@ -245,11 +251,7 @@ fn a_daemon_that_was_quiet_before_the_mount_waits_all_the_same() {
 
 #[test]
 fn an_unmount_ends_hydrating() {
-    let counted = Counted::new(&big_files());
-    counted.kitfs.succeed(&["ls", &counted.reference]);
-    counted.registry.script(Rule::on("/blobs/").then(Fault::Hold));
-    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
-    wait_until("the start", || hydrate(&counted.kitfs, &mountpoint) == "running");
+    let (counted, mountpoint) = hydrating_and_held();
     counted.kitfs.unmount(&mountpoint);
     wait_until("the end of the work", || reserved_bytes(&counted) == 0);
 }
