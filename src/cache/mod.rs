@@ -39,6 +39,7 @@ mod lease;
 mod lock;
 mod meta;
 mod open_files;
+mod page_aligned;
 mod stage;
 mod state;
 mod store;
@@ -58,6 +59,7 @@ pub use backing::{Backing, BackingLookup, UncheckedMember};
 pub use emptying::MemberPin;
 pub use error::CacheError;
 pub use key::LayerKey;
+pub use page_aligned::page_aligned;
 pub use stage::Stage;
 pub use store::{Contents, LayerStore, Lookup};
 

@@ -17,17 +17,16 @@ use super::layer::Inner;
 use super::scheduler::Permit;
 use super::transfer::Transfer;
 use super::writer::Writer;
-use crate::layer::StreamOffset;
+use crate::layer::layout::CHUNK_BYTES;
+use crate::layer::{ChunkId, StreamOffset};
 use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 
-/// When a batch is passed on whoever waits: one chunk.
-const BATCH_BYTES: u64 = 256 * 1024;
 /// Batches between the network and the writer.
 const BATCHES: usize = 2;
 /// The memory that a transfer may take: the batch being gathered, those in the channel, the one
-/// being written. The last piece of a batch may be as long as an HTTP client's buffer, some
-/// 400 KiB.
-pub(super) const TRANSFER_MEMORY_BYTES: u64 = (BATCHES as u64 + 2) * (BATCH_BYTES + 512 * 1024);
+/// being written; each is a chunk at most. What a piece has beyond its chunk stays with it: it may be
+/// as long as an HTTP client's buffer, some 400 KiB.
+pub(super) const TRANSFER_MEMORY_BYTES: u64 = (BATCHES as u64 + 2) * (CHUNK_BYTES + 512 * 1024);
 
 /// Pieces that came one after the other, without a gap.
 pub(super) type Batch = Vec<Bytes>;
@@ -128,8 +127,8 @@ impl Inner {
 
     /// Sends the bytes `sent..end` of a stream that contains them, and counts them in `sent`.
     ///
-    /// A batch is passed on when it is as long as a chunk, or somebody waits for what is in it:
-    /// many small pieces would cost more wake-ups and writes than they are worth.
+    /// A batch is passed on when its chunk is full, or somebody waits for what is in it: many small
+    /// pieces would cost more wake-ups and writes than they are worth.
     async fn forward(
         &self,
         stream: BlobStream,
@@ -138,14 +137,16 @@ impl Inner {
         transfer: &Transfer,
         batches: &mpsc::Sender<Batch>,
     ) -> Result<(), Stopped> {
-        let mut pieces = Pieces { at: stream.range.start, stream, next: *sent, end };
+        let at = stream.range.start;
+        let mut pieces = Pieces { at, stream, rest: Bytes::new(), next: *sent, end };
         let mut failed = None;
         while *sent < end && failed.is_none() {
             let mut batch = Batch::new();
-            while failed.is_none() && !self.is_due(&batch, &pieces, *sent, transfer) {
+            let batch_end = self.batch_end(*sent, end);
+            while failed.is_none() && !self.is_due(&batch, pieces.next, batch_end, transfer) {
                 tokio::select! {
                     biased;
-                    piece = pieces.next() => match piece {
+                    piece = pieces.next(batch_end) => match piece {
                         Ok(piece) => batch.push(piece),
                         Err(error) => failed = Some(error),
                     },
@@ -166,15 +167,22 @@ impl Inner {
         }
     }
 
-    fn is_due(&self, batch: &Batch, pieces: &Pieces, sent: u64, transfer: &Transfer) -> bool {
+    /// Where the batch ends that begins at `sent`: with its chunk, so that a chunk is one write.
+    /// What compressed bytes come to is known to the writer alone.
+    fn batch_end(&self, sent: u64, end: u64) -> u64 {
+        if self.is_compressed() {
+            return end;
+        }
+        let layout = &self.contents.layout;
+        let chunk = layout.chunks_of(StreamOffset(sent).range(1)).start;
+        layout.chunk(ChunkId(chunk)).stream.end.get().min(end)
+    }
+
+    fn is_due(&self, batch: &Batch, next: u64, batch_end: u64, transfer: &Transfer) -> bool {
         if batch.is_empty() {
             return false;
         }
-        // What compressed bytes come to is known to the writer alone.
-        pieces.next - sent >= BATCH_BYTES
-            || pieces.next == pieces.end
-            || self.is_compressed()
-            || transfer.is_wanted(StreamOffset(pieces.next))
+        next == batch_end || self.is_compressed() || transfer.is_wanted(StreamOffset(next))
     }
 
     /// Opens `range` at the first untried source that has it. Where none has, the first failure
@@ -210,16 +218,18 @@ struct Pieces {
     stream: BlobStream,
     /// The offset of the stream's next byte.
     at: u64,
+    /// What came and was not given out yet.
+    rest: Bytes,
     /// The next byte that is wanted.
     next: u64,
     end: u64,
 }
 
 impl Pieces {
-    /// The next piece, not empty; to be called while bytes are wanted. May be dropped while it
-    /// waits, without losing anything.
-    async fn next(&mut self) -> Result<Bytes, SourceError> {
-        loop {
+    /// The next piece, not empty and not beyond `limit`; to be called while bytes before that are
+    /// wanted. May be dropped while it waits, without losing anything.
+    async fn next(&mut self, limit: u64) -> Result<Bytes, SourceError> {
+        while self.rest.is_empty() {
             let Some(piece) = self.stream.bytes.next().await else {
                 let detail = format!("a stream ended {} bytes early", self.end - self.next);
                 let place = "the source of a layer".to_owned();
@@ -230,10 +240,10 @@ impl Pieces {
             let skipped = (self.next + piece.len() as u64).saturating_sub(self.at);
             drop(piece.split_to(skipped.min(piece.len() as u64) as usize));
             piece.truncate(piece.len().min((self.end - self.next) as usize));
-            if !piece.is_empty() {
-                self.next += piece.len() as u64;
-                return Ok(piece);
-            }
+            self.rest = piece;
         }
+        let length = (limit - self.next).min(self.rest.len() as u64);
+        self.next += length;
+        Ok(self.rest.split_to(length as usize))
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -24,7 +24,7 @@ use super::plan::ChunkStatus;
 use super::scheduler::Scheduler;
 use super::transfer::Waited;
 use super::{FetchError, LayerSpec};
-use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup};
+use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup, page_aligned};
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, StreamOffset};
 use crate::oci::Compression;
@@ -248,7 +248,7 @@ impl Inner {
     /// is read all the same.
     async fn read(self: Arc<Self>, range: Range<StreamOffset>) -> Result<Bytes, FetchError> {
         self.check_range(&range)?;
-        let mut buffer = BytesMut::zeroed((range.end - range.start) as usize);
+        let mut buffer = page_aligned((range.end - range.start) as usize);
         if self.read_resident(range.start, &mut buffer)? {
             return Ok(buffer.freeze());
         }

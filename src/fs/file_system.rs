@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -15,6 +16,7 @@ use super::prefetch::TensorPrefetch;
 use super::read::{PendingRead, Read};
 use super::trace::{AccessLog, FileRead};
 use super::xattr;
+use crate::cache::page_aligned;
 use crate::fetch::Layer;
 use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::{StreamOffset, member_path};
@@ -188,7 +190,7 @@ impl FileSystem {
         ino: Ino,
         offset: u64,
         size: u32,
-        buffer: &'a mut Vec<u8>,
+        buffer: &'a mut BytesMut,
     ) -> Result<Read<'a>, FsError> {
         let node = self.node(ino)?;
         let content = match self.kit.tree.kind(node) {
@@ -215,12 +217,12 @@ impl FileSystem {
         node: NodeId,
         (layer, file_start): (u32, StreamOffset),
         wanted: Range<u64>,
-        buffer: &'a mut Vec<u8>,
+        buffer: &'a mut BytesMut,
     ) -> Result<Read<'a>, FsError> {
         let layer = &self.kit.layers[layer as usize];
         let bytes = (wanted.end - wanted.start) as usize;
         if buffer.len() < bytes {
-            buffer.resize(bytes, 0);
+            *buffer = page_aligned(bytes);
         }
         let range = file_start + wanted.start..file_start + wanted.end;
         let is_resident = layer.read_resident(range.start, &mut buffer[..bytes])?;

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::BytesMut;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
@@ -142,18 +143,18 @@ impl Failures {
 /// Reply buffers that wait for the next read: one for each thread, so none is ever allocated
 /// twice.
 struct Buffers {
-    idle: Mutex<Vec<Vec<u8>>>,
+    idle: Mutex<Vec<BytesMut>>,
     most: usize,
 }
 
 impl Buffers {
-    fn take(&self) -> Vec<u8> {
+    fn take(&self) -> BytesMut {
         self.idle.lock().pop().unwrap_or_default()
     }
 
-    fn put_back(&self, buffer: Vec<u8>) {
+    fn put_back(&self, buffer: BytesMut) {
         let mut idle = self.idle.lock();
-        if idle.len() < self.most && buffer.capacity() <= MOST_REQUEST_BYTES as usize {
+        if idle.len() < self.most && buffer.len() <= MOST_REQUEST_BYTES as usize {
             idle.push(buffer);
         }
     }

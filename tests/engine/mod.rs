@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use kitfs::cache::{Cache, CacheConfig};
@@ -191,7 +191,7 @@ impl Engine {
         offset: u64,
         size: u32,
     ) -> Result<Vec<u8>, FsError> {
-        let mut buffer = Vec::new();
+        let mut buffer = BytesMut::new();
         match file_system.read(ino, offset, size, &mut buffer)? {
             Read::Resident(bytes) => Ok(bytes.to_vec()),
             Read::Pending(read) => Ok(self.runtime.block_on(read.finish())?.to_vec()),
