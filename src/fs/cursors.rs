@@ -1,4 +1,5 @@
-//! Which bytes the readers of a file want next. Pure: it is told of reads and answers with ranges.
+//! Which bytes the readers of a file want next. It is told of reads and answers with ranges, and does
+//! no I/O.
 //!
 //! ```text
 //! file      |···························································|
@@ -24,15 +25,23 @@
 //!   more; once it runs further, as above.
 //! - Reads at equal distances: those at the next few distances.
 //! - A first read in a file whose streams usually go backward: two chunks below it.
+//! - The same where such a stream usually ends at a read that came before its first one (memmove loads
+//!   both ends of what it copies): what the stream that will end here reads first.
+//! - The first stream of a file, where those of the files before it were all long: as much as the
+//!   shortest of them. Shards are read alike.
 //! - Anything else, random reads above all: nothing.
 //!
 //! Time is counted in reads of the file.
 
 use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
+use parking_lot::Mutex;
 
 /// Streams recognised in one file. 32: twice the data-loader workers of a usual machine; a cursor
 /// is some 50 bytes, and looking through all of them takes tens of nanoseconds.
@@ -78,6 +87,10 @@ const FIRST_SLACK_BYTES: u64 = 256 * 1024;
 const ENDED_READS: u64 = 64;
 /// Ended streams that say how far one usually runs.
 const TELLING_STREAMS: usize = 2;
+/// Files that say how far the first stream of the next one runs, and of how many the last are
+/// remembered: one that is read otherwise is expected once at most.
+const TELLING_FILES: usize = 2;
+const MOST_HABITS: usize = 4;
 
 /// Reads within which a stream may still show which way it goes.
 const YOUNG_READS: u64 = 3;
@@ -93,6 +106,8 @@ const MOST_STRIDE_BYTES: u64 = 8 * 1024 * 1024;
 pub struct Ahead {
     /// What follows in the read's own stream.
     pub window: Option<Range<u64>>,
+    /// What a stream reads first, downward, that will end at this read.
+    pub block: Option<Range<u64>>,
     /// Reads at equal distances.
     pub strides: Option<Strides>,
     /// What the read's own stream has read, holes included; empty for a read that says nothing
@@ -149,6 +164,8 @@ struct Cursor {
     reads: u64,
     /// When it was last used.
     used: u64,
+    /// Whether it went backward as far as a read that came before its first one.
+    is_closed: bool,
 }
 
 /// Reads that began streams, as far as they lie at equal distances.
@@ -168,17 +185,44 @@ struct FileCursors {
     cursors: Vec<Cursor>,
     reads: u64,
     pattern: Pattern,
+    /// How far its longest stream has come.
+    longest_run: Arc<AtomicU64>,
+    /// What its first stream may be expected to run, by those of other files.
+    usual_run_bytes: Option<u64>,
+}
+
+/// How far the longest streams of the files that were begun last have come. Shared by all files of
+/// a mount; looked at once for each.
+#[derive(Debug, Default)]
+pub struct Habits {
+    longest_runs: Mutex<VecDeque<Arc<AtomicU64>>>,
+}
+
+impl Habits {
+    /// Takes a new file in, and says how far all of the files before it were read in one piece.
+    fn begin(&self, longest_run: &Arc<AtomicU64>) -> Option<u64> {
+        let mut runs = self.longest_runs.lock();
+        let shortest = runs.iter().map(|run| run.load(Ordering::Relaxed)).min();
+        let usual = shortest.filter(|&it| runs.len() >= TELLING_FILES && it >= TELLING_RUN_BYTES);
+        if runs.len() == MOST_HABITS {
+            runs.pop_front();
+        }
+        runs.push_back(longest_run.clone());
+        usual
+    }
 }
 
 /// The cursors of the files of a mount, the least recently read file forgotten first.
 #[derive(Debug)]
 pub struct Cursors {
     files: LruCache<u32, FileCursors>,
+    habits: Arc<Habits>,
 }
 
-impl Default for Cursors {
-    fn default() -> Self {
-        Self { files: LruCache::new(MOST_FILES) }
+impl Cursors {
+    /// No cursors yet; `habits` are shared with the other tables of the mount.
+    pub fn new(habits: Arc<Habits>) -> Self {
+        Self { files: LruCache::new(MOST_FILES), habits }
     }
 }
 
@@ -193,7 +237,12 @@ impl Cursors {
         size: u64,
         request_bytes: u64,
     ) -> Ahead {
-        let file = self.files.get_or_insert_mut(file, FileCursors::default);
+        let habits = &self.habits;
+        let file = self.files.get_or_insert_mut(file, || {
+            let longest_run = Arc::default();
+            let usual_run_bytes = habits.begin(&longest_run);
+            FileCursors { longest_run, usual_run_bytes, ..FileCursors::default() }
+        });
         file.observe(range, size, request_bytes)
     }
 }
@@ -203,7 +252,7 @@ impl FileCursors {
         self.reads += 1;
         match self.cursor_at(&range, size) {
             Some(index) => {
-                let expected = self.expected();
+                let expected = self.expected().or_else(|| self.usual(1));
                 let cursor = &mut self.cursors[index];
                 cursor.used = self.reads;
                 cursor.reads += 1;
@@ -221,12 +270,13 @@ impl FileCursors {
                 let window =
                     if is_doubtful { None } else { cursor.window(expected, size, request_bytes) };
                 let run = cursor.run();
-                self.absorb(&passed);
-                Ahead { window, strides: None, run }
+                self.longest_run.fetch_max(cursor.run_bytes, Ordering::Relaxed);
+                self.absorb(index, &passed, size);
+                Ahead { window, run, ..Ahead::default() }
             }
             None => {
                 let strides = self.pattern.observe(&range, size);
-                let expected = self.expected();
+                let expected = self.expected().or_else(|| self.usual(0));
                 let bytes = range.end - range.start;
                 let mut cursor = Cursor {
                     is_backward: false,
@@ -235,20 +285,41 @@ impl FileCursors {
                     run_bytes: bytes,
                     reads: 1,
                     used: self.reads,
+                    is_closed: false,
                 };
-                // Without strides: those say exactly what comes, and it is not what follows here.
-                let window = match expected {
-                    _ if strides.is_some() => None,
+                let (mut window, mut block) = (None, None);
+                match expected {
+                    // Strides say exactly what comes, and it is not what follows here.
+                    _ if strides.is_some() => {}
+                    Some(it) if it.is_closed => match self.announced(&range, it, size) {
+                        Some(first) => {
+                            cursor.is_backward = true;
+                            cursor.next = size - range.start;
+                            cursor.asked = cursor.next.max(size - first.start);
+                        }
+                        None => {
+                            let first = it.read_first(range.end, size);
+                            block = (!first.is_empty()).then_some(first);
+                        }
+                    },
                     Some(Expected { is_backward: true, .. }) => {
                         let before = range.start.saturating_sub(FIRST_BACKWARD_BYTES)..range.start;
-                        (!before.is_empty()).then_some(before)
+                        window = (!before.is_empty()).then_some(before);
                     }
-                    _ => cursor.window(expected, size, request_bytes),
-                };
+                    _ => window = cursor.window(expected, size, request_bytes),
+                }
+                self.longest_run.fetch_max(bytes, Ordering::Relaxed);
                 self.insert(cursor);
-                Ahead { window, strides, run: cursor.run() }
+                Ahead { window, block, strides, run: cursor.run() }
             }
         }
+    }
+
+    /// What was asked for when an earlier read let expect that a stream begins with this one.
+    fn announced(&self, range: &Range<u64>, expected: Expected, size: u64) -> Option<Range<u64>> {
+        let touches = self.cursors.iter().filter(|it| it.reads == 1 && !it.is_backward);
+        let mut announced = touches.map(|touch| expected.read_first(touch.next, size));
+        announced.find(|first| range.end.abs_diff(first.end) <= 2 * RUN_TOLERANCE_BYTES)
     }
 
     /// The cursor that a read goes on with: the nearest of those in reach, and of two that are
@@ -270,10 +341,20 @@ impl FileCursors {
     }
 
     /// Forgets single reads in the way of a stream that has come by: they belong to it. A loader
-    /// that copies a block from its end down has touched its first bytes before.
-    fn absorb(&mut self, passed: &Range<u64>) {
-        let is_passed = |it: &Cursor| it.next - it.run_bytes < passed.end && it.next > passed.start;
-        self.cursors.retain(|cursor| cursor.reads > 1 || !is_passed(cursor));
+    /// that copies a block from its end down has touched its first bytes before, and the pages
+    /// around them are not read again: its stream ends where that read ends.
+    fn absorb(&mut self, stream: usize, passed: &Range<u64>, size: u64) {
+        let is_backward = self.cursors[stream].is_backward;
+        let reach = if is_backward { FIRST_SLACK_BYTES } else { 0 };
+        let is_passed = |it: &Cursor| {
+            let read = it.own(&(it.next - it.run_bytes..it.next), size);
+            let is_in_reach = read.end.saturating_add(reach) > passed.start;
+            it.reads == 1 && read.start < passed.end && is_in_reach
+        };
+        if is_backward && self.cursors.iter().any(is_passed) {
+            self.cursors[stream].is_closed = true;
+        }
+        self.cursors.retain(|cursor| !is_passed(cursor));
     }
 
     /// How far streams of this file usually run: the median of those that have ended.
@@ -282,21 +363,30 @@ impl FileCursors {
             return None;
         }
         let mut runs = [0; MOST_CURSORS];
-        let (mut count, mut backward) = (0, 0);
+        let (mut count, mut backward, mut closed) = (0, 0, 0);
         for cursor in &self.cursors {
-            if cursor.used + ENDED_READS < self.reads {
+            if cursor.is_closed || cursor.used + ENDED_READS < self.reads {
                 runs[count] = cursor.run_bytes;
                 count += 1;
                 backward += usize::from(cursor.is_backward);
+                closed += usize::from(cursor.is_closed);
             }
         }
-        if count < TELLING_STREAMS {
+        // One that came to where it was to end says as much as two that may go on.
+        if count < TELLING_STREAMS && closed == 0 {
             return None;
         }
         runs[..count].sort_unstable();
         let bytes = runs[count / 2];
-        let is_backward = backward * 2 > count;
-        (bytes >= TELLING_RUN_BYTES).then_some(Expected { bytes, is_backward })
+        let (is_backward, is_closed) = (backward * 2 > count, closed * 2 > count);
+        (bytes >= TELLING_RUN_BYTES).then_some(Expected { bytes, is_backward, is_closed })
+    }
+
+    /// How far the first stream of this file may be expected to run, by those of other files; nothing
+    /// where there are not as many `cursors` as before it, or with it.
+    fn usual(&self, cursors: usize) -> Option<Expected> {
+        let bytes = self.usual_run_bytes.filter(|_| self.cursors.len() == cursors)?;
+        Some(Expected { bytes, is_backward: false, is_closed: false })
     }
 }
 
@@ -305,6 +395,16 @@ impl FileCursors {
 struct Expected {
     bytes: u64,
     is_backward: bool,
+    /// Whether they end at a read that came before their first one.
+    is_closed: bool,
+}
+
+impl Expected {
+    /// What a stream reads first, downward, that will end at `end`.
+    fn read_first(&self, end: u64, size: u64) -> Range<u64> {
+        let start = end.saturating_add(self.bytes).min(size);
+        start.saturating_sub(MOST_EXPECTED_BYTES).max(end)..start.max(end)
+    }
 }
 
 impl Cursor {

@@ -8,9 +8,10 @@ const READ: u64 = 128 * KIB;
 const REQUEST: u64 = 4 * MIB;
 const SIZE: u64 = 4096 * MIB;
 
-/// A file, what was asked of it beforehand, and what came for nothing.
+/// A file, or one after another; what was asked of it beforehand, and what came for nothing.
 struct File {
     cursors: Cursors,
+    number: u32,
     size: u64,
     asked: Vec<Range<u64>>,
     is_asked: Vec<bool>,
@@ -22,7 +23,8 @@ impl File {
     fn new(size: u64) -> Self {
         let is_asked = vec![false; size.div_ceil(4 * KIB) as usize];
         Self {
-            cursors: Cursors::default(),
+            cursors: Cursors::new(Arc::default()),
+            number: 1,
             size,
             asked: Vec::new(),
             is_asked,
@@ -37,9 +39,10 @@ impl File {
         if self.is_asked[(start / (4 * KIB)) as usize] {
             self.read_beforehand += range.end - range.start;
         }
-        let Ahead { window, strides, .. } = self.cursors.observe(1, range, self.size, REQUEST);
+        let Ahead { window, block, strides, .. } =
+            self.cursors.observe(self.number, range, self.size, REQUEST);
         let strides = strides.iter().flat_map(Strides::ranges);
-        for ahead in window.into_iter().chain(strides) {
+        for ahead in window.into_iter().chain(block).chain(strides) {
             assert!(!ahead.is_empty() && ahead.end <= self.size, "{ahead:?}");
             for page in ahead.start / (4 * KIB)..ahead.end / (4 * KIB) {
                 self.is_asked[page as usize] = true;
@@ -107,7 +110,7 @@ fn the_window_of_a_stream_grows_to_its_limit_in_few_large_steps() {
 #[test]
 fn a_fast_line_is_asked_half_as_often() {
     let asked = |request_bytes| {
-        let mut cursors = Cursors::default();
+        let mut cursors = Cursors::new(Arc::default());
         let reads = (0..100 * MIB).step_by(READ as usize);
         let windows = reads.map(|at| cursors.observe(1, at..at + READ, SIZE, request_bytes));
         windows.filter(|ahead| ahead.window.is_some()).count()
@@ -212,6 +215,57 @@ fn blocks_that_are_copied_backward_are_fetched_ahead() {
     assert!(file.asked_bytes() <= most, "{} MiB", file.asked_bytes() / MIB);
 }
 
+/// The same, where the pages around the first touch are not read again.
+#[test]
+fn from_the_second_block_on_the_first_touch_says_where_its_copy_will_begin() {
+    let (block, touch, step) = (64 * MIB, 128 * KIB, 64 * KIB);
+    let mut file = File::new(SIZE);
+    for (at, index) in (0..64).map(|index| index * 27 % 64 + 1).take(4).enumerate() {
+        let start = index * block;
+        file.asked.clear();
+        file.read(start - touch, 2 * touch);
+        let end = start + block + touch - step;
+        match at {
+            0 => assert!(file.asked.is_empty()),
+            _ => assert_eq!(file.asked, [end - 16 * MIB..end], "block {at}"),
+        }
+        let reads = (end - start - touch) / step;
+        (1..=reads).for_each(|read| file.read(end - read * step, step));
+    }
+    assert!(file.asked_bytes() <= 66 * MIB, "{} MiB for a block", file.asked_bytes() / MIB);
+}
+
+#[test]
+fn the_first_stream_of_a_file_runs_as_far_as_those_before_it() {
+    let mut file = File::new(SIZE);
+    let run = 20 * MIB;
+    for number in 1..6 {
+        (file.number, file.read_bytes, file.read_beforehand) = (number, 0, 0);
+        (file.asked.clear(), file.is_asked.fill(false));
+        file.read_on(100 * MIB..100 * MIB + run);
+        if number > 2 {
+            assert_eq!(file.asked[0], 100 * MIB + READ..116 * MIB + READ);
+            assert_eq!(file.read_bytes - file.read_beforehand, READ);
+            assert_eq!(file.asked_bytes(), run - READ, "and no further");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_read_otherwise_is_expected_once() {
+    let mut file = File::new(SIZE);
+    for number in 1..5 {
+        file.number = number;
+        file.read_on(0..20 * MIB);
+    }
+    file.asked.clear();
+    for number in 5..50 {
+        file.number = number;
+        (0..20).for_each(|index| file.read((index * 7919) % 4096 * MIB, 4 * KIB));
+    }
+    assert!(file.asked_bytes() <= MOST_EXPECTED_BYTES, "{} MiB", file.asked_bytes() / MIB);
+}
+
 #[test]
 fn pieces_of_a_window_come_downward_and_grow() {
     let pieces: Vec<_> = downward(84 * MIB..100 * MIB, 100 * MIB + 64 * KIB).collect();
@@ -235,7 +289,7 @@ fn reads_at_equal_distances_are_fetched_before_they_come() {
 
 #[test]
 fn the_number_of_files_and_cursors_is_bounded() {
-    let mut cursors = Cursors::default();
+    let mut cursors = Cursors::new(Arc::default());
     for file in 0..10_000 {
         cursors.observe(file, 0..1, 10, REQUEST);
     }
@@ -253,19 +307,20 @@ proptest! {
         reads in prop::collection::vec((any::<u64>(), 1..1024 * KIB), 1..200),
         request_bytes in 0..256 * MIB,
     ) {
-        let mut cursors = Cursors::default();
+        let mut cursors = Cursors::new(Arc::default());
         for (start, bytes) in reads {
             let start = start % size;
             let range = start..start.saturating_add(bytes).min(size);
-            let Ahead { window, strides, run } = cursors.observe(1, range.clone(), size, request_bytes);
+            let ahead = cursors.observe(1, range.clone(), size, request_bytes);
+            let Ahead { window, block, strides, run } = ahead;
             prop_assert!(run.is_empty() || run.end == range.end);
             if let Some(window) = window {
                 prop_assert!(!window.is_empty() && window.end <= size);
                 prop_assert!(window.start >= range.end || window.end <= range.start);
                 prop_assert!(window.end - window.start <= MOST_WINDOW_BYTES);
             }
-            for stride in strides.iter().flat_map(Strides::ranges) {
-                prop_assert!(!stride.is_empty() && stride.end <= size);
+            for ahead in strides.iter().flat_map(Strides::ranges).chain(block) {
+                prop_assert!(!ahead.is_empty() && ahead.end <= size);
             }
         }
     }
@@ -274,7 +329,7 @@ proptest! {
     fn a_stream_is_told_every_byte_after_its_second_read_once(
         size in 1..64 * MIB, step in 1..1024 * KIB,
     ) {
-        let mut cursors = Cursors::default();
+        let mut cursors = Cursors::new(Arc::default());
         let (mut told, mut at) = (0, 0);
         while at < size {
             let end = (at + step).min(size);

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::attributes::{Attributes, FileKind, Ino, Owner, Totals};
 use super::config::FsConfig;
-use super::cursors::{Ahead, Cursors, Strides, downward};
+use super::cursors::{Ahead, Cursors, Habits, Strides, downward};
 use super::error::FsError;
 use super::kit::LoadedKit;
 use super::prefetch::TensorPrefetch;
@@ -64,7 +64,8 @@ impl FileSystem {
     /// where it is made on a thread of a tokio runtime, which then reads their headers.
     pub fn new(kit: Arc<LoadedKit>, owner: Owner, config: FsConfig) -> Self {
         let tensors = config.tensor_prefetch.then(|| TensorPrefetch::new(&kit)).flatten();
-        let (cursors, log) = Default::default();
+        let (habits, log) = <(Arc<Habits>, _)>::default();
+        let cursors = std::array::from_fn(|_| Mutex::new(Cursors::new(habits.clone())));
         Self { kit, owner, config, cursors, tensors, log }
     }
 
@@ -247,16 +248,14 @@ impl FileSystem {
         is_resident: bool,
     ) {
         let file_bytes = self.kit.tree.size(node);
-        let Ahead { window, strides, run } = self.cursors[node.0 as usize % CURSOR_SHARDS]
+        let Ahead { window, block, strides, run } = self.cursors[node.0 as usize % CURSOR_SHARDS]
             .lock()
             .observe(node.0, wanted.clone(), file_bytes, layer.request_bytes());
+        let fetch = |range: Range<u64>| {
+            let range = file_start + range.start..file_start + range.end;
+            layer.prefetch(range, Priority::Readahead);
+        };
         if let Some(window) = window {
-            let fetch = |range: Range<u64>| {
-                layer.prefetch(
-                    file_start + range.start..file_start + range.end,
-                    Priority::Readahead,
-                );
-            };
             if window.end <= wanted.start {
                 if !is_resident {
                     fetch(wanted.clone());
@@ -267,9 +266,14 @@ impl FileSystem {
                 fetch(if is_resident { window.start } else { wanted.start }..window.end);
             }
         }
-        for stride in strides.iter().flat_map(Strides::ranges) {
-            layer.prefetch(file_start + stride.start..file_start + stride.end, Priority::Readahead);
+        if let Some(block) = block {
+            if !is_resident {
+                fetch(wanted.clone());
+            }
+            let block_end = block.end;
+            downward(block, block_end).for_each(fetch);
         }
+        strides.iter().flat_map(Strides::ranges).for_each(fetch);
         if let Some(tensors) = &self.tensors {
             tensors.observe(node, &run);
         }
