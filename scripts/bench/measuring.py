@@ -54,7 +54,7 @@ def mounted(bench, kit, subject_class, shaped, *arguments, whole=None):
     server = bench.server_of(subject_class)
     with Way(bench, server, shaped) as way:
         with subject_class(bench, kit, way.port) as subject:
-            drop_caches()
+            kit.into_memory(by_nginx=server is bench.nginx)
             before = subject.cpu()
             sample = reader(bench, *in_folder(subject.folder, arguments))
             if whole and isinstance(subject, Kitfs):
@@ -96,7 +96,7 @@ def by_curl(bench, kit, shaped):
     """`curl` of the layer's blob to a file on the same disk."""
     target = bench.new_path("curl")
     with Way(bench, bench.registry, shaped) as way:
-        drop_caches()
+        kit.into_memory()
         started = time.perf_counter()
         run(["curl", "-sf", "-o", target, kit.blob_url(way.port)], env=bench.environment())
         sample = {"seconds": time.perf_counter() - started, "bytes": os.path.getsize(target)}
@@ -112,6 +112,7 @@ def by_curl_and_tar(bench, kit, then, warm_up):
     os.mkdir(target)
     with Way(bench, bench.registry, False) as way:
         warm_up()
+        kit.into_memory()
         started = time.perf_counter()
         for layer in range(len(kit.layers)):
             with subprocess.Popen(["curl", "-sf", kit.blob_url(way.port, layer)],
@@ -149,7 +150,7 @@ def first_byte(bench, kit, name):
     """From `kitfs mount` typed, no daemon running, to the first byte of a file."""
     with Way(bench, bench.registry, True) as way:
         with NotMounted(bench, kit, way.port) as subject:
-            drop_caches()
+            kit.into_memory()
             # The binary is read from the disk once: what is measured is the network.
             run([bench.kitfs, "--version"])
             path = os.path.join(subject.folder, name)

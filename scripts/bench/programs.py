@@ -57,6 +57,7 @@ def program(bench, name, title, kit, script):
         packed = kit()
         with Way(bench, bench.registry, False) as way:
             warm_up()
+            packed.into_memory()
             with Kitfs(bench, packed, way.port) as subject:
                 sample = load(subject.folder)
                 # Small files have come by now: mounting is to this row what downloading is to curl.

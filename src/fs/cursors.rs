@@ -52,8 +52,8 @@ const MOST_FILES: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not zer
 /// The largest window: half a second at 1 Gbit/s, so that a line with many round trips under way
 /// and several requests at once does not run dry.
 pub const MOST_WINDOW_BYTES: u64 = 64 * 1024 * 1024;
-/// The window of a stream of two reads: four chunks.
-const FIRST_WINDOW_BYTES: u64 = 1024 * 1024;
+/// The window of a stream of two reads: eight chunks.
+const FIRST_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 /// The window until a fifth of the run is more: what 1 Gbit/s brings in 33 ms, a usual round trip
 /// and the time to ask for more.
 const USUAL_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
@@ -87,9 +87,8 @@ const FIRST_SLACK_BYTES: u64 = 256 * 1024;
 const ENDED_READS: u64 = 64;
 /// Ended streams that say how far one usually runs.
 const TELLING_STREAMS: usize = 2;
-/// Files that say how far the first stream of the next one runs, and of how many the last are
-/// remembered: one that is read otherwise is expected once at most.
-const TELLING_FILES: usize = 2;
+/// The last files of which it is remembered how far they were read in one piece: one that is read
+/// otherwise was expected to be like them once, and the next three are not.
 const MOST_HABITS: usize = 4;
 
 /// Reads within which a stream may still show which way it goes.
@@ -203,7 +202,7 @@ impl Habits {
     fn begin(&self, longest_run: &Arc<AtomicU64>) -> Option<u64> {
         let mut runs = self.longest_runs.lock();
         let shortest = runs.iter().map(|run| run.load(Ordering::Relaxed)).min();
-        let usual = shortest.filter(|&it| runs.len() >= TELLING_FILES && it >= TELLING_RUN_BYTES);
+        let usual = shortest.filter(|&run_bytes| run_bytes >= TELLING_RUN_BYTES);
         if runs.len() == MOST_HABITS {
             runs.pop_front();
         }
@@ -472,9 +471,16 @@ impl Cursor {
         if left == 0 && window_bytes >= ALIGNMENT_BYTES && end < size {
             end -= end % ALIGNMENT_BYTES;
         }
-        // On a line that brings a window in no time, few requests are worth more than early ones.
-        let step_bytes =
-            if request_bytes >= window_bytes * 2 { window_bytes / 2 } else { window_bytes / 4 };
+        let step_bytes = window_bytes
+            / match left {
+                // On a line that brings a window in no time, few requests are worth more than early
+                // ones.
+                _ if request_bytes >= window_bytes * 2 => 2,
+                0 => 4,
+                // All of the window is asked for at once, so its requests share the line, and the
+                // reader is still in the first when the last is done.
+                _ => 8,
+            };
         let is_worth_asking = end == size || end >= self.asked + step_bytes;
         if end <= self.asked || !is_worth_asking {
             return None;

@@ -99,7 +99,7 @@ fn reading_the_same_place_again_fetches_nothing() {
 fn the_window_of_a_stream_grows_to_its_limit_in_few_large_steps() {
     let mut file = File::new(SIZE);
     file.read_on(0..2048 * MIB);
-    assert_eq!(file.asked[0], READ * 2..MIB);
+    assert_eq!(file.asked[0], READ * 2..2 * MIB);
     let last = file.asked.last().unwrap();
     assert!(last.end - 2048 * MIB > 48 * MIB, "{last:?}");
     assert!(last.end - last.start >= 16 * MIB, "{last:?}");
@@ -243,7 +243,7 @@ fn the_first_stream_of_a_file_runs_as_far_as_those_before_it() {
         (file.number, file.read_bytes, file.read_beforehand) = (number, 0, 0);
         (file.asked.clear(), file.is_asked.fill(false));
         file.read_on(100 * MIB..100 * MIB + run);
-        if number > 2 {
+        if number > 1 {
             assert_eq!(file.asked[0], 100 * MIB + READ..116 * MIB + READ);
             assert_eq!(file.read_bytes - file.read_beforehand, READ);
             assert_eq!(file.asked_bytes(), run - READ, "and no further");
