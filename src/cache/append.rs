@@ -17,6 +17,7 @@ use super::check::{Check, Checker};
 use super::chunk_states::ChunkState;
 use super::chunk_table::Record;
 use super::files;
+use super::page_aligned::page_aligned;
 use super::store::Ready;
 use super::{CacheError, LayerState, LayerStore};
 use crate::layer::ChunkId;
@@ -207,7 +208,7 @@ impl LayerStore {
         let mut checker = if is_confirmed { Checker::blake3() } else { Checker::crc32c() };
         let mut expected = None;
         if state.filled() > 0 {
-            let mut prefix = vec![0; state.filled() as usize];
+            let mut prefix = page_aligned(state.filled() as usize);
             let is_there = self.read_file(&placed, 0, &mut prefix)?;
             checker.update(&prefix);
             let record = self.record(chunk)?;

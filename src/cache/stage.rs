@@ -24,6 +24,7 @@ use super::chunk_states::ChunkStates;
 use super::chunk_table::{self, Record};
 use super::files::{self, Durability};
 use super::known::remove_content;
+use super::page_aligned::page_aligned;
 use super::store::{Contents, Ready};
 use super::{CacheError, LayerState, LayerStore};
 use crate::layer::layout::{CHUNK_BYTES, Placed};
@@ -194,7 +195,7 @@ impl Stage {
         if let Some(digest) = self.hashes.get(placed.file, placed.file_offset, filled) {
             return Ok(digest);
         }
-        let mut bytes = vec![0; filled as usize];
+        let mut bytes = page_aligned(filled as usize);
         match self.store.read_file(placed, 0, &mut bytes)? {
             true => Ok(*blake3::hash(&bytes).as_bytes()),
             false => {

@@ -26,6 +26,7 @@ use super::files::{self, Durability};
 use super::known::{Known, Shared, put_meta, remove_content};
 use super::meta::Meta;
 use super::open_files::{FileKey, LayerFile};
+use super::page_aligned::page_aligned;
 use super::{CacheError, LayerKey, LayerState};
 use crate::layer::{CacheFile, ChunkId, Layout, StreamOffset, Toc, layout::Placed, toc_codec};
 use crate::oci::Compression;
@@ -362,7 +363,7 @@ impl LayerStore {
         placed: &Placed,
     ) -> Result<bool, CacheError> {
         let state = ready.chunks.load(chunk);
-        let mut bytes = vec![0; state.filled() as usize];
+        let mut bytes = page_aligned(state.filled() as usize);
         let record = self.record(chunk)?;
         let is_there = self.read_file(placed, 0, &mut bytes)?;
         if is_there && record.filled == state.filled() && record.check.matches(&bytes) {

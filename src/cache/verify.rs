@@ -17,6 +17,7 @@ use super::chunk_states::ChunkState;
 use super::chunk_table::Record;
 use super::files::Durability;
 use super::known::remove_content;
+use super::page_aligned::page_aligned;
 use super::store::Ready;
 use super::{CacheError, LayerState, LayerStore, Lookup, Verification};
 use crate::layer::ChunkId;
@@ -68,7 +69,7 @@ impl LayerStore {
         is_wanted: &dyn Fn() -> bool,
     ) -> Result<Option<Digest>, CacheError> {
         let mut hasher = Sha256::new();
-        let mut buffer = vec![0; CHUNK_BYTES as usize];
+        let mut buffer = page_aligned(CHUNK_BYTES as usize);
         for chunk in 0..ready.chunks.count() {
             if !is_wanted() {
                 return Ok(None);
