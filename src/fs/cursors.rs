@@ -163,8 +163,9 @@ struct Cursor {
     reads: u64,
     /// When it was last used.
     used: u64,
-    /// Whether it went backward as far as a read that came before its first one.
-    is_closed: bool,
+    /// The far end of a read that came before its first one, as far as which it went backward. It
+    /// ends there.
+    closed_at: Option<u64>,
 }
 
 /// Reads that began streams, as far as they lie at equal distances.
@@ -284,7 +285,7 @@ impl FileCursors {
                     run_bytes: bytes,
                     reads: 1,
                     used: self.reads,
-                    is_closed: false,
+                    closed_at: None,
                 };
                 let (mut window, mut block) = (None, None);
                 match expected {
@@ -321,8 +322,8 @@ impl FileCursors {
         announced.find(|first| range.end.abs_diff(first.end) <= 2 * RUN_TOLERANCE_BYTES)
     }
 
-    /// The cursor that a read goes on with: the nearest of those in reach, and of two that are
-    /// equally near the one that has come further.
+    /// The cursor that a read goes on with: the nearest of those in reach that may go on, and of two
+    /// that are equally near the one that has come further.
     fn cursor_at(&self, range: &Range<u64>, size: u64) -> Option<usize> {
         let in_reach = self.cursors.iter().enumerate().filter_map(|(index, cursor)| {
             let distance = cursor.distance(range, size)?;
@@ -344,14 +345,16 @@ impl FileCursors {
     /// around them are not read again: its stream ends where that read ends.
     fn absorb(&mut self, stream: usize, passed: &Range<u64>, size: u64) {
         let is_backward = self.cursors[stream].is_backward;
-        let reach = if is_backward { FIRST_SLACK_BYTES } else { 0 };
+        let read = |it: &Cursor| it.own(&(it.next - it.run_bytes..it.next), size);
         let is_passed = |it: &Cursor| {
-            let read = it.own(&(it.next - it.run_bytes..it.next), size);
-            let is_in_reach = read.end.saturating_add(reach) > passed.start;
-            it.reads == 1 && read.start < passed.end && is_in_reach
+            let is_reached = |end| end > passed.start || is_backward && end == passed.start;
+            it.reads == 1 && read(it).start < passed.end && is_reached(read(it).end)
         };
-        if is_backward && self.cursors.iter().any(is_passed) {
-            self.cursors[stream].is_closed = true;
+        if is_backward {
+            let ends = self.cursors.iter().filter(|it| is_passed(it));
+            let closed_at = ends.map(|it| size - read(it).start).max();
+            let stream = &mut self.cursors[stream];
+            stream.closed_at = stream.closed_at.max(closed_at);
         }
         self.cursors.retain(|cursor| !is_passed(cursor));
     }
@@ -364,11 +367,11 @@ impl FileCursors {
         let mut runs = [0; MOST_CURSORS];
         let (mut count, mut backward, mut closed) = (0, 0, 0);
         for cursor in &self.cursors {
-            if cursor.is_closed || cursor.used + ENDED_READS < self.reads {
+            if cursor.closed_at.is_some() || cursor.used + ENDED_READS < self.reads {
                 runs[count] = cursor.run_bytes;
                 count += 1;
                 backward += usize::from(cursor.is_backward);
-                closed += usize::from(cursor.is_closed);
+                closed += usize::from(cursor.closed_at.is_some());
             }
         }
         // One that came to where it was to end says as much as two that may go on.
@@ -423,6 +426,9 @@ impl Cursor {
     /// How far a read lies from where this stream goes on; `None` where it is out of reach.
     fn distance(&self, range: &Range<u64>, size: u64) -> Option<u64> {
         let own = self.own(range, size);
+        if self.closed_at.is_some_and(|end| own.end > end) {
+            return None;
+        }
         let mut distance = own.start.abs_diff(self.next);
         if self.reads == 1 {
             distance = distance.min(own.end.abs_diff(self.next - self.run_bytes));

@@ -342,3 +342,71 @@ proptest! {
         prop_assert!(told == size || size <= 2 * step);
     }
 }
+
+/// A file that is mapped: pages stay, and a fault of one reads those around it that are not there.
+struct Mapped {
+    file: File,
+    is_resident: Vec<bool>,
+}
+
+impl Mapped {
+    const PAGE: u64 = 4 * KIB;
+    const AROUND: u64 = 128 * KIB;
+
+    fn new(size: u64) -> Self {
+        Self { file: File::new(size), is_resident: vec![false; (size / Self::PAGE) as usize] }
+    }
+
+    fn touch(&mut self, at: u64) {
+        let page = at / Self::PAGE;
+        if self.is_resident[page as usize] {
+            return;
+        }
+        let around = Self::AROUND / Self::PAGE;
+        let last = (page + around).min(self.is_resident.len() as u64);
+        let mut run: Option<Range<u64>> = None;
+        for page in page.saturating_sub(around)..=last {
+            let is_wanted = page < last && !self.is_resident[page as usize];
+            match (&mut run, is_wanted) {
+                (Some(run), true) => run.end = page + 1,
+                (None, true) => run = Some(page..page + 1),
+                (Some(read), false) => {
+                    let read = std::mem::replace(read, 0..0);
+                    run = None;
+                    self.file.read(read.start * Self::PAGE, (read.end - read.start) * Self::PAGE);
+                    (read.start..read.end).for_each(|it| self.is_resident[it as usize] = true);
+                }
+                (None, false) => {}
+            }
+        }
+    }
+
+    /// As glibc's memmove copies to a place behind it.
+    fn copy(&mut self, block: Range<u64>) {
+        self.touch(block.start);
+        (block.start / Self::PAGE..block.end / Self::PAGE).rev().for_each(|page| {
+            self.touch(page * Self::PAGE);
+        });
+    }
+}
+
+#[test]
+fn mapped_blocks_in_shuffled_order_are_fetched_ahead() {
+    let block = 64 * MIB;
+    let mut mapped = Mapped::new(2048 * MIB);
+    let order = [
+        26, 17, 11, 10, 28, 1, 5, 4, 7, 16, 9, 19, 30, 13, 22, 0, 21, 29, 6, 12, 20, 23, 14, 15, 3,
+        31, 2, 24, 25, 27, 18, 8,
+    ];
+    for index in order {
+        let before = mapped.file.read_bytes - mapped.file.read_beforehand;
+        mapped.copy(index * block..(index + 1) * block);
+        let waited = mapped.file.read_bytes - mapped.file.read_beforehand - before;
+        // The first read of the mapping tells nothing.
+        let most = if index == order[0] { MIB } else { 512 * KIB };
+        assert!(waited <= most, "block {index}: {} KiB were waited for", waited / KIB);
+    }
+    // With what is resident already and asked for again, because neighbours were touched.
+    let asked_mib = mapped.file.asked_bytes() / MIB;
+    assert!(asked_mib < 2048 + 256, "{asked_mib} MiB");
+}
