@@ -13,7 +13,7 @@ import traceback
 
 import tools
 from cases import engine
-from processes import Failed
+from processes import Failed, drop_caches
 from programs import programs
 from report import table
 from servers import Nginx, Registry
@@ -77,6 +77,8 @@ class Bench:
 def measure(bench, case):
     """Runs the rounds of a case; each round takes the rows in another order."""
     samples = {row.label: [] for row in case.rows}
+    # Where memory is full of what was read before, every page that is written costs another one.
+    drop_caches()
     with case.setup() if case.setup else contextlib.nullcontext() as state:
         for at in range(bench.rounds):
             turn = at % len(case.rows)

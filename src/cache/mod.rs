@@ -181,6 +181,11 @@ impl Cache {
         self.shared.budget.capacity_bytes()
     }
 
+    /// Free bytes that stay on its file system.
+    pub fn keep_free_bytes(&self) -> u64 {
+        self.shared.budget.keep_free_bytes()
+    }
+
     /// How many bytes can be written before something has to be evicted.
     ///
     /// # Errors

@@ -80,14 +80,13 @@ pub(super) struct CacheArguments {
     /// [default: no limit] [env: KITFS_CACHE_SIZE].
     #[arg(long, global = true, value_name = "SIZE", value_parser = sizes::parse)]
     pub cache_size: Option<u64>,
-    /// Free space to leave on the cache's file system.
-    #[arg(long, global = true, value_name = "SIZE", default_value = "1GiB",
-        value_parser = sizes::parse)]
-    pub keep_free: u64,
-    /// Memory for bytes under way between the network and the cache; at least 16MiB.
-    #[arg(long, global = true, value_name = "SIZE", default_value = "512MiB",
-        value_parser = parse_memory)]
-    pub memory: u64,
+    /// Free space to leave on the cache's file system [default: 1GiB].
+    #[arg(long, global = true, value_name = "SIZE", value_parser = sizes::parse)]
+    pub keep_free: Option<u64>,
+    /// Memory for bytes under way between the network and the cache; at least 16MiB
+    /// [default: 512MiB].
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_memory)]
+    pub memory: Option<u64>,
 }
 
 /// How registries are reached; the same flags as kit's.

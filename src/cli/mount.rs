@@ -6,7 +6,7 @@ use sd_notify::NotifyState;
 
 use super::arguments::{LogFormat, NetworkArguments, parse_umask};
 use super::error::CliError;
-use super::output::{pass_bar, print_line, print_warnings, short_digest, show_pass, warn};
+use super::output::{pass_bar, print_line, print_warnings, short_digest, show_pass};
 use super::reference::parse_reference;
 use super::settings::{Settings, absolute, mountpoint};
 use super::{block_on, sizes};
@@ -92,7 +92,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
     };
     match arguments.foreground {
         true => block_on(serve(config, request)),
-        false => block_on(mount(config, request)),
+        false => block_on(mount(settings, config, request)),
     }
 }
 
@@ -114,41 +114,34 @@ pub(super) fn notify_ready() {
     }
 }
 
-async fn mount(config: DaemonConfig, request: MountRequest) -> Result<(), CliError> {
+async fn mount(
+    settings: &Settings,
+    config: DaemonConfig,
+    request: MountRequest,
+) -> Result<(), CliError> {
     let backend = Backend::daemon(&config).await?;
-    warn_of_other_capacity(&config, &backend).await?;
+    settings.warn_of_other_bounds(&backend).await?;
     let bar = pass_bar();
     let status = backend.mount(request, &mut |progress| show_pass(&bar, progress)).await;
     bar.finish_and_clear();
     announce(&status?)
 }
 
-/// Warns where the running daemon has another `--cache-size` than the one asked for.
-pub(super) async fn warn_of_other_capacity(
-    config: &DaemonConfig,
-    backend: &Backend,
-) -> Result<(), CliError> {
-    let Some(wanted) = config.cache_capacity_bytes else { return Ok(()) };
-    let capacity = backend.status().await?.cache_capacity_bytes;
-    if capacity != Some(wanted) {
-        let capacity = capacity.map_or("no limit".to_owned(), sizes::show);
-        warn(format_args!(
-            "the running daemon has --cache-size {capacity}, and keeps it; \
-             `kitfs daemon stop` and start it anew with {}",
-            sizes::show(wanted)
-        ));
+fn count_of(entries: u64) -> String {
+    match entries {
+        1 => "1 entry".to_owned(),
+        _ => format!("{entries} entries"),
     }
-    Ok(())
 }
 
 fn announce(status: &MountStatus) -> Result<(), CliError> {
     print_warnings(&status.warnings);
     print_line(format_args!(
-        "{} -> {}  {}  {} entries  {}",
+        "{} -> {}  {}  {}  {}",
         status.reference,
         status.mountpoint.display(),
         short_digest(&status.digest),
-        status.entries,
+        count_of(status.entries),
         sizes::show(status.total_bytes)
     ))
 }

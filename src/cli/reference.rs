@@ -26,6 +26,16 @@ pub(super) struct KitPath {
 
 /// A reference without a path, with an absolute folder.
 pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
+    let (reference, path) = split(text.as_bytes(), &is_layout);
+    let path = String::from_utf8_lossy(path);
+    let path = path.trim_matches('/');
+    if !path.is_empty() && !text.contains("://") {
+        let reference = String::from_utf8_lossy(reference);
+        return Err(CliError::usage(format!(
+            "`{text}` holds a path, `{path}`: name the kit alone, `{reference}`; \
+             `warm` takes paths behind it, and `--filter` takes parts of a kit"
+        )));
+    }
     match text.strip_prefix("oci:") {
         Some("") => Err(CliError::usage("`oci:` names no folder: write oci:FOLDER[:TAG]")),
         Some(folder) => absolute_layout(Path::new(folder)),
@@ -36,6 +46,10 @@ pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
     }
 }
 
+fn is_layout(folder: &Path) -> bool {
+    folder.join("index.json").is_file()
+}
+
 /// Whether somebody forgot the `oci:` before a folder; no reference begins with `/` or `.`.
 fn is_folder(text: &str) -> bool {
     let path = Path::new(text);
@@ -44,7 +58,6 @@ fn is_folder(text: &str) -> bool {
 
 /// A reference with a path in the kit.
 pub(super) fn parse_kit_path(text: &OsStr) -> Result<KitPath, CliError> {
-    let is_layout = |folder: &Path| folder.join("index.json").is_file();
     let (reference, path) = split(text.as_bytes(), &is_layout);
     let Ok(reference) = std::str::from_utf8(reference) else {
         let message = format!("`{}` is not a reference: it is not UTF-8", text.display());
@@ -179,6 +192,18 @@ mod tests {
             ("oci:elsewhere/a:v1/b", ""),
         ] {
             assert_eq!(cut(&format!("{reference}{path}")), (reference.into(), path.into()));
+        }
+    }
+
+    #[test]
+    fn a_path_where_a_whole_kit_is_wanted_is_named() {
+        let error = parse_reference("ghcr.io/org/model:v1/a/b").unwrap_err();
+        let CliError::Failure(failure) = error else { panic!("no words: {error:?}") };
+        assert_eq!(failure.kind, FailureKind::Usage);
+        assert!(failure.message.contains("`a/b`"), "{}", failure.message);
+        assert!(failure.message.contains("`ghcr.io/org/model:v1`"), "{}", failure.message);
+        for whole in ["ghcr.io/org/model:v1", "ghcr.io/org/model", "https://ghcr.io/org/model"] {
+            assert_eq!(parse_reference(whole).unwrap(), whole);
         }
     }
 

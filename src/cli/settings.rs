@@ -7,12 +7,18 @@ use std::path::{Path, PathBuf};
 use super::arguments::{CacheArguments, NetworkArguments};
 use super::environment::Environment;
 use super::error::CliError;
+use super::output::warn;
 use super::sizes;
-use crate::daemon::DaemonConfig;
 use crate::daemon::api::{KitRequest, NetworkOptions};
+use crate::daemon::{Backend, DaemonConfig};
 
 /// The permission bits that commands without `--umask` take away, as `kit unpack` does.
 pub(super) const DEFAULT_UMASK: u32 = 0o022;
+
+/// Free space to leave without `--keep-free`: enough for the logs of whoever fills the disk.
+const DEFAULT_KEEP_FREE_BYTES: u64 = 1 << 30;
+/// Memory for bytes under way without `--memory`.
+const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 
 /// What every command may need.
 pub(super) struct Settings {
@@ -50,9 +56,34 @@ impl Settings {
         Ok(DaemonConfig {
             cache_folder,
             cache_capacity_bytes,
-            keep_free_bytes: self.cache.keep_free,
-            memory_bytes: self.cache.memory,
+            keep_free_bytes: self.cache.keep_free.unwrap_or(DEFAULT_KEEP_FREE_BYTES),
+            memory_bytes: self.cache.memory.unwrap_or(DEFAULT_MEMORY_BYTES),
         })
+    }
+
+    /// Warns where the running daemon has other bounds than those that were asked for: they are the
+    /// daemon's, from its start to its end.
+    pub(super) async fn warn_of_other_bounds(&self, backend: &Backend) -> Result<(), CliError> {
+        let cache_size = self.daemon()?.cache_capacity_bytes;
+        if cache_size.is_none() && self.cache.keep_free.is_none() && self.cache.memory.is_none() {
+            return Ok(());
+        }
+        let status = backend.status().await?;
+        for (option, asked, has) in [
+            ("--cache-size", cache_size, status.cache_capacity_bytes),
+            ("--keep-free", self.cache.keep_free, Some(status.cache_keep_free_bytes)),
+            ("--memory", self.cache.memory, Some(status.fetch.memory_bytes)),
+        ] {
+            if let Some(asked) = asked.filter(|&asked| has != Some(asked)) {
+                let has = has.map_or("no limit".to_owned(), sizes::show);
+                warn(format_args!(
+                    "the running daemon has {option} {has}, and keeps it; \
+                     `kitfs daemon stop` and start it anew with {}",
+                    sizes::show(asked)
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// A kit as a whole, with default modes.

@@ -11,7 +11,6 @@ use indicatif::{MultiProgress, ProgressBar};
 
 use super::arguments::NetworkArguments;
 use super::error::CliError;
-use super::mount::warn_of_other_capacity;
 use super::output::{
     byte_bar, pass_bar, print_json, print_line, print_warnings, say, short_digest, show_pass,
 };
@@ -74,7 +73,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     };
     let config = settings.daemon()?;
     let backend = Backend::open(&config).await?;
-    warn_of_other_capacity(&config, &backend).await?;
+    settings.warn_of_other_bounds(&backend).await?;
     let mut display = Display::new();
     let report = backend.warm(request, &mut |event| display.show(event)).await;
     display.clear();

@@ -319,6 +319,8 @@ pub struct DaemonStatus {
     pub cache_resident_bytes: u64,
     /// The most bytes of content the cache may hold, if bounded.
     pub cache_capacity_bytes: Option<u64>,
+    /// Free bytes that the cache leaves on its file system.
+    pub cache_keep_free_bytes: u64,
     /// What was fetched, and what is under way.
     pub fetch: FetchStatus,
     /// Seconds since 1970.

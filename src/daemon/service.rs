@@ -77,6 +77,7 @@ impl Service {
             cache_folder: self.cache.folder().to_owned(),
             cache_resident_bytes: self.cache.resident_bytes(),
             cache_capacity_bytes: self.cache.capacity_bytes(),
+            cache_keep_free_bytes: self.cache.keep_free_bytes(),
             fetch: describing::fetch_status(self.fetcher.usage()),
             started_at: self.started_at,
             mounts: self.mounts.statuses(),
@@ -161,7 +162,16 @@ impl Service {
                     let replay = self.load_replay(&kit, file).await?;
                     warming::replay(&self.cache, replay, &progress).await
                 }
-                None => warming::warm(&self.cache, &kit, &request.paths, &progress).await,
+                None => {
+                    let warmed = warming::warm(&self.cache, &kit, &request.paths, &progress).await;
+                    warmed.map_err(|mut failure| {
+                        if failure.kind == FailureKind::NotFound && !request.kit.filters.is_empty()
+                        {
+                            failure.message += ", and with --filter only what that takes";
+                        }
+                        failure
+                    })
+                }
             }
         };
         tokio::select! {

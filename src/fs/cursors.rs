@@ -91,6 +91,10 @@ const TELLING_STREAMS: usize = 2;
 /// otherwise was expected to be like them once, and the next three are not.
 const MOST_HABITS: usize = 4;
 
+/// How often in a row a first read may ask for what a stream reads first that will end at it, and no
+/// such stream comes: those were single reads.
+const MOST_UNANSWERED: u32 = 2;
+
 /// Reads within which a stream may still show which way it goes.
 const YOUNG_READS: u64 = 3;
 
@@ -166,6 +170,8 @@ struct Cursor {
     /// The far end of a read that came before its first one, as far as which it went backward. It
     /// ends there.
     closed_at: Option<u64>,
+    /// Whether its first read had asked for what a stream reads first that will end at it.
+    announces: bool,
 }
 
 /// Reads that began streams, as far as they lie at equal distances.
@@ -185,6 +191,8 @@ struct FileCursors {
     cursors: Vec<Cursor>,
     reads: u64,
     pattern: Pattern,
+    /// First reads that asked for what a stream was to read that has not come to them, in a row.
+    unanswered: u32,
     /// How far its longest stream has come.
     longest_run: Arc<AtomicU64>,
     /// What its first stream may be expected to run, by those of other files.
@@ -224,9 +232,7 @@ impl Cursors {
     pub fn new(habits: Arc<Habits>) -> Self {
         Self { files: LruCache::new(MOST_FILES), habits }
     }
-}
 
-impl Cursors {
     /// Takes note of a read of `range` of a file of `size` bytes, and says what to fetch beyond it.
     ///
     /// `request_bytes` is what one request should bring at the rate of the line.
@@ -286,26 +292,29 @@ impl FileCursors {
                     reads: 1,
                     used: self.reads,
                     closed_at: None,
+                    announces: false,
                 };
                 let (mut window, mut block) = (None, None);
                 match expected {
                     // Strides say exactly what comes, and it is not what follows here.
                     _ if strides.is_some() => {}
-                    Some(it) if it.is_closed => match self.announced(&range, it, size) {
+                    Some(it) if it.is_backward => match self.announced(&range, it, size) {
                         Some(first) => {
                             cursor.is_backward = true;
                             cursor.next = size - range.start;
                             cursor.asked = cursor.next.max(size - first.start);
                         }
-                        None => {
+                        None if it.is_closed && self.unanswered < MOST_UNANSWERED => {
                             let first = it.read_first(range.end, size);
                             block = (!first.is_empty()).then_some(first);
+                            cursor.announces = block.is_some();
+                            self.unanswered += u32::from(cursor.announces);
+                        }
+                        None => {
+                            let start = range.start.saturating_sub(FIRST_BACKWARD_BYTES);
+                            window = (start < range.start).then_some(start..range.start);
                         }
                     },
-                    Some(Expected { is_backward: true, .. }) => {
-                        let before = range.start.saturating_sub(FIRST_BACKWARD_BYTES)..range.start;
-                        window = (!before.is_empty()).then_some(before);
-                    }
                     _ => window = cursor.window(expected, size, request_bytes),
                 }
                 self.longest_run.fetch_max(bytes, Ordering::Relaxed);
@@ -317,7 +326,7 @@ impl FileCursors {
 
     /// What was asked for when an earlier read let expect that a stream begins with this one.
     fn announced(&self, range: &Range<u64>, expected: Expected, size: u64) -> Option<Range<u64>> {
-        let touches = self.cursors.iter().filter(|it| it.reads == 1 && !it.is_backward);
+        let touches = self.cursors.iter().filter(|it| it.announces && it.reads == 1);
         let mut announced = touches.map(|touch| expected.read_first(touch.next, size));
         announced.find(|first| range.end.abs_diff(first.end) <= 2 * RUN_TOLERANCE_BYTES)
     }
@@ -355,6 +364,9 @@ impl FileCursors {
             let closed_at = ends.map(|it| size - read(it).start).max();
             let stream = &mut self.cursors[stream];
             stream.closed_at = stream.closed_at.max(closed_at);
+            if closed_at.is_some() {
+                self.unanswered = 0;
+            }
         }
         self.cursors.retain(|cursor| !is_passed(cursor));
     }

@@ -57,6 +57,24 @@ fn warming_a_file_fetches_no_other(#[case] has_daemon: bool) {
 }
 
 #[test]
+fn warming_says_what_it_cannot_do_as_asked() {
+    let counted = Counted::new(&big_files());
+    let left_out = ["warm", "-f", "docs", &counted.reference, "weights/shard-1"];
+    assert!(counted.kitfs.fail(3, &left_out).contains("--filter"));
+    let path = format!("{}/weights/shard-1", counted.reference);
+    assert!(counted.kitfs.fail(2, &["warm", &path]).contains("`weights/shard-1`"));
+    counted.kitfs.succeed(&["daemon", "start", "--memory", "64MiB", "--keep-free", "1MiB"]);
+    let (warm, reference) = ("warm", &counted.reference[..]);
+    let outcome = counted.kitfs.run(&[warm, "--memory", "32MiB", "--keep-free", "2MiB", reference]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    for option in ["--memory 64.0 MiB", "--keep-free 1.0 MiB"] {
+        assert!(outcome.stderr.contains(option), "{}", outcome.stderr);
+    }
+    let outcome = counted.kitfs.run(&[warm, "--memory", "64MiB", reference]);
+    assert!(!outcome.stderr.contains("--memory"), "{}", outcome.stderr);
+}
+
+#[test]
 fn what_is_not_what_its_digest_says_cannot_be_warmed() {
     let kitfs = Kitfs::new();
     let folder = tempfile::tempdir().unwrap();
