@@ -108,14 +108,15 @@ fn the_window_of_a_stream_grows_to_its_limit_in_few_large_steps() {
 }
 
 #[test]
-fn a_fast_line_is_asked_half_as_often() {
+fn a_fast_line_is_asked_less_often() {
     let asked = |request_bytes| {
         let mut cursors = Cursors::new(Arc::default());
         let reads = (0..100 * MIB).step_by(READ as usize);
         let windows = reads.map(|at| cursors.observe(1, at..at + READ, SIZE, request_bytes));
         windows.filter(|ahead| ahead.window.is_some()).count()
     };
-    assert!(asked(64 * MIB) * 3 < asked(4 * MIB) * 2, "{} {}", asked(64 * MIB), asked(4 * MIB));
+    let (fast, usual) = (asked(16 * MIB), asked(4 * MIB));
+    assert!(fast * 3 < usual, "{fast} {usual}");
 }
 
 #[test]
@@ -227,7 +228,10 @@ fn from_the_second_block_on_the_first_touch_says_where_its_copy_will_begin() {
         let end = start + block + touch - step;
         match at {
             0 => assert!(file.asked.is_empty()),
-            _ => assert_eq!(file.asked, [end - 16 * MIB..end], "block {at}"),
+            _ => {
+                assert_eq!(file.asked.len(), 1, "block {at}");
+                assert_eq!(file.asked[0], end - 16 * MIB..end, "block {at}");
+            }
         }
         let reads = (end - start - touch) / step;
         (1..=reads).for_each(|read| file.read(end - read * step, step));
@@ -241,7 +245,8 @@ fn the_first_stream_of_a_file_runs_as_far_as_those_before_it() {
     let run = 20 * MIB;
     for number in 1..6 {
         (file.number, file.read_bytes, file.read_beforehand) = (number, 0, 0);
-        (file.asked.clear(), file.is_asked.fill(false));
+        file.asked.clear();
+        file.is_asked.fill(false);
         file.read_on(100 * MIB..100 * MIB + run);
         if number > 1 {
             assert_eq!(file.asked[0], 100 * MIB + READ..116 * MIB + READ);
