@@ -159,7 +159,7 @@ impl Inner {
         let guard =
             EndOnDrop { transfer: transfer.clone(), place: self.spec.blob.digest.to_string() };
         let urgency = transfer.urgency().clone();
-        let turn = self.scheduler.acquire(self.number(), TRANSFER_MEMORY_BYTES, urgency);
+        let turn = self.scheduler.acquire(self.whose(), TRANSFER_MEMORY_BYTES, urgency);
         self.runtime.spawn(async move {
             let result = tokio::select! {
                 result = inner.fetch(&transfer, range, turn) => Some(result),

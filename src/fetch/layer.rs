@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::claims::Claims;
 use super::pace::Pace;
 use super::plan::ChunkStatus;
-use super::scheduler::Scheduler;
+use super::scheduler::{Scheduler, Whose};
 use super::transfer::Waited;
 use super::{FetchError, LayerSpec};
 use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup, page_aligned};
@@ -319,6 +319,12 @@ impl Inner {
         let mut pace = self.pace.lock();
         pace.note(bytes, took, self.scheduler.running_of(self.number()));
         self.request_chunks.store(pace.chunks(), Ordering::Relaxed);
+    }
+
+    /// Whose a transfer is, for the scheduler: that it may go on at another source does not count.
+    pub(super) fn whose(&self) -> Whose {
+        let host = self.sources.read().first().and_then(|source| source.host());
+        Whose { layer: self.number(), host }
     }
 
     pub(super) fn is_compressed(&self) -> bool {

@@ -48,7 +48,7 @@ use crate::source::{BlobSource, Urgency};
 pub use error::FetchError;
 pub use layer::Layer;
 
-use scheduler::Scheduler;
+use scheduler::{Scheduler, Whose};
 
 /// What a scan of headers takes of memory: its pieces are written as they come.
 const SCAN_MEMORY_BYTES: u64 = 1024 * 1024;
@@ -197,9 +197,10 @@ impl Fetcher {
     ) -> Result<Arc<Contents>, FetchError> {
         let is_compressed = spec.encoding.compression != Compression::None;
         let memory_bytes = if is_compressed { pass::PASS_MEMORY_BYTES } else { SCAN_MEMORY_BYTES };
+        let whose = Whose { layer: 0, host: source.host() };
         // Whoever opens a kit waits for it.
         let _reader = self.scheduler.reader();
-        let _permit = self.scheduler.acquire(0, memory_bytes, Urgency::on_demand()).await;
+        let _permit = self.scheduler.acquire(whose, memory_bytes, Urgency::on_demand()).await;
         if is_compressed {
             return pass::run(spec, store, source, &self.cache, progress).await;
         }

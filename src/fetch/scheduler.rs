@@ -16,8 +16,11 @@
 //! | prefetch | also: few of its class run, half of the memory is free |
 //! | hydrate | also: hardly any of its class run, and no reader waits at all |
 //!
-//! One transfer always runs, however little memory there is. Nothing passes a reader in the queue,
-//! whatever it needs: else small transfers would keep a large one out for ever. Replies to readers have a quarter of
+//! One transfer always runs, however little memory there is. A host has a share of the threads and
+//! of memory, of what the others leave: one that answers nothing, or 429 for ever, holds its share
+//! and no more. Nothing passes a reader in the queue, whatever it needs, but what comes from another
+//! host while the reader's own has its share: else small transfers would keep a large one out for
+//! ever. Replies to readers have a quarter of
 //! the memory of their own: they are assembled when their bytes have come, so they never wait for a
 //! transfer, and a transfer never waits for them.
 
@@ -42,6 +45,12 @@ const MOST_OF_A_LAYER: usize = 8;
 const MOST_PREFETCHES: usize = 8;
 /// Hydrating transfers that run at a time: polite to the line and to the registry.
 const MOST_HYDRATING: usize = 2;
+/// The part of the threads that one host may hold, of those that others do not: a half is twice as
+/// many as the requests that a host gets at once.
+const HOST_THREADS: (usize, usize) = (1, 2);
+/// The same of memory: as much as readahead may take, so that a small `--memory` with a single
+/// registry loses little.
+const HOST_MEMORY: (u64, u64) = (3, 4);
 /// Layers whose digests are computed at a time: a thread and a stream of the disk each.
 const MOST_HASHING: usize = 2;
 /// The unit in which memory for replies is counted: a page.
@@ -79,10 +88,18 @@ struct Table {
 #[derive(Clone, Debug)]
 struct Entry {
     id: u64,
-    /// Whose transfer it is; see [`Scheduler::acquire`].
-    layer: usize,
+    whose: Whose,
     bytes: u64,
     urgency: Urgency,
+}
+
+/// Whose transfer it is.
+#[derive(Clone, Debug)]
+pub(super) struct Whose {
+    /// A number that stands for its layer.
+    pub(super) layer: usize,
+    /// The host that it asks, where that is one that others ask too.
+    pub(super) host: Option<Arc<str>>,
 }
 
 /// The right to run, and the memory that was reserved for it; given back when dropped.
@@ -117,12 +134,11 @@ impl Scheduler {
         })
     }
 
-    /// Waits until a transfer may run that takes `bytes` of memory at most. `layer` is a number
-    /// that stands for its layer. The place in the queue is taken with the call, not when the
-    /// future is first polled: tasks begin in any order.
+    /// Waits until a transfer may run that takes `bytes` of memory at most. The place in the queue
+    /// is taken with the call, not when the future is first polled: tasks begin in any order.
     pub(super) fn acquire(
         self: &Arc<Self>,
-        layer: usize,
+        whose: Whose,
         bytes: u64,
         urgency: Urgency,
     ) -> impl Future<Output = Permit> + Send + use<> {
@@ -131,7 +147,7 @@ impl Scheduler {
             let mut table = self.table.lock();
             let id = table.next_id;
             table.next_id += 1;
-            table.waiting.push((Entry { id, layer, bytes, urgency }, start));
+            table.waiting.push((Entry { id, whose, bytes, urgency }, start));
             Permit { scheduler: self.clone(), id }
         };
         self.reconsider();
@@ -206,7 +222,7 @@ impl Scheduler {
 
     /// How many transfers of a layer run.
     pub(super) fn running_of(&self, layer: usize) -> usize {
-        self.table.lock().running.iter().filter(|entry| entry.layer == layer).count()
+        self.table.lock().running.iter().filter(|entry| entry.whose.layer == layer).count()
     }
 
     /// Memory that is reserved now, in bytes.
@@ -248,17 +264,41 @@ impl Table {
     }
 
     fn next(&self, reader_waits: bool) -> Option<usize> {
-        let first_come = |(_, (entry, _)): &(usize, &(Entry, _))| std::cmp::Reverse(entry.id);
-        let waiting = || self.waiting.iter().enumerate();
-        let reader = waiting().filter(|(_, (entry, _))| is_on_demand(entry)).max_by_key(first_come);
-        if let Some((index, (entry, _))) = reader {
-            return self.may_run(entry, reader_waits).then_some(index);
+        // Who came first stands first.
+        let waiting = || self.waiting.iter().map(|(entry, _)| entry).enumerate();
+        // Hosts that have their share, and a reader that waits for more.
+        let mut held = Vec::new();
+        for (index, reader) in waiting().filter(|(_, entry)| is_on_demand(entry)) {
+            if held.contains(&&reader.whose.host) {
+                continue;
+            }
+            if self.has_share(reader) {
+                return self.may_run(reader, reader_waits).then_some(index);
+            }
+            held.push(&reader.whose.host);
         }
-        let may_run = |(_, (entry, _)): &(usize, &(Entry, _))| self.may_run(entry, reader_waits);
+        let may_run = |entry: &Entry| {
+            !held.contains(&&entry.whose.host)
+                && self.has_share(entry)
+                && self.may_run(entry, reader_waits)
+        };
         let urgent = waiting()
-            .filter(may_run)
-            .max_by_key(|candidate| (candidate.1.0.urgency.get(), first_come(candidate)));
+            .filter(|(_, entry)| may_run(entry))
+            .max_by_key(|(_, entry)| (entry.urgency.get(), std::cmp::Reverse(entry.id)));
         urgent.map(|(index, _)| index)
+    }
+
+    /// Whether its host has room in its share for one more. The first of a host always fits.
+    fn has_share(&self, entry: &Entry) -> bool {
+        let Some(host) = &entry.whose.host else { return true };
+        let of_host = self.running.iter().filter(|one| one.whose.host.as_ref() == Some(host));
+        let (mut running, mut bytes) = (0, 0);
+        of_host.for_each(|one| (running, bytes) = (running + 1, bytes + one.bytes));
+        let threads = MOST_RUNNING.saturating_sub(self.running.len() - running);
+        let memory_bytes = self.memory_bytes.saturating_sub(self.reserved_bytes - bytes);
+        running == 0
+            || running < threads * HOST_THREADS.0 / HOST_THREADS.1
+                && bytes + entry.bytes <= memory_bytes / HOST_MEMORY.1 * HOST_MEMORY.0
     }
 
     fn may_run(&self, entry: &Entry, reader_waits: bool) -> bool {
@@ -267,7 +307,8 @@ impl Table {
         }
         let priority = entry.urgency.get();
         let of_class = || self.running.iter().filter(|one| one.urgency.get() == priority).count();
-        let of_layer = || self.running.iter().filter(|one| one.layer == entry.layer).count();
+        let of_layer =
+            || self.running.iter().filter(|one| one.whose.layer == entry.whose.layer).count();
         let (memory_bytes, threads) = (self.memory_bytes, MOST_RUNNING);
         let (class_allows, memory_bytes, threads) = match priority {
             Priority::OnDemand => (true, memory_bytes, threads),
@@ -310,13 +351,22 @@ mod tests {
         Scheduler::new(FetchConfig { memory_bytes: memory_mib * MIB })
     }
 
+    fn of(layer: usize) -> Whose {
+        Whose { layer, host: None }
+    }
+
+    fn at(host: &str) -> Whose {
+        Whose { layer: 0, host: Some(host.into()) }
+    }
+
     #[tokio::test]
     async fn the_most_urgent_runs_first_and_raising_counts() {
         let scheduler = scheduler(8);
-        let all = scheduler.acquire(0, 6 * MIB, Urgency::on_demand()).await;
+        let all = scheduler.acquire(of(0), 6 * MIB, Urgency::on_demand()).await;
         let raised = Urgency::new(Priority::Hydrate);
-        let mut low = Box::pin(scheduler.acquire(1, 6 * MIB, raised.clone()));
-        let mut middle = Box::pin(scheduler.acquire(1, 6 * MIB, Urgency::new(Priority::Readahead)));
+        let mut low = Box::pin(scheduler.acquire(of(1), 6 * MIB, raised.clone()));
+        let mut middle =
+            Box::pin(scheduler.acquire(of(1), 6 * MIB, Urgency::new(Priority::Readahead)));
         assert!(low.as_mut().now_or_never().is_none() && middle.as_mut().now_or_never().is_none());
         raised.raise(Priority::OnDemand);
         scheduler.reconsider();
@@ -333,19 +383,21 @@ mod tests {
         let mut held = Vec::new();
         for priority in [Priority::Prefetch, Priority::Hydrate] {
             for _ in 0..100 {
-                held.extend(scheduler.acquire(0, 2 * MIB, Urgency::new(priority)).now_or_never());
+                held.extend(
+                    scheduler.acquire(of(0), 2 * MIB, Urgency::new(priority)).now_or_never(),
+                );
             }
         }
         assert_eq!(held.len(), MOST_PREFETCHES + MOST_HYDRATING);
-        assert!(scheduler.acquire(0, 2 * MIB, Urgency::on_demand()).now_or_never().is_some());
+        assert!(scheduler.acquire(of(0), 2 * MIB, Urgency::on_demand()).now_or_never().is_some());
     }
 
     #[tokio::test]
     async fn nothing_is_hydrated_while_a_reader_waits() {
         let scheduler = scheduler(512);
-        let running = scheduler.acquire(0, MIB, Urgency::on_demand()).await;
+        let running = scheduler.acquire(of(0), MIB, Urgency::on_demand()).await;
         let reader = scheduler.reader();
-        let mut hydrate = Box::pin(scheduler.acquire(0, MIB, Urgency::new(Priority::Hydrate)));
+        let mut hydrate = Box::pin(scheduler.acquire(of(0), MIB, Urgency::new(Priority::Hydrate)));
         assert!(hydrate.as_mut().now_or_never().is_none());
         assert_eq!(scheduler.quiet_for(), Duration::ZERO);
         drop(reader);
@@ -356,10 +408,10 @@ mod tests {
     #[tokio::test]
     async fn nothing_passes_a_reader_that_needs_much() {
         let scheduler = scheduler(16);
-        let small = || scheduler.acquire(1, 3 * MIB, Urgency::new(Priority::Readahead));
+        let small = || scheduler.acquire(of(1), 3 * MIB, Urgency::new(Priority::Readahead));
         let mut running: Vec<_> = std::iter::from_fn(|| small().now_or_never()).collect();
         assert_eq!(running.len(), 3, "a quarter of the 12 MiB is not for readahead");
-        let mut large = Box::pin(scheduler.acquire(0, 8 * MIB, Urgency::on_demand()));
+        let mut large = Box::pin(scheduler.acquire(of(0), 8 * MIB, Urgency::on_demand()));
         assert!(large.as_mut().now_or_never().is_none());
         let mut next = Box::pin(small());
         let mut turns = 0;
@@ -369,6 +421,43 @@ mod tests {
             turns += 1;
         }
         assert_eq!(turns, 2);
+    }
+
+    #[tokio::test]
+    async fn a_host_that_does_not_answer_leaves_threads_and_memory_for_others() {
+        // With much memory the threads are what is short, with little the memory.
+        for memory_mib in [512, 16] {
+            let scheduler = scheduler(memory_mib);
+            let ask = |host| Box::pin(scheduler.acquire(at(host), MIB, Urgency::on_demand()));
+            let mut dead: Vec<_> = (0..100).map(|_| ask("dead.example")).collect();
+            let mut held = Vec::new();
+            dead.retain_mut(|one| one.now_or_never().map(|permit| held.push(permit)).is_none());
+            assert_eq!(held.len(), if memory_mib == 16 { 9 } else { MOST_RUNNING / 2 });
+            // They stand behind a hundred readers of the other host, and do not wait for them.
+            for host in ["one.example", "two.example", "three.example"] {
+                held.push(ask(host).now_or_never().expect("others have room"));
+            }
+            let readahead = Urgency::new(Priority::Readahead);
+            let ahead = scheduler.acquire(at("dead.example"), MIB, readahead);
+            assert!(ahead.now_or_never().is_none(), "it passes the readers of its host");
+            held.remove(0);
+            let first = dead[0].as_mut().now_or_never();
+            assert!(first.is_none(), "the share is of what others leave");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_transfer_of_a_host_is_not_passed_by_small_ones_of_it() {
+        let scheduler = scheduler(16);
+        let small = || scheduler.acquire(at("a"), 3 * MIB, Urgency::on_demand());
+        let mut running = vec![small().await, small().await];
+        let mut large = Box::pin(scheduler.acquire(at("a"), 8 * MIB, Urgency::on_demand()));
+        let mut next = Box::pin(small());
+        assert!(large.as_mut().now_or_never().is_none() && next.as_mut().now_or_never().is_none());
+        running.pop();
+        assert!(next.as_mut().now_or_never().is_none());
+        running.pop();
+        assert!(large.now_or_never().is_some() && next.now_or_never().is_some());
     }
 
     #[tokio::test]
@@ -385,9 +474,9 @@ mod tests {
     #[tokio::test]
     async fn who_gives_up_waiting_leaves_nothing_behind() {
         let scheduler = scheduler(4);
-        let held = scheduler.acquire(0, 100 * MIB, Urgency::on_demand()).await;
+        let held = scheduler.acquire(of(0), 100 * MIB, Urgency::on_demand()).await;
         for _ in 0..100 {
-            assert!(scheduler.acquire(0, MIB, Urgency::on_demand()).now_or_never().is_none());
+            assert!(scheduler.acquire(of(0), MIB, Urgency::on_demand()).now_or_never().is_none());
         }
         assert!(scheduler.table.lock().waiting.is_empty());
         drop(held);
@@ -412,6 +501,7 @@ mod tests {
         #[test]
         fn memory_is_kept_and_everybody_runs_in_the_end(
             wants in prop::collection::vec((0..3usize, 1..9 * MIB, any_priority()), 1..40),
+            hosts in 1..4usize,
         ) {
             let scheduler = scheduler(16);
             let mut waiting: Vec<_> = wants
@@ -419,7 +509,8 @@ mod tests {
                 .map(|&(layer, bytes, priority)| {
                     let scheduler = scheduler.clone();
                     Box::pin(async move {
-                        scheduler.acquire(layer, bytes, Urgency::new(priority)).await
+                        let whose = at(&(layer % hosts).to_string());
+                        scheduler.acquire(whose, bytes, Urgency::new(priority)).await
                     })
                 })
                 .collect();

@@ -16,6 +16,7 @@ pub mod sources;
 pub mod urgency;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -48,6 +49,12 @@ pub trait BlobSource: Send + Sync + 'static {
     fn is_remote(&self) -> bool {
         true
     }
+
+    /// The host that its requests compete for, where there is one: a host that does not answer must
+    /// not hold up what comes from others.
+    fn host(&self) -> Option<Arc<str>> {
+        None
+    }
 }
 
 /// Bytes of a blob as they arrive.
@@ -76,7 +83,7 @@ pub trait Repository: BlobSource {
     fn name(&self) -> String;
 }
 
-impl<S: BlobSource + ?Sized> BlobSource for std::sync::Arc<S> {
+impl<S: BlobSource + ?Sized> BlobSource for Arc<S> {
     fn open(
         &self,
         blob: BlobId,
@@ -89,9 +96,13 @@ impl<S: BlobSource + ?Sized> BlobSource for std::sync::Arc<S> {
     fn is_remote(&self) -> bool {
         (**self).is_remote()
     }
+
+    fn host(&self) -> Option<Arc<str>> {
+        (**self).host()
+    }
 }
 
-impl<S: Repository + ?Sized> Repository for std::sync::Arc<S> {
+impl<S: Repository + ?Sized> Repository for Arc<S> {
     fn manifest(
         &self,
         selector: Option<&Selector>,
@@ -115,7 +126,7 @@ pub const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 /// Opens the repository that an origin names. No I/O to the network happens yet.
 pub trait Repositories: Send + Sync + 'static {
     /// The repository of `origin`.
-    fn open(&self, origin: &Origin) -> Result<std::sync::Arc<dyn Repository>, SourceError>;
+    fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError>;
 }
 
 /// Fetches all of a small blob, and checks its digest.

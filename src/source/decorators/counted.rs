@@ -81,6 +81,10 @@ impl<S: BlobSource> BlobSource for Counted<S> {
     fn is_remote(&self) -> bool {
         self.source.is_remote()
     }
+
+    fn host(&self) -> Option<Arc<str>> {
+        self.source.host()
+    }
 }
 
 super::pass_on_manifests_and_tags!(Counted);

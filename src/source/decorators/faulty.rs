@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
@@ -111,6 +112,10 @@ impl<S: BlobSource> BlobSource for Faulty<S> {
 
     fn is_remote(&self) -> bool {
         self.source.is_remote()
+    }
+
+    fn host(&self) -> Option<Arc<str>> {
+        self.source.host()
     }
 }
 

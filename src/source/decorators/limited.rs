@@ -51,6 +51,10 @@ impl<S: BlobSource> BlobSource for Limited<S> {
     fn is_remote(&self) -> bool {
         self.source.is_remote()
     }
+
+    fn host(&self) -> Option<Arc<str>> {
+        self.source.host()
+    }
 }
 
 super::pass_on_manifests_and_tags!(Limited);

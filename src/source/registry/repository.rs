@@ -49,6 +49,7 @@ pub(super) struct RegistryRepository(Arc<Remote>);
 /// A repository and the client to ask.
 pub(super) struct Remote {
     client: Arc<RegistryClient>,
+    registry: Arc<str>,
     /// As messages call it: `ghcr.io/org/model`.
     name: String,
     repository: String,
@@ -68,7 +69,8 @@ impl RegistryRepository {
     ) -> Self {
         let endpoints = endpoints.into_iter().map(|one| (one, Rest::default())).collect();
         let name = format!("{registry}/{repository}");
-        Self(Arc::new(Remote { client, name, repository: repository.to_owned(), endpoints }))
+        let (registry, repository) = (registry.into(), repository.to_owned());
+        Self(Arc::new(Remote { client, registry, name, repository, endpoints }))
     }
 }
 
@@ -84,6 +86,10 @@ impl BlobSource for RegistryRepository {
             Ok(download::stream(Arc::clone(&self.0), blob, opened, urgency))
         }
         .boxed()
+    }
+
+    fn host(&self) -> Option<Arc<str>> {
+        Some(Arc::clone(&self.0.registry))
     }
 }
 
