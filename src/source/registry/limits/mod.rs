@@ -18,13 +18,14 @@ mod gate;
 mod gate_tests;
 
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use gate::{Gate, Ticket};
 
@@ -71,6 +72,8 @@ pub struct HostUsage {
 
 struct Host {
     gate: Mutex<Gate<oneshot::Sender<()>>>,
+    /// It has asked for a pause: who waits looks again when that ends.
+    paused: Notify,
     requests: AtomicU64,
     body_bytes: AtomicU64,
     refusals: AtomicU64,
@@ -117,11 +120,14 @@ impl HostLimits {
         loop {
             // Read before looking: a raise between the two is seen.
             let priority = urgency.get();
+            let mut paused = pin!(permit.host.paused.notified());
+            paused.as_mut().enable();
             let next_look = permit.host.look().unwrap_or_else(|| now() + self.patience);
             tokio::select! {
                 biased;
                 _ = &mut turn => break,
                 () = urgency.raised_above(priority) => {}
+                () = paused => {}
                 () = tokio::time::sleep_until(next_look.into()) => {}
             }
         }
@@ -134,6 +140,7 @@ impl Host {
     fn new(most: usize, patience: Duration) -> Self {
         Self {
             gate: Mutex::new(Gate::new(most, patience)),
+            paused: Notify::new(),
             requests: AtomicU64::new(0),
             body_bytes: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
@@ -181,6 +188,7 @@ impl Permit {
     pub(super) fn refused(&self, pause: Option<Duration>) {
         self.host.refusals.fetch_add(1, Ordering::Relaxed);
         self.host.gate.lock().refused(self.ticket, now(), pause);
+        self.host.paused.notify_waiters();
     }
 
     /// So many bytes of its body have come.
@@ -267,6 +275,31 @@ mod tests {
         urgency.raise(Priority::OnDemand);
         waiting.await;
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn who_waits_already_goes_on_when_a_pause_ends_the_most_urgent_first() {
+        const PAUSE: Duration = Duration::from_millis(20);
+        let limits = HostLimits::with_patience(1, NEVER);
+        let refused = limits.acquire("a", &on_demand()).await;
+        let (order, mut waiting) = (Arc::new(Mutex::new(Vec::new())), Vec::new());
+        for priority in [Priority::Hydrate, Priority::OnDemand] {
+            let (limits, order) = (limits.clone(), order.clone());
+            waiting.push(tokio::spawn(async move {
+                let permit = limits.acquire("a", &Urgency::new(priority)).await;
+                order.lock().push(priority);
+                drop(permit);
+            }));
+        }
+        while limits.snapshot()[0].waiting < 2 {
+            tokio::task::yield_now().await;
+        }
+        refused.refused(Some(PAUSE));
+        drop(refused);
+        for one in waiting {
+            tokio::time::timeout(NEVER / 60, one).await.expect("nobody looked").unwrap();
+        }
+        assert_eq!(*order.lock(), [Priority::OnDemand, Priority::Hydrate]);
     }
 
     #[tokio::test]
