@@ -201,8 +201,8 @@ impl Scheduler {
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
                 () = left => {}
-                // A reader waits for this very transfer.
-                () = urgency.raised_above(priority) => {}
+                // A reader waits for this very transfer, or for its place at the host.
+                () = urgency.hurried(priority) => {}
             }
         }
     }
@@ -469,6 +469,12 @@ mod tests {
         assert!(rest.as_mut().now_or_never().is_none());
         urgency.raise(Priority::OnDemand);
         assert!(rest.now_or_never().is_some());
+        let holder = Urgency::new(Priority::Hydrate);
+        let mut rest = Box::pin(scheduler.give_way(&holder));
+        assert!(rest.as_mut().now_or_never().is_none());
+        holder.stands_in_the_way(true);
+        assert!(rest.now_or_never().is_some(), "it holds what a reader waits for");
+        assert!(scheduler.give_way(&holder).now_or_never().is_some());
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use tokio::sync::Notify;
 
@@ -46,13 +46,18 @@ pub struct Urgency(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     priority: AtomicU8,
-    raised: Notify,
+    is_in_the_way: AtomicBool,
+    changed: Notify,
 }
 
 impl Urgency {
     /// A request that begins with this priority.
     pub fn new(priority: Priority) -> Self {
-        Self(Arc::new(Shared { priority: AtomicU8::new(priority as u8), raised: Notify::new() }))
+        Self(Arc::new(Shared {
+            priority: AtomicU8::new(priority as u8),
+            is_in_the_way: AtomicBool::new(false),
+            changed: Notify::new(),
+        }))
     }
 
     /// A request that somebody waits for from the start.
@@ -68,20 +73,37 @@ impl Urgency {
     /// Raises the priority to at least `priority`.
     pub fn raise(&self, priority: Priority) {
         if self.0.priority.fetch_max(priority as u8, Ordering::SeqCst) < priority as u8 {
-            self.0.raised.notify_waiters();
+            self.0.changed.notify_waiters();
         }
     }
 
     /// Waits until the priority is above `priority`.
     pub(crate) async fn raised_above(&self, priority: Priority) {
+        self.until(|| self.get() > priority).await;
+    }
+
+    /// Notes whether something more urgent waits for this request to end, because of what it holds.
+    pub(crate) fn stands_in_the_way(&self, is_so: bool) {
+        if !self.0.is_in_the_way.swap(is_so, Ordering::SeqCst) && is_so {
+            self.0.changed.notify_waiters();
+        }
+    }
+
+    /// Waits until the priority is above `priority`, or the request stands in the way.
+    pub(crate) async fn hurried(&self, priority: Priority) {
+        let is_in_the_way = || self.0.is_in_the_way.load(Ordering::SeqCst);
+        self.until(|| self.get() > priority || is_in_the_way()).await;
+    }
+
+    async fn until(&self, is_so: impl Fn() -> bool) {
         loop {
-            let mut raised = pin!(self.0.raised.notified());
+            let mut changed = pin!(self.0.changed.notified());
             // In line for the news before looking, so that none is missed between the two.
-            raised.as_mut().enable();
-            if self.get() > priority {
+            changed.as_mut().enable();
+            if is_so() {
                 return;
             }
-            raised.await;
+            changed.await;
         }
     }
 }
@@ -109,6 +131,18 @@ mod tests {
         urgency.raise(Priority::Readahead);
         raised.await;
         urgency.raised_above(Priority::Prefetch).await;
+    }
+
+    #[tokio::test]
+    async fn who_stands_in_the_way_is_hurried_for_as_long_as_it_does() {
+        let urgency = Urgency::new(Priority::Hydrate);
+        let mut hurried = Box::pin(urgency.hurried(Priority::Hydrate));
+        assert!(futures_util::poll!(&mut hurried).is_pending());
+        urgency.stands_in_the_way(true);
+        hurried.await;
+        urgency.stands_in_the_way(false);
+        assert!(futures_util::poll!(Box::pin(urgency.hurried(Priority::Hydrate))).is_pending());
+        assert_eq!(urgency.get(), Priority::Hydrate);
     }
 
     #[test]

@@ -146,6 +146,13 @@ impl<W> Gate<W> {
         turns
     }
 
+    /// Whether each request that runs holds a permit that somebody more urgent waits for.
+    pub(super) fn in_the_way(&self) -> impl Iterator<Item = (&Urgency, bool)> {
+        let first = self.first(|_| true).map(|one| one.1);
+        let urgencies = self.running.values().map(|one| &one.urgency);
+        urgencies.map(move |one| (one, first.is_some_and(|first| first > one.get())))
+    }
+
     /// When [`Gate::admit`] is worth another try, though nobody leaves; `None` where nobody waits.
     pub(super) fn next_look(&self, now: Instant) -> Option<Instant> {
         let lending =

@@ -152,7 +152,10 @@ impl Host {
         let now = now();
         let (turns, next_look) = {
             let mut gate = self.gate.lock();
-            (gate.admit(now), gate.next_look(now))
+            let turns = gate.admit(now);
+            // A transfer that rests between its bytes would keep a reader waiting.
+            gate.in_the_way().for_each(|(running, is_so)| running.stands_in_the_way(is_so));
+            (turns, gate.next_look(now))
         };
         for bell in turns {
             // Who has gone meanwhile gives the permit back itself.
@@ -300,6 +303,27 @@ mod tests {
             tokio::time::timeout(NEVER / 60, one).await.expect("nobody looked").unwrap();
         }
         assert_eq!(*order.lock(), [Priority::OnDemand, Priority::Hydrate]);
+    }
+
+    #[tokio::test]
+    async fn who_holds_what_a_reader_waits_for_is_told_so() {
+        let limits = HostLimits::with_patience(1, NEVER);
+        let hydrate = Urgency::new(Priority::Hydrate);
+        let is_hurried = || hydrate.hurried(Priority::Hydrate).now_or_never().is_some();
+        let _held = limits.acquire("a", &hydrate).await;
+        let (equal, reader) = (Urgency::new(Priority::Hydrate), on_demand());
+        let mut next = Box::pin(limits.acquire("a", &equal));
+        assert!(futures_util::poll!(&mut next).is_pending());
+        assert!(limits.acquire("b", &reader).now_or_never().is_some());
+        assert!(!is_hurried());
+        let mut waiting = Box::pin(limits.acquire("a", &reader));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        assert!(is_hurried());
+        drop(waiting);
+        assert!(!is_hurried(), "nobody more urgent waits");
+        equal.raise(Priority::Readahead);
+        assert!(futures_util::poll!(&mut next).is_pending());
+        assert!(is_hurried());
     }
 
     #[tokio::test]
