@@ -1,16 +1,25 @@
 //! `kitfs status`.
 
+use std::borrow::Cow;
+use std::os::unix::ffi::OsStrExt;
+
+use serde::Serialize;
+
 use super::error::CliError;
-use super::output::{path_text, print_json, print_table, short_digest, state_name, warn};
+use super::output::{
+    path_text, print_json, print_table, printable, short_digest, state_name, warn,
+};
 use super::settings::Settings;
 use super::sizes;
 use crate::daemon::Backend;
 use crate::daemon::api::{HydrateState, MountStatus, PassthroughState};
+use crate::fuse::{Orphan, orphans};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 State says how far the bytes can be trusted: `confirmed` when the digest of every layer was
-computed over all its bytes, `unconfirmed` before that, `POISONED` when a digest is wrong.
+computed over all its bytes, `unconfirmed` before that, `POISONED` when a digest is wrong; `DEAD`
+when the daemon that served the mount is gone, whichever cache folder it had: `kitfs umount DIR`.
 
 Rest says what becomes of what is not in the cache yet: it `waits` until readers are quiet, is
 `coming`, or all of it is `here`; `on demand` with --no-hydrate, `local` for a kit on this machine's
@@ -29,10 +38,24 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         Some(daemon) => daemon.status().await?.mounts,
         None => Vec::new(),
     };
+    let served: Vec<_> = mounts.iter().map(|mount| mount.mountpoint.clone()).collect();
+    let dead = tokio::task::spawn_blocking(move || orphans(&served));
+    let dead = dead.await.map_err(|error| CliError::internal(error.to_string()))?;
+    let dead = dead.unwrap_or_else(|error| {
+        warn(format_args!("mounts that nobody serves cannot be looked for: {error}"));
+        Vec::new()
+    });
     match arguments.json {
-        true => print_json(&mounts),
-        false => print_mounts(&mounts),
+        true => print_json(&listed(&mounts, &dead)),
+        false => print_table_of(&mounts, &dead),
     }?;
+    for orphan in &dead {
+        let place = printable(orphan.mountpoint.as_os_str().as_bytes());
+        warn(format_args!(
+            "{place}: the daemon that served it is gone; `kitfs umount {place}` takes it out of \
+             the tree"
+        ));
+    }
     for mount in &mounts {
         if let Some(failure) = &mount.last_failure {
             warn(format_args!("{}: a read failed: {failure}", path_text(&mount.mountpoint)));
@@ -41,26 +64,57 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     Ok(())
 }
 
+/// An element of the JSON array.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Listed<'a> {
+    Served(&'a MountStatus),
+    Dead { mountpoint: Cow<'a, str>, reference: &'a str, state: &'static str },
+}
+
+fn listed<'a>(mounts: &'a [MountStatus], dead: &'a [Orphan]) -> Vec<Listed<'a>> {
+    let dead = dead.iter().map(|orphan| Listed::Dead {
+        mountpoint: orphan.mountpoint.to_string_lossy(),
+        reference: &orphan.reference,
+        state: "dead",
+    });
+    mounts.iter().map(Listed::Served).chain(dead).collect()
+}
+
 /// Prints the table of mounts.
 pub(super) fn print_mounts(mounts: &[MountStatus]) -> Result<(), CliError> {
+    print_table_of(mounts, &[])
+}
+
+fn print_table_of(mounts: &[MountStatus], dead: &[Orphan]) -> Result<(), CliError> {
     let headings =
         ["MOUNT", "REFERENCE", "DIGEST", "TOTAL", "RESIDENT", "STATE", "REST", "PASSTHROUGH"];
-    print_table(
-        &headings,
-        &[3, 4],
-        mounts.iter().map(|mount| {
-            vec![
-                path_text(&mount.mountpoint),
-                mount.reference.clone(),
-                short_digest(&mount.digest).to_owned(),
-                sizes::show(mount.total_bytes),
-                sizes::show(mount.resident_bytes),
-                state_name(mount.state).to_owned(),
-                hydrate_text(&mount.hydrate).to_owned(),
-                passthrough_text(&mount.passthrough),
-            ]
-        }),
-    )
+    let mounts = mounts.iter().map(|mount| {
+        vec![
+            path_text(&mount.mountpoint),
+            mount.reference.clone(),
+            short_digest(&mount.digest).to_owned(),
+            sizes::show(mount.total_bytes),
+            sizes::show(mount.resident_bytes),
+            state_name(mount.state).to_owned(),
+            hydrate_text(&mount.hydrate).to_owned(),
+            passthrough_text(&mount.passthrough),
+        ]
+    });
+    let dead = dead.iter().map(|orphan| {
+        let unknown = || "-".to_owned();
+        vec![
+            path_text(&orphan.mountpoint),
+            orphan.reference.clone(),
+            unknown(),
+            unknown(),
+            unknown(),
+            "DEAD".to_owned(),
+            unknown(),
+            unknown(),
+        ]
+    });
+    print_table(&headings, &[3, 4], mounts.chain(dead))
 }
 
 /// What becomes of what nobody has read yet.

@@ -10,7 +10,7 @@
 //! - `mountpoint`: what a mountpoint must be, before anything is fetched.
 //! - `device`: gets the kernel's end of a mount, as root or through fusermount3.
 //! - `mount_table`: what is mounted where, asked without touching any file system.
-//! - [`unmount_orphan`]: ends mounts that no session of this process serves.
+//! - [`orphans`], [`unmount_orphan`]: finds and ends mounts that no session of this process serves.
 //! - `adapter`: kernel requests to [`crate::fs::FileSystem`] and back; no thread of it ever waits
 //!   for the network.
 //! - `passthrough`: which open files the kernel reads by itself.
@@ -37,7 +37,7 @@ mod readahead;
 use std::path::PathBuf;
 
 pub use mount::Mount;
-pub use orphan::unmount_orphan;
+pub use orphan::{Orphan, orphans, unmount_orphan};
 pub use passthrough::PassthroughStatus;
 
 /// How a kit is mounted.

@@ -15,12 +15,20 @@ pub(super) struct Entry {
     pub(super) device: String,
     pub(super) mountpoint: PathBuf,
     pub(super) file_system: String,
+    /// What the mount calls its source: of ours, the reference.
+    pub(super) source: String,
 }
 
 /// What is mounted at `mountpoint` (canonical), the topmost last.
 pub(super) fn at(mountpoint: &Path) -> std::io::Result<Vec<Entry>> {
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(parse(&table).filter(|entry| entry.mountpoint == mountpoint).collect())
+    let mut entries = all()?;
+    entries.retain(|entry| entry.mountpoint == mountpoint);
+    Ok(entries)
+}
+
+/// Everything that is mounted, as this process sees it; what covers another mount comes later.
+pub(super) fn all() -> std::io::Result<Vec<Entry>> {
+    Ok(parse(&std::fs::read("/proc/self/mountinfo")?).collect())
 }
 
 fn parse(table: &[u8]) -> impl Iterator<Item = Entry> {
@@ -32,11 +40,14 @@ fn parse_line(line: &[u8]) -> Option<Entry> {
     let device = fields.nth(2)?;
     let mountpoint = fields.nth(1)?;
     // Optional fields follow, as many as there are, then a lonely dash.
-    let file_system = fields.skip_while(|&field| field != b"-").nth(1)?;
+    let mut fields = fields.skip_while(|&field| field != b"-");
+    let file_system = fields.nth(1)?;
+    let source = unescape(fields.next()?);
     Some(Entry {
         device: String::from_utf8_lossy(device).into_owned(),
         mountpoint: PathBuf::from(OsString::from_vec(unescape(mountpoint))),
         file_system: String::from_utf8_lossy(file_system).into_owned(),
+        source: String::from_utf8_lossy(&source).into_owned(),
     })
 }
 
@@ -76,6 +87,7 @@ mod tests {
         assert_eq!(entries[1].device, "0:57");
         assert_eq!(entries[1].mountpoint, Path::new("/mnt/my kit"));
         assert_eq!(entries[1].file_system, FILE_SYSTEM);
+        assert_eq!(entries[1].source, "ghcr.io/org/model:v1");
     }
 
     #[test]

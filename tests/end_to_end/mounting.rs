@@ -167,6 +167,38 @@ fn the_mount_of_a_dead_daemon_can_be_unmounted() {
 }
 
 #[test]
+fn status_lists_the_mounts_of_a_dead_daemon_until_they_are_unmounted() {
+    let kitfs = Kitfs::new();
+    let reference = golden_reference("article");
+    let dead = kitfs.mount(&reference, &[]);
+    kitfs.kill_daemon();
+    let place = dead.to_str().unwrap();
+    let is_told = || {
+        let status = kitfs.status_of(&dead);
+        assert_eq!(
+            (&status["state"], &status["reference"]),
+            (&"dead".into(), &(*reference).into())
+        );
+        let outcome = kitfs.run(&["status"]);
+        let table = String::from_utf8(outcome.stdout).unwrap();
+        let row = table.lines().find(|line| line.contains(place)).expect("a row");
+        assert!(row.contains("DEAD") && row.contains(&reference), "{table}");
+        assert!(outcome.stderr.contains(&format!("kitfs umount {place}")), "{}", outcome.stderr);
+    };
+    is_told();
+    // The next daemon's mounts are no leftovers, and neither are another cache folder's.
+    let alive = kitfs.mount(&reference, &[]);
+    let elsewhere = Kitfs::new();
+    let other = elsewhere.mount(&reference, &[]);
+    is_told();
+    assert_ne!(kitfs.status_of(&alive)["state"], "dead");
+    assert!(!kitfs.succeed(&["status"]).contains(other.to_str().unwrap()));
+    kitfs.unmount(&dead);
+    assert!(!kitfs.succeed(&["status"]).contains(place));
+    assert!(!is_mounted(&dead) && is_mounted(&alive) && is_mounted(&other));
+}
+
+#[test]
 fn a_passed_through_file_is_read_on_when_its_daemon_is_dead_and_another_one_evicts() {
     let kitfs = Kitfs::with_options(&["--cache-size", "8MiB"]);
     let folder = TempDir::new().unwrap();
