@@ -163,14 +163,12 @@ impl Service {
                     warming::replay(&self.cache, replay, &progress).await
                 }
                 None => {
-                    let warmed = warming::warm(&self.cache, &kit, &request.paths, &progress).await;
-                    warmed.map_err(|mut failure| {
-                        if failure.kind == FailureKind::NotFound && !request.kit.filters.is_empty()
-                        {
-                            failure.message += ", and with --filter only what that takes";
-                        }
-                        failure
-                    })
+                    let filters = match request.kit.filters.is_empty() {
+                        true => None,
+                        false => Some(Filters::parse(&request.kit.filters)?),
+                    };
+                    let (paths, filters) = (&request.paths, filters.as_ref());
+                    warming::warm(&self.cache, &kit, paths, filters, &progress).await
                 }
             }
         };

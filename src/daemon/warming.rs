@@ -18,7 +18,7 @@ use super::upkeep::kit_state;
 use crate::cache::{Cache, LayerState};
 use crate::fetch::Layer;
 use crate::fs::LoadedKit;
-use crate::kit::{Content, NodeId, NodeKind, Tree};
+use crate::kit::{Content, Filters, Kit, KitLayer, NodeId, NodeKind, Placement, Tree};
 use crate::layer::StreamOffset;
 use crate::source::Priority;
 
@@ -39,7 +39,7 @@ pub(super) struct Want {
 }
 
 /// Brings the files below `paths`, or all of the kit where there are none, and waits until the
-/// digests of complete layers are known. A layer that fails does not hold up the others; the report
+/// digests of complete layers are known; `filters` are those the kit was loaded with. A layer that fails does not hold up the others; the report
 /// says so of each.
 ///
 /// # Errors
@@ -48,9 +48,10 @@ pub(super) async fn warm(
     cache: &Cache,
     kit: &LoadedKit,
     paths: &[RawPath],
+    filters: Option<&Filters>,
     progress: &(dyn Fn(Vec<LayerProgress>) + Send + Sync),
 ) -> Result<WarmReport, Failure> {
-    let wants = if paths.is_empty() { all_of(kit) } else { files_of(kit, paths)? };
+    let wants = if paths.is_empty() { all_of(kit) } else { files_of(kit, paths, filters)? };
     check_room(cache, &wants)?;
     fetch(&wants, progress).await;
     Ok(report(&wants, kit.warnings.clone()))
@@ -118,10 +119,20 @@ fn all_of(kit: &LoadedKit) -> Vec<Want> {
     wants
 }
 
-fn files_of(kit: &LoadedKit, paths: &[RawPath]) -> Result<Vec<Want>, Failure> {
+fn files_of(
+    kit: &LoadedKit,
+    paths: &[RawPath],
+    filters: Option<&Filters>,
+) -> Result<Vec<Want>, Failure> {
     let mut ranges: BTreeMap<u32, Vec<Range<StreamOffset>>> = BTreeMap::new();
     for path in paths {
-        let node = paths::resolve(&kit.tree, path, LastLink::Follow)?;
+        let node = paths::resolve(&kit.tree, path, LastLink::Follow);
+        let node = node.map_err(|failure| match filters {
+            Some(filters) if failure.kind == FailureKind::NotFound => {
+                not_taken(&kit.kit, filters, path)
+            }
+            _ => failure,
+        })?;
         collect(&kit.tree, node, &mut ranges);
     }
     let wants = ranges.into_iter().map(|(layer, mut ranges)| {
@@ -130,6 +141,44 @@ fn files_of(kit: &LoadedKit, paths: &[RawPath]) -> Result<Vec<Want>, Failure> {
         Want::new(kit.layers[layer as usize].clone(), ranges)
     });
     Ok(wants.collect())
+}
+
+/// Says that the filters leave a path out, as far as manifest and Kitfile tell: the layers they do
+/// not take were not opened.
+fn not_taken(kit: &Kit, filters: &Filters, path: &RawPath) -> Failure {
+    let shown = String::from_utf8_lossy(&path.0);
+    let mut left_out = kit.layers.iter().filter(|layer| !filters.takes(layer));
+    let message = match left_out.find_map(|layer| place_of(layer).filter(|at| meets(at, &path.0))) {
+        Some(at) => format!(
+            "`{shown}` is left out by --filter, which does not take `{}`: take more, or leave \
+             --filter out",
+            String::from_utf8_lossy(at)
+        ),
+        None => format!(
+            "`{shown}` is not in what --filter takes of the kit; `kitfs ls` shows all of it"
+        ),
+    };
+    Failure::new(FailureKind::NotFound, message)
+}
+
+/// Where the files of a layer lie, where that is known without its table of contents.
+fn place_of(layer: &KitLayer) -> Option<&[u8]> {
+    match &layer.placement {
+        Placement::Raw { path, .. } => Some(path.as_bytes()),
+        Placement::Tar { below: None } => layer.entry_path.as_ref().map(|path| path.as_bytes()),
+        Placement::Tar { below: Some(_) } => None,
+    }
+}
+
+/// Whether one of two paths lies at or below the other; the root tells nothing.
+fn meets(one: &[u8], other: &[u8]) -> bool {
+    let components = |path: &[u8]| {
+        let components = path.split(|&byte| byte == b'/').map(<[u8]>::to_vec);
+        components.filter(|it| !it.is_empty() && it != b".").collect::<Vec<_>>()
+    };
+    let (one, other) = (components(one), components(other));
+    let common = one.iter().zip(&other).take_while(|(one, other)| one == other).count();
+    common > 0 && common == one.len().min(other.len())
 }
 
 /// The extents of a file, or of all files below a directory.
@@ -255,6 +304,21 @@ impl Want {
             is_complete: self.layer.store().is_complete(),
             state: kit_state(self.layer.state().into()),
             failure: self.failure.lock().clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_meet_where_one_lies_at_or_below_the_other() {
+        for (one, other) in [("a", "a"), ("./a/", "a/b"), ("a/b", "a"), ("a//b", "a/./b/c")] {
+            assert!(meets(one.as_bytes(), other.as_bytes()), "{one} {other}");
+        }
+        for (one, other) in [("a", "b"), ("a/b", "a/c"), ("a", "ab"), (".", "a"), ("", "")] {
+            assert!(!meets(one.as_bytes(), other.as_bytes()), "{one} {other}");
         }
     }
 }

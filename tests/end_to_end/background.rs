@@ -60,7 +60,13 @@ fn warming_a_file_fetches_no_other(#[case] has_daemon: bool) {
 fn warming_says_what_it_cannot_do_as_asked() {
     let counted = Counted::new(&big_files());
     let left_out = ["warm", "-f", "docs", &counted.reference, "weights/shard-1"];
-    assert!(counted.kitfs.fail(3, &left_out).contains("--filter"));
+    let said = counted.kitfs.fail(3, &left_out);
+    assert!(said.contains("`weights/shard-1` is left out by --filter"), "{said}");
+    let unknown = ["warm", "-f", "model", &counted.reference, "nope"];
+    let said = counted.kitfs.fail(3, &unknown);
+    assert!(said.contains("`nope` is not in what --filter takes of the kit"), "{said}");
+    let said = counted.kitfs.fail(3, &["warm", &counted.reference, "nope"]);
+    assert!(said.contains("`nope` is not in the kit") && !said.contains("filter"), "{said}");
     let path = format!("{}/weights/shard-1", counted.reference);
     assert!(counted.kitfs.fail(2, &["warm", &path]).contains("`weights/shard-1`"));
     counted.kitfs.succeed(&["daemon", "start", "--memory", "64MiB", "--keep-free", "1MiB"]);
