@@ -50,10 +50,14 @@ fn every_command_has_help_and_a_manual_page() {
         "warm", "trace",
     ] {
         assert!(kitfs.succeed(&[command, "--help"]).contains("Usage: kitfs"), "{command}");
+        assert!(kitfs.succeed(&["help", command]).contains(&format!("Usage: kitfs {command}")));
         assert!(kitfs.succeed(&["man", command]).contains(&format!("kitfs\\-{command}")));
     }
     assert!(kitfs.succeed(&["completions", "bash"]).contains("kitfs"));
+    assert_eq!(kitfs.succeed(&["help"]), kitfs.succeed(&["--help"]));
+    assert!(kitfs.succeed(&["help", "cache", "rm"]).contains("Usage: kitfs cache rm"));
     kitfs.fail(2, &["man", "nonsense"]);
+    assert_eq!(kitfs.run(&["help", "nonsense"]).code, Some(2));
 }
 
 #[test]
@@ -146,7 +150,8 @@ fn wrong_paths_and_references_fail_with_their_names() {
             assert!(said.contains(word), "{said}");
         }
         assert!(kitfs.fail(2, &["ls", "UPPER/case:v1"]).contains("UPPER"));
-        assert!(kitfs.fail(3, &["ls", "oci:missing:v1"]).contains("missing"));
+        let said = kitfs.fail(3, &["ls", "oci:missing:v1"]);
+        assert!(said.contains("missing") && said.contains("there is no such folder"), "{said}");
         let unknown_tag = format!("oci:{}:v9", golden("article").display());
         assert!(kitfs.fail(3, &["info", &unknown_tag]).contains("v9"));
         let nobody = ["ls", "--retries", "0", "127.0.0.1:1/org/kit:v1"];

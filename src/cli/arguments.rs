@@ -12,7 +12,7 @@ use crate::observe;
 
 /// Mount remote ModelKits lazily, as read-only directories.
 #[derive(Debug, Parser)]
-#[command(name = "kitfs", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(name = "kitfs", version, arg_required_else_help = true)]
 #[command(after_help = "\
 REF is a kit:
   HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]  in a registry

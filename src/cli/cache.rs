@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::error::CliError;
-use super::output::{print_json, print_line, print_table, print_warnings, state_name};
+use super::output::{count_of, print_json, print_line, print_table, print_warnings, state_name};
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::sizes;
@@ -92,25 +92,25 @@ fn print_layers(layers: &[CachedLayer]) -> Result<(), CliError> {
 
 fn print_removed(report: &CacheReport) -> Result<(), CliError> {
     print_line(format_args!(
-        "removed {} layers, {}",
-        report.layers.len(),
+        "removed {}, {}",
+        count_of(report.layers.len() as u64, "layer", "layers"),
         sizes::show(report.removed_bytes)
     ))
 }
 
 fn print_verified(report: &CacheReport) -> Result<(), CliError> {
     print_line(format_args!(
-        "checked {} of {} layers",
+        "checked {} of {}",
         sizes::show(report.checked_bytes),
-        report.layers.len()
+        count_of(report.layers.len() as u64, "layer", "layers")
     ))?;
     if report.dropped_chunks == 0 {
         return Ok(());
     }
     let message = format!(
-        "{} chunks were not what was fetched and are dropped: they are fetched again when they \
-         are read; check the disk",
-        report.dropped_chunks
+        "{} not what was fetched and dropped: what was there is fetched again when it is read; \
+         check the disk",
+        count_of(report.dropped_chunks, "chunk was", "chunks were")
     );
     Err(CliError::new(FailureKind::BadContent, message))
 }

@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 
 use super::arguments::NetworkArguments;
 use super::error::CliError;
-use super::output::{byte_bar, open_kit, print_warnings, printable};
+use super::output::{byte_bar, count_of, open_kit, print_warnings, printable};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
 use crate::daemon::Backend;
@@ -122,7 +122,10 @@ impl Copying {
             0 => Ok(()),
             count => Err(CliError::new(
                 FailureKind::BadContent,
-                format!("{count} symlinks that lead out of what is copied were left out"),
+                format!(
+                    "{} out of what is copied and left out",
+                    count_of(count, "symlink leads", "symlinks lead")
+                ),
             )),
         }
     }

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::arguments::LogFormat;
 use super::error::CliError;
 use super::mount::notify_ready;
-use super::output::{print_json, print_line};
+use super::output::{count_of, print_json, print_line};
 use super::settings::Settings;
 use super::status::print_mounts;
 use super::{block_on, sizes};
@@ -93,9 +93,9 @@ async fn status(config: DaemonConfig, is_json: bool) -> Result<(), CliError> {
         sizes::show(status.cache_resident_bytes)
     ))?;
     print_line(format_args!(
-        "fetched {} in {} requests; memory in use {} of {}",
+        "fetched {} in {}; memory in use {} of {}",
         sizes::show(status.fetch.fetched_bytes),
-        status.fetch.requests,
+        count_of(status.fetch.requests, "request", "requests"),
         sizes::show(status.fetch.reserved_bytes),
         sizes::show(status.fetch.memory_bytes)
     ))?;

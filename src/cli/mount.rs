@@ -6,7 +6,7 @@ use sd_notify::NotifyState;
 
 use super::arguments::{LogFormat, NetworkArguments, parse_umask};
 use super::error::CliError;
-use super::output::{pass_bar, print_line, print_warnings, short_digest, show_pass};
+use super::output::{count_of, pass_bar, print_line, print_warnings, short_digest, show_pass};
 use super::reference::parse_reference;
 use super::settings::{Settings, absolute, mountpoint};
 use super::{block_on, sizes};
@@ -127,13 +127,6 @@ async fn mount(
     announce(&status?)
 }
 
-fn count_of(entries: u64) -> String {
-    match entries {
-        1 => "1 entry".to_owned(),
-        _ => format!("{entries} entries"),
-    }
-}
-
 fn announce(status: &MountStatus) -> Result<(), CliError> {
     print_warnings(&status.warnings);
     print_line(format_args!(
@@ -141,7 +134,7 @@ fn announce(status: &MountStatus) -> Result<(), CliError> {
         status.reference,
         status.mountpoint.display(),
         short_digest(&status.digest),
-        count_of(status.entries),
+        count_of(status.entries, "entry", "entries"),
         sizes::show(status.total_bytes)
     ))
 }

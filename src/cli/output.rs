@@ -143,6 +143,11 @@ impl Names {
     }
 }
 
+/// A count and what is counted: `1 entry`, `2 entries`.
+pub(super) fn count_of(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// A digest short enough for a table; it still finds the layer in `cache ls`.
 pub(super) fn short_digest(digest: &str) -> &str {
     let algorithm = digest.find(':').map_or(0, |colon| colon + 1);

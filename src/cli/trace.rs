@@ -14,7 +14,7 @@ use tokio::process::Command as Process;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::CliError;
-use super::output::{print_line, print_table, printable, say, warn};
+use super::output::{count_of, print_line, print_table, printable, say, warn};
 use super::settings::{Settings, mountpoint};
 use super::sizes;
 use crate::daemon::api::{FailureKind, RecordRequest};
@@ -160,8 +160,7 @@ async fn record(
             "nothing was recorded: what the kernel has in memory already is not seen, so record \
              from a fresh mount",
         ),
-        1 => say("recorded 1 line"),
-        count => say(format_args!("recorded {count} lines")),
+        count => say(format_args!("recorded {}", count_of(count as u64, "line", "lines"))),
     }
     if let Some(mut child) = child {
         exit_code = child.wait().await.map(exit_code_of)?;
@@ -221,7 +220,8 @@ fn show(path: &Path, is_summary: bool) -> Result<(), CliError> {
     });
     print_table(&["RANGES", "TOTAL", "PATH"], &[0, 1], rows)?;
     if trace.lost > 0 {
-        warn(format_args!("{} reads came too fast to be written down", trace.lost));
+        let lost = count_of(trace.lost, "read", "reads");
+        warn(format_args!("{lost} came too fast to be written down"));
     }
     Ok(())
 }

@@ -12,7 +12,8 @@ use indicatif::{MultiProgress, ProgressBar};
 use super::arguments::NetworkArguments;
 use super::error::CliError;
 use super::output::{
-    byte_bar, pass_bar, print_json, print_line, print_warnings, say, short_digest, show_pass,
+    byte_bar, count_of, pass_bar, print_json, print_line, print_warnings, say, short_digest,
+    show_pass,
 };
 use super::reference::parse_reference;
 use super::settings::{DEFAULT_UMASK, Settings, absolute};
@@ -93,8 +94,9 @@ fn tell(report: &WarmReport) -> Result<(), CliError> {
     let partial = report.layers.iter().filter(is_partial).count();
     if partial > 0 {
         say(format_args!(
-            "{partial} of {count} layers are only partly in the cache: their digests are computed \
-             once they are complete"
+            "{partial} of {} only partly in the cache: a layer's digest is computed once it is \
+             complete",
+            count_of(count as u64, "layer is", "layers are")
         ));
     }
     if report.layers.iter().any(|layer| layer.failure.is_some()) {
@@ -102,8 +104,9 @@ fn tell(report: &WarmReport) -> Result<(), CliError> {
     }
     let what = if count > 0 && partial == 0 { ", every layer confirmed" } else { "" };
     print_line(format_args!(
-        "{} in {count} layers are in the cache{what}",
-        sizes::show(wanted_bytes)
+        "{} in {} are in the cache{what}",
+        sizes::show(wanted_bytes),
+        count_of(count as u64, "layer", "layers")
     ))
 }
 

@@ -117,7 +117,10 @@ impl Replay {
     /// What is to be said about it.
     pub(super) fn warnings(&self) -> Vec<String> {
         let other = "the trace was recorded from another kit: files are found by their paths";
-        let skipped = format!("{} ranges of the trace are not in the kit", self.skipped);
+        let skipped = match self.skipped {
+            1 => "1 range of the trace is not in the kit".to_owned(),
+            count => format!("{count} ranges of the trace are not in the kit"),
+        };
         let is_other = (!self.is_of_this_kit).then(|| other.to_owned());
         is_other.into_iter().chain((self.skipped > 0).then_some(skipped)).collect()
     }

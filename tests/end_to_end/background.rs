@@ -138,7 +138,7 @@ fn a_layer_that_is_partly_warm_is_named_and_no_failure() {
     let counted = Counted::new(&Kit::modelkit().with(layer));
     let first = counted.kitfs.run(&["warm", &counted.reference, "d/1"]);
     assert_eq!(first.code, Some(0), "{}", first.stderr);
-    assert!(first.stderr.contains("1 of 1 layers are only partly"), "{}", first.stderr);
+    assert!(first.stderr.contains("1 of 1 layer is only partly"), "{}", first.stderr);
     let second = counted.kitfs.run(&["warm", &counted.reference, "d/2"]);
     assert_eq!(second.code, Some(0), "{}", second.stderr);
     assert!(!second.stderr.contains("partly"), "{}", second.stderr);
@@ -353,7 +353,7 @@ fn a_trace_of_another_kit_is_told_and_what_is_no_trace_is_refused() {
     let outcome = counted.kitfs.run(&["warm", "--trace", trace, &counted.reference]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("another kit"), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("1 ranges"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("1 range of the trace is not"), "{}", outcome.stderr);
     fs::write(trace, format!("{lines}what?\n")).unwrap();
     for arguments in
         [&["trace", "show", trace][..], &["warm", "--trace", trace, &counted.reference]]
