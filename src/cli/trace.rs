@@ -225,3 +225,18 @@ fn show(path: &Path, is_summary: bool) -> Result<(), CliError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recording_ends_before_it_has_more_than_can_be_read() {
+        let mut room = Room { lines: 2, bytes: 100 };
+        assert!(room.take(b"one") && room.take(b"two") && !room.take(b"three"), "lines");
+        let mut room = Room { lines: 100, bytes: 10 };
+        assert!(room.take(b"0123") && !room.take(b"0123456"), "bytes");
+        assert!(room.take(b"456789"), "what was refused takes no room");
+        assert_eq!((room.lines, room.bytes), (98, 0));
+    }
+}

@@ -36,6 +36,8 @@ type Extent = (Arc<Layer>, Range<StreamOffset>);
 /// Ranges of layers in the order of a trace.
 pub(super) struct Replay {
     ranges: Vec<Extent>,
+    /// Ranges that need no fetching: the Kitfile's.
+    in_memory: u64,
     /// Ranges of the trace that the kit does not have.
     skipped: u64,
     /// Whether it was recorded from the same kit.
@@ -54,6 +56,7 @@ pub(super) fn load(kit: &LoadedKit, file: &Path) -> Result<Replay, Failure> {
     let mut files: HashMap<Vec<u8>, Place> = HashMap::new();
     let mut replay = Replay {
         ranges: Vec::new(),
+        in_memory: 0,
         skipped: 0,
         is_of_this_kit: trace.digest == kit.manifest.to_string(),
     };
@@ -66,7 +69,7 @@ pub(super) fn load(kit: &LoadedKit, file: &Path) -> Result<Replay, Failure> {
                 let end = start.range(range.length).end.min(file.end);
                 replay.ranges.push((layer.clone(), start..end));
             }
-            Place::Memory => {}
+            Place::Memory => replay.in_memory += 1,
             Place::Layer(_) | Place::Nowhere => replay.skipped += 1,
         }
     }
@@ -79,13 +82,20 @@ pub(super) fn load(kit: &LoadedKit, file: &Path) -> Result<Replay, Failure> {
 /// For what is no regular file, or has more bytes than a trace may have.
 pub fn read_trace(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
+    let too_long = || io::Error::other(format!("a trace has at most {TRACE_LIMIT_BYTES} bytes"));
+    // Before its bytes take memory.
+    if metadata.len() > TRACE_LIMIT_BYTES {
+        return Err(too_long());
+    }
     let mut text = Vec::new();
+    // It may grow meanwhile.
     file.take(TRACE_LIMIT_BYTES + 1).read_to_end(&mut text)?;
     match text.len() as u64 > TRACE_LIMIT_BYTES {
-        true => Err(io::Error::other(format!("a trace has at most {TRACE_LIMIT_BYTES} bytes"))),
+        true => Err(too_long()),
         false => Ok(text),
     }
 }
@@ -114,6 +124,11 @@ fn place_of(kit: &LoadedKit, path: &[u8]) -> Place {
 }
 
 impl Replay {
+    /// Whether nothing of the trace is in the kit.
+    pub(super) fn finds_nothing(&self) -> bool {
+        self.ranges.is_empty() && self.in_memory == 0
+    }
+
     /// What is to be said about it.
     pub(super) fn warnings(&self) -> Vec<String> {
         let other = "the trace was recorded from another kit: files are found by their paths";
@@ -171,5 +186,22 @@ impl Replay {
                 std::future::ready(Ok(()))
             })
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_of_more_bytes_than_one_may_have_is_refused_unread() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // A hole: it takes neither disk nor, when it is refused, memory.
+        file.as_file().set_len(TRACE_LIMIT_BYTES + 1).unwrap();
+        let error = read_trace(file.path()).unwrap_err();
+        assert!(error.to_string().contains("268435456"), "{error}");
+        file.as_file().set_len(10).unwrap();
+        assert_eq!(read_trace(file.path()).unwrap(), [0; 10]);
+        assert!(read_trace(Path::new("/dev/null")).is_err());
     }
 }

@@ -67,7 +67,7 @@ pub(super) async fn replay(
     progress: &(dyn Fn(Vec<LayerProgress>) + Send + Sync),
 ) -> Result<WarmReport, Failure> {
     let wants = replay.wants();
-    if wants.is_empty() {
+    if replay.finds_nothing() {
         let message = "no range of the trace lies in a file of the kit: was it recorded from \
                        another one? `kitfs trace show FILE` says from which";
         return Err(Failure::new(FailureKind::NotFound, message));

@@ -318,6 +318,31 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_has_as_many_lines_as_a_recorder_writes_and_no_more() {
+        // Empty lines count, and are quick to read.
+        let text = |empty| format!("{HEADER}{}\n{{\"lost\":1}}\n", "\n".repeat(empty));
+        assert_eq!(Trace::parse(text(TRACE_LINES - 2).as_bytes()).unwrap().lost, 1);
+        let error = Trace::parse(text(TRACE_LINES - 1).as_bytes()).unwrap_err();
+        assert_eq!(error.line, TRACE_LINES + 1);
+        assert!(error.to_string().contains("more than 1250000 lines"), "{error}");
+    }
+
+    #[test]
+    fn a_length_up_to_the_last_offset_there_is_is_no_error() {
+        let range =
+            r#"{"at_ms":18446744073709551615,"path":"a","offset":1,"length":18446744073709551614}"#;
+        let lost = r#"{"lost":18446744073709551615}"#;
+        let text = format!("{HEADER}\n{range}\n{lost}\n{lost}\n");
+        let trace = Trace::parse(text.as_bytes()).unwrap();
+        assert_eq!((trace.ranges[0].length, trace.lost), (u64::MAX - 1, u64::MAX));
+        for hostile in ["-1", "1.5", "1e3", "18446744073709551616", "\"1\"", "null"] {
+            let range = range.replace("18446744073709551614", hostile);
+            let error = Trace::parse(format!("{HEADER}\n{range}\n").as_bytes()).unwrap_err();
+            assert_eq!(error.line, 2, "{hostile}");
+        }
+    }
+
+    #[test]
     fn a_slow_recorder_loses_reads_and_is_told_how_many() {
         let log = AccessLog::default();
         log.note(NodeId(1), 0, 1);

@@ -78,6 +78,12 @@ fn warming_says_what_it_cannot_do_as_asked() {
     }
     let outcome = counted.kitfs.run(&[warm, "--memory", "64MiB", reference]);
     assert!(!outcome.stderr.contains("--memory"), "{}", outcome.stderr);
+    let mountpoint = counted.kitfs.mountpoint("told");
+    let place = mountpoint.to_str().unwrap();
+    let outcome = counted.kitfs.run(&["mount", "--cache-size", "1GiB", reference, place]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("--cache-size no limit"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("`kitfs daemon stop`"), "{}", outcome.stderr);
 }
 
 #[test]
@@ -364,6 +370,117 @@ fn a_trace_of_another_kit_is_told_and_what_is_no_trace_is_refused() {
     counted.kitfs.fail(9, &["trace", "record", "/nowhere"]);
     counted.kitfs.succeed(&["daemon", "start"]);
     counted.kitfs.fail(3, &["trace", "record", "/nowhere"]);
+}
+
+/// A trace of the kit itself, with these lines.
+fn trace_of(counted: &Counted, lines: &[&str]) -> String {
+    let path = counted.kitfs.folder().join("made.trace");
+    let digest = &counted.written.digest;
+    let header =
+        format!(r#"{{"kitfs_trace":1,"reference":"r","digest":"{digest}","started_at":0}}"#);
+    let lines = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    fs::write(&path, format!("{header}\n{lines}")).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_range_without_end_brings_the_rest_of_its_file_and_no_other() {
+    let counted = Counted::new(&big_files());
+    // The file is 16 MiB long; the third line begins behind its end.
+    let trace = trace_of(
+        &counted,
+        &[
+            r#"{"at_ms":0,"path":"weights/shard-1","offset":15728640,"length":18446744073693822975}"#,
+            r#"{"at_ms":0,"path":"weights/shard-1","offset":0,"length":0}"#,
+            r#"{"at_ms":0,"path":"weights/shard-1","offset":16777216,"length":1}"#,
+            r#"{"at_ms":0,"path":"../weights/shard-1","offset":0,"length":1}"#,
+            r#"{"at_ms":0,"path":"weights","offset":0,"length":18446744073709551615}"#,
+        ],
+    );
+    let outcome = counted.kitfs.run(&["warm", "--trace", &trace, &counted.reference]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("3 ranges of the trace are not"), "{}", outcome.stderr);
+    let fetched = counted.fetched();
+    assert!((MIB..4 * MIB).contains(&fetched), "{fetched} bytes");
+}
+
+#[test]
+fn a_trace_of_the_kitfile_alone_needs_nothing_fetched() {
+    let counted = Counted::new(&big_files());
+    let line = r#"{"at_ms":0,"path":"Kitfile","offset":0,"length":18446744073709551615}"#;
+    let trace = trace_of(&counted, &[line]);
+    let outcome = counted.kitfs.run(&["warm", "--trace", &trace, &counted.reference]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(!outcome.stderr.contains("warning"), "{}", outcome.stderr);
+    assert!(counted.fetched() < MIB);
+}
+
+#[test]
+fn a_trace_that_has_nothing_of_the_kit_fails() {
+    let counted = Counted::new(&big_files());
+    let trace = trace_of(&counted, &[r#"{"at_ms":0,"path":"gone","offset":0,"length":1}"#]);
+    let said = counted.kitfs.fail(3, &["warm", "--trace", &trace, &counted.reference]);
+    assert!(said.contains("recorded from another one"), "{said}");
+}
+
+#[test]
+fn a_warm_tells_what_the_kit_warns_of() {
+    let counted = Counted::new(&big_files());
+    let outcome = counted.kitfs.run(&["warm", "-f", "docs", &counted.reference]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("warning: the filters take nothing"), "{}", outcome.stderr);
+    let json = counted.kitfs.json(&["warm", "-f", "docs", "--json", &counted.reference]);
+    assert!(json["warnings"][0].as_str().unwrap().contains("take nothing"), "{json}");
+}
+
+#[test]
+fn a_recording_says_how_much_it_has() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
+    let trace = counted.kitfs.folder().join("few.trace");
+    let (place, trace) = (mountpoint.to_str().unwrap(), trace.to_str().unwrap());
+    let record = |script: &str| {
+        let arguments = ["trace", "record", "-o", trace, place, "--", "sh", "-c", script];
+        let outcome = counted.kitfs.run(&arguments);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        outcome.stderr
+    };
+    let said = record("true");
+    assert!(said.contains("nothing was recorded"), "{said}");
+    let said = record(&format!("head -c 1000 {place}/weights/shard-0 > /dev/null"));
+    assert!(said.contains("recorded 1 line\n"), "{said}");
+    let said = counted.kitfs.fail(2, &["trace", "record", place, "--", "true"]);
+    assert!(said.contains("add -o FILE"), "{said}");
+}
+
+#[test]
+fn a_lazy_unmount_ends_hydrating_though_a_file_is_open() {
+    let (counted, mountpoint) = hydrating_and_held();
+    let file = File::open(mountpoint.join("weights/shard-2")).unwrap();
+    counted.kitfs.succeed(&["umount", "--lazy", mountpoint.to_str().unwrap()]);
+    counted.registry.release();
+    let mut buffer = vec![0; 4096];
+    file.read_exact_at(&mut buffer, 8 * MIB).unwrap();
+    assert!(buffer == expected_content(&counted, 2)[8 << 20..(8 << 20) + 4096]);
+    // What was asked for comes to its end, because the kit is still open; nothing is asked for anew.
+    wait_until("the end of the work", || reserved_bytes(&counted) == 0);
+    let fetched = counted.fetched();
+    assert!(fetched < 40 * MIB, "{fetched} bytes: it went on");
+}
+
+#[test]
+fn a_lazy_unmount_ends_a_recording_though_a_file_is_open() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
+    let file = File::open(mountpoint.join("weights/shard-1")).unwrap();
+    let (mut child, trace) = recording(&counted, &mountpoint, "lazy");
+    file.read_exact_at(&mut [0; 10], 100).unwrap();
+    counted.kitfs.succeed(&["umount", "--lazy", mountpoint.to_str().unwrap()]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let text = fs::read_to_string(&trace).unwrap();
+    assert!(text.contains("weights/shard-1"), "what was read is written down: {text}");
+    file.read_exact_at(&mut [0; 10], 8 * MIB).unwrap();
+    assert_eq!(fs::read_to_string(&trace).unwrap(), text, "it has ended");
 }
 
 /// A recording without a command, once it has begun.
