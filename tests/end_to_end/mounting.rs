@@ -364,6 +364,27 @@ fn a_layer_that_is_not_what_its_digest_says_is_poisoned() {
     assert!(failure.starts_with("m/7: ") && failure.contains("is poisoned"), "{failure}");
 }
 
+#[test]
+fn a_kit_with_a_poisoned_layer_is_mounted_again_once_that_is_removed() {
+    let kitfs = Kitfs::new();
+    let folder = TempDir::new().unwrap();
+    let written = written(folder.path());
+    let path = written.blob(&written.layers[0].0);
+    let right = fs::read(&path).unwrap();
+    let blob = File::options().write(true).open(&path).unwrap();
+    blob.write_all_at(b"flipped", 3 * MIB).unwrap();
+    kitfs.fail(6, &["warm", &written.reference]);
+
+    blob.write_all_at(&right, 0).unwrap();
+    let mountpoint = kitfs.mountpoint("mnt");
+    let said = kitfs.fail(6, &arguments(&written.reference, &mountpoint, &[]));
+    let remedy = format!("kitfs cache rm {}", written.layers[0].0);
+    assert!(said.contains(&remedy), "does not say what to do: {said}");
+    kitfs.succeed(&remedy.split(' ').skip(1).collect::<Vec<_>>());
+    kitfs.succeed(&arguments(&written.reference, &mountpoint, &[]));
+    Tree::read(&mountpoint).without_kitfile().assert_equals(&written.tree, "after the repair");
+}
+
 /// Bytes that the folder takes on disk.
 fn disk_bytes(folder: &Path) -> u64 {
     let mut bytes = 0;
