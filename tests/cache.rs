@@ -302,6 +302,45 @@ fn an_absurd_wish_for_free_space_is_a_full_disk() {
     assert!(matches!(cache.make_room(1), Err(CacheError::DiskFull { .. })));
 }
 
+/// Members of odd length: chunks begin and end within blocks of sha256, too.
+#[test]
+fn each_chunk_of_a_confirmed_archive_comes_back_as_it_was_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let toc = toc(&[MIB + 13, 700, MIB, 3 * MIB / 2 + 64, 5]);
+    let bytes = content(1, toc.stream_bytes as usize);
+    let layer = |cache: &Arc<Cache>| {
+        let store = cache.layer(key(&bytes, Format::Tar), bytes.len() as u64).unwrap();
+        if store.contents().is_none() {
+            store.stage().unwrap().finish(toc.clone(), &RangeSet::new(), None).unwrap();
+        }
+        store
+    };
+    {
+        let cache = open(folder.path(), None);
+        let store = layer(&cache);
+        fill_all(&cache, &store, &bytes);
+        assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+    }
+    let cache = open(folder.path(), Some(bytes.len() as u64));
+    let store = layer(&cache);
+    cache.make_room(bytes.len() as u64).unwrap();
+    assert_eq!(store.resident_bytes(), 0);
+    let layout = &store.contents().unwrap().layout;
+    for chunk in (0..layout.chunks()).rev() {
+        let span = layout.chunk(ChunkId(chunk)).stream;
+        let mut other = bytes[span.start.get() as usize..span.end.get() as usize].to_vec();
+        for at in [0, other.len() / 2, other.len() - 1] {
+            other[at] ^= 1;
+            let changed = store.appender().append(ChunkId(chunk), 0, &[IoSlice::new(&other)]);
+            assert!(matches!(changed, Err(CacheError::Changed { .. })), "chunk {chunk}, byte {at}");
+            other[at] ^= 1;
+        }
+        fill(&cache, &store, &bytes, chunk..chunk + 1);
+    }
+    assert!(is_resident(&store, &bytes, 0..bytes.len()));
+    assert_eq!(store.state(), LayerState::Confirmed);
+}
+
 #[test]
 fn a_right_layer_is_confirmed_and_takes_only_the_same_bytes_back() {
     let folder = tempfile::tempdir().unwrap();
@@ -362,7 +401,7 @@ fn a_confirmed_layer_that_lost_a_digest_is_verified_again() {
         let below = files_below(folder.path());
         let table = below.into_iter().find(|path| path.ends_with("chunks")).unwrap();
         if is_torn {
-            flip(&table, 64 + 40 + 20)
+            flip(&table, 64 + 80 + 20)
         } else {
             fs::remove_file(&table).unwrap()
         }
@@ -425,6 +464,32 @@ fn verification_drops_what_the_disk_changed() {
     assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK));
     assert!(is_resident(&store, &bytes, 0..CHUNK));
     assert_eq!(cache.resident_bytes(), (MIB - CHUNK) as u64);
+}
+
+/// The polynomial of CRC32C, its first coefficient in the lowest bit: who adds it changes no CRC.
+const POLYNOMIAL: [u8; 5] = [0xf1, 0x76, 0xec, 0x05, 0x01];
+
+#[test]
+fn verification_of_a_confirmed_layer_notices_what_its_checksums_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), None);
+    let bytes = content(1, MIB);
+    let store = raw_layer(&cache, &bytes);
+    fill_all(&cache, &store, &bytes);
+    let change = || {
+        let mut changed = bytes.clone();
+        changed[CHUNK..].iter_mut().zip(POLYNOMIAL).for_each(|(to, with)| *to ^= with);
+        assert_ne!(changed, bytes);
+        fs::write(member_file(folder.path()), changed).unwrap();
+    };
+    change();
+    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 0, "there is no seal yet");
+    fs::write(member_file(folder.path()), &bytes).unwrap();
+    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 0);
+    change();
+    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 1);
+    assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK));
 }
 
 /// Whether the kernel may read the file of a raw layer by itself.

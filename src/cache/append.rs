@@ -6,18 +6,18 @@
 //! crash at worst forgets the chunks that were being filled.
 //!
 //! A chunk of a confirmed layer that comes back after an eviction is shown to readers when it is
-//! complete and has the confirmed digest, not before.
+//! complete and comes to its seal, not before.
 
 use std::fs::File;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::check::{Check, Checker};
 use super::chunk_states::ChunkState;
 use super::chunk_table::Record;
 use super::files;
 use super::page_aligned::page_aligned;
+use super::seal::Seal;
 use super::store::Ready;
 use super::{CacheError, LayerState, LayerStore};
 use crate::layer::ChunkId;
@@ -39,11 +39,12 @@ struct Filling {
     placed: Placed,
     state: ChunkState,
     file: Arc<File>,
-    checker: Checker,
-    /// Bytes in the checker, and in the file or held back.
+    /// The CRC32C of the bytes so far.
+    checksum: u32,
+    /// Bytes in the checksum, and in the file or held back.
     written: u32,
     /// What the chunk of a confirmed layer must come to.
-    expected: Option<Check>,
+    expected: Option<Seal>,
     /// Bytes that are expected to be others than they may turn out to be: they are not written
     /// before they are known to be right, because programs may read the file by passthrough.
     held: Vec<u8>,
@@ -135,18 +136,17 @@ impl Appender {
     fn complete(&mut self, ready: &Ready) -> Result<u32, CacheError> {
         let Some(filling) = &mut self.filling else { return Ok(0) };
         let (chunk, written) = (filling.chunk, filling.written);
-        if let Some(expected) = filling.expected
-            && filling.checker.check() != expected
-        {
-            self.give_up();
-            return Err(CacheError::Changed { layer: self.store.key().digest, chunk });
-        }
-        let was_held = filling.expected.take().is_some();
-        if was_held {
+        let expected = filling.expected;
+        if let Some(seal) = &expected {
+            if !seal.matches(&filling.held, self.store.part(ready, &filling.placed)) {
+                self.give_up();
+                return Err(CacheError::Changed { layer: self.store.key().digest, chunk });
+            }
+            filling.expected = None;
             self.store.write_at(filling, 0, &[IoSlice::new(&filling.held)])?;
         }
-        self.store.record_filled(filling)?;
-        if was_held {
+        self.store.record_filled(filling, expected)?;
+        if expected.is_some() {
             self.store.show(ready, filling);
         }
         self.passed_over = Some(chunk);
@@ -161,8 +161,8 @@ impl Appender {
         let Some(ready) = self.store.ready.get() else { return };
         let shown = filling.state.filled();
         // Without a record nobody can tell later whether these bytes are right.
-        let is_recorded =
-            shown == 0 || filling.expected.is_none() && self.store.record_filled(&filling).is_ok();
+        let is_recorded = shown == 0
+            || filling.expected.is_none() && self.store.record_filled(&filling, None).is_ok();
         if !is_recorded {
             filling.state = filling.state.emptied();
             ready.chunks.publish(filling.chunk, filling.state);
@@ -204,27 +204,25 @@ impl LayerStore {
         if u64::from(state.filled()) == length {
             return Ok(None);
         }
-        let is_confirmed = self.state() == LayerState::Confirmed;
-        let mut checker = if is_confirmed { Checker::blake3() } else { Checker::crc32c() };
-        let mut expected = None;
+        let (mut checksum, mut expected) = (0, None);
         if state.filled() > 0 {
             let mut prefix = page_aligned(state.filled() as usize);
             let is_there = self.read_file(&placed, 0, &mut prefix)?;
-            checker.update(&prefix);
             let record = self.record(chunk)?;
-            if !is_there || record.filled != state.filled() || !record.check.matches(&prefix) {
+            if !is_there || !record.matches(&prefix) {
                 ready.chunks.publish(chunk, state.emptied());
                 self.emptied.fetch_add(1, Ordering::SeqCst);
                 self.count_gone(u64::from(state.filled()));
                 let why = "its bytes changed on the local disk; they are dropped, read again";
                 return Err(CacheError::other("append to", &self.path(placed.file), why));
             }
-        } else if is_confirmed {
-            let record = self.record(chunk)?;
-            expected = record.check.is_blake3().then_some(record.check);
+            checksum = record.checksum;
+        }
+        if self.state() == LayerState::Confirmed {
+            // A seal is of a whole chunk: of one that has its start there is none.
+            expected = if state.filled() == 0 { self.record(chunk)?.seal } else { None };
             if expected.is_none() {
                 self.unconfirm(ready.contents.layout.stream_bytes())?;
-                checker = Checker::crc32c();
             }
         }
         let written = state.filled();
@@ -234,7 +232,7 @@ impl LayerStore {
             placed,
             state,
             file,
-            checker,
+            checksum,
             written,
             expected,
             held: Vec::new(),
@@ -251,7 +249,7 @@ impl LayerStore {
             self.write_at(filling, filling.written, pieces)?;
         }
         for piece in pieces {
-            filling.checker.update(piece);
+            filling.checksum = crc32c::crc32c_append(filling.checksum, piece);
             filling.written += piece.len() as u32;
             if filling.expected.is_some() {
                 filling.held.extend_from_slice(piece);
@@ -281,8 +279,8 @@ impl LayerStore {
     }
 
     /// Records what was written, and what it must be when it is read again.
-    fn record_filled(&self, filling: &Filling) -> Result<(), CacheError> {
-        let record = Record { filled: filling.written, check: filling.checker.check() };
+    fn record_filled(&self, filling: &Filling, seal: Option<Seal>) -> Result<(), CacheError> {
+        let record = Record { filled: filling.written, checksum: filling.checksum, seal };
         self.put_record(filling.chunk, &record)
     }
 

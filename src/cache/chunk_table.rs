@@ -5,78 +5,96 @@
 //! ```text
 //! header, 64 bytes: 0 magic | 8 version | 12 bytes in a chunk | 16 number of chunks | 20 zeros
 //!                   28 blake3 of the toc file | 60 crc32c of 0..60
-//! record, 40 bytes: 0 filled bytes | 4 blake3 of them | 36 crc32c of (chunk number, 0..36)
-//!            or:    0 filled bytes + 2^31 | 4 crc32c of them | 8 zeros | 36 the same
+//! record, 80 bytes: 0 filled bytes | 4 crc32c of them | 8 kind of seal | 12 seal, 64 bytes
+//!                   76 crc32c of (chunk number, 0..76)
 //! ```
 //!
 //! A record is written after the bytes it speaks of, into its own place, without a sync. It is
 //! believed only if its checksum is right (a torn or misplaced record is not), and the bytes are
 //! checked again before this process first serves them: so a crash at any moment, power cuts
 //! included, costs at most a chunk, and never yields a wrong byte. A record of zeros is an empty
-//! chunk; a record with a digest but nothing filled is an evicted chunk of a confirmed layer:
-//! what is fetched in its place must have that digest.
+//! chunk; a record with a seal but nothing filled is an evicted chunk of a confirmed layer:
+//! what is fetched in its place must come to that seal.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::check::{Check, ChunkDigest};
+use super::seal::{Seal, Value};
 use super::{CacheError, files};
 use crate::layer::layout::CHUNK_BYTES;
 
 const MAGIC: &[u8; 8] = b"kitfsCHK";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: u64 = 64;
-const RECORD_BYTES: u64 = 40;
+const RECORD_BYTES: usize = 80;
+/// Where a record's own checksum is.
+const CHECKSUM_AT: usize = RECORD_BYTES - 4;
 
-/// Added to the filled bytes of a record that has a checksum in the digest's place. A kitfs that
-/// does not know it takes the chunk for absent.
-const HAS_CRC32C: u32 = 1 << 31;
+/// Kinds of seals. A record with another one is not believed.
+const NO_SEAL: u32 = 0;
+const BLAKE3: u32 = 1;
+const SHA256: u32 = 2;
 
 /// What the table says of one chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Record {
     /// How many bytes from the chunk's start are in the cache.
     pub(super) filled: u32,
-    /// What they come to; of an evicted chunk, the digest of all its bytes.
-    pub(super) check: Check,
+    /// The CRC32C of them (Castagnoli, RFC 3720).
+    pub(super) checksum: u32,
+    /// What all bytes of the chunk come to, if it was full when its layer was confirmed.
+    pub(super) seal: Option<Seal>,
 }
 
 impl Record {
-    fn encode(&self, chunk: u32) -> [u8; RECORD_BYTES as usize] {
-        let mut bytes = [0; RECORD_BYTES as usize];
-        if *self != Self::default() {
-            let word = match &self.check {
-                Check::Blake3(digest) => {
-                    bytes[4..36].copy_from_slice(digest);
-                    self.filled
-                }
-                Check::Crc32c(checksum) => {
-                    bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
-                    self.filled | HAS_CRC32C
-                }
-            };
-            bytes[..4].copy_from_slice(&word.to_le_bytes());
-            let crc = checksum(chunk, &bytes[..36]);
-            bytes[36..].copy_from_slice(&crc.to_le_bytes());
+    /// Whether the filled bytes, these, are the ones that came.
+    pub(super) fn matches(&self, bytes: &[u8]) -> bool {
+        self.filled as usize == bytes.len() && self.checksum == crc32c::crc32c(bytes)
+    }
+
+    fn encode(&self, chunk: u32) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
+        if *self == Self::default() {
+            return bytes;
         }
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &self.filled.to_le_bytes());
+        put(4, &self.checksum.to_le_bytes());
+        match &self.seal {
+            None => put(8, &NO_SEAL.to_le_bytes()),
+            Some(Seal::Blake3(digest)) => {
+                put(8, &BLAKE3.to_le_bytes());
+                put(12, digest);
+            }
+            Some(Seal::Sha256 { before, after }) => {
+                put(8, &SHA256.to_le_bytes());
+                put(12, before);
+                put(44, after);
+            }
+        }
+        let crc = checksum(chunk, &bytes[..CHECKSUM_AT]);
+        bytes[CHECKSUM_AT..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
-    /// An empty record where the checksum is wrong or the length impossible.
-    fn decode(chunk: u32, bytes: &[u8; RECORD_BYTES as usize]) -> Self {
+    /// An empty record where the checksum is wrong, the length impossible or the seal unknown.
+    fn decode(chunk: u32, bytes: &[u8; RECORD_BYTES]) -> Self {
         let u32_at = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at + i]));
-        let has_crc32c = u32_at(0) & HAS_CRC32C != 0;
-        let filled = u32_at(0) & !HAS_CRC32C;
-        if u32_at(36) != checksum(chunk, &bytes[..36]) || u64::from(filled) > CHUNK_BYTES {
+        let value_at = |at: usize| -> Value { std::array::from_fn(|i| bytes[at + i]) };
+        let filled = u32_at(0);
+        let is_right = u32_at(CHECKSUM_AT) == checksum(chunk, &bytes[..CHECKSUM_AT]);
+        if !is_right || u64::from(filled) > CHUNK_BYTES {
             return Self::default();
         }
-        let check = match has_crc32c {
-            true => Check::Crc32c(u32_at(4)),
-            false => Check::Blake3(std::array::from_fn(|i| bytes[4 + i])),
+        let seal = match u32_at(8) {
+            NO_SEAL => None,
+            BLAKE3 => Some(Seal::Blake3(value_at(12))),
+            SHA256 => Some(Seal::Sha256 { before: value_at(12), after: value_at(44) }),
+            _ => return Self::default(),
         };
-        Self { filled, check }
+        Self { filled, checksum: u32_at(4), seal }
     }
 }
 
@@ -85,8 +103,8 @@ fn checksum(chunk: u32, record: &[u8]) -> u32 {
 }
 
 /// The bytes of a whole table.
-pub(super) fn encode(toc_digest: &ChunkDigest, records: &[Record]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(64 + records.len() * RECORD_BYTES as usize);
+pub(super) fn encode(toc_digest: &Value, records: &[Record]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(64 + records.len() * RECORD_BYTES);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
     bytes.extend_from_slice(&(CHUNK_BYTES as u32).to_le_bytes());
@@ -104,7 +122,7 @@ pub(super) fn encode(toc_digest: &ChunkDigest, records: &[Record]) -> Vec<u8> {
 /// What the header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Header {
-    toc_digest: ChunkDigest,
+    toc_digest: Value,
     chunks: u32,
 }
 
@@ -122,7 +140,7 @@ fn decode_header(bytes: &[u8; HEADER_BYTES as usize]) -> Option<Header> {
 /// `chunks` chunks for the toc with this digest.
 pub(super) fn load(
     path: &Path,
-    toc_digest: &ChunkDigest,
+    toc_digest: &Value,
     chunks: u32,
 ) -> Result<Option<Vec<u32>>, CacheError> {
     let Some((header, records)) = open(path)? else { return Ok(None) };
@@ -158,7 +176,7 @@ fn open(path: &Path) -> Result<Option<(Header, BufReader<File>)>, CacheError> {
     }
     file.read_exact(&mut bytes).map_err(CacheError::io("read", path))?;
     let header = decode_header(&bytes)
-        .filter(|header| length == HEADER_BYTES + u64::from(header.chunks) * RECORD_BYTES);
+        .filter(|header| length == HEADER_BYTES + u64::from(header.chunks) * RECORD_BYTES as u64);
     Ok(header.map(|header| (header, BufReader::with_capacity(64 * 1024, file))))
 }
 
@@ -167,7 +185,7 @@ fn for_each(
     chunks: u32,
     mut each: impl FnMut(Record),
 ) -> std::io::Result<()> {
-    let mut bytes = [0; RECORD_BYTES as usize];
+    let mut bytes = [0; RECORD_BYTES];
     for chunk in 0..chunks {
         records.read_exact(&mut bytes)?;
         each(Record::decode(chunk, &bytes));
@@ -177,14 +195,18 @@ fn for_each(
 
 /// The record of a chunk as it is on disk now.
 pub(super) fn read_record(table: &File, chunk: u32) -> std::io::Result<Record> {
-    let mut bytes = [0; RECORD_BYTES as usize];
-    table.read_exact_at(&mut bytes, HEADER_BYTES + u64::from(chunk) * RECORD_BYTES)?;
+    let mut bytes = [0; RECORD_BYTES];
+    table.read_exact_at(&mut bytes, place_of(chunk))?;
     Ok(Record::decode(chunk, &bytes))
 }
 
 /// Writes the record of a chunk. Only the chunk's owner does.
 pub(super) fn write_record(table: &File, chunk: u32, record: &Record) -> std::io::Result<()> {
-    table.write_all_at(&record.encode(chunk), HEADER_BYTES + u64::from(chunk) * RECORD_BYTES)
+    table.write_all_at(&record.encode(chunk), place_of(chunk))
+}
+
+fn place_of(chunk: u32) -> u64 {
+    HEADER_BYTES + u64::from(chunk) * RECORD_BYTES as u64
 }
 
 #[cfg(test)]
@@ -194,9 +216,15 @@ mod tests {
     use super::*;
 
     fn any_record() -> impl Strategy<Value = Record> {
-        let checksum = any::<u32>().prop_map(Check::Crc32c);
-        let check = prop_oneof![checksum, any::<ChunkDigest>().prop_map(Check::Blake3)];
-        (0..=CHUNK_BYTES as u32, check).prop_map(|(filled, check)| Record { filled, check })
+        let blake3 = any::<Value>().prop_map(Seal::Blake3);
+        let sha256 = any::<(Value, Value)>();
+        let sha256 = sha256.prop_map(|(before, after)| Seal::Sha256 { before, after });
+        let seal = prop::option::of(prop_oneof![blake3, sha256]);
+        (0..=CHUNK_BYTES as u32, any::<u32>(), seal).prop_map(|(filled, checksum, seal)| Record {
+            filled,
+            checksum,
+            seal,
+        })
     }
 
     proptest! {
@@ -251,15 +279,27 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_the_format_page() {
-        let digest = Record { filled: 0x0102, check: Check::Blake3([0xcd; 32]) };
-        let checksum = Record { filled: 0x0304, check: Check::Crc32c(0x1234_5678) };
-        let bytes = encode(&[0xab; 32], &[digest, checksum]);
-        assert_eq!(bytes.len(), 144);
-        assert_eq!(&bytes[..28], b"kitfsCHK\x01\0\0\0\0\0\x04\0\x02\0\0\0\0\0\0\0\0\0\0\0");
+        let seal = Seal::Sha256 { before: [0xcd; 32], after: [0xef; 32] };
+        let confirmed = Record { filled: 0x0102, checksum: 0x1234_5678, seal: Some(seal) };
+        let evicted = Record { seal: Some(Seal::Blake3([0x11; 32])), ..Record::default() };
+        let bytes = encode(&[0xab; 32], &[confirmed, evicted, Record::default()]);
+        assert_eq!(bytes.len(), 304);
+        assert_eq!(&bytes[..28], b"kitfsCHK\x02\0\0\0\0\0\x04\0\x03\0\0\0\0\0\0\0\0\0\0\0");
         assert_eq!(bytes[28..60], [0xab; 32]);
-        assert_eq!(&bytes[64..68], b"\x02\x01\0\0");
-        assert_eq!(bytes[68..100], [0xcd; 32]);
-        assert_eq!(&bytes[104..112], b"\x04\x03\0\x80\x78\x56\x34\x12");
-        assert_eq!(bytes[112..140], [0; 28]);
+        assert_eq!(&bytes[64..76], b"\x02\x01\0\0\x78\x56\x34\x12\x02\0\0\0");
+        assert_eq!(bytes[76..140], [[0xcd; 32], [0xef; 32]].concat());
+        assert_eq!(&bytes[144..156], b"\0\0\0\0\0\0\0\0\x01\0\0\0");
+        assert_eq!(bytes[156..220], [[0x11; 32], [0; 32]].concat());
+        assert_eq!(bytes[224..], [0; 80]);
+    }
+
+    #[test]
+    fn a_seal_of_an_unknown_kind_is_not_believed() {
+        let seal = Some(Seal::Blake3([1; 32]));
+        let mut bytes = Record { filled: 7, checksum: 9, seal }.encode(3);
+        bytes[8] = 3;
+        let crc = checksum(3, &bytes[..CHECKSUM_AT]);
+        bytes[CHECKSUM_AT..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Record::decode(3, &bytes), Record::default());
     }
 }

@@ -117,9 +117,9 @@ impl LayerStore {
         let record = self.record(chunk)?;
         let is_full = u64::from(record.filled) == full.end - full.start;
         // What comes back to a confirmed layer must be what was confirmed. A layer that is being
-        // confirmed has digests, too; they are overwritten by what comes back.
-        let keep = is_full && record.check.is_blake3();
-        let left = if keep { Record { filled: 0, ..record } } else { Record::default() };
+        // confirmed has seals, too; they are overwritten by what comes back.
+        let seal = record.seal.filter(|_| is_full);
+        let left = Record { seal, ..Record::default() };
         self.put_record(chunk, &left)?;
         if emptied.is_held {
             return Ok(());

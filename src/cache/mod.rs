@@ -25,7 +25,6 @@
 mod append;
 mod backing;
 mod budget;
-mod check;
 mod chunk_states;
 mod chunk_table;
 mod documents;
@@ -40,6 +39,7 @@ mod lock;
 mod meta;
 mod open_files;
 mod page_aligned;
+mod seal;
 mod stage;
 mod state;
 mod store;

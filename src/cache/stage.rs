@@ -19,17 +19,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::check::{Check, ChunkDigest};
 use super::chunk_states::ChunkStates;
 use super::chunk_table::{self, Record};
 use super::files::{self, Durability};
 use super::known::remove_content;
 use super::page_aligned::page_aligned;
+use super::seal::Seal;
 use super::store::{Contents, Ready};
 use super::{CacheError, LayerState, LayerStore};
 use crate::layer::layout::{CHUNK_BYTES, Placed};
 use crate::layer::{CacheFile, ChunkId, RangeSet, Toc, toc_codec};
-use crate::oci::Digest;
+use crate::oci::{Compression, Digest};
 
 /// How long a stage waits for one that was given up a moment ago and is still letting go: its
 /// thread has at most some buffered pieces (2 MiB) left.
@@ -41,6 +41,13 @@ pub struct Stage {
     staged_bytes: u64,
     spool: Option<File>,
     hashes: SequentialHashes,
+}
+
+/// What a record has of the bytes of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hashed {
+    checksum: u32,
+    seal: Option<Seal>,
 }
 
 impl LayerStore {
@@ -63,8 +70,14 @@ impl LayerStore {
         }
         remove_content(&self.folder)?;
         *is_staging = true;
-        let hashes = SequentialHashes::default();
+        let hashes = SequentialHashes::new(self.seals_while_staged());
         Ok(Stage { store: self.clone(), staged_bytes: 0, spool: None, hashes })
+    }
+
+    /// A compressed layer is confirmed by its blob, so its chunks are sealed as they come; one that
+    /// is not gets its seals from its own digest.
+    fn seals_while_staged(&self) -> bool {
+        self.key().encoding.compression != Compression::None
     }
 }
 
@@ -127,7 +140,7 @@ impl Stage {
 
     fn drop_content(&mut self) -> Result<(), CacheError> {
         self.store.forget_files();
-        self.hashes = SequentialHashes::default();
+        self.hashes = SequentialHashes::new(self.store.seals_while_staged());
         self.store.shared.budget.subtract(std::mem::take(&mut self.staged_bytes));
         remove_content(&self.store.folder)
     }
@@ -185,19 +198,27 @@ impl Stage {
             let filled = (covered.run_end(start).min(end) - start) as u32;
             records.push(match filled {
                 0 => Record::default(),
-                _ => Record { filled, check: Check::Blake3(self.digest(&placed, filled)?) },
+                _ => {
+                    let Hashed { checksum, seal } = self.hashed(&placed, filled)?;
+                    let seal = seal.filter(|_| u64::from(filled) == end - start);
+                    Record { filled, checksum, seal }
+                }
             });
         }
         Ok(records)
     }
 
-    fn digest(&self, placed: &Placed, filled: u32) -> Result<ChunkDigest, CacheError> {
-        if let Some(digest) = self.hashes.get(placed.file, placed.file_offset, filled) {
-            return Ok(digest);
+    fn hashed(&self, placed: &Placed, filled: u32) -> Result<Hashed, CacheError> {
+        if let Some(hashed) = self.hashes.get(placed.file, placed.file_offset, filled) {
+            return Ok(hashed);
         }
         let mut bytes = page_aligned(filled as usize);
         match self.store.read_file(placed, 0, &mut bytes)? {
-            true => Ok(*blake3::hash(&bytes).as_bytes()),
+            true => {
+                let mut hasher = ChunkHasher::new(self.store.seals_while_staged());
+                hasher.update(&bytes);
+                Ok(hasher.hashed())
+            }
             false => {
                 let path = self.store.path(placed.file);
                 Err(CacheError::other("read back", &path, "it is shorter than what was written"))
@@ -218,15 +239,39 @@ impl Drop for Stage {
     }
 }
 
-/// Digests of chunks that a sequential pass wrote, so that they need not be read back.
+/// Computes what a record has of a chunk, from its bytes as they come.
+struct ChunkHasher {
+    checksum: u32,
+    seal: Option<Box<blake3::Hasher>>,
+}
+
+impl ChunkHasher {
+    fn new(seals: bool) -> Self {
+        Self { checksum: 0, seal: seals.then(Box::default) }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.checksum = crc32c::crc32c_append(self.checksum, bytes);
+        if let Some(hasher) = &mut self.seal {
+            hasher.update(bytes);
+        }
+    }
+
+    fn hashed(&self) -> Hashed {
+        let seal = self.seal.as_ref().map(|hasher| Seal::Blake3(*hasher.finalize().as_bytes()));
+        Hashed { checksum: self.checksum, seal }
+    }
+}
+
+/// Hashes of chunks that a sequential pass wrote, so that they need not be read back.
 ///
 /// In a stream written in order, a piece of the layout starts wherever the file changes, and its
-/// chunks are counted from there; so they are known before the layout is. A digest is only used
+/// chunks are counted from there; so they are known before the layout is. A hash is only used
 /// for exactly the place and length it was computed over, and the first write out of order ends
 /// the collecting: what was overwritten is read back.
-#[derive(Default)]
 struct SequentialHashes {
-    done: HashMap<(CacheFile, u64), (u32, ChunkDigest)>,
+    seals: bool,
+    done: HashMap<(CacheFile, u64), (u32, Hashed)>,
     /// Where the last write to each file ended.
     ends: HashMap<CacheFile, u64>,
     current: Option<Current>,
@@ -237,12 +282,12 @@ struct Current {
     file: CacheFile,
     start: u64,
     filled: u32,
-    hasher: blake3::Hasher,
+    hasher: ChunkHasher,
 }
 
 impl Current {
-    fn new(file: CacheFile, start: u64) -> Self {
-        Self { file, start, filled: 0, hasher: blake3::Hasher::new() }
+    fn new(file: CacheFile, start: u64, seals: bool) -> Self {
+        Self { file, start, filled: 0, hasher: ChunkHasher::new(seals) }
     }
 
     fn end(&self) -> u64 {
@@ -251,6 +296,16 @@ impl Current {
 }
 
 impl SequentialHashes {
+    fn new(seals: bool) -> Self {
+        Self {
+            seals,
+            done: HashMap::new(),
+            ends: HashMap::new(),
+            current: None,
+            is_out_of_order: false,
+        }
+    }
+
     fn update(&mut self, file: CacheFile, file_offset: u64, mut bytes: &[u8]) {
         if self.is_out_of_order || bytes.is_empty() {
             return;
@@ -259,10 +314,10 @@ impl SequentialHashes {
         if !self.current.as_ref().is_some_and(follows) {
             self.close();
             if self.ends.get(&file).is_some_and(|&end| file_offset < end) {
-                *self = Self { is_out_of_order: true, ..Self::default() };
+                *self = Self { is_out_of_order: true, ..Self::new(self.seals) };
                 return;
             }
-            self.current = Some(Current::new(file, file_offset));
+            self.current = Some(Current::new(file, file_offset, self.seals));
         }
         while !bytes.is_empty() {
             let Some(current) = &mut self.current else { return };
@@ -274,7 +329,7 @@ impl SequentialHashes {
             if u64::from(current.filled) == CHUNK_BYTES {
                 let next = current.end();
                 self.close();
-                self.current = Some(Current::new(file, next));
+                self.current = Some(Current::new(file, next, self.seals));
             }
         }
     }
@@ -283,20 +338,20 @@ impl SequentialHashes {
         if let Some(current) = self.current.take()
             && current.filled > 0
         {
-            let digest = *current.hasher.finalize().as_bytes();
             self.ends.insert(current.file, current.end());
-            self.done.insert((current.file, current.start), (current.filled, digest));
+            let hashed = current.hasher.hashed();
+            self.done.insert((current.file, current.start), (current.filled, hashed));
         }
     }
 
-    fn get(&self, file: CacheFile, start: u64, filled: u32) -> Option<ChunkDigest> {
+    fn get(&self, file: CacheFile, start: u64, filled: u32) -> Option<Hashed> {
         if let Some(current) = &self.current
             && (current.file, current.start, current.filled) == (file, start, filled)
         {
-            return Some(*current.hasher.finalize().as_bytes());
+            return Some(current.hasher.hashed());
         }
-        let (length, digest) = self.done.get(&(file, start))?;
-        (*length == filled).then_some(*digest)
+        let (length, hashed) = self.done.get(&(file, start))?;
+        (*length == filled).then_some(*hashed)
     }
 }
 
@@ -309,11 +364,11 @@ mod tests {
     proptest! {
         /// Writes of any length into two files, in order or not: what is known is never wrong.
         #[test]
-        fn a_known_digest_is_that_of_the_bytes_in_the_file(
+        fn a_known_hash_is_that_of_the_bytes_in_the_file(
             writes in prop::collection::vec((any::<bool>(), 0..600_000usize, 1..400_000usize, any::<u8>()), 1..8),
             is_in_order in any::<bool>(),
         ) {
-            let mut hashes = SequentialHashes::default();
+            let mut hashes = SequentialHashes::new(true);
             let mut files = [Vec::new(), Vec::new()];
             for (is_member, at, length, byte) in writes {
                 let file = &mut files[usize::from(is_member)];
@@ -326,8 +381,11 @@ mod tests {
                 for start in (0..file.len()).step_by(CHUNK_BYTES as usize) {
                     let end = file.len().min(start + CHUNK_BYTES as usize);
                     let filled = (end - start) as u32;
-                    if let Some(digest) = hashes.get(name(is_member), start as u64, filled) {
-                        prop_assert_eq!(digest, *blake3::hash(&file[start..end]).as_bytes());
+                    if let Some(hashed) = hashes.get(name(is_member), start as u64, filled) {
+                        let bytes = &file[start..end];
+                        let seal = Some(Seal::blake3(bytes));
+                        let checksum = crc32c::crc32c(bytes);
+                        prop_assert_eq!(hashed, Hashed { checksum, seal });
                     }
                 }
             }
@@ -341,7 +399,7 @@ mod tests {
     #[test]
     fn a_pass_in_order_needs_no_reading_back() {
         let bytes = vec![7; 700_000];
-        let mut hashes = SequentialHashes::default();
+        let mut hashes = SequentialHashes::new(true);
         hashes.update(CacheFile::Stream, 0, &bytes[..512]);
         for piece in bytes.chunks(100_001).scan(0, |at, piece| {
             let start = *at;

@@ -155,12 +155,12 @@ impl LayerStore {
         Ok(Some(Ready { contents: Arc::new(contents), chunks: ChunkStates::new(&filled, stamp) }))
     }
 
-    /// Takes a confirmed layer for unconfirmed, because the digest of a chunk was lost: it is
+    /// Takes a confirmed layer for unconfirmed, because the seal of a chunk was lost: it is
     /// confirmed again, if it can be, when all of it is here.
     pub(super) fn unconfirm(&self, stream_bytes: u64) -> Result<(), CacheError> {
         match self.state() {
             LayerState::Confirmed => {
-                tracing::warn!(layer = %self.key().digest, "digests of its chunks are lost: its bytes are to be verified again");
+                tracing::warn!(layer = %self.key().digest, "seals of its chunks are lost: its bytes are to be verified again");
                 self.put_state(LayerState::Unconfirmed, Some(stream_bytes), Durability::Synced)
             }
             LayerState::Unconfirmed | LayerState::Poisoned { .. } => Ok(()),
@@ -271,7 +271,7 @@ impl LayerStore {
         })
     }
 
-    /// Reads resident bytes into `buffer` (its length is the range's); re-checks the digest of
+    /// Reads resident bytes into `buffer` (its length is the range's); re-checks the record of
     /// chunks that this process has neither written nor checked yet, and drops those that fail.
     ///
     /// # Errors
@@ -362,11 +362,22 @@ impl LayerStore {
         chunk: u32,
         placed: &Placed,
     ) -> Result<bool, CacheError> {
+        self.check_by(ready, chunk, placed, Record::matches)
+    }
+
+    /// The same, where `is_right` compares them.
+    pub(super) fn check_by(
+        &self,
+        ready: &Ready,
+        chunk: u32,
+        placed: &Placed,
+        is_right: impl FnOnce(&Record, &[u8]) -> bool,
+    ) -> Result<bool, CacheError> {
         let state = ready.chunks.load(chunk);
         let mut bytes = page_aligned(state.filled() as usize);
         let record = self.record(chunk)?;
         let is_there = self.read_file(placed, 0, &mut bytes)?;
-        if is_there && record.filled == state.filled() && record.check.matches(&bytes) {
+        if is_there && record.filled == state.filled() && is_right(&record, &bytes) {
             ready.chunks.mark_checked(chunk, state);
             return Ok(false);
         }

@@ -10,25 +10,23 @@
 
 use std::sync::atomic::Ordering;
 
-use sha2::{Digest as _, Sha256};
-
-use super::check::Check;
 use super::chunk_states::ChunkState;
 use super::chunk_table::Record;
 use super::files::Durability;
 use super::known::remove_content;
 use super::page_aligned::page_aligned;
+use super::seal::{Part, RunningSha256, Seal};
 use super::store::Ready;
 use super::{CacheError, LayerState, LayerStore, Lookup, Verification};
 use crate::layer::ChunkId;
-use crate::layer::layout::CHUNK_BYTES;
+use crate::layer::layout::{CHUNK_BYTES, Placed};
 use crate::oci::{Compression, Digest};
 
 impl LayerStore {
     /// Computes the blob's digest over all chunks of a complete, uncompressed layer, and moves the
     /// state to confirmed or poisoned. Chunks the local disk has changed are dropped instead; then,
-    /// and when a chunk is evicted meanwhile, the layer stays unconfirmed. Each chunk gets its own
-    /// digest on the way: what it must come to if it is evicted and fetched again.
+    /// and when a chunk is evicted meanwhile, the layer stays unconfirmed. Each chunk gets its seal
+    /// on the way: what it must come to if it is evicted and fetched again.
     /// Blocking, about 1 s per GiB; gives up, leaving the layer unconfirmed, once `is_wanted` says
     /// no.
     pub fn confirm(&self, is_wanted: &dyn Fn() -> bool) -> Result<LayerState, CacheError> {
@@ -41,7 +39,7 @@ impl LayerStore {
         let Some(got) = self.stream_digest(ready, is_wanted)? else {
             return Ok(LayerState::Unconfirmed);
         };
-        // A confirmed layer relies on the digests of its chunks.
+        // A confirmed layer relies on the seals of its chunks.
         self.sync_records()?;
         let is_right = got == self.key().digest;
         let state = if is_right { LayerState::Confirmed } else { LayerState::Poisoned { got } };
@@ -61,14 +59,14 @@ impl LayerStore {
         Ok(self.state())
     }
 
-    /// The sha256 of the stream, after recording the digest of each chunk; `None` where a byte is not
+    /// The sha256 of the stream, after sealing each chunk; `None` where a byte is not
     /// resident, or it is not wanted any more.
     fn stream_digest(
         &self,
         ready: &Ready,
         is_wanted: &dyn Fn() -> bool,
     ) -> Result<Option<Digest>, CacheError> {
-        let mut hasher = Sha256::new();
+        let mut sha256 = RunningSha256::new();
         let mut buffer = page_aligned(CHUNK_BYTES as usize);
         for chunk in 0..ready.chunks.count() {
             if !is_wanted() {
@@ -77,30 +75,37 @@ impl LayerStore {
             let placed = ready.contents.layout.chunk(ChunkId(chunk));
             let bytes = &mut buffer[..(placed.stream.end - placed.stream.start) as usize];
             let seen = ready.chunks.load(chunk);
-            if self.read_chunk(ready, chunk, &placed, 0, bytes)? == Lookup::Miss
-                || !self.record_digest(ready, chunk, seen, bytes)?
-            {
+            if self.read_chunk(ready, chunk, &placed, 0, bytes)? == Lookup::Miss {
                 return Ok(None);
             }
-            hasher.update(bytes);
+            let seal = sha256.seal(bytes, self.part(ready, &placed));
+            if !self.seal(ready, chunk, seen, bytes, seal)? {
+                return Ok(None);
+            }
         }
-        Ok(Some(Digest::from_sha256(hasher.finalize().into())))
+        Ok(Some(Digest::from_sha256(sha256.digest())))
     }
 
-    /// Puts the digest of a full chunk, which has these `bytes`, in the place of its checksum;
-    /// `false` where it was emptied since it was `seen`, or is dropped because the bytes are not
-    /// those that came.
-    fn record_digest(
+    /// Where a chunk lies in the stream.
+    pub(super) fn part(&self, ready: &Ready, placed: &Placed) -> Part {
+        let is_last = placed.stream.end.get() == ready.contents.layout.stream_bytes();
+        Part { start: placed.stream.start.get(), is_last }
+    }
+
+    /// Puts the seal of a full chunk, which has these `bytes`, into its record; `false` where it was
+    /// emptied since it was `seen`, or is dropped because the bytes are not those that came.
+    fn seal(
         &self,
         ready: &Ready,
         chunk: u32,
         seen: ChunkState,
         bytes: &[u8],
+        seal: Seal,
     ) -> Result<bool, CacheError> {
         // Who filled it may still have to write its record.
         let state = ready.chunks.claim_waiting(chunk);
         let is_same = seen.is_same_generation(state);
-        let is_right = if is_same { self.upgrade_record(chunk, bytes) } else { Ok(true) };
+        let is_right = if is_same { self.seal_record(chunk, bytes, seal) } else { Ok(true) };
         ready.chunks.release(chunk);
         if !is_right? {
             self.drop_changed(ready, chunk, seen)?;
@@ -110,14 +115,13 @@ impl LayerStore {
     }
 
     /// The same for a chunk that the caller owns; `false` where its record is of other bytes.
-    fn upgrade_record(&self, chunk: u32, bytes: &[u8]) -> Result<bool, CacheError> {
+    fn seal_record(&self, chunk: u32, bytes: &[u8], seal: Seal) -> Result<bool, CacheError> {
         let record = self.record(chunk)?;
-        if record.filled as usize != bytes.len() || !record.check.matches(bytes) {
+        if !record.matches(bytes) {
             return Ok(false);
         }
-        if !record.check.is_blake3() {
-            let check = Check::blake3(bytes);
-            self.put_record(chunk, &Record { filled: record.filled, check })?;
+        if record.seal != Some(seal) {
+            self.put_record(chunk, &Record { seal: Some(seal), ..record })?;
         }
         Ok(true)
     }
@@ -135,7 +139,7 @@ impl LayerStore {
         remove_content(&self.folder)
     }
 
-    /// Re-checks every resident byte against the records of its chunks; what is wrong is dropped.
+    /// Re-checks every resident byte against the records and seals of its chunks; what is wrong is dropped.
     pub(super) fn verify(&self) -> Result<Verification, CacheError> {
         let mut found = Verification::default();
         let Some(ready) = self.ready.get() else { return Ok(found) };
@@ -145,7 +149,14 @@ impl LayerStore {
             // Of one that is being filled there may be no record yet.
             if filled > 0 && !state.is_busy() {
                 let placed = ready.contents.layout.chunk(ChunkId(chunk));
-                found.dropped_chunks += u64::from(self.check(ready, chunk, &placed)?);
+                let is_whole = filled == placed.stream.end - placed.stream.start;
+                let part = self.part(ready, &placed);
+                let is_sealed_so = |record: &Record, bytes: &[u8]| {
+                    let seal = record.seal.filter(|_| is_whole);
+                    record.matches(bytes) && seal.is_none_or(|seal| seal.matches(bytes, part))
+                };
+                let is_dropped = self.check_by(ready, chunk, &placed, is_sealed_so)?;
+                found.dropped_chunks += u64::from(is_dropped);
                 found.checked_bytes += filled;
             }
         }

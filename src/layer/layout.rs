@@ -19,7 +19,7 @@ use super::{MemberKind, StreamOffset, Toc};
 /// Bytes in a full chunk, the unit that is fetched, verified and evicted.
 ///
 /// 256 KiB: 2 ms at 1 Gbit/s, so a random 4 KiB read waits little beyond its round trip, and a
-/// 100 GB kit still has only 400,000 chunk records (16 MB).
+/// 100 GB kit still has only 400,000 chunk records (32 MB).
 pub const CHUNK_BYTES: u64 = 256 * 1024;
 
 /// Members of at least this size get a file of their own.
