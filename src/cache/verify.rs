@@ -22,6 +22,15 @@ use crate::layer::ChunkId;
 use crate::layer::layout::{CHUNK_BYTES, Placed};
 use crate::oci::{Compression, Digest};
 
+/// What a pass over a layer compares with the checksums of its chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blames {
+    /// Nothing: the digest of the whole is expected to be right.
+    Nobody,
+    /// Every chunk, because it was not.
+    TheDisk,
+}
+
 impl LayerStore {
     /// Computes the blob's digest over all chunks of a complete, uncompressed layer, and moves the
     /// state to confirmed or poisoned. Chunks the local disk has changed are dropped instead; then,
@@ -36,12 +45,18 @@ impl LayerStore {
             return Ok(self.state());
         }
         let before = self.emptied.load(Ordering::SeqCst);
-        let Some(got) = self.stream_digest(ready, is_wanted)? else {
-            return Ok(LayerState::Unconfirmed);
+        let digest = |blames| self.stream_digest(ready, blames, is_wanted);
+        let wanted = self.key().digest;
+        // Right bytes need no checksums. Of wrong ones they tell whether the disk changed them or
+        // they came so.
+        let got = match digest(Blames::Nobody)? {
+            Some(got) if got != wanted => digest(Blames::TheDisk)?,
+            got => got,
         };
+        let Some(got) = got else { return Ok(LayerState::Unconfirmed) };
         // A confirmed layer relies on the seals of its chunks.
         self.sync_records()?;
-        let is_right = got == self.key().digest;
+        let is_right = got == wanted;
         let state = if is_right { LayerState::Confirmed } else { LayerState::Poisoned { got } };
         {
             // Chunks are emptied under this lock: none goes between the look and the new state.
@@ -64,6 +79,7 @@ impl LayerStore {
     fn stream_digest(
         &self,
         ready: &Ready,
+        blames: Blames,
         is_wanted: &dyn Fn() -> bool,
     ) -> Result<Option<Digest>, CacheError> {
         let mut sha256 = RunningSha256::new();
@@ -79,7 +95,7 @@ impl LayerStore {
                 return Ok(None);
             }
             let seal = sha256.seal(bytes, self.part(ready, &placed));
-            if !self.seal(ready, chunk, seen, bytes, seal)? {
+            if !self.seal(ready, chunk, seen, bytes, seal, blames)? {
                 return Ok(None);
             }
         }
@@ -101,11 +117,15 @@ impl LayerStore {
         seen: ChunkState,
         bytes: &[u8],
         seal: Seal,
+        blames: Blames,
     ) -> Result<bool, CacheError> {
         // Who filled it may still have to write its record.
         let state = ready.chunks.claim_waiting(chunk);
         let is_same = seen.is_same_generation(state);
-        let is_right = if is_same { self.seal_record(chunk, bytes, seal) } else { Ok(true) };
+        let is_right = match is_same {
+            true => self.seal_record(chunk, bytes, seal, blames),
+            false => Ok(true),
+        };
         ready.chunks.release(chunk);
         if !is_right? {
             self.drop_changed(ready, chunk, seen)?;
@@ -115,9 +135,19 @@ impl LayerStore {
     }
 
     /// The same for a chunk that the caller owns; `false` where its record is of other bytes.
-    fn seal_record(&self, chunk: u32, bytes: &[u8], seal: Seal) -> Result<bool, CacheError> {
+    fn seal_record(
+        &self,
+        chunk: u32,
+        bytes: &[u8],
+        seal: Seal,
+        blames: Blames,
+    ) -> Result<bool, CacheError> {
         let record = self.record(chunk)?;
-        if !record.matches(bytes) {
+        let is_right = match blames {
+            Blames::Nobody => record.filled as usize == bytes.len(),
+            Blames::TheDisk => record.matches(bytes),
+        };
+        if !is_right {
             return Ok(false);
         }
         if record.seal != Some(seal) {
@@ -139,7 +169,8 @@ impl LayerStore {
         remove_content(&self.folder)
     }
 
-    /// Re-checks every resident byte against the records and seals of its chunks; what is wrong is dropped.
+    /// Re-checks every resident byte against the records and seals of its chunks; what is wrong is
+    /// dropped.
     pub(super) fn verify(&self) -> Result<Verification, CacheError> {
         let mut found = Verification::default();
         let Some(ready) = self.ready.get() else { return Ok(found) };
