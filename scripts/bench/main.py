@@ -113,8 +113,8 @@ def arguments():
                         help="without ratarmount and rclone")
     parser.add_argument("--skip-torch", dest="torch", action="store_false",
                         help="without torch, which takes 5 GB to install")
-    parser.add_argument("--with-llama", dest="llama", action="store_true",
-                        help="with llama-cpp-python, which takes long to compile")
+    parser.add_argument("--skip-llama", dest="llama", action="store_false",
+                        help="without llama-cpp-python, which takes ten minutes to compile")
     parser.add_argument("--json", metavar="FILE", help="write every sample to this file too")
     parser.add_argument("--kitfs", metavar="FILE", help="the binary (built from here)")
     parser.add_argument("--link", help=argparse.SUPPRESS)
