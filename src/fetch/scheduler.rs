@@ -18,11 +18,11 @@
 //!
 //! One transfer always runs, however little memory there is. A host has a share of the threads and
 //! of memory, of what the others leave: one that answers nothing, or 429 for ever, holds its share
-//! and no more. Nothing passes a reader in the queue, whatever it needs, but what comes from another
-//! host while the reader's own has its share: else small transfers would keep a large one out for
-//! ever. Replies to readers have a quarter of
-//! the memory of their own: they are assembled when their bytes have come, so they never wait for a
-//! transfer, and a transfer never waits for them.
+//! and no more. A quarter of a share is for readers. Nothing passes a reader in the queue, whatever
+//! it needs, but what comes from another host while the reader's own has its share: else small
+//! transfers would keep a large one out for ever. Replies to readers have a quarter of the memory of
+//! their own: they are assembled when their bytes have come, so they never wait for a transfer, and
+//! a transfer never waits for them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -51,6 +51,9 @@ const HOST_THREADS: (usize, usize) = (1, 2);
 /// The same of memory: as much as readahead may take, so that a small `--memory` with a single
 /// registry loses little.
 const HOST_MEMORY: (u64, u64) = (3, 4);
+/// The part of a host's share that work in the background may hold: without room of their own,
+/// readers of the only registry would stand behind the readahead of others.
+const HOST_BACKGROUND: (u64, u64) = (3, 4);
 /// Layers whose digests are computed at a time: a thread and a stream of the disk each.
 const MOST_HASHING: usize = 2;
 /// The unit in which memory for replies is counted: a page.
@@ -296,9 +299,13 @@ impl Table {
         of_host.for_each(|one| (running, bytes) = (running + 1, bytes + one.bytes));
         let threads = MOST_RUNNING.saturating_sub(self.running.len() - running);
         let memory_bytes = self.memory_bytes.saturating_sub(self.reserved_bytes - bytes);
-        running == 0
-            || running < threads * HOST_THREADS.0 / HOST_THREADS.1
-                && bytes + entry.bytes <= memory_bytes / HOST_MEMORY.1 * HOST_MEMORY.0
+        let mut threads = threads * HOST_THREADS.0 / HOST_THREADS.1;
+        let mut memory_bytes = memory_bytes / HOST_MEMORY.1 * HOST_MEMORY.0;
+        if !is_on_demand(entry) {
+            threads = threads * HOST_BACKGROUND.0 as usize / HOST_BACKGROUND.1 as usize;
+            memory_bytes = memory_bytes / HOST_BACKGROUND.1 * HOST_BACKGROUND.0;
+        }
+        running == 0 || running < threads && bytes + entry.bytes <= memory_bytes
     }
 
     fn may_run(&self, entry: &Entry, reader_waits: bool) -> bool {
@@ -443,6 +450,22 @@ mod tests {
             held.remove(0);
             let first = dead[0].as_mut().now_or_never();
             assert!(first.is_none(), "the share is of what others leave");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_does_not_wait_for_the_readahead_of_its_host() {
+        for memory_mib in [16, 512] {
+            let scheduler = scheduler(memory_mib);
+            let ask = |layer, urgency| {
+                let whose = Whose { layer, host: Some("only.example".into()) };
+                Box::pin(scheduler.acquire(whose, 3 * MIB, urgency))
+            };
+            let readahead = Urgency::new(Priority::Readahead);
+            let mut ahead: Vec<_> = (0..100).map(|layer| ask(layer, readahead.clone())).collect();
+            let ran = ahead.iter_mut().filter_map(|one| one.now_or_never()).collect::<Vec<_>>();
+            assert_eq!(ran.len(), if memory_mib == 16 { 2 } else { 24 });
+            assert!(ask(0, Urgency::on_demand()).now_or_never().is_some(), "{memory_mib} MiB");
         }
     }
 
