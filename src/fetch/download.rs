@@ -83,8 +83,8 @@ impl Inner {
         let written = writer.await.map_err(|error| FetchError::malformed(self.spec.blob, error))?;
         // A source that broke off is why the writer has too little.
         fed.and(written)?;
-        // Hydration rests, which says nothing about the line.
-        if urgency.get() > Priority::Hydrate {
+        // A rest says nothing about the line, and neither do a few transfers in the background.
+        if urgency.get() > Priority::Hydrate && !transfer.has_rested() {
             self.note_pace(asked_bytes, took);
         }
         Ok(())
@@ -157,8 +157,8 @@ impl Inner {
                 return Err(Stopped::Writer);
             }
             *sent = pieces.next;
-            if *sent < end {
-                self.scheduler.give_way(transfer.urgency()).await;
+            if *sent < end && self.scheduler.give_way(transfer.urgency()).await {
+                transfer.rested();
             }
         }
         match failed {

@@ -191,16 +191,18 @@ impl Scheduler {
         self.began.elapsed().saturating_sub(last)
     }
 
-    /// Rests between two batches of bytes of a background transfer while a reader waits.
-    pub(super) async fn give_way(&self, urgency: &Urgency) {
+    /// Rests between two batches of bytes of a background transfer while a reader waits; returns
+    /// whether it did.
+    pub(super) async fn give_way(&self, urgency: &Urgency) -> bool {
         let priority = urgency.get();
         let rest = match priority {
-            Priority::OnDemand | Priority::Readahead => return,
+            Priority::OnDemand | Priority::Readahead => return false,
             Priority::Prefetch => PREFETCH_REST,
             Priority::Hydrate => HYDRATE_REST,
         };
         let left = self.readers_left.notified();
-        if self.readers.load(Ordering::Relaxed) > 0 {
+        let rests = self.readers.load(Ordering::Relaxed) > 0;
+        if rests {
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
                 () = left => {}
@@ -208,6 +210,7 @@ impl Scheduler {
                 () = urgency.hurried(priority) => {}
             }
         }
+        rests
     }
 
     /// Reserves memory for a reply; more than there is for replies takes all of it.

@@ -30,6 +30,8 @@ pub(super) struct Transfer {
     wanted: Notify,
     /// Whether it has a stream and writes: from then on its chunks stay its own.
     is_writing: AtomicBool,
+    /// Whether it has rested for a reader, so that how long it took says nothing about the line.
+    has_rested: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,7 @@ impl Transfer {
             progress: Mutex::new(progress),
             wanted: Notify::new(),
             is_writing: AtomicBool::new(false),
+            has_rested: AtomicBool::new(false),
         })
     }
 
@@ -99,6 +102,15 @@ impl Transfer {
 
     pub(super) fn is_writing(&self) -> bool {
         self.is_writing.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of a rest.
+    pub(super) fn rested(&self) {
+        self.has_rested.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_rested(&self) -> bool {
+        self.has_rested.load(Ordering::Relaxed)
     }
 
     /// Whether it will bring nothing before `end` any more.

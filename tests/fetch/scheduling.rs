@@ -60,6 +60,24 @@ async fn hydrating_waits_for_readers_and_a_reader_of_the_same_bytes_hurries_it()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_do_not_shrink_because_a_transfer_rests_for_a_reader() {
+    let folder = tempfile::tempdir().unwrap();
+    let (stalled, source) = (Memory::gated(content(1, MIB), 0), Memory::new(content(2, 4 * MIB)));
+    let fetcher = fetcher(folder.path(), None);
+    let waiting = open(&fetcher, stalled.raw(), &stalled).await.unwrap();
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    let reader = tokio::spawn(async move { read(&waiting, 0..10).await });
+    until("a reader waits", || stalled.requests.load(Ordering::SeqCst) == 1).await;
+    let before = layer.request_bytes();
+    layer.bring(range(0, 4 * MIB), Priority::Prefetch).await.unwrap();
+    until("the transfers have ended", || source.streams.load(Ordering::SeqCst) == 0).await;
+    stalled.gate.add_permits(1 << 20);
+    reader.await.unwrap().unwrap();
+    until("no memory is reserved", || fetcher.usage().reserved_bytes == 0).await;
+    assert_eq!(layer.request_bytes(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_memory_bounds_what_is_under_way_and_all_comes_in_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let source = Memory::gated(content(1, 64 * MIB), 0);
