@@ -29,7 +29,12 @@ pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
     let (reference, path) = split(text.as_bytes(), &is_layout);
     let path = String::from_utf8_lossy(path);
     let path = path.trim_matches('/');
-    if !path.is_empty() && !text.contains("://") {
+    // Two slashes within the name of a folder (`$DIR/kit`) begin no path.
+    let is_folders = match reference.strip_prefix(OCI) {
+        Some(folder) => layout_end(folder, &is_layout) != Some(folder.len()),
+        None => is_folder(text),
+    };
+    if !path.is_empty() && !is_folders && !text.contains("://") {
         let reference = String::from_utf8_lossy(reference);
         return Err(CliError::usage(format!(
             "`{text}` holds a path, `{path}`: name the kit alone, `{reference}`; \
@@ -205,6 +210,24 @@ mod tests {
         for whole in ["ghcr.io/org/model:v1", "ghcr.io/org/model", "https://ghcr.io/org/model"] {
             assert_eq!(parse_reference(whole).unwrap(), whole);
         }
+    }
+
+    #[test]
+    fn two_slashes_in_the_name_of_a_folder_begin_no_path() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("kit/sub")).unwrap();
+        std::fs::write(folder.path().join("kit/index.json"), "{}").unwrap();
+        let place = folder.path().display();
+        for selector in ["", ":v1"] {
+            let whole = parse_reference(&format!("oci:{place}//kit{selector}")).unwrap();
+            assert_eq!(whole, format!("oci:{place}/kit{selector}"));
+        }
+        let words = |text: String| match parse_reference(&text).unwrap_err() {
+            CliError::Failure(failure) => failure.message,
+            other => panic!("no words: {other:?}"),
+        };
+        assert!(words(format!("oci:{place}/kit//sub")).contains("`sub`"));
+        assert!(words(format!("{place}//kit")).contains("oci:"));
     }
 
     proptest! {
