@@ -13,8 +13,8 @@
 //! | --- | --- |
 //! | on demand | there is memory and a thread |
 //! | readahead | also: no reader waits to be admitted, a quarter of memory and threads is free, and its layer has few enough transfers, so that they end one after the other |
-//! | prefetch | also: few of its class run, half of the memory is free |
-//! | hydrate | also: hardly any of its class run, and no reader waits at all |
+//! | prefetch | also: few of its class run at its host, half of the memory is free |
+//! | hydrate | also: hardly any of its class run there, and no reader waits at all |
 //!
 //! One transfer always runs, however little memory there is. A host has a share of the threads and
 //! of memory, of what the others leave: one that answers nothing, or 429 for ever, holds its share
@@ -41,9 +41,9 @@ const MOST_RUNNING: usize = 64;
 /// more of them the one that a reader waits for comes later, and the window in front of the reader
 /// is used up before the next is asked for.
 const MOST_OF_A_LAYER: usize = 8;
-/// Prefetches that run at a time: with requests of some MiB enough to fill a link.
+/// Prefetches that run at a time at one host: with requests of some MiB enough to fill a link.
 const MOST_PREFETCHES: usize = 8;
-/// Hydrating transfers that run at a time: polite to the line and to the registry.
+/// Hydrating transfers that run at a time at one host: polite to the line and to the registry.
 const MOST_HYDRATING: usize = 2;
 /// The part of the threads that one host may hold, of those that others do not: a half is twice as
 /// many as the requests that a host gets at once.
@@ -316,7 +316,12 @@ impl Table {
             return true;
         }
         let priority = entry.urgency.get();
-        let of_class = || self.running.iter().filter(|one| one.urgency.get() == priority).count();
+        // At its host alone: transfers that a dead host holds are none in another's way.
+        let of_class = || {
+            let is_alike =
+                |one: &&Entry| one.urgency.get() == priority && one.whose.host == entry.whose.host;
+            self.running.iter().filter(is_alike).count()
+        };
         let of_layer =
             || self.running.iter().filter(|one| one.whose.layer == entry.whose.layer).count();
         let (memory_bytes, threads) = (self.memory_bytes, MOST_RUNNING);
@@ -453,6 +458,19 @@ mod tests {
             held.remove(0);
             let first = dead[0].as_mut().now_or_never();
             assert!(first.is_none(), "the share is of what others leave");
+        }
+    }
+
+    #[tokio::test]
+    async fn background_work_of_a_host_that_does_not_answer_holds_up_that_of_no_other() {
+        for priority in [Priority::Prefetch, Priority::Hydrate] {
+            let scheduler = scheduler(512);
+            let urgency = Urgency::new(priority);
+            let ask = |host| Box::pin(scheduler.acquire(at(host), MIB, urgency.clone()));
+            let mut dead: Vec<_> = (0..100).map(|_| ask("dead.example")).collect();
+            let ran = dead.iter_mut().filter_map(|one| one.now_or_never()).collect::<Vec<_>>();
+            assert!([MOST_PREFETCHES, MOST_HYDRATING].contains(&ran.len()), "{}", ran.len());
+            assert!(ask("other.example").now_or_never().is_some(), "{priority:?}");
         }
     }
 
