@@ -28,6 +28,10 @@ const BATCHES: usize = 2;
 /// as long as an HTTP client's buffer, some 400 KiB.
 pub(super) const TRANSFER_MEMORY_BYTES: u64 = (BATCHES as u64 + 2) * (CHUNK_BYTES + 512 * 1024);
 
+/// The pieces of a batch: as many as the kernel writes at once (IOV_MAX). A server may send bytes one
+/// by one, and each would take tens of bytes of memory that nobody has reserved.
+const MOST_PIECES: usize = 1024;
+
 /// Pieces that came one after the other, without a gap.
 pub(super) type Batch = Vec<Bytes>;
 
@@ -128,7 +132,8 @@ impl Inner {
     /// Sends the bytes `sent..end` of a stream that contains them, and counts them in `sent`.
     ///
     /// A batch is passed on when its chunk is full, or somebody waits for what is in it: many small
-    /// pieces would cost more wake-ups and writes than they are worth.
+    /// pieces would cost more wake-ups and writes than they are worth. Or when it has very many
+    /// pieces.
     async fn forward(
         &self,
         stream: BlobStream,
@@ -182,7 +187,10 @@ impl Inner {
         if batch.is_empty() {
             return false;
         }
-        next == batch_end || self.is_compressed() || transfer.is_wanted(StreamOffset(next))
+        next == batch_end
+            || batch.len() >= MOST_PIECES
+            || self.is_compressed()
+            || transfer.is_wanted(StreamOffset(next))
     }
 
     /// Opens `range` at the first untried source that has it. Where none has, the first failure

@@ -19,6 +19,8 @@ pub const PIECE: usize = 16 * 1024;
 pub struct Memory {
     pub bytes: Bytes,
     pub is_without_ranges: bool,
+    /// How long its pieces are.
+    piece_bytes: usize,
     /// What goes wrong with the next streams, in order.
     pub faults: Mutex<Vec<Fault>>,
     /// Pieces that may be yielded; more are waited for.
@@ -46,6 +48,7 @@ impl Memory {
         Self {
             bytes: bytes.into(),
             is_without_ranges,
+            piece_bytes: PIECE,
             faults: Mutex::default(),
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             requests: AtomicUsize::new(0),
@@ -57,6 +60,12 @@ impl Memory {
     /// A blob whose first `pieces` pieces come at once, and the rest when the gate gets permits.
     pub fn gated(bytes: Vec<u8>, pieces: usize) -> Arc<Self> {
         Arc::new(Self { gate: Arc::new(Semaphore::new(pieces)), ..Self::with(bytes, false) })
+    }
+
+    /// As [`Self::gated`], with pieces of a byte.
+    pub fn tiny(bytes: Vec<u8>, pieces: usize) -> Arc<Self> {
+        let gate = Arc::new(Semaphore::new(pieces));
+        Arc::new(Self { piece_bytes: 1, gate, ..Self::with(bytes, false) })
     }
 
     pub fn faulty(bytes: Vec<u8>, faults: &[Fault]) -> Arc<Self> {
@@ -110,10 +119,10 @@ impl BlobSource for Memory {
             Fault::Refuse => return Box::pin(async { Err(unavailable()) }),
             Fault::BreakAfter(length) => {
                 let length = length.min(bytes.len() - 1);
-                pieces.extend(cut(&bytes.slice(..length)).map(Ok));
+                pieces.extend(cut(&bytes.slice(..length), self.piece_bytes).map(Ok));
                 pieces.push(Err(unavailable()));
             }
-            Fault::None | Fault::Whole => pieces.extend(cut(&bytes).map(Ok)),
+            Fault::None | Fault::Whole => pieces.extend(cut(&bytes, self.piece_bytes).map(Ok)),
         }
         self.streams.fetch_add(1, Ordering::SeqCst);
         let alive = Alive(self.streams.clone());
@@ -134,9 +143,9 @@ impl BlobSource for Memory {
     }
 }
 
-pub fn cut(bytes: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
+fn cut(bytes: &Bytes, piece_bytes: usize) -> impl Iterator<Item = Bytes> + use<> {
     let bytes = bytes.clone();
     (0..bytes.len())
-        .step_by(PIECE)
-        .map(move |start| bytes.slice(start..(start + PIECE).min(bytes.len())))
+        .step_by(piece_bytes)
+        .map(move |start| bytes.slice(start..(start + piece_bytes).min(bytes.len())))
 }

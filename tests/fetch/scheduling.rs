@@ -78,6 +78,18 @@ async fn requests_do_not_shrink_because_a_transfer_rests_for_a_reader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tiny_pieces_are_not_gathered_until_their_chunk_is_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::tiny(content(1, MIB / 4), 2048);
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    layer.prefetch(range(0, MIB / 4), Priority::Readahead);
+    until("what came is written", || layer.resident_bytes() == 2048).await;
+    source.gate.add_permits(MIB);
+    assert!(read(&layer, 0..MIB / 4).await.unwrap() == source.bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_memory_bounds_what_is_under_way_and_all_comes_in_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let source = Memory::gated(content(1, 64 * MIB), 0);
