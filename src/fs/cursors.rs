@@ -461,6 +461,8 @@ impl Cursor {
             return false;
         }
         self.is_backward = !self.is_backward;
+        // It was counted the other way, and this one has gone on past its own start.
+        self.closed_at = None;
         self.next = size - start;
         self.asked = self.next;
         true

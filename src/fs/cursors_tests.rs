@@ -87,6 +87,20 @@ fn random_reads_fetch_next_to_nothing_beyond_themselves() {
 }
 
 #[test]
+fn a_stream_that_turns_behind_a_touch_goes_on() {
+    let mut file = File::new(SIZE);
+    let touch = SIZE - 100 * MIB;
+    file.read(touch, READ);
+    file.read(touch + 4 * READ, READ);
+    // Down to the touch, and then up: that was no block's end.
+    file.read(touch + READ / 2, 7 * READ / 2);
+    file.read(touch + 5 * READ, READ);
+    file.asked.clear();
+    file.read(touch + 6 * READ, READ);
+    assert!(file.asked.iter().any(|range| range.start == touch + 7 * READ), "{:?}", file.asked);
+}
+
+#[test]
 fn reading_the_same_place_again_fetches_nothing() {
     let mut file = File::new(SIZE);
     for _ in 0..1_000 {
