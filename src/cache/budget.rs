@@ -121,6 +121,12 @@ impl Budget {
         Ok(on_disk.min(capacity.saturating_sub(self.used_bytes())))
     }
 
+    /// Whether the file system has room for anything, though all that is here were evicted.
+    pub(super) fn has_room(&self, folder: &Path) -> Result<bool, CacheError> {
+        let most = available_bytes(folder)?.saturating_add(self.used_bytes());
+        Ok(most > self.keep_free_bytes)
+    }
+
     /// What must go before `bytes` more can be written into `folder`.
     pub(super) fn excess(&self, folder: &Path, bytes: u64) -> Result<Option<Excess>, CacheError> {
         if let Some(capacity_bytes) = self.capacity_bytes {

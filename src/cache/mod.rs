@@ -194,6 +194,15 @@ impl Cache {
         self.shared.budget.free_bytes(self.folder())
     }
 
+    /// Whether there is room for anything, though all that is here were evicted: `false` where others
+    /// have filled the file system, or a bound leaves nothing of it.
+    ///
+    /// # Errors
+    /// When the file system cannot be asked.
+    pub fn has_room(&self) -> Result<bool, CacheError> {
+        self.shared.budget.has_room(self.folder())
+    }
+
     /// Remembers which manifest an origin (as its `Display` writes it) was resolved to.
     pub fn remember(&self, origin: &str, manifest: Digest) -> Result<(), CacheError> {
         self.state.remember(origin, manifest).map_err(|error| self.state_error("write", &error))

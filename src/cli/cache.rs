@@ -33,7 +33,7 @@ enum Command {
     },
     /// Remove the layers of a kit, or one layer.
     Rm {
-        /// A reference, the digest of a manifest, or the digest of a layer.
+        /// A reference, the digest of a manifest, or that of a layer (eight digits are enough).
         #[arg(value_name = "WHAT")]
         what: String,
     },
@@ -55,13 +55,12 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         Command::Ls { json: true } => print_json(&report.layers),
         Command::Ls { json: false } => print_layers(&report.layers),
         Command::Rm { .. } => {
-            print_removed(&report)?;
             let is_all_kept = report.layers.is_empty();
             match report.kept.first() {
                 Some(kept) if is_all_kept => Err(CliError::new(FailureKind::Cache, kept)),
                 _ => {
                     print_warnings(&report.kept);
-                    Ok(())
+                    print_removed(&report)
                 }
             }
         }

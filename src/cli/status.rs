@@ -57,8 +57,12 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         ));
     }
     for mount in &mounts {
+        let place = path_text(&mount.mountpoint);
+        if let HydrateState::Failed { reason } = &mount.hydrate {
+            warn(format_args!("{place}: the rest could not be fetched: {reason}"));
+        }
         if let Some(failure) = &mount.last_failure {
-            warn(format_args!("{}: a read failed: {failure}", path_text(&mount.mountpoint)));
+            warn(format_args!("{place}: a read failed: {failure}"));
         }
     }
     Ok(())

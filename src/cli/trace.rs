@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{LineWriter, Write};
+use std::io::{ErrorKind, LineWriter, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -89,12 +89,9 @@ async fn record(
         Some(path) => CliError::usage(format!("cannot write {}: {error}", path.display())),
         None => error.into(),
     };
-    let mut written: Box<dyn Write + Send> = match output {
-        Some(path) => {
-            // Line by line: what was recorded is there even if this process is killed.
-            Box::new(LineWriter::new(File::create(path).map_err(unwritten)?))
-        }
-        None => Box::new(std::io::stdout()),
+    let mut written = match output {
+        Some(path) => Output::file(path).map_err(unwritten)?,
+        None => Output::Started(Box::new(std::io::stdout())),
     };
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut child = match command.split_first() {
@@ -127,7 +124,7 @@ async fn record(
                         is_stopped = true;
                         break;
                     }
-                    written.write_all(&line).map_err(unwritten)?;
+                    written.write(&line).map_err(unwritten)?;
                 }
                 None => break,
             },
@@ -150,15 +147,15 @@ async fn record(
             }
         }
     }
-    written.flush().map_err(unwritten)?;
+    written.end().map_err(unwritten)?;
     if !is_stopped {
         warn("the mount ended, and the recording with it");
     }
     // The first line is the header.
     match (TRACE_LINES - room.lines).saturating_sub(1) {
         0 => warn(
-            "nothing was recorded: what the kernel has in memory already is not seen, so record \
-             from a fresh mount",
+            "nothing was recorded: either nothing was read from files, or the kernel had it in \
+             memory already, where it is not seen; record from a fresh mount",
         ),
         count => say(format_args!("recorded {}", count_of(count as u64, "line", "lines"))),
     }
@@ -169,6 +166,61 @@ async fn record(
         0 => Ok(()),
         // Of a code beyond 8 bits only those are seen by whoever started it, too.
         code => Err(CliError::Passed(code as u8)),
+    }
+}
+
+/// Where the lines go. A file keeps what it has until something was read: a command that does not
+/// start, or reads nothing, takes no good trace away.
+enum Output {
+    /// A file that is there, and the header that it is to begin with.
+    Waiting {
+        file: File,
+        header: Vec<u8>,
+    },
+    Started(Box<dyn Write + Send>),
+}
+
+impl Output {
+    fn file(path: &Path) -> std::io::Result<Self> {
+        match File::options().write(true).open(path) {
+            Ok(file) => Ok(Self::Waiting { file, header: Vec::new() }),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Ok(Self::lines(File::create(path)?))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Line by line: what was recorded is there even if this process is killed.
+    fn lines(file: File) -> Self {
+        Self::Started(Box::new(LineWriter::new(file)))
+    }
+
+    fn write(&mut self, line: &[u8]) -> std::io::Result<()> {
+        match self {
+            Self::Started(written) => written.write_all(line),
+            Self::Waiting { header, .. } if header.is_empty() => {
+                header.extend_from_slice(line);
+                Ok(())
+            }
+            Self::Waiting { file, header } => {
+                // A pipe or a device has no length.
+                if file.metadata()?.is_file() {
+                    file.set_len(0)?;
+                }
+                let (file, header) = (file.try_clone()?, std::mem::take(header));
+                *self = Self::lines(file);
+                self.write(&header)?;
+                self.write(line)
+            }
+        }
+    }
+
+    fn end(&mut self) -> std::io::Result<()> {
+        match self {
+            Self::Started(written) => written.flush(),
+            Self::Waiting { .. } => Ok(()),
+        }
     }
 }
 

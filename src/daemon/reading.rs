@@ -1,6 +1,6 @@
 //! The bytes of files, for commands that read without a mount.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use futures_util::{StreamExt, stream};
 use super::api::{Failure, FailureKind, RawPath};
 use super::backend::ByteStream;
 use super::paths::{self, LastLink};
-use crate::fetch::Layer;
+use crate::cache::LayerState;
+use crate::fetch::{FetchError, Layer};
 use crate::fs::LoadedKit;
 use crate::kit::{Content, NodeKind};
 use crate::layer::StreamOffset;
@@ -26,18 +27,29 @@ enum Rest {
 }
 
 /// The bytes of the files at `paths`, one after the other; while a piece is handed out, the next
-/// one is being fetched. Every path is looked up before the first byte comes.
+/// one is being fetched. Every path is looked up before the first byte comes. The stream ends
+/// with an error where bytes of it turn out to be wrong: its end waits for the digests of layers
+/// that are complete.
 ///
 /// # Errors
 /// For a path that is not there, or is a directory.
 pub(super) fn open(kit: Arc<LoadedKit>, paths: &[RawPath]) -> Result<ByteStream, Failure> {
     let files = paths.iter().map(|path| find(&kit, path)).collect::<Result<VecDeque<_>, _>>()?;
+    let layers = files.iter().filter_map(|rest| match rest {
+        Rest::Extent(layer, _) => Some((layer.key(), layer.clone())),
+        Rest::Inline(_) => None,
+    });
+    let layers = layers.collect::<HashMap<_, _>>().into_values();
     // The kit stays open as long as it is read.
-    Ok(stream::unfold((files, kit), |(mut files, kit)| async {
+    let pieces = stream::unfold((files, kit), |(mut files, kit)| async {
         let piece = next_piece(&mut files).await?;
         Some((piece, (files, kit)))
-    })
-    .boxed())
+    });
+    let wrong = stream::iter(layers).filter_map(|layer| async move {
+        let LayerState::Poisoned { got } = layer.confirmed().await else { return None };
+        Some(Err(FetchError::Poisoned { expected: layer.key().digest, got }.into()))
+    });
+    Ok(pieces.chain(wrong).boxed())
 }
 
 fn find(kit: &LoadedKit, path: &RawPath) -> Result<Rest, Failure> {

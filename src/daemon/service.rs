@@ -131,9 +131,22 @@ impl Service {
         let reference = request.kit.reference;
         let mut status = reservation.fulfil(mount, kit, reference, now(), background)?;
         status.warnings.extend(warnings);
+        let no_room = self.no_room(&status);
+        status.warnings.extend(no_room);
         tracing::info!(reference = status.reference, digest = status.digest,
             mountpoint = %status.mountpoint.display(), "mounted");
         Ok(status)
+    }
+
+    /// What is to be said where nothing more can be cached, so that nothing more can be read.
+    fn no_room(&self, status: &MountStatus) -> Option<String> {
+        let has_all = status.resident_bytes >= status.total_bytes;
+        // It is mounted: where the file system does not say, reads will.
+        let has_room = self.cache.has_room().unwrap_or(true);
+        (!has_all && !has_room).then(|| {
+            let folder = self.cache.folder().display();
+            format!("the disk of {folder} has no room beside --keep-free: reads will fail")
+        })
     }
 
     async fn load_replay(&self, kit: &Arc<LoadedKit>, file: PathBuf) -> Result<Replay, Failure> {

@@ -10,6 +10,8 @@ use crate::cache::{Cache, CacheError, LayerKey, LayerUsage};
 use crate::fs::State;
 use crate::oci::{Compression, Digest, Encoding, Format, Origin};
 
+/// The fewest digits of a digest that stand for it.
+const LEAST_DIGITS: usize = 8;
 /// How long to wait for a layer that nobody has mounted to be let go: longer than a read takes.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
@@ -49,6 +51,14 @@ fn layers_of(
             let named = layers.iter().map(|layer| layer.key).filter(|key| key.digest == digest);
             keys.extend(named);
         }
+        Err(_) if is_short_digest(what) => {
+            let named = layers.iter().map(|layer| layer.key);
+            keys.extend(named.filter(|key| key.digest.to_string().starts_with(what)));
+            if keys.iter().any(|key| keys.iter().any(|other| other.digest != key.digest)) {
+                let message = format!("{what} begins several digests; see `kitfs cache ls`");
+                return Err(Failure::new(FailureKind::Usage, message));
+            }
+        }
         Err(_) => names.push(Origin::parse(what)?.to_string()),
     }
     keys.extend(names.iter().flat_map(|name| cache.layers_of_kit(name)));
@@ -57,6 +67,12 @@ fn layers_of(
         return Err(Failure::new(FailureKind::NotFound, message));
     }
     Ok(keys)
+}
+
+/// Whether it is a digest as tables show it: its algorithm and its first digits.
+fn is_short_digest(what: &str) -> bool {
+    let hex = what.strip_prefix("sha256:").unwrap_or_default();
+    hex.len() >= LEAST_DIGITS && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn remove(
@@ -73,7 +89,10 @@ fn remove(
                 report.layers.push(cached_layer(layer));
             }
             Err(CacheError::InUse(_)) => report.kept.push(match mounts.mountpoint_of(layer.key) {
-                Some(mountpoint) => format!("{digest} is mounted at {}", mountpoint.display()),
+                Some(mountpoint) => {
+                    let place = mountpoint.display();
+                    format!("{digest} is mounted at {place}; end that with `kitfs umount {place}`")
+                }
                 None => format!("{digest} is being read"),
             }),
             Err(error) => return Err(error.into()),

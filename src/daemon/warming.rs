@@ -263,8 +263,8 @@ impl Want {
             LayerState::Poisoned { got } => (
                 FailureKind::BadContent,
                 format!(
-                    "is not what it says: its bytes have {got}. Repair the registry, then run \
-                         `kitfs cache rm {digest}` and warm again"
+                    "is not what it says: its bytes have {got}. Repair it where it came from, unmount \
+                     what has it, run `kitfs cache rm {digest}`, and warm again"
                 ),
             ),
             LayerState::Unconfirmed if self.layer.store().is_complete() => {

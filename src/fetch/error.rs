@@ -18,7 +18,8 @@ pub enum FetchError {
     /// All bytes of the blob came, and they are not what its digest says.
     #[error(
         "layer {expected} is poisoned: its bytes have digest {got}; nothing of it is served. \
-         Repair the registry, then run `kitfs cache rm {expected}` and mount again"
+         Repair it where it came from, unmount what has it, run `kitfs cache rm {expected}`, and \
+         try again"
     )]
     Poisoned {
         /// The digest in the manifest.

@@ -82,7 +82,7 @@ pub enum LoadError {
 fn reason(error: &FetchError) -> String {
     match error {
         FetchError::Malformed { detail, .. } => {
-            format!("{detail}. Pack the kit again, or leave the layer out with --filter")
+            format!("{detail}. Pack the kit again, or mount it without the layer (--filter)")
         }
         error => error.to_string(),
     }

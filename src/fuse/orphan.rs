@@ -29,7 +29,7 @@ pub struct Orphan {
 /// Blocking, bounded: a mount that does not answer in time is taken for alive.
 ///
 /// # Errors
-/// When the mount table cannot be read.
+/// When the mount table cannot be read, or no thread can be started.
 pub fn orphans(served: &[PathBuf]) -> std::io::Result<Vec<Orphan>> {
     let mut entries = mount_table::all()?;
     // Of several at one place only the topmost can be reached.
@@ -41,13 +41,13 @@ pub fn orphans(served: &[PathBuf]) -> std::io::Result<Vec<Orphan>> {
     for entry in entries {
         let sender = sender.clone();
         // Not joined: one that is stuck ends with the process.
-        std::thread::spawn(move || {
+        std::thread::Builder::new().spawn(move || {
             if is_dead(&entry.mountpoint) {
                 let orphan = Orphan { mountpoint: entry.mountpoint, reference: entry.source };
                 // Too late for whoever asked.
                 let _ = sender.send(orphan);
             }
-        });
+        })?;
     }
     drop(sender);
     let deadline = Instant::now() + ANSWER_TIMEOUT;

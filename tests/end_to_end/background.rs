@@ -447,8 +447,18 @@ fn a_recording_says_how_much_it_has() {
     };
     let said = record("true");
     assert!(said.contains("nothing was recorded"), "{said}");
+    assert_eq!(fs::read_to_string(trace).unwrap().lines().count(), 1, "a header");
     let said = record(&format!("head -c 1000 {place}/weights/shard-0 > /dev/null"));
     assert!(said.contains("recorded 1 line\n"), "{said}");
+    let text = fs::read_to_string(trace).unwrap();
+    counted.kitfs.fail(2, &["trace", "record", "-o", trace, place, "--", "/nowhere/command"]);
+    let said = record("true");
+    assert!(said.contains("nothing was recorded"), "{said}");
+    assert_eq!(fs::read_to_string(trace).unwrap(), text, "a good trace stays");
+    let said = record(&format!("head -c 1000 {place}/weights/shard-2 > /dev/null"));
+    assert!(said.contains("recorded 1 line\n"), "{said}");
+    let replaced = fs::read_to_string(trace).unwrap();
+    assert!(replaced.contains("shard-2") && !replaced.contains("shard-0"), "{replaced}");
     let said = counted.kitfs.fail(2, &["trace", "record", place, "--", "true"]);
     assert!(said.contains("add -o FILE"), "{said}");
 }

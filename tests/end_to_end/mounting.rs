@@ -364,6 +364,43 @@ fn a_layer_that_is_not_what_its_digest_says_is_poisoned() {
     assert!(failure.starts_with("m/7: ") && failure.contains("is poisoned"), "{failure}");
 }
 
+/// Bytes that were written out already turn out to be wrong: whoever took them has to hear it.
+#[rstest]
+#[case::by_this_process(false)]
+#[case::by_the_daemon(true)]
+fn copying_what_is_not_what_its_digest_says_fails(#[case] has_daemon: bool) {
+    for command in ["cp", "cat"] {
+        let kitfs = Kitfs::new();
+        if has_daemon {
+            kitfs.succeed(&["daemon", "start"]);
+        }
+        let folder = TempDir::new().unwrap();
+        let written = written(folder.path());
+        let blob = File::options().write(true).open(written.blob(&written.layers[0].0)).unwrap();
+        blob.write_all_at(b"flipped", 3 * MIB).unwrap();
+        let files: Vec<_> = (0..8).map(|file| format!("{}/m/{file}", written.reference)).collect();
+        let target = folder.path().join("copy");
+        let said = match command {
+            "cp" => kitfs.fail(6, &["cp", "-r", &written.reference, target.to_str().unwrap()]),
+            _ => kitfs.fail(
+                6,
+                &[&[command][..], &files.iter().map(|it| &**it).collect::<Vec<_>>()].concat(),
+            ),
+        };
+        assert!(said.contains("is poisoned") && said.contains("cache rm"), "{said}");
+    }
+}
+
+#[test]
+fn a_mount_that_can_cache_nothing_says_so() {
+    let kitfs = Kitfs::with_options(&["--keep-free", "8000TiB"]);
+    let folder = TempDir::new().unwrap();
+    let mountpoint = kitfs.mountpoint("mnt");
+    let outcome = kitfs.run(&arguments(&written(folder.path()).reference, &mountpoint, &[]));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("has no room beside --keep-free"), "{}", outcome.stderr);
+}
+
 #[test]
 fn a_kit_with_a_poisoned_layer_is_mounted_again_once_that_is_removed() {
     let kitfs = Kitfs::new();
@@ -455,10 +492,12 @@ fn cache_ls_shows_each_layer_and_the_kits_that_use_it() {
 #[case::by_reference(|written: &Written| written.reference.clone())]
 #[case::by_manifest(|written: &Written| written.digest.clone())]
 #[case::by_layer(|written: &Written| written.layers[0].0.clone())]
+#[case::by_a_layers_first_digits(|written: &Written| written.layers[0].0[..19].to_owned())]
 fn cache_rm_removes_what_is_not_mounted(#[case] what: fn(&Written) -> String) {
     let (kitfs, _folder, written, mountpoint) = filled();
     let what = what(&written);
-    kitfs.run(&["cache", "rm", &what]);
+    let said = kitfs.fail(8, &["cache", "rm", &what]);
+    assert!(said.contains(&format!("kitfs umount {}", mountpoint.display())), "{said}");
     let report = kitfs.json(&["cache", "ls", "--json"]);
     assert_eq!(layers(&report).len(), 1, "what is mounted was removed");
     kitfs.unmount(&mountpoint);
@@ -471,6 +510,7 @@ fn cache_rm_removes_what_is_not_mounted(#[case] what: fn(&Written) -> String) {
 #[test]
 fn cache_rm_of_what_is_not_there_is_not_found() {
     let (kitfs, ..) = filled();
+    kitfs.fail(3, &["cache", "rm", "sha256:0123456789ab"]);
     kitfs.fail(3, &["cache", "rm", "example.com/never/seen:v1"]);
 }
 

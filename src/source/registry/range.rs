@@ -31,7 +31,14 @@ pub(super) fn served(head: &Head<'_>, asked: &Range<u64>, size: u64) -> Result<R
             let text = head.content_range.ok_or("a 206 without a Content-Range")?;
             let (range, total) = parse_content_range(text)
                 .ok_or_else(|| format!("the Content-Range `{}`", shortened(text)))?;
-            if range != *asked || total != size {
+            if total != size {
+                return Err(format!(
+                    "the Content-Range `{}`, though the manifest says {size} bytes and not \
+                     {total} (was it pushed whole?)",
+                    shortened(text)
+                ));
+            }
+            if range != *asked {
                 return Err(format!(
                     "the Content-Range `{}` to a request for `{}` of {size} bytes",
                     shortened(text),
