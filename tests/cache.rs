@@ -416,6 +416,30 @@ fn a_confirmed_layer_that_lost_a_digest_is_verified_again() {
     }
 }
 
+/// Of another version of kitfs, for one: no byte may stay that nobody counts.
+#[test]
+fn a_layer_whose_table_of_chunks_cannot_be_used_is_emptied() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, MIB);
+    {
+        let cache = open(folder.path(), None);
+        let store = raw_layer(&cache, &bytes);
+        fill_all(&cache, &store, &bytes);
+        assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+    }
+    let table = files_below(folder.path()).into_iter().find(|path| path.ends_with("chunks"));
+    // The version.
+    flip(&table.unwrap(), 8);
+    let cache = open(folder.path(), None);
+    let store = cache.layer(key(&bytes, Format::Raw), bytes.len() as u64).unwrap();
+    assert!(store.contents().is_none());
+    assert_eq!((store.state(), cache.resident_bytes()), (LayerState::Unconfirmed, 0));
+    assert!(!files_below(folder.path()).iter().any(|path| path.ends_with("members/0")));
+    let store = raw_layer(&cache, &bytes);
+    fill_all(&cache, &store, &bytes);
+    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+}
+
 #[test]
 fn a_wrong_layer_is_poisoned_over_restarts_until_it_is_removed() {
     let folder = tempfile::tempdir().unwrap();

@@ -133,16 +133,11 @@ impl LayerStore {
         let mut filled = match chunk_table::load(&table, &toc_digest, chunks)? {
             Some(filled) => filled,
             None => {
-                // Nothing says any more what the chunks of a confirmed layer must come to.
-                if self.key().encoding.compression != Compression::None {
-                    self.reset()?;
-                    return Ok(None);
-                }
-                self.unconfirm(contents.layout.stream_bytes())?;
-                let records = vec![Record::default(); chunks as usize];
-                let empty = chunk_table::encode(&toc_digest, &records);
-                files::write(&table, &empty, Durability::Atomic)?;
-                vec![0; chunks as usize]
+                // Nothing says any more what of its files is there, and what it must come to.
+                let file = table.display();
+                tracing::warn!(%file, "emptying a layer whose table of chunks cannot be used");
+                self.reset()?;
+                return Ok(None);
             }
         };
         for (chunk, filled) in (0..).zip(&mut filled) {
