@@ -84,6 +84,14 @@ fn fill_all(cache: &Cache, store: &Arc<LayerStore>, bytes: &[u8]) {
     fill(cache, store, bytes, 0..chunks);
 }
 
+/// A layer of one raw file, all of it here and confirmed.
+fn confirmed_layer(cache: &Arc<Cache>, bytes: &[u8]) -> Arc<LayerStore> {
+    let store = raw_layer(cache, bytes);
+    fill_all(cache, &store, bytes);
+    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+    store
+}
+
 fn is_resident(store: &LayerStore, bytes: &[u8], range: std::ops::Range<usize>) -> bool {
     let mut buffer = vec![0; range.len()];
     match store.read(StreamOffset(range.start as u64), &mut buffer).unwrap() {
@@ -394,9 +402,7 @@ fn a_confirmed_layer_that_lost_a_digest_is_verified_again() {
         let bytes = content(1, MIB);
         {
             let cache = open(folder.path(), None);
-            let store = raw_layer(&cache, &bytes);
-            fill_all(&cache, &store, &bytes);
-            assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+            confirmed_layer(&cache, &bytes);
         }
         let below = files_below(folder.path());
         let table = below.into_iter().find(|path| path.ends_with("chunks")).unwrap();
@@ -423,9 +429,7 @@ fn a_layer_whose_table_of_chunks_cannot_be_used_is_emptied() {
     let bytes = content(1, MIB);
     {
         let cache = open(folder.path(), None);
-        let store = raw_layer(&cache, &bytes);
-        fill_all(&cache, &store, &bytes);
-        assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+        confirmed_layer(&cache, &bytes);
     }
     let table = files_below(folder.path()).into_iter().find(|path| path.ends_with("chunks"));
     // The version.
@@ -435,9 +439,7 @@ fn a_layer_whose_table_of_chunks_cannot_be_used_is_emptied() {
     assert!(store.contents().is_none());
     assert_eq!((store.state(), cache.resident_bytes()), (LayerState::Unconfirmed, 0));
     assert!(!files_below(folder.path()).iter().any(|path| path.ends_with("members/0")));
-    let store = raw_layer(&cache, &bytes);
-    fill_all(&cache, &store, &bytes);
-    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+    confirmed_layer(&cache, &bytes);
 }
 
 #[test]
@@ -465,9 +467,7 @@ fn a_wrong_layer_is_poisoned_over_restarts_until_it_is_removed() {
     drop(store);
     cache.remove_layer(key(&bytes, Format::Raw)).unwrap();
     assert_eq!(cache.layers().unwrap(), []);
-    let store = raw_layer(&cache, &bytes);
-    fill_all(&cache, &store, &bytes);
-    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+    confirmed_layer(&cache, &bytes);
 }
 
 #[test]
@@ -590,9 +590,7 @@ fn a_file_of_another_length_than_its_member_is_not_handed_out() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = content(1, MIB);
     let cache = open(folder.path(), None);
-    let store = raw_layer(&cache, &bytes);
-    fill_all(&cache, &store, &bytes);
-    store.confirm(&|| true).unwrap();
+    let store = confirmed_layer(&cache, &bytes);
     let file = File::options().append(true).open(member_file(folder.path())).unwrap();
     file.write_all_at(b"more", 0).unwrap();
     assert!(matches!(lookup(&store), BackingLookup::NotNow));
@@ -604,10 +602,7 @@ fn a_quarter_of_the_cache_is_never_handed_out() {
     let cache = open(folder.path(), Some(4 * MIB as u64));
     let layers = [1, 2, 3, 4].map(|seed| {
         let bytes = content(seed, MIB);
-        let store = raw_layer(&cache, &bytes);
-        fill_all(&cache, &store, &bytes);
-        store.confirm(&|| true).unwrap();
-        store
+        confirmed_layer(&cache, &bytes)
     });
     let taken = layers.each_ref().map(lookup);
     let ready = taken.iter().filter(|taken| matches!(taken, BackingLookup::Ready(_)));
@@ -629,9 +624,7 @@ fn what_a_dead_process_left_to_the_kernel_keeps_its_bytes() {
     let (bytes, others) = (content(1, MIB), content(2, 2 * MIB));
     let file = {
         let cache = open(folder.path(), None);
-        let store = raw_layer(&cache, &bytes);
-        fill_all(&cache, &store, &bytes);
-        store.confirm(&|| true).unwrap();
+        let store = confirmed_layer(&cache, &bytes);
         kernels(&store)
     };
     let cache = open(folder.path(), Some(2 * MIB as u64));
@@ -653,10 +646,7 @@ fn a_map_keeps_the_bytes_it_shows_and_counts_as_a_pin() {
     let cache = open(folder.path(), Some(4 * MIB as u64));
     let layers = [1, 2].map(|seed| {
         let bytes = content(seed, 2 * MIB);
-        let store = raw_layer(&cache, &bytes);
-        fill_all(&cache, &store, &bytes);
-        store.confirm(&|| true).unwrap();
-        store
+        confirmed_layer(&cache, &bytes)
     });
     // A descriptor stands for the map: leases see no difference (cache/lease.rs).
     let map = kernels(&layers[0]);
@@ -675,9 +665,7 @@ fn bytes_that_the_disk_changed_under_the_kernel_are_written_over_and_never_cut_o
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path(), None);
     let bytes = content(1, MIB);
-    let store = raw_layer(&cache, &bytes);
-    fill_all(&cache, &store, &bytes);
-    store.confirm(&|| true).unwrap();
+    let store = confirmed_layer(&cache, &bytes);
     let BackingLookup::Ready(backing) = lookup(&store) else { panic!("it is not ready") };
     let file = File::from(backing.as_fd().try_clone_to_owned().unwrap());
     flip(&member_file(folder.path()), CHUNK + 50);

@@ -29,7 +29,7 @@ use super::store::{Contents, Ready};
 use super::{CacheError, LayerState, LayerStore};
 use crate::layer::layout::{CHUNK_BYTES, Placed};
 use crate::layer::{CacheFile, ChunkId, RangeSet, Toc, toc_codec};
-use crate::oci::{Compression, Digest};
+use crate::oci::Digest;
 
 /// How long a stage waits for one that was given up a moment ago and is still letting go: its
 /// thread has at most some buffered pieces (2 MiB) left.
@@ -41,13 +41,6 @@ pub struct Stage {
     staged_bytes: u64,
     spool: Option<File>,
     hashes: SequentialHashes,
-}
-
-/// What a record has of the bytes of a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Hashed {
-    checksum: u32,
-    seal: Option<Seal>,
 }
 
 impl LayerStore {
@@ -77,7 +70,7 @@ impl LayerStore {
     /// A compressed layer is confirmed by its blob, so its chunks are sealed as they come; one that
     /// is not gets its seals from its own digest.
     fn seals_while_staged(&self) -> bool {
-        self.key().encoding.compression != Compression::None
+        self.key().encoding.is_compressed()
     }
 }
 
@@ -199,25 +192,25 @@ impl Stage {
             records.push(match filled {
                 0 => Record::default(),
                 _ => {
-                    let Hashed { checksum, seal } = self.hashed(&placed, filled)?;
-                    let seal = seal.filter(|_| u64::from(filled) == end - start);
-                    Record { filled, checksum, seal }
+                    let record = self.record(&placed, filled)?;
+                    let is_whole = u64::from(filled) == end - start;
+                    Record { seal: record.seal.filter(|_| is_whole), ..record }
                 }
             });
         }
         Ok(records)
     }
 
-    fn hashed(&self, placed: &Placed, filled: u32) -> Result<Hashed, CacheError> {
-        if let Some(hashed) = self.hashes.get(placed.file, placed.file_offset, filled) {
-            return Ok(hashed);
+    fn record(&self, placed: &Placed, filled: u32) -> Result<Record, CacheError> {
+        if let Some(record) = self.hashes.get(placed.file, placed.file_offset, filled) {
+            return Ok(record);
         }
         let mut bytes = page_aligned(filled as usize);
         match self.store.read_file(placed, 0, &mut bytes)? {
             true => {
                 let mut hasher = ChunkHasher::new(self.store.seals_while_staged());
                 hasher.update(&bytes);
-                Ok(hasher.hashed())
+                Ok(hasher.record())
             }
             false => {
                 let path = self.store.path(placed.file);
@@ -239,27 +232,29 @@ impl Drop for Stage {
     }
 }
 
-/// Computes what a record has of a chunk, from its bytes as they come.
+/// Computes the record of a chunk from its bytes as they come.
 struct ChunkHasher {
+    filled: u32,
     checksum: u32,
     seal: Option<Box<blake3::Hasher>>,
 }
 
 impl ChunkHasher {
     fn new(seals: bool) -> Self {
-        Self { checksum: 0, seal: seals.then(Box::default) }
+        Self { filled: 0, checksum: 0, seal: seals.then(Box::default) }
     }
 
     fn update(&mut self, bytes: &[u8]) {
+        self.filled += bytes.len() as u32;
         self.checksum = crc32c::crc32c_append(self.checksum, bytes);
         if let Some(hasher) = &mut self.seal {
             hasher.update(bytes);
         }
     }
 
-    fn hashed(&self) -> Hashed {
+    fn record(&self) -> Record {
         let seal = self.seal.as_ref().map(|hasher| Seal::Blake3(*hasher.finalize().as_bytes()));
-        Hashed { checksum: self.checksum, seal }
+        Record { filled: self.filled, checksum: self.checksum, seal }
     }
 }
 
@@ -271,7 +266,7 @@ impl ChunkHasher {
 /// the collecting: what was overwritten is read back.
 struct SequentialHashes {
     seals: bool,
-    done: HashMap<(CacheFile, u64), (u32, Hashed)>,
+    done: HashMap<(CacheFile, u64), Record>,
     /// Where the last write to each file ended.
     ends: HashMap<CacheFile, u64>,
     current: Option<Current>,
@@ -281,17 +276,16 @@ struct SequentialHashes {
 struct Current {
     file: CacheFile,
     start: u64,
-    filled: u32,
     hasher: ChunkHasher,
 }
 
 impl Current {
     fn new(file: CacheFile, start: u64, seals: bool) -> Self {
-        Self { file, start, filled: 0, hasher: ChunkHasher::new(seals) }
+        Self { file, start, hasher: ChunkHasher::new(seals) }
     }
 
     fn end(&self) -> u64 {
-        self.start + u64::from(self.filled)
+        self.start + u64::from(self.hasher.filled)
     }
 }
 
@@ -321,12 +315,11 @@ impl SequentialHashes {
         }
         while !bytes.is_empty() {
             let Some(current) = &mut self.current else { return };
-            let room = CHUNK_BYTES as usize - current.filled as usize;
+            let room = CHUNK_BYTES as usize - current.hasher.filled as usize;
             let (piece, rest) = bytes.split_at(room.min(bytes.len()));
             current.hasher.update(piece);
-            current.filled += piece.len() as u32;
             bytes = rest;
-            if u64::from(current.filled) == CHUNK_BYTES {
+            if u64::from(current.hasher.filled) == CHUNK_BYTES {
                 let next = current.end();
                 self.close();
                 self.current = Some(Current::new(file, next, self.seals));
@@ -336,22 +329,20 @@ impl SequentialHashes {
 
     fn close(&mut self) {
         if let Some(current) = self.current.take()
-            && current.filled > 0
+            && current.hasher.filled > 0
         {
             self.ends.insert(current.file, current.end());
-            let hashed = current.hasher.hashed();
-            self.done.insert((current.file, current.start), (current.filled, hashed));
+            self.done.insert((current.file, current.start), current.hasher.record());
         }
     }
 
-    fn get(&self, file: CacheFile, start: u64, filled: u32) -> Option<Hashed> {
+    fn get(&self, file: CacheFile, start: u64, filled: u32) -> Option<Record> {
         if let Some(current) = &self.current
-            && (current.file, current.start, current.filled) == (file, start, filled)
+            && (current.file, current.start, current.hasher.filled) == (file, start, filled)
         {
-            return Some(current.hasher.hashed());
+            return Some(current.hasher.record());
         }
-        let (length, hashed) = self.done.get(&(file, start))?;
-        (*length == filled).then_some(*hashed)
+        self.done.get(&(file, start)).filter(|record| record.filled == filled).copied()
     }
 }
 
@@ -381,11 +372,11 @@ mod tests {
                 for start in (0..file.len()).step_by(CHUNK_BYTES as usize) {
                     let end = file.len().min(start + CHUNK_BYTES as usize);
                     let filled = (end - start) as u32;
-                    if let Some(hashed) = hashes.get(name(is_member), start as u64, filled) {
+                    if let Some(record) = hashes.get(name(is_member), start as u64, filled) {
                         let bytes = &file[start..end];
                         let seal = Some(Seal::blake3(bytes));
                         let checksum = crc32c::crc32c(bytes);
-                        prop_assert_eq!(hashed, Hashed { checksum, seal });
+                        prop_assert_eq!(record, Record { filled, checksum, seal });
                     }
                 }
             }

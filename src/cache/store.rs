@@ -29,7 +29,6 @@ use super::open_files::{FileKey, LayerFile};
 use super::page_aligned::page_aligned;
 use super::{CacheError, LayerKey, LayerState};
 use crate::layer::{CacheFile, ChunkId, Layout, StreamOffset, Toc, layout::Placed, toc_codec};
-use crate::oci::Compression;
 
 /// The largest toc file that is read: at some 100 bytes a member, ten million members.
 const TOC_LIMIT_BYTES: u64 = 1 << 30;
@@ -164,8 +163,7 @@ impl LayerStore {
 
     /// The contents of this layer, if they can be.
     pub(super) fn contents_of(&self, toc: Toc) -> Result<Contents, CacheError> {
-        let is_uncompressed = self.key().encoding.compression == Compression::None;
-        if is_uncompressed && toc.stream_bytes != self.blob_bytes {
+        if !self.key().encoding.is_compressed() && toc.stream_bytes != self.blob_bytes {
             return Err(self.wrong_blob_bytes(toc.stream_bytes, self.blob_bytes));
         }
         let layout = Layout::new(&toc)?;
@@ -372,7 +370,7 @@ impl LayerStore {
         let mut bytes = page_aligned(state.filled() as usize);
         let record = self.record(chunk)?;
         let is_there = self.read_file(placed, 0, &mut bytes)?;
-        if is_there && record.filled == state.filled() && is_right(&record, &bytes) {
+        if is_there && is_right(&record, &bytes) {
             ready.chunks.mark_checked(chunk, state);
             return Ok(false);
         }

@@ -20,7 +20,7 @@ use super::store::Ready;
 use super::{CacheError, LayerState, LayerStore, Lookup, Verification};
 use crate::layer::ChunkId;
 use crate::layer::layout::{CHUNK_BYTES, Placed};
-use crate::oci::{Compression, Digest};
+use crate::oci::Digest;
 
 /// What a pass over a layer compares with the checksums of its chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +39,8 @@ impl LayerStore {
     /// Blocking, about 1 s per GiB; gives up, leaving the layer unconfirmed, once `is_wanted` says
     /// no.
     pub fn confirm(&self, is_wanted: &dyn Fn() -> bool) -> Result<LayerState, CacheError> {
-        let is_compressed = self.key().encoding.compression != Compression::None;
         let Some(ready) = self.ready.get() else { return Ok(self.state()) };
-        if is_compressed || self.state() != LayerState::Unconfirmed {
+        if self.key().encoding.is_compressed() || self.state() != LayerState::Unconfirmed {
             return Ok(self.state());
         }
         let before = self.emptied.load(Ordering::SeqCst);

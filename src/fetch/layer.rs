@@ -27,7 +27,6 @@ use super::{FetchError, LayerSpec};
 use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup, page_aligned};
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, StreamOffset};
-use crate::oci::Compression;
 use crate::source::{BlobSource, Priority};
 
 /// Sources remembered for one layer: mounts of several repositories may share it, and any of
@@ -328,6 +327,6 @@ impl Inner {
     }
 
     pub(super) fn is_compressed(&self) -> bool {
-        self.spec.encoding.compression != Compression::None
+        self.spec.encoding.is_compressed()
     }
 }

@@ -41,7 +41,7 @@ use parking_lot::Mutex;
 
 use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore};
 use crate::layer::{RangeSet, Toc};
-use crate::oci::{BlobId, Compression, Format};
+use crate::oci::{BlobId, Format};
 use crate::source::decorators::{Counted, Counts};
 use crate::source::{BlobSource, Urgency};
 
@@ -195,7 +195,7 @@ impl Fetcher {
         source: &Arc<dyn BlobSource>,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Arc<Contents>, FetchError> {
-        let is_compressed = spec.encoding.compression != Compression::None;
+        let is_compressed = spec.encoding.is_compressed();
         let memory_bytes = if is_compressed { pass::PASS_MEMORY_BYTES } else { SCAN_MEMORY_BYTES };
         let whose = Whose { layer: 0, host: source.host() };
         // Whoever opens a kit waits for it.

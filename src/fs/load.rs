@@ -26,7 +26,7 @@ use crate::fetch::{FetchError, Fetcher, Layer, LayerSpec};
 use crate::kit::tree::TreeLayer;
 use crate::kit::{Filters, Kit, KitLayer, Parents, Placement, Role, Tree, TreeError};
 use crate::layer::{Member, MemberKind, StreamOffset, Toc};
-use crate::oci::{Compression, Digest, Origin, Reference};
+use crate::oci::{Digest, Origin, Reference};
 use crate::source::{BlobSource, Repositories};
 
 /// Layers opened at once: enough to hide the round trips of a kit of hundreds of shards (each
@@ -286,7 +286,7 @@ impl Passes {
     fn new(fetcher: &Arc<Fetcher>, layers: &[&Wanted]) -> Result<Self, LoadError> {
         let mut total = 0u64;
         for layer in layers {
-            if layer.layer.encoding.compression == Compression::None {
+            if !layer.layer.encoding.is_compressed() {
                 continue;
             }
             let store = fetcher.cache().layer(layer.key(), layer.layer.blob.size);

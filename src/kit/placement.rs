@@ -7,7 +7,7 @@ use super::assign::Known;
 use super::kitfile::{Entry, Field};
 use super::{KitError, Placement, shown};
 use crate::layer::MemberPath;
-use crate::oci::{Compression, Descriptor};
+use crate::oci::Descriptor;
 
 /// The largest metadata annotation that is read, in bytes: it holds one file name and six numbers.
 const MOST_METADATA_BYTES: usize = 64 * 1024;
@@ -53,9 +53,7 @@ pub(super) fn raw(
     }
     let size = metadata.size(layer.descriptor, warnings);
     let stored = layer.descriptor.size;
-    if layer.kind.encoding.compression == Compression::None
-        && size.is_some_and(|size| size != stored)
-    {
+    if !layer.kind.encoding.is_compressed() && size.is_some_and(|size| size != stored) {
         return Err(KitError::Malformed(format!(
             "layer {digest} has {stored} bytes, and its metadata says {}",
             size.unwrap_or_default()

@@ -41,6 +41,12 @@ impl Encoding {
     /// One file, stored as it is.
     pub const RAW: Self = Self { format: Format::Raw, compression: Compression::None };
 
+    /// Whether the stream is another one than the blob, so that only a pass over all of it finds
+    /// what it holds.
+    pub fn is_compressed(self) -> bool {
+        self.compression != Compression::None
+    }
+
     /// Parses what follows the version in a layer's media type: `tar`, `raw+zstd`, …
     fn parse(text: &str) -> Option<Self> {
         let (format, compression) = match text.split_once('+') {
