@@ -42,7 +42,8 @@ class Kit:
         return f"{blobs}/{hexadecimal[:2]}/{hexadecimal}/data"
 
     def into_memory(self, by_nginx=False):
-        """Brings what a server reads into the page cache: a server's disk is not this machine's."""
+        """Brings what a server reads into the page cache: a server's disk is not this machine's.
+        What is measured next finds its memory ready."""
         os.sync()
         files = [os.path.join(self.bench.home, self.blob_path(it)) for it in range(len(self.layers))]
         if by_nginx:
@@ -53,6 +54,7 @@ class Kit:
             with open(path, "rb", buffering=0) as file:
                 while file.readinto(piece):
                     pass
+        self.bench.claim_memory()
 
 
 def prepare(bench, name, write_files):

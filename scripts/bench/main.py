@@ -13,7 +13,7 @@ import traceback
 
 import tools
 from cases import engine
-from processes import Failed, drop_caches
+from processes import Failed, claim_memory, drop_caches
 from programs import programs
 from report import table
 from servers import Nginx, Registry
@@ -69,6 +69,10 @@ class Bench:
 
     def server_of(self, subject_class):
         return self.registry if issubclass(subject_class, Kitfs) else self.nginx
+
+    def claim_memory(self):
+        """Before a sample: room for the biggest kit in the cache, in FUSE's pages and in curl's."""
+        claim_memory(2 * self.big_mib + 1536)
 
     def say(self, text):
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -137,6 +137,7 @@ def from_copy(bench, kit, *arguments, hot=False):
 def from_folder(bench, subject, arguments, hot):
     files = in_folder(subject.folder, arguments)
     drop_caches()
+    bench.claim_memory()
     if hot:
         reader(bench, *files)
     before = subject.cpu() if subject.pid else None

@@ -71,6 +71,7 @@ def program(bench, name, title, kit, script):
     def warm_up():
         """Programs and libraries come from the page cache, the kit does not."""
         drop_caches()
+        bench.claim_memory()
         for tool in (bench.kitfs, "curl", "tar"):
             run([tool, "--version"])
         run([bench.venv_python, os.path.join(bench.scripts, script)], env=bench.environment())
