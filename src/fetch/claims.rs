@@ -11,7 +11,6 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::download::TRANSFER_MEMORY_BYTES;
 use super::layer::Inner;
@@ -56,7 +55,11 @@ impl Inner {
     ) -> Vec<Wait> {
         let layout = &self.contents.layout;
         let wanted = layout.chunks_of(range.clone());
-        let limit = self.request_chunks.load(Ordering::Relaxed);
+        let limit = match priority {
+            // The window in front of a reader comes best in the reader's order.
+            Priority::Readahead => self.line.request_chunks_of(wanted.end - wanted.start),
+            _ => self.line.request_chunks(),
+        };
         let mut claims = self.claims.lock();
         let runs = plan::transfers(wanted.clone(), limit, |chunk| {
             let is_claimed = self.is_coming(&claims, chunk);

@@ -5,7 +5,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -60,7 +59,6 @@ impl Inner {
         if transfer.has_ended() {
             return Ok(());
         }
-        let began = Instant::now();
         let whole = 0..self.spec.blob.size;
         let mut asked = match self.is_compressed() {
             true => whole.clone(),
@@ -78,18 +76,19 @@ impl Inner {
                 return Ok(());
             }
         }
+        // From here on: how long a source takes to answer says nothing about the line.
+        let streaming = self.line.begin();
         let asked_bytes = asked.end - asked.start;
         let (batches, incoming) = mpsc::channel::<Batch>(BATCHES);
         let writer = Writer::new(self.clone(), transfer.clone(), StreamOffset(asked.start));
         let writer = tokio::task::spawn_blocking(move || writer.drain(incoming));
         let fed = self.feed(stream, asked, untried, transfer, batches).await;
-        let took = began.elapsed();
         let written = writer.await.map_err(|error| FetchError::malformed(self.spec.blob, error))?;
         // A source that broke off is why the writer has too little.
         fed.and(written)?;
         // A rest says nothing about the line, and neither do a few transfers in the background.
         if urgency.get() > Priority::Hydrate && !transfer.has_rested() {
-            self.note_pace(asked_bytes, took);
+            streaming.brought(asked_bytes);
         }
         Ok(())
     }

@@ -9,8 +9,6 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -19,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::claims::Claims;
-use super::pace::Pace;
+use super::pace::Line;
 use super::plan::ChunkStatus;
 use super::scheduler::{Scheduler, Whose};
 use super::transfer::Waited;
@@ -50,9 +48,8 @@ pub(super) struct Inner {
     pub(super) cache: Arc<Cache>,
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) sources: RwLock<Vec<Arc<dyn BlobSource>>>,
-    pub(super) pace: Mutex<Pace>,
-    /// What the pace comes to, for readers: without a lock.
-    pub(super) request_chunks: AtomicU32,
+    /// The way to where most of it comes from: that of its first source.
+    pub(super) line: Arc<Line>,
     /// Transfers are started from threads of the kernel's requests too, which have no runtime.
     pub(super) runtime: Handle,
     pub(super) claims: Mutex<Claims>,
@@ -69,6 +66,7 @@ impl Layer {
         source: Arc<dyn BlobSource>,
         cache: Arc<Cache>,
         scheduler: Arc<Scheduler>,
+        line: Arc<Line>,
     ) -> Arc<Self> {
         let closed = CancellationToken::new();
         let inner = Arc::new(Inner {
@@ -78,8 +76,7 @@ impl Layer {
             cache,
             scheduler,
             sources: RwLock::new(vec![source]),
-            pace: Mutex::default(),
-            request_chunks: AtomicU32::new(Pace::default().chunks()),
+            line,
             runtime: Handle::current(),
             claims: Mutex::default(),
             confirming: watch::Sender::new(false),
@@ -201,7 +198,7 @@ impl Layer {
 
     /// What one request should bring at the rate at which bytes come, in bytes.
     pub fn request_bytes(&self) -> u64 {
-        u64::from(self.inner.request_chunks.load(Ordering::Relaxed)) * CHUNK_BYTES
+        u64::from(self.inner.line.request_chunks()) * CHUNK_BYTES
     }
 
     /// Whether the blob comes from another host, rather than from this machine's own disk.
@@ -311,13 +308,6 @@ impl Inner {
     /// A number that stands for the layer in the scheduler.
     pub(super) fn number(&self) -> usize {
         std::ptr::from_ref(self) as usize
-    }
-
-    /// Takes note of how long a transfer of `bytes` took.
-    pub(super) fn note_pace(&self, bytes: u64, took: Duration) {
-        let mut pace = self.pace.lock();
-        pace.note(bytes, took, self.scheduler.running_of(self.number()));
-        self.request_chunks.store(pace.chunks(), Ordering::Relaxed);
     }
 
     /// Whose a transfer is, for the scheduler: that it may go on at another source does not count.

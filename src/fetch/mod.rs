@@ -7,7 +7,8 @@
 //!        '<------------------- woken as bytes reach the cache ----------'
 //! ```
 //!
-//! - [`plan`]: which chunks become which requests; pure. `pace`: how large requests should be.
+//! - [`plan`]: which chunks become which requests; pure. `pace`: how large requests should be, and
+//!   how many.
 //! - [`layer`]: a layer that can be read. `claims`: its chunks in flight, so that a chunk has one
 //!   transfer at a time in the whole process, whichever mount or handle asked for it.
 //! - `scheduler`: which transfer runs next, and the memory of all of them.
@@ -48,6 +49,7 @@ use crate::source::{BlobSource, Urgency};
 pub use error::FetchError;
 pub use layer::Layer;
 
+use pace::Line;
 use scheduler::{Scheduler, Whose};
 
 /// What a scan of headers takes of memory: its pieces are written as they come.
@@ -100,6 +102,8 @@ pub struct Fetcher {
     cache: Arc<Cache>,
     layers: Mutex<HashMap<LayerKey, Slot>>,
     scheduler: Arc<Scheduler>,
+    /// By host; a few for each registry that was ever mounted from.
+    lines: Mutex<HashMap<Arc<str>, Arc<Line>>>,
     /// What was asked of all sources, and came.
     counts: Arc<Counts>,
     config: FetchConfig,
@@ -113,7 +117,8 @@ impl Fetcher {
     /// A fetcher over `cache`.
     pub fn new(cache: Arc<Cache>, config: FetchConfig) -> Arc<Self> {
         let (scheduler, counts) = (Scheduler::new(config), Arc::default());
-        Arc::new(Self { cache, layers: Mutex::default(), scheduler, counts, config })
+        let (layers, lines) = <(Mutex<HashMap<_, _>>, Mutex<HashMap<_, _>>)>::default();
+        Arc::new(Self { cache, layers, scheduler, lines, counts, config })
     }
 
     /// What it is doing now, for `kitfs status`.
@@ -170,12 +175,21 @@ impl Fetcher {
                 Err(error) => store.contents().ok_or(error)?,
             },
         };
-        let layer =
-            Layer::new(spec, store, contents, source, self.cache.clone(), self.scheduler.clone());
+        let line = self.line_to(&source);
+        let (cache, scheduler) = (self.cache.clone(), self.scheduler.clone());
+        let layer = Layer::new(spec, store, contents, source, cache, scheduler, line);
         *open = Arc::downgrade(&layer);
         drop(open);
         self.forget_closed();
         Ok(layer)
+    }
+
+    /// What is known of the way to a source; nothing for one that has it to itself.
+    fn line_to(&self, source: &Arc<dyn BlobSource>) -> Arc<Line> {
+        match source.host() {
+            Some(host) => self.lines.lock().entry(host).or_insert_with(Line::new).clone(),
+            None => Line::new(),
+        }
     }
 
     /// A table of contents of a million members takes a while to read.

@@ -1,10 +1,20 @@
-//! How large requests should be, from how fast bytes come. Pure.
+//! How large requests should be and how many it takes, from how fast bytes come. Pure, but for the
+//! clock of [`Line`].
 //!
 //! A request of the right size takes some tens of milliseconds: long enough to hide the round trip
 //! of the next one on its connection, short enough for a reader that lands in its tail, or for a
 //! more urgent transfer that waits for its turn.
+//!
+//! Requests that run side by side share the line, so the bytes that a reader wants first come at a
+//! part of its rate. Where one connection is as fast as several, what is wanted in order is better
+//! asked for by one request; where a server gives each connection so much and no more, by several.
+//! Which it is shows in what a transfer brought while it ran alone.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::layer::layout::CHUNK_BYTES;
 
@@ -27,35 +37,151 @@ const FIRST_BYTES: u64 = 4 * 1024 * 1024;
 /// Transfers below this say more about round trips than about rates.
 const TELLING_BYTES: u64 = 512 * 1024;
 
-/// The rate at which bytes of one layer come, and what follows from it.
+/// Until something was measured: a window of 16 MiB in requests of 4.
+const FIRST_CONNECTIONS: u32 = 4;
+/// The most requests that a window is shared by: the transfers of a layer that run at a time.
+const MOST_CONNECTIONS: u32 = 8;
+/// A transfer beside which no more than this ran on average was alone.
+const ALONE: f64 = 1.25;
+
+/// The rate at which the bytes of a line come, and what follows from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Pace {
+struct Pace {
     /// Bytes per second of all transfers together; a running mean.
     rate: Option<f64>,
+    /// Bytes per second of one transfer that has the line for itself: a running mean, or the most
+    /// that one brought that had not.
+    single: Option<f64>,
+    running: u32,
+    /// Seconds that transfers ran, of all of them together.
+    run_seconds: f64,
+    /// When that was last brought up to date.
+    now: Duration,
+}
+
+/// How things stood when a transfer began.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    at: Duration,
+    run_seconds: f64,
 }
 
 impl Pace {
-    /// Takes note of a transfer of `bytes` that took `elapsed`, with `running` transfers sharing
-    /// the line (itself included).
-    pub(super) fn note(&mut self, bytes: u64, elapsed: Duration, running: usize) {
-        if bytes < TELLING_BYTES || elapsed.is_zero() {
+    /// A transfer begins to bring bytes.
+    fn begin(&mut self, now: Duration) -> Begun {
+        self.pass(now);
+        self.running += 1;
+        Begun { at: self.now, run_seconds: self.run_seconds }
+    }
+
+    /// It has ended; `bytes` is what it brought, where that says something about the line.
+    fn end(&mut self, begun: Begun, now: Duration, bytes: Option<u64>) {
+        self.pass(now);
+        self.running = self.running.saturating_sub(1);
+        let seconds = (self.now - begun.at).as_secs_f64();
+        let Some(bytes) = bytes.filter(|&bytes| bytes >= TELLING_BYTES && seconds > 0.0) else {
             return;
-        }
-        let sample = bytes as f64 / elapsed.as_secs_f64() * running.max(1) as f64;
-        self.rate = Some(match self.rate {
-            Some(rate) => rate * 0.75 + sample * 0.25,
+        };
+        let side_by_side = ((self.run_seconds - begun.run_seconds) / seconds).max(1.0);
+        let own = bytes as f64 / seconds;
+        let mean = |known: Option<f64>, sample| match known {
+            Some(known) => known * 0.75 + sample * 0.25,
             None => sample,
+        };
+        self.rate = Some(mean(self.rate, own * side_by_side));
+        self.single = Some(match self.single {
+            Some(known) if side_by_side > ALONE => known.max(own),
+            known => mean(known, own),
         });
     }
 
+    fn pass(&mut self, now: Duration) {
+        let now = now.max(self.now);
+        self.run_seconds += f64::from(self.running) * (now - self.now).as_secs_f64();
+        self.now = now;
+    }
+
     /// The most chunks that one request should ask for.
-    pub(super) fn chunks(&self) -> u32 {
+    fn chunks(&self) -> u32 {
         let bytes = match self.rate {
             Some(rate) if rate >= FAST_RATE => (rate * FAST_TARGET.as_secs_f64()) as u64,
             Some(rate) => (rate * TARGET.as_secs_f64()) as u64,
             None => FIRST_BYTES,
         };
         (bytes.clamp(LEAST_BYTES, MOST_BYTES) / CHUNK_BYTES) as u32
+    }
+
+    /// How many requests side by side fill the line.
+    fn connections(&self) -> u32 {
+        match (self.rate, self.single) {
+            (Some(rate), Some(single)) => {
+                (rate / single).round().clamp(1.0, f64::from(MOST_CONNECTIONS)) as u32
+            }
+            _ => FIRST_CONNECTIONS,
+        }
+    }
+}
+
+/// What is known of the way to a source, for all layers that come over it.
+#[derive(Debug)]
+pub(super) struct Line {
+    began: Instant,
+    pace: Mutex<Pace>,
+    /// What the pace comes to, for readers: without a lock.
+    request_chunks: AtomicU32,
+    connections: AtomicU32,
+}
+
+impl Line {
+    pub(super) fn new() -> Arc<Self> {
+        let pace = Pace::default();
+        Arc::new(Self {
+            began: Instant::now(),
+            pace: Mutex::new(pace),
+            request_chunks: AtomicU32::new(pace.chunks()),
+            connections: AtomicU32::new(pace.connections()),
+        })
+    }
+
+    /// A transfer begins to bring bytes, until the value is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> Streaming {
+        let begun = self.pace.lock().begin(self.began.elapsed());
+        Streaming { line: self.clone(), begun, brought: None }
+    }
+
+    /// The most chunks that one request should ask for.
+    pub(super) fn request_chunks(&self) -> u32 {
+        self.request_chunks.load(Ordering::Relaxed)
+    }
+
+    /// The same of requests for `chunks` that are wanted in order, and all of which are asked for at
+    /// once.
+    pub(super) fn request_chunks_of(&self, chunks: u32) -> u32 {
+        self.request_chunks().max(chunks.div_ceil(self.connections.load(Ordering::Relaxed)))
+    }
+}
+
+/// A transfer that brings bytes over a line.
+pub(super) struct Streaming {
+    line: Arc<Line>,
+    begun: Begun,
+    brought: Option<u64>,
+}
+
+impl Streaming {
+    /// It has brought `bytes` as fast as the line lets it.
+    pub(super) fn brought(mut self, bytes: u64) {
+        self.brought = Some(bytes);
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        let line = &self.line;
+        let mut pace = line.pace.lock();
+        pace.end(self.begun, line.began.elapsed(), self.brought);
+        line.request_chunks.store(pace.chunks(), Ordering::Relaxed);
+        line.connections.store(pace.connections(), Ordering::Relaxed);
     }
 }
 
@@ -65,11 +191,21 @@ mod tests {
 
     use super::*;
 
+    /// Transfers of `bytes`, `count` at a time, `rounds` times, where each of them gets `most` bytes
+    /// per second, and all of them `rate`.
+    fn run(pace: &mut Pace, count: u32, rounds: u32, bytes: u64, most: f64, rate: f64) {
+        for _ in 0..rounds {
+            let now = pace.now;
+            let seconds = bytes as f64 / most.min(rate / f64::from(count));
+            let ended = now + Duration::from_secs_f64(seconds);
+            let begun: Vec<_> = (0..count).map(|_| pace.begin(now)).collect();
+            begun.into_iter().for_each(|begun| pace.end(begun, ended, Some(bytes)));
+        }
+    }
+
     fn chunks_at(bytes_per_second: u64) -> u64 {
         let mut pace = Pace::default();
-        for _ in 0..20 {
-            pace.note(bytes_per_second, Duration::from_secs(1), 1);
-        }
+        run(&mut pace, 3, 20, bytes_per_second, f64::MAX, bytes_per_second as f64);
         u64::from(pace.chunks()) * CHUNK_BYTES
     }
 
@@ -85,20 +221,73 @@ mod tests {
     #[test]
     fn small_transfers_say_nothing() {
         let mut pace = Pace::default();
-        pace.note(CHUNK_BYTES, Duration::from_millis(20), 1);
-        assert_eq!(pace, Pace::default());
+        run(&mut pace, 1, 1, CHUNK_BYTES, 10e6, 10e6);
+        assert_eq!((pace.rate, pace.single), (None, None));
+    }
+
+    #[test]
+    fn a_line_that_one_connection_fills_needs_one() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.connections(), FIRST_CONNECTIONS);
+        // It is not known before one had the line for itself.
+        run(&mut pace, 4, 5, 4 << 20, f64::MAX, 125e6);
+        assert_eq!(pace.connections(), 4);
+        run(&mut pace, 1, 1, 4 << 20, f64::MAX, 125e6);
+        run(&mut pace, 4, 5, 4 << 20, f64::MAX, 125e6);
+        assert!(pace.connections() <= 2, "{pace:?}");
+        run(&mut pace, 1, 5, 4 << 20, f64::MAX, 125e6);
+        run(&mut pace, 4, 50, 4 << 20, f64::MAX, 125e6);
+        assert_eq!(pace.connections(), 1);
+    }
+
+    #[test]
+    fn a_server_that_bounds_each_connection_needs_several() {
+        let mut pace = Pace::default();
+        run(&mut pace, 1, 5, 4 << 20, 90e6, 1e9);
+        run(&mut pace, 6, 5, 4 << 20, 90e6, 1e9);
+        assert!((5..=6).contains(&pace.connections()), "{pace:?}");
+        run(&mut pace, 50, 50, 4 << 20, 20e6, 1e9);
+        assert_eq!(pace.connections(), MOST_CONNECTIONS);
+    }
+
+    #[test]
+    fn transfers_that_end_one_after_the_other_shared_the_line_all_the_same() {
+        let mut pace = Pace::default();
+        let at = |milliseconds| Duration::from_millis(milliseconds);
+        let begun = [0; 4].map(|_| pace.begin(at(0)));
+        for (index, begun) in begun.into_iter().enumerate() {
+            pace.end(begun, at(100 + index as u64), Some(1_000_000));
+        }
+        let rate = pace.rate.unwrap();
+        assert!((38e6..42e6).contains(&rate), "{rate}");
+        assert_eq!(pace.connections(), 4, "none was alone");
+    }
+
+    #[test]
+    fn an_end_that_says_nothing_is_an_end_all_the_same() {
+        let line = Line::new();
+        drop(line.begin());
+        line.begin().brought(1);
+        let pace = *line.pace.lock();
+        assert_eq!((pace.running, pace.rate), (0, None));
+        assert_eq!(line.request_chunks(), (FIRST_BYTES / CHUNK_BYTES) as u32);
     }
 
     proptest! {
         #[test]
-        fn requests_are_always_within_their_bounds(
-            notes in prop::collection::vec((any::<u64>(), any::<u64>(), any::<usize>()), 0..20),
+        fn requests_and_connections_are_always_within_their_bounds(
+            notes in prop::collection::vec((any::<Option<u64>>(), any::<Duration>(), 0..9usize), 0..20),
         ) {
             let mut pace = Pace::default();
-            for (bytes, nanoseconds, running) in notes {
-                pace.note(bytes, Duration::from_nanos(nanoseconds), running);
+            let mut begun = Vec::new();
+            for (bytes, now, running) in notes {
+                while begun.len() <= running {
+                    begun.push(pace.begin(now));
+                }
+                pace.end(begun.swap_remove(0), now, bytes);
                 let bytes = u64::from(pace.chunks()) * CHUNK_BYTES;
                 prop_assert!((LEAST_BYTES..=MOST_BYTES).contains(&bytes));
+                prop_assert!((1..=MOST_CONNECTIONS).contains(&pace.connections()));
             }
         }
     }

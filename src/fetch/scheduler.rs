@@ -226,11 +226,6 @@ impl Scheduler {
         async move { hashing.acquire_owned().await.expect("the semaphore is never closed") }
     }
 
-    /// How many transfers of a layer run.
-    pub(super) fn running_of(&self, layer: usize) -> usize {
-        self.table.lock().running.iter().filter(|entry| entry.whose.layer == layer).count()
-    }
-
     /// Memory that is reserved now, in bytes.
     pub(super) fn reserved_bytes(&self) -> u64 {
         let reply_units = self.reply_units as usize - self.replies.available_permits();

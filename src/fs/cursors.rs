@@ -64,8 +64,12 @@ const USUAL_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 const FAST_REQUEST_BYTES: u64 = 8 * 1024 * 1024;
 /// What a window is of the bytes that its stream has read.
 const RUN_SHARE: u64 = 5;
-/// The most that is asked for on the first read of a stream, by what others of the file did.
-const MOST_EXPECTED_BYTES: u64 = 16 * 1024 * 1024;
+/// The most that is asked for on the first read of a stream, by what others did: as many requests,
+/// a quarter of a second of the line, and not more than a fast one brings in that time.
+const EXPECTED_REQUESTS: u64 = 8;
+const MOST_EXPECTED_BYTES: u64 = 32 * 1024 * 1024;
+/// The same of a stream that goes backward. What it reads first comes last.
+const MOST_EXPECTED_BACKWARD_BYTES: u64 = 16 * 1024 * 1024;
 /// How far equally long runs may differ. A fault of a mapped page brings the kernel's whole
 /// readahead window around it, so a block's run begins and ends up to half of that outside of it.
 const RUN_TOLERANCE_BYTES: u64 = 256 * 1024;
@@ -422,7 +426,7 @@ impl Expected {
     /// What a stream reads first, downward, that will end at `end`.
     fn read_first(&self, end: u64, size: u64) -> Range<u64> {
         let start = end.saturating_add(self.bytes).min(size);
-        start.saturating_sub(MOST_EXPECTED_BYTES).max(end)..start.max(end)
+        start.saturating_sub(MOST_EXPECTED_BACKWARD_BYTES).max(end)..start.max(end)
     }
 }
 
@@ -490,7 +494,10 @@ impl Cursor {
                 let first = self.run_bytes.clamp(FIRST_WINDOW_BYTES, usual);
                 first.max(self.run_bytes / RUN_SHARE)
             }
-            left => left.min(MOST_EXPECTED_BYTES.max(self.run_bytes / RUN_SHARE)),
+            left => {
+                let most = request_bytes.saturating_mul(EXPECTED_REQUESTS).min(MOST_EXPECTED_BYTES);
+                left.min(most.max(self.run_bytes / RUN_SHARE))
+            }
         };
         let window_bytes = window_bytes.min(MOST_WINDOW_BYTES);
         self.asked = self.asked.max(self.next);

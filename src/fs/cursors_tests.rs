@@ -199,9 +199,9 @@ fn blocks_in_any_order_are_fetched_ahead_from_the_third_on_and_not_beyond_their_
     file.read(order[8] * block, READ);
     assert_eq!(file.read_beforehand, begun, "nothing says which block is next");
     let ahead = file.asked.last().unwrap();
-    assert_eq!(*ahead, order[8] * block + READ..order[8] * block + READ + 16 * MIB);
+    assert_eq!(*ahead, order[8] * block + READ..order[8] * block + READ + 32 * MIB);
     // The first two overshoot by a fifth each, and the window of the ninth is asked for.
-    assert!(file.asked_bytes() <= 8 * block + 48 * MIB, "{} bytes", file.asked_bytes());
+    assert!(file.asked_bytes() <= 8 * block + 64 * MIB, "{} bytes", file.asked_bytes());
 }
 
 #[test]
@@ -256,17 +256,29 @@ fn from_the_second_block_on_the_first_touch_says_where_its_copy_will_begin() {
 #[test]
 fn the_first_stream_of_a_file_runs_as_far_as_those_before_it() {
     let mut file = File::new(SIZE);
-    let run = 20 * MIB;
+    let run = 40 * MIB;
     for number in 1..6 {
         (file.number, file.read_bytes, file.read_beforehand) = (number, 0, 0);
         file.asked.clear();
         file.is_asked.fill(false);
         file.read_on(100 * MIB..100 * MIB + run);
         if number > 1 {
-            assert_eq!(file.asked[0], 100 * MIB + READ..116 * MIB + READ);
+            assert_eq!(file.asked[0], 100 * MIB + READ..132 * MIB + READ);
             assert_eq!(file.read_bytes - file.read_beforehand, READ);
             assert_eq!(file.asked_bytes(), run - READ, "and no further");
         }
+    }
+}
+
+#[test]
+fn what_is_expected_is_a_quarter_of_a_second_of_the_line() {
+    for (request_bytes, expected) in [(MIB, 8 * MIB), (4 * MIB, 32 * MIB), (32 * MIB, 32 * MIB)] {
+        let mut cursors = Cursors::new(Arc::default());
+        for start in (0..40 * MIB).step_by(READ as usize) {
+            cursors.observe(1, start..start + READ, SIZE, request_bytes);
+        }
+        let window = cursors.observe(2, 0..READ, SIZE, request_bytes).window;
+        assert_eq!(window, Some(READ..READ + expected), "{request_bytes}");
     }
 }
 

@@ -19,6 +19,7 @@ pub const PIECE: usize = 16 * 1024;
 pub struct Memory {
     pub bytes: Bytes,
     pub is_without_ranges: bool,
+    host: Option<Arc<str>>,
     /// How long its pieces are.
     piece_bytes: usize,
     /// What goes wrong with the next streams, in order.
@@ -48,6 +49,7 @@ impl Memory {
         Self {
             bytes: bytes.into(),
             is_without_ranges,
+            host: None,
             piece_bytes: PIECE,
             faults: Mutex::default(),
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
@@ -55,6 +57,11 @@ impl Memory {
             yielded_bytes: Arc::default(),
             streams: Arc::default(),
         }
+    }
+
+    /// A blob that comes from another host.
+    pub fn at_host(bytes: Vec<u8>, host: &str) -> Arc<Self> {
+        Arc::new(Self { host: Some(host.into()), ..Self::with(bytes, false) })
     }
 
     /// A blob whose first `pieces` pieces come at once, and the rest when the gate gets permits.
@@ -102,6 +109,10 @@ pub fn unavailable() -> SourceError {
 }
 
 impl BlobSource for Memory {
+    fn host(&self) -> Option<Arc<str>> {
+        self.host.clone()
+    }
+
     fn open(
         &self,
         blob: BlobId,

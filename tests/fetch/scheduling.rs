@@ -78,6 +78,23 @@ async fn requests_do_not_shrink_because_a_transfer_rests_for_a_reader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_is_one_request_where_another_layer_has_shown_that_one_fills_the_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let fetcher = fetcher(folder.path(), None);
+    let first = Memory::at_host(content(1, 2 * MIB), "near.example");
+    let layer = open(&fetcher, first.raw(), &first).await.unwrap();
+    layer.bring(range(0, 2 * MIB), Priority::OnDemand).await.unwrap();
+    assert_eq!(layer.confirmed().await, LayerState::Confirmed);
+    until("its transfer has ended", || fetcher.usage().reserved_bytes == 0).await;
+    for (seed, host, requests) in [(2, "near.example", 1), (3, "far.example", 4)] {
+        let source = Memory::at_host(content(seed, 32 * MIB), host);
+        let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+        layer.bring(range(0, 32 * MIB), Priority::Readahead).await.unwrap();
+        assert_eq!(source.requests.load(Ordering::SeqCst), requests, "{host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tiny_pieces_are_not_gathered_until_their_chunk_is_full() {
     let folder = tempfile::tempdir().unwrap();
     let source = Memory::tiny(content(1, MIB / 4), 2048);
