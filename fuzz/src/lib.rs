@@ -3,7 +3,7 @@
 
 use kitfs::fs::tensors::{Format, shards};
 use kitfs::kit::Kitfile;
-use kitfs::layer::decode::Decoder;
+use kitfs::layer::decode::{Decoder, Windows};
 use kitfs::layer::tar::{Scanner, TarError};
 use kitfs::layer::toc_codec;
 use kitfs::layer::{MemberKind, StreamOffset, Toc};
@@ -15,7 +15,7 @@ const OUTPUT_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 /// Every call of a decoder makes progress or fails, for any bytes in pieces of any size.
 pub fn decoder(compression: u8, piece_bytes: u8, blob: &[u8]) {
     let all = [Compression::None, Compression::Gzip, Compression::Zstd];
-    let mut decoder = Decoder::new(all[usize::from(compression) % 3]);
+    let mut decoder = Decoder::new(all[usize::from(compression) % 3], Windows::Large);
     let mut room = [0; 4096];
     let mut decoded = 0;
     for mut piece in blob.chunks(usize::from(piece_bytes) + 1) {

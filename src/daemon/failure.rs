@@ -90,7 +90,7 @@ fn fetch_kind(error: &FetchError) -> FailureKind {
         FetchError::Source(error) => source_kind(error),
         FetchError::Cache(error) => cache_kind(error),
         FetchError::Poisoned { .. } | FetchError::Malformed { .. } => FailureKind::BadContent,
-        FetchError::Thrashing(_) => FailureKind::Cache,
+        FetchError::LargeWindow(_) | FetchError::Thrashing(_) => FailureKind::Cache,
     }
 }
 

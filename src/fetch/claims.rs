@@ -11,10 +11,12 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::download::TRANSFER_MEMORY_BYTES;
+use super::FetchError;
 use super::layer::Inner;
 use super::plan::{self, ChunkStatus};
+use super::scheduler::Permit;
 use super::transfer::{EndOnDrop, Transfer, Wait};
 use crate::layer::{ChunkId, StreamOffset};
 use crate::source::Priority;
@@ -161,11 +163,19 @@ impl Inner {
         let inner = self.clone();
         let guard =
             EndOnDrop { transfer: transfer.clone(), place: self.spec.blob.digest.to_string() };
-        let urgency = transfer.urgency().clone();
-        let turn = self.scheduler.acquire(self.whose(), TRANSFER_MEMORY_BYTES, urgency);
+        let turn = self.turn(&transfer);
         self.runtime.spawn(async move {
+            let fetch = async {
+                match inner.fetch(&transfer, range.clone(), turn).await {
+                    Err(FetchError::LargeWindow(_)) => {
+                        inner.has_large_windows.store(true, Ordering::Relaxed);
+                        inner.fetch(&transfer, range, inner.turn(&transfer)).await
+                    }
+                    result => result,
+                }
+            };
             let result = tokio::select! {
-                result = inner.fetch(&transfer, range, turn) => Some(result),
+                result = fetch => Some(result),
                 () = inner.closed.cancelled() => None,
             };
             inner.release(&transfer);
@@ -179,6 +189,12 @@ impl Inner {
                 inner.fetch_small_rest();
             }
         });
+    }
+
+    /// Takes a place in the queue, for as much memory as it may need.
+    fn turn(&self, transfer: &Transfer) -> impl Future<Output = Permit> + Send + use<> {
+        let bytes = self.transfer_memory_bytes();
+        self.scheduler.acquire(self.whose(), bytes, transfer.urgency().clone())
     }
 
     fn release(&self, transfer: &Arc<Transfer>) {

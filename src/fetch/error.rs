@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::cache::CacheError;
+use crate::layer::decode::DecodeError;
 use crate::oci::{BlobId, Digest};
 use crate::source::SourceError;
 
@@ -35,6 +36,9 @@ pub enum FetchError {
         /// What is wrong, with entry and offset.
         detail: String,
     },
+    /// A zstd frame needs more memory than was reserved for it: once more, with more.
+    #[error("a zstd frame of layer {0} needs more memory than was reserved for it")]
+    LargeWindow(Digest),
     /// What was fetched was evicted before it could be read, many times in a row.
     #[error("layer {0} kept losing the bytes it fetched: the cache is too small for its readers")]
     Thrashing(Digest),
@@ -46,11 +50,19 @@ impl FetchError {
         Self::Malformed { layer: blob.digest, detail: error.to_string() }
     }
 
+    /// What a decoder's error says of `blob`.
+    pub(super) fn undecodable(blob: BlobId, error: DecodeError) -> Self {
+        match error {
+            DecodeError::LargeWindow { .. } => Self::LargeWindow(blob.digest),
+            error => Self::malformed(blob, error),
+        }
+    }
+
     /// Whether the same read may succeed a little later.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Source(error) => error.is_retryable(),
-            Self::Thrashing(_) => true,
+            Self::Thrashing(_) | Self::LargeWindow(_) => true,
             Self::Cache(_) | Self::Poisoned { .. } | Self::Malformed { .. } => false,
         }
     }

@@ -9,6 +9,7 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -17,12 +18,14 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::claims::Claims;
+use super::download::TRANSFER_MEMORY_BYTES;
 use super::pace::Line;
 use super::plan::ChunkStatus;
 use super::scheduler::{Scheduler, Whose};
 use super::transfer::Waited;
 use super::{FetchError, LayerSpec};
 use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup, page_aligned};
+use crate::layer::decode::Windows;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, StreamOffset};
 use crate::source::{BlobSource, Priority};
@@ -50,6 +53,8 @@ pub(super) struct Inner {
     pub(super) sources: RwLock<Vec<Arc<dyn BlobSource>>>,
     /// The way to where most of it comes from: that of its first source.
     pub(super) line: Arc<Line>,
+    /// Whether it has zstd frames with windows beyond the usual.
+    pub(super) has_large_windows: AtomicBool,
     /// Transfers are started from threads of the kernel's requests too, which have no runtime.
     pub(super) runtime: Handle,
     pub(super) claims: Mutex<Claims>,
@@ -77,6 +82,7 @@ impl Layer {
             scheduler,
             sources: RwLock::new(vec![source]),
             line,
+            has_large_windows: AtomicBool::new(false),
             runtime: Handle::current(),
             claims: Mutex::default(),
             confirming: watch::Sender::new(false),
@@ -314,6 +320,18 @@ impl Inner {
     pub(super) fn whose(&self) -> Whose {
         let host = self.sources.read().first().and_then(|source| source.host());
         Whose { layer: self.number(), host }
+    }
+
+    /// What a transfer may take of memory, in bytes.
+    pub(super) fn transfer_memory_bytes(&self) -> u64 {
+        TRANSFER_MEMORY_BYTES + self.windows().memory_bytes(self.spec.encoding.compression)
+    }
+
+    pub(super) fn windows(&self) -> Windows {
+        match self.has_large_windows.load(Ordering::Relaxed) {
+            true => Windows::Large,
+            false => Windows::Usual,
+        }
     }
 
     pub(super) fn is_compressed(&self) -> bool {

@@ -41,6 +41,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore};
+use crate::layer::decode::Windows;
 use crate::layer::{RangeSet, Toc};
 use crate::oci::{BlobId, Format};
 use crate::source::decorators::{Counted, Counts};
@@ -209,15 +210,22 @@ impl Fetcher {
         source: &Arc<dyn BlobSource>,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Arc<Contents>, FetchError> {
-        let is_compressed = spec.encoding.is_compressed();
-        let memory_bytes = if is_compressed { pass::PASS_MEMORY_BYTES } else { SCAN_MEMORY_BYTES };
-        let whose = Whose { layer: 0, host: source.host() };
+        let whose = || Whose { layer: 0, host: source.host() };
+        let permit = |bytes| self.scheduler.acquire(whose(), bytes, Urgency::on_demand());
         // Whoever opens a kit waits for it.
         let _reader = self.scheduler.reader();
-        let _permit = self.scheduler.acquire(whose, memory_bytes, Urgency::on_demand()).await;
-        if is_compressed {
-            return pass::run(spec, store, source, &self.cache, progress).await;
+        if spec.encoding.is_compressed() {
+            let pass = async |windows| {
+                let bytes = pass::memory_bytes(spec.encoding.compression, windows);
+                let _permit = permit(bytes).await;
+                pass::run(spec, windows, store, source, &self.cache, progress).await
+            };
+            return match pass(Windows::Usual).await {
+                Err(FetchError::LargeWindow(_)) => pass(Windows::Large).await,
+                result => result,
+            };
         }
+        let _permit = permit(SCAN_MEMORY_BYTES).await;
         match spec.encoding.format {
             Format::Tar => scan::run(spec.blob, store, source, &self.cache).await,
             Format::Raw => {

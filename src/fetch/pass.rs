@@ -23,18 +23,18 @@ use tokio::sync::mpsc;
 use super::staging::{self, Staging};
 use super::{FetchError, LayerSpec};
 use crate::cache::{Cache, Contents, LayerStore, Stage};
-use crate::layer::decode::Decoder;
+use crate::layer::decode::{Decoder, Windows};
 use crate::layer::tar::Scanner;
 use crate::layer::{StreamOffset, Toc};
-use crate::oci::{Digest, Format};
+use crate::oci::{Compression, Digest, Format};
 use crate::source::{BlobSource, Urgency};
 
 /// Pieces between the network and the writer: at the usual 16-64 KiB a piece about 1 MiB, enough
 /// to keep the network busy while the writer waits for the disk once.
 const PIECES: usize = 16;
-/// The memory that a pass may take: its pieces, each at most an HTTP client's buffer of some
-/// 400 KiB, and the decoder's window and buffers.
-pub(super) const PASS_MEMORY_BYTES: u64 = PIECES as u64 * 400 * 1024 + 2 * 1024 * 1024;
+/// The memory that a pass may take beside its decoder: its pieces, each at most an HTTP client's
+/// buffer of some 400 KiB, and buffers.
+const PASS_MEMORY_BYTES: u64 = PIECES as u64 * 400 * 1024 + 1024 * 1024;
 /// What is decoded or read back from the spool at a time.
 const BUFFER_BYTES: usize = 256 * 1024;
 /// The largest uncompressed layer: 16 TiB, the largest file of ext4. A bomb meets the cache's
@@ -43,9 +43,18 @@ const STREAM_LIMIT_BYTES: u64 = 16 << 40;
 /// How often `progress` hears of a running pass.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The memory that a pass may take with windows of that size, in bytes.
+pub(super) fn memory_bytes(compression: Compression, windows: Windows) -> u64 {
+    PASS_MEMORY_BYTES + windows.memory_bytes(compression)
+}
+
 /// Fetches, verifies, decodes and caches the whole layer, and makes its contents known.
+///
+/// # Errors
+/// [`FetchError::LargeWindow`] where `windows` do not do; what has come is kept for the next pass.
 pub(super) async fn run(
     spec: LayerSpec,
+    windows: Windows,
     store: &Arc<LayerStore>,
     source: &Arc<dyn BlobSource>,
     cache: &Arc<Cache>,
@@ -57,7 +66,7 @@ pub(super) async fn run(
         staging.restart()?;
         resumed = 0;
     }
-    let mut result = attempt(spec, staging, source, cache, resumed, progress).await;
+    let mut result = attempt(spec, windows, staging, source, cache, resumed, progress).await;
     if resumed > 0
         && let Err(error) = &result
         && is_about_content(error)
@@ -66,7 +75,7 @@ pub(super) async fn run(
         tracing::warn!(layer = %spec.blob.digest, %error, "fetching a compressed layer again from its start");
         let mut staging = staging_of(spec, staging::begin(store).await?);
         staging.restart()?;
-        result = attempt(spec, staging, source, cache, 0, progress).await;
+        result = attempt(spec, windows, staging, source, cache, 0, progress).await;
     }
     if result.as_ref().is_err_and(is_about_content) {
         // Wrong bytes are not worth the disk they take.
@@ -91,6 +100,7 @@ fn is_about_content(error: &FetchError) -> bool {
 
 async fn attempt(
     spec: LayerSpec,
+    windows: Windows,
     staging: Staging,
     source: &Arc<dyn BlobSource>,
     cache: &Arc<Cache>,
@@ -99,7 +109,7 @@ async fn attempt(
 ) -> Result<Arc<Contents>, FetchError> {
     let passed = Arc::new(AtomicU64::new(0));
     let (pieces, incoming) = mpsc::channel::<Bytes>(PIECES);
-    let pass = Pass::new(spec, staging, cache.clone(), passed.clone());
+    let pass = Pass::new(spec, windows, staging, cache.clone(), passed.clone());
     let mut writer = tokio::task::spawn_blocking(move || pass.drain(incoming));
     let feed = feed(spec, source, resumed, pieces);
     tokio::pin!(feed);
@@ -160,7 +170,13 @@ struct Pass {
 }
 
 impl Pass {
-    fn new(spec: LayerSpec, staging: Staging, cache: Arc<Cache>, passed: Arc<AtomicU64>) -> Self {
+    fn new(
+        spec: LayerSpec,
+        windows: Windows,
+        staging: Staging,
+        cache: Arc<Cache>,
+        passed: Arc<AtomicU64>,
+    ) -> Self {
         let scanner = match spec.encoding.format {
             Format::Tar => Some(Scanner::new()),
             Format::Raw => None,
@@ -171,7 +187,7 @@ impl Pass {
             cache,
             passed,
             hasher: Sha256::new(),
-            decoder: Decoder::new(spec.encoding.compression),
+            decoder: Decoder::new(spec.encoding.compression, windows),
             scanner,
             at: StreamOffset(0),
             buffer: vec![0; BUFFER_BYTES],
@@ -232,7 +248,7 @@ impl Pass {
                         break Err(error);
                     }
                 }
-                Err(error) => break Err(FetchError::malformed(self.spec.blob, error)),
+                Err(error) => break Err(FetchError::undecodable(self.spec.blob, error)),
             }
         };
         self.buffer = buffer;

@@ -41,7 +41,7 @@ impl Writer {
             // The feeder counts the bytes of a layer that is stored as it is.
             return Ok(());
         }
-        let mut decoder = Decoder::new(compression);
+        let mut decoder = Decoder::new(compression, self.inner.windows());
         let mut buffer = vec![0; BUFFER_BYTES];
         while let Some(batch) = incoming.blocking_recv() {
             for piece in batch {
@@ -66,7 +66,7 @@ impl Writer {
         loop {
             let decoded = decoder
                 .decode(&mut compressed, buffer)
-                .map_err(|error| FetchError::malformed(self.inner.spec.blob, error))?;
+                .map_err(|error| FetchError::undecodable(self.inner.spec.blob, error))?;
             if decoded == 0 && compressed.is_empty() {
                 return Ok(());
             }

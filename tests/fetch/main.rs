@@ -233,6 +233,39 @@ async fn evicted_chunks_of_a_compressed_layer_come_back_by_another_pass() {
     assert_eq!(layer.state(), LayerState::Confirmed);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_windows_of_zstd_are_decoded_with_the_memory_they_need_reserved() {
+    use zstd::stream::raw::CParameter;
+    let folder = tempfile::tempdir().unwrap();
+    let stream = content(1, 8 * MIB);
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.set_parameter(CParameter::WindowLog(26)).unwrap();
+    std::io::copy(&mut &stream[..], &mut encoder).unwrap();
+    let blob = encoder.finish().unwrap();
+    let pieces = blob.len().div_ceil(PIECE);
+    let source = Memory::gated(blob, pieces);
+    let fetcher = fetcher(folder.path(), Some(20 * MIB as u64));
+    let window_bytes = 64 * MIB as u64;
+
+    let spec = source.spec(Format::Raw, Compression::Zstd);
+    let opening = {
+        let (fetcher, source) = (fetcher.clone(), source.clone());
+        tokio::spawn(async move { open(&fetcher, spec, &source).await })
+    };
+    // A part of the first pieces had come when the frame turned out to need more.
+    until("the pass is made again", || source.requests.load(Ordering::SeqCst) == 2).await;
+    assert!(fetcher.usage().reserved_bytes > window_bytes);
+    source.gate.add_permits(2 * pieces);
+    let layer = opening.await.unwrap().unwrap();
+    assert_eq!(layer.state(), LayerState::Confirmed);
+    assert!(source.yielded() < source.bytes.len() as u64 * 3 / 2, "{}", source.yielded());
+
+    fetcher.cache().make_room(18 * MIB as u64).unwrap();
+    assert!(layer.resident_bytes() < 4 * MIB as u64);
+    assert!(read(&layer, 0..stream.len()).await.unwrap() == stream);
+    until("no memory is reserved", || fetcher.usage().reserved_bytes == 0).await;
+}
+
 #[tokio::test]
 async fn a_layer_whose_files_were_all_read_is_confirmed() {
     let folder = tempfile::tempdir().unwrap();

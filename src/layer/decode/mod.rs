@@ -3,7 +3,7 @@
 //!
 //! Sans-IO: pieces of any size go in, bytes come out as far as the caller's buffer reaches. How
 //! much may come out in all is the caller's to bound; memory here is bounded by the window (32 KiB
-//! for gzip, 128 MiB for zstd).
+//! for gzip, what [`Windows`] says for zstd).
 
 mod gzip;
 mod inflate;
@@ -12,8 +12,38 @@ mod tests;
 mod zstandard;
 
 use self::gzip::GzipDecoder;
-use self::zstandard::ZstdDecoder;
+use self::zstandard::{Refused, ZstdDecoder};
 use crate::oci::Compression;
+
+/// How large the windows of zstd frames may be. A frame says what it needs; nothing before it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Windows {
+    /// 8 MiB: what every decoder is to have (RFC 8878, 3.1.1.1.2), and the most that kit's writer
+    /// uses.
+    #[default]
+    Usual,
+    /// 128 MiB: what the zstd tool accepts unless told otherwise (`zstd --ultra -22`, `--long`).
+    Large,
+}
+
+impl Windows {
+    /// As a power of two.
+    fn log(self) -> u32 {
+        match self {
+            Self::Usual => 23,
+            Self::Large => 27,
+        }
+    }
+
+    /// What a decoder takes of memory at most, in bytes: the window, and the buffers around it.
+    pub fn memory_bytes(self, compression: Compression) -> u64 {
+        match compression {
+            Compression::None => 0,
+            Compression::Gzip => 128 * 1024,
+            Compression::Zstd => (1 << self.log()) + 1024 * 1024,
+        }
+    }
+}
 
 /// Why compressed bytes cannot be decoded; names the format and the blob offset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +58,12 @@ pub enum DecodeError {
         /// The decoder's words.
         detail: String,
     },
+    /// A zstd frame has a window beyond [`Windows::Usual`], and no more was allowed.
+    #[error("the zstd frame at byte {offset} needs a window of more than 8 MiB")]
+    LargeWindow {
+        /// Compressed bytes taken in before the frame was refused.
+        offset: u64,
+    },
     /// The compressed bytes end inside a member or frame.
     #[error("the {format} data ends too early, after {offset} bytes")]
     Truncated {
@@ -41,6 +77,7 @@ pub enum DecodeError {
 /// A decompressor that is fed pieces of any size.
 pub struct Decoder {
     format: Format,
+    windows: Windows,
     /// Compressed bytes taken in.
     taken: u64,
 }
@@ -53,13 +90,13 @@ enum Format {
 
 impl Decoder {
     /// A decoder at the start of a blob. `Compression::None` copies.
-    pub fn new(compression: Compression) -> Self {
+    pub fn new(compression: Compression, windows: Windows) -> Self {
         let format = match compression {
             Compression::None => Format::None,
             Compression::Gzip => Format::Gzip(GzipDecoder::new()),
-            Compression::Zstd => Format::Zstd(ZstdDecoder::new()),
+            Compression::Zstd => Format::Zstd(ZstdDecoder::new(windows)),
         };
-        Self { format, taken: 0 }
+        Self { format, windows, taken: 0 }
     }
 
     /// Takes bytes from the front of `compressed`, writes decoded bytes to the front of `output`
@@ -67,7 +104,8 @@ impl Decoder {
     /// then it needs more input. Each call takes bytes, writes bytes, or fails.
     ///
     /// # Errors
-    /// When the bytes are not what the format allows. The decoder is of no use afterwards.
+    /// When the bytes are not what the format allows, or need a larger window than is allowed. The
+    /// decoder is of no use afterwards.
     pub fn decode(
         &mut self,
         compressed: &mut &[u8],
@@ -81,14 +119,18 @@ impl Decoder {
                 *compressed = rest;
                 Ok(copied.len())
             }
-            Format::Gzip(gzip) => gzip.decode(compressed, output),
+            Format::Gzip(gzip) => gzip.decode(compressed, output).map_err(Refused::Malformed),
             Format::Zstd(zstd) => zstd.decode(compressed, output),
         };
         self.taken += (before - compressed.len()) as u64;
-        written.map_err(|detail| DecodeError::Malformed {
-            format: self.format_name(),
-            offset: self.taken,
-            detail,
+        let (offset, format) = (self.taken, self.format_name());
+        written.map_err(|refused| match refused {
+            Refused::Window(_) if self.windows == Windows::Usual => {
+                DecodeError::LargeWindow { offset }
+            }
+            Refused::Window(detail) | Refused::Malformed(detail) => {
+                DecodeError::Malformed { format, offset, detail }
+            }
         })
     }
 

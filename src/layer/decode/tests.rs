@@ -15,7 +15,7 @@ fn decode(
     piece_bytes: usize,
     room_bytes: usize,
 ) -> Result<Vec<u8>, DecodeError> {
-    let mut decoder = Decoder::new(compression);
+    let mut decoder = Decoder::new(compression, Windows::Large);
     let mut room = vec![0; room_bytes];
     let mut decoded = Vec::new();
     for mut piece in blob.chunks(piece_bytes) {
@@ -168,6 +168,20 @@ fn a_zstd_window_above_the_limit_is_refused() {
     assert!(matches!(error, DecodeError::Malformed { .. }), "{error}");
     let blob = [0x28, 0xb5, 0x2f, 0xfd, 0x00, (27 - 10) << 3, 1, 0, 0];
     assert_eq!(decode(Compression::Zstd, &blob, 100, 100), Ok(Vec::new()));
+}
+
+#[test]
+fn a_zstd_window_that_was_not_reserved_is_told_from_damage() {
+    let frame = |log: u8| [0x28, 0xb5, 0x2f, 0xfd, 0x00, (log - 10) << 3, 1, 0, 0];
+    let first = |windows, blob: &[u8]| {
+        Decoder::new(Compression::Zstd, windows).decode(&mut &blob[..], &mut [0; 100])
+    };
+    assert_eq!(first(Windows::Usual, &frame(23)), Ok(0));
+    let error = first(Windows::Usual, &frame(24)).unwrap_err();
+    assert!(matches!(error, DecodeError::LargeWindow { .. }), "{error}");
+    assert_eq!(first(Windows::Large, &frame(27)), Ok(0));
+    let error = first(Windows::Large, &frame(28)).unwrap_err();
+    assert!(matches!(error, DecodeError::Malformed { .. }), "{error}");
 }
 
 #[test]

@@ -2,9 +2,18 @@
 
 use zstd::stream::raw::{DParameter, InBuffer, Operation, OutBuffer};
 
-/// The largest window a frame may ask for, as a power of two: 128 MiB, what the zstd tool itself
-/// accepts unless told otherwise. kit's writer uses 8 MiB at most.
-const WINDOW_LOG_LIMIT: u32 = 27;
+use super::Windows;
+
+/// Why a frame cannot be decoded.
+pub(super) enum Refused {
+    /// Its window is larger than was allowed.
+    Window(String),
+    /// Anything else.
+    Malformed(String),
+}
+
+/// The library's word for a window beyond the limit, ZSTD_error_frameParameter_windowTooLarge.
+const WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
 /// Decodes any number of frames.
 pub(super) struct ZstdDecoder {
@@ -16,11 +25,11 @@ pub(super) struct ZstdDecoder {
 }
 
 impl ZstdDecoder {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(windows: Windows) -> Self {
         let mut frames = zstd::stream::raw::Decoder::new()
             .expect("a context without a dictionary fails only without memory");
         frames
-            .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_LIMIT))
+            .set_parameter(DParameter::WindowLogMax(windows.log()))
             .expect("the limit lies within zstd's bounds");
         Self { frames, is_at_border: false, is_output_full: false }
     }
@@ -30,14 +39,18 @@ impl ZstdDecoder {
         &mut self,
         compressed: &mut &[u8],
         output: &mut [u8],
-    ) -> Result<usize, String> {
+    ) -> Result<usize, Refused> {
         let mut written = 0;
         // A call may take bytes without writing any (headers, skippable frames).
         while written == 0 && (!compressed.is_empty() || self.is_output_full) {
             let mut input = InBuffer::around(compressed);
             let mut buffer = OutBuffer::around(&mut *output);
-            let hint =
-                self.frames.run(&mut input, &mut buffer).map_err(|error| error.to_string())?;
+            let hint = self.frames.run(&mut input, &mut buffer).map_err(|error| {
+                match error.to_string() {
+                    window if window == WINDOW_TOO_LARGE => Refused::Window(window),
+                    detail => Refused::Malformed(detail),
+                }
+            })?;
             let taken = input.pos();
             written = buffer.pos();
             self.is_output_full = written == output.len();

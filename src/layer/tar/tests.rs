@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rstest::rstest;
 
 use super::*;
-use crate::layer::decode::Decoder;
+use crate::layer::decode::{Decoder, Windows};
 use crate::oci::Compression;
 
 /// How an archive is shown: in pieces of at most this size, content included or jumped over.
@@ -319,7 +319,7 @@ fn golden_layers_have_the_members_python_found() {
 
 fn unpacked(bytes: &[u8], is_gzip: bool) -> Vec<u8> {
     let compression = if is_gzip { Compression::Gzip } else { Compression::None };
-    let mut decoder = Decoder::new(compression);
+    let mut decoder = Decoder::new(compression, Windows::Usual);
     let (mut rest, mut room, mut unpacked) = (bytes, vec![0; 1 << 16], Vec::new());
     loop {
         let written = decoder.decode(&mut rest, &mut room).unwrap();
