@@ -5,6 +5,7 @@
 #   sudo scripts/bench.sh                         every case, five rounds
 #   sudo scripts/bench.sh --case slices random-4k some cases
 #   sudo scripts/bench.sh --kitfs FILE …          another binary than the one that would be built
+#   sudo scripts/bench.sh --profile               where the daemon's processor time goes
 #   scripts/bench.sh --help                       all options
 #
 # What it prints is described in docs/performance.md. What it needs from Debian and PyPI it installs;
@@ -35,6 +36,9 @@ need_fuse || fail "$FUSE_PROBLEM"
 for tool in docker-registry skopeo curl:curl nginx:nginx-light rclone python3; do
     need_package "${tool%%:*}" "${tool##*:}" || fail "${tool%%:*} is needed to measure"
 done
+case " $* " in
+*" --profile "*) need_package perf linux-perf || fail "perf is needed to take a profile" ;;
+esac
 # What puts pip into a virtual environment; Debian has it in a package of its own.
 python3 -c 'import ensurepip' 2>/dev/null || install_package "Python's ensurepip" python3-venv ||
     fail "Python's ensurepip is needed to measure"

@@ -14,6 +14,7 @@ import traceback
 import tools
 from cases import engine
 from processes import Failed, claim_memory, drop_caches
+from profiling import profile
 from programs import programs
 from report import table
 from servers import Nginx, Registry
@@ -119,6 +120,8 @@ def arguments():
                         help="without torch, which takes 5 GB to install")
     parser.add_argument("--skip-llama", dest="llama", action="store_false",
                         help="without llama-cpp-python, which takes ten minutes to compile")
+    parser.add_argument("--profile", action="store_true",
+                        help="no cases: where the daemon's processor time goes in a cold read")
     parser.add_argument("--json", metavar="FILE", help="write every sample to this file too")
     parser.add_argument("--kitfs", metavar="FILE", help="the binary (built from here)")
     parser.add_argument("--link", help=argparse.SUPPRESS)
@@ -145,6 +148,10 @@ def main():
     wanted = dict(tools.ALWAYS)
     wanted |= tools.TORCH if "torch-data" in chosen else {}
     wanted |= tools.LLAMA if "llama" in chosen else {}
+    if options.profile:
+        with bench.running():
+            profile(bench)
+        return 0
     bench.venv_python = tools.install(bench, wanted)
     results, failures = {}, []
     try:
