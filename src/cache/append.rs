@@ -142,8 +142,8 @@ impl Appender {
                 self.give_up();
                 return Err(CacheError::Changed { layer: self.store.key().digest, chunk });
             }
-            filling.expected = None;
             self.store.write_at(filling, 0, &[IoSlice::new(&filling.held)])?;
+            filling.expected = None;
         }
         self.store.record_filled(filling, expected)?;
         if expected.is_some() {
@@ -173,12 +173,7 @@ impl Appender {
             None => filling.written - filling.state.filled(),
         };
         if unshown > 0 {
-            // No record speaks of these bytes: what stays of them is overwritten by the next.
-            let is_held = self.store.is_held(filling.placed.file, &mut self.store.pins.lock());
-            if !is_held {
-                let at = filling.placed.file_offset + u64::from(filling.state.filled());
-                let _ = files::punch_hole(&filling.file, at, u64::from(unshown));
-            }
+            self.store.take_back(&filling, filling.state.filled(), u64::from(unshown));
             self.store.count_gone(u64::from(unshown));
         }
         ready.chunks.release(filling.chunk);
@@ -210,6 +205,7 @@ impl LayerStore {
             let is_there = self.read_file(&placed, 0, &mut prefix)?;
             let record = self.record(chunk)?;
             if !is_there || !record.matches(&prefix) {
+                self.put_record(chunk, &Record::default())?;
                 ready.chunks.publish(chunk, state.emptied());
                 self.emptied.fetch_add(1, Ordering::SeqCst);
                 self.count_gone(u64::from(state.filled()));
@@ -221,22 +217,37 @@ impl LayerStore {
         if self.state() == LayerState::Confirmed {
             // A seal is of a whole chunk: of one that has its start there is none.
             expected = if state.filled() == 0 { self.record(chunk)?.seal } else { None };
+            expected = expected.filter(|seal| seal.is_of(self.part(ready, &placed)));
             if expected.is_none() {
-                self.unconfirm(ready.contents.layout.stream_bytes())?;
+                self.refill_without_seal(ready, &placed)?;
             }
         }
         let written = state.filled();
         let file = self.file(placed.file, true)?;
-        Ok(Some(Filling {
-            chunk,
-            placed,
-            state,
-            file,
-            checksum,
-            written,
-            expected,
-            held: Vec::new(),
-        }))
+        let held = Vec::with_capacity(if expected.is_some() { length as usize } else { 0 });
+        Ok(Some(Filling { chunk, placed, state, file, checksum, written, expected, held }))
+    }
+
+    /// What it takes to fill a chunk of a confirmed layer of which nobody knows what it must come
+    /// to: the layer has to be confirmed again.
+    ///
+    /// # Errors
+    /// Where that cannot be while it is in use.
+    fn refill_without_seal(&self, ready: &Ready, placed: &Placed) -> Result<(), CacheError> {
+        let refuse = |why: &str| Err(CacheError::other("append to", &self.path(placed.file), why));
+        if self.key().encoding.is_compressed() {
+            return refuse(
+                "what it must come to is lost, and a compressed layer is verified only as a whole: \
+                 unmount what uses it and mount it again",
+            );
+        }
+        if self.is_held(placed.file, &mut self.pins.lock()) {
+            return refuse(
+                "what it must come to is lost, and programs read it past kitfs, unverified: end \
+                 them, and read again",
+            );
+        }
+        self.unconfirm(ready.contents.layout.stream_bytes())
     }
 
     fn write_pieces(
@@ -262,7 +273,8 @@ impl LayerStore {
         Ok(())
     }
 
-    /// Writes pieces from the byte `offset` of a chunk on, and counts them as resident.
+    /// Writes pieces from the byte `offset` of a chunk on, and counts them as resident. Where that
+    /// fails, none of them stays.
     fn write_at(
         &self,
         filling: &Filling,
@@ -270,12 +282,23 @@ impl LayerStore {
         pieces: &[IoSlice<'_>],
     ) -> Result<(), CacheError> {
         let at = filling.placed.file_offset + u64::from(offset);
-        files::write_all_at(&filling.file, &mut pieces.to_vec(), at)
-            .map_err(|error| CacheError::io("write", &self.path(filling.placed.file))(error))?;
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+        if let Err(error) = files::write_all_at(&filling.file, &mut pieces.to_vec(), at) {
+            self.take_back(filling, offset, bytes);
+            return Err(CacheError::io("write", &self.path(filling.placed.file))(error));
+        }
         self.known.resident_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.budget.add(bytes);
         Ok(())
+    }
+
+    /// Gives the file system back what it may have of bytes that no record speaks of. Those of a
+    /// file that others read stay, and are overwritten by what is fetched next.
+    fn take_back(&self, filling: &Filling, offset: u32, bytes: u64) {
+        if !self.is_held(filling.placed.file, &mut self.pins.lock()) {
+            let at = filling.placed.file_offset + u64::from(offset);
+            let _ = files::punch_hole(&filling.file, at, bytes);
+        }
     }
 
     /// Records what was written, and what it must be when it is read again.
@@ -288,5 +311,56 @@ impl LayerStore {
     fn show(&self, ready: &Ready, filling: &mut Filling) {
         filling.state = filling.state.with_checked(filling.written);
         ready.chunks.publish(filling.chunk, filling.state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{Cache, CacheConfig, LayerKey};
+    use crate::layer::layout::CHUNK_BYTES;
+    use crate::layer::{RangeSet, Toc};
+    use crate::oci::{Compression, Digest, Encoding, Format};
+
+    /// Of a confirmed layer, whose bytes are held back until they are known to be right, and of one
+    /// that is not.
+    #[test]
+    fn a_chunk_that_cannot_be_written_is_not_there_and_not_counted() {
+        for is_confirmed in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let config = CacheConfig {
+                folder: folder.path().to_owned(),
+                capacity_bytes: None,
+                keep_free_bytes: 0,
+            };
+            let cache = Cache::open(config).unwrap();
+            let bytes = vec![7; 2 * CHUNK_BYTES as usize];
+            let (first, second) = bytes.split_at(CHUNK_BYTES as usize);
+            let encoding = Encoding { format: Format::Raw, compression: Compression::None };
+            let key = LayerKey { digest: Digest::of(&bytes), encoding };
+            let store = cache.layer(key, bytes.len() as u64).unwrap();
+            let toc = Toc::raw(bytes.len() as u64);
+            store.stage().unwrap().finish(toc, &RangeSet::new(), None).unwrap();
+            store.appender().append(ChunkId(0), 0, &[IoSlice::new(first)]).unwrap();
+            if is_confirmed {
+                store.appender().append(ChunkId(1), 0, &[IoSlice::new(second)]).unwrap();
+                assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+                store.empty(store.ready.get().unwrap(), 1, None).unwrap();
+            }
+            let mut appender = store.appender();
+            appender.append(ChunkId(1), 0, &[IoSlice::new(&second[..1000])]).unwrap();
+            let filling = appender.filling.as_mut().unwrap();
+            // The descriptor does not take bytes, as a full disk does not.
+            filling.file = Arc::new(File::open(store.path(filling.placed.file)).unwrap());
+            let refused = appender.append(ChunkId(1), 1000, &[IoSlice::new(&second[1000..])]);
+            assert!(matches!(refused, Err(CacheError::Io { action: "write", .. })), "{refused:?}");
+            drop(appender);
+            let left = if is_confirmed { 0 } else { 1000 };
+            assert_eq!(store.filled(ChunkId(1)), left);
+            assert_eq!(cache.resident_bytes(), CHUNK_BYTES + u64::from(left));
+            store.appender().append(ChunkId(1), 0, &[IoSlice::new(second)]).unwrap();
+            assert_eq!(cache.resident_bytes(), 2 * CHUNK_BYTES);
+            assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+        }
     }
 }

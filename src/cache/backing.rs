@@ -11,8 +11,8 @@
 //!
 //! What the kernel reads by itself nobody checks on the way, so the promises of the room hold by
 //! these means:
-//! - It is handed out only when each of its chunks was hashed by this process, and the layer's own
-//!   digest was computed: a confirmed layer is never poisoned later.
+//! - It is handed out only when this process wrote each of its chunks or compared it with its
+//!   record, and the layer's own digest was computed: a confirmed layer is never poisoned later.
 //! - The pin comes first, then the look at the chunks: who takes a chunk away looks at the pins
 //!   after it was shown, and leaves it (`emptying`).
 //! - No hole is punched while anybody may read the file past this process. A pin says so as long
@@ -57,7 +57,7 @@ pub struct Backing {
 pub enum BackingLookup {
     /// It can.
     Ready(Backing),
-    /// It could, but for chunks that this process has not compared with their digests.
+    /// It could, but for chunks that this process has not compared with their records.
     Unchecked(UncheckedMember),
     /// Not at the moment: bytes are missing, the layer is not confirmed, or enough is pinned.
     NotNow,
@@ -85,7 +85,7 @@ impl AsFd for Backing {
 }
 
 impl UncheckedMember {
-    /// Compares every chunk that was not yet compared with its recorded digest; what is wrong is
+    /// Compares every chunk that was not yet compared with its record; what is wrong is
     /// dropped. One member at a time in the whole process. Blocking, about 1 s per GiB; ends early
     /// once `is_wanted` says no.
     ///

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! - *filled*: how many bytes from the chunk's start are in the cache.
-//! - *checked*: this process wrote the bytes or has compared them with the recorded digest.
+//! - *checked*: this process wrote the bytes or has compared them with their record.
 //! - *busy*: one thread owns the chunk: it is being filled, evicted or dropped. Readers do not
 //!   care; they may read what is filled.
 //! - *generation*: counts how often the chunk was emptied. A reader looks at the state, reads the

@@ -29,6 +29,8 @@ const MAGIC: &[u8; 8] = b"kitfsCHK";
 const VERSION: u32 = 2;
 const HEADER_BYTES: u64 = 64;
 const RECORD_BYTES: usize = 80;
+/// Records that are written with one call: 80 kB.
+const RECORDS_AT_ONCE: usize = 1024;
 /// Where a record's own checksum is.
 const CHECKSUM_AT: usize = RECORD_BYTES - 4;
 
@@ -102,20 +104,34 @@ fn checksum(chunk: u32, record: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&chunk.to_le_bytes()), record)
 }
 
-/// The bytes of a whole table.
-pub(super) fn encode(toc_digest: &Value, records: &[Record]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(64 + records.len() * RECORD_BYTES);
+/// Writes a table of `chunks` chunks into an empty file. Those that are not among `records` (in
+/// order) are empty, and take no room: a layer may say that it has as many as it likes.
+pub(super) fn write(
+    table: &File,
+    toc_digest: &Value,
+    chunks: u32,
+    records: &[(u32, Record)],
+) -> std::io::Result<()> {
+    table.set_len(table_bytes(chunks))?;
+    table.write_all_at(&encode_header(&Header { toc_digest: *toc_digest, chunks }), 0)?;
+    let follows = |before: &(u32, Record), after: &(u32, Record)| before.0 + 1 == after.0;
+    for run in records.chunk_by(follows).flat_map(|run| run.chunks(RECORDS_AT_ONCE)) {
+        let bytes: Vec<u8> = run.iter().flat_map(|(chunk, record)| record.encode(*chunk)).collect();
+        table.write_all_at(&bytes, place_of(run[0].0))?;
+    }
+    Ok(())
+}
+
+fn encode_header(header: &Header) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES as usize);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
     bytes.extend_from_slice(&(CHUNK_BYTES as u32).to_le_bytes());
-    bytes.extend_from_slice(&(records.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&header.chunks.to_le_bytes());
     bytes.extend_from_slice(&[0; 8]);
-    bytes.extend_from_slice(toc_digest);
+    bytes.extend_from_slice(&header.toc_digest);
     let crc = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
-    for (chunk, record) in (0..).zip(records) {
-        bytes.extend_from_slice(&record.encode(chunk));
-    }
     bytes
 }
 
@@ -136,30 +152,43 @@ fn decode_header(bytes: &[u8; HEADER_BYTES as usize]) -> Option<Header> {
         .then(|| Header { toc_digest: std::array::from_fn(|i| bytes[28 + i]), chunks: u32_at(16) })
 }
 
-/// How many bytes of each chunk a table says are there: `None` where there is no usable table of
-/// `chunks` chunks for the toc with this digest.
+/// What a table says of its layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Loaded {
+    /// How many bytes of each chunk are there.
+    pub(super) filled: Vec<u32>,
+    /// Whether it has the seals of all chunks.
+    pub(super) is_sealed: bool,
+}
+
+/// What a table says: `None` where there is no usable one of `chunks` chunks for the toc with this
+/// digest.
 pub(super) fn load(
     path: &Path,
     toc_digest: &Value,
     chunks: u32,
-) -> Result<Option<Vec<u32>>, CacheError> {
+) -> Result<Option<Loaded>, CacheError> {
     let Some((header, records)) = open(path)? else { return Ok(None) };
     if header != (Header { toc_digest: *toc_digest, chunks }) {
         return Ok(None);
     }
-    let mut filled = Vec::with_capacity(chunks as usize);
-    for_each(records, chunks, |record| filled.push(record.filled))
-        .map_err(CacheError::io("read", path))?;
-    Ok(Some(filled))
+    let mut loaded = Loaded { filled: Vec::with_capacity(chunks as usize), is_sealed: true };
+    for_each(records, chunks, |record| {
+        loaded.filled.push(record.filled);
+        loaded.is_sealed &= record.seal.is_some();
+    })
+    .map_err(CacheError::io("read", path))?;
+    Ok(Some(loaded))
 }
 
-/// The filled bytes of all chunks together, as the table has them; 0 where there is no usable one.
-pub(super) fn count(path: &Path) -> Result<u64, CacheError> {
-    let Some((header, records)) = open(path)? else { return Ok(0) };
+/// The filled bytes of all chunks together, as the table has them; `None` where there is no usable
+/// one.
+pub(super) fn count(path: &Path) -> Result<Option<u64>, CacheError> {
+    let Some((header, records)) = open(path)? else { return Ok(None) };
     let mut filled_bytes = 0;
     for_each(records, header.chunks, |record| filled_bytes += u64::from(record.filled))
         .map_err(CacheError::io("read", path))?;
-    Ok(filled_bytes)
+    Ok(Some(filled_bytes))
 }
 
 /// The header of a table whose file is as long as the header says, and its records.
@@ -175,8 +204,7 @@ fn open(path: &Path) -> Result<Option<(Header, BufReader<File>)>, CacheError> {
         return Ok(None);
     }
     file.read_exact(&mut bytes).map_err(CacheError::io("read", path))?;
-    let header = decode_header(&bytes)
-        .filter(|header| length == HEADER_BYTES + u64::from(header.chunks) * RECORD_BYTES as u64);
+    let header = decode_header(&bytes).filter(|header| length == table_bytes(header.chunks));
     Ok(header.map(|header| (header, BufReader::with_capacity(64 * 1024, file))))
 }
 
@@ -206,7 +234,12 @@ pub(super) fn write_record(table: &File, chunk: u32, record: &Record) -> std::io
 }
 
 fn place_of(chunk: u32) -> u64 {
-    HEADER_BYTES + u64::from(chunk) * RECORD_BYTES as u64
+    table_bytes(chunk)
+}
+
+/// The length of a table of `chunks` chunks.
+fn table_bytes(chunks: u32) -> u64 {
+    HEADER_BYTES + u64::from(chunks) * RECORD_BYTES as u64
 }
 
 #[cfg(test)]
@@ -214,6 +247,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The bytes of a table that was written at once.
+    fn encode(toc_digest: &Value, records: &[Record]) -> Vec<u8> {
+        let records: Vec<(u32, Record)> = (0..).zip(records.iter().copied()).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write(file.as_file(), toc_digest, records.len() as u32, &records).unwrap();
+        std::fs::read(file.path()).unwrap()
+    }
 
     fn any_record() -> impl Strategy<Value = Record> {
         let blake3 = any::<Value>().prop_map(Seal::Blake3);
@@ -241,8 +282,8 @@ mod tests {
             let at = at.index(bytes.len());
             if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
             std::fs::write(&path, &bytes).unwrap();
-            if let Some(filled) = load(&path, &[7; 32], records.len() as u32).unwrap() {
-                let differing = filled.iter().zip(&records).filter(|(a, b)| **a != b.filled);
+            if let Some(loaded) = load(&path, &[7; 32], records.len() as u32).unwrap() {
+                let differing = loaded.filled.iter().zip(&records).filter(|(a, b)| **a != b.filled);
                 let differing: Vec<u32> = differing.map(|(filled, _)| *filled).collect();
                 prop_assert!(!cut && (differing.is_empty() || differing == [0]));
             }
@@ -262,7 +303,7 @@ mod tests {
                 prop_assert_eq!(read_record(&file, chunk as u32).unwrap(), *record);
             }
             let sum: u64 = records.iter().map(|record| u64::from(record.filled)).sum();
-            prop_assert_eq!(count(&path).unwrap(), sum);
+            prop_assert_eq!(count(&path).unwrap(), Some(sum));
         }
     }
 
@@ -271,10 +312,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("chunks");
         std::fs::write(&path, encode(&[7; 32], &[Record::default(); 3])).unwrap();
-        assert_eq!(load(&path, &[7; 32], 3).unwrap(), Some(vec![0; 3]));
+        let empty = Loaded { filled: vec![0; 3], is_sealed: false };
+        assert_eq!(load(&path, &[7; 32], 3).unwrap(), Some(empty));
         assert_eq!(load(&path, &[8; 32], 3).unwrap(), None);
         assert_eq!(load(&path, &[7; 32], 4).unwrap(), None);
         assert_eq!(load(&folder.path().join("none"), &[7; 32], 3).unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_layer_says_it_has_takes_no_room() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chunks");
+        let table = files::open(&path, true).unwrap();
+        let record = |filled| Record { filled, ..Record::default() };
+        let records = [(0, record(1)), (1, record(2)), (9_999_999, record(3))];
+        write(&table, &[7; 32], 10_000_000, &records).unwrap();
+        let metadata = table.metadata().unwrap();
+        assert_eq!(metadata.len(), 64 + 800_000_000);
+        assert!(metadata.blocks() * 512 <= 64 * 1024, "{} blocks", metadata.blocks());
+        for (chunk, record) in [&records[..], &[(2, record(0)), (9_999_998, record(0))]].concat() {
+            assert_eq!(read_record(&table, chunk).unwrap(), record);
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! The limit is looked at before each write, so writers that run at the same time may together
 //! overshoot it by one batch each (some 650 KiB times the transfers that fetch/ allows).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::budget::Excess;
@@ -46,7 +47,7 @@ impl Shared {
             Excess::Capacity { capacity_bytes, .. } => capacity_bytes / SLACK_SHARE,
             Excess::FreeSpace { .. } => MOST_SLACK_BYTES,
         };
-        let freed = self.evict(excess.bytes() + slack.min(MOST_SLACK_BYTES))?;
+        let freed = self.evict(excess.bytes() + slack.min(MOST_SLACK_BYTES));
         if freed >= excess.bytes() {
             return Ok(());
         }
@@ -63,8 +64,9 @@ impl Shared {
         }
     }
 
-    /// Evicts at least `wanted` bytes, if that many can be; returns how many went.
-    fn evict(self: &Arc<Self>, wanted: u64) -> Result<u64, CacheError> {
+    /// Evicts at least `wanted` bytes, if that many can be; returns how many went, as far as that is
+    /// known of layers that fail.
+    fn evict(self: &Arc<Self>, wanted: u64) -> u64 {
         let layers: Vec<(Arc<Known>, Option<Arc<LayerStore>>)> = self
             .all_known()
             .into_iter()
@@ -89,17 +91,29 @@ impl Shared {
         }
         candidates.sort_unstable();
         let mut freed = 0;
+        let mut failed = HashSet::new();
         for Candidate { layer, group, .. } in candidates {
             if freed >= wanted {
                 break;
             }
+            if failed.contains(&layer) {
+                continue;
+            }
             let (known, store) = &layers[layer];
-            freed += match (store, group) {
-                (Some(store), Some(group)) => store.evict_group(group, wanted - freed)?,
-                _ => self.evict_closed(known, wanted - freed)?,
+            let evicted = match (store, group) {
+                (Some(store), Some(group)) => store.evict_group(group, wanted - freed),
+                _ => self.evict_closed(known, wanted - freed),
             };
+            match evicted {
+                Ok(bytes) => freed += bytes,
+                Err(error) => {
+                    // The others can make room all the same.
+                    tracing::warn!(layer = %known.key.digest, %error, "nothing can be evicted of a layer");
+                    failed.insert(layer);
+                }
+            }
         }
-        Ok(freed)
+        freed
     }
 
     fn evict_closed(self: &Arc<Self>, known: &Known, wanted: u64) -> Result<u64, CacheError> {

@@ -47,8 +47,17 @@ pub(super) fn open(path: &Path, create: bool) -> std::io::Result<File> {
 
 /// Puts `bytes` at `path`: afterwards the file is the old one or all of the new one.
 pub(super) fn write(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), CacheError> {
+    write_with(path, |file| file.write_all(bytes), durability)
+}
+
+/// The same for what `write` puts into an empty file.
+pub(super) fn write_with(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
+    durability: Durability,
+) -> Result<(), CacheError> {
     let temporary = temporary_name(path);
-    let written = write_and_rename(path, &temporary, bytes, durability);
+    let written = write_and_rename(path, &temporary, write, durability);
     if written.is_err() {
         // Best effort: the next opening of the cache removes what stays.
         let _ = std::fs::remove_file(&temporary);
@@ -59,12 +68,12 @@ pub(super) fn write(path: &Path, bytes: &[u8], durability: Durability) -> Result
 fn write_and_rename(
     path: &Path,
     temporary: &Path,
-    bytes: &[u8],
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
     durability: Durability,
 ) -> std::io::Result<()> {
     let mut file = open(temporary, true)?;
     file.set_len(0)?;
-    file.write_all(bytes)?;
+    write(&mut file)?;
     if durability == Durability::Synced {
         file.sync_all()?;
     }

@@ -103,7 +103,11 @@ impl Shared {
         let mut found = Vec::new();
         for name in files::names(&layers)? {
             match LayerKey::parse_folder_name(&name) {
-                Some(key) => found.extend(shared.take_stock(key)?),
+                Some(key) => match shared.take_stock(key) {
+                    Ok(known) => found.extend(known),
+                    // The others can be used all the same.
+                    Err(error) => tracing::warn!(%error, "cannot use a layer of the cache"),
+                },
                 None => files::remove_folder(&layers.join(&name))?,
             }
         }
@@ -135,12 +139,15 @@ impl Shared {
             }
         }
         let known = Known::new(key);
-        if folder.join("toc").exists() {
-            let counted = chunk_table::count(&folder.join("chunks"))?;
-            known.resident_bytes.store(counted, Ordering::Relaxed);
-        } else {
-            remove_content(&folder)?;
-        }
+        let counted = match (&meta.state, folder.join("toc").exists()) {
+            (LayerState::Poisoned { .. }, _) | (_, false) => None,
+            _ => chunk_table::count(&folder.join("chunks"))?,
+        };
+        let meta = match counted {
+            Some(_) => meta,
+            None => empty_folder(&folder, meta)?,
+        };
+        known.resident_bytes.store(counted.unwrap_or(0), Ordering::Relaxed);
         let spool_bytes = folder.join("spool").symlink_metadata().map_or(0, |spool| spool.len());
         known.spool_bytes.store(spool_bytes, Ordering::Relaxed);
         known.last_used.store(modified_seconds(&meta_path), Ordering::Relaxed);
@@ -226,6 +233,22 @@ impl Shared {
         self.budget.subtract(freed);
         Ok(freed)
     }
+}
+
+/// Removes the content of a layer of which nothing says what is there, and what its meta file said
+/// of it; that a layer is poisoned stays known.
+fn empty_folder(folder: &Path, meta: Meta) -> Result<Meta, CacheError> {
+    let has_toc = folder.join("toc").exists();
+    remove_content(folder)?;
+    if matches!(meta.state, LayerState::Poisoned { .. }) {
+        return Ok(meta);
+    }
+    let emptied = Meta { stream_bytes: None, state: LayerState::Unconfirmed, ..meta.clone() };
+    if emptied != meta || has_toc {
+        tracing::warn!(folder = %folder.display(), "emptied a layer whose files do not fit each other");
+        files::write(&folder.join("meta"), &emptied.encode(), files::Durability::Atomic)?;
+    }
+    Ok(emptied)
 }
 
 /// Removes the files of a layer that are not its meta or spool.

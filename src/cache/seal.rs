@@ -61,6 +61,14 @@ impl Seal {
         Self::Blake3(*blake3::hash(bytes).as_bytes())
     }
 
+    /// Whether a chunk that lies there can have this seal: sha256 has no value within a block.
+    pub(super) fn is_of(&self, part: Part) -> bool {
+        match self {
+            Self::Blake3(_) => true,
+            Self::Sha256 { .. } => part.start.is_multiple_of(BLOCK_BYTES as u64),
+        }
+    }
+
     /// Whether `bytes`, all of the chunk that lies there, are the sealed ones.
     pub(super) fn matches(&self, bytes: &[u8], part: Part) -> bool {
         match self {

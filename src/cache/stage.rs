@@ -28,7 +28,7 @@ use super::seal::Seal;
 use super::store::{Contents, Ready};
 use super::{CacheError, LayerState, LayerStore};
 use crate::layer::layout::{CHUNK_BYTES, Placed};
-use crate::layer::{CacheFile, ChunkId, RangeSet, Toc, toc_codec};
+use crate::layer::{CacheFile, ChunkId, RangeSet, StreamOffset, Toc, toc_codec};
 use crate::oci::Digest;
 
 /// How long a stage waits for one that was given up a moment ago and is still letting go: its
@@ -167,11 +167,15 @@ impl Stage {
         let stream_bytes = toc.stream_bytes;
         let contents = Arc::new(store.contents_of(toc)?);
         let records = self.records(&contents, covered)?;
-        let table = chunk_table::encode(&toc_digest, &records);
-        files::write(&store.folder.join("chunks"), &table, Durability::Synced)?;
+        let chunks = contents.layout.chunks();
+        let write = |table: &mut File| chunk_table::write(table, &toc_digest, chunks, &records);
+        files::write_with(&store.folder.join("chunks"), write, Durability::Synced)?;
         store.put_state(state, Some(stream_bytes), Durability::Synced)?;
         files::write(&store.folder.join("toc"), &toc_bytes, Durability::Synced)?;
-        let filled: Vec<u32> = records.iter().map(|record| record.filled).collect();
+        let mut filled = vec![0; chunks as usize];
+        for (chunk, record) in &records {
+            filled[*chunk as usize] = record.filled;
+        }
         let chunks = ChunkStates::new(&filled, store.shared.budget.now());
         store.count_resident(chunks.resident_bytes());
         store.shared.budget.subtract(std::mem::take(&mut self.staged_bytes));
@@ -181,22 +185,27 @@ impl Stage {
         Ok(contents)
     }
 
-    /// What of each chunk was staged, from its start on.
-    fn records(&self, contents: &Contents, covered: &RangeSet) -> Result<Vec<Record>, CacheError> {
+    /// The chunks whose first bytes were staged, and what of them.
+    fn records(
+        &self,
+        contents: &Contents,
+        covered: &RangeSet,
+    ) -> Result<Vec<(u32, Record)>, CacheError> {
         let layout = &contents.layout;
-        let mut records = Vec::with_capacity(layout.chunks() as usize);
-        for chunk in 0..layout.chunks() {
-            let placed = layout.chunk(ChunkId(chunk));
-            let (start, end) = (placed.stream.start.get(), placed.stream.end.get());
-            let filled = (covered.run_end(start).min(end) - start) as u32;
-            records.push(match filled {
-                0 => Record::default(),
-                _ => {
-                    let record = self.record(&placed, filled)?;
-                    let is_whole = u64::from(filled) == end - start;
-                    Record { seal: record.seal.filter(|_| is_whole), ..record }
+        let mut records = Vec::new();
+        for run in covered.iter() {
+            for chunk in layout.chunks_of(StreamOffset(run.start)..StreamOffset(run.end)) {
+                let placed = layout.chunk(ChunkId(chunk));
+                let (start, end) = (placed.stream.start.get(), placed.stream.end.get());
+                if start < run.start {
+                    continue;
                 }
-            });
+                let filled = (run.end.min(end) - start) as u32;
+                let record = self.record(&placed, filled)?;
+                let is_whole = u64::from(filled) == end - start;
+                let seal = record.seal.filter(|_| is_whole);
+                records.push((chunk, Record { seal, ..record }));
+            }
         }
         Ok(records)
     }
@@ -214,7 +223,7 @@ impl Stage {
             }
             false => {
                 let path = self.store.path(placed.file);
-                Err(CacheError::other("read back", &path, "it is shorter than what was written"))
+                Err(CacheError::other("read back", &path, "what was written is not there"))
             }
         }
     }

@@ -20,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Condvar, Mutex};
 
 use super::chunk_states::{ChunkState, ChunkStates};
-use super::chunk_table::{self, Record};
+use super::chunk_table::{self, Loaded, Record};
 use super::emptying::Pins;
 use super::files::{self, Durability};
 use super::known::{Known, Shared, put_meta, remove_content};
@@ -113,6 +113,10 @@ impl LayerStore {
     fn load(&self) -> Result<Option<Ready>, CacheError> {
         let path = self.folder.join("toc");
         let Some(bytes) = files::read(&path, TOC_LIMIT_BYTES)? else {
+            if self.known.resident_bytes() > 0 || self.state() == LayerState::Confirmed {
+                tracing::warn!(file = %path.display(), "emptying a layer whose table of contents is gone");
+                self.reset()?;
+            }
             return Ok(None);
         };
         let usable = toc_codec::decode(&bytes)
@@ -129,16 +133,22 @@ impl LayerStore {
         let toc_digest = *blake3::hash(&bytes).as_bytes();
         let table = self.folder.join("chunks");
         let chunks = contents.layout.chunks();
-        let mut filled = match chunk_table::load(&table, &toc_digest, chunks)? {
-            Some(filled) => filled,
-            None => {
-                // Nothing says any more what of its files is there, and what it must come to.
-                let file = table.display();
-                tracing::warn!(%file, "emptying a layer whose table of chunks cannot be used");
-                self.reset()?;
-                return Ok(None);
-            }
+        let file = table.display();
+        let Some(Loaded { mut filled, is_sealed }) =
+            chunk_table::load(&table, &toc_digest, chunks)?
+        else {
+            // Nothing says any more what of its files is there, and what it must come to.
+            tracing::warn!(%file, "emptying a layer whose table of chunks cannot be used");
+            self.reset()?;
+            return Ok(None);
         };
+        let is_sealed = is_sealed && self.state() == LayerState::Confirmed;
+        if self.key().encoding.is_compressed() && !is_sealed {
+            // Its blob's digest cannot be computed from these files.
+            tracing::warn!(%file, "emptying a compressed layer that lost what its chunks must come to");
+            self.reset()?;
+            return Ok(None);
+        }
         for (chunk, filled) in (0..).zip(&mut filled) {
             let span = contents.layout.chunk(ChunkId(chunk)).stream;
             if u64::from(*filled) > span.end - span.start {
@@ -326,7 +336,8 @@ impl LayerStore {
         Ok(Lookup::Hit)
     }
 
-    /// Reads bytes of a chunk from its file, whatever they are; `false` where the file is shorter.
+    /// Reads bytes of a chunk from its file, whatever they are; `false` where the file is shorter, or
+    /// the disk does not give them back.
     pub(super) fn read_file(
         &self,
         placed: &Placed,
@@ -343,6 +354,11 @@ impl LayerStore {
         match file.read_exact_at(piece, placed.file_offset + u64::from(skip)) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) if is_lost_on_disk(&error) => {
+                let file = self.path(placed.file);
+                tracing::warn!(file = %file.display(), %error, "the local disk does not give bytes back");
+                Ok(false)
+            }
             Err(error) => Err(CacheError::io("read", &self.path(placed.file))(error)),
         }
     }
@@ -355,18 +371,18 @@ impl LayerStore {
         chunk: u32,
         placed: &Placed,
     ) -> Result<bool, CacheError> {
-        self.check_by(ready, chunk, placed, Record::matches)
+        self.check_by(ready, chunk, ready.chunks.load(chunk), placed, Record::matches)
     }
 
-    /// The same, where `is_right` compares them.
+    /// The same for a chunk in that state, where `is_right` compares them.
     pub(super) fn check_by(
         &self,
         ready: &Ready,
         chunk: u32,
+        state: ChunkState,
         placed: &Placed,
         is_right: impl FnOnce(&Record, &[u8]) -> bool,
     ) -> Result<bool, CacheError> {
-        let state = ready.chunks.load(chunk);
         let mut bytes = page_aligned(state.filled() as usize);
         let record = self.record(chunk)?;
         let is_there = self.read_file(placed, 0, &mut bytes)?;
@@ -465,6 +481,13 @@ impl LayerStore {
     pub(super) fn forget_files(&self) {
         self.shared.files.forget(self.serial);
     }
+}
+
+/// Whether a disk or file system says that it has lost what it was given: what is fetched again goes
+/// to another place on it.
+fn is_lost_on_disk(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::UCLEAN))
 }
 
 impl Drop for LayerStore {

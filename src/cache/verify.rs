@@ -182,10 +182,10 @@ impl LayerStore {
                 let is_whole = filled == placed.stream.end - placed.stream.start;
                 let part = self.part(ready, &placed);
                 let is_sealed_so = |record: &Record, bytes: &[u8]| {
-                    let seal = record.seal.filter(|_| is_whole);
+                    let seal = record.seal.filter(|seal| is_whole && seal.is_of(part));
                     record.matches(bytes) && seal.is_none_or(|seal| seal.matches(bytes, part))
                 };
-                let is_dropped = self.check_by(ready, chunk, &placed, is_sealed_so)?;
+                let is_dropped = self.check_by(ready, chunk, state, &placed, is_sealed_so)?;
                 found.dropped_chunks += u64::from(is_dropped);
                 found.checked_bytes += filled;
             }

@@ -237,13 +237,17 @@ impl Inner {
     /// Fetches what no reader will ask for, once all else is in. One time: what fails or is
     /// evicted again is not worth a second.
     fn fetch_small_rest(self: &Arc<Self>) {
+        if self.lacks_small_rest()
+            && !std::mem::replace(&mut self.claims.lock().has_asked_for_rest, true)
+        {
+            self.plan(&self.whole_stream(), Priority::Prefetch);
+        }
+    }
+
+    /// Whether all is in but a rest that belongs to no file, as far as its length tells.
+    pub(super) fn lacks_small_rest(&self) -> bool {
         let stream_bytes = self.contents.layout.stream_bytes();
         let missing = stream_bytes.saturating_sub(self.store.resident_bytes());
-        if self.is_compressed() || missing == 0 || missing > SMALL_REST_BYTES {
-            return;
-        }
-        if !std::mem::replace(&mut self.claims.lock().has_asked_for_rest, true) {
-            self.plan(&(StreamOffset(0)..StreamOffset(stream_bytes)), Priority::Prefetch);
-        }
+        !self.is_compressed() && (1..=SMALL_REST_BYTES).contains(&missing)
     }
 }

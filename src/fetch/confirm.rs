@@ -15,6 +15,18 @@ use crate::cache::LayerState;
 /// and an idle core is used all the same.
 const NICE: i32 = 10;
 
+/// Whether the digest of a whole layer is being computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Confirming {
+    /// It is not, or not any more.
+    #[default]
+    Idle,
+    /// A thread is at it, or waits for its turn.
+    Running,
+    /// It could not be, the last time.
+    Failed,
+}
+
 impl Inner {
     /// Starts to compute the blob's digest when every byte is in and it is not known yet.
     pub(super) fn confirm_when_complete(self: &Arc<Self>) {
@@ -24,28 +36,29 @@ impl Inner {
         {
             return;
         }
-        let is_begun = self.confirming.send_if_modified(|is_confirming| {
-            let begins = !*is_confirming;
-            *is_confirming = true;
-            begins
+        let is_begun = self.confirming.send_if_modified(|confirming| {
+            std::mem::replace(confirming, Confirming::Running) != Confirming::Running
         });
         if !is_begun {
             return;
         }
-        let end = End(self.clone());
+        let mut end = End { inner: self.clone(), outcome: Confirming::Failed };
         let turn = self.scheduler.hashing_turn();
         self.runtime.spawn(async move {
             let turn = turn.await;
-            let layer = end.0.spec.blob.digest;
+            let layer = end.inner.spec.blob.digest;
             let thread = std::thread::Builder::new().name("kitfs-confirm".to_owned());
             let spawned = thread.spawn(move || {
                 let _turn = turn;
                 // A kernel that refuses leaves the usual priority, which only costs time.
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
-                let inner = end.0.clone();
-                let is_spoiled = inner.confirm();
+                let inner = end.inner.clone();
+                let computed = inner.confirm();
+                if computed.is_some() {
+                    end.outcome = Confirming::Idle;
+                }
                 drop(end);
-                if is_spoiled {
+                if computed == Some(LayerState::Unconfirmed) && !inner.closed.is_cancelled() {
                     inner.confirm_when_complete();
                 }
             });
@@ -55,28 +68,32 @@ impl Inner {
         });
     }
 
-    /// Returns whether chunks went while their digests were computed.
-    fn confirm(&self) -> bool {
+    /// What came of it; `None` where it could not be computed. Unconfirmed stays what was closed, or
+    /// lost a chunk meanwhile: it is tried again when the layer is complete again, which it may be by
+    /// now.
+    fn confirm(&self) -> Option<LayerState> {
         let layer = self.spec.blob.digest;
-        match self.store.confirm(&|| !self.closed.is_cancelled()) {
+        let computed = self.store.confirm(&|| !self.closed.is_cancelled());
+        match &computed {
             Ok(LayerState::Poisoned { got }) => {
                 tracing::error!(%layer, %got, "digest mismatch: the layer is poisoned, its reads fail");
             }
             Ok(LayerState::Confirmed) => tracing::info!(%layer, "layer complete and confirmed"),
-            // Closed, or a chunk was evicted: it is tried again when the layer is complete again,
-            // which it may be by now.
-            Ok(LayerState::Unconfirmed) => return !self.closed.is_cancelled(),
+            Ok(LayerState::Unconfirmed) => {}
             Err(error) => tracing::warn!(%layer, %error, "could not verify a complete layer"),
         }
-        false
+        computed.ok()
     }
 }
 
 /// Says that nothing is being computed any more, also when the thread panics or never starts.
-struct End(Arc<Inner>);
+struct End {
+    inner: Arc<Inner>,
+    outcome: Confirming,
+}
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.0.confirming.send_replace(false);
+        self.inner.confirming.send_replace(self.outcome);
     }
 }

@@ -23,9 +23,11 @@ use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 /// Batches between the network and the writer.
 const BATCHES: usize = 2;
 /// The memory that a transfer may take: the batch being gathered, those in the channel, the one
-/// being written; each is a chunk at most. What a piece has beyond its chunk stays with it: it may be
+/// being written; each is a chunk at most, and so is what is held back of one whose bytes are to be
+/// known to be right before they are written. What a piece has beyond its chunk stays with it: it may be
 /// as long as an HTTP client's buffer, some 400 KiB.
-pub(super) const TRANSFER_MEMORY_BYTES: u64 = (BATCHES as u64 + 2) * (CHUNK_BYTES + 512 * 1024);
+pub(super) const TRANSFER_MEMORY_BYTES: u64 =
+    (BATCHES as u64 + 2) * (CHUNK_BYTES + 512 * 1024) + CHUNK_BYTES;
 
 /// The pieces of a batch: as many as the kernel writes at once (IOV_MAX). A server may send bytes one
 /// by one, and each would take tens of bytes of memory that nobody has reserved.

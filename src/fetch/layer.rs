@@ -10,6 +10,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -18,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::claims::Claims;
+use super::confirm::Confirming;
 use super::download::TRANSFER_MEMORY_BYTES;
 use super::pace::Line;
 use super::plan::ChunkStatus;
@@ -36,6 +38,10 @@ const MOST_SOURCES: usize = 4;
 /// How often in a row a reader plans again without getting any further, because what it waited
 /// for was evicted before it could read it.
 const MOST_PLANS: usize = 16;
+
+/// How long who asks whether a layer is confirmed waits for bytes that belong to no file: they are
+/// one request, and who has read all files should not hang on a registry that has gone.
+const LONGEST_WAIT_FOR_REST: Duration = Duration::from_secs(5);
 
 /// An open layer. When it is dropped and its last read is done, running transfers are given up.
 pub struct Layer {
@@ -58,8 +64,7 @@ pub(super) struct Inner {
     /// Transfers are started from threads of the kernel's requests too, which have no runtime.
     pub(super) runtime: Handle,
     pub(super) claims: Mutex<Claims>,
-    /// Whether the digest of the whole layer is being computed.
-    pub(super) confirming: watch::Sender<bool>,
+    pub(super) confirming: watch::Sender<Confirming>,
     pub(super) closed: CancellationToken,
 }
 
@@ -85,7 +90,7 @@ impl Layer {
             has_large_windows: AtomicBool::new(false),
             runtime: Handle::current(),
             claims: Mutex::default(),
-            confirming: watch::Sender::new(false),
+            confirming: watch::Sender::default(),
             closed: closed.clone(),
         });
         inner.confirm_when_complete();
@@ -213,15 +218,27 @@ impl Layer {
     }
 
     /// Waits until the digest of a layer all of whose bytes are in has been computed, and says
-    /// what came of it; at once for one that is not complete.
+    /// what came of it; at once for one that is not complete. Where nothing but a small rest that
+    /// belongs to no file is missing, that is fetched first, if it comes in a few seconds.
     pub async fn confirmed(&self) -> LayerState {
         let inner = self.inner.clone();
+        if self.state() == LayerState::Unconfirmed && inner.lacks_small_rest() {
+            let rest = inner.clone().bring(inner.whole_stream(), Priority::OnDemand);
+            let brought = tokio::time::timeout(LONGEST_WAIT_FOR_REST, rest).await;
+            if !matches!(brought, Ok(Ok(()))) {
+                tracing::debug!(layer = %inner.spec.blob.digest, "the rest of a layer does not come");
+            }
+        }
         let mut confirming = inner.confirming.subscribe();
         for _ in 0..MOST_PLANS {
             inner.confirm_when_complete();
-            confirming.wait_for(|confirming| !confirming).await.expect("the sender lives in inner");
+            let ended = confirming.wait_for(|confirming| *confirming != Confirming::Running).await;
+            let ended = *ended.expect("the sender lives in inner");
             // A chunk may have gone meanwhile, and have come again.
-            if self.state() != LayerState::Unconfirmed || !inner.store.is_complete() {
+            if ended == Confirming::Failed
+                || self.state() != LayerState::Unconfirmed
+                || !inner.store.is_complete()
+            {
                 break;
             }
         }
@@ -309,6 +326,10 @@ impl Inner {
             plans_in_vain = if at > before { 0 } else { plans_in_vain + 1 };
         }
         Err(FetchError::Thrashing(self.spec.blob.digest))
+    }
+
+    pub(super) fn whole_stream(&self) -> Range<StreamOffset> {
+        StreamOffset(0)..StreamOffset(self.contents.layout.stream_bytes())
     }
 
     /// A number that stands for the layer in the scheduler.

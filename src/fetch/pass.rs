@@ -24,6 +24,7 @@ use super::staging::{self, Staging};
 use super::{FetchError, LayerSpec};
 use crate::cache::{Cache, Contents, LayerStore, Stage};
 use crate::layer::decode::{Decoder, Windows};
+use crate::layer::layout::MOST_STREAM_BYTES;
 use crate::layer::tar::Scanner;
 use crate::layer::{StreamOffset, Toc};
 use crate::oci::{Compression, Digest, Format};
@@ -37,9 +38,6 @@ const PIECES: usize = 16;
 const PASS_MEMORY_BYTES: u64 = PIECES as u64 * 400 * 1024 + 1024 * 1024;
 /// What is decoded or read back from the spool at a time.
 const BUFFER_BYTES: usize = 256 * 1024;
-/// The largest uncompressed layer: 16 TiB, the largest file of ext4. A bomb meets the cache's
-/// own limit long before.
-const STREAM_LIMIT_BYTES: u64 = 16 << 40;
 /// How often `progress` hears of a running pass.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -257,7 +255,8 @@ impl Pass {
 
     fn stage(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
         let end = self.at + bytes.len() as u64;
-        if end.get() > STREAM_LIMIT_BYTES {
+        // A bomb meets the cache's own limit long before.
+        if end.get() > MOST_STREAM_BYTES {
             return Err(FetchError::malformed(
                 self.spec.blob,
                 "it decompresses to more than 16 TiB",

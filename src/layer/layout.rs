@@ -27,6 +27,10 @@ pub const CHUNK_BYTES: u64 = 256 * 1024;
 /// 1 MiB: what is smaller gains nothing from passthrough and would cost an inode each.
 pub const BIG_MEMBER_BYTES: u64 = 1024 * 1024;
 
+/// The longest stream: 16 TiB, the largest file of ext4, which has 67 million chunks; a mistake or an
+/// attack begins far below.
+pub const MOST_STREAM_BYTES: u64 = 16 << 40;
+
 /// A file of a layer's cache folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CacheFile {
@@ -80,7 +84,7 @@ pub struct Layout {
     chunks: u32,
 }
 
-/// A layer too big for its chunks to be numbered, or with members that leave the stream.
+/// A layer of more than [`MOST_STREAM_BYTES`], or with members that leave the stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the table of contents does not fit its layer: {0}")]
 pub struct LayoutError(String);
@@ -89,8 +93,12 @@ impl Layout {
     /// Lays out a layer of `toc.stream_bytes` bytes.
     ///
     /// # Errors
-    /// When members leave the stream, or there are more than `u32::MAX` chunks.
+    /// When members leave the stream, or it is longer than [`MOST_STREAM_BYTES`].
     pub fn new(toc: &Toc) -> Result<Self, LayoutError> {
+        if toc.stream_bytes > MOST_STREAM_BYTES {
+            let why = format!("it has {} bytes, and at most 16 TiB are read", toc.stream_bytes);
+            return Err(LayoutError(why));
+        }
         let mut builder = Builder { pieces: Vec::new(), at: StreamOffset(0), chunks: 0 };
         for (index, member) in toc.members.iter().enumerate() {
             let MemberKind::File(range) = &member.kind else { continue };
@@ -212,6 +220,14 @@ mod tests {
             members.push(Member { path: None, kind, mode: 0o644, mtime_seconds: 0 });
         }
         Toc { members, stream_bytes: at.get() + 1024, warnings: Vec::new() }
+    }
+
+    #[test]
+    fn a_stream_of_more_than_16_tib_is_refused() {
+        let layout = Layout::new(&Toc::raw(MOST_STREAM_BYTES)).unwrap();
+        assert_eq!(u64::from(layout.chunks()), MOST_STREAM_BYTES / CHUNK_BYTES);
+        let error = Layout::new(&Toc::raw(MOST_STREAM_BYTES + 1)).unwrap_err();
+        assert!(error.to_string().contains("16 TiB"), "{error}");
     }
 
     proptest! {

@@ -14,9 +14,9 @@ use super::{Descriptor, Digest};
 /// models some hundred shards; each layer costs a cache entry and a request at mount, so ten times
 /// that is where a mistake or an attack begins.
 const LAYERS_LIMIT: usize = 4096;
-/// Blob sizes are signed 64-bit numbers on the wire (image-spec, descriptor.md, `size`). All blobs
-/// of a manifest together stay below it too, so that sums of sizes never overflow.
-const BYTES_LIMIT: u64 = i64::MAX as u64;
+/// The most bytes that all blobs of a manifest have together: 16 TiB, the largest file of ext4. The
+/// largest kits have 1 or 2; what a mount keeps of a layer in memory grows with its size.
+const BYTES_LIMIT: u64 = 16 << 40;
 
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
@@ -140,7 +140,8 @@ impl TryFrom<WireManifest> for Manifest {
         }) {
             Some(_) => Ok(manifest),
             None => Err(ManifestError::Malformed(
-                "its blobs have more than 2^63-1 bytes together".to_owned(),
+                "its blobs have more than 16 TiB together, which is the most kitfs reads"
+                    .to_owned(),
             )),
         }
     }
@@ -226,7 +227,8 @@ mod tests {
         for (value, words) in [
             (manifest(json!([descriptor(1), descriptor(-1)])), "layer 1: its size is negative"),
             (manifest(json!([descriptor(1u64 << 63)])), "9223372036854775808"),
-            (manifest(json!([descriptor(i64::MAX), descriptor(1)])), "together"),
+            (manifest(json!([descriptor(i64::MAX), descriptor(i64::MAX)])), "16 TiB together"),
+            (manifest(json!([descriptor(BYTES_LIMIT - 2), descriptor(1)])), "16 TiB together"),
             (manifest(json!([descriptor(1.5)])), "1.5"),
             (manifest(json!([bad_digest])), "layer 0: `sha256:12`"),
             (manifest(json!(vec![descriptor(1); LAYERS_LIMIT + 1])), "4097 layers"),
@@ -240,6 +242,7 @@ mod tests {
             );
         }
         assert!(decode(&manifest(json!(vec![descriptor(1); LAYERS_LIMIT]))).is_ok());
+        assert!(decode(&manifest(json!([descriptor(BYTES_LIMIT - 2)]))).is_ok());
         assert!(Manifest::decode(br#"{"schemaVersion":2,"schemaVersion":2}"#).is_err());
         assert!(Manifest::decode(b"").is_err());
         assert!(Manifest::decode(&b"[".repeat(200_000)).is_err());

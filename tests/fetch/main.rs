@@ -282,6 +282,38 @@ async fn a_layer_whose_files_were_all_read_is_confirmed() {
     until("confirmed", || layer.state() == LayerState::Confirmed).await;
 }
 
+/// Who has read all files is told of a wrong digest, although padding and end marker are missing.
+#[tokio::test]
+async fn who_asks_whether_a_layer_is_confirmed_waits_for_what_belongs_to_no_file() {
+    for is_right in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut archive = tar_of(&[MIB + 100]);
+        archive.resize(archive.len() + 10 * 1024, 0);
+        let source = Memory::new(archive);
+        let mut spec = source.spec(Format::Tar, Compression::None);
+        if !is_right {
+            spec.blob.digest = Digest::of(b"something else");
+        }
+        let fetcher = fetcher(folder.path(), None);
+        let layer = open(&fetcher, spec, &source).await.unwrap();
+        read(&layer, 512..512 + MIB + 100).await.unwrap();
+        let got = Digest::of(&source.bytes);
+        let expected = if is_right { LayerState::Confirmed } else { LayerState::Poisoned { got } };
+        assert_eq!(layer.confirmed().await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_claims_more_than_a_file_system_holds_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(content(1, MIB));
+    let mut spec = source.raw();
+    spec.blob.size = 1 << 49;
+    let fetcher = fetcher(folder.path(), None);
+    let Err(error) = open(&fetcher, spec, &source).await else { panic!("it is not refused") };
+    assert!(error.to_string().contains("16 TiB"), "{error}");
+}
+
 #[tokio::test]
 async fn a_wrong_digest_poisons_an_uncompressed_layer() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,8 @@
 //! The cache folder as a whole: what is kept over restarts, damage and evictions.
 
+mod damage;
+mod passthrough;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs::{self, File};
@@ -20,7 +23,6 @@ use kitfs::layer::{
 use kitfs::oci::{Compression, Digest, Encoding, Format};
 use proptest::prelude::*;
 use support::Random;
-
 const CHUNK: usize = CHUNK_BYTES as usize;
 const MIB: usize = 1024 * 1024;
 
@@ -111,6 +113,18 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+fn member_file(folder: &Path) -> PathBuf {
+    let mut files = files_below(folder).into_iter();
+    files.find(|path| path.ends_with("members/0")).unwrap()
+}
+
+fn flip(file: &Path, at: usize) {
+    let file = File::options().read(true).write(true).open(file).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at as u64).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at as u64).unwrap();
 }
 
 #[test]
@@ -380,69 +394,6 @@ fn a_right_layer_is_confirmed_and_takes_only_the_same_bytes_back() {
 }
 
 #[test]
-fn what_the_disk_changed_before_the_digest_is_dropped_and_poisons_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let cache = open(folder.path(), None);
-    let bytes = content(1, MIB);
-    let store = raw_layer(&cache, &bytes);
-    fill_all(&cache, &store, &bytes);
-    flip(&member_file(folder.path()), CHUNK + 5);
-    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Unconfirmed);
-    assert_eq!(cache.resident_bytes(), (MIB - CHUNK) as u64);
-    fill(&cache, &store, &bytes, 1..2);
-    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
-    assert!(is_resident(&store, &bytes, 0..MIB));
-}
-
-/// What says which bytes must come back is lost: one record is torn, or all of them are gone.
-#[test]
-fn a_confirmed_layer_that_lost_a_digest_is_verified_again() {
-    for is_torn in [true, false] {
-        let folder = tempfile::tempdir().unwrap();
-        let bytes = content(1, MIB);
-        {
-            let cache = open(folder.path(), None);
-            confirmed_layer(&cache, &bytes);
-        }
-        let below = files_below(folder.path());
-        let table = below.into_iter().find(|path| path.ends_with("chunks")).unwrap();
-        if is_torn {
-            flip(&table, 64 + 80 + 20)
-        } else {
-            fs::remove_file(&table).unwrap()
-        }
-        let cache = open(folder.path(), None);
-        let store = raw_layer(&cache, &bytes);
-        let mut other = bytes.clone();
-        other[CHUNK + 7] ^= 1;
-        fill_all(&cache, &store, &other);
-        assert_eq!(store.state(), LayerState::Unconfirmed, "torn: {is_torn}");
-        let got = store.confirm(&|| true).unwrap();
-        assert_eq!(got, LayerState::Poisoned { got: Digest::of(&other) }, "torn: {is_torn}");
-    }
-}
-
-/// Of another version of kitfs, for one: no byte may stay that nobody counts.
-#[test]
-fn a_layer_whose_table_of_chunks_cannot_be_used_is_emptied() {
-    let folder = tempfile::tempdir().unwrap();
-    let bytes = content(1, MIB);
-    {
-        let cache = open(folder.path(), None);
-        confirmed_layer(&cache, &bytes);
-    }
-    let table = files_below(folder.path()).into_iter().find(|path| path.ends_with("chunks"));
-    // The version.
-    flip(&table.unwrap(), 8);
-    let cache = open(folder.path(), None);
-    let store = cache.layer(key(&bytes, Format::Raw), bytes.len() as u64).unwrap();
-    assert!(store.contents().is_none());
-    assert_eq!((store.state(), cache.resident_bytes()), (LayerState::Unconfirmed, 0));
-    assert!(!files_below(folder.path()).iter().any(|path| path.ends_with("members/0")));
-    confirmed_layer(&cache, &bytes);
-}
-
-#[test]
 fn a_wrong_layer_is_poisoned_over_restarts_until_it_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = content(1, MIB);
@@ -468,225 +419,6 @@ fn a_wrong_layer_is_poisoned_over_restarts_until_it_is_removed() {
     cache.remove_layer(key(&bytes, Format::Raw)).unwrap();
     assert_eq!(cache.layers().unwrap(), []);
     confirmed_layer(&cache, &bytes);
-}
-
-#[test]
-fn verification_drops_what_the_disk_changed() {
-    let folder = tempfile::tempdir().unwrap();
-    let cache = open(folder.path(), None);
-    let bytes = content(1, MIB);
-    let store = raw_layer(&cache, &bytes);
-    fill_all(&cache, &store, &bytes);
-    let found = cache.verify_layer(store.key()).unwrap();
-    assert_eq!((found.checked_bytes, found.dropped_chunks), (MIB as u64, 0));
-    let member = files_below(folder.path()).into_iter().find(|path| path.ends_with("members/0"));
-    let member = member.unwrap();
-    let mut changed = fs::read(&member).unwrap();
-    changed[CHUNK + 5] ^= 1;
-    fs::write(&member, changed).unwrap();
-    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 1);
-    assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK));
-    assert!(is_resident(&store, &bytes, 0..CHUNK));
-    assert_eq!(cache.resident_bytes(), (MIB - CHUNK) as u64);
-}
-
-/// The polynomial of CRC32C, its first coefficient in the lowest bit: who adds it changes no CRC.
-const POLYNOMIAL: [u8; 5] = [0xf1, 0x76, 0xec, 0x05, 0x01];
-
-#[test]
-fn verification_of_a_confirmed_layer_notices_what_its_checksums_do_not() {
-    let folder = tempfile::tempdir().unwrap();
-    let cache = open(folder.path(), None);
-    let bytes = content(1, MIB);
-    let store = raw_layer(&cache, &bytes);
-    fill_all(&cache, &store, &bytes);
-    let change = || {
-        let mut changed = bytes.clone();
-        changed[CHUNK..].iter_mut().zip(POLYNOMIAL).for_each(|(to, with)| *to ^= with);
-        assert_ne!(changed, bytes);
-        fs::write(member_file(folder.path()), changed).unwrap();
-    };
-    change();
-    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 0, "there is no seal yet");
-    fs::write(member_file(folder.path()), &bytes).unwrap();
-    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
-    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 0);
-    change();
-    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 1);
-    assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK));
-}
-
-/// Whether the kernel may read the file of a raw layer by itself.
-fn lookup(store: &Arc<LayerStore>) -> BackingLookup {
-    let end = store.contents().unwrap().layout.stream_bytes();
-    store.backing(&(StreamOffset(0)..StreamOffset(end))).unwrap()
-}
-
-fn is_ready(store: &Arc<LayerStore>) -> bool {
-    matches!(lookup(store), BackingLookup::Ready(_))
-}
-
-/// Takes a member's file as the kernel does: it outlives this process' own descriptor and its pin.
-fn kernels(store: &Arc<LayerStore>) -> File {
-    let BackingLookup::Ready(backing) = lookup(store) else { panic!("it is not ready") };
-    backing.as_fd().try_clone_to_owned().unwrap().into()
-}
-
-fn member_file(folder: &Path) -> PathBuf {
-    let mut files = files_below(folder).into_iter();
-    files.find(|path| path.ends_with("members/0")).unwrap()
-}
-
-fn flip(file: &Path, at: usize) {
-    let file = File::options().read(true).write(true).open(file).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at as u64).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], at as u64).unwrap();
-}
-
-fn read_all(file: &File, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, 0).unwrap();
-    bytes
-}
-
-#[test]
-fn a_member_is_handed_out_once_it_is_complete_confirmed_and_checked() {
-    let folder = tempfile::tempdir().unwrap();
-    let bytes = content(1, 2 * MIB + 5);
-    {
-        let cache = open(folder.path(), None);
-        let store = raw_layer(&cache, &bytes);
-        fill(&cache, &store, &bytes, 0..8);
-        assert!(matches!(lookup(&store), BackingLookup::NotNow), "the last chunk is missing");
-        fill(&cache, &store, &bytes, 8..9);
-        assert!(matches!(lookup(&store), BackingLookup::NotNow), "it is not confirmed");
-        store.confirm(&|| true).unwrap();
-        let file = kernels(&store);
-        assert!(read_all(&file, bytes.len()) == bytes);
-        assert_eq!(file.metadata().unwrap().len(), bytes.len() as u64);
-        assert!(file.write_at(b"x", 0).is_err(), "it is read-only");
-        for part in [0..10, 1..bytes.len() as u64, 0..CHUNK_BYTES] {
-            let part = StreamOffset(part.start)..StreamOffset(part.end);
-            assert!(matches!(store.backing(&part).unwrap(), BackingLookup::Never), "{part:?}");
-        }
-    }
-    for damage in [false, true] {
-        if damage {
-            flip(&member_file(folder.path()), MIB);
-        }
-        let cache = open(folder.path(), None);
-        let store = raw_layer(&cache, &bytes);
-        let BackingLookup::Unchecked(member) = lookup(&store) else { panic!("nothing is checked") };
-        member.check(&|| false).unwrap();
-        assert!(!is_ready(&store), "a check that nobody wants checks nothing");
-        member.check(&|| true).unwrap();
-        assert_eq!(is_ready(&store), !damage);
-    }
-}
-
-#[test]
-fn a_file_of_another_length_than_its_member_is_not_handed_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let bytes = content(1, MIB);
-    let cache = open(folder.path(), None);
-    let store = confirmed_layer(&cache, &bytes);
-    let file = File::options().append(true).open(member_file(folder.path())).unwrap();
-    file.write_all_at(b"more", 0).unwrap();
-    assert!(matches!(lookup(&store), BackingLookup::NotNow));
-}
-
-#[test]
-fn a_quarter_of_the_cache_is_never_handed_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let cache = open(folder.path(), Some(4 * MIB as u64));
-    let layers = [1, 2, 3, 4].map(|seed| {
-        let bytes = content(seed, MIB);
-        confirmed_layer(&cache, &bytes)
-    });
-    let taken = layers.each_ref().map(lookup);
-    let ready = taken.iter().filter(|taken| matches!(taken, BackingLookup::Ready(_)));
-    assert_eq!(ready.count(), 3);
-    let again = lookup(&layers[0]);
-    assert!(matches!(again, BackingLookup::Ready(_)), "what is pinned already takes no more");
-    cache.make_room(MIB as u64).unwrap();
-    assert_eq!(
-        layers.each_ref().map(|store| store.resident_bytes() == MIB as u64),
-        [true, true, true, false]
-    );
-    drop((taken, again));
-    assert!(!is_ready(&layers[3]), "it was evicted");
-}
-
-#[test]
-fn what_a_dead_process_left_to_the_kernel_keeps_its_bytes() {
-    let folder = tempfile::tempdir().unwrap();
-    let (bytes, others) = (content(1, MIB), content(2, 2 * MIB));
-    let file = {
-        let cache = open(folder.path(), None);
-        let store = confirmed_layer(&cache, &bytes);
-        kernels(&store)
-    };
-    let cache = open(folder.path(), Some(2 * MIB as u64));
-    let other = raw_layer(&cache, &others);
-    fill_all(&cache, &other, &others);
-    assert!(read_all(&file, MIB) == bytes, "a hole was punched under a reader");
-    assert!(cache.resident_bytes() <= 2 * MIB as u64);
-    // Its bytes go when its readers have gone.
-    drop(file);
-    let other = content(3, 2 * MIB);
-    let store = raw_layer(&cache, &other);
-    fill_all(&cache, &store, &other);
-    assert_eq!(store.resident_bytes(), 2 * MIB as u64);
-}
-
-#[test]
-fn a_map_keeps_the_bytes_it_shows_and_counts_as_a_pin() {
-    let folder = tempfile::tempdir().unwrap();
-    let cache = open(folder.path(), Some(4 * MIB as u64));
-    let layers = [1, 2].map(|seed| {
-        let bytes = content(seed, 2 * MIB);
-        confirmed_layer(&cache, &bytes)
-    });
-    // A descriptor stands for the map: leases see no difference (cache/lease.rs).
-    let map = kernels(&layers[0]);
-    assert!(is_ready(&layers[0]), "it is handed out again");
-    assert!(!is_ready(&layers[1]), "a quarter is left to others");
-    cache.make_room(2 * MIB as u64).unwrap();
-    assert_eq!(layers.each_ref().map(|store| store.resident_bytes()), [2 * MIB as u64, 0]);
-    assert!(read_all(&map, 2 * MIB) == content(1, 2 * MIB));
-    drop(map);
-    fill_all(&cache, &layers[1], &content(2, 2 * MIB));
-    assert!(is_ready(&layers[1]), "nobody has the other one any more");
-}
-
-#[test]
-fn bytes_that_the_disk_changed_under_the_kernel_are_written_over_and_never_cut_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let cache = open(folder.path(), None);
-    let bytes = content(1, MIB);
-    let store = confirmed_layer(&cache, &bytes);
-    let BackingLookup::Ready(backing) = lookup(&store) else { panic!("it is not ready") };
-    let file = File::from(backing.as_fd().try_clone_to_owned().unwrap());
-    flip(&member_file(folder.path()), CHUNK + 50);
-    let mut changed = bytes.clone();
-    changed[CHUNK + 50] ^= 1;
-    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 1);
-    assert!(read_all(&file, MIB) == changed, "only the byte that the disk changed is wrong");
-    assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK), "others do not get it");
-    assert!(matches!(lookup(&store), BackingLookup::NotNow));
-    // Nothing is written to it before it is known to be right.
-    let mut wrong = bytes[CHUNK..2 * CHUNK].to_vec();
-    wrong[3] ^= 1;
-    let mut appender = store.appender();
-    appender.append(ChunkId(1), 0, &[IoSlice::new(&wrong[..10])]).unwrap();
-    assert!(read_all(&file, MIB) == changed);
-    assert!(appender.append(ChunkId(1), 10, &[IoSlice::new(&wrong[10..])]).is_err());
-    drop(appender);
-    assert!(read_all(&file, MIB) == changed);
-    fill(&cache, &store, &bytes, 1..2);
-    assert!(read_all(&file, MIB) == bytes);
-    assert!(is_ready(&store));
 }
 
 #[test]
@@ -760,121 +492,4 @@ fn another_size_for_a_known_blob_is_refused() {
     drop(store);
     assert!(cache.layer(key(&bytes, Format::Raw), 999).is_err());
     assert!(is_resident(&raw_layer(&cache, &bytes), &bytes, 0..1000));
-}
-
-/// What may be done to a layer of two big members and small ones between runs.
-#[derive(Clone, Debug)]
-enum Step {
-    Fill { chunk: prop::sample::Index },
-    Part { chunk: prop::sample::Index, share: f64 },
-    Evict { bytes: u64 },
-    Restart,
-    Flip { file: prop::sample::Index, byte: prop::sample::Index, bit: u8 },
-    Truncate { file: prop::sample::Index, byte: prop::sample::Index },
-    Remove { file: prop::sample::Index },
-}
-
-fn any_step() -> impl Strategy<Value = Step> {
-    let index = any::<prop::sample::Index>;
-    prop_oneof![
-        6 => index().prop_map(|chunk| Step::Fill { chunk }),
-        3 => (index(), 0.0..1.0).prop_map(|(chunk, share)| Step::Part { chunk, share }),
-        1 => (0..2_000_000u64).prop_map(|bytes| Step::Evict { bytes }),
-        2 => Just(Step::Restart),
-        2 => (index(), index(), 0..8u8).prop_map(|(file, byte, bit)| Step::Flip { file, byte, bit }),
-        1 => (index(), index()).prop_map(|(file, byte)| Step::Truncate { file, byte }),
-        1 => index().prop_map(|file| Step::Remove { file }),
-    ]
-}
-
-fn damage(folder: &Path, step: &Step) {
-    let files = files_below(folder);
-    let choose = |file: &prop::sample::Index| &files[file.index(files.len())];
-    match step {
-        Step::Flip { file, byte, bit } => {
-            let mut bytes = fs::read(choose(file)).unwrap();
-            if !bytes.is_empty() {
-                let at = byte.index(bytes.len());
-                bytes[at] ^= 1 << bit;
-            }
-            fs::write(choose(file), bytes).unwrap();
-        }
-        Step::Truncate { file, byte } => {
-            let mut bytes = fs::read(choose(file)).unwrap();
-            bytes.truncate(byte.index(bytes.len() + 1));
-            fs::write(choose(file), bytes).unwrap();
-        }
-        Step::Remove { file } => fs::remove_file(choose(file)).unwrap(),
-        Step::Fill { .. } | Step::Part { .. } | Step::Evict { .. } | Step::Restart => {}
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
-
-    /// Damage is done while no process has the folder: a running one believes what it wrote.
-    #[test]
-    fn whatever_happens_to_the_files_a_wrong_byte_is_never_served(
-        steps in prop::collection::vec(any_step(), 1..25),
-    ) {
-        let sizes = [100, 300_000, 5, MIB + 300_000, 70_000, MIB];
-        let toc = toc(&sizes);
-        let bytes = content(9, toc.stream_bytes as usize);
-        let key = key(&bytes, Format::Tar);
-        let folder = tempfile::tempdir().unwrap();
-        let mut cache = Some(open(folder.path(), Some(3 * MIB as u64)));
-        for step in &steps {
-            let is_damage = matches!(step, Step::Flip { .. } | Step::Truncate { .. } | Step::Remove { .. });
-            if is_damage || matches!(step, Step::Restart) {
-                cache = None;
-                damage(folder.path(), step);
-            }
-            if cache.is_none() {
-                let config = CacheConfig {
-                    folder: folder.path().into(),
-                    capacity_bytes: Some(3 * MIB as u64),
-                    keep_free_bytes: 0,
-                };
-                match Cache::open(config) {
-                    Ok(opened) => cache = Some(opened),
-                    Err(error) => {
-                        prop_assert!(error.to_string().contains("another version"), "{}", error);
-                        return Ok(());
-                    }
-                }
-            }
-            let cache = cache.as_ref().unwrap();
-            let store = cache.layer(key, bytes.len() as u64).unwrap();
-            if store.contents().is_none() {
-                store.stage().unwrap().finish(toc.clone(), &RangeSet::new(), None).unwrap();
-            }
-            let layout = &store.contents().unwrap().layout;
-            match step {
-                Step::Fill { chunk } => {
-                    let chunk = chunk.index(layout.chunks() as usize) as u32;
-                    fill(cache, &store, &bytes, chunk..chunk + 1);
-                }
-                Step::Part { chunk, share } => {
-                    let chunk = ChunkId(chunk.index(layout.chunks() as usize) as u32);
-                    let span = layout.chunk(chunk).stream;
-                    let length = ((span.end - span.start) as f64 * share) as usize;
-                    let start = span.start.get() as usize;
-                    store.appender().append(chunk, 0, &[IoSlice::new(&bytes[start..start + length])]).unwrap();
-                }
-                Step::Evict { bytes } => cache.make_room(*bytes).unwrap(),
-                _ => {}
-            }
-            let mut resident = 0;
-            for chunk in 0..layout.chunks() {
-                let span = layout.chunk(ChunkId(chunk)).stream;
-                let start = span.start.get() as usize;
-                let filled = store.filled(ChunkId(chunk)) as usize;
-                if filled > 0 && is_resident(&store, &bytes, start..start + filled) {
-                    resident += filled as u64;
-                }
-            }
-            prop_assert_eq!(store.resident_bytes(), resident);
-            prop_assert_eq!(cache.resident_bytes(), resident);
-        }
-    }
 }

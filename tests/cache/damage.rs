@@ -1,0 +1,387 @@
+//! What other processes, crashes and the disk do to the files.
+
+use super::*;
+
+#[test]
+fn what_the_disk_changed_before_the_digest_is_dropped_and_poisons_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), None);
+    let bytes = content(1, MIB);
+    let store = raw_layer(&cache, &bytes);
+    fill_all(&cache, &store, &bytes);
+    flip(&member_file(folder.path()), CHUNK + 5);
+    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Unconfirmed);
+    assert_eq!(cache.resident_bytes(), (MIB - CHUNK) as u64);
+    fill(&cache, &store, &bytes, 1..2);
+    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+    assert!(is_resident(&store, &bytes, 0..MIB));
+}
+
+/// A layer of one raw file that came compressed, all of it here and confirmed.
+fn confirmed_compressed(cache: &Arc<Cache>, bytes: &[u8]) -> Arc<LayerStore> {
+    let store = cache.layer(compressed_key(), 10).unwrap();
+    let mut stage = store.stage().unwrap();
+    stage.write(CacheFile::Member(0), 0, bytes).unwrap();
+    let mut covered = RangeSet::new();
+    covered.insert(0..bytes.len() as u64);
+    let digest = Some(store.key().digest);
+    stage.finish(Toc::raw(bytes.len() as u64), &covered, digest).unwrap();
+    assert_eq!(store.state(), LayerState::Confirmed);
+    store
+}
+
+fn compressed_key() -> LayerKey {
+    let encoding = Encoding { format: Format::Raw, compression: Compression::Zstd };
+    LayerKey { digest: Digest::of(b"compressed"), encoding }
+}
+
+fn file_named(folder: &Path, name: &str) -> PathBuf {
+    files_below(folder).into_iter().find(|path| path.ends_with(name)).unwrap()
+}
+
+/// The sha256 of a layer that came wrong does not tell which bytes are: those that the disk changed
+/// are found by their checksums, and then the rest is judged.
+#[test]
+fn what_came_wrong_and_what_the_disk_changed_are_told_apart() {
+    for comes_right in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = open(folder.path(), Some(2 * MIB as u64));
+        let bytes = content(1, MIB);
+        let mut wrong = bytes.clone();
+        wrong[7] ^= 1;
+        let store = raw_layer(&cache, &bytes);
+        fill_all(&cache, &store, &wrong);
+        flip(&member_file(folder.path()), 2 * CHUNK + 5);
+        assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Unconfirmed);
+        assert_eq!(cache.resident_bytes(), (MIB - CHUNK) as u64, "one chunk was dropped");
+        if comes_right {
+            // The chunk that came wrong has a seal by now; it must not outlive it.
+            cache.make_room(2 * MIB as u64).unwrap();
+            fill_all(&cache, &store, &bytes);
+            assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+        } else {
+            fill(&cache, &store, &wrong, 2..3);
+            let got = Digest::of(&wrong);
+            assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Poisoned { got });
+        }
+    }
+}
+
+/// A chunk that was hashed already goes, and comes back as something else.
+#[test]
+fn a_layer_is_not_confirmed_by_bytes_that_went_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), Some(MIB as u64));
+    let bytes = content(1, MIB);
+    let mut other = bytes.clone();
+    other[7] ^= 1;
+    let store = raw_layer(&cache, &bytes);
+    fill_all(&cache, &store, &bytes);
+    let chunks_begun = AtomicU64::new(0);
+    let evicts_behind_the_second = || {
+        if chunks_begun.fetch_add(1, Ordering::Relaxed) == 2 {
+            cache.make_room(1).unwrap();
+            assert!(!is_resident(&store, &bytes, 0..CHUNK));
+            fill(&cache, &store, &other, 0..1);
+        }
+        true
+    };
+    assert_eq!(store.confirm(&evicts_behind_the_second).unwrap(), LayerState::Unconfirmed);
+    assert_eq!(store.filled(ChunkId(0)) as usize, CHUNK);
+    let got = Digest::of(&other);
+    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Poisoned { got });
+}
+
+#[test]
+fn a_compressed_layer_that_lost_a_digest_is_emptied_when_it_is_next_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, MIB);
+    {
+        let cache = open(folder.path(), Some(MIB as u64));
+        let store = confirmed_compressed(&cache, &bytes);
+        cache.make_room(MIB as u64).unwrap();
+        flip(&file_named(folder.path(), "chunks"), 64 + 80 + 20);
+        fill(&cache, &store, &bytes, 0..1);
+        let piece = [IoSlice::new(&bytes[CHUNK..CHUNK + 10])];
+        let refused = store.appender().append(ChunkId(1), 0, &piece).unwrap_err();
+        assert!(refused.to_string().contains("mount it again"), "{refused}");
+        assert_eq!(store.state(), LayerState::Confirmed);
+        assert_eq!(store.filled(ChunkId(1)), 0);
+    }
+    let cache = open(folder.path(), None);
+    let store = cache.layer(compressed_key(), 10).unwrap();
+    assert!(store.contents().is_none());
+    assert_eq!((store.state(), cache.resident_bytes()), (LayerState::Unconfirmed, 0));
+    drop(store);
+    confirmed_compressed(&cache, &bytes);
+}
+
+#[test]
+fn a_layer_whose_table_of_contents_goes_is_emptied() {
+    for is_running in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = content(1, MIB);
+        confirmed_layer(&open(folder.path(), None), &bytes);
+        let remove = || fs::remove_file(file_named(folder.path(), "toc")).unwrap();
+        if !is_running {
+            remove();
+        }
+        let cache = open(folder.path(), None);
+        if is_running {
+            assert_eq!(cache.resident_bytes(), MIB as u64);
+            remove();
+            let store = cache.layer(key(&bytes, Format::Raw), bytes.len() as u64).unwrap();
+            assert!(store.contents().is_none());
+        }
+        assert_eq!(cache.resident_bytes(), 0);
+        assert_eq!(cache.layers().unwrap()[0].state, LayerState::Unconfirmed);
+        assert!(!files_below(folder.path()).iter().any(|path| path.ends_with("members/0")));
+        confirmed_layer(&cache, &bytes);
+    }
+}
+
+#[test]
+fn a_layer_that_cannot_be_read_is_the_only_one_that_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bytes, others) = (content(1, MIB), content(2, MIB));
+    confirmed_layer(&open(folder.path(), None), &bytes);
+    let table = file_named(folder.path(), "chunks");
+    fs::remove_file(&table).unwrap();
+    fs::create_dir(&table).unwrap();
+    let cache = open(folder.path(), None);
+    confirmed_layer(&cache, &others);
+    let Err(error) = cache.layer(key(&bytes, Format::Raw), bytes.len() as u64) else {
+        panic!("there is a folder where its table should be")
+    };
+    assert!(error.to_string().contains("chunks"), "{error}");
+}
+
+/// The layer used longest ago would go first, and cannot.
+#[test]
+fn a_layer_that_cannot_be_evicted_leaves_it_to_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), Some(3 * MIB as u64));
+    let (bytes, others) = (content(1, MIB), content(2, MIB));
+    drop(confirmed_layer(&cache, &bytes));
+    let table = file_named(folder.path(), "chunks");
+    fs::remove_file(&table).unwrap();
+    fs::create_dir(&table).unwrap();
+    drop(confirmed_layer(&cache, &others));
+    cache.make_room(2 * MIB as u64).unwrap();
+    assert!(cache.resident_bytes() <= MIB as u64);
+    assert!(matches!(cache.make_room(3 * MIB as u64), Err(CacheError::Full { .. })));
+}
+
+/// What says which bytes must come back is lost: one record is torn, or all of them are gone.
+#[test]
+fn a_confirmed_layer_that_lost_a_digest_is_verified_again() {
+    for is_torn in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = content(1, MIB);
+        {
+            let cache = open(folder.path(), None);
+            confirmed_layer(&cache, &bytes);
+        }
+        let below = files_below(folder.path());
+        let table = below.into_iter().find(|path| path.ends_with("chunks")).unwrap();
+        if is_torn {
+            flip(&table, 64 + 80 + 20)
+        } else {
+            fs::remove_file(&table).unwrap()
+        }
+        let cache = open(folder.path(), None);
+        let store = raw_layer(&cache, &bytes);
+        let mut other = bytes.clone();
+        other[CHUNK + 7] ^= 1;
+        fill_all(&cache, &store, &other);
+        assert_eq!(store.state(), LayerState::Unconfirmed, "torn: {is_torn}");
+        let got = store.confirm(&|| true).unwrap();
+        assert_eq!(got, LayerState::Poisoned { got: Digest::of(&other) }, "torn: {is_torn}");
+    }
+}
+
+/// Of another version of kitfs, for one: no byte may stay that nobody counts.
+#[test]
+fn a_layer_whose_table_of_chunks_cannot_be_used_is_emptied() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, MIB);
+    {
+        let cache = open(folder.path(), None);
+        confirmed_layer(&cache, &bytes);
+    }
+    let table = files_below(folder.path()).into_iter().find(|path| path.ends_with("chunks"));
+    // The version.
+    flip(&table.unwrap(), 8);
+    let cache = open(folder.path(), None);
+    assert!(!files_below(folder.path()).iter().any(|path| path.ends_with("members/0")));
+    let [usage] = &cache.layers().unwrap()[..] else { panic!("one layer is known") };
+    assert_eq!((&usage.state, usage.resident_bytes), (&LayerState::Unconfirmed, 0));
+    assert_eq!(cache.resident_bytes(), 0);
+    let store = cache.layer(key(&bytes, Format::Raw), bytes.len() as u64).unwrap();
+    assert!(store.contents().is_none());
+    drop(store);
+    confirmed_layer(&cache, &bytes);
+}
+
+#[test]
+fn verification_drops_what_the_disk_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), None);
+    let bytes = content(1, MIB);
+    let store = raw_layer(&cache, &bytes);
+    fill_all(&cache, &store, &bytes);
+    let found = cache.verify_layer(store.key()).unwrap();
+    assert_eq!((found.checked_bytes, found.dropped_chunks), (MIB as u64, 0));
+    let member = files_below(folder.path()).into_iter().find(|path| path.ends_with("members/0"));
+    let member = member.unwrap();
+    let mut changed = fs::read(&member).unwrap();
+    changed[CHUNK + 5] ^= 1;
+    fs::write(&member, changed).unwrap();
+    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 1);
+    assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK));
+    assert!(is_resident(&store, &bytes, 0..CHUNK));
+    assert_eq!(cache.resident_bytes(), (MIB - CHUNK) as u64);
+}
+
+/// The polynomial of CRC32C, its first coefficient in the lowest bit: who adds it changes no CRC.
+const POLYNOMIAL: [u8; 5] = [0xf1, 0x76, 0xec, 0x05, 0x01];
+
+#[test]
+fn verification_of_a_confirmed_layer_notices_what_its_checksums_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path(), None);
+    let bytes = content(1, MIB);
+    let store = raw_layer(&cache, &bytes);
+    fill_all(&cache, &store, &bytes);
+    let change = || {
+        let mut changed = bytes.clone();
+        changed[CHUNK..].iter_mut().zip(POLYNOMIAL).for_each(|(to, with)| *to ^= with);
+        assert_ne!(changed, bytes);
+        fs::write(member_file(folder.path()), changed).unwrap();
+    };
+    change();
+    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 0, "there is no seal yet");
+    fs::write(member_file(folder.path()), &bytes).unwrap();
+    assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 0);
+    change();
+    assert_eq!(cache.verify_layer(store.key()).unwrap().dropped_chunks, 1);
+    assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK));
+}
+
+/// What may be done to a layer of two big members and small ones between runs.
+#[derive(Clone, Debug)]
+enum Step {
+    Fill { chunk: prop::sample::Index },
+    Part { chunk: prop::sample::Index, share: f64 },
+    Evict { bytes: u64 },
+    Restart,
+    Flip { file: prop::sample::Index, byte: prop::sample::Index, bit: u8 },
+    Truncate { file: prop::sample::Index, byte: prop::sample::Index },
+    Remove { file: prop::sample::Index },
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        6 => index().prop_map(|chunk| Step::Fill { chunk }),
+        3 => (index(), 0.0..1.0).prop_map(|(chunk, share)| Step::Part { chunk, share }),
+        1 => (0..2_000_000u64).prop_map(|bytes| Step::Evict { bytes }),
+        2 => Just(Step::Restart),
+        2 => (index(), index(), 0..8u8).prop_map(|(file, byte, bit)| Step::Flip { file, byte, bit }),
+        1 => (index(), index()).prop_map(|(file, byte)| Step::Truncate { file, byte }),
+        1 => index().prop_map(|file| Step::Remove { file }),
+    ]
+}
+
+fn damage(folder: &Path, step: &Step) {
+    let files = files_below(folder);
+    let choose = |file: &prop::sample::Index| &files[file.index(files.len())];
+    match step {
+        Step::Flip { file, byte, bit } => {
+            let mut bytes = fs::read(choose(file)).unwrap();
+            if !bytes.is_empty() {
+                let at = byte.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+            }
+            fs::write(choose(file), bytes).unwrap();
+        }
+        Step::Truncate { file, byte } => {
+            let mut bytes = fs::read(choose(file)).unwrap();
+            bytes.truncate(byte.index(bytes.len() + 1));
+            fs::write(choose(file), bytes).unwrap();
+        }
+        Step::Remove { file } => fs::remove_file(choose(file)).unwrap(),
+        Step::Fill { .. } | Step::Part { .. } | Step::Evict { .. } | Step::Restart => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    /// Damage is done while no process has the folder: a running one believes what it wrote.
+    #[test]
+    fn whatever_happens_to_the_files_a_wrong_byte_is_never_served(
+        steps in prop::collection::vec(any_step(), 1..25),
+    ) {
+        let sizes = [100, 300_000, 5, MIB + 300_000, 70_000, MIB];
+        let toc = toc(&sizes);
+        let bytes = content(9, toc.stream_bytes as usize);
+        let key = key(&bytes, Format::Tar);
+        let folder = tempfile::tempdir().unwrap();
+        let mut cache = Some(open(folder.path(), Some(3 * MIB as u64)));
+        for step in &steps {
+            let is_damage = matches!(step, Step::Flip { .. } | Step::Truncate { .. } | Step::Remove { .. });
+            if is_damage || matches!(step, Step::Restart) {
+                cache = None;
+                damage(folder.path(), step);
+            }
+            if cache.is_none() {
+                let config = CacheConfig {
+                    folder: folder.path().into(),
+                    capacity_bytes: Some(3 * MIB as u64),
+                    keep_free_bytes: 0,
+                };
+                match Cache::open(config) {
+                    Ok(opened) => cache = Some(opened),
+                    Err(error) => {
+                        prop_assert!(error.to_string().contains("another version"), "{}", error);
+                        return Ok(());
+                    }
+                }
+            }
+            let cache = cache.as_ref().unwrap();
+            let store = cache.layer(key, bytes.len() as u64).unwrap();
+            if store.contents().is_none() {
+                store.stage().unwrap().finish(toc.clone(), &RangeSet::new(), None).unwrap();
+            }
+            let layout = &store.contents().unwrap().layout;
+            match step {
+                Step::Fill { chunk } => {
+                    let chunk = chunk.index(layout.chunks() as usize) as u32;
+                    fill(cache, &store, &bytes, chunk..chunk + 1);
+                }
+                Step::Part { chunk, share } => {
+                    let chunk = ChunkId(chunk.index(layout.chunks() as usize) as u32);
+                    let span = layout.chunk(chunk).stream;
+                    let length = ((span.end - span.start) as f64 * share) as usize;
+                    let start = span.start.get() as usize;
+                    store.appender().append(chunk, 0, &[IoSlice::new(&bytes[start..start + length])]).unwrap();
+                }
+                Step::Evict { bytes } => cache.make_room(*bytes).unwrap(),
+                _ => {}
+            }
+            let mut resident = 0;
+            for chunk in 0..layout.chunks() {
+                let span = layout.chunk(ChunkId(chunk)).stream;
+                let start = span.start.get() as usize;
+                let filled = store.filled(ChunkId(chunk)) as usize;
+                if filled > 0 && is_resident(&store, &bytes, start..start + filled) {
+                    resident += filled as u64;
+                }
+            }
+            prop_assert_eq!(store.resident_bytes(), resident);
+            prop_assert_eq!(cache.resident_bytes(), resident);
+        }
+    }
+}
