@@ -21,6 +21,7 @@ use kitfs::source::Priority;
 use memory::{Fault, Memory, PIECE};
 use proptest::prelude::*;
 use support::Random;
+use support::kit_builder::gzip;
 
 const MIB: usize = 1024 * 1024;
 /// Far longer than anything here takes; a test that reaches it has failed.
@@ -221,16 +222,23 @@ async fn a_compressed_layer_takes_one_pass_and_goes_on_after_an_interruption() {
 
 #[tokio::test]
 async fn evicted_chunks_of_a_compressed_layer_come_back_by_another_pass() {
-    let folder = tempfile::tempdir().unwrap();
     let stream = content(1, 2 * MIB);
-    let blob = zstd::encode_all(&stream[..], 1).unwrap();
-    let source = Memory::new(blob);
-    let fetcher = fetcher(folder.path(), Some(5 * MIB as u64));
-    let layer = open(&fetcher, source.spec(Format::Raw, Compression::Zstd), &source).await.unwrap();
-    fetcher.cache().make_room(4 * MIB as u64 + 100_000).unwrap();
-    assert!(layer.resident_bytes() < MIB as u64);
-    assert!(read(&layer, 0..stream.len()).await.unwrap() == stream);
-    assert_eq!(layer.state(), LayerState::Confirmed);
+    // Blobs of several members or frames, the borders of which are none of chunks or pieces.
+    let cut = |compress: &dyn Fn(&[u8]) -> Vec<u8>| {
+        stream.chunks(700_001).flat_map(compress).collect::<Vec<u8>>()
+    };
+    let frames = cut(&|part| zstd::encode_all(part, 1).unwrap());
+    for (compression, blob) in [(Compression::Zstd, frames), (Compression::Gzip, cut(&gzip))] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Memory::new(blob);
+        let fetcher = fetcher(folder.path(), Some(5 * MIB as u64));
+        let layer = open(&fetcher, source.spec(Format::Raw, compression), &source).await.unwrap();
+        fetcher.cache().make_room(4 * MIB as u64 + 100_000).unwrap();
+        assert!(layer.resident_bytes() < MIB as u64);
+        assert!(read(&layer, 0..stream.len()).await.unwrap() == stream, "{compression:?}");
+        assert_eq!(layer.state(), LayerState::Confirmed);
+        assert!(source.yielded() <= 2 * source.bytes.len() as u64, "one more pass");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use engine::Engine;
 use kitfs::fs::FsConfig;
 use kitfs::fuse::{Mount, MountError, MountOptions, PassthroughStatus};
+use kitfs::layer::layout::CHUNK_BYTES;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -556,6 +557,20 @@ fn a_mount_is_read_only_nosuid_nodev_and_named_after_its_reference() {
         let ran = Command::new(mounted.path("run.sh")).output();
         assert_eq!(ran.is_ok_and(|output| output.stdout == b"ran\n"), !noexec);
     }
+}
+
+/// Who is not allowed to say so has the kernel's default.
+#[test]
+fn the_kernel_reads_ahead_by_a_chunk() {
+    let layer = Layer::raw("model", "model.bin", 0o644, &[7; 1000]);
+    let mounted = Mounted::new(Kit::modelkit().with(layer));
+    let device = fs::metadata(&mounted.root).unwrap().dev();
+    let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let file = Path::new("/sys/class/bdi").join(device).join("read_ahead_kb");
+    let may_write = OpenOptions::new().write(true).open(&file).is_ok();
+    let expected = if may_write { CHUNK_BYTES / 1024 } else { 128 };
+    let told = fs::read_to_string(&file).unwrap();
+    assert_eq!(told.trim(), expected.to_string());
 }
 
 #[test]

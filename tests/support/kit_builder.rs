@@ -524,7 +524,7 @@ fn write_index(folder: &Path, tag: &str, digest: &str, size: usize) {
 }
 
 /// Compresses with the system's gzip: an encoder that shares no code with the decoder under test.
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut child = Command::new("gzip")
         .args(["-n", "-c"])
         .stdin(Stdio::piped())
