@@ -192,16 +192,37 @@ fn bytes_that_are_not_what_their_digest_says_leave_no_file_behind() {
     fs::write(&blob, bytes).unwrap();
     either_way(|kitfs| {
         let reference = format!("{}/model.bin", written.reference);
-        // The first reader has the bytes before the last of them is in and the digest is known.
-        kitfs.run(&["cat", &reference]);
-        support::kitfs::wait_until("the digest", || {
-            kitfs.run(&["cat", &reference]).code == Some(6)
-        });
+        // The first reader has the bytes before the last of them is in, and waits for the digest.
+        assert_eq!(kitfs.run(&["cat", &reference]).code, Some(6));
         let said = kitfs.fail(6, &["cp", &reference, "copy.bin"]);
         assert!(said.contains("poisoned"), "{said}");
         let left = fs::read_dir(kitfs.folder()).unwrap().map(|entry| entry.unwrap().file_name());
         let left: Vec<_> = left.filter(|name| name != "cache" && name != "home").collect();
         assert!(left.is_empty(), "{left:?}");
+    });
+}
+
+/// The first file of the layer is as its headers say; what is wrong is in the second.
+#[test]
+fn cp_leaves_no_file_of_a_layer_that_is_not_what_its_digest_says() {
+    let folder = TempDir::new().unwrap();
+    let wrong = Layer::tar("dataset", "sets")
+        .file("sets/a.bin", 0o644, &[7; 300_000])
+        .file("sets/b.bin", 0o644, &[8; 300_000]);
+    let right = Layer::tar("code", "code").file("code/run.py", 0o644, b"run");
+    let written = Kit::modelkit().with(right).with(wrong).write(folder.path(), "v1");
+    let blob = written.blob(&written.layers[1].0);
+    let mut bytes = fs::read(&blob).unwrap();
+    let at = bytes.iter().rposition(|&byte| byte == 8).unwrap();
+    bytes[at] = 9;
+    fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&blob, bytes).unwrap();
+    either_way(|kitfs| {
+        let said = kitfs.fail(6, &["cp", "-r", &written.reference, "copy"]);
+        assert!(said.contains("poisoned"), "{said}");
+        let copy = kitfs.folder().join("copy");
+        assert_eq!(fs::read(copy.join("code/run.py")).unwrap(), b"run");
+        assert_eq!(fs::read_dir(copy.join("sets")).unwrap().count(), 0);
     });
 }
 

@@ -1,13 +1,16 @@
 //! `kitfs cp REF[/PATH] DEST`.
 //!
-//! Files appear under their names only when they are complete: they are written beside them and
-//! renamed. Names come from a kit and are hostile until checked: every one is taken apart here,
+//! Files appear under their names only when they are complete, and none of a layer before all that is
+//! copied of it came, and its digest did not speak against it: they are written beside them and
+//! renamed. What else stops a copy leaves the complete ones. Names come from a kit and are hostile until checked: every one is taken apart here,
 //! and nothing is written through a symlink that lies in the destination.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
+use parking_lot::Mutex;
 
 use super::arguments::NetworkArguments;
 use super::error::CliError;
@@ -21,6 +24,7 @@ mod destination;
 mod writing;
 
 use self::destination::{Destination, relative};
+use self::writing::{Numbers, Unfinished};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -46,14 +50,6 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    // A handler, so that what is half written is removed on the way out.
-    tokio::select! {
-        copied = copy(settings, arguments) => copied,
-        _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
-    }
-}
-
-async fn copy(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let wanted = parse_kit_path(&arguments.from)?;
     let kit = settings.kit(wanted.reference.clone(), &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
@@ -71,10 +67,64 @@ async fn copy(settings: &Settings, arguments: Arguments) -> Result<(), CliError>
     let destination = Destination::find(&arguments.to, &listing.entry)?;
     let total_bytes = std::iter::once(&listing.entry).chain(&listing.below).map(|entry| entry.size);
     let bar = byte_bar(total_bytes.fold(0, u64::saturating_add), "copying");
-    let copying = Copying { backend, kit, destination, bar, is_recursive: arguments.recursive };
-    let copied = copying.all(&listing).await;
+    let copying = Copying {
+        backend,
+        kit,
+        destination,
+        bar,
+        is_recursive: arguments.recursive,
+        numbers: Numbers::default(),
+        layers: Mutex::new(Layers::new(&listing)),
+    };
+    // A handler, so that what is half written is removed on the way out, and what is complete kept.
+    let copied = tokio::select! {
+        copied = copying.all(&listing) => copied,
+        _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
+    };
     copying.bar.finish_and_clear();
-    copied
+    let layers = std::mem::take(&mut *copying.layers.lock());
+    match &copied {
+        Err(error) if error.kind() == Some(FailureKind::BadContent) => copied,
+        _ => layers.keep_complete().and(copied),
+    }
+}
+
+/// Files that are complete, and wait for others of their layer.
+#[derive(Default)]
+struct Layers(HashMap<u32, OfLayer>);
+
+#[derive(Default)]
+struct OfLayer {
+    files_left: u64,
+    complete: Vec<Unfinished>,
+}
+
+impl Layers {
+    fn new(listing: &Listing) -> Self {
+        let mut layers = Self::default();
+        let entries = std::iter::once(&listing.entry).chain(&listing.below);
+        for layer in entries.filter_map(|entry| entry.layer) {
+            layers.0.entry(layer).or_default().files_left += 1;
+        }
+        layers
+    }
+
+    /// Takes a file; with the last one of its layer, puts all of them in their places.
+    fn complete(&mut self, layer: Option<u32>, file: Unfinished) -> Result<(), CliError> {
+        let Some(layer) = layer else { return file.keep() };
+        let of_layer = self.0.entry(layer).or_default();
+        of_layer.complete.push(file);
+        of_layer.files_left = of_layer.files_left.saturating_sub(1);
+        match of_layer.files_left {
+            0 => std::mem::take(&mut of_layer.complete).into_iter().try_for_each(Unfinished::keep),
+            _ => Ok(()),
+        }
+    }
+
+    fn keep_complete(self) -> Result<(), CliError> {
+        let mut files = self.0.into_values().flat_map(|of_layer| of_layer.complete);
+        files.try_for_each(Unfinished::keep)
+    }
 }
 
 struct Copying {
@@ -83,6 +133,8 @@ struct Copying {
     destination: Destination,
     bar: ProgressBar,
     is_recursive: bool,
+    numbers: Numbers,
+    layers: Mutex<Layers>,
 }
 
 impl Copying {
@@ -101,7 +153,7 @@ impl Copying {
                 EntryKind::Symlink(link) if self.is_recursive => {
                     let is_inside = destination::stays_inside(base, &entry.path.0, &link.0);
                     match is_inside {
-                        true => writing::symlink(&target, &link.0)?,
+                        true => writing::symlink(&self.numbers, &target, &link.0)?,
                         false => {
                             left_out += 1;
                             warn_left_out(entry, &link.0);
@@ -137,7 +189,8 @@ impl Copying {
             paths: vec![entry.path.clone()],
         };
         let bytes = self.backend.read(request).await?;
-        writing::file(target, bytes, mode, size, &self.bar).await
+        let file = writing::file(&self.numbers, target, bytes, mode, size, &self.bar).await?;
+        self.layers.lock().complete(entry.layer, file)
     }
 }
 

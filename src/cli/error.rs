@@ -35,6 +35,14 @@ impl CliError {
         Self::new(FailureKind::Internal, message)
     }
 
+    /// What kind of failure it is, if it is one.
+    pub(super) fn kind(&self) -> Option<FailureKind> {
+        match self {
+            Self::Failure(failure) => Some(failure.kind),
+            Self::OutputClosed | Self::Interrupted | Self::Passed(_) => None,
+        }
+    }
+
     /// Says what went wrong, and gives the exit code (docs/operations.md).
     pub(super) fn report(self) -> ExitCode {
         match self {

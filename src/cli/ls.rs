@@ -122,6 +122,7 @@ mod tests {
             mode,
             size: 0,
             mtime_seconds,
+            layer: None,
         };
         assert_eq!(mode(&entry(EntryKind::Directory, 0o755, 0)), "drwxr-xr-x");
         assert_eq!(mode(&entry(EntryKind::File, 0o640, 0)), "-rw-r-----");

@@ -358,6 +358,10 @@ pub struct Entry {
     pub size: u64,
     /// Seconds since 1970.
     pub mtime_seconds: i64,
+    /// Of a file: the layer that has its bytes. The number says no more than that files with the same
+    /// are verified together; none is that of bytes which no digest of a layer covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<u32>,
 }
 
 /// A request for entries: those of a directory, or the one that `path` names.
@@ -513,6 +517,8 @@ pub struct CacheReport {
     pub checked_bytes: u64,
     /// What was left alone, and why: `sha256:… is mounted at /models`.
     pub kept: Vec<String>,
+    /// What could not be done, and why; the rest was.
+    pub failed: Vec<String>,
 }
 
 /// What kind of failure, for exit codes.

@@ -10,7 +10,7 @@ use crate::fetch::FetchError;
 use crate::fs::LoadError;
 use crate::fuse::MountError;
 use crate::kit::FilterError;
-use crate::oci::ReferenceError;
+use crate::oci::{Digest, ReferenceError};
 use crate::source::SourceError;
 
 impl FailureKind {
@@ -40,6 +40,15 @@ impl FailureKind {
             Self::Cache => 8,
             Self::Daemon => 9,
         }
+    }
+}
+
+impl Failure {
+    /// That the digest of a complete layer should be known, and is not.
+    pub(super) fn unverifiable(layer: Digest) -> Self {
+        let why = "is complete, but its digest could not be computed; see daemon.log in the cache \
+                   folder";
+        Self::new(FailureKind::Cache, format!("{layer} {why}"))
     }
 }
 

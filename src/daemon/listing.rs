@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::api::{Entry, EntryKind, Failure, ListRequest, Listing, RawPath};
 use super::paths::{self, LastLink};
 use crate::fs::LoadedKit;
-use crate::kit::{NodeId, NodeKind, Tree};
+use crate::kit::{Content, NodeId, NodeKind, Tree};
 
 /// Answers a [`ListRequest`] about a loaded kit.
 pub(super) fn list(kit: &Arc<LoadedKit>, request: &ListRequest) -> Result<Listing, Failure> {
@@ -39,11 +39,16 @@ fn entry(tree: &Tree, node: NodeId) -> Entry {
         NodeKind::File(_) => (EntryKind::File, tree.size(node)),
         NodeKind::Symlink(target) => (EntryKind::Symlink(RawPath(target.to_vec())), 0),
     };
+    let layer = match tree.kind(node) {
+        NodeKind::File(Content::Extent { layer, .. }) => Some(*layer),
+        NodeKind::File(Content::Inline(_)) | NodeKind::Directory | NodeKind::Symlink(_) => None,
+    };
     Entry {
         path: RawPath(tree.path(node)),
         kind,
         mode: tree.mode(node),
         size,
         mtime_seconds: tree.mtime_seconds(node),
+        layer,
     }
 }

@@ -45,11 +45,23 @@ pub(super) fn open(kit: Arc<LoadedKit>, paths: &[RawPath]) -> Result<ByteStream,
         let piece = next_piece(&mut files).await?;
         Some((piece, (files, kit)))
     });
-    let wrong = stream::iter(layers).filter_map(|layer| async move {
-        let LayerState::Poisoned { got } = layer.confirmed().await else { return None };
-        Some(Err(FetchError::Poisoned { expected: layer.key().digest, got }.into()))
-    });
+    let wrong = stream::iter(layers)
+        .filter_map(|layer| async move { what_is_wrong(&layer).await.map(Err) });
     Ok(pieces.chain(wrong).boxed())
+}
+
+/// Waits for the digest of a layer that is complete.
+async fn what_is_wrong(layer: &Layer) -> Option<Failure> {
+    let digest = layer.key().digest;
+    match layer.confirmed().await {
+        LayerState::Confirmed => None,
+        LayerState::Poisoned { got } => Some(FetchError::Poisoned { expected: digest, got }.into()),
+        LayerState::Unconfirmed if layer.store().is_complete() => {
+            Some(Failure::unverifiable(digest))
+        }
+        // What was read is as trustworthy as its source.
+        LayerState::Unconfirmed => None,
+    }
 }
 
 fn find(kit: &LoadedKit, path: &RawPath) -> Result<Rest, Failure> {

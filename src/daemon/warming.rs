@@ -268,9 +268,7 @@ impl Want {
                 ),
             ),
             LayerState::Unconfirmed if self.layer.store().is_complete() => {
-                let why = "is complete, but its digest could not be computed; see daemon.log in \
-                           the cache folder";
-                (FailureKind::Cache, why.to_owned())
+                return Err(Failure::unverifiable(digest));
             }
             LayerState::Unconfirmed if self.is_whole() => {
                 let why = "came, but parts of it were evicted before its digest could be computed: \

@@ -104,7 +104,14 @@ mod tests {
     use crate::daemon::api::RawPath;
 
     fn entry(path: &str, kind: EntryKind) -> Entry {
-        Entry { path: RawPath(path.into()), kind, mode: 0o644, size: 0, mtime_seconds: 0 }
+        Entry {
+            path: RawPath(path.into()),
+            kind,
+            mode: 0o644,
+            size: 0,
+            mtime_seconds: 0,
+            layer: None,
+        }
     }
 
     #[test]

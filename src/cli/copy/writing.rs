@@ -1,13 +1,15 @@
 //! Files, directories and symlinks, written so that nothing half done is left under its name.
 //!
 //! A file is written under a name of its own beside its place, and renamed when every byte is
-//! there. An interrupted copy removes it; a killed one leaves it, recognisable by its name.
+//! there and nothing speaks against them. An interrupted copy removes it; a killed one leaves it,
+//! recognisable by its name.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
 use indicatif::ProgressBar;
@@ -20,26 +22,45 @@ use crate::daemon::api::FailureKind;
 /// Leftovers of killed copies in one folder that are passed over; nobody has that many.
 const MOST_LEFTOVERS: u32 = 100;
 
-/// Removes a file when it is dropped, unless it has been kept.
-struct Unfinished(Option<PathBuf>);
+/// Numbers for names of what is not finished yet.
+#[derive(Default)]
+pub(super) struct Numbers(AtomicU64);
+
+/// Something that lies beside its place until it is kept; dropped, it is removed.
+pub(super) struct Unfinished {
+    path: PathBuf,
+    target: PathBuf,
+    is_kept: bool,
+}
+
+impl Unfinished {
+    /// Puts it in its place, instead of a file or symlink that is there.
+    pub(super) fn keep(mut self) -> Result<(), CliError> {
+        std::fs::rename(&self.path, &self.target)
+            .map_err(|error| write_error(&self.target, error))?;
+        self.is_kept = true;
+        Ok(())
+    }
+}
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
+        if !self.is_kept {
             // Best effort on the way out: its name says what it is.
-            let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Writes `bytes` to `target`; exactly `size` bytes, where that is known.
+/// Writes `bytes` beside `target`; exactly `size` bytes, where that is known.
 pub(super) async fn file(
+    numbers: &Numbers,
     target: &Path,
     mut bytes: ByteStream,
     mode: u32,
     size: Option<u64>,
     bar: &ProgressBar,
-) -> Result<(), CliError> {
+) -> Result<Unfinished, CliError> {
     let failed = |error| write_error(target, error);
     if target.symlink_metadata().is_ok_and(|there| there.is_dir()) {
         return Err(failed(io::Error::other("there is a directory of that name")));
@@ -47,8 +68,7 @@ pub(super) async fn file(
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     let (unfinished, opened) =
-        make_unfinished(target, |path| options.open(path)).map_err(failed)?;
-    let mut guard = Unfinished(Some(unfinished.clone()));
+        make_unfinished(numbers, target, |path| options.open(path)).map_err(failed)?;
     let mut output = tokio::fs::File::from_std(opened);
     let mut written = 0;
     while let Some(piece) = bytes.next().await {
@@ -62,10 +82,8 @@ pub(super) async fn file(
         let message = format!("{}: {written} bytes came instead of {size}", target.display());
         return Err(CliError::new(FailureKind::Daemon, message));
     }
-    set_mode(&unfinished, mode)?;
-    std::fs::rename(&unfinished, target).map_err(failed)?;
-    guard.0 = None;
-    Ok(())
+    set_mode(&unfinished.path, mode)?;
+    Ok(unfinished)
 }
 
 /// Makes a directory that can be written into; one that is there is fine, a symlink to one not.
@@ -84,15 +102,11 @@ pub(super) fn directory(target: &Path) -> Result<bool, CliError> {
 }
 
 /// Makes a symlink, in the place of a file or symlink that is there.
-pub(super) fn symlink(target: &Path, link: &[u8]) -> Result<(), CliError> {
-    let failed = |error| write_error(target, error);
+pub(super) fn symlink(numbers: &Numbers, target: &Path, link: &[u8]) -> Result<(), CliError> {
     let link = OsStr::from_bytes(link);
-    let made = make_unfinished(target, |path| std::os::unix::fs::symlink(link, path));
-    let (unfinished, ()) = made.map_err(failed)?;
-    let mut guard = Unfinished(Some(unfinished.clone()));
-    std::fs::rename(&unfinished, target).map_err(failed)?;
-    guard.0 = None;
-    Ok(())
+    let made = make_unfinished(numbers, target, |path| std::os::unix::fs::symlink(link, path));
+    let (unfinished, ()) = made.map_err(|error| write_error(target, error))?;
+    unfinished.keep()
 }
 
 /// Sets permission bits.
@@ -106,21 +120,26 @@ pub(super) fn set_mode(path: &Path, mode: u32) -> Result<(), CliError> {
 /// Process numbers come again, in containers at once: what an earlier copy left is not touched,
 /// because another container may be writing it.
 fn make_unfinished<T>(
+    numbers: &Numbers,
     target: &Path,
     make: impl Fn(&Path) -> io::Result<T>,
-) -> io::Result<(PathBuf, T)> {
+) -> io::Result<(Unfinished, T)> {
     let folder = target.parent().unwrap_or(Path::new(""));
-    let name = format!(".kitfs-unfinished-{}", std::process::id());
-    let mut attempt = 0;
+    let mut leftovers = 0;
     loop {
-        let path = folder.join(format!("{name}-{attempt}"));
+        let number = numbers.0.fetch_add(1, Ordering::Relaxed);
+        let path = folder.join(format!(".kitfs-unfinished-{}-{number}", std::process::id()));
         match make(&path) {
             Err(error)
-                if error.kind() == io::ErrorKind::AlreadyExists && attempt < MOST_LEFTOVERS =>
+                if error.kind() == io::ErrorKind::AlreadyExists && leftovers < MOST_LEFTOVERS =>
             {
-                attempt += 1;
+                leftovers += 1;
             }
-            made => return made.map(|made| (path, made)),
+            Err(error) => return Err(error),
+            Ok(made) => {
+                let target = target.to_owned();
+                return Ok((Unfinished { path, target, is_kept: false }, made));
+            }
         }
     }
 }
