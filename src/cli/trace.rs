@@ -8,6 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
+use bytes::Bytes;
 use clap::Subcommand;
 use futures_util::StreamExt;
 use tokio::process::Command as Process;
@@ -17,8 +18,8 @@ use super::error::CliError;
 use super::output::{count_of, print_line, print_table, printable, say, warn};
 use super::settings::{Settings, mountpoint};
 use super::sizes;
-use crate::daemon::api::{FailureKind, RecordRequest};
-use crate::daemon::{Backend, TRACE_LIMIT_BYTES, read_trace};
+use crate::daemon::api::{Failure, FailureKind, RecordRequest};
+use crate::daemon::{Backend, ByteStream, TRACE_LIMIT_BYTES, read_trace};
 use crate::fs::{TRACE_LINES, Trace, percent_encoded};
 
 #[derive(Debug, clap::Args)]
@@ -84,31 +85,23 @@ async fn record(
     if output.is_none() && !command.is_empty() {
         return Err(CliError::usage("the command's output would mix with the trace: add -o FILE"));
     }
-    let mut lines = backend.record(&request).await?;
-    let unwritten = |error: std::io::Error| match output {
-        Some(path) => CliError::usage(format!("cannot write {}: {error}", path.display())),
-        None => error.into(),
-    };
-    let mut written = match output {
-        Some(path) => Output::file(path).map_err(unwritten)?,
-        None => Output::Started(Box::new(std::io::stdout())),
-    };
+    let lines = backend.record(&request).await?;
+    let output = Output::new(output)?;
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut child = match command.split_first() {
         Some((program, arguments)) => {
             let failed = |error| CliError::usage(format!("{}: {error}", program.display()));
             Some(Process::new(program).args(arguments).kill_on_drop(true).spawn().map_err(failed)?)
         }
-        None => None,
+        None => {
+            let place = request.mountpoint.display();
+            say(format_args!("recording {place}: end it with Ctrl-C"));
+            None
+        }
     };
-    if child.is_none() {
-        say(format_args!("recording {}: end it with Ctrl-C", request.mountpoint.display()));
-    }
-    let is_interactive = child.is_none();
-    let mut exit_code = 0;
-    let mut is_stopped = false;
-    let mut room = Room { lines: TRACE_LINES, bytes: TRACE_LIMIT_BYTES };
-    loop {
+    let mut recorder = Recorder::new(backend, request, lines, output);
+    let mut exit_code = None;
+    while recorder.is_recording() || child.is_some() && exit_code.is_none() {
         let ended = async {
             match &mut child {
                 Some(child) => child.wait().await.map(exit_code_of),
@@ -116,62 +109,160 @@ async fn record(
             }
         };
         tokio::select! {
-            line = lines.next() => match line {
-                Some(line) => {
-                    let line = line?;
-                    if !room.take(&line) {
-                        warn("the trace is as long as one can be: what is read now is not recorded");
-                        is_stopped = true;
-                        break;
-                    }
-                    written.write(&line).map_err(unwritten)?;
-                }
-                None => break,
-            },
-            code = ended, if !is_stopped => {
-                exit_code = code?;
-                is_stopped = true;
-                // The mount may have ended just now, and the recording with it.
-                if backend.stop_recording(&request).await.is_err() {
-                    break;
-                }
+            line = recorder.next() => recorder.take(line).await,
+            code = ended, if exit_code.is_none() => {
+                exit_code = Some(code?);
+                recorder.stop().await;
             }
-            // A command gets the signal too, and ends by it or not. A second one ends the wait for
-            // what was read last.
-            _ = interrupts.recv(), if is_interactive => {
-                if std::mem::replace(&mut is_stopped, true)
-                    || backend.stop_recording(&request).await.is_err()
-                {
-                    break;
-                }
+            // A command gets the signal too, and ends by it or not. One more, or one after it, ends
+            // the wait for what was read last.
+            _ = interrupts.recv() => match (&child, exit_code) {
+                (Some(_), None) => {}
+                _ if recorder.is_stopped => recorder.lines = None,
+                _ => recorder.stop().await,
             }
         }
     }
-    written.end().map_err(unwritten)?;
-    if !is_stopped {
-        warn("the mount ended, and the recording with it");
-    }
-    // The first line is the header.
-    match (TRACE_LINES - room.lines).saturating_sub(1) {
-        0 => warn(
-            "nothing was recorded: either nothing was read from files, or the kernel had it in \
-             memory already, where it is not seen; record from a fresh mount",
-        ),
-        count => say(format_args!("recorded {}", count_of(count as u64, "line", "lines"))),
-    }
-    if let Some(mut child) = child {
-        exit_code = child.wait().await.map(exit_code_of)?;
-    }
-    match exit_code {
-        0 => Ok(()),
+    let recorded = recorder.end();
+    match (exit_code.unwrap_or(0), recorded) {
+        (0, recorded) => recorded,
         // Of a code beyond 8 bits only those are seen by whoever started it, too.
-        code => Err(CliError::Passed(code as u8)),
+        (code, recorded) => {
+            if let Err(CliError::Failure(failure)) = recorded {
+                warn(failure);
+            }
+            Err(CliError::Passed(code as u8))
+        }
     }
 }
 
-/// Where the lines go. A file keeps what it has until something was read: a command that does not
-/// start, or reads nothing, takes no good trace away.
-enum Output {
+/// A recording, and what has come of it. Whatever goes wrong with it, a command that runs meanwhile
+/// goes on.
+struct Recorder {
+    backend: Backend,
+    request: RecordRequest,
+    /// What comes; nothing more once it has ended.
+    lines: Option<ByteStream>,
+    output: Output,
+    room: Room,
+    /// Whether it was ended from here.
+    is_stopped: bool,
+    failure: Option<CliError>,
+}
+
+impl Recorder {
+    fn new(backend: Backend, request: RecordRequest, lines: ByteStream, output: Output) -> Self {
+        let room = Room { lines: TRACE_LINES, bytes: TRACE_LIMIT_BYTES };
+        let (lines, is_stopped, failure) = (Some(lines), false, None);
+        Self { backend, request, lines, output, room, is_stopped, failure }
+    }
+
+    fn is_recording(&self) -> bool {
+        self.lines.is_some()
+    }
+
+    /// The next line; waits for ever once there is none.
+    async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
+        match &mut self.lines {
+            Some(lines) => lines.next().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn take(&mut self, line: Option<Result<Bytes, Failure>>) {
+        let written = match line {
+            Some(Ok(line)) if self.room.take(&line) => self.output.write(&line),
+            Some(Ok(_)) => {
+                warn("the trace is as long as one can be: what is read now is not recorded");
+                return self.break_off().await;
+            }
+            Some(Err(failure)) => Err(failure.into()),
+            None => {
+                self.lines = None;
+                if !self.is_stopped {
+                    warn("the mount ended, and the recording with it");
+                }
+                return;
+            }
+        };
+        if let Err(error) = written {
+            self.failure = Some(error);
+            self.break_off().await;
+        }
+    }
+
+    /// Lets it come to its end: the lines of what was read last are still to come.
+    async fn stop(&mut self) {
+        if self.lines.is_none() || std::mem::replace(&mut self.is_stopped, true) {
+            return;
+        }
+        if self.backend.stop_recording(&self.request).await.is_err() {
+            // The mount has ended just now, and the recording with it.
+            self.lines = None;
+        }
+    }
+
+    /// Ends it without the lines that are still to come.
+    async fn break_off(&mut self) {
+        self.stop().await;
+        self.lines = None;
+    }
+
+    fn end(mut self) -> Result<(), CliError> {
+        let ended = self.output.end();
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        ended?;
+        // The first line is the header.
+        match (TRACE_LINES - self.room.lines).saturating_sub(1) {
+            0 => warn(
+                "nothing was recorded: either nothing was read from files, or the kernel had it in \
+                 memory already, where it is not seen; record from a fresh mount",
+            ),
+            count => say(format_args!("recorded {}", count_of(count as u64, "line", "lines"))),
+        }
+        Ok(())
+    }
+}
+
+/// Where the lines go.
+struct Output {
+    /// `None` is the standard output.
+    path: Option<PathBuf>,
+    sink: Sink,
+}
+
+impl Output {
+    fn new(path: Option<&Path>) -> Result<Self, CliError> {
+        let opened = match path {
+            Some(path) => Sink::file(path),
+            None => Ok(Sink::Started(Box::new(std::io::stdout()))),
+        };
+        let path = path.map(Path::to_owned);
+        let sink = opened.map_err(|error| unwritten(path.as_deref(), error))?;
+        Ok(Self { path, sink })
+    }
+
+    fn write(&mut self, line: &[u8]) -> Result<(), CliError> {
+        self.sink.write(line).map_err(|error| unwritten(self.path.as_deref(), error))
+    }
+
+    fn end(&mut self) -> Result<(), CliError> {
+        self.sink.end().map_err(|error| unwritten(self.path.as_deref(), error))
+    }
+}
+
+fn unwritten(path: Option<&Path>, error: std::io::Error) -> CliError {
+    match path {
+        Some(path) => CliError::usage(format!("cannot write {}: {error}", path.display())),
+        None => error.into(),
+    }
+}
+
+/// A file keeps what it has until something was read: a command that does not start, or reads
+/// nothing, takes no good trace away.
+enum Sink {
     /// A file that is there, and the header that it is to begin with.
     Waiting {
         file: File,
@@ -180,7 +271,7 @@ enum Output {
     Started(Box<dyn Write + Send>),
 }
 
-impl Output {
+impl Sink {
     fn file(path: &Path) -> std::io::Result<Self> {
         match File::options().write(true).open(path) {
             Ok(file) => Ok(Self::Waiting { file, header: Vec::new() }),

@@ -323,6 +323,23 @@ fn a_recorded_trace_tells_what_was_read_in_its_order() {
     recorded(&counted, &mountpoint);
 }
 
+/// The disk is full, say: the program has more to do than to be recorded.
+#[test]
+fn a_trace_that_cannot_be_written_does_not_end_the_program() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
+    let place = mountpoint.to_str().unwrap();
+    for (code, shard) in [(0, 2), (4, 0)] {
+        let read = format!("head -c 2000000 weights/shard-{shard} >/dev/null && sleep 2");
+        let script = format!("cd {place} && {read} && echo went on && exit {code}");
+        let command = ["trace", "record", "-o", "/dev/full", place, "--", "sh", "-c", &script];
+        let outcome = counted.kitfs.run(&command);
+        assert_eq!(outcome.stdout, b"went on\n", "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("cannot write /dev/full"), "{}", outcome.stderr);
+        assert_eq!(outcome.code, Some(if code == 0 { 2 } else { code }), "{}", outcome.stderr);
+    }
+}
+
 #[rstest]
 #[case::warm(true)]
 #[case::mount(false)]
