@@ -39,7 +39,11 @@ enum Command {
     },
     /// Remove everything that is not in use.
     Clear,
-    /// Check every byte in the cache against its recorded digest, and drop what is wrong.
+    /// Check every byte in the cache, and drop what is wrong.
+    ///
+    /// Bytes are compared with the checksums they had when they came; those of verified layers also
+    /// with what follows from the layers' digests. What is dropped is fetched again when it is read;
+    /// the command fails then (exit code 6).
     Verify,
 }
 
@@ -57,17 +61,13 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         Command::Rm { .. } => {
             let is_all_kept = report.layers.is_empty();
             match report.kept.first() {
-                Some(kept) if is_all_kept => Err(CliError::new(FailureKind::Cache, kept)),
-                _ => {
-                    print_warnings(&report.kept);
-                    print_removed(&report)
+                Some(kept) if is_all_kept && report.failed.is_empty() => {
+                    Err(CliError::new(FailureKind::Cache, kept))
                 }
+                _ => print_removed(&report),
             }
         }
-        Command::Clear => {
-            print_warnings(&report.kept);
-            print_removed(&report)
-        }
+        Command::Clear => print_removed(&report),
         Command::Verify => print_verified(&report),
     }
 }
@@ -90,11 +90,21 @@ fn print_layers(layers: &[CachedLayer]) -> Result<(), CliError> {
 }
 
 fn print_removed(report: &CacheReport) -> Result<(), CliError> {
+    print_warnings(&report.kept);
     print_line(format_args!(
         "removed {}, {}",
         count_of(report.layers.len() as u64, "layer", "layers"),
         sizes::show(report.removed_bytes)
-    ))
+    ))?;
+    fail_with(report, "removed")
+}
+
+/// Fails where something could not be `done`.
+fn fail_with(report: &CacheReport, done: &str) -> Result<(), CliError> {
+    let Some((last, others)) = report.failed.split_last() else { return Ok(()) };
+    print_warnings(others);
+    let count = count_of(report.failed.len() as u64, "layer", "layers");
+    Err(CliError::new(FailureKind::Cache, format!("{count} could not be {done}: {last}")))
 }
 
 fn print_verified(report: &CacheReport) -> Result<(), CliError> {
@@ -104,8 +114,9 @@ fn print_verified(report: &CacheReport) -> Result<(), CliError> {
         count_of(report.layers.len() as u64, "layer", "layers")
     ))?;
     if report.dropped_chunks == 0 {
-        return Ok(());
+        return fail_with(report, "checked");
     }
+    print_warnings(&report.failed);
     let message = format!(
         "{} not what was fetched and dropped: what was there is fetched again when it is read; \
          check the disk",

@@ -1,6 +1,6 @@
 //! The upkeep of the cache: `kitfs cache ls|rm|clear|verify`. Blocking.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,9 @@ use crate::oci::{Compression, Digest, Encoding, Format, Origin};
 
 /// The fewest digits of a digest that stand for it.
 const LEAST_DIGITS: usize = 8;
-/// How long to wait for a layer that nobody has mounted to be let go: longer than a read takes.
+/// How many layers are named that may be meant.
+const MOST_CANDIDATES: usize = 4;
+/// How long to wait for layers that nobody has mounted to be let go: longer than a read takes.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -54,8 +56,10 @@ fn layers_of(
         Err(_) if is_short_digest(what) => {
             let named = layers.iter().map(|layer| layer.key);
             keys.extend(named.filter(|key| key.digest.to_string().starts_with(what)));
-            if keys.iter().any(|key| keys.iter().any(|other| other.digest != key.digest)) {
-                let message = format!("{what} begins several digests; see `kitfs cache ls`");
+            let digests: BTreeSet<String> = keys.iter().map(|key| key.digest.to_string()).collect();
+            if digests.len() > 1 {
+                let some: Vec<String> = digests.into_iter().take(MOST_CANDIDATES).collect();
+                let message = format!("{what} begins several digests: {}", some.join(", "));
                 return Err(Failure::new(FailureKind::Usage, message));
             }
         }
@@ -81,9 +85,11 @@ fn remove(
     layers: &[LayerUsage],
 ) -> Result<CacheReport, Failure> {
     let mut report = CacheReport::default();
+    // Of all layers together: they are let go of at the same time.
+    let deadline = Instant::now() + RELEASE_PATIENCE;
     for layer in layers {
         let digest = layer.key.digest;
-        match remove_layer(cache, mounts, layer.key) {
+        match remove_layer(cache, mounts, layer.key, deadline) {
             Ok(freed_bytes) => {
                 report.removed_bytes += freed_bytes;
                 report.layers.push(cached_layer(layer));
@@ -95,15 +101,19 @@ fn remove(
                 }
                 None => format!("{digest} is being read"),
             }),
-            Err(error) => return Err(error.into()),
+            Err(error) => report.failed.push(error.to_string()),
         }
     }
     Ok(report)
 }
 
 /// Removes a layer. What no mount has open may be held by a read or a check that is just ending.
-fn remove_layer(cache: &Arc<Cache>, mounts: &Mounts, key: LayerKey) -> Result<u64, CacheError> {
-    let deadline = Instant::now() + RELEASE_PATIENCE;
+fn remove_layer(
+    cache: &Arc<Cache>,
+    mounts: &Mounts,
+    key: LayerKey,
+    deadline: Instant,
+) -> Result<u64, CacheError> {
     loop {
         match cache.remove_layer(key) {
             Err(CacheError::InUse(_))
@@ -119,7 +129,13 @@ fn remove_layer(cache: &Arc<Cache>, mounts: &Mounts, key: LayerKey) -> Result<u6
 fn verify(cache: &Arc<Cache>, layers: &[LayerUsage]) -> Result<CacheReport, Failure> {
     let mut report = CacheReport::default();
     for layer in layers {
-        let found = cache.verify_layer(layer.key)?;
+        let found = match cache.verify_layer(layer.key) {
+            Ok(found) => found,
+            Err(error) => {
+                report.failed.push(error.to_string());
+                continue;
+            }
+        };
         report.checked_bytes += found.checked_bytes;
         report.dropped_chunks += found.dropped_chunks;
         if found.dropped_chunks > 0 {
@@ -161,5 +177,43 @@ fn encoding_name(encoding: Encoding) -> &'static str {
         (Format::Raw, Compression::None) => "raw",
         (Format::Raw, Compression::Gzip) => "raw+gzip",
         (Format::Raw, Compression::Zstd) => "raw+zstd",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::CacheConfig;
+
+    /// Three layers, two of which have digests that begin alike.
+    #[test]
+    fn the_first_digits_of_a_digest_name_one_layer_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = CacheConfig {
+            folder: folder.path().to_owned(),
+            capacity_bytes: None,
+            keep_free_bytes: 0,
+        };
+        let cache = Cache::open(config).unwrap();
+        let encoding = Encoding { format: Format::Raw, compression: Compression::None };
+        let with_digits = |first, last| {
+            let mut digest = [first; 32];
+            digest[31] = last;
+            LayerKey { digest: Digest::from_sha256(digest), encoding }
+        };
+        let keys = [with_digits(0xaa, 1), with_digits(0xaa, 2), with_digits(0xbb, 1)];
+        for key in keys {
+            cache.layer(key, 10).unwrap();
+        }
+        let named = |what: &str| layers_of(&cache, &cache.layers().unwrap(), what);
+        assert_eq!(named("sha256:bbbbbbbb").unwrap(), HashSet::from([keys[2]]));
+        assert_eq!(named(&keys[0].digest.to_string()).unwrap(), HashSet::from([keys[0]]));
+        let ambiguous = named("sha256:aaaaaaaa").unwrap_err();
+        assert_eq!(ambiguous.kind, FailureKind::Usage);
+        for key in &keys[..2] {
+            assert!(ambiguous.message.contains(&key.digest.to_string()), "{ambiguous:?}");
+        }
+        assert_eq!(named("sha256:cccccccc").unwrap_err().kind, FailureKind::NotFound);
+        assert!(named("sha256:bbbbbbb").is_err(), "too few digits");
     }
 }
