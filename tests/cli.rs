@@ -206,9 +206,9 @@ fn bytes_that_are_not_what_their_digest_says_leave_no_file_behind() {
 #[test]
 fn cp_leaves_no_file_of_a_layer_that_is_not_what_its_digest_says() {
     let folder = TempDir::new().unwrap();
-    let wrong = Layer::tar("dataset", "sets")
-        .file("sets/a.bin", 0o644, &[7; 300_000])
-        .file("sets/b.bin", 0o644, &[8; 300_000]);
+    let (first, second) = (&[7; 300_000], &[8; 300_000]);
+    let wrong = Layer::tar("dataset", "sets");
+    let wrong = wrong.file("sets/a.bin", 0o644, first).file("sets/b.bin", 0o644, second);
     let right = Layer::tar("code", "code").file("code/run.py", 0o644, b"run");
     let written = Kit::modelkit().with(right).with(wrong).write(folder.path(), "v1");
     let blob = written.blob(&written.layers[1].0);
