@@ -165,13 +165,20 @@ impl Inner {
             EndOnDrop { transfer: transfer.clone(), place: self.spec.blob.digest.to_string() };
         let turn = self.turn(&transfer);
         self.runtime.spawn(async move {
+            let first = inner.sources.read()[0].clone();
             let fetch = async {
-                match inner.fetch(&transfer, range.clone(), turn).await {
+                let result = inner.fetch(&transfer, range.clone(), turn).await;
+                let again = match &result {
                     Err(FetchError::LargeWindow(_)) => {
                         inner.has_large_windows.store(true, Ordering::Relaxed);
-                        inner.fetch(&transfer, range, inner.turn(&transfer)).await
+                        true
                     }
-                    result => result,
+                    Err(error) => error.is_about_other_bytes() && inner.put_last(&first),
+                    Ok(()) => false,
+                };
+                match again {
+                    true => inner.fetch(&transfer, range, inner.turn(&transfer)).await,
+                    false => result,
                 }
             };
             let result = tokio::select! {

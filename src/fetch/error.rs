@@ -58,6 +58,11 @@ impl FetchError {
         }
     }
 
+    /// Whether a source sent other bytes than those of a confirmed layer: another may have them.
+    pub(super) fn is_about_other_bytes(&self) -> bool {
+        matches!(self, Self::Cache(error) if matches!(**error, CacheError::Changed { .. }))
+    }
+
     /// Whether the same read may succeed a little later.
     pub fn is_retryable(&self) -> bool {
         match self {

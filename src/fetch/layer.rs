@@ -56,6 +56,7 @@ pub(super) struct Inner {
     pub(super) contents: Arc<Contents>,
     pub(super) cache: Arc<Cache>,
     pub(super) scheduler: Arc<Scheduler>,
+    /// In the order in which they are asked; never none.
     pub(super) sources: RwLock<Vec<Arc<dyn BlobSource>>>,
     /// The way to where most of it comes from: that of its first source.
     pub(super) line: Arc<Line>,
@@ -326,6 +327,16 @@ impl Inner {
             plans_in_vain = if at > before { 0 } else { plans_in_vain + 1 };
         }
         Err(FetchError::Thrashing(self.spec.blob.digest))
+    }
+
+    /// Lets a source be the last that is asked; `false` where there is no other.
+    pub(super) fn put_last(&self, source: &Arc<dyn BlobSource>) -> bool {
+        let mut sources = self.sources.write();
+        // Of several transfers that it failed, one is enough.
+        if Arc::ptr_eq(&sources[0], source) {
+            sources.rotate_left(1);
+        }
+        sources.len() > 1
     }
 
     pub(super) fn whole_stream(&self) -> Range<StreamOffset> {

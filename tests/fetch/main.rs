@@ -380,6 +380,28 @@ async fn a_refused_request_fails_its_reader_and_not_the_next() {
     assert!(read(&layer, 0..10).await.unwrap() == source.bytes[..10]);
 }
 
+/// A confirmed layer is fetched again from a mirror that has something else.
+#[tokio::test]
+async fn other_bytes_than_the_confirmed_ones_are_fetched_from_the_next_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(content(1, 2 * MIB));
+    let mut other = source.bytes.to_vec();
+    other[MIB + 7] ^= 1;
+    let other = Memory::new(other);
+    let fetcher = fetcher(folder.path(), Some(4 * MIB as u64));
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    read(&layer, 0..2 * MIB).await.unwrap();
+    assert_eq!(layer.confirmed().await, LayerState::Confirmed);
+    fetcher.cache().make_room(4 * MIB as u64).unwrap();
+    assert_eq!(layer.resident_bytes(), 0);
+    let again = open(&fetcher, source.raw(), &other).await.unwrap();
+    let (whole, wrong) = tokio::join!(read(&again, 0..2 * MIB), read(&layer, MIB..MIB + 10));
+    assert!(whole.unwrap() == source.bytes);
+    assert!(wrong.unwrap() == source.bytes[MIB..MIB + 10]);
+    assert!(other.yielded() > 0, "the newest source is asked first");
+    assert_eq!(layer.state(), LayerState::Confirmed);
+}
+
 #[tokio::test]
 async fn a_broken_stream_goes_on_at_the_next_source() {
     let folder = tempfile::tempdir().unwrap();
