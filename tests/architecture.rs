@@ -31,7 +31,7 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("axum", &["serve", "daemon"]),
     ("clap", &["cli"]),
     ("redb", &["cache"]),
-    ("libc", &["cache"]),
+    ("libc", &["cache", "daemon"]),
     ("tar", &["layer"]),
     ("zstd", &["layer"]),
     ("libz_rs_sys", &["layer"]),

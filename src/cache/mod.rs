@@ -132,7 +132,7 @@ pub struct Verification {
 
 impl Cache {
     /// Opens or creates the folder and takes its lock. What an interrupted process left is
-    /// cleaned up, and what is resident is counted.
+    /// cleaned up, what is resident is counted, and what exceeds the bounds is evicted.
     ///
     /// # Errors
     /// [`CacheError::Held`] when another process has the folder, [`CacheError::Io`] when it cannot
@@ -146,6 +146,10 @@ impl Cache {
         documents::clean(&folder)?;
         let state = State::open(&folder)?;
         let shared = Shared::open(folder, &config)?;
+        // The bounds may be others than the last time.
+        if let Err(error) = shared.make_room(0) {
+            tracing::warn!(%error, "the cache holds more than it may");
+        }
         Ok(Arc::new(Self { shared, state, _lock: lock }))
     }
 

@@ -33,7 +33,7 @@ enum Command {
     },
     /// Remove the layers of a kit, or one layer.
     Rm {
-        /// A reference, the digest of a manifest, or that of a layer (eight digits are enough).
+        /// A reference, the digest of a manifest, or that of a layer (sha256: and eight digits are enough).
         #[arg(value_name = "WHAT")]
         what: String,
     },

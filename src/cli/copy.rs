@@ -2,7 +2,7 @@
 //!
 //! Files appear under their names only when they are complete, and none of a layer before all that is
 //! copied of it came, and its digest did not speak against it: they are written beside them and
-//! renamed. What else stops a copy leaves the complete ones. Names come from a kit and are hostile until checked: every one is taken apart here,
+//! renamed. What stops a copy leaves the layers of which all is there. Names come from a kit and are hostile until checked: every one is taken apart here,
 //! and nothing is written through a symlink that lies in the destination.
 
 use std::collections::HashMap;
@@ -76,17 +76,13 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         numbers: Numbers::default(),
         layers: Mutex::new(Layers::new(&listing)),
     };
-    // A handler, so that what is half written is removed on the way out, and what is complete kept.
+    // A handler, so that what is half written is removed on the way out.
     let copied = tokio::select! {
         copied = copying.all(&listing) => copied,
         _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
     };
     copying.bar.finish_and_clear();
-    let layers = std::mem::take(&mut *copying.layers.lock());
-    match &copied {
-        Err(error) if error.kind() == Some(FailureKind::BadContent) => copied,
-        _ => layers.keep_complete().and(copied),
-    }
+    copied
 }
 
 /// Files that are complete, and wait for others of their layer.
@@ -119,11 +115,6 @@ impl Layers {
             0 => std::mem::take(&mut of_layer.complete).into_iter().try_for_each(Unfinished::keep),
             _ => Ok(()),
         }
-    }
-
-    fn keep_complete(self) -> Result<(), CliError> {
-        let mut files = self.0.into_values().flat_map(|of_layer| of_layer.complete);
-        files.try_for_each(Unfinished::keep)
     }
 }
 
@@ -188,8 +179,10 @@ impl Copying {
             kit: self.kit.clone(),
             paths: vec![entry.path.clone()],
         };
-        let bytes = self.backend.read(request).await?;
-        let file = writing::file(&self.numbers, target, bytes, mode, size, &self.bar).await?;
+        let about = |error: CliError| error.about(&printable(&entry.path.0));
+        let bytes = self.backend.read(request).await.map_err(CliError::from).map_err(about)?;
+        let file = writing::file(&self.numbers, target, bytes, mode, size, &self.bar);
+        let file = file.await.map_err(about)?;
         self.layers.lock().complete(entry.layer, file)
     }
 }

@@ -45,7 +45,7 @@ pub(super) enum Command {
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let config = settings.daemon()?;
     match arguments.command {
-        Command::Start => block_on(start(config)),
+        Command::Start => block_on(start(settings, config)),
         Command::Stop => block_on(stop(config)),
         Command::Status { json } => block_on(status(config, json)),
         Command::Run { .. } => {
@@ -59,8 +59,10 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
     }
 }
 
-async fn start(config: DaemonConfig) -> Result<(), CliError> {
-    let status = Backend::daemon(&config).await?.status().await?;
+async fn start(settings: &Settings, config: DaemonConfig) -> Result<(), CliError> {
+    let backend = Backend::daemon(&config).await?;
+    settings.warn_of_other_bounds(&backend).await?;
+    let status = backend.status().await?;
     let folder = status.cache_folder.display();
     print_line(format_args!("the daemon of {folder} runs as process {}", status.pid))
 }

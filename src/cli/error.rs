@@ -35,11 +35,13 @@ impl CliError {
         Self::new(FailureKind::Internal, message)
     }
 
-    /// What kind of failure it is, if it is one.
-    pub(super) fn kind(&self) -> Option<FailureKind> {
+    /// The same, with what it is about in front.
+    pub(super) fn about(self, what: &str) -> Self {
         match self {
-            Self::Failure(failure) => Some(failure.kind),
-            Self::OutputClosed | Self::Interrupted | Self::Passed(_) => None,
+            Self::Failure(failure) => {
+                Self::new(failure.kind, format!("{what}: {}", failure.message))
+            }
+            Self::OutputClosed | Self::Interrupted | Self::Passed(_) => self,
         }
     }
 

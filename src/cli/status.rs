@@ -23,7 +23,7 @@ when the daemon that served the mount is gone, whichever cache folder it had: `k
 
 Rest says what becomes of what is not in the cache yet: it `waits` until readers are quiet, is
 `coming`, or all of it is `here`; `on demand` with --no-hydrate, `local` for a kit on this machine's
-disk, `no room` where it does not fit the cache, `failed` (see --json, or daemon.log).
+disk, `no room` where it does not fit the cache, `failed` for the reason below the table.
 
 Passthrough says whether the kernel reads complete, confirmed files from the cache by itself: how
 many are open so now, and how often one was; or why it does not.")]

@@ -87,10 +87,15 @@ async fn record(
     }
     let lines = backend.record(&request).await?;
     let output = Output::new(output)?;
+    let (path, is_new) = (output.path.clone(), matches!(output.sink, Sink::Started(_)));
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut child = match command.split_first() {
         Some((program, arguments)) => {
-            let failed = |error| CliError::usage(format!("{}: {error}", program.display()));
+            let failed = |error| {
+                // Best effort: an empty file is no trace, and says so where it is shown.
+                let _ = path.filter(|_| is_new).map(std::fs::remove_file);
+                CliError::usage(format!("{}: {error}", program.display()))
+            };
             Some(Process::new(program).args(arguments).kill_on_drop(true).spawn().map_err(failed)?)
         }
         None => {

@@ -90,16 +90,21 @@ impl Hydration {
         kit: &Arc<LoadedKit>,
         quiet: Option<Duration>,
     ) -> Hydrating {
-        let layers: Vec<_> = kit.layers.iter().filter(|layer| layer.is_remote()).cloned().collect();
+        let (layers, local): (Vec<_>, Vec<_>) =
+            kit.layers.iter().cloned().partition(|layer| layer.is_remote());
+        let done = match local.iter().all(|layer| is_here(layer)) {
+            true => HydrateState::Complete,
+            false => HydrateState::Local,
+        };
         let (state, quiet) = match quiet {
             None => (HydrateState::Off, None),
             Some(_) if layers.is_empty() && !kit.layers.is_empty() => (HydrateState::Local, None),
-            Some(_) if layers.iter().all(|layer| is_here(layer)) => (HydrateState::Complete, None),
+            Some(_) if layers.iter().all(|layer| is_here(layer)) => (done.clone(), None),
             Some(quiet) => (HydrateState::Waiting, Some(quiet)),
         };
         let state = Arc::new(Mutex::new(state));
         let task = quiet.map(|quiet| {
-            let run = self.clone().run(layers, quiet, state.clone());
+            let run = self.clone().run(layers, quiet, state.clone(), done);
             AbortOnDropHandle::new(tokio::spawn(run))
         });
         Hydrating { state, _task: task }
@@ -110,6 +115,7 @@ impl Hydration {
         layers: Vec<Arc<Layer>>,
         quiet: Duration,
         state: Arc<Mutex<HydrateState>>,
+        done: HydrateState,
     ) {
         let quiet = Quiet { fetcher: self.fetcher.clone(), wanted: quiet, began: Instant::now() };
         let mut backoff = FIRST_BACKOFF;
@@ -124,7 +130,7 @@ impl Hydration {
             }
             match pause {
                 Ok(()) => {
-                    *state.lock() = HydrateState::Complete;
+                    *state.lock() = done;
                     return;
                 }
                 Err(Pause::Wrong(reason)) => {

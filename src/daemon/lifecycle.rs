@@ -23,6 +23,7 @@ use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::api::{Failure, FailureKind, MountRequest, MountStatus};
+use super::descriptors;
 use super::failure::cache_failure;
 use super::log;
 use super::server;
@@ -230,6 +231,8 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     }
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
     command.stderr(log.try_clone().map_err(failed)?);
+    // The daemon outlives whoever called this command, and would keep their files open.
+    descriptors::close_on_exec().map_err(failed)?;
     let mut child = command.spawn().map_err(failed)?;
     let output = child.stdout.take().expect("the standard output is piped");
     let mut line = String::new();

@@ -23,6 +23,7 @@ mod backend;
 mod bringing;
 mod client;
 mod describing;
+mod descriptors;
 mod failure;
 mod frames;
 mod hydrate;

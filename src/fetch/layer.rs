@@ -100,6 +100,9 @@ impl Layer {
 
     pub(super) fn add_source(&self, source: Arc<dyn BlobSource>) {
         let mut sources = self.inner.sources.write();
+        // Who asks the same place again waits once more for what does not answer.
+        let place = source.place();
+        sources.retain(|known| place.is_none() || known.place() != place);
         sources.insert(0, source);
         sources.truncate(MOST_SOURCES);
     }

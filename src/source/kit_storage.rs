@@ -49,7 +49,8 @@ impl KitStorage {
                 what: "kit's local storage".to_owned(),
                 place: storage.display().to_string(),
                 hint:
-                    "pack or pull a kit first, or set KITOPS_HOME or --config to where kit keeps it"
+                    "pack or pull a kit first, or set KITOPS_HOME or --config to where kit keeps it; a \
+                     kit in a registry is HOST/REPOSITORY"
                         .to_owned(),
             });
         }

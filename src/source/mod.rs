@@ -55,6 +55,12 @@ pub trait BlobSource: Send + Sync + 'static {
     fn host(&self) -> Option<Arc<str>> {
         None
     }
+
+    /// What it has in common with sources that ask the same place in the same way, where that can be
+    /// known: one of them is enough.
+    fn place(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Bytes of a blob as they arrive.
@@ -99,6 +105,10 @@ impl<S: BlobSource + ?Sized> BlobSource for Arc<S> {
 
     fn host(&self) -> Option<Arc<str>> {
         (**self).host()
+    }
+
+    fn place(&self) -> Option<String> {
+        (**self).place()
     }
 }
 

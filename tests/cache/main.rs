@@ -295,6 +295,19 @@ fn the_limit_holds_under_concurrent_writers_and_readers_see_no_wrong_byte() {
 }
 
 #[test]
+fn what_exceeds_a_smaller_limit_goes_when_the_cache_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (content(1, MIB), content(2, MIB));
+    {
+        let cache = open(folder.path(), None);
+        confirmed_layer(&cache, &old);
+        confirmed_layer(&cache, &new);
+    }
+    let cache = open(folder.path(), Some(MIB as u64));
+    assert!((1..=MIB as u64).contains(&cache.resident_bytes()), "{}", cache.resident_bytes());
+}
+
+#[test]
 fn a_cache_that_is_all_in_use_is_full() {
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path(), Some(MIB as u64 + 100));

@@ -158,6 +158,9 @@ fn a_warm_that_asks_for_another_cache_size_than_the_daemon_has_is_told() {
     let outcome = counted.kitfs.run(&arguments);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("--cache-size no limit"), "{}", outcome.stderr);
+    let outcome = counted.kitfs.run(&["daemon", "start", "--memory", "64MiB"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("--memory 512.0 MiB"), "{}", outcome.stderr);
 }
 
 #[test]
@@ -462,6 +465,8 @@ fn a_recording_says_how_much_it_has() {
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
         outcome.stderr
     };
+    counted.kitfs.fail(2, &["trace", "record", "-o", trace, place, "--", "/nowhere/command"]);
+    assert!(!Path::new(trace).exists(), "nothing is left of what did not begin");
     let said = record("true");
     assert!(said.contains("nothing was recorded"), "{said}");
     assert_eq!(fs::read_to_string(trace).unwrap().lines().count(), 1, "a header");

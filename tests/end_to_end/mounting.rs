@@ -155,6 +155,20 @@ fn mounting_starts_one_daemon() {
     assert_eq!(kitfs.daemon_pid(), pid);
 }
 
+/// A shell's locks and pipes are to end with the shell.
+#[test]
+fn a_daemon_keeps_no_file_of_who_started_it() {
+    let kitfs = Kitfs::new();
+    let lock = File::create(kitfs.folder().join("lock")).unwrap();
+    rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty()).unwrap();
+    kitfs.succeed(&["daemon", "start"]);
+    let open = fs::read_dir(format!("/proc/{}/fd", kitfs.daemon_pid())).unwrap();
+    let open = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    let open: Vec<_> = open.collect();
+    assert!(open.contains(&kitfs.cache().join("lock")), "the cache's own lock: {open:?}");
+    assert!(!open.contains(&kitfs.folder().join("lock")), "{open:?}");
+}
+
 #[test]
 fn the_mount_of_a_dead_daemon_can_be_unmounted() {
     let kitfs = Kitfs::new();

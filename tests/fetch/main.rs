@@ -402,6 +402,23 @@ async fn other_bytes_than_the_confirmed_ones_are_fetched_from_the_next_source() 
     assert_eq!(layer.state(), LayerState::Confirmed);
 }
 
+/// Each command that opens a kit brings a source of its own to the layers that are open.
+#[tokio::test]
+async fn a_place_that_refuses_is_not_asked_again_by_another_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, MIB);
+    let sources = [(); 3].map(|()| Memory::at_host(bytes.clone(), "registry"));
+    let fetcher = fetcher(folder.path(), None);
+    let mut layers = Vec::new();
+    for source in &sources {
+        layers.push(open(&fetcher, sources[0].raw(), source).await.unwrap());
+        source.faults.lock().extend([Fault::Refuse; 2]);
+    }
+    assert!(read(&layers[0], 0..10).await.is_err());
+    let asked = sources.each_ref().map(|source| source.requests.load(Ordering::SeqCst));
+    assert_eq!(asked, [0, 0, 1]);
+}
+
 #[tokio::test]
 async fn a_broken_stream_goes_on_at_the_next_source() {
     let folder = tempfile::tempdir().unwrap();

@@ -113,6 +113,10 @@ impl BlobSource for Memory {
         self.host.clone()
     }
 
+    fn place(&self) -> Option<String> {
+        self.host().map(|host| host.to_string())
+    }
+
     fn open(
         &self,
         blob: BlobId,

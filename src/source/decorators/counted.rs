@@ -85,6 +85,10 @@ impl<S: BlobSource> BlobSource for Counted<S> {
     fn host(&self) -> Option<Arc<str>> {
         self.source.host()
     }
+
+    fn place(&self) -> Option<String> {
+        self.source.place()
+    }
 }
 
 super::pass_on_manifests_and_tags!(Counted);

@@ -117,6 +117,10 @@ impl<S: BlobSource> BlobSource for Faulty<S> {
     fn host(&self) -> Option<Arc<str>> {
         self.source.host()
     }
+
+    fn place(&self) -> Option<String> {
+        self.source.place()
+    }
 }
 
 type Pieces = futures_util::stream::BoxStream<'static, Result<Bytes, SourceError>>;

@@ -55,6 +55,10 @@ impl<S: BlobSource> BlobSource for Limited<S> {
     fn host(&self) -> Option<Arc<str>> {
         self.source.host()
     }
+
+    fn place(&self) -> Option<String> {
+        self.source.place()
+    }
 }
 
 super::pass_on_manifests_and_tags!(Limited);

@@ -91,6 +91,11 @@ impl BlobSource for RegistryRepository {
     fn host(&self) -> Option<Arc<str>> {
         Some(Arc::clone(&self.0.registry))
     }
+
+    fn place(&self) -> Option<String> {
+        // Each set of network options has a client of its own, which lives as long as its sources.
+        Some(format!("{:p} {}", Arc::as_ptr(&self.0.client), self.0.name))
+    }
 }
 
 impl Repository for RegistryRepository {
