@@ -74,7 +74,11 @@ def recording(file):
         yield
     finally:
         perf.send_signal(signal.SIGINT)
-        _, said = perf.communicate(timeout=120)
+        try:
+            _, said = perf.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            perf.kill()
+            raise
     # It ends by the signal that it was sent.
     if perf.returncode not in (0, -signal.SIGINT):
         raise Failed(f"perf record ended with {perf.returncode}: {said.decode(errors='replace')}")

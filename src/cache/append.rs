@@ -208,13 +208,20 @@ impl LayerStore {
                 self.put_record(chunk, &Record::default())?;
                 ready.chunks.publish(chunk, state.emptied());
                 self.emptied.fetch_add(1, Ordering::SeqCst);
+                if let Ok(file) = self.file(placed.file, false)
+                    && !self.is_held(placed.file, &mut self.pins.lock())
+                {
+                    // Best effort: what stays is overwritten by what is fetched next.
+                    let _ = files::punch_hole(&file, placed.file_offset, state.filled().into());
+                }
                 self.count_gone(u64::from(state.filled()));
                 let why = "its bytes changed on the local disk; they are dropped, read again";
                 return Err(CacheError::other("append to", &self.path(placed.file), why));
             }
             checksum = record.checksum;
         }
-        if self.state() == LayerState::Confirmed {
+        // What programs read past kitfs is not written unchecked, whatever the layer's state.
+        if self.state() == LayerState::Confirmed || self.is_handed_out(placed.file) {
             // A seal is of a whole chunk: of one that has its start there is none.
             expected = if state.filled() == 0 { self.record(chunk)?.seal } else { None };
             expected = expected.filter(|seal| seal.is_of(self.part(ready, &placed)));

@@ -175,6 +175,12 @@ impl LayerStore {
         is_held
     }
 
+    /// Whether this process let the kernel read a file by itself, and has not noticed an end of that.
+    pub(super) fn is_handed_out(&self, file: CacheFile) -> bool {
+        let CacheFile::Member(index) = file else { return false };
+        self.pins.lock().0.get(&index).is_some_and(|pinned| pinned.is_handed_out)
+    }
+
     /// Gives up the pins that linger, of members that nobody reads any more.
     pub(super) fn let_go_of_pins(&self) {
         let mut pins = self.pins.lock();

@@ -10,6 +10,7 @@
 //! the eviction lock, a layer's `store` slot, the table of layers, a layer's `meta`.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -103,11 +104,7 @@ impl Shared {
         let mut found = Vec::new();
         for name in files::names(&layers)? {
             match LayerKey::parse_folder_name(&name) {
-                Some(key) => match shared.take_stock(key) {
-                    Ok(known) => found.extend(known),
-                    // The others can be used all the same.
-                    Err(error) => tracing::warn!(%error, "cannot use a layer of the cache"),
-                },
+                Some(key) => found.extend(shared.take_stock(key)),
                 None => files::remove_folder(&layers.join(&name))?,
             }
         }
@@ -121,38 +118,35 @@ impl Shared {
         Ok(Arc::new(shared))
     }
 
-    /// What the folder has of a layer; a folder without a usable meta file is removed.
-    fn take_stock(&self, key: LayerKey) -> Result<Option<Arc<Known>>, CacheError> {
+    /// What the folder has of a layer; a folder without a usable meta file is removed. Of one that
+    /// cannot be read its size stands for what it has: it can be listed and removed, and the others
+    /// can be used all the same.
+    fn take_stock(&self, key: LayerKey) -> Option<Arc<Known>> {
         let folder = self.layer_folder(key);
-        let meta_path = folder.join("meta");
-        let meta = files::read(&meta_path, META_BYTES as u64)?
-            .and_then(|bytes| Meta::decode(&bytes))
-            .filter(|meta| meta.key == key);
+        let meta = files::read(&folder.join("meta"), META_BYTES as u64)
+            .map(|bytes| bytes.and_then(|bytes| Meta::decode(&bytes)));
+        let meta = match meta {
+            Ok(meta) => meta.filter(|meta| meta.key == key),
+            Err(error) => {
+                tracing::warn!(%error, "cannot use a layer of the cache");
+                return None;
+            }
+        };
         let Some(meta) = meta else {
             tracing::warn!(folder = %folder.display(), "removing a layer without a usable meta file");
-            files::remove_folder(&folder)?;
-            return Ok(None);
-        };
-        for name in files::names(&folder)? {
-            if name.ends_with(files::TEMPORARY) {
-                files::remove_file(&folder.join(name))?;
+            if let Err(error) = files::remove_folder(&folder) {
+                tracing::warn!(%error, "cannot remove it");
             }
-        }
+            return None;
+        };
         let known = Known::new(key);
-        let counted = match (&meta.state, folder.join("toc").exists()) {
-            (LayerState::Poisoned { .. }, _) | (_, false) => None,
-            _ => chunk_table::count(&folder.join("chunks"))?,
-        };
-        let meta = match counted {
-            Some(_) => meta,
-            None => empty_folder(&folder, meta)?,
-        };
-        known.resident_bytes.store(counted.unwrap_or(0), Ordering::Relaxed);
-        let spool_bytes = folder.join("spool").symlink_metadata().map_or(0, |spool| spool.len());
-        known.spool_bytes.store(spool_bytes, Ordering::Relaxed);
-        known.last_used.store(modified_seconds(&meta_path), Ordering::Relaxed);
-        *known.meta.write() = Some(meta);
-        Ok(Some(known))
+        known.last_used.store(modified_seconds(&folder.join("meta")), Ordering::Relaxed);
+        if let Err(error) = take_stock_of_content(&known, &folder, meta.clone()) {
+            tracing::warn!(%error, "cannot use a layer of the cache");
+            known.resident_bytes.store(bytes_on_disk(&folder), Ordering::Relaxed);
+            *known.meta.write() = Some(meta);
+        }
+        Some(known)
     }
 
     fn layers_folder(&self) -> PathBuf {
@@ -233,6 +227,38 @@ impl Shared {
         self.budget.subtract(freed);
         Ok(freed)
     }
+}
+
+/// Counts what the folder has, after cleaning it up.
+fn take_stock_of_content(known: &Known, folder: &Path, meta: Meta) -> Result<(), CacheError> {
+    for name in files::names(folder)? {
+        if name.ends_with(files::TEMPORARY) {
+            files::remove_file(&folder.join(name))?;
+        }
+    }
+    let counted = match (&meta.state, folder.join("toc").exists()) {
+        (LayerState::Poisoned { .. }, _) | (_, false) => None,
+        _ => chunk_table::count(&folder.join("chunks"))?,
+    };
+    let meta = match counted {
+        Some(_) => meta,
+        None => empty_folder(folder, meta)?,
+    };
+    known.resident_bytes.store(counted.unwrap_or(0), Ordering::Relaxed);
+    let spool_bytes = folder.join("spool").symlink_metadata().map_or(0, |spool| spool.len());
+    known.spool_bytes.store(spool_bytes, Ordering::Relaxed);
+    *known.meta.write() = Some(meta);
+    Ok(())
+}
+
+/// What the files of a folder and its `members` take of the disk, as far as that can be told.
+fn bytes_on_disk(folder: &Path) -> u64 {
+    let taken = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let files = entries.filter_map(|entry| entry.metadata().ok());
+        files.filter(|file| file.is_file()).map(|file| file.blocks() * 512).sum::<u64>()
+    };
+    taken(folder) + taken(&folder.join("members"))
 }
 
 /// Removes the content of a layer of which nothing says what is there, and what its meta file said

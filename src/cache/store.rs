@@ -483,8 +483,8 @@ impl LayerStore {
     }
 }
 
-/// Whether a disk or file system says that it has lost what it was given: what is fetched again goes
-/// to another place on it.
+/// Whether a disk or file system says that it has lost what it was given: after a hole is made there,
+/// what is fetched again goes to another place on it.
 fn is_lost_on_disk(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::UCLEAN))

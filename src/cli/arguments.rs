@@ -83,7 +83,7 @@ pub(super) struct CacheArguments {
     /// Free space to leave on the cache's file system [default: 1GiB].
     #[arg(long, global = true, value_name = "SIZE", value_parser = sizes::parse)]
     pub keep_free: Option<u64>,
-    /// Memory for bytes under way between the network and the cache; at least 16MiB
+    /// Memory for bytes under way between the network and the cache; at least 32MiB
     /// [default: 512MiB].
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_memory)]
     pub memory: Option<u64>,
@@ -147,11 +147,11 @@ impl From<LogFormat> for observe::LogFormat {
     }
 }
 
-/// A size that leaves room for a few requests at once.
+/// A size that leaves room for a compressed layer, and for a few requests beside it.
 fn parse_memory(text: &str) -> Result<u64, String> {
-    const LEAST_BYTES: u64 = 16 * 1024 * 1024;
+    const LEAST_BYTES: u64 = 32 * 1024 * 1024;
     match sizes::parse(text)? {
-        bytes if bytes < LEAST_BYTES => Err("at least 16MiB are needed".to_owned()),
+        bytes if bytes < LEAST_BYTES => Err("at least 32MiB are needed".to_owned()),
         bytes => Ok(bytes),
     }
 }

@@ -11,7 +11,6 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::FetchError;
 use super::layer::Inner;
@@ -165,20 +164,12 @@ impl Inner {
             EndOnDrop { transfer: transfer.clone(), place: self.spec.blob.digest.to_string() };
         let turn = self.turn(&transfer);
         self.runtime.spawn(async move {
-            let first = inner.sources.read()[0].clone();
             let fetch = async {
-                let result = inner.fetch(&transfer, range.clone(), turn).await;
-                let again = match &result {
-                    Err(FetchError::LargeWindow(_)) => {
-                        inner.has_large_windows.store(true, Ordering::Relaxed);
-                        true
+                match inner.fetch(&transfer, range.clone(), turn).await {
+                    Err(FetchError::LargeWindow(_)) if inner.use_large_windows() => {
+                        inner.fetch(&transfer, range, inner.turn(&transfer)).await
                     }
-                    Err(error) => error.is_about_other_bytes() && inner.put_last(&first),
-                    Ok(()) => false,
-                };
-                match again {
-                    true => inner.fetch(&transfer, range, inner.turn(&transfer)).await,
-                    false => result,
+                    result => result,
                 }
             };
             let result = tokio::select! {

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::FetchError;
 use super::claims::Admission;
 use super::layer::Inner;
+use super::pace::Streaming;
 use super::scheduler::Permit;
 use super::transfer::Transfer;
 use super::writer::Writer;
@@ -38,6 +39,14 @@ pub(super) type Batch = Vec<Bytes>;
 
 /// The sources that a transfer has not tried yet.
 type Untried = std::vec::IntoIter<Arc<dyn BlobSource>>;
+
+/// Where the bytes of a transfer come from.
+struct Feeding<'a> {
+    /// Who sent the last ones.
+    source: Arc<dyn BlobSource>,
+    untried: Untried,
+    streaming: &'a mut Streaming,
+}
 
 /// Why pieces stopped coming.
 enum Stopped {
@@ -67,7 +76,7 @@ impl Inner {
             false => range.start.in_uncompressed_blob().get()..range.end.get(),
         };
         let mut untried = self.sources.read().clone().into_iter();
-        let stream = self.open_next(&mut untried, &asked, urgency, None).await?;
+        let (stream, source) = self.open_next(&mut untried, &asked, urgency, None).await?;
         match self.admit(transfer, stream.range == whole && asked != whole) {
             Admission::Write => {}
             Admission::WriteWhole => asked = whole,
@@ -79,17 +88,24 @@ impl Inner {
             }
         }
         // From here on: how long a source takes to answer says nothing about the line.
-        let streaming = self.line.begin();
+        let mut streaming = self.line.begin();
         let asked_bytes = asked.end - asked.start;
         let (batches, incoming) = mpsc::channel::<Batch>(BATCHES);
         let writer = Writer::new(self.clone(), transfer.clone(), StreamOffset(asked.start));
         let writer = tokio::task::spawn_blocking(move || writer.drain(incoming));
-        let fed = self.feed(stream, asked, untried, transfer, batches).await;
+        let mut feeding = Feeding { source, untried, streaming: &mut streaming };
+        let fed = self.feed(stream, asked, &mut feeding, transfer, batches).await;
+        let source = feeding.source;
         let written = writer.await.map_err(|error| FetchError::malformed(self.spec.blob, error))?;
         // A source that broke off is why the writer has too little.
-        fed.and(written)?;
-        // A rest says nothing about the line, and neither do a few transfers in the background.
-        if urgency.get() > Priority::Hydrate && !transfer.has_rested() {
+        if let Err(error) = fed.and(written) {
+            // Who waits plans again, and asks the others.
+            let goes_on = error.is_about_other_bytes() && self.leave(&source);
+            return if goes_on { Ok(()) } else { Err(error) };
+        }
+        // A rest says nothing about the line, neither do a few transfers in the background, and of a
+        // compressed layer it is the decoder that is waited for.
+        if urgency.get() > Priority::Hydrate && !transfer.has_rested() && !self.is_compressed() {
             streaming.brought(asked_bytes);
         }
         Ok(())
@@ -113,18 +129,21 @@ impl Inner {
         &self,
         mut stream: BlobStream,
         asked: Range<u64>,
-        mut untried: Untried,
+        feeding: &mut Feeding<'_>,
         transfer: &Transfer,
         batches: mpsc::Sender<Batch>,
     ) -> Result<(), FetchError> {
         let mut sent = asked.start;
         loop {
-            match self.forward(stream, &mut sent, asked.end, transfer, &batches).await {
+            let forwarded =
+                self.forward(stream, &mut sent, asked.end, transfer, feeding.streaming, &batches);
+            match forwarded.await {
                 Ok(()) | Err(Stopped::Writer) => return Ok(()),
                 Err(Stopped::Source(error)) => {
                     let missing = sent..asked.end;
                     let urgency = transfer.urgency();
-                    stream = self.open_next(&mut untried, &missing, urgency, Some(error)).await?;
+                    let next = self.open_next(&mut feeding.untried, &missing, urgency, Some(error));
+                    (stream, feeding.source) = next.await?;
                 }
             }
         }
@@ -141,6 +160,7 @@ impl Inner {
         sent: &mut u64,
         end: u64,
         transfer: &Transfer,
+        streaming: &mut Streaming,
         batches: &mpsc::Sender<Batch>,
     ) -> Result<(), Stopped> {
         let at = stream.range.start;
@@ -163,8 +183,11 @@ impl Inner {
                 return Err(Stopped::Writer);
             }
             *sent = pieces.next;
-            if *sent < end && self.scheduler.give_way(transfer.urgency()).await {
+            if *sent < end && self.scheduler.must_give_way(transfer.urgency()) {
                 transfer.rested();
+                streaming.rest();
+                self.scheduler.give_way(transfer.urgency()).await;
+                streaming.go_on();
             }
         }
         match failed {
@@ -202,13 +225,13 @@ impl Inner {
         range: &Range<u64>,
         urgency: &Urgency,
         mut failed: Option<SourceError>,
-    ) -> Result<BlobStream, FetchError> {
+    ) -> Result<(BlobStream, Arc<dyn BlobSource>), FetchError> {
         for source in untried {
             match source.open(self.spec.blob, range.clone(), urgency.clone()).await {
                 Ok(stream)
                     if stream.range.start <= range.start && stream.range.end >= range.end =>
                 {
-                    return Ok(stream);
+                    return Ok((stream, source));
                 }
                 Ok(stream) => {
                     let detail = format!("bytes {:?} instead of {range:?}", stream.range);

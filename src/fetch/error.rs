@@ -36,8 +36,10 @@ pub enum FetchError {
         /// What is wrong, with entry and offset.
         detail: String,
     },
-    /// A zstd frame needs more memory than was reserved for it: once more, with more.
-    #[error("a zstd frame of layer {0} needs more memory than was reserved for it")]
+    /// A zstd frame needs more memory than was reserved for it: once more, with more, if there is.
+    #[error(
+        "a zstd frame of layer {0} needs up to 128 MiB, more than there is: raise --memory to 256MiB"
+    )]
     LargeWindow(Digest),
     /// What was fetched was evicted before it could be read, many times in a row.
     #[error("layer {0} kept losing the bytes it fetched: the cache is too small for its readers")]
@@ -67,8 +69,11 @@ impl FetchError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Source(error) => error.is_retryable(),
-            Self::Thrashing(_) | Self::LargeWindow(_) => true,
-            Self::Cache(_) | Self::Poisoned { .. } | Self::Malformed { .. } => false,
+            Self::Thrashing(_) => true,
+            Self::Cache(_)
+            | Self::Poisoned { .. }
+            | Self::Malformed { .. }
+            | Self::LargeWindow(_) => false,
         }
     }
 }

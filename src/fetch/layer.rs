@@ -332,14 +332,21 @@ impl Inner {
         Err(FetchError::Thrashing(self.spec.blob.digest))
     }
 
-    /// Lets a source be the last that is asked; `false` where there is no other.
-    pub(super) fn put_last(&self, source: &Arc<dyn BlobSource>) -> bool {
+    /// Asks a source no more, if there is another one; says whether there is.
+    pub(super) fn leave(&self, source: &Arc<dyn BlobSource>) -> bool {
         let mut sources = self.sources.write();
-        // Of several transfers that it failed, one is enough.
-        if Arc::ptr_eq(&sources[0], source) {
-            sources.rotate_left(1);
+        if sources.len() > 1 {
+            sources.retain(|known| !Arc::ptr_eq(known, source));
+            return true;
         }
-        sources.len() > 1
+        // Another transfer may have left it already.
+        !Arc::ptr_eq(&sources[0], source)
+    }
+
+    /// Reserves memory for large windows from now on; `false` where there is not as much.
+    pub(super) fn use_large_windows(&self) -> bool {
+        self.has_large_windows.store(true, Ordering::Relaxed);
+        self.scheduler.can_hold(self.transfer_memory_bytes())
     }
 
     pub(super) fn whole_stream(&self) -> Range<StreamOffset> {

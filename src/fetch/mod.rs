@@ -220,8 +220,11 @@ impl Fetcher {
                 let _permit = permit(bytes).await;
                 pass::run(spec, windows, store, source, &self.cache, progress).await
             };
+            let large_bytes = pass::memory_bytes(spec.encoding.compression, Windows::Large);
             return match pass(Windows::Usual).await {
-                Err(FetchError::LargeWindow(_)) => pass(Windows::Large).await,
+                Err(FetchError::LargeWindow(_)) if self.scheduler.can_hold(large_bytes) => {
+                    pass(Windows::Large).await
+                }
                 result => result,
             };
         }

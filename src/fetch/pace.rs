@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::scheduler::MOST_OF_A_LAYER;
 use crate::layer::layout::CHUNK_BYTES;
 
 /// What a request should take when the line is its own: two to three usual round trips.
@@ -40,7 +41,10 @@ const TELLING_BYTES: u64 = 512 * 1024;
 /// Until something was measured: a window of 16 MiB in requests of 4.
 const FIRST_CONNECTIONS: u32 = 4;
 /// The most requests that a window is shared by: the transfers of a layer that run at a time.
-const MOST_CONNECTIONS: u32 = 8;
+const MOST_CONNECTIONS: u32 = MOST_OF_A_LAYER as u32;
+/// The most requests of the usual size that are asked for as one: as many as the window of a stream
+/// whose length is known (`fs::cursors`).
+const MOST_USUAL: u32 = 8;
 /// A transfer beside which no more than this ran on average was alone.
 const ALONE: f64 = 1.25;
 
@@ -146,7 +150,7 @@ impl Line {
     /// A transfer begins to bring bytes, until the value is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Streaming {
         let begun = self.pace.lock().begin(self.began.elapsed());
-        Streaming { line: self.clone(), begun, brought: None }
+        Streaming { line: self.clone(), begun, brought: None, is_resting: false }
     }
 
     /// The most chunks that one request should ask for.
@@ -155,9 +159,11 @@ impl Line {
     }
 
     /// The same of requests for `chunks` that are wanted in order, and all of which are asked for at
-    /// once.
+    /// once: a quarter of a second each at most, for who lands in the tail of one.
     pub(super) fn request_chunks_of(&self, chunks: u32) -> u32 {
-        self.request_chunks().max(chunks.div_ceil(self.connections.load(Ordering::Relaxed)))
+        let usual = self.request_chunks();
+        let most = (usual * MOST_USUAL).min((MOST_BYTES / CHUNK_BYTES) as u32);
+        chunks.div_ceil(self.connections.load(Ordering::Relaxed)).min(most).max(usual)
     }
 }
 
@@ -166,9 +172,28 @@ pub(super) struct Streaming {
     line: Arc<Line>,
     begun: Begun,
     brought: Option<u64>,
+    is_resting: bool,
 }
 
 impl Streaming {
+    /// It lets others have the line, until [`Self::go_on`].
+    pub(super) fn rest(&mut self) {
+        let mut pace = self.line.pace.lock();
+        let now = self.line.began.elapsed();
+        pace.pass(now);
+        pace.running = pace.running.saturating_sub(1);
+        self.is_resting = true;
+    }
+
+    /// It brings bytes again.
+    pub(super) fn go_on(&mut self) {
+        let mut pace = self.line.pace.lock();
+        let now = self.line.began.elapsed();
+        pace.pass(now);
+        pace.running += 1;
+        self.is_resting = false;
+    }
+
     /// It has brought `bytes` as fast as the line lets it.
     pub(super) fn brought(mut self, bytes: u64) {
         self.brought = Some(bytes);
@@ -179,7 +204,11 @@ impl Drop for Streaming {
     fn drop(&mut self) {
         let line = &self.line;
         let mut pace = line.pace.lock();
-        pace.end(self.begun, line.began.elapsed(), self.brought);
+        let now = line.began.elapsed();
+        pace.pass(now);
+        // Who ends counts as running until then.
+        pace.running += u32::from(self.is_resting);
+        pace.end(self.begun, now, self.brought);
         line.request_chunks.store(pace.chunks(), Ordering::Relaxed);
         line.connections.store(pace.connections(), Ordering::Relaxed);
     }
@@ -261,6 +290,36 @@ mod tests {
         let rate = pace.rate.unwrap();
         assert!((38e6..42e6).contains(&rate), "{rate}");
         assert_eq!(pace.connections(), 4, "none was alone");
+    }
+
+    #[test]
+    fn who_rests_does_not_share_the_line() {
+        let line = Line::new();
+        let (mut resting, mut ended) = (line.begin(), line.begin());
+        resting.rest();
+        ended.rest();
+        assert_eq!(line.pace.lock().running, 0);
+        drop(ended);
+        assert_eq!(line.pace.lock().running, 0);
+        resting.go_on();
+        assert_eq!(line.pace.lock().running, 1);
+        drop(resting);
+        assert_eq!(line.pace.lock().running, 0);
+    }
+
+    #[test]
+    fn a_request_is_never_much_larger_than_usual() {
+        let line = Line::new();
+        let window = (64 << 20) / CHUNK_BYTES as u32;
+        for (rate, bytes) in [(12.5e6, 8 << 20), (125e6, 32 << 20), (1e9, 32 << 20)] {
+            let mut pace = Pace::default();
+            run(&mut pace, 1, 20, 64 << 20, f64::MAX, rate);
+            line.request_chunks.store(pace.chunks(), Ordering::Relaxed);
+            line.connections.store(pace.connections(), Ordering::Relaxed);
+            let request_bytes = u64::from(line.request_chunks_of(window)) * CHUNK_BYTES;
+            assert!(request_bytes <= bytes, "{request_bytes} at {rate}");
+            assert!(line.request_chunks_of(window) >= line.request_chunks());
+        }
     }
 
     #[test]

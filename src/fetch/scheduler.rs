@@ -40,7 +40,7 @@ const MOST_RUNNING: usize = 64;
 /// Running transfers of a layer beyond which no readahead begins. They share the line, so with
 /// more of them the one that a reader waits for comes later, and the window in front of the reader
 /// is used up before the next is asked for.
-const MOST_OF_A_LAYER: usize = 8;
+pub(super) const MOST_OF_A_LAYER: usize = 8;
 /// Prefetches that run at a time at one host: with requests of some MiB enough to fill a link.
 const MOST_PREFETCHES: usize = 8;
 /// Hydrating transfers that run at a time at one host: polite to the line and to the registry.
@@ -56,6 +56,11 @@ const HOST_MEMORY: (u64, u64) = (3, 4);
 const HOST_BACKGROUND: (u64, u64) = (3, 4);
 /// Layers whose digests are computed at a time: a thread and a stream of the disk each.
 const MOST_HASHING: usize = 2;
+/// From here on a reservation is large: only windows of zstd come to that. Of several, two would take
+/// most of the usual memory, and a third that waits for them would hold up every reader behind it.
+const LARGE_BYTES: u64 = 32 * 1024 * 1024;
+/// What must be left beside a large one, so that readers of other layers go on.
+const LEFT_BESIDE_LARGE_BYTES: u64 = 16 * 1024 * 1024;
 /// The unit in which memory for replies is counted: a page.
 const REPLY_UNIT_BYTES: u64 = 4096;
 
@@ -71,6 +76,8 @@ pub(super) struct Scheduler {
     replies: Arc<Semaphore>,
     reply_units: u32,
     hashing: Arc<Semaphore>,
+    /// Held by who has a large reservation, or stands in the queue for it.
+    large: Arc<Semaphore>,
     /// Readers that wait for bytes.
     readers: AtomicUsize,
     readers_left: Notify,
@@ -109,6 +116,7 @@ pub(super) struct Whose {
 pub(super) struct Permit {
     scheduler: Arc<Scheduler>,
     id: u64,
+    _large: Option<OwnedSemaphorePermit>,
 }
 
 /// A reader that waits, for as long as the value lives.
@@ -130,6 +138,7 @@ impl Scheduler {
             replies: Arc::new(Semaphore::new(reply_units as usize)),
             reply_units: reply_units as u32,
             hashing: Arc::new(Semaphore::new(MOST_HASHING)),
+            large: Arc::new(Semaphore::new(1)),
             readers: AtomicUsize::new(0),
             readers_left: Notify::new(),
             began: Instant::now(),
@@ -138,27 +147,53 @@ impl Scheduler {
     }
 
     /// Waits until a transfer may run that takes `bytes` of memory at most. The place in the queue
-    /// is taken with the call, not when the future is first polled: tasks begin in any order.
+    /// is taken with the call, not when the future is first polled: tasks begin in any order. But for
+    /// large reservations, which come to the queue one at a time.
     pub(super) fn acquire(
         self: &Arc<Self>,
         whose: Whose,
         bytes: u64,
         urgency: Urgency,
     ) -> impl Future<Output = Permit> + Send + use<> {
+        let scheduler = self.clone();
+        let is_large = bytes >= LARGE_BYTES;
+        let queued = (!is_large).then(|| self.queue(whose.clone(), bytes, urgency.clone(), None));
+        async move {
+            let (permit, started) = match queued {
+                Some(queued) => queued,
+                None => {
+                    let turn = scheduler.large.clone().acquire_owned().await;
+                    scheduler.queue(whose, bytes, urgency, turn.ok())
+                }
+            };
+            // The sender is dropped only by the permit, which this future holds.
+            let _ = started.await;
+            permit
+        }
+    }
+
+    fn queue(
+        self: &Arc<Self>,
+        whose: Whose,
+        bytes: u64,
+        urgency: Urgency,
+        large: Option<OwnedSemaphorePermit>,
+    ) -> (Permit, oneshot::Receiver<()>) {
         let (start, started) = oneshot::channel();
         let permit = {
             let mut table = self.table.lock();
             let id = table.next_id;
             table.next_id += 1;
             table.waiting.push((Entry { id, whose, bytes, urgency }, start));
-            Permit { scheduler: self.clone(), id }
+            Permit { scheduler: self.clone(), id, _large: large }
         };
         self.reconsider();
-        async move {
-            // The sender is dropped only by the permit, which this future holds.
-            let _ = started.await;
-            permit
-        }
+        (permit, started)
+    }
+
+    /// Whether so large a reservation leaves others enough to go on.
+    pub(super) fn can_hold(&self, bytes: u64) -> bool {
+        bytes + LEFT_BESIDE_LARGE_BYTES <= self.table.lock().memory_bytes
     }
 
     /// Admits whom it can: after a transfer has ended, or an urgency was raised.
@@ -191,18 +226,21 @@ impl Scheduler {
         self.began.elapsed().saturating_sub(last)
     }
 
-    /// Rests between two batches of bytes of a background transfer while a reader waits; returns
-    /// whether it did.
-    pub(super) async fn give_way(&self, urgency: &Urgency) -> bool {
+    /// Whether a transfer is in the background, and a reader waits.
+    pub(super) fn must_give_way(&self, urgency: &Urgency) -> bool {
+        urgency.get() < Priority::Readahead && self.readers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Rests between two batches of bytes of a background transfer while a reader waits.
+    pub(super) async fn give_way(&self, urgency: &Urgency) {
         let priority = urgency.get();
         let rest = match priority {
-            Priority::OnDemand | Priority::Readahead => return false,
+            Priority::OnDemand | Priority::Readahead => return,
             Priority::Prefetch => PREFETCH_REST,
             Priority::Hydrate => HYDRATE_REST,
         };
         let left = self.readers_left.notified();
-        let rests = self.readers.load(Ordering::Relaxed) > 0;
-        if rests {
+        if self.readers.load(Ordering::Relaxed) > 0 {
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
                 () = left => {}
@@ -210,7 +248,6 @@ impl Scheduler {
                 () = urgency.hurried(priority) => {}
             }
         }
-        rests
     }
 
     /// Reserves memory for a reply; more than there is for replies takes all of it.
@@ -413,6 +450,28 @@ mod tests {
         drop(reader);
         assert!(hydrate.now_or_never().is_some());
         drop(running);
+    }
+
+    /// Frames that claim large windows, each at its own host.
+    #[tokio::test]
+    async fn large_reservations_come_one_at_a_time_and_hold_nobody_up() {
+        let scheduler = scheduler(512);
+        let large = |host| scheduler.acquire(at(host), 136 * MIB, Urgency::on_demand());
+        let first = large("a").await;
+        let (mut second, mut third) = (Box::pin(large("b")), Box::pin(large("c")));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(third.as_mut().now_or_never().is_none());
+        for host in ["a", "d"] {
+            let reader = scheduler.acquire(at(host), 3 * MIB, Urgency::on_demand());
+            assert!(reader.now_or_never().is_some(), "{host}");
+        }
+        drop(first);
+        let second = second.now_or_never().expect("it is its turn");
+        assert!(third.as_mut().now_or_never().is_none());
+        drop(second);
+        assert!(third.now_or_never().is_some());
+        assert_eq!(scheduler.reserved_bytes(), 0);
+        assert!(scheduler.can_hold(136 * MIB) && !self::scheduler(128).can_hold(136 * MIB));
     }
 
     #[tokio::test]

@@ -511,8 +511,7 @@ impl Cursor {
                 // ones.
                 _ if is_fast => 2,
                 0 => 4,
-                // All of the window is asked for at once, so its requests share the line, and the
-                // reader is still in the first when the last is done.
+                // All that is expected is asked for at once: what is left is small, and may come early.
                 _ => 8,
             };
         let is_worth_asking = end == size || end >= self.asked + step_bytes;

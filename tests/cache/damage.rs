@@ -35,10 +35,6 @@ fn compressed_key() -> LayerKey {
     LayerKey { digest: Digest::of(b"compressed"), encoding }
 }
 
-fn file_named(folder: &Path, name: &str) -> PathBuf {
-    files_below(folder).into_iter().find(|path| path.ends_with(name)).unwrap()
-}
-
 /// The sha256 of a layer that came wrong does not tell which bytes are: those that the disk changed
 /// are found by their checksums, and then the rest is judged.
 #[test]
@@ -150,10 +146,19 @@ fn a_layer_that_cannot_be_read_is_the_only_one_that_fails() {
     fs::create_dir(&table).unwrap();
     let cache = open(folder.path(), None);
     confirmed_layer(&cache, &others);
-    let Err(error) = cache.layer(key(&bytes, Format::Raw), bytes.len() as u64) else {
+    let key = key(&bytes, Format::Raw);
+    let Err(error) = cache.layer(key, bytes.len() as u64) else {
         panic!("there is a folder where its table should be")
     };
     assert!(error.to_string().contains("chunks"), "{error}");
+    // It is not lost sight of.
+    let layers = cache.layers().unwrap();
+    let usage = layers.iter().find(|usage| usage.key == key).unwrap();
+    assert_eq!(usage.state, LayerState::Confirmed);
+    assert!(usage.resident_bytes >= MIB as u64 && cache.resident_bytes() >= 2 * MIB as u64);
+    assert!(cache.remove_layer(key).unwrap() >= MIB as u64);
+    assert_eq!(cache.resident_bytes(), MIB as u64);
+    confirmed_layer(&cache, &bytes);
 }
 
 /// The layer used longest ago would go first, and cannot.
@@ -182,8 +187,7 @@ fn a_confirmed_layer_that_lost_a_digest_is_verified_again() {
             let cache = open(folder.path(), None);
             confirmed_layer(&cache, &bytes);
         }
-        let below = files_below(folder.path());
-        let table = below.into_iter().find(|path| path.ends_with("chunks")).unwrap();
+        let table = file_named(folder.path(), "chunks");
         if is_torn {
             flip(&table, 64 + 80 + 20)
         } else {
@@ -209,9 +213,8 @@ fn a_layer_whose_table_of_chunks_cannot_be_used_is_emptied() {
         let cache = open(folder.path(), None);
         confirmed_layer(&cache, &bytes);
     }
-    let table = files_below(folder.path()).into_iter().find(|path| path.ends_with("chunks"));
     // The version.
-    flip(&table.unwrap(), 8);
+    flip(&file_named(folder.path(), "chunks"), 8);
     let cache = open(folder.path(), None);
     assert!(!files_below(folder.path()).iter().any(|path| path.ends_with("members/0")));
     let [usage] = &cache.layers().unwrap()[..] else { panic!("one layer is known") };
@@ -232,8 +235,7 @@ fn verification_drops_what_the_disk_changed() {
     fill_all(&cache, &store, &bytes);
     let found = cache.verify_layer(store.key()).unwrap();
     assert_eq!((found.checked_bytes, found.dropped_chunks), (MIB as u64, 0));
-    let member = files_below(folder.path()).into_iter().find(|path| path.ends_with("members/0"));
-    let member = member.unwrap();
+    let member = member_file(folder.path());
     let mut changed = fs::read(&member).unwrap();
     changed[CHUNK + 5] ^= 1;
     fs::write(&member, changed).unwrap();

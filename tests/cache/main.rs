@@ -115,9 +115,12 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+fn file_named(folder: &Path, name: &str) -> PathBuf {
+    files_below(folder).into_iter().find(|path| path.ends_with(name)).unwrap()
+}
+
 fn member_file(folder: &Path) -> PathBuf {
-    let mut files = files_below(folder).into_iter();
-    files.find(|path| path.ends_with("members/0")).unwrap()
+    file_named(folder, "members/0")
 }
 
 fn flip(file: &Path, at: usize) {
@@ -487,9 +490,7 @@ fn documents_and_origins_are_kept_and_checked() {
     assert_eq!(cache.layers_of_kit("host/kit:v1"), [layer]);
     assert_eq!(cache.layers_of_kit(&digest.to_string()), [layer]);
     assert_eq!(cache.layers().unwrap()[0].origins, ["host/kit:v1"]);
-    let document =
-        files_below(folder.path()).into_iter().find(|path| path.ends_with("document")).unwrap();
-    fs::write(document, b"manifesT").unwrap();
+    fs::write(file_named(folder.path(), "document"), b"manifesT").unwrap();
     assert_eq!(cache.document(digest), None);
 }
 
