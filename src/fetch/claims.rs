@@ -58,8 +58,8 @@ impl Inner {
         let wanted = layout.chunks_of(range.clone());
         let limit = match priority {
             // The window in front of a reader comes best in the reader's order.
-            Priority::Readahead => self.line.request_chunks_of(wanted.end - wanted.start),
-            _ => self.line.request_chunks(),
+            Priority::Readahead => self.line().request_chunks_of(wanted.end - wanted.start),
+            _ => self.line().request_chunks(),
         };
         let mut claims = self.claims.lock();
         let runs = plan::transfers(wanted.clone(), limit, |chunk| {

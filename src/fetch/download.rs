@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::FetchError;
 use super::claims::Admission;
-use super::layer::Inner;
+use super::layer::{Inner, Way};
 use super::pace::Streaming;
 use super::scheduler::Permit;
 use super::transfer::Transfer;
@@ -38,7 +38,7 @@ const MOST_PIECES: usize = 1024;
 pub(super) type Batch = Vec<Bytes>;
 
 /// The sources that a transfer has not tried yet.
-type Untried = std::vec::IntoIter<Arc<dyn BlobSource>>;
+type Untried = std::vec::IntoIter<Way>;
 
 /// Where the bytes of a transfer come from.
 struct Feeding<'a> {
@@ -76,7 +76,7 @@ impl Inner {
             false => range.start.in_uncompressed_blob().get()..range.end.get(),
         };
         let mut untried = self.sources.read().clone().into_iter();
-        let (stream, source) = self.open_next(&mut untried, &asked, urgency, None).await?;
+        let (stream, way) = self.open_next(&mut untried, &asked, urgency, None).await?;
         match self.admit(transfer, stream.range == whole && asked != whole) {
             Admission::Write => {}
             Admission::WriteWhole => asked = whole,
@@ -88,14 +88,16 @@ impl Inner {
             }
         }
         // From here on: how long a source takes to answer says nothing about the line.
-        let mut streaming = self.line.begin();
+        let mut streaming = way.line.begin();
         let asked_bytes = asked.end - asked.start;
         let (batches, incoming) = mpsc::channel::<Batch>(BATCHES);
         let writer = Writer::new(self.clone(), transfer.clone(), StreamOffset(asked.start));
         let writer = tokio::task::spawn_blocking(move || writer.drain(incoming));
-        let mut feeding = Feeding { source, untried, streaming: &mut streaming };
+        let mut feeding =
+            Feeding { source: way.source.clone(), untried, streaming: &mut streaming };
         let fed = self.feed(stream, asked, &mut feeding, transfer, batches).await;
         let source = feeding.source;
+        let has_changed = !Arc::ptr_eq(&source, &way.source);
         let written = writer.await.map_err(|error| FetchError::malformed(self.spec.blob, error))?;
         // A source that broke off is why the writer has too little.
         if let Err(error) = fed.and(written) {
@@ -103,9 +105,10 @@ impl Inner {
             let goes_on = error.is_about_other_bytes() && self.leave(&source);
             return if goes_on { Ok(()) } else { Err(error) };
         }
-        // A rest says nothing about the line, neither do a few transfers in the background, and of a
-        // compressed layer it is the decoder that is waited for.
-        if urgency.get() > Priority::Hydrate && !transfer.has_rested() && !self.is_compressed() {
+        // A rest says nothing about the line, neither do a few transfers in the background or one of
+        // several sources, and of a compressed layer it is the decoder that is waited for.
+        let is_telling = !transfer.has_rested() && !has_changed && !self.is_compressed();
+        if urgency.get() > Priority::Hydrate && is_telling {
             streaming.brought(asked_bytes);
         }
         Ok(())
@@ -143,7 +146,8 @@ impl Inner {
                     let missing = sent..asked.end;
                     let urgency = transfer.urgency();
                     let next = self.open_next(&mut feeding.untried, &missing, urgency, Some(error));
-                    (stream, feeding.source) = next.await?;
+                    let (next, way) = next.await?;
+                    (stream, feeding.source) = (next, way.source);
                 }
             }
         }
@@ -225,13 +229,13 @@ impl Inner {
         range: &Range<u64>,
         urgency: &Urgency,
         mut failed: Option<SourceError>,
-    ) -> Result<(BlobStream, Arc<dyn BlobSource>), FetchError> {
-        for source in untried {
-            match source.open(self.spec.blob, range.clone(), urgency.clone()).await {
+    ) -> Result<(BlobStream, Way), FetchError> {
+        for way in untried {
+            match way.source.open(self.spec.blob, range.clone(), urgency.clone()).await {
                 Ok(stream)
                     if stream.range.start <= range.start && stream.range.end >= range.end =>
                 {
-                    return Ok((stream, source));
+                    return Ok((stream, way));
                 }
                 Ok(stream) => {
                     let detail = format!("bytes {:?} instead of {range:?}", stream.range);

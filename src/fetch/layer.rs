@@ -50,6 +50,13 @@ pub struct Layer {
     open: Arc<DropGuard>,
 }
 
+/// A source of a layer, and what is known of the way to it.
+#[derive(Clone)]
+pub(super) struct Way {
+    pub(super) source: Arc<dyn BlobSource>,
+    pub(super) line: Arc<Line>,
+}
+
 pub(super) struct Inner {
     pub(super) spec: LayerSpec,
     pub(super) store: Arc<LayerStore>,
@@ -57,9 +64,7 @@ pub(super) struct Inner {
     pub(super) cache: Arc<Cache>,
     pub(super) scheduler: Arc<Scheduler>,
     /// In the order in which they are asked; never none.
-    pub(super) sources: RwLock<Vec<Arc<dyn BlobSource>>>,
-    /// The way to where most of it comes from: that of its first source.
-    pub(super) line: Arc<Line>,
+    pub(super) sources: RwLock<Vec<Way>>,
     /// Whether it has zstd frames with windows beyond the usual.
     pub(super) has_large_windows: AtomicBool,
     /// Transfers are started from threads of the kernel's requests too, which have no runtime.
@@ -86,8 +91,7 @@ impl Layer {
             contents,
             cache,
             scheduler,
-            sources: RwLock::new(vec![source]),
-            line,
+            sources: RwLock::new(vec![Way { source, line }]),
             has_large_windows: AtomicBool::new(false),
             runtime: Handle::current(),
             claims: Mutex::default(),
@@ -98,12 +102,12 @@ impl Layer {
         Arc::new(Self { inner, open: Arc::new(closed.drop_guard()) })
     }
 
-    pub(super) fn add_source(&self, source: Arc<dyn BlobSource>) {
+    pub(super) fn add_source(&self, source: Arc<dyn BlobSource>, line: Arc<Line>) {
         let mut sources = self.inner.sources.write();
         // Who asks the same place again waits once more for what does not answer.
         let place = source.place();
-        sources.retain(|known| place.is_none() || known.place() != place);
-        sources.insert(0, source);
+        sources.retain(|known| place.is_none() || known.source.place() != place);
+        sources.insert(0, Way { source, line });
         sources.truncate(MOST_SOURCES);
     }
 
@@ -213,12 +217,12 @@ impl Layer {
 
     /// What one request should bring at the rate at which bytes come, in bytes.
     pub fn request_bytes(&self) -> u64 {
-        u64::from(self.inner.line.request_chunks()) * CHUNK_BYTES
+        u64::from(self.inner.line().request_chunks()) * CHUNK_BYTES
     }
 
     /// Whether the blob comes from another host, rather than from this machine's own disk.
     pub fn is_remote(&self) -> bool {
-        self.inner.sources.read().iter().any(|source| source.is_remote())
+        self.inner.sources.read().iter().any(|way| way.source.is_remote())
     }
 
     /// Waits until the digest of a layer all of whose bytes are in has been computed, and says
@@ -332,15 +336,20 @@ impl Inner {
         Err(FetchError::Thrashing(self.spec.blob.digest))
     }
 
+    /// What is known of the way to the source that is asked first.
+    pub(super) fn line(&self) -> Arc<Line> {
+        self.sources.read()[0].line.clone()
+    }
+
     /// Asks a source no more, if there is another one; says whether there is.
     pub(super) fn leave(&self, source: &Arc<dyn BlobSource>) -> bool {
         let mut sources = self.sources.write();
         if sources.len() > 1 {
-            sources.retain(|known| !Arc::ptr_eq(known, source));
+            sources.retain(|known| !Arc::ptr_eq(&known.source, source));
             return true;
         }
         // Another transfer may have left it already.
-        !Arc::ptr_eq(&sources[0], source)
+        !Arc::ptr_eq(&sources[0].source, source)
     }
 
     /// Reserves memory for large windows from now on; `false` where there is not as much.
@@ -360,7 +369,7 @@ impl Inner {
 
     /// Whose a transfer is, for the scheduler: that it may go on at another source does not count.
     pub(super) fn whose(&self) -> Whose {
-        let host = self.sources.read().first().and_then(|source| source.host());
+        let host = self.sources.read().first().and_then(|way| way.source.host());
         Whose { layer: self.number(), host }
     }
 

@@ -161,7 +161,8 @@ impl Fetcher {
         let slot = self.layers.lock().entry(spec.key()).or_default().clone();
         let mut open = slot.lock().await;
         if let Some(layer) = open.upgrade() {
-            layer.add_source(source);
+            let line = self.line_to(&source);
+            layer.add_source(source, line);
             return Ok(layer);
         }
         let store = self.open_store(spec).await?;
