@@ -45,6 +45,7 @@ mod state;
 mod store;
 mod verify;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -52,7 +53,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use known::{Purpose, Shared};
 use lock::FolderLock;
-use state::State;
+use state::{RecordedKit, State};
 
 pub use append::Appender;
 pub use backing::{Backing, BackingLookup, UncheckedMember};
@@ -259,13 +260,9 @@ impl Cache {
 
     /// The layers that a recorded kit uses: by origin, or by its manifest's digest.
     pub fn layers_of_kit(&self, kit: &str) -> Vec<LayerKey> {
-        let kits = self.state.kits().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the cache's state file cannot be read");
-            Vec::new()
-        });
         let digest = Digest::parse(kit).ok();
         let mut layers = Vec::new();
-        for recorded in kits {
+        for recorded in self.recorded_kits() {
             if recorded.origin == kit || Some(recorded.manifest) == digest {
                 layers.extend(recorded.layers);
             }
@@ -273,6 +270,18 @@ impl Cache {
         let mut seen = std::collections::HashSet::new();
         layers.retain(|layer| seen.insert(*layer));
         layers
+    }
+
+    /// The manifests of the recorded kits.
+    pub fn manifests(&self) -> BTreeSet<Digest> {
+        self.recorded_kits().into_iter().map(|kit| kit.manifest).collect()
+    }
+
+    fn recorded_kits(&self) -> Vec<RecordedKit> {
+        self.state.kits().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the cache's state file cannot be read");
+            Vec::new()
+        })
     }
 
     /// Removes a layer, poisoned ones too; returns the bytes of content that were freed.

@@ -40,7 +40,8 @@ pub(super) fn run(
     }
 }
 
-/// The layers that `what` names: a layer's digest, a manifest's digest or a reference.
+/// The layers that `what` names: a layer's digest, a manifest's digest, the first digits of one, or a
+/// reference.
 fn layers_of(
     cache: &Cache,
     layers: &[LayerUsage],
@@ -54,14 +55,18 @@ fn layers_of(
             keys.extend(named);
         }
         Err(_) if is_short_digest(what) => {
-            let named = layers.iter().map(|layer| layer.key);
-            keys.extend(named.filter(|key| key.digest.to_string().starts_with(what)));
-            let digests: BTreeSet<String> = keys.iter().map(|key| key.digest.to_string()).collect();
+            let of_layers = layers.iter().map(|layer| layer.key.digest);
+            let digests = of_layers.chain(cache.manifests()).map(|digest| digest.to_string());
+            let digests: BTreeSet<String> =
+                digests.filter(|digest| digest.starts_with(what)).collect();
             if digests.len() > 1 {
                 let some: Vec<String> = digests.into_iter().take(MOST_CANDIDATES).collect();
                 let message = format!("{what} begins several digests: {}", some.join(", "));
                 return Err(Failure::new(FailureKind::Usage, message));
             }
+            let named = layers.iter().map(|layer| layer.key);
+            keys.extend(named.filter(|key| digests.contains(&key.digest.to_string())));
+            names.extend(digests);
         }
         Err(_) => names.push(Origin::parse(what)?.to_string()),
     }
@@ -206,6 +211,9 @@ mod tests {
             cache.layer(key, 10).unwrap();
         }
         let named = |what: &str| layers_of(&cache, &cache.layers().unwrap(), what);
+        let manifest = Digest::from_sha256([0xdd; 32]);
+        cache.record_kit("a", manifest, &keys[1..]).unwrap();
+        assert_eq!(named("sha256:dddddddd").unwrap(), HashSet::from([keys[1], keys[2]]));
         assert_eq!(named("sha256:bbbbbbbb").unwrap(), HashSet::from([keys[2]]));
         assert_eq!(named(&keys[0].digest.to_string()).unwrap(), HashSet::from([keys[0]]));
         let ambiguous = named("sha256:aaaaaaaa").unwrap_err();
