@@ -117,14 +117,14 @@ async fn record(
             line = recorder.next() => recorder.take(line).await,
             code = ended, if exit_code.is_none() => {
                 exit_code = Some(code?);
-                recorder.stop().await;
+                recorder.stop_unless(interrupts.recv()).await;
             }
             // A command gets the signal too, and ends by it or not. One more, or one after it, ends
             // the wait for what was read last.
             _ = interrupts.recv() => match (&child, exit_code) {
                 (Some(_), None) => {}
-                _ if recorder.is_stopped => recorder.lines = None,
-                _ => recorder.stop().await,
+                _ if recorder.is_stopped => recorder.cut(),
+                _ => recorder.stop_unless(interrupts.recv()).await,
             }
         }
     }
@@ -205,6 +205,21 @@ impl Recorder {
             // The mount has ended just now, and the recording with it.
             self.lines = None;
         }
+    }
+
+    /// The same, but for a daemon that does not answer: whoever interrupts waits for it no longer.
+    async fn stop_unless(&mut self, interrupted: impl Future<Output = Option<()>>) {
+        tokio::select! {
+            () = self.stop() => {}
+            _ = interrupted => self.cut(),
+        }
+    }
+
+    /// Ends it because nobody wants to wait for the lines that are still to come.
+    fn cut(&mut self) {
+        warn("interrupted: the trace may lack what was read last");
+        self.lines = None;
+        self.failure = Some(CliError::Interrupted);
     }
 
     /// Ends it without the lines that are still to come.

@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rstest::rstest;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
 use crate::counted::{Counted, big_files, expected_content};
@@ -566,6 +567,54 @@ fn a_recorded_command_passes_its_end_on(
     let arguments = ["trace", "record", "-o", trace, place, "--", "sh", "-c", &script];
     let outcome = counted.kitfs.run(&arguments);
     assert_eq!(outcome.code, Some(code), "{}", outcome.stderr);
+}
+
+#[rstest]
+#[case::that_succeeds(0, 130)]
+#[case::that_fails(7, 7)]
+fn who_does_not_wait_for_the_end_of_a_trace_is_let_go(
+    #[case] commands_code: i32,
+    #[case] code: i32,
+) {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
+    let daemon = counted.kitfs.daemon_pid();
+    let at = |name: &str| counted.kitfs.folder().join(name);
+    // A daemon that stands still never sends the last lines.
+    let script = format!("kill -STOP {daemon}; touch began; exit {commands_code}");
+    let mut command = counted.kitfs.command(&["trace", "record", "-o", "cut.trace"]);
+    command.arg(&mountpoint).args(["--", "sh", "-c", &script]);
+    let mut child = command.stderr(File::create(at("said")).unwrap()).spawn().unwrap();
+    wait_until("the command", || at("began").exists());
+    // Interrupts while the command runs are the command's.
+    wait_until("the end", || {
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        child.try_wait().unwrap().is_some()
+    });
+    let daemon = Pid::from_raw(daemon.try_into().unwrap()).unwrap();
+    kill_process(daemon, Signal::CONT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(code));
+    let said = fs::read_to_string(at("said")).unwrap();
+    assert!(said.contains("the trace may lack what was read last"), "{said}");
+}
+
+#[test]
+fn a_command_that_is_interrupted_leaves_a_whole_trace() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
+    let at = |name: &str| counted.kitfs.folder().join(name);
+    let place = mountpoint.display();
+    let script =
+        format!("head -c 1000 '{place}'/weights/shard-0 > /dev/null; touch began; exec sleep 60");
+    let mut command = counted.kitfs.command(&["trace", "record", "-o", "whole.trace"]);
+    command.arg(&mountpoint).args(["--", "sh", "-c", &script]);
+    // As a terminal does, which interrupts the command and who records it.
+    let mut child = command.process_group(0).spawn().unwrap();
+    wait_until("the reading", || at("began").exists());
+    kill_process_group(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let text = fs::read_to_string(at("whole.trace")).unwrap();
+    assert!(text.contains("weights/shard-0"), "{text}");
 }
 
 #[test]
