@@ -173,7 +173,8 @@ impl Appender {
             None => filling.written - filling.state.filled(),
         };
         if unshown > 0 {
-            self.store.take_back(&filling, filling.state.filled(), u64::from(unshown));
+            let (file, shown) = (&filling.file, filling.state.filled());
+            self.store.take_back(file, &filling.placed, shown, u64::from(unshown));
             self.store.count_gone(u64::from(unshown));
         }
         ready.chunks.release(filling.chunk);
@@ -208,11 +209,8 @@ impl LayerStore {
                 self.put_record(chunk, &Record::default())?;
                 ready.chunks.publish(chunk, state.emptied());
                 self.emptied.fetch_add(1, Ordering::SeqCst);
-                if let Ok(file) = self.file(placed.file, false)
-                    && !self.is_held(placed.file, &mut self.pins.lock())
-                {
-                    // Best effort: what stays is overwritten by what is fetched next.
-                    let _ = files::punch_hole(&file, placed.file_offset, state.filled().into());
+                if let Ok(file) = self.file(placed.file, false) {
+                    self.take_back(&file, &placed, 0, u64::from(state.filled()));
                 }
                 self.count_gone(u64::from(state.filled()));
                 let why = "its bytes changed on the local disk; they are dropped, read again";
@@ -291,7 +289,7 @@ impl LayerStore {
         let at = filling.placed.file_offset + u64::from(offset);
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
         if let Err(error) = files::write_all_at(&filling.file, &mut pieces.to_vec(), at) {
-            self.take_back(filling, offset, bytes);
+            self.take_back(&filling.file, &filling.placed, offset, bytes);
             return Err(CacheError::io("write", &self.path(filling.placed.file))(error));
         }
         self.known.resident_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -301,10 +299,9 @@ impl LayerStore {
 
     /// Gives the file system back what it may have of bytes that no record speaks of. Those of a
     /// file that others read stay, and are overwritten by what is fetched next.
-    fn take_back(&self, filling: &Filling, offset: u32, bytes: u64) {
-        if !self.is_held(filling.placed.file, &mut self.pins.lock()) {
-            let at = filling.placed.file_offset + u64::from(offset);
-            let _ = files::punch_hole(&filling.file, at, bytes);
+    fn take_back(&self, file: &File, placed: &Placed, offset: u32, bytes: u64) {
+        if !self.is_held(placed.file, &mut self.pins.lock()) {
+            let _ = files::punch_hole(file, placed.file_offset + u64::from(offset), bytes);
         }
     }
 
@@ -335,12 +332,7 @@ mod tests {
     fn a_chunk_that_cannot_be_written_is_not_there_and_not_counted() {
         for is_confirmed in [true, false] {
             let folder = tempfile::tempdir().unwrap();
-            let config = CacheConfig {
-                folder: folder.path().to_owned(),
-                capacity_bytes: None,
-                keep_free_bytes: 0,
-            };
-            let cache = Cache::open(config).unwrap();
+            let cache = Cache::open(CacheConfig::unbounded(folder.path())).unwrap();
             let bytes = vec![7; 2 * CHUNK_BYTES as usize];
             let (first, second) = bytes.split_at(CHUNK_BYTES as usize);
             let encoding = Encoding { format: Format::Raw, compression: Compression::None };

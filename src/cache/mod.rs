@@ -80,6 +80,14 @@ pub struct CacheConfig {
     pub keep_free_bytes: u64,
 }
 
+#[cfg(test)]
+impl CacheConfig {
+    /// A cache that takes what comes.
+    pub(crate) fn unbounded(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), capacity_bytes: None, keep_free_bytes: 0 }
+    }
+}
+
 /// One cache folder, held by this process (flock).
 pub struct Cache {
     shared: Arc<Shared>,

@@ -2,15 +2,15 @@
 //!
 //! Files appear under their names only when they are complete, and none of a layer before all that is
 //! copied of it came, and its digest did not speak against it: they are written beside them and
-//! renamed. What stops a copy leaves the layers of which all is there. Names come from a kit and are hostile until checked: every one is taken apart here,
-//! and nothing is written through a symlink that lies in the destination.
+//! renamed. What stops a copy leaves the layers of which all is there. Names come from a kit and are
+//! hostile until checked: every one is taken apart here, and nothing is written through a symlink
+//! that lies in the destination.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
-use parking_lot::Mutex;
 
 use super::arguments::NetworkArguments;
 use super::error::CliError;
@@ -74,7 +74,6 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         bar,
         is_recursive: arguments.recursive,
         numbers: Numbers::default(),
-        layers: Mutex::new(Layers::new(&listing)),
     };
     // A handler, so that what is half written is removed on the way out.
     let copied = tokio::select! {
@@ -125,7 +124,6 @@ struct Copying {
     bar: ProgressBar,
     is_recursive: bool,
     numbers: Numbers,
-    layers: Mutex<Layers>,
 }
 
 impl Copying {
@@ -133,6 +131,7 @@ impl Copying {
         let base = &listing.entry.path.0;
         let mut left_out = 0;
         let mut directories = Vec::new();
+        let mut layers = Layers::new(listing);
         for entry in std::iter::once(&listing.entry).chain(&listing.below) {
             let target = self.destination.place(relative(base, &entry.path.0)?);
             match &entry.kind {
@@ -152,8 +151,11 @@ impl Copying {
                     }
                 }
                 // Without -r a symlink is what it leads to.
-                EntryKind::Symlink(_) => self.file(entry, &target, None).await?,
-                EntryKind::File => self.file(entry, &target, Some(entry.size)).await?,
+                EntryKind::Symlink(_) => self.file(entry, &target, None).await?.keep()?,
+                EntryKind::File => {
+                    let file = self.file(entry, &target, Some(entry.size)).await?;
+                    layers.complete(entry.layer, file)?;
+                }
             }
         }
         // Last and deepest first: what is in a directory without write permission is there by now.
@@ -173,7 +175,12 @@ impl Copying {
         }
     }
 
-    async fn file(&self, entry: &Entry, target: &Path, size: Option<u64>) -> Result<(), CliError> {
+    async fn file(
+        &self,
+        entry: &Entry,
+        target: &Path,
+        size: Option<u64>,
+    ) -> Result<Unfinished, CliError> {
         let mode = if size.is_some() { entry.mode } else { 0o644 };
         let request = crate::daemon::api::ReadRequest {
             kit: self.kit.clone(),
@@ -182,8 +189,7 @@ impl Copying {
         let about = |error: CliError| error.about(&printable(&entry.path.0));
         let bytes = self.backend.read(request).await.map_err(CliError::from).map_err(about)?;
         let file = writing::file(&self.numbers, target, bytes, mode, size, &self.bar);
-        let file = file.await.map_err(about)?;
-        self.layers.lock().complete(entry.layer, file)
+        file.await.map_err(about)
     }
 }
 

@@ -37,11 +37,6 @@ pub(super) async fn bring(
         .await
 }
 
-/// All of a layer's stream.
-pub(super) fn whole(layer: &Layer) -> Range<StreamOffset> {
-    StreamOffset(0)..StreamOffset(layer.contents().layout.stream_bytes())
-}
-
 /// A range cut into pieces.
 pub(super) fn pieces(range: Range<StreamOffset>) -> impl Iterator<Item = Range<StreamOffset>> {
     let count = (range.end - range.start).div_ceil(PIECE_BYTES);

@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::api::HydrateState;
-use super::bringing::{self, pieces};
+use super::bringing::pieces;
 use crate::cache::{Cache, LayerState};
 use crate::fetch::{FetchError, Fetcher, Layer};
 use crate::fs::LoadedKit;
@@ -172,7 +172,7 @@ impl Hydration {
     ) -> Result<(), Pause> {
         let mut failed = None;
         for layer in layers {
-            for piece in pieces(bringing::whole(layer)) {
+            for piece in pieces(layer.contents().layout.stream()) {
                 if matches!(layer.state(), LayerState::Poisoned { .. }) {
                     break;
                 }
@@ -200,7 +200,7 @@ impl Hydration {
     /// Whether all that is missing fits without evicting anything.
     fn check_room(&self, layers: &[Arc<Layer>]) -> Result<(), Pause> {
         let missing = layers.iter().map(|layer| {
-            let StreamOffset(stream_bytes) = bringing::whole(layer).end;
+            let stream_bytes = layer.contents().layout.stream_bytes();
             stream_bytes.saturating_sub(layer.resident_bytes())
         });
         let missing = missing.fold(0, u64::saturating_add);

@@ -194,12 +194,7 @@ mod tests {
     #[test]
     fn the_first_digits_of_a_digest_name_one_layer_or_none() {
         let folder = tempfile::tempdir().unwrap();
-        let config = CacheConfig {
-            folder: folder.path().to_owned(),
-            capacity_bytes: None,
-            keep_free_bytes: 0,
-        };
-        let cache = Cache::open(config).unwrap();
+        let cache = Cache::open(CacheConfig::unbounded(folder.path())).unwrap();
         let encoding = Encoding { format: Format::Raw, compression: Compression::None };
         let with_digits = |first, last| {
             let mut digest = [first; 32];

@@ -113,7 +113,7 @@ fn all_of(kit: &LoadedKit) -> Vec<Want> {
     let mut wants: Vec<Want> = Vec::new();
     for layer in &kit.layers {
         if !wants.iter().any(|want| want.layer.key() == layer.key()) {
-            wants.push(Want::new(layer.clone(), vec![bringing::whole(layer)]));
+            wants.push(Want::new(layer.clone(), vec![layer.contents().layout.stream()]));
         }
     }
     wants

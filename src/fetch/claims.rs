@@ -238,7 +238,7 @@ impl Inner {
         if self.lacks_small_rest()
             && !std::mem::replace(&mut self.claims.lock().has_asked_for_rest, true)
         {
-            self.plan(&self.whole_stream(), Priority::Prefetch);
+            self.plan(&self.contents.layout.stream(), Priority::Prefetch);
         }
     }
 

@@ -217,7 +217,9 @@ impl Layer {
 
     /// What one request should bring at the rate at which bytes come, in bytes.
     pub fn request_bytes(&self) -> u64 {
-        u64::from(self.inner.line().request_chunks()) * CHUNK_BYTES
+        // Asked at each read: nothing is cloned for it.
+        let sources = self.inner.sources.read();
+        u64::from(sources[0].line.request_chunks()) * CHUNK_BYTES
     }
 
     /// Whether the blob comes from another host, rather than from this machine's own disk.
@@ -231,7 +233,8 @@ impl Layer {
     pub async fn confirmed(&self) -> LayerState {
         let inner = self.inner.clone();
         if self.state() == LayerState::Unconfirmed && inner.lacks_small_rest() {
-            let rest = inner.clone().bring(inner.whole_stream(), Priority::OnDemand);
+            let stream = inner.contents.layout.stream();
+            let rest = inner.clone().bring(stream, Priority::OnDemand);
             let brought = tokio::time::timeout(LONGEST_WAIT_FOR_REST, rest).await;
             if !matches!(brought, Ok(Ok(()))) {
                 tracing::debug!(layer = %inner.spec.blob.digest, "the rest of a layer does not come");
@@ -356,10 +359,6 @@ impl Inner {
     pub(super) fn use_large_windows(&self) -> bool {
         self.has_large_windows.store(true, Ordering::Relaxed);
         self.scheduler.can_hold(self.transfer_memory_bytes())
-    }
-
-    pub(super) fn whole_stream(&self) -> Range<StreamOffset> {
-        StreamOffset(0)..StreamOffset(self.contents.layout.stream_bytes())
     }
 
     /// A number that stands for the layer in the scheduler.

@@ -73,15 +73,25 @@ struct Begun {
 impl Pace {
     /// A transfer begins to bring bytes.
     fn begin(&mut self, now: Duration) -> Begun {
+        self.join(now);
+        Begun { at: self.now, run_seconds: self.run_seconds }
+    }
+
+    /// One more transfer shares the line.
+    fn join(&mut self, now: Duration) {
         self.pass(now);
         self.running += 1;
-        Begun { at: self.now, run_seconds: self.run_seconds }
+    }
+
+    /// One transfer fewer does.
+    fn leave(&mut self, now: Duration) {
+        self.pass(now);
+        self.running = self.running.saturating_sub(1);
     }
 
     /// It has ended; `bytes` is what it brought, where that says something about the line.
     fn end(&mut self, begun: Begun, now: Duration, bytes: Option<u64>) {
-        self.pass(now);
-        self.running = self.running.saturating_sub(1);
+        self.leave(now);
         let seconds = (self.now - begun.at).as_secs_f64();
         let Some(bytes) = bytes.filter(|&bytes| bytes >= TELLING_BYTES && seconds > 0.0) else {
             return;
@@ -178,19 +188,13 @@ pub(super) struct Streaming {
 impl Streaming {
     /// It lets others have the line, until [`Self::go_on`].
     pub(super) fn rest(&mut self) {
-        let mut pace = self.line.pace.lock();
-        let now = self.line.began.elapsed();
-        pace.pass(now);
-        pace.running = pace.running.saturating_sub(1);
+        self.line.pace.lock().leave(self.line.began.elapsed());
         self.is_resting = true;
     }
 
     /// It brings bytes again.
     pub(super) fn go_on(&mut self) {
-        let mut pace = self.line.pace.lock();
-        let now = self.line.began.elapsed();
-        pace.pass(now);
-        pace.running += 1;
+        self.line.pace.lock().join(self.line.began.elapsed());
         self.is_resting = false;
     }
 
@@ -205,9 +209,10 @@ impl Drop for Streaming {
         let line = &self.line;
         let mut pace = line.pace.lock();
         let now = line.began.elapsed();
-        pace.pass(now);
-        // Who ends counts as running until then.
-        pace.running += u32::from(self.is_resting);
+        if self.is_resting {
+            // Who ends counts as running until then.
+            pace.join(now);
+        }
         pace.end(self.begun, now, self.brought);
         line.request_chunks.store(pace.chunks(), Ordering::Relaxed);
         line.connections.store(pace.connections(), Ordering::Relaxed);

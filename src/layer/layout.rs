@@ -135,6 +135,11 @@ impl Layout {
         self.stream_bytes
     }
 
+    /// All of the stream.
+    pub fn stream(&self) -> Range<StreamOffset> {
+        StreamOffset(0)..StreamOffset(self.stream_bytes)
+    }
+
     /// The chunks that hold any byte of `range`, as a half-open range of numbers.
     ///
     /// Positions beyond the stream's end are ignored.
