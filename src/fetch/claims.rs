@@ -33,6 +33,14 @@ pub(super) struct Claims {
     has_asked_for_rest: bool,
 }
 
+/// What came of a wish for a range.
+pub(super) struct Plan {
+    /// The chunks that no transfer was bringing before, in runs.
+    pub(super) started: Vec<Range<u32>>,
+    /// The transfers to wait for.
+    pub(super) waits: Vec<Wait>,
+}
+
 /// What a transfer may do with the stream that its source opened.
 #[derive(Debug)]
 pub(super) enum Admission {
@@ -47,13 +55,8 @@ pub(super) enum Admission {
 }
 
 impl Inner {
-    /// Starts the transfers that `range` needs, makes those on their way at least as urgent, and
-    /// says what to wait for.
-    pub(super) fn plan(
-        self: &Arc<Self>,
-        range: &Range<StreamOffset>,
-        priority: Priority,
-    ) -> Vec<Wait> {
+    /// Starts the transfers that `range` needs, and makes those on their way at least as urgent.
+    pub(super) fn plan(self: &Arc<Self>, range: &Range<StreamOffset>, priority: Priority) -> Plan {
         let layout = &self.contents.layout;
         let wanted = layout.chunks_of(range.clone());
         let limit = match priority {
@@ -72,12 +75,12 @@ impl Inner {
                 let waits = vec![(whole, StreamOffset(u64::MAX))];
                 drop(claims);
                 self.raise(&waits, priority);
-                return waits;
+                return Plan { started: Vec::new(), waits };
             }
             self.start_whole(&mut claims, priority);
         } else {
-            for run in runs {
-                self.start(&mut claims, run, priority);
+            for run in &runs {
+                self.start(&mut claims, run.clone(), priority);
             }
         }
         let mut waits: Vec<Wait> = Vec::new();
@@ -94,7 +97,7 @@ impl Inner {
         }
         drop(claims);
         self.raise(&waits, priority);
-        waits
+        Plan { started: runs, waits }
     }
 
     /// Makes those who are waited for at least as urgent as who waits.

@@ -171,13 +171,27 @@ impl Layer {
         }
     }
 
-    /// Starts to fetch what is missing of `range`, and returns at once; what is on its way already
-    /// becomes at least as urgent. What lies beyond the stream's end is left out.
-    pub fn prefetch(&self, range: Range<StreamOffset>, priority: Priority) {
-        if self.inner.contents.layout.chunks_of(range.clone()).is_empty() {
-            return;
+    /// Starts to fetch what is missing of `range`, and returns at once. Bytes that are on their way
+    /// already become at least as urgent. The part beyond the stream's end is left out.
+    ///
+    /// Returns the bytes that were not on their way before, in order: whole chunks, so they may
+    /// begin before `range` and end behind it.
+    pub fn prefetch(
+        &self,
+        range: Range<StreamOffset>,
+        priority: Priority,
+    ) -> Vec<Range<StreamOffset>> {
+        let layout = &self.inner.contents.layout;
+        if layout.chunks_of(range.clone()).is_empty() {
+            return Vec::new();
         }
-        self.inner.plan(&range, priority);
+        let started = self.inner.plan(&range, priority).started;
+        started.into_iter().map(|run| layout.chunk_range(run)).collect()
+    }
+
+    /// Whether the layer can be fetched in parts: a compressed one comes as a whole or not at all.
+    pub fn has_ranges(&self) -> bool {
+        !self.inner.is_compressed()
     }
 
     /// Brings a range of the stream to the cache, and returns when all of it has been there: for
@@ -220,6 +234,12 @@ impl Layer {
         // Asked at each read: nothing is cloned for it.
         let sources = self.inner.sources.read();
         u64::from(sources[0].line.request_chunks()) * CHUNK_BYTES
+    }
+
+    /// What the way to the layer's source brings in `time`, in bytes; 0 before it is known.
+    pub fn bytes_in(&self, time: Duration) -> u64 {
+        let sources = self.inner.sources.read();
+        sources[0].line.bytes_in(time)
     }
 
     /// Whether the blob comes from another host, rather than from this machine's own disk.
@@ -291,7 +311,7 @@ impl Inner {
             }
             let before = at;
             let mut failed = None;
-            for (transfer, end) in self.plan(&(at..range.end), Priority::OnDemand) {
+            for (transfer, end) in self.plan(&(at..range.end), Priority::OnDemand).waits {
                 failed = transfer.wait(end).await.err().or(failed);
                 let end = end.min(range.end);
                 let piece = (at - range.start) as usize..(end - range.start) as usize;
@@ -324,7 +344,7 @@ impl Inner {
             }
             let before = at;
             let mut is_taken_over = false;
-            for (transfer, end) in self.plan(&(at..range.end), priority) {
+            for (transfer, end) in self.plan(&(at..range.end), priority).waits {
                 is_taken_over = transfer.wait(end).await? == Waited::TakenOver;
                 if is_taken_over {
                     break;

@@ -11,7 +11,7 @@
 //! Which it is shows in what a transfer brought while it ran alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -144,6 +144,8 @@ pub(super) struct Line {
     /// What the pace comes to, for readers: without a lock.
     request_chunks: AtomicU32,
     connections: AtomicU32,
+    /// Bytes per second; 0 before anything was measured.
+    rate: AtomicU64,
 }
 
 impl Line {
@@ -154,6 +156,7 @@ impl Line {
             pace: Mutex::new(pace),
             request_chunks: AtomicU32::new(pace.chunks()),
             connections: AtomicU32::new(pace.connections()),
+            rate: AtomicU64::new(0),
         })
     }
 
@@ -166,6 +169,11 @@ impl Line {
     /// The most chunks that one request should ask for.
     pub(super) fn request_chunks(&self) -> u32 {
         self.request_chunks.load(Ordering::Relaxed)
+    }
+
+    /// What comes in `time`, in bytes; 0 before anything was measured.
+    pub(super) fn bytes_in(&self, time: Duration) -> u64 {
+        (self.rate.load(Ordering::Relaxed) as f64 * time.as_secs_f64()) as u64
     }
 
     /// The same of requests for `chunks` that are wanted in order, and all of which are asked for at
@@ -216,6 +224,7 @@ impl Drop for Streaming {
         pace.end(self.begun, now, self.brought);
         line.request_chunks.store(pace.chunks(), Ordering::Relaxed);
         line.connections.store(pace.connections(), Ordering::Relaxed);
+        line.rate.store(pace.rate.map_or(0, |rate| rate as u64), Ordering::Relaxed);
     }
 }
 

@@ -161,6 +161,12 @@ impl Layout {
         Placed { file: piece.file, file_offset: piece.file_offset(start), stream: start..end }
     }
 
+    /// The bytes of the stream that a run of chunks makes up; not empty.
+    pub fn chunk_range(&self, chunks: Range<u32>) -> Range<StreamOffset> {
+        let last = self.chunk(ChunkId(chunks.end - 1));
+        self.chunk(ChunkId(chunks.start)).stream.start..last.stream.end
+    }
+
     /// `range` cut at the borders of pieces, in order; positions beyond the end are left out.
     pub fn place(&self, range: Range<StreamOffset>) -> impl Iterator<Item = Placed> {
         let first = self.pieces.partition_point(|piece| piece.stream.end <= range.start);
