@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 
 use super::budget::Budget;
-use super::meta::{META_BYTES, Meta};
+use super::meta::{Decoded, META_BYTES, Meta};
 use super::open_files::OpenFiles;
 use super::{CacheConfig, CacheError, LayerKey, LayerState, LayerStore, chunk_table, files};
 
@@ -123,9 +123,9 @@ impl Shared {
     /// can be used all the same.
     fn take_stock(&self, key: LayerKey) -> Option<Arc<Known>> {
         let folder = self.layer_folder(key);
-        let meta = files::read(&folder.join("meta"), META_BYTES as u64)
-            .map(|bytes| bytes.and_then(|bytes| Meta::decode(&bytes)));
-        let meta = match meta {
+        let path = folder.join("meta");
+        let last_used = modified_seconds(&path);
+        let meta = match read_meta(&path, last_used) {
             Ok(meta) => meta.filter(|meta| meta.key == key),
             Err(error) => {
                 tracing::warn!(%error, "cannot use a layer of the cache");
@@ -140,7 +140,7 @@ impl Shared {
             return None;
         };
         let known = Known::new(key);
-        known.last_used.store(modified_seconds(&folder.join("meta")), Ordering::Relaxed);
+        known.last_used.store(last_used, Ordering::Relaxed);
         if let Err(error) = take_stock_of_content(&known, &folder, meta.clone()) {
             tracing::warn!(%error, "cannot use a layer of the cache");
             known.resident_bytes.store(bytes_on_disk(&folder), Ordering::Relaxed);
@@ -198,9 +198,7 @@ impl Shared {
     pub(super) fn note_use(&self, known: &Known) {
         let now = SystemTime::now();
         known.last_used.store(seconds(now), Ordering::Relaxed);
-        let meta = self.layer_folder(known.key).join("meta");
-        // A hint for the next process' eviction; a cache that cannot keep it works all the same.
-        let _ = files::open(&meta, false).and_then(|file| file.set_modified(now));
+        set_modified(&self.layer_folder(known.key).join("meta"), now);
     }
 
     /// Removes a layer that is not open. Returns the bytes of content that were freed.
@@ -227,6 +225,27 @@ impl Shared {
         self.budget.subtract(freed);
         Ok(freed)
     }
+}
+
+/// What a meta file says. A file of an earlier version, and one with a damaged copy, is written anew:
+/// when the layer was first seen must not change with the next use, and the next damage must find two
+/// copies.
+fn read_meta(path: &Path, modified_seconds: i64) -> Result<Option<Meta>, CacheError> {
+    let Some(bytes) = files::read(path, META_BYTES as u64)? else { return Ok(None) };
+    let Some(Decoded { meta, is_whole }) = Meta::decode(&bytes, modified_seconds) else {
+        return Ok(None);
+    };
+    if !is_whole {
+        files::write(path, &meta.encode(), files::Durability::Synced)?;
+        set_modified(path, at_seconds(modified_seconds));
+    }
+    Ok(Some(meta))
+}
+
+/// Notes when a layer was last used: a hint for the next process' eviction. A cache that cannot keep
+/// the hint works all the same.
+fn set_modified(meta: &Path, time: SystemTime) {
+    let _ = files::open(meta, false).and_then(|file| file.set_modified(time));
 }
 
 /// Counts what the folder has, after cleaning it up.
@@ -310,7 +329,11 @@ fn modified_seconds(path: &Path) -> i64 {
     path.symlink_metadata().and_then(|meta| meta.modified()).map_or(0, seconds)
 }
 
-fn seconds(time: SystemTime) -> i64 {
+fn at_seconds(seconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds.max(0).cast_unsigned())
+}
+
+pub(super) fn seconds(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

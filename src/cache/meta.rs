@@ -1,23 +1,44 @@
-//! The `meta` file of a layer: which layer the folder holds and how far it can be trusted.
+//! The `meta` file of a layer: its identity, how far it can be trusted, and a summary of its content.
 //!
-//! Fixed layout, docs/format/cache-folder.md:
+//! The file holds the same record twice, in two blocks of the disk, so that one damaged block costs
+//! nothing. Fixed layout, docs/format/cache-folder.md:
 //!
 //! ```text
-//! 0 magic | 8 version | 12 format | 13 compression | 14 state | 15 zero | 16 digest
-//! 48 blob bytes | 56 stream bytes | 64 digest that came (poisoned) | 96 crc32c of 0..96
+//! 0 magic | 8 version | 12 format | 13 compression | 14 state | 15 residency | 16 digest
+//! 48 blob bytes | 56 stream bytes | 64 digest that came (poisoned) | 96 first seen
+//! 104 warmed | 112 resident bytes | 120 boot id | 136 zeros | 156 crc32c of 0..156
 //! ```
 
 use super::{LayerKey, LayerState};
 use crate::oci::{Compression, Digest, Encoding, Format};
 
 const MAGIC: &[u8; 8] = b"kitfsMET";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+const RECORD_BYTES: usize = 160;
+/// Where the second copy starts: in the next block of the usual file systems.
+const COPY_AT: usize = 4096;
 /// The length of the file.
-pub(super) const META_BYTES: usize = 100;
-/// What stands for the size of a stream that is not known yet.
+pub(super) const META_BYTES: usize = COPY_AT + RECORD_BYTES;
+
+/// Version 1: the first 96 bytes of version 2, then their checksum; one copy.
+const VERSION_1: u32 = 1;
+const VERSION_1_BYTES: usize = 100;
+
+/// Stands for a size that is not known yet.
 const UNKNOWN: u64 = u64::MAX;
 
-/// What is known of a layer without its table of contents.
+const IN_USE: u8 = 0;
+const CLEAN: u8 = 1;
+
+/// The kernel's boot (`/proc/sys/kernel/random/boot_id`): another one means that the machine was
+/// down in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BootId(
+    /// The bytes of the UUID; zeros where the kernel does not tell.
+    pub [u8; 16],
+);
+
+/// The part of a layer's record that needs no table of contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Meta {
     pub(super) key: LayerKey,
@@ -25,13 +46,37 @@ pub(super) struct Meta {
     /// The size of the uncompressed stream, once the contents are known.
     pub(super) stream_bytes: Option<u64>,
     pub(super) state: LayerState,
+    /// When this cache first saw the layer, in seconds since 1970. Never changes.
+    pub(super) first_seen_seconds: i64,
+    /// When `warm` last brought the layer or a part of it, in seconds since 1970.
+    pub(super) warmed_seconds: Option<i64>,
+    pub(super) residency: Residency,
+}
+
+/// What the record says of the layer's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Residency {
+    /// The content may have changed since the record was written, during this boot.
+    InUse(BootId),
+    /// All content and its chunk table reached the disk before the record did.
+    Clean {
+        /// Bytes of content on disk.
+        resident_bytes: u64,
+    },
 }
 
 impl Meta {
-    pub(super) fn encode(&self) -> [u8; META_BYTES] {
-        let mut bytes = [0; META_BYTES];
-        bytes[..8].copy_from_slice(MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    /// The file.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let record = self.encode_record();
+        let mut bytes = vec![0; META_BYTES];
+        bytes[..RECORD_BYTES].copy_from_slice(&record);
+        bytes[COPY_AT..].copy_from_slice(&record);
+        bytes
+    }
+
+    fn encode_record(&self) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
         bytes[12] = match self.key.encoding.format {
             Format::Tar => 0,
             Format::Raw => 1,
@@ -41,55 +86,154 @@ impl Meta {
             Compression::Gzip => 1,
             Compression::Zstd => 2,
         };
-        bytes[16..48].copy_from_slice(self.key.digest.as_bytes());
-        bytes[48..56].copy_from_slice(&self.blob_bytes.to_le_bytes());
-        bytes[56..64].copy_from_slice(&self.stream_bytes.unwrap_or(UNKNOWN).to_le_bytes());
-        bytes[14] = match &self.state {
-            LayerState::Unconfirmed => 0,
-            LayerState::Confirmed => 1,
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, MAGIC);
+        put(8, &VERSION.to_le_bytes());
+        put(16, self.key.digest.as_bytes());
+        put(48, &self.blob_bytes.to_le_bytes());
+        put(56, &self.stream_bytes.unwrap_or(UNKNOWN).to_le_bytes());
+        match &self.state {
+            LayerState::Unconfirmed => put(14, &[0]),
+            LayerState::Confirmed => put(14, &[1]),
             LayerState::Poisoned { got } => {
-                bytes[64..96].copy_from_slice(got.as_bytes());
-                2
+                put(14, &[2]);
+                put(64, got.as_bytes());
             }
-        };
-        let crc = crc32c::crc32c(&bytes[..96]);
-        bytes[96..].copy_from_slice(&crc.to_le_bytes());
+        }
+        put(96, &self.first_seen_seconds.to_le_bytes());
+        put(104, &self.warmed_seconds.unwrap_or(0).to_le_bytes());
+        match self.residency {
+            Residency::InUse(boot) => {
+                put(15, &[IN_USE]);
+                put(120, &boot.0);
+            }
+            Residency::Clean { resident_bytes } => {
+                put(15, &[CLEAN]);
+                put(112, &resident_bytes.to_le_bytes());
+            }
+        }
+        let crc = crc32c::crc32c(&bytes[..RECORD_BYTES - 4]);
+        bytes[RECORD_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
-    /// `None` where the bytes are not those of a meta file that this version can use.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; META_BYTES] = bytes.try_into().ok()?;
-        let u32_at = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at + i]));
-        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-        let digest_at = |at: usize| Digest::from_sha256(std::array::from_fn(|i| bytes[at + i]));
-        if &bytes[..8] != MAGIC
-            || u32_at(8) != VERSION
-            || u32_at(96) != crc32c::crc32c(&bytes[..96])
-        {
-            return None;
+    /// What a file of any version says; `None` where neither copy is usable. Version 1 does not say
+    /// when the layer was first seen: the file's own time, `modified_seconds`, stands for it.
+    pub(super) fn decode(bytes: &[u8], modified_seconds: i64) -> Option<Decoded> {
+        let copy = |at: usize| {
+            let record = bytes.get(at..at + RECORD_BYTES)?;
+            decode_record(record)
+        };
+        let (first, second) = (copy(0), copy(COPY_AT));
+        let is_whole = bytes.len() == META_BYTES && first.is_some() && first == second;
+        if let Some(meta) = first.or(second) {
+            return Some(Decoded { meta, is_whole });
         }
-        let format = match bytes[12] {
+        let meta = decode_version_1(bytes, modified_seconds)?;
+        Some(Decoded { meta, is_whole: false })
+    }
+}
+
+/// What a file said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Decoded {
+    pub(super) meta: Meta,
+    /// Whether the file is what would be written now: this version, and both copies right.
+    pub(super) is_whole: bool,
+}
+
+/// Numbers of a record.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn u32(&self, at: usize) -> u32 {
+        u32::from_le_bytes([0, 1, 2, 3].map(|i| self.0[at + i]))
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        u64::from(self.u32(at)) | u64::from(self.u32(at + 4)) << 32
+    }
+
+    fn i64(&self, at: usize) -> i64 {
+        self.u64(at).cast_signed()
+    }
+
+    fn digest(&self, at: usize) -> Digest {
+        Digest::from_sha256(std::array::from_fn(|i| self.0[at + i]))
+    }
+
+    /// Whether it is a record of `version`, with its checksum in the last 4 bytes.
+    fn is_of(&self, version: u32) -> bool {
+        let end = self.0.len() - 4;
+        self.0.starts_with(MAGIC)
+            && self.u32(8) == version
+            && self.u32(end) == crc32c::crc32c(&self.0[..end])
+    }
+
+    fn key(&self) -> Option<LayerKey> {
+        let format = match self.0[12] {
             0 => Format::Tar,
             1 => Format::Raw,
             _ => return None,
         };
-        let compression = match bytes[13] {
+        let compression = match self.0[13] {
             0 => Compression::None,
             1 => Compression::Gzip,
             2 => Compression::Zstd,
             _ => return None,
         };
-        let state = match bytes[14] {
-            0 => LayerState::Unconfirmed,
-            1 => LayerState::Confirmed,
-            2 => LayerState::Poisoned { got: digest_at(64) },
-            _ => return None,
-        };
-        let key = LayerKey { digest: digest_at(16), encoding: Encoding { format, compression } };
-        let stream_bytes = Some(u64_at(56)).filter(|&stream_bytes| stream_bytes != UNKNOWN);
-        Some(Self { key, blob_bytes: u64_at(48), stream_bytes, state })
+        Some(LayerKey { digest: self.digest(16), encoding: Encoding { format, compression } })
     }
+
+    fn state(&self) -> Option<LayerState> {
+        match self.0[14] {
+            0 => Some(LayerState::Unconfirmed),
+            1 => Some(LayerState::Confirmed),
+            2 => Some(LayerState::Poisoned { got: self.digest(64) }),
+            _ => None,
+        }
+    }
+
+    fn stream_bytes(&self) -> Option<u64> {
+        Some(self.u64(56)).filter(|&bytes| bytes != UNKNOWN)
+    }
+}
+
+fn decode_record(bytes: &[u8]) -> Option<Meta> {
+    let fields = Fields(bytes);
+    if !fields.is_of(VERSION) {
+        return None;
+    }
+    let residency = match bytes[15] {
+        IN_USE => Residency::InUse(BootId(std::array::from_fn(|i| bytes[120 + i]))),
+        CLEAN => Residency::Clean { resident_bytes: fields.u64(112) },
+        _ => return None,
+    };
+    Some(Meta {
+        key: fields.key()?,
+        blob_bytes: fields.u64(48),
+        stream_bytes: fields.stream_bytes(),
+        state: fields.state()?,
+        first_seen_seconds: fields.i64(96),
+        warmed_seconds: Some(fields.i64(104)).filter(|&seconds| seconds != 0),
+        residency,
+    })
+}
+
+fn decode_version_1(bytes: &[u8], modified_seconds: i64) -> Option<Meta> {
+    let fields = Fields(bytes);
+    if bytes.len() != VERSION_1_BYTES || !fields.is_of(VERSION_1) {
+        return None;
+    }
+    Some(Meta {
+        key: fields.key()?,
+        blob_bytes: fields.u64(48),
+        stream_bytes: fields.stream_bytes(),
+        state: fields.state()?,
+        first_seen_seconds: modified_seconds,
+        warmed_seconds: None,
+        residency: Residency::InUse(BootId::default()),
+    })
 }
 
 #[cfg(test)]
@@ -99,35 +243,69 @@ mod tests {
     use super::*;
 
     fn any_meta() -> impl Strategy<Value = Meta> {
+        let digest = || any::<[u8; 32]>().prop_map(Digest::from_sha256);
         let state = prop_oneof![
             Just(LayerState::Unconfirmed),
             Just(LayerState::Confirmed),
-            any::<[u8; 32]>()
-                .prop_map(|got| LayerState::Poisoned { got: Digest::from_sha256(got) }),
+            digest().prop_map(|got| LayerState::Poisoned { got }),
         ];
         let format = prop_oneof![Just(Format::Tar), Just(Format::Raw)];
         let compression =
             prop_oneof![Just(Compression::None), Just(Compression::Gzip), Just(Compression::Zstd)];
-        (any::<[u8; 32]>(), format, compression, any::<u64>(), prop::option::of(0..UNKNOWN), state)
-            .prop_map(|(digest, format, compression, blob_bytes, stream_bytes, state)| {
-                let encoding = Encoding { format, compression };
-                let key = LayerKey { digest: Digest::from_sha256(digest), encoding };
-                Meta { key, blob_bytes, stream_bytes, state }
-            })
+        let residency = prop_oneof![
+            any::<[u8; 16]>().prop_map(|boot| Residency::InUse(BootId(boot))),
+            any::<u64>().prop_map(|resident_bytes| Residency::Clean { resident_bytes }),
+        ];
+        let key = (digest(), format, compression).prop_map(|(digest, format, compression)| {
+            LayerKey { digest, encoding: Encoding { format, compression } }
+        });
+        let sizes = (any::<u64>(), prop::option::of(0..UNKNOWN));
+        let times = (any::<i64>(), prop::option::of(1..i64::MAX));
+        (key, sizes, state, times, residency).prop_map(
+            |(key, (blob_bytes, stream_bytes), state, times, residency)| {
+                let (first_seen_seconds, warmed_seconds) = times;
+                Meta {
+                    key,
+                    blob_bytes,
+                    stream_bytes,
+                    state,
+                    first_seen_seconds,
+                    warmed_seconds,
+                    residency,
+                }
+            },
+        )
     }
 
     proptest! {
         #[test]
         fn what_was_written_is_read(meta in any_meta()) {
-            prop_assert_eq!(Meta::decode(&meta.encode()), Some(meta));
+            let whole = Decoded { meta: meta.clone(), is_whole: true };
+            prop_assert_eq!(Meta::decode(&meta.encode(), 0), Some(whole));
         }
 
+        /// A flipped bit, a zeroed sector or block, a cut: the same record, or nothing.
         #[test]
-        fn any_flipped_bit_and_any_cut_is_noticed(meta in any_meta(), bit in 0..META_BYTES * 8) {
-            let mut bytes = meta.encode();
-            prop_assert_eq!(Meta::decode(&bytes[..bit / 8]), None);
+        fn damage_in_one_place_costs_nothing_and_damage_in_both_copies_is_noticed(
+            meta in any_meta(), bit in 0..META_BYTES * 8, second in 0..RECORD_BYTES * 8, cut in 0..META_BYTES,
+        ) {
+            let whole = meta.encode();
+            let read = |bytes: &[u8]| Meta::decode(bytes, 0).map(|decoded| decoded.meta);
+            let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert_eq!(Meta::decode(&bytes), None);
+            prop_assert_eq!(read(&bytes), Some(meta.clone()));
+            for block in [0..512, 0..4096, COPY_AT..META_BYTES] {
+                let mut bytes = whole.clone();
+                bytes[block].fill(0);
+                let decoded = Meta::decode(&bytes, 0).unwrap();
+                prop_assert_eq!(decoded, Decoded { meta: meta.clone(), is_whole: false });
+            }
+            let kept = (cut >= RECORD_BYTES).then(|| meta.clone());
+            prop_assert_eq!(read(&whole[..cut]), kept);
+            let mut bytes = whole;
+            bytes[bit % RECORD_BYTES] ^= 1;
+            bytes[COPY_AT + second / 8] ^= 1 << (second % 8);
+            prop_assert_eq!(read(&bytes), None);
         }
     }
 
@@ -141,11 +319,41 @@ mod tests {
             blob_bytes: 0x0102,
             stream_bytes: Some(0x0304),
             state: LayerState::Poisoned { got: Digest::from_sha256([0xcd; 32]) },
+            first_seen_seconds: 0x0506,
+            warmed_seconds: Some(0x0708),
+            residency: Residency::InUse(BootId([0xef; 16])),
         };
         let bytes = meta.encode();
-        assert_eq!(&bytes[..16], b"kitfsMET\x01\0\0\0\x01\x02\x02\0");
+        assert_eq!(bytes.len(), 4256);
+        assert_eq!(&bytes[..16], b"kitfsMET\x02\0\0\0\x01\x02\x02\0");
         assert_eq!(bytes[16..48], [0xab; 32]);
         assert_eq!(&bytes[48..64], b"\x02\x01\0\0\0\0\0\0\x04\x03\0\0\0\0\0\0");
         assert_eq!(bytes[64..96], [0xcd; 32]);
+        assert_eq!(&bytes[96..112], b"\x06\x05\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0");
+        assert_eq!(bytes[112..120], [0; 8]);
+        assert_eq!(bytes[120..136], [0xef; 16]);
+        assert_eq!(bytes[136..156], [0; 20]);
+        assert_eq!(bytes[160..4096], [0; 3936]);
+        assert_eq!(bytes[..160], bytes[4096..]);
+        let clean = Residency::Clean { resident_bytes: 0x090a };
+        let bytes = Meta { residency: clean, ..meta }.encode();
+        assert_eq!((bytes[15], &bytes[112..120]), (1, &b"\x0a\x09\0\0\0\0\0\0"[..]));
+    }
+
+    /// As version 1 of the format page had it.
+    #[test]
+    fn a_file_of_the_first_version_is_read_and_its_time_is_when_the_layer_was_first_seen() {
+        let mut bytes = b"kitfsMET\x01\0\0\0\x01\0\x01\0".to_vec();
+        bytes.extend([0xab; 32]);
+        bytes.extend(b"\x02\x01\0\0\0\0\0\0\x04\x03\0\0\0\0\0\0");
+        bytes.extend([0; 32]);
+        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        let Decoded { meta, is_whole } = Meta::decode(&bytes, 77).unwrap();
+        assert!(!is_whole);
+        assert_eq!((meta.blob_bytes, meta.stream_bytes), (0x0102, Some(0x0304)));
+        assert_eq!((meta.state, meta.first_seen_seconds), (LayerState::Confirmed, 77));
+        assert_eq!(meta.residency, Residency::InUse(BootId::default()));
+        bytes[20] ^= 1;
+        assert_eq!(Meta::decode(&bytes, 77), None);
     }
 }

@@ -60,6 +60,7 @@ pub use backing::{Backing, BackingLookup, UncheckedMember};
 pub use emptying::MemberPin;
 pub use error::CacheError;
 pub use key::LayerKey;
+pub use meta::BootId;
 pub use page_aligned::page_aligned;
 pub use stage::Stage;
 pub use store::{Contents, LayerStore, Lookup};

@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -23,8 +24,8 @@ use super::chunk_states::{ChunkState, ChunkStates};
 use super::chunk_table::{self, Loaded, Record};
 use super::emptying::Pins;
 use super::files::{self, Durability};
-use super::known::{Known, Shared, put_meta, remove_content};
-use super::meta::Meta;
+use super::known::{Known, Shared, put_meta, remove_content, seconds};
+use super::meta::{BootId, Meta, Residency};
 use super::open_files::{FileKey, LayerFile};
 use super::page_aligned::page_aligned;
 use super::{CacheError, LayerKey, LayerState};
@@ -225,7 +226,17 @@ impl LayerStore {
         stream_bytes: Option<u64>,
         durability: Durability,
     ) -> Result<(), CacheError> {
-        let meta = Meta { key: self.key(), blob_bytes: self.blob_bytes, stream_bytes, state };
+        let known = self.known.meta.read().clone();
+        let meta = known.unwrap_or_else(|| Meta {
+            key: self.key(),
+            blob_bytes: self.blob_bytes,
+            stream_bytes,
+            state: LayerState::Unconfirmed,
+            first_seen_seconds: seconds(SystemTime::now()),
+            warmed_seconds: None,
+            residency: Residency::InUse(BootId::default()),
+        });
+        let meta = Meta { blob_bytes: self.blob_bytes, stream_bytes, state, ..meta };
         put_meta(&self.shared, &self.known, meta, durability)
     }
 
@@ -254,6 +265,12 @@ impl LayerStore {
     /// How far the layer's bytes can be trusted.
     pub fn state(&self) -> LayerState {
         self.known.state()
+    }
+
+    /// When this cache first saw the layer, in seconds since 1970: the same for the layer's life here,
+    /// over restarts and evictions, until it is removed.
+    pub fn first_seen_seconds(&self) -> i64 {
+        self.known.meta.read().as_ref().map_or(0, |meta| meta.first_seen_seconds)
     }
 
     /// Bytes of content on disk.

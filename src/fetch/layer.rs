@@ -136,6 +136,11 @@ impl Layer {
         self.inner.store.state()
     }
 
+    /// When this cache first saw the layer, in seconds since 1970. Stable: kept with the layer.
+    pub fn first_seen_seconds(&self) -> i64 {
+        self.inner.store.first_seen_seconds()
+    }
+
     /// Bytes of the uncompressed stream that are in the cache.
     pub fn resident_bytes(&self) -> u64 {
         self.inner.store.resident_bytes()

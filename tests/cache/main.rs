@@ -507,3 +507,55 @@ fn another_size_for_a_known_blob_is_refused() {
     assert!(cache.layer(key(&bytes, Format::Raw), 999).is_err());
     assert!(is_resident(&raw_layer(&cache, &bytes), &bytes, 0..1000));
 }
+
+/// Files are dated by it where nothing else dates them, so it must not move.
+#[test]
+fn a_layer_remembers_when_it_was_first_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, MIB);
+    let begun = now_seconds();
+    let seen = raw_layer(&open(folder.path(), None), &bytes).first_seen_seconds();
+    assert!((begun..=now_seconds()).contains(&seen), "{seen}");
+    // Everything that is written to the file, and the time of the file itself.
+    let meta = file_named(folder.path(), "meta");
+    let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    File::options().write(true).open(meta).unwrap().set_modified(hour_ago).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let cache = open(folder.path(), Some(MIB as u64));
+    let store = confirmed_layer(&cache, &bytes);
+    assert_eq!(store.first_seen_seconds(), seen);
+    cache.make_room(MIB as u64).unwrap();
+    drop((store, cache));
+    let cache = open(folder.path(), None);
+    assert_eq!(raw_layer(&cache, &bytes).first_seen_seconds(), seen);
+    cache.remove_layer(key(&bytes, Format::Raw)).unwrap();
+    assert!(raw_layer(&cache, &bytes).first_seen_seconds() > seen, "another life");
+}
+
+/// A folder of a kitfs that wrote version 1 of the meta file is taken over.
+#[test]
+fn a_layer_of_the_first_version_was_first_seen_when_its_file_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, MIB);
+    drop(confirmed_layer(&open(folder.path(), None), &bytes));
+    let meta = file_named(folder.path(), "meta");
+    let mut old = fs::read(&meta).unwrap()[..96].to_vec();
+    old[8] = 1;
+    old[15] = 0;
+    old.extend(crc32c::crc32c(&old).to_le_bytes());
+    fs::write(&meta, old).unwrap();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000);
+    File::options().write(true).open(&meta).unwrap().set_modified(time).unwrap();
+    for _ in 0..2 {
+        let cache = open(folder.path(), None);
+        let store = raw_layer(&cache, &bytes);
+        assert_eq!(store.first_seen_seconds(), 1_700_000_000);
+        assert_eq!(store.state(), LayerState::Confirmed);
+        assert!(is_resident(&store, &bytes, 0..MIB));
+    }
+}
+
+fn now_seconds() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    since.as_secs() as i64
+}
