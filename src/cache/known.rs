@@ -48,6 +48,8 @@ pub(super) struct Known {
     pub(super) stamp: AtomicU64,
     /// When it was last opened or closed, in seconds since 1970.
     pub(super) last_used: AtomicI64,
+    /// Held by who writes the meta file, so that no change of it is lost.
+    pub(super) writing_meta: Mutex<()>,
     store: Mutex<Weak<LayerStore>>,
 }
 
@@ -69,6 +71,7 @@ impl Known {
             spool_bytes: AtomicU64::new(0),
             stamp: AtomicU64::new(0),
             last_used: AtomicI64::new(0),
+            writing_meta: Mutex::new(()),
             store: Mutex::new(Weak::new()),
         })
     }
@@ -167,7 +170,7 @@ impl Shared {
         self.layers.lock().values().cloned().collect()
     }
 
-    fn known(&self, key: LayerKey) -> Arc<Known> {
+    pub(super) fn known(&self, key: LayerKey) -> Arc<Known> {
         self.layers.lock().entry(key).or_insert_with(|| Known::new(key)).clone()
     }
 
@@ -305,7 +308,7 @@ pub(super) fn remove_content(folder: &Path) -> Result<(), CacheError> {
     files::remove_folder(&folder.join("members"))
 }
 
-/// Writes a layer's meta file, and remembers it.
+/// Writes a layer's meta file, and remembers it. [`Known::writing_meta`] is held.
 pub(super) fn put_meta(
     shared: &Shared,
     known: &Known,

@@ -6,10 +6,11 @@
 //! ```text
 //! 0 magic | 8 version | 12 format | 13 compression | 14 state | 15 residency | 16 digest
 //! 48 blob bytes | 56 stream bytes | 64 digest that came (poisoned) | 96 first seen
-//! 104 warmed | 112 resident bytes | 120 boot id | 136 zeros | 156 crc32c of 0..156
+//! 104 warmed | 112 resident bytes | 120 boot id | 136 mtime | 144 zeros | 156 crc32c of 0..156
 //! ```
 
 use super::{LayerKey, LayerState};
+use crate::layer::Mtime;
 use crate::oci::{Compression, Digest, Encoding, Format};
 
 const MAGIC: &[u8; 8] = b"kitfsMET";
@@ -51,6 +52,8 @@ pub(super) struct Meta {
     /// When `warm` last brought the layer or a part of it, in seconds since 1970.
     pub(super) warmed_seconds: Option<i64>,
     pub(super) residency: Residency,
+    /// The modification time of files that have none of their own, once it was given (`mtimes`).
+    pub(super) mtime: Option<Mtime>,
 }
 
 /// What the record says of the layer's content.
@@ -102,6 +105,10 @@ impl Meta {
         }
         put(96, &self.first_seen_seconds.to_le_bytes());
         put(104, &self.warmed_seconds.unwrap_or(0).to_le_bytes());
+        if let Some(mtime) = self.mtime {
+            put(136, &mtime.seconds().to_le_bytes());
+            put(140, &mtime.nanoseconds().to_le_bytes());
+        }
         match self.residency {
             Residency::InUse(boot) => {
                 put(15, &[IN_USE]);
@@ -217,6 +224,7 @@ fn decode_record(bytes: &[u8]) -> Option<Meta> {
         first_seen_seconds: fields.i64(96),
         warmed_seconds: Some(fields.i64(104)).filter(|&seconds| seconds != 0),
         residency,
+        mtime: Mtime::new(fields.u32(136).into(), fields.u32(140)),
     })
 }
 
@@ -233,6 +241,7 @@ fn decode_version_1(bytes: &[u8], modified_seconds: i64) -> Option<Meta> {
         first_seen_seconds: modified_seconds,
         warmed_seconds: None,
         residency: Residency::InUse(BootId::default()),
+        mtime: None,
     })
 }
 
@@ -260,10 +269,12 @@ mod tests {
             LayerKey { digest, encoding: Encoding { format, compression } }
         });
         let sizes = (any::<u64>(), prop::option::of(0..UNKNOWN));
-        let times = (any::<i64>(), prop::option::of(1..i64::MAX));
+        let mtime = (any::<u32>(), 0..1_000_000_000u32)
+            .prop_map(|(seconds, nanoseconds)| Mtime::new(seconds.into(), nanoseconds));
+        let times = (any::<i64>(), prop::option::of(1..i64::MAX), mtime);
         (key, sizes, state, times, residency).prop_map(
             |(key, (blob_bytes, stream_bytes), state, times, residency)| {
-                let (first_seen_seconds, warmed_seconds) = times;
+                let (first_seen_seconds, warmed_seconds, mtime) = times;
                 Meta {
                     key,
                     blob_bytes,
@@ -272,6 +283,7 @@ mod tests {
                     first_seen_seconds,
                     warmed_seconds,
                     residency,
+                    mtime,
                 }
             },
         )
@@ -322,6 +334,7 @@ mod tests {
             first_seen_seconds: 0x0506,
             warmed_seconds: Some(0x0708),
             residency: Residency::InUse(BootId([0xef; 16])),
+            mtime: Mtime::new(0x6000_0000, 0x0102_0304),
         };
         let bytes = meta.encode();
         assert_eq!(bytes.len(), 4256);
@@ -332,7 +345,8 @@ mod tests {
         assert_eq!(&bytes[96..112], b"\x06\x05\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0");
         assert_eq!(bytes[112..120], [0; 8]);
         assert_eq!(bytes[120..136], [0xef; 16]);
-        assert_eq!(bytes[136..156], [0; 20]);
+        assert_eq!(&bytes[136..144], b"\0\0\0\x60\x04\x03\x02\x01");
+        assert_eq!(bytes[144..156], [0; 12]);
         assert_eq!(bytes[160..4096], [0; 3936]);
         assert_eq!(bytes[..160], bytes[4096..]);
         let clean = Residency::Clean { resident_bytes: 0x090a };

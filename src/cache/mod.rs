@@ -6,7 +6,7 @@
 //! <cache>/state.redb      origin -> manifest, kit -> layers           state
 //! <cache>/kits/sha256/<hex>/document                                  documents
 //! <cache>/layers/sha256/<hex>[.encoding]/                             known, store
-//!     meta                which blob, how far it can be trusted       meta
+//!     meta                which blob, how far to trust it, its date   meta, mtimes
 //!     toc                 its members                                 layer::toc_codec
 //!     chunks              how much of each chunk is here, its check   chunk_table, check
 //!     stream, members/<n> the bytes, sparse                           append, stage
@@ -37,6 +37,7 @@ mod known;
 mod lease;
 mod lock;
 mod meta;
+mod mtimes;
 mod open_files;
 mod page_aligned;
 mod seal;
@@ -51,6 +52,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
+
 use known::{Purpose, Shared};
 use lock::FolderLock;
 use state::{RecordedKit, State};
@@ -61,6 +64,7 @@ pub use emptying::MemberPin;
 pub use error::CacheError;
 pub use key::LayerKey;
 pub use meta::BootId;
+pub use mtimes::Dated;
 pub use page_aligned::page_aligned;
 pub use stage::Stage;
 pub use store::{Contents, LayerStore, Lookup};
@@ -93,6 +97,8 @@ impl CacheConfig {
 pub struct Cache {
     shared: Arc<Shared>,
     state: State,
+    /// Held while layers are dated.
+    dating: Mutex<()>,
     _lock: FolderLock,
 }
 
@@ -160,7 +166,7 @@ impl Cache {
         if let Err(error) = shared.make_room(0) {
             tracing::warn!(%error, "the cache holds more than it may");
         }
-        Ok(Arc::new(Self { shared, state, _lock: lock }))
+        Ok(Arc::new(Self { shared, state, dating: Mutex::new(()), _lock: lock }))
     }
 
     /// The one store of this layer in this process (same `Arc` for the same key).

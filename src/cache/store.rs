@@ -226,6 +226,7 @@ impl LayerStore {
         stream_bytes: Option<u64>,
         durability: Durability,
     ) -> Result<(), CacheError> {
+        let _one_writer = self.known.writing_meta.lock();
         let known = self.known.meta.read().clone();
         let meta = known.unwrap_or_else(|| Meta {
             key: self.key(),
@@ -235,6 +236,7 @@ impl LayerStore {
             first_seen_seconds: seconds(SystemTime::now()),
             warmed_seconds: None,
             residency: Residency::InUse(BootId::default()),
+            mtime: None,
         });
         let meta = Meta { blob_bytes: self.blob_bytes, stream_bytes, state, ..meta };
         put_meta(&self.shared, &self.known, meta, durability)

@@ -3,6 +3,7 @@
 pub mod decode;
 pub mod layout;
 pub mod member_path;
+pub mod mtime;
 pub mod offset;
 pub mod range_set;
 pub mod tar;
@@ -11,6 +12,7 @@ pub mod toc_codec;
 
 pub use layout::{CacheFile, ChunkId, Layout};
 pub use member_path::{MemberPath, MemberPathError};
+pub use mtime::Mtime;
 pub use offset::{BlobOffset, StreamOffset};
 pub use range_set::RangeSet;
 pub use tar::{MEMBERS_LIMIT, NAMES_LIMIT_BYTES};
