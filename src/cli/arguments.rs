@@ -89,6 +89,15 @@ pub(super) struct CacheArguments {
     pub memory: Option<u64>,
 }
 
+/// Which kit is meant, where the reference alone does not say it.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct KitArguments {
+    /// The kit of an index with this label, such as quantization=q4_0; may be repeated. `kitfs
+    /// info REF` lists the labels.
+    #[arg(short, long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+}
+
 /// How registries are reached; the same flags as kit's.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Network options")]

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use futures_util::StreamExt;
 
-use super::arguments::NetworkArguments;
+use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::output::open_kit;
 use super::reference::{KitPath, parse_kit_path};
@@ -25,6 +25,8 @@ pub(super) struct Arguments {
     #[arg(value_name = "REF/PATH", required = true)]
     paths: Vec<OsString>,
     #[command(flatten)]
+    kit: KitArguments,
+    #[command(flatten)]
     network: NetworkArguments,
 }
 
@@ -33,7 +35,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let wanted = by_kit(wanted.collect::<Result<Vec<_>, _>>()?);
     let backend = Backend::open(&settings.daemon()?).await?;
     for (reference, paths) in wanted {
-        let kit = open_kit(&backend, settings.kit(reference, &arguments.network)?).await?;
+        let kit = open_kit(&backend, settings.kit(reference, &arguments.kit, &arguments.network)?)
+            .await?;
         let mut bytes = backend.read(ReadRequest { kit, paths }).await?;
         while let Some(piece) = bytes.next().await {
             io::stdout().lock().write_all(&piece?)?;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 
-use super::arguments::NetworkArguments;
+use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::output::{byte_bar, count_of, open_kit, print_warnings, printable};
 use super::reference::parse_kit_path;
@@ -46,12 +46,14 @@ pub(super) struct Arguments {
     #[arg(short, long)]
     recursive: bool,
     #[command(flatten)]
+    kit: KitArguments,
+    #[command(flatten)]
     network: NetworkArguments,
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let wanted = parse_kit_path(&arguments.from)?;
-    let kit = settings.kit(wanted.reference.clone(), &arguments.network)?;
+    let kit = settings.kit(wanted.reference.clone(), &arguments.kit, &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
     // Pinned: a tag that moves meanwhile does not mix two kits.
     let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;

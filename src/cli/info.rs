@@ -1,44 +1,57 @@
 //! `kitfs info REF`.
 
-use super::arguments::NetworkArguments;
+use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::output::{print_json, print_line, print_table, print_warnings, short_digest};
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::sizes;
 use crate::daemon::Backend;
+use crate::daemon::api::{IndexEntryInfo, IndexInfo, Info, KitInfo};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Of an index it shows what can be chosen from it; with --label, the kit that is chosen.
+
 Examples:
   kitfs info ghcr.io/org/model:v1
+  kitfs info ghcr.io/org/model:all --label quantization=q4_0
   kitfs info --json oci:./kits/article:v1")]
 pub(super) struct Arguments {
-    /// The kit.
+    /// The kit or index.
     #[arg(value_name = "REF")]
     reference: String,
     /// Print a JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    kit: KitArguments,
+    #[command(flatten)]
     network: NetworkArguments,
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    let request = settings.kit(parse_reference(&arguments.reference)?, &arguments.network)?;
+    let reference = parse_reference(&arguments.reference)?;
+    let request = settings.kit(reference, &arguments.kit, &arguments.network)?;
     let info = Backend::open(&settings.daemon()?).await?.info(request).await?;
-    if arguments.json {
-        return print_json(&info);
+    match (info, arguments.json) {
+        (Info::Kit(kit), true) => print_json(&kit),
+        (Info::Kit(kit), false) => print_kit(kit),
+        (Info::Index(index), true) => print_json(&index),
+        (Info::Index(index), false) => print_index(index),
     }
-    print_warnings(&info.warnings);
-    if let Some(kitfile) = &info.kitfile {
+}
+
+fn print_kit(kit: KitInfo) -> Result<(), CliError> {
+    print_warnings(&kit.warnings);
+    if let Some(kitfile) = &kit.kitfile {
         print_line(kitfile)?;
     }
-    print_line(format_args!("{}  {}", info.family, info.digest))?;
+    print_line(format_args!("{}  {}", kit.family, kit.digest))?;
     print_table(
         &["LAYER", "DIGEST", "SIZE", "TYPE", "PATH"],
         &[2],
-        info.layers.into_iter().map(|layer| {
+        kit.layers.into_iter().map(|layer| {
             vec![
                 layer.role,
                 short_digest(&layer.digest).to_owned(),
@@ -48,4 +61,27 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             ]
         }),
     )
+}
+
+/// Digests are whole here, so that they can be pasted behind `REPOSITORY@`.
+fn print_index(index: IndexInfo) -> Result<(), CliError> {
+    print_warnings(&index.warnings);
+    print_line(format_args!("{}  {}", index.family, index.digest))?;
+    let has_platforms = index.entries.iter().any(|entry| entry.platform.is_some());
+    let headings = match has_platforms {
+        true => ["PLATFORM", "DIGEST", "LABELS"],
+        false => ["ORIGINAL TAG", "DIGEST", "LABELS"],
+    };
+    let rows = index.entries.into_iter().map(|entry| {
+        let labels = labels(&entry);
+        let name = if has_platforms { entry.platform } else { entry.original_tag };
+        vec![name.unwrap_or_else(|| "-".to_owned()), entry.digest, labels]
+    });
+    print_table(&headings, &[], rows)
+}
+
+/// Labels as `--label` takes them, one behind the other.
+fn labels(entry: &IndexEntryInfo) -> String {
+    let labels: Vec<_> = entry.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    labels.join("  ")
 }

@@ -2,7 +2,7 @@
 
 use super::arguments::NetworkArguments;
 use super::error::CliError;
-use super::output::{print_json, print_table, short_digest};
+use super::output::{count_of, print_json, print_table};
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::sizes;
@@ -43,13 +43,14 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         &["TAG", "SIZE", "NAME", "AUTHOR", "DIGEST"],
         &[1],
         tags.into_iter().filter(|tag| tag.problem.is_none()).map(|tag| {
-            vec![
-                tag.tag,
-                sizes::show(tag.blob_bytes),
-                tag.name.unwrap_or_default(),
-                tag.author.unwrap_or_default(),
-                short_digest(&tag.digest).to_owned(),
-            ]
+            let (size, name) = match tag.index_entries {
+                Some(entries) => {
+                    let what = count_of(entries, "kit", "kits");
+                    (String::new(), format!("(an index of {what}: see `kitfs info`)"))
+                }
+                None => (sizes::show(tag.blob_bytes), tag.name.unwrap_or_default()),
+            };
+            vec![tag.tag, size, name, tag.author.unwrap_or_default(), tag.digest]
         }),
     )
 }

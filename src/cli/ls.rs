@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 
-use super::arguments::NetworkArguments;
+use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::output::{Colour, Names, open_kit, print_json, print_warnings};
 use super::reference::parse_kit_path;
@@ -32,13 +32,17 @@ pub(super) struct Arguments {
     /// Print a JSON array.
     #[arg(long)]
     json: bool,
+    /// The kit of an index with this label, such as quantization=q4_0; may be repeated.
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
     #[command(flatten)]
     network: NetworkArguments,
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let wanted = parse_kit_path(&arguments.path)?;
-    let kit = settings.kit(wanted.reference.clone(), &arguments.network)?;
+    let kit = KitArguments { labels: arguments.labels };
+    let kit = settings.kit(wanted.reference.clone(), &kit, &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
     let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
     let request = ListRequest { kit, path: wanted.path, recursive: arguments.recursive };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sd_notify::NotifyState;
 
-use super::arguments::{LogFormat, NetworkArguments, parse_umask};
+use super::arguments::{KitArguments, LogFormat, NetworkArguments, parse_umask};
 use super::error::CliError;
 use super::output::{count_of, pass_bar, print_line, print_warnings, short_digest, show_pass};
 use super::reference::parse_reference;
@@ -69,6 +69,8 @@ pub(super) struct Arguments {
     #[arg(long, value_enum, default_value_t, requires = "foreground")]
     pub log_format: LogFormat,
     #[command(flatten)]
+    kit: KitArguments,
+    #[command(flatten)]
     network: NetworkArguments,
 }
 
@@ -77,6 +79,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
     let request = MountRequest {
         kit: KitRequest {
             reference: parse_reference(&arguments.reference)?,
+            labels: arguments.kit.labels,
             filters: arguments.filters,
             umask: arguments.umask,
             network: settings.network(&arguments.network)?,

@@ -1,8 +1,9 @@
 //! `REF` and `REF/PATH` as people type them.
 //!
 //! A path begins at the first `/` behind the tag or digest; `REF//PATH` always works. In
-//! `oci:FOLDER/PATH` the longest leading folder that is an OCI layout is the folder. Folders are
-//! made absolute here, because the daemon works in another folder.
+//! `oci:FOLDER/PATH` the longest leading folder that is an OCI layout is the folder. Behind it,
+//! `:HOST/REPOSITORY:TAG` is one name where the folder's index has it; else it is a tag and a path.
+//! Folders are made absolute here, because the daemon works in another folder.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +12,8 @@ use std::path::Path;
 use super::error::CliError;
 use super::settings::absolute;
 use crate::daemon::api::{FailureKind, RawPath};
+use crate::oci::{Origin, Reference};
+use crate::source::oci_layout::OciLayout;
 
 /// The start of a reference to an OCI layout folder.
 const OCI: &[u8] = b"oci:";
@@ -31,7 +34,9 @@ pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
     let path = path.trim_matches('/');
     // Two slashes within the name of a folder (`$DIR/kit`) begin no path.
     let is_folders = match reference.strip_prefix(OCI) {
-        Some(folder) => layout_end(folder, &is_layout) != Some(folder.len()),
+        Some(folder) => {
+            named_manifest(folder).is_none() && layout_end(folder, &is_layout) != Some(folder.len())
+        }
         None => is_folder(text),
     };
     if !path.is_empty() && !is_folders && !text.contains("://") {
@@ -43,7 +48,7 @@ pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
     }
     match text.strip_prefix("oci:") {
         Some("") => Err(CliError::usage("`oci:` names no folder: write oci:FOLDER[:TAG]")),
-        Some(folder) => absolute_layout(Path::new(folder)),
+        Some(layout) => absolute_layout(layout),
         None if is_folder(text) => Err(CliError::usage(format!(
             "`{text}` is a folder: write `oci:{text}` for the kit in an OCI layout folder"
         ))),
@@ -53,6 +58,19 @@ pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
 
 fn is_layout(folder: &Path) -> bool {
     folder.join("index.json").is_file()
+}
+
+/// Whether `name` behind a layout folder is the whole name of a manifest (`ghcr.io/org/model:v1`)
+/// rather than a tag and a path: the folder's index has it, or it has a host and no such tag.
+fn is_whole_name(folder: &Path, name: &str) -> bool {
+    let index = OciLayout::open(folder).and_then(|layout| layout.index());
+    let (Some((first, rest)), Ok(index)) = (name.split_once('/'), index) else { return false };
+    let is_hosted = || {
+        let reference = Reference::parse(name);
+        rest.contains([':', '@']) && reference.is_ok_and(|reference| !reference.is_local())
+    };
+    index.names().iter().any(|known| known.to_string() == name)
+        || is_hosted() && index.tagged(first).is_none()
 }
 
 /// Whether somebody forgot the `oci:` before a folder; no reference begins with `/` or `.`.
@@ -90,12 +108,33 @@ impl KitPath {
     }
 }
 
-fn absolute_layout(folder: &Path) -> Result<String, CliError> {
-    let absolute = absolute(folder)?;
-    match absolute.to_str() {
-        Some(absolute) => Ok(format!("oci:{absolute}")),
-        None => Err(CliError::usage(format!("{} is not UTF-8", absolute.display()))),
-    }
+/// `FOLDER[:TAG|@DIGEST|:NAME]` with an absolute folder, in words that need no look at the disk.
+fn absolute_layout(layout: &str) -> Result<String, CliError> {
+    let (folder, name) = match named_manifest(layout.as_bytes()) {
+        Some((colon, end)) if end == layout.len() => (&layout[..colon], Some(&layout[colon..])),
+        Some(_) | None => (layout, None),
+    };
+    let absolute = absolute(Path::new(folder))?;
+    let Some(absolute) = absolute.to_str() else {
+        return Err(CliError::usage(format!("{} is not UTF-8", absolute.display())));
+    };
+    let Some(name) = name else { return Ok(format!("oci:{absolute}")) };
+    // Without a host, a name looks like a part of the folder's.
+    let (short, sure) = (format!("oci:{absolute}{name}"), format!("oci:{absolute}/{name}"));
+    let is_clear = Origin::parse(&short).ok() == Origin::parse(&sure).ok();
+    Ok(if is_clear { short } else { sure })
+}
+
+/// Where `:NAME` begins and ends in `FOLDER:NAME[/PATH]`, if the folder is a layout and the name is
+/// a whole one.
+fn named_manifest(layout: &[u8]) -> Option<(usize, usize)> {
+    let mut colons = (1..layout.len()).filter(|&at| layout[at] == b':');
+    colons.find_map(|colon| {
+        let end = colon + 1 + registry_reference_end(&layout[colon + 1..]);
+        let name = std::str::from_utf8(&layout[colon + 1..end]).ok()?;
+        let folder = Path::new(OsStr::from_bytes(&layout[..colon]));
+        (is_layout(folder) && is_whole_name(folder, name)).then_some((colon, end))
+    })
 }
 
 /// Cuts `text` into a reference and a path.
@@ -106,8 +145,9 @@ fn split<'a>(text: &'a [u8], is_layout: &dyn Fn(&Path) -> bool) -> (&'a [u8], &'
     }
     match text.strip_prefix(OCI) {
         Some(rest) => {
-            let cut = OCI.len() + layout_end(rest, is_layout).unwrap_or(rest.len());
-            text.split_at(cut)
+            let named = named_manifest(rest).map(|(_, end)| end);
+            let end = named.or_else(|| layout_end(rest, is_layout)).unwrap_or(rest.len());
+            text.split_at(OCI.len() + end)
         }
         None => text.split_at(registry_reference_end(text)),
     }
@@ -228,6 +268,43 @@ mod tests {
         };
         assert!(words(format!("oci:{place}/kit//sub")).contains("`sub`"));
         assert!(words(format!("{place}//kit")).contains("oci:"));
+    }
+
+    #[test]
+    fn a_whole_name_of_a_layout_is_no_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let kits = folder.path().join("kits");
+        std::fs::create_dir_all(&kits).unwrap();
+        std::fs::write(kits.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        let names = ["ghcr.io/org/x:v1", "org/y:v1", "v2", "v1.0"];
+        let manifests = names.map(|name| {
+            let name = format!(r#"{{"org.opencontainers.image.ref.name":"{name}"}}"#);
+            format!(r#"{{"digest":"sha256:{}","size":1,"annotations":{name}}}"#, "0".repeat(64))
+        });
+        let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, manifests.join(","));
+        std::fs::write(kits.join("index.json"), index).unwrap();
+        let kits = kits.display();
+        let whole = |text: String| {
+            let kit = parse_kit_path(OsStr::new(&text)).unwrap();
+            (kit.reference, String::from_utf8(kit.path.0).unwrap())
+        };
+        for (text, reference, path) in [
+            (format!("oci:{kits}:ghcr.io/org/x:v1"), format!("oci:{kits}:ghcr.io/org/x:v1"), ""),
+            (
+                format!("oci:{kits}:ghcr.io/org/x:v1/a/b"),
+                format!("oci:{kits}:ghcr.io/org/x:v1"),
+                "a/b",
+            ),
+            (format!("oci:{kits}:org/y:v1/a"), format!("oci:{kits}/:org/y:v1"), "a"),
+            (format!("oci:{kits}:v2/org/y:v1"), format!("oci:{kits}:v2"), "org/y:v1"),
+            (format!("oci:{kits}:ghcr.io/org/z:v1"), format!("oci:{kits}:ghcr.io/org/z:v1"), ""),
+            (format!("oci:{kits}:v1.0/org/z:v1"), format!("oci:{kits}:v1.0"), "org/z:v1"),
+        ] {
+            assert_eq!(whole(text.clone()), (reference, path.to_owned()), "{text}");
+        }
+        let origin = parse_reference(&format!("oci:{kits}:org/y:v1")).unwrap();
+        let Ok(Origin::OciLayout { repository, .. }) = Origin::parse(&origin) else { panic!() };
+        assert_eq!(repository.as_deref(), Some("org/y"));
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::arguments::{CacheArguments, NetworkArguments};
+use super::arguments::{CacheArguments, KitArguments, NetworkArguments};
 use super::environment::Environment;
 use super::error::CliError;
 use super::output::warn;
@@ -90,10 +90,16 @@ impl Settings {
     pub(super) fn kit(
         &self,
         reference: String,
+        kit: &KitArguments,
         network: &NetworkArguments,
     ) -> Result<KitRequest, CliError> {
-        let network = self.network(network)?;
-        Ok(KitRequest { reference, filters: Vec::new(), umask: DEFAULT_UMASK, network })
+        Ok(KitRequest {
+            reference,
+            labels: kit.labels.clone(),
+            filters: Vec::new(),
+            umask: DEFAULT_UMASK,
+            network: self.network(network)?,
+        })
     }
 
     /// How registries are reached.

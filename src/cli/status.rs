@@ -96,7 +96,7 @@ fn print_table_of(mounts: &[MountStatus], dead: &[Orphan]) -> Result<(), CliErro
     let mounts = mounts.iter().map(|mount| {
         vec![
             path_text(&mount.mountpoint),
-            mount.reference.clone(),
+            reference_text(mount),
             short_digest(&mount.digest).to_owned(),
             sizes::show(mount.total_bytes),
             sizes::show(mount.resident_bytes),
@@ -119,6 +119,12 @@ fn print_table_of(mounts: &[MountStatus], dead: &[Orphan]) -> Result<(), CliErro
         ]
     });
     print_table(&headings, &[3, 4], mounts.chain(dead))
+}
+
+/// The reference, with the labels that chose the kit where it is an index.
+fn reference_text(mount: &MountStatus) -> String {
+    let labels = mount.labels.iter().map(|label| format!(" -l {label}"));
+    std::iter::once(mount.reference.clone()).chain(labels).collect()
 }
 
 /// What becomes of what nobody has read yet.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar};
 
-use super::arguments::NetworkArguments;
+use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::output::{
     byte_bar, count_of, pass_bar, print_json, print_line, print_warnings, say, short_digest,
@@ -58,6 +58,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    kit: KitArguments,
+    #[command(flatten)]
     network: NetworkArguments,
 }
 
@@ -65,6 +67,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let request = WarmRequest {
         kit: KitRequest {
             reference: parse_reference(&arguments.reference)?,
+            labels: arguments.kit.labels,
             filters: arguments.filters,
             umask: DEFAULT_UMASK,
             network: settings.network(&arguments.network)?,

@@ -1,6 +1,7 @@
 //! What is said over the control socket, and between the commands and a service in the same
 //! process: plain data, JSON on the wire (docs/format/control.md).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,9 @@ pub struct NetworkOptions {
 pub struct KitRequest {
     /// The reference as the user typed it; layout folders are absolute.
     pub reference: String,
+    /// Labels (`key=value`) that choose a kit where the reference is an index.
+    #[serde(default)]
+    pub labels: Vec<String>,
     /// Filters in kit's grammar; empty takes everything.
     #[serde(default)]
     pub filters: Vec<String>,
@@ -253,6 +257,9 @@ pub struct MountStatus {
     pub mountpoint: PathBuf,
     /// The reference as the user typed it.
     pub reference: String,
+    /// The labels that chose the kit from an index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
     /// The digest of the manifest the reference was pinned to.
     pub digest: String,
     /// Files, directories and symlinks.
@@ -398,6 +405,44 @@ pub struct ReadRequest {
     pub paths: Vec<RawPath>,
 }
 
+/// What `kitfs info` shows: a kit, or an index to choose one from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Info {
+    /// A kit.
+    Kit(KitInfo),
+    /// An index of several, or a ModelKit index that nothing chooses from.
+    Index(IndexInfo),
+}
+
+/// What `kitfs info` shows of an index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexInfo {
+    /// The reference as the user typed it.
+    pub reference: String,
+    /// The digest of the index.
+    pub digest: String,
+    /// `ModelKit index` or `image index`.
+    pub family: String,
+    /// What can be chosen, in the order of the index.
+    pub entries: Vec<IndexEntryInfo>,
+    /// What was passed over.
+    pub warnings: Vec<String>,
+}
+
+/// What can be chosen from an index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexEntryInfo {
+    /// The digest of the manifest, which can be used as a reference's `@DIGEST`.
+    pub digest: String,
+    /// The tag by which kit added it.
+    pub original_tag: Option<String>,
+    /// `OS/ARCHITECTURE`, where the index says it.
+    pub platform: Option<String>,
+    /// Its labels, as `--label KEY=VALUE` takes them.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// What `kitfs info` shows of a kit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KitInfo {
@@ -443,8 +488,19 @@ pub struct TagInfo {
     pub name: Option<String>,
     /// The author, where the Kitfile names one.
     pub author: Option<String>,
+    /// Of an index: how many kits can be chosen from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_entries: Option<u64>,
     /// Why the tag is not a kit, where it is not.
     pub problem: Option<String>,
+}
+
+impl TagInfo {
+    /// A tag of which no more is known.
+    pub(super) fn new(tag: String, digest: String) -> Self {
+        let (blob_bytes, name, author, index_entries, problem) = (0, None, None, None, None);
+        Self { tag, digest, blob_bytes, name, author, index_entries, problem }
+    }
 }
 
 /// A request for the tags of a repository.

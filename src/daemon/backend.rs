@@ -8,9 +8,9 @@ use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
 
 use super::api::{
-    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
-    ListRequest, Listing, MountRequest, MountStatus, PassProgress, ReadRequest, RecordRequest,
-    TagInfo, TagsRequest, WarmEvent, WarmReport, WarmRequest,
+    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
+    Listing, MountRequest, MountStatus, PassProgress, ReadRequest, RecordRequest, TagInfo,
+    TagsRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use super::client::Client;
 use super::lifecycle::{self, DaemonConfig};
@@ -125,7 +125,8 @@ impl Backend {
                 service.open_kit(&request, &|progress| heard.lock()(progress)).await?
             }
         };
-        Ok(KitRequest { reference, ..request })
+        // Labels have chosen it by now.
+        Ok(KitRequest { reference, labels: Vec::new(), ..request })
     }
 
     /// Brings a kit, files of it, or what a trace says to the cache. `on_event` hears how far it is.
@@ -182,8 +183,8 @@ impl Backend {
         }
     }
 
-    /// What a kit is, without looking into its layers.
-    pub async fn info(&self, request: KitRequest) -> Result<KitInfo, Failure> {
+    /// What a kit or an index is, without looking into layers.
+    pub async fn info(&self, request: KitRequest) -> Result<Info, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.info(&request).await,
             Kind::Local(service) => service.info(&request).await,

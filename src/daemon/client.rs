@@ -11,10 +11,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{
-    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
-    ListRequest, Listing, MountEvent, MountRequest, MountStatus, OpenEvent, PassProgress,
-    ReadRequest, RecordRequest, TagInfo, TagsRequest, UnmountRequest, WarmEvent, WarmReport,
-    WarmRequest,
+    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
+    Listing, MountEvent, MountRequest, MountStatus, OpenEvent, PassProgress, ReadRequest,
+    RecordRequest, TagInfo, TagsRequest, UnmountRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use super::frames::{Next, Reader};
 use super::server::VERSION_HEADER;
@@ -130,7 +129,7 @@ impl Client {
         self.send(Method::DELETE, "mounts", &request).await.map(|_| ())
     }
 
-    pub(super) async fn info(&self, request: &KitRequest) -> Result<KitInfo, Failure> {
+    pub(super) async fn info(&self, request: &KitRequest) -> Result<Info, Failure> {
         json(self.send(Method::POST, "info", request).await?).await
     }
 

@@ -5,18 +5,44 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 
-use super::api::{Failure, FetchStatus, KitInfo, LayerInfo, TagInfo};
+use super::api::{
+    Failure, FetchStatus, IndexEntryInfo, IndexInfo, Info, KitInfo, LayerInfo, TagInfo,
+};
 use crate::fetch::{FetchUsage, Fetcher};
-use crate::fs::{self, Description};
+use crate::fs::{self, Described, Description, IndexDescription};
 use crate::kit::{Family, KitLayer, Role};
-use crate::oci::{Descriptor, Origin};
+use crate::oci::{Descriptor, LabelSelector, Origin, Selector};
 use crate::source::Repositories;
 
 /// Tags described at once; the limit for each registry host holds as well.
 const TAGS_AT_ONCE: usize = 8;
 
 /// What `kitfs info` shows.
-pub(super) fn kit_info(reference: &str, description: &Description) -> KitInfo {
+pub(super) fn info(reference: &str, described: &Described) -> Info {
+    match described {
+        Described::Kit(description) => Info::Kit(kit_info(reference, description)),
+        Described::Index(description) => Info::Index(index_info(reference, description)),
+    }
+}
+
+fn index_info(reference: &str, description: &IndexDescription) -> IndexInfo {
+    let IndexDescription { digest, index, warning } = description;
+    let entries = index.candidates().into_iter().map(|entry| IndexEntryInfo {
+        digest: entry.descriptor.digest.to_string(),
+        original_tag: entry.original_tag().map(str::to_owned),
+        platform: entry.platform.clone(),
+        labels: entry.labels.iter().map(|(key, value)| (key.into(), value.into())).collect(),
+    });
+    IndexInfo {
+        reference: reference.to_owned(),
+        digest: digest.to_string(),
+        family: if index.is_of_modelkits() { "ModelKit index" } else { "image index" }.to_owned(),
+        entries: entries.collect(),
+        warnings: warning.iter().cloned().collect(),
+    }
+}
+
+fn kit_info(reference: &str, description: &Description) -> KitInfo {
     let kit = &description.kit;
     let mut known = kit.layers.iter().peekable();
     let layers = description.manifest.layers.iter();
@@ -30,7 +56,7 @@ pub(super) fn kit_info(reference: &str, description: &Description) -> KitInfo {
         family: family_name(kit.family).to_owned(),
         layers: layers.collect(),
         kitfile: Some(String::from_utf8_lossy(&kit.kitfile.to_yaml()).into_owned()),
-        warnings: kit.warnings.clone(),
+        warnings: description.warning.iter().chain(&kit.warnings).cloned().collect(),
     }
 }
 
@@ -82,46 +108,42 @@ pub(super) async fn tags(
 ) -> Result<Vec<TagInfo>, Failure> {
     let tags = repositories.open(origin)?.tags().await?;
     let described = stream::iter(tags).map(|tag| async move {
-        match describe_tag(fetcher, repositories, origin, &tag).await {
-            Ok(description) => tag_info(tag, &description),
-            Err(failure) => TagInfo {
-                tag,
-                digest: String::new(),
-                blob_bytes: 0,
-                name: None,
-                author: None,
-                problem: Some(failure.message),
-            },
+        match look_at_tag(fetcher, repositories, origin, &tag).await {
+            Ok(described) => tag_info(tag, &described),
+            Err(failure) => {
+                let problem = Some(failure.message);
+                TagInfo { problem, ..TagInfo::new(tag, String::new()) }
+            }
         }
     });
     Ok(described.buffered(TAGS_AT_ONCE).collect().await)
 }
 
-async fn describe_tag(
+async fn look_at_tag(
     fetcher: &Arc<Fetcher>,
     repositories: &dyn Repositories,
     origin: &Origin,
     tag: &str,
-) -> Result<Description, Failure> {
-    let tagged = match origin {
-        Origin::Registry(reference) | Origin::KitStorage(reference) => {
-            format!("{}/{}:{tag}", reference.registry(), reference.repository())
-        }
-        Origin::OciLayout { folder, .. } => format!("oci:{}:{tag}", folder.display()),
-    };
-    Ok(fs::describe(fetcher, repositories, &Origin::parse(&tagged)?).await?)
+) -> Result<Described, Failure> {
+    let tagged = origin.with_selector(Selector::Tag(tag.to_owned()));
+    Ok(fs::look(fetcher, repositories, &tagged, &LabelSelector::default()).await?)
 }
 
-fn tag_info(tag: String, description: &Description) -> TagInfo {
+fn tag_info(tag: String, described: &Described) -> TagInfo {
+    let description = match described {
+        Described::Kit(description) => description,
+        Described::Index(IndexDescription { digest, index, .. }) => {
+            let entries = Some(index.candidates().len() as u64);
+            return TagInfo { index_entries: entries, ..TagInfo::new(tag, digest.to_string()) };
+        }
+    };
     let kitfile = &description.kit.kitfile;
     let sizes = description.manifest.layers.iter().map(|layer| layer.size);
     TagInfo {
-        tag,
-        digest: description.digest.to_string(),
         blob_bytes: sizes.fold(0, u64::saturating_add),
         name: kitfile.package_name().map(str::to_owned),
         author: kitfile.first_author().map(str::to_owned),
-        problem: None,
+        ..TagInfo::new(tag, description.digest.to_string())
     }
 }
 

@@ -10,7 +10,7 @@ use crate::fetch::FetchError;
 use crate::fs::LoadError;
 use crate::fuse::MountError;
 use crate::kit::FilterError;
-use crate::oci::{Digest, ReferenceError};
+use crate::oci::{ChoiceError, Digest, LabelError, ReferenceError};
 use crate::source::SourceError;
 
 impl FailureKind {
@@ -107,12 +107,23 @@ fn load_kind(error: &LoadError) -> FailureKind {
     match error {
         LoadError::Source { error, .. } => source_kind(error),
         LoadError::Fetch { error, .. } => fetch_kind(error),
+        LoadError::Choice { error, .. } => choice_kind(error),
         LoadError::Manifest { .. }
         | LoadError::Kit { .. }
         | LoadError::ParentReference { .. }
         | LoadError::Parents { .. }
         | LoadError::Tree { .. } => FailureKind::BadContent,
         LoadError::Cache { error, .. } => cache_kind(error),
+    }
+}
+
+fn choice_kind(error: &ChoiceError) -> FailureKind {
+    match error {
+        ChoiceError::NoMatch { .. } => FailureKind::NotFound,
+        ChoiceError::Several { .. } | ChoiceError::NoLabels(_) | ChoiceError::NotAnIndex => {
+            FailureKind::Usage
+        }
+        ChoiceError::Empty | ChoiceError::TooDeep(_) => FailureKind::BadContent,
     }
 }
 
@@ -154,6 +165,12 @@ impl From<MountError> for Failure {
 
 impl From<ReferenceError> for Failure {
     fn from(error: ReferenceError) -> Self {
+        Self::new(FailureKind::Usage, error.to_string())
+    }
+}
+
+impl From<LabelError> for Failure {
+    fn from(error: LabelError) -> Self {
         Self::new(FailureKind::Usage, error.to_string())
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::api::KitRequest;
 use crate::fs::LoadedKit;
-use crate::oci::{Digest, Origin};
+use crate::oci::{Digest, Origin, Selector};
 
 /// How long a kit is kept after its last use: as long as a person takes for the next command.
 const KEEP: Duration = Duration::from_secs(60);
@@ -106,10 +106,5 @@ impl Kits {
 
 /// The reference that names the same kit for ever: `origin`'s repository at `manifest`.
 pub(super) fn pinned_reference(origin: &Origin, manifest: Digest) -> String {
-    match origin {
-        Origin::Registry(reference) | Origin::KitStorage(reference) => {
-            format!("{}/{}@{manifest}", reference.registry(), reference.repository())
-        }
-        Origin::OciLayout { folder, .. } => format!("oci:{}@{manifest}", folder.display()),
-    }
+    origin.with_selector(Selector::Digest(manifest)).to_string()
 }

@@ -306,6 +306,7 @@ impl Served {
         MountStatus {
             mountpoint: self.mount.mountpoint().to_owned(),
             reference: self.reference.clone(),
+            labels: self.kit.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
             digest: self.kit.manifest.to_string(),
             entries: u64::from(self.kit.tree.len()) - 1,
             total_bytes: self.kit.total_bytes(),

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{
-    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, KitInfo, KitRequest,
-    ListRequest, Listing, MountRequest, MountStatus, PassProgress, ReadRequest, TagInfo,
-    TagsRequest, WarmEvent, WarmReport, WarmRequest,
+    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
+    Listing, MountRequest, MountStatus, PassProgress, ReadRequest, TagInfo, TagsRequest, WarmEvent,
+    WarmReport, WarmRequest,
 };
 use super::backend::ByteStream;
 use super::failure::panicked;
@@ -34,7 +34,7 @@ use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{self, FsConfig, Line, LoadRequest, LoadedKit};
 use crate::fuse::{Mount, MountOptions};
 use crate::kit::Filters;
-use crate::oci::Origin;
+use crate::oci::{Digest, LabelSelector, Origin};
 
 /// The version that commands and daemon compare.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -113,7 +113,7 @@ impl Service {
             kit = self.load(&request.kit, &on_pass) => Arc::new(kit?),
             () = self.stopping.cancelled() => return Err(stopping()),
         };
-        self.kits.share(pinned_request(&request.kit, &kit), &kit);
+        self.kits.share(pinned_request(&request.kit, &kit.origin, kit.manifest), &kit);
         let trace = match request.trace {
             Some(file) => Some(self.load_replay(&kit, file).await?),
             None => None,
@@ -242,11 +242,12 @@ impl Service {
         self.draining.clone().cancelled_owned()
     }
 
-    pub(super) async fn info(&self, request: &KitRequest) -> Result<KitInfo, Failure> {
+    pub(super) async fn info(&self, request: &KitRequest) -> Result<Info, Failure> {
         let origin = Origin::parse(&request.reference)?;
+        let labels = LabelSelector::parse(&request.labels)?;
         let sources = self.networks.sources(&request.network)?;
-        let description = fs::describe(&self.fetcher, &*sources, &origin).await?;
-        Ok(describing::kit_info(&request.reference, &description))
+        let described = fs::look(&self.fetcher, &*sources, &origin, &labels).await?;
+        Ok(describing::info(&request.reference, &described))
     }
 
     pub(super) async fn tags(&self, request: &TagsRequest) -> Result<Vec<TagInfo>, Failure> {
@@ -305,9 +306,9 @@ impl Service {
         }
         let origin = Origin::parse(&request.reference)?;
         let sources = self.networks.sources(&request.network)?;
-        let description = fs::describe(&self.fetcher, &*sources, &origin).await?;
-        let reference = pinned_reference(&origin, description.digest);
-        Ok(self.kits.find(&KitRequest { reference, ..request.clone() }))
+        let labels = LabelSelector::parse(&request.labels)?;
+        let description = fs::describe(&self.fetcher, &*sources, &origin, &labels).await?;
+        Ok(self.kits.find(&pinned_request(request, &origin, description.digest)))
     }
 
     async fn load_and_keep(
@@ -316,7 +317,7 @@ impl Service {
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Arc<LoadedKit>, Failure> {
         let kit = Arc::new(self.load(request, progress).await?);
-        self.kits.keep(pinned_request(request, &kit), &kit);
+        self.kits.keep(pinned_request(request, &kit.origin, kit.manifest), &kit);
         Ok(kit)
     }
 
@@ -328,6 +329,7 @@ impl Service {
         let sources = self.networks.sources(&request.network)?;
         let request = LoadRequest {
             origin: Origin::parse(&request.reference)?,
+            labels: LabelSelector::parse(&request.labels)?,
             filters: Filters::parse(&request.filters)?,
             umask: request.umask & 0o777,
         };
@@ -345,8 +347,10 @@ impl Service {
     }
 }
 
-fn pinned_request(request: &KitRequest, kit: &LoadedKit) -> KitRequest {
-    KitRequest { reference: pinned_reference(&kit.origin, kit.manifest), ..request.clone() }
+/// The request that names the same kit for ever; labels have done their work by then.
+fn pinned_request(request: &KitRequest, origin: &Origin, manifest: Digest) -> KitRequest {
+    let reference = pinned_reference(origin, manifest);
+    KitRequest { reference, labels: Vec::new(), ..request.clone() }
 }
 
 /// Replays a trace beside a mount, whose readers hear of what fails by themselves.

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use crate::cache::LayerState;
 use crate::fetch::Layer;
 use crate::kit::{Kit, Tree};
-use crate::oci::{Digest, Origin};
+use crate::oci::{Digest, LabelSelector, Origin};
 
 /// A kit that can be read.
 pub struct LoadedKit {
     /// Where it was read from.
     pub origin: Origin,
+    /// The labels that chose it, where the origin is an index.
+    pub labels: LabelSelector,
     /// The digest of its manifest.
     pub manifest: Digest,
     /// Manifest and config, understood.

@@ -26,7 +26,8 @@ use crate::fetch::{FetchError, Fetcher, Layer, LayerSpec};
 use crate::kit::tree::TreeLayer;
 use crate::kit::{Filters, Kit, KitLayer, Parents, Placement, Role, Tree, TreeError};
 use crate::layer::{Member, MemberKind, StreamOffset, Toc};
-use crate::oci::{Digest, Origin, Reference};
+use crate::oci::{Digest, LabelSelector, Origin, Reference};
+use crate::source::inline::InlineBlob;
 use crate::source::{BlobSource, Repositories};
 
 /// Layers opened at once: enough to hide the round trips of a kit of hundreds of shards (each
@@ -45,10 +46,19 @@ const MOST_KITFILES: usize = 8;
 pub struct LoadRequest {
     /// Where it is read from.
     pub origin: Origin,
+    /// Which kit, where the origin is an index.
+    pub labels: LabelSelector,
     /// Which layers.
     pub filters: Filters,
     /// Permission bits that files and directories do not get.
     pub umask: u32,
+}
+
+impl LoadRequest {
+    /// All of the kit at `origin`, with the modes that its layers say.
+    pub fn all_of(origin: Origin) -> Self {
+        Self { origin, labels: LabelSelector::default(), filters: Filters::default(), umask: 0 }
+    }
 }
 
 /// Loads a kit; afterwards its tree can be listed. `progress` hears of compressed bytes passed
@@ -63,7 +73,7 @@ pub async fn load(
     request: &LoadRequest,
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<LoadedKit, LoadError> {
-    let kin = Kin { origin: &request.origin, child: None };
+    let kin = Kin { origin: &request.origin, labels: &request.labels, child: None };
     let child = resolve(fetcher.cache(), repositories, &kin).await?;
     let parents = resolve_parents(fetcher, repositories, &child, request).await?;
     let (wanted, mut warnings) = wanted_layers(&child, &parents, request);
@@ -86,10 +96,11 @@ pub async fn load(
     let keys: Vec<LayerKey> = opened.layers.iter().map(|layer| layer.key()).collect();
     let (origin, manifest) = (request.origin.clone(), child.description.digest);
     fetcher.cache().record_kit(&origin.to_string(), manifest, &keys).of(&kin)?;
-    warnings.extend(opened.warnings());
+    warnings.extend(opened.warnings(&wanted));
     let warnings = bounded(warnings);
     let (layers, media_types) = (opened.layers, opened.media_types);
-    Ok(LoadedKit { origin, manifest, kit, tree, layers, media_types, warnings })
+    let labels = request.labels.clone();
+    Ok(LoadedKit { origin, labels, manifest, kit, tree, layers, media_types, warnings })
 }
 
 /// A role as messages name it.
@@ -128,7 +139,8 @@ async fn resolve_parents(
     child: &Resolved,
     request: &LoadRequest,
 ) -> Result<Vec<(Resolved, Filters)>, LoadError> {
-    let child_kin = Kin { origin: &request.origin, child: None };
+    let none = LabelSelector::default();
+    let child_kin = Kin { origin: &request.origin, labels: &request.labels, child: None };
     let mut chain = Parents::new(&request.origin.to_string());
     let mut parents: Vec<(Resolved, Filters)> = Vec::new();
     let mut filters = request.filters.for_parent();
@@ -137,7 +149,7 @@ async fn resolve_parents(
         // Not what a user may type: a kit from the network must not name folders of this machine.
         let origin = Origin::from(Reference::parse(reference).of(&child_kin)?);
         chain.push(&origin.to_string()).of(&child_kin)?;
-        let kin = Kin { origin: &origin, child: Some(&request.origin) };
+        let kin = Kin { origin: &origin, labels: &none, child: Some(&request.origin) };
         let parent = resolve(fetcher.cache(), repositories, &kin).await?;
         next = parent.description.kit.parent.clone();
         filters = applied.for_parent();
@@ -162,9 +174,13 @@ impl Wanted {
         LayerKey { digest: self.layer.blob.digest, encoding: self.layer.encoding }
     }
 
+    /// The layer as messages name it: ``model `weights/model.bin` (sha256:0123456789ab)``.
     fn name(&self) -> String {
-        let role = role(self.layer.role);
-        format!("{role} layer {}", self.layer.blob.digest)
+        let (role, digest) = (role(self.layer.role), self.layer.blob.digest.short());
+        match self.layer.entry_path.as_ref().or(self.layer.entry_name.as_ref()) {
+            Some(entry) => format!("{role} `{entry}` ({digest})"),
+            None => format!("{role} layer {digest}"),
+        }
     }
 
     fn failed(&self, error: FetchError) -> LoadError {
@@ -184,8 +200,9 @@ fn wanted_layers(
     let parents = parents.iter().rev().map(|(parent, filters)| (parent, filters, true));
     for (kit, filters, is_parent) in parents.chain([(child, &request.filters, false)]) {
         let origin = &kit.description.origin;
-        let kin = Kin { origin, child: is_parent.then_some(&request.origin) };
-        warnings.extend(kit.warning.clone());
+        let child = is_parent.then_some(&request.origin);
+        let kin = Kin { origin, labels: &request.labels, child };
+        warnings.extend(kit.description.warning.clone());
         for warning in &kit.description.kit.warnings {
             warnings.push(if is_parent { format!("{origin}: {warning}") } else { warning.clone() });
         }
@@ -193,12 +210,22 @@ fn wanted_layers(
             // A parent contributes its model section, nothing else (modelkit-spec 4.2).
             let is_model = matches!(layer.role, Role::Model | Role::ModelPart);
             if filters.takes(layer) && (is_model || !is_parent) {
-                let source: Arc<dyn BlobSource> = kit.repository.clone();
+                let source = source_of(kit, layer);
                 wanted.push(Wanted { layer: layer.clone(), source, reference: kin.to_string() });
             }
         }
     }
     (wanted, warnings)
+}
+
+/// Where a layer's bytes come from: the manifest itself, or the kit's repository.
+fn source_of(kit: &Resolved, layer: &KitLayer) -> Arc<dyn BlobSource> {
+    let mut descriptors = kit.description.manifest.layers.iter();
+    let carried = descriptors.find_map(|it| it.data.clone().filter(|_| it.blob() == layer.blob));
+    match carried {
+        Some(bytes) => Arc::new(InlineBlob::new(bytes)),
+        None => kit.repository.clone(),
+    }
 }
 
 /// The open layers, each once.
@@ -214,12 +241,15 @@ impl Opened {
         (index, self.layers[index as usize].contents())
     }
 
-    fn warnings(&self) -> impl Iterator<Item = String> {
-        self.layers.iter().flat_map(|layer| {
-            let digest = layer.key().digest;
-            let warnings = layer.contents().toc.warnings.iter();
-            warnings.map(move |warning| format!("layer {digest}: {warning}"))
-        })
+    /// What was passed over in the layers, each named once however many entries share it.
+    fn warnings(&self, wanted: &[Wanted]) -> Vec<String> {
+        let mut seen = HashSet::new();
+        let unique = wanted.iter().filter(|layer| seen.insert(layer.key()));
+        let warnings = unique.flat_map(|layer| {
+            let (_, contents) = self.contents(layer);
+            contents.toc.warnings.iter().map(|warning| format!("{}: {warning}", layer.name()))
+        });
+        warnings.collect()
     }
 }
 
@@ -323,10 +353,10 @@ async fn check_other_kitfiles(
             let bytes = opened.layers[index as usize].read(range.clone()).await;
             let bytes = bytes.map_err(|error| layer.failed(error))?;
             if compared.len() > MOST_KITFILES || bytes != *kitfile {
-                let name = layer.name();
                 let error = TreeError::Collision(format!(
-                    "`Kitfile` in the {name} is another file than the kit's own, which \
-                     `kit unpack` refuses as well: leave one of them out with --filter"
+                    "`Kitfile` in {} is another file than the kit's own, which `kit unpack` \
+                     refuses as well: leave one of them out with --filter",
+                    layer.name()
                 ));
                 return Err(LoadError::Tree { reference: layer.reference.clone(), error });
             }

@@ -3,7 +3,7 @@
 use super::resolve::Kin;
 use crate::fetch::FetchError;
 use crate::kit::{KitError, ParentsError, TreeError};
-use crate::oci::{ManifestError, ReferenceError};
+use crate::oci::{ChoiceError, ManifestError, ReferenceError};
 use crate::source::SourceError;
 
 /// Why a kit cannot be loaded. Messages name the reference: the kit's own, or that of the parent
@@ -19,11 +19,11 @@ pub enum LoadError {
         error: Box<SourceError>,
     },
     /// A layer failed.
-    #[error("{reference}: the {layer} cannot be opened: {}", reason(error))]
+    #[error("{reference}: {layer} cannot be opened: {}", reason(error))]
     Fetch {
         /// The kit or parent.
         reference: String,
-        /// The layer's role and digest.
+        /// The layer's role, Kitfile entry and short digest.
         layer: String,
         /// The reason.
         error: Box<FetchError>,
@@ -35,6 +35,14 @@ pub enum LoadError {
         reference: String,
         /// The reason.
         error: ManifestError,
+    },
+    /// The reference leads to an index, and nothing or too much in it could be meant.
+    #[error("{reference}: {error}")]
+    Choice {
+        /// The kit or parent.
+        reference: String,
+        /// The reason.
+        error: ChoiceError,
     },
     /// The kit is malformed, or not a kit.
     #[error("{reference}: {error}")]
@@ -111,6 +119,7 @@ impl<T> For<T> for Result<T, SourceError> {
 }
 
 attach!(ManifestError, Manifest);
+attach!(ChoiceError, Choice);
 attach!(KitError, Kit);
 attach!(ReferenceError, ParentReference);
 attach!(ParentsError, Parents);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cache::{Cache, CacheConfig};
 use crate::fetch::FetchConfig;
-use crate::fs::describe;
+use crate::fs::{Described, describe, look};
 use crate::kit::Content;
 use crate::kit::NodeKind;
 use crate::oci::{BlobId, Selector};
@@ -82,6 +82,32 @@ impl Registry {
         change(&mut manifest);
         let (digest, _) = self.put(manifest.to_string().as_bytes());
         self.tags.lock().insert(reference.to_owned(), digest);
+    }
+
+    /// Pushes an index with these documents as entries; `change` may add to an entry.
+    fn push_index(
+        &self,
+        reference: &str,
+        artifact_type: Option<&str>,
+        entries: &[Digest],
+        change: impl Fn(usize, &mut Value),
+    ) -> Digest {
+        let entries = entries.iter().enumerate().map(|(at, digest)| {
+            let mut entry = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "digest": digest, "size": self.blobs.lock()[digest].len()});
+            change(at, &mut entry);
+            entry
+        });
+        let index = json!({"schemaVersion": 2, "artifactType": artifact_type,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": entries.collect::<Vec<_>>()});
+        let (digest, _) = self.put(index.to_string().as_bytes());
+        self.tags.lock().insert(reference.to_owned(), digest);
+        digest
+    }
+
+    fn tagged(&self, reference: &str) -> Digest {
+        self.tags.lock()[reference]
     }
 
     fn unavailable(&self) -> SourceError {
@@ -183,21 +209,37 @@ impl Bench {
     async fn load(&self, reference: &str, filters: &[&str]) -> Result<LoadedKit, LoadError> {
         let origin = Origin::parse(reference).unwrap();
         let filters = Filters::parse(filters).unwrap();
-        let request = LoadRequest { origin, filters, umask: 0o022 };
+        let request = LoadRequest { filters, umask: 0o022, ..LoadRequest::all_of(origin) };
+        load(&self.fetcher, &InMemory(self.registry.clone()), &request, &|_, _| ()).await
+    }
+
+    async fn load_labelled(
+        &self,
+        reference: &str,
+        labels: &[&str],
+    ) -> Result<LoadedKit, LoadError> {
+        let origin = Origin::parse(reference).unwrap();
+        let labels = LabelSelector::parse(labels).unwrap();
+        let request = LoadRequest { labels, ..LoadRequest::all_of(origin) };
         load(&self.fetcher, &InMemory(self.registry.clone()), &request, &|_, _| ()).await
     }
 
     async fn paths(&self, reference: &str, filters: &[&str]) -> Vec<String> {
-        let kit = self.load(reference, filters).await.unwrap();
-        let nodes = (0..kit.tree.len()).map(crate::kit::NodeId);
-        let files = nodes.filter(|&node| matches!(kit.tree.kind(node), NodeKind::File(_)));
-        let mut paths: Vec<String> =
-            files.map(|node| String::from_utf8(kit.tree.path(node)).unwrap()).collect();
-        paths.sort();
-        paths
+        paths_of(&self.load(reference, filters).await.unwrap())
     }
 }
 
+fn paths_of(kit: &LoadedKit) -> Vec<String> {
+    let nodes = (0..kit.tree.len()).map(crate::kit::NodeId);
+    let files = nodes.filter(|&node| matches!(kit.tree.kind(node), NodeKind::File(_)));
+    let mut paths: Vec<String> =
+        files.map(|node| String::from_utf8(kit.tree.path(node)).unwrap()).collect();
+    paths.sort();
+    paths
+}
+
+const KIT_INDEX: &str = "application/vnd.kitops.modelkit.index.v1+json";
+const INDEX: &str = "registry.test/org/kit:all";
 const KIT: &str = "registry.test/org/kit:v1";
 const PARENT: &str = "registry.test/org/parent:v1";
 const GRANDPARENT: &str = "registry.test/org/grandparent:v1";
@@ -299,6 +341,157 @@ async fn a_moved_tag_is_followed_and_a_digest_is_asked_for_once() {
     assert_eq!(bench.registry.manifest_requests.load(Ordering::SeqCst), requests);
 }
 
+/// Two ModelKits in an index with labels: `size=small|large`, `format=gguf` of both.
+fn labelled(bench: &Bench) -> [Digest; 2] {
+    let registry = &bench.registry;
+    let kits = ["small", "large"].map(|size| {
+        let reference = format!("registry.test/org/kit:{size}");
+        registry.push(&reference, None, &[("model", size, size.as_bytes())]);
+        registry.tagged(&reference)
+    });
+    registry.push_index(INDEX, Some(KIT_INDEX), &kits, |at, entry| {
+        entry["modelMetadata"] = json!({"size": (["small", "large"][at]), "format": "gguf"});
+    });
+    kits
+}
+
+#[tokio::test]
+async fn a_single_manifest_of_an_index_is_followed_however_deep_it_lies() {
+    let bench = Bench::new();
+    bench.registry.push(KIT, None, &[("model", "a", b"a")]);
+    let kit = bench.registry.tagged(KIT);
+    let mut inner = kit;
+    for depth in 1..=5 {
+        let reference = format!("registry.test/org/index:{depth}");
+        inner = bench.registry.push_index(&reference, None, &[inner], |_, _| ());
+        let loaded = bench.load(&reference, &[]).await;
+        match depth {
+            1..=4 => assert_eq!(loaded.unwrap().manifest, kit),
+            _ => assert!(matches!(loaded, Err(LoadError::Choice { .. })), "{depth}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_kit_is_chosen_from_an_index_by_its_labels() {
+    let bench = Bench::new();
+    let [small, large] = labelled(&bench);
+    for (labels, manifest, path) in
+        [(vec!["size=small"], small, "small"), (vec!["size=large", "format=gguf"], large, "large")]
+    {
+        let kit = bench.load_labelled(INDEX, &labels).await.unwrap();
+        assert_eq!(kit.manifest, manifest);
+        assert_eq!(paths_of(&kit), ["Kitfile", path]);
+    }
+    for labels in [vec![], vec!["format=gguf"], vec!["size=tiny"]] {
+        let error = bench.load_labelled(INDEX, &labels).await.err().unwrap();
+        assert!(matches!(error, LoadError::Choice { .. }), "{error}");
+        let words = error.to_string();
+        assert!(words.contains(INDEX) && words.contains(&large.to_string()), "{words}");
+    }
+}
+
+#[tokio::test]
+async fn labels_for_a_single_kit_are_refused() {
+    let bench = Bench::new();
+    bench.registry.push(KIT, None, &[("model", "a", b"a")]);
+    let error = bench.load_labelled(KIT, &["size=small"]).await.err().unwrap();
+    assert!(error.to_string().contains("leave --label out"), "{error}");
+}
+
+#[tokio::test]
+async fn what_labels_chose_is_loaded_again_while_the_registry_is_down() {
+    let bench = Bench::new();
+    let [small, large] = labelled(&bench);
+    bench.load_labelled(INDEX, &["size=small"]).await.unwrap();
+    // The index moves on and is seen; what was loaded with the labels stays what it was.
+    bench.registry.push_index(INDEX, Some(KIT_INDEX), &[large], |_, entry| {
+        entry["modelMetadata"] = json!({"size": "small"});
+    });
+    assert!(bench.load_labelled(INDEX, &["size=large"]).await.is_err());
+    bench.registry.is_down.store(true, Ordering::SeqCst);
+    let kit = bench.load_labelled(INDEX, &["size=small"]).await.unwrap();
+    assert_eq!(kit.manifest, small);
+    assert!(kit.warnings.iter().any(|warning| warning.contains("no route to host")));
+    // With other labels the index that is known is chosen from.
+    let error = bench.load_labelled(INDEX, &["size=tiny"]).await.err().unwrap();
+    assert!(matches!(error, LoadError::Choice { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_index_is_shown_as_it_is_unless_something_chooses_from_it() {
+    let bench = Bench::new();
+    let kits = labelled(&bench);
+    let plain = bench.registry.push_index("registry.test/org/kit:one", None, &kits[..1], |_, _| ());
+    let repositories = InMemory(bench.registry.clone());
+    let look = async |reference: &str, labels: &[&str]| {
+        let origin = Origin::parse(reference).unwrap();
+        let labels = LabelSelector::parse(labels).unwrap();
+        look(&bench.fetcher, &repositories, &origin, &labels).await.unwrap()
+    };
+    let Described::Index(index) = look(INDEX, &[]).await else { panic!("a kit") };
+    assert_eq!(index.index.candidates().len(), 2);
+    for (reference, labels) in [
+        (INDEX, vec!["size=small"]),
+        ("registry.test/org/kit:one", vec![]),
+        (&format!("registry.test/org/kit@{plain}"), vec![]),
+    ] {
+        let Described::Kit(kit) = look(reference, &labels).await else { panic!("an index") };
+        assert_eq!(kit.digest, kits[0]);
+    }
+}
+
+#[tokio::test]
+async fn content_that_the_manifest_carries_is_not_asked_for() {
+    use base64::Engine as _;
+    let bench = Bench::new();
+    let content = b"inline content";
+    let text = base64::engine::general_purpose::STANDARD.encode(content);
+    let blobs = bench.registry.clone();
+    bench.registry.push_with(
+        KIT,
+        None,
+        &[("docs", "a.md", content), ("docs", "b.md", b"other")],
+        |manifest| {
+            manifest["layers"][0]["data"] = json!(text);
+            // Not the layer's: ignored.
+            manifest["layers"][1]["data"] = json!(text);
+            let config = Digest::parse(manifest["config"]["digest"].as_str().unwrap()).unwrap();
+            let config = blobs.blobs.lock()[&config].clone();
+            manifest["config"]["data"] =
+                json!(base64::engine::general_purpose::STANDARD.encode(&config));
+        },
+    );
+    let kit = bench.load(KIT, &[]).await.unwrap();
+    let mut got = Vec::new();
+    for path in ["a.md", "b.md"] {
+        let node = kit.tree.resolve(path.as_bytes()).unwrap();
+        let NodeKind::File(Content::Extent { layer, range }) = kit.tree.kind(node) else {
+            panic!()
+        };
+        got.push(kit.layers[*layer as usize].read(range.clone()).await.unwrap());
+    }
+    assert_eq!(got, [Bytes::from_static(content), Bytes::from_static(b"other")]);
+    assert_eq!(bench.registry.blob_requests.load(Ordering::SeqCst), 1, "that for `b.md`");
+}
+
+#[tokio::test]
+async fn the_empty_config_is_never_asked_for() {
+    let bench = Bench::new();
+    let layer = bench.registry.put(b"weights");
+    let manifest = json!({
+        "schemaVersion": 2, "artifactType": "application/vnd.cncf.model.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json",
+            "digest": Digest::of(b"{}"), "size": 2},
+        "layers": [{"mediaType": "application/vnd.cncf.model.weight.v1.raw", "digest": layer.0,
+            "size": layer.1, "annotations": {"org.cncf.model.filepath": "w.bin", "x": null}}],
+    });
+    let (digest, _) = bench.registry.put(manifest.to_string().as_bytes());
+    bench.registry.tags.lock().insert(KIT.to_owned(), digest);
+    assert_eq!(bench.paths(KIT, &[]).await, ["w.bin"]);
+    assert_eq!(bench.registry.blob_requests.load(Ordering::SeqCst), 0);
+}
+
 #[tokio::test]
 async fn opening_raw_layers_reads_nothing_of_them() {
     let bench = Bench::new();
@@ -323,7 +516,8 @@ async fn a_kitfile_in_a_layer_must_have_the_bytes_of_the_kits_own() {
     // What is written as YAML has no digests, so the layer can hold it.
     bench.registry.push(KIT, None, &[("docs", "Kitfile", b"?")]);
     let (origin, repositories) = (Origin::parse(KIT).unwrap(), InMemory(bench.registry.clone()));
-    let described = describe(&bench.fetcher, &repositories, &origin).await.unwrap();
+    let described =
+        describe(&bench.fetcher, &repositories, &origin, &LabelSelector::default()).await.unwrap();
     let own = described.kit.kitfile.to_yaml();
     for (content, is_fine) in [(own.clone(), true), (vec![b'x'; own.len()], false)] {
         bench.registry.push(KIT, None, &[("docs", "Kitfile", &content)]);
@@ -334,7 +528,7 @@ async fn a_kitfile_in_a_layer_must_have_the_bytes_of_the_kits_own() {
                 let error = loaded.err().unwrap();
                 assert!(matches!(error, LoadError::Tree { .. }), "{error}");
                 let words = error.to_string();
-                let layer = Digest::of(&content).to_string();
+                let layer = Digest::of(&content).short();
                 assert!(words.contains(KIT) && words.contains(&layer), "{words}");
             }
         }
@@ -357,7 +551,7 @@ async fn a_raw_layer_of_another_size_than_promised_is_refused() {
 }
 
 #[tokio::test]
-async fn a_layer_that_cannot_be_opened_is_named_with_its_role() {
+async fn a_layer_that_cannot_be_opened_is_named_by_its_entry_and_short_digest() {
     let bench = Bench::new();
     let content = [7; 512];
     bench.registry.push_with(KIT, None, &[("model", "a", &content)], |manifest| {
@@ -365,7 +559,7 @@ async fn a_layer_that_cannot_be_opened_is_named_with_its_role() {
     });
     let error = bench.load(KIT, &[]).await.err().unwrap();
     assert!(matches!(error, LoadError::Fetch { .. }), "{error}");
-    let name = format!("model layer {}", Digest::of(&content));
+    let name = format!("model `a` ({})", Digest::of(&content).short());
     let error = error.to_string();
     assert!(error.contains(&name) && error.contains("--filter"), "{error}");
     assert_eq!(error.matches("sha256:").count(), 1, "it is named once: {error}");
@@ -377,7 +571,8 @@ async fn describing_a_kit_reads_no_layer() {
     family(&bench);
     let origin = Origin::parse(KIT).unwrap();
     let repositories = InMemory(bench.registry.clone());
-    let description = describe(&bench.fetcher, &repositories, &origin).await.unwrap();
+    let description =
+        describe(&bench.fetcher, &repositories, &origin, &LabelSelector::default()).await.unwrap();
     assert_eq!(description.kit.parent.as_deref(), Some(PARENT));
     assert_eq!(bench.registry.manifest_requests.load(Ordering::SeqCst), 1);
     assert_eq!(bench.registry.blob_requests.load(Ordering::SeqCst), 1);

@@ -44,5 +44,5 @@ pub use load::{LoadRequest, load};
 pub use load_error::LoadError;
 pub use percent::{percent_decoded, percent_encoded};
 pub use read::{PendingRead, Read, Reply};
-pub use resolve::{Description, describe};
+pub use resolve::{Described, Description, IndexDescription, describe, look};
 pub use trace::{FileRead, Line, Merger, TRACE_LINES, Trace, TraceError, TraceRange};

@@ -1,13 +1,17 @@
 //! From an origin to a kit's manifest and config, asking the network as little as possible.
 //!
 //! ```text
-//! digest --in the cache?--> manifest                        (a digest never changes: no question)
-//! tag    --registry------> manifest, remembered in the cache
+//! digest --in the cache?--> document                       (a digest never changes: no request)
+//! tag    --registry-------> document, remembered in the cache
 //!            '--unreachable--> what the tag was last resolved to, if that is in the cache
+//!
+//! document = manifest --> config --> Kit
+//!          = index    --labels--> one of its entries, the same again
 //! ```
 //!
-//! Only an unreachable registry leads to the remembered digest: one that says "no such tag" or
-//! "not authorised" has answered.
+//! Only an unreachable registry leads to the remembered digest. A registry that answers "no such
+//! tag" or "not authorised" has answered. What was chosen by labels is remembered with them, so
+//! that a mount comes back without the network.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,11 +23,15 @@ use crate::cache::Cache;
 use crate::fetch::Fetcher;
 use crate::kit::Kit;
 use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
-use crate::oci::{Digest, Manifest, Origin, Selector};
+use crate::oci::{ChoiceError, Digest, Document, Index, LabelSelector, Manifest, Origin, Selector};
 use crate::source::{Repositories, Repository, SourceError, read_blob};
 
-/// The largest config that is read: what is larger would be refused once it is there.
+/// The largest config that is read: a larger one would be refused when it is decoded.
 const CONFIG_LIMIT_BYTES: u64 = KITFILE_LIMIT_BYTES as u64;
+
+/// The most indexes inside one another. BuildKit and `docker save` nest two; more is a mistake or
+/// an attack, since each costs a request.
+const MOST_NESTED_INDEXES: usize = 4;
 
 /// A kit's manifest and config, without a look into its layers.
 #[derive(Clone, Debug)]
@@ -36,19 +44,43 @@ pub struct Description {
     pub manifest: Manifest,
     /// Manifest and config, understood.
     pub kit: Kit,
+    /// Set when the registry did not answer, and what was known before was taken.
+    pub warning: Option<String>,
+}
+
+/// An index of kits, as it is.
+#[derive(Clone, Debug)]
+pub struct IndexDescription {
+    /// The digest of the index.
+    pub digest: Digest,
+    /// The index.
+    pub index: Index,
+    /// Set when the registry did not answer, and what was known before was taken.
+    pub warning: Option<String>,
+}
+
+/// What lies at an origin.
+#[derive(Clone, Debug)]
+pub enum Described {
+    /// A kit.
+    Kit(Box<Description>),
+    /// An index to choose a kit from.
+    Index(IndexDescription),
 }
 
 /// A kit whose layers can be opened.
 pub(super) struct Resolved {
     pub(super) description: Description,
     pub(super) repository: Arc<dyn Repository>,
-    /// Set when the registry was not asked because it could not be reached.
-    pub(super) warning: Option<String>,
 }
 
-/// Which kit of a chain is meant, as messages name it.
+/// Which kit is meant, and what it is to the kit that a user asked for, for messages.
+#[derive(Clone, Copy)]
 pub(super) struct Kin<'a> {
     pub(super) origin: &'a Origin,
+    /// What chooses it from an index.
+    pub(super) labels: &'a LabelSelector,
+    /// Set for a kit that another kit names.
     pub(super) child: Option<&'a Origin>,
 }
 
@@ -61,17 +93,53 @@ impl fmt::Display for Kin<'_> {
     }
 }
 
-/// Resolves and decodes a kit without a look into its layers.
+impl Kin<'_> {
+    /// The name under which the cache remembers what an origin was resolved to.
+    fn remembered_as(&self) -> String {
+        match self.labels.is_empty() {
+            true => self.origin.to_string(),
+            false => format!("{} --label {}", self.origin, self.labels),
+        }
+    }
+}
+
+/// Resolves and decodes a kit without a look into its layers. From an index, `labels` choose.
 ///
 /// # Errors
-/// When the source fails, or what it gives is not a kit.
+/// When the source fails, what it gives is not a kit, or the labels choose no single kit.
 pub async fn describe(
     fetcher: &Arc<Fetcher>,
     repositories: &dyn Repositories,
     origin: &Origin,
+    labels: &LabelSelector,
 ) -> Result<Description, LoadError> {
-    let kin = Kin { origin, child: None };
+    let kin = Kin { origin, labels, child: None };
     Ok(resolve(fetcher.cache(), repositories, &kin).await?.description)
+}
+
+/// Says what lies at an origin: an index as it is where nothing chooses from it, else a kit.
+///
+/// # Errors
+/// As for [`describe`].
+pub async fn look(
+    fetcher: &Arc<Fetcher>,
+    repositories: &dyn Repositories,
+    origin: &Origin,
+    labels: &LabelSelector,
+) -> Result<Described, LoadError> {
+    let kin = Kin { origin, labels, child: None };
+    let cache = fetcher.cache();
+    let repository = repositories.open(kin.origin).of(&kin)?;
+    let found = find(cache, &*repository, &kin).await?;
+    if labels.is_empty()
+        && let Document::Index(index) = &found.document
+        && (index.is_of_modelkits() || index.candidates().len() != 1)
+    {
+        let Found { digest, warning, .. } = found;
+        return Ok(Described::Index(IndexDescription { digest, index: index.clone(), warning }));
+    }
+    let description = understand(cache, &*repository, &kin, found).await?;
+    Ok(Described::Kit(Box::new(description)))
 }
 
 /// Resolves and decodes a kit.
@@ -81,56 +149,115 @@ pub(super) async fn resolve(
     kin: &Kin<'_>,
 ) -> Result<Resolved, LoadError> {
     let repository = repositories.open(kin.origin).of(kin)?;
-    let found = find_manifest(cache, &*repository, kin).await?;
-    let manifest = Manifest::decode(&found.bytes).of(kin)?;
-    let config = config(cache, &*repository, &manifest, kin).await?;
-    let kit = Kit::decode(&manifest, &config).of(kin)?;
-    let origin = kin.origin.clone();
-    let description = Description { origin, digest: found.digest, manifest, kit };
-    Ok(Resolved { description, repository, warning: found.warning })
+    let found = find(cache, &*repository, kin).await?;
+    let description = understand(cache, &*repository, kin, found).await?;
+    Ok(Resolved { description, repository })
 }
 
+/// A document that lies at an origin.
 struct Found {
     digest: Digest,
-    bytes: Bytes,
+    document: Document,
     warning: Option<String>,
+    /// Whether the labels have led to it already.
+    is_chosen: bool,
 }
 
-async fn find_manifest(
+/// Follows indexes to a manifest, and decodes the kit.
+async fn understand(
+    cache: &Arc<Cache>,
+    repository: &dyn Repository,
+    kin: &Kin<'_>,
+    found: Found,
+) -> Result<Description, LoadError> {
+    let Found { mut digest, mut document, warning, mut is_chosen } = found;
+    let mut nested = 0;
+    let manifest = loop {
+        let index = match document {
+            Document::Manifest(manifest) => break *manifest,
+            Document::Index(index) => index,
+        };
+        nested += 1;
+        if nested > MOST_NESTED_INDEXES {
+            return Err(ChoiceError::TooDeep(MOST_NESTED_INDEXES)).of(kin);
+        }
+        let none = LabelSelector::default();
+        let labels = if is_chosen { &none } else { kin.labels };
+        is_chosen |= index.is_of_modelkits();
+        digest = index.choose(labels).of(kin)?.descriptor.digest;
+        document = document_of(cache, repository, kin, digest).await?;
+    };
+    if !kin.labels.is_empty() {
+        if !is_chosen {
+            return Err(ChoiceError::NotAnIndex).of(kin);
+        }
+        cache.remember(&kin.remembered_as(), digest).of(kin)?;
+    }
+    let config = config(cache, repository, &manifest, kin).await?;
+    let kit = Kit::decode(&manifest, &config).of(kin)?;
+    Ok(Description { origin: kin.origin.clone(), digest, manifest, kit, warning })
+}
+
+/// The document that the origin names.
+async fn find(
     cache: &Arc<Cache>,
     repository: &dyn Repository,
     kin: &Kin<'_>,
 ) -> Result<Found, LoadError> {
     let selector = kin.origin.selector();
-    if let Some(&Selector::Digest(digest)) = selector
-        && let Some(bytes) = cache.document(digest)
-    {
-        return Ok(Found { digest, bytes, warning: None });
+    if let Some(&Selector::Digest(digest)) = selector {
+        let document = document_of(cache, repository, kin, digest).await?;
+        return Ok(Found { digest, document, warning: None, is_chosen: false });
     }
     match repository.manifest(selector).await {
         Ok((digest, bytes)) => {
+            let document = Document::decode(&bytes).of(kin)?;
             cache.put_document(digest, &bytes).of(kin)?;
             cache.remember(&kin.origin.to_string(), digest).of(kin)?;
-            Ok(Found { digest, bytes, warning: None })
+            Ok(Found { digest, document, warning: None, is_chosen: false })
         }
-        Err(error) if error.is_retryable() => match remembered(cache, kin.origin) {
-            Some((digest, bytes)) => {
-                let warning = Some(stale(kin, digest, &error));
-                Ok(Found { digest, bytes, warning })
-            }
+        Err(error) if error.is_retryable() => match remembered(cache, kin)? {
+            Some(found) => Ok(Found { warning: Some(stale(kin, found.digest, &error)), ..found }),
             None => Err(error).of(kin),
         },
         Err(error) => Err(error).of(kin),
     }
 }
 
-fn remembered(cache: &Arc<Cache>, origin: &Origin) -> Option<(Digest, Bytes)> {
-    let digest = cache.recall(&origin.to_string())?;
-    Some((digest, cache.document(digest)?))
+/// What the origin was last resolved to, as far as it is in the cache: with these labels, or else
+/// without any, so that an index which is known can still be chosen from.
+fn remembered(cache: &Arc<Cache>, kin: &Kin<'_>) -> Result<Option<Found>, LoadError> {
+    for (name, is_chosen) in
+        [(kin.remembered_as(), !kin.labels.is_empty()), (kin.origin.to_string(), false)]
+    {
+        let Some(digest) = cache.recall(&name) else { continue };
+        let Some(bytes) = cache.document(digest) else { continue };
+        let document = Document::decode(&bytes).of(kin)?;
+        return Ok(Some(Found { digest, document, warning: None, is_chosen }));
+    }
+    Ok(None)
 }
 
 fn stale(kin: &Kin<'_>, digest: Digest, error: &SourceError) -> String {
     format!("{kin} is read as it was last resolved, to {digest}, because {error}")
+}
+
+/// A document that is known by its digest, from the cache where it is there.
+async fn document_of(
+    cache: &Arc<Cache>,
+    repository: &dyn Repository,
+    kin: &Kin<'_>,
+    digest: Digest,
+) -> Result<Document, LoadError> {
+    let bytes = match cache.document(digest) {
+        Some(bytes) => bytes,
+        None => {
+            let (_, bytes) = repository.manifest(Some(&Selector::Digest(digest))).await.of(kin)?;
+            cache.put_document(digest, &bytes).of(kin)?;
+            bytes
+        }
+    };
+    Document::decode(&bytes).of(kin)
 }
 
 async fn config(
@@ -140,7 +267,7 @@ async fn config(
     kin: &Kin<'_>,
 ) -> Result<Bytes, LoadError> {
     let blob = manifest.config.blob();
-    if let Some(bytes) = cache.document(blob.digest) {
+    if let Some(bytes) = manifest.config.content().or_else(|| cache.document(blob.digest)) {
         return Ok(bytes);
     }
     let place = repository.name();

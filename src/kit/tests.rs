@@ -21,7 +21,13 @@ fn digest(name: &str) -> Digest {
 fn layer(name: &str, kind: &str, annotations: &[(&str, &str)]) -> Descriptor {
     let annotations = annotations.iter().map(|(key, value)| (key.to_string(), value.to_string()));
     let media_type = format!("application/vnd.{kind}");
-    Descriptor { media_type, digest: digest(name), size: 10, annotations: annotations.collect() }
+    Descriptor {
+        media_type,
+        digest: digest(name),
+        size: 10,
+        annotations: annotations.collect(),
+        data: None,
+    }
 }
 
 fn kit_layer(name: &str, kind: &str) -> Descriptor {
@@ -34,6 +40,7 @@ fn manifest(config: &str, artifact: Option<&str>, layers: Vec<Descriptor>) -> Ma
         digest: digest("config"),
         size: 1,
         annotations: BTreeMap::new(),
+        data: None,
     };
     let artifact_type = artifact.map(str::to_owned);
     Manifest { artifact_type, config, layers, annotations: BTreeMap::new() }

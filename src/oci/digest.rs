@@ -57,6 +57,12 @@ impl Digest {
         Some(Self(bytes))
     }
 
+    /// The algorithm and the first twelve digits: enough to tell the layers of a kit apart, and what
+    /// `kitfs cache` takes in the place of a whole digest.
+    pub fn short(&self) -> String {
+        format!("sha256:{}", &self.hex()[..12])
+    }
+
     /// The sha256 of `content`.
     pub fn of(content: &[u8]) -> Self {
         Self(Sha256::digest(content).into())

@@ -1,26 +1,21 @@
 //! Image manifests (OCI image-spec, manifest.md), as kit, modctl, docker and ramalama write them.
 //!
 //! Lenient where producers differ (modelkit-spec 1.1): `mediaType` and `artifactType` may be
-//! missing, `layers` and `annotations` may be `null`, unknown fields are ignored. Strict where a
-//! wrong guess would cost: schema version, digests, sizes and counts.
+//! missing, `layers`, `annotations` and the value of an annotation may be `null`, unknown fields
+//! are ignored. Strict where a wrong guess would cost: schema version, digests, sizes and counts.
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use super::document::WireDocument;
+use super::{Descriptor, Document};
 
-use super::{Descriptor, Digest};
-
-/// The most layers a manifest may have. Kits have one layer per file at most and the largest
-/// models some hundred shards; each layer costs a cache entry and a request at mount, so ten times
-/// that is where a mistake or an attack begins.
+/// The most layers a manifest may have. Kits have one layer per file at most, and the largest
+/// models some hundred shards. Each layer costs a cache entry and a request at mount, so a mistake
+/// or an attack begins at ten times that.
 const LAYERS_LIMIT: usize = 4096;
 /// The most bytes that all blobs of a manifest have together: 16 TiB, the largest file of ext4. The
-/// largest kits have 1 or 2; what a mount keeps of a layer in memory grows with its size.
+/// largest kits have 1 or 2 TiB. A mount keeps more of a layer in memory the larger it is.
 const BYTES_LIMIT: u64 = 16 << 40;
-
-const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// An image manifest with one config and any number of layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,79 +36,30 @@ pub enum ManifestError {
     /// Not JSON, or a field is missing or of the wrong type.
     #[error("the manifest is malformed: {0}")]
     Malformed(String),
-    /// An image index or a Docker manifest: what it is, and what to do.
+    /// A Docker manifest, another version, or an index: what it is, and what to do.
     #[error("the manifest is {0}")]
     Unsupported(String),
-}
-
-/// The manifest as it is on the wire.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WireManifest {
-    schema_version: Option<u64>,
-    media_type: Option<String>,
-    artifact_type: Option<String>,
-    config: Option<WireDescriptor>,
-    layers: Option<Vec<WireDescriptor>>,
-    manifests: Option<serde::de::IgnoredAny>,
-    annotations: Option<BTreeMap<String, String>>,
-}
-
-/// A descriptor as it is on the wire.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WireDescriptor {
-    media_type: Option<String>,
-    digest: String,
-    size: i64,
-    annotations: Option<BTreeMap<String, String>>,
 }
 
 impl Manifest {
     /// Decodes the JSON of an image manifest; sizes and counts are bounded.
     ///
     /// # Errors
-    /// [`ManifestError::Unsupported`] for an image index and Docker's formats, with what to do;
-    /// [`ManifestError::Malformed`] for anything else that is not an image manifest.
+    /// As for [`Document::decode`], and [`ManifestError::Unsupported`] for an image index.
     pub fn decode(json: &[u8]) -> Result<Self, ManifestError> {
-        let wire: WireManifest = serde_json::from_slice(json)
-            .map_err(|error| ManifestError::Malformed(error.to_string()))?;
-        wire.refuse_other_formats()?;
-        wire.try_into()
-    }
-}
-
-impl WireManifest {
-    fn refuse_other_formats(&self) -> Result<(), ManifestError> {
-        let unsupported = |what: &str| Err(ManifestError::Unsupported(what.to_owned()));
-        let media_type = self.media_type.as_deref().unwrap_or_default();
-        if media_type == DOCKER_LIST || media_type == OCI_INDEX || self.manifests.is_some() {
-            return unsupported(
-                "an image index, which names several manifests: name one of them by its digest \
-                 (HOST/REPOSITORY@sha256:…)",
-            );
-        }
-        if media_type == DOCKER_MANIFEST || self.schema_version == Some(1) {
-            return unsupported(
-                "a Docker image manifest, not an OCI one, so this is a container image or a \
-                 converted copy: push the kit again with `kit push`, or copy it with `skopeo copy \
-                 --format oci`",
-            );
-        }
-        match self.schema_version {
-            Some(2) => Ok(()),
-            Some(other) => Err(ManifestError::Unsupported(format!(
-                "of schema version {other}, and kitfs reads version 2: a newer kitfs may know it"
-            ))),
-            None => Err(ManifestError::Malformed("`schemaVersion` is missing".to_owned())),
+        match Document::decode(json)? {
+            Document::Manifest(manifest) => Ok(*manifest),
+            Document::Index(_) => Err(ManifestError::Unsupported(
+                "an image index, where a single manifest is wanted".to_owned(),
+            )),
         }
     }
 }
 
-impl TryFrom<WireManifest> for Manifest {
+impl TryFrom<WireDocument> for Manifest {
     type Error = ManifestError;
 
-    fn try_from(wire: WireManifest) -> Result<Self, ManifestError> {
+    fn try_from(wire: WireDocument) -> Result<Self, ManifestError> {
         let config = wire
             .config
             .ok_or_else(|| ManifestError::Malformed("`config` is missing".to_owned()))?;
@@ -132,7 +78,7 @@ impl TryFrom<WireManifest> for Manifest {
                 .enumerate()
                 .map(|(index, layer)| layer.checked(&format!("layer {index}")))
                 .collect::<Result<_, _>>()?,
-            annotations: wire.annotations.unwrap_or_default(),
+            annotations: wire.annotations.unwrap_or_default().0,
         };
         let mut blobs = std::iter::once(&manifest.config).chain(&manifest.layers);
         match blobs.try_fold(0, |total: u64, blob| {
@@ -147,25 +93,13 @@ impl TryFrom<WireManifest> for Manifest {
     }
 }
 
-impl WireDescriptor {
-    fn checked(self, place: &str) -> Result<Descriptor, ManifestError> {
-        let malformed = |reason: String| ManifestError::Malformed(format!("{place}: {reason}"));
-        Ok(Descriptor {
-            media_type: self.media_type.unwrap_or_default(),
-            digest: Digest::parse(&self.digest).map_err(|error| malformed(error.to_string()))?,
-            size: u64::try_from(self.size)
-                .map_err(|_| malformed(format!("its size is negative: {}", self.size)))?,
-            annotations: self.annotations.unwrap_or_default(),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::oci::Digest;
 
     fn descriptor(size: impl Into<Value>) -> Value {
         json!({ "mediaType": "a/b", "digest": Digest::of(b"").to_string(), "size": size.into() })
@@ -201,24 +135,6 @@ mod tests {
         assert_eq!(decoded.layers.iter().map(|layer| layer.size).collect::<Vec<_>>(), [7, 0, 0]);
         assert_eq!(decoded.layers[0].annotations["k"], "v");
         assert_eq!(decoded.layers[1].annotations, BTreeMap::new());
-    }
-
-    #[test]
-    fn other_formats_are_refused_with_advice() {
-        for (field, value, words) in [
-            ("manifests", json!([]), "image index"),
-            ("mediaType", json!(OCI_INDEX), "by its digest"),
-            ("mediaType", json!(DOCKER_LIST), "image index"),
-            ("mediaType", json!(DOCKER_MANIFEST), "skopeo copy"),
-            ("schemaVersion", json!(1), "Docker"),
-            ("schemaVersion", json!(3), "version 3"),
-        ] {
-            let error = decode(&with(manifest(json!([])), field, value)).unwrap_err();
-            assert!(
-                matches!(&error, ManifestError::Unsupported(text) if text.contains(words)),
-                "{error}"
-            );
-        }
     }
 
     #[test]
@@ -263,7 +179,10 @@ mod tests {
             let wire: Value = serde_json::from_slice(&bytes).unwrap();
             let layers = wire["layers"].as_array().map_or(0, Vec::len);
             assert_eq!(Manifest::decode(&bytes).unwrap().layers.len(), layers, "{path:?}");
-            assert!(matches!(Manifest::decode(&json), Err(ManifestError::Unsupported(_))));
+            let Document::Index(index) = Document::decode(&json).unwrap() else {
+                panic!("{path:?}")
+            };
+            assert_eq!(index.candidates().len(), 1, "{path:?}");
             seen += 1;
         }
         assert!(seen >= 10, "{seen} golden kits");

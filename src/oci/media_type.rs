@@ -139,6 +139,8 @@ impl LayerType {
 pub enum ArtifactType {
     /// A KitOps ModelKit.
     ModelKit,
+    /// An index of ModelKits with labels (kit 1.17).
+    ModelKitIndex,
     /// A CNCF ModelPack (`cnai` in its first releases).
     ModelPack,
     /// The OCI placeholder for "no config" (image-spec, manifest.md, "Guidance for an Empty Descriptor").
@@ -155,6 +157,7 @@ impl ArtifactType {
         match media_type {
             "application/vnd.kitops.modelkit.manifest.v1+json"
             | "application/vnd.kitops.modelkit.config.v1+json" => Some(Self::ModelKit),
+            "application/vnd.kitops.modelkit.index.v1+json" => Some(Self::ModelKitIndex),
             "application/vnd.cncf.model.manifest.v1+json"
             | "application/vnd.cncf.model.config.v1+json"
             | "application/vnd.cnai.model.manifest.v1+json"

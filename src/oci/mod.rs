@@ -5,13 +5,20 @@
 
 pub mod descriptor;
 pub mod digest;
+pub mod document;
+pub mod index;
+pub mod labels;
 pub mod manifest;
 pub mod media_type;
 pub mod origin;
 pub mod reference;
+mod text;
 
 pub use descriptor::{BlobId, Descriptor};
 pub use digest::{DiffId, Digest};
+pub use document::Document;
+pub use index::{ChoiceError, Index, IndexEntry};
+pub use labels::{LabelError, LabelSelector, Labels};
 pub use manifest::{Manifest, ManifestError};
 pub use media_type::{ArtifactType, Compression, Encoding, Format, LayerContent, LayerType};
 pub use origin::Origin;

@@ -2,21 +2,27 @@
 
 use std::path::PathBuf;
 
-use super::reference::ReferenceError;
+use super::reference::{ReferenceError, is_hosted};
 use super::{Digest, Reference, Selector};
 
 /// What marks an OCI image layout, as skopeo and podman write it too.
 const LAYOUT_PREFIX: &str = "oci:";
+/// Ends the folder of a layout where the text leaves open where it ends.
+const FOLDER_END: &str = "/:";
 
 /// Where a kit is read from: what a user types where the commands say `REF`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// `HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]`: a registry.
     Registry(Reference),
-    /// `oci:FOLDER[:TAG|@DIGEST]`: an OCI image layout; without a selector its only manifest.
+    /// `oci:FOLDER[:TAG|@DIGEST|:HOST/REPOSITORY:TAG]`: an OCI image layout; without a selector
+    /// its only manifest.
     OciLayout {
         /// The folder that holds `oci-layout` and `index.json`.
         folder: PathBuf,
+        /// The repository that the folder's index must name beside the tag, where kits of several
+        /// repositories lie in one folder (`ghcr.io/org/model`).
+        repository: Option<String>,
         /// Which manifest, where the folder has several.
         selector: Option<Selector>,
     },
@@ -27,18 +33,19 @@ pub enum Origin {
 impl Origin {
     /// Parses what a user types.
     ///
-    /// Behind `oci:`, the selector is what follows the last `:` or `@`, if that is a valid tag or
-    /// digest; a folder whose own name ends like one is written with a `/` behind it.
+    /// Behind `oci:`, the selector is a whole reference with a host and a tag or digest, as skopeo
+    /// takes it; else what follows the last `:` or `@`, if that is a valid tag or digest. Where a
+    /// folder's own name looks like one, `/` behind the folder ends it: `oci:FOLDER/:TAG`.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         if let Some((scheme, rest)) = text.split_once("://") {
             return Err(ReferenceError::new(text, scheme_advice(scheme, rest)));
         }
-        if let Some(layout) = text.strip_prefix(LAYOUT_PREFIX) {
-            let (folder, selector) =
-                split_layout(layout).map_err(|reason| ReferenceError::new(text, reason))?;
-            return Ok(Self::OciLayout { folder: PathBuf::from(folder), selector });
+        match text.strip_prefix(LAYOUT_PREFIX) {
+            Some(layout) => {
+                split_layout(layout).map_err(|reason| ReferenceError::new(text, reason))
+            }
+            None => Ok(Reference::parse(text)?.into()),
         }
-        Ok(Reference::parse(text)?.into())
     }
 
     /// Which manifest is meant; `None` for the only one of a layout.
@@ -46,6 +53,20 @@ impl Origin {
         match self {
             Self::Registry(reference) | Self::KitStorage(reference) => Some(reference.selector()),
             Self::OciLayout { selector, .. } => selector.as_ref(),
+        }
+    }
+
+    /// The same repository or folder with another selector.
+    pub fn with_selector(&self, selector: Selector) -> Self {
+        match self {
+            Self::Registry(reference) => Self::Registry(reference.with_selector(selector)),
+            Self::KitStorage(reference) => Self::KitStorage(reference.with_selector(selector)),
+            Self::OciLayout { folder, repository, .. } => Self::OciLayout {
+                folder: folder.clone(),
+                // A digest says by itself which manifest it is.
+                repository: repository.clone().filter(|_| matches!(selector, Selector::Tag(_))),
+                selector: Some(selector),
+            },
         }
     }
 }
@@ -70,43 +91,80 @@ fn scheme_advice(scheme: &str, rest: &str) -> String {
     }
 }
 
-/// Splits `FOLDER[:TAG|@DIGEST]`.
-fn split_layout(layout: &str) -> Result<(&str, Option<Selector>), String> {
-    let (folder, selector) = if let Some((folder, digest)) = layout.rsplit_once('@')
+/// Parses `FOLDER[:TAG|@DIGEST|:HOST/REPOSITORY:TAG]` or `FOLDER/:NAME`.
+fn split_layout(layout: &str) -> Result<Origin, String> {
+    if let Some((folder, name)) = layout.rsplit_once(FOLDER_END)
+        && let Some(named) = named(folder, name)
+    {
+        return named;
+    }
+    let colons = layout.match_indices(':');
+    let mut splits = colons.map(|(at, _)| (&layout[..at], &layout[at + 1..]));
+    if let Some((folder, name)) = splits.find(|(_, name)| is_hosted(name))
+        && let Some(named) = named(folder, name)
+    {
+        return named;
+    }
+    if let Some((folder, digest)) = layout.rsplit_once('@')
         && digest.starts_with("sha256:")
         && !digest.contains('/')
     {
         // A mistyped digest is an error, not a strange folder with a tag.
         let digest = Digest::parse(digest).map_err(|error| error.to_string())?;
-        (folder, Some(Selector::Digest(digest)))
-    } else if let Some((folder, tag)) = layout.rsplit_once(':')
+        return layout_of(folder, None, Some(Selector::Digest(digest)));
+    }
+    if let Some((folder, tag)) = layout.rsplit_once(':')
         && let Ok(tag) = Selector::tag(tag)
     {
-        (folder, Some(tag))
-    } else {
-        (layout, None)
-    };
+        return layout_of(folder, None, Some(tag));
+    }
+    layout_of(layout, None, None)
+}
+
+/// A layout whose manifest is named by a tag or a whole reference; `None` where `name` is neither.
+fn named(folder: &str, name: &str) -> Option<Result<Origin, String>> {
+    if let Ok(tag) = Selector::tag(name) {
+        return Some(layout_of(folder, None, Some(tag)));
+    }
+    let reference = Reference::parse(name).ok().filter(|_| name.contains([':', '@']))?;
+    Some(match reference.selector() {
+        Selector::Digest(_) => layout_of(folder, None, Some(reference.selector().clone())),
+        Selector::Tag(_) => {
+            let repository = match reference.is_local() && !name.starts_with("localhost/") {
+                true => reference.repository().to_owned(),
+                false => format!("{}/{}", reference.registry(), reference.repository()),
+            };
+            layout_of(folder, Some(repository), Some(reference.selector().clone()))
+        }
+    })
+}
+
+fn layout_of(
+    folder: &str,
+    repository: Option<String>,
+    selector: Option<Selector>,
+) -> Result<Origin, String> {
     match folder {
         "" => Err("the folder is missing: expected oci:FOLDER or oci:FOLDER:TAG".to_owned()),
         _ if folder.contains('\0') => Err("a folder's name cannot hold a NUL byte".to_owned()),
-        folder => Ok((folder, selector)),
+        folder => Ok(Origin::OciLayout { folder: PathBuf::from(folder), repository, selector }),
     }
 }
 
 impl std::fmt::Display for Origin {
     /// Writes text that parses back to the same origin (where the folder's name is UTF-8).
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Registry(reference) | Self::KitStorage(reference) => reference.fmt(f),
-            Self::OciLayout { folder, selector: Some(selector) } => {
-                write!(f, "{LAYOUT_PREFIX}{}{selector}", folder.display())
-            }
-            Self::OciLayout { folder, selector: None } => {
-                let folder = folder.display().to_string();
-                let looks_selected = !matches!(split_layout(&folder), Ok((_, None)));
-                let close = if looks_selected { "/" } else { "" };
-                write!(f, "{LAYOUT_PREFIX}{folder}{close}")
-            }
+        let (folder, repository, selector) = match self {
+            Self::Registry(reference) | Self::KitStorage(reference) => return reference.fmt(f),
+            Self::OciLayout { folder, repository, selector } => (folder, repository, selector),
+        };
+        let repository = repository.as_ref().map(|name| format!(":{name}")).unwrap_or_default();
+        let selector = selector.as_ref().map(ToString::to_string).unwrap_or_default();
+        let folder = folder.display().to_string();
+        let short = format!("{folder}{repository}{selector}");
+        match split_layout(&short).as_ref() == Ok(self) {
+            true => write!(f, "{LAYOUT_PREFIX}{short}"),
+            false => write!(f, "{LAYOUT_PREFIX}{folder}/{repository}{selector}"),
         }
     }
 }
@@ -120,13 +178,23 @@ mod tests {
 
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    fn layout(text: &str) -> (String, Option<String>) {
+    /// Folder, repository and selector.
+    type Layout = (String, Option<String>, Option<String>);
+
+    fn whole_layout(text: &str) -> Layout {
         match Origin::parse(text).unwrap() {
-            Origin::OciLayout { folder, selector } => {
-                (folder.to_str().unwrap().to_owned(), selector.map(|selector| selector.to_string()))
+            Origin::OciLayout { folder, repository, selector } => {
+                let folder = folder.to_str().unwrap().to_owned();
+                (folder, repository, selector.map(|selector| selector.to_string()))
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    fn layout(text: &str) -> (String, Option<String>) {
+        let (folder, repository, selector) = whole_layout(text);
+        assert_eq!(repository, None, "{text}");
+        (folder, selector)
     }
 
     #[test]
@@ -138,6 +206,44 @@ mod tests {
         assert_eq!(layout("oci:/srv/a:b/c"), ("/srv/a:b/c".into(), None));
         assert_eq!(layout("oci:/srv/a@home"), ("/srv/a@home".into(), None));
         assert_eq!(layout(&digest), ("/srv/a:b".into(), Some(format!("@{DIGEST}"))));
+    }
+
+    #[test]
+    fn a_whole_reference_names_a_manifest_of_a_layout() {
+        let of = |folder: &str, repository: &str, tag: &str| -> Layout {
+            (folder.to_owned(), Some(repository.to_owned()), Some(format!(":{tag}")))
+        };
+        assert_eq!(
+            whole_layout("oci:/srv/a:ghcr.io/org/x:v1"),
+            of("/srv/a", "ghcr.io/org/x", "v1")
+        );
+        assert_eq!(whole_layout("oci:a:b:ghcr.io/x:v1"), of("a:b", "ghcr.io/x", "v1"));
+        assert_eq!(whole_layout("oci:a:1.2.3.4:5000/x:v1"), of("a", "1.2.3.4:5000/x", "v1"));
+        assert_eq!(whole_layout("oci:a:localhost/x:v1"), of("a", "localhost/x", "v1"));
+        assert_eq!(whole_layout("oci:a/:org/x:v1"), of("a", "org/x", "v1"));
+        assert_eq!(
+            whole_layout("oci:/srv/a:org/x:v1"),
+            ("/srv/a:org/x".into(), None, Some(":v1".into()))
+        );
+        assert_eq!(layout("oci:/srv/a:b.c/:v1"), ("/srv/a:b.c".into(), Some(":v1".into())));
+        let digest = format!("oci:/srv/a:ghcr.io/x@{DIGEST}");
+        assert_eq!(layout(&digest), ("/srv/a".into(), Some(format!("@{DIGEST}"))));
+    }
+
+    #[test]
+    fn another_selector_keeps_the_place() {
+        let digest = Selector::Digest(Digest::parse(DIGEST).unwrap());
+        let tag = Selector::tag("v2").unwrap();
+        for (text, by_tag, by_digest) in [
+            ("ghcr.io/a/b:v1", "ghcr.io/a/b:v2", format!("ghcr.io/a/b@{DIGEST}")),
+            ("a/b", "localhost/a/b:v2", format!("localhost/a/b@{DIGEST}")),
+            ("oci:/s/a", "oci:/s/a:v2", format!("oci:/s/a@{DIGEST}")),
+            ("oci:/s/a:b.c/d:v1", "oci:/s/a:b.c/d:v2", format!("oci:/s/a@{DIGEST}")),
+        ] {
+            let origin = Origin::parse(text).unwrap();
+            assert_eq!(origin.with_selector(tag.clone()).to_string(), by_tag);
+            assert_eq!(origin.with_selector(digest.clone()).to_string(), by_digest);
+        }
     }
 
     #[test]
@@ -165,7 +271,8 @@ mod tests {
     proptest! {
         #[test]
         fn display_parses_back(
-            text in "(oci:)?[a-z0-9./:@-]{1,14}(:[a-z.]{1,3}|/)?", with_digest in any::<bool>(),
+            text in "(oci:)?[a-z0-9./:@-]{1,14}(:[a-z.]{1,3}|/:?|:[a-z]\\.[a-z]/[a-z]{1,2})?(:[a-z]{1,2})?",
+            with_digest in any::<bool>(),
         ) {
             let text = if with_digest { format!("{text}@{DIGEST}") } else { text };
             if let Ok(origin) = Origin::parse(&text) {

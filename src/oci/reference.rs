@@ -9,6 +9,7 @@
 //! Hub: `org/model` never goes to the network.
 
 use super::Digest;
+use super::text::escaped;
 
 /// The host that stands for kit's local storage.
 const LOCAL: &str = "localhost";
@@ -19,8 +20,8 @@ const ANY_REPOSITORY: &str = "_";
 const NAME_LIMIT_BYTES: usize = 255;
 /// A tag (distribution-spec, "Pulling manifests").
 const TAG_LIMIT_BYTES: usize = 128;
-/// What an error repeats of the text. Longer than any valid reference without a digest; a Kitfile
-/// from the network may hold anything as its parent.
+/// The most characters of a text that an error repeats. It is longer than any valid reference without
+/// a digest; a Kitfile from the network may hold anything as its parent.
 const SHOWN_CHARS: usize = 320;
 
 /// Which manifest of a repository is meant.
@@ -52,14 +53,7 @@ pub struct ReferenceError {
 
 impl ReferenceError {
     pub(super) fn new(text: &str, reason: impl Into<String>) -> Self {
-        let mut shown = String::new();
-        for character in text.chars().take(SHOWN_CHARS) {
-            match character.is_control() {
-                true => shown.extend(character.escape_default()),
-                false => shown.push(character),
-            }
-        }
-        Self { text: shown, reason: reason.into() }
+        Self { text: escaped(text, SHOWN_CHARS), reason: reason.into() }
     }
 }
 
@@ -81,10 +75,7 @@ impl Reference {
                 selector: Selector::Digest(digest),
             });
         }
-        let (registry, rest) = match text.split_once('/') {
-            Some((host, rest)) if host == LOCAL || host.contains(['.', ':']) => (host, rest),
-            _ => (LOCAL, text),
-        };
+        let (registry, rest) = split_host(text).unwrap_or((LOCAL, text));
         check_host(registry).map_err(refuse)?;
         let (repository, selector) = split_selector(rest).map_err(refuse)?;
         check_repository(repository).map_err(refuse)?;
@@ -111,6 +102,11 @@ impl Reference {
         &self.selector
     }
 
+    /// The same repository with another selector.
+    pub fn with_selector(&self, selector: Selector) -> Self {
+        Self { selector, ..self.clone() }
+    }
+
     /// Whether it names kit's local storage (`localhost/…`) rather than a registry.
     pub fn is_local(&self) -> bool {
         self.registry == LOCAL
@@ -134,6 +130,18 @@ impl Selector {
             )),
         }
     }
+}
+
+/// Splits `HOST/REST`; `None` where the text has no host.
+fn split_host(text: &str) -> Option<(&str, &str)> {
+    let (host, rest) = text.split_once('/')?;
+    (host == LOCAL || host.contains(['.', ':'])).then_some((host, rest))
+}
+
+/// Whether a text is a reference that is whole: with a host, and with a tag or digest.
+pub(super) fn is_hosted(text: &str) -> bool {
+    let selected = split_host(text).is_some_and(|(_, rest)| rest.contains([':', '@']));
+    selected && Reference::parse(text).is_ok()
 }
 
 /// Splits `REPOSITORY[:TAG][@DIGEST]`; the digest wins.

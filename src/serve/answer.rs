@@ -130,7 +130,7 @@ async fn manifest(
     let found = blocking(move || {
         let digest = match selector {
             Selector::Digest(digest) => Some(digest),
-            Selector::Tag(tag) => layout.index()?.tagged(&tag).map(|entry| entry.digest),
+            Selector::Tag(tag) => layout.index()?.tagged(&tag),
         };
         let Some(digest) = digest else { return Ok(None) };
         match layout.manifest_bytes(digest) {

@@ -95,8 +95,10 @@ impl Registry {
         let mut references = Vec::new();
         for (name, layout) in self.catalogue.all() {
             let Ok(index) = layout.index() else { continue };
-            for entry in index.entries {
-                let selector = match entry.tag {
+            for entry in &index.entries {
+                // A tag that several kits of the folder have answers for none of them.
+                let mut tags = entry.names.iter().map(|name| &name.tag);
+                let selector = match tags.find(|tag| index.tagged(tag) == Some(entry.digest)) {
                     Some(tag) => format!(":{tag}"),
                     None => format!("@{}", entry.digest),
                 };

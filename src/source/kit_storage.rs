@@ -85,10 +85,10 @@ impl KitStorage {
 
     fn resolve(&self, tag: &str) -> Result<Digest, SourceError> {
         let index = self.tagged()?;
-        index.tagged(tag).map(|entry| entry.digest).ok_or_else(|| SourceError::NotFound {
+        index.tagged(tag).ok_or_else(|| SourceError::NotFound {
             what: format!("tag `{tag}`"),
             place: self.name(),
-            hint: format!("{}; `kit list` shows what is there", index.tags_in_words()),
+            hint: format!("{}; `kit list` shows what is there", index.names_in_words()),
         })
     }
 

@@ -8,6 +8,7 @@ pub mod credentials;
 pub mod decorators;
 pub mod error;
 pub mod image_index;
+pub mod inline;
 pub mod kit_storage;
 pub mod mirrors;
 pub mod oci_layout;
@@ -73,8 +74,8 @@ pub struct BlobStream {
 
 /// A repository: manifests and tags beside the blobs.
 pub trait Repository: BlobSource {
-    /// Fetches a manifest: the digest of its bytes (computed from them, and equal to the selector
-    /// where that is a digest) and the bytes, at most [`MANIFEST_LIMIT_BYTES`].
+    /// Fetches a manifest or image index: the digest of its bytes (computed from them, and equal to
+    /// the selector where that is a digest) and the bytes, at most [`MANIFEST_LIMIT_BYTES`].
     ///
     /// `None` asks an OCI layout for its only manifest, and others for the tag `latest`.
     fn manifest(

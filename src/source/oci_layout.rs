@@ -2,6 +2,7 @@
 //!
 //! `index.json` is read anew for every question about manifests and tags, so that a kit copied
 //! into the folder a moment ago is found. Blobs are read by digest and need not be in the index.
+//! A manifest that is itself an index is handed out as it is; the caller chooses from it.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 
 use super::blob_folder::{BlobFolder, off_the_runtime, read_small};
-use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex, IndexEntry};
+use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex, Unnamed};
 use super::{BlobSource, BlobStream, Repository, SourceError, Urgency};
 use crate::oci::{BlobId, Digest, Selector};
 
@@ -23,6 +24,8 @@ const LAYOUT_LIMIT_BYTES: u64 = 4096;
 #[derive(Clone, Debug)]
 pub struct OciLayout {
     folder: PathBuf,
+    /// The repository whose tags are meant, where the folder holds kits of several.
+    repository: Option<String>,
     blobs: BlobFolder,
 }
 
@@ -71,7 +74,12 @@ impl OciLayout {
             return Err(missing("the file index.json", "the layout is incomplete; copy it again"));
         }
         let blobs = BlobFolder::new(folder, place, "the layout is incomplete; copy it again");
-        Ok(Self { folder: folder.to_owned(), blobs })
+        Ok(Self { folder: folder.to_owned(), repository: None, blobs })
+    }
+
+    /// The same folder, with tags looked up in `repository` (`ghcr.io/org/model`) only.
+    pub fn of_repository(self, repository: Option<String>) -> Self {
+        Self { repository, ..self }
     }
 
     /// The size of a blob, in bytes.
@@ -102,51 +110,38 @@ impl OciLayout {
     fn read_manifest(&self, selector: Option<&Selector>) -> Result<(Digest, Bytes), SourceError> {
         let digest = match selector {
             Some(Selector::Digest(digest)) => *digest,
-            Some(Selector::Tag(tag)) => {
-                let index = self.index()?;
-                let entry = index.tagged(tag).ok_or_else(|| {
-                    self.not_found(&format!("tag `{tag}`"), index.tags_in_words())
-                })?;
-                self.within(entry)?
-            }
-            None => self.within(self.default_entry(&self.index()?)?)?,
+            Some(Selector::Tag(tag)) => self.resolve(tag)?,
+            None => self.default_manifest(&self.index()?)?,
         };
         Ok((digest, self.manifest_bytes(digest)?))
     }
 
+    fn resolve(&self, tag: &str) -> Result<Digest, SourceError> {
+        self.index()?.named(self.repository.as_deref(), tag).map_err(|unnamed| {
+            let what = match &self.repository {
+                Some(repository) => format!("`{repository}:{tag}`"),
+                None => format!("tag `{tag}`"),
+            };
+            let hint = match unnamed {
+                Unnamed::Absent(names) => names,
+                Unnamed::Ambiguous(names) => {
+                    let folder = self.folder.display();
+                    format!("several kits have it; write one of {names} behind oci:{folder}:")
+                }
+            };
+            self.not_found(&what, hint)
+        })
+    }
+
     /// The only manifest, or the one tagged `latest`.
-    fn default_entry<'a>(&self, index: &'a ImageIndex) -> Result<&'a IndexEntry, SourceError> {
+    fn default_manifest(&self, index: &ImageIndex) -> Result<Digest, SourceError> {
         index.only().or_else(|| index.tagged("latest")).ok_or_else(|| match index.entries.len() {
             0 => self.not_found("a manifest", "index.json is empty; copy a kit into it".to_owned()),
             count => self.not_found(
                 "the tag `latest`",
-                format!("choose one of its {count} manifests; {}", index.tags_in_words()),
+                format!("choose one of its {count} manifests; {}", index.names_in_words()),
             ),
         })
-    }
-
-    /// The manifest behind an entry. Tools nest an index below `index.json`; with one manifest in
-    /// it there is nothing to choose.
-    fn within(&self, entry: &IndexEntry) -> Result<Digest, SourceError> {
-        if !entry.is_index() {
-            return Ok(entry.digest);
-        }
-        let place = format!("image index {} in {}", entry.digest, self.name());
-        let nested = ImageIndex::decode(&self.manifest_bytes(entry.digest)?, &place)?;
-        match nested.only() {
-            Some(only) if !only.is_index() => Ok(only.digest),
-            Some(_) => Err(SourceError::Protocol {
-                place,
-                detail: "it holds another image index; name the manifest by @sha256:…".to_owned(),
-            }),
-            None => Err(SourceError::Protocol {
-                place,
-                detail: format!(
-                    "it holds {} manifests; name one of them by @sha256:…",
-                    nested.entries.len()
-                ),
-            }),
-        }
     }
 
     fn not_found(&self, what: &str, hint: String) -> SourceError {

@@ -27,7 +27,9 @@ impl Repositories for Sources {
     fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError> {
         match origin {
             Origin::Registry(reference) => Ok(self.registries.repository(reference)?),
-            Origin::OciLayout { folder, .. } => Ok(Arc::new(OciLayout::open(folder)?)),
+            Origin::OciLayout { folder, repository, .. } => {
+                Ok(Arc::new(OciLayout::open(folder)?.of_repository(repository.clone())))
+            }
             Origin::KitStorage(reference) => {
                 let home =
                     self.kitops_home.as_deref().ok_or_else(|| SourceError::Configuration {

@@ -14,7 +14,6 @@ use futures_util::{FutureExt, StreamExt};
 use kitfs::cache::{Cache, CacheConfig};
 use kitfs::fetch::{FetchConfig, Fetcher};
 use kitfs::fs::{self, FileSystem, FsError, Ino, LoadError, LoadRequest, LoadedKit, Read};
-use kitfs::kit::Filters;
 use kitfs::oci::{BlobId, Digest, Origin, Selector};
 use kitfs::source::oci_layout::OciLayout;
 use kitfs::source::{BlobSource, BlobStream, Repositories, Repository, SourceError, Urgency};
@@ -178,7 +177,7 @@ impl Engine {
     /// Loads a kit.
     pub fn load_with_umask(&self, reference: &str, umask: u32) -> Result<LoadedKit, LoadError> {
         let origin = Origin::parse(reference).expect("a reference");
-        let request = LoadRequest { origin, filters: Filters::default(), umask };
+        let request = LoadRequest { umask, ..LoadRequest::all_of(origin) };
         let layouts = Layouts(self.faults.clone());
         self.runtime.block_on(fs::load(&self.fetcher, &layouts, &request, &|_, _| ()))
     }

@@ -8,7 +8,6 @@ use futures_util::future::join_all;
 use kitfs::cache::{Cache, CacheConfig};
 use kitfs::fetch::{FetchConfig, Fetcher};
 use kitfs::fs::{self, LoadRequest};
-use kitfs::kit::Filters;
 use kitfs::oci::Origin;
 use kitfs::source::registry::{DEFAULT_REQUESTS_PER_HOST, HostLimits};
 use kitfs::source::{Sources, Urgency};
@@ -46,7 +45,7 @@ async fn load(registry: &RegistryDouble, limits: Arc<HostLimits>) {
     let fetcher = Fetcher::new(Cache::open(config).unwrap(), FetchConfig::default());
     let sources = Sources::new(client_with(|config| config.limits = limits), None);
     let origin = Origin::parse(&registry.reference(NAME, "v1")).unwrap();
-    let request = LoadRequest { origin, filters: Filters::default(), umask: 0o022 };
+    let request = LoadRequest { umask: 0o022, ..LoadRequest::all_of(origin) };
     let loaded = fs::load(&fetcher, &sources, &request, &|_, _| ());
     tokio::time::timeout(HANG, loaded).await.expect("it does not hang").unwrap();
 }

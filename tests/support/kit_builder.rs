@@ -506,7 +506,7 @@ fn write_blob(blobs: &Path, bytes: &[u8]) -> String {
     format!("sha256:{hex}")
 }
 
-fn write_index(folder: &Path, tag: &str, digest: &str, size: usize) {
+pub(super) fn write_index(folder: &Path, tag: &str, digest: &str, size: usize) {
     let path = folder.join("index.json");
     let mut index = match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).expect("the index is JSON"),

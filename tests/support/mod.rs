@@ -4,6 +4,7 @@
 
 pub mod hostile;
 pub mod kit_builder;
+pub mod kit_index;
 pub mod kit_server;
 pub mod kitfs;
 pub mod registry_double;
