@@ -47,7 +47,12 @@ pub fn repository(client: &Arc<RegistryClient>, host: &str) -> Arc<dyn Repositor
 
 /// The repository of a double, with a client of its own.
 pub fn open(registry: &RegistryDouble) -> Arc<dyn Repository> {
-    repository(&client_with(|_| {}), &registry.host())
+    open_at(&registry.host())
+}
+
+/// The repository at a host, with a client of its own.
+pub fn open_at(host: &str) -> Arc<dyn Repository> {
+    repository(&client_with(|_| {}), host)
 }
 
 /// Bytes of which each tells its position.

@@ -264,7 +264,9 @@ impl RegistryClient {
         let place = format!("{server}, the token server of {}", upstream.name);
         let mut answer = self.send_unlimited(request, &question.realm, &place).await?;
         match answer.status() {
-            StatusCode::OK => answer.read(TOKEN_LIMIT_BYTES, self.timing.stall).await,
+            StatusCode::OK => {
+                answer.document("the token", TOKEN_LIMIT_BYTES, self.timing.stall).await
+            }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
                 let detail =
                     format!("its token server says {}", answer.words(self.timing.stall).await);

@@ -14,10 +14,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use http::HeaderMap;
+use http::header::ACCEPT_ENCODING;
 use parking_lot::Mutex;
 use reqwest::{Certificate, Client, Identity, NoProxy, Proxy};
 use url::Url;
 
+use super::encoding;
 use super::message;
 use super::timing::Timing;
 use super::{DEFAULT_REQUESTS_PER_HOST, RegistryConfig};
@@ -112,6 +115,7 @@ impl Way {
         let proxies = self.proxies()?;
         let builder = || {
             let builder = Client::builder()
+                .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, encoding::ACCEPTED)]))
                 .user_agent(concat!("kitfs/", env!("CARGO_PKG_VERSION")))
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())

@@ -4,11 +4,12 @@
 //! streaming --all bytes--> ended
 //!   |   ^
 //!   |   '-- a new request from where it stopped
-//!   '--broke off, stalled, or ended early--'      too often without coming far --> failed
+//!   |--body broke off, stalled, or ended early--'   too often without progress --> failed
+//!   '--body held only the start of the range----'   too little in each         --> failed
 //! ```
 //!
-//! A reader never sees a break. What a reader sees is exactly the promised range: a body that goes
-//! on behind it is an error, because then nothing in it can be trusted.
+//! A reader sees neither breaks nor parts: it sees exactly the promised range. A body that goes on
+//! behind its promised end is an error, because then its head was wrong about the bytes before, too.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use futures_util::{StreamExt, stream};
 
+use super::blobs::Opened;
 use super::exchange::Answer;
 use super::repository::Remote;
 use crate::oci::BlobId;
@@ -31,29 +33,36 @@ const PROGRESS_BYTES: u64 = 1024 * 1024;
 /// How long the end of a body without a length is waited for once all bytes are there.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A body that has begun, and the bytes of the blob that its head promised.
-pub(super) struct Opened {
-    pub(super) range: Range<u64>,
-    pub(super) answer: Answer,
-}
+/// How many answers may hold only the start of what was asked, however little.
+///
+/// 64: a cache that answers block by block, from the smallest blocks on, brings a chunk of 256 KiB.
+const FREE_SHORT_ANSWERS: u64 = 64;
 
-/// The stream over `opened`, which is resumed at `remote` when it breaks.
+/// The bytes that pay for one more such answer.
+///
+/// 4 KiB: an answer with less carries more head than body, and a server that sends byte by byte
+/// would be asked for ever.
+const BYTES_PER_SHORT_ANSWER: u64 = 4 * 1024;
+
+/// The stream that begins with `opened`.
 pub(super) fn stream(
     remote: Arc<Remote>,
     blob: BlobId,
     opened: Opened,
     urgency: Urgency,
 ) -> BlobStream {
-    let range = opened.range.clone();
+    let range = opened.yields.clone();
     let download = Download {
         remote,
         blob,
         urgency,
+        range: range.clone(),
         at: range.start,
-        end: range.end,
-        body: Some(Body { promised_end: range.end, skip: 0, answer: opened.answer }),
+        body: Some(Body::new(opened)),
         breaks: 0,
-        since_break: 0,
+        at_break: range.start,
+        skipped: 0,
+        short_answers: 0,
     };
     let bytes = stream::try_unfold(download, |mut download| async move {
         Ok(download.next().await?.map(|bytes| (bytes, download)))
@@ -65,52 +74,59 @@ struct Download {
     remote: Arc<Remote>,
     blob: BlobId,
     urgency: Urgency,
+    /// What the stream yields.
+    range: Range<u64>,
     /// The next byte of the blob to yield.
     at: u64,
-    end: u64,
-    /// `None` after a break, and behind the last byte.
+    /// `None` after a break, between two answers, and behind the last byte.
     body: Option<Body>,
-    /// Breaks without coming far.
+    /// Breaks without progress.
     breaks: u32,
-    since_break: u64,
+    /// Where the stream was at its last break.
+    at_break: u64,
+    /// Bytes that came once more since the last break, because a server sends no ranges.
+    skipped: u64,
+    short_answers: u64,
 }
 
+/// A body, and the bytes of the blob that are still to come of it.
 struct Body {
     answer: Answer,
-    /// Bytes to pass over, of a whole blob that came where its end was asked for.
-    skip: u64,
-    promised_end: u64,
+    range: Range<u64>,
+    has_length: bool,
 }
 
 impl Download {
     async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         let stall = self.remote.timing().stall;
         loop {
-            if self.at == self.end {
-                return match self.body.take() {
-                    Some(mut body) => body.end(self.end).await.map(|()| None),
-                    None => Ok(None),
-                };
-            }
             let Some(body) = &mut self.body else {
+                if self.at == self.range.end {
+                    return Ok(None);
+                }
                 self.resume().await?;
                 continue;
             };
+            if self.at == self.range.end || body.range.is_empty() {
+                self.finish().await?;
+                continue;
+            }
             match body.answer.piece(stall).await {
                 Ok(Some(piece)) => {
-                    let piece = body.cut(piece, self.end - self.at, self.end)?;
-                    if !piece.is_empty() {
-                        self.at += piece.len() as u64;
-                        self.since_break += piece.len() as u64;
-                        if self.at == self.end && !body.may_go_on(self.end) {
-                            // Others need not wait for a reader that comes no more to hear so.
-                            self.body = None;
-                        }
-                        return Ok(Some(piece));
+                    let piece = body.take(piece, self.at..self.range.end)?;
+                    if piece.is_empty() {
+                        continue;
                     }
+                    self.at += piece.len() as u64;
+                    let is_read = self.at == self.range.end;
+                    if is_read && (body.has_length || !body.range.is_empty()) {
+                        // Others need not wait for a reader that comes no more to hear so.
+                        self.body = None;
+                    }
+                    return Ok(Some(piece));
                 }
                 Ok(None) => {
-                    let left = self.end - self.at;
+                    let left = body.range.end - body.range.start;
                     let place = body.answer.place().to_owned();
                     let detail = format!("the body ended {left} bytes early");
                     self.broke(SourceError::Unavailable { place, detail }).await?;
@@ -120,14 +136,39 @@ impl Download {
         }
     }
 
+    /// Takes leave of a body of which nothing more is wanted, and counts it where it was short.
+    async fn finish(&mut self) -> Result<(), SourceError> {
+        let Some(mut body) = self.body.take() else { return Ok(()) };
+        if body.range.is_empty() {
+            body.check_end().await?;
+        }
+        if self.at < self.range.end {
+            self.short_answers += 1;
+            let came = self.at - self.range.start;
+            if self.short_answers > FREE_SHORT_ANSWERS + came / BYTES_PER_SHORT_ANSWER {
+                return Err(SourceError::Protocol {
+                    place: body.answer.place().to_owned(),
+                    detail: format!(
+                        "{came} bytes in {} answers, each a small part of the range that was asked \
+                         for",
+                        self.short_answers
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Takes note of a break, and waits a little from the second on.
     async fn broke(&mut self, error: SourceError) -> Result<(), SourceError> {
         let timing = self.remote.timing();
         self.body = None;
-        if self.since_break >= PROGRESS_BYTES {
+        // What was passed over must pay off, too, or a server without ranges that breaks often
+        // would send the start of a blob again and again.
+        if self.at - self.at_break >= PROGRESS_BYTES.max(self.skipped) {
             self.breaks = 0;
         }
-        self.since_break = 0;
+        (self.at_break, self.skipped) = (self.at, 0);
         self.breaks += 1;
         if self.breaks > timing.resumes {
             return Err(error);
@@ -141,37 +182,37 @@ impl Download {
     }
 
     async fn resume(&mut self) -> Result<(), SourceError> {
-        let opened = self.remote.open(self.blob, self.at..self.end, self.urgency.clone()).await?;
-        let skip = self.at - opened.range.start;
-        self.body = Some(Body { promised_end: opened.range.end, skip, answer: opened.answer });
+        let missing = self.at..self.range.end;
+        let opened = self.remote.open(self.blob, missing, self.urgency.clone()).await?;
+        self.skipped += self.at.saturating_sub(opened.range.start);
+        self.body = Some(Body::new(opened));
         Ok(())
     }
 }
 
 impl Body {
-    /// What of `piece` is to be yielded, where `left` bytes up to `end` are missing.
-    fn cut(&mut self, mut piece: Bytes, left: u64, end: u64) -> Result<Bytes, SourceError> {
-        let skipped = self.skip.min(piece.len() as u64);
-        piece.advance(skipped as usize);
-        self.skip -= skipped;
-        if piece.len() as u64 > left {
-            if self.promised_end == end {
-                return Err(self.too_long());
-            }
-            piece.truncate(left as usize);
+    fn new(Opened { range, answer, .. }: Opened) -> Self {
+        let has_length = answer.headers().contains_key(http::header::CONTENT_LENGTH);
+        Self { answer, range, has_length }
+    }
+
+    /// What of `piece`, the next bytes of the body, lies in `wanted`.
+    fn take(&mut self, mut piece: Bytes, wanted: Range<u64>) -> Result<Bytes, SourceError> {
+        let length = piece.len() as u64;
+        if length > self.range.end - self.range.start {
+            return Err(self.too_long());
         }
+        let start = self.range.start;
+        self.range.start += length;
+        let skipped = wanted.start.saturating_sub(start).min(length);
+        piece.advance(skipped as usize);
+        piece.truncate((wanted.end - wanted.start).min(length) as usize);
         Ok(piece)
     }
 
-    /// Whether something may follow the last byte that must not. With a length nothing can, and what
-    /// follows where a whole blob came for a part of it was not asked for.
-    fn may_go_on(&self, end: u64) -> bool {
-        self.answer.content_length().is_none() && self.promised_end == end
-    }
-
-    /// Makes sure that nothing follows the last byte.
-    async fn end(&mut self, end: u64) -> Result<(), SourceError> {
-        if !self.may_go_on(end) {
+    /// Makes sure that nothing follows the last byte. With a length nothing can.
+    async fn check_end(&mut self) -> Result<(), SourceError> {
+        if self.has_length {
             return Ok(());
         }
         match self.answer.piece(END_PATIENCE).await {
@@ -183,7 +224,7 @@ impl Body {
     fn too_long(&self) -> SourceError {
         SourceError::Protocol {
             place: self.answer.place().to_owned(),
-            detail: format!("a body that goes on after byte {}", self.promised_end),
+            detail: format!("a body that goes on after byte {} of the blob", self.range.end),
         }
     }
 }

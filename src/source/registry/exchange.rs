@@ -15,6 +15,7 @@ use url::Url;
 
 use super::RegistryClient;
 use super::auth;
+use super::encoding;
 use super::errand::Errand;
 use super::limits::Permit;
 use super::message::{self, Cause, Kind};
@@ -58,10 +59,6 @@ impl Answer {
         self.headers().get(name)?.to_str().ok()
     }
 
-    pub(super) fn content_length(&self) -> Option<u64> {
-        self.header(header::CONTENT_LENGTH)?.parse().ok()
-    }
-
     /// The next piece of the body, `None` at its end.
     pub(super) async fn piece(&mut self, stall: Duration) -> Result<Option<Bytes>, SourceError> {
         let detail = match tokio::time::timeout(stall, self.response.chunk()).await {
@@ -93,6 +90,28 @@ impl Answer {
             body.extend_from_slice(&piece);
         }
         Ok(body.freeze())
+    }
+
+    /// All of a JSON document of at most `limit` bytes; `what` names it in messages.
+    pub(super) async fn document(
+        &mut self,
+        what: &str,
+        limit: u64,
+        stall: Duration,
+    ) -> Result<Bytes, Failure> {
+        let body = self.read(limit, stall).await?;
+        let coding = encoding::of_content(self.headers());
+        let coding = coding.or_else(|| encoding::of_transfer(self.headers()));
+        match coding.filter(|_| !encoding::is_plain_json(&body)) {
+            Some(coding) => {
+                let detail = format!(
+                    "{what} came in the encoding `{coding}`, which was not asked for: switch \
+                     compression off in the registry, or in the proxy before it"
+                );
+                Err(SourceError::Protocol { place: self.place.clone(), detail }.into())
+            }
+            None => Ok(body),
+        }
     }
 
     /// The status, and what the body says about it.

@@ -20,9 +20,11 @@
 //! Bytes of blobs are not verified here: the digest of a whole blob says nothing about a part.
 
 mod auth;
+mod blobs;
 mod challenge;
 mod connections;
 mod download;
+mod encoding;
 mod errand;
 mod exchange;
 mod limits;

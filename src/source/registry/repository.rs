@@ -12,17 +12,14 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use jiff::Timestamp;
 use parking_lot::Mutex;
-use tokio::sync::OwnedMutexGuard;
 use url::Url;
 
 use super::RegistryClient;
-use super::download::{self, Opened};
+use super::download;
 use super::errand::Errand;
 use super::exchange::{Answer, Question};
-use super::range::{self, Head};
-use super::redirect;
+use super::redirect::Targets;
 use super::retry::{self, Failure};
 use super::tags;
 use super::timing::Timing;
@@ -122,19 +119,16 @@ impl Remote {
         &self.client.timing
     }
 
-    /// Opens a body that holds `range` of `blob`.
-    pub(super) async fn open(
-        &self,
-        blob: BlobId,
-        range: Range<u64>,
-        urgency: Urgency,
-    ) -> Result<Opened, SourceError> {
-        debug_assert!(range.start < range.end && range.end <= blob.size, "asked for {range:?}");
-        let (range, errand) = (&range, &Errand::new(urgency));
-        let ask = |upstream: Arc<Upstream>| async move {
-            self.open_once(&upstream, blob, range, errand).await
-        };
-        self.first_of(self.timing(), errand, |endpoint| endpoint.can_pull, ask).await
+    pub(super) fn client(&self) -> &RegistryClient {
+        &self.client
+    }
+
+    pub(super) fn targets(&self) -> &Targets {
+        &self.client.targets
+    }
+
+    pub(super) fn repository(&self) -> &str {
+        &self.repository
     }
 
     async fn manifest(&self, selector: &Selector) -> Result<(Digest, Bytes), SourceError> {
@@ -157,7 +151,7 @@ impl Remote {
     }
 
     /// The first answer that an endpoint which `may` be asked gives.
-    async fn first_of<T, Ask, Asked>(
+    pub(super) async fn first_of<T, Ask, Asked>(
         &self,
         timing: &Timing,
         errand: &Errand,
@@ -224,7 +218,8 @@ impl Remote {
             let hint = format!("check it with `kitfs list {}`", self.name);
             return Err(self.refusal(upstream, answer, &what, &hint).await);
         }
-        let bytes = answer.read(MANIFEST_LIMIT_BYTES, self.timing().stall).await?;
+        let stall = self.timing().stall;
+        let bytes = answer.document("the manifest", MANIFEST_LIMIT_BYTES, stall).await?;
         let got = Digest::of(&bytes);
         let announced = || {
             let value = answer.headers().get("docker-content-digest")?.to_str().ok()?;
@@ -264,7 +259,8 @@ impl Remote {
                 let hint = "check the name of the repository";
                 return Err(self.refusal(upstream, answer, what, hint).await);
             }
-            let page = answer.read(tags::PAGE_LIMIT_BYTES, self.timing().stall).await?;
+            let (limit, stall) = (tags::PAGE_LIMIT_BYTES, self.timing().stall);
+            let page = answer.document("the list of tags", limit, stall).await?;
             all.extend(tags::decode(&page).map_err(protocol)?);
             if all.len() > tags::TAG_LIMIT {
                 return Err(protocol(format!("more than {} tags", tags::TAG_LIMIT)).into());
@@ -283,122 +279,7 @@ impl Remote {
         Err(protocol(format!("more than {} pages of tags", tags::PAGE_LIMIT)).into())
     }
 
-    /// Asks for a range of a blob: where it was last found, or else at the registry.
-    async fn open_once(
-        &self,
-        upstream: &Upstream,
-        blob: BlobId,
-        range: &Range<u64>,
-        errand: &Errand,
-    ) -> Result<Opened, Failure> {
-        let url = upstream.blob(&self.repository, blob.digest);
-        let mut headers = HeaderMap::new();
-        if *range != (0..blob.size) {
-            let value = HeaderValue::from_str(&range::header(range)).expect("digits and `bytes=-`");
-            headers.insert(header::RANGE, value);
-        }
-        let targets = &self.client.targets;
-        let mut found = self.open_target(upstream, &url, &headers, errand).await?;
-        let mut turn = None;
-        if found.is_none() {
-            turn = targets.turn(&url).await;
-            if turn.is_some() && targets.find(&url, Timestamp::now()).is_some() {
-                // Whoever had the turn before has found it, and others want to know that too.
-                turn = None;
-                found = self.open_target(upstream, &url, &headers, errand).await?;
-            }
-        }
-        let answer = match found {
-            Some(answer) => answer,
-            None => self.ask_for_blob(upstream, &url, &headers, errand, turn).await?,
-        };
-        self.accept(upstream, blob, range, answer).await
-    }
-
-    /// Asks the registry for a blob, and remembers where it redirects to. The turn ends with that.
-    async fn ask_for_blob(
-        &self,
-        upstream: &Upstream,
-        blob: &Url,
-        headers: &HeaderMap,
-        errand: &Errand,
-        mut turn: Option<OwnedMutexGuard<()>>,
-    ) -> Result<Answer, Failure> {
-        let targets = &self.client.targets;
-        let mut target = None;
-        let question = self.question(upstream, blob, headers, errand);
-        let asked = self.client.ask(&question, |url| {
-            target = Some(targets.led_to(blob, url, Timestamp::now()));
-            turn = None;
-        });
-        let answer = asked.await;
-        let is_success = answer.as_ref().is_ok_and(|answer| answer.status().is_success());
-        match target {
-            Some(target) if !is_success => targets.forget(blob, &target),
-            None if is_success => targets.is_here(blob),
-            Some(_) | None => {}
-        }
-        answer
-    }
-
-    /// Asks for a blob where it was last found. `None` when that is not known or no longer true.
-    async fn open_target(
-        &self,
-        upstream: &Upstream,
-        blob: &Url,
-        headers: &HeaderMap,
-        errand: &Errand,
-    ) -> Result<Option<Answer>, Failure> {
-        let targets = &self.client.targets;
-        let Some(target) = targets.find(blob, Timestamp::now()) else { return Ok(None) };
-        match self.client.fetch(upstream, &target.url, headers, errand).await {
-            Ok(answer) if answer.status().is_success() => Ok(Some(answer)),
-            Ok(answer)
-                if redirect::is_refusal(answer.status())
-                    || redirect::is_redirect(answer.status()) =>
-            {
-                targets.forget(blob, &target);
-                Ok(None)
-            }
-            Ok(answer) => Ok(Some(answer)),
-            Err(failure) => {
-                // The registry may know a better host by now.
-                targets.forget(blob, &target);
-                Err(failure)
-            }
-        }
-    }
-
-    /// Checks the head of an answer to a question for `range`.
-    async fn accept(
-        &self,
-        upstream: &Upstream,
-        blob: BlobId,
-        range: &Range<u64>,
-        answer: Answer,
-    ) -> Result<Opened, Failure> {
-        let status = answer.status();
-        if !status.is_success() && status != StatusCode::RANGE_NOT_SATISFIABLE {
-            let what = format!("the blob {}", blob.digest);
-            let hint = "the registry has the manifest but not its content: push the kit again";
-            return Err(self.refusal(upstream, answer, &what, hint).await);
-        }
-        let head = Head {
-            status,
-            content_range: answer.header(header::CONTENT_RANGE),
-            content_length: answer.content_length(),
-        };
-        match range::served(&head, range, blob.size) {
-            Ok(range) => Ok(Opened { range, answer }),
-            Err(detail) => {
-                let place = answer.place().to_owned();
-                let detail = format!("{detail}, for the blob {}", blob.digest);
-                Err(SourceError::Protocol { place, detail }.into())
-            }
-        }
-    }
-
-    fn question<'a>(
+    pub(super) fn question<'a>(
         &'a self,
         upstream: &'a Upstream,
         url: &'a Url,
@@ -409,7 +290,7 @@ impl Remote {
     }
 
     /// What it means that `answer` does not bring `what`.
-    async fn refusal(
+    pub(super) async fn refusal(
         &self,
         upstream: &Upstream,
         mut answer: Answer,
