@@ -93,13 +93,10 @@ impl Filter {
         Ok(Self { kinds, names })
     }
 
-    fn takes(&self, layer: &KitLayer) -> bool {
-        self.kinds.contains(&Kind::of(layer.role))
-            && (self.names.is_empty()
-                || [&layer.entry_name, &layer.entry_path]
-                    .into_iter()
-                    .flatten()
-                    .any(|name| self.names.contains(name)))
+    fn takes(&self, role: Role, name: Option<&str>, path: Option<&str>) -> bool {
+        let is_named = |given: &str| self.names.iter().any(|name| name == given);
+        self.kinds.contains(&Kind::of(role))
+            && (self.names.is_empty() || [name, path].into_iter().flatten().any(is_named))
     }
 }
 
@@ -115,7 +112,12 @@ impl Filters {
 
     /// Whether a layer is taken.
     pub fn takes(&self, layer: &KitLayer) -> bool {
-        self.0.is_empty() || self.0.iter().any(|filter| filter.takes(layer))
+        self.takes_entry(layer.role, layer.entry_name.as_deref(), layer.entry_path.as_deref())
+    }
+
+    /// Whether an entry of the Kitfile is taken.
+    pub(super) fn takes_entry(&self, role: Role, name: Option<&str>, path: Option<&str>) -> bool {
+        self.0.is_empty() || self.0.iter().any(|filter| filter.takes(role, name, path))
     }
 
     /// Whether the Kitfile is written.
@@ -128,12 +130,26 @@ impl Filters {
     /// A parent gives its model only (modelkit-spec 4.2): each filter that includes `model` is
     /// narrowed to it and keeps its names; the result never takes the parent's Kitfile.
     pub fn for_parent(&self) -> Option<Self> {
-        let model = |names: &[String]| Filter { kinds: vec![Kind::Model], names: names.to_vec() };
+        self.narrowed_to(Kind::Model)
+    }
+
+    /// The filters that apply to a kit which a data set's `remotePath` names; `None` when it is not
+    /// touched at all.
+    ///
+    /// Such a kit gives its data sets only (modelkit-spec 9.2). As with parents, each filter that
+    /// includes `datasets` is narrowed to it and keeps its names, which then stand for that kit's
+    /// own data sets.
+    pub fn for_remote(&self) -> Option<Self> {
+        self.narrowed_to(Kind::Datasets)
+    }
+
+    fn narrowed_to(&self, kind: Kind) -> Option<Self> {
+        let narrow = |names: &[String]| Filter { kinds: vec![kind], names: names.to_vec() };
         if self.0.is_empty() {
-            return Some(Self(vec![model(&[])]));
+            return Some(Self(vec![narrow(&[])]));
         }
-        let of_model = self.0.iter().filter(|filter| filter.kinds.contains(&Kind::Model));
-        let filters: Vec<_> = of_model.map(|filter| model(&filter.names)).collect();
+        let of_kind = self.0.iter().filter(|filter| filter.kinds.contains(&kind));
+        let filters: Vec<_> = of_kind.map(|filter| narrow(&filter.names)).collect();
         (!filters.is_empty()).then_some(Self(filters))
     }
 }

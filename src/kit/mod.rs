@@ -9,6 +9,7 @@
 //! - [`kitfile`]: the config blob, and its YAML byte for byte.
 //! - `modelkit`, `modelpack`, `legacy`, `assign`: which layer is which entry.
 //! - `placement`: where a layer's files go; annotations of raw layers.
+//! - `remote`: data sets that lie in another kit or in an S3 store.
 //! - [`filter`], [`parents`]: what of a kit, and of which other kits, is taken.
 //! - [`tree`]: the merged tree.
 //!
@@ -22,6 +23,7 @@ mod modelkit;
 mod modelpack;
 pub mod parents;
 mod placement;
+mod remote;
 pub mod tree;
 
 use bytes::Bytes;
@@ -32,7 +34,8 @@ use crate::oci::{ArtifactType, BlobId, Encoding, Manifest};
 pub use filter::{Filter, FilterError, Filters};
 pub use kitfile::{Kitfile, KitfileError};
 pub use parents::{Parents, ParentsError};
-pub use tree::{Content, NodeId, NodeKind, Tree, TreeError};
+pub use remote::{RemoteData, RemoteTarget};
+pub use tree::{Additions, Content, Missing, NodeId, NodeKind, Tree, TreeError};
 
 /// Which kind of artifact a kit is (modelkit-spec 1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +80,9 @@ pub struct Kit {
     pub layers: Vec<KitLayer>,
     /// The reference in `model.path`, where it is one.
     pub parent: Option<String>,
-    /// What was passed over: unknown layer types, `remotePath` data sets.
+    /// Data sets whose content lies elsewhere, in the Kitfile's order.
+    pub remote: Vec<RemoteData>,
+    /// What was passed over: unknown layer types, data sets whose place is malformed.
     pub warnings: Vec<String>,
 }
 

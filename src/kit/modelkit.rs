@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::assign::{self, Known};
 use super::kitfile::{Entry, Field, Kitfile, Section};
-use super::{Family, Kit, KitError, KitLayer, Placement, Role, legacy, placement, shown};
+use super::{Family, Kit, KitError, KitLayer, Placement, Role, legacy, placement, remote, shown};
 use crate::oci::{Format, LayerType, Manifest, Reference};
 
 impl Section {
@@ -28,14 +28,15 @@ pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError
     let mut warnings = Vec::new();
     let layers = known_layers(manifest, &mut warnings);
     let parent = parent(&kitfile);
-    let entries = entries_with_layers(&kitfile, parent.is_some(), &mut warnings);
+    let remote = remote::of(&kitfile, &mut warnings);
+    let entries = entries_with_layers(&kitfile, parent.is_some());
     let (family, assigned) = match digests(&entries)? {
         Digests::All => (Family::ModelKit, assign::by_digest(manifest, &layers, &entries)?),
         Digests::None => (Family::LegacyModelKit, legacy::by_order(&layers, &entries)?),
     };
     let layers = build(family, &layers, &assigned, &mut warnings)?;
     let kitfile_yaml = Some(Bytes::from(kitfile.to_yaml()));
-    Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, warnings })
+    Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, warnings })
 }
 
 /// The layers whose type is known; a warning for each other one.
@@ -67,23 +68,11 @@ pub(super) fn parent(kitfile: &Kitfile) -> Option<String> {
 }
 
 /// The entries that have a layer, in the order of their layers.
-pub(super) fn entries_with_layers<'a>(
-    kitfile: &'a Kitfile,
-    has_parent: bool,
-    warnings: &mut Vec<String>,
-) -> Vec<&'a Entry> {
+pub(super) fn entries_with_layers(kitfile: &Kitfile, has_parent: bool) -> Vec<&Entry> {
     let has_layer = |entry: &&Entry| match entry.section() {
         _ if entry.digest().is_some() => true,
         Section::Model => !has_parent && !entry.text(Field::Path).is_empty(),
-        Section::Datasets if !entry.text(Field::RemotePath).is_empty() => {
-            warnings.push(format!(
-                "{} is left out: its content is not in the kit but at `{}`",
-                shown(&entry.title()),
-                shown(entry.text(Field::RemotePath))
-            ));
-            false
-        }
-        _ => true,
+        _ => !remote::is_remote(entry),
     };
     kitfile.entries().filter(has_layer).collect()
 }

@@ -10,7 +10,7 @@ use super::assign::{self, Known};
 use super::kitfile::{Entry, Field, Kitfile, Section};
 use super::modelkit::{self, Digests};
 use super::placement::annotated_path;
-use super::{Family, Kit, KitError, shown};
+use super::{Family, Kit, KitError, remote, shown};
 use crate::oci::{ArtifactType, Encoding, LayerContent, LayerType, Manifest};
 
 /// The manifest annotation that holds the Kitfile as JSON.
@@ -26,18 +26,20 @@ pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError
         let entries: Vec<_> = kitfile.entries().collect();
         let assigned = by_path(&layers, &entries);
         let layers = modelkit::build(family, &layers, &assigned, &mut warnings)?;
-        return Ok(Kit { family, kitfile, kitfile_yaml: None, layers, parent: None, warnings });
+        let (kitfile_yaml, parent, remote) = (None, None, Vec::new());
+        return Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, warnings });
     };
     let kitfile = Kitfile::decode(json.as_bytes())?;
     let parent = modelkit::parent(&kitfile);
-    let entries = modelkit::entries_with_layers(&kitfile, parent.is_some(), &mut warnings);
+    let remote = remote::of(&kitfile, &mut warnings);
+    let entries = modelkit::entries_with_layers(&kitfile, parent.is_some());
     let assigned = match modelkit::digests(&entries)? {
         Digests::All => assign::by_digest(manifest, &layers, &entries)?,
         Digests::None => by_path(&layers, &entries),
     };
     let layers = modelkit::build(family, &layers, &assigned, &mut warnings)?;
     let kitfile_yaml = Some(Bytes::from(kitfile.to_yaml()));
-    Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, warnings })
+    Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, warnings })
 }
 
 /// The entry of a layer in a Kitfile that is made from the layers.

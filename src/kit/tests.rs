@@ -185,15 +185,64 @@ fn a_model_path_that_is_a_reference_is_the_parent(#[case] path: &str, #[case] is
     assert_eq!(kit.layers.len(), usize::from(!is_parent));
 }
 
-#[test]
-fn remote_data_sets_are_left_out_with_a_warning() {
-    let config = json!({
-        "datasets": [{"name": "big", "path": "d", "remotePath": "s3://b/k"}],
-        "docs": [{"path": "r", "digest": digest("r")}],
-    });
+fn remote(datasets: Value) -> (Vec<RemoteData>, Vec<String>) {
+    let config = json!({"datasets": datasets, "docs": [{"path": "r", "digest": digest("r")}]});
     let kit = modelkit(vec![kit_layer("r", "docs.v1.tar")], config).unwrap();
-    assert_eq!(kit.layers.len(), 1);
-    assert!(kit.warnings[0].contains("s3://b/k"), "{:?}", kit.warnings);
+    assert_eq!(kit.layers.len(), 1, "a remote data set has no layer");
+    (kit.remote, kit.warnings)
+}
+
+#[test]
+fn data_sets_that_lie_elsewhere_are_told_with_their_place() {
+    let (found, warnings) = remote(json!([
+        {"name": "object", "path": "d/big.bin", "remotePath": "s3://bucket/k", "remoteHash": "\"e-2\""},
+        {"path": "./kits/", "remotePath": "ghcr.io/org/data:v1"},
+        {"path": ".", "remotePath": "ghcr.io/org/root:v1"},
+    ]));
+    assert_eq!(warnings, [""; 0]);
+    let path = |text: &str| Some(crate::layer::MemberPath::parse(text.as_bytes()).unwrap());
+    let RemoteTarget::Object { location, etag } = &found[0].target else { panic!("{found:?}") };
+    assert_eq!((location.bucket(), location.key(), etag.as_str()), ("bucket", "k", "e-2"));
+    assert_eq!(found[0].path, path("d/big.bin"));
+    assert_eq!(found[0].entry_name.as_deref(), Some("object"));
+    assert_eq!(found[1].target.to_string(), "ghcr.io/org/data:v1");
+    assert_eq!((&found[1].path, found[1].entry_path.as_str()), (&path("kits"), "./kits/"));
+    assert_eq!(found[2].path, None);
+}
+
+#[test]
+fn a_remote_data_set_that_cannot_be_used_is_left_out_with_the_reason() {
+    for (entry, words) in [
+        (json!({"path": "d", "remotePath": "s3://bucket/k"}), "no remoteHash"),
+        (json!({"path": "d", "remotePath": "s3://bucket/k", "remoteHash": "a\r\nb: c"}), "not an ETag"),
+        (json!({"path": "d", "remotePath": "s3://b/k", "remoteHash": "e"}), "a bucket has"),
+        (json!({"path": ".", "remotePath": "s3://bucket/k", "remoteHash": "e"}), "the kit's root"),
+        (json!({"path": "../x", "remotePath": "ghcr.io/a/b:v1"}), "leaves the kit's root"),
+        (json!({"path": "/x", "remotePath": "ghcr.io/a/b:v1"}), "absolute"),
+        (json!({"path": "d", "remotePath": "https://example.com/x"}), "neither s3://"),
+        (json!({"path": "d", "remotePath": "just-a-name"}), "neither s3://"),
+        (json!({"path": "d", "remotePath": "ghcr.io/Upper:v1"}), "neither s3://"),
+    ] {
+        let (found, warnings) = remote(json!([entry]));
+        assert_eq!((found.len(), warnings.len()), (0, 1), "{entry}");
+        assert!(warnings[0].starts_with("datasets `") && warnings[0].contains(words), "{warnings:?}");
+    }
+}
+
+#[test]
+fn filters_take_remote_data_sets_by_section_name_and_path() {
+    let (found, _) = remote(json!([{"name": "n", "path": "d/", "remotePath": "ghcr.io/a/b:v1"}]));
+    for (filter, is_taken) in [
+        ("datasets", true),
+        ("datasets:n", true),
+        ("datasets:d/", true),
+        ("datasets:d", false),
+        ("model", false),
+        ("model,datasets:x", false),
+    ] {
+        assert_eq!(found[0].is_taken_by(&Filters::parse(&[filter]).unwrap()), is_taken, "{filter}");
+    }
+    assert!(found[0].is_taken_by(&Filters::default()));
 }
 
 #[test]

@@ -16,17 +16,18 @@
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{Content, Node, NodeKind, Tree, TreeError, TreeLayer, size};
+use super::{Additions, Content, Node, NodeId, NodeKind, Tree, TreeError, TreeLayer, size};
 use crate::kit::Placement;
 use crate::layer::{MEMBERS_LIMIT, Member, MemberKind, NAMES_LIMIT_BYTES, member_path};
 use crate::oci::Digest;
 
 /// What kit creates missing parents with.
 const PARENT_MODE: u32 = 0o755;
-/// What kit writes the Kitfile with.
+/// What kit writes the Kitfile with, and what a file that cannot be had seems to have.
 const KITFILE_MODE: u32 = 0o644;
 /// The most members that all layers have together, and the most nodes of a tree: as many as one
 /// archive may have. The largest data sets of single files (14 million images) fit.
@@ -43,23 +44,37 @@ struct Pending<'a> {
     kind: NodeKind,
     mode: u32,
     mtime_seconds: i64,
-    /// `None` for the Kitfile.
+    /// `None` for what comes from the Kitfile.
     layer: Option<Digest>,
+    /// Why its content cannot be had.
+    missing: Option<Box<str>>,
+}
+
+impl Pending<'_> {
+    /// A directory or an empty file that no layer has.
+    fn added(path: &[u8], kind: NodeKind) -> Self {
+        let mode = match &kind {
+            NodeKind::Directory => PARENT_MODE,
+            NodeKind::File(_) | NodeKind::Symlink(_) => KITFILE_MODE,
+        };
+        let path = Cow::Owned(path.to_vec());
+        Self { path, kind, mode, mtime_seconds: 0, layer: None, missing: None }
+    }
 }
 
 impl Tree {
     /// The most members that all layers of a kit may have together.
     pub const MOST_MEMBERS: usize = MOST_NODES;
 
-    /// Merges layers in order, and the Kitfile at the root. Missing parents are made with mode
-    /// 0755; `umask` is taken from every mode.
+    /// Merges layers in order, and what is added to them. Parents that no layer has are made with
+    /// mode 0755; `umask` is taken from every mode.
     ///
     /// # Errors
     /// When two files have one path, something lies below a file or symlink, a layer is not what
     /// its placement says, or there is too much of anything.
     pub fn merge(
         layers: &[TreeLayer<'_>],
-        kitfile: Option<Bytes>,
+        additions: impl Into<Additions>,
         umask: u32,
     ) -> Result<Self, TreeError> {
         let members = layers.iter().map(|layer| layer.toc.members.len()).sum::<usize>();
@@ -67,14 +82,9 @@ impl Tree {
         if members > MOST_NODES || names.sum::<u64>() > NAMES_LIMIT_BYTES {
             return Err(TreeError::too_large());
         }
-        let mut pending = Vec::with_capacity(members + 1);
-        pending.extend(kitfile.map(|bytes| Pending {
-            path: Cow::Borrowed(b"Kitfile".as_slice()),
-            kind: NodeKind::File(Content::Inline(bytes)),
-            mode: KITFILE_MODE,
-            mtime_seconds: 0,
-            layer: None,
-        }));
+        // What is added comes first: of two directories the first keeps its mode.
+        let mut pending = added(additions.into());
+        pending.reserve(members);
         for layer in layers {
             for member in &layer.toc.members {
                 pending.push(place(layer, member)?);
@@ -91,6 +101,24 @@ impl Tree {
         }
         Ok(drafts.finish())
     }
+}
+
+fn added<'a>(additions: Additions) -> Vec<Pending<'a>> {
+    let mut pending = Vec::new();
+    pending.extend(additions.kitfile.map(|bytes| {
+        Pending::added(b"Kitfile", NodeKind::File(Content::Inline(bytes)))
+    }));
+    let directories = additions.directories.iter();
+    pending.extend(directories.map(|path| Pending::added(path.as_bytes(), NodeKind::Directory)));
+    pending.extend(additions.missing.into_iter().map(|missing| {
+        let kind = match missing.is_directory {
+            true => NodeKind::Directory,
+            false => NodeKind::File(Content::Inline(Bytes::new())),
+        };
+        let reason = Some(missing.reason.into());
+        Pending { missing: reason, ..Pending::added(missing.path.as_bytes(), kind) }
+    }));
+    pending
 }
 
 fn place<'a>(layer: &TreeLayer<'a>, member: &'a Member) -> Result<Pending<'a>, TreeError> {
@@ -130,7 +158,7 @@ fn place<'a>(layer: &TreeLayer<'a>, member: &'a Member) -> Result<Pending<'a>, T
             (path, member.mode, member.mtime_seconds)
         }
     };
-    Ok(Pending { path, kind, mode, mtime_seconds, layer: Some(digest) })
+    Ok(Pending { path, kind, mode, mtime_seconds, layer: Some(digest), missing: None })
 }
 
 /// The order of paths in which a directory is followed by its content and nothing else.
@@ -140,7 +168,7 @@ fn compare(a: &[u8], b: &[u8]) -> Ordering {
 }
 
 /// What is at a path that is named twice.
-fn unify<'a>(first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, TreeError> {
+fn unify<'a>(mut first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, TreeError> {
     let message = |what: &str| {
         let places = match (origin(&first), origin(&next)) {
             (a, b) if a == b => format!("{what} twice in {a}"),
@@ -154,7 +182,9 @@ fn unify<'a>(first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, TreeE
             return Err(TreeError::Conflict(message("a directory and something else")));
         }
         (NodeKind::File(a), NodeKind::File(b)) => match (a, b) {
-            (Content::Inline(kitfile), Content::Extent { .. }) => may_be(kitfile, &next),
+            (Content::Inline(kitfile), Content::Extent { .. }) => {
+                first.missing.is_none() && may_be(kitfile, &next)
+            }
             (Content::Extent { range: a, .. }, Content::Extent { range: b, .. }) => {
                 first.layer == next.layer && a == b
             }
@@ -167,6 +197,7 @@ fn unify<'a>(first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, TreeE
         }
     };
     if same {
+        first.missing = first.missing.or(next.missing);
         return Ok(first);
     }
     let message = message("a file");
@@ -182,7 +213,8 @@ fn may_be(kitfile: &Bytes, other: &Pending<'_>) -> bool {
 
 fn origin(pending: &Pending<'_>) -> String {
     match pending.layer {
-        Some(digest) => format!("layer {digest}"),
+        Some(digest) => format!("layer {}", digest.short()),
+        None if pending.missing.is_some() => "a remote data set".into(),
         None => "the kit's config".into(),
     }
 }
@@ -212,6 +244,8 @@ struct Drafts {
     open: Vec<(u32, usize)>,
     open_path: Vec<u8>,
     file_bytes: u64,
+    /// Why the content of a draft cannot be had, by its number.
+    missing: BTreeMap<u32, Box<str>>,
 }
 
 impl Drafts {
@@ -224,6 +258,7 @@ impl Drafts {
             open: vec![(0, 0)],
             open_path: Vec::new(),
             file_bytes: 0,
+            missing: BTreeMap::new(),
         };
         let root = drafts.node(0, 0, 0, NodeKind::Directory, PARENT_MODE, 0);
         drafts.nodes.push(root);
@@ -247,7 +282,10 @@ impl Drafts {
             start = end + 1;
         }
         let (mode, mtime_seconds) = (pending.mode, pending.mtime_seconds);
-        self.add(path, start..path.len(), pending.kind.clone(), mode, mtime_seconds, &pending)
+        self.add(path, start..path.len(), pending.kind.clone(), mode, mtime_seconds, &pending)?;
+        let number = self.nodes.len() as u32 - 1;
+        self.missing.extend(pending.missing.map(|reason| (number, reason)));
+        Ok(())
     }
 
     /// Whether the innermost open directory is above `path`.
@@ -323,7 +361,7 @@ impl Drafts {
     }
 
     /// Renumbers the nodes breadth first. Siblings keep their order, which is that of their names.
-    fn finish(self) -> Tree {
+    fn finish(mut self) -> Tree {
         let count = self.nodes.len();
         // The depth-first numbers of each node's children, one node's behind another's.
         let mut next_child: Vec<u32> = Vec::with_capacity(count);
@@ -343,6 +381,7 @@ impl Drafts {
         let mut order = Vec::with_capacity(count);
         order.push((0, 0));
         let mut nodes: Vec<Node> = Vec::with_capacity(count);
+        let mut missing = BTreeMap::new();
         while let Some(&(draft, parent)) = order.get(nodes.len()) {
             let mut node = drafts[draft as usize].take().expect("each node has one parent");
             let number = nodes.len() as u32;
@@ -352,8 +391,9 @@ impl Drafts {
             let below = &children[start..start + node.children as usize];
             order.extend(below.iter().map(|child| (*child, number)));
             nodes.push(node);
+            missing.extend(self.missing.remove(&draft).map(|reason| (NodeId(number), reason)));
         }
-        Tree { nodes, names: self.names, file_bytes: self.file_bytes }
+        Tree { nodes, names: self.names, file_bytes: self.file_bytes, missing }
     }
 }
 
@@ -369,6 +409,7 @@ mod tests {
             mode: 0o755,
             mtime_seconds: 0,
             layer: None,
+            missing: None,
         };
         // The root, and two of each.
         let mut drafts = Drafts::new(0, 5);

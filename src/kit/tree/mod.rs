@@ -12,12 +12,13 @@
 
 mod merge;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::Placement;
-use crate::layer::{StreamOffset, Toc};
+use crate::layer::{MemberPath, StreamOffset, Toc};
 use crate::oci::Digest;
 
 /// The position of a node in its tree; 0 is the root.
@@ -55,6 +56,8 @@ pub struct Tree {
     nodes: Vec<Node>,
     names: Vec<u8>,
     file_bytes: u64,
+    /// Why the content of a node cannot be had. Few are: remote data sets.
+    missing: BTreeMap<NodeId, Box<str>>,
 }
 
 struct Node {
@@ -81,6 +84,35 @@ pub struct TreeLayer<'a> {
     pub placement: &'a Placement,
     /// Its members.
     pub toc: &'a Toc,
+}
+
+/// What a tree has beside the members of its layers.
+#[derive(Clone, Debug, Default)]
+pub struct Additions {
+    /// The file `Kitfile` at the root.
+    pub kitfile: Option<Bytes>,
+    /// Directories that are there with mode 0755, whatever the layers say of them.
+    pub directories: Vec<MemberPath>,
+    /// Files and directories whose content cannot be had.
+    pub missing: Vec<Missing>,
+}
+
+/// A file or directory that belongs to a kit, and whose content cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Where it belongs.
+    pub path: MemberPath,
+    /// Whether a directory belongs there.
+    pub is_directory: bool,
+    /// Why it cannot be had, for whoever reads it.
+    pub reason: String,
+}
+
+impl From<Option<Bytes>> for Additions {
+    /// The Kitfile alone.
+    fn from(kitfile: Option<Bytes>) -> Self {
+        Self { kitfile, ..Self::default() }
+    }
 }
 
 /// Why layers do not make a tree. Messages name the path and the layers.
@@ -172,6 +204,17 @@ impl Tree {
         path.split(|&byte| byte == b'/')
             .filter(|component| !matches!(component, [] | [b'.']))
             .try_fold(Self::ROOT, |directory, name| self.lookup(directory, name))
+    }
+
+    /// Why the content of a node cannot be had, where it cannot. Such a file seems empty, and such a
+    /// directory lacks what belongs into it.
+    pub fn missing(&self, node: NodeId) -> Option<&str> {
+        self.missing.get(&node).map(|reason| &**reason)
+    }
+
+    /// Every node whose content cannot be had, with the reason.
+    pub fn all_missing(&self) -> impl Iterator<Item = (NodeId, &str)> {
+        self.missing.iter().map(|(node, reason)| (*node, &**reason))
     }
 
     /// The path from the root, without a leading slash; empty for the root.

@@ -98,7 +98,7 @@ fn files_at_one_path_collide_unless_they_are_the_same_bytes() {
     let error = merge(&[twice], None).err().unwrap();
     assert!(matches!(&error, TreeError::Collision(text) if text.contains("twice")), "{error}");
     let error = merge(&[toc(vec![file("f", 0)]), toc(vec![file("f", 0)])], None).err().unwrap();
-    let (first, second) = (Digest::of(&[0]).to_string(), Digest::of(&[1]).to_string());
+    let (first, second) = (Digest::of(&[0]).short(), Digest::of(&[1]).short());
     assert!(
         matches!(&error, TreeError::Collision(text)
         if text.contains("`f`") && text.contains(&first) && text.contains(&second)),
@@ -183,6 +183,40 @@ fn a_path_that_becomes_too_long_below_its_directory_is_refused() {
     let placement = Placement::Tar { below: Some(path(&long)) };
     let layer = TreeLayer { index: 0, digest: Digest::of(b""), placement: &placement, toc: &toc };
     assert!(matches!(Tree::merge(&[layer], None, 0), Err(TreeError::TooLarge(_))));
+}
+
+#[test]
+fn what_cannot_be_had_is_there_with_its_reason() {
+    let missing = |name: &str, is_directory, reason: &str| Missing {
+        path: path(name),
+        is_directory,
+        reason: reason.to_owned(),
+    };
+    let additions = Additions {
+        kitfile: Some(Bytes::from_static(b"k")),
+        directories: vec![path("data")],
+        missing: vec![
+            missing("data/gone", true, "no network"),
+            missing("data/object.bin", false, "no rights"),
+        ],
+    };
+    let toc = toc(vec![directory("data", 0o700), file("data/gone/here", 0), file("z", 512)]);
+    let layer = TreeLayer { index: 0, digest: Digest::of(b""), placement: &ROOT_OF_TAR, toc: &toc };
+    let tree = Tree::merge(&[layer], additions.clone(), 0).unwrap();
+    let node = |name: &str| tree.resolve(name.as_bytes()).unwrap();
+    assert_eq!(tree.missing(node("data/gone")), Some("no network"));
+    assert_eq!(tree.missing(node("data/object.bin")), Some("no rights"));
+    assert_eq!((tree.size(node("data/object.bin")), tree.mode(node("data/object.bin"))), (0, 0o644));
+    assert_eq!(tree.all_missing().count(), 2);
+    assert_eq!(tree.missing(node("z")).or(tree.missing(node("data"))), None);
+    assert_eq!(tree.mode(node("data")), 0o755, "what is added comes first");
+    assert!(tree.resolve(b"data/gone/here").is_some());
+    // A file of a layer in the place of one that cannot be had is a collision, even an empty one.
+    let empty = member("data/object.bin", MemberKind::File(range(0, 0)), 0o644);
+    let toc = Toc { members: vec![empty], stream_bytes: 1 << 40, warnings: Vec::new() };
+    let layer = TreeLayer { index: 0, digest: Digest::of(b""), placement: &ROOT_OF_TAR, toc: &toc };
+    let error = Tree::merge(&[layer], additions, 0).err().unwrap();
+    assert!(matches!(error, TreeError::Collision(_)), "{error}");
 }
 
 /// What the model knows of a path: `None` for a directory, else layer and start.
