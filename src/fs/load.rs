@@ -206,6 +206,11 @@ fn wanted_layers(
         for warning in &kit.description.kit.warnings {
             warnings.push(if is_parent { format!("{origin}: {warning}") } else { warning.clone() });
         }
+        let remote = kit.description.kit.remote.iter().filter(|_| !is_parent);
+        for remote in remote.filter(|remote| remote.is_taken_by(filters)) {
+            let (path, place) = (&remote.entry_path, &remote.target);
+            warnings.push(format!("data set `{path}` is left out: its content is at `{place}`"));
+        }
         for layer in &kit.description.kit.layers {
             // A parent contributes its model section, nothing else (modelkit-spec 4.2).
             let is_model = matches!(layer.role, Role::Model | Role::ModelPart);

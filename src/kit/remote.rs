@@ -119,7 +119,9 @@ fn is_etag(text: &str) -> bool {
 fn kit(remote_path: &str) -> Result<Reference, String> {
     let unknown = || {
         let remote_path = shown(remote_path);
-        format!("its remotePath `{remote_path}` is neither s3://BUCKET/KEY nor a ModelKit's reference")
+        format!(
+            "its remotePath `{remote_path}` is neither s3://BUCKET/KEY nor a ModelKit's reference"
+        )
     };
     if !remote_path.contains([':', '@']) || remote_path.contains("://") {
         return Err(unknown());

@@ -214,7 +214,10 @@ fn data_sets_that_lie_elsewhere_are_told_with_their_place() {
 fn a_remote_data_set_that_cannot_be_used_is_left_out_with_the_reason() {
     for (entry, words) in [
         (json!({"path": "d", "remotePath": "s3://bucket/k"}), "no remoteHash"),
-        (json!({"path": "d", "remotePath": "s3://bucket/k", "remoteHash": "a\r\nb: c"}), "not an ETag"),
+        (
+            json!({"path": "d", "remotePath": "s3://bucket/k", "remoteHash": "a\r\nb: c"}),
+            "not an ETag",
+        ),
         (json!({"path": "d", "remotePath": "s3://b/k", "remoteHash": "e"}), "a bucket has"),
         (json!({"path": ".", "remotePath": "s3://bucket/k", "remoteHash": "e"}), "the kit's root"),
         (json!({"path": "../x", "remotePath": "ghcr.io/a/b:v1"}), "leaves the kit's root"),
@@ -225,7 +228,10 @@ fn a_remote_data_set_that_cannot_be_used_is_left_out_with_the_reason() {
     ] {
         let (found, warnings) = remote(json!([entry]));
         assert_eq!((found.len(), warnings.len()), (0, 1), "{entry}");
-        assert!(warnings[0].starts_with("datasets `") && warnings[0].contains(words), "{warnings:?}");
+        assert!(
+            warnings[0].starts_with("datasets `") && warnings[0].contains(words),
+            "{warnings:?}"
+        );
     }
 }
 

@@ -68,7 +68,9 @@ impl ObjectLocation {
         let version = version.filter(|version| !version.is_empty());
         match key.len() {
             0 => Err("the key is missing: expected s3://BUCKET/KEY"),
-            1..=KEY_LIMIT_BYTES if version.as_ref().is_none_or(|it| it.len() <= KEY_LIMIT_BYTES) => {
+            1..=KEY_LIMIT_BYTES
+                if version.as_ref().is_none_or(|it| it.len() <= KEY_LIMIT_BYTES) =>
+            {
                 Ok(Self { bucket: bucket.to_owned(), key, version })
             }
             _ => Err("its key or version is longer than 1,024 bytes"),

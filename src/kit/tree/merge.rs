@@ -105,9 +105,11 @@ impl Tree {
 
 fn added<'a>(additions: Additions) -> Vec<Pending<'a>> {
     let mut pending = Vec::new();
-    pending.extend(additions.kitfile.map(|bytes| {
-        Pending::added(b"Kitfile", NodeKind::File(Content::Inline(bytes)))
-    }));
+    pending.extend(
+        additions
+            .kitfile
+            .map(|bytes| Pending::added(b"Kitfile", NodeKind::File(Content::Inline(bytes)))),
+    );
     let directories = additions.directories.iter();
     pending.extend(directories.map(|path| Pending::added(path.as_bytes(), NodeKind::Directory)));
     pending.extend(additions.missing.into_iter().map(|missing| {

@@ -206,7 +206,10 @@ fn what_cannot_be_had_is_there_with_its_reason() {
     let node = |name: &str| tree.resolve(name.as_bytes()).unwrap();
     assert_eq!(tree.missing(node("data/gone")), Some("no network"));
     assert_eq!(tree.missing(node("data/object.bin")), Some("no rights"));
-    assert_eq!((tree.size(node("data/object.bin")), tree.mode(node("data/object.bin"))), (0, 0o644));
+    assert_eq!(
+        (tree.size(node("data/object.bin")), tree.mode(node("data/object.bin"))),
+        (0, 0o644)
+    );
     assert_eq!(tree.all_missing().count(), 2);
     assert_eq!(tree.missing(node("z")).or(tree.missing(node("data"))), None);
     assert_eq!(tree.mode(node("data")), 0o755, "what is added comes first");
