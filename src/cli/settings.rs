@@ -155,13 +155,23 @@ impl Settings {
     }
 
     /// kit's own credentials first, then Docker's (modelkit-spec 5.3).
+    ///
+    /// `DOCKER_CONFIG` names a folder. In a pod it may also name the file of a Kubernetes secret, or
+    /// the folder that such a secret is mounted at.
     fn credential_files(&self, kitops_home: Option<&Path>) -> Result<Vec<PathBuf>, CliError> {
         let docker = match &self.environment.docker_config {
-            Some(folder) => Some(absolute(folder)?),
-            None => self.environment.home.as_ref().map(|home| home.join(".docker")),
+            Some(path) if path.is_file() => vec![absolute(path)?],
+            Some(folder) => {
+                let folder = absolute(folder)?;
+                vec![folder.join("config.json"), folder.join(".dockerconfigjson")]
+            }
+            None => {
+                let home = self.environment.home.iter();
+                home.map(|home| home.join(".docker/config.json")).collect()
+            }
         };
         let kit = kitops_home.map(|home| home.join("credentials.json"));
-        Ok(kit.into_iter().chain(docker.map(|folder| folder.join("config.json"))).collect())
+        Ok(kit.into_iter().chain(docker).collect())
     }
 }
 
@@ -231,8 +241,11 @@ mod tests {
         };
         let kit = PathBuf::from("/home/a/.local/share/kitops/credentials.json");
         assert_eq!(files(home()), [kit.clone(), "/home/a/.docker/config.json".into()]);
-        let docker = Environment { docker_config: Some("/d".into()), ..home() };
-        assert_eq!(files(docker), [kit, "/d/config.json".into()]);
+        let docker = |path: &Path| Environment { docker_config: Some(path.to_owned()), ..home() };
+        let folder = ["/d/config.json", "/d/.dockerconfigjson"].map(PathBuf::from);
+        assert_eq!(files(docker(Path::new("/d"))), [&[kit.clone()][..], &folder].concat());
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(files(docker(secret.path())), [kit, secret.path().to_owned()]);
     }
 
     #[test]

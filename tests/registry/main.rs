@@ -10,6 +10,7 @@ mod at_once;
 mod content;
 mod forms;
 mod limits;
+mod login;
 mod mirrors;
 mod redirects;
 mod setup;

@@ -16,9 +16,11 @@ pub struct Wire {
 /// A request that arrived.
 #[derive(Clone, Debug)]
 pub struct Ask {
+    pub method: String,
     pub target: String,
     /// Names are in lower case.
     headers: Vec<(String, String)>,
+    pub body: String,
 }
 
 /// What is sent back.
@@ -77,21 +79,26 @@ impl Ask {
         self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
 
+    /// Where the request was sent to: `127.0.0.1:PORT`.
+    pub fn host(&self) -> &str {
+        self.header("host").unwrap_or_default()
+    }
+
     /// The first and the last byte of the range that is asked for.
     pub fn range(&self) -> Option<(usize, usize)> {
         let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
         Some((first.parse().ok()?, last.parse().ok()?))
     }
 
-    fn parse(head: &str) -> Self {
+    fn parse(head: &str, body: String) -> Self {
         let mut lines = head.lines();
         let mut words = lines.next().unwrap_or_default().split(' ').map(str::to_owned);
-        let target = words.nth(1).unwrap_or_default();
+        let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let header = |line: &str| {
             let (name, value) = line.split_once(':')?;
             Some((name.to_ascii_lowercase(), value.trim().to_owned()))
         };
-        Self { target, headers: lines.filter_map(header).collect() }
+        Self { method, target, headers: lines.filter_map(header).collect(), body }
     }
 }
 
@@ -169,10 +176,11 @@ async fn next_ask(stream: &mut TcpStream, came: &mut Vec<u8>) -> Option<Ask> {
     loop {
         if let Some(end) = find_end(came) {
             let head = String::from_utf8_lossy(&came[..end]).into_owned();
-            let ask = Ask::parse(&head);
+            let mut ask = Ask::parse(&head, String::new());
             let length = ask.header("content-length").and_then(|text| text.parse().ok());
             let (start, length) = (end + 4, length.unwrap_or(0));
             if came.len() >= start + length {
+                ask.body = String::from_utf8_lossy(&came[start..start + length]).into_owned();
                 came.drain(..start + length);
                 return Some(ask);
             }

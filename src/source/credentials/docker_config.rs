@@ -1,28 +1,31 @@
 //! Docker's config format (docker/cli `cli/config/configfile`), as far as it tells credentials.
 //!
-//! Pure. No message repeats a value of the file: any of them may be a secret.
+//! Pure. An entry is decoded when its host is asked for, so that an odd entry of another host does no
+//! harm. No message repeats a value of the file: any of them may be a secret.
 
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use base64::alphabet::STANDARD;
+use base64::alphabet::{Alphabet, STANDARD, URL_SAFE};
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::Credential;
 
 /// Docker Hub's name in files of credentials and for helpers, since before registries had hosts.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
-#[derive(Deserialize)]
+/// A file, with the entries of its hosts yet to be decoded.
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DockerConfig {
-    auths: Option<BTreeMap<String, WireAuth>>,
+    auths: Option<BTreeMap<String, Value>>,
     creds_store: Option<String>,
-    cred_helpers: Option<BTreeMap<String, String>>,
+    cred_helpers: Option<BTreeMap<String, Option<String>>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct WireAuth {
     auth: Option<String>,
     username: Option<String>,
@@ -34,8 +37,10 @@ struct WireAuth {
 impl DockerConfig {
     /// Decodes a file; an empty one is what `touch` leaves behind, and configures nothing.
     pub(super) fn decode(json: &[u8]) -> Result<Self, String> {
+        // Some editors put a byte order mark before the text.
+        let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
         if json.trim_ascii().is_empty() {
-            return Ok(Self { auths: None, creds_store: None, cred_helpers: None });
+            return Ok(Self::default());
         }
         serde_json::from_slice(json).map_err(|error| {
             // The position only: serde's words may repeat a value.
@@ -48,9 +53,9 @@ impl DockerConfig {
     }
 
     /// The helper that `credHelpers` names for this host.
-    pub(super) fn helper(&self, registry: &str) -> Option<&str> {
-        let helper = matching(self.cred_helpers.as_ref()?, registry)?;
-        (!helper.is_empty()).then_some(helper.as_str())
+    pub(super) fn helper(&self, registry: &str, repository: &str) -> Option<&str> {
+        let helper = best(self.cred_helpers.as_ref()?, registry, repository)?;
+        helper.as_deref().filter(|helper| !helper.is_empty())
     }
 
     /// The store for every host; `""` means none.
@@ -58,11 +63,15 @@ impl DockerConfig {
         self.creds_store.as_deref().filter(|store| !store.is_empty())
     }
 
-    /// What `auths` knows of this host. A store leaves empty entries there.
-    pub(super) fn auth(&self, registry: &str) -> Result<Credential, String> {
-        let Some(auth) = self.auths.as_ref().and_then(|auths| matching(auths, registry)) else {
+    /// What `auths` knows of this host. A store leaves empty entries there, and editing leaves null.
+    pub(super) fn auth(&self, registry: &str, repository: &str) -> Result<Credential, String> {
+        let entry = self.auths.as_ref().and_then(|auths| best(auths, registry, repository));
+        let Some(entry) = entry.filter(|entry| !entry.is_null()) else {
             return Ok(Credential::Anonymous);
         };
+        let auth = WireAuth::deserialize(entry).map_err(|_| {
+            format!("the entry of {registry} in `auths` is not Docker's: log in anew")
+        })?;
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         if let Some(token) = given(&auth.registrytoken) {
             return Ok(Credential::RegistryToken(token));
@@ -84,35 +93,73 @@ impl DockerConfig {
 
 /// What a helper is asked for.
 pub(super) fn server_url(registry: &str) -> &str {
-    match hostname(registry) {
+    match hostname(registry).as_str() {
         "index.docker.io" => DOCKER_HUB,
         _ => registry,
     }
 }
 
 /// The entry of a host: the one written exactly so, else one whose key means the same host.
-fn matching<'a, V>(entries: &'a BTreeMap<String, V>, registry: &str) -> Option<&'a V> {
-    let means_it = |(key, _): &(&String, &'a V)| hostname(key) == hostname(registry);
-    entries.get(registry).or_else(|| entries.iter().find(means_it).map(|(_, value)| value))
+///
+/// Keys may name a part of a registry (`host/team`, as podman writes them): of several for one host
+/// the longest that the repository lies in counts, and then one that names no part.
+fn best<'a, V>(
+    entries: &'a BTreeMap<String, V>,
+    registry: &str,
+    repository: &str,
+) -> Option<&'a V> {
+    if let Some(entry) = entries.get(registry) {
+        return Some(entry);
+    }
+    let host = hostname(registry);
+    let rank = |key: &str| {
+        let part = part(key);
+        let lies_within = repository == part || repository.starts_with(&format!("{part}/"));
+        match (part.is_empty(), lies_within) {
+            (false, true) => 1 + part.len(),
+            (true, _) => 1,
+            (false, false) => 0,
+        }
+    };
+    let same_host = entries.iter().filter(|(key, _)| hostname(key) == host);
+    same_host.max_by_key(|(key, _)| rank(key)).map(|(_, entry)| entry)
 }
 
-/// The host of a key: `https://host/v1/` and `host` mean the same (Docker's `ConvertToHostname`),
-/// and so do all of Docker Hub's names.
-fn hostname(key: &str) -> &str {
-    let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
-    let host = rest.unwrap_or(key).split('/').next().unwrap_or(key);
-    match host {
-        "docker.io" | "registry-1.docker.io" => "index.docker.io",
-        host => host,
+/// The host of a key, in lower case: `https://host/v1/` and `host` mean the same (Docker's
+/// `ConvertToHostname`), and so do all of Docker Hub's names.
+fn hostname(key: &str) -> String {
+    let host = without_scheme(key).split('/').next().unwrap_or_default().to_ascii_lowercase();
+    match host.as_str() {
+        "docker.io" | "registry-1.docker.io" => "index.docker.io".to_owned(),
+        _ => host,
     }
 }
 
-/// Decodes `base64(USER:PASSWORD)`; old versions of Docker padded the password with NULs.
+/// The part of a registry that a key names; empty where it names all of it, by the path of an API.
+fn part(key: &str) -> &str {
+    let path = without_scheme(key).split_once('/').map_or("", |(_, path)| path.trim_matches('/'));
+    if matches!(path, "v1" | "v2") { "" } else { path }
+}
+
+fn without_scheme(key: &str) -> &str {
+    let is_scheme =
+        |scheme: &str| scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http");
+    match key.split_once("://") {
+        Some((scheme, rest)) if is_scheme(scheme) => rest,
+        _ => key,
+    }
+}
+
+/// Decodes `base64(USER:PASSWORD)`. `base64` breaks its lines, some tools use the alphabet of URLs,
+/// and old versions of Docker padded the password with NULs.
 fn decode_auth(auth: &str) -> Option<Credential> {
-    let config =
-        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    let text = GeneralPurpose::new(&STANDARD, config).decode(auth.trim()).ok()?;
-    let text = String::from_utf8(text).ok()?;
+    let text: String = auth.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    let decode = |alphabet: &Alphabet| {
+        let config =
+            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+        GeneralPurpose::new(alphabet, config).decode(&text).ok()
+    };
+    let text = String::from_utf8(decode(&STANDARD).or_else(|| decode(&URL_SAFE))?).ok()?;
     let (username, password) = text.split_once(':')?;
     let password = password.trim_end_matches('\0').to_owned();
     Some(Credential::Basic { username: username.to_owned(), password })

@@ -18,6 +18,9 @@ use super::Credential;
 /// The most that is read of a helper's output; cloud tokens have some 12 KiB.
 const OUTPUT_LIMIT_BYTES: u64 = 256 * 1024;
 
+/// Where the answer may begin in an output: at one of so many braces, the others being in warnings.
+const BRACES: usize = 16;
+
 /// What helpers print, and exit 1, when they know nothing of a server.
 const NOT_FOUND: &str = "credentials not found";
 
@@ -54,7 +57,7 @@ impl Helper {
             Some(folders) => std::env::split_paths(folders)
                 .map(|folder| folder.join(&name))
                 .find(|program| program.is_absolute() && program.is_file())
-                .ok_or_else(|| format!("{name} is not installed: install it, or log in anew"))?,
+                .ok_or_else(|| missing(&name))?,
         };
         Ok(Self { name, program })
     }
@@ -66,10 +69,11 @@ impl Helper {
             Ok(Ok((true, output))) => decode(&output)
                 .ok_or_else(|| format!("{name} printed something other than a credential")),
             Ok(Ok((false, output))) if is_not_found(&output) => Ok(Credential::Anonymous),
-            Ok(Ok((false, _))) => Err(format!(
-                "{name} failed: try `echo {server} | {name} get` to see why, or log in anew"
-            )),
-            Ok(Err(error)) => Err(format!("cannot run {name}: {error}")),
+            Ok(Ok((false, _))) => {
+                Err(format!("{name} failed: `echo {server} | {name} get` shows why"))
+            }
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Err(missing(name)),
+            Ok(Err(error)) => Err(format!("{name} cannot be run: {error}")),
             Err(_) => {
                 Err(format!("{name} did not answer within {limit:?}: is the keyring locked?"))
             }
@@ -96,9 +100,22 @@ impl Helper {
     }
 }
 
+/// A daemon has the `PATH` of the command that started it, which may be another user's shell.
+fn missing(name: &str) -> String {
+    format!(
+        "{name} is not installed, or not on the PATH of the kitfs daemon: install it, or \
+         `kitfs daemon stop` and mount again where it is on the PATH"
+    )
+}
+
+/// The credential in what a helper printed. Some print warnings before it.
 fn decode(output: &[u8]) -> Option<Credential> {
-    let answer: WireAnswer = serde_json::from_slice(output).ok()?;
-    Some(match answer {
+    let answer_at = |start: usize| {
+        let mut values = serde_json::Deserializer::from_slice(&output[start..]).into_iter();
+        values.next()?.ok()
+    };
+    let braces = (0..output.len()).filter(|&at| output[at] == b'{').take(BRACES);
+    Some(match braces.filter_map(answer_at).next()? {
         WireAnswer { secret, .. } if secret.is_empty() => Credential::Anonymous,
         WireAnswer { username, secret } if username == TOKEN_USER => {
             Credential::IdentityToken(secret)

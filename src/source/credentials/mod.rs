@@ -3,9 +3,10 @@
 //!
 //! In each file the order is oras-go's and Docker's: the helper that `credHelpers` names for the
 //! host, then the store that `credsStore` names, then the file's own `auths`. A general store that
-//! fails is a warning, since public kits need no credential; a helper that was named for this very
-//! host and fails is an error. Our own reading instead of the crate docker_credential: that one
-//! fails on an empty `credsStore`, waits for helpers without end, and searches the ambient PATH.
+//! fails is no error by itself, since public kits need no credential: the failure goes into the
+//! message of a registry that then refuses. A helper that was named for this very host and fails is
+//! an error. Our own reading instead of the crate docker_credential: that one fails on an empty
+//! `credsStore`, waits for helpers without end, and searches the ambient PATH.
 
 mod docker_config;
 mod helper;
@@ -31,9 +32,10 @@ const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a registry host is told.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub enum Credential {
     /// Nothing is known of this host.
+    #[default]
     Anonymous,
     /// A user and a password.
     Basic {
@@ -46,6 +48,31 @@ pub enum Credential {
     IdentityToken(String),
     /// A bearer token to send as it is (`registrytoken`).
     RegistryToken(String),
+}
+
+/// What the files said of a host when they were read.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// The credential.
+    pub credential: Credential,
+    /// Why a general credential store could not be asked, in words for a message; `None` where all
+    /// of them could.
+    pub trouble: Option<String>,
+    version: FilesVersion,
+}
+
+/// Which state of the files was read. Another one may say something else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct FilesVersion(Vec<Option<FileVersion>>);
+
+/// What changes of a file when somebody writes it or puts another in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct FileVersion {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds. Unlike the modification time, no program can set it.
+    changed: (i64, i64),
 }
 
 /// Files in Docker's config format; the first that knows a host wins.
@@ -69,13 +96,16 @@ impl CredentialStore {
         self
     }
 
-    /// What is known of `registry` (`HOST[:PORT]`). Read anew each time, so that a later login
-    /// counts; a credential helper gets a time limit. Blocking work happens off the runtime.
+    /// What is known of `repository` at `registry` (`HOST[:PORT]`). The files are read anew each
+    /// time; a credential helper gets a time limit. Blocking work happens off the runtime.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] for a malformed file, or a helper of this host that fails;
     /// [`SourceError::Io`] for a file that is there and cannot be read.
-    pub async fn find(&self, registry: &str) -> Result<Credential, SourceError> {
+    pub async fn find(&self, registry: &str, repository: &str) -> Result<Known, SourceError> {
+        // Before the files are read: what changes meanwhile is noticed later.
+        let version = self.version().await?;
+        let mut known = Known { version, ..Known::default() };
         for path in &self.files {
             let (file, limit) = (path.clone(), FILE_LIMIT_BYTES);
             let Some(json) = off_the_runtime(move || read_small(&file, limit)).await? else {
@@ -83,22 +113,48 @@ impl CredentialStore {
             };
             let config = DockerConfig::decode(&json)
                 .map_err(|detail| configuration(&path.display().to_string(), detail))?;
-            let credential = self.find_in(&config, path, registry).await?;
-            if credential != Credential::Anonymous {
-                return Ok(credential);
+            let asked = Asked { config: &config, path, registry, repository };
+            known.credential = self.find_in(&asked, &mut known.trouble).await?;
+            if known.credential != Credential::Anonymous {
+                break;
             }
         }
-        Ok(Credential::Anonymous)
+        Ok(known)
+    }
+
+    /// Whether the files are no longer those that `known` came from. A few system calls.
+    ///
+    /// # Errors
+    /// As for [`CredentialStore::find`].
+    pub(super) async fn has_changed(&self, known: &Known) -> Result<bool, SourceError> {
+        Ok(self.version().await? != known.version)
+    }
+
+    async fn version(&self) -> Result<FilesVersion, SourceError> {
+        let files = self.files.clone();
+        off_the_runtime(move || {
+            let version = |path: &PathBuf| {
+                let metadata = path.metadata().ok()?;
+                Some(FileVersion {
+                    device: metadata.dev(),
+                    inode: metadata.ino(),
+                    size: metadata.size(),
+                    changed: (metadata.ctime(), metadata.ctime_nsec()),
+                })
+            };
+            Ok(FilesVersion(files.iter().map(version).collect()))
+        })
+        .await
     }
 
     async fn find_in(
         &self,
-        config: &DockerConfig,
-        path: &Path,
-        registry: &str,
+        asked: &Asked<'_>,
+        trouble: &mut Option<String>,
     ) -> Result<Credential, SourceError> {
+        let Asked { config, path, registry, repository } = *asked;
         let file = path.display().to_string();
-        if let Some(name) = config.helper(registry) {
+        if let Some(name) = config.helper(registry, repository) {
             let found = self.ask(name, registry).await;
             return found.map_err(|detail| configuration(&file, detail));
         }
@@ -108,10 +164,13 @@ impl CredentialStore {
                 Ok(credential) => return Ok(credential),
                 Err(detail) => {
                     tracing::warn!(%file, registry, %detail, "going on without the credential store");
+                    let words = format!("the credential store of {file} cannot be asked: {detail}");
+                    trouble.get_or_insert(words);
                 }
             }
         }
-        let credential = config.auth(registry).map_err(|detail| configuration(&file, detail))?;
+        let credential =
+            config.auth(registry, repository).map_err(|detail| configuration(&file, detail))?;
         if credential != Credential::Anonymous {
             self.warn_if_open_to_all(path);
         }
@@ -134,6 +193,14 @@ impl CredentialStore {
             tracing::warn!("every user can read the passwords in {file}: run `chmod 600 {file}`");
         }
     }
+}
+
+/// One file, and the host that is looked for in it.
+struct Asked<'a> {
+    config: &'a DockerConfig,
+    path: &'a Path,
+    registry: &'a str,
+    repository: &'a str,
 }
 
 impl std::fmt::Debug for Credential {

@@ -1,18 +1,26 @@
 //! What to write into the `Authorization` header of a repository's requests.
 //!
 //! ```text
-//!             401 + challenge               time to renew, or 401
-//! unknown --------------------> granted ----------------------------> renewed, once
-//!                                                                        '--401--> Unauthorized
+//!         401 + challenge           time to renew, or other credentials than before
+//! unknown ---------------> granted ------------------------------------------------> granted anew
+//!                                  401, or 403 to what was granted earlier            '--> refused
 //! ```
 //!
-//! There is one slot for each repository at each upstream. Whoever needs an authorization locks its
-//! slot while asking for one, so any number of requests at once make one token request, and all
-//! that waited share its failure too. Slots are not keyed by credential: a client has one store,
-//! and it is read anew for each token, so that a login is noticed with the next renewal.
+//! There is one slot for each repository at each upstream. A request that needs an authorization
+//! locks its slot while it gets one, so any number of requests at once make one token request, and
+//! all that waited share its failure too.
 //!
-//! Only a registry's own answer is listened to. Its challenge decides where credentials go; those of
-//! hosts that it redirects to are ignored.
+//! No password and no token outlives the file that it came from: before a granted authorization is
+//! used, the credential files are compared with those that were read for it, and read again where
+//! they changed. So `kit login` and `kit logout` count for a running daemon at once. (What a
+//! credential helper keeps is asked for with each token; a password of a helper is kept until the
+//! registry refuses it.)
+//!
+//! A 403 usually means that a repository may not be read, but some registries answer it to a
+//! password that has expired (ECR, after 12 hours). So the credentials are read again once, and the
+//! request is repeated where they give another authorization.
+//!
+//! Only a host's own answer is listened to, and answered with what is known of that very host.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -21,35 +29,28 @@ use std::time::Instant;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, header};
 use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::RegistryClient;
 use super::challenge::Challenge;
-use super::errand::Errand;
 use super::message;
-use super::retry::{self, Failure};
-use super::token::{self, Question};
+use super::scopes::Scopes;
+use super::token;
 use super::upstream::Upstream;
 use crate::source::SourceError;
-use crate::source::credentials::Credential;
+use crate::source::credentials::{Credential, Known};
 
 /// Repositories whose authorizations are kept: 1,024 tokens of 1-4 KiB.
 const SLOTS: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
-
-/// The largest answer of a token server. 1 MiB: tokens are a few KiB.
-const TOKEN_LIMIT_BYTES: u64 = 1024 * 1024;
-
-/// What kitfs calls itself to OAuth2 token servers.
-const CLIENT_ID: &str = "kitfs";
 
 /// A value of the `Authorization` header.
 #[derive(Clone)]
 pub(super) struct Authorization {
     pub(super) header: HeaderValue,
-    renew_at: Option<Instant>,
+    /// When it is time for another one.
+    pub(super) renew_at: Option<Instant>,
 }
 
 /// The authorization of one repository at one upstream.
@@ -63,6 +64,9 @@ pub(super) struct Slot {
 #[derive(Default)]
 struct State {
     challenges: Vec<Challenge>,
+    scopes: Scopes,
+    /// What the credential files said when the last authorization was asked for.
+    known: Known,
     granted: Option<Authorization>,
     failure: Option<SourceError>,
 }
@@ -83,15 +87,23 @@ impl Authorizations {
     }
 }
 
+impl Slot {
+    /// What the credential files said when the last authorization was asked for.
+    pub(super) async fn known(&self) -> Known {
+        self.state.lock().await.known.clone()
+    }
+}
+
 /// The challenges of an answer, over all its `WWW-Authenticate` headers.
 pub(super) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
     let texts = headers.get_all(header::WWW_AUTHENTICATE).iter();
-    texts.filter_map(|value| value.to_str().ok()).flat_map(Challenge::parse).collect()
+    let texts = texts.map(|value| String::from_utf8_lossy(value.as_bytes()));
+    texts.flat_map(|text| Challenge::parse(&text)).collect()
 }
 
 impl RegistryClient {
-    /// The authorization to start with: `None` until a challenge has come, renewed when it is
-    /// time.
+    /// The authorization to start with: `None` until a challenge has come, and another one when it is
+    /// time for that or the credentials have changed.
     pub(super) async fn authorization(
         &self,
         slot: &Slot,
@@ -100,20 +112,37 @@ impl RegistryClient {
     ) -> Result<Option<Authorization>, SourceError> {
         let before = slot.attempts.load(Ordering::Acquire);
         let mut state = slot.state.lock().await;
-        match &state.granted {
-            None => Ok(None),
-            Some(granted) if granted.renew_at.is_none_or(|at| Instant::now() < at) => {
-                Ok(Some(granted.clone()))
-            }
-            Some(_) => {
-                let fresh = self.grant(slot, &mut state, before, upstream, repository).await?;
-                Ok(Some(fresh))
-            }
+        let Some(granted) = state.granted.clone() else { return Ok(None) };
+        let is_old = granted.renew_at.is_some_and(|at| Instant::now() >= at);
+        if is_old || self.is_outdated(&mut state, upstream, repository).await? {
+            return self.grant(slot, &mut state, before, upstream, repository).await.map(Some);
         }
+        Ok(Some(granted))
     }
 
-    /// Another authorization than `refused`, which a request that has just been answered with
-    /// `challenges` carried.
+    /// Whether the files say something else than when the authorization was granted. One that was
+    /// granted to somebody unknown needs no file.
+    async fn is_outdated(
+        &self,
+        state: &mut State,
+        upstream: &Upstream,
+        repository: &str,
+    ) -> Result<bool, SourceError> {
+        let is_anonymous = state.known.credential == Credential::Anonymous;
+        if is_anonymous || !self.credentials.has_changed(&state.known).await? {
+            return Ok(false);
+        }
+        let known = self.credentials.find(&upstream.account, repository).await?;
+        let is_same = known.credential == state.known.credential;
+        if is_same {
+            state.known = known;
+        }
+        Ok(!is_same)
+    }
+
+    /// Another authorization than `refused`, which a request that has just been refused carried;
+    /// `challenges` came with that, and those of before count where there are none. `None` where the
+    /// credentials give no other.
     pub(super) async fn reauthorization(
         &self,
         slot: &Slot,
@@ -121,21 +150,20 @@ impl RegistryClient {
         repository: &str,
         challenges: Vec<Challenge>,
         refused: Option<&Authorization>,
-    ) -> Result<Authorization, SourceError> {
+    ) -> Result<Option<Authorization>, SourceError> {
         let before = slot.attempts.load(Ordering::Acquire);
         let mut state = slot.state.lock().await;
-        if let Some(granted) = &state.granted
-            && refused.is_none_or(|refused| refused.header != granted.header)
-        {
-            return Ok(granted.clone());
+        let is_other = |granted: &Authorization| {
+            refused.is_none_or(|refused| refused.header != granted.header)
+        };
+        if let Some(granted) = state.granted.clone().filter(is_other) {
+            return Ok(Some(granted));
         }
-        state.challenges = challenges;
+        if !challenges.is_empty() || refused.is_none() {
+            state.challenges = challenges;
+        }
         let granted = self.grant(slot, &mut state, before, upstream, repository).await?;
-        if refused.is_some_and(|refused| refused.header == granted.header) {
-            state.granted = None;
-            return Err(upstream.unauthorized(repository, "401 Unauthorized", true));
-        }
-        Ok(granted)
+        Ok(Some(granted).filter(is_other))
     }
 
     /// Gets an authorization for the challenges of a slot, whose lock is held.
@@ -152,7 +180,7 @@ impl RegistryClient {
         {
             return Err(failure.clone());
         }
-        let result = self.answer_challenges(&state.challenges, upstream, repository).await;
+        let result = self.answer_challenges(state, upstream, repository).await;
         slot.attempts.fetch_add(1, Ordering::Release);
         state.granted = result.as_ref().ok().cloned();
         state.failure = result.as_ref().err().cloned();
@@ -161,36 +189,35 @@ impl RegistryClient {
 
     async fn answer_challenges(
         &self,
-        challenges: &[Challenge],
+        state: &mut State,
         upstream: &Upstream,
         repository: &str,
     ) -> Result<Authorization, SourceError> {
+        state.known = self.credentials.find(&upstream.account, repository).await?;
+        let State { challenges, scopes, known, .. } = state;
         let find = |scheme| challenges.iter().find(|one| one.scheme == scheme);
-        let credential = self.credentials.find(&upstream.account).await?;
         if let Some(bearer) = find("bearer") {
-            return self.bearer(bearer, &credential, upstream, repository).await;
+            scopes.add(bearer.parameter("scope"), repository);
+            return self.bearer(bearer, scopes, known, upstream, repository).await;
         }
-        match (find("basic"), &credential) {
+        let refuse = |detail: &str| Err(upstream.unauthorized(repository, detail, known));
+        match (find("basic"), &known.credential) {
             (Some(_), Credential::Basic { username, password }) => {
                 Ok(Authorization { header: basic(username, password), renew_at: None })
             }
-            (Some(_), Credential::Anonymous) => {
-                Err(upstream.unauthorized(repository, "401 Unauthorized", false))
-            }
+            (Some(_), Credential::Anonymous) => refuse("it wants a user and a password"),
             (Some(_), Credential::IdentityToken(_) | Credential::RegistryToken(_)) => {
-                let detail = "it wants a user and a password, and only a token is known";
-                Err(upstream.unauthorized(repository, detail, false))
+                refuse("it wants a user and a password, and only a token is known")
             }
             (None, _) => {
                 let schemes: Vec<_> = challenges.iter().map(|one| one.scheme.as_str()).collect();
-                let detail = match schemes.as_slice() {
-                    [] => "401 Unauthorized, without saying how to log in".to_owned(),
-                    some => format!(
+                match schemes.as_slice() {
+                    [] => refuse("401 Unauthorized, without saying how to log in"),
+                    some => refuse(&format!(
                         "it wants {}, and kitfs speaks Basic and Bearer",
                         message::quoted(&some.join(" or "))
-                    ),
-                };
-                Err(upstream.unauthorized(repository, &detail, true))
+                    )),
+                }
             }
         }
     }
@@ -198,11 +225,12 @@ impl RegistryClient {
     async fn bearer(
         &self,
         challenge: &Challenge,
-        credential: &Credential,
+        scopes: &Scopes,
+        known: &Known,
         upstream: &Upstream,
         repository: &str,
     ) -> Result<Authorization, SourceError> {
-        if let Credential::RegistryToken(token) = credential {
+        if let Credential::RegistryToken(token) = &known.credential {
             let header = token::bearer(token).ok_or_else(|| SourceError::Configuration {
                 what: format!("the registry token of {}", upstream.account),
                 detail: format!(
@@ -212,75 +240,17 @@ impl RegistryClient {
             })?;
             return Ok(Authorization { header, renew_at: None });
         }
-        let place = upstream.place(repository);
-        let question = Question::new(challenge, &upstream.base, repository)
-            .map_err(|detail| SourceError::Protocol { place, detail })?;
-        let started = Instant::now();
-        let body = retry::with_retries(&self.timing, &Errand::on_demand(), || {
-            self.ask_token_server(&question, credential, upstream, repository)
-        })
-        .await?;
-        let answer = token::Answer::decode(&body).map_err(|detail| SourceError::Protocol {
-            place: message::without_secrets(&question.realm),
-            detail,
+        let server = token::Server::new(challenge, &upstream.base).map_err(|detail| {
+            SourceError::Protocol { place: upstream.place(repository), detail }
         })?;
-        Ok(Authorization { header: answer.header, renew_at: Some(started + answer.renew_after) })
-    }
-
-    /// One request to a token server: a GET, or a POST to exchange an identity token.
-    async fn ask_token_server(
-        &self,
-        question: &Question,
-        credential: &Credential,
-        upstream: &Upstream,
-        repository: &str,
-    ) -> Result<Bytes, Failure> {
-        let client = upstream.client_for(&question.realm, self);
-        let request = match credential {
-            Credential::IdentityToken(token) => {
-                let mut form = vec![
-                    ("grant_type", "refresh_token".to_owned()),
-                    ("refresh_token", token.clone()),
-                    ("client_id", CLIENT_ID.to_owned()),
-                    ("scope", question.scopes.join(" ")),
-                ];
-                form.extend(question.service.clone().map(|service| ("service", service)));
-                client.post(question.realm.clone()).form(&form)
-            }
-            Credential::Basic { .. } | Credential::Anonymous | Credential::RegistryToken(_) => {
-                let mut query: Vec<_> =
-                    question.scopes.iter().map(|scope| ("scope", scope.as_str())).collect();
-                query.extend(question.service.as_deref().map(|service| ("service", service)));
-                let request = client.get(question.realm.clone()).query(&query);
-                match credential {
-                    Credential::Basic { username, password } => {
-                        request.header(header::AUTHORIZATION, basic(username, password))
-                    }
-                    _ => request,
-                }
-            }
-        };
-        let server = message::without_secrets(&question.realm);
-        let place = format!("{server}, the token server of {}", upstream.name);
-        let mut answer = self.send_unlimited(request, &question.realm, &place).await?;
-        match answer.status() {
-            StatusCode::OK => {
-                answer.document("the token", TOKEN_LIMIT_BYTES, self.timing.stall).await
-            }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
-                let detail =
-                    format!("its token server says {}", answer.words(self.timing.stall).await);
-                let was_known = !matches!(credential, Credential::Anonymous);
-                Err(upstream.unauthorized(repository, &detail, was_known).into())
-            }
-            _ => Err(answer
-                .refusal("the token", "check the registry's name", self.timing.stall)
-                .await),
-        }
+        let started = Instant::now();
+        let token = self.token(&server, scopes, known, upstream, repository).await?;
+        Ok(Authorization { header: token.header, renew_at: Some(started + token.renew_after) })
     }
 }
 
-fn basic(username: &str, password: &str) -> HeaderValue {
+/// The value of an `Authorization` header for a user and a password (RFC 7617).
+pub(super) fn basic(username: &str, password: &str) -> HeaderValue {
     let encoded = BASE64_STANDARD.encode(format!("{username}:{password}"));
     let mut header = HeaderValue::from_str(&format!("Basic {encoded}"))
         .expect("base64 has only characters that headers may have");

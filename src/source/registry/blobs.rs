@@ -62,12 +62,12 @@ impl Remote {
     ) -> Result<Opened, Failure> {
         let url = upstream.blob(self.repository(), blob.digest);
         let answer = self.ask_anywhere(upstream, &url, asked, errand).await?;
-        if let Some(opened) = self.accept(upstream, blob, asked, answer).await? {
+        if let Some(opened) = self.accept(blob, asked, answer).await? {
             return Ok(opened);
         }
         let whole = Asked::whole(blob.size);
         let answer = self.ask_anywhere(upstream, &url, &whole, errand).await?;
-        let opened = self.accept(upstream, blob, &whole, answer).await?;
+        let opened = self.accept(blob, &whole, answer).await?;
         Ok(opened.expect("without a Range no answer is unclear"))
     }
 
@@ -135,7 +135,8 @@ impl Remote {
     ) -> Result<Option<Answer>, Failure> {
         let targets = self.targets();
         let Some(target) = targets.find(blob, Timestamp::now()) else { return Ok(None) };
-        match self.client().fetch(upstream, &target.url, headers, errand).await {
+        let question = self.question(upstream, &target.url, headers, errand);
+        match self.client().follow(&question).await {
             Ok(answer) if answer.status().is_success() => Ok(Some(answer)),
             Ok(answer)
                 if redirect::is_refusal(answer.status())
@@ -148,7 +149,10 @@ impl Remote {
             Err(failure) => {
                 // The registry may know a better host by now.
                 targets.forget(blob, &target);
-                Err(failure)
+                match failure {
+                    Failure::Final(SourceError::Unauthorized { .. }) => Ok(None),
+                    failure => Err(failure),
+                }
             }
         }
     }
@@ -156,16 +160,15 @@ impl Remote {
     /// Decides about an answer by its head; `None` where the head leaves two readings.
     async fn accept(
         &self,
-        upstream: &Upstream,
         blob: BlobId,
         asked: &Asked,
         answer: Answer,
     ) -> Result<Option<Opened>, Failure> {
         let status = answer.status();
         if !status.is_success() && status != StatusCode::RANGE_NOT_SATISFIABLE {
-            let what = format!("the blob {}", blob.digest);
+            let what = format!("the blob {}", blob.digest.short());
             let hint = "the registry has the manifest but not its content: push the kit again";
-            return Err(self.refusal(upstream, answer, &what, hint).await);
+            return Err(answer.refusal(&what, hint, self.timing().stall).await);
         }
         match asked.served(status, answer.headers()) {
             Ok(Served::Bytes(range)) => {

@@ -1,8 +1,9 @@
 //! One question to a registry, and the way to its answer: permit, authorization, redirects.
 //!
 //! ```text
-//! ask --> registry --401--> token server --> registry
-//!            '--3xx--> storage host (no Authorization, Range kept) --3xx--> ... at most 5 hops
+//! ask --> registry --401, 403--> token server --> registry
+//!            '--3xx--> storage host (Range kept, no Authorization) --3xx--> ... at most 5 hops
+//!            '--3xx--> another registry, as above, with what is known of that one
 //! ```
 
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use reqwest::RequestBuilder;
 use url::Url;
 
 use super::RegistryClient;
-use super::auth;
+use super::auth::{self, Authorization};
 use super::encoding;
 use super::errand::Errand;
 use super::limits::Permit;
@@ -27,10 +28,14 @@ use crate::source::SourceError;
 /// The most of an error's body that is read for its words.
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
 
+/// How long is waited for the words of an error. 5 s: they are a courtesy, and what a refused request
+/// does next must not depend on them.
+const WORDS_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The head of an answer, and its body yet to be read.
 pub(super) struct Answer {
     response: reqwest::Response,
-    /// Whom messages name.
+    /// The host that messages name.
     place: String,
     /// Held until the body has been read or dropped.
     permit: Option<Permit>,
@@ -49,14 +54,12 @@ impl Answer {
         &self.place
     }
 
-    /// Whether the registry itself answered, and no host that it redirects to.
-    pub(super) fn is_from(&self, upstream: &Upstream) -> bool {
-        self.response.url().origin() == upstream.base.origin()
-    }
-
-    /// A header as text; one with other bytes than ASCII counts as missing.
-    pub(super) fn header(&self, name: header::HeaderName) -> Option<&str> {
-        self.headers().get(name)?.to_str().ok()
+    /// Where a redirect at `at` leads to; `home` is the URL of the registry that was asked first.
+    pub(super) fn next_hop(&self, at: &Url, home: &Url) -> Result<Url, SourceError> {
+        let next = redirect::location(self.headers())
+            .ok_or_else(|| "a redirect without a Location".to_owned())
+            .and_then(|location| redirect::next_hop(at, &location, home));
+        next.map_err(|detail| SourceError::Protocol { place: self.place.clone(), detail })
     }
 
     /// The next piece of the body, `None` at its end.
@@ -117,7 +120,7 @@ impl Answer {
     /// The status, and what the body says about it.
     pub(super) async fn words(&mut self, stall: Duration) -> String {
         let status = self.status();
-        let body = self.read(ERROR_LIMIT_BYTES, stall).await;
+        let body = self.read(ERROR_LIMIT_BYTES, stall.min(WORDS_PATIENCE)).await;
         match body.ok().and_then(|body| message::registry_words(&body)) {
             Some(words) => format!("{status}: {words}"),
             None => status.to_string(),
@@ -173,81 +176,79 @@ impl RegistryClient {
         question: &Question<'_>,
         mut led_to: impl FnMut(&Url),
     ) -> Result<Answer, Failure> {
-        let (mut answer, own_headers) = self.ask_registry(question).await?;
+        let mut answer = self.ask_registry(question).await?;
         let mut at = question.url.clone();
-        let mut hops = 0;
-        while redirect::is_redirect(answer.status()) {
-            let protocol = |detail| SourceError::Protocol {
-                place: question.upstream.place(question.repository),
-                detail,
-            };
-            hops += 1;
-            if hops > redirect::HOP_LIMIT {
-                return Err(protocol(format!("more than {} redirects", redirect::HOP_LIMIT)).into());
+        for _ in 0..redirect::HOP_LIMIT {
+            if !redirect::is_redirect(answer.status()) {
+                return Ok(answer);
             }
-            let location = answer.header(header::LOCATION);
-            let location =
-                location.ok_or_else(|| protocol("a redirect without a Location".to_owned()))?;
-            at = redirect::next_hop(&at, location).map_err(protocol)?;
+            at = answer.next_hop(&at, &question.upstream.base)?;
             drop(answer); // Its permit too: nobody waits for a permit while holding one.
             led_to(&at);
-            let is_own = at.origin() == question.upstream.base.origin();
-            let headers = if is_own { &own_headers } else { question.headers };
-            answer = self.fetch(question.upstream, &at, headers, question.errand).await?;
+            answer = self.follow(&Question { url: &at, ..*question }).await?;
+        }
+        if redirect::is_redirect(answer.status()) {
+            let place = question.upstream.place(question.repository);
+            let detail = format!("more than {} redirects", redirect::HOP_LIMIT);
+            return Err(SourceError::Protocol { place, detail }.into());
         }
         Ok(answer)
     }
 
-    /// Asks a host that a redirect named.
-    pub(super) async fn fetch(
-        &self,
-        upstream: &Upstream,
-        url: &Url,
-        headers: &HeaderMap,
-        errand: &Errand,
-    ) -> Result<Answer, Failure> {
-        let place = match url.origin() == upstream.base.origin() {
-            true => upstream.name.clone(),
-            false => format!("{}, to which {} redirects,", message::origin(url), upstream.name),
-        };
+    /// Asks a URL that a redirect of the question's upstream named, once.
+    pub(super) async fn follow(&self, question: &Question<'_>) -> Result<Answer, Failure> {
+        let Question { upstream, url, headers, errand, .. } = *question;
+        if url.origin() == upstream.base.origin() {
+            return self.ask_registry(question).await;
+        }
+        if let Some(repository) = redirect::repository_in(url) {
+            let other = upstream.redirected_to(url, self);
+            let (upstream, repository) = (&other, repository.as_str());
+            return self.ask_registry(&Question { upstream, repository, ..*question }).await;
+        }
+        let place = format!("{}, to which {} redirects,", message::origin(url), upstream.name);
         let request = upstream.client_for(url, self).get(url.clone()).headers(headers.clone());
         self.send(request, url, &place, errand).await
     }
 
-    /// Asks the registry itself, with an authorization if it wants one. Also returns the headers
-    /// that were sent.
-    async fn ask_registry(&self, question: &Question<'_>) -> Result<(Answer, HeaderMap), Failure> {
+    /// Asks a registry, with an authorization if it wants one. Its refusal is a failure.
+    async fn ask_registry(&self, question: &Question<'_>) -> Result<Answer, Failure> {
         let Question { upstream, repository, url, errand, .. } = *question;
         let place = upstream.place(repository);
-        let mut headers = question.headers.clone();
-        headers.extend(upstream.headers.clone());
-        let send = |headers: &HeaderMap| {
-            let request = upstream.client.get(url.clone()).headers(headers.clone());
-            self.send(request, url, &place, errand)
+        let send = |authorization: Option<&Authorization>| {
+            let mut headers = question.headers.clone();
+            headers.extend(upstream.headers.clone());
+            if let Some(authorization) = authorization {
+                headers.insert(header::AUTHORIZATION, authorization.header.clone());
+            }
+            self.send(upstream.client.get(url.clone()).headers(headers), url, &place, errand)
         };
 
         let slot = self.authorizations.slot(upstream, repository);
         let authorization = self.authorization(&slot, upstream, repository).await?;
-        if let Some(authorization) = &authorization {
-            headers.insert(header::AUTHORIZATION, authorization.header.clone());
+        let mut answer = send(authorization.as_ref()).await?;
+        let may_pass = match answer.status() {
+            StatusCode::UNAUTHORIZED => true,
+            // What was granted earlier may have ended since.
+            StatusCode::FORBIDDEN => authorization.is_some(),
+            _ => return Ok(answer),
+        };
+        let mut detail = answer.words(self.timing.stall).await;
+        if may_pass {
+            let challenges = auth::challenges(answer.headers());
+            drop(answer); // Nobody waits for a token while holding a permit.
+            let refused = authorization.as_ref();
+            let other =
+                self.reauthorization(&slot, upstream, repository, challenges, refused).await?;
+            if let Some(other) = other {
+                let mut answer = send(Some(&other)).await?;
+                if !matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+                    return Ok(answer);
+                }
+                detail = answer.words(self.timing.stall).await;
+            }
         }
-        let answer = send(&headers).await?;
-        if answer.status() != StatusCode::UNAUTHORIZED {
-            return Ok((answer, headers));
-        }
-
-        let challenges = auth::challenges(answer.headers());
-        drop(answer);
-        let refused = authorization.as_ref();
-        let authorization =
-            self.reauthorization(&slot, upstream, repository, challenges, refused).await?;
-        headers.insert(header::AUTHORIZATION, authorization.header);
-        let mut answer = send(&headers).await?;
-        if answer.status() == StatusCode::UNAUTHORIZED {
-            let detail = answer.words(self.timing.stall).await;
-            return Err(upstream.unauthorized(repository, &detail, true).into());
-        }
-        Ok((answer, headers))
+        Err(upstream.unauthorized(repository, &detail, &slot.known().await).into())
     }
 
     /// Sends a request when its host has a permit for it, and tells the host's limit how it went.

@@ -33,9 +33,11 @@ mod range;
 mod redirect;
 mod repository;
 mod retry;
+mod scopes;
 mod tags;
 mod timing;
 mod token;
+mod token_server;
 mod upstream;
 
 use std::path::PathBuf;

@@ -19,7 +19,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, header};
 use jiff::{SignedDuration, Timestamp};
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -51,13 +51,31 @@ pub(super) fn is_refusal(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410)
 }
 
-/// Where a `Location` leads from `from`.
+/// The `Location` of an answer as text. Headers are bytes: UTF-8 counts as such (`Url` encodes it), and
+/// other bytes are percent-encoded one by one, as what reads the URL would decode them.
+pub(super) fn location(headers: &HeaderMap) -> Option<String> {
+    let bytes = headers.get(header::LOCATION)?.as_bytes();
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return Some(text.to_owned());
+    }
+    let mut text = String::with_capacity(bytes.len());
+    for &byte in bytes {
+        match byte.is_ascii() {
+            true => text.push(char::from(byte)),
+            false => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    Some(text)
+}
+
+/// Where a `Location` leads from `from`, on the way that began at the registry `home`.
 ///
 /// # Errors
-/// In words, when it is no http(s) URL, or leads from https to http.
-pub(super) fn next_hop(from: &Url, location: &str) -> Result<Url, String> {
-    let mut next =
+/// In words, when it is no http(s) URL, or leads from https to http elsewhere than home.
+pub(super) fn next_hop(from: &Url, location: &str, home: &Url) -> Result<Url, String> {
+    let next =
         from.join(location).map_err(|_| "a redirect to something that is no URL".to_owned())?;
+    let mut next = by_https_at_home(&next, home);
     match (from.scheme(), next.scheme()) {
         ("http", "http") | (_, "https") => {}
         ("https", "http") => {
@@ -72,6 +90,44 @@ pub(super) fn next_hop(from: &Url, location: &str) -> Result<Url, String> {
     next.set_username("").and_then(|()| next.set_password(None)).expect("http URLs have a host");
     next.set_fragment(None);
     Ok(next)
+}
+
+/// `url`, and by https where it names the host of `home`, which speaks https, by plain http.
+///
+/// A registry behind a proxy that ends TLS often does not know how it is asked. Its port may be named
+/// or left out; another port is another server.
+pub(super) fn by_https_at_home(url: &Url, home: &Url) -> Url {
+    let has_same_port =
+        url.port().is_none() || url.port_or_known_default() == home.port_or_known_default();
+    let mut next = url.clone();
+    if (url.scheme(), home.scheme()) == ("http", "https")
+        && url.host() == home.host()
+        && has_same_port
+    {
+        next.set_scheme("https")
+            .and_then(|()| next.set_port(home.port()))
+            .expect("an http URL with a host can be an https URL with a port");
+    }
+    next
+}
+
+/// Whether a redirect stays at its host, so that a password may go along: scheme, host and port are the
+/// same, or http became https at the port of each.
+pub(super) fn is_same_host(from: &Url, to: &Url) -> bool {
+    let is_secured = (from.scheme(), to.scheme()) == ("http", "https")
+        && from.host() == to.host()
+        && from.port().is_none()
+        && to.port().is_none();
+    from.origin() == to.origin() || is_secured
+}
+
+/// The repository, where a URL is one of a registry's API (distribution-spec, "Endpoints"):
+/// `/v2/NAME/manifests/…`, `/v2/NAME/blobs/…`, `/v2/NAME/tags/list`. Storage hosts have other paths.
+pub(super) fn repository_in(url: &Url) -> Option<String> {
+    let (rest, _) = url.path().strip_prefix("/v2/")?.rsplit_once('/')?;
+    let kinds = ["/manifests", "/blobs", "/tags"];
+    let name = kinds.iter().find_map(|kind| rest.strip_suffix(kind))?;
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// A place that serves a blob, as a redirect named it.
@@ -226,7 +282,8 @@ mod tests {
     #[test]
     fn locations() {
         let from = url("https://registry.example/v2/a/blobs/x?y");
-        let next = |location| next_hop(&from, location).map(|url| url.to_string());
+        let home = url("https://registry.example/v2/");
+        let next = |location| next_hop(&from, location, &home).map(|url| url.to_string());
         assert_eq!(next("/other#f"), Ok("https://registry.example/other".into()));
         assert_eq!(next("https://u:p@cdn.example/z?s"), Ok("https://cdn.example/z?s".into()));
         assert!(next("http://cdn.example/z?secret").unwrap_err().contains("plain http"));
@@ -235,8 +292,57 @@ mod tests {
         assert!(next("file:///etc/passwd").is_err());
         assert!(next("https://").is_err());
         let plain = url("http://127.0.0.1:5000/v2/");
-        assert!(next_hop(&plain, "http://127.0.0.1:6000/").is_ok());
-        assert!(next_hop(&plain, "https://cdn.example/").is_ok());
+        assert!(next_hop(&plain, "http://127.0.0.1:6000/", &plain).is_ok());
+        assert!(next_hop(&plain, "https://cdn.example/", &plain).is_ok());
+        // It does not know that it is asked by https.
+        assert_eq!(next("http://registry.example/z"), Ok("https://registry.example/z".into()));
+        assert!(next("http://registry.example:81/z").is_err());
+    }
+
+    #[test]
+    fn a_location_may_hold_any_bytes() {
+        let from = url("https://registry.example/v2/a/blobs/x");
+        let next = |bytes: &[u8]| {
+            let value = http::HeaderValue::from_bytes(bytes).unwrap();
+            let headers = HeaderMap::from_iter([(header::LOCATION, value)]);
+            next_hop(&from, &location(&headers).unwrap(), &from).map(|url| url.to_string())
+        };
+        let encoded = Ok("https://s.example/%E6%A8%A1%20x?f=%E5%9E%8B".to_owned());
+        assert_eq!(next("https://s.example/模 x?f=型".as_bytes()), encoded);
+        assert_eq!(
+            next(b"https://s.example/\xe9?f=\xff"),
+            Ok("https://s.example/%E9?f=%FF".into())
+        );
+        assert_eq!(location(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_password_stays_at_its_host() {
+        let stays = |from: &str, to: &str| is_same_host(&url(from), &url(to));
+        assert!(stays("http://a.example/t", "http://a.example/u?x"));
+        assert!(stays("http://a.example/t", "https://A.example/t"));
+        assert!(stays("https://a.example:8443/t", "https://a.example:8443/u"));
+        for to in ["http://a.example/t", "https://a.example:444/t", "https://b.a.example/t"] {
+            assert!(!stays("https://a.example/t", to), "{to}");
+        }
+        assert!(!stays("http://a.example:5000/t", "https://a.example/t"));
+    }
+
+    #[test]
+    fn another_registry_is_told_from_a_storage_host() {
+        let repository = |text: &str| repository_in(&url(text));
+        let name = |name: &str| Some(name.to_owned());
+        assert_eq!(repository("https://b.example/v2/org/m/blobs/sha256:00"), name("org/m"));
+        assert_eq!(repository("https://b.example/v2/m/manifests/v1?ns=x"), name("m"));
+        assert_eq!(repository("https://b.example/v2/m/tags/list"), name("m"));
+        for other in [
+            "https://s.example/docker/registry/v2/blobs/sha256/00/00aa/data",
+            "https://s.example/v2/blobs/sha256:00",
+            "https://s.example/v2/",
+            "https://s.example/bucket/object",
+        ] {
+            assert_eq!(repository(other), None, "{other}");
+        }
     }
 
     #[test]

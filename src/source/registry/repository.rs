@@ -18,7 +18,7 @@ use url::Url;
 use super::RegistryClient;
 use super::download;
 use super::errand::Errand;
-use super::exchange::{Answer, Question};
+use super::exchange::Question;
 use super::redirect::Targets;
 use super::retry::{self, Failure};
 use super::tags;
@@ -216,7 +216,7 @@ impl Remote {
         let mut answer = self.client.ask(&question, |_| ()).await?;
         if answer.status() != StatusCode::OK {
             let hint = format!("check it with `kitfs list {}`", self.name);
-            return Err(self.refusal(upstream, answer, &what, &hint).await);
+            return Err(answer.refusal(&what, &hint, self.timing().stall).await);
         }
         let stall = self.timing().stall;
         let bytes = answer.document("the manifest", MANIFEST_LIMIT_BYTES, stall).await?;
@@ -257,7 +257,7 @@ impl Remote {
             if answer.status() != StatusCode::OK {
                 let what = "the list of tags";
                 let hint = "check the name of the repository";
-                return Err(self.refusal(upstream, answer, what, hint).await);
+                return Err(answer.refusal(what, hint, self.timing().stall).await);
             }
             let (limit, stall) = (tags::PAGE_LIMIT_BYTES, self.timing().stall);
             let page = answer.document("the list of tags", limit, stall).await?;
@@ -287,24 +287,6 @@ impl Remote {
         errand: &'a Errand,
     ) -> Question<'a> {
         Question { upstream, repository: &self.repository, url, headers, errand }
-    }
-
-    /// What it means that `answer` does not bring `what`.
-    pub(super) async fn refusal(
-        &self,
-        upstream: &Upstream,
-        mut answer: Answer,
-        what: &str,
-        hint: &str,
-    ) -> Failure {
-        let stall = self.timing().stall;
-        match answer.status() {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if answer.is_from(upstream) => {
-                let detail = answer.words(stall).await;
-                upstream.unauthorized(&self.repository, &detail, true).into()
-            }
-            _ => answer.refusal(what, hint, stall).await,
-        }
     }
 }
 

@@ -1,14 +1,16 @@
-//! What to ask a token server, and what it may answer (distribution's "Token Authentication
+//! Where to ask for a token, and what a token server may answer (distribution's "Token Authentication
 //! Specification", and its OAuth2 variant). Pure.
 
 use std::time::Duration;
 
 use http::HeaderValue;
-use serde::Deserialize;
+use serde_json::{Map, Value};
 use url::Url;
 
 use super::challenge::Challenge;
+use super::encoding;
 use super::message;
+use super::redirect;
 
 /// How long a token lives that does not say it (token specification, `expires_in`).
 const DEFAULT_LIFETIME_SECONDS: f64 = 60.0;
@@ -20,31 +22,27 @@ const MAX_LIFETIME_SECONDS: f64 = 86_400.0;
 /// under way when the registry looks at the token.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// Where to get a token, and for what.
+/// Where to get a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Question {
+pub(super) struct Server {
     pub(super) realm: Url,
     pub(super) service: Option<String>,
-    pub(super) scopes: Vec<String>,
 }
 
-impl Question {
-    /// What a Bearer challenge asks for, for reading `repository`.
+impl Server {
+    /// The token server that a Bearer challenge of `registry` names.
     ///
-    /// The scope of the challenge counts where it has one, because a mirror may keep the
-    /// repository under another name; its actions are cut down to `pull`.
+    /// A registry behind a TLS proxy may not know that it is asked by https, and name itself by http:
+    /// then its token server is asked by https, too.
     ///
     /// # Errors
-    /// In words, when the realm is no URL, or is plain http where the registry is not: passwords
-    /// go there.
-    pub(super) fn new(
-        challenge: &Challenge,
-        registry: &Url,
-        repository: &str,
-    ) -> Result<Self, String> {
+    /// In words, when the realm is no URL, or is plain http at another host than that of an https
+    /// registry: passwords go there.
+    pub(super) fn new(challenge: &Challenge, registry: &Url) -> Result<Self, String> {
         let realm = challenge.parameter("realm").unwrap_or_default();
-        let mut realm = Url::parse(realm)
+        let named = Url::parse(realm)
             .map_err(|_| format!("its token server `{}` is no URL", message::quoted(realm)))?;
+        let mut realm = redirect::by_https_at_home(&named, registry);
         match (registry.scheme(), realm.scheme()) {
             (_, "https") | ("http", "http") => {}
             _ => {
@@ -58,56 +56,55 @@ impl Question {
             .set_username("")
             .and_then(|()| realm.set_password(None))
             .expect("http URLs have a host");
-        let asked = challenge.parameter("scope").unwrap_or_default();
-        let mut scopes: Vec<_> = asked.split_ascii_whitespace().map(reading).collect();
-        if scopes.is_empty() {
-            scopes.push(format!("repository:{repository}:pull"));
-        }
         let service = challenge.parameter("service").map(str::to_owned);
-        Ok(Self { realm, service, scopes })
+        Ok(Self { realm, service })
     }
-}
 
-/// A scope with no more than the right to read.
-fn reading(scope: &str) -> String {
-    match scope.rsplit_once(':') {
-        Some((resource, _)) if resource.starts_with("repository:") => format!("{resource}:pull"),
-        Some(_) | None => scope.to_owned(),
+    /// The server as messages name it.
+    pub(super) fn name(&self) -> String {
+        message::without_secrets(&self.realm)
     }
 }
 
 /// A token and how long it may be used.
 #[derive(Debug, PartialEq)]
-pub(super) struct Answer {
+pub(super) struct Token {
     /// The value of an `Authorization` header.
     pub(super) header: HeaderValue,
     /// How long after the request it is time for the next one.
     pub(super) renew_after: Duration,
 }
 
-impl Answer {
-    /// Decodes the body of a token server's answer.
+impl Token {
+    /// Decodes the body of a token server's answer: `token` or `access_token`, and `expires_in`.
+    ///
+    /// As clients in Go read it, names count in any case, and what is no text is no token. A lifetime
+    /// may be written as a text; one that cannot be read is the default one.
     ///
     /// # Errors
     /// In words that hold nothing of the body.
     pub(super) fn decode(body: &[u8]) -> Result<Self, String> {
-        #[derive(Deserialize)]
-        struct Body {
-            token: Option<String>,
-            access_token: Option<String>,
-            expires_in: Option<f64>,
-        }
-        let body: Body =
-            serde_json::from_slice(body).map_err(|_| "an answer that is not JSON with a token")?;
-        let token = [body.token, body.access_token].into_iter().flatten().find(|t| !t.is_empty());
+        let body: Map<String, Value> = serde_json::from_slice(encoding::without_mark(body))
+            .map_err(|_| "an answer that is not JSON with a token")?;
+        let member = |name: &str| {
+            let mut members = body.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+            members.next().map(|(_, value)| value)
+        };
+        let text = |name| member(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let token = text("token").or_else(|| text("access_token"));
         let token = token.ok_or("an answer without a token")?;
-        let header = bearer(&token).ok_or("a token that no HTTP header can carry")?;
+        let header = bearer(token).ok_or("a token that no HTTP header can carry")?;
+        let seconds = member("expires_in").and_then(seconds);
         // Servers that count no time send a 0, which must not mean a token for each request.
-        let lifetime = body.expires_in.filter(|seconds| *seconds > 0.0);
-        let lifetime = lifetime.unwrap_or(DEFAULT_LIFETIME_SECONDS).min(MAX_LIFETIME_SECONDS);
-        let lifetime = Duration::from_secs_f64(lifetime);
+        let lifetime = seconds.filter(|seconds| *seconds > 0.0).unwrap_or(DEFAULT_LIFETIME_SECONDS);
+        let lifetime = Duration::from_secs_f64(lifetime.min(MAX_LIFETIME_SECONDS));
         Ok(Self { header, renew_after: lifetime - MARGIN.min(lifetime / 4) })
     }
+}
+
+/// A number of seconds, as a number or as a text.
+fn seconds(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|it| !it.is_nan())
 }
 
 /// The value of an `Authorization` header for a token.
@@ -119,66 +116,105 @@ pub(super) fn bearer(token: &str) -> Option<HeaderValue> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
     use super::*;
 
-    fn question(header: &str, registry: &str) -> Result<Question, String> {
-        let challenge = &Challenge::parse(header)[0];
-        Question::new(challenge, &Url::parse(registry).unwrap(), "org/model")
+    fn server(header: &str, registry: &str) -> Result<Server, String> {
+        Server::new(&Challenge::parse(header)[0], &Url::parse(registry).unwrap())
     }
 
     #[test]
-    fn the_scope_is_that_of_the_challenge_but_only_to_pull() {
-        let header = r#"Bearer realm="https://auth.example/t?a=b",service="s",scope="repository:org/model:pull,push""#;
-        let got = question(header, "https://ghcr.io/v2/").unwrap();
+    fn the_challenge_says_where_to_ask() {
+        let header = r#"Bearer realm="https://auth.example/t?a=b",service="s""#;
+        let got = server(header, "https://ghcr.io/v2/").unwrap();
         assert_eq!(got.realm.as_str(), "https://auth.example/t?a=b");
         assert_eq!(got.service.as_deref(), Some("s"));
-        assert_eq!(got.scopes, ["repository:org/model:pull"]);
-    }
-
-    #[test]
-    fn a_challenge_without_scope_asks_for_the_repository() {
-        let got = question("Bearer realm=https://auth.example/t", "https://ghcr.io/v2/").unwrap();
-        assert_eq!(got.scopes, ["repository:org/model:pull"]);
     }
 
     #[test]
     fn passwords_go_to_plain_http_only_where_the_registry_is_plain_http() {
         let header = r#"Bearer realm="http://auth.example/t""#;
-        let refusal = question(header, "https://ghcr.io/v2/").unwrap_err();
+        let refusal = server(header, "https://ghcr.io/v2/").unwrap_err();
         assert!(refusal.contains("http://auth.example/t does not speak https"), "{refusal}");
-        assert!(question(header, "http://ghcr.io/v2/").is_ok());
-        assert!(question(r#"Bearer realm="ftp://x/""#, "http://ghcr.io/v2/").is_err());
-        assert!(question("Bearer realm=/relative", "http://ghcr.io/v2/").is_err());
-        assert!(question("Bearer service=x", "http://ghcr.io/v2/").is_err());
+        assert!(server(header, "http://ghcr.io/v2/").is_ok());
+        assert!(server(r#"Bearer realm="ftp://x/""#, "http://ghcr.io/v2/").is_err());
+        assert!(server("Bearer realm=/relative", "http://ghcr.io/v2/").is_err());
+        assert!(server("Bearer service=x", "http://ghcr.io/v2/").is_err());
     }
 
-    #[test]
-    fn answers() {
-        let decode = |body: &str| Answer::decode(body.as_bytes());
-        let plain = decode(r#"{"token":"t"}"#).unwrap();
-        assert_eq!(plain.header, "Bearer t");
-        assert!(plain.header.is_sensitive());
-        assert_eq!(plain.renew_after, Duration::from_secs(50));
+    #[rstest]
+    #[case::default_ports(
+        "http://r.example/t",
+        "https://r.example/v2/",
+        Some("https://r.example/t")
+    )]
+    #[case::own_port(
+        "http://r.example:8443/t",
+        "https://r.example:8443/v2/",
+        Some("https://r.example:8443/t")
+    )]
+    #[case::port_left_out(
+        "http://R.example/t",
+        "https://r.example:8443/v2/",
+        Some("https://r.example:8443/t")
+    )]
+    #[case::other_port("http://r.example:81/t", "https://r.example/v2/", None)]
+    #[case::other_host("http://auth.example/t", "https://r.example/v2/", None)]
+    fn a_registry_in_https_that_names_itself_by_http_is_asked_by_https(
+        #[case] realm: &str,
+        #[case] registry: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let got = server(&format!("Bearer realm=\"{realm}\""), registry);
+        assert_eq!(got.ok().map(|server| server.realm.to_string()).as_deref(), expected);
+    }
 
-        let oauth = decode(r#"{"token":"","access_token":"a","expires_in":3600}"#).unwrap();
-        assert_eq!(oauth.header, "Bearer a");
-        assert_eq!(oauth.renew_after, Duration::from_secs(3590));
-
-        let short = decode(r#"{"token":"t","expires_in":4}"#).unwrap();
-        assert_eq!(short.renew_after, Duration::from_secs(3));
-        for none in ["0", "-5", "null"] {
-            let body = format!(r#"{{"token":"t","expires_in":{none}}}"#);
-            assert_eq!(decode(&body).unwrap().renew_after, Duration::from_secs(50), "{none}");
-        }
-        let eternal = decode(r#"{"token":"t","expires_in":1e300}"#).unwrap();
-        assert_eq!(eternal.renew_after, Duration::from_secs(86_390));
+    #[rstest]
+    #[case::plain(r#"{"token":"t"}"#, 50)]
+    #[case::oauth(r#"{"token":"","access_token":"t","expires_in":3600}"#, 3590)]
+    #[case::null(r#"{"token":null,"access_token":"t","expires_in":null}"#, 50)]
+    #[case::short(r#"{"token":"t","expires_in":4}"#, 3)]
+    #[case::text(r#"{"token":"t","expires_in":"300"}"#, 290)]
+    #[case::text_of_a_fraction(r#"{"token":"t","expires_in":" 300.0 "}"#, 290)]
+    #[case::words(r#"{"token":"t","expires_in":"an hour"}"#, 50)]
+    #[case::not_a_number(r#"{"token":"t","expires_in":"NaN"}"#, 50)]
+    #[case::none(r#"{"token":"t","expires_in":0}"#, 50)]
+    #[case::negative(r#"{"token":"t","expires_in":-5}"#, 50)]
+    #[case::list(r#"{"token":"t","expires_in":[300]}"#, 50)]
+    #[case::eternal(r#"{"token":"t","expires_in":1e300}"#, 86_390)]
+    #[case::endless(r#"{"token":"t","expires_in":"inf"}"#, 86_390)]
+    #[case::names_in_go(r#"{"Token":"t","Expires_In":300}"#, 290)]
+    #[case::byte_order_mark("\u{feff}{\"token\":\"t\"}", 50)]
+    fn answers(#[case] body: &str, #[case] seconds: u64) {
+        let token = Token::decode(body.as_bytes()).unwrap();
+        assert_eq!(token.header, "Bearer t");
+        assert!(token.header.is_sensitive());
+        assert_eq!(token.renew_after, Duration::from_secs(seconds));
     }
 
     #[test]
     fn answers_without_a_usable_token_are_refused_without_quoting_them() {
-        for body in ["", "{}", "[]", r#"{"token":null}"#, r#"{"token":"se\ncret"}"#] {
-            let refusal = Answer::decode(body.as_bytes()).unwrap_err();
+        for body in
+            ["", "{}", "[]", r#"{"token":null}"#, r#"{"token":"se\ncret"}"#, r#"{"token":1}"#]
+        {
+            let refusal = Token::decode(body.as_bytes()).unwrap_err();
             assert!(!refusal.contains("cret"), "{refusal}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_lifetime_is_survived(lifetime in prop_oneof![
+            any::<f64>().prop_map(|it| it.to_string()),
+            any::<i64>().prop_map(|it| it.to_string()),
+            "\"[ -~]{0,12}\"",
+        ]) {
+            let body = format!(r#"{{"token":"t","expires_in":{lifetime}}}"#);
+            if let Ok(token) = Token::decode(body.as_bytes()) {
+                prop_assert!(token.renew_after <= Duration::from_secs(86_390));
+            }
         }
     }
 }

@@ -21,8 +21,8 @@ use super::errand::Errand;
 use super::message::{self, Cause};
 use super::retry::{self, Failure};
 use crate::oci::Digest;
-use crate::source::SourceError;
-use crate::source::mirrors;
+use crate::source::credentials::{Credential, Known};
+use crate::source::{SourceError, mirrors};
 
 /// A place that answers for a registry.
 pub(super) struct Upstream {
@@ -36,16 +36,30 @@ pub(super) struct Upstream {
     pub(super) account: String,
     /// How messages call it.
     pub(super) name: String,
-    /// The address, where it is not the registry's own.
-    mirror: Option<String>,
+    /// How it is reached, where that is not by the registry's own address.
+    way: Way,
+}
+
+/// How an upstream is reached.
+enum Way {
+    /// At the registry's own address.
+    Own,
+    /// At this address, which stands for the registry and perhaps for others.
+    Mirror(String),
+    /// By a redirect of this registry.
+    Redirect(String),
 }
 
 impl Upstream {
     /// The repository as messages call it.
     pub(super) fn place(&self, repository: &str) -> String {
-        match &self.mirror {
-            Some(address) => format!("{}/{repository} (at {address})", self.name),
-            None => format!("{}/{repository}", self.name),
+        let name = &self.name;
+        match &self.way {
+            Way::Own => format!("{name}/{repository}"),
+            Way::Mirror(address) => format!("{name}/{repository} (at {address})"),
+            Way::Redirect(registry) => {
+                format!("{name}/{repository} (to which {registry} redirects)")
+            }
         }
     }
 
@@ -73,7 +87,7 @@ impl Upstream {
             .expect("http URLs have paths")
             .pop_if_empty()
             .extend(repository.split('/').chain(rest));
-        if self.mirror.is_some() {
+        if matches!(self.way, Way::Mirror(_)) {
             // Which registry is meant, for mirrors that stand for several (as containerd does).
             url.query_pairs_mut().append_pair("ns", &self.name);
         }
@@ -85,22 +99,43 @@ impl Upstream {
         if url.origin() == self.base.origin() { &self.client } else { all.connections.plain() }
     }
 
-    /// The error of somebody who may not read `repository`.
+    /// Another registry that this one redirects to, at `url`. What is configured for this one does not
+    /// count there, and credentials are those of the other.
+    pub(super) fn redirected_to(&self, url: &Url, all: &RegistryClient) -> Self {
+        let mut base = url.clone();
+        base.set_path("/v2/");
+        base.set_query(None);
+        let host = message::authority(url);
+        Self {
+            base,
+            client: all.connections.plain().clone(),
+            headers: HeaderMap::new(),
+            account: host.clone(),
+            name: host,
+            way: Way::Redirect(self.name.clone()),
+        }
+    }
+
+    /// The error of somebody who may not read `repository`, and of whom this is known.
     pub(super) fn unauthorized(
         &self,
         repository: &str,
         detail: &str,
-        had_credentials: bool,
+        known: &Known,
     ) -> SourceError {
         let account = &self.account;
-        let hint = if had_credentials {
-            format!(
+        let mut hint = match known.credential {
+            Credential::Anonymous => {
+                format!("log in with `kit login {account}` or `docker login {account}`")
+            }
+            _ => format!(
                 "the credentials for {account} were not accepted, or may not read this repository, \
                  or it does not exist: `kit login {account}` or `docker login {account}` renews them"
-            )
-        } else {
-            format!("log in with `kit login {account}` or `docker login {account}`")
+            ),
         };
+        if let Some(trouble) = &known.trouble {
+            hint.push_str(&format!(" ({trouble})"));
+        }
         SourceError::Unauthorized { place: self.place(repository), detail: detail.to_owned(), hint }
     }
 }
@@ -143,14 +178,14 @@ impl RegistryClient {
 
     /// The registry itself.
     fn upstream(&self, registry: &str, scheme: &str) -> Result<Arc<Upstream>, SourceError> {
-        let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+        let host = if is_docker_hub(registry) { "registry-1.docker.io" } else { registry };
         Ok(Arc::new(Upstream {
             base: parse_base(scheme, host)?,
             client: self.connections.client(&self.tls)?,
             headers: HeaderMap::new(),
             account: registry.to_owned(),
             name: registry.to_owned(),
-            mirror: None,
+            way: Way::Own,
         }))
     }
 
@@ -178,14 +213,17 @@ impl RegistryClient {
             headers.append(name, value);
         }
         let host = message::authority(&base);
-        let is_registry =
-            host == registry || (registry == "docker.io" && host == "registry-1.docker.io");
+        let is_registry = host.eq_ignore_ascii_case(registry)
+            || (is_docker_hub(registry) && host == "registry-1.docker.io");
         let upstream = Upstream {
             client: self.connections.client(&tls)?,
             headers,
             account: if is_registry { registry.to_owned() } else { host },
             name: registry.to_owned(),
-            mirror: (!is_registry).then(|| message::without_secrets(&mirror.url)),
+            way: match is_registry {
+                true => Way::Own,
+                false => Way::Mirror(message::without_secrets(&mirror.url)),
+            },
             base,
         };
         Ok(Endpoint {
@@ -270,6 +308,11 @@ fn parse_base(scheme: &str, host: &str) -> Result<Url, SourceError> {
         what: format!("the registry `{host}`"),
         detail: format!("is no host name: {error}"),
     })
+}
+
+/// Whether a registry is Docker Hub by its name, under which no registry answers.
+fn is_docker_hub(registry: &str) -> bool {
+    registry.eq_ignore_ascii_case("docker.io")
 }
 
 /// Whether a URL names this machine itself.
