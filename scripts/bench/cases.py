@@ -68,6 +68,8 @@ def engine(bench):
     block = min(64, bench.big_mib // 8) * MIB
     shuffled = ["mmap", block, "SEED"]
 
+    optional = lambda *rows: list(rows) if bench.peers else []
+
     def slices(subject):
         mode = lambda at: ["slices", 0.05, bench.seed + at]
         names = [f"shard-{at:02}.bin" for at in range(10)]
@@ -78,6 +80,25 @@ def engine(bench):
         return lambda _, at: mounted(
             bench, parts(), subject, True, *mode(at), *("@" + it for it in names))
 
+    def header_and_run(subject, least, most):
+        mode = lambda at: ["header-and-run", 64 << 10, least, most, bench.seed + at]
+        names = [f"shard-{at:02}.bin" for at in range(10)]
+        if subject == "http":
+            return lambda _, at: bare(bench, parts(), names, mode(at))
+        return lambda _, at: mounted(
+            bench, parts(), subject, True, *mode(at), *("@" + it for it in names))
+
+    def header_and_runs(name, least, most):
+        what = f"{least} MiB" if least == most else f"{least} to {most} MiB"
+        least, most = least * MIB, most * MIB
+        return Case(name, f"64 KiB and then {what} somewhere in each of 10 shards, shaped link", [
+            Row("the same ranges by http", header_and_run("http", least, most)),
+            Row("kitfs", header_and_run(Kitfs, least, most), [
+                Bar("fetched/read", lambda it, _: it["fetched"] / it["bytes"], most=1.15),
+                memory]),
+            *optional(Row("rclone mount", header_and_run(Rclone, least, most))),
+        ])
+
     def scattered(subject):
         mode = lambda at: ["random", 200, CHUNK, bench.seed + at]
         if subject is None:
@@ -86,7 +107,6 @@ def engine(bench):
             return lambda _, at: bare(bench, big(), [FILE], mode(at))
         return lambda _, at: mounted(bench, big(), subject, True, *mode(at), "@" + FILE)
 
-    optional = lambda *rows: list(rows) if bench.peers else []
     p50 = lambda it, _=None: statistics.median(it["latencies"]) * 1000
     size = f"{bench.big_mib} MiB"
     return [
@@ -129,6 +149,8 @@ def engine(bench):
             *optional(Row("rclone mount", slices(Rclone))),
             Row("ext4 copy, from disk", slices(None)),
         ]),
+        header_and_runs("header-and-run", 8, 8),
+        header_and_runs("header-and-runs", 8, 32),
         Case("first-byte", "`kitfs mount`, no daemon, to the first byte, shaped link", [
             Row("kitfs", lambda *_: first_byte(bench, big(), FILE), [
                 Bar("s", lambda it, _: it["seconds"], most=8 * rtt + 0.15), memory]),

@@ -4,11 +4,12 @@
     python3 reading.py offsets COUNT FILE
     python3 reading.py mmap BLOCK SEED FILE
     python3 reading.py slices FRACTION SEED FILE…
+    python3 reading.py header-and-run HEADER LEAST MOST SEED FILE…
     python3 reading.py random COUNT STEP SEED FILE
     python3 reading.py first FILE COMMAND…
     python3 reading.py check FILE…
 
-A FILE of `slices` and `random` may be an http URL: the bare ranges, over one connection.
+A FILE of `slices`, `header-and-run` and `random` may be an http URL: the bare ranges, over one connection.
 
 Prints a line of JSON: seconds, bytes, and a checksum of what was read (made after the clock was
 stopped), so that two trees can be compared. `sequential`, `offsets` and `mmap` make none: they
@@ -145,6 +146,21 @@ def slices(fraction, seed, *paths):
         length = int(file.size * float(fraction))
         start = chance.randrange(file.size - length)
         ranges.append((file, start, start + length))
+    return in_order(ranges)
+
+
+def header_and_run(header, least, most, seed, *paths):
+    """The first bytes of each file, and then a run of some length somewhere in it."""
+    header, least, most = int(header), int(least), int(most)
+    chance, ranges = random.Random(int(seed)), []
+    for file in map(opened, paths):
+        length = chance.randint(least, most)
+        start = chance.randrange(header, file.size - length)
+        ranges += [(file, 0, header), (file, start, start + length)]
+    return in_order(ranges)
+
+
+def in_order(ranges):
     started = time.perf_counter()
     # As they come: to put the pieces together is no part of reading, and takes a tenth as long.
     kept = [piece for file, start, end in ranges for piece in file.pieces(start, end)]
@@ -200,6 +216,7 @@ def checksum(pieces):
 
 
 MODES = {"sequential": sequential, "offsets": offsets, "mmap": mapped, "slices": slices,
+         "header-and-run": header_and_run,
          "random": scattered, "first": first, "check": check}
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ pub enum MountEvent {
     /// A compressed layer is being passed over: nothing can be listed before its end.
     Progress(PassProgress),
     /// The tree can be listed.
-    Mounted(MountStatus),
+    Mounted(Box<MountStatus>),
     /// Nothing was mounted.
     Failed(Failure),
 }
@@ -280,6 +280,33 @@ pub struct MountStatus {
     pub passthrough: PassthroughState,
     /// What is done about the rest of the kit.
     pub hydrate: HydrateState,
+    /// What was fetched before readers asked for it.
+    pub readahead: ReadaheadStatus,
+}
+
+/// What a mount has fetched before readers asked for it. Bytes that were in the cache already do not
+/// count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadaheadStatus {
+    /// Bytes that the mount fetched and readers read.
+    pub read_bytes: u64,
+    /// Bytes that were guessed, and that nobody has read so far: at most a tenth of `read_bytes`, and
+    /// a head start once.
+    pub unread_bytes: u64,
+    /// What each rule has guessed.
+    pub predictors: Vec<PredictorStatus>,
+}
+
+/// What one rule has guessed (docs/semantics.md).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PredictorStatus {
+    /// Its name: `stream`, `run`, `habit`, `backward`, `block`, `stride`, `tensor`, `header` or
+    /// `next_shard`.
+    pub name: String,
+    /// Bytes that were fetched because of it.
+    pub asked_bytes: u64,
+    /// Those of them that were then read.
+    pub read_bytes: u64,
 }
 
 /// What FUSE passthrough does for a mount.

@@ -65,7 +65,7 @@ impl Client {
         while let Some(line) = lines.next().await? {
             match serde_json::from_slice(&line).map_err(not_understood)? {
                 MountEvent::Progress(progress) => on_progress(progress),
-                MountEvent::Mounted(status) => return Ok(status),
+                MountEvent::Mounted(status) => return Ok(*status),
                 MountEvent::Failed(failure) => return Err(failure),
             }
         }

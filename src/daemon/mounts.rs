@@ -21,11 +21,15 @@ use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::api::{Failure, FailureKind, HydrateState, MountStatus, PassthroughState};
+use super::api::{
+    Failure, FailureKind, HydrateState, MountStatus, PassthroughState, PredictorStatus,
+    ReadaheadStatus,
+};
 use super::failure::panicked;
 use super::hydrate::Hydrating;
 use super::upkeep::kit_state;
 use crate::cache::LayerKey;
+use crate::fs::readahead::ledger::LedgerState;
 use crate::fs::{FileSystem, LoadedKit};
 use crate::fuse::{Mount, MountError, PassthroughStatus};
 
@@ -325,7 +329,21 @@ impl Served {
                 Some(background) => background.hydrating.state(),
                 None => HydrateState::Off,
             },
+            readahead: readahead_status(self.mount.file_system().ledger()),
         }
+    }
+}
+
+fn readahead_status(ledger: LedgerState) -> ReadaheadStatus {
+    let predictors = ledger.accounts.into_iter().map(|account| PredictorStatus {
+        name: account.predictor.name().to_owned(),
+        asked_bytes: account.asked_bytes,
+        read_bytes: account.read_bytes,
+    });
+    ReadaheadStatus {
+        read_bytes: ledger.read_bytes,
+        unread_bytes: ledger.unread_bytes,
+        predictors: predictors.collect(),
     }
 }
 

@@ -154,7 +154,7 @@ async fn mount(
 ) -> Response {
     lines(MountEvent::Progress, |progress| async move {
         match service.mount(request, &*progress).await {
-            Ok(status) => MountEvent::Mounted(status),
+            Ok(status) => MountEvent::Mounted(Box::new(status)),
             Err(failure) => MountEvent::Failed(failure),
         }
     })

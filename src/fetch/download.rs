@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -76,7 +77,9 @@ impl Inner {
             false => range.start.in_uncompressed_blob().get()..range.end.get(),
         };
         let mut untried = self.sources.read().clone().into_iter();
+        let asked_at = Instant::now();
         let (stream, way) = self.open_next(&mut untried, &asked, urgency, None).await?;
+        way.line.answered(asked_at.elapsed());
         match self.admit(transfer, stream.range == whole && asked != whole) {
             Admission::Write => {}
             Admission::WriteWhole => asked = whole,

@@ -247,6 +247,12 @@ impl Layer {
         sources[0].line.bytes_in(time)
     }
 
+    /// The time between a request and the first byte of its answer; zero before it is known.
+    pub fn round_trip(&self) -> Duration {
+        let sources = self.inner.sources.read();
+        sources[0].line.round_trip()
+    }
+
     /// Whether the blob comes from another host, rather than from this machine's own disk.
     pub fn is_remote(&self) -> bool {
         self.inner.sources.read().iter().any(|way| way.source.is_remote())

@@ -43,8 +43,10 @@ const FIRST_CONNECTIONS: u32 = 4;
 /// The most requests that a window is shared by: the transfers of a layer that run at a time.
 const MOST_CONNECTIONS: u32 = MOST_OF_A_LAYER as u32;
 /// The most requests of the usual size that are asked for as one: as many as the window of a stream
-/// whose length is known (`fs::cursors`).
+/// whose length is known (`fs::readahead`).
 const MOST_USUAL: u32 = 8;
+/// By which part a round trip may grow with each answer.
+const ROUND_TRIP_GROWTH: u64 = 8;
 /// A transfer beside which no more than this ran on average was alone.
 const ALONE: f64 = 1.25;
 
@@ -146,6 +148,8 @@ pub(super) struct Line {
     connections: AtomicU32,
     /// Bytes per second; 0 before anything was measured.
     rate: AtomicU64,
+    /// Microseconds; 0 before anything was measured.
+    round_trip: AtomicU64,
 }
 
 impl Line {
@@ -157,6 +161,7 @@ impl Line {
             request_chunks: AtomicU32::new(pace.chunks()),
             connections: AtomicU32::new(pace.connections()),
             rate: AtomicU64::new(0),
+            round_trip: AtomicU64::new(0),
         })
     }
 
@@ -174,6 +179,21 @@ impl Line {
     /// What comes in `time`, in bytes; 0 before anything was measured.
     pub(super) fn bytes_in(&self, time: Duration) -> u64 {
         (self.rate.load(Ordering::Relaxed) as f64 * time.as_secs_f64()) as u64
+    }
+
+    /// A request was answered after `time`. Answers that had to wait are told from slow ones by
+    /// those that had not: a shorter time counts at once, a longer one by and by.
+    pub(super) fn answered(&self, time: Duration) {
+        let sample = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+        let known = self.round_trip.load(Ordering::Relaxed);
+        let longest = known.saturating_add(known / ROUND_TRIP_GROWTH + 1);
+        let now = if known == 0 { sample } else { sample.min(longest) };
+        self.round_trip.store(now, Ordering::Relaxed);
+    }
+
+    /// The time between a request and the first byte of its answer; zero before it was measured.
+    pub(super) fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
     }
 
     /// The same of requests for `chunks` that are wanted in order, and all of which are asked for at
@@ -319,6 +339,18 @@ mod tests {
         assert_eq!(line.pace.lock().running, 1);
         drop(resting);
         assert_eq!(line.pace.lock().running, 0);
+    }
+
+    #[test]
+    fn a_round_trip_is_what_answers_take_that_did_not_wait() {
+        let line = Line::new();
+        assert_eq!(line.round_trip(), Duration::ZERO);
+        for milliseconds in [500, 20, 90, 21, 300, 20] {
+            line.answered(Duration::from_millis(milliseconds));
+        }
+        assert_eq!(line.round_trip(), Duration::from_millis(20));
+        (0..30).for_each(|_| line.answered(Duration::from_millis(100)));
+        assert_eq!(line.round_trip(), Duration::from_millis(100), "it has moved away");
     }
 
     #[test]

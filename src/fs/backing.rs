@@ -18,12 +18,16 @@ impl FileSystem {
     /// [`FsError::Fetch`] when the layer is poisoned or its file cannot be opened.
     pub fn backing(&self, ino: Ino) -> Result<BackingLookup, FsError> {
         let kit = self.kit();
-        let NodeKind::File(Content::Extent { layer, range }) = kit.tree.kind(self.node(ino)?)
-        else {
+        let node = self.node(ino)?;
+        let NodeKind::File(Content::Extent { layer, range }) = kit.tree.kind(node) else {
             return Ok(BackingLookup::Never);
         };
         let store = kit.layers[*layer as usize].store();
-        Ok(store.backing(range).map_err(FetchError::from)?)
+        let lookup = store.backing(range).map_err(FetchError::from)?;
+        if matches!(lookup, BackingLookup::Ready(_)) {
+            self.handed_over(node);
+        }
+        Ok(lookup)
     }
 
     /// Whether any layer has a member that could be read so.

@@ -4,16 +4,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::attributes::{Attributes, FileKind, Ino, Owner, Totals};
 use super::config::FsConfig;
-use super::cursors::{Ahead, Cursors, Habits, Strides, downward};
 use super::error::FsError;
+use super::extent::FileExtent;
 use super::kit::LoadedKit;
 use super::prefetch::TensorPrefetch;
 use super::read::{PendingRead, Read};
+use super::readahead::ledger::{HEAD_START, LedgerState};
+use super::readahead::{HostRate, Observed, Readahead};
 use super::trace::{AccessLog, FileRead};
 use super::xattr;
 use crate::cache::page_aligned;
@@ -22,15 +23,21 @@ use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::{StreamOffset, member_path};
 use crate::source::Priority;
 
-/// Tables of cursors, so that readers of different files do not meet at one lock.
-const CURSOR_SHARDS: usize = 16;
+/// What is known of the host that a layer comes from.
+pub(super) fn host_rate(layer: &Layer) -> HostRate {
+    HostRate {
+        request_bytes: layer.request_bytes(),
+        head_start_bytes: layer.bytes_in(HEAD_START),
+        round_trip_bytes: layer.bytes_in(layer.round_trip()),
+    }
+}
 
 /// A loaded kit as a file system. All methods may be called from any thread.
 pub struct FileSystem {
     kit: Arc<LoadedKit>,
     owner: Owner,
     config: FsConfig,
-    cursors: [Mutex<Cursors>; CURSOR_SHARDS],
+    readahead: Arc<Readahead>,
     tensors: Option<TensorPrefetch>,
     log: AccessLog,
 }
@@ -63,10 +70,16 @@ impl FileSystem {
     /// A file system over `kit` whose files belong to `owner`. Tensors are fetched beforehand only
     /// where it is made on a thread of a tokio runtime, which then reads their headers.
     pub fn new(kit: Arc<LoadedKit>, owner: Owner, config: FsConfig) -> Self {
-        let tensors = config.tensor_prefetch.then(|| TensorPrefetch::new(&kit)).flatten();
-        let (habits, log) = <(Arc<Habits>, _)>::default();
-        let cursors = std::array::from_fn(|_| Mutex::new(Cursors::new(habits.clone())));
-        Self { kit, owner, config, cursors, tensors, log }
+        let readahead = Arc::<Readahead>::default();
+        let tensors = config.tensor_prefetch.then(|| TensorPrefetch::new(&kit, &readahead));
+        Self {
+            kit,
+            owner,
+            config,
+            readahead,
+            tensors: tensors.flatten(),
+            log: AccessLog::default(),
+        }
     }
 
     /// The kit.
@@ -83,6 +96,11 @@ impl FileSystem {
     /// How many reads a recorder lost since the last call, because it was too slow.
     pub fn take_lost(&self) -> u64 {
         self.log.take_lost()
+    }
+
+    /// What was fetched before readers asked for it, and what of that they read.
+    pub fn ledger(&self) -> LedgerState {
+        self.readahead.ledger().state()
     }
 
     /// The entry `name` of a directory.
@@ -227,7 +245,7 @@ impl FileSystem {
         }
         let range = file_start + wanted.start..file_start + wanted.end;
         let is_resident = layer.read_resident(range.start, &mut buffer[..bytes])?;
-        self.fetch_ahead(node, layer, file_start, wanted, is_resident);
+        self.fetch(node, layer, file_start, &wanted, is_resident);
         if is_resident {
             return Ok(Read::Resident(&buffer[..bytes]));
         }
@@ -238,42 +256,45 @@ impl FileSystem {
         }))
     }
 
-    /// Starts to fetch what the file's readers will want next, as a read of `wanted` tells.
-    fn fetch_ahead(
+    /// Starts to fetch the bytes that a read misses, and those that the file's readers will want
+    /// next.
+    fn fetch(
         &self,
         node: NodeId,
         layer: &Layer,
         file_start: StreamOffset,
-        wanted: Range<u64>,
+        wanted: &Range<u64>,
         is_resident: bool,
     ) {
-        let file_bytes = self.kit.tree.size(node);
-        let Ahead { window, block, strides, run } = self.cursors[node.0 as usize % CURSOR_SHARDS]
-            .lock()
-            .observe(node.0, wanted.clone(), file_bytes, layer.request_bytes());
-        let fetch = |range: Range<u64>| {
-            let range = file_start + range.start..file_start + range.end;
-            layer.prefetch(range, Priority::Readahead);
-        };
-        if let Some(window) = window {
-            if window.end <= wanted.start {
-                if !is_resident {
-                    fetch(wanted.clone());
+        let file = FileExtent { layer, start: file_start, bytes: self.kit.tree.size(node) };
+        if !layer.has_ranges() {
+            // What is missing of a compressed layer comes with all of it, and nothing without.
+            return;
+        }
+        let rate = host_rate(layer);
+        let Observed { guess, run } = self.readahead.observe(node.0, wanted, file.bytes, rate);
+        let mut missing = (!is_resident).then(|| wanted.clone());
+        let mut started = Vec::new();
+        let ranges = guess.iter().flat_map(|guess| &guess.ranges);
+        for range in ranges {
+            // The bytes that the read misses come first, in the same request as those that follow.
+            match missing.take() {
+                Some(missing) if missing.end == range.start => {
+                    started.extend(file.prefetch(missing.start..range.end, Priority::Readahead));
+                    continue;
                 }
-                downward(window, wanted.start).for_each(fetch);
-            } else {
-                // What this read misses comes first, in the same request as what follows it.
-                fetch(if is_resident { window.start } else { wanted.start }..window.end);
+                Some(missing) => started.extend(file.prefetch(missing, Priority::OnDemand)),
+                None => {}
             }
+            started.extend(file.prefetch(range.clone(), Priority::Readahead));
         }
-        if let Some(block) = block {
-            if !is_resident {
-                fetch(wanted.clone());
-            }
-            let block_end = block.end;
-            downward(block, block_end).for_each(fetch);
+        if let Some(missing) = missing {
+            started.extend(file.prefetch(missing, Priority::OnDemand));
         }
-        strides.iter().flat_map(Strides::ranges).for_each(fetch);
+        if guess.is_some() || !started.is_empty() {
+            let chunks = file.chunks(wanted);
+            self.readahead.started(node.0, &started, wanted, &chunks, guess.as_ref());
+        }
         if let Some(tensors) = &self.tensors {
             tensors.observe(node, &run);
         }
@@ -285,6 +306,11 @@ impl FileSystem {
             Ok(node) => member_path::shown(&self.kit.tree.path(node)),
             Err(error) => error.to_string(),
         }
+    }
+
+    /// The kernel reads a file by itself from now on.
+    pub(super) fn handed_over(&self, node: NodeId) {
+        self.readahead.forget(node.0);
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<NodeId, FsError> {

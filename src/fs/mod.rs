@@ -6,7 +6,7 @@
 //!
 //! - [`load`](load()): from a reference to a [`LoadedKit`].
 //! - [`FileSystem`]: what a kernel (or a test) asks of a loaded kit.
-//! - [`cursors`]: which bytes the readers of a file want next; pure.
+//! - [`readahead`]: which bytes the readers of a mount want next, and what guesses may cost; pure.
 //! - [`tensors`]: where a model file's tensors lie, and which of them a reader wants; pure.
 //! - `prefetch`: reads headers in the background, and fetches what [`tensors`] says.
 //!
@@ -21,8 +21,8 @@
 mod attributes;
 mod backing;
 mod config;
-pub mod cursors;
 mod error;
+mod extent;
 mod file_system;
 mod kit;
 mod load;
@@ -30,6 +30,7 @@ mod load_error;
 mod percent;
 mod prefetch;
 mod read;
+pub mod readahead;
 mod resolve;
 pub mod tensors;
 mod trace;

@@ -8,11 +8,12 @@
 //!
 //! Hints, never needed: a read looks at what is known and starts what follows from it; it waits for
 //! nothing and fails by nothing that happens here. A header that is damaged, longer than is worth
-//! it, or cannot be fetched leaves its file to the cursors.
+//! it, or cannot be fetched leaves its file to the cursors of [`super::readahead`].
 //!
 //! Invariants:
 //! - No lock is held while anything is fetched or parsed.
 //! - Everything runs with [`Priority::Prefetch`], and ends when the file system is dropped.
+//! - The mount's ledger pays for every byte that no reader has asked for.
 //! - With `--no-tensor-prefetch` there is no [`TensorPrefetch`] at all.
 
 use std::io;
@@ -26,7 +27,11 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::extent::FileExtent;
+use super::file_system::host_rate;
 use super::kit::LoadedKit;
+use super::readahead::ledger::Predictor;
+use super::readahead::{Guess, Readahead, Wanted};
 use super::tensors::reading::Reading;
 use super::tensors::{Format, HeaderError, MOST_HEADER_BYTES, TensorMap, shards};
 use crate::fetch::Layer;
@@ -59,7 +64,7 @@ const HEADER_GROWTH: u64 = 2;
 /// What is read at a time while a header is parsed.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// What is fetched of the next shard: its header, and what a stream through it wants first.
+/// The most that is fetched of the next shard: its header, and what a stream through it wants first.
 const NEXT_FILE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Entries of a folder that are looked through for an index, and indexes that are read. A model
@@ -79,6 +84,7 @@ pub(super) struct TensorPrefetch {
 /// What the background tasks need.
 struct Shared {
     kit: Arc<LoadedKit>,
+    readahead: Arc<Readahead>,
     files: [Mutex<LruCache<u32, Reading>>; SHARDS],
     running: Semaphore,
 }
@@ -93,11 +99,12 @@ struct File {
 
 impl TensorPrefetch {
     /// For a kit, on the runtime of the caller; `None` where there is none.
-    pub(super) fn new(kit: &Arc<LoadedKit>) -> Option<Self> {
+    pub(super) fn new(kit: &Arc<LoadedKit>, readahead: &Arc<Readahead>) -> Option<Self> {
         let runtime = Handle::try_current().ok()?;
         let closed = CancellationToken::new();
         let shared = Arc::new(Shared {
             kit: kit.clone(),
+            readahead: readahead.clone(),
             files: std::array::from_fn(|_| Mutex::new(LruCache::new(MOST_FILES))),
             running: Semaphore::new(MOST_RUNNING),
         });
@@ -113,19 +120,20 @@ impl TensorPrefetch {
         }
         let Some(format) = Format::of(tree.name(node)) else { return };
         let mut is_first = false;
+        let Some(file) = self.shared.file(node) else { return };
         let wanted = {
             let mut files = self.shared.part(node).lock();
             let reading = files.get_or_insert_mut(node.0, || {
                 is_first = true;
                 Reading::default()
             });
-            reading.observe(run, tree.size(node))
+            reading.observe(run, tree.size(node), &self.shared.grant(&file))
         };
-        if is_first {
+        if is_first || wanted.has_header {
             self.look(node, format);
         }
         if let Some(tensor) = wanted.tensor {
-            self.shared.fetch(node, tensor);
+            self.shared.fetch(node, &file, Guess::upward(Predictor::Tensor, tensor));
         }
         self.shared.fetch_next(wanted.next_file);
     }
@@ -158,23 +166,54 @@ impl Shared {
         Some(File { layer, start: range.start, bytes: range.end - range.start })
     }
 
-    fn fetch(&self, node: NodeId, range: Range<u64>) {
-        let Some(file) = self.file(node) else { return };
-        let end = range.end.min(file.bytes);
-        file.layer.prefetch(file.start + range.start..file.start + end, Priority::Prefetch);
+    /// What the ledger allows to be fetched of a tensor.
+    fn grant(&self, file: &File) -> impl Fn(u64, u64) -> u64 {
+        let rate = host_rate(&file.layer);
+        move |bytes, ahead| {
+            let wanted = Wanted::more(bytes, ahead, 16, rate);
+            self.readahead.ledger().grant(Predictor::Tensor, wanted, rate.head_start_bytes)
+        }
+    }
+
+    /// Starts to fetch a guess.
+    fn fetch(&self, node: NodeId, file: &File, guess: Option<Guess>) {
+        let Some(guess) = guess else { return };
+        let extent = file.extent();
+        let ranges = guess.ranges.iter().cloned();
+        let started: Vec<_> =
+            ranges.flat_map(|range| extent.prefetch(range, Priority::Prefetch)).collect();
+        self.readahead.started(node.0, &started, &(0..0), &(0..0), Some(&guess));
+    }
+
+    /// Brings the first `bytes` of a file, as a guess where they are missing.
+    async fn bring_head(&self, node: NodeId, file: &File, bytes: u64) -> Result<(), HeaderError> {
+        let range = file.start.range(bytes);
+        if !file.layer.is_resident(range.clone()) {
+            let head_start_bytes = host_rate(&file.layer).head_start_bytes;
+            let ledger = self.readahead.ledger();
+            let granted = ledger.grant(Predictor::Header, Wanted::some(bytes), head_start_bytes);
+            if granted < bytes {
+                ledger.settle(Predictor::Header, granted, 0);
+                return Err(HeaderError::Dear { needed: bytes });
+            }
+            self.fetch(node, file, Guess::upward(Predictor::Header, 0..bytes));
+        }
+        let brought = file.layer.bring(range, Priority::Prefetch).await;
+        brought.map_err(|error| HeaderError::Unreadable(error.to_string()))
     }
 
     async fn look(&self, node: NodeId, format: Format) {
         let Ok(_turn) = self.running.acquire().await else { return };
         let Some(file) = self.file(node) else { return };
-        match file.tensors(format).await {
-            Ok(tensors) => {
-                let learned =
-                    self.part(node).lock().peek_mut(&node.0).map(|reading| reading.learn(tensors));
-                for range in learned.unwrap_or_default() {
-                    self.fetch(node, range);
-                }
+        let found = self.tensors(node, &file, format).await;
+        if let Err(HeaderError::Dear { needed }) = found {
+            if let Some(reading) = self.part(node).lock().peek_mut(&node.0) {
+                reading.wait_for_header(needed);
             }
+            return;
+        }
+        match found {
+            Ok(tensors) => self.learn(node, &file, tensors),
             Err(error) => self.say(node, &error),
         }
         if format == Format::Safetensors
@@ -187,11 +226,29 @@ impl Shared {
         }
     }
 
+    /// Takes note of where the tensors of a file lie, and fetches what its streams want of them.
+    fn learn(&self, node: NodeId, file: &File, tensors: TensorMap) {
+        let grant = self.grant(file);
+        let mut files = self.part(node).lock();
+        let learned = files.peek_mut(&node.0).map(|reading| reading.learn(tensors, &grant));
+        drop(files);
+        for range in learned.unwrap_or_default() {
+            self.fetch(node, file, Guess::upward(Predictor::Tensor, range));
+        }
+    }
+
     /// Begins with a file that is read next.
     fn fetch_next(&self, file: Option<u32>) {
-        if let Some(file) = file {
-            self.fetch(NodeId(file), 0..NEXT_FILE_BYTES);
-        }
+        let Some(node) = file.map(NodeId) else { return };
+        let Some(file) = self.file(node) else { return };
+        let wanted = file.bytes.min(NEXT_FILE_BYTES);
+        let head_start_bytes = host_rate(&file.layer).head_start_bytes;
+        let granted = self.readahead.ledger().grant(
+            Predictor::NextShard,
+            Wanted::some(wanted),
+            head_start_bytes,
+        );
+        self.fetch(node, &file, Guess::upward(Predictor::NextShard, 0..granted));
     }
 
     /// The shard that comes after a file, by an index that lies beside it.
@@ -207,7 +264,7 @@ impl Shared {
             if file.bytes > shards::MOST_INDEX_BYTES {
                 continue;
             }
-            match file.shard_after(&name).await {
+            match self.shard_after(index, &file, &name).await {
                 Ok(Some(next)) => return tree.lookup(folder, next.as_bytes()),
                 Ok(None) => {}
                 Err(error) => self.say(index, &error),
@@ -222,15 +279,21 @@ impl Shared {
     }
 }
 
-impl File {
+impl Shared {
     /// Where the tensors lie: as much of the header is fetched as it takes, in few steps.
-    async fn tensors(&self, format: Format) -> Result<TensorMap, HeaderError> {
-        let most = self.bytes.min(MOST_HEADER_BYTES);
+    async fn tensors(
+        &self,
+        node: NodeId,
+        file: &File,
+        format: Format,
+    ) -> Result<TensorMap, HeaderError> {
+        let most = file.bytes.min(MOST_HEADER_BYTES);
         let mut bytes = FIRST_HEADER_BYTES.min(most);
         loop {
-            let file_bytes = self.bytes;
+            self.bring_head(node, file, bytes).await?;
+            let file_bytes = file.bytes;
             let parse = move |prefix| format.parse(prefix, bytes, file_bytes);
-            match self.parse(bytes, parse).await {
+            match file.parse(bytes, parse).await {
                 Err(HeaderError::Ended { needed }) if bytes < most && needed <= most => {
                     bytes = needed.max(bytes * HEADER_GROWTH).min(most);
                 }
@@ -239,26 +302,35 @@ impl File {
         }
     }
 
-    async fn shard_after(&self, name: &str) -> Result<Option<String>, HeaderError> {
+    async fn shard_after(
+        &self,
+        index: NodeId,
+        file: &File,
+        name: &str,
+    ) -> Result<Option<String>, HeaderError> {
         let name = name.to_owned();
         let parse = move |index| {
             let shards =
                 shards::parse(index).map_err(|error| HeaderError::Malformed(error.to_string()))?;
             Ok(shards::after(&shards, &name).map(str::to_owned))
         };
-        self.parse(self.bytes, parse).await
+        self.bring_head(index, file, file.bytes).await?;
+        file.parse(file.bytes, parse).await
+    }
+}
+
+impl File {
+    fn extent(&self) -> FileExtent<'_> {
+        FileExtent { layer: &self.layer, start: self.start, bytes: self.bytes }
     }
 
-    /// Fetches the first `bytes` bytes, and has them parsed by a thread that may block.
+    /// Has the first `bytes` bytes, which are in the cache, parsed by a thread that may block.
     async fn parse<T: Send + 'static>(
         &self,
         bytes: u64,
         parse: impl FnOnce(io::BufReader<Prefix>) -> Result<T, HeaderError> + Send + 'static,
     ) -> Result<T, HeaderError> {
-        let range = self.start.range(bytes);
-        let brought = self.layer.bring(range.clone(), Priority::Prefetch).await;
-        brought.map_err(|error| HeaderError::Unreadable(error.to_string()))?;
-        let prefix = Prefix { layer: self.layer.clone(), range };
+        let prefix = Prefix { layer: self.layer.clone(), range: self.start.range(bytes) };
         let parsed = tokio::task::spawn_blocking(move || {
             parse(io::BufReader::with_capacity(PIECE_BYTES, prefix))
         });

@@ -1,12 +1,12 @@
 //! How far the kernel reads ahead of a program, by itself.
 //!
-//! The kernel's default for FUSE is 128 KiB, and a file system may only lower it; an administrator
+//! The kernel's default for FUSE is 128 KiB, and a file system may only lower it. An administrator
 //! may raise it, by `/sys/class/bdi/MAJOR:MINOR/read_ahead_kb`
-//! (Documentation/ABI/testing/sysfs-class-bdi). Requests as large as a chunk instead are half as
-//! many: a cold read on loopback took an eighth less time (docs/performance.md). Much more would be
-//! worse, though it is faster still for streams: the fault of a mapped page asks for the whole
-//! window around it, so a larger one multiplies what random access fetches, and makes each fault
-//! wait for it. Streams are read ahead of by `fs::cursors`, not here.
+//! (Documentation/ABI/testing/sysfs-class-bdi). Requests as large as a chunk are half as many, and a
+//! cold read on loopback took an eighth less time (docs/performance.md). A larger window would serve
+//! streams still better, but the fault of a mapped page asks for the whole window around it: random
+//! access would fetch several times as much, and each fault would wait for it. `fs::readahead` reads
+//! ahead of streams, not this module.
 
 use std::path::Path;
 

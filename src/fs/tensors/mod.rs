@@ -84,6 +84,12 @@ pub enum HeaderError {
         /// The first bytes of the file that are needed at least.
         needed: u64,
     },
+    /// It is long, and nobody has read it so far: to fetch it for a guess would cost too much.
+    #[error("the header needs {needed} bytes, more than a guess may cost now")]
+    Dear {
+        /// The first bytes of the file that are needed at least.
+        needed: u64,
+    },
     /// It is not what its format says.
     #[error("the header is malformed: {0}")]
     Malformed(String),

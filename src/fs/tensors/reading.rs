@@ -15,14 +15,15 @@
 //! - it began in the tensor's first pages: with its second read, since the kernel may have had
 //!   what lies before.
 //!
-//! Then 16 MiB of the tensor are asked for, and from there on as much as was read of it, up to
-//! 64 MiB. A lone read in the middle of a tensor asks for nothing, and a stream that began there
-//! is left to its cursor: it may be after any part of it. What follows the tensor is the cursor's
-//! too, whose window goes on into the next one by what was read.
+//! Then the rest of the tensor is asked for, at most 64 MiB ahead, as far as the mount's ledger
+//! allows. A lone read in the middle of a tensor asks for nothing, and a stream that began there is
+//! left to its cursor: it may be after any part of the tensor. The bytes that follow the tensor are
+//! the cursor's too.
 
 use std::ops::Range;
 
 use super::TensorMap;
+use crate::fs::readahead::MOST_WINDOW_BYTES;
 use crate::layer::layout::CHUNK_BYTES;
 
 const MIB: u64 = 1024 * 1024;
@@ -30,12 +31,10 @@ const MIB: u64 = 1024 * 1024;
 /// Streams remembered of a file: as many as its cursors.
 const MOST_STREAMS: usize = 32;
 
-/// What is asked for of a tensor when its first byte is read: 130 ms at 1 Gbit/s. Most tensors
-/// are no larger; of a large one, a part may be all that is wanted.
-const FIRST_BYTES: u64 = 16 * MIB;
-
-/// What is asked for ahead in a tensor: as the largest window of a cursor.
-const MOST_BYTES: u64 = 64 * MIB;
+/// The most that is asked for ahead in a tensor: the largest window of a cursor.
+const MOST_BYTES: u64 = MOST_WINDOW_BYTES;
+/// The next question is due when a quarter of that was read, so that requests are few and large.
+const STEP_BYTES: u64 = MOST_BYTES / 4;
 
 /// How far before a tensor a stream may begin and still mean the tensor: a fault makes the kernel
 /// read up to 128 KiB around it, and a program reads whole pages.
@@ -72,6 +71,8 @@ pub struct Reading {
     streams: Vec<Stream>,
     reads: u64,
     read_bytes: u64,
+    /// The length of a header that is looked at once a reader has read it.
+    header_bytes: Option<u64>,
     /// Where the last read ended, and the size of the file.
     last: u64,
     file_bytes: u64,
@@ -84,23 +85,35 @@ pub struct Wanted {
     pub tensor: Option<Range<u64>>,
     /// The file that is read next; told once.
     pub next_file: Option<u32>,
+    /// Whether a reader has come to the end of a header that was waited for; told once.
+    pub has_header: bool,
 }
+
+/// Says how many of `wanted` bytes may be fetched now, where `ahead` are on their way; both in bytes.
+pub type Grant<'a> = &'a dyn Fn(u64, u64) -> u64;
 
 impl Reading {
     /// Takes note of a read by a stream that has read `run`, not empty, of a file of `file_bytes`.
-    pub fn observe(&mut self, run: &Range<u64>, file_bytes: u64) -> Wanted {
+    pub fn observe(&mut self, run: &Range<u64>, file_bytes: u64, grant: Grant) -> Wanted {
         self.reads += 1;
         (self.last, self.file_bytes) = (run.end, file_bytes);
         let at = self.stream_at(run);
-        let tensor = self.streams[at].ask(&self.tensors);
-        Wanted { tensor, next_file: self.successor() }
+        let tensor = self.streams[at].ask(&self.tensors, grant);
+        let header = self.header_bytes.take_if(|needed| run.start == 0 && run.end >= *needed);
+        Wanted { tensor, next_file: self.successor(), has_header: header.is_some() }
     }
 
     /// Takes note of where the tensors lie; what the streams want that were in them before it was
     /// known.
-    pub fn learn(&mut self, tensors: TensorMap) -> Vec<Range<u64>> {
+    pub fn learn(&mut self, tensors: TensorMap, grant: Grant) -> Vec<Range<u64>> {
         self.tensors = tensors;
-        self.streams.iter_mut().filter_map(|stream| stream.ask(&self.tensors)).collect()
+        self.streams.iter_mut().filter_map(|stream| stream.ask(&self.tensors, grant)).collect()
+    }
+
+    /// The header has `bytes` at least, and guessing all of it would cost too much: it is looked at
+    /// once a reader has read it.
+    pub fn wait_for_header(&mut self, bytes: u64) {
+        self.header_bytes = Some(bytes);
     }
 
     /// Takes note of the file that is read after this one; it may be wanted already.
@@ -149,9 +162,8 @@ impl Reading {
 }
 
 impl Stream {
-    /// What to ask for of the tensor that the stream is after; nothing while three quarters of
-    /// what is to lie ahead were asked for before, so that requests are few and large.
-    fn ask(&mut self, tensors: &TensorMap) -> Option<Range<u64>> {
+    /// What to ask for of the tensor that the stream is after.
+    fn ask(&mut self, tensors: &TensorMap, grant: Grant) -> Option<Range<u64>> {
         self.asked = self.asked.max(self.next);
         let tensor = tensors.at(self.next.checked_sub(1)?)?;
         if self.asked >= tensor.end || self.start > tensor.start + START_BYTES {
@@ -168,15 +180,12 @@ impl Stream {
         if depth < needed {
             return None;
         }
-        let ahead_bytes = depth.clamp(FIRST_BYTES, MOST_BYTES);
-        let goal = self.next.saturating_add(ahead_bytes);
-        let grain = 1 << (ahead_bytes / 4).ilog2();
-        let goal = if goal >= tensor.end { tensor.end } else { goal - goal % grain };
-        if goal <= self.asked {
-            return None;
-        }
-        let range = self.asked..goal;
-        self.asked = goal;
-        Some(range)
+        let goal = self.next.saturating_add(MOST_BYTES);
+        let goal = if goal >= tensor.end { tensor.end } else { goal - goal % STEP_BYTES };
+        let wanted = goal.saturating_sub(self.asked);
+        let granted = if wanted > 0 { grant(wanted, self.asked - self.next) } else { 0 };
+        let range = self.asked..self.asked + granted;
+        self.asked = range.end;
+        (granted > 0).then_some(range)
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::reading::{Reading, Wanted};
+use super::reading::{Grant, Reading, Wanted};
 use super::*;
 
 const KIB: u64 = 1024;
@@ -189,35 +189,37 @@ fn hostile_indexes_are_refused() {
     assert!(shards::parse(index.as_bytes()).is_err());
 }
 
+/// A ledger that allows everything.
+const ALL: Grant = &|wanted, _| wanted;
+
 /// A file of 1 GiB whose tensors are known.
 fn reading(tensors: &[Range<u64>]) -> Reading {
     let mut reading = Reading::default();
-    assert!(reading.learn(TensorMap::new(tensors.iter().cloned(), GIB)).is_empty());
+    assert!(reading.learn(TensorMap::new(tensors.iter().cloned(), GIB), ALL).is_empty());
     reading
 }
 
 #[test]
 fn a_tensor_is_wanted_when_its_first_byte_is_read() {
     let mut file = reading(&[MIB..5 * MIB, 5 * MIB..9 * MIB]);
-    let wanted = file.observe(&(5 * MIB..5 * MIB + KIB), GIB);
-    assert_eq!(wanted, Wanted { tensor: Some(5 * MIB + KIB..9 * MIB), next_file: None });
+    let wanted = file.observe(&(5 * MIB..5 * MIB + KIB), GIB, ALL);
+    assert_eq!(wanted, Wanted { tensor: Some(5 * MIB + KIB..9 * MIB), ..Wanted::default() });
     // Once, not with each read.
-    assert_eq!(file.observe(&(5 * MIB..6 * MIB), GIB), Wanted::default());
+    assert_eq!(file.observe(&(5 * MIB..6 * MIB), GIB, ALL), Wanted::default());
     // A fault before a tensor's start reads around it.
     let mut file = reading(&[5 * MIB + 100..9 * MIB]);
     let around = 5 * MIB - 64 * KIB..5 * MIB + 64 * KIB;
-    assert_eq!(file.observe(&around, GIB).tensor, Some(5 * MIB + 64 * KIB..9 * MIB));
+    assert_eq!(file.observe(&around, GIB, ALL).tensor, Some(5 * MIB + 64 * KIB..9 * MIB));
 }
 
 #[test]
-fn of_a_large_tensor_as_much_is_wanted_as_was_read_of_it() {
+fn a_large_tensor_is_asked_for_in_few_steps_and_not_too_far_ahead() {
     let tensor = 100 * MIB..900 * MIB;
     let mut file = reading(std::slice::from_ref(&tensor));
-    let first = file.observe(&(100 * MIB..100 * MIB + 4 * KIB), GIB).tensor.unwrap();
-    assert_eq!(first.end, 116 * MIB);
+    let first = file.observe(&(100 * MIB..100 * MIB + 4 * KIB), GIB, ALL).tensor.unwrap();
     let (mut asked, mut asks) = (first.end, 1);
     for read in (100 * MIB + 128 * KIB..=900 * MIB).step_by(128 * 1024) {
-        if let Some(range) = file.observe(&(100 * MIB..read), GIB).tensor {
+        if let Some(range) = file.observe(&(100 * MIB..read), GIB, ALL).tensor {
             assert!(range.start == asked && range.end <= 900 * MIB, "{range:?} after {asked}");
             assert!(range.end - read <= 64 * MIB);
             asked = range.end;
@@ -225,28 +227,50 @@ fn of_a_large_tensor_as_much_is_wanted_as_was_read_of_it() {
         }
     }
     assert_eq!(asked, 900 * MIB);
-    assert!(asks < 100, "{asks}");
+    assert!(asks < 60, "{asks}");
+}
+
+#[test]
+fn of_a_tensor_no_more_is_asked_for_than_the_ledger_allows() {
+    let mut file = reading(&[0..900 * MIB]);
+    let some = |wanted: u64, ahead: u64| (8 * MIB).saturating_sub(ahead).min(wanted);
+    let mut asked = 2 * MIB;
+    for read in 2..800 {
+        let wanted = file.observe(&(0..read * MIB), GIB, &some).tensor;
+        asked = wanted.map_or(asked, |range| range.end);
+        assert!(asked <= (read + 8) * MIB && asked >= (read + 7) * MIB, "{asked} at {read}");
+    }
+}
+
+#[test]
+fn a_long_header_is_looked_at_once_a_reader_has_read_it() {
+    let mut file = Reading::default();
+    file.wait_for_header(5 * MIB);
+    assert!(!file.observe(&(100 * MIB..110 * MIB), GIB, ALL).has_header);
+    assert!(!file.observe(&(0..5 * MIB - 1), GIB, ALL).has_header);
+    assert!(file.observe(&(0..5 * MIB), GIB, ALL).has_header);
+    assert!(!file.observe(&(0..6 * MIB), GIB, ALL).has_header);
 }
 
 #[test]
 fn lone_reads_inside_a_tensor_and_streams_that_began_there_are_left_alone() {
     let mut file = reading(&[0..MIB, 100 * MIB..900 * MIB]);
     for start in [100 * MIB + 4 * KIB, 101 * MIB, 500 * MIB, 899 * MIB] {
-        assert_eq!(file.observe(&(start..start + 4 * KIB), GIB).tensor, None);
+        assert_eq!(file.observe(&(start..start + 4 * KIB), GIB, ALL).tensor, None);
     }
-    assert_eq!(file.observe(&(500 * MIB..600 * MIB), GIB).tensor, None);
+    assert_eq!(file.observe(&(500 * MIB..600 * MIB), GIB, ALL).tensor, None);
     // One that began in the tensor's first pages is after it, with its next read.
-    let wanted = file.observe(&(100 * MIB + 4 * KIB..100 * MIB + 300 * KIB), GIB);
+    let wanted = file.observe(&(100 * MIB + 4 * KIB..100 * MIB + 300 * KIB), GIB, ALL);
     assert_eq!(wanted.tensor.unwrap().start, 100 * MIB + 300 * KIB);
 }
 
 #[test]
 fn the_next_tensor_is_wanted_by_a_stream_that_is_deeper_in_it_than_the_kernel_reads_ahead() {
     let mut file = reading(&[100 * MIB..120 * MIB, 120 * MIB..130 * MIB]);
-    file.observe(&(100 * MIB..110 * MIB), GIB);
-    file.observe(&(100 * MIB..120 * MIB), GIB);
-    assert_eq!(file.observe(&(100 * MIB..120 * MIB + 512 * KIB), GIB).tensor, None);
-    let wanted = file.observe(&(100 * MIB..121 * MIB), GIB);
+    file.observe(&(100 * MIB..110 * MIB), GIB, ALL);
+    file.observe(&(100 * MIB..120 * MIB), GIB, ALL);
+    assert_eq!(file.observe(&(100 * MIB..120 * MIB + 512 * KIB), GIB, ALL).tensor, None);
+    let wanted = file.observe(&(100 * MIB..121 * MIB), GIB, ALL);
     assert_eq!(wanted.tensor, Some(121 * MIB..130 * MIB));
 }
 
@@ -254,17 +278,17 @@ fn the_next_tensor_is_wanted_by_a_stream_that_is_deeper_in_it_than_the_kernel_re
 fn whoever_reads_the_header_wants_no_tensor() {
     let first = 100 * KIB..50 * MIB;
     let mut file = reading(std::slice::from_ref(&first));
-    assert_eq!(file.observe(&(0..128 * KIB), GIB).tensor, None);
-    assert_eq!(file.observe(&(0..MIB), GIB).tensor, None);
-    assert!(file.observe(&(0..2 * MIB), GIB).tensor.is_some());
+    assert_eq!(file.observe(&(0..128 * KIB), GIB, ALL).tensor, None);
+    assert_eq!(file.observe(&(0..MIB), GIB, ALL).tensor, None);
+    assert!(file.observe(&(0..2 * MIB), GIB, ALL).tensor.is_some());
 }
 
 #[test]
 fn what_streams_were_in_before_the_header_was_known_is_wanted_then() {
     let mut file = Reading::default();
-    file.observe(&(4 * MIB..4 * MIB + KIB), GIB);
-    file.observe(&(500 * MIB..500 * MIB + KIB), GIB);
-    let wanted = file.learn(TensorMap::new([MIB..4 * MIB, 4 * MIB..9 * MIB], GIB));
+    file.observe(&(4 * MIB..4 * MIB + KIB), GIB, ALL);
+    file.observe(&(500 * MIB..500 * MIB + KIB), GIB, ALL);
+    let wanted = file.learn(TensorMap::new([MIB..4 * MIB, 4 * MIB..9 * MIB], GIB), ALL);
     assert_eq!(wanted, [4 * MIB + KIB..9 * MIB]);
 }
 
@@ -274,22 +298,22 @@ fn the_next_shard_is_wanted_once_when_most_of_this_one_was_read() {
     assert_eq!(file.learn_next(7), None);
     let size = 400 * MIB;
     let named = (1..=400).filter_map(|at| {
-        let next = file.observe(&(0..at * MIB), size).next_file?;
+        let next = file.observe(&(0..at * MIB), size, ALL).next_file?;
         Some((at, next))
     });
     assert_eq!(named.collect::<Vec<_>>(), [(300, 7)]);
     // Also when it becomes known only after that.
     let mut file = Reading::default();
-    file.observe(&(0..size), size);
+    file.observe(&(0..size), size, ALL);
     assert_eq!(file.learn_next(7), Some(7));
-    assert_eq!(file.observe(&(0..size), size).next_file, None);
+    assert_eq!(file.observe(&(0..size), size, ALL).next_file, None);
     // By tensors in any order as well.
     let mut file = Reading::default();
     assert_eq!(file.learn_next(7), None);
     let order = [3, 1, 2, 0].map(|part| part * 100 * MIB);
     let named: Vec<_> = order
         .iter()
-        .map(|&start| file.observe(&(start..start + 100 * MIB), size).next_file)
+        .map(|&start| file.observe(&(start..start + 100 * MIB), size, ALL).next_file)
         .collect();
     assert_eq!(named, [None, None, Some(7), None]);
 }
@@ -298,10 +322,10 @@ fn the_next_shard_is_wanted_once_when_most_of_this_one_was_read() {
 fn a_look_at_the_end_of_a_shard_does_not_begin_the_next_one() {
     let mut file = Reading::default();
     assert_eq!(file.learn_next(7), None);
-    assert_eq!(file.observe(&(340 * MIB..360 * MIB), 400 * MIB).next_file, None);
-    assert_eq!(file.observe(&(0..180 * MIB), 400 * MIB).next_file, None);
+    assert_eq!(file.observe(&(340 * MIB..360 * MIB), 400 * MIB, ALL).next_file, None);
+    assert_eq!(file.observe(&(0..180 * MIB), 400 * MIB, ALL).next_file, None);
     // Half of it, and near the end.
-    assert_eq!(file.observe(&(390 * MIB..391 * MIB), 400 * MIB).next_file, Some(7));
+    assert_eq!(file.observe(&(390 * MIB..391 * MIB), 400 * MIB, ALL).next_file, Some(7));
 }
 
 proptest! {
@@ -313,10 +337,10 @@ proptest! {
         let ranges = tensors.into_iter().map(|(start, bytes)| start..start + bytes);
         let tensors = TensorMap::new(ranges, GIB);
         let mut file = Reading::default();
-        file.learn(tensors.clone());
+        file.learn(tensors.clone(), ALL);
         for (start, bytes) in runs {
             let run = start * 15..start * 15 + bytes;
-            if let Some(range) = file.observe(&run, GIB).tensor {
+            if let Some(range) = file.observe(&run, GIB, ALL).tensor {
                 let tensor = tensors.at(run.end - 1).unwrap();
                 prop_assert!(range.start >= run.end && range.start < range.end);
                 prop_assert!(range.end <= tensor.end && range.end - run.end <= 64 * MIB);
