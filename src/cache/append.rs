@@ -8,14 +8,14 @@
 //! A chunk of a confirmed layer that comes back after an eviction is shown to readers when it is
 //! complete and comes to its seal, not before.
 
-use std::fs::File;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::chunk_states::ChunkState;
 use super::chunk_table::Record;
-use super::files;
+use super::disk::DiskFile;
+use super::durable::Change;
 use super::page_aligned::page_aligned;
 use super::seal::Seal;
 use super::store::Ready;
@@ -38,13 +38,15 @@ struct Filling {
     chunk: u32,
     placed: Placed,
     state: ChunkState,
-    file: Arc<File>,
+    file: Arc<DiskFile>,
     /// The CRC32C of the bytes so far.
     checksum: u32,
     /// Bytes in the checksum, and in the file or held back.
     written: u32,
     /// What the chunk of a confirmed layer must come to.
     expected: Option<Seal>,
+    /// Keeps the layer marked as in use.
+    _change: Change,
     /// Bytes that are expected to be others than they may turn out to be: they are not written
     /// before they are known to be right, because programs may read the file by passthrough.
     held: Vec<u8>,
@@ -76,7 +78,11 @@ impl Appender {
         self.store.refuse_poisoned()?;
         let store = self.store.clone();
         let Some(ready) = store.ready.get() else {
-            return Err(CacheError::other("append to", &store.folder, "its contents are unknown"));
+            return Err(CacheError::other(
+                "append to",
+                &store.folder.path(),
+                "its contents are unknown",
+            ));
         };
         let full = ready.contents.layout.chunk(chunk).stream;
         let length = (full.end - full.start) as u32;
@@ -98,7 +104,11 @@ impl Appender {
                 "bytes {offset}..{end} do not follow the {} of {length} that chunk {} has",
                 filling.written, chunk.0
             );
-            return Err(CacheError::other("append to", &store.path(filling.placed.file), why));
+            return Err(CacheError::other(
+                "append to",
+                &store.place(filling.placed.file).path(),
+                why,
+            ));
         }
         let known = u64::from(filling.written - offset);
         if known < bytes {
@@ -200,6 +210,7 @@ impl LayerStore {
         if u64::from(state.filled()) == length {
             return Ok(None);
         }
+        let _change = self.change(Some(placed.file))?;
         let (mut checksum, mut expected) = (0, None);
         if state.filled() > 0 {
             let mut prefix = page_aligned(state.filled() as usize);
@@ -214,7 +225,7 @@ impl LayerStore {
                 }
                 self.count_gone(u64::from(state.filled()));
                 let why = "its bytes changed on the local disk; they are dropped, read again";
-                return Err(CacheError::other("append to", &self.path(placed.file), why));
+                return Err(CacheError::other("append to", &self.place(placed.file).path(), why));
             }
             checksum = record.checksum;
         }
@@ -230,7 +241,7 @@ impl LayerStore {
         let written = state.filled();
         let file = self.file(placed.file, true)?;
         let held = Vec::with_capacity(if expected.is_some() { length as usize } else { 0 });
-        Ok(Some(Filling { chunk, placed, state, file, checksum, written, expected, held }))
+        Ok(Some(Filling { chunk, placed, state, file, checksum, written, expected, _change, held }))
     }
 
     /// What it takes to fill a chunk of a confirmed layer of which nobody knows what it must come
@@ -239,7 +250,8 @@ impl LayerStore {
     /// # Errors
     /// Where that cannot be while it is in use.
     fn refill_without_seal(&self, ready: &Ready, placed: &Placed) -> Result<(), CacheError> {
-        let refuse = |why: &str| Err(CacheError::other("append to", &self.path(placed.file), why));
+        let refuse =
+            |why: &str| Err(CacheError::other("append to", &self.place(placed.file).path(), why));
         if self.key().encoding.is_compressed() {
             return refuse(
                 "what it must come to is lost, and a compressed layer is verified only as a whole: \
@@ -288,9 +300,9 @@ impl LayerStore {
     ) -> Result<(), CacheError> {
         let at = filling.placed.file_offset + u64::from(offset);
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        if let Err(error) = files::write_all_at(&filling.file, &mut pieces.to_vec(), at) {
+        if let Err(error) = filling.file.write_pieces_at(pieces, at) {
             self.take_back(&filling.file, &filling.placed, offset, bytes);
-            return Err(CacheError::io("write", &self.path(filling.placed.file))(error));
+            return Err(error);
         }
         self.known.resident_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.budget.add(bytes);
@@ -299,9 +311,9 @@ impl LayerStore {
 
     /// Gives the file system back what it may have of bytes that no record speaks of. Those of a
     /// file that others read stay, and are overwritten by what is fetched next.
-    fn take_back(&self, file: &File, placed: &Placed, offset: u32, bytes: u64) {
+    fn take_back(&self, file: &DiskFile, placed: &Placed, offset: u32, bytes: u64) {
         if !self.is_held(placed.file, &mut self.pins.lock()) {
-            let _ = files::punch_hole(file, placed.file_offset + u64::from(offset), bytes);
+            let _ = file.punch_hole(placed.file_offset + u64::from(offset), bytes);
         }
     }
 
@@ -332,7 +344,7 @@ mod tests {
     fn a_chunk_that_cannot_be_written_is_not_there_and_not_counted() {
         for is_confirmed in [true, false] {
             let folder = tempfile::tempdir().unwrap();
-            let cache = Cache::open(CacheConfig::unbounded(folder.path())).unwrap();
+            let cache = Cache::open(CacheConfig::new(folder.path())).unwrap();
             let bytes = vec![7; 2 * CHUNK_BYTES as usize];
             let (first, second) = bytes.split_at(CHUNK_BYTES as usize);
             let encoding = Encoding { format: Format::Raw, compression: Compression::None };
@@ -350,7 +362,7 @@ mod tests {
             appender.append(ChunkId(1), 0, &[IoSlice::new(&second[..1000])]).unwrap();
             let filling = appender.filling.as_mut().unwrap();
             // The descriptor does not take bytes, as a full disk does not.
-            filling.file = Arc::new(File::open(store.path(filling.placed.file)).unwrap());
+            filling.file = Arc::new(store.place(filling.placed.file).open_to_read().unwrap());
             let refused = appender.append(ChunkId(1), 1000, &[IoSlice::new(&second[1000..])]);
             assert!(matches!(refused, Err(CacheError::Io { action: "write", .. })), "{refused:?}");
             drop(appender);

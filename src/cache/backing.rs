@@ -25,16 +25,12 @@
 //! - Pinned members leave a share of the cache to everybody else (`Budget::most_pinned_bytes`),
 //!   so that reads of other files are never refused for want of room.
 
-use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::OFlags;
-
+use super::disk::DiskFile;
 use super::emptying::MemberPin;
 use super::known::Shared;
 use super::store::Ready;
@@ -49,7 +45,7 @@ const TURN_INTERVAL: Duration = Duration::from_millis(100);
 ///
 /// Byte 0 of the file is byte 0 of the member, and it ends where the member ends.
 pub struct Backing {
-    file: File,
+    file: DiskFile,
     pin: MemberPin,
 }
 
@@ -149,11 +145,10 @@ impl LayerStore {
         if !pin.hand_out()? {
             return Ok(BackingLookup::NotNow);
         }
-        let path = self.path(CacheFile::Member(index));
-        let file = open_to_read(&path).map_err(CacheError::io("open", &path))?;
-        let metadata = file.metadata().map_err(CacheError::io("look at", &path))?;
-        if !metadata.is_file() || metadata.len() != range.end - range.start {
-            tracing::warn!(file = %path.display(), bytes = metadata.len(),
+        let file = self.place(CacheFile::Member(index)).open_to_read()?;
+        let bytes = file.length()?;
+        if !file.is_regular() || bytes != range.end - range.start {
+            tracing::warn!(file = %file.path().display(), bytes,
                 "a cache file has another size than its member: it is read through the daemon");
             return Ok(BackingLookup::NotNow);
         }
@@ -170,7 +165,7 @@ impl LayerStore {
 
     /// Whether the cache lies on a file system whose files are never handed out.
     pub fn is_on_stacked_file_system(&self) -> bool {
-        lease::is_stacked(&self.shared.folder)
+        lease::is_stacked(&*self.shared.root)
     }
 
     /// Pins a member, unless too much would be pinned then.
@@ -179,7 +174,7 @@ impl LayerStore {
         index: u32,
         bytes: u64,
     ) -> Result<Option<MemberPin>, CacheError> {
-        let most = self.shared.budget.most_pinned_bytes(&self.shared.folder)?;
+        let most = self.shared.budget.most_pinned_bytes(&self.shared.root)?;
         let pin = self.pin_member(index);
         // The pin itself is counted. Two that come at once may both be refused; they ask again.
         if self.shared.budget.pinned_bytes() > most {
@@ -195,10 +190,8 @@ impl LayerStore {
 
     /// Whether anybody but this process' cache has a member's file open or mapped.
     pub(super) fn is_open_elsewhere(&self, index: u32) -> Result<bool, CacheError> {
-        let member = CacheFile::Member(index);
-        let file = self.file(member, false)?;
-        lease::is_open_elsewhere(&file)
-            .map_err(CacheError::io("ask who has open", &self.path(member)))
+        let file = self.file(CacheFile::Member(index), false)?;
+        lease::is_open_elsewhere(&*file).map_err(CacheError::io("ask who has open", file.path()))
     }
 }
 
@@ -231,10 +224,4 @@ pub(super) fn piece_of(ready: &Ready, index: u32) -> Option<&Piece> {
 pub(super) fn chunks_of_member(ready: &Ready, index: u32) -> Range<u32> {
     let chunks_of = |piece: &Piece| ready.contents.layout.chunks_of(piece.stream.clone());
     piece_of(ready, index).map_or(0..0, chunks_of)
-}
-
-/// Opens a file to be read only.
-fn open_to_read(path: &Path) -> std::io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::CLOEXEC).bits() as i32;
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }

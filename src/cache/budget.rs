@@ -5,9 +5,9 @@
 //! all that least-recently-used needs (nothing is evicted while nothing is written), and makes it
 //! testable without a timer.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::disk::Root;
 use super::{CacheConfig, CacheError};
 
 /// How many bytes are written between two looks at the file system's free space: 16 MiB, at 2 GB/s
@@ -94,10 +94,10 @@ impl Budget {
     }
 
     /// How many bytes may be pinned at a time; everything where nothing is ever evicted.
-    pub(super) fn most_pinned_bytes(&self, folder: &Path) -> Result<u64, CacheError> {
+    pub(super) fn most_pinned_bytes(&self, root: &Root) -> Result<u64, CacheError> {
         let mut most = self.capacity_bytes.unwrap_or(u64::MAX);
         if self.keep_free_bytes > 0 {
-            let room = available_bytes(folder)?.saturating_sub(self.keep_free_bytes);
+            let room = root.available_bytes()?.saturating_sub(self.keep_free_bytes);
             most = most.min(self.used_bytes().saturating_add(room));
         }
         Ok(if most == u64::MAX { most } else { most / 4 * PINNED_QUARTERS })
@@ -115,20 +115,20 @@ impl Budget {
     }
 
     /// How many bytes can be written before something must go.
-    pub(super) fn free_bytes(&self, folder: &Path) -> Result<u64, CacheError> {
-        let on_disk = available_bytes(folder)?.saturating_sub(self.keep_free_bytes);
+    pub(super) fn free_bytes(&self, root: &Root) -> Result<u64, CacheError> {
+        let on_disk = root.available_bytes()?.saturating_sub(self.keep_free_bytes);
         let capacity = self.capacity_bytes.unwrap_or(u64::MAX);
         Ok(on_disk.min(capacity.saturating_sub(self.used_bytes())))
     }
 
     /// Whether the file system has room for anything, though all that is here were evicted.
-    pub(super) fn has_room(&self, folder: &Path) -> Result<bool, CacheError> {
-        let most = available_bytes(folder)?.saturating_add(self.used_bytes());
+    pub(super) fn has_room(&self, root: &Root) -> Result<bool, CacheError> {
+        let most = root.available_bytes()?.saturating_add(self.used_bytes());
         Ok(most > self.keep_free_bytes)
     }
 
-    /// What must go before `bytes` more can be written into `folder`.
-    pub(super) fn excess(&self, folder: &Path, bytes: u64) -> Result<Option<Excess>, CacheError> {
+    /// What must go before `bytes` more can be written.
+    pub(super) fn excess(&self, root: &Root, bytes: u64) -> Result<Option<Excess>, CacheError> {
         if let Some(capacity_bytes) = self.capacity_bytes {
             let after = self.used_bytes().saturating_add(bytes);
             if after > capacity_bytes {
@@ -141,7 +141,7 @@ impl Budget {
         {
             return Ok(None);
         }
-        let available_bytes = available_bytes(folder)?;
+        let available_bytes = root.available_bytes()?;
         let needed = self.keep_free_bytes.saturating_add(bytes);
         if available_bytes >= needed {
             self.unlooked_bytes.store(0, Ordering::Relaxed);
@@ -151,56 +151,50 @@ impl Budget {
     }
 }
 
-/// The bytes that the file system of `folder` still gives to this user.
-fn available_bytes(folder: &Path) -> Result<u64, CacheError> {
-    let free = rustix::fs::statvfs(folder)
-        .map_err(|error| CacheError::io("look at the free space of", folder)(error.into()))?;
-    Ok(free.f_bavail.saturating_mul(free.f_frsize))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
-    fn budget(capacity_bytes: Option<u64>, keep_free_bytes: u64) -> (tempfile::TempDir, Budget) {
+    fn budget(capacity_bytes: Option<u64>, keep_free_bytes: u64) -> (Arc<Root>, Budget) {
         let folder = tempfile::tempdir().unwrap();
-        let config =
-            CacheConfig { folder: folder.path().to_owned(), capacity_bytes, keep_free_bytes };
-        let budget = Budget::new(&config);
-        (folder, budget)
+        let config = CacheConfig::new(folder.path());
+        let budget = Budget::new(&CacheConfig { capacity_bytes, keep_free_bytes, ..config });
+        (Root::open(folder.path(), 1).unwrap(), budget)
     }
 
     #[test]
     fn what_exceeds_the_capacity_must_go() {
-        let (folder, budget) = budget(Some(100), 0);
-        assert_eq!(budget.excess(folder.path(), 100).unwrap(), None);
+        let (root, budget) = budget(Some(100), 0);
+        assert_eq!(budget.excess(&root, 100).unwrap(), None);
         budget.add(60);
-        let excess = budget.excess(folder.path(), 70).unwrap();
+        let excess = budget.excess(&root, 70).unwrap();
         assert_eq!(excess, Some(Excess::Capacity { bytes: 30, capacity_bytes: 100 }));
         budget.subtract(30);
-        assert_eq!(budget.excess(folder.path(), 70).unwrap(), None);
+        assert_eq!(budget.excess(&root, 70).unwrap(), None);
     }
 
     #[test]
     fn a_quarter_of_what_the_cache_may_hold_is_never_pinned() {
-        let (folder, bounded) = budget(Some(1000), 0);
-        assert_eq!(bounded.most_pinned_bytes(folder.path()).unwrap(), 750);
-        let (folder, full) = budget(None, u64::MAX / 2);
+        let (root, bounded) = budget(Some(1000), 0);
+        assert_eq!(bounded.most_pinned_bytes(&root).unwrap(), 750);
+        let (root, full) = budget(None, u64::MAX / 2);
         full.add(400);
-        assert_eq!(full.most_pinned_bytes(folder.path()).unwrap(), 300, "no room but what is used");
-        let (folder, unbounded) = budget(None, 0);
-        assert_eq!(unbounded.most_pinned_bytes(folder.path()).unwrap(), u64::MAX);
+        assert_eq!(full.most_pinned_bytes(&root).unwrap(), 300, "no room but what is used");
+        let (root, unbounded) = budget(None, 0);
+        assert_eq!(unbounded.most_pinned_bytes(&root).unwrap(), u64::MAX);
     }
 
     #[test]
     fn free_space_is_looked_at_first_and_then_every_interval() {
-        let (folder, budget) = budget(None, u64::MAX / 2);
+        let (root, budget) = budget(None, u64::MAX / 2);
         for _ in 0..2 {
-            let excess = budget.excess(folder.path(), 1).unwrap();
+            let excess = budget.excess(&root, 1).unwrap();
             assert!(matches!(excess, Some(Excess::FreeSpace { .. })), "asked again until it fits");
         }
-        let (folder, budget) = self::budget(None, 1);
-        assert_eq!(budget.excess(folder.path(), 1).unwrap(), None);
+        let (root, budget) = self::budget(None, 1);
+        assert_eq!(budget.excess(&root, 1).unwrap(), None);
         assert_eq!(budget.unlooked_bytes.load(Ordering::Relaxed), 0);
     }
 }

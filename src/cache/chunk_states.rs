@@ -127,16 +127,13 @@ impl ChunkStates {
         self.released.notify_all();
     }
 
-    /// Notes that the bytes seen in state `seen` are right, if the chunk is still in that state.
-    pub(super) fn mark_checked(&self, chunk: u32, seen: ChunkState) {
-        let checked = seen.0 | CHECKED;
+    /// Notes that the bytes seen in state `seen` are right, if the chunk is still in that state. Returns
+    /// whether that is news.
+    pub(super) fn mark_checked(&self, chunk: u32, seen: ChunkState) -> bool {
+        let (state, ordering) = (&self.states[chunk as usize], Ordering::SeqCst);
         // Another state is one of its owner's, and the owner knows better.
-        let _ = self.states[chunk as usize].compare_exchange(
-            seen.0,
-            checked,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        );
+        let marked = state.compare_exchange(seen.0, seen.0 | CHECKED, ordering, ordering);
+        marked.is_ok() && !seen.is_checked()
     }
 
     /// Notes a use of a chunk.
@@ -150,6 +147,12 @@ impl ChunkStates {
     /// When each group of chunks was last used, in order.
     pub(super) fn stamps(&self) -> impl Iterator<Item = u64> {
         self.stamps.iter().map(|stamp| stamp.load(Ordering::Relaxed))
+    }
+
+    /// The groups in which something is resident, and when each was last used; in order.
+    pub(super) fn resident_groups(&self) -> impl Iterator<Item = (u32, u64)> {
+        let has_bytes = |group: &(u32, u64)| self.group(group.0).any(|c| self.load(c).filled() > 0);
+        (0..).zip(self.stamps()).filter(has_bytes)
     }
 
     /// The chunks of a group.
@@ -214,6 +217,16 @@ mod tests {
         states.release(0);
         states.mark_checked(0, seen);
         assert!(!states.load(0).is_checked());
+    }
+
+    #[test]
+    fn groups_without_bytes_are_passed_over() {
+        let mut filled = [0; 5 * GROUP_CHUNKS as usize];
+        filled[2 * GROUP_CHUNKS as usize - 1] = 1;
+        filled[3 * GROUP_CHUNKS as usize] = 2;
+        let states = ChunkStates::new(&filled, 7);
+        states.touch(3 * GROUP_CHUNKS, 9);
+        assert_eq!(states.resident_groups().collect::<Vec<_>>(), [(1, 7), (3, 9)]);
     }
 
     #[test]

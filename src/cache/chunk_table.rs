@@ -9,27 +9,27 @@
 //!                   76 crc32c of (chunk number, 0..76)
 //! ```
 //!
-//! A record is written after the bytes it speaks of, into its own place, without a sync. It is
-//! believed only if its checksum is right (a torn or misplaced record is not), and the bytes are
-//! checked again before this process first serves them: so a crash at any moment, power cuts
-//! included, costs at most a chunk, and never yields a wrong byte. A record of zeros is an empty
-//! chunk; a record with a seal but nothing filled is an evicted chunk of a confirmed layer:
-//! what is fetched in its place must come to that seal.
+//! A record is written after the bytes it speaks of, into its own place, without a sync. A record with
+//! a wrong checksum (torn, or in another one's place) is not believed, and the bytes are checked again
+//! before this process first serves them. So a crash at any moment, a power cut included, costs at most
+//! a chunk, and never yields a wrong byte.
+//!
+//! A record of zeros is an empty chunk. A record with a seal but nothing filled is an evicted chunk of
+//! a confirmed layer: the bytes that come in its place must come to that seal.
+//!
+//! A table is sparse: a layer may say that it has as many chunks as it likes. Reading a table looks at
+//! the stretches that hold data only, so its cost is that of the records that were written.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-
+use super::CacheError;
+use super::disk::{DiskFile, Place};
 use super::seal::{Seal, Value};
-use super::{CacheError, files};
 use crate::layer::layout::CHUNK_BYTES;
 
 const MAGIC: &[u8; 8] = b"kitfsCHK";
 const VERSION: u32 = 2;
 const HEADER_BYTES: u64 = 64;
 const RECORD_BYTES: usize = 80;
-/// Records that are written with one call: 80 kB.
+/// Records that are read or written with one call: 80 kB.
 const RECORDS_AT_ONCE: usize = 1024;
 /// Where a record's own checksum is.
 const CHECKSUM_AT: usize = RECORD_BYTES - 4;
@@ -104,14 +104,14 @@ fn checksum(chunk: u32, record: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&chunk.to_le_bytes()), record)
 }
 
-/// Writes a table of `chunks` chunks into an empty file. Those that are not among `records` (in
-/// order) are empty, and take no room: a layer may say that it has as many as it likes.
+/// Writes a table of `chunks` chunks into an empty file. Chunks that are not among `records` (in order)
+/// are empty, and take no room.
 pub(super) fn write(
-    table: &File,
+    table: &DiskFile,
     toc_digest: &Value,
     chunks: u32,
     records: &[(u32, Record)],
-) -> std::io::Result<()> {
+) -> Result<(), CacheError> {
     table.set_len(table_bytes(chunks))?;
     table.write_all_at(&encode_header(&Header { toc_digest: *toc_digest, chunks }), 0)?;
     let follows = |before: &(u32, Record), after: &(u32, Record)| before.0 + 1 == after.0;
@@ -164,72 +164,92 @@ pub(super) struct Loaded {
 /// What a table says: `None` where there is no usable one of `chunks` chunks for the toc with this
 /// digest.
 pub(super) fn load(
-    path: &Path,
+    place: &Place,
     toc_digest: &Value,
     chunks: u32,
 ) -> Result<Option<Loaded>, CacheError> {
-    let Some((header, records)) = open(path)? else { return Ok(None) };
+    let Some((header, table)) = open(place)? else { return Ok(None) };
     if header != (Header { toc_digest: *toc_digest, chunks }) {
         return Ok(None);
     }
-    let mut loaded = Loaded { filled: Vec::with_capacity(chunks as usize), is_sealed: true };
-    for_each(records, chunks, |record| {
-        loaded.filled.push(record.filled);
-        loaded.is_sealed &= record.seal.is_some();
-    })
-    .map_err(CacheError::io("read", path))?;
-    Ok(Some(loaded))
+    let mut filled = vec![0; chunks as usize];
+    let mut sealed = 0;
+    for_each(&table, chunks, |chunk, record| {
+        filled[chunk as usize] = record.filled;
+        sealed += u32::from(record.seal.is_some());
+    })?;
+    Ok(Some(Loaded { filled, is_sealed: sealed == chunks }))
 }
 
 /// The filled bytes of all chunks together, as the table has them; `None` where there is no usable
 /// one.
-pub(super) fn count(path: &Path) -> Result<Option<u64>, CacheError> {
-    let Some((header, records)) = open(path)? else { return Ok(None) };
+pub(super) fn count(place: &Place) -> Result<Option<u64>, CacheError> {
+    let Some((header, table)) = open(place)? else { return Ok(None) };
     let mut filled_bytes = 0;
-    for_each(records, header.chunks, |record| filled_bytes += u64::from(record.filled))
-        .map_err(CacheError::io("read", path))?;
+    for_each(&table, header.chunks, |_, record| filled_bytes += u64::from(record.filled))?;
     Ok(Some(filled_bytes))
 }
 
-/// The header of a table whose file is as long as the header says, and its records.
-fn open(path: &Path) -> Result<Option<(Header, BufReader<File>)>, CacheError> {
-    let mut file = match files::open(path, false) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(CacheError::io("open", path)(error)),
-    };
-    let length = file.metadata().map_err(CacheError::io("read", path))?.len();
+/// The header of a table whose file is as long as the header says, and the file.
+fn open(place: &Place) -> Result<Option<(Header, DiskFile)>, CacheError> {
+    let Some(table) = place.open_if_there()? else { return Ok(None) };
     let mut bytes = [0; HEADER_BYTES as usize];
-    if length < HEADER_BYTES {
+    if table.read_at(&mut bytes, 0)? < bytes.len() {
         return Ok(None);
     }
-    file.read_exact(&mut bytes).map_err(CacheError::io("read", path))?;
+    let length = table.length()?;
     let header = decode_header(&bytes).filter(|header| length == table_bytes(header.chunks));
-    Ok(header.map(|header| (header, BufReader::with_capacity(64 * 1024, file))))
+    Ok(header.map(|header| (header, table)))
 }
 
+/// Calls `each` with the records that are not in a hole of the file.
 fn for_each(
-    mut records: impl Read,
+    table: &DiskFile,
     chunks: u32,
-    mut each: impl FnMut(Record),
-) -> std::io::Result<()> {
-    let mut bytes = [0; RECORD_BYTES];
-    for chunk in 0..chunks {
-        records.read_exact(&mut bytes)?;
-        each(Record::decode(chunk, &bytes));
+    mut each: impl FnMut(u32, Record),
+) -> Result<(), CacheError> {
+    let mut buffer = vec![0; RECORDS_AT_ONCE * RECORD_BYTES];
+    let mut next = 0;
+    while next < chunks {
+        let Some(data) = table.data_from(place_of(next))? else { break };
+        next = next.max(record_at(data.start));
+        let end = chunks.min(record_at(data.end - 1).saturating_add(1));
+        while next < end {
+            let count = (end - next).min(RECORDS_AT_ONCE as u32);
+            let bytes = &mut buffer[..count as usize * RECORD_BYTES];
+            table
+                .read_exact_at(bytes, place_of(next))
+                .map_err(CacheError::io("read", table.path()))?;
+            for (chunk, record) in (next..).zip(bytes.as_chunks::<RECORD_BYTES>().0) {
+                each(chunk, Record::decode(chunk, record));
+            }
+            next += count;
+        }
     }
     Ok(())
 }
 
+/// The record that the byte at `offset` belongs to; the first one for a byte of the header.
+fn record_at(offset: u64) -> u32 {
+    let record = offset.saturating_sub(HEADER_BYTES) / RECORD_BYTES as u64;
+    u32::try_from(record).unwrap_or(u32::MAX)
+}
+
 /// The record of a chunk as it is on disk now.
-pub(super) fn read_record(table: &File, chunk: u32) -> std::io::Result<Record> {
+pub(super) fn read_record(table: &DiskFile, chunk: u32) -> Result<Record, CacheError> {
     let mut bytes = [0; RECORD_BYTES];
-    table.read_exact_at(&mut bytes, place_of(chunk))?;
+    table
+        .read_exact_at(&mut bytes, place_of(chunk))
+        .map_err(CacheError::io("read", table.path()))?;
     Ok(Record::decode(chunk, &bytes))
 }
 
 /// Writes the record of a chunk. Only the chunk's owner does.
-pub(super) fn write_record(table: &File, chunk: u32, record: &Record) -> std::io::Result<()> {
+pub(super) fn write_record(
+    table: &DiskFile,
+    chunk: u32,
+    record: &Record,
+) -> Result<(), CacheError> {
     table.write_all_at(&record.encode(chunk), place_of(chunk))
 }
 
@@ -246,14 +266,20 @@ fn table_bytes(chunks: u32) -> u64 {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::disk::Root;
     use super::*;
+
+    fn place(folder: &tempfile::TempDir) -> Place {
+        Root::open(folder.path(), 16).unwrap().place("chunks")
+    }
 
     /// The bytes of a table that was written at once.
     fn encode(toc_digest: &Value, records: &[Record]) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
         let records: Vec<(u32, Record)> = (0..).zip(records.iter().copied()).collect();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        write(file.as_file(), toc_digest, records.len() as u32, &records).unwrap();
-        std::fs::read(file.path()).unwrap()
+        let table = place(&folder).open_or_create().unwrap();
+        write(&table, toc_digest, records.len() as u32, &records).unwrap();
+        std::fs::read(table.path()).unwrap()
     }
 
     fn any_record() -> impl Strategy<Value = Record> {
@@ -277,12 +303,12 @@ mod tests {
             bit in 0..8u8, cut in any::<bool>(),
         ) {
             let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("chunks");
+            let place = place(&folder);
             let mut bytes = encode(&[7; 32], &records);
             let at = at.index(bytes.len());
             if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
-            std::fs::write(&path, &bytes).unwrap();
-            if let Some(loaded) = load(&path, &[7; 32], records.len() as u32).unwrap() {
+            std::fs::write(place.path(), &bytes).unwrap();
+            if let Some(loaded) = load(&place, &[7; 32], records.len() as u32).unwrap() {
                 let differing = loaded.filled.iter().zip(&records).filter(|(a, b)| **a != b.filled);
                 let differing: Vec<u32> = differing.map(|(filled, _)| *filled).collect();
                 prop_assert!(!cut && (differing.is_empty() || differing == [0]));
@@ -292,47 +318,75 @@ mod tests {
         #[test]
         fn records_are_written_in_place(records in prop::collection::vec(any_record(), 1..20), new in any_record(), at in any::<prop::sample::Index>()) {
             let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("chunks");
-            std::fs::write(&path, encode(&[7; 32], &records)).unwrap();
+            let place = place(&folder);
+            std::fs::write(place.path(), encode(&[7; 32], &records)).unwrap();
             let mut records = records;
             let at = at.index(records.len());
-            let file = files::open(&path, false).unwrap();
+            let file = place.open().unwrap();
             write_record(&file, at as u32, &new).unwrap();
             records[at] = new;
             for (chunk, record) in records.iter().enumerate() {
                 prop_assert_eq!(read_record(&file, chunk as u32).unwrap(), *record);
             }
             let sum: u64 = records.iter().map(|record| u64::from(record.filled)).sum();
-            prop_assert_eq!(count(&path).unwrap(), Some(sum));
+            prop_assert_eq!(count(&place).unwrap(), Some(sum));
         }
     }
 
     #[test]
     fn a_table_of_another_toc_or_size_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("chunks");
-        std::fs::write(&path, encode(&[7; 32], &[Record::default(); 3])).unwrap();
+        let place = place(&folder);
+        assert_eq!(load(&place, &[7; 32], 3).unwrap(), None, "it is not there");
+        std::fs::write(place.path(), encode(&[7; 32], &[Record::default(); 3])).unwrap();
         let empty = Loaded { filled: vec![0; 3], is_sealed: false };
-        assert_eq!(load(&path, &[7; 32], 3).unwrap(), Some(empty));
-        assert_eq!(load(&path, &[8; 32], 3).unwrap(), None);
-        assert_eq!(load(&path, &[7; 32], 4).unwrap(), None);
-        assert_eq!(load(&folder.path().join("none"), &[7; 32], 3).unwrap(), None);
+        assert_eq!(load(&place, &[7; 32], 3).unwrap(), Some(empty));
+        assert_eq!(load(&place, &[8; 32], 3).unwrap(), None);
+        assert_eq!(load(&place, &[7; 32], 4).unwrap(), None);
     }
 
+    /// A layer says that it has 2.5 TB. Neither writing its table nor reading it takes what it says.
     #[test]
-    fn what_a_layer_says_it_has_takes_no_room() {
-        use std::os::unix::fs::MetadataExt;
+    fn what_a_layer_says_it_has_takes_no_room_and_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("chunks");
-        let table = files::open(&path, true).unwrap();
+        let place = place(&folder);
+        let table = place.open_or_create().unwrap();
         let record = |filled| Record { filled, ..Record::default() };
         let records = [(0, record(1)), (1, record(2)), (9_999_999, record(3))];
         write(&table, &[7; 32], 10_000_000, &records).unwrap();
-        let metadata = table.metadata().unwrap();
-        assert_eq!(metadata.len(), 64 + 800_000_000);
-        assert!(metadata.blocks() * 512 <= 64 * 1024, "{} blocks", metadata.blocks());
+        assert_eq!(table.length().unwrap(), 64 + 800_000_000);
+        assert!(place.bytes_on_disk() <= 64 * 1024, "{} bytes", place.bytes_on_disk());
         for (chunk, record) in [&records[..], &[(2, record(0)), (9_999_998, record(0))]].concat() {
             assert_eq!(read_record(&table, chunk).unwrap(), record);
+        }
+        let mut read = 0;
+        let mut found = Vec::new();
+        for_each(&table, 10_000_000, |chunk, record| {
+            read += 1;
+            found.extend((record.filled > 0).then_some((chunk, record)));
+        })
+        .unwrap();
+        assert_eq!(found, records);
+        assert!(read < 10_000, "{read} records were read");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Wherever the holes of the file lie, every record is found once.
+        #[test]
+        fn records_between_holes_are_all_found(
+            filled in prop::collection::btree_map(0..200_000u32, 1..1000u32, 0..12), chunks in 200_000..300_000u32,
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let place = place(&folder);
+            let record = |filled| Record { filled, ..Record::default() };
+            let records: Vec<_> = filled.iter().map(|(chunk, filled)| (*chunk, record(*filled))).collect();
+            write(&place.open_or_create().unwrap(), &[7; 32], chunks, &records).unwrap();
+            let loaded = load(&place, &[7; 32], chunks).unwrap().unwrap();
+            let expected = |chunk| filled.get(&chunk).copied().unwrap_or(0);
+            let is_right = (0..).zip(&loaded.filled).all(|(chunk, filled)| *filled == expected(chunk));
+            prop_assert!(is_right && loaded.filled.len() == chunks as usize);
         }
     }
 

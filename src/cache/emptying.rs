@@ -16,7 +16,6 @@
 //! the chunk as resident any more; its record is cleared; its bytes are given back.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -24,7 +23,7 @@ use super::backing::{chunks_of_member, piece_of};
 use super::chunk_states::ChunkState;
 use super::chunk_table::Record;
 use super::store::Ready;
-use super::{CacheError, LayerStore, files};
+use super::{CacheError, LayerStore};
 use crate::layer::layout::Placed;
 use crate::layer::{CacheFile, ChunkId};
 
@@ -64,11 +63,18 @@ impl LayerStore {
         chunk: u32,
         seen: Option<ChunkState>,
     ) -> Result<u64, CacheError> {
+        if ready.chunks.load(chunk).filled() == 0 {
+            return Ok(0);
+        }
         let placed = ready.contents.layout.chunk(ChunkId(chunk));
+        let _change = self.change(Some(placed.file))?;
         let Some(emptied) = self.claim_and_empty(ready, chunk, &placed, seen) else { return Ok(0) };
         let filled = emptied.state.filled();
         let given_back = self.give_back(ready, chunk, &placed, &emptied);
         self.count_gone(u64::from(filled));
+        if !emptied.state.is_checked() {
+            self.known.changes.no_longer_unchecked(u64::from(filled));
+        }
         ready.chunks.release(chunk);
         given_back.map(|()| u64::from(filled))
     }
@@ -98,7 +104,7 @@ impl LayerStore {
         ready.chunks.publish(chunk, state.emptied());
         self.emptied.fetch_add(1, Ordering::SeqCst);
         if is_held {
-            tracing::error!(layer = %self.key().digest, chunk, file = %self.path(placed.file).display(),
+            tracing::error!(layer = %self.key().digest, chunk, file = %self.place(placed.file),
                 "bytes on the local disk changed in a file that programs have open by passthrough: \
                  they may have read wrong bytes; end them, and read again");
         }
@@ -126,9 +132,8 @@ impl LayerStore {
         }
         let filled = u64::from(emptied.state.filled());
         match self.file(placed.file, false) {
-            Ok(file) => files::punch_hole(&file, placed.file_offset, filled)
-                .map_err(CacheError::io("free space in", &self.path(placed.file))),
-            Err(CacheError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Ok(file) => file.punch_hole(placed.file_offset, filled),
+            Err(error) if error.is_not_found() => Ok(()),
             Err(error) => Err(error),
         }
     }

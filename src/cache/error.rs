@@ -74,6 +74,11 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// Whether a file or folder is not there.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { error, .. } if error.kind() == std::io::ErrorKind::NotFound)
+    }
+
     /// Turns the error of a system call on `path` into one that says what was tried.
     pub(super) fn io(
         action: &'static str,

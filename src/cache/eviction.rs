@@ -1,33 +1,40 @@
-//! What goes when room is needed: the least recently used first.
+//! Making room: the least recently used bytes go first, and what `warm` brought goes last.
 //!
 //! ```text
-//! open layers:   groups of 16 chunks, by the stamp of their last read or write
-//! closed layers: as a whole, by the stamp of their last use; after a restart, by last opening
+//! order:          layers that were only read, then layers that `warm` brought
+//! within these:   open layers by groups of 16 chunks, each by the stamp of its last read or write;
+//!                 closed layers as a whole, by the stamp of their last use (after a restart, by
+//!                 their last opening)
 //! ```
 //!
-//! Chunks of a group go one by one until there is room. What is being filled, what is pinned and
-//! the spools of running passes stay. A fully evicted layer keeps its table of contents: it can be
-//! listed without the network and costs no bytes of content.
-//!
-//! The limit is looked at before each write, so writers that run at the same time may together
-//! overshoot it by one batch each (some 650 KiB times the transfers that fetch/ allows).
+//! - Room is made for bytes that are about to be written, and never by looking at the cache. A smaller
+//!   limit than that of the last run takes effect with the next write.
+//! - Chunks of a group go one by one until there is room. What is being filled, what is pinned and
+//!   the spools of running passes stay.
+//! - A fully evicted layer keeps its table of contents: it can be listed without the network, and costs
+//!   no bytes of content.
+//! - The limit is looked at before each write, so writers that run at the same time may together
+//!   overshoot it by one batch each (some 650 KiB times the transfers that fetch/ allows).
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::budget::Excess;
 use super::known::{Known, Purpose, Shared};
 use super::{CacheError, LayerStore};
 
-/// What is freed beyond the need, as a share of the capacity, so that the sort of all groups
-/// (some milliseconds for a terabyte) is paid once in many writes.
+/// What is freed beyond the need, as a share of what is used, so that the sort of all groups (some
+/// milliseconds for a terabyte) is paid once in many writes.
 const SLACK_SHARE: u64 = 128;
 /// The most of it: more would only empty the cache for nothing.
 const MOST_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Something that can be evicted. Sorted: the oldest first.
+/// Something that can be evicted. Sorted: what goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
+    /// Whether `warm` brought it.
+    is_warmed: bool,
     stamp: u64,
     /// Position in the list of layers.
     layer: usize,
@@ -38,26 +45,23 @@ struct Candidate {
 impl Shared {
     /// Makes room for `bytes` more before they are written.
     pub(super) fn make_room(self: &Arc<Self>, bytes: u64) -> Result<(), CacheError> {
-        if self.budget.excess(&self.folder, bytes)?.is_none() {
+        if self.budget.excess(&self.root, bytes)?.is_none() {
             return Ok(());
         }
         let _one_at_a_time = self.evicting.lock();
-        let Some(excess) = self.budget.excess(&self.folder, bytes)? else { return Ok(()) };
-        let slack = match excess {
-            Excess::Capacity { capacity_bytes, .. } => capacity_bytes / SLACK_SHARE,
-            Excess::FreeSpace { .. } => MOST_SLACK_BYTES,
-        };
-        let freed = self.evict(excess.bytes() + slack.min(MOST_SLACK_BYTES));
+        let Some(excess) = self.budget.excess(&self.root, bytes)? else { return Ok(()) };
+        let slack = (self.budget.used_bytes() / SLACK_SHARE).min(MOST_SLACK_BYTES);
+        let freed = self.evict(excess.bytes() + slack);
         if freed >= excess.bytes() {
             return Ok(());
         }
-        match self.budget.excess(&self.folder, bytes)? {
+        match self.budget.excess(&self.root, bytes)? {
             None => Ok(()),
             Some(Excess::Capacity { capacity_bytes, .. }) => {
                 Err(CacheError::Full { capacity_bytes })
             }
             Some(Excess::FreeSpace { available_bytes, .. }) => Err(CacheError::DiskFull {
-                folder: self.folder.clone(),
+                folder: self.root.path().to_owned(),
                 available_bytes,
                 keep_free_bytes: self.budget.keep_free_bytes(),
             }),
@@ -73,22 +77,7 @@ impl Shared {
             .filter(|known| known.resident_bytes() > 0)
             .map(|known| (known.clone(), known.open_store()))
             .collect();
-        let mut candidates = Vec::new();
-        for (layer, (known, store)) in layers.iter().enumerate() {
-            match store {
-                Some(store) => {
-                    candidates.extend((0..).zip(store.stamps()).map(|(group, stamp)| Candidate {
-                        stamp,
-                        layer,
-                        group: Some(group),
-                    }))
-                }
-                None => {
-                    let stamp = known.stamp.load(std::sync::atomic::Ordering::Relaxed);
-                    candidates.push(Candidate { stamp, layer, group: None });
-                }
-            }
-        }
+        let mut candidates = candidates(&layers);
         candidates.sort_unstable();
         let mut freed = 0;
         let mut failed = HashSet::new();
@@ -122,7 +111,7 @@ impl Shared {
         };
         let store = self.open_layer(known.key, blob_bytes, Purpose::Maintenance)?;
         let mut freed = 0;
-        for (group, _) in (0..).zip(store.stamps()) {
+        for (group, _) in store.resident_groups() {
             if freed >= wanted {
                 break;
             }
@@ -130,4 +119,21 @@ impl Shared {
         }
         Ok(freed)
     }
+}
+
+fn candidates(layers: &[(Arc<Known>, Option<Arc<LayerStore>>)]) -> Vec<Candidate> {
+    let mut candidates = Vec::new();
+    for (layer, (known, store)) in layers.iter().enumerate() {
+        let is_warmed =
+            known.meta.read().as_ref().is_some_and(|meta| meta.warmed_seconds.is_some());
+        let candidate = |stamp, group| Candidate { is_warmed, stamp, layer, group };
+        match store {
+            Some(store) => {
+                let groups = store.resident_groups();
+                candidates.extend(groups.map(|(group, stamp)| candidate(stamp, Some(group))));
+            }
+            None => candidates.push(candidate(known.stamp.load(Ordering::Relaxed), None)),
+        }
+    }
+    candidates
 }

@@ -10,8 +10,6 @@
 //! the eviction lock, a layer's `store` slot, the table of layers, a layer's `meta`.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,16 +17,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 
 use super::budget::Budget;
-use super::meta::{Decoded, META_BYTES, Meta};
-use super::open_files::OpenFiles;
-use super::{CacheConfig, CacheError, LayerKey, LayerState, LayerStore, chunk_table, files};
+use super::disk::{Durability, Place, Root, TEMPORARY};
+use super::durable::Changes;
+use super::meta::{BootId, Decoded, META_BYTES, Meta, Residency};
+use super::{CacheConfig, CacheError, LayerKey, LayerState, LayerStore, chunk_table};
 
 /// What everything in a cache folder shares.
 pub(super) struct Shared {
-    /// The cache folder, absolute.
-    pub(super) folder: PathBuf,
+    pub(super) root: Arc<Root>,
+    pub(super) boot: BootId,
     pub(super) budget: Budget,
-    pub(super) files: OpenFiles,
     /// Held by who evicts or removes: one at a time.
     pub(super) evicting: Mutex<()>,
     /// Held by who checks a member in the background: one at a time.
@@ -48,7 +46,8 @@ pub(super) struct Known {
     pub(super) stamp: AtomicU64,
     /// When it was last opened or closed, in seconds since 1970.
     pub(super) last_used: AtomicI64,
-    /// Held by who writes the meta file, so that no change of it is lost.
+    pub(super) changes: Changes,
+    /// Held while the meta file is written, so that no change of it is lost.
     pub(super) writing_meta: Mutex<()>,
     store: Mutex<Weak<LayerStore>>,
 }
@@ -71,6 +70,7 @@ impl Known {
             spool_bytes: AtomicU64::new(0),
             stamp: AtomicU64::new(0),
             last_used: AtomicI64::new(0),
+            changes: Changes::new(),
             writing_meta: Mutex::new(()),
             store: Mutex::new(Weak::new()),
         })
@@ -92,23 +92,23 @@ impl Known {
 
 impl Shared {
     /// Takes stock of the folder: cleans up what an interrupted process left, and counts.
-    pub(super) fn open(folder: PathBuf, config: &CacheConfig) -> Result<Arc<Self>, CacheError> {
+    pub(super) fn open(root: Arc<Root>, config: &CacheConfig) -> Result<Arc<Self>, CacheError> {
         let shared = Self {
-            folder,
+            root,
+            boot: config.boot,
             budget: Budget::new(config),
-            files: OpenFiles::new(),
             evicting: Mutex::new(()),
             checking: Mutex::new(()),
             layers: Mutex::default(),
             serials: AtomicU64::new(0),
         };
         let layers = shared.layers_folder();
-        files::create_folder(&layers)?;
+        layers.create_folder()?;
         let mut found = Vec::new();
-        for name in files::names(&layers)? {
+        for name in layers.names()? {
             match LayerKey::parse_folder_name(&name) {
                 Some(key) => found.extend(shared.take_stock(key)),
-                None => files::remove_folder(&layers.join(&name))?,
+                None => layers.join(&name).remove_folder()?,
             }
         }
         found.sort_by_key(|known| known.last_used.load(Ordering::Relaxed));
@@ -126,9 +126,9 @@ impl Shared {
     /// can be used all the same.
     fn take_stock(&self, key: LayerKey) -> Option<Arc<Known>> {
         let folder = self.layer_folder(key);
-        let path = folder.join("meta");
-        let last_used = modified_seconds(&path);
-        let meta = match read_meta(&path, last_used) {
+        let place = folder.join("meta");
+        let last_used = seconds(place.modified());
+        let meta = match read_meta(&place, last_used) {
             Ok(meta) => meta.filter(|meta| meta.key == key),
             Err(error) => {
                 tracing::warn!(%error, "cannot use a layer of the cache");
@@ -136,15 +136,15 @@ impl Shared {
             }
         };
         let Some(meta) = meta else {
-            tracing::warn!(folder = %folder.display(), "removing a layer without a usable meta file");
-            if let Err(error) = files::remove_folder(&folder) {
+            tracing::warn!(%folder, "removing a layer without a usable meta file");
+            if let Err(error) = folder.remove_folder() {
                 tracing::warn!(%error, "cannot remove it");
             }
             return None;
         };
         let known = Known::new(key);
         known.last_used.store(last_used, Ordering::Relaxed);
-        if let Err(error) = take_stock_of_content(&known, &folder, meta.clone()) {
+        if let Err(error) = self.take_stock_of_content(&known, &folder, meta.clone()) {
             tracing::warn!(%error, "cannot use a layer of the cache");
             known.resident_bytes.store(bytes_on_disk(&folder), Ordering::Relaxed);
             *known.meta.write() = Some(meta);
@@ -152,11 +152,53 @@ impl Shared {
         Some(known)
     }
 
-    fn layers_folder(&self) -> PathBuf {
-        self.folder.join("layers").join("sha256")
+    /// Counts what the folder has, after cleaning it up. The summary of a clean layer is believed; else
+    /// the chunk table is read.
+    fn take_stock_of_content(
+        &self,
+        known: &Known,
+        folder: &Place,
+        meta: Meta,
+    ) -> Result<(), CacheError> {
+        for name in folder.names()? {
+            if name.ends_with(TEMPORARY) {
+                folder.join(name).remove_file()?;
+            }
+        }
+        let has_content =
+            !matches!(meta.state, LayerState::Poisoned { .. }) && folder.join("toc").exists();
+        let counted = match meta.residency {
+            _ if !has_content => None,
+            Residency::Clean { resident_bytes } => Some(resident_bytes),
+            Residency::InUse(_) => chunk_table::count(&folder.join("chunks"))?,
+        };
+        let meta = match counted {
+            Some(_) => meta,
+            None => empty_folder(folder, meta)?,
+        };
+        let resident_bytes = counted.unwrap_or(0);
+        known.resident_bytes.store(resident_bytes, Ordering::Relaxed);
+        known.changes.found(meta.residency, self.is_unclean(meta.residency), resident_bytes);
+        let spool_bytes = folder.join("spool").length().unwrap_or(0);
+        known.spool_bytes.store(spool_bytes, Ordering::Relaxed);
+        *known.meta.write() = Some(meta);
+        Ok(())
     }
 
-    pub(super) fn layer_folder(&self, key: LayerKey) -> PathBuf {
+    /// Whether the machine may have died since the layer was last written. It counts as dead where
+    /// nobody knows.
+    fn is_unclean(&self, residency: Residency) -> bool {
+        match residency {
+            Residency::Clean { .. } => false,
+            Residency::InUse(boot) => boot == BootId::default() || boot != self.boot,
+        }
+    }
+
+    pub(super) fn layers_folder(&self) -> Place {
+        self.root.place("layers/sha256")
+    }
+
+    pub(super) fn layer_folder(&self, key: LayerKey) -> Place {
         self.layers_folder().join(key.folder_name())
     }
 
@@ -201,7 +243,7 @@ impl Shared {
     pub(super) fn note_use(&self, known: &Known) {
         let now = SystemTime::now();
         known.last_used.store(seconds(now), Ordering::Relaxed);
-        set_modified(&self.layer_folder(known.key).join("meta"), now);
+        self.layer_folder(known.key).join("meta").set_modified(now);
     }
 
     /// Removes a layer that is not open. Returns the bytes of content that were freed.
@@ -214,15 +256,16 @@ impl Shared {
         }
         // Out of sight in one step, so that a crash in the middle leaves no half of a layer.
         let folder = self.layer_folder(key);
-        let doomed = folder.with_file_name(format!("{}.removed", key.folder_name()));
-        files::remove_folder(&doomed)?;
-        match std::fs::rename(&folder, &doomed) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(CacheError::io("remove", &folder)(error));
-            }
-            _ => files::remove_folder(&doomed)?,
+        let doomed = folder.with_name(format!("{}.removed", key.folder_name()));
+        doomed.remove_folder()?;
+        if folder.exists() {
+            folder.rename(&doomed)?;
+            // After a power cut, a layer that says it is clean must not have lost some of its files.
+            self.layers_folder().sync_folder()?;
         }
+        doomed.remove_folder()?;
         *known.meta.write() = None;
+        known.changes.end();
         let freed = known.resident_bytes.swap(0, Ordering::Relaxed)
             + known.spool_bytes.swap(0, Ordering::Relaxed);
         self.budget.subtract(freed);
@@ -233,59 +276,30 @@ impl Shared {
 /// What a meta file says. A file of an earlier version, and one with a damaged copy, is written anew:
 /// when the layer was first seen must not change with the next use, and the next damage must find two
 /// copies.
-fn read_meta(path: &Path, modified_seconds: i64) -> Result<Option<Meta>, CacheError> {
-    let Some(bytes) = files::read(path, META_BYTES as u64)? else { return Ok(None) };
+fn read_meta(place: &Place, modified_seconds: i64) -> Result<Option<Meta>, CacheError> {
+    let Some(bytes) = place.read(META_BYTES as u64)? else { return Ok(None) };
     let Some(Decoded { meta, is_whole }) = Meta::decode(&bytes, modified_seconds) else {
         return Ok(None);
     };
     if !is_whole {
-        files::write(path, &meta.encode(), files::Durability::Synced)?;
-        set_modified(path, at_seconds(modified_seconds));
+        place.write(&meta.encode(), Durability::Synced)?;
+        place.set_modified(at_seconds(modified_seconds));
     }
     Ok(Some(meta))
 }
 
-/// Notes when a layer was last used: a hint for the next process' eviction. A cache that cannot keep
-/// the hint works all the same.
-fn set_modified(meta: &Path, time: SystemTime) {
-    let _ = files::open(meta, false).and_then(|file| file.set_modified(time));
-}
-
-/// Counts what the folder has, after cleaning it up.
-fn take_stock_of_content(known: &Known, folder: &Path, meta: Meta) -> Result<(), CacheError> {
-    for name in files::names(folder)? {
-        if name.ends_with(files::TEMPORARY) {
-            files::remove_file(&folder.join(name))?;
-        }
-    }
-    let counted = match (&meta.state, folder.join("toc").exists()) {
-        (LayerState::Poisoned { .. }, _) | (_, false) => None,
-        _ => chunk_table::count(&folder.join("chunks"))?,
-    };
-    let meta = match counted {
-        Some(_) => meta,
-        None => empty_folder(folder, meta)?,
-    };
-    known.resident_bytes.store(counted.unwrap_or(0), Ordering::Relaxed);
-    let spool_bytes = folder.join("spool").symlink_metadata().map_or(0, |spool| spool.len());
-    known.spool_bytes.store(spool_bytes, Ordering::Relaxed);
-    *known.meta.write() = Some(meta);
-    Ok(())
-}
-
 /// What the files of a folder and its `members` take of the disk, as far as that can be told.
-fn bytes_on_disk(folder: &Path) -> u64 {
-    let taken = |folder: &Path| {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let files = entries.filter_map(|entry| entry.metadata().ok());
-        files.filter(|file| file.is_file()).map(|file| file.blocks() * 512).sum::<u64>()
+fn bytes_on_disk(folder: &Place) -> u64 {
+    let taken = |folder: &Place| {
+        let names = folder.names().unwrap_or_default();
+        names.into_iter().map(|name| folder.join(name).bytes_on_disk()).sum::<u64>()
     };
     taken(folder) + taken(&folder.join("members"))
 }
 
 /// Removes the content of a layer of which nothing says what is there, and what its meta file said
 /// of it; that a layer is poisoned stays known.
-fn empty_folder(folder: &Path, meta: Meta) -> Result<Meta, CacheError> {
+fn empty_folder(folder: &Place, meta: Meta) -> Result<Meta, CacheError> {
     let has_toc = folder.join("toc").exists();
     remove_content(folder)?;
     if matches!(meta.state, LayerState::Poisoned { .. }) {
@@ -293,30 +307,29 @@ fn empty_folder(folder: &Path, meta: Meta) -> Result<Meta, CacheError> {
     }
     let emptied = Meta { stream_bytes: None, state: LayerState::Unconfirmed, ..meta.clone() };
     if emptied != meta || has_toc {
-        tracing::warn!(folder = %folder.display(), "emptied a layer whose files do not fit each other");
-        files::write(&folder.join("meta"), &emptied.encode(), files::Durability::Atomic)?;
+        tracing::warn!(%folder, "emptied a layer whose files do not fit each other");
+        folder.join("meta").write(&emptied.encode(), Durability::Atomic)?;
     }
     Ok(emptied)
 }
 
 /// Removes the files of a layer that are not its meta or spool.
-pub(super) fn remove_content(folder: &Path) -> Result<(), CacheError> {
+pub(super) fn remove_content(folder: &Place) -> Result<(), CacheError> {
     // The toc first: without it nothing of the rest is believed.
-    files::remove_file(&folder.join("toc"))?;
-    files::remove_file(&folder.join("chunks"))?;
-    files::remove_file(&folder.join("stream"))?;
-    files::remove_folder(&folder.join("members"))
+    folder.join("toc").remove_file()?;
+    folder.join("chunks").remove_file()?;
+    folder.join("stream").remove_file()?;
+    folder.join("members").remove_folder()
 }
 
 /// Writes a layer's meta file, and remembers it. [`Known::writing_meta`] is held.
 pub(super) fn put_meta(
-    shared: &Shared,
+    folder: &Place,
     known: &Known,
     meta: Meta,
-    durability: files::Durability,
+    durability: Durability,
 ) -> Result<(), CacheError> {
-    let path = shared.layer_folder(known.key).join("meta");
-    files::write(&path, &meta.encode(), durability)?;
+    folder.join("meta").write(&meta.encode(), durability)?;
     *known.meta.write() = Some(meta);
     Ok(())
 }
@@ -326,10 +339,6 @@ impl Known {
     pub(super) fn state(&self) -> LayerState {
         self.meta.read().as_ref().map_or(LayerState::Unconfirmed, |meta| meta.state.clone())
     }
-}
-
-fn modified_seconds(path: &Path) -> i64 {
-    path.symlink_metadata().and_then(|meta| meta.modified()).map_or(0, seconds)
 }
 
 fn at_seconds(seconds: i64) -> SystemTime {

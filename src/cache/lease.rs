@@ -12,10 +12,8 @@
 //! that was opened, so a lease tells nothing there: see [`is_stacked`].
 #![allow(unsafe_code, reason = "fcntl with F_SETLEASE, which rustix does not have")]
 
-use std::fs::File;
 use std::io::{Error, ErrorKind};
-use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::FsWord;
 
@@ -30,7 +28,7 @@ const F_SETSIG: libc::c_int = 10;
 ///
 /// # Errors
 /// Where the file system has no leases, or the file is not this user's.
-pub(super) fn is_open_elsewhere(file: &File) -> std::io::Result<bool> {
+pub(super) fn is_open_elsewhere(file: &impl AsFd) -> std::io::Result<bool> {
     fcntl(file, F_SETSIG, libc::SIGURG)?;
     let granted = fcntl(file, libc::F_SETLEASE, libc::F_WRLCK);
     // Without a lease there is none to give back, and that is no error worth telling.
@@ -43,14 +41,14 @@ pub(super) fn is_open_elsewhere(file: &File) -> std::io::Result<bool> {
 }
 
 /// Whether files of `folder` may be mapped without being held open. Unknown counts as yes.
-pub(super) fn is_stacked(folder: &Path) -> bool {
-    let found = rustix::fs::statfs(folder);
+pub(super) fn is_stacked(folder: &impl AsFd) -> bool {
+    let found = rustix::fs::fstatfs(folder);
     found.map_or(true, |found| STACKED_FILE_SYSTEMS.contains(&found.f_type))
 }
 
-fn fcntl(file: &File, command: libc::c_int, argument: libc::c_int) -> std::io::Result<()> {
+fn fcntl(file: &impl AsFd, command: libc::c_int, argument: libc::c_int) -> std::io::Result<()> {
     // SAFETY: the descriptor is open while `file` is borrowed, and these commands take a number.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), command, argument) };
+    let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), command, argument) };
     if result == -1 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -58,15 +56,20 @@ fn fcntl(file: &File, command: libc::c_int, argument: libc::c_int) -> std::io::R
 mod tests {
     use rustix::mm::{MapFlags, ProtFlags};
 
+    use std::fs::File;
+
     use super::*;
-    use crate::cache::files;
+
+    fn open(path: &std::path::Path) -> File {
+        File::options().read(true).write(true).open(path).unwrap()
+    }
 
     #[test]
     fn descriptors_and_maps_of_others_are_seen_until_they_go() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("member");
         std::fs::write(&path, [7; 10_000]).unwrap();
-        let ours = files::open(&path, false).unwrap();
+        let ours = open(&path);
         assert!(!is_open_elsewhere(&ours).unwrap());
         let theirs = File::open(&path).unwrap();
         assert!(is_open_elsewhere(&ours).unwrap());
@@ -87,7 +90,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("member");
         std::fs::write(&path, b"bytes").unwrap();
-        let ours = files::open(&path, false).unwrap();
+        let ours = open(&path);
         std::thread::scope(|scope| {
             let opens = scope.spawn(|| (0..2_000).for_each(|_| drop(File::open(&path).unwrap())));
             while !opens.is_finished() {
@@ -99,7 +102,6 @@ mod tests {
 
     #[test]
     fn what_lies_on_nothing_else_is_not_stacked() {
-        assert!(!is_stacked(Path::new("/proc")));
-        assert!(is_stacked(Path::new("/no such folder")));
+        assert!(!is_stacked(&File::open("/proc").unwrap()));
     }
 }

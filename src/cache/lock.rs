@@ -5,12 +5,14 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::{CacheError, files};
+use super::CacheError;
+use super::disk::Root;
 
 /// How often a taken lock is tried again before it is believed to be held.
 ///
@@ -25,16 +27,18 @@ pub(super) struct FolderLock {
 }
 
 impl FolderLock {
-    /// Takes the lock of `folder`, which exists.
-    pub(super) fn take(folder: &Path) -> Result<Self, CacheError> {
-        let path = folder.join("lock");
-        let mut file = files::open(&path, true).map_err(CacheError::io("open", &path))?;
+    /// Takes the lock of a cache folder.
+    pub(super) fn take(root: &Arc<Root>) -> Result<Self, CacheError> {
+        let opened = root.place("lock").open_or_create()?;
+        let path = opened.path().to_owned();
+        let mut file = opened.into_std();
         for attempt in 1.. {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
                 Err(Errno::WOULDBLOCK) if attempt < ATTEMPTS => std::thread::sleep(PAUSE),
                 Err(Errno::WOULDBLOCK) => {
-                    return Err(CacheError::Held { folder: folder.to_owned(), pid: owner(&file) });
+                    let folder = root.path().to_owned();
+                    return Err(CacheError::Held { folder, pid: owner(&file) });
                 }
                 Err(error) => return Err(CacheError::io("lock", &path)(error.into())),
             }
@@ -61,7 +65,7 @@ fn owner(file: &File) -> u32 {
 
 /// Whether some process holds the lock of `folder`.
 pub(super) fn is_held(folder: &Path) -> bool {
-    let Ok(file) = files::open(&folder.join("lock"), false) else { return false };
+    let Ok(file) = File::open(folder.join("lock")) else { return false };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
 }
 
@@ -72,16 +76,17 @@ mod tests {
     #[test]
     fn a_held_folder_names_its_owner_and_is_free_afterwards() {
         let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path(), 1).unwrap();
         assert!(!is_held(folder.path()));
-        let lock = FolderLock::take(folder.path()).unwrap();
+        let lock = FolderLock::take(&root).unwrap();
         assert!(is_held(folder.path()));
-        match FolderLock::take(folder.path()) {
+        match FolderLock::take(&root) {
             Err(CacheError::Held { pid, .. }) => assert_eq!(pid, std::process::id()),
             _ => panic!("two owners"),
         }
         drop(lock);
         assert!(!is_held(folder.path()));
-        FolderLock::take(folder.path()).unwrap();
+        FolderLock::take(&root).unwrap();
     }
 
     #[test]

@@ -27,24 +27,27 @@ mod backing;
 mod budget;
 mod chunk_states;
 mod chunk_table;
+mod disk;
 mod documents;
+mod durable;
 mod emptying;
 mod error;
 mod eviction;
-mod files;
 mod key;
 mod known;
 mod lease;
 mod lock;
 mod meta;
 mod mtimes;
-mod open_files;
 mod page_aligned;
 mod seal;
 mod stage;
 mod state;
 mod store;
 mod verify;
+
+#[cfg(test)]
+mod power_cut_tests;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -54,6 +57,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
+use disk::{Durability, Root};
 use known::{Purpose, Shared};
 use lock::FolderLock;
 use state::{RecordedKit, State};
@@ -83,13 +87,27 @@ pub struct CacheConfig {
     pub capacity_bytes: Option<u64>,
     /// Evict rather than let the file system's free space fall below this.
     pub keep_free_bytes: u64,
+    /// How many cache files may be kept open for later reads. One descriptor each, beside those that
+    /// are just in use.
+    pub open_files: usize,
+    /// The boot of the kernel that this process runs under: after another one, bytes that were written
+    /// and not synced may be lost.
+    pub boot: BootId,
 }
 
-#[cfg(test)]
+/// A quarter of the usual limit of 1,024 descriptors for a process.
+const OPEN_FILES: usize = 256;
+
 impl CacheConfig {
-    /// A cache that takes what comes.
-    pub(crate) fn unbounded(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), capacity_bytes: None, keep_free_bytes: 0 }
+    /// A cache in `folder` without bounds on its bytes, under an unknown boot.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+            capacity_bytes: None,
+            keep_free_bytes: 0,
+            open_files: OPEN_FILES,
+            boot: BootId::default(),
+        }
     }
 }
 
@@ -127,12 +145,18 @@ pub struct LayerUsage {
     pub stream_bytes: Option<u64>,
     /// Bytes of content on disk.
     pub resident_bytes: u64,
+    /// How many of them were written when the machine died, and were not checked since.
+    pub unchecked_bytes: u64,
     /// How far it can be trusted.
     pub state: LayerState,
     /// Origins of the kits that use it.
     pub origins: Vec<String>,
     /// When it was last opened or closed, in seconds since 1970.
     pub last_used: i64,
+    /// When this cache first saw it, in seconds since 1970.
+    pub first_seen_seconds: i64,
+    /// When `warm` last brought it or a part of it, in seconds since 1970.
+    pub warmed_seconds: Option<i64>,
     /// Whether a [`LayerStore`] of it is alive.
     pub is_open: bool,
 }
@@ -147,25 +171,26 @@ pub struct Verification {
 }
 
 impl Cache {
-    /// Opens or creates the folder and takes its lock. What an interrupted process left is
-    /// cleaned up, what is resident is counted, and what exceeds the bounds is evicted.
+    /// Opens or creates the folder and takes its lock. Temporary files of an interrupted process are
+    /// removed, and resident bytes are counted. Nothing is evicted: other bounds than those of the last
+    /// run take effect with the next write.
     ///
     /// # Errors
     /// [`CacheError::Held`] when another process has the folder, [`CacheError::Io`] when it cannot
     /// be written or another version of kitfs made it.
     pub fn open(config: CacheConfig) -> Result<Arc<Self>, CacheError> {
-        files::create_folder(&config.folder)?;
-        let folder =
-            std::path::absolute(&config.folder).map_err(CacheError::io("find", &config.folder))?;
-        let lock = FolderLock::take(&folder)?;
-        check_format(&folder)?;
-        documents::clean(&folder)?;
-        let state = State::open(&folder)?;
-        let shared = Shared::open(folder, &config)?;
-        // The bounds may be others than the last time.
-        if let Err(error) = shared.make_room(0) {
-            tracing::warn!(%error, "the cache holds more than it may");
-        }
+        Self::open_at(Root::open(&config.folder, config.open_files)?, &config)
+    }
+
+    fn open_at(root: Arc<Root>, config: &CacheConfig) -> Result<Arc<Self>, CacheError> {
+        let lock = FolderLock::take(&root)?;
+        check_format(&root)?;
+        documents::prepare(&root)?;
+        let state = State::open(&root)?;
+        let shared = Shared::open(root.clone(), config)?;
+        // The names of new folders and of the state file.
+        root.place("layers").sync_folder()?;
+        root.place("").sync_folder()?;
         Ok(Arc::new(Self { shared, state, dating: Mutex::new(()), _lock: lock }))
     }
 
@@ -188,7 +213,7 @@ impl Cache {
 
     /// The folder, absolute.
     pub fn folder(&self) -> &Path {
-        &self.shared.folder
+        self.shared.root.path()
     }
 
     /// Bytes of content on disk, those of running passes included.
@@ -211,7 +236,7 @@ impl Cache {
     /// # Errors
     /// When the file system cannot be asked.
     pub fn free_bytes(&self) -> Result<u64, CacheError> {
-        self.shared.budget.free_bytes(self.folder())
+        self.shared.budget.free_bytes(&self.shared.root)
     }
 
     /// Whether there is room for anything, though all that is here were evicted: `false` where others
@@ -220,7 +245,7 @@ impl Cache {
     /// # Errors
     /// When the file system cannot be asked.
     pub fn has_room(&self) -> Result<bool, CacheError> {
-        self.shared.budget.has_room(self.folder())
+        self.shared.budget.has_room(&self.shared.root)
     }
 
     /// Remembers which manifest an origin (as its `Display` writes it) was resolved to.
@@ -260,9 +285,12 @@ impl Cache {
             origins.dedup();
             layers.push(LayerUsage {
                 key: known.key,
+                first_seen_seconds: meta.first_seen_seconds,
+                warmed_seconds: meta.warmed_seconds,
                 blob_bytes: meta.blob_bytes,
                 stream_bytes: meta.stream_bytes,
                 resident_bytes: known.resident_bytes() + known.spool_bytes(),
+                unchecked_bytes: known.changes.unchecked_bytes(),
                 state: meta.state,
                 origins,
                 last_used: known.last_used.load(Ordering::Relaxed),
@@ -320,6 +348,25 @@ impl Cache {
         }
     }
 
+    /// Syncs every layer that is in use, so that its residency is known after a power cut, too; the
+    /// next start finds it clean. Blocking; ends early once `is_wanted` says no.
+    pub fn settle(&self, is_wanted: &dyn Fn() -> bool) {
+        for known in self.shared.all_known() {
+            if !is_wanted() {
+                return;
+            }
+            let blob_bytes = known.meta.read().as_ref().map(|meta| meta.blob_bytes);
+            let Some(blob_bytes) = blob_bytes.filter(|_| known.changes.is_in_use()) else {
+                continue;
+            };
+            let store = self.shared.open_layer(known.key, blob_bytes, Purpose::Maintenance);
+            if let Err(error) = store.and_then(|store| store.sync()) {
+                // The next start counts again, and checks what the disk has.
+                tracing::warn!(layer = %known.key.digest, %error, "a layer was not synced");
+            }
+        }
+    }
+
     /// Makes room for `bytes` more (evicting the least recently used) before they are written.
     /// Blocking where something has to go.
     ///
@@ -334,16 +381,16 @@ impl Cache {
     }
 }
 
-fn check_format(folder: &Path) -> Result<(), CacheError> {
-    let path = folder.join("format");
-    let found = files::read(&path, 64)?;
+fn check_format(root: &Arc<Root>) -> Result<(), CacheError> {
+    let place = root.place("format");
+    let found = place.read(64)?;
     match found {
         Some(found) if found == FORMAT.as_bytes() => Ok(()),
-        None if !path.exists() => files::write(&path, FORMAT.as_bytes(), files::Durability::Synced),
+        None if !place.exists() => place.write(FORMAT.as_bytes(), Durability::Synced),
         _ => {
             let why = "another version of kitfs made it: choose another folder with --cache-dir, \
                        or remove this one";
-            Err(CacheError::other("use", folder, why))
+            Err(CacheError::other("use", root.path(), why))
         }
     }
 }

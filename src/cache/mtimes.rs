@@ -9,12 +9,11 @@
 //! constant date. The layer that comes second then gets the next free second.
 
 use std::collections::HashSet;
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime};
 
 use super::known::{Known, Shared};
 use super::meta::Meta;
-use super::{Cache, LayerKey, files};
+use super::{Cache, LayerKey};
 use crate::layer::Mtime;
 
 /// What dates the files of a layer.
@@ -102,10 +101,10 @@ fn put_mtime(shared: &Shared, known: &Known, mtime: Mtime) -> Mtime {
     let _one_writer = known.writing_meta.lock();
     let Some(meta) = known.meta.read().clone() else { return mtime };
     let meta = Meta { mtime: Some(mtime), ..meta };
-    let path = shared.layer_folder(known.key).join("meta");
-    let written = files::open(&path, false).and_then(|file| file.write_all_at(&meta.encode(), 0));
+    let place = shared.layer_folder(known.key).join("meta");
+    let written = place.open().and_then(|file| file.write_all_at(&meta.encode(), 0));
     if let Err(error) = written {
-        tracing::warn!(file = %path.display(), %error, "the date of a layer is not kept: its files are dated anew after a restart");
+        tracing::warn!(%error, "the date of a layer is not kept: its files are dated anew after a restart");
     }
     *known.meta.write() = Some(meta);
     mtime
@@ -127,7 +126,7 @@ mod tests {
     }
 
     fn open(folder: &Path) -> Arc<Cache> {
-        Cache::open(CacheConfig::unbounded(folder)).unwrap()
+        Cache::open(CacheConfig::new(folder)).unwrap()
     }
 
     /// A layer that the cache has, with that many bytes.

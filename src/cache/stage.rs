@@ -13,15 +13,13 @@
 //! The toc comes last: its presence says that everything else is there.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::chunk_states::ChunkStates;
 use super::chunk_table::{self, Record};
-use super::files::{self, Durability};
+use super::disk::{DiskFile, Durability};
 use super::known::remove_content;
 use super::page_aligned::page_aligned;
 use super::seal::Seal;
@@ -39,7 +37,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 pub struct Stage {
     store: Arc<LayerStore>,
     staged_bytes: u64,
-    spool: Option<File>,
+    spool: Option<DiskFile>,
     hashes: SequentialHashes,
 }
 
@@ -61,6 +59,7 @@ impl LayerStore {
         if self.ready.get().is_some() {
             return Err(CacheError::InUse(self.key().digest));
         }
+        drop(self.change(None)?);
         remove_content(&self.folder)?;
         *is_staging = true;
         let hashes = SequentialHashes::new(self.seals_while_staged());
@@ -82,10 +81,8 @@ impl Stage {
         file_offset: u64,
         bytes: &[u8],
     ) -> Result<(), CacheError> {
-        self.store
-            .file(file, true)?
-            .write_all_at(bytes, file_offset)
-            .map_err(CacheError::io("write", &self.store.path(file)))?;
+        let _change = self.store.change(Some(file))?;
+        self.store.file(file, true)?.write_all_at(bytes, file_offset)?;
         self.hashes.update(file, file_offset, bytes);
         self.staged_bytes += bytes.len() as u64;
         self.store.shared.budget.add(bytes.len() as u64);
@@ -103,24 +100,22 @@ impl Stage {
         if offset >= self.spool_bytes() {
             return Ok(0);
         }
-        let path = self.store.folder.join("spool");
-        self.spool()?.read_at(buffer, offset).map_err(CacheError::io("read", &path))
+        self.spool()?.read_at(buffer, offset)
     }
 
     /// Keeps more of the compressed blob.
     pub fn spool_append(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
         let at = self.spool_bytes();
-        let path = self.store.folder.join("spool");
-        self.spool()?.write_all_at(bytes, at).map_err(CacheError::io("write", &path))?;
+        drop(self.store.change(None)?);
+        self.spool()?.write_all_at(bytes, at)?;
         self.store.known.spool_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.store.shared.budget.add(bytes.len() as u64);
         Ok(())
     }
 
-    fn spool(&mut self) -> Result<&File, CacheError> {
+    fn spool(&mut self) -> Result<&DiskFile, CacheError> {
         if self.spool.is_none() {
-            let path = self.store.folder.join("spool");
-            self.spool = Some(files::open(&path, true).map_err(CacheError::io("open", &path))?);
+            self.spool = Some(self.store.folder.join("spool").open_or_create()?);
         }
         Ok(self.spool.as_ref().expect("it was opened in the lines before"))
     }
@@ -142,7 +137,7 @@ impl Stage {
         self.spool = None;
         let spooled = self.store.known.spool_bytes.swap(0, Ordering::Relaxed);
         self.store.shared.budget.subtract(spooled);
-        files::remove_file(&self.store.folder.join("spool"))
+        self.store.folder.join("spool").remove_file()
     }
 
     /// Makes the layer's contents final: writes the toc, marks chunks (or their first bytes) that
@@ -168,16 +163,17 @@ impl Stage {
         let contents = Arc::new(store.contents_of(toc)?);
         let records = self.records(&contents, covered)?;
         let chunks = contents.layout.chunks();
-        let write = |table: &mut File| chunk_table::write(table, &toc_digest, chunks, &records);
-        files::write_with(&store.folder.join("chunks"), write, Durability::Synced)?;
+        let write = |table: &DiskFile| chunk_table::write(table, &toc_digest, chunks, &records);
+        store.folder.join("chunks").write_with(write, Durability::Synced)?;
         store.put_state(state, Some(stream_bytes), Durability::Synced)?;
-        files::write(&store.folder.join("toc"), &toc_bytes, Durability::Synced)?;
+        store.folder.join("toc").write(&toc_bytes, Durability::Synced)?;
         let mut filled = vec![0; chunks as usize];
         for (chunk, record) in &records {
             filled[*chunk as usize] = record.filled;
         }
         let chunks = ChunkStates::new(&filled, store.shared.budget.now());
         store.count_resident(chunks.resident_bytes());
+        store.known.changes.opened(0);
         store.shared.budget.subtract(std::mem::take(&mut self.staged_bytes));
         let ready = Ready { contents: contents.clone(), chunks };
         store.ready.set(ready).ok().expect("there is one stage, and it starts without contents");
@@ -222,7 +218,7 @@ impl Stage {
                 Ok(hasher.record())
             }
             false => {
-                let path = self.store.path(placed.file);
+                let path = self.store.place(placed.file).path();
                 Err(CacheError::other("read back", &path, "what was written is not there"))
             }
         }

@@ -9,12 +9,13 @@
 //! a layer. A file that cannot be used is set aside (`state.redb.damaged`) and started anew.
 
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
+use std::sync::Arc;
 
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 
-use super::{CacheError, LayerKey, files};
+use super::disk::{Place, Root};
+use super::{CacheError, LayerKey};
 use crate::oci::Digest;
 
 const ORIGINS: TableDefinition<&str, [u8; 32]> = TableDefinition::new("origins");
@@ -41,20 +42,20 @@ pub(super) struct RecordedKit {
 
 impl State {
     /// Opens the state file of a cache folder.
-    pub(super) fn open(folder: &Path) -> Result<Self, CacheError> {
-        let path = folder.join("state.redb");
-        if path.exists() {
-            match open_database(&path) {
+    pub(super) fn open(root: &Arc<Root>) -> Result<Self, CacheError> {
+        let place = root.place("state.redb");
+        if place.exists() {
+            match open_database(&place) {
                 Ok(database) => return Ok(Self { database }),
                 Err(reason) => {
-                    let aside = folder.join("state.redb.damaged");
-                    tracing::warn!(file = %path.display(), aside = %aside.display(), reason, "the cache's state file cannot be used: it is set aside and started anew");
-                    std::fs::rename(&path, &aside).map_err(CacheError::io("set aside", &path))?;
+                    let aside = place.with_name("state.redb.damaged");
+                    tracing::warn!(file = %place, %aside, reason, "the cache's state file cannot be used: it is set aside and started anew");
+                    place.rename(&aside)?;
                 }
             }
         }
-        let database =
-            open_database(&path).map_err(|reason| CacheError::other("create", &path, reason))?;
+        let database = open_database(&place)
+            .map_err(|reason| CacheError::other("create", &place.path(), reason))?;
         Ok(Self { database })
     }
 
@@ -148,8 +149,8 @@ fn forget_oldest(kits: &mut Kits<'_>) -> Result<(), redb::Error> {
 }
 
 /// Opens or creates a database, all of its pages checked; a reason in words where it cannot be used.
-fn open_database(path: &Path) -> Result<Database, String> {
-    let file = files::open(path, true).map_err(|error| error.to_string())?;
+fn open_database(place: &Place) -> Result<Database, String> {
+    let file = place.open_or_create().map_err(|error| error.to_string())?.into_std();
     let open = || {
         redb::Builder::new()
             .set_cache_size(MEMORY_BYTES)
@@ -169,6 +170,10 @@ mod tests {
     use super::*;
     use crate::oci::{Compression, Encoding, Format};
 
+    fn open(folder: &std::path::Path) -> State {
+        State::open(&Root::open(folder, 1).unwrap()).unwrap()
+    }
+
     fn key(name: &str) -> LayerKey {
         let encoding = Encoding { format: Format::Raw, compression: Compression::None };
         LayerKey { digest: Digest::of(name.as_bytes()), encoding }
@@ -177,7 +182,7 @@ mod tests {
     #[test]
     fn what_is_remembered_is_recalled_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
-        let state = State::open(folder.path()).unwrap();
+        let state = open(folder.path());
         assert_eq!(state.recall("a").unwrap(), None);
         assert_eq!(state.kits().unwrap(), []);
         state.remember("a", Digest::of(b"1")).unwrap();
@@ -185,7 +190,7 @@ mod tests {
         state.record_kit("a", Digest::of(b"2"), &[key("x"), key("y")], 5).unwrap();
         state.record_kit("a", Digest::of(b"2"), &[key("y")], 6).unwrap();
         drop(state);
-        let state = State::open(folder.path()).unwrap();
+        let state = open(folder.path());
         assert_eq!(state.recall("a").unwrap(), Some(Digest::of(b"2")));
         let kit = RecordedKit {
             origin: "a".into(),
@@ -198,12 +203,12 @@ mod tests {
     #[test]
     fn a_damaged_file_is_set_aside_and_started_anew() {
         let folder = tempfile::tempdir().unwrap();
-        State::open(folder.path()).unwrap().remember("a", Digest::of(b"1")).unwrap();
+        open(folder.path()).remember("a", Digest::of(b"1")).unwrap();
         let path = folder.path().join("state.redb");
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[0] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let state = State::open(folder.path()).unwrap();
+        let state = open(folder.path());
         assert_eq!(state.recall("a").unwrap(), None);
         assert!(folder.path().join("state.redb.damaged").exists());
         state.remember("b", Digest::of(b"1")).unwrap();
@@ -212,7 +217,7 @@ mod tests {
     #[test]
     fn the_kit_recorded_longest_ago_is_forgotten_first() {
         let folder = tempfile::tempdir().unwrap();
-        let state = State::open(folder.path()).unwrap();
+        let state = open(folder.path());
         for (origin, seconds) in [("a", 7), ("b", 5), ("c", 6)] {
             state.record_kit(origin, Digest::of(b"1"), &[], seconds).unwrap();
         }

@@ -10,10 +10,7 @@
 //! [`super::chunk_states`]). A chunk that this process did not write itself is checked before its
 //! first byte is served.
 
-use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -22,11 +19,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::chunk_states::{ChunkState, ChunkStates};
 use super::chunk_table::{self, Loaded, Record};
+use super::disk::{DiskFile, Durability, FileKey, LayerFile, Place};
 use super::emptying::Pins;
-use super::files::{self, Durability};
 use super::known::{Known, Shared, put_meta, remove_content, seconds};
-use super::meta::{BootId, Meta, Residency};
-use super::open_files::{FileKey, LayerFile};
+use super::meta::{Meta, Residency};
 use super::page_aligned::page_aligned;
 use super::{CacheError, LayerKey, LayerState};
 use crate::layer::{CacheFile, ChunkId, Layout, StreamOffset, Toc, layout::Placed, toc_codec};
@@ -38,7 +34,7 @@ const TOC_LIMIT_BYTES: u64 = 1 << 30;
 pub struct LayerStore {
     pub(super) shared: Arc<Shared>,
     pub(super) known: Arc<Known>,
-    pub(super) folder: PathBuf,
+    pub(super) folder: Place,
     pub(super) ready: OnceLock<Ready>,
     /// Counts chunks that were emptied: who looks at the whole layer can tell that it changed.
     pub(super) emptied: AtomicU64,
@@ -74,6 +70,24 @@ pub enum Lookup {
     Miss,
 }
 
+/// Whether a read may wait for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// It may: on a thread that nobody else needs.
+    ForDisk,
+    /// It ends with [`Read::Waits`] where the kernel would have to ask the disk.
+    Never,
+}
+
+/// What a look at a chunk came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    Hit,
+    Miss,
+    /// The bytes are resident, as far as is known, and not in memory.
+    Waits,
+}
+
 impl LayerStore {
     /// Opens or creates the folder of a layer.
     pub(super) fn open(
@@ -94,7 +108,7 @@ impl LayerStore {
             is_used: AtomicBool::new(false),
             blob_bytes,
         };
-        files::create_folder(&store.folder)?;
+        store.folder.create_folder()?;
         let meta = store.known.meta.read().clone();
         match meta {
             Some(meta) if meta.blob_bytes == blob_bytes => {}
@@ -112,10 +126,10 @@ impl LayerStore {
     /// The contents and chunks as the last process left them; a layer whose files do not fit each
     /// other is emptied.
     fn load(&self) -> Result<Option<Ready>, CacheError> {
-        let path = self.folder.join("toc");
-        let Some(bytes) = files::read(&path, TOC_LIMIT_BYTES)? else {
+        let file = self.folder.join("toc");
+        let Some(bytes) = file.read(TOC_LIMIT_BYTES)? else {
             if self.known.resident_bytes() > 0 || self.state() == LayerState::Confirmed {
-                tracing::warn!(file = %path.display(), "emptying a layer whose table of contents is gone");
+                tracing::warn!(%file, "emptying a layer whose table of contents is gone");
                 self.reset()?;
             }
             return Ok(None);
@@ -126,17 +140,15 @@ impl LayerStore {
         let contents = match usable {
             Ok(contents) => contents,
             Err(reason) => {
-                tracing::warn!(file = %path.display(), reason, "emptying a layer whose table of contents cannot be used");
+                tracing::warn!(%file, reason, "emptying a layer whose table of contents cannot be used");
                 self.reset()?;
                 return Ok(None);
             }
         };
         let toc_digest = *blake3::hash(&bytes).as_bytes();
-        let table = self.folder.join("chunks");
+        let file = self.folder.join("chunks");
         let chunks = contents.layout.chunks();
-        let file = table.display();
-        let Some(Loaded { mut filled, is_sealed }) =
-            chunk_table::load(&table, &toc_digest, chunks)?
+        let Some(Loaded { mut filled, is_sealed }) = chunk_table::load(&file, &toc_digest, chunks)?
         else {
             // Nothing says any more what of its files is there, and what it must come to.
             tracing::warn!(%file, "emptying a layer whose table of chunks cannot be used");
@@ -184,7 +196,9 @@ impl LayerStore {
     /// Makes what is on disk available, after a look at the chunks that will be appended to: they
     /// are few and small, and who plans a fetch must be able to rely on their length.
     fn take_up(&self, ready: Ready) -> Result<(), CacheError> {
-        self.count_resident(ready.chunks.resident_bytes());
+        let resident_bytes = ready.chunks.resident_bytes();
+        self.count_resident(resident_bytes);
+        self.known.changes.opened(resident_bytes);
         self.ready.set(ready).ok().expect("the store is being opened");
         let ready = self.ready.get().expect("it was set in the line before");
         for chunk in 0..ready.chunks.count() {
@@ -210,14 +224,17 @@ impl LayerStore {
         self.shared.budget.subtract(bytes);
     }
 
-    /// Forgets everything of the layer.
+    /// Forgets everything of the layer but its meta file.
     fn reset(&self) -> Result<(), CacheError> {
+        drop(self.change(None)?);
         remove_content(&self.folder)?;
-        files::remove_file(&self.folder.join("spool"))?;
+        self.folder.join("spool").remove_file()?;
         self.count_resident(0);
         self.shared.budget.subtract(self.known.spool_bytes.swap(0, Ordering::Relaxed));
         let state = LayerState::Unconfirmed;
-        self.put_state(state, None, Durability::Atomic)
+        self.put_state(state, None, Durability::Atomic)?;
+        self.known.changes.begin();
+        Ok(())
     }
 
     pub(super) fn put_state(
@@ -226,20 +243,32 @@ impl LayerStore {
         stream_bytes: Option<u64>,
         durability: Durability,
     ) -> Result<(), CacheError> {
-        let _one_writer = self.known.writing_meta.lock();
+        let (blob_bytes, residency) = (self.blob_bytes, Residency::InUse(self.shared.boot));
+        let _one_at_a_time = self.known.writing_meta.lock();
         let known = self.known.meta.read().clone();
         let meta = known.unwrap_or_else(|| Meta {
             key: self.key(),
-            blob_bytes: self.blob_bytes,
+            blob_bytes,
             stream_bytes,
             state: LayerState::Unconfirmed,
             first_seen_seconds: seconds(SystemTime::now()),
             warmed_seconds: None,
-            residency: Residency::InUse(BootId::default()),
+            residency,
             mtime: None,
         });
-        let meta = Meta { blob_bytes: self.blob_bytes, stream_bytes, state, ..meta };
-        put_meta(&self.shared, &self.known, meta, durability)
+        let meta = Meta { blob_bytes, stream_bytes, state, ..meta };
+        put_meta(&self.folder, &self.known, meta, durability)
+    }
+
+    /// Changes the meta file; nothing where there is none.
+    pub(super) fn update_meta(
+        &self,
+        update: impl FnOnce(Meta) -> Meta,
+        durability: Durability,
+    ) -> Result<(), CacheError> {
+        let _one_at_a_time = self.known.writing_meta.lock();
+        let Some(meta) = self.known.meta.read().clone() else { return Ok(()) };
+        put_meta(&self.folder, &self.known, update(meta), durability)
     }
 
     pub(super) fn check_blob_bytes(&self, blob_bytes: u64) -> Result<(), CacheError> {
@@ -251,7 +280,7 @@ impl LayerStore {
 
     fn wrong_blob_bytes(&self, known: u64, said: u64) -> CacheError {
         let why = format!("it has {known} bytes, and the manifest says {said}");
-        CacheError::other("use layer", &self.folder, why)
+        CacheError::other("use layer", &self.folder.path(), why)
     }
 
     /// Which layer this is.
@@ -299,19 +328,48 @@ impl LayerStore {
     /// # Errors
     /// [`CacheError::Poisoned`], and [`CacheError::Io`] when a cache file cannot be read.
     pub fn read(&self, start: StreamOffset, buffer: &mut [u8]) -> Result<Lookup, CacheError> {
+        Ok(match self.read_with(start, buffer, Wait::ForDisk)? {
+            Read::Hit => Lookup::Hit,
+            Read::Miss | Read::Waits => Lookup::Miss,
+        })
+    }
+
+    /// The same for a thread that must not wait for the disk; `None` where the bytes are not in memory,
+    /// or were not checked yet.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_cached(
+        &self,
+        start: StreamOffset,
+        buffer: &mut [u8],
+    ) -> Result<Option<Lookup>, CacheError> {
+        Ok(match self.read_with(start, buffer, Wait::Never)? {
+            Read::Hit => Some(Lookup::Hit),
+            Read::Miss => Some(Lookup::Miss),
+            Read::Waits => None,
+        })
+    }
+
+    fn read_with(
+        &self,
+        start: StreamOffset,
+        buffer: &mut [u8],
+        wait: Wait,
+    ) -> Result<Read, CacheError> {
         self.refuse_poisoned()?;
-        let Some(ready) = self.ready.get() else { return Ok(Lookup::Miss) };
+        let Some(ready) = self.ready.get() else { return Ok(Read::Miss) };
         let layout = &ready.contents.layout;
         let range = start.range(buffer.len() as u64);
         if range.end.get() > layout.stream_bytes() {
-            return Ok(Lookup::Miss);
+            return Ok(Read::Miss);
         }
         let wanted = layout.chunks_of(range.clone());
         for chunk in wanted.clone() {
             let span = layout.chunk(ChunkId(chunk)).stream;
             let needed = range.end.min(span.end) - span.start;
             if u64::from(ready.chunks.load(chunk).filled()) < needed {
-                return Ok(Lookup::Miss);
+                return Ok(Read::Miss);
             }
         }
         for chunk in wanted {
@@ -320,11 +378,12 @@ impl LayerStore {
             let to = range.end.min(placed.stream.end);
             let piece = &mut buffer[(from - range.start) as usize..(to - range.start) as usize];
             let skip = (from - placed.stream.start) as u32;
-            if self.read_chunk(ready, chunk, &placed, skip, piece)? == Lookup::Miss {
-                return Ok(Lookup::Miss);
+            match self.read_chunk(ready, chunk, &placed, skip, piece, wait)? {
+                Read::Hit => {}
+                other => return Ok(other),
             }
         }
-        Ok(Lookup::Hit)
+        Ok(Read::Hit)
     }
 
     /// Reads `piece` from the byte `skip` of a chunk on.
@@ -335,24 +394,40 @@ impl LayerStore {
         placed: &Placed,
         skip: u32,
         piece: &mut [u8],
-    ) -> Result<Lookup, CacheError> {
+        wait: Wait,
+    ) -> Result<Read, CacheError> {
         let mut state = ready.chunks.load(chunk);
         if state.filled() > 0 && !state.is_checked() {
+            if wait == Wait::Never {
+                return Ok(Read::Waits);
+            }
             self.check(ready, chunk, placed)?;
             state = ready.chunks.load(chunk);
         }
         if !state.is_checked() || u64::from(state.filled()) < u64::from(skip) + piece.len() as u64 {
-            return Ok(Lookup::Miss);
+            return Ok(Read::Miss);
         }
-        if !self.read_file(placed, skip, piece)? {
+        let is_read = match wait {
+            Wait::ForDisk => self.read_file(placed, skip, piece)?,
+            Wait::Never if self.read_open_file(placed, skip, piece) => true,
+            Wait::Never => return Ok(Read::Waits),
+        };
+        if !is_read {
             self.empty(ready, chunk, Some(state))?;
-            return Ok(Lookup::Miss);
+            return Ok(Read::Miss);
         }
         if !state.is_same_generation(ready.chunks.load(chunk)) {
-            return Ok(Lookup::Miss);
+            return Ok(Read::Miss);
         }
         ready.chunks.touch(chunk, self.shared.budget.now());
-        Ok(Lookup::Hit)
+        Ok(Read::Hit)
+    }
+
+    /// Reads bytes of a chunk from its file, if it is open and the kernel has them in memory.
+    fn read_open_file(&self, placed: &Placed, skip: u32, piece: &mut [u8]) -> bool {
+        let key = FileKey { layer: self.serial, file: LayerFile::Content(placed.file) };
+        let file = self.shared.root.files.get_open(key);
+        file.is_some_and(|file| file.read_cached_at(piece, placed.file_offset + u64::from(skip)))
     }
 
     /// Reads bytes of a chunk from its file, whatever they are; `false` where the file is shorter, or
@@ -365,20 +440,18 @@ impl LayerStore {
     ) -> Result<bool, CacheError> {
         let file = match self.file(placed.file, false) {
             Ok(file) => file,
-            Err(CacheError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => {
-                return Ok(false);
-            }
+            Err(error) if error.is_not_found() => return Ok(false),
             Err(error) => return Err(error),
         };
         match file.read_exact_at(piece, placed.file_offset + u64::from(skip)) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
             Err(error) if is_lost_on_disk(&error) => {
-                let file = self.path(placed.file);
-                tracing::warn!(file = %file.display(), %error, "the local disk does not give bytes back");
+                let file = file.path().display();
+                tracing::warn!(%file, %error, "the local disk does not give bytes back");
                 Ok(false)
             }
-            Err(error) => Err(CacheError::io("read", &self.path(placed.file))(error)),
+            Err(error) => Err(CacheError::io("read", file.path())(error)),
         }
     }
 
@@ -406,7 +479,9 @@ impl LayerStore {
         let record = self.record(chunk)?;
         let is_there = self.read_file(placed, 0, &mut bytes)?;
         if is_there && is_right(&record, &bytes) {
-            ready.chunks.mark_checked(chunk, state);
+            if ready.chunks.mark_checked(chunk, state) {
+                self.known.changes.no_longer_unchecked(u64::from(state.filled()));
+            }
             return Ok(false);
         }
         self.drop_changed(ready, chunk, state)
@@ -427,9 +502,9 @@ impl LayerStore {
         Ok(dropped > 0)
     }
 
-    /// When each group of chunks was last used.
-    pub(super) fn stamps(&self) -> impl Iterator<Item = u64> {
-        self.ready.get().into_iter().flat_map(|ready| ready.chunks.stamps())
+    /// The groups of chunks in which something is resident, and when each was last used.
+    pub(super) fn resident_groups(&self) -> impl Iterator<Item = (u32, u64)> {
+        self.ready.get().into_iter().flat_map(|ready| ready.chunks.resident_groups())
     }
 
     pub(super) fn refuse_poisoned(&self) -> Result<(), CacheError> {
@@ -442,54 +517,45 @@ impl LayerStore {
     }
 
     pub(super) fn record(&self, chunk: u32) -> Result<Record, CacheError> {
-        let table = self.table()?;
-        chunk_table::read_record(&table, chunk)
-            .map_err(|error| CacheError::io("read", &self.folder.join("chunks"))(error))
+        chunk_table::read_record(&*self.table()?, chunk)
     }
 
     pub(super) fn put_record(&self, chunk: u32, record: &Record) -> Result<(), CacheError> {
-        let table = self.table()?;
-        chunk_table::write_record(&table, chunk, record)
-            .map_err(|error| CacheError::io("write", &self.folder.join("chunks"))(error))
+        chunk_table::write_record(&*self.table()?, chunk, record)
     }
 
     /// Returns when all records are on the disk.
     pub(super) fn sync_records(&self) -> Result<(), CacheError> {
-        let path = || self.folder.join("chunks");
-        self.table()?.sync_data().map_err(|error| CacheError::io("sync", &path())(error))
+        self.table()?.sync()
     }
 
-    fn table(&self) -> Result<Arc<File>, CacheError> {
+    fn table(&self) -> Result<Arc<DiskFile>, CacheError> {
         let key = FileKey { layer: self.serial, file: LayerFile::Chunks };
-        let path = || self.folder.join("chunks");
-        let open = || files::open(&path(), false);
-        self.shared.files.get(key, open).map_err(|error| CacheError::io("open", &path())(error))
+        self.shared.root.files.get(key, || self.folder.join("chunks").open())
     }
 
     /// A file of content, open; created where it is not there and `create` says so.
-    pub(super) fn file(&self, file: CacheFile, create: bool) -> Result<Arc<File>, CacheError> {
+    pub(super) fn file(&self, file: CacheFile, create: bool) -> Result<Arc<DiskFile>, CacheError> {
         let key = FileKey { layer: self.serial, file: LayerFile::Content(file) };
-        let open = || self.open_file(file, create);
-        self.shared
-            .files
-            .get(key, open)
-            .map_err(|error| CacheError::io("open", &self.path(file))(error))
+        self.shared.root.files.get(key, || self.open_file(file, create))
     }
 
-    fn open_file(&self, file: CacheFile, create: bool) -> std::io::Result<File> {
-        let path = self.path(file);
-        match files::open(&path, create) {
-            Err(error) if create && error.kind() == ErrorKind::NotFound => {
+    fn open_file(&self, file: CacheFile, create: bool) -> Result<DiskFile, CacheError> {
+        let place = self.place(file);
+        if !create {
+            return place.open();
+        }
+        match place.open_or_create() {
+            Err(error) if error.is_not_found() => {
                 // The first big member: its folder is not there yet.
-                files::create_folder(&self.folder.join("members"))
-                    .map_err(std::io::Error::other)?;
-                files::open(&path, create)
+                self.folder.join("members").create_folder()?;
+                place.open_or_create()
             }
             result => result,
         }
     }
 
-    pub(super) fn path(&self, file: CacheFile) -> PathBuf {
+    pub(super) fn place(&self, file: CacheFile) -> Place {
         match file {
             CacheFile::Stream => self.folder.join("stream"),
             CacheFile::Member(index) => self.folder.join("members").join(index.to_string()),
@@ -498,7 +564,7 @@ impl LayerStore {
 
     /// Closes the descriptors that are kept open, because the files are to go.
     pub(super) fn forget_files(&self) {
-        self.shared.files.forget(self.serial);
+        self.shared.root.files.forget(self.serial);
     }
 }
 
@@ -513,7 +579,8 @@ impl Drop for LayerStore {
     fn drop(&mut self) {
         self.forget_pins();
         self.forget_files();
-        let latest = self.stamps().max().unwrap_or(0);
+        let stamps = self.ready.get().into_iter().flat_map(|ready| ready.chunks.stamps());
+        let latest = stamps.max().unwrap_or(0);
         self.known.stamp.fetch_max(latest, Ordering::Relaxed);
         if self.is_used.load(Ordering::Relaxed) {
             self.shared.note_use(&self.known);

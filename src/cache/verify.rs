@@ -12,12 +12,12 @@ use std::sync::atomic::Ordering;
 
 use super::chunk_states::ChunkState;
 use super::chunk_table::Record;
-use super::files::Durability;
+use super::disk::Durability;
 use super::known::remove_content;
 use super::page_aligned::page_aligned;
 use super::seal::{Part, RunningSha256, Seal};
-use super::store::Ready;
-use super::{CacheError, LayerState, LayerStore, Lookup, Verification};
+use super::store::{Read, Ready, Wait};
+use super::{CacheError, LayerState, LayerStore, Verification};
 use crate::layer::ChunkId;
 use crate::layer::layout::{CHUNK_BYTES, Placed};
 use crate::oci::Digest;
@@ -43,6 +43,7 @@ impl LayerStore {
         if self.key().encoding.is_compressed() || self.state() != LayerState::Unconfirmed {
             return Ok(self.state());
         }
+        let _change = self.change(None)?;
         let before = self.emptied.load(Ordering::SeqCst);
         let digest = |blames| self.stream_digest(ready, blames, is_wanted);
         let wanted = self.key().digest;
@@ -90,7 +91,7 @@ impl LayerStore {
             let placed = ready.contents.layout.chunk(ChunkId(chunk));
             let bytes = &mut buffer[..(placed.stream.end - placed.stream.start) as usize];
             let seen = ready.chunks.load(chunk);
-            if self.read_chunk(ready, chunk, &placed, 0, bytes)? == Lookup::Miss {
+            if self.read_chunk(ready, chunk, &placed, 0, bytes, Wait::ForDisk)? != Read::Hit {
                 return Ok(None);
             }
             let seal = sha256.seal(bytes, self.part(ready, &placed));

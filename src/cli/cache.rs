@@ -81,7 +81,7 @@ fn print_layers(layers: &[CachedLayer]) -> Result<(), CliError> {
                 layer.digest.clone(),
                 layer.encoding.clone(),
                 sizes::show(layer.blob_bytes),
-                sizes::show(layer.resident_bytes),
+                sizes::show_resident(layer.resident_bytes, layer.unchecked_bytes),
                 state_name(layer.state).to_owned(),
                 layer.references.join(", "),
             ]

@@ -42,6 +42,16 @@ fn factor(unit: &str) -> Option<u64> {
 /// A size for people: `0 B`, `104.2 KiB`, `1.5 TiB`.
 pub(super) use crate::daemon::shown_bytes as show;
 
+/// The bytes that are in the cache, and how many of them are unchecked.
+pub(super) fn show_resident(resident_bytes: u64, unchecked_bytes: u64) -> String {
+    let resident = show(resident_bytes);
+    match unchecked_bytes {
+        0 => resident,
+        all if all >= resident_bytes => format!("{resident} unchecked"),
+        some => format!("{resident}, {} unchecked", show(some)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -67,6 +77,13 @@ mod tests {
         for text in ["", "GiB", "-1", "1..5G", "1.G", "1Q", "1GiBs", "0x10", "16777216PiB", "1e9"] {
             assert!(parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_unchecked_is_told_beside_what_is_resident() {
+        assert_eq!(show_resident(0, 0), "0 B");
+        assert_eq!(show_resident(2048, 2048), "2.0 KiB unchecked");
+        assert_eq!(show_resident(2048, 512), "2.0 KiB, 512 B unchecked");
     }
 
     proptest! {

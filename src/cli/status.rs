@@ -21,6 +21,10 @@ State says how far the bytes can be trusted: `confirmed` when the digest of ever
 computed over all its bytes, `unconfirmed` before that, `POISONED` when a digest is wrong; `DEAD`
 when the daemon that served the mount is gone, whichever cache folder it had: `kitfs umount DIR`.
 
+Resident says how much of the kit is in the cache. Bytes are `unchecked` after the machine went down
+while they were written: each is checked before it is first read, and `kitfs warm` or `kitfs cache
+verify` checks all of them.
+
 Rest says what becomes of what is not in the cache yet: it `waits` until readers are quiet, is
 `coming`, or all of it is `here`; `on demand` with --no-hydrate, `local` for a kit on this machine's
 disk, `no room` where it does not fit the cache, `failed` for the reason below the table.
@@ -99,7 +103,7 @@ fn print_table_of(mounts: &[MountStatus], dead: &[Orphan]) -> Result<(), CliErro
             reference_text(mount),
             short_digest(&mount.digest).to_owned(),
             sizes::show(mount.total_bytes),
-            sizes::show(mount.resident_bytes),
+            sizes::show_resident(mount.resident_bytes, mount.unchecked_bytes),
             state_name(mount.state).to_owned(),
             hydrate_text(&mount.hydrate).to_owned(),
             passthrough_text(&mount.passthrough),

@@ -145,6 +145,9 @@ pub struct WarmedLayer {
     pub wanted_bytes: u64,
     /// Bytes of it that are in the cache.
     pub resident_bytes: u64,
+    /// How many of them nobody has looked at since the machine went down while they were written.
+    #[serde(default)]
+    pub unchecked_bytes: u64,
     /// Whether all of it is; only then can its digest be known.
     pub is_complete: bool,
     /// How far its bytes can be trusted.
@@ -268,6 +271,9 @@ pub struct MountStatus {
     pub total_bytes: u64,
     /// How much of that is in the cache.
     pub resident_bytes: u64,
+    /// How much of that nobody has looked at since the machine went down while it was written.
+    #[serde(default)]
+    pub unchecked_bytes: u64,
     /// How far the bytes can be trusted.
     pub state: KitState,
     /// Seconds since 1970.
@@ -565,6 +571,9 @@ pub struct CachedLayer {
     pub stream_bytes: Option<u64>,
     /// How much of the content is in the cache.
     pub resident_bytes: u64,
+    /// How much of that nobody has looked at since the machine went down while it was written.
+    #[serde(default)]
+    pub unchecked_bytes: u64,
     /// How far its bytes can be trusted.
     pub state: KitState,
     /// References of kits that use it.

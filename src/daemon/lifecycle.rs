@@ -26,6 +26,7 @@ use super::api::{Failure, FailureKind, MountRequest, MountStatus};
 use super::descriptors;
 use super::failure::cache_failure;
 use super::log;
+use super::machine;
 use super::server;
 use super::service::Service;
 use super::socket::{OwnerOnly, SocketPath};
@@ -50,6 +51,8 @@ impl DaemonConfig {
             folder: self.cache_folder.clone(),
             capacity_bytes: self.cache_capacity_bytes,
             keep_free_bytes: self.keep_free_bytes,
+            open_files: machine::cache_files(),
+            boot: machine::boot_id(),
         };
         Cache::open(config).map_err(|error| cache_failure(&error))
     }
@@ -95,6 +98,7 @@ pub async fn run(
         never = log::keep_short(&config.cache_folder) => match never {},
     };
     service.end_mounts().await;
+    service.settle().await;
     service.drain();
     if tokio::time::timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
         server.abort();

@@ -31,6 +31,7 @@ mod kits;
 mod lifecycle;
 mod listing;
 mod log;
+mod machine;
 mod mounts;
 mod networks;
 mod paths;

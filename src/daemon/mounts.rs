@@ -315,6 +315,7 @@ impl Served {
             entries: u64::from(self.kit.tree.len()) - 1,
             total_bytes: self.kit.total_bytes(),
             resident_bytes: self.kit.resident_bytes(),
+            unchecked_bytes: self.kit.unchecked_bytes(),
             state: kit_state(self.kit.state()),
             mounted_at: self.mounted_at,
             warnings: self.kit.warnings.clone(),

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream::BoxStream;
 use tokio::task::spawn_blocking;
@@ -38,6 +38,10 @@ use crate::oci::{Digest, LabelSelector, Origin};
 
 /// The version that commands and daemon compare.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// How long a daemon that ends may take to sync its cache: well below the time that `daemon stop` and
+/// systemd's units wait for its end.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a process does for its commands; see the module.
 pub(super) struct Service {
@@ -218,6 +222,22 @@ impl Service {
     pub(super) async fn end_mounts(&self) {
         self.stopping.cancel();
         self.mounts.end_all().await;
+    }
+
+    /// Gets what the cache has onto the disk, as far as that comes to its end soon.
+    pub(super) async fn settle(&self) {
+        let (cache, deadline) = (self.cache.clone(), Instant::now() + SETTLE_TIMEOUT);
+        let (done, settled) = tokio::sync::oneshot::channel::<()>();
+        // A thread that the end of the process does not wait for: one file may take the disk longer.
+        // Nothing is lost then: the next start counts and checks anew.
+        let thread = std::thread::Builder::new().name("kitfs-settle".to_owned());
+        let spawned = thread.spawn(move || {
+            cache.settle(&|| Instant::now() < deadline);
+            drop(done);
+        });
+        if spawned.is_ok() {
+            let _ = tokio::time::timeout(SETTLE_TIMEOUT, settled).await;
+        }
     }
 
     /// Done when the mount at `mountpoint` has ended.

@@ -160,6 +160,7 @@ fn cached_layer(layer: &LayerUsage) -> CachedLayer {
         blob_bytes: layer.blob_bytes,
         stream_bytes: layer.stream_bytes,
         resident_bytes: layer.resident_bytes,
+        unchecked_bytes: layer.unchecked_bytes,
         state: kit_state(layer.state.clone().into()),
         references: layer.origins.clone(),
         last_used: layer.last_used,
@@ -194,7 +195,7 @@ mod tests {
     #[test]
     fn the_first_digits_of_a_digest_name_one_layer_or_none() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(CacheConfig::unbounded(folder.path())).unwrap();
+        let cache = Cache::open(CacheConfig::new(folder.path())).unwrap();
         let encoding = Encoding { format: Format::Raw, compression: Compression::None };
         let with_digits = |first, last| {
             let mut digest = [first; 32];

@@ -237,11 +237,14 @@ impl Want {
     }
 
     async fn fetch(&self) {
-        let outcome = match self.bring().await {
-            Ok(()) => self.verify().await,
-            Err(failure) => Err(failure),
+        let outcome = async {
+            // Bytes of which nobody knows whether the disk has them are not in the cache yet.
+            self.layer.look().await?;
+            self.bring().await?;
+            self.verify().await?;
+            self.layer.keep_warmed().await.map_err(Failure::from)
         };
-        *self.failure.lock() = outcome.err();
+        *self.failure.lock() = outcome.await.err();
     }
 
     async fn bring(&self) -> Result<(), Failure> {
@@ -299,6 +302,7 @@ impl Want {
             digest: self.layer.key().digest.to_string(),
             wanted_bytes: self.wanted_bytes,
             resident_bytes: self.layer.resident_bytes(),
+            unchecked_bytes: self.layer.unchecked_bytes(),
             is_complete: self.layer.store().is_complete(),
             state: kit_state(self.layer.state().into()),
             failure: self.failure.lock().clone(),

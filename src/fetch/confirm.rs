@@ -49,7 +49,6 @@ impl Inner {
             let layer = end.inner.spec.blob.digest;
             let thread = std::thread::Builder::new().name("kitfs-confirm".to_owned());
             let spawned = thread.spawn(move || {
-                let _turn = turn;
                 // A kernel that refuses leaves the usual priority, which only costs time.
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
                 let inner = end.inner.clone();
@@ -58,8 +57,13 @@ impl Inner {
                     end.outcome = Confirming::Idle;
                 }
                 drop(end);
-                if computed == Some(LayerState::Unconfirmed) && !inner.closed.is_cancelled() {
-                    inner.confirm_when_complete();
+                drop(turn);
+                match computed {
+                    Some(LayerState::Confirmed) => inner.sync_quietly(),
+                    Some(LayerState::Unconfirmed) if !inner.closed.is_cancelled() => {
+                        inner.confirm_when_complete();
+                    }
+                    _ => {}
                 }
             });
             if let Err(error) = spawned {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -21,6 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::claims::Claims;
 use super::confirm::Confirming;
 use super::download::TRANSFER_MEMORY_BYTES;
+use super::off_the_runtime;
 use super::pace::Line;
 use super::plan::ChunkStatus;
 use super::scheduler::{Scheduler, Whose};
@@ -45,7 +46,7 @@ const LONGEST_WAIT_FOR_REST: Duration = Duration::from_secs(5);
 
 /// An open layer. When it is dropped and its last read is done, running transfers are given up.
 pub struct Layer {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     /// Held by running reads too.
     open: Arc<DropGuard>,
 }
@@ -296,6 +297,29 @@ impl Inner {
         Ok(self.store.read(start, buffer)? == Lookup::Hit)
     }
 
+    /// Fills `part` of a buffer for `range` from resident bytes; `false` where some are missing. Bytes
+    /// that the kernel has in memory are copied at once, as those that just came always are. For others
+    /// a thread waits that the runtime does not need.
+    async fn fill(
+        self: &Arc<Self>,
+        buffer: &mut BytesMut,
+        range: &Range<StreamOffset>,
+        part: Range<StreamOffset>,
+    ) -> Result<bool, FetchError> {
+        let place = (part.start - range.start) as usize..(part.end - range.start) as usize;
+        if let Some(lookup) = self.store.read_cached(part.start, &mut buffer[place.clone()])? {
+            return Ok(lookup == Lookup::Hit);
+        }
+        let (inner, mut taken) = (self.clone(), std::mem::take(buffer));
+        let read = move || {
+            let filled = inner.read_resident(part.start, &mut taken[place]);
+            (taken, filled)
+        };
+        let filled;
+        (*buffer, filled) = off_the_runtime(read).await;
+        filled
+    }
+
     fn check_range(&self, range: &Range<StreamOffset>) -> Result<(), FetchError> {
         let stream_bytes = self.contents.layout.stream_bytes();
         if range.end.get() > stream_bytes || range.start > range.end {
@@ -310,14 +334,14 @@ impl Inner {
     async fn read(self: Arc<Self>, range: Range<StreamOffset>) -> Result<Bytes, FetchError> {
         self.check_range(&range)?;
         let mut buffer = page_aligned((range.end - range.start) as usize);
-        if self.read_resident(range.start, &mut buffer)? {
+        if self.fill(&mut buffer, &range, range.clone()).await? {
             return Ok(buffer.freeze());
         }
         let _reader = self.scheduler.reader();
         let mut at = range.start;
         let mut plans_in_vain = 0;
         while plans_in_vain < MOST_PLANS {
-            if self.read_resident(at, &mut buffer[(at - range.start) as usize..])? {
+            if self.fill(&mut buffer, &range, at..range.end).await? {
                 return Ok(buffer.freeze());
             }
             let before = at;
@@ -325,14 +349,13 @@ impl Inner {
             for (transfer, end) in self.plan(&(at..range.end), Priority::OnDemand).waits {
                 failed = transfer.wait(end).await.err().or(failed);
                 let end = end.min(range.end);
-                let piece = (at - range.start) as usize..(end - range.start) as usize;
                 // A transfer may have failed behind what this reader wants.
-                if self.read_resident(at, &mut buffer[piece])? {
+                if self.fill(&mut buffer, &range, at..end).await? {
                     at = end;
                 }
             }
             if let Some(error) = failed {
-                let is_here = self.read_resident(at, &mut buffer[(at - range.start) as usize..])?;
+                let is_here = self.fill(&mut buffer, &range, at..range.end).await?;
                 return if is_here { Ok(buffer.freeze()) } else { Err(error) };
             }
             plans_in_vain = if at > before { 0 } else { plans_in_vain + 1 };

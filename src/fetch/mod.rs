@@ -24,6 +24,7 @@ mod claims;
 mod confirm;
 mod download;
 mod error;
+mod keeping;
 pub mod layer;
 mod pace;
 mod pass;
@@ -96,6 +97,12 @@ impl LayerSpec {
     fn key(&self) -> LayerKey {
         LayerKey { digest: self.blob.digest, encoding: self.encoding }
     }
+}
+
+/// Does work that waits for the disk on a thread that the runtime does not need.
+async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.expect("the cache does not panic, and the runtime outlives its tasks")
 }
 
 /// Opens layers, each once in the process.
@@ -197,11 +204,7 @@ impl Fetcher {
     /// A table of contents of a million members takes a while to read.
     async fn open_store(&self, spec: LayerSpec) -> Result<Arc<LayerStore>, FetchError> {
         let cache = self.cache.clone();
-        let open = move || cache.layer(spec.key(), spec.blob.size);
-        match tokio::task::spawn_blocking(open).await {
-            Ok(store) => Ok(store?),
-            Err(error) => Err(FetchError::malformed(spec.blob, error)),
-        }
+        Ok(off_the_runtime(move || cache.layer(spec.key(), spec.blob.size)).await?)
     }
 
     async fn find_contents(

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::FetchError;
+use super::{FetchError, off_the_runtime};
 use crate::cache::{CacheError, Contents, LayerStore, Stage};
 use crate::layer::layout::BIG_MEMBER_BYTES;
 use crate::layer::{CacheFile, Member, MemberKind, RangeSet, StreamOffset, Toc};
@@ -16,7 +16,7 @@ use crate::layer::{CacheFile, Member, MemberKind, RangeSet, StreamOffset, Toc};
 /// moment ago to let go.
 pub(super) async fn begin(store: &Arc<LayerStore>) -> Result<Stage, FetchError> {
     let store = store.clone();
-    off_the_runtime(move || store.stage()).await
+    Ok(off_the_runtime(move || store.stage()).await?)
 }
 
 /// Makes the contents of an uncompressed layer final. Off the runtime's threads: files are synced.
@@ -25,14 +25,7 @@ pub(super) async fn finish(
     toc: Toc,
     covered: RangeSet,
 ) -> Result<Arc<Contents>, FetchError> {
-    off_the_runtime(move || stage.finish(toc, &covered, None)).await
-}
-
-async fn off_the_runtime<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, CacheError> + Send + 'static,
-) -> Result<T, FetchError> {
-    let result = tokio::task::spawn_blocking(work).await;
-    Ok(result.expect("the cache does not panic, and the runtime outlives its tasks")?)
+    Ok(off_the_runtime(move || stage.finish(toc, &covered, None)).await?)
 }
 
 /// A [`Stage`] that knows the big members so far, and which bytes it was given.

@@ -77,4 +77,9 @@ impl LoadedKit {
     pub fn resident_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.resident_bytes()).fold(0, u64::saturating_add)
     }
+
+    /// How many of these nobody has looked at since the machine went down while they were written.
+    pub fn unchecked_bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.unchecked_bytes()).fold(0, u64::saturating_add)
+    }
 }

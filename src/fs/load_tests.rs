@@ -197,11 +197,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = CacheConfig {
-            folder: folder.path().to_owned(),
-            capacity_bytes: None,
-            keep_free_bytes: 0,
-        };
+        let config = CacheConfig::new(folder.path());
         let fetcher = Fetcher::new(Cache::open(config).unwrap(), FetchConfig::default());
         Self { registry: Arc::default(), fetcher, _folder: folder }
     }

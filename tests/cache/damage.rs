@@ -339,11 +339,7 @@ proptest! {
                 damage(folder.path(), step);
             }
             if cache.is_none() {
-                let config = CacheConfig {
-                    folder: folder.path().into(),
-                    capacity_bytes: Some(3 * MIB as u64),
-                    keep_free_bytes: 0,
-                };
+                let config = CacheConfig { capacity_bytes: Some(3 * MIB as u64), ..CacheConfig::new(folder.path()) };
                 match Cache::open(config) {
                     Ok(opened) => cache = Some(opened),
                     Err(error) => {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kitfs::cache::{
-    BackingLookup, Cache, CacheConfig, CacheError, LayerKey, LayerState, LayerStore, Lookup,
+    BackingLookup, BootId, Cache, CacheConfig, CacheError, LayerKey, LayerState, LayerStore, Lookup,
 };
 use kitfs::layer::layout::CHUNK_BYTES;
 use kitfs::layer::{
@@ -27,7 +27,7 @@ const CHUNK: usize = CHUNK_BYTES as usize;
 const MIB: usize = 1024 * 1024;
 
 fn open(folder: &Path, capacity_bytes: Option<u64>) -> Arc<Cache> {
-    let config = CacheConfig { folder: folder.to_owned(), capacity_bytes, keep_free_bytes: 0 };
+    let config = CacheConfig { capacity_bytes, ..CacheConfig::new(folder) };
     Cache::open(config).unwrap()
 }
 
@@ -188,7 +188,7 @@ fn the_folder_has_one_owner_and_must_be_writable() {
     assert!(!Cache::is_held(folder.path()));
     let cache = open(folder.path(), None);
     assert!(Cache::is_held(folder.path()));
-    let config = |folder| CacheConfig { folder, capacity_bytes: None, keep_free_bytes: 0 };
+    let config = |folder| CacheConfig::new(folder);
     let again = Cache::open(config(folder.path().to_owned()));
     assert!(matches!(again, Err(CacheError::Held { pid, .. }) if pid == std::process::id()));
     drop(cache);
@@ -204,8 +204,7 @@ fn a_folder_of_another_version_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path(), None));
     fs::write(folder.path().join("format"), "kitfs cache 2\n").unwrap();
-    let config =
-        CacheConfig { folder: folder.path().into(), capacity_bytes: None, keep_free_bytes: 0 };
+    let config = CacheConfig::new(folder.path());
     assert!(Cache::open(config).err().unwrap().to_string().contains("another version"));
 }
 
@@ -297,17 +296,148 @@ fn the_limit_holds_under_concurrent_writers_and_readers_see_no_wrong_byte() {
     assert!(most > CAPACITY / 2, "the cache was used");
 }
 
+/// `kitfs cache ls` with a smaller limit, or on a disk that others have filled, must not empty a cache.
 #[test]
-fn what_exceeds_a_smaller_limit_goes_when_the_cache_is_opened() {
+fn looking_evicts_nothing_and_a_smaller_limit_takes_effect_with_the_next_write() {
     let folder = tempfile::tempdir().unwrap();
-    let (old, new) = (content(1, MIB), content(2, MIB));
+    let (old, new, third) = (content(1, MIB), content(2, MIB), content(3, CHUNK));
     {
         let cache = open(folder.path(), None);
         confirmed_layer(&cache, &old);
         confirmed_layer(&cache, &new);
     }
+    let bounds = [(Some(MIB as u64), 0), (None, u64::MAX / 2)];
+    for (capacity_bytes, keep_free_bytes) in bounds {
+        let config = CacheConfig::new(folder.path());
+        let cache = Cache::open(CacheConfig { capacity_bytes, keep_free_bytes, ..config }).unwrap();
+        assert_eq!(cache.layers().unwrap().len(), 2);
+        assert!(is_resident(&raw_layer(&cache, &old), &old, 0..MIB));
+        assert_eq!(cache.verify_layer(key(&new, Format::Raw)).unwrap().checked_bytes, MIB as u64);
+        cache.settle(&|| true);
+        assert_eq!(cache.resident_bytes(), 2 * MIB as u64);
+    }
     let cache = open(folder.path(), Some(MIB as u64));
+    fill_all(&cache, &raw_layer(&cache, &third), &third);
     assert!((1..=MIB as u64).contains(&cache.resident_bytes()), "{}", cache.resident_bytes());
+}
+
+/// Oldest of all, and read by nobody since.
+#[test]
+fn what_was_warmed_goes_last_over_restarts_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (warmed, read, new) = (content(1, MIB), content(2, 3 * MIB), content(3, MIB));
+    {
+        let cache = open(folder.path(), None);
+        let store = confirmed_layer(&cache, &warmed);
+        store.mark_warmed(1).unwrap();
+        assert!(store.sync().unwrap());
+    }
+    let cache = open(folder.path(), Some(4 * MIB as u64));
+    assert_eq!(cache.layers().unwrap()[0].warmed_seconds, Some(1));
+    let (open_store, closed) = (raw_layer(&cache, &read), raw_layer(&cache, &new));
+    for _ in 0..2 {
+        fill_all(&cache, &open_store, &read);
+        fill_all(&cache, &closed, &new);
+    }
+    drop(closed);
+    fill_all(&cache, &open_store, &read);
+    assert!(is_resident(&raw_layer(&cache, &warmed), &warmed, 0..MIB));
+    // It is no pin: where nothing else is left, it goes.
+    cache.make_room(3 * MIB as u64 + 1).unwrap();
+    assert!(!is_resident(&raw_layer(&cache, &warmed), &warmed, 0..MIB));
+}
+
+/// Under the boot of the machine with that number.
+fn open_under(folder: &Path, boot: u8) -> Arc<Cache> {
+    let boot = BootId([boot; 16]);
+    Cache::open(CacheConfig { boot, ..CacheConfig::new(folder) }).unwrap()
+}
+
+/// A process that dies loses nothing that the kernel has; a machine that dies may.
+#[test]
+fn bytes_are_unchecked_after_the_machine_died_until_each_was_looked_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, MIB);
+    let key = key(&bytes, Format::Raw);
+    let unchecked = |cache: &Arc<Cache>| cache.layers().unwrap()[0].unchecked_bytes;
+    confirmed_layer(&open_under(folder.path(), 1), &bytes);
+    assert_eq!(unchecked(&open_under(folder.path(), 1)), 0, "the process died");
+    {
+        let cache = open_under(folder.path(), 2);
+        assert_eq!(unchecked(&cache), MIB as u64);
+        let store = raw_layer(&cache, &bytes);
+        assert!(is_resident(&store, &bytes, 0..CHUNK));
+        assert!(is_resident(&store, &bytes, 10..20));
+        assert_eq!(store.unchecked_bytes(), (MIB - CHUNK) as u64);
+        assert!(!store.sync().unwrap(), "nobody knows whether the rest is there");
+        drop(store);
+        // Another opening does not know any more which ones it was.
+        let store = raw_layer(&cache, &bytes);
+        assert_eq!(store.unchecked_bytes(), MIB as u64);
+        assert!(is_resident(&store, &bytes, 0..CHUNK));
+        flip(&member_file(folder.path()), 2 * CHUNK);
+        store.look(&|| true).unwrap();
+        assert_eq!((store.unchecked_bytes(), cache.resident_bytes()), (0, (MIB - CHUNK) as u64));
+        assert!(store.sync().unwrap());
+    }
+    let cache = open_under(folder.path(), 3);
+    assert_eq!((unchecked(&cache), cache.resident_bytes()), (0, (MIB - CHUNK) as u64));
+    assert_eq!(cache.verify_layer(key).unwrap().dropped_chunks, 0);
+    // The next write makes it uncertain again.
+    fill_all(&cache, &raw_layer(&cache, &bytes), &bytes);
+    drop(cache);
+    let cache = open_under(folder.path(), 4);
+    assert_eq!(unchecked(&cache), MIB as u64);
+    cache.verify_layer(key).unwrap();
+    assert_eq!(unchecked(&cache), 0);
+    cache.settle(&|| true);
+    drop(cache);
+    assert_eq!(unchecked(&open_under(folder.path(), 5)), 0);
+}
+
+/// Opening a clean cache reads no table of chunks: a layer may have a million of them.
+#[test]
+fn what_a_clean_layer_has_is_known_without_its_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, MIB);
+    {
+        let cache = open_under(folder.path(), 1);
+        confirmed_layer(&cache, &bytes);
+        cache.settle(&|| true);
+    }
+    let table = file_named(folder.path(), "chunks");
+    fs::rename(&table, folder.path().join("aside")).unwrap();
+    assert_eq!(open_under(folder.path(), 2).resident_bytes(), MIB as u64);
+    fs::rename(folder.path().join("aside"), &table).unwrap();
+    let cache = open_under(folder.path(), 2);
+    assert!(is_resident(&raw_layer(&cache, &bytes), &bytes, 0..MIB));
+}
+
+/// 2 TiB by what the layer says of itself, three chunks by what is here.
+#[test]
+fn a_huge_layer_with_little_in_it_is_opened_and_evicted_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let stream_bytes = 2u64 << 40;
+    let encoding = Encoding { format: Format::Raw, compression: Compression::None };
+    let key = LayerKey { digest: Digest::of(b"huge"), encoding };
+    let chunks = (stream_bytes / CHUNK_BYTES) as u32;
+    {
+        let cache = open(folder.path(), None);
+        let store = cache.layer(key, stream_bytes).unwrap();
+        store.stage().unwrap().finish(Toc::raw(stream_bytes), &RangeSet::new(), None).unwrap();
+        for chunk in [0, chunks / 2, chunks - 1] {
+            store.appender().append(ChunkId(chunk), 0, &[IoSlice::new(&[7; CHUNK])]).unwrap();
+        }
+    }
+    let begun = std::time::Instant::now();
+    let cache = open(folder.path(), None);
+    assert_eq!(cache.resident_bytes(), 3 * CHUNK_BYTES);
+    drop(cache);
+    let cache = open(folder.path(), Some(3 * CHUNK_BYTES));
+    cache.make_room(3 * CHUNK_BYTES).unwrap();
+    assert_eq!(cache.resident_bytes(), 0);
+    // It was 2 s for each of the three before, on an idle machine.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -331,11 +461,7 @@ fn a_cache_that_is_all_in_use_is_full() {
 #[test]
 fn an_absurd_wish_for_free_space_is_a_full_disk() {
     let folder = tempfile::tempdir().unwrap();
-    let config = CacheConfig {
-        folder: folder.path().into(),
-        capacity_bytes: None,
-        keep_free_bytes: u64::MAX / 2,
-    };
+    let config = CacheConfig { keep_free_bytes: u64::MAX / 2, ..CacheConfig::new(folder.path()) };
     let cache = Cache::open(config).unwrap();
     assert!(matches!(cache.make_room(1), Err(CacheError::DiskFull { .. })));
 }

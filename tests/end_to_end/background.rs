@@ -36,6 +36,55 @@ fn warming_a_kit_fetches_every_byte_once_and_confirms_it() {
     assert!(counted.fetched() <= fetched + config, "fetched again");
 }
 
+/// Makes the cache what a power cut leaves of one whose bytes were not synced: each layer was in use
+/// under another boot, and the first chunk of each big file never reached the disk.
+fn cut_power(cache: &Path) {
+    for layer in fs::read_dir(cache.join("layers/sha256")).unwrap() {
+        let folder = layer.unwrap().path();
+        let mut meta = fs::read(folder.join("meta")).unwrap();
+        meta[15] = 0;
+        meta[112..120].fill(0);
+        meta[120..136].fill(0xee);
+        let crc = crc32c::crc32c(&meta[..156]).to_le_bytes();
+        meta[156..160].copy_from_slice(&crc);
+        let record = meta[..160].to_vec();
+        meta[4096..].copy_from_slice(&record);
+        fs::write(folder.join("meta"), meta).unwrap();
+        for member in fs::read_dir(folder.join("members")).unwrap() {
+            let member = File::options().write(true).open(member.unwrap().path()).unwrap();
+            member.write_all_at(&[0; 4096], 0).unwrap();
+        }
+    }
+}
+
+fn sum(layers: &Value, field: &str) -> u64 {
+    layers.as_array().unwrap().iter().map(|layer| layer[field].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn warming_looks_at_what_a_power_cut_may_have_taken_and_fetches_that_again() {
+    let counted = Counted::new(&big_files());
+    let kitfs = &counted.kitfs;
+    kitfs.succeed(&["warm", &counted.reference]);
+    let synced = kitfs.json(&["cache", "ls", "--json"]);
+    assert_eq!(sum(&synced, "unchecked_bytes"), 0, "{synced}");
+    cut_power(&kitfs.cache());
+    let all = counted.written.layer_bytes();
+    let uncertain = kitfs.json(&["cache", "ls", "--json"]);
+    assert_eq!(sum(&uncertain, "unchecked_bytes"), all, "{uncertain}");
+    assert!(kitfs.succeed(&["cache", "ls"]).contains("16.0 MiB unchecked"));
+    let before = counted.fetched();
+    let report = kitfs.json(&["warm", "--json", &counted.reference]);
+    assert_eq!(sum(&report["layers"], "unchecked_bytes"), 0, "{report}");
+    // What is lost is found without reading all that is there from the registry.
+    let again = counted.fetched() - before;
+    assert!((3 << 18..MIB + 3 * (1 << 18)).contains(&again), "{again} bytes");
+    let certain = kitfs.json(&["cache", "ls", "--json"]);
+    assert_eq!(sum(&certain, "unchecked_bytes"), 0, "{certain}");
+    let mountpoint = counted.mount();
+    Tree::read(&mountpoint).without_kitfile().assert_equals(&counted.written.tree, "warmed");
+}
+
 #[rstest]
 #[case::without_a_daemon(false)]
 #[case::through_the_daemon(true)]

@@ -137,7 +137,7 @@ impl Engine {
     /// An engine over the cache in `folder`.
     pub fn new(folder: &Path, capacity_bytes: Option<u64>) -> Self {
         let folder: PathBuf = folder.to_owned();
-        Self::start(CacheConfig { folder, capacity_bytes, keep_free_bytes: 0 }, Arc::default())
+        Self::start(CacheConfig { capacity_bytes, ..CacheConfig::new(folder) }, Arc::default())
     }
 
     fn start(config: CacheConfig, faults: Arc<Faults>) -> Self {

@@ -44,7 +44,7 @@ fn tar_of(sizes: &[usize]) -> Vec<u8> {
 }
 
 fn fetcher(folder: &Path, capacity_bytes: Option<u64>) -> Arc<Fetcher> {
-    let config = CacheConfig { folder: folder.into(), capacity_bytes, keep_free_bytes: 0 };
+    let config = CacheConfig { capacity_bytes, ..CacheConfig::new(folder) };
     Fetcher::new(Cache::open(config).unwrap(), FetchConfig::default())
 }
 

@@ -110,8 +110,7 @@ async fn tiny_pieces_are_not_gathered_until_their_chunk_is_full() {
 async fn a_small_memory_bounds_what_is_under_way_and_all_comes_in_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let source = Memory::gated(content(1, 64 * MIB), 0);
-    let config =
-        CacheConfig { folder: folder.path().into(), capacity_bytes: None, keep_free_bytes: 0 };
+    let config = CacheConfig::new(folder.path());
     let memory_bytes = 16 * MIB as u64;
     let fetcher = Fetcher::new(Cache::open(config).unwrap(), FetchConfig { memory_bytes });
     let layer = open(&fetcher, source.raw(), &source).await.unwrap();

@@ -37,11 +37,7 @@ async fn registry_with_kit(options: Options, layers: usize, file_bytes: usize) -
 /// Loads the kit as a mount does.
 async fn load(registry: &RegistryDouble, limits: Arc<HostLimits>) {
     let folder = tempfile::tempdir().unwrap();
-    let config = CacheConfig {
-        folder: folder.path().join("cache"),
-        capacity_bytes: None,
-        keep_free_bytes: 0,
-    };
+    let config = CacheConfig::new(folder.path().join("cache"));
     let fetcher = Fetcher::new(Cache::open(config).unwrap(), FetchConfig::default());
     let sources = Sources::new(client_with(|config| config.limits = limits), None);
     let origin = Origin::parse(&registry.reference(NAME, "v1")).unwrap();

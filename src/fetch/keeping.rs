@@ -1,0 +1,69 @@
+//! Keeping a layer: what the cache says of it must still be so after a power cut.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::layer::Inner;
+use super::{FetchError, Layer, off_the_runtime};
+
+/// How long no reader must have waited before a layer that was just confirmed is synced: its pages
+/// compete with the readers' bytes for the disk.
+const QUIET: Duration = Duration::from_secs(1);
+/// The longest wait for such a moment. The kernel writes pages of this age anyway
+/// (vm.dirty_expire_centisecs).
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// How often such a moment is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+impl Layer {
+    /// Resident bytes of which the disk may not have what the cache's records say, because the machine
+    /// died while they were written.
+    pub fn unchecked_bytes(&self) -> u64 {
+        self.inner.store.unchecked_bytes()
+    }
+
+    /// Checks what is unchecked since the machine died, and drops what is not there. At once where
+    /// nothing is; else about 1 s per GiB.
+    ///
+    /// # Errors
+    /// When cache files cannot be read.
+    pub async fn look(&self) -> Result<(), FetchError> {
+        if self.unchecked_bytes() == 0 {
+            return Ok(());
+        }
+        let inner = self.inner.clone();
+        Ok(off_the_runtime(move || inner.store.look(&|| !inner.closed.is_cancelled())).await?)
+    }
+
+    /// Returns when all that is resident would survive a power cut. The layer is noted as warmed: it is
+    /// evicted after layers that were only read.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub async fn keep_warmed(&self) -> Result<(), FetchError> {
+        let store = self.inner.store.clone();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let keep = move || store.mark_warmed(now_seconds).and_then(|()| store.sync());
+        off_the_runtime(keep).await?;
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Syncs a layer that was just confirmed, in a quiet moment. On a thread of its own.
+    pub(super) fn sync_quietly(self: &Arc<Self>) {
+        let deadline = Instant::now() + LONGEST_WAIT;
+        while self.scheduler.quiet_for() < QUIET && Instant::now() < deadline {
+            if self.closed.is_cancelled() {
+                // The process may be about to end, and a layer that is not synced is only checked once
+                // more.
+                return;
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+        if let Err(error) = self.store.sync() {
+            tracing::warn!(layer = %self.spec.blob.digest, %error, "a complete layer was not synced");
+        }
+    }
+}
