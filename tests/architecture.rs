@@ -25,9 +25,11 @@ const ARROWS: [(&str, &[&str]); 12] = [
 ];
 
 /// Crates that are to stay in a few rooms, so that the others can do without them.
-const CRATES: [(&str, &[&str]); 9] = [
+const CRATES: [(&str, &[&str]); 11] = [
     ("fuser", &["fuse"]),
     ("reqwest", &["source", "daemon"]),
+    ("rustls", &["source"]),
+    ("rustls_native_certs", &["source"]),
     ("axum", &["serve", "daemon"]),
     ("clap", &["cli"]),
     ("redb", &["cache"]),

@@ -117,9 +117,13 @@ impl Mirrors {
 fn folder_names(registry: &str) -> Vec<String> {
     let mut names = Vec::new();
     if !registry.contains('/') && !registry.starts_with('.') {
-        names.push(registry.to_owned());
-        if let Some((host, port)) = registry.rsplit_once(':') {
-            names.push(format!("{host}_{port}_"));
+        // As it is written, and as hosts are compared: in lower case.
+        for registry in [registry.to_owned(), registry.to_ascii_lowercase()] {
+            if let Some((host, port)) = registry.rsplit_once(':') {
+                names.extend([registry.clone(), format!("{host}_{port}_")]);
+            } else {
+                names.push(registry);
+            }
         }
     }
     names.push("_default".to_owned());
@@ -144,7 +148,15 @@ fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, St
         let key = format!("host.{url:?}");
         endpoints.push(endpoint(&key, &url, host, folder)?);
     }
-    endpoints.push(endpoint("server", &server, Value::Table(table), folder)?);
+    let says_more = !table.is_empty();
+    let server = endpoint("server", &server, Value::Table(table), folder)?;
+    // A host that is the server itself says how to reach it; asking there twice would help nobody.
+    let is_known = endpoints.iter().any(|host: &Endpoint| {
+        host.url == server.url && host.can_resolve && host.can_pull && !says_more
+    });
+    if !is_known {
+        endpoints.push(server);
+    }
     Ok(endpoints)
 }
 
@@ -272,6 +284,16 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_is_one_of_the_hosts_is_asked_once() {
+        let own = "[host.\"https://h.io\"]\nca = \"own.pem\"";
+        assert_eq!(urls(own, "h.io"), ["https://h.io/"]);
+        assert_eq!(urls(&format!("server = \"https://h.io\"\n{own}"), "h.io"), ["https://h.io/"]);
+        let twice = ["https://h.io/", "https://h.io/"];
+        assert_eq!(urls(&format!("skip_verify = true\n{own}"), "h.io"), twice);
+        assert_eq!(urls(&format!("{own}\ncapabilities = [\"pull\"]"), "h.io"), twice);
+    }
+
+    #[test]
     fn every_field_is_read() {
         let text = r#"
             [host."https://m.example/v2/mirror"]
@@ -342,6 +364,10 @@ mod tests {
             let endpoints = mirrors.endpoints("h.io:5000").unwrap().unwrap();
             assert_eq!(endpoints[0].url.path(), format!("/{}", name.replace(':', "-")));
         }
+        assert_eq!(
+            mirrors.endpoints("H.io:5000").unwrap(),
+            mirrors.endpoints("h.io:5000").unwrap()
+        );
         let endpoints = mirrors.endpoints("other.io").unwrap().unwrap();
         assert_eq!(endpoints[0].url.path(), "/_default");
         assert_eq!(mirrors.endpoints("../h.io:5000").unwrap().unwrap()[0].url.path(), "/_default");

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use kitfs::source::SourceError;
+use kitfs::source::mirrors::Mirrors;
 use kitfs::source::registry::RegistryConfig;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
@@ -150,6 +151,96 @@ async fn an_unknown_authority_is_refused_and_the_message_names_ca_file() {
     assert!(error.to_string().contains("--ca-file"), "{error}");
     assert!(error.to_string().contains("--tls-verify=false"), "{error}");
     assert!(registry.requests().is_empty());
+}
+
+/// A server with a self-signed certificate, as registries' own instructions make it, and the file of
+/// the certificate.
+fn self_signed(is_ca: IsCa, names: &[&str]) -> (TempDir, Options) {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.is_ca = is_ca;
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("own.pem"), certificate.pem()).unwrap();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    (folder, Options { tls: Some(Arc::new(tls)), ..Options::default() })
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_is_trusted_where_that_very_certificate_is_given() {
+    for is_ca in [IsCa::Ca(BasicConstraints::Unconstrained), IsCa::ExplicitNoCa, IsCa::NoCa] {
+        let (folder, options) = self_signed(is_ca, &["localhost", "127.0.0.1"]);
+        let registry = registry(options).await;
+        let file = folder.path().join("own.pem");
+        ask(&registry.host(), |config| config.ca_files = vec![file.clone()]).await.unwrap();
+
+        let mirrors = tempfile::tempdir().unwrap();
+        let own = mirrors.path().join(registry.host());
+        std::fs::create_dir(&own).unwrap();
+        let text = format!(
+            "server = \"https://{0}\"\n[host.\"https://{0}\"]\nca = {1:?}\n",
+            registry.host(),
+            file
+        );
+        std::fs::write(own.join("hosts.toml"), text).unwrap();
+        let folder = Some(mirrors.path().to_owned());
+        ask(&registry.host(), |config| config.mirrors = Mirrors::new(folder)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_was_given_is_refused_for_another_host_and_another_one_altogether() {
+    let ca = || IsCa::Ca(BasicConstraints::Unconstrained);
+    let (folder, options) = self_signed(ca(), &["other.example"]);
+    let other_host = registry(options).await;
+    let file = folder.path().join("own.pem");
+    let error = ask(&other_host.host(), |config| config.ca_files = vec![file.clone()]).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("another host name"), "{error}");
+
+    let (_folder, options) = self_signed(ca(), &["127.0.0.1"]);
+    let other = registry(options).await;
+    let error = ask(&other.host(), |config| config.ca_files = vec![file]).await.unwrap_err();
+    assert!(matches!(error, SourceError::Untrusted { .. }), "{error}");
+    let message = error.to_string();
+    assert!(message.contains("nor is it in the files of --ca-file"), "{message}");
+    assert!(!message.contains("with --ca-file"), "that advice was followed already: {message}");
+}
+
+#[tokio::test]
+async fn a_port_for_https_is_recognised_by_any_answer_to_plain_http() {
+    let authority = Authority::new();
+    for answer in [
+        "HTTP/1.1 400 Bad Request\r\nContent-Length: 4\r\n\r\nwhat",
+        "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 301 Moved\r\nLocation: https://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+        "\x15\x03\x01\x00\x02\x02\x46",
+        "",
+    ] {
+        let options = Options { plain_answer: Some(answer), ..authority.options(false) };
+        let registry = registry(options).await;
+        let error = ask(&registry.host(), |_| {}).await.unwrap_err();
+        // The port of the redirect is another one: that is an http registry which redirects.
+        match answer.contains("301") {
+            true => assert!(matches!(error, SourceError::Unavailable { .. }), "{error}"),
+            false => assert!(matches!(error, SourceError::Untrusted { .. }), "{answer}: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_registry_in_plain_http_may_answer_400_to_the_question_for_its_api() {
+    let registry = registry(Options::default()).await;
+    registry.script(Rule::on("/v2/").times(1).then(Fault::Status(400)));
+    ask(&registry.host(), |_| {}).await.unwrap();
 }
 
 #[tokio::test]

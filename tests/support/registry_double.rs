@@ -58,6 +58,8 @@ pub struct Options {
     pub tags_per_page: Option<usize>,
     /// Speak TLS on the registry's own listener.
     pub tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
+    /// What the listener for TLS answers to plain http; nothing means the words of Go's server.
+    pub plain_answer: Option<&'static str>,
 }
 
 /// Who may read.
@@ -245,6 +247,7 @@ impl RegistryDouble {
         let addresses =
             listeners.iter().map(|one| one.local_addr().expect("it is bound")).collect();
         let tls = options.tls.clone();
+        let plain_answer = options.plain_answer.unwrap_or(GO_ANSWER);
         let shared = Arc::new(Shared {
             options,
             addresses,
@@ -271,7 +274,8 @@ impl RegistryDouble {
             };
             servers.push(match tls.clone().filter(|_| at == At::Registry) {
                 Some(tls) => tokio::spawn(async move {
-                    let listener = TlsListener::new(listener, tls).tap_io(move |_| count());
+                    let listener =
+                        TlsListener::new(listener, tls, plain_answer).tap_io(move |_| count());
                     axum::serve(listener, router).await.expect("it never ends");
                 }),
                 None => tokio::spawn(async move {
@@ -762,14 +766,22 @@ fn parse_range(text: &str, size: usize) -> Option<Range<usize>> {
     (first < size && first <= last).then(|| first..(last + 1).min(size))
 }
 
-/// Accepts TLS connections; whoever speaks plain http is told so in the words of Go's server.
+/// What Go's server says to plain http.
+const GO_ANSWER: &str =
+    "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+
+/// Accepts TLS connections, and answers plain http in fixed words.
 struct TlsListener {
     accepted: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
     address: SocketAddr,
 }
 
 impl TlsListener {
-    fn new(listener: TcpListener, tls: Arc<tokio_rustls::rustls::ServerConfig>) -> Self {
+    fn new(
+        listener: TcpListener,
+        tls: Arc<tokio_rustls::rustls::ServerConfig>,
+        plain_answer: &'static str,
+    ) -> Self {
         let address = listener.local_addr().expect("it is bound");
         let (sender, accepted) = mpsc::channel(16);
         tokio::spawn(async move {
@@ -780,7 +792,7 @@ impl TlsListener {
             } {
                 let (acceptor, sender) = (acceptor.clone(), sender.clone());
                 tokio::spawn(async move {
-                    if let Some(stream) = handshake(stream, acceptor).await {
+                    if let Some(stream) = handshake(stream, acceptor, plain_answer).await {
                         let _ = sender.send((stream, peer)).await;
                     }
                 });
@@ -790,7 +802,11 @@ impl TlsListener {
     }
 }
 
-async fn handshake(mut stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
+async fn handshake(
+    mut stream: TcpStream,
+    acceptor: TlsAcceptor,
+    plain_answer: &'static str,
+) -> Option<TlsStream<TcpStream>> {
     const HANDSHAKE: u8 = 22;
     let mut first = [0];
     stream.peek(&mut first).await.ok()?;
@@ -798,8 +814,7 @@ async fn handshake(mut stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsSt
         return acceptor.accept(stream).await.ok();
     }
     let _ = stream.read(&mut [0; 4096]).await;
-    let words = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
-    let _ = stream.write_all(words.as_bytes()).await;
+    let _ = stream.write_all(plain_answer.as_bytes()).await;
     None
 }
 

@@ -313,6 +313,19 @@ impl RegistryClient {
             Kind::Passing => Failure::transient(SourceError::Unavailable { place, detail }),
             Kind::Nameless => Failure::Final(SourceError::Unavailable { place, detail }),
             Kind::Untrusted => Failure::Final(SourceError::Untrusted { place, detail }),
+            Kind::UnknownAuthority => {
+                detail.push_str(match self.tls.ca_files.is_empty() {
+                    true => {
+                        ": pass the certificate of that authority, or the registry's own, with \
+                         --ca-file, or --tls-verify=false to trust anyone"
+                    }
+                    false => {
+                        ", nor is it in the files of --ca-file: pass the certificate of that \
+                         authority, or --tls-verify=false to trust anyone"
+                    }
+                });
+                Failure::Final(SourceError::Untrusted { place, detail })
+            }
             Kind::WantsCertificate => Failure::Final(SourceError::Unauthorized {
                 place,
                 detail,

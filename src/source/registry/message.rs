@@ -48,6 +48,8 @@ pub(super) enum Kind {
     Nameless,
     /// The other side does not prove in TLS who it is.
     Untrusted,
+    /// The same, because nobody here knows who signed its certificate.
+    UnknownAuthority,
     /// The other side wants to know in TLS who we are.
     WantsCertificate,
 }
@@ -64,7 +66,7 @@ const INTRODUCTIONS: [&str; 7] = [
 ];
 
 /// Words that tell the kind of a cause (those of rustls, std and glibc), and the advice.
-const KNOWN: [(&[&str], Kind, &str); 9] = [
+const KNOWN: [(&[&str], Kind, &str); 10] = [
     (
         &["InvalidContentType"],
         Kind::Untrusted,
@@ -72,9 +74,14 @@ const KNOWN: [(&[&str], Kind, &str); 9] = [
     ),
     (
         &["UnknownIssuer", "CaUsedAsEndEntity"],
+        Kind::UnknownAuthority,
+        "its certificate is signed by an authority that is not trusted here",
+    ),
+    (
+        &["not valid yet", "NotValidYet"],
         Kind::Untrusted,
-        "its certificate is signed by an authority that is not trusted here: pass the \
-         authority's certificate with --ca-file, or --tls-verify=false to trust anyone",
+        "its certificate is not valid yet: check this machine's clock, or pass --tls-verify=false \
+         to trust anyone",
     ),
     (
         &["not valid for name", "NotValidForName"],
@@ -200,7 +207,7 @@ mod tests {
 
     #[rstest]
     #[case("received corrupt message of type InvalidContentType", "--plain-http")]
-    #[case("invalid peer certificate: UnknownIssuer", "--ca-file")]
+    #[case("invalid peer certificate: certificate not valid yet: at 1", "clock")]
     #[case("invalid peer certificate: certificate not valid for name \"x\"", "another host name")]
     #[case("invalid peer certificate: BadSignature", "cannot be verified")]
     #[case("peer is incompatible: NoCipherSuitesInCommon", "TLS")]

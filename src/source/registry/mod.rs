@@ -21,6 +21,7 @@
 
 mod auth;
 mod blobs;
+mod certificate;
 mod challenge;
 mod connections;
 mod download;
@@ -29,6 +30,7 @@ mod errand;
 mod exchange;
 mod limits;
 mod message;
+mod proxies;
 mod range;
 mod redirect;
 mod repository;
@@ -36,6 +38,7 @@ mod retry;
 mod scopes;
 mod tags;
 mod timing;
+mod tls;
 mod token;
 mod token_server;
 mod upstream;
@@ -105,7 +108,7 @@ impl Default for RegistryConfig {
 /// Connections, tokens and redirect targets, shared by all repositories with the same options.
 pub struct RegistryClient {
     plain_http: bool,
-    tls: connections::Tls,
+    tls: tls::Tls,
     credentials: CredentialStore,
     mirrors: Mirrors,
     limits: Arc<HostLimits>,
@@ -123,7 +126,7 @@ impl RegistryClient {
     /// [`SourceError::Io`] and [`SourceError::Configuration`], naming the file or option.
     pub fn new(config: RegistryConfig) -> Result<Arc<Self>, SourceError> {
         let connections = connections::Connections::new(&config)?;
-        let tls = connections::Tls {
+        let tls = tls::Tls {
             insecure: config.insecure_tls,
             ca_files: config.ca_files,
             client_identity: config.client_identity,

@@ -302,6 +302,7 @@ impl Rest {
 
 /// `error`, with what went wrong at the mirrors before.
 fn with_earlier(mut error: SourceError, earlier: &[SourceError]) -> SourceError {
+    let own = error.to_string();
     let words = match &mut error {
         SourceError::NotFound { hint: words, .. }
         | SourceError::Unauthorized { detail: words, .. }
@@ -313,7 +314,8 @@ fn with_earlier(mut error: SourceError, earlier: &[SourceError]) -> SourceError 
         | SourceError::DigestMismatch { .. }
         | SourceError::Io { .. } => return error,
     };
-    for one in earlier {
+    let others = earlier.iter().map(SourceError::to_string);
+    for one in others.filter(|one| *one != own) {
         words.push_str(&format!("; before that, {one}"));
     }
     error

@@ -16,10 +16,11 @@ use tokio::sync::OnceCell;
 use url::{Host, Url};
 
 use super::RegistryClient;
-use super::connections::Tls;
 use super::errand::Errand;
 use super::message::{self, Cause};
+use super::redirect;
 use super::retry::{self, Failure};
+use super::tls::Tls;
 use crate::oci::Digest;
 use crate::source::credentials::{Credential, Known};
 use crate::source::{SourceError, mirrors};
@@ -251,36 +252,41 @@ impl RegistryClient {
         let has_tls_options = self.tls != Tls::default();
         let order = if has_tls_options { ["https", "http"] } else { ["http", "https"] };
         let first = self.upstream(registry, order[0])?;
-        let failure = match self.speaks(&first).await {
-            Ok(true) => return Ok(first),
-            Ok(false) => None,
-            Err(failure) => Some(failure),
-        };
+        let asked = self.speaks(&first).await;
+        if matches!(asked, Ok(Speaks::Yes)) {
+            return Ok(first);
+        }
         let second = self.upstream(registry, order[1])?;
-        match (self.speaks(&second).await, failure) {
-            (Ok(true), _) => Ok(second),
-            (_, Some(first)) => Err(first),
-            (Err(second), None) => Err(second),
-            (Ok(false), None) => Err(SourceError::Protocol {
+        match (asked, self.speaks(&second).await) {
+            (_, Ok(Speaks::Yes)) => Ok(second),
+            // It speaks TLS, but does not prove who it is, or wants to know who asks.
+            (Ok(Speaks::Perhaps), Err(failure @ Failure::Final(_)))
+            | (Err(failure @ Failure::Final(_)), Ok(Speaks::Perhaps)) => Err(failure),
+            (Ok(Speaks::Perhaps), _) => Ok(first),
+            (_, Ok(Speaks::Perhaps)) => Ok(second),
+            (Err(first), _) => Err(first),
+            (Ok(_), Err(second)) => Err(second),
+            (Ok(_), Ok(_)) => Err(SourceError::Protocol {
                 place: registry.to_owned(),
-                detail: "it wants https when asked in http, and http when asked in https".into(),
+                detail: "it speaks neither http nor https".into(),
             }
             .into()),
         }
     }
 
-    /// Whether an upstream answers in its scheme; false when it clearly speaks the other.
-    async fn speaks(&self, upstream: &Upstream) -> Result<bool, Failure> {
+    /// Whether an upstream answers in its scheme.
+    async fn speaks(&self, upstream: &Upstream) -> Result<Speaks, Failure> {
         let request = upstream.client.get(upstream.base.clone());
         let is_http = upstream.base.scheme() == "http";
         let patience = self.timing.connect + self.timing.answer;
         match tokio::time::timeout(patience, request.send()).await {
-            Ok(Ok(response)) => Ok(!(is_http && wants_https(response).await)),
+            Ok(Ok(response)) if is_http && may_want_https(&response) => Ok(Speaks::Perhaps),
+            Ok(Ok(_)) => Ok(Speaks::Yes),
             Ok(Err(error)) => {
                 let cause = Cause::of(&error);
                 let clearly_other = if is_http { !cause.is_connect } else { cause.is_not_tls };
                 match clearly_other {
-                    true => Ok(false),
+                    true => Ok(Speaks::No),
                     false => Err(self.unreachable(&cause, &upstream.base, &upstream.name)),
                 }
             }
@@ -292,15 +298,30 @@ impl RegistryClient {
     }
 }
 
-/// Whether a server that was asked in plain http says that it wants https, as Go's does.
-async fn wants_https(mut response: reqwest::Response) -> bool {
-    response.status() == StatusCode::BAD_REQUEST
-        && response
-            .chunk()
-            .await
-            .ok()
-            .flatten()
-            .is_some_and(|body| String::from_utf8_lossy(&body).contains("HTTPS server"))
+/// Whether a host speaks a scheme.
+enum Speaks {
+    Yes,
+    /// It answers in http, as servers do that are asked so at a port for https.
+    Perhaps,
+    No,
+}
+
+/// Whether an answer in plain http is one that servers give at a port for https: Go and nginx say 400,
+/// others 426 (RFC 9110, 15.5.22) or redirect to the same port.
+fn may_want_https(response: &reqwest::Response) -> bool {
+    match response.status() {
+        StatusCode::BAD_REQUEST | StatusCode::UPGRADE_REQUIRED => true,
+        status if redirect::is_redirect(status) => {
+            let at = response.url();
+            let next = redirect::location(response.headers());
+            let next = next.and_then(|location| at.join(&location).ok());
+            next.is_some_and(|next| {
+                let port = |url: &Url| url.port_or_known_default();
+                next.scheme() == "https" && next.host() == at.host() && port(&next) == port(at)
+            })
+        }
+        _ => false,
+    }
 }
 
 fn parse_base(scheme: &str, host: &str) -> Result<Url, SourceError> {
