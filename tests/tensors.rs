@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Engine;
-use kitfs::fs::{FileSystem, FsConfig, Ino, Owner};
-use kitfs::kit::{Content, NodeKind};
-use kitfs::layer::StreamOffset;
+use kitfs::fs::{FileSystem, FsConfig, Ino, Owner, StoredFile};
 use serde_json::json;
 use support::Random;
 use support::kit_builder::{Kit, Layer};
@@ -64,11 +62,8 @@ impl World {
     fn is_resident(&self, name: &str, range: Range<u64>) -> bool {
         let kit = self.file_system.kit();
         let node = kit.tree.resolve(format!("model/{name}").as_bytes()).unwrap();
-        let NodeKind::File(Content::Extent { layer, range: extent }) = kit.tree.kind(node) else {
-            panic!("{name} is no file of a layer");
-        };
-        let at = |offset: u64| -> StreamOffset { extent.start + offset };
-        kit.layers[*layer as usize].is_resident(at(range.start)..at(range.end))
+        let file = StoredFile::of(kit, node).expect("a file of a layer");
+        file.layer.is_resident(file.extents.stored_of(range))
     }
 
     fn wait_for(&self, name: &str, range: Range<u64>) {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::disk::{Durability, Place, Root, TEMPORARY};
 use super::{Cache, CacheError};
+use crate::layer::Mtime;
 use crate::oci::Digest;
 
 /// The folder of documents, below the cache folder.
@@ -18,10 +19,14 @@ const KITS: &str = "kits/sha256";
 const DOCUMENT_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
 
 impl Cache {
-    /// Keeps a manifest or config (`kits/`); its digest was verified by the caller.
+    /// Keeps a manifest or config (`kits/`); its digest was verified by the caller. One that is there
+    /// stays as it is, because its file's time says when it was first seen.
     pub fn put_document(&self, digest: Digest, bytes: &[u8]) -> Result<(), CacheError> {
         let folder = self.shared.root.place(KITS).join(digest.hex());
         let document = folder.join("document");
+        if self.document(digest).is_some() {
+            return Ok(());
+        }
         if bytes.len() as u64 > DOCUMENT_LIMIT_BYTES {
             let why = format!("it has more than {DOCUMENT_LIMIT_BYTES} bytes");
             return Err(CacheError::other("keep", &document.path(), why));
@@ -43,6 +48,12 @@ impl Cache {
             }
         };
         (Digest::of(&bytes) == digest).then(|| bytes.into())
+    }
+
+    /// When a manifest or config was kept, in whole seconds; `None` where it is not there.
+    pub fn document_first_seen(&self, digest: Digest) -> Option<Mtime> {
+        let document = self.shared.root.place(KITS).join(digest.hex()).join("document");
+        document.exists().then(|| Mtime::nearest(document.modified()))
     }
 }
 

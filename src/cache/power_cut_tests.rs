@@ -11,7 +11,7 @@ use super::disk::journal::Journal;
 use super::*;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{
-    CacheFile, ChunkId, Member, MemberKind, MemberPath, RangeSet, StreamOffset, Toc,
+    CacheFile, ChunkId, Extents, Member, MemberKind, MemberPath, RangeSet, StreamOffset, Toc,
 };
 use crate::oci::{Compression, Encoding, Format};
 
@@ -38,8 +38,8 @@ fn kinds() -> Vec<Kind> {
     for (index, size) in [mib + 300_000, 70_000, mib].into_iter().enumerate() {
         let start = StreamOffset(at + 512);
         let path = Some(MemberPath::parse(format!("file-{index}").as_bytes()).unwrap());
-        let kind = MemberKind::File(start..start + size);
-        members.push(Member { path, kind, mode: 0o644, mtime_seconds: 0 });
+        let kind = MemberKind::File(Extents::contiguous(start..start + size));
+        members.push(Member { path, kind, mode: 0o644, mtime: None, is_replaced: false });
         at = (at + 512 + size).next_multiple_of(512);
     }
     let tar = Toc { members, stream_bytes: at + 1024, warnings: Vec::new() };

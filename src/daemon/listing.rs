@@ -40,7 +40,7 @@ fn entry(tree: &Tree, node: NodeId) -> Entry {
         NodeKind::Symlink(target) => (EntryKind::Symlink(RawPath(target.to_vec())), 0),
     };
     let layer = match tree.kind(node) {
-        NodeKind::File(Content::Extent { layer, .. }) => Some(*layer),
+        NodeKind::File(Content::Stored { layer, .. }) => Some(*layer),
         NodeKind::File(Content::Inline(_)) | NodeKind::Directory | NodeKind::Symlink(_) => None,
     };
     Entry {
@@ -48,7 +48,7 @@ fn entry(tree: &Tree, node: NodeId) -> Entry {
         kind,
         mode: tree.mode(node),
         size,
-        mtime_seconds: tree.mtime_seconds(node),
+        mtime_seconds: tree.mtime(node).seconds().into(),
         layer,
     }
 }

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
     use crate::kit::Placement;
     use crate::kit::tree::TreeLayer;
-    use crate::layer::{Member, MemberKind, MemberPath, StreamOffset, Toc};
+    use crate::layer::{Member, MemberKind, MemberPath, Mtime, Toc};
     use crate::oci::Digest;
 
     fn tree() -> Tree {
@@ -91,11 +91,12 @@ mod tests {
             path: Some(MemberPath::parse(path.as_bytes()).unwrap()),
             kind,
             mode: 0o644,
-            mtime_seconds: 0,
+            mtime: None,
+            is_replaced: false,
         };
         let link = |target: &str| MemberKind::Symlink(target.as_bytes().into());
         let members = vec![
-            member("a/b/file", MemberKind::File(StreamOffset(0)..StreamOffset(4))),
+            member("a/b/file", Toc::raw(4).members[0].kind.clone()),
             member("a/up", link("../a/b")),
             member("link", link("a/up/./file")),
             member("round", link("round")),
@@ -105,9 +106,16 @@ mod tests {
         ];
         let toc = Toc { members, stream_bytes: 4, warnings: Vec::new() };
         let placement = Placement::Tar { below: None };
-        let layer =
-            TreeLayer { index: 0, digest: Digest::of(b""), placement: &placement, toc: &toc };
-        Tree::merge(&[layer], Some(Bytes::from_static(b"x")), 0o022).unwrap()
+        let layer = TreeLayer {
+            index: 0,
+            digest: Digest::of(b""),
+            name: "code `.`",
+            placement: &placement,
+            toc: &toc,
+            mtime: Mtime::EARLIEST,
+        };
+        let kitfile = Some(Bytes::from_static(b"x"));
+        Tree::merge(&[layer], kitfile, Mtime::EARLIEST, 0o022).unwrap()
     }
 
     fn path(text: &str, last: LastLink) -> Result<String, FailureKind> {

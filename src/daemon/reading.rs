@@ -12,9 +12,9 @@ use super::backend::ByteStream;
 use super::paths::{self, LastLink};
 use crate::cache::LayerState;
 use crate::fetch::{FetchError, Layer};
-use crate::fs::LoadedKit;
+use crate::fs::{LoadedKit, StoredFile};
 use crate::kit::{Content, NodeKind};
-use crate::layer::StreamOffset;
+use crate::layer::Extents;
 use crate::source::Priority;
 
 /// Bytes read at once: a few chunks, so that a request to a registry is worth its round trip.
@@ -23,7 +23,8 @@ const PIECE_BYTES: u64 = 4 * 1024 * 1024;
 /// What is left to be read of a file.
 enum Rest {
     Inline(Bytes),
-    Extent(Arc<Layer>, Range<StreamOffset>),
+    /// Bytes of a file that lies in a layer.
+    Stored(Arc<Layer>, Extents, Range<u64>),
 }
 
 /// The bytes of the files at `paths`, one after the other; while a piece is handed out, the next
@@ -36,7 +37,7 @@ enum Rest {
 pub(super) fn open(kit: Arc<LoadedKit>, paths: &[RawPath]) -> Result<ByteStream, Failure> {
     let files = paths.iter().map(|path| find(&kit, path)).collect::<Result<VecDeque<_>, _>>()?;
     let layers = files.iter().filter_map(|rest| match rest {
-        Rest::Extent(layer, _) => Some((layer.key(), layer.clone())),
+        Rest::Stored(layer, ..) => Some((layer.key(), layer.clone())),
         Rest::Inline(_) => None,
     });
     let layers = layers.collect::<HashMap<_, _>>().into_values();
@@ -67,9 +68,10 @@ async fn what_is_wrong(layer: &Layer) -> Option<Failure> {
 fn find(kit: &LoadedKit, path: &RawPath) -> Result<Rest, Failure> {
     let node = paths::resolve(&kit.tree, path, LastLink::Follow)?;
     match kit.tree.kind(node) {
-        NodeKind::File(Content::Inline(bytes)) => Ok(Rest::Inline(bytes.clone())),
-        NodeKind::File(Content::Extent { layer, range }) => {
-            Ok(Rest::Extent(kit.layers[*layer as usize].clone(), range.clone()))
+        NodeKind::File(Content::Inline(bytes)) => Ok(Rest::Inline(bytes.as_ref().clone())),
+        NodeKind::File(Content::Stored { layer, extents }) => {
+            let layer = kit.layers[*layer as usize].clone();
+            Ok(Rest::Stored(layer, extents.clone(), 0..extents.bytes()))
         }
         NodeKind::Directory | NodeKind::Symlink(_) => {
             let shown = match path.0.as_slice() {
@@ -91,13 +93,13 @@ async fn next_piece(files: &mut VecDeque<Rest>) -> Option<Result<Bytes, Failure>
                     return Some(Ok(bytes));
                 }
             }
-            Rest::Extent(_, rest) if rest.is_empty() => drop(files.pop_front()),
-            Rest::Extent(layer, rest) => {
-                let layer = layer.clone();
+            Rest::Stored(.., rest) if rest.is_empty() => drop(files.pop_front()),
+            Rest::Stored(layer, extents, rest) => {
                 let piece = first_piece(rest);
                 rest.start = piece.end;
+                let reading = StoredFile { layer, extents }.read(piece);
                 prefetch_next(files);
-                let bytes = layer.read(piece).await;
+                let bytes = reading.await;
                 if bytes.is_err() {
                     files.clear();
                 }
@@ -109,14 +111,16 @@ async fn next_piece(files: &mut VecDeque<Rest>) -> Option<Result<Bytes, Failure>
 
 fn prefetch_next(files: &VecDeque<Rest>) {
     let extents = files.iter().filter_map(|rest| match rest {
-        Rest::Extent(layer, rest) if !rest.is_empty() => Some((layer, rest)),
-        Rest::Extent(..) | Rest::Inline(_) => None,
+        Rest::Stored(layer, extents, rest) if !rest.is_empty() => {
+            Some((StoredFile { layer, extents }, rest))
+        }
+        Rest::Stored(..) | Rest::Inline(_) => None,
     });
-    if let Some((layer, rest)) = extents.into_iter().next() {
-        layer.prefetch(first_piece(rest), Priority::Readahead);
+    if let Some((file, rest)) = extents.into_iter().next() {
+        file.prefetch(first_piece(rest), Priority::Readahead);
     }
 }
 
-fn first_piece(rest: &Range<StreamOffset>) -> Range<StreamOffset> {
-    rest.start..rest.end.min(rest.start.range(PIECE_BYTES).end)
+fn first_piece(rest: &Range<u64>) -> Range<u64> {
+    rest.start..rest.end.min(rest.start + PIECE_BYTES)
 }

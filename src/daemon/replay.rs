@@ -17,7 +17,7 @@ use super::warming::Want;
 use crate::fetch::{FetchError, Layer};
 use crate::fs::{LoadedKit, Trace};
 use crate::kit::{Content, NodeKind};
-use crate::layer::{RangeSet, StreamOffset};
+use crate::layer::{Extents, RangeSet, StreamOffset};
 use crate::source::Priority;
 
 /// The largest trace that is read: some million lines.
@@ -36,7 +36,7 @@ type Extent = (Arc<Layer>, Range<StreamOffset>);
 /// Ranges of layers in the order of a trace.
 pub(super) struct Replay {
     ranges: Vec<Extent>,
-    /// Ranges that need no fetching: the Kitfile's.
+    /// Ranges that need no fetching: those of the Kitfile, and holes.
     in_memory: u64,
     /// Ranges of the trace that the kit does not have.
     skipped: u64,
@@ -63,14 +63,17 @@ pub(super) fn load(kit: &LoadedKit, file: &Path) -> Result<Replay, Failure> {
     for range in trace.ranges {
         let place = files.entry(range.path).or_insert_with_key(|path| place_of(kit, path));
         match place {
-            Place::Layer((layer, file)) if range.offset < file.end - file.start => {
-                let start = file.start + range.offset;
+            Place::Layer(layer, extents) if range.offset < extents.bytes() => {
                 // Another version of the file may be shorter.
-                let end = start.range(range.length).end.min(file.end);
-                replay.ranges.push((layer.clone(), start..end));
+                let end = range.offset.saturating_add(range.length);
+                let stored = extents.stored_of(range.offset..end);
+                match stored.is_empty() {
+                    true => replay.in_memory += 1,
+                    false => replay.ranges.push((layer.clone(), stored)),
+                }
             }
             Place::Memory => replay.in_memory += 1,
-            Place::Layer(_) | Place::Nowhere => replay.skipped += 1,
+            Place::Layer(..) | Place::Nowhere => replay.skipped += 1,
         }
     }
     Ok(replay)
@@ -102,7 +105,7 @@ pub fn read_trace(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Where the bytes of a path lie.
 enum Place {
-    Layer(Extent),
+    Layer(Arc<Layer>, Extents),
     /// Nothing has to be fetched: the Kitfile.
     Memory,
     /// It is no file of the kit.
@@ -115,8 +118,8 @@ fn place_of(kit: &LoadedKit, path: &[u8]) -> Place {
         return Place::Nowhere;
     };
     match kit.tree.kind(node) {
-        NodeKind::File(Content::Extent { layer, range }) => {
-            Place::Layer((kit.layers[*layer as usize].clone(), range.clone()))
+        NodeKind::File(Content::Stored { layer, extents }) => {
+            Place::Layer(kit.layers[*layer as usize].clone(), extents.clone())
         }
         NodeKind::File(Content::Inline(_)) => Place::Memory,
         NodeKind::Directory | NodeKind::Symlink(_) => Place::Nowhere,

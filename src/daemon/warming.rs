@@ -187,8 +187,8 @@ fn collect(tree: &Tree, node: NodeId, ranges: &mut BTreeMap<u32, Vec<Range<Strea
     while let Some(node) = open.pop() {
         match tree.kind(node) {
             NodeKind::Directory => open.extend(tree.children(node).map(NodeId)),
-            NodeKind::File(Content::Extent { layer, range }) if !range.is_empty() => {
-                ranges.entry(*layer).or_default().push(range.clone());
+            NodeKind::File(Content::Stored { layer, extents }) if extents.stored_bytes() > 0 => {
+                ranges.entry(*layer).or_default().push(extents.stored());
             }
             NodeKind::File(_) | NodeKind::Symlink(_) => {}
         }

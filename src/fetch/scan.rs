@@ -21,9 +21,9 @@ use futures_util::StreamExt;
 use super::FetchError;
 use super::staging::{self, Staging};
 use crate::cache::{Cache, CacheError, Contents, LayerStore};
+use crate::layer::StreamOffset;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::tar::Scanner;
-use crate::layer::{MemberKind, StreamOffset};
 use crate::oci::BlobId;
 use crate::source::{BlobSource, BlobStream, Urgency};
 
@@ -115,12 +115,9 @@ impl Scan<'_> {
     /// Where the padding before a header begins: the end of the member's content, where the chunks
     /// behind a big member are counted from. Without these bytes the rest would count for nothing.
     fn before_padding(&self, header: StreamOffset) -> u64 {
-        match self.scanner.members().last().map(|member| &member.kind) {
-            Some(MemberKind::File(content))
-                if content.end <= header && header - content.end < 512 =>
-            {
-                content.end.get()
-            }
+        let last = self.scanner.members().last().and_then(|member| member.kind.extents());
+        match last.map(|extents| extents.stored().end) {
+            Some(end) if end <= header && header - end < 512 => end.get(),
             _ => header.get(),
         }
     }

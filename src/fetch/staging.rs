@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::{FetchError, off_the_runtime};
 use crate::cache::{CacheError, Contents, LayerStore, Stage};
 use crate::layer::layout::BIG_MEMBER_BYTES;
-use crate::layer::{CacheFile, Member, MemberKind, RangeSet, StreamOffset, Toc};
+use crate::layer::{CacheFile, Extents, Member, RangeSet, StreamOffset, Toc};
 
 /// Begins to stage a layer. Off the runtime's threads: it may wait for a pass that was given up a
 /// moment ago to let go.
@@ -54,10 +54,10 @@ impl Staging {
     /// Takes note of members that were found since the last call.
     pub(super) fn learn(&mut self, members: &[Member]) {
         for (index, member) in members.iter().enumerate().skip(self.members_seen) {
-            let MemberKind::File(range) = &member.kind else { continue };
+            let Some(range) = member.kind.extents().map(Extents::stored) else { continue };
             let is_new = self.big.last().is_none_or(|(last, _)| range.start >= last.end);
             if is_new && range.end - range.start >= BIG_MEMBER_BYTES {
-                self.big.push((range.clone(), index as u32));
+                self.big.push((range, index as u32));
             }
         }
         self.members_seen = members.len();

@@ -1,6 +1,7 @@
 //! What `stat` and `statfs` say.
 
 use crate::kit::NodeId;
+use crate::layer::Mtime;
 
 /// The number of an inode: the node's position in the tree, counted from 1, so that the root has
 /// the number FUSE wants (1) and every process that loads the kit gives the same numbers.
@@ -49,8 +50,10 @@ pub struct Attributes {
     pub mode: u32,
     /// Links: 1, and for a directory 2 + its subdirectories.
     pub links: u32,
-    /// Seconds since 1970; access and change time too, since nothing ever changes.
-    pub mtime_seconds: i64,
+    /// The modification time; access and change time too, because nothing ever changes.
+    pub mtime: Mtime,
+    /// Bytes that are stored, and not holes of a sparse file.
+    pub stored_bytes: u64,
     /// Who owns it.
     pub owner: Owner,
 }
@@ -62,16 +65,17 @@ impl Attributes {
     /// The best size of a read: one FUSE request. `cp`, `cat` and Python ask by it.
     pub const PREFERRED_READ_BYTES: u32 = 1024 * 1024;
 
-    /// Blocks of [`Self::BLOCK_BYTES`], as if the file were stored in full: what a copy needs.
+    /// Blocks of [`Self::BLOCK_BYTES`] that a copy needs, whether or not the bytes are in the cache. Holes
+    /// of a sparse file need none, and tools like `cp` and `tar` look for holes by that.
     pub fn blocks(&self) -> u64 {
-        self.size.div_ceil(u64::from(Self::BLOCK_BYTES))
+        self.stored_bytes.div_ceil(u64::from(Self::BLOCK_BYTES))
     }
 }
 
 /// What `statfs` says of a kit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Totals {
-    /// The sum of all file sizes in bytes.
+    /// The sum of all file sizes in bytes, holes left out.
     pub file_bytes: u64,
     /// Files, directories and links.
     pub inodes: u64,

@@ -19,11 +19,15 @@ impl FileSystem {
     pub fn backing(&self, ino: Ino) -> Result<BackingLookup, FsError> {
         let kit = self.kit();
         let node = self.node(ino)?;
-        let NodeKind::File(Content::Extent { layer, range }) = kit.tree.kind(node) else {
+        let NodeKind::File(Content::Stored { layer, extents }) = kit.tree.kind(node) else {
             return Ok(BackingLookup::Never);
         };
+        // The cache's file of a sparse member has its data without the holes.
+        if !extents.is_contiguous() {
+            return Ok(BackingLookup::Never);
+        }
         let store = kit.layers[*layer as usize].store();
-        let lookup = store.backing(range).map_err(FetchError::from)?;
+        let lookup = store.backing(&extents.stored()).map_err(FetchError::from)?;
         if matches!(lookup, BackingLookup::Ready(_)) {
             self.handed_over(node);
         }

@@ -28,6 +28,9 @@ pub enum FsError {
     /// A regular file is needed.
     #[error("not a regular file")]
     NotAFile,
+    /// Nothing but a hole follows, or the file ends (lseek(2)).
+    #[error("no data or hole from there on")]
+    NoSuchOffset,
     /// The inode has no extended attribute of that name.
     #[error("no such extended attribute")]
     NoSuchAttribute,

@@ -9,18 +9,18 @@ use tokio::sync::mpsc;
 use super::attributes::{Attributes, FileKind, Ino, Owner, Totals};
 use super::config::FsConfig;
 use super::error::FsError;
-use super::extent::FileExtent;
 use super::kit::LoadedKit;
 use super::prefetch::TensorPrefetch;
 use super::read::{PendingRead, Read};
 use super::readahead::ledger::{HEAD_START, LedgerState};
 use super::readahead::{HostRate, Observed, Readahead};
+use super::stored_file::StoredFile;
 use super::trace::{AccessLog, FileRead};
 use super::xattr;
 use crate::cache::page_aligned;
 use crate::fetch::Layer;
 use crate::kit::{Content, NodeId, NodeKind};
-use crate::layer::{StreamOffset, member_path};
+use crate::layer::{Extents, StreamOffset, member_path};
 use crate::source::Priority;
 
 /// What is known of the host that a layer comes from.
@@ -53,6 +53,15 @@ pub struct DirectoryEntry<'a> {
     pub name: &'a [u8],
     /// Where to go on behind it.
     pub next_offset: u64,
+}
+
+/// What a caller of [`FileSystem::seek`] looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// Bytes that are stored.
+    Data,
+    /// Zeros that are not, or the end of the file.
+    Hole,
 }
 
 /// What a caller of `access` wants to do.
@@ -160,11 +169,6 @@ impl FileSystem {
         Totals { file_bytes: tree.file_bytes(), inodes: u64::from(tree.len()) }
     }
 
-    /// The names of an inode's extended attributes.
-    pub fn xattr_names(&self, ino: Ino) -> Result<&'static [&'static str], FsError> {
-        Ok(xattr::names(&self.kit, self.node(ino)?))
-    }
-
     /// The value of an extended attribute.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<String, FsError> {
         xattr::value(&self.kit, self.node(ino)?, name).ok_or(FsError::NoSuchAttribute)
@@ -191,6 +195,27 @@ impl FileSystem {
         };
         let needed = u32::from(wanted.read) << 2 | u32::from(wanted.execute);
         if granted & needed == needed { Ok(()) } else { Err(FsError::Denied) }
+    }
+
+    /// The first byte of data, or of a hole, from `offset` on (`SEEK_DATA`, `SEEK_HOLE` of lseek(2)).
+    ///
+    /// # Errors
+    /// [`FsError::NoSuchOffset`] beyond the end of the file, and where only a hole follows.
+    pub fn seek(&self, ino: Ino, offset: u64, wanted: Seek) -> Result<u64, FsError> {
+        let whole;
+        let extents = match self.kit.tree.kind(self.node(ino)?) {
+            NodeKind::Directory | NodeKind::Symlink(_) => return Err(FsError::NotAFile),
+            NodeKind::File(Content::Stored { extents, .. }) => extents,
+            NodeKind::File(Content::Inline(bytes)) => {
+                whole = Extents::contiguous(StreamOffset(0)..StreamOffset(bytes.len() as u64));
+                &whole
+            }
+        };
+        let found = match wanted {
+            Seek::Data => extents.next_data(offset),
+            Seek::Hole => extents.next_hole(offset),
+        };
+        found.ok_or(FsError::NoSuchOffset)
     }
 
     /// Whether a file can be read; everything else about opening it is stateless.
@@ -225,54 +250,46 @@ impl FileSystem {
         self.log.note(node, offset, end - offset);
         match content {
             Content::Inline(bytes) => Ok(Read::Resident(&bytes[offset as usize..end as usize])),
-            Content::Extent { layer, range } => {
-                self.read_extent(node, (*layer, range.start), offset..end, buffer)
+            Content::Stored { layer, extents } => {
+                let layer = &self.kit.layers[*layer as usize];
+                self.read_stored(node, StoredFile { layer, extents }, offset..end, buffer)
             }
         }
     }
 
-    fn read_extent<'a>(
+    fn read_stored<'a>(
         &'a self,
         node: NodeId,
-        (layer, file_start): (u32, StreamOffset),
+        file: StoredFile<'_>,
         wanted: Range<u64>,
         buffer: &'a mut BytesMut,
     ) -> Result<Read<'a>, FsError> {
-        let layer = &self.kit.layers[layer as usize];
         let bytes = (wanted.end - wanted.start) as usize;
         if buffer.len() < bytes {
             *buffer = page_aligned(bytes);
         }
-        let range = file_start + wanted.start..file_start + wanted.end;
-        let is_resident = layer.read_resident(range.start, &mut buffer[..bytes])?;
-        self.fetch(node, layer, file_start, &wanted, is_resident);
+        let is_resident = file.read_resident(wanted.clone(), &mut buffer[..bytes])?;
+        self.fetch(node, file, &wanted, is_resident);
         if is_resident {
             return Ok(Read::Resident(&buffer[..bytes]));
         }
         Ok(Read::Pending(PendingRead {
-            layer: layer.clone(),
-            range,
+            layer: file.layer.clone(),
+            extents: file.extents.clone(),
+            wanted,
             deadline: self.config.read_deadline,
         }))
     }
 
     /// Starts to fetch the bytes that a read misses, and those that the file's readers will want
     /// next.
-    fn fetch(
-        &self,
-        node: NodeId,
-        layer: &Layer,
-        file_start: StreamOffset,
-        wanted: &Range<u64>,
-        is_resident: bool,
-    ) {
-        let file = FileExtent { layer, start: file_start, bytes: self.kit.tree.size(node) };
-        if !layer.has_ranges() {
+    fn fetch(&self, node: NodeId, file: StoredFile<'_>, wanted: &Range<u64>, is_resident: bool) {
+        if !file.layer.has_ranges() {
             // What is missing of a compressed layer comes with all of it, and nothing without.
             return;
         }
-        let rate = host_rate(layer);
-        let Observed { guess, run } = self.readahead.observe(node.0, wanted, file.bytes, rate);
+        let (rate, file_bytes) = (host_rate(file.layer), file.extents.bytes());
+        let Observed { guess, run } = self.readahead.observe(node.0, wanted, file_bytes, rate);
         let mut missing = (!is_resident).then(|| wanted.clone());
         let mut started = Vec::new();
         let ranges = guess.iter().flat_map(|guess| &guess.ranges);
@@ -348,7 +365,11 @@ impl FileSystem {
             size: tree.size(node),
             mode: tree.mode(node),
             links,
-            mtime_seconds: tree.mtime_seconds(node),
+            mtime: tree.mtime(node),
+            stored_bytes: match tree.kind(node) {
+                NodeKind::File(content) => content.stored_bytes(),
+                NodeKind::Directory | NodeKind::Symlink(_) => tree.size(node),
+            },
             owner: self.owner,
         }
     }

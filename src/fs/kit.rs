@@ -19,7 +19,7 @@ pub struct LoadedKit {
     pub kit: Kit,
     /// Its files and directories.
     pub tree: Tree,
-    /// The open layers, as [`crate::kit::Content::Extent`] counts them; parents' layers too.
+    /// The open layers, as [`crate::kit::Content::Stored`] counts them; parents' layers too.
     pub layers: Vec<Arc<Layer>>,
     /// The media type of each layer.
     pub media_types: Vec<String>,

@@ -20,13 +20,13 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::kit::LoadedKit;
 use super::load_error::{For, LoadError};
+use super::merging::{MergedLayer, Merging, key_of};
 use super::resolve::{Kin, Resolved, resolve};
 use crate::cache::{Contents, LayerKey};
 use crate::fetch::{FetchError, Fetcher, Layer, LayerSpec};
-use crate::kit::tree::TreeLayer;
 use crate::kit::{Filters, Kit, KitLayer, Parents, Placement, Role, Tree, TreeError};
-use crate::layer::{Member, MemberKind, StreamOffset, Toc};
-use crate::oci::{Digest, LabelSelector, Origin, Reference};
+use crate::layer::{Extents, Member, Mtime, StreamOffset, Toc};
+use crate::oci::{LabelSelector, Origin, Reference};
 use crate::source::inline::InlineBlob;
 use crate::source::{BlobSource, Repositories};
 
@@ -81,16 +81,24 @@ pub async fn load(
         warnings.push(takes_nothing(&child.description.kit));
     }
     let opened = open_layers(fetcher, &wanted, progress).await?;
+    let kits = parents.iter().map(|(parent, _)| parent).chain([&child]);
+    let all_layers = kits.flat_map(|kit| &kit.description.kit.layers).map(key_of).collect();
 
     let kit = child.description.kit;
     let kitfile = kit.kitfile_yaml.clone().filter(|_| request.filters.takes_kitfile());
     if let Some(kitfile) = &kitfile {
         check_other_kitfiles(kitfile, &wanted, &opened).await?;
     }
-    let merge = Merge::new(&wanted, &opened);
-    let umask = request.umask;
-    // A tree of a million entries takes a second: not on a thread of the runtime.
-    let tree = tokio::task::spawn_blocking(move || merge.run(kitfile, umask));
+    let merging = Merging {
+        cache: fetcher.cache().clone(),
+        layers: merged_layers(&wanted, &opened),
+        kit: all_layers,
+        manifest: child.description.digest,
+        created: kit.created,
+        kitfile,
+        umask: request.umask,
+    };
+    let tree = tokio::task::spawn_blocking(move || merging.run());
     let tree = tree.await.expect("merging a tree does not panic").of(&kin)?;
 
     let keys: Vec<LayerKey> = opened.layers.iter().map(|layer| layer.key()).collect();
@@ -103,27 +111,14 @@ pub async fn load(
     Ok(LoadedKit { origin, labels, manifest, kit, tree, layers, media_types, warnings })
 }
 
-/// A role as messages name it.
-fn role(role: Role) -> &'static str {
-    match role {
-        Role::Model => "model",
-        Role::ModelPart => "model part",
-        Role::Code => "code",
-        Role::Dataset => "dataset",
-        Role::Docs => "docs",
-        Role::Prompt => "prompt",
-        Role::McpServer => "MCP server",
-    }
-}
-
 /// What a kit has, for a user whose filters take none of it.
 fn takes_nothing(kit: &Kit) -> String {
     let mut offered: Vec<String> = Vec::new();
     for layer in kit.layers.iter().take(MOST_WARNINGS) {
         let name = layer.entry_name.as_ref().or(layer.entry_path.as_ref());
         offered.push(match name {
-            Some(name) => format!("{} `{name}`", role(layer.role)),
-            None => role(layer.role).to_owned(),
+            Some(name) => format!("{} `{name}`", layer.role.as_str()),
+            None => layer.role.as_str().to_owned(),
         });
     }
     match offered.is_empty() {
@@ -163,6 +158,8 @@ struct Wanted {
     layer: KitLayer,
     source: Arc<dyn BlobSource>,
     reference: String,
+    /// When its kit was made, as far as that is known.
+    created: Option<Mtime>,
 }
 
 impl Wanted {
@@ -171,16 +168,11 @@ impl Wanted {
     }
 
     fn key(&self) -> LayerKey {
-        LayerKey { digest: self.layer.blob.digest, encoding: self.layer.encoding }
+        key_of(&self.layer)
     }
 
-    /// The layer as messages name it: ``model `weights/model.bin` (sha256:0123456789ab)``.
     fn name(&self) -> String {
-        let (role, digest) = (role(self.layer.role), self.layer.blob.digest.short());
-        match self.layer.entry_path.as_ref().or(self.layer.entry_name.as_ref()) {
-            Some(entry) => format!("{role} `{entry}` ({digest})"),
-            None => format!("{role} layer {digest}"),
-        }
+        self.layer.title()
     }
 
     fn failed(&self, error: FetchError) -> LoadError {
@@ -215,8 +207,9 @@ fn wanted_layers(
             // A parent contributes its model section, nothing else (modelkit-spec 4.2).
             let is_model = matches!(layer.role, Role::Model | Role::ModelPart);
             if filters.takes(layer) && (is_model || !is_parent) {
-                let source = source_of(kit, layer);
-                wanted.push(Wanted { layer: layer.clone(), source, reference: kin.to_string() });
+                let (source, created) = (source_of(kit, layer), kit.description.kit.created);
+                let (layer, reference) = (layer.clone(), kin.to_string());
+                wanted.push(Wanted { layer, source, reference, created });
             }
         }
     }
@@ -283,7 +276,7 @@ async fn open_layers(
     // What the merge would refuse is not even collected.
     let mut members = 0;
     while let Some((position, layer)) = opening.try_next().await? {
-        members += layer.contents().toc.members.len();
+        members += layer.contents().toc.entries();
         if members > Tree::MOST_MEMBERS {
             let (reference, error) = (unique[position].reference.clone(), TreeError::too_large());
             return Err(LoadError::Tree { reference, error });
@@ -370,7 +363,8 @@ async fn check_other_kitfiles(
     Ok(())
 }
 
-/// The bytes of the files that a layer puts at the root under the name `Kitfile`.
+/// The bytes of the files that a layer puts at the root under the name `Kitfile`. One with holes is
+/// another file than the kit's own, and the merge says so.
 fn kitfiles_in(
     placement: &Placement,
     toc: &Toc,
@@ -382,34 +376,24 @@ fn kitfiles_in(
             member.path.as_ref().is_some_and(|path| path.as_bytes() == b"Kitfile")
         }
     };
-    toc.members.iter().filter(is_at_root).filter_map(|member| match &member.kind {
-        MemberKind::File(range) => Some(range.clone()),
-        MemberKind::Directory | MemberKind::Symlink(_) => None,
-    })
+    let files = toc.shown().filter(is_at_root).filter_map(|member| member.kind.extents());
+    files.filter(|extents| extents.is_contiguous()).map(Extents::stored)
 }
 
-/// What [`Tree::merge`] needs, owned.
-struct Merge(Vec<(u32, Digest, Placement, Arc<Contents>)>);
-
-impl Merge {
-    fn new(wanted: &[Wanted], opened: &Opened) -> Self {
-        let parts = wanted.iter().map(|layer| {
-            let (index, contents) = opened.contents(layer);
-            let digest = layer.layer.blob.digest;
-            (index, digest, layer.layer.placement.clone(), contents.clone())
-        });
-        Self(parts.collect())
-    }
-
-    fn run(&self, kitfile: Option<bytes::Bytes>, umask: u32) -> Result<Tree, TreeError> {
-        let layers = self.0.iter().map(|(index, digest, placement, contents)| TreeLayer {
-            index: *index,
-            digest: *digest,
-            placement,
-            toc: &contents.toc,
-        });
-        Tree::merge(&layers.collect::<Vec<_>>(), kitfile, umask)
-    }
+/// The layers in the order of the merge.
+fn merged_layers(wanted: &[Wanted], opened: &Opened) -> Vec<MergedLayer> {
+    let merged = wanted.iter().map(|layer| {
+        let (index, contents) = opened.contents(layer);
+        MergedLayer {
+            index,
+            key: layer.key(),
+            title: layer.name(),
+            placement: layer.layer.placement.clone(),
+            contents: contents.clone(),
+            created: layer.created,
+        }
+    });
+    merged.collect()
 }
 
 fn bounded(mut warnings: Vec<String>) -> Vec<String> {

@@ -14,11 +14,14 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cache::{Cache, CacheConfig};
 use crate::fetch::FetchConfig;
-use crate::fs::{Described, describe, look};
+use crate::fs::{Described, StoredFile, describe, look};
 use crate::kit::Content;
 use crate::kit::NodeKind;
-use crate::oci::{BlobId, Selector};
+use crate::oci::{BlobId, Digest, Selector};
 use crate::source::{BlobStream, Repository, SourceError, Urgency};
+
+#[path = "load_mtime_tests.rs"]
+mod mtimes;
 
 /// A registry in memory.
 #[derive(Default)]
@@ -462,10 +465,8 @@ async fn content_that_the_manifest_carries_is_not_asked_for() {
     let mut got = Vec::new();
     for path in ["a.md", "b.md"] {
         let node = kit.tree.resolve(path.as_bytes()).unwrap();
-        let NodeKind::File(Content::Extent { layer, range }) = kit.tree.kind(node) else {
-            panic!()
-        };
-        got.push(kit.layers[*layer as usize].read(range.clone()).await.unwrap());
+        let file = StoredFile::of(&kit, node).unwrap();
+        got.push(file.read(0..file.extents.bytes()).await.unwrap());
     }
     assert_eq!(got, [Bytes::from_static(content), Bytes::from_static(b"other")]);
     assert_eq!(bench.registry.blob_requests.load(Ordering::SeqCst), 1, "that for `b.md`");

@@ -8,6 +8,8 @@
 //! - [`FileSystem`]: what a kernel (or a test) asks of a loaded kit.
 //! - [`readahead`]: which bytes the readers of a mount want next, and what guesses may cost; pure.
 //! - [`tensors`]: where a model file's tensors lie, and which of them a reader wants; pure.
+//! - [`StoredFile`]: a file whose bytes lie in a layer.
+//! - `merging`: dates the files of open layers and makes the tree.
 //! - `prefetch`: reads headers in the background, and fetches what [`tensors`] says.
 //!
 //! Invariants:
@@ -22,16 +24,17 @@ mod attributes;
 mod backing;
 mod config;
 mod error;
-mod extent;
 mod file_system;
 mod kit;
 mod load;
 mod load_error;
+mod merging;
 mod percent;
 mod prefetch;
 mod read;
 pub mod readahead;
 mod resolve;
+mod stored_file;
 pub mod tensors;
 mod trace;
 mod xattr;
@@ -39,11 +42,12 @@ mod xattr;
 pub use attributes::{Attributes, FileKind, Ino, Owner, Totals};
 pub use config::FsConfig;
 pub use error::FsError;
-pub use file_system::{Access, DirectoryEntry, FileSystem};
+pub use file_system::{Access, DirectoryEntry, FileSystem, Seek};
 pub use kit::{LoadedKit, State};
 pub use load::{LoadRequest, load};
 pub use load_error::LoadError;
 pub use percent::{percent_decoded, percent_encoded};
 pub use read::{PendingRead, Read, Reply};
 pub use resolve::{Described, Description, IndexDescription, describe, look};
+pub use stored_file::StoredFile;
 pub use trace::{FileRead, Line, Merger, TRACE_LINES, Trace, TraceError, TraceRange};

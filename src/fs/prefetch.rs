@@ -27,16 +27,16 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::extent::FileExtent;
 use super::file_system::host_rate;
 use super::kit::LoadedKit;
 use super::readahead::ledger::Predictor;
 use super::readahead::{Guess, Readahead, Wanted};
+use super::stored_file::StoredFile;
 use super::tensors::reading::Reading;
 use super::tensors::{Format, HeaderError, MOST_HEADER_BYTES, TensorMap, shards};
 use crate::fetch::Layer;
-use crate::kit::{Content, NodeId, NodeKind};
-use crate::layer::StreamOffset;
+use crate::kit::NodeId;
+use crate::layer::Extents;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::source::Priority;
 
@@ -93,7 +93,7 @@ struct Shared {
 #[derive(Clone)]
 struct File {
     layer: Arc<Layer>,
-    start: StreamOffset,
+    extents: Extents,
     bytes: u64,
 }
 
@@ -159,11 +159,9 @@ impl Shared {
 
     /// A file whose bytes lie in a layer.
     fn file(&self, node: NodeId) -> Option<File> {
-        let NodeKind::File(Content::Extent { layer, range }) = self.kit.tree.kind(node) else {
-            return None;
-        };
-        let layer = self.kit.layers[*layer as usize].clone();
-        Some(File { layer, start: range.start, bytes: range.end - range.start })
+        let StoredFile { layer, extents } = StoredFile::of(&self.kit, node)?;
+        let (layer, extents) = (layer.clone(), extents.clone());
+        Some(File { bytes: extents.bytes(), layer, extents })
     }
 
     /// What the ledger allows to be fetched of a tensor.
@@ -178,17 +176,15 @@ impl Shared {
     /// Starts to fetch a guess.
     fn fetch(&self, node: NodeId, file: &File, guess: Option<Guess>) {
         let Some(guess) = guess else { return };
-        let extent = file.extent();
         let ranges = guess.ranges.iter().cloned();
         let started: Vec<_> =
-            ranges.flat_map(|range| extent.prefetch(range, Priority::Prefetch)).collect();
+            ranges.flat_map(|range| file.stored().prefetch(range, Priority::Prefetch)).collect();
         self.readahead.started(node.0, &started, &(0..0), &(0..0), Some(&guess));
     }
 
     /// Brings the first `bytes` of a file, as a guess where they are missing.
     async fn bring_head(&self, node: NodeId, file: &File, bytes: u64) -> Result<(), HeaderError> {
-        let range = file.start.range(bytes);
-        if !file.layer.is_resident(range.clone()) {
+        if !file.stored().is_resident(0..bytes) {
             let head_start_bytes = host_rate(&file.layer).head_start_bytes;
             let ledger = self.readahead.ledger();
             let granted = ledger.grant(Predictor::Header, Wanted::some(bytes), head_start_bytes);
@@ -198,7 +194,7 @@ impl Shared {
             }
             self.fetch(node, file, Guess::upward(Predictor::Header, 0..bytes));
         }
-        let brought = file.layer.bring(range, Priority::Prefetch).await;
+        let brought = file.stored().bring(0..bytes, Priority::Prefetch).await;
         brought.map_err(|error| HeaderError::Unreadable(error.to_string()))
     }
 
@@ -320,8 +316,8 @@ impl Shared {
 }
 
 impl File {
-    fn extent(&self) -> FileExtent<'_> {
-        FileExtent { layer: &self.layer, start: self.start, bytes: self.bytes }
+    fn stored(&self) -> StoredFile<'_> {
+        StoredFile { layer: &self.layer, extents: &self.extents }
     }
 
     /// Has the first `bytes` bytes, which are in the cache, parsed by a thread that may block.
@@ -330,7 +326,7 @@ impl File {
         bytes: u64,
         parse: impl FnOnce(io::BufReader<Prefix>) -> Result<T, HeaderError> + Send + 'static,
     ) -> Result<T, HeaderError> {
-        let prefix = Prefix { layer: self.layer.clone(), range: self.start.range(bytes) };
+        let prefix = Prefix { file: self.clone(), range: 0..bytes };
         let parsed = tokio::task::spawn_blocking(move || {
             parse(io::BufReader::with_capacity(PIECE_BYTES, prefix))
         });
@@ -338,22 +334,24 @@ impl File {
     }
 }
 
-/// Resident bytes of a layer.
+/// The resident start of a file.
 struct Prefix {
-    layer: Arc<Layer>,
-    range: Range<StreamOffset>,
+    file: File,
+    /// What is still to be read.
+    range: Range<u64>,
 }
 
 impl io::Read for Prefix {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.range.end - self.range.start;
         let bytes = left.min(buffer.len() as u64) as usize;
-        match self.layer.read_resident(self.range.start, &mut buffer[..bytes]) {
+        let end = self.range.start + bytes as u64;
+        match self.file.stored().read_resident(self.range.start..end, &mut buffer[..bytes]) {
             Ok(true) => {}
             Ok(false) => return Err(io::Error::other("it was evicted")),
             Err(error) => return Err(io::Error::other(error)),
         }
-        self.range.start = self.range.start + bytes as u64;
+        self.range.start = end;
         Ok(bytes)
     }
 }

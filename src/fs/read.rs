@@ -11,8 +11,9 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::FsError;
+use super::stored_file::StoredFile;
 use crate::fetch::Layer;
-use crate::layer::StreamOffset;
+use crate::layer::Extents;
 use crate::source::Priority;
 
 /// What a read came to.
@@ -40,7 +41,8 @@ impl std::ops::Deref for Reply {
 /// A read that has to wait for bytes. Owns all it needs.
 pub struct PendingRead {
     pub(super) layer: Arc<Layer>,
-    pub(super) range: Range<StreamOffset>,
+    pub(super) extents: Extents,
+    pub(super) wanted: Range<u64>,
     pub(super) deadline: Duration,
 }
 
@@ -51,11 +53,12 @@ impl PendingRead {
     /// [`FsError::TimedOut`] at the deadline, [`FsError::Fetch`] when they cannot be had.
     pub async fn finish(self) -> Result<Reply, FsError> {
         let read = async {
-            self.layer.bring(self.range.clone(), Priority::OnDemand).await?;
+            let file = StoredFile { layer: &self.layer, extents: &self.extents };
+            file.bring(self.wanted.clone(), Priority::OnDemand).await?;
             // From here on nothing waits for the network: the memory for a reply is held for as
             // long as it takes to copy it, unless the bytes were evicted in between.
-            let memory = self.layer.reserve_reply(self.range.end - self.range.start).await;
-            let bytes = self.layer.read(self.range.clone()).await?;
+            let memory = self.layer.reserve_reply(self.wanted.end - self.wanted.start).await;
+            let bytes = file.read(self.wanted.clone()).await?;
             Ok(Reply { bytes, _memory: memory })
         };
         match tokio::time::timeout(self.deadline, read).await {

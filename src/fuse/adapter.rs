@@ -32,7 +32,9 @@ use tokio::runtime::Handle;
 use super::errno::errno;
 use super::failure_log::{Entry, FailureLog};
 use super::passthrough::Passthrough;
-use crate::fs::{Access, Attributes, FileKind, FileSystem, FsError, Ino, Owner, PendingRead, Read};
+use crate::fs::{
+    Access, Attributes, FileKind, FileSystem, FsError, Ino, Owner, PendingRead, Read, Seek,
+};
 
 /// How long the kernel may keep what it was told: for ever (136 years).
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -47,6 +49,10 @@ const KERNEL_READAHEAD_BYTES: u32 = 128 * 1024;
 /// Readahead requests that may wait for the network at once. The default of 16 is 2 MiB, less
 /// than a 20 ms round trip at 1 Gbit/s holds; 64 lets several streams go on side by side.
 const MOST_BACKGROUND: u16 = 64;
+
+/// What lseek(2) looks for (Linux `include/uapi/linux/fs.h`); the kernel answers all else by itself.
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
 
 /// What a kit never has: changed inodes under old numbers.
 const GENERATION: Generation = Generation(0);
@@ -330,11 +336,37 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.file_system.xattr_names(Ino(ino.0)) {
-            Ok(names) => {
-                let list: String = names.iter().flat_map(|name| [name, "\0"]).collect();
-                reply_xattr(list.as_bytes(), size, reply);
-            }
+        // None is listed (fs/xattr.rs): a copy with all attributes would carry them away.
+        match self.file_system.attributes(Ino(ino.0)) {
+            Ok(_) => reply_xattr(b"", size, reply),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // Without holes the kernel knows the answers by itself; it does not ask again.
+        if !self.file_system.kit().tree.has_holes() {
+            return reply.error(Errno::ENOSYS);
+        }
+        let wanted = match whence {
+            SEEK_DATA => Seek::Data,
+            SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let found = u64::try_from(offset)
+            .map_err(|_| FsError::NoSuchOffset)
+            .and_then(|offset| self.file_system.seek(Ino(ino.0), offset, wanted));
+        match found {
+            // No file is larger than an offset can say.
+            Ok(offset) => reply.offset(i64::try_from(offset).unwrap_or(i64::MAX)),
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -378,7 +410,6 @@ impl Filesystem for Adapter {
         flush(INodeNo, FileHandle, LockOwner) -> ReplyEmpty;
         fsync(INodeNo, FileHandle, bool) -> ReplyEmpty;
         fsyncdir(INodeNo, FileHandle, bool) -> ReplyEmpty;
-        lseek(INodeNo, FileHandle, i64, i32) -> ReplyLseek;
         poll(INodeNo, FileHandle, PollNotifier, PollEvents, PollFlags) -> ReplyPoll;
     }
 
@@ -407,7 +438,7 @@ const NO_SUCH_ENTRY: FileAttr = FileAttr {
 };
 
 fn attr(attributes: &Attributes) -> FileAttr {
-    let time = system_time(attributes.mtime_seconds);
+    let time = SystemTime::from(attributes.mtime);
     FileAttr {
         ino: INodeNo(attributes.ino.0),
         size: attributes.size,
@@ -433,16 +464,6 @@ fn file_type(kind: FileKind) -> FileType {
         FileKind::File => FileType::RegularFile,
         FileKind::Symlink => FileType::Symlink,
     }
-}
-
-/// A time from a tar header; one that this system cannot express is 1970.
-fn system_time(seconds: i64) -> SystemTime {
-    let distance = Duration::from_secs(seconds.unsigned_abs());
-    let time = match seconds {
-        0.. => SystemTime::UNIX_EPOCH.checked_add(distance),
-        ..0 => SystemTime::UNIX_EPOCH.checked_sub(distance),
-    };
-    time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// The protocol of getxattr(2): size 0 asks for the length.

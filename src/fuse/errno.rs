@@ -14,6 +14,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::NotADirectory => Errno::ENOTDIR,
         FsError::IsADirectory => Errno::EISDIR,
         FsError::NotASymlink | FsError::NotAFile => Errno::EINVAL,
+        FsError::NoSuchOffset => Errno::ENXIO,
         FsError::NoSuchAttribute => Errno::NO_XATTR,
         FsError::Denied => Errno::EACCES,
         FsError::ReadOnly => Errno::EROFS,

@@ -28,7 +28,7 @@ pub mod tree;
 
 use bytes::Bytes;
 
-use crate::layer::MemberPath;
+use crate::layer::{MemberPath, Mtime};
 use crate::oci::{ArtifactType, BlobId, Encoding, Manifest};
 
 pub use filter::{Filter, FilterError, Filters};
@@ -82,6 +82,9 @@ pub struct Kit {
     pub parent: Option<String>,
     /// Data sets whose content lies elsewhere, in the Kitfile's order.
     pub remote: Vec<RemoteData>,
+    /// When the kit was made, as the manifest's `org.opencontainers.image.created` says; `None` where
+    /// it says nothing from 1980 to 2106.
+    pub created: Option<Mtime>,
     /// What was passed over: unknown layer types, data sets whose place is malformed.
     pub warnings: Vec<String>,
 }
@@ -119,8 +122,8 @@ pub enum Placement {
         path: MemberPath,
         /// Permission bits, `& 0o777`.
         mode: u32,
-        /// Seconds since 1970; 0 where the manifest has none.
-        mtime_seconds: i64,
+        /// The modification time; `None` where the manifest has none from 1980 to 2106.
+        mtime: Option<Mtime>,
         /// The uncompressed size that the manifest claims, to be checked.
         size: Option<u64>,
     },
@@ -138,6 +141,32 @@ pub enum KitError {
     /// Config and layers disagree, or an annotation that is needed is missing or malformed.
     #[error("the kit is malformed: {0}")]
     Malformed(String),
+}
+
+impl Role {
+    /// The word for it in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::ModelPart => "model part",
+            Self::Code => "code",
+            Self::Dataset => "dataset",
+            Self::Docs => "docs",
+            Self::Prompt => "prompt",
+            Self::McpServer => "MCP server",
+        }
+    }
+}
+
+impl KitLayer {
+    /// What messages call the layer: ``model `weights/model.bin` (sha256:0123456789ab)``.
+    pub fn title(&self) -> String {
+        let (role, digest) = (self.role.as_str(), self.blob.digest.short());
+        match self.entry_path.as_ref().or(self.entry_name.as_ref()) {
+            Some(entry) => format!("{role} `{}` ({digest})", shown(entry)),
+            None => format!("{role} layer {digest}"),
+        }
+    }
 }
 
 impl Kit {
@@ -158,6 +187,23 @@ impl Kit {
             Err(KitError::NotAKit(what_it_is(manifest, types)))
         }
     }
+}
+
+/// When the manifest says that the kit was made. A text that is no time is as good as none: nothing
+/// depends on it but dates.
+fn created(manifest: &Manifest) -> Option<Mtime> {
+    /// OCI image-spec, annotations.md.
+    const CREATED: &str = "org.opencontainers.image.created";
+    manifest.annotations.get(CREATED).and_then(|text| rfc3339(text)).flatten()
+}
+
+/// The time in an RFC 3339 text with any zone; the inner `None` for one that is not from 1980 to 2106,
+/// the outer one for anything else.
+fn rfc3339(text: &str) -> Option<Option<Mtime>> {
+    let time: jiff::Timestamp = text.parse().ok()?;
+    // Before 1970 the nanoseconds are negative.
+    let nanoseconds = u32::try_from(time.subsec_nanosecond()).ok();
+    Some(nanoseconds.and_then(|nanoseconds| Mtime::new(time.as_second(), nanoseconds)))
 }
 
 fn what_it_is(manifest: &Manifest, types: [Option<ArtifactType>; 2]) -> String {

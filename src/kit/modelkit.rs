@@ -4,7 +4,9 @@ use bytes::Bytes;
 
 use super::assign::{self, Known};
 use super::kitfile::{Entry, Field, Kitfile, Section};
-use super::{Family, Kit, KitError, KitLayer, Placement, Role, legacy, placement, remote, shown};
+use super::{
+    Family, Kit, KitError, KitLayer, Placement, Role, created, legacy, placement, remote, shown,
+};
 use crate::oci::{Format, LayerType, Manifest, Reference};
 
 impl Section {
@@ -36,7 +38,8 @@ pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError
     };
     let layers = build(family, &layers, &assigned, &mut warnings)?;
     let kitfile_yaml = Some(Bytes::from(kitfile.to_yaml()));
-    Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, warnings })
+    let created = created(manifest);
+    Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, created, warnings })
 }
 
 /// The layers whose type is known; a warning for each other one.

@@ -10,7 +10,7 @@ use super::assign::{self, Known};
 use super::kitfile::{Entry, Field, Kitfile, Section};
 use super::modelkit::{self, Digests};
 use super::placement::annotated_path;
-use super::{Family, Kit, KitError, remote, shown};
+use super::{Family, Kit, KitError, created, remote, shown};
 use crate::oci::{ArtifactType, Encoding, LayerContent, LayerType, Manifest};
 
 /// The manifest annotation that holds the Kitfile as JSON.
@@ -19,6 +19,7 @@ const KITFILE_ANNOTATION: &str = "ml.kitops.modelkit.kitfile";
 /// Understands a ModelPack.
 pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError> {
     let mut warnings = Vec::new();
+    let created = created(manifest);
     let layers = known_layers(manifest, &mut warnings);
     let family = Family::ModelPack;
     let Some(json) = manifest.annotations.get(KITFILE_ANNOTATION) else {
@@ -27,7 +28,16 @@ pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError
         let assigned = by_path(&layers, &entries);
         let layers = modelkit::build(family, &layers, &assigned, &mut warnings)?;
         let (kitfile_yaml, parent, remote) = (None, None, Vec::new());
-        return Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, warnings });
+        return Ok(Kit {
+            family,
+            kitfile,
+            kitfile_yaml,
+            layers,
+            parent,
+            remote,
+            created,
+            warnings,
+        });
     };
     let kitfile = Kitfile::decode(json.as_bytes())?;
     let parent = modelkit::parent(&kitfile);
@@ -39,7 +49,7 @@ pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError
     };
     let layers = modelkit::build(family, &layers, &assigned, &mut warnings)?;
     let kitfile_yaml = Some(Bytes::from(kitfile.to_yaml()));
-    Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, warnings })
+    Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, created, warnings })
 }
 
 /// The entry of a layer in a Kitfile that is made from the layers.

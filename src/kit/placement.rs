@@ -5,8 +5,8 @@ use serde::Deserialize;
 
 use super::assign::Known;
 use super::kitfile::{Entry, Field};
-use super::{KitError, Placement, shown};
-use crate::layer::MemberPath;
+use super::{KitError, Placement, rfc3339, shown};
+use crate::layer::{MemberPath, Mtime};
 use crate::oci::Descriptor;
 
 /// The largest metadata annotation that is read, in bytes: it holds one file name and six numbers.
@@ -59,8 +59,8 @@ pub(super) fn raw(
             size.unwrap_or_default()
         )));
     }
-    let mtime_seconds = metadata.mtime_seconds(layer.descriptor, warnings);
-    Ok(Placement::Raw { path, mode: metadata.mode(), mtime_seconds, size })
+    let mtime = metadata.mtime(layer.descriptor, warnings);
+    Ok(Placement::Raw { path, mode: metadata.mode(), mtime, size })
 }
 
 /// The annotation `org.cncf.model.file.metadata+json`; name, uid and gid do not matter here.
@@ -112,17 +112,13 @@ impl Metadata {
         size.ok()
     }
 
-    /// The time as RFC 3339 with any zone, in whole seconds; 0 when there is none.
-    fn mtime_seconds(&self, layer: &Descriptor, warnings: &mut Vec<String>) -> i64 {
-        let Some(text) = &self.mtime else { return 0 };
-        match text.parse::<jiff::Timestamp>() {
-            Ok(time) => time.as_second(),
-            Err(_) => {
-                let digest = layer.digest;
-                let text = shown(text);
-                warnings.push(format!("layer {digest}: `{text}` is no RFC 3339 time, and ignored"));
-                0
-            }
-        }
+    /// The modification time, RFC 3339 with any zone and up to nanoseconds.
+    fn mtime(&self, layer: &Descriptor, warnings: &mut Vec<String>) -> Option<Mtime> {
+        let text = self.mtime.as_ref()?;
+        rfc3339(text).unwrap_or_else(|| {
+            let (digest, text) = (layer.digest.short(), shown(text));
+            warnings.push(format!("layer {digest}: `{text}` is no RFC 3339 time, and ignored"));
+            None
+        })
     }
 }

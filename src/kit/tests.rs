@@ -289,18 +289,11 @@ fn a_raw_layer_is_placed_by_its_annotations() {
         ],
     );
     let kit = modelpack(vec![raw, old]).unwrap();
-    let Placement::Raw { path, mode, mtime_seconds, size } = &kit.layers[0].placement else {
-        panic!()
-    };
+    let Placement::Raw { path, mode, mtime, size } = &kit.layers[0].placement else { panic!() };
     assert_eq!((path.as_bytes(), *mode, *size), (b"sub/f".as_slice(), 0o755, Some(10)));
-    assert_eq!(*mtime_seconds, 1_717_000_000);
-    let Placement::Raw { path, mode, mtime_seconds, size } = &kit.layers[1].placement else {
-        panic!()
-    };
-    assert_eq!(
-        (path.as_bytes(), *mode, *mtime_seconds, *size),
-        (b"c.json".as_slice(), 0o600, 0, None)
-    );
+    assert_eq!(*mtime, Mtime::new(1_717_000_000, 250_000_000));
+    let Placement::Raw { path, mode, mtime, size } = &kit.layers[1].placement else { panic!() };
+    assert_eq!((path.as_bytes(), *mode, *mtime, *size), (&b"c.json"[..], 0o600, None, None));
     assert!(kit.warnings.is_empty());
     assert!(kit.kitfile_yaml.is_none(), "kit writes no file");
 }
@@ -317,7 +310,7 @@ fn metadata_that_makes_no_sense_is_ignored_with_the_reason(
     let raw = layer("w", "cncf.model.weight.v1.raw", &[(FILEPATH, "f"), (METADATA, metadata)]);
     let kit = modelpack(vec![raw]).unwrap();
     assert!(kit.warnings[0].contains(reason), "{:?}", kit.warnings);
-    let Placement::Raw { mode: 0o644, mtime_seconds: 0, size: None, .. } = kit.layers[0].placement
+    let Placement::Raw { mode: 0o644, mtime: None, size: None, .. } = kit.layers[0].placement
     else {
         panic!("{:?}", kit.layers[0].placement)
     };

@@ -14,7 +14,7 @@
 
 use std::ops::Range;
 
-use super::{MemberKind, StreamOffset, Toc};
+use super::{Extents, StreamOffset, Toc};
 
 /// Bytes in a full chunk, the unit that is fetched, verified and evicted.
 ///
@@ -101,7 +101,7 @@ impl Layout {
         }
         let mut builder = Builder { pieces: Vec::new(), at: StreamOffset(0), chunks: 0 };
         for (index, member) in toc.members.iter().enumerate() {
-            let MemberKind::File(range) = &member.kind else { continue };
+            let Some(range) = member.kind.extents().map(Extents::stored) else { continue };
             if range.end < range.start || range.end.get() > toc.stream_bytes {
                 return Err(LayoutError(format!("member {index} lies at {range:?}")));
             }
@@ -219,7 +219,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::layer::Member;
+    use crate::layer::{Member, MemberKind};
 
     fn toc(sizes: &[u64]) -> Toc {
         let mut at = StreamOffset(0);
@@ -227,8 +227,8 @@ mod tests {
         for &size in sizes {
             let data = at + 512..at + 512 + size;
             at = StreamOffset((at + 512 + size).get().next_multiple_of(512));
-            let kind = MemberKind::File(data);
-            members.push(Member { path: None, kind, mode: 0o644, mtime_seconds: 0 });
+            let kind = MemberKind::File(Extents::contiguous(data));
+            members.push(Member { kind, ..Toc::raw(0).members[0].clone() });
         }
         Toc { members, stream_bytes: at.get() + 1024, warnings: Vec::new() }
     }
@@ -268,7 +268,7 @@ mod tests {
             let inside = range.end.get().min(toc.stream_bytes).saturating_sub(start);
             prop_assert_eq!(placed, inside);
             for (index, member) in toc.members.iter().enumerate() {
-                let MemberKind::File(data) = &member.kind else { unreachable!() };
+                let data = member.kind.extents().unwrap().stored();
                 if data.end - data.start >= BIG_MEMBER_BYTES {
                     let first = layout.place(data.clone()).next().unwrap();
                     prop_assert_eq!(first.file, CacheFile::Member(index as u32));

@@ -1,5 +1,7 @@
 //! Paths of members: relative, clean, and never outside the kit's root.
 
+use std::cmp::Ordering;
+
 /// The longest component (`NAME_MAX` of Linux).
 const NAME_LIMIT_BYTES: usize = 255;
 /// The longest path (`PATH_MAX` of Linux without its NUL).
@@ -105,6 +107,13 @@ impl std::fmt::Display for MemberPath {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&shown(&self.0))
     }
+}
+
+/// The order of paths in which a directory comes before what is in it, its content follows without a
+/// gap, and siblings are in the order of their names: `/` counts as lower than any other byte.
+pub(crate) fn tree_order(a: &[u8], b: &[u8]) -> Ordering {
+    let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    a.iter().map(rank).cmp(b.iter().map(rank))
 }
 
 /// A name for messages: control characters escaped, cut where it is long.

@@ -1,15 +1,18 @@
 //! Layer formats, sans-IO: bytes come in, structures come out; no file, socket or clock.
 
 pub mod decode;
+pub mod extents;
 pub mod layout;
 pub mod member_path;
 pub mod mtime;
 pub mod offset;
 pub mod range_set;
+pub(crate) mod replaced;
 pub mod tar;
 pub mod toc;
 pub mod toc_codec;
 
+pub use extents::{Extent, Extents};
 pub use layout::{CacheFile, ChunkId, Layout};
 pub use member_path::{MemberPath, MemberPathError};
 pub use mtime::Mtime;

@@ -1,44 +1,56 @@
-//! The table of contents of a layer: its members and where their bytes are.
+//! The table of contents of a layer: its members, and where their bytes lie.
 
-use std::ops::Range;
-
-use super::{MemberPath, StreamOffset};
+use super::{Extents, MemberPath, Mtime, StreamOffset};
 
 /// What a layer holds, in the order of the archive.
 ///
-/// A tar may name a path twice; both members are here, and the tree decides.
+/// An archive may name a path twice. Both members are here, because both have bytes in the stream;
+/// [`Member::is_replaced`] says which of them a tree leaves out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Toc {
     /// The members in archive order.
     pub members: Vec<Member>,
     /// The length of the uncompressed stream in bytes, padding and end marker included.
     pub stream_bytes: u64,
-    /// What was passed over, for the user's log: devices, FIFOs and the like.
+    /// What a user should know about the archive: entries that are passed over or replaced, names that
+    /// were changed, bytes behind its end. Bounded in number.
     pub warnings: Vec<String>,
 }
 
 /// One file, directory or symlink of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// The path in the archive; `None` for the one file of a raw layer, whose name is the kit's to say.
+    /// The path in the archive; `None` for the one file of a raw layer, whose path the kit says.
     pub path: Option<MemberPath>,
     /// What it is.
     pub kind: MemberKind,
-    /// Permission bits as stored, without setuid, setgid and sticky (`& 0o777`).
+    /// Permission bits, without setuid, setgid and sticky (`& 0o777`).
     pub mode: u32,
-    /// Modification time in whole seconds since 1970.
-    pub mtime_seconds: i64,
+    /// The modification time in the archive; `None` where it has none from 1980 to 2106.
+    pub mtime: Option<Mtime>,
+    /// Whether a later member of the layer stands in its place.
+    pub is_replaced: bool,
 }
 
 /// What a member is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberKind {
-    /// A regular file whose bytes are this range of the stream.
-    File(Range<StreamOffset>),
+    /// A regular file, and where its bytes lie in the stream.
+    File(Extents),
     /// A directory.
     Directory,
     /// A symbolic link with its target, as stored: the kernel resolves it, kitfs never does.
     Symlink(Box<[u8]>),
+}
+
+impl MemberKind {
+    /// Where the bytes of a file lie; `None` for anything else.
+    pub fn extents(&self) -> Option<&Extents> {
+        match self {
+            Self::File(extents) => Some(extents),
+            Self::Directory | Self::Symlink(_) => None,
+        }
+    }
 }
 
 impl Member {
@@ -55,8 +67,60 @@ impl Member {
 impl Toc {
     /// The contents of a raw layer: one file over the whole stream.
     pub fn raw(stream_bytes: u64) -> Self {
-        let file = MemberKind::File(StreamOffset(0)..StreamOffset(stream_bytes));
-        let member = Member { path: None, kind: file, mode: 0o644, mtime_seconds: 0 };
+        let kind =
+            MemberKind::File(Extents::contiguous(StreamOffset(0)..StreamOffset(stream_bytes)));
+        let member = Member { path: None, kind, mode: 0o644, mtime: None, is_replaced: false };
         Self { members: vec![member], stream_bytes, warnings: Vec::new() }
+    }
+
+    /// How many entries it takes in memory: members, and runs of data in sparse files.
+    pub fn entries(&self) -> usize {
+        let runs = self.members.iter().filter_map(|member| member.kind.extents());
+        self.members.len() + runs.map(Extents::mapped_runs).sum::<usize>()
+    }
+
+    /// The members that a tree shows.
+    pub fn shown(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| !member.is_replaced)
+    }
+
+    /// The one time that all files have, where they have one and it is in whole seconds: a packer's
+    /// constant, or the time of a single file.
+    ///
+    /// Another version of the layer may have the same time, so it does not tell versions apart.
+    pub fn constant_mtime(&self) -> Option<Mtime> {
+        let files = self.shown().filter(|member| member.kind.extents().is_some());
+        let mut mtimes = files.map(|member| member.mtime.filter(|mtime| mtime.nanoseconds() == 0));
+        let first = mtimes.next()??;
+        mtimes.all(|mtime| mtime == Some(first)).then_some(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(kind: MemberKind, mtime: Option<Mtime>, is_replaced: bool) -> Member {
+        Member { path: None, kind, mode: 0o644, mtime, is_replaced }
+    }
+
+    #[test]
+    fn a_constant_time_is_that_of_every_shown_file() {
+        let file = || Toc::raw(5).members[0].kind.clone();
+        let time = |seconds, nanoseconds| Mtime::new(seconds, nanoseconds);
+        let of = |members: &[(MemberKind, Option<Mtime>, bool)]| {
+            let members = members.iter().cloned();
+            let members = members.map(|(kind, mtime, replaced)| member(kind, mtime, replaced));
+            Toc { members: members.collect(), stream_bytes: 9, warnings: vec![] }.constant_mtime()
+        };
+        let (noon, later) = (time(1_700_000_000, 0), time(1_700_000_001, 0));
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[(file(), noon, false)]), noon);
+        assert_eq!(of(&[(file(), None, false)]), None);
+        assert_eq!(of(&[(file(), time(1_700_000_000, 7), false)]), None);
+        let directory = (MemberKind::Directory, later, false);
+        assert_eq!(of(&[directory, (file(), noon, false), (file(), later, true)]), noon);
+        assert_eq!(of(&[(file(), noon, false), (file(), later, false)]), None);
+        assert_eq!(of(&[(file(), noon, false), (file(), None, false)]), None);
     }
 }

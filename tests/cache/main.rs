@@ -18,7 +18,7 @@ use kitfs::cache::{
 };
 use kitfs::layer::layout::CHUNK_BYTES;
 use kitfs::layer::{
-    CacheFile, ChunkId, Member, MemberKind, MemberPath, RangeSet, StreamOffset, Toc,
+    CacheFile, ChunkId, Extents, Member, MemberKind, MemberPath, RangeSet, StreamOffset, Toc,
 };
 use kitfs::oci::{Compression, Digest, Encoding, Format};
 use proptest::prelude::*;
@@ -47,9 +47,9 @@ fn toc(sizes: &[usize]) -> Toc {
     let mut members = Vec::new();
     for (index, &size) in sizes.iter().enumerate() {
         let start = StreamOffset(at + 512);
-        let kind = MemberKind::File(start..start + size as u64);
+        let kind = MemberKind::File(Extents::contiguous(start..start + size as u64));
         let path = Some(MemberPath::parse(format!("file-{index}").as_bytes()).unwrap());
-        members.push(Member { path, kind, mode: 0o644, mtime_seconds: 0 });
+        members.push(Member { path, kind, mode: 0o644, mtime: None, is_replaced: false });
         at = (at + 512 + size as u64).next_multiple_of(512);
     }
     Toc { members, stream_bytes: at + 1024, warnings: Vec::new() }

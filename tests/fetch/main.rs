@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kitfs::cache::{Cache, CacheConfig, LayerState};
 use kitfs::fetch::{FetchConfig, FetchError, Fetcher, Layer, LayerSpec};
+use kitfs::layer::StreamOffset;
 use kitfs::layer::layout::CHUNK_BYTES;
-use kitfs::layer::{MemberKind, StreamOffset};
 use kitfs::oci::{Compression, Digest, Format};
 use kitfs::source::Priority;
 use memory::{Fault, Memory, PIECE};
@@ -284,7 +284,7 @@ async fn a_layer_whose_files_were_all_read_is_confirmed() {
     let fetcher = fetcher(folder.path(), None);
     let layer = open(&fetcher, source.spec(Format::Tar, Compression::None), &source).await.unwrap();
     for member in &layer.contents().toc.members {
-        let MemberKind::File(range) = &member.kind else { unreachable!("all are files") };
+        let range = member.kind.extents().expect("all are files").stored();
         read(&layer, range.start.get() as usize..range.end.get() as usize).await.unwrap();
     }
     until("confirmed", || layer.state() == LayerState::Confirmed).await;
@@ -566,7 +566,7 @@ async fn model(
     }
     assert!(all.unwrap() == stream);
     let files = layer.contents().toc.members.iter();
-    assert!(files.clone().all(|member| matches!(member.kind, MemberKind::File(_))));
+    assert!(files.clone().all(|member| member.kind.extents().is_some()));
     assert!(!matches!(layer.state(), LayerState::Poisoned { .. }));
 }
 

@@ -179,3 +179,12 @@ pub fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {
     }
     [length.to_string().as_bytes(), &rest].concat()
 }
+
+/// Appends PAX records and the header of a file whose content has `size` bytes.
+pub fn push_with_records(stream: &mut Stream, name: &[u8], records: &[(&str, String)], size: u64) {
+    let records = records.iter().map(|(key, value)| pax_record(key.as_bytes(), value.as_bytes()));
+    let records = records.collect::<Vec<_>>().concat();
+    stream.push(&header(b"PaxHeaders.0/member", b'x', 0o644, records.len() as u64, b""));
+    push_padded(stream, &records);
+    stream.push(&header(name, b'0', 0o644, size, b""));
+}

@@ -3,27 +3,29 @@
 //! ```text
 //! members of all layers --sort by path, stable--> equal paths in layer order --unify--> depth first
 //!                                     parents that are missing are made here --'            |
-//!                                                        breadth first, children counted <--'
+//!                                       directories dated, breadth first, children counted <'
 //! ```
 //!
 //! The sort compares `/` below every other byte, so a directory comes before what is in it, its
 //! content follows without a gap, and siblings are in the order of their names.
 //!
-//! Equal paths follow `kit unpack` (modelkit-spec 4): directories merge and keep the first mode;
-//! two files collide, unless they are one and the same stretch of one layer. Content cannot be
-//! compared here: a file `Kitfile` in a layer passes when it has the size of the kit's own, whose
-//! bytes are shown; whoever can read the layer compares them (fs).
+//! Equal paths of several layers follow `kit unpack` (modelkit-spec 4): directories merge and keep the
+//! first mode; two files collide, unless they are one and the same stretch of one layer. (Within an
+//! archive the last member of a path counts, which [`Member::is_replaced`] says already.) Content cannot
+//! be compared here: a file `Kitfile` in a layer passes when it has the size of the kit's own, whose
+//! bytes are shown; fs, which can read the layer, compares them.
 
 use std::borrow::Cow;
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::directory_mtimes::DirectoryMtimes;
 use super::{Additions, Content, Node, NodeId, NodeKind, Tree, TreeError, TreeLayer, size};
 use crate::kit::Placement;
-use crate::layer::{MEMBERS_LIMIT, Member, MemberKind, NAMES_LIMIT_BYTES, member_path};
-use crate::oci::Digest;
+use crate::layer::member_path::{self, tree_order};
+use crate::layer::{MEMBERS_LIMIT, Member, MemberKind, Mtime, NAMES_LIMIT_BYTES};
 
 /// What kit creates missing parents with.
 const PARENT_MODE: u32 = 0o755;
@@ -43,22 +45,41 @@ struct Pending<'a> {
     path: Cow<'a, [u8]>,
     kind: NodeKind,
     mode: u32,
-    mtime_seconds: i64,
-    /// `None` for what comes from the Kitfile.
-    layer: Option<Digest>,
+    mtime: Dated,
+    /// What messages call its layer; `None` for what comes from the Kitfile.
+    layer: Option<&'a str>,
     /// Why its content cannot be had.
     missing: Option<Box<str>>,
 }
 
+/// A modification time, and who gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dated {
+    /// The archive, to the nanosecond.
+    Exactly(Mtime),
+    /// The archive, to the second.
+    ByItself(Mtime),
+    /// The layer or the kit.
+    ByItsLayer(Mtime),
+}
+
+impl Dated {
+    pub(super) fn mtime(self) -> Mtime {
+        match self {
+            Self::Exactly(mtime) | Self::ByItself(mtime) | Self::ByItsLayer(mtime) => mtime,
+        }
+    }
+}
+
 impl Pending<'_> {
     /// A directory or an empty file that no layer has.
-    fn added(path: &[u8], kind: NodeKind) -> Self {
+    fn added(path: &[u8], kind: NodeKind, mtime: Mtime) -> Self {
         let mode = match &kind {
             NodeKind::Directory => PARENT_MODE,
             NodeKind::File(_) | NodeKind::Symlink(_) => KITFILE_MODE,
         };
-        let path = Cow::Owned(path.to_vec());
-        Self { path, kind, mode, mtime_seconds: 0, layer: None, missing: None }
+        let (path, mtime) = (Cow::Owned(path.to_vec()), Dated::ByItsLayer(mtime));
+        Self { path, kind, mode, mtime, layer: None, missing: None }
     }
 }
 
@@ -67,7 +88,8 @@ impl Tree {
     pub const MOST_MEMBERS: usize = MOST_NODES;
 
     /// Merges layers in order, and what is added to them. Parents that no layer has are made with
-    /// mode 0755; `umask` is taken from every mode.
+    /// mode 0755; `umask` is taken from every mode. `mtime` is the time of what is added, and of the
+    /// root of an empty kit.
     ///
     /// # Errors
     /// When two files have one path, something lies below a file or symlink, a layer is not what
@@ -75,6 +97,7 @@ impl Tree {
     pub fn merge(
         layers: &[TreeLayer<'_>],
         additions: impl Into<Additions>,
+        mtime: Mtime,
         umask: u32,
     ) -> Result<Self, TreeError> {
         let members = layers.iter().map(|layer| layer.toc.members.len()).sum::<usize>();
@@ -83,15 +106,16 @@ impl Tree {
             return Err(TreeError::too_large());
         }
         // What is added comes first: of two directories the first keeps its mode.
-        let mut pending = added(additions.into());
+        let mut pending = added(additions.into(), mtime);
         pending.reserve(members);
         for layer in layers {
-            for member in &layer.toc.members {
-                pending.push(place(layer, member)?);
+            let is_constant = layer.toc.constant_mtime().is_some();
+            for member in layer.toc.shown() {
+                pending.push(place(layer, member, is_constant)?);
             }
         }
-        pending.sort_by(|a, b| compare(&a.path, &b.path));
-        let mut drafts = Drafts::new(umask, MOST_NODES);
+        pending.sort_by(|a, b| tree_order(&a.path, &b.path));
+        let mut drafts = Drafts::new(umask, MOST_NODES, mtime);
         let mut pending = pending.into_iter().peekable();
         while let Some(mut first) = pending.next() {
             while let Some(next) = pending.next_if(|next| next.path == first.path) {
@@ -103,70 +127,72 @@ impl Tree {
     }
 }
 
-fn added<'a>(additions: Additions) -> Vec<Pending<'a>> {
+fn added<'a>(additions: Additions, mtime: Mtime) -> Vec<Pending<'a>> {
+    let inline = |bytes| NodeKind::File(Content::Inline(Arc::new(bytes)));
+    let add = |path: &[u8], kind| Pending::added(path, kind, mtime);
     let mut pending = Vec::new();
-    pending.extend(
-        additions
-            .kitfile
-            .map(|bytes| Pending::added(b"Kitfile", NodeKind::File(Content::Inline(bytes)))),
-    );
+    pending.extend(additions.kitfile.map(|bytes| add(b"Kitfile", inline(bytes))));
     let directories = additions.directories.iter();
-    pending.extend(directories.map(|path| Pending::added(path.as_bytes(), NodeKind::Directory)));
+    pending.extend(directories.map(|path| add(path.as_bytes(), NodeKind::Directory)));
     pending.extend(additions.missing.into_iter().map(|missing| {
         let kind = match missing.is_directory {
             true => NodeKind::Directory,
-            false => NodeKind::File(Content::Inline(Bytes::new())),
+            false => inline(Bytes::new()),
         };
         let reason = Some(missing.reason.into());
-        Pending { missing: reason, ..Pending::added(missing.path.as_bytes(), kind) }
+        Pending { missing: reason, ..add(missing.path.as_bytes(), kind) }
     }));
     pending
 }
 
-fn place<'a>(layer: &TreeLayer<'a>, member: &'a Member) -> Result<Pending<'a>, TreeError> {
+fn place<'a>(
+    layer: &TreeLayer<'a>,
+    member: &'a Member,
+    is_constant: bool,
+) -> Result<Pending<'a>, TreeError> {
     let kind = match &member.kind {
         MemberKind::Directory => NodeKind::Directory,
         MemberKind::Symlink(target) => NodeKind::Symlink(target.clone()),
-        MemberKind::File(range) => {
-            NodeKind::File(Content::Extent { layer: layer.index, range: range.clone() })
+        MemberKind::File(extents) => {
+            NodeKind::File(Content::Stored { layer: layer.index, extents: extents.clone() })
         }
     };
-    let digest = layer.digest;
-    let (path, mode, mtime_seconds) = match layer.placement {
-        Placement::Raw { path, mode, mtime_seconds, size: claimed } => {
+    let name = layer.name;
+    let (path, mode) = match layer.placement {
+        Placement::Raw { path, mode, size: claimed, .. } => {
             let found = size(&kind);
             if let Some(claimed) = claimed.filter(|claimed| *claimed != found) {
                 return Err(TreeError::Mismatch(format!(
-                    "{} has {found} bytes in layer {digest}, and the manifest says {claimed}",
+                    "{} has {found} bytes in {name}, and the manifest says {claimed}",
                     shown(path.as_bytes())
                 )));
             }
-            (Cow::Borrowed(path.as_bytes()), *mode, *mtime_seconds)
+            (Cow::Borrowed(path.as_bytes()), *mode)
         }
         Placement::Tar { below } => {
             let path = member.path.as_ref().ok_or_else(|| {
-                TreeError::Mismatch(format!("layer {digest} has a member without a path"))
+                TreeError::Mismatch(format!("{name} has a member without a path"))
             })?;
             let path = match below {
                 None => Cow::Borrowed(path.as_bytes()),
                 Some(directory) => {
                     let path = path.below(directory).map_err(|error| {
                         let path = shown(path.as_bytes());
-                        TreeError::TooLarge(format!("{path} of layer {digest}: {error}"))
+                        TreeError::TooLarge(format!("{path} of {name}: {error}"))
                     })?;
                     Cow::Owned(path.as_bytes().to_vec())
                 }
             };
-            (path, member.mode, member.mtime_seconds)
+            (path, member.mode)
         }
     };
-    Ok(Pending { path, kind, mode, mtime_seconds, layer: Some(digest), missing: None })
-}
-
-/// The order of paths in which a directory is followed by its content and nothing else.
-fn compare(a: &[u8], b: &[u8]) -> Ordering {
-    let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
-    a.iter().map(rank).cmp(b.iter().map(rank))
+    let is_file = member.kind.extents().is_some();
+    let mtime = match member.mtime.filter(|_| !(is_file && is_constant)) {
+        Some(own) if own.nanoseconds() != 0 => Dated::Exactly(own),
+        Some(own) => Dated::ByItself(own.or_fraction_of(&layer.digest)),
+        None => Dated::ByItsLayer(layer.mtime),
+    };
+    Ok(Pending { path, kind, mode, mtime, layer: Some(name), missing: None })
 }
 
 /// What is at a path that is named twice.
@@ -184,12 +210,10 @@ fn unify<'a>(mut first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, T
             return Err(TreeError::Conflict(message("a directory and something else")));
         }
         (NodeKind::File(a), NodeKind::File(b)) => match (a, b) {
-            (Content::Inline(kitfile), Content::Extent { .. }) => {
+            (Content::Inline(kitfile), Content::Stored { .. }) => {
                 first.missing.is_none() && may_be(kitfile, &next)
             }
-            (Content::Extent { range: a, .. }, Content::Extent { range: b, .. }) => {
-                first.layer == next.layer && a == b
-            }
+            (Content::Stored { .. }, Content::Stored { .. }) => a == b,
             // The one Kitfile is the first of all.
             (_, Content::Inline(_)) => false,
         },
@@ -208,14 +232,15 @@ fn unify<'a>(mut first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, T
     )))
 }
 
-/// Whether a layer's file `Kitfile` can be the kit's own.
+/// Whether a layer's file `Kitfile` can be the kit's own, which has no holes.
 fn may_be(kitfile: &Bytes, other: &Pending<'_>) -> bool {
-    kitfile.len() as u64 == size(&other.kind)
+    matches!(&other.kind, NodeKind::File(content)
+        if content.bytes() == kitfile.len() as u64 && content.stored_bytes() == content.bytes())
 }
 
 fn origin(pending: &Pending<'_>) -> String {
     match pending.layer {
-        Some(digest) => format!("layer {}", digest.short()),
+        Some(name) => name.to_owned(),
         None if pending.missing.is_some() => "a remote data set".into(),
         None => "the kit's config".into(),
     }
@@ -239,6 +264,7 @@ impl TreeError {
 /// Nodes in depth-first order; `parent` is a depth-first number too.
 struct Drafts {
     nodes: Vec<Node>,
+    mtimes: DirectoryMtimes,
     names: Vec<u8>,
     umask: u32,
     most_nodes: usize,
@@ -246,23 +272,26 @@ struct Drafts {
     open: Vec<(u32, usize)>,
     open_path: Vec<u8>,
     file_bytes: u64,
+    has_holes: bool,
     /// Why the content of a draft cannot be had, by its number.
     missing: BTreeMap<u32, Box<str>>,
 }
 
 impl Drafts {
-    fn new(umask: u32, most_nodes: usize) -> Self {
+    fn new(umask: u32, most_nodes: usize, mtime: Mtime) -> Self {
         let mut drafts = Self {
             nodes: Vec::new(),
+            mtimes: DirectoryMtimes::default(),
             names: Vec::new(),
             umask,
             most_nodes,
             open: vec![(0, 0)],
             open_path: Vec::new(),
             file_bytes: 0,
+            has_holes: false,
             missing: BTreeMap::new(),
         };
-        let root = drafts.node(0, 0, 0, NodeKind::Directory, PARENT_MODE, 0);
+        let root = drafts.node(0, 0, 0, NodeKind::Directory, PARENT_MODE, Dated::ByItsLayer(mtime));
         drafts.nodes.push(root);
         drafts
     }
@@ -280,11 +309,13 @@ impl Drafts {
         self.open_path.truncate(start.saturating_sub(1));
         while let Some(slash) = path[start..].iter().position(|&byte| byte == b'/') {
             let end = start + slash;
-            self.add(path, start..end, NodeKind::Directory, PARENT_MODE, 0, &pending)?;
+            // Its time becomes that of what it is made for.
+            let mtime = Dated::ByItsLayer(pending.mtime.mtime());
+            self.add(path, start..end, NodeKind::Directory, PARENT_MODE, mtime, &pending)?;
             start = end + 1;
         }
-        let (mode, mtime_seconds) = (pending.mode, pending.mtime_seconds);
-        self.add(path, start..path.len(), pending.kind.clone(), mode, mtime_seconds, &pending)?;
+        let (mode, mtime) = (pending.mode, pending.mtime);
+        self.add(path, start..path.len(), pending.kind.clone(), mode, mtime, &pending)?;
         let number = self.nodes.len() as u32 - 1;
         self.missing.extend(pending.missing.map(|reason| (number, reason)));
         Ok(())
@@ -303,7 +334,7 @@ impl Drafts {
         name: std::ops::Range<usize>,
         kind: NodeKind,
         mode: u32,
-        mtime_seconds: i64,
+        mtime: Dated,
         pending: &Pending<'_>,
     ) -> Result<(), TreeError> {
         let parent = self.open.last().map_or(0, |(node, _)| *node);
@@ -323,11 +354,11 @@ impl Drafts {
             return Err(TreeError::TooLarge(format!("{} has too long a name", shown(path))));
         };
         self.names.extend_from_slice(&path[name.clone()]);
-        self.file_bytes = match kind {
-            NodeKind::File(_) => self.file_bytes.saturating_add(size(&kind)),
-            _ => self.file_bytes,
-        };
-        let node = self.node(parent, start, name_bytes, kind, mode, mtime_seconds);
+        if let NodeKind::File(content) = &kind {
+            self.file_bytes = self.file_bytes.saturating_add(content.stored_bytes());
+            self.has_holes |= content.stored_bytes() < content.bytes();
+        }
+        let node = self.node(parent, start, name_bytes, kind, mode, mtime);
         let directory = u32::from(matches!(node.kind, NodeKind::Directory));
         self.nodes.push(node);
         self.nodes[parent as usize].children += 1;
@@ -339,31 +370,24 @@ impl Drafts {
     }
 
     fn node(
-        &self,
+        &mut self,
         parent: u32,
         name: u32,
         name_bytes: u8,
         kind: NodeKind,
         mode: u32,
-        mtime_seconds: i64,
+        mtime: Dated,
     ) -> Node {
+        self.mtimes.push(mtime);
+        let mtime = mtime.mtime();
         let mode = (mode & 0o777 & !self.umask) as u16;
         let (first_child, children, subdirectories) = (0, 0, 0);
-        Node {
-            kind,
-            mtime_seconds,
-            parent,
-            first_child,
-            children,
-            subdirectories,
-            name,
-            mode,
-            name_bytes,
-        }
+        Node { kind, mtime, parent, first_child, children, subdirectories, name, mode, name_bytes }
     }
 
     /// Renumbers the nodes breadth first. Siblings keep their order, which is that of their names.
     fn finish(mut self) -> Tree {
+        std::mem::take(&mut self.mtimes).settle(&mut self.nodes);
         let count = self.nodes.len();
         // The depth-first numbers of each node's children, one node's behind another's.
         let mut next_child: Vec<u32> = Vec::with_capacity(count);
@@ -379,7 +403,8 @@ impl Drafts {
             children[*slot as usize] = number as u32;
             *slot += 1;
         }
-        let mut drafts: Vec<Option<Node>> = self.nodes.into_iter().map(Some).collect();
+        let mut drafts: Vec<Option<Node>> =
+            std::mem::take(&mut self.nodes).into_iter().map(Some).collect();
         let mut order = Vec::with_capacity(count);
         order.push((0, 0));
         let mut nodes: Vec<Node> = Vec::with_capacity(count);
@@ -395,7 +420,8 @@ impl Drafts {
             nodes.push(node);
             missing.extend(self.missing.remove(&draft).map(|reason| (NodeId(number), reason)));
         }
-        Tree { nodes, names: self.names, file_bytes: self.file_bytes, missing }
+        let Self { names, file_bytes, has_holes, .. } = self;
+        Tree { nodes, names, file_bytes, has_holes, missing }
     }
 }
 
@@ -409,12 +435,12 @@ mod tests {
             path: Cow::Borrowed(path.as_bytes()),
             kind: NodeKind::Directory,
             mode: 0o755,
-            mtime_seconds: 0,
+            mtime: Dated::ByItself(Mtime::EARLIEST),
             layer: None,
             missing: None,
         };
         // The root, and two of each.
-        let mut drafts = Drafts::new(0, 5);
+        let mut drafts = Drafts::new(0, 5, Mtime::EARLIEST);
         drafts.push(pending("a/b")).unwrap();
         drafts.push(pending("c/d")).unwrap();
         assert!(matches!(drafts.push(pending("e")), Err(TreeError::TooLarge(_))));

@@ -1,9 +1,9 @@
 //! What one header, and the records before it, say.
 
 use super::header::Header;
-use super::records::{Records, SPARSE};
+use super::records::{Records, SparseRecords};
 use crate::layer::member_path::shown;
-use crate::layer::{MemberPath, MemberPathError};
+use crate::layer::{MemberPath, MemberPathError, Mtime};
 
 /// The longest target of a symbolic link (`PATH_MAX` of Linux without its NUL).
 const TARGET_LIMIT_BYTES: usize = 4095;
@@ -15,10 +15,15 @@ pub(super) struct Entry {
     pub kind: EntryKind,
     /// Bytes of content behind the header.
     pub content_bytes: u64,
+    /// Whether [`Self::content_bytes`] may be wrong, because old writers give a size to entries of
+    /// this kind that have no content.
+    pub has_doubtful_content: bool,
     /// Permission bits.
     pub mode: u32,
-    /// Modification time in whole seconds since 1970.
-    pub mtime_seconds: i64,
+    /// The modification time; `None` where it has none from 1980 to 2106.
+    pub mtime: Option<Mtime>,
+    /// Whether a `/` was taken off its name, or off the name that a hard link gives.
+    pub had_slash: bool,
 }
 
 /// What an entry is, with the path it lands at.
@@ -26,58 +31,132 @@ pub(super) struct Entry {
 pub(super) enum EntryKind {
     /// A regular file.
     File(MemberPath),
+    /// A regular file of a type that nobody has defined; POSIX wants it shown as a file.
+    FileOfUnknownType(MemberPath, char),
+    /// A file with holes: by its header, or by the records of PAX.
+    SparseFile(MemberPath, Option<SparseRecords>),
     /// A directory; `None` for the root itself, which every tree has.
     Directory(Option<MemberPath>),
     /// A symbolic link and its target.
     Symlink(MemberPath, Box<[u8]>),
     /// Another name for the bytes of an earlier entry.
     HardLink { path: MemberPath, target: MemberPath },
-    /// Nothing that a kit's tree shows: devices, FIFOs, types nobody has defined.
-    Other(&'static str),
+    /// Nothing that a kit's tree shows, and what that is.
+    PassedOver(&'static str),
+    /// Nothing that a user misses: the label of a tape, access control lists.
+    Silent,
+}
+
+/// What a type flag means (POSIX.1-2024, pax, "ustar Interchange Format"; GNU tar manual).
+enum Type {
+    File,
+    UnknownFile,
+    HardLink,
+    Symlink,
+    Directory,
+    Sparse,
+    PassedOver(&'static str),
+    Silent,
+}
+
+impl Type {
+    /// Old archives mark a directory by its name alone.
+    fn of(flag: u8, name: &[u8]) -> Self {
+        match flag {
+            0 | b'0' | b'7' if name.ends_with(b"/") => Self::Directory,
+            0 | b'0' | b'7' => Self::File,
+            b'1' => Self::HardLink,
+            b'2' => Self::Symlink,
+            b'3' => Self::PassedOver("a character device"),
+            b'4' => Self::PassedOver("a block device"),
+            // 'D' has a list of names for content (GNU tar --incremental).
+            b'5' | b'D' => Self::Directory,
+            b'6' => Self::PassedOver("a FIFO"),
+            b'S' => Self::Sparse,
+            b'M' => Self::PassedOver("continued from another volume"),
+            b'N' => Self::PassedOver("a list of names of an old GNU tar"),
+            // A volume's label; a Solaris access control list.
+            b'V' | b'A' => Self::Silent,
+            _ => Self::UnknownFile,
+        }
+    }
 }
 
 impl Entry {
     /// Puts a header and its records together; the error says what is wrong with the entry.
     pub(super) fn new(header: &Header, name: &[u8], mut records: Records) -> Result<Self, String> {
+        let kind = Type::of(header.kind, name);
+        let size = records.size()?.unwrap_or(header.size);
+        let is_named_directory =
+            matches!(kind, Type::Directory) && !matches!(header.kind, b'5' | b'D');
         // Directories, links and devices have no content, whatever their size says: so reads Go's
-        // archive/tar, which is what kit reads with.
+        // archive/tar, which kit reads with. PAX lets hard links have some.
         let content_bytes = match header.kind {
-            b'1'..=b'6' => 0,
-            0 if name.ends_with(b"/") => 0,
-            _ => records.size()?.unwrap_or(header.size),
+            b'1' => size,
+            b'2'..=b'6' => 0,
+            _ => size,
         };
+        let has_doubtful_content =
+            (header.kind == b'1' && !records.are_pax()) || is_named_directory;
+        let mtime = records.mtime()?.unwrap_or_else(|| Mtime::new(header.mtime_seconds, 0));
+        let sparse = records.take_sparse();
+        let mut names = Names::default();
         let mut link_name = || records.take_link_path().unwrap_or_else(|| header.link_name.clone());
-        let kind = match header.kind {
-            0 if name.ends_with(b"/") => EntryKind::Directory(directory(name)?),
-            0 | b'0' | b'7' => EntryKind::File(member(name)?),
-            b'1' => EntryKind::HardLink { path: member(name)?, target: hard_target(&link_name())? },
-            b'2' => EntryKind::Symlink(member(name)?, symlink_target(link_name())?),
-            b'3' => EntryKind::Other("a character device"),
-            b'4' => EntryKind::Other("a block device"),
-            b'5' => EntryKind::Directory(directory(name)?),
-            b'6' => EntryKind::Other("a FIFO"),
-            b'S' => return Err(SPARSE.to_owned()),
-            _ => EntryKind::Other("of an unknown type"),
+        let kind = match kind {
+            Type::PassedOver(what) => EntryKind::PassedOver(what),
+            Type::Silent => EntryKind::Silent,
+            Type::Directory => EntryKind::Directory(names.member(name)?),
+            kind => match names.member(name)? {
+                None => EntryKind::PassedOver("no directory, and has the name of the kit's root"),
+                Some(path) => match kind {
+                    Type::HardLink => names.hard_link(path, &link_name())?,
+                    Type::Symlink => EntryKind::Symlink(path, symlink_target(link_name())?),
+                    Type::Sparse => EntryKind::SparseFile(path, None),
+                    _ if records.is_continued() => {
+                        EntryKind::PassedOver("continued from another volume")
+                    }
+                    _ if sparse.is_some() => EntryKind::SparseFile(path, sparse),
+                    Type::UnknownFile => EntryKind::FileOfUnknownType(path, header.kind.into()),
+                    _ => EntryKind::File(path),
+                },
+            },
         };
-        let mtime_seconds = records.mtime_seconds()?.unwrap_or(header.mtime_seconds);
-        Ok(Self { kind, content_bytes, mode: header.mode, mtime_seconds })
+        let (mode, had_slash) = (header.mode, names.had_slash);
+        Ok(Self { kind, content_bytes, has_doubtful_content, mode, mtime, had_slash })
     }
 }
 
-fn member(name: &[u8]) -> Result<MemberPath, String> {
-    MemberPath::parse(name).map_err(|error| format!("its name cannot be a path in a kit: {error}"))
+/// Names become paths below the kit's root.
+#[derive(Default)]
+struct Names {
+    had_slash: bool,
 }
 
-fn directory(name: &[u8]) -> Result<Option<MemberPath>, String> {
-    match MemberPath::parse(name) {
-        Err(MemberPathError::Root) if !name.is_empty() => Ok(None),
-        _ => member(name).map(Some),
+impl Names {
+    /// `None` for the root.
+    fn member(&mut self, name: &[u8]) -> Result<Option<MemberPath>, String> {
+        self.path(name).map_err(|error| format!("its name cannot be a path in a kit: {error}"))
     }
-}
 
-fn hard_target(name: &[u8]) -> Result<MemberPath, String> {
-    MemberPath::parse(name)
-        .map_err(|error| format!("it is a hard link to `{}`, and {error}", shown(name)))
+    fn hard_link(&mut self, path: MemberPath, target: &[u8]) -> Result<EntryKind, String> {
+        let parsed = self
+            .path(target)
+            .map_err(|error| format!("it is a hard link to `{}`, and {error}", shown(target)))?;
+        Ok(match parsed {
+            Some(target) => EntryKind::HardLink { path, target },
+            None => EntryKind::PassedOver("a hard link to the kit's root"),
+        })
+    }
+
+    /// Takes a leading `/` off, as GNU tar and bsdtar do.
+    fn path(&mut self, name: &[u8]) -> Result<Option<MemberPath>, MemberPathError> {
+        let slashes = name.iter().take_while(|&&byte| byte == b'/').count();
+        self.had_slash |= slashes > 0;
+        match MemberPath::parse(&name[slashes..]) {
+            Err(MemberPathError::Root) => Ok(None),
+            parsed => parsed.map(Some),
+        }
+    }
 }
 
 /// The target stays as stored: the kernel resolves it, below the mount or not.

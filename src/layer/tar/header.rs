@@ -81,7 +81,7 @@ fn name(header: &tar::Header) -> Vec<u8> {
 
 /// A numeric field: octal digits between spaces and NULs, or base-256 when the first bit is set;
 /// 0 when empty. `None` when it is neither or needs more than 63 bits.
-fn number(field: &[u8]) -> Option<i64> {
+pub(super) fn number(field: &[u8]) -> Option<i64> {
     if field.first()? & 0x80 != 0 {
         return base_256(field);
     }

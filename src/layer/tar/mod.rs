@@ -1,48 +1,56 @@
 //! A push scanner for tar archives: finds the members from the headers alone (docs/format/tar.md).
 //!
-//! Sans-IO, and it never needs a member's content: whoever feeds it jumps from header to header
-//! over an uncompressed layer, or shows it the whole stream of a compressed one.
+//! Sans-IO, and it never needs a member's content: the caller jumps from header to header over an
+//! uncompressed layer, or shows it the whole stream of a compressed one.
 //!
 //! ```text
-//!            records (x g L K) complete              two zero blocks
-//!           .------------------------.             .----------------> Finished
-//!           v                        |             |
-//! start -> Header ---x g L K---> Records       Header
-//!           |  ^
-//!           '--' any other entry: on to the header behind its content
+//!            records (x g L K X) complete
+//!           .--------------------------.
+//!           v                          |        map complete
+//! start -> Header ---x g L K X---> Records   .----------------.
+//!           |  ^ |                           v                |
+//!           |  | '--sparse file with more of its map---> SparseMap
+//!           |  '-- any other entry, a zero block
+//!           '--> Finished: no header behind zero blocks, or too many zero blocks
 //! ```
 //!
-//! Reads what Go's `archive/tar` reads (kit writes and unpacks with it), and beyond that hard links,
-//! symlinks and contiguous files; it is stricter where lenience would hide a damaged archive: a
-//! wrong checksum, a lone zero block, records without their entry.
+//! The measure is what GNU tar extracts, with `--ignore-zeros` where that brings more. It is stricter
+//! where lenience would hide a damaged archive: a wrong checksum, records without their entry.
 
 mod entry;
 mod header;
 mod links;
 mod records;
+mod sparse;
 #[cfg(test)]
 mod tests;
+mod warnings;
+
+use std::ops::Range;
 
 use self::entry::{Entry, EntryKind};
 use self::header::{BLOCK_BYTES, Header};
 use self::links::Targets;
 use self::records::Records;
+use self::sparse::PendingMap;
+use self::warnings::{Behind, Warnings};
 use super::member_path::shown;
-use super::{Member, MemberKind, MemberPath, StreamOffset, Toc};
+use super::{Extents, Member, MemberKind, MemberPath, Mtime, StreamOffset, Toc, replaced};
 
-/// The largest extended header or long name. Paths have 4 KiB at most, and 1 MiB is what Go's
-/// `archive/tar` allows.
-const RECORDS_LIMIT_BYTES: u64 = 1024 * 1024;
-/// The most members of an archive: all 14 million images of ImageNet in one layer fit, in about
-/// 1.5 GB of memory.
+/// The largest extended header or long name. GNU tar's older sparse formats keep the map of a file
+/// there: 16 MiB hold some 300,000 runs of data. Only one is in memory at a time.
+const RECORDS_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
+/// The most members of an archive, and runs of data in sparse files together: all 14 million images of
+/// ImageNet in one layer fit, in about 1.5 GB of memory.
 pub const MEMBERS_LIMIT: usize = 16 * 1024 * 1024;
 /// The most bytes of names together: 64 for each of [`MEMBERS_LIMIT`]. Without it, a compressed
 /// layer of a few megabytes could ask for 64 GB.
 pub const NAMES_LIMIT_BYTES: u64 = 1024 * 1024 * 1024;
 /// How far a stream may reach: file offsets are signed 64-bit numbers.
 const STREAM_LIMIT_BYTES: u64 = i64::MAX as u64;
-/// Warnings kept of one archive: enough to see what kind of thing was passed over.
-const WARNINGS_LIMIT: usize = 16;
+/// Zero blocks in a row behind which nothing is looked for: the largest record that tapes and GNU tar
+/// (`--blocking-factor`) usually have. The padding of a record is shorter.
+const ZEROS_LIMIT_BYTES: u64 = 1024 * 1024;
 
 /// What is wrong with an archive; names the entry and the stream offset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,30 +60,38 @@ pub struct TarError(String);
 /// Finds the members of an archive whose bytes it is shown in order, member content left out at will.
 pub struct Scanner {
     state: State,
-    /// Where `buffer` starts: at a header, or at the content of records.
+    /// Where `buffer` starts: at a header, at the content of records, at a block of a sparse map.
     at: StreamOffset,
-    /// What is there of the header or records so far.
+    /// What is there of these so far.
     buffer: Vec<u8>,
     last: Last,
     /// What the records since the last entry say about the next.
     pending: Option<Records>,
     /// What global records say about every entry to come.
     global: Records,
+    /// The sparse file whose map is incomplete.
+    sparse: Option<SparseFile>,
+    /// The end of the content that the last entry may have or not.
+    doubtful_end: Option<StreamOffset>,
+    end: End,
     targets: Targets,
     names_bytes: u64,
+    /// Members, and the runs of their maps.
+    counted: usize,
     members: Vec<Member>,
-    warnings: Vec<String>,
-    passed_over: usize,
+    warnings: Warnings,
 }
 
 /// What the scanner waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// A header.
-    Header { is_behind_zero_block: bool },
+    Header,
     /// This many bytes of records of this type.
     Records { kind: u8, bytes: usize },
-    /// Nothing: the end marker was seen.
+    /// A block of the map of [`Scanner::sparse`].
+    SparseMap,
+    /// Nothing.
     Finished,
 }
 
@@ -85,23 +101,46 @@ struct Last {
     content_end: StreamOffset,
 }
 
-const AT_HEADER: State = State::Header { is_behind_zero_block: false };
+/// Zero blocks, which end an archive.
+#[derive(Default)]
+struct End {
+    /// Where the zero blocks before the next header start.
+    zeros: Option<StreamOffset>,
+    /// Where the first zero blocks start that something lies behind, and what.
+    first: Option<(StreamOffset, Behind)>,
+}
+
+/// A sparse file whose map goes on.
+struct SparseFile {
+    path: MemberPath,
+    name: Vec<u8>,
+    map: PendingMap,
+    /// The content that the header promises.
+    content: Range<StreamOffset>,
+    /// Whether the content begins with the map.
+    holds_map: bool,
+    mode: u32,
+    mtime: Option<Mtime>,
+}
 
 impl Scanner {
     /// A scanner at the start of an archive.
     pub fn new() -> Self {
         Self {
-            state: AT_HEADER,
+            state: State::Header,
             at: StreamOffset(0),
             buffer: Vec::with_capacity(BLOCK_BYTES),
             last: Last { name: Vec::new(), content_end: StreamOffset(0) },
             pending: None,
             global: Records::default(),
+            sparse: None,
+            doubtful_end: None,
+            end: End::default(),
             targets: Targets::default(),
             names_bytes: 0,
+            counted: 0,
             members: Vec::new(),
-            warnings: Vec::new(),
-            passed_over: 0,
+            warnings: Warnings::default(),
         }
     }
 
@@ -135,7 +174,7 @@ impl Scanner {
         &self.members
     }
 
-    /// Whether the end marker was seen: nothing more is needed.
+    /// Whether nothing more is needed, though the stream may go on.
     pub fn is_finished(&self) -> bool {
         self.state == State::Finished
     }
@@ -161,84 +200,112 @@ impl Scanner {
             )));
         }
         if let Some(wanted_bytes) = self.wanted_bytes()
-            && (!self.buffer.is_empty() || matches!(self.state, State::Records { .. }))
+            && (!self.buffer.is_empty() || self.state != State::Header)
         {
-            let missing = wanted_bytes - self.buffer.len();
-            return ends_inside(format!("the header at byte {}", self.at.get()), missing as u64);
+            let missing = (wanted_bytes - self.buffer.len()) as u64;
+            return match &self.sparse {
+                Some(file) => ends_inside(format!("the sparse map of `{}`", file.path), missing),
+                None => ends_inside(format!("the header at byte {}", self.at.get()), missing),
+            };
         }
         if self.pending.is_some() {
-            return Err(TarError(format!(
-                "the archive ends at byte {} behind a long name or PAX records, and their entry \
-                 is missing",
-                self.at.get()
-            )));
+            return Err(self.missing_entry());
         }
-        if self.passed_over > WARNINGS_LIMIT {
-            let more = self.passed_over - WARNINGS_LIMIT;
-            self.warnings.push(format!("{more} more entries were passed over"));
-        }
-        Ok(Toc { members: self.members, stream_bytes, warnings: self.warnings })
+        let mut warnings = self.warnings.finish(self.end.first, stream_bytes);
+        warnings.extend(replaced::mark(&mut self.members));
+        Ok(Toc { members: self.members, stream_bytes, warnings })
+    }
+
+    fn missing_entry(&self) -> TarError {
+        TarError(format!(
+            "the archive ends at byte {} behind a long name or PAX records, and their entry is missing",
+            self.at.get()
+        ))
     }
 
     /// How many bytes from `at` on the state needs; `None` when it needs no more.
     fn wanted_bytes(&self) -> Option<usize> {
         match self.state {
-            State::Header { .. } => Some(BLOCK_BYTES),
+            State::Header | State::SparseMap => Some(BLOCK_BYTES),
             State::Records { bytes, .. } => Some(bytes),
             State::Finished => None,
         }
     }
 
-    /// Takes in a complete header or records.
+    /// Takes in a complete header, block or records.
     fn step(&mut self) -> Result<(), TarError> {
         let mut buffer = std::mem::take(&mut self.buffer);
+        let block = || buffer.as_slice().try_into().expect("one block is wanted in this state");
         match self.state {
-            State::Header { is_behind_zero_block } => {
-                let block = buffer.as_slice().try_into().expect("a header is one block");
-                self.header(block, is_behind_zero_block)?;
-            }
+            State::Header => self.block(block())?,
+            State::SparseMap => self.sparse_map(block())?,
             State::Records { kind, .. } => self.records(kind, &buffer)?,
-            State::Finished => unreachable!("nothing is buffered behind the end marker"),
+            State::Finished => unreachable!("nothing is buffered at the end"),
         }
         buffer.clear();
         self.buffer = buffer;
         Ok(())
     }
 
-    fn header(
-        &mut self,
-        block: &[u8; BLOCK_BYTES],
-        is_behind_zero_block: bool,
-    ) -> Result<(), TarError> {
+    /// Takes in a block where a header may be.
+    fn block(&mut self, block: &[u8; BLOCK_BYTES]) -> Result<(), TarError> {
         let start = self.at;
-        let fault =
-            |reason: String| TarError(format!("the header at byte {}: {reason}", start.get()));
         if block.iter().all(|&byte| byte == 0) {
-            self.at = start + BLOCK_BYTES as u64;
-            self.state = match is_behind_zero_block {
-                true => State::Finished,
-                false => State::Header { is_behind_zero_block: true },
-            };
-            return Ok(());
+            return self.zero_block();
         }
-        if is_behind_zero_block {
-            return Err(fault(
-                "there is a single zero block before it, which ends no archive".into(),
-            ));
+        match Header::decode(block) {
+            Ok(header) => {
+                self.doubtful_end = None;
+                if let Some(zeros) = self.end.zeros.take() {
+                    // What was said of all entries was said of those of one archive.
+                    self.global = Records::default();
+                    self.end.first.get_or_insert((zeros, Behind::Archives));
+                }
+                self.header(&header, block)
+            }
+            // It is content, then.
+            Err(_) if let Some(end) = self.doubtful_end.take() => {
+                self.at = end;
+                Ok(())
+            }
+            Err(_) if let Some(zeros) = self.end.zeros => {
+                self.end.first = Some((zeros, Behind::Garbage(start)));
+                self.state = State::Finished;
+                Ok(())
+            }
+            Err(reason) => Err(TarError(format!("the header at byte {}: {reason}", start.get()))),
         }
-        let header = Header::decode(block).map_err(fault)?;
-        let content = start + BLOCK_BYTES as u64;
-        if !matches!(header.kind, b'x' | b'g' | b'L' | b'K') {
-            return self.entry(header, start);
+    }
+
+    fn zero_block(&mut self) -> Result<(), TarError> {
+        if self.pending.is_some() {
+            return Err(self.missing_entry());
+        }
+        self.doubtful_end = None;
+        let zeros = *self.end.zeros.get_or_insert(self.at);
+        self.at = self.at + BLOCK_BYTES as u64;
+        if self.at - zeros >= ZEROS_LIMIT_BYTES {
+            self.end.first.get_or_insert((zeros, Behind::Unread(self.at)));
+            self.state = State::Finished;
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, header: &Header, block: &[u8; BLOCK_BYTES]) -> Result<(), TarError> {
+        // Solaris writes `X` for `x`.
+        if !matches!(header.kind, b'x' | b'g' | b'L' | b'K' | b'X') {
+            return self.entry(header, block);
         }
         if header.size > RECORDS_LIMIT_BYTES {
-            return Err(fault(format!(
-                "its PAX records or long name have {} bytes, and {RECORDS_LIMIT_BYTES} are the limit",
+            return Err(TarError(format!(
+                "the header at byte {}: its PAX records or long name have {} bytes, and \
+                 {RECORDS_LIMIT_BYTES} are the limit",
+                self.at.get(),
                 header.size
             )));
         }
         self.state = State::Records { kind: header.kind, bytes: header.size as usize };
-        self.at = content;
+        self.at = self.at + BLOCK_BYTES as u64;
         match header.size {
             0 => self.records(header.kind, &[]),
             _ => Ok(()),
@@ -247,6 +314,7 @@ impl Scanner {
 
     fn records(&mut self, kind: u8, content: &[u8]) -> Result<(), TarError> {
         let start = self.at;
+        let most_runs = self.most_runs();
         let records = match kind {
             b'g' => &mut self.global,
             _ => self.pending.get_or_insert_default(),
@@ -254,34 +322,40 @@ impl Scanner {
         match kind {
             b'L' => records.set_long_name(content),
             b'K' => records.set_long_link_name(content),
-            _ => records.decode_pax(content).map_err(|reason| {
+            _ => records.decode_pax(content, most_runs).map_err(|reason| {
                 TarError(format!("the extended header at byte {}: {reason}", start.get()))
             })?,
         }
-        self.state = AT_HEADER;
+        self.state = State::Header;
         self.at = start + (content.len() as u64).next_multiple_of(BLOCK_BYTES as u64);
         Ok(())
     }
 
-    fn entry(&mut self, header: Header, start: StreamOffset) -> Result<(), TarError> {
+    fn entry(&mut self, header: &Header, block: &[u8; BLOCK_BYTES]) -> Result<(), TarError> {
+        let start = self.at;
         let mut records = self.pending.take().unwrap_or_default().over(&self.global);
+        self.global.end_continued();
         let name = records.take_path().unwrap_or_else(|| header.name.clone());
         let fault = |reason: String| {
             TarError(format!("entry `{}` (header at byte {}): {reason}", shown(&name), start.get()))
         };
-        let entry = Entry::new(&header, &name, records).map_err(fault)?;
+        let entry = Entry::new(header, &name, records).map_err(fault)?;
         let content = start + BLOCK_BYTES as u64;
-        let padded = entry.content_bytes.checked_next_multiple_of(BLOCK_BYTES as u64);
-        let next = padded
-            .and_then(|padded| content.get().checked_add(padded))
-            .filter(|&next| next <= STREAM_LIMIT_BYTES)
-            .ok_or_else(|| fault(format!("its size is impossible: {}", entry.content_bytes)))?;
-        let content_end = content + entry.content_bytes;
-        self.take(entry, &name, content..content_end).map_err(fault)?;
-        self.state = AT_HEADER;
-        self.at = StreamOffset(next);
-        self.last = Last { name, content_end };
-        Ok(())
+        let next = behind(content, entry.content_bytes).map_err(fault)?;
+        if entry.had_slash {
+            self.warnings.slash(&name);
+        }
+        self.state = State::Header;
+        if entry.has_doubtful_content && entry.content_bytes > 0 {
+            self.doubtful_end = Some(next);
+            self.at = content;
+            self.last = Last { name: name.clone(), content_end: content };
+            return self.take(entry, &name, content..content, block).map_err(fault);
+        }
+        let content = content..content + entry.content_bytes;
+        self.at = next;
+        self.last = Last { name: name.clone(), content_end: content.end };
+        self.take(entry, &name, content, block).map_err(fault)
     }
 
     /// Makes the entry a member, or passes it over.
@@ -289,36 +363,110 @@ impl Scanner {
         &mut self,
         entry: Entry,
         name: &[u8],
-        content: std::ops::Range<StreamOffset>,
+        content: Range<StreamOffset>,
+        block: &[u8; BLOCK_BYTES],
     ) -> Result<(), String> {
-        let Entry { kind, mode, mtime_seconds, .. } = entry;
-        match kind {
-            EntryKind::File(path) => {
-                self.push(path, MemberKind::File(content), mode, mtime_seconds)
+        let Entry { kind, mode, mtime, .. } = entry;
+        let (path, kind) = match kind {
+            EntryKind::File(path) => (path, MemberKind::File(Extents::contiguous(content))),
+            EntryKind::FileOfUnknownType(path, flag) => {
+                self.warnings.unknown_type(name, flag);
+                (path, MemberKind::File(Extents::contiguous(content)))
             }
-            EntryKind::Directory(None) => Ok(()),
-            EntryKind::Directory(Some(path)) => {
-                self.push(path, MemberKind::Directory, mode, mtime_seconds)
-            }
-            EntryKind::Symlink(path, target) => {
-                self.push(path, MemberKind::Symlink(target), mode, mtime_seconds)
-            }
-            EntryKind::HardLink { path, target } => {
-                // A hard link is the same inode: what the target is, so is the link.
-                let target = self.targets.find(&self.members, &target).ok_or_else(|| {
-                    format!("it is a hard link to `{target}`, and no earlier file has that name")
-                })?;
-                let Member { kind, mode, mtime_seconds, .. } = target.clone();
-                self.push(path, kind, mode, mtime_seconds)
-            }
-            EntryKind::Other(what) => {
-                self.passed_over += 1;
-                if self.passed_over <= WARNINGS_LIMIT {
-                    self.warnings.push(format!("`{}` is {what}: passed over", shown(name)));
+            EntryKind::SparseFile(path, records) => {
+                let most = self.most_runs();
+                let (map, has_more, holds_map) =
+                    match records.map(|it| it.into_map()).transpose()? {
+                        None => {
+                            let (map, has_more) = PendingMap::of_header(block, most)?;
+                            (map, has_more, false)
+                        }
+                        Some((file_bytes, None)) => (PendingMap::in_lines(file_bytes), true, true),
+                        Some((file_bytes, Some(runs))) => {
+                            (PendingMap::whole(file_bytes, runs), false, false)
+                        }
+                    };
+                let name = name.to_vec();
+                let file = SparseFile { path, name, map, content, holds_map, mode, mtime };
+                if !has_more {
+                    return self.take_sparse(file);
                 }
-                Ok(())
+                self.at = file.content.start;
+                self.sparse = Some(file);
+                self.state = State::SparseMap;
+                return Ok(());
             }
+            EntryKind::Directory(None) | EntryKind::Silent => return Ok(()),
+            EntryKind::Directory(Some(path)) => (path, MemberKind::Directory),
+            EntryKind::Symlink(path, target) => (path, MemberKind::Symlink(target)),
+            EntryKind::HardLink { path, target } => {
+                match self.targets.find(&self.members, &target) {
+                    // A hard link is the same inode: what the target is, so is the link.
+                    Some(member) => {
+                        let Member { kind, mode, mtime, .. } = member.clone();
+                        return self.push(path, kind, mode, mtime);
+                    }
+                    None if !content.is_empty() => {
+                        (path, MemberKind::File(Extents::contiguous(content)))
+                    }
+                    None => {
+                        self.warnings.missing_target(name, &target.to_string());
+                        return Ok(());
+                    }
+                }
+            }
+            EntryKind::PassedOver(what) => {
+                self.warnings.passed_over(name, what);
+                return Ok(());
+            }
+        };
+        self.push(path, kind, mode, mtime)
+    }
+
+    /// Takes in a block of a sparse file's map.
+    fn sparse_map(&mut self, block: &[u8; BLOCK_BYTES]) -> Result<(), TarError> {
+        let most = self.most_runs();
+        let mut file = self.sparse.take().expect("the state says that a map is incomplete");
+        let start = file.content.start;
+        let name = std::mem::take(&mut file.name);
+        let fault = |reason: String| {
+            TarError(format!(
+                "the sparse file `{}` (data at byte {}): {reason}",
+                shown(&name),
+                start.get()
+            ))
+        };
+        let has_more = file.map.take_block(block, most).map_err(fault)?;
+        self.at = self.at + BLOCK_BYTES as u64;
+        if !file.holds_map {
+            let end = file.content.end - file.content.start;
+            file.content = self.at..self.at + end;
+        } else if self.at > file.content.end {
+            return Err(fault("its map is longer than its content".to_owned()));
         }
+        self.last = Last { name: name.clone(), content_end: file.content.end };
+        if has_more {
+            file.name = name;
+            self.sparse = Some(file);
+            return Ok(());
+        }
+        file.content.start = self.at;
+        let bytes = file.content.end - file.content.start;
+        self.at = behind(file.content.start, bytes).map_err(fault)?;
+        self.state = State::Header;
+        self.take_sparse(file).map_err(fault)
+    }
+
+    fn take_sparse(&mut self, file: SparseFile) -> Result<(), String> {
+        let SparseFile { path, map, content, mode, mtime, .. } = file;
+        let extents =
+            map.extents(content).map_err(|error| format!("its sparse map is wrong: {error}"))?;
+        self.push(path, MemberKind::File(extents), mode, mtime)
+    }
+
+    /// How many runs a sparse map may have.
+    fn most_runs(&self) -> usize {
+        MEMBERS_LIMIT - self.counted
     }
 
     fn push(
@@ -326,19 +474,31 @@ impl Scanner {
         path: MemberPath,
         kind: MemberKind,
         mode: u32,
-        mtime_seconds: i64,
+        mtime: Option<Mtime>,
     ) -> Result<(), String> {
-        let member = Member { path: Some(path), kind, mode, mtime_seconds };
+        let runs = kind.extents().map_or(0, Extents::mapped_runs);
+        let member = Member { path: Some(path), kind, mode, mtime, is_replaced: false };
         self.names_bytes += member.names_bytes();
-        if self.members.len() == MEMBERS_LIMIT || self.names_bytes > NAMES_LIMIT_BYTES {
+        self.counted += 1 + runs;
+        if self.counted > MEMBERS_LIMIT || self.names_bytes > NAMES_LIMIT_BYTES {
             return Err(format!(
-                "the archive has more than {MEMBERS_LIMIT} members, or {NAMES_LIMIT_BYTES} bytes \
-                 of names"
+                "the archive has more than {MEMBERS_LIMIT} members and runs of sparse files, or \
+                 {NAMES_LIMIT_BYTES} bytes of names"
             ));
         }
         self.members.push(member);
         Ok(())
     }
+}
+
+/// Where the next header lies, behind that much content.
+fn behind(content: StreamOffset, bytes: u64) -> Result<StreamOffset, String> {
+    let padded = bytes.checked_next_multiple_of(BLOCK_BYTES as u64);
+    padded
+        .and_then(|padded| content.get().checked_add(padded))
+        .filter(|&next| next <= STREAM_LIMIT_BYTES)
+        .map(StreamOffset)
+        .ok_or_else(|| format!("its size is impossible: {bytes}"))
 }
 
 impl Default for Scanner {

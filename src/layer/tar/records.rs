@@ -2,6 +2,12 @@
 //! "pax Extended Header") and GNU's long names.
 //!
 //! Not the `tar` crate's `PaxExtensions`: that splits at newlines, which a path may hold.
+//!
+//! Attributes of other tools (`SCHILY.*`, `LIBARCHIVE.*`: access control lists, extended attributes,
+//! file flags) are passed over, as kit does.
+
+use super::sparse::{Runs, decimal};
+use crate::layer::Mtime;
 
 /// The longest value that is kept. Four times the longest path, for names that shrink when they are
 /// cleaned; global values are copied for every entry, so they may not be as long as the records.
@@ -13,26 +19,70 @@ const VALUE_LIMIT_BYTES: usize = 16 * 1024;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Records {
     path: Option<Vec<u8>>,
+    /// The name of a sparse file, whose path is a substitute for readers that do not know holes.
+    sparse_name: Option<Vec<u8>>,
     link_path: Option<Vec<u8>>,
     size: Option<Vec<u8>>,
     mtime: Option<Vec<u8>>,
+    sparse: Option<SparseRecords>,
+    /// Whether any PAX record was there, so that the archive is of that format.
+    are_pax: bool,
+    /// Whether the entry is the rest of a file that another volume began.
+    is_continued: bool,
+}
+
+/// What PAX records say about a file with holes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct SparseRecords {
+    /// GNU.sparse.major and minor, which 0.0 and 0.1 do not have.
+    major: u64,
+    minor: u64,
+    /// The size of the file, holes included.
+    file_bytes: Option<u64>,
+    /// The map, where records have it.
+    runs: Runs,
+    /// The offset of a run whose length is still to come.
+    offset: Option<u64>,
 }
 
 impl Records {
     /// Takes in the content of an extended header: `LENGTH KEY=VALUE\n`, again and again. Later
-    /// records win; keys that say nothing about a read-only tree are passed over.
-    pub(super) fn decode_pax(&mut self, mut content: &[u8]) -> Result<(), String> {
+    /// records win; keys that say nothing about a read-only tree are passed over. A sparse map may
+    /// have `most_runs` entries.
+    pub(super) fn decode_pax(
+        &mut self,
+        mut content: &[u8],
+        most_runs: usize,
+    ) -> Result<(), String> {
+        self.are_pax = true;
         while !content.is_empty() {
             let (key, value, rest) = record(content)
                 .ok_or("its PAX records are malformed: expected `LENGTH KEY=VALUE`")?;
             content = rest;
             let field = match key {
                 b"path" => &mut self.path,
+                b"GNU.sparse.name" => &mut self.sparse_name,
                 b"linkpath" => &mut self.link_path,
                 b"size" => &mut self.size,
                 b"mtime" => &mut self.mtime,
-                _ if key.starts_with(b"GNU.sparse.") => return Err(SPARSE.to_owned()),
-                _ => continue,
+                b"GNU.volume.filename" => {
+                    self.is_continued = true;
+                    continue;
+                }
+                b"SUN.holesdata" => {
+                    return Err(
+                        "it is a sparse file of Solaris, whose holes kitfs does not know: \
+                                pack it again with GNU tar or bsdtar"
+                            .to_owned(),
+                    );
+                }
+                _ => match key.strip_prefix(b"GNU.sparse.") {
+                    Some(key) => {
+                        self.sparse.get_or_insert_default().set(key, value, most_runs)?;
+                        continue;
+                    }
+                    None => continue,
+                },
             };
             if value.len() > VALUE_LIMIT_BYTES {
                 return Err(format!("a PAX value has more than {VALUE_LIMIT_BYTES} bytes"));
@@ -59,15 +109,39 @@ impl Records {
         };
         Records {
             path: either(self.path, &global.path),
+            sparse_name: self.sparse_name.filter(|name| !name.is_empty()),
             link_path: either(self.link_path, &global.link_path),
             size: either(self.size, &global.size),
             mtime: either(self.mtime, &global.mtime),
+            sparse: self.sparse,
+            are_pax: self.are_pax || global.are_pax,
+            is_continued: self.is_continued || global.is_continued,
         }
+    }
+
+    /// Whether the next entry alone is the rest of another volume's file: says so once.
+    pub(super) fn end_continued(&mut self) {
+        self.is_continued = false;
+    }
+
+    /// Whether the entry is the rest of a file that another volume began.
+    pub(super) fn is_continued(&self) -> bool {
+        self.is_continued
+    }
+
+    /// Whether any of them is a PAX record.
+    pub(super) fn are_pax(&self) -> bool {
+        self.are_pax
+    }
+
+    /// What they say about holes.
+    pub(super) fn take_sparse(&mut self) -> Option<SparseRecords> {
+        self.sparse.take()
     }
 
     /// The name of the entry.
     pub(super) fn take_path(&mut self) -> Option<Vec<u8>> {
-        self.path.take()
+        self.sparse_name.take().or_else(|| self.path.take())
     }
 
     /// The target of a link.
@@ -83,18 +157,52 @@ impl Records {
         })
     }
 
-    /// The modification time in seconds since 1970, rounded down.
-    pub(super) fn mtime_seconds(&self) -> Result<Option<i64>, String> {
+    /// The modification time; the inner `None` for one that is not from 1980 to 2106.
+    pub(super) fn mtime(&self) -> Result<Option<Option<Mtime>>, String> {
         let Some(text) = &self.mtime else { return Ok(None) };
-        seconds(text).map(Some).ok_or_else(|| {
+        mtime(text).map(Some).ok_or_else(|| {
             format!("its PAX mtime `{}` is not a time", String::from_utf8_lossy(text))
         })
     }
 }
 
-/// Why GNU sparse entries, in both of their forms, are refused.
-pub(super) const SPARSE: &str = "it is a GNU sparse file, whose holes no kit writes and kitfs \
-                                 cannot map: pack it again without `tar --sparse`";
+impl SparseRecords {
+    fn set(&mut self, key: &[u8], value: &[u8], most_runs: usize) -> Result<(), String> {
+        let number = || {
+            decimal(value).ok_or_else(|| {
+                let key = String::from_utf8_lossy(key);
+                format!("its GNU.sparse.{key} is not a number")
+            })
+        };
+        match key {
+            b"major" => self.major = number()?,
+            b"minor" => self.minor = number()?,
+            b"size" | b"realsize" => self.file_bytes = Some(number()?),
+            b"map" => self.runs = Runs::parse_list(value, most_runs)?,
+            b"offset" => self.offset = Some(number()?),
+            b"numbytes" => {
+                let offset = self.offset.take();
+                let offset = offset.ok_or("a run of its sparse map has no GNU.sparse.offset")?;
+                self.runs.push(offset, number()?, most_runs)?;
+            }
+            // `numblocks` says what the map says too.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The size of the file and its map, or `None` for a map that lies before the data (1.0).
+    pub(super) fn into_map(self) -> Result<(u64, Option<Runs>), String> {
+        let file_bytes = self.file_bytes.ok_or("it is a sparse file without its size")?;
+        match (self.major, self.minor) {
+            (0, _) => Ok((file_bytes, Some(self.runs))),
+            (1, 0) => Ok((file_bytes, None)),
+            (major, minor) => Err(format!(
+                "it is a sparse file of GNU's format {major}.{minor}, which kitfs does not know"
+            )),
+        }
+    }
+}
 
 /// The first record's key and value, and the rest.
 fn record(content: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
@@ -106,33 +214,21 @@ fn record(content: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     (equals > 0).then(|| (&pair[..equals], &pair[equals + 1..], rest))
 }
 
-fn decimal(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0u64, |value, digit| match digit {
-        b'0'..=b'9' => value.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
-        _ => None,
-    })
-}
-
-/// `[-]SECONDS[.FRACTION]`, rounded down.
-fn seconds(text: &[u8]) -> Option<i64> {
+/// `[-]SECONDS[.FRACTION]`; the outer `None` for anything else. Digits beyond nanoseconds are left out.
+fn mtime(text: &[u8]) -> Option<Option<Mtime>> {
     let (is_negative, text) = match text.strip_prefix(b"-") {
         Some(text) => (true, text),
         None => (false, text),
     };
     let point = text.iter().position(|&byte| byte == b'.').unwrap_or(text.len());
-    let whole = i64::try_from(decimal(&text[..point])?).ok()?;
-    let fraction = text.get(point + 1..).unwrap_or_default();
-    if !fraction.iter().all(u8::is_ascii_digit) {
+    let (whole, fraction) = (&text[..point], text.get(point + 1..).unwrap_or_default());
+    if whole.is_empty() || !whole.iter().chain(fraction).all(u8::is_ascii_digit) {
         return None;
     }
-    let is_exact = fraction.iter().all(|&digit| digit == b'0');
-    match is_negative {
-        true => Some(-whole - i64::from(!is_exact)),
-        false => Some(whole),
-    }
+    let seconds = decimal(whole).and_then(|seconds| i64::try_from(seconds).ok());
+    let digits = fraction.iter().copied().chain(std::iter::repeat(b'0')).take(9);
+    let nanoseconds = digits.fold(0, |value, digit| value * 10 + u32::from(digit - b'0'));
+    Some(seconds.filter(|_| !is_negative).and_then(|seconds| Mtime::new(seconds, nanoseconds)))
 }
 
 #[cfg(test)]
@@ -140,6 +236,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const MOST: usize = 1000;
 
     /// A record as a writer makes it.
     fn written(key: &str, value: &[u8]) -> Vec<u8> {
@@ -153,29 +251,34 @@ mod tests {
 
     fn decoded(content: &[u8]) -> Result<Records, String> {
         let mut records = Records::default();
-        records.decode_pax(content).map(|()| records)
+        records.decode_pax(content, MOST).map(|()| records)
     }
 
     #[test]
-    fn times_are_rounded_down() {
-        assert_eq!(seconds(b"1350244992.023960108"), Some(1_350_244_992));
-        assert_eq!(seconds(b"-1.5"), Some(-2));
-        assert_eq!(seconds(b"-1.0"), Some(-1));
-        assert_eq!(seconds(b"7"), Some(7));
-        assert_eq!(seconds(b"7."), Some(7));
-        for wrong in ["", "-", ".5", "1e3", "1.x", "99999999999999999999"] {
-            assert_eq!(seconds(wrong.as_bytes()), None, "{wrong}");
+    fn times_have_nanoseconds_and_a_range() {
+        let time = |seconds, nanoseconds| Some(Mtime::new(seconds, nanoseconds));
+        assert_eq!(mtime(b"1350244992.023960108"), time(1_350_244_992, 23_960_108));
+        assert_eq!(mtime(b"1350244992.5"), time(1_350_244_992, 500_000_000));
+        assert_eq!(mtime(b"1350244992.0000000019"), time(1_350_244_992, 1));
+        assert_eq!(mtime(b"1350244992."), time(1_350_244_992, 0));
+        for early_or_late in ["-1.5", "0", "7.25", "4294967296", "99999999999999999999"] {
+            assert_eq!(mtime(early_or_late.as_bytes()), Some(None), "{early_or_late}");
+        }
+        for wrong in ["", "-", ".5", "1e3", "1.x", "+5"] {
+            assert_eq!(mtime(wrong.as_bytes()), None, "{wrong}");
         }
     }
 
     #[test]
     fn own_records_win_and_empty_ones_fall_back_to_the_header() {
-        let global = decoded(&[written("path", b"g"), written("mtime", b"1")].concat()).unwrap();
+        let time = Mtime::new(1_350_244_992, 0);
+        let global = [written("path", b"g"), written("mtime", b"1350244992")].concat();
+        let global = decoded(&global).unwrap();
         let own = decoded(&written("path", b"own")).unwrap();
         assert_eq!(own.over(&global).take_path(), Some(b"own".to_vec()));
         let emptied = decoded(&written("path", b"")).unwrap().over(&global);
         assert_eq!(emptied.clone().take_path(), None);
-        assert_eq!(emptied.mtime_seconds(), Ok(Some(1)));
+        assert_eq!(emptied.mtime(), Ok(Some(time)));
     }
 
     #[test]
@@ -185,11 +288,45 @@ mod tests {
         {
             assert!(decoded(content.as_bytes()).is_err(), "{content:?}");
         }
-        assert!(decoded(&written("GNU.sparse.major", b"1")).unwrap_err().contains("sparse"));
         assert!(decoded(&written("path", &[b'/'; VALUE_LIMIT_BYTES])).is_ok());
         assert!(decoded(&written("path", &[b'/'; VALUE_LIMIT_BYTES + 1])).is_err());
         assert!(decoded(&written("comment", &[b'/'; VALUE_LIMIT_BYTES + 1])).is_ok());
         assert!(decoded(&written("size", b"-1")).unwrap().size().is_err());
+        assert!(decoded(&written("GNU.sparse.major", b"x")).is_err());
+        assert!(decoded(&written("GNU.sparse.numbytes", b"1")).is_err());
+        assert!(decoded(&written("SUN.holesdata", b" 0 1")).unwrap_err().contains("Solaris"));
+    }
+
+    #[test]
+    fn the_three_sparse_formats_of_pax_are_told_apart() {
+        let map = |records: &[(&str, &[u8])]| {
+            let content: Vec<u8> =
+                records.iter().flat_map(|(key, value)| written(key, value)).collect();
+            decoded(&content)?.take_sparse().unwrap().into_map()
+        };
+        let mut runs = Runs::default();
+        runs.push(1, 2, MOST).unwrap();
+        runs.push(8, 1, MOST).unwrap();
+        let by_records: &[(&str, &[u8])] = &[
+            ("GNU.sparse.size", b"9"),
+            ("GNU.sparse.numblocks", b"2"),
+            ("GNU.sparse.offset", b"1"),
+            ("GNU.sparse.numbytes", b"2"),
+            ("GNU.sparse.offset", b"8"),
+            ("GNU.sparse.numbytes", b"1"),
+        ];
+        assert_eq!(map(by_records), Ok((9, Some(runs.clone()))));
+        let by_map: &[(&str, &[u8])] = &[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"1,2,8,1")];
+        assert_eq!(map(by_map), Ok((9, Some(runs))));
+        let before: &[(&str, &[u8])] = &[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.realsize", b"9"),
+        ];
+        assert_eq!(map(before), Ok((9, None)));
+        assert!(map(&[("GNU.sparse.major", b"1")]).unwrap_err().contains("without its size"));
+        let other: &[(&str, &[u8])] = &[("GNU.sparse.major", b"2"), ("GNU.sparse.size", b"9")];
+        assert!(map(other).unwrap_err().contains("2.0"));
     }
 
     proptest! {

@@ -1,0 +1,106 @@
+//! From open layers to a tree: the files of each layer are dated, then the layers are merged.
+//!
+//! A file's modification time is the first of these (docs/semantics.md):
+//!
+//! 1. its own: of a raw layer's metadata, or of its header in the archive;
+//! 2. the manifest's `org.opencontainers.image.created`;
+//! 3. the moment at which this cache first saw its layer.
+//!
+//! The cache keeps the time of a layer, so a version of the kit that shares the layer shows the same.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::cache::{Cache, Contents, Dated, LayerKey};
+use crate::kit::tree::TreeLayer;
+use crate::kit::{KitLayer, Placement, Tree, TreeError};
+use crate::layer::Mtime;
+use crate::oci::Digest;
+
+/// What makes a tree, owned: the work takes a thread that may block.
+pub(super) struct Merging {
+    pub(super) cache: Arc<Cache>,
+    /// The layers in the order in which they are merged.
+    pub(super) layers: Vec<MergedLayer>,
+    /// Every layer of the kit and its parents, those that filters leave out included.
+    pub(super) kit: HashSet<LayerKey>,
+    /// The digest of the kit's manifest.
+    pub(super) manifest: Digest,
+    /// When the kit was made, as far as its manifest says so.
+    pub(super) created: Option<Mtime>,
+    pub(super) kitfile: Option<Bytes>,
+    pub(super) umask: u32,
+}
+
+/// A layer of a kit, open.
+pub(super) struct MergedLayer {
+    /// Its index among the open layers.
+    pub(super) index: u32,
+    pub(super) key: LayerKey,
+    /// What messages call it.
+    pub(super) title: String,
+    pub(super) placement: Placement,
+    pub(super) contents: Arc<Contents>,
+    /// When the kit was made that brings it, the kit itself or a parent.
+    pub(super) created: Option<Mtime>,
+}
+
+impl MergedLayer {
+    fn dated(&self) -> Dated {
+        let own = match &self.placement {
+            Placement::Raw { mtime, .. } => *mtime,
+            Placement::Tar { .. } => self.contents.toc.constant_mtime(),
+        };
+        match (own, self.created) {
+            (Some(own), _) => Dated::ByItself(own),
+            (None, Some(created)) => Dated::ByItsKit(created),
+            (None, None) => Dated::ByFirstSight,
+        }
+    }
+}
+
+impl Merging {
+    /// Dates and merges. Blocking: a tree of a million entries takes a second.
+    ///
+    /// # Errors
+    /// When the layers make no tree.
+    pub(super) fn run(self) -> Result<Tree, TreeError> {
+        // A layer that several entries name is dated by the first.
+        let mut mtimes: Vec<(LayerKey, Dated)> = Vec::new();
+        let mut position_of = std::collections::HashMap::new();
+        for layer in &self.layers {
+            position_of.entry(layer.key).or_insert_with(|| {
+                mtimes.push((layer.key, layer.dated()));
+                mtimes.len() - 1
+            });
+        }
+        let mtimes = self.cache.date_layers(&mtimes, &self.kit);
+        let layers = self.layers.iter().map(|layer| TreeLayer {
+            index: layer.index,
+            digest: layer.key.digest,
+            name: &layer.title,
+            placement: &layer.placement,
+            toc: &layer.contents.toc,
+            mtime: mtimes[position_of[&layer.key]],
+        });
+        let layers = layers.collect::<Vec<_>>();
+        Tree::merge(&layers, self.kitfile.clone(), self.mtime(), self.umask)
+    }
+
+    /// The time of what lies in no layer: the Kitfile.
+    fn mtime(&self) -> Mtime {
+        let seen = || self.cache.document_first_seen(self.manifest);
+        let mtime = self.created.or_else(seen).unwrap_or(Mtime::EARLIEST);
+        mtime.or_fraction_of(&match &self.kitfile {
+            Some(kitfile) => Digest::of(kitfile),
+            None => self.manifest,
+        })
+    }
+}
+
+/// The key by which the cache knows a layer.
+pub(super) fn key_of(layer: &KitLayer) -> LayerKey {
+    LayerKey { digest: layer.blob.digest, encoding: layer.encoding }
+}

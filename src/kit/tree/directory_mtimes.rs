@@ -1,0 +1,63 @@
+//! The modification times of directories: the newest below them, and other ones for other content.
+//!
+//! ```text
+//! /          newest of all          nanoseconds: a hash of the times of a/ and c
+//! |- a/      of a/x and a/y                      a hash of the times of a/x and a/y
+//! |  |- x    its own or its layer's
+//! |  '- y
+//! '- c
+//! ```
+//!
+//! A directory of a kit's tar has no date of its own as a rule, and several layers may fill it. Its
+//! files differ from version to version by their times, so a hash of these differs too. A directory in
+//! which nothing changed keeps its time.
+
+use super::Node;
+use super::merge::Dated;
+use crate::layer::Mtime;
+
+/// An odd number without a pattern (the fractional digits of the golden ratio, as in Fibonacci
+/// hashing): the order of the children counts, not only their sum.
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Who gave each node its time, in the order of the nodes.
+#[derive(Default)]
+pub(super) struct DirectoryMtimes(Vec<Dated>);
+
+/// What is known of a directory from its children.
+#[derive(Clone, Copy, Default)]
+struct Below {
+    newest: Option<Mtime>,
+    hash: u64,
+}
+
+impl DirectoryMtimes {
+    /// Takes note of the next node.
+    pub(super) fn push(&mut self, mtime: Dated) {
+        self.0.push(mtime);
+    }
+
+    /// Sets the times of directories that have children. `nodes` are in depth-first order, so
+    /// children come after their parent, and parents are numbers of nodes.
+    pub(super) fn settle(self, nodes: &mut [Node]) {
+        let mut below = vec![Below::default(); nodes.len()];
+        for number in (1..nodes.len()).rev() {
+            settle(&mut nodes[number], self.0[number], below[number]);
+            let Node { mtime, parent, .. } = nodes[number];
+            let Below { newest, hash } = &mut below[parent as usize];
+            *newest = (*newest).max(Some(mtime));
+            let time = u64::from(mtime.seconds()) << 32 | u64::from(mtime.nanoseconds());
+            *hash = hash.wrapping_add(time).wrapping_mul(MULTIPLIER);
+        }
+        settle(&mut nodes[0], self.0[0], below[0]);
+    }
+}
+
+fn settle(node: &mut Node, dated: Dated, below: Below) {
+    let Some(newest) = below.newest else { return };
+    node.mtime = match dated {
+        Dated::Exactly(own) => own,
+        Dated::ByItself(own) => own.with_fraction_from(below.hash),
+        Dated::ByItsLayer(_) => newest.with_fraction_from(below.hash),
+    };
+}
