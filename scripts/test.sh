@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test. Installs what they need (fuse3, docker-registry, skopeo) where it may; what had
-# to be left out, and why, is said in the last lines.
+# Runs every test. Installs what they need (fuse3, docker-registry, skopeo, libarchive-tools) where it
+# may; what had to be left out, and why, is said in the last lines.
 #
 #   scripts/test.sh [NAME]…    only tests whose names contain NAME
 set -euo pipefail
@@ -37,6 +37,11 @@ need_package skopeo skopeo || registry_problem="${registry_problem:+$registry_pr
 if [ -n "$registry_problem" ]; then
     skipped+=(--skip real_registry)
     left_out+=("tests of a real registry: $registry_problem")
+fi
+# Tests of archives that bsdtar packs have `bsdtar` in their names.
+if ! need_package bsdtar libarchive-tools; then
+    skipped+=(--skip bsdtar)
+    left_out+=("tests of bsdtar's archives: bsdtar is missing")
 fi
 if ! need_fuse; then
     leave_out end_to_end "$FUSE_PROBLEM"
