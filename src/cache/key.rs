@@ -37,10 +37,11 @@ impl LayerKey {
 
 const PLAIN: Encoding = Encoding { format: Format::Tar, compression: Compression::None };
 
-const ENCODINGS: [(&str, Encoding); 5] = [
+const ENCODINGS: [(&str, Encoding); 6] = [
     ("raw", Encoding { format: Format::Raw, compression: Compression::None }),
     ("tar+gzip", Encoding { format: Format::Tar, compression: Compression::Gzip }),
     ("tar+zstd", Encoding { format: Format::Tar, compression: Compression::Zstd }),
+    ("object", Encoding::OBJECT),
     ("raw+gzip", Encoding { format: Format::Raw, compression: Compression::Gzip }),
     ("raw+zstd", Encoding { format: Format::Raw, compression: Compression::Zstd }),
 ];
@@ -64,7 +65,10 @@ mod tests {
                 names.insert(key.folder_name());
             }
         }
-        assert_eq!(names.len(), 6);
+        let object = LayerKey { digest, encoding: Encoding::OBJECT };
+        assert_eq!(LayerKey::parse_folder_name(&object.folder_name()), Some(object));
+        names.insert(object.folder_name());
+        assert_eq!(names.len(), 7);
         assert!(names.contains(&digest.hex()), "an uncompressed tar has no suffix");
     }
 

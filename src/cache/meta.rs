@@ -83,6 +83,7 @@ impl Meta {
         bytes[12] = match self.key.encoding.format {
             Format::Tar => 0,
             Format::Raw => 1,
+            Format::Object => 2,
         };
         bytes[13] = match self.key.encoding.compression {
             Compression::None => 0,
@@ -181,6 +182,7 @@ impl Fields<'_> {
         let format = match self.0[12] {
             0 => Format::Tar,
             1 => Format::Raw,
+            2 => Format::Object,
             _ => return None,
         };
         let compression = match self.0[13] {
@@ -258,7 +260,7 @@ mod tests {
             Just(LayerState::Confirmed),
             digest().prop_map(|got| LayerState::Poisoned { got }),
         ];
-        let format = prop_oneof![Just(Format::Tar), Just(Format::Raw)];
+        let format = prop_oneof![Just(Format::Tar), Just(Format::Raw), Just(Format::Object)];
         let compression =
             prop_oneof![Just(Compression::None), Just(Compression::Gzip), Just(Compression::Zstd)];
         let residency = prop_oneof![

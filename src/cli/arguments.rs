@@ -91,11 +91,21 @@ pub(super) struct CacheArguments {
 
 /// Which kit is meant, where the reference alone does not say it.
 #[derive(Clone, Debug, Default, Args)]
-pub(super) struct KitArguments {
+pub(super) struct LabelArguments {
     /// The kit of an index with this label, such as quantization=q4_0; may be repeated. `kitfs
     /// info REF` lists the labels.
     #[arg(short, long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
+}
+
+/// Which kit is meant, and how much of it.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct KitArguments {
+    #[command(flatten)]
+    pub choice: LabelArguments,
+    /// Leave out data sets that lie in other kits and in S3 stores (`remotePath`).
+    #[arg(long)]
+    pub no_remote: bool,
 }
 
 /// How registries are reached; the same flags as kit's.

@@ -132,9 +132,15 @@ impl Copying {
     async fn all(&self, listing: &Listing) -> Result<(), CliError> {
         let base = &listing.entry.path.0;
         let mut left_out = 0;
+        let mut missing = Vec::new();
         let mut directories = Vec::new();
         let mut layers = Layers::new(listing);
         for entry in std::iter::once(&listing.entry).chain(&listing.below) {
+            if entry.missing.is_some() {
+                // The warnings have said why.
+                missing.push(printable(&entry.path.0).into_owned());
+                continue;
+            }
             let target = self.destination.place(relative(base, &entry.path.0)?);
             match &entry.kind {
                 EntryKind::Directory => {
@@ -164,6 +170,11 @@ impl Copying {
         // Directories that were there before keep their modes, as with cp.
         for (path, mode) in directories.into_iter().rev() {
             writing::set_mode(&path, mode)?;
+        }
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            let message = format!("{missing} cannot be had; everything else was copied");
+            return Err(CliError::new(FailureKind::Unavailable, message));
         }
         match left_out {
             0 => Ok(()),

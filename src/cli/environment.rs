@@ -5,6 +5,8 @@
 use std::env;
 use std::path::PathBuf;
 
+use crate::source::s3::Keys;
+
 /// What the environment says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Environment {
@@ -34,14 +36,56 @@ pub(super) struct Environment {
     pub https_proxy: Option<String>,
     /// `NO_PROXY` or `no_proxy`.
     pub no_proxy: Option<String>,
+    /// The S3 store that objects are read from.
+    pub s3: S3Environment,
     /// `KITFS_LOG`: a filter for the log, as `tracing_subscriber::EnvFilter` writes it.
     pub log: Option<String>,
+}
+
+/// What the environment says of S3: kit's own variables, then those of the AWS tools.
+#[derive(Clone, Debug, Default)]
+pub(super) struct S3Environment {
+    /// `S3_API_ENDPOINT`, `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
+    pub endpoint: Option<String>,
+    /// `S3_REGION`, `AWS_REGION` or `AWS_DEFAULT_REGION`.
+    pub region: Option<String>,
+    /// `S3_ACCESS_KEY_ID` and `S3_SECRET_KEY`, or `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
+    /// `AWS_SESSION_TOKEN`.
+    pub keys: Option<Keys>,
+    /// `AWS_PROFILE`.
+    pub profile: Option<String>,
+    /// `AWS_SHARED_CREDENTIALS_FILE`.
+    pub credentials_file: Option<PathBuf>,
+    /// `AWS_CONFIG_FILE`.
+    pub config_file: Option<PathBuf>,
+    /// `AWS_SKIP_SIGNATURE`.
+    pub anonymous: bool,
+}
+
+impl S3Environment {
+    fn read() -> Self {
+        let first = |names: &[&str]| names.iter().find_map(|name| text(name));
+        let keys = |id, secret, token: Option<&str>| {
+            Some(Keys::new(&text(id)?, &text(secret)?, token.and_then(text).as_deref()))
+        };
+        Self {
+            endpoint: first(&["S3_API_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]),
+            region: first(&["S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"]),
+            keys: keys("S3_ACCESS_KEY_ID", "S3_SECRET_KEY", None).or_else(|| {
+                keys("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", Some("AWS_SESSION_TOKEN"))
+            }),
+            profile: text("AWS_PROFILE"),
+            credentials_file: path("AWS_SHARED_CREDENTIALS_FILE"),
+            config_file: path("AWS_CONFIG_FILE"),
+            anonymous: text("AWS_SKIP_SIGNATURE")
+                .is_some_and(|value| matches!(value.to_lowercase().as_str(), "true" | "1" | "yes")),
+        }
+    }
 }
 
 impl Environment {
     /// Reads the process's environment; a variable that is empty counts as unset.
     pub(super) fn read() -> Self {
-        let text = |name| env::var(name).ok().filter(|value| !value.is_empty());
         let either = |upper, lower| text(upper).or_else(|| text(lower));
         Self {
             home: path("HOME"),
@@ -58,9 +102,14 @@ impl Environment {
             http_proxy: either("HTTP_PROXY", "http_proxy"),
             https_proxy: either("HTTPS_PROXY", "https_proxy"),
             no_proxy: either("NO_PROXY", "no_proxy"),
+            s3: S3Environment::read(),
             log: text("KITFS_LOG"),
         }
     }
+}
+
+fn text(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 fn path(name: &str) -> Option<PathBuf> {

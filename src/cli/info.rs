@@ -1,13 +1,13 @@
 //! `kitfs info REF`.
 
-use super::arguments::{KitArguments, NetworkArguments};
+use super::arguments::{KitArguments, LabelArguments, NetworkArguments};
 use super::error::CliError;
 use super::output::{print_json, print_line, print_table, print_warnings, short_digest};
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::sizes;
 use crate::daemon::Backend;
-use crate::daemon::api::{IndexEntryInfo, IndexInfo, Info, KitInfo};
+use crate::daemon::api::{IndexEntryInfo, IndexInfo, Info, KitInfo, RemoteInfo};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -25,14 +25,15 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    kit: KitArguments,
+    choice: LabelArguments,
     #[command(flatten)]
     network: NetworkArguments,
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let reference = parse_reference(&arguments.reference)?;
-    let request = settings.kit(reference, &arguments.kit, &arguments.network)?;
+    let kit = KitArguments { choice: arguments.choice, no_remote: false };
+    let request = settings.kit(reference, &kit, &arguments.network)?;
     let info = Backend::open(&settings.daemon()?).await?.info(request).await?;
     match (info, arguments.json) {
         (Info::Kit(kit), true) => print_json(&kit),
@@ -60,7 +61,20 @@ fn print_kit(kit: KitInfo) -> Result<(), CliError> {
                 layer.path.unwrap_or_default(),
             ]
         }),
-    )
+    )?;
+    match kit.remote.is_empty() {
+        true => Ok(()),
+        false => print_remote(kit.remote),
+    }
+}
+
+fn print_remote(remote: Vec<RemoteInfo>) -> Result<(), CliError> {
+    print_line("")?;
+    let rows = remote.into_iter().map(|data| {
+        let etag = data.etag.unwrap_or_else(|| "-".to_owned());
+        vec![data.place, etag, data.path]
+    });
+    print_table(&["REMOTE DATA SET", "ETAG", "PATH"], &[], rows)
 }
 
 /// Digests are whole here, so that they can be pasted behind `REPOSITORY@`.

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 
-use super::arguments::{KitArguments, NetworkArguments};
+use super::arguments::{KitArguments, LabelArguments, NetworkArguments};
 use super::error::CliError;
 use super::output::{Colour, Names, open_kit, print_json, print_warnings};
 use super::reference::parse_kit_path;
@@ -35,13 +35,17 @@ pub(super) struct Arguments {
     /// The kit of an index with this label, such as quantization=q4_0; may be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
+    /// Leave out data sets that lie in other kits and in S3 stores (`remotePath`).
+    #[arg(long)]
+    no_remote: bool,
     #[command(flatten)]
     network: NetworkArguments,
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let wanted = parse_kit_path(&arguments.path)?;
-    let kit = KitArguments { labels: arguments.labels };
+    let choice = LabelArguments { labels: arguments.labels };
+    let kit = KitArguments { choice, no_remote: arguments.no_remote };
     let kit = settings.kit(wanted.reference.clone(), &kit, &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
     let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
@@ -127,6 +131,7 @@ mod tests {
             size: 0,
             mtime_seconds,
             layer: None,
+            missing: None,
         };
         assert_eq!(mode(&entry(EntryKind::Directory, 0o755, 0)), "drwxr-xr-x");
         assert_eq!(mode(&entry(EntryKind::File, 0o640, 0)), "-rw-r-----");

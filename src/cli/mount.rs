@@ -79,8 +79,9 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
     let request = MountRequest {
         kit: KitRequest {
             reference: parse_reference(&arguments.reference)?,
-            labels: arguments.kit.labels,
+            labels: arguments.kit.choice.labels,
             filters: arguments.filters,
+            no_remote: arguments.kit.no_remote,
             umask: arguments.umask,
             network: settings.network(&arguments.network)?,
         },

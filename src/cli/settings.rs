@@ -11,6 +11,7 @@ use super::output::warn;
 use super::sizes;
 use crate::daemon::api::{KitRequest, NetworkOptions};
 use crate::daemon::{Backend, DaemonConfig};
+use crate::source::s3::S3Config;
 
 /// The permission bits that commands without `--umask` take away, as `kit unpack` does.
 pub(super) const DEFAULT_UMASK: u32 = 0o022;
@@ -95,8 +96,9 @@ impl Settings {
     ) -> Result<KitRequest, CliError> {
         Ok(KitRequest {
             reference,
-            labels: kit.labels.clone(),
+            labels: kit.choice.labels.clone(),
             filters: Vec::new(),
+            no_remote: kit.no_remote,
             umask: DEFAULT_UMASK,
             network: self.network(network)?,
         })
@@ -151,6 +153,26 @@ impl Settings {
             credential_files: self.credential_files(kitops_home.as_deref())?,
             kitops_home,
             retries: network.retries,
+            s3: self.s3()?,
+        })
+    }
+
+    /// The S3 store, as the AWS tools find theirs.
+    fn s3(&self) -> Result<S3Config, CliError> {
+        let s3 = &self.environment.s3;
+        let home = self.environment.home.as_ref().map(|home| home.join(".aws"));
+        let file = |named: &Option<PathBuf>, name: &str| {
+            let file = named.clone().or_else(|| Some(home.as_ref()?.join(name)));
+            file.map(|file| absolute(&file)).transpose()
+        };
+        Ok(S3Config {
+            endpoint: s3.endpoint.clone(),
+            region: s3.region.clone(),
+            keys: s3.keys.clone(),
+            profile: s3.profile.clone(),
+            credentials_file: file(&s3.credentials_file, "credentials")?,
+            config_file: file(&s3.config_file, "config")?,
+            anonymous: s3.anonymous,
         })
     }
 

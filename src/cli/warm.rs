@@ -12,15 +12,16 @@ use indicatif::{MultiProgress, ProgressBar};
 use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::output::{
-    byte_bar, count_of, pass_bar, print_json, print_line, print_warnings, say, short_digest,
-    show_pass,
+    byte_bar, count_of, pass_bar, print_json, print_line, print_warnings, printable, say,
+    short_digest, show_pass,
 };
 use super::reference::parse_reference;
 use super::settings::{DEFAULT_UMASK, Settings, absolute};
 use super::sizes;
 use crate::daemon::Backend;
 use crate::daemon::api::{
-    KitRequest, LayerProgress, RawPath, WarmEvent, WarmReport, WarmRequest, WarmedLayer,
+    FailureKind, KitRequest, KitState, LayerProgress, RawPath, WarmEvent, WarmReport, WarmRequest,
+    WarmedLayer,
 };
 
 /// How often a line is written where there is no terminal for bars.
@@ -67,8 +68,9 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let request = WarmRequest {
         kit: KitRequest {
             reference: parse_reference(&arguments.reference)?,
-            labels: arguments.kit.labels,
+            labels: arguments.kit.choice.labels,
             filters: arguments.filters,
+            no_remote: arguments.kit.no_remote,
             umask: DEFAULT_UMASK,
             network: settings.network(&arguments.network)?,
         },
@@ -105,7 +107,12 @@ fn tell(report: &WarmReport) -> Result<(), CliError> {
     if report.layers.iter().any(|layer| layer.failure.is_some()) {
         return Ok(());
     }
-    let what = if count > 0 && partial == 0 { ", every layer confirmed" } else { "" };
+    let what = match (count > 0 && partial == 0, report.layers.iter().all(is_confirmed)) {
+        (true, true) => ", every layer confirmed",
+        // Objects of S3 stores have no digest of their own.
+        (true, false) => ", every digest confirmed that there is",
+        (false, _) => "",
+    };
     print_line(format_args!(
         "{} in {} are in the cache{what}",
         sizes::show(wanted_bytes),
@@ -113,12 +120,31 @@ fn tell(report: &WarmReport) -> Result<(), CliError> {
     ))
 }
 
+fn is_confirmed(layer: &WarmedLayer) -> bool {
+    layer.state == KitState::Confirmed
+}
+
 /// Says what could not be had or verified; what failed first gives the exit code.
 fn judge(report: &WarmReport) -> Result<(), CliError> {
     let mut failures = report.layers.iter().filter_map(|layer| layer.failure.as_ref());
-    let Some(first) = failures.next() else { return Ok(()) };
+    let Some(first) = failures.next() else { return check_all_is_there(report) };
     failures.for_each(say);
     Err(first.clone().into())
+}
+
+/// Fails where a data set that lies elsewhere could not be had; the warnings have said why.
+fn check_all_is_there(report: &WarmReport) -> Result<(), CliError> {
+    let missing = report.missing.iter().map(|path| printable(&path.0));
+    match missing.collect::<Vec<_>>() {
+        missing if missing.is_empty() => Ok(()),
+        missing => {
+            let message = format!(
+                "not everything came: {} cannot be had; --no-remote leaves such data sets out",
+                missing.join(", ")
+            );
+            Err(CliError::new(FailureKind::Unavailable, message))
+        }
+    }
 }
 
 /// Bars on a terminal, and a line now and then elsewhere.

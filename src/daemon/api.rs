@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::{percent_decoded, percent_encoded};
+use crate::source::s3::S3Config;
 
 /// How to reach registries. Read from flags and environment by the commands; mounts with
 /// different options share a daemon, not connections.
@@ -37,6 +38,8 @@ pub struct NetworkOptions {
     pub kitops_home: Option<PathBuf>,
     /// How often a request is repeated after a failure that may pass; `None` for the usual.
     pub retries: Option<usize>,
+    /// How to reach the S3 store that objects are read from.
+    pub s3: S3Config,
 }
 
 /// Which kit, and what of it.
@@ -51,6 +54,9 @@ pub struct KitRequest {
     /// Filters in kit's grammar; empty takes everything.
     #[serde(default)]
     pub filters: Vec<String>,
+    /// Leave out data sets that lie in other kits and in S3 stores.
+    #[serde(default)]
+    pub no_remote: bool,
     /// Permission bits that files and directories do not get.
     pub umask: u32,
     /// How to reach registries.
@@ -132,8 +138,12 @@ pub struct LayerProgress {
 pub struct WarmReport {
     /// The layers that something was wanted of.
     pub layers: Vec<WarmedLayer>,
-    /// What is to be said about the trace, if one was replayed.
+    /// What is to be said about the kit, or about the trace if one was replayed.
     pub warnings: Vec<String>,
+    /// Files and directories of what was wanted whose content cannot be had, because their data sets
+    /// lie elsewhere; the warnings say why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<RawPath>,
 }
 
 /// A layer after a warm.
@@ -402,6 +412,9 @@ pub struct Entry {
     /// are verified together; none is that of bytes which no digest of a layer covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
+    /// Why its content cannot be had: it belongs to a data set that lies elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
 }
 
 /// A request for entries: those of a directory, or the one that `path` names.
@@ -489,8 +502,23 @@ pub struct KitInfo {
     pub kitfile: Option<String>,
     /// The layers in manifest order.
     pub layers: Vec<LayerInfo>,
+    /// The data sets that lie elsewhere.
+    pub remote: Vec<RemoteInfo>,
     /// What was passed over.
     pub warnings: Vec<String>,
+}
+
+/// A data set that lies elsewhere, as `kitfs info` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteInfo {
+    /// The name of its Kitfile entry.
+    pub name: Option<String>,
+    /// The path of its Kitfile entry.
+    pub path: String,
+    /// Where it lies: a reference or `s3://BUCKET/KEY`.
+    pub place: String,
+    /// The object's ETag, without quotes.
+    pub etag: Option<String>,
 }
 
 /// A layer, as `kitfs info` shows it.

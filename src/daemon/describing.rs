@@ -6,11 +6,11 @@ use std::sync::Arc;
 use futures_util::{StreamExt, stream};
 
 use super::api::{
-    Failure, FetchStatus, IndexEntryInfo, IndexInfo, Info, KitInfo, LayerInfo, TagInfo,
+    Failure, FetchStatus, IndexEntryInfo, IndexInfo, Info, KitInfo, LayerInfo, RemoteInfo, TagInfo,
 };
 use crate::fetch::{FetchUsage, Fetcher};
 use crate::fs::{self, Described, Description, IndexDescription};
-use crate::kit::{Family, KitLayer, Role};
+use crate::kit::{Family, KitLayer, RemoteData, RemoteTarget, Role};
 use crate::oci::{Descriptor, LabelSelector, Origin, Selector};
 use crate::source::Repositories;
 
@@ -55,6 +55,7 @@ fn kit_info(reference: &str, description: &Description) -> KitInfo {
         digest: description.digest.to_string(),
         family: family_name(kit.family).to_owned(),
         layers: layers.collect(),
+        remote: kit.remote.iter().map(remote_info).collect(),
         kitfile: Some(String::from_utf8_lossy(&kit.kitfile.to_yaml()).into_owned()),
         warnings: description.warning.iter().chain(&kit.warnings).cloned().collect(),
     }
@@ -76,6 +77,15 @@ fn layer_info(descriptor: &Descriptor, layer: Option<&KitLayer>) -> LayerInfo {
         blob_bytes: descriptor.size,
         path: layer.and_then(|layer| layer.entry_path.clone()),
     }
+}
+
+fn remote_info(data: &RemoteData) -> RemoteInfo {
+    let etag = match &data.target {
+        RemoteTarget::Object { etag, .. } => Some(etag.clone()),
+        RemoteTarget::Kit(_) => None,
+    };
+    let (name, path) = (data.entry_name.clone(), data.entry_path.clone());
+    RemoteInfo { name, path, place: data.target.to_string(), etag }
 }
 
 fn family_name(family: Family) -> &'static str {

@@ -84,7 +84,7 @@ fn source_kind(error: &SourceError) -> FailureKind {
         | SourceError::Unavailable { .. }
         | SourceError::Untrusted { .. }
         | SourceError::Protocol { .. } => FailureKind::Unavailable,
-        SourceError::DigestMismatch { .. } => FailureKind::BadContent,
+        SourceError::DigestMismatch { .. } | SourceError::Changed { .. } => FailureKind::BadContent,
         SourceError::Io { error, .. } => match error.kind() {
             io::ErrorKind::NotFound => FailureKind::NotFound,
             io::ErrorKind::PermissionDenied => FailureKind::Unauthorized,

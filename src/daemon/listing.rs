@@ -11,6 +11,9 @@ use crate::kit::{Content, NodeId, NodeKind, Tree};
 pub(super) fn list(kit: &Arc<LoadedKit>, request: &ListRequest) -> Result<Listing, Failure> {
     let tree = &kit.tree;
     let node = paths::resolve(tree, &request.path, LastLink::Keep)?;
+    if matches!(tree.kind(node), NodeKind::Directory) {
+        paths::check_is_there(tree, node)?;
+    }
     let below = match request.recursive {
         true => descendants(tree, node),
         false => tree.children(node).map(NodeId).collect(),
@@ -50,5 +53,6 @@ fn entry(tree: &Tree, node: NodeId) -> Entry {
         size,
         mtime_seconds: tree.mtime(node).seconds().into(),
         layer,
+        missing: tree.missing(node).map(str::to_owned),
     }
 }

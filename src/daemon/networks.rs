@@ -40,7 +40,8 @@ impl Networks {
             return Ok(sources.clone());
         }
         let registries = RegistryClient::new(self.config(options)?)?;
-        let made = Arc::new(Sources::new(registries, options.kitops_home.clone()));
+        let made =
+            Arc::new(Sources::new(registries, options.kitops_home.clone(), options.s3.clone()));
         sources.put(options.clone(), made.clone());
         Ok(made)
     }

@@ -19,6 +19,21 @@ pub(super) enum LastLink {
     Follow,
 }
 
+/// That the content of a file or directory is a part of the loaded kit: that of a remote data set
+/// is not where it could not be had.
+///
+/// # Errors
+/// `Unavailable`, with the reason.
+pub(super) fn check_is_there(tree: &Tree, node: NodeId) -> Result<(), Failure> {
+    match tree.missing(node) {
+        Some(reason) => {
+            let path = String::from_utf8_lossy(&tree.path(node)).into_owned();
+            Err(Failure::new(FailureKind::Unavailable, format!("`{path}` is missing: {reason}")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The node that `path` names; empty components and `.` are passed over.
 ///
 /// # Errors
@@ -48,6 +63,7 @@ pub(super) fn resolve(tree: &Tree, path: &RawPath, last: LastLink) -> Result<Nod
             return refuse(FailureKind::NotFound, "goes through something that is no directory");
         }
         let Some(node) = tree.lookup(at, &component) else {
+            check_is_there(tree, at)?;
             return refuse(FailureKind::NotFound, "is not in the kit; `kitfs ls` shows what is");
         };
         match tree.kind(node) {

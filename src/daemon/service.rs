@@ -117,7 +117,9 @@ impl Service {
             kit = self.load(&request.kit, &on_pass) => Arc::new(kit?),
             () = self.stopping.cancelled() => return Err(stopping()),
         };
-        self.kits.share(pinned_request(&request.kit, &kit.origin, kit.manifest), &kit);
+        if !kit.has_missing() {
+            self.kits.share(pinned_request(&request.kit, &kit.origin, kit.manifest), &kit);
+        }
         let trace = match request.trace {
             Some(file) => Some(self.load_replay(&kit, file).await?),
             None => None,
@@ -337,7 +339,10 @@ impl Service {
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Arc<LoadedKit>, Failure> {
         let kit = Arc::new(self.load(request, progress).await?);
-        self.kits.keep(pinned_request(request, &kit.origin, kit.manifest), &kit);
+        // What could not be had is looked for anew by the next command.
+        if !kit.has_missing() {
+            self.kits.keep(pinned_request(request, &kit.origin, kit.manifest), &kit);
+        }
         Ok(kit)
     }
 
@@ -351,6 +356,7 @@ impl Service {
             origin: Origin::parse(&request.reference)?,
             labels: LabelSelector::parse(&request.labels)?,
             filters: Filters::parse(&request.filters)?,
+            remote: !request.no_remote,
             umask: request.umask & 0o777,
         };
         // The log of a mount in the foreground is all that its user sees.

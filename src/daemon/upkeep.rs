@@ -183,6 +183,7 @@ fn encoding_name(encoding: Encoding) -> &'static str {
         (Format::Raw, Compression::None) => "raw",
         (Format::Raw, Compression::Gzip) => "raw+gzip",
         (Format::Raw, Compression::Zstd) => "raw+zstd",
+        (Format::Object, _) => "object",
     }
 }
 

@@ -39,8 +39,8 @@ pub(super) struct Want {
 }
 
 /// Brings the files below `paths`, or all of the kit where there are none, and waits until the
-/// digests of complete layers are known; `filters` are those the kit was loaded with. A layer that fails does not hold up the others; the report
-/// says so of each.
+/// digests of complete layers are known; `filters` are those the kit was loaded with. A layer that
+/// fails does not hold up the others; the report says so of each.
 ///
 /// # Errors
 /// When a path is not in the kit, or what is wanted does not fit the cache: nothing was fetched.
@@ -54,7 +54,15 @@ pub(super) async fn warm(
     let wants = if paths.is_empty() { all_of(kit) } else { files_of(kit, paths, filters)? };
     check_room(cache, &wants)?;
     fetch(&wants, progress).await;
-    Ok(report(&wants, kit.warnings.clone()))
+    let missing = missing_of(&kit.tree, paths);
+    Ok(WarmReport { missing, ..report(&wants, kit.warnings.clone()) })
+}
+
+/// What cannot be had of the files at and below `paths`, or of all of the kit where there are none.
+fn missing_of(tree: &Tree, paths: &[RawPath]) -> Vec<RawPath> {
+    let missing = tree.all_missing().map(|(node, _)| tree.path(node));
+    let is_wanted = |path: &Vec<u8>| paths.is_empty() || paths.iter().any(|at| meets(&at.0, path));
+    missing.filter(is_wanted).map(RawPath).collect()
 }
 
 /// Brings what a trace says, in its order; else as [`warm`].
@@ -105,7 +113,8 @@ async fn fetch(wants: &[Want], progress: &(dyn Fn(Vec<LayerProgress>) + Send + S
 }
 
 fn report(wants: &[Want], warnings: Vec<String>) -> WarmReport {
-    WarmReport { layers: wants.iter().map(Want::outcome).collect(), warnings }
+    let layers = wants.iter().map(Want::outcome).collect();
+    WarmReport { layers, warnings, missing: Vec::new() }
 }
 
 /// Every layer, whole: headers and padding too, without which no digest is known.
@@ -263,6 +272,8 @@ impl Want {
         let digest = self.layer.key().digest;
         let (kind, why) = match self.layer.confirmed().await {
             LayerState::Confirmed => return Ok(()),
+            // Nobody has a digest of it; its ETag was compared with each answer.
+            LayerState::Unconfirmed if !self.layer.key().encoding.is_verifiable() => return Ok(()),
             LayerState::Poisoned { got } => (
                 FailureKind::BadContent,
                 format!(

@@ -31,6 +31,7 @@ impl Inner {
     /// Starts to compute the blob's digest when every byte is in and it is not known yet.
     pub(super) fn confirm_when_complete(self: &Arc<Self>) {
         if self.is_compressed()
+            || !self.spec.encoding.is_verifiable()
             || self.store.state() != LayerState::Unconfirmed
             || !self.store.is_complete()
         {

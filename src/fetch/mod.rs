@@ -235,7 +235,7 @@ impl Fetcher {
         let _permit = permit(SCAN_MEMORY_BYTES).await;
         match spec.encoding.format {
             Format::Tar => scan::run(spec.blob, store, source, &self.cache).await,
-            Format::Raw => {
+            Format::Raw | Format::Object => {
                 let toc = Toc::raw(spec.blob.size);
                 staging::finish(staging::begin(store).await?, toc, RangeSet::new()).await
             }

@@ -85,7 +85,7 @@ pub(super) async fn run(
 fn staging_of(spec: LayerSpec, stage: Stage) -> Staging {
     match spec.encoding.format {
         Format::Tar => Staging::new(stage),
-        Format::Raw => Staging::raw(stage),
+        Format::Raw | Format::Object => Staging::raw(stage),
     }
 }
 
@@ -177,7 +177,7 @@ impl Pass {
     ) -> Self {
         let scanner = match spec.encoding.format {
             Format::Tar => Some(Scanner::new()),
-            Format::Raw => None,
+            Format::Raw | Format::Object => None,
         };
         Self {
             spec,

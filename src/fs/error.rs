@@ -40,6 +40,9 @@ pub enum FsError {
     /// Kits are never written.
     #[error("kits are read-only")]
     ReadOnly,
+    /// It belongs to a data set that lies elsewhere, and that could not be had when the kit was loaded.
+    #[error("{0}; mount the kit again once that is mended")]
+    Missing(String),
     /// The bytes did not come in time.
     #[error("no answer within {} s: the registry or the network is too slow or stalled", .0.as_secs())]
     TimedOut(Duration),

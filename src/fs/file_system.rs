@@ -121,8 +121,10 @@ impl FileSystem {
         if name.len() > Totals::NAME_BYTES as usize {
             return Err(FsError::NameTooLong);
         }
-        let node = self.kit.tree.lookup(directory, name).ok_or(FsError::NotFound)?;
-        Ok(self.attributes_of(node))
+        match self.kit.tree.lookup(directory, name) {
+            Some(node) => Ok(self.attributes_of(node)),
+            None => self.check_is_there(directory).and(Err(FsError::NotFound)),
+        }
     }
 
     /// What `stat` says.
@@ -138,6 +140,7 @@ impl FileSystem {
         offset: u64,
     ) -> Result<impl Iterator<Item = DirectoryEntry<'_>>, FsError> {
         let directory = self.directory(ino)?;
+        self.check_is_there(directory)?;
         let tree = &self.kit.tree;
         let children = tree.children(directory);
         let count = u64::from(children.end - children.start) + 2;
@@ -220,11 +223,12 @@ impl FileSystem {
 
     /// Whether a file can be read; everything else about opening it is stateless.
     pub fn open(&self, ino: Ino, for_writing: bool) -> Result<(), FsError> {
-        match self.kit.tree.kind(self.node(ino)?) {
+        let node = self.node(ino)?;
+        match self.kit.tree.kind(node) {
             NodeKind::Directory => Err(FsError::IsADirectory),
             NodeKind::Symlink(_) => Err(FsError::NotAFile),
             NodeKind::File(_) if for_writing => Err(FsError::ReadOnly),
-            NodeKind::File(_) => Ok(()),
+            NodeKind::File(_) => self.check_is_there(node),
         }
     }
 
@@ -242,6 +246,7 @@ impl FileSystem {
             NodeKind::Symlink(_) => return Err(FsError::NotAFile),
             NodeKind::File(content) => content,
         };
+        self.check_is_there(node)?;
         let file_bytes = self.kit.tree.size(node);
         let end = offset.saturating_add(u64::from(size)).min(file_bytes);
         if offset >= end {
@@ -314,6 +319,20 @@ impl FileSystem {
         }
         if let Some(tensors) = &self.tensors {
             tensors.observe(node, &run);
+        }
+    }
+
+    /// Whether a file or directory seems empty only because its content could not be had. Opening
+    /// must then fail, since nobody reads an empty file.
+    pub fn has_missing(&self) -> bool {
+        self.kit.has_missing()
+    }
+
+    /// That the content of a file or directory is a part of the loaded kit.
+    fn check_is_there(&self, node: NodeId) -> Result<(), FsError> {
+        match self.kit.tree.missing(node) {
+            Some(reason) => Err(FsError::Missing(reason.to_owned())),
+            None => Ok(()),
         }
     }
 

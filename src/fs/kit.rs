@@ -66,6 +66,11 @@ impl LoadedKit {
         states.max().unwrap_or(State::Confirmed)
     }
 
+    /// Whether a remote data set could not be had when the kit was loaded.
+    pub fn has_missing(&self) -> bool {
+        self.tree.all_missing().next().is_some()
+    }
+
     /// The bytes of its layers' uncompressed streams, headers included.
     pub fn total_bytes(&self) -> u64 {
         let bytes = self.layers.iter().map(|layer| layer.contents().layout.stream_bytes());

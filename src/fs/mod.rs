@@ -27,13 +27,10 @@ mod error;
 mod file_system;
 mod kit;
 mod load;
-mod load_error;
-mod merging;
 mod percent;
 mod prefetch;
 mod read;
 pub mod readahead;
-mod resolve;
 mod stored_file;
 pub mod tensors;
 mod trace;
@@ -44,10 +41,10 @@ pub use config::FsConfig;
 pub use error::FsError;
 pub use file_system::{Access, DirectoryEntry, FileSystem, Seek};
 pub use kit::{LoadedKit, State};
-pub use load::{LoadRequest, load};
-pub use load_error::LoadError;
+pub use load::{
+    Described, Description, IndexDescription, LoadError, LoadRequest, describe, load, look,
+};
 pub use percent::{percent_decoded, percent_encoded};
 pub use read::{PendingRead, Read, Reply};
-pub use resolve::{Described, Description, IndexDescription, describe, look};
 pub use stored_file::StoredFile;
 pub use trace::{FileRead, Line, Merger, TRACE_LINES, Trace, TraceError, TraceRange};

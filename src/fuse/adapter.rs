@@ -146,6 +146,17 @@ impl Failures {
     }
 }
 
+impl Failures {
+    /// What a program sees that opens or lists something. Content that could not be had is a failed
+    /// read; everything else is an ordinary answer.
+    fn refusal(&self, ino: Ino, error: &FsError) -> Errno {
+        match error {
+            FsError::Missing(_) => self.errno(ino, error),
+            error => errno(error),
+        }
+    }
+}
+
 /// Reply buffers that wait for the next read: one for each thread, so none is ever allocated
 /// twice.
 struct Buffers {
@@ -202,7 +213,7 @@ impl Filesystem for Adapter {
         match self.file_system.lookup(Ino(parent.0), name.as_bytes()) {
             Ok(attributes) => reply.entry(&FOR_EVER, &attr(&attributes), GENERATION),
             Err(FsError::NotFound) => reply.entry(&FOR_EVER, &NO_SUCH_ENTRY, GENERATION),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(self.failures.refusal(Ino(parent.0), &error)),
         }
     }
 
@@ -223,9 +234,16 @@ impl Filesystem for Adapter {
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let for_writing = flags.acc_mode() != OpenAccMode::O_RDONLY;
         match self.file_system.open(Ino(ino.0), for_writing) {
-            Ok(()) if self.has_no_open && self.passthrough.is_off() => reply.error(Errno::ENOSYS),
+            // Told once, the kernel opens every file by itself, those that cannot be had too.
+            Ok(())
+                if self.has_no_open
+                    && self.passthrough.is_off()
+                    && !self.file_system.has_missing() =>
+            {
+                reply.error(Errno::ENOSYS);
+            }
             Ok(()) => self.passthrough.open(Ino(ino.0), reply),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(self.failures.refusal(Ino(ino.0), &error)),
         }
     }
 
@@ -283,7 +301,7 @@ impl Filesystem for Adapter {
     ) {
         let entries = match self.file_system.entries(Ino(ino.0), offset) {
             Ok(entries) => entries,
-            Err(error) => return reply.error(errno(&error)),
+            Err(error) => return reply.error(self.failures.refusal(Ino(ino.0), &error)),
         };
         for entry in entries {
             let name = OsStr::from_bytes(entry.name);
@@ -305,7 +323,7 @@ impl Filesystem for Adapter {
     ) {
         let entries = match self.file_system.entries(Ino(ino.0), offset) {
             Ok(entries) => entries,
-            Err(error) => return reply.error(errno(&error)),
+            Err(error) => return reply.error(self.failures.refusal(Ino(ino.0), &error)),
         };
         for entry in entries {
             let attributes = match self.file_system.attributes(entry.ino) {

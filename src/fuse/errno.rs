@@ -18,7 +18,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::NoSuchAttribute => Errno::NO_XATTR,
         FsError::Denied => Errno::EACCES,
         FsError::ReadOnly => Errno::EROFS,
-        FsError::TimedOut(_) => Errno::EIO,
+        FsError::TimedOut(_) | FsError::Missing(_) => Errno::EIO,
         // Programs know EIO from a read and handle it; EACCES or ENOSPC from one they do not. The
         // reason is in the log.
         FsError::Fetch(

@@ -131,7 +131,7 @@ fn build_layer(
     warnings: &mut Vec<String>,
 ) -> Result<KitLayer, KitError> {
     let placement = match layer.kind.encoding.format {
-        Format::Raw => placement::raw(layer, entry, warnings)?,
+        Format::Raw | Format::Object => placement::raw(layer, entry, warnings)?,
         Format::Tar => Placement::Tar {
             below: match entry {
                 Some(entry) if family == Family::LegacyModelKit => legacy::directory(entry)?,

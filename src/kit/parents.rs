@@ -1,9 +1,10 @@
-//! The chain of parents: `model.path` names another kit (modelkit-spec 4.2).
+//! The chain of kits that refer to one another: `model.path` names a parent (modelkit-spec 4.2), and
+//! `datasets[].remotePath` a kit with data sets (9.2).
 
 /// The most references in a chain, as in kit (`MaxModelRefChain`): a longer one is a mistake.
 pub const MOST_PARENTS: usize = 10;
 
-/// The references on the way from a kit to its oldest parent.
+/// The references on the way from a kit to its oldest parent, or to a kit of its data.
 #[derive(Clone, Debug, Default)]
 pub struct Parents {
     seen: Vec<String>,
@@ -13,10 +14,10 @@ pub struct Parents {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParentsError {
     /// The chain comes back to a reference that is in it.
-    #[error("the kit's parents go round in a circle: {0}")]
+    #[error("the kits that it refers to go round in a circle: {0}")]
     Cycle(String),
     /// More than [`MOST_PARENTS`] references.
-    #[error("the kit has more than {MOST_PARENTS} generations of parents: {0}")]
+    #[error("it refers to a kit through more than {MOST_PARENTS} others: {0}")]
     TooDeep(String),
 }
 

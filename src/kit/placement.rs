@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::assign::Known;
 use super::kitfile::{Entry, Field};
 use super::{KitError, Placement, rfc3339, shown};
-use crate::layer::{MemberPath, Mtime};
+use crate::layer::{MemberPath, MemberPathError, Mtime};
 use crate::oci::Descriptor;
 
 /// The largest metadata annotation that is read, in bytes: it holds one file name and six numbers.
@@ -61,6 +61,22 @@ pub(super) fn raw(
     }
     let mtime = metadata.mtime(layer.descriptor, warnings);
     Ok(Placement::Raw { path, mode: metadata.mode(), mtime, size })
+}
+
+impl Placement {
+    /// The same place, seen from a directory above it.
+    ///
+    /// # Errors
+    /// When the path becomes longer than a path may be.
+    pub fn below(self, directory: &MemberPath) -> Result<Self, MemberPathError> {
+        Ok(match self {
+            Self::Tar { below: None } => Self::Tar { below: Some(directory.clone()) },
+            Self::Tar { below: Some(path) } => Self::Tar { below: Some(path.below(directory)?) },
+            Self::Raw { path, mode, mtime, size } => {
+                Self::Raw { path: path.below(directory)?, mode, mtime, size }
+            }
+        })
+    }
 }
 
 /// The annotation `org.cncf.model.file.metadata+json`; name, uid and gid do not matter here.

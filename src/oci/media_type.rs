@@ -15,6 +15,9 @@ pub enum Format {
     Tar,
     /// The bytes of one regular file.
     Raw,
+    /// The bytes of one regular file that is no blob: an object of an S3 store. The digest in its
+    /// place is that of its name there, so it says nothing about the bytes.
+    Object,
 }
 
 /// How a layer's content is compressed in the blob.
@@ -40,6 +43,14 @@ pub struct Encoding {
 impl Encoding {
     /// One file, stored as it is.
     pub const RAW: Self = Self { format: Format::Raw, compression: Compression::None };
+
+    /// One file outside of any registry, stored as it is.
+    pub const OBJECT: Self = Self { format: Format::Object, compression: Compression::None };
+
+    /// Whether the digest of a layer tells if its bytes are right.
+    pub fn is_verifiable(self) -> bool {
+        self.format != Format::Object
+    }
 
     /// Whether the stream is another one than the blob, so that only a pass over all of it finds
     /// what it holds.

@@ -78,6 +78,19 @@ pub enum SourceError {
         /// The digest of what came.
         got: Digest,
     },
+    /// An object of an S3 store was replaced by another one since the kit was packed.
+    #[error(
+        "{place} was replaced since the kit was packed: its ETag is no longer `{expected}`{}",
+        but(got)
+    )]
+    Changed {
+        /// The object.
+        place: String,
+        /// The ETag that the kit names.
+        expected: String,
+        /// The ETag of the object that is there, where the store says it.
+        got: Option<String>,
+    },
     /// A local file could not be read.
     #[error("cannot read {path}: {error}")]
     Io {
@@ -96,6 +109,10 @@ pub enum SourceError {
     },
 }
 
+fn but(etag: &Option<String>) -> String {
+    etag.as_ref().map(|etag| format!(", but `{etag}`")).unwrap_or_default()
+}
+
 impl SourceError {
     /// Whether the same request may succeed a little later.
     pub fn is_retryable(&self) -> bool {
@@ -106,6 +123,7 @@ impl SourceError {
             | Self::Untrusted { .. }
             | Self::Protocol { .. }
             | Self::DigestMismatch { .. }
+            | Self::Changed { .. }
             | Self::Io { .. }
             | Self::Configuration { .. } => false,
         }

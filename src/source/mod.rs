@@ -11,8 +11,10 @@ pub mod image_index;
 pub mod inline;
 pub mod kit_storage;
 pub mod mirrors;
+pub mod objects;
 pub mod oci_layout;
 pub mod registry;
+pub mod s3;
 pub mod sources;
 pub mod urgency;
 
@@ -26,6 +28,7 @@ use futures_util::stream::BoxStream;
 use crate::oci::{BlobId, Digest, Origin, Selector};
 
 pub use error::SourceError;
+pub use objects::{ObjectHead, ObjectId, Objects};
 pub use sources::Sources;
 pub use urgency::{Priority, Urgency};
 
@@ -138,6 +141,11 @@ pub const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 pub trait Repositories: Send + Sync + 'static {
     /// The repository of `origin`.
     fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError>;
+
+    /// The S3 store that objects are read from, where there is one.
+    fn objects(&self) -> Option<&dyn Objects> {
+        None
+    }
 }
 
 /// Fetches all of a small blob, and checks its digest.

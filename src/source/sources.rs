@@ -6,20 +6,27 @@ use std::sync::Arc;
 use super::kit_storage::KitStorage;
 use super::oci_layout::OciLayout;
 use super::registry::RegistryClient;
-use super::{Repositories, Repository, SourceError};
+use super::s3::{S3, S3Config};
+use super::{Objects, Repositories, Repository, SourceError};
 use crate::oci::Origin;
 
-/// Registries, OCI layout folders and kit's local storage.
+/// Registries, OCI layout folders, kit's local storage and an S3 store.
 pub struct Sources {
     registries: Arc<RegistryClient>,
     kitops_home: Option<PathBuf>,
+    s3: S3,
 }
 
 impl Sources {
     /// Sources that share the connections and tokens of `registries`; `localhost/…` references
     /// are looked up in `kitops_home`.
-    pub fn new(registries: Arc<RegistryClient>, kitops_home: Option<PathBuf>) -> Self {
-        Self { registries, kitops_home }
+    pub fn new(
+        registries: Arc<RegistryClient>,
+        kitops_home: Option<PathBuf>,
+        s3: S3Config,
+    ) -> Self {
+        let s3 = S3::new(registries.clone(), s3);
+        Self { registries, kitops_home, s3 }
     }
 }
 
@@ -40,5 +47,9 @@ impl Repositories for Sources {
                 Ok(Arc::new(KitStorage::open(home, reference)?))
             }
         }
+    }
+
+    fn objects(&self) -> Option<&dyn Objects> {
+        Some(&self.s3)
     }
 }

@@ -12,3 +12,4 @@ mod indexes;
 mod kinds_of_kits;
 mod lazy;
 mod mounting;
+mod remote_data;

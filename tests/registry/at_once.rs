@@ -10,6 +10,7 @@ use kitfs::fetch::{FetchConfig, Fetcher};
 use kitfs::fs::{self, LoadRequest};
 use kitfs::oci::Origin;
 use kitfs::source::registry::{DEFAULT_REQUESTS_PER_HOST, HostLimits};
+use kitfs::source::s3::S3Config;
 use kitfs::source::{Sources, Urgency};
 
 use crate::setup::{NAME, client_with, content, read, repository};
@@ -39,7 +40,8 @@ async fn load(registry: &RegistryDouble, limits: Arc<HostLimits>) {
     let folder = tempfile::tempdir().unwrap();
     let config = CacheConfig::new(folder.path().join("cache"));
     let fetcher = Fetcher::new(Cache::open(config).unwrap(), FetchConfig::default());
-    let sources = Sources::new(client_with(|config| config.limits = limits), None);
+    let sources =
+        Sources::new(client_with(|config| config.limits = limits), None, S3Config::default());
     let origin = Origin::parse(&registry.reference(NAME, "v1")).unwrap();
     let request = LoadRequest { umask: 0o022, ..LoadRequest::all_of(origin) };
     let loaded = fs::load(&fetcher, &sources, &request, &|_, _| ());

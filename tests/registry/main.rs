@@ -12,6 +12,7 @@ mod forms;
 mod limits;
 mod login;
 mod mirrors;
+mod objects;
 mod redirects;
 mod setup;
 mod tls;

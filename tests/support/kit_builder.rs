@@ -75,6 +75,7 @@ pub struct Kit {
     family: Family,
     layers: Vec<Layer>,
     parent: Option<String>,
+    remote: Vec<Value>,
     kitfile_annotation: bool,
     config: Option<Vec<u8>>,
 }
@@ -286,7 +287,9 @@ impl Kit {
     }
 
     fn of(family: Family) -> Self {
-        Self { family, layers: Vec::new(), parent: None, kitfile_annotation: false, config: None }
+        let (layers, remote) = (Vec::new(), Vec::new());
+        let (parent, kitfile_annotation, config) = (None, false, None);
+        Self { family, layers, parent, remote, kitfile_annotation, config }
     }
 
     /// Adds a layer.
@@ -298,6 +301,16 @@ impl Kit {
     /// Makes `model.path` a reference to another kit.
     pub fn with_parent(self, reference: &str) -> Self {
         Self { parent: Some(reference.to_owned()), ..self }
+    }
+
+    /// Adds a data set that lies elsewhere. The tree knows nothing of it.
+    pub fn with_remote(mut self, path: &str, remote_path: &str, remote_hash: &str) -> Self {
+        let mut entry = json!({"path": path, "remotePath": remote_path});
+        if !remote_hash.is_empty() {
+            entry["remoteHash"] = remote_hash.into();
+        }
+        self.remote.push(entry);
+        self
     }
 
     /// Adds the Kitfile as a manifest annotation, as `kit pack --use-model-pack` does.
@@ -463,6 +476,11 @@ impl Kit {
                 *section = json!([]);
             }
             section.as_array_mut().expect("a list").push(entry.into());
+        }
+        if !self.remote.is_empty() {
+            let mut datasets = kitfile["datasets"].as_array().cloned().unwrap_or_default();
+            datasets.extend(self.remote.iter().cloned());
+            kitfile["datasets"] = datasets.into();
         }
         kitfile
     }

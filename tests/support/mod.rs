@@ -9,6 +9,7 @@ pub mod kit_server;
 pub mod kitfs;
 pub mod registry_double;
 pub mod registry_process;
+pub mod s3_double;
 pub mod tar_stream;
 pub mod tree;
 

@@ -191,7 +191,7 @@ impl Rule {
         Self { fault, ..self }
     }
 
-    fn applies(&mut self, at: At, uri: &Uri) -> Option<Fault> {
+    pub(super) fn applies(&mut self, at: At, uri: &Uri) -> Option<Fault> {
         let matches = self.at.is_none_or(|own| own == at) && uri.to_string().contains(&self.part);
         if !matches || self.times == 0 {
             return None;
@@ -638,81 +638,94 @@ impl Shared {
         fault: Option<&Fault>,
         busy: Option<Busy>,
     ) -> Response {
-        let asked = match fault {
-            Some(Fault::IgnoreRange) => None,
-            _ => headers.get(header::RANGE).and_then(|value| value.to_str().ok()),
-        };
-        let size = bytes.len();
-        let range = match asked.map(|asked| parse_range(asked, size)) {
-            None => 0..size,
-            Some(Some(range)) => range,
-            Some(None) => {
-                let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
-                return (StatusCode::RANGE_NOT_SATISFIABLE, range).into_response();
-            }
-        };
-        let mut response = Response::new(self.body(bytes.slice(range.clone()), fault, busy));
-        let own = response.headers_mut();
-        if asked.is_some() {
-            let text = match fault {
-                Some(Fault::ContentRange(text)) => text.clone(),
-                _ => format!("bytes {}-{}/{size}", range.start, range.end - 1),
-            };
-            own.insert(header::CONTENT_RANGE, text.parse().expect("a header value"));
-        }
-        if !matches!(fault, Some(Fault::Short { .. } | Fault::Long { .. })) {
-            own.insert(header::CONTENT_LENGTH, range.len().into());
-        }
-        if asked.is_some() {
-            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-        }
-        response
-    }
-
-    /// A body that counts what leaves, and fails as told.
-    fn body(self: &Arc<Self>, bytes: Bytes, fault: Option<&Fault>, busy: Option<Busy>) -> Body {
-        let mut content = bytes.to_vec();
-        let mut end: Option<io::Result<()>> = Some(Ok(()));
-        match fault {
-            Some(Fault::Reset { after_bytes }) => {
-                content.truncate(*after_bytes);
-                end = Some(Err(io::ErrorKind::ConnectionReset.into()));
-            }
-            Some(Fault::Stall { after_bytes }) => {
-                content.truncate(*after_bytes);
-                end = None;
-            }
-            Some(Fault::Short { after_bytes }) => content.truncate(*after_bytes),
-            Some(Fault::Long { extra_bytes }) => {
-                content.extend(std::iter::repeat_n(0, *extra_bytes));
-            }
-            Some(Fault::Corrupt) => {
-                if let Some(byte) = content.first_mut() {
-                    *byte ^= 1;
-                }
-            }
-            _ => {}
-        }
         let shared = Arc::clone(self);
-        let pieces: Vec<_> = content.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
-        let pieces = stream::iter(pieces).map(move |piece| {
+        serve(bytes, headers, fault, move |sent| {
             let _held = &busy;
-            shared.bytes_served.fetch_add(piece.len() as u64, Ordering::SeqCst);
-            Ok::<_, io::Error>(piece)
-        });
-        let end = async move {
-            match end {
-                Some(Ok(())) => None,
-                Some(Err(error)) => {
-                    // What was sent before arrives before the break.
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    Some(Err(error))
-                }
-                None => std::future::pending().await,
-            }
-        };
-        Body::from_stream(pieces.chain(stream::once(end).filter_map(std::future::ready)))
+            shared.bytes_served.fetch_add(sent as u64, Ordering::SeqCst);
+        })
     }
+}
+
+/// Bytes, or the range of them that was asked for, or what the fault makes of them. `sent` hears
+/// how many bytes leave, and lives as long as the body.
+pub(super) fn serve(
+    bytes: &Bytes,
+    headers: &HeaderMap,
+    fault: Option<&Fault>,
+    sent: impl Fn(usize) + Send + 'static,
+) -> Response {
+    let asked = match fault {
+        Some(Fault::IgnoreRange) => None,
+        _ => headers.get(header::RANGE).and_then(|value| value.to_str().ok()),
+    };
+    let size = bytes.len();
+    let range = match asked.map(|asked| parse_range(asked, size)) {
+        None => 0..size,
+        Some(Some(range)) => range,
+        Some(None) => {
+            let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+            return (StatusCode::RANGE_NOT_SATISFIABLE, range).into_response();
+        }
+    };
+    let mut response = Response::new(body(bytes.slice(range.clone()), fault, sent));
+    let own = response.headers_mut();
+    if asked.is_some() {
+        let text = match fault {
+            Some(Fault::ContentRange(text)) => text.clone(),
+            _ => format!("bytes {}-{}/{size}", range.start, range.end - 1),
+        };
+        own.insert(header::CONTENT_RANGE, text.parse().expect("a header value"));
+    }
+    if !matches!(fault, Some(Fault::Short { .. } | Fault::Long { .. })) {
+        own.insert(header::CONTENT_LENGTH, range.len().into());
+    }
+    if asked.is_some() {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    response
+}
+
+/// A body that says what leaves, and fails as told.
+fn body(bytes: Bytes, fault: Option<&Fault>, sent: impl Fn(usize) + Send + 'static) -> Body {
+    let mut content = bytes.to_vec();
+    let mut end: Option<io::Result<()>> = Some(Ok(()));
+    match fault {
+        Some(Fault::Reset { after_bytes }) => {
+            content.truncate(*after_bytes);
+            end = Some(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Some(Fault::Stall { after_bytes }) => {
+            content.truncate(*after_bytes);
+            end = None;
+        }
+        Some(Fault::Short { after_bytes }) => content.truncate(*after_bytes),
+        Some(Fault::Long { extra_bytes }) => {
+            content.extend(std::iter::repeat_n(0, *extra_bytes));
+        }
+        Some(Fault::Corrupt) => {
+            if let Some(byte) = content.first_mut() {
+                *byte ^= 1;
+            }
+        }
+        _ => {}
+    }
+    let pieces: Vec<_> = content.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
+    let pieces = stream::iter(pieces).map(move |piece| {
+        sent(piece.len());
+        Ok::<_, io::Error>(piece)
+    });
+    let end = async move {
+        match end {
+            Some(Ok(())) => None,
+            Some(Err(error)) => {
+                // What was sent before arrives before the break.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Some(Err(error))
+            }
+            None => std::future::pending().await,
+        }
+    };
+    Body::from_stream(pieces.chain(stream::once(end).filter_map(std::future::ready)))
 }
 
 /// Counts the answers under way.

@@ -111,6 +111,7 @@ mod tests {
             size: 0,
             mtime_seconds: 0,
             layer: None,
+            missing: None,
         }
     }
 

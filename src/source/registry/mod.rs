@@ -42,6 +42,7 @@ mod tls;
 mod token;
 mod token_server;
 mod upstream;
+pub(super) mod web;
 
 use std::path::PathBuf;
 use std::sync::Arc;

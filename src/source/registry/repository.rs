@@ -312,6 +312,7 @@ fn with_earlier(mut error: SourceError, earlier: &[SourceError]) -> SourceError 
         | SourceError::Configuration { detail: words, .. } => words,
         SourceError::Throttled { .. }
         | SourceError::DigestMismatch { .. }
+        | SourceError::Changed { .. }
         | SourceError::Io { .. } => return error,
     };
     let others = earlier.iter().map(SourceError::to_string);

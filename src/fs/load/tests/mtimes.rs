@@ -45,10 +45,11 @@ impl Bench {
 
     /// The same registry and cache folder in another process.
     fn restarted(self) -> Self {
-        let Self { registry, fetcher, _folder } = self;
+        let Self { registry, fetcher, _folder, store } = self;
         drop(fetcher);
         let cache = Cache::open(CacheConfig::new(_folder.path())).unwrap();
-        Self { registry, fetcher: Fetcher::new(cache, FetchConfig::default()), _folder }
+        let fetcher = Fetcher::new(cache, FetchConfig::default());
+        Self { registry, fetcher, _folder, store }
     }
 }
 

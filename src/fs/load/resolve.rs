@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::load_error::{For, LoadError};
+use super::LoadRequest;
+use super::error::{For, LoadError};
 use crate::cache::Cache;
 use crate::fetch::Fetcher;
 use crate::kit::Kit;
@@ -80,20 +81,37 @@ pub(super) struct Kin<'a> {
     pub(super) origin: &'a Origin,
     /// What chooses it from an index.
     pub(super) labels: &'a LabelSelector,
-    /// Set for a kit that another kit names.
-    pub(super) child: Option<&'a Origin>,
+    /// What it is to the requested kit.
+    pub(super) relation: Relation<'a>,
+}
+
+/// What a kit is to the one that a user asked for.
+#[derive(Clone, Copy)]
+pub(super) enum Relation<'a> {
+    /// It is that kit.
+    Own,
+    /// A parent of it, or a parent's parent.
+    ParentOf(&'a Origin),
+    /// A kit that one of its data sets names.
+    DataOf(&'a Origin),
 }
 
 impl fmt::Display for Kin<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.child {
-            None => self.origin.fmt(f),
-            Some(child) => write!(f, "{} (a parent of {child})", self.origin),
+        match self.relation {
+            Relation::Own => self.origin.fmt(f),
+            Relation::ParentOf(child) => write!(f, "{} (a parent of {child})", self.origin),
+            Relation::DataOf(kit) => write!(f, "{} (data of {kit})", self.origin),
         }
     }
 }
 
-impl Kin<'_> {
+impl<'a> Kin<'a> {
+    /// The kit that a user asked for.
+    pub(super) fn of_request(request: &'a LoadRequest) -> Self {
+        Self { origin: &request.origin, labels: &request.labels, relation: Relation::Own }
+    }
+
     /// The name under which the cache remembers what an origin was resolved to.
     fn remembered_as(&self) -> String {
         match self.labels.is_empty() {
@@ -113,7 +131,7 @@ pub async fn describe(
     origin: &Origin,
     labels: &LabelSelector,
 ) -> Result<Description, LoadError> {
-    let kin = Kin { origin, labels, child: None };
+    let kin = Kin { origin, labels, relation: Relation::Own };
     Ok(resolve(fetcher.cache(), repositories, &kin).await?.description)
 }
 
@@ -127,7 +145,7 @@ pub async fn look(
     origin: &Origin,
     labels: &LabelSelector,
 ) -> Result<Described, LoadError> {
-    let kin = Kin { origin, labels, child: None };
+    let kin = Kin { origin, labels, relation: Relation::Own };
     let cache = fetcher.cache();
     let repository = repositories.open(kin.origin).of(&kin)?;
     let found = find(cache, &*repository, &kin).await?;

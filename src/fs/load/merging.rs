@@ -11,11 +11,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::cache::{Cache, Contents, Dated, LayerKey};
 use crate::kit::tree::TreeLayer;
-use crate::kit::{KitLayer, Placement, Tree, TreeError};
+use crate::kit::{Additions, KitLayer, Placement, Tree, TreeError};
 use crate::layer::Mtime;
 use crate::oci::Digest;
 
@@ -24,13 +22,14 @@ pub(super) struct Merging {
     pub(super) cache: Arc<Cache>,
     /// The layers in the order in which they are merged.
     pub(super) layers: Vec<MergedLayer>,
-    /// Every layer of the kit and its parents, those that filters leave out included.
+    /// Every layer of the kit and of what it takes layers from, those that filters leave out included.
     pub(super) kit: HashSet<LayerKey>,
     /// The digest of the kit's manifest.
     pub(super) manifest: Digest,
     /// When the kit was made, as far as its manifest says so.
     pub(super) created: Option<Mtime>,
-    pub(super) kitfile: Option<Bytes>,
+    /// What no layer has: the Kitfile, and what stands for remote data.
+    pub(super) additions: Additions,
     pub(super) umask: u32,
 }
 
@@ -86,14 +85,15 @@ impl Merging {
             mtime: mtimes[position_of[&layer.key]],
         });
         let layers = layers.collect::<Vec<_>>();
-        Tree::merge(&layers, self.kitfile.clone(), self.mtime(), self.umask)
+        let mtime = self.mtime();
+        Tree::merge(&layers, self.additions, mtime, self.umask)
     }
 
-    /// The time of what lies in no layer: the Kitfile.
+    /// The time of what lies in no layer.
     fn mtime(&self) -> Mtime {
         let seen = || self.cache.document_first_seen(self.manifest);
         let mtime = self.created.or_else(seen).unwrap_or(Mtime::EARLIEST);
-        mtime.or_fraction_of(&match &self.kitfile {
+        mtime.or_fraction_of(&match &self.additions.kitfile {
             Some(kitfile) => Digest::of(kitfile),
             None => self.manifest,
         })

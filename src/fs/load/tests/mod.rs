@@ -14,14 +14,15 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cache::{Cache, CacheConfig};
 use crate::fetch::FetchConfig;
-use crate::fs::{Described, StoredFile, describe, look};
-use crate::kit::Content;
-use crate::kit::NodeKind;
+use crate::fs::StoredFile;
+use crate::kit::{Content, NodeKind};
 use crate::oci::{BlobId, Digest, Selector};
-use crate::source::{BlobStream, Repository, SourceError, Urgency};
+use crate::source::{
+    BlobSource, BlobStream, ObjectHead, ObjectId, Objects, Repository, SourceError, Urgency,
+};
 
-#[path = "load_mtime_tests.rs"]
 mod mtimes;
+mod remote;
 
 /// A registry in memory.
 #[derive(Default)]
@@ -60,6 +61,15 @@ impl Registry {
             kitfile["model"] = json!({"path": parent});
         }
         for (role, path, content) in layers {
+            if *role == "remote" {
+                // What lies elsewhere has no layer: its content here is the place.
+                let place = std::str::from_utf8(content).unwrap();
+                let (place, hash) = place.split_once('#').unwrap_or((place, ""));
+                let entry = json!({"name": path.replace('/', "-"), "path": path,
+                    "remotePath": place, "remoteHash": hash});
+                push_to(&mut kitfile["datasets"], entry);
+                continue;
+            }
             let (digest, size) = self.put(content);
             let entry = json!({"path": path, "digest": digest, "diffId": digest});
             match *role {
@@ -126,12 +136,91 @@ fn push_to(list: &mut Value, entry: Value) {
     }
 }
 
-struct InMemory(Arc<Registry>);
+/// An S3 store in memory: objects by location, with their ETags.
+#[derive(Default)]
+struct Store {
+    objects: Mutex<HashMap<String, (String, Bytes)>>,
+    is_down: AtomicBool,
+    heads: AtomicU64,
+}
+
+impl Store {
+    fn put(&self, location: &str, etag: &str, content: &'static [u8]) {
+        let content = Bytes::from_static(content);
+        self.objects.lock().insert(location.to_owned(), (etag.to_owned(), content));
+    }
+
+    fn get(&self, object: &ObjectId) -> Result<Bytes, SourceError> {
+        let place = object.location.to_string();
+        if self.is_down.load(Ordering::SeqCst) {
+            return Err(SourceError::Unavailable { place, detail: "no route".to_owned() });
+        }
+        match self.objects.lock().get(&place) {
+            Some((etag, content)) if *etag == object.etag => Ok(content.clone()),
+            Some((etag, _)) => {
+                let (expected, got) = (object.etag.clone(), Some(etag.clone()));
+                Err(SourceError::Changed { place, expected, got })
+            }
+            None => {
+                let (what, hint) = ("the object".to_owned(), "upload it".to_owned());
+                Err(SourceError::NotFound { what, place, hint })
+            }
+        }
+    }
+}
+
+struct InStore {
+    store: Arc<Store>,
+    object: ObjectId,
+}
+
+impl BlobSource for InStore {
+    fn open(
+        &self,
+        _blob: BlobId,
+        range: Range<u64>,
+        _urgency: Urgency,
+    ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
+        let result = self.store.get(&self.object).map(|content| {
+            let bytes = content.slice(range.start as usize..range.end as usize);
+            BlobStream { range, bytes: stream::iter([Ok(bytes)]).boxed() }
+        });
+        Box::pin(async move { result })
+    }
+}
+
+struct InMemory(Arc<Registry>, Stores);
+
+#[derive(Clone, Default)]
+struct Stores(Arc<Store>);
+
+impl Objects for Stores {
+    fn store(&self) -> BoxFuture<'_, Result<String, SourceError>> {
+        Box::pin(async { Ok("s3.test".to_owned()) })
+    }
+
+    fn head<'a>(&'a self, object: &'a ObjectId) -> BoxFuture<'a, Result<ObjectHead, SourceError>> {
+        self.0.heads.fetch_add(1, Ordering::SeqCst);
+        let head = self.0.get(object).map(|content| ObjectHead {
+            size: content.len() as u64,
+            modified_seconds: Some(1_700_000_000),
+        });
+        Box::pin(async move { head })
+    }
+
+    fn source(&self, object: &ObjectId, _blob: BlobId) -> Arc<dyn BlobSource> {
+        Arc::new(InStore { store: self.0.clone(), object: object.clone() })
+    }
+}
 
 impl Repositories for InMemory {
     fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError> {
         self.0.opened.lock().push(origin.clone());
         Ok(Arc::new(One { registry: self.0.clone(), reference: origin.to_string() }))
+    }
+
+    fn objects(&self) -> Option<&dyn Objects> {
+        Some(&self.1)
     }
 }
 
@@ -193,6 +282,7 @@ impl Repository for One {
 
 struct Bench {
     registry: Arc<Registry>,
+    store: Arc<Store>,
     fetcher: Arc<Fetcher>,
     _folder: tempfile::TempDir,
 }
@@ -202,14 +292,18 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let config = CacheConfig::new(folder.path());
         let fetcher = Fetcher::new(Cache::open(config).unwrap(), FetchConfig::default());
-        Self { registry: Arc::default(), fetcher, _folder: folder }
+        Self { registry: Arc::default(), store: Arc::default(), fetcher, _folder: folder }
+    }
+
+    fn repositories(&self) -> InMemory {
+        InMemory(self.registry.clone(), Stores(self.store.clone()))
     }
 
     async fn load(&self, reference: &str, filters: &[&str]) -> Result<LoadedKit, LoadError> {
         let origin = Origin::parse(reference).unwrap();
         let filters = Filters::parse(filters).unwrap();
         let request = LoadRequest { filters, umask: 0o022, ..LoadRequest::all_of(origin) };
-        load(&self.fetcher, &InMemory(self.registry.clone()), &request, &|_, _| ()).await
+        load(&self.fetcher, &self.repositories(), &request, &|_, _| ()).await
     }
 
     async fn load_labelled(
@@ -220,7 +314,7 @@ impl Bench {
         let origin = Origin::parse(reference).unwrap();
         let labels = LabelSelector::parse(labels).unwrap();
         let request = LoadRequest { labels, ..LoadRequest::all_of(origin) };
-        load(&self.fetcher, &InMemory(self.registry.clone()), &request, &|_, _| ()).await
+        load(&self.fetcher, &self.repositories(), &request, &|_, _| ()).await
     }
 
     async fn paths(&self, reference: &str, filters: &[&str]) -> Vec<String> {
@@ -422,7 +516,7 @@ async fn an_index_is_shown_as_it_is_unless_something_chooses_from_it() {
     let bench = Bench::new();
     let kits = labelled(&bench);
     let plain = bench.registry.push_index("registry.test/org/kit:one", None, &kits[..1], |_, _| ());
-    let repositories = InMemory(bench.registry.clone());
+    let repositories = bench.repositories();
     let look = async |reference: &str, labels: &[&str]| {
         let origin = Origin::parse(reference).unwrap();
         let labels = LabelSelector::parse(labels).unwrap();
@@ -512,7 +606,7 @@ async fn a_kitfile_in_a_layer_must_have_the_bytes_of_the_kits_own() {
     let bench = Bench::new();
     // What is written as YAML has no digests, so the layer can hold it.
     bench.registry.push(KIT, None, &[("docs", "Kitfile", b"?")]);
-    let (origin, repositories) = (Origin::parse(KIT).unwrap(), InMemory(bench.registry.clone()));
+    let (origin, repositories) = (Origin::parse(KIT).unwrap(), bench.repositories());
     let described =
         describe(&bench.fetcher, &repositories, &origin, &LabelSelector::default()).await.unwrap();
     let own = described.kit.kitfile.to_yaml();
@@ -567,7 +661,7 @@ async fn describing_a_kit_reads_no_layer() {
     let bench = Bench::new();
     family(&bench);
     let origin = Origin::parse(KIT).unwrap();
-    let repositories = InMemory(bench.registry.clone());
+    let repositories = bench.repositories();
     let description =
         describe(&bench.fetcher, &repositories, &origin, &LabelSelector::default()).await.unwrap();
     assert_eq!(description.kit.parent.as_deref(), Some(PARENT));

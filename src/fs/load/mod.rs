@@ -1,0 +1,154 @@
+//! From a reference to a kit that can be read: resolve, fetch the config, open the layers, merge.
+//!
+//! ```text
+//! origin --resolve--> manifest digest (pinned), Kitfile --gather--> kits and objects to take from
+//!        --wanted--> layers --opening (in parallel)--> tables of contents --merge--> Tree
+//! ```
+//!
+//! - [`resolve`]: from an origin to a manifest and config, through indexes.
+//! - `gather`: parents, and the kits and objects that data sets name. `objects`: S3 objects as layers.
+//! - `wanted`, `opening`: which layers, and their tables of contents.
+//! - `kitfiles`: files `Kitfile` in layers. `merging`: dates, and the tree.
+//!
+//! Manifests and configs are kept in the cache by digest, and a tag's digest is remembered: a kit
+//! that was mounted once can be mounted again without the network.
+//!
+//! Layers are merged in the order in which `kit unpack` writes them: the oldest parent first, then
+//! remote data, then the kit, each kit's layers in the order of its manifest (modelkit-spec 4).
+
+mod error;
+mod gather;
+mod kitfiles;
+mod merging;
+mod objects;
+mod opening;
+mod resolve;
+mod wanted;
+
+use std::sync::Arc;
+
+use super::kit::LoadedKit;
+use crate::cache::LayerKey;
+use crate::fetch::Fetcher;
+use crate::kit::{Additions, Filters, Kit};
+use crate::oci::{LabelSelector, Origin};
+use crate::source::Repositories;
+
+use error::For;
+use gather::Site;
+use merging::Merging;
+use opening::{Progress, open_layers};
+use resolve::Kin;
+use wanted::Wanted;
+
+pub use error::LoadError;
+pub use resolve::{Described, Description, IndexDescription, describe, look};
+
+/// The most warnings that are kept; a tar of a million devices is one problem, not a million.
+const MOST_WARNINGS: usize = 100;
+
+/// Which kit, and what of it.
+#[derive(Clone, Debug)]
+pub struct LoadRequest {
+    /// Where it is read from.
+    pub origin: Origin,
+    /// Which kit, where the origin is an index.
+    pub labels: LabelSelector,
+    /// Which layers.
+    pub filters: Filters,
+    /// Whether data sets that lie in other kits and in S3 stores are taken.
+    pub remote: bool,
+    /// Permission bits that files and directories do not get.
+    pub umask: u32,
+}
+
+impl LoadRequest {
+    /// All of the kit at `origin`, with the modes that its layers say.
+    pub fn all_of(origin: Origin) -> Self {
+        let (labels, filters) = <(LabelSelector, Filters)>::default();
+        Self { origin, labels, filters, remote: true, umask: 0 }
+    }
+}
+
+/// Loads a kit; afterwards its tree can be listed. `progress` hears of compressed bytes passed
+/// and their total, while compressed layers take their pass. Remote data that cannot be had is
+/// missing in the tree, with a warning.
+///
+/// # Errors
+/// When the kit or a parent cannot be resolved or is malformed, a layer of them cannot be opened
+/// (the first one to fail is named), or the layers make no tree.
+pub async fn load(
+    fetcher: &Arc<Fetcher>,
+    repositories: &dyn Repositories,
+    request: &LoadRequest,
+    progress: Progress<'_>,
+) -> Result<LoadedKit, LoadError> {
+    let kin = Kin::of_request(request);
+    let (description, mut gathered) =
+        gather::gather(Site { fetcher, repositories, request }).await?;
+    let wanted = wanted::layers(&mut gathered);
+    let takes_nothing = wanted.is_empty() && gathered.missing.is_empty();
+    if takes_nothing && !request.filters.takes_kitfile() {
+        gathered.warnings.push(what_there_is(&description.kit));
+    }
+    let opened = open_layers(fetcher, wanted, &mut gathered, progress).await?;
+
+    let kit = description.kit;
+    let kitfile = kit.kitfile_yaml.clone().filter(|_| request.filters.takes_kitfile());
+    if let Some(kitfile) = &kitfile {
+        kitfiles::check_others(kitfile, &opened).await?;
+    }
+    let merging = Merging {
+        cache: fetcher.cache().clone(),
+        layers: opened.merged(),
+        kit: gathered.layer_keys().chain(opened.wanted.iter().map(Wanted::key)).collect(),
+        manifest: description.digest,
+        created: kit.created,
+        additions: Additions {
+            kitfile,
+            directories: gathered.directories,
+            missing: gathered.missing,
+        },
+        umask: request.umask,
+    };
+    let tree = tokio::task::spawn_blocking(move || merging.run());
+    let tree = tree.await.expect("merging a tree does not panic").of(&kin)?;
+
+    let keys: Vec<LayerKey> = opened.layers.iter().map(|layer| layer.key()).collect();
+    let (origin, manifest) = (request.origin.clone(), description.digest);
+    fetcher.cache().record_kit(&origin.to_string(), manifest, &keys).of(&kin)?;
+    let mut warnings = gathered.warnings;
+    warnings.extend(opened.warnings());
+    let warnings = bounded(warnings);
+    let (layers, media_types) = (opened.layers, opened.media_types);
+    let labels = request.labels.clone();
+    Ok(LoadedKit { origin, labels, manifest, kit, tree, layers, media_types, warnings })
+}
+
+/// What a kit has, for a user whose filters take none of it.
+fn what_there_is(kit: &Kit) -> String {
+    let mut offered: Vec<String> = Vec::new();
+    for layer in kit.layers.iter().take(MOST_WARNINGS) {
+        let name = layer.entry_name.as_ref().or(layer.entry_path.as_ref());
+        offered.push(match name {
+            Some(name) => format!("{} `{name}`", layer.role.as_str()),
+            None => layer.role.as_str().to_owned(),
+        });
+    }
+    match offered.is_empty() {
+        true => "the filters take nothing, because the kit has no layers".to_owned(),
+        false => format!("the filters take nothing; the kit has {}", offered.join(", ")),
+    }
+}
+
+fn bounded(mut warnings: Vec<String>) -> Vec<String> {
+    if warnings.len() > MOST_WARNINGS {
+        let more = warnings.len() - MOST_WARNINGS;
+        warnings.truncate(MOST_WARNINGS);
+        warnings.push(format!("and {more} more"));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests;

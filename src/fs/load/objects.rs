@@ -1,0 +1,113 @@
+//! Objects of S3 stores as layers of their own: what stands for their digest, and what is remembered
+//! of them.
+//!
+//! A registry's blob has its sha256 for a name. An object has none, so the cache keeps it under the
+//! sha256 of its *identity*: store, bucket, key, version, ETag and size, as JSON. An object with
+//! another ETag is thus another layer. Every answer of the store is compared with the ETag, and no
+//! digest ever confirms the bytes: such a layer stays unconfirmed.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cache::Cache;
+use crate::oci::{BlobId, Digest};
+use crate::source::{BlobSource, ObjectHead, ObjectId, Objects, SourceError};
+
+/// The largest object that is read: the largest file of ext4, as for a kit's blobs.
+const OBJECT_LIMIT_BYTES: u64 = 16 << 40;
+
+/// An object whose size is known.
+pub(super) struct KnownObject {
+    /// The name of its layer, and its size.
+    pub(super) blob: BlobId,
+    pub(super) modified_seconds: Option<i64>,
+    pub(super) source: Arc<dyn BlobSource>,
+}
+
+/// What tells an object from every other one.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    store: String,
+    bucket: String,
+    key: String,
+    version: Option<String>,
+    etag: String,
+    size: u64,
+}
+
+/// The document that the cache keeps of an object.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    identity: Identity,
+    modified_seconds: Option<i64>,
+}
+
+impl Identity {
+    fn new(store: String, object: &ObjectId, size: u64) -> Self {
+        let location = &object.location;
+        Self {
+            store,
+            bucket: location.bucket().to_owned(),
+            key: location.key().to_owned(),
+            version: location.version().map(str::to_owned),
+            etag: object.etag.clone(),
+            size,
+        }
+    }
+
+    fn digest(&self) -> Digest {
+        Digest::of(&json(self))
+    }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("texts and numbers are JSON")
+}
+
+/// Finds out an object's size: from the cache where it was asked before, since an object with an
+/// ETag never changes, and else from its store.
+pub(super) async fn find(
+    cache: &Arc<Cache>,
+    objects: &dyn Objects,
+    object: &ObjectId,
+) -> Result<KnownObject, SourceError> {
+    let store = objects.store().await?;
+    let name = format!("{} at {store} with ETag {}", object.location, object.etag);
+    let record = match recalled(cache, &name, &store, object) {
+        Some(record) => record,
+        None => {
+            let ObjectHead { size, modified_seconds } = objects.head(object).await?;
+            let identity = Identity::new(store, object, size);
+            let record = Record { identity, modified_seconds };
+            remember(cache, &name, &record);
+            record
+        }
+    };
+    let size = record.identity.size;
+    if size > OBJECT_LIMIT_BYTES {
+        return Err(SourceError::Protocol {
+            place: object.location.to_string(),
+            detail: format!("it has {size} bytes, and kitfs reads at most 16 TiB"),
+        });
+    }
+    let blob = BlobId { digest: record.identity.digest(), size };
+    let source = objects.source(object, blob);
+    Ok(KnownObject { blob, modified_seconds: record.modified_seconds, source })
+}
+
+fn recalled(cache: &Arc<Cache>, name: &str, store: &str, object: &ObjectId) -> Option<Record> {
+    let record: Record = serde_json::from_slice(&cache.document(cache.recall(name)?)?).ok()?;
+    let expected = Identity::new(store.to_owned(), object, record.identity.size);
+    (record.identity == expected).then_some(record)
+}
+
+/// Keeps what a store said. A cache that cannot keep it only asks again.
+fn remember(cache: &Arc<Cache>, name: &str, record: &Record) {
+    let document = json(record);
+    let digest = Digest::of(&document);
+    let kept = cache.put_document(digest, &document).and_then(|()| cache.remember(name, digest));
+    if let Err(error) = kept {
+        tracing::warn!(%error, object = name, "the size of an object is not kept in the cache");
+    }
+}

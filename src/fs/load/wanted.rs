@@ -1,0 +1,129 @@
+//! The layers to open, each with its place in the tree and its name in messages.
+
+use std::sync::Arc;
+
+use super::error::LoadError;
+use super::gather::{Gathered, Part, Place, Taken};
+use super::resolve::Resolved;
+use crate::cache::LayerKey;
+use crate::fetch::{FetchError, LayerSpec};
+use crate::kit::{KitLayer, Placement};
+use crate::layer::{MemberPath, MemberPathError, Mtime};
+use crate::oci::Encoding;
+use crate::source::BlobSource;
+use crate::source::inline::InlineBlob;
+
+/// What `user.kitfs.media_type` says of an object of an S3 store.
+const OBJECT_TYPE: &str = "application/octet-stream";
+/// What kit creates a file with that it downloads.
+const OBJECT_MODE: u32 = 0o644;
+
+/// A layer to open, and where it comes from.
+pub(super) struct Wanted {
+    pub(super) spec: LayerSpec,
+    pub(super) placement: Placement,
+    pub(super) media_type: String,
+    pub(super) source: Arc<dyn BlobSource>,
+    /// The kit that has it, as messages name it.
+    pub(super) reference: String,
+    /// The layer as messages name it: ``model `weights/model.bin` (sha256:0123456789ab)``.
+    pub(super) name: String,
+    /// When its kit was made, as far as that is known.
+    pub(super) created: Option<Mtime>,
+    /// Set for remote data, which the kit can do without.
+    pub(super) place: Option<Arc<Place>>,
+}
+
+impl Wanted {
+    pub(super) fn key(&self) -> LayerKey {
+        LayerKey { digest: self.spec.blob.digest, encoding: self.spec.encoding }
+    }
+
+    pub(super) fn failed(&self, error: FetchError) -> LoadError {
+        let (reference, layer) = (self.reference.clone(), self.name.clone());
+        LoadError::Fetch { reference, layer, error: Box::new(error) }
+    }
+}
+
+/// The layers of everything that was gathered, in the order in which they are merged. What has a
+/// path that is too long becomes a warning there.
+pub(super) fn layers(gathered: &mut Gathered) -> Vec<Wanted> {
+    let mut wanted = Vec::new();
+    let mut warnings = Vec::new();
+    for part in &gathered.parts {
+        match part {
+            Part::Kit(taken) => {
+                wanted.extend(taken_layers(taken).map(|layer| of_kit(taken, layer)));
+            }
+            Part::RemoteKit(taken, place) => {
+                for layer in taken_layers(taken) {
+                    let layer = of_kit(taken, layer);
+                    match below(layer, place) {
+                        Ok(layer) => wanted.push(layer),
+                        Err(warning) => warnings.push(warning),
+                    }
+                }
+            }
+            Part::Object(object, place) => {
+                let Some(path) = place.path.clone() else { continue };
+                wanted.push(Wanted {
+                    spec: LayerSpec { blob: object.blob, encoding: Encoding::OBJECT },
+                    placement: Placement::Raw {
+                        path,
+                        mode: OBJECT_MODE,
+                        mtime: object.modified_seconds.and_then(|seconds| Mtime::new(seconds, 0)),
+                        size: Some(object.blob.size),
+                    },
+                    media_type: OBJECT_TYPE.to_owned(),
+                    source: object.source.clone(),
+                    reference: format!("the data set `{}`", place.shown),
+                    name: "its object".to_owned(),
+                    created: None,
+                    place: Some(place.clone()),
+                });
+            }
+        }
+    }
+    gathered.warnings.append(&mut warnings);
+    wanted
+}
+
+fn taken_layers(taken: &Taken) -> impl Iterator<Item = &KitLayer> {
+    let layers = taken.resolved.description.kit.layers.iter();
+    layers.filter(|layer| taken.filters.takes(layer))
+}
+
+fn of_kit(taken: &Taken, layer: &KitLayer) -> Wanted {
+    Wanted {
+        spec: LayerSpec { blob: layer.blob, encoding: layer.encoding },
+        placement: layer.placement.clone(),
+        media_type: layer.media_type.clone(),
+        source: source_of(&taken.resolved, layer),
+        reference: taken.name.clone(),
+        name: layer.title(),
+        created: taken.resolved.description.kit.created,
+        place: None,
+    }
+}
+
+/// A layer of a kit that a data set names, below the data set's directory.
+fn below(layer: Wanted, place: &Arc<Place>) -> Result<Wanted, String> {
+    let moved = |path: Option<&MemberPath>, placement: Placement| match path {
+        Some(path) => placement.below(path),
+        None => Ok::<_, MemberPathError>(placement),
+    };
+    match moved(place.path.as_ref(), layer.placement.clone()) {
+        Ok(placement) => Ok(Wanted { placement, place: Some(place.clone()), ..layer }),
+        Err(error) => Err(format!("{}: {} is left out: {error}", layer.reference, layer.name)),
+    }
+}
+
+/// Where a layer's bytes come from: the manifest itself, or the kit's repository.
+fn source_of(kit: &Resolved, layer: &KitLayer) -> Arc<dyn BlobSource> {
+    let mut descriptors = kit.description.manifest.layers.iter();
+    let carried = descriptors.find_map(|it| it.data.clone().filter(|_| it.blob() == layer.blob));
+    match carried {
+        Some(bytes) => Arc::new(InlineBlob::new(bytes)),
+        None => kit.repository.clone(),
+    }
+}

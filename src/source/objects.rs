@@ -1,0 +1,43 @@
+//! Objects of S3 stores, which a kit names by their place and ETag.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use super::{BlobSource, SourceError};
+use crate::oci::{BlobId, ObjectLocation};
+
+/// An object as a kit names it: its place, and its ETag when the kit was packed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectId {
+    /// Where it lies.
+    pub location: ObjectLocation,
+    /// Its ETag, without quotes. An object with another ETag is another object.
+    pub etag: String,
+}
+
+/// What a store says of an object before any byte of it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectHead {
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was last modified, in seconds since 1970, where the store says so.
+    pub modified_seconds: Option<i64>,
+}
+
+/// An S3 store.
+pub trait Objects: Send + Sync {
+    /// The store's name. Together with a place and an ETag it says which bytes are meant, so stores
+    /// whose buckets may differ have different names.
+    fn store(&self) -> BoxFuture<'_, Result<String, SourceError>>;
+
+    /// Asks for an object's size, and compares its ETag.
+    ///
+    /// # Errors
+    /// [`SourceError::Changed`] where the object there has another ETag.
+    fn head<'a>(&'a self, object: &'a ObjectId) -> BoxFuture<'a, Result<ObjectHead, SourceError>>;
+
+    /// A source of the object's bytes under the name `blob`. No I/O happens yet. Each of its answers
+    /// is of the object with this ETag, or an error.
+    fn source(&self, object: &ObjectId, blob: BlobId) -> Arc<dyn BlobSource>;
+}
