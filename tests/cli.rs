@@ -345,7 +345,7 @@ fn a_compressed_kit_is_opened_with_progress() {
     let reference = golden_reference("comp-gzip");
     let body = serde_json::json!({"reference": reference, "umask": 18}).to_string();
     let answer = ask(&kitfs, "POST /v1/open HTTP/1.1", &body);
-    assert!(answer.contains(r#"{"progress":{"passed_bytes":"#), "{answer}");
+    assert!(answer.contains(r#"{"progress":{"passing":{"passed_bytes":"#), "{answer}");
     let digest = kitfs.json(&["info", "--json", &reference])["digest"].clone();
     let pinned = format!("oci:{}@{}", golden("comp-gzip").display(), digest.as_str().unwrap());
     assert!(answer.contains(&format!(r#"{{"opened":{{"pinned":"{pinned}"}}}}"#)), "{answer}");

@@ -137,6 +137,10 @@ pub(super) struct NetworkArguments {
     /// How often a request that failed for now is repeated [default: 5].
     #[arg(long, value_name = "COUNT")]
     pub retries: Option<usize>,
+    /// How long opening a kit and `warm` wait for a registry that is connected and silent, as a
+    /// cache is that fetches first [default: 300].
+    #[arg(long, value_name = "SECONDS")]
+    pub open_timeout: Option<u64>,
     /// Folder of HOST/hosts.toml files that name mirrors, in containerd's layout
     /// [env: KITFS_REGISTRIES_DIR].
     #[arg(long, value_name = "DIR")]

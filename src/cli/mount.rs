@@ -6,7 +6,7 @@ use sd_notify::NotifyState;
 
 use super::arguments::{KitArguments, LogFormat, NetworkArguments, parse_umask};
 use super::error::CliError;
-use super::output::{count_of, pass_bar, print_line, print_warnings, short_digest, show_pass};
+use super::output::{count_of, pass_bar, print_line, print_warnings, short_digest, show_opening};
 use super::reference::parse_reference;
 use super::settings::{Settings, absolute, mountpoint};
 use super::{block_on, sizes};
@@ -126,7 +126,7 @@ async fn mount(
     let backend = Backend::daemon(&config).await?;
     settings.warn_of_other_bounds(&backend).await?;
     let bar = pass_bar();
-    let status = backend.mount(request, &mut |progress| show_pass(&bar, progress)).await;
+    let status = backend.mount(request, &mut |progress| show_opening(&bar, progress)).await;
     bar.finish_and_clear();
     announce(&status?)
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use crate::daemon::Backend;
-use crate::daemon::api::{KitRequest, KitState, PassProgress};
+use crate::daemon::api::{KitRequest, KitState, OpenProgress, PassProgress, Waiting};
 
 /// Directories.
 const BLUE: Style = AnsiColor::Blue.on_default().bold();
@@ -179,7 +179,7 @@ pub(super) fn byte_bar(total_bytes: u64, what: impl Into<Cow<'static, str>>) -> 
 /// for ever.
 pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<KitRequest, CliError> {
     let bar = pass_bar();
-    let pinned = backend.open_kit(kit, &mut |progress| show_pass(&bar, progress)).await;
+    let pinned = backend.open_kit(kit, &mut |progress| show_opening(&bar, progress)).await;
     bar.finish_and_clear();
     Ok(pinned?)
 }
@@ -187,6 +187,23 @@ pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<KitRe
 /// The bar for passes over compressed layers.
 pub(super) fn pass_bar() -> ProgressBar {
     byte_bar(0, "reading compressed layers")
+}
+
+/// Shows how opening a kit goes, with [`pass_bar`].
+pub(super) fn show_opening(bar: &ProgressBar, progress: OpenProgress) {
+    match progress {
+        OpenProgress::Passing(progress) => show_pass(bar, progress),
+        OpenProgress::Waiting(waiting) => bar.suspend(|| say_waiting(&waiting)),
+    }
+}
+
+/// Says that a host is silent, so that nobody takes a slow cache for a command that hangs.
+pub(super) fn say_waiting(waiting: &Waiting) {
+    let Waiting { host, silent_seconds, limit_seconds } = waiting;
+    say(format_args!(
+        "still waiting for {host}… (silent for {silent_seconds} s; given up after {limit_seconds} \
+         s, --open-timeout)"
+    ));
 }
 
 /// Moves [`pass_bar`].

@@ -153,6 +153,7 @@ impl Settings {
             credential_files: self.credential_files(kitops_home.as_deref())?,
             kitops_home,
             retries: network.retries,
+            open_timeout_seconds: network.open_timeout,
             s3: self.s3()?,
         })
     }

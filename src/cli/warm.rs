@@ -13,7 +13,7 @@ use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::output::{
     byte_bar, count_of, pass_bar, print_json, print_line, print_warnings, printable, say,
-    short_digest, show_pass,
+    say_waiting, short_digest, show_pass,
 };
 use super::reference::parse_reference;
 use super::settings::{DEFAULT_UMASK, Settings, absolute};
@@ -175,6 +175,7 @@ impl Display {
                 show_pass(bar, progress);
                 self.say_now_and_then(progress.passed_bytes, progress.total_bytes);
             }
+            WarmEvent::Waiting(waiting) => self.bars.suspend(|| say_waiting(&waiting)),
             WarmEvent::Layers(layers) => {
                 layers.iter().for_each(|layer| self.show_layer(layer));
                 let done_bytes = layers.iter().map(|layer| layer.done_bytes).sum();

@@ -40,6 +40,9 @@ pub struct NetworkOptions {
     pub retries: Option<usize>,
     /// How to reach the S3 store that objects are read from.
     pub s3: S3Config,
+    /// How long opening and warming wait for a host that is silent; `None` for the usual.
+    #[serde(default)]
+    pub open_timeout_seconds: Option<u64>,
 }
 
 /// Which kit, and what of it.
@@ -114,6 +117,8 @@ pub struct WarmRequest {
 pub enum WarmEvent {
     /// A compressed layer is being passed over, which fetches it.
     Passing(PassProgress),
+    /// A host is silent.
+    Waiting(Waiting),
     /// How far each layer has come.
     Layers(Vec<LayerProgress>),
     /// It is over; the report says of each layer whether well.
@@ -201,8 +206,8 @@ pub enum HydrateState {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MountEvent {
-    /// A compressed layer is being passed over: nothing can be listed before its end.
-    Progress(PassProgress),
+    /// How opening the kit goes.
+    Progress(OpenProgress),
     /// The tree can be listed.
     Mounted(Box<MountStatus>),
     /// Nothing was mounted.
@@ -213,8 +218,8 @@ pub enum MountEvent {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OpenEvent {
-    /// A compressed layer is being passed over: nothing can be listed before its end.
-    Progress(PassProgress),
+    /// How opening the kit goes.
+    Progress(OpenProgress),
     /// The kit is open, and stays so for the requests that follow.
     Opened {
         /// The reference that names this very kit for ever.
@@ -240,6 +245,27 @@ impl From<Failure> for OpenEvent {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
+}
+
+/// How opening a kit goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpenProgress {
+    /// Compressed layers are being passed over: nothing can be listed before their end.
+    Passing(PassProgress),
+    /// A host is silent.
+    Waiting(Waiting),
+}
+
+/// A host that has sent nothing for a while, and is still waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// `HOST[:PORT]`.
+    pub host: String,
+    /// How long nothing has come.
+    pub silent_seconds: u64,
+    /// How long a host may be silent (`--open-timeout`).
+    pub limit_seconds: u64,
 }
 
 /// How far the passes over compressed layers have come.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
-    Listing, MountRequest, MountStatus, PassProgress, ReadRequest, RecordRequest, TagInfo,
+    Listing, MountRequest, MountStatus, OpenProgress, ReadRequest, RecordRequest, TagInfo,
     TagsRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use super::client::Client;
@@ -95,12 +95,11 @@ impl Backend {
         }
     }
 
-    /// Mounts a kit; returns when its tree can be listed. `on_progress` hears of passes over
-    /// compressed layers.
+    /// Mounts a kit; returns when its tree can be listed. `on_progress` hears how that goes.
     pub async fn mount(
         &self,
         request: MountRequest,
-        on_progress: &mut (dyn FnMut(PassProgress) + Send),
+        on_progress: &mut (dyn FnMut(OpenProgress) + Send),
     ) -> Result<MountStatus, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.mount(&request, on_progress).await,
@@ -112,11 +111,11 @@ impl Backend {
     }
 
     /// Opens a kit, and returns the request that names this very kit for ever: for listing and
-    /// reading it. `on_progress` hears of passes over compressed layers.
+    /// reading it. `on_progress` hears how that goes.
     pub async fn open_kit(
         &self,
         request: KitRequest,
-        on_progress: &mut (dyn FnMut(PassProgress) + Send),
+        on_progress: &mut (dyn FnMut(OpenProgress) + Send),
     ) -> Result<KitRequest, Failure> {
         let reference = match &self.kind {
             Kind::Daemon(client) => client.open_kit(&request, on_progress).await?,

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
-    Listing, MountEvent, MountRequest, MountStatus, OpenEvent, PassProgress, ReadRequest,
+    Listing, MountEvent, MountRequest, MountStatus, OpenEvent, OpenProgress, ReadRequest,
     RecordRequest, TagInfo, TagsRequest, UnmountRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use super::frames::{Next, Reader};
@@ -59,7 +59,7 @@ impl Client {
     pub(super) async fn mount(
         &self,
         request: &MountRequest,
-        on_progress: &mut (dyn FnMut(PassProgress) + Send),
+        on_progress: &mut (dyn FnMut(OpenProgress) + Send),
     ) -> Result<MountStatus, Failure> {
         let mut lines = Lines::new(self.send(Method::POST, "mounts", request).await?);
         while let Some(line) = lines.next().await? {
@@ -75,7 +75,7 @@ impl Client {
     pub(super) async fn open_kit(
         &self,
         request: &KitRequest,
-        on_progress: &mut (dyn FnMut(PassProgress) + Send),
+        on_progress: &mut (dyn FnMut(OpenProgress) + Send),
     ) -> Result<String, Failure> {
         let mut lines = Lines::new(self.send(Method::POST, "open", request).await?);
         while let Some(line) = lines.next().await? {

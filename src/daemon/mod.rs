@@ -43,6 +43,7 @@ mod service;
 mod sizes;
 mod socket;
 mod upkeep;
+mod waiting;
 mod warming;
 
 pub use backend::{Backend, ByteStream};

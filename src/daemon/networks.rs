@@ -3,6 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -70,10 +71,16 @@ impl Networks {
             credentials: CredentialStore::new(options.credential_files.clone()),
             mirrors: Mirrors::new(options.registries_dir.clone()),
             limits: self.limits.clone(),
-            timing: match options.retries {
-                Some(retries) => Timing { retries, ..Timing::default() },
-                None => Timing::default(),
+            timing: Timing {
+                retries: options.retries.unwrap_or(Timing::default().retries),
+                open: open_timeout(options),
+                ..Timing::default()
             },
         })
     }
+}
+
+/// How long opening and warming wait for a host that is silent.
+pub(super) fn open_timeout(options: &NetworkOptions) -> Duration {
+    options.open_timeout_seconds.map_or(Timing::default().open, Duration::from_secs)
 }

@@ -17,8 +17,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
-    Listing, MountRequest, MountStatus, PassProgress, ReadRequest, TagInfo, TagsRequest, WarmEvent,
-    WarmReport, WarmRequest,
+    Listing, MountRequest, MountStatus, OpenProgress, PassProgress, ReadRequest, TagInfo,
+    TagsRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use super::backend::ByteStream;
 use super::failure::panicked;
@@ -28,7 +28,7 @@ use super::lifecycle::DaemonConfig;
 use super::mounts::{Background, Mounts, stopping};
 use super::networks::Networks;
 use super::replay::{self, Replay};
-use super::{describing, listing, reading, recording, upkeep, warming};
+use super::{describing, listing, reading, recording, upkeep, waiting, warming};
 use crate::cache::Cache;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{self, FsConfig, Line, LoadRequest, LoadedKit};
@@ -92,7 +92,7 @@ impl Service {
     pub(super) async fn mount(
         &self,
         request: MountRequest,
-        progress: &(dyn Fn(PassProgress) + Send + Sync),
+        progress: &(dyn Fn(OpenProgress) + Send + Sync),
     ) -> Result<MountStatus, Failure> {
         if !request.mountpoint.is_absolute() {
             let message =
@@ -111,10 +111,14 @@ impl Service {
         let checked = options.clone();
         spawn_blocking(move || Mount::check(&checked)).await.map_err(panicked)??;
         let on_pass = |passed_bytes, total_bytes| {
-            progress(PassProgress { passed_bytes, total_bytes });
+            progress(OpenProgress::Passing(PassProgress { passed_bytes, total_bytes }));
         };
+        let on_wait = |waiting| progress(OpenProgress::Waiting(waiting));
+        let kit = self.load(&request.kit, &on_pass);
         let kit = tokio::select! {
-            kit = self.load(&request.kit, &on_pass) => Arc::new(kit?),
+            kit = waiting::told(&self.networks, &request.kit.network, &on_wait, kit) => {
+                Arc::new(kit?)
+            }
             () = self.stopping.cancelled() => return Err(stopping()),
         };
         if !kit.has_missing() {
@@ -169,13 +173,15 @@ impl Service {
         let on_pass = |passed_bytes, total_bytes| {
             report(WarmEvent::Passing(PassProgress { passed_bytes, total_bytes }));
         };
-        let kit = match self.known(&request.kit).await? {
-            Some(kit) => kit,
-            // Not kept: when the command is gone, what is under way for it ends.
-            None => Arc::new(self.load(&request.kit, &on_pass).await?),
-        };
+        let on_wait = |waiting| report(WarmEvent::Waiting(waiting));
         let progress = |layers| report(WarmEvent::Layers(layers));
+        let network = request.kit.network.clone();
         let work = async {
+            let kit = match self.known(&request.kit).await? {
+                Some(kit) => kit,
+                // Not kept: when the command is gone, what is under way for it ends.
+                None => Arc::new(self.load(&request.kit, &on_pass).await?),
+            };
             match request.trace {
                 Some(file) => {
                     let replay = self.load_replay(&kit, file).await?;
@@ -192,7 +198,7 @@ impl Service {
             }
         };
         tokio::select! {
-            report = work => report,
+            report = waiting::told(&self.networks, &network, &on_wait, work) => report,
             () = self.stopping.cancelled() => Err(stopping()),
         }
     }
@@ -301,15 +307,19 @@ impl Service {
     pub(super) async fn open_kit(
         &self,
         request: &KitRequest,
-        progress: &(dyn Fn(PassProgress) + Send + Sync),
+        progress: &(dyn Fn(OpenProgress) + Send + Sync),
     ) -> Result<String, Failure> {
         let on_pass = |passed_bytes, total_bytes| {
-            progress(PassProgress { passed_bytes, total_bytes });
+            progress(OpenProgress::Passing(PassProgress { passed_bytes, total_bytes }));
         };
-        let kit = match self.known(request).await? {
-            Some(kit) => kit,
-            None => self.load_and_keep(request, &on_pass).await?,
+        let on_wait = |waiting| progress(OpenProgress::Waiting(waiting));
+        let kit = async {
+            match self.known(request).await? {
+                Some(kit) => Ok(kit),
+                None => self.load_and_keep(request, &on_pass).await,
+            }
         };
+        let kit = waiting::told(&self.networks, &request.network, &on_wait, kit).await?;
         Ok(pinned_reference(&kit.origin, kit.manifest))
     }
 

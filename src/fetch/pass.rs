@@ -137,7 +137,7 @@ async fn feed(
     if resumed >= spec.blob.size {
         return Ok(());
     }
-    let mut stream = source.open(spec.blob, resumed..spec.blob.size, Urgency::on_demand()).await?;
+    let mut stream = source.open(spec.blob, resumed..spec.blob.size, Urgency::opening()).await?;
     let mut skip = resumed - stream.range.start;
     while let Some(piece) = stream.bytes.next().await {
         let mut piece = piece?;

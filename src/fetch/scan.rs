@@ -56,7 +56,7 @@ pub(super) async fn run(
     };
     if blob.size <= SMALL_LAYER_BYTES {
         if blob.size > 0 {
-            scan.read(source.open(blob, 0..blob.size, Urgency::on_demand()).await?).await?;
+            scan.read(source.open(blob, 0..blob.size, Urgency::opening()).await?).await?;
         }
     } else {
         let tail_range = blob.size - TAIL_BYTES..blob.size;
@@ -64,7 +64,7 @@ pub(super) async fn run(
         // host, and the tail may be waiting for one.
         let (head, tail) = tokio::join!(
             async {
-                scan.read(source.open(blob, 0..FIRST_READ_BYTES, Urgency::on_demand()).await?).await
+                scan.read(source.open(blob, 0..FIRST_READ_BYTES, Urgency::opening()).await?).await
             },
             read_exactly(source.as_ref(), blob, tail_range.clone()),
         );
@@ -103,7 +103,7 @@ impl Scan<'_> {
             let start = if is_near { last_end.min(at.get()) } else { self.before_padding(at) };
             let known = self.tail.as_ref().map_or(self.blob.size, |(tail, _)| tail.get());
             let end = (at.get() + read_bytes).min(known);
-            self.read(source.open(self.blob, start..end, Urgency::on_demand()).await?).await?;
+            self.read(source.open(self.blob, start..end, Urgency::opening()).await?).await?;
             last_end = end;
         }
         if let Some((tail, bytes)) = self.tail.take() {
@@ -169,7 +169,7 @@ async fn read_exactly(
     blob: BlobId,
     range: Range<u64>,
 ) -> Result<Option<Bytes>, FetchError> {
-    let mut stream = source.open(blob, range.clone(), Urgency::on_demand()).await?;
+    let mut stream = source.open(blob, range.clone(), Urgency::opening()).await?;
     if stream.range != range {
         return Ok(None);
     }

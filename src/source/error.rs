@@ -30,7 +30,7 @@ pub enum SourceError {
         hint: String,
     },
     /// The other side asks for fewer requests.
-    #[error("{place} answers 429 too many requests, after all retries: try again later")]
+    #[error("{place} gets too many requests (429){}", pause(*.retry_after))]
     Throttled {
         /// The host.
         place: String,
@@ -111,6 +111,14 @@ pub enum SourceError {
 
 fn but(etag: &Option<String>) -> String {
     etag.as_ref().map(|etag| format!(", but `{etag}`")).unwrap_or_default()
+}
+
+/// When to try again, in words.
+fn pause(retry_after: Option<Duration>) -> String {
+    match retry_after {
+        Some(pause) => format!(" and wants none for {} s: try again then", pause.as_secs()),
+        None => ": try again later".to_owned(),
+    }
 }
 
 impl SourceError {

@@ -167,7 +167,7 @@ pub async fn read_blob(
     }
     let mut bytes = bytes::BytesMut::with_capacity(blob.size as usize);
     if blob.size > 0 {
-        let mut stream = source.open(blob, 0..blob.size, Urgency::on_demand()).await?;
+        let mut stream = source.open(blob, 0..blob.size, Urgency::opening()).await?;
         while let Some(piece) = stream.bytes.next().await {
             bytes.extend_from_slice(&piece?);
             if bytes.len() as u64 > blob.size {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::kit_storage::KitStorage;
 use super::oci_layout::OciLayout;
-use super::registry::RegistryClient;
+use super::registry::{RegistryClient, Silence};
 use super::s3::{S3, S3Config};
 use super::{Objects, Repositories, Repository, SourceError};
 use crate::oci::Origin;
@@ -27,6 +27,13 @@ impl Sources {
     ) -> Self {
         let s3 = S3::new(registries.clone(), s3);
         Self { registries, kitops_home, s3 }
+    }
+}
+
+impl Sources {
+    /// The hosts that have said nothing for a while to requests that open or warm a kit.
+    pub fn silences(&self) -> Vec<Silence> {
+        self.registries.silences()
     }
 }
 

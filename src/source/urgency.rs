@@ -1,7 +1,12 @@
-//! Why bytes are fetched, and who goes first.
+//! Why bytes are fetched, which request goes first, and how long a silent host is waited for.
 //!
 //! The order is that of design.md 8: a reader that waits, what a reader's pattern says it will
 //! want next, what was asked for beforehand, and the rest of the kit in the background.
+//!
+//! Patience is another question (design.md 16): a reader has a deadline, so its request gives up on a
+//! host that is silent for long. A command that opens a kit, and fetching in the background, wait as
+//! long as the connection lives: a pull-through cache may fetch a blob for minutes before its first
+//! byte, and starts anew where its client goes away.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -38,14 +43,16 @@ impl Priority {
     }
 }
 
-/// The priority of a request, shared by all who hold a clone. It can be raised while the request
-/// waits or runs, because somebody began to wait for its bytes; it never falls.
+/// The priority of a request, and its patience, shared by all clones. The priority can be raised while
+/// the request waits or runs, because somebody began to wait for its bytes; it never falls.
 #[derive(Clone, Debug)]
 pub struct Urgency(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     priority: AtomicU8,
+    /// Whether a kit is being opened: that is as urgent as a reader, and as patient as a warm.
+    is_opening: bool,
     is_in_the_way: AtomicBool,
     changed: Notify,
 }
@@ -53,16 +60,31 @@ struct Shared {
 impl Urgency {
     /// A request that begins with this priority.
     pub fn new(priority: Priority) -> Self {
+        Self::with(priority, false)
+    }
+
+    fn with(priority: Priority, is_opening: bool) -> Self {
         Self(Arc::new(Shared {
             priority: AtomicU8::new(priority as u8),
+            is_opening,
             is_in_the_way: AtomicBool::new(false),
             changed: Notify::new(),
         }))
     }
 
-    /// A request that somebody waits for from the start.
+    /// A request that a reader waits for from the start.
     pub fn on_demand() -> Self {
         Self::new(Priority::OnDemand)
+    }
+
+    /// A request that somebody waits for who opens a kit: patient, whatever its priority.
+    pub fn opening() -> Self {
+        Self::with(Priority::OnDemand, true)
+    }
+
+    /// Whether a silent host is waited for as long as the connection lives.
+    pub fn is_patient(&self) -> bool {
+        self.0.is_opening || self.get() <= Priority::Prefetch
     }
 
     /// The priority now.
@@ -75,6 +97,14 @@ impl Urgency {
         if self.0.priority.fetch_max(priority as u8, Ordering::SeqCst) < priority as u8 {
             self.0.changed.notify_waiters();
         }
+    }
+
+    /// Waits until patience ends, because a reader began to wait; for ever where that cannot be.
+    pub(crate) async fn until_impatient(&self) {
+        if self.0.is_opening {
+            return std::future::pending().await;
+        }
+        self.raised_above(Priority::Prefetch).await;
     }
 
     /// Waits until the priority is above `priority`.
@@ -113,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_urgency_rises_for_all_who_share_it_and_never_falls() {
+    fn an_urgency_rises_for_all_clones_and_never_falls() {
         let urgency = Urgency::new(Priority::Prefetch);
         let shared = urgency.clone();
         shared.raise(Priority::OnDemand);
@@ -122,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_raise_is_told_of_it() {
+    async fn a_raise_is_told_to_what_waits_for_it() {
         let urgency = Urgency::new(Priority::Hydrate);
         let mut raised = Box::pin(urgency.raised_above(Priority::Prefetch));
         assert!(futures_util::poll!(&mut raised).is_pending());
@@ -134,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_stands_in_the_way_is_hurried_for_as_long_as_it_does() {
+    async fn a_request_is_hurried_for_as_long_as_it_stands_in_the_way() {
         let urgency = Urgency::new(Priority::Hydrate);
         let mut hurried = Box::pin(urgency.hurried(Priority::Hydrate));
         assert!(futures_util::poll!(&mut hurried).is_pending());
@@ -143,6 +173,22 @@ mod tests {
         urgency.stands_in_the_way(false);
         assert!(futures_util::poll!(Box::pin(urgency.hurried(Priority::Hydrate))).is_pending());
         assert_eq!(urgency.get(), Priority::Hydrate);
+    }
+
+    #[tokio::test]
+    async fn patience_ends_when_a_reader_waits_and_never_while_a_kit_is_opened() {
+        let urgency = Urgency::new(Priority::Prefetch);
+        assert!(urgency.is_patient() && Urgency::new(Priority::Hydrate).is_patient());
+        assert!(!Urgency::new(Priority::Readahead).is_patient());
+        let mut impatient = Box::pin(urgency.until_impatient());
+        assert!(futures_util::poll!(&mut impatient).is_pending());
+        urgency.raise(Priority::OnDemand);
+        impatient.await;
+        assert!(!urgency.is_patient());
+
+        let opening = Urgency::opening();
+        assert_eq!((opening.get(), opening.is_patient()), (Priority::OnDemand, true));
+        assert!(futures_util::poll!(Box::pin(opening.until_impatient())).is_pending());
     }
 
     #[test]

@@ -12,4 +12,5 @@ mod indexes;
 mod kinds_of_kits;
 mod lazy;
 mod mounting;
+mod patience;
 mod remote_data;

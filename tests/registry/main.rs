@@ -13,6 +13,7 @@ mod limits;
 mod login;
 mod mirrors;
 mod objects;
+mod patience;
 mod redirects;
 mod setup;
 mod tls;

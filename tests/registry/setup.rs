@@ -21,6 +21,8 @@ pub fn timing() -> Timing {
     Timing {
         connect: Duration::from_secs(10),
         answer: Duration::from_secs(10),
+        open: Duration::from_secs(20),
+        untold: Duration::from_secs(10),
         stall: Duration::from_secs(10),
         retries: 3,
         backoff_min: Duration::from_millis(2),

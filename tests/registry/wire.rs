@@ -1,6 +1,7 @@
 //! A server that writes its answers byte by byte, for what no HTTP library would send.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +29,8 @@ pub struct Ask {
 pub struct Reply {
     /// Head and body.
     pub bytes: Vec<u8>,
+    /// How long nothing comes, and after how many bytes.
+    pub silence: Option<(usize, Duration)>,
     pub then: Then,
 }
 
@@ -123,6 +126,17 @@ impl Reply {
         Self { bytes, ..Self::default() }
     }
 
+    /// The same, with a silence behind its head.
+    pub fn silent_behind_head(self, silence: Duration) -> Self {
+        let end = self.bytes.windows(4).position(|four| four == b"\r\n\r\n");
+        Self { silence: Some((end.expect("a head") + 4, silence)), ..self }
+    }
+
+    /// The same, after a silence.
+    pub fn late(self, silence: Duration) -> Self {
+        Self { silence: Some((0, silence)), ..self }
+    }
+
     /// The same, and then this.
     pub fn then(self, then: Then) -> Self {
         Self { then, ..self }
@@ -158,7 +172,14 @@ async fn serve(
             record.lock().unwrap().push(ask.clone());
             answer(&ask)
         };
-        if stream.write_all(&reply.bytes).await.is_err() {
+        let (first, rest) = reply.bytes.split_at(reply.silence.map_or(0, |(bytes, _)| bytes));
+        if stream.write_all(first).await.is_err() {
+            return;
+        }
+        if let Some((_, silence)) = reply.silence {
+            tokio::time::sleep(silence).await;
+        }
+        if stream.write_all(rest).await.is_err() {
             return;
         }
         match reply.then {

@@ -15,6 +15,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -29,6 +30,12 @@ use crate::source::{Repositories, Repository, SourceError, read_blob};
 
 /// The largest config that is read: a larger one would be refused when it is decoded.
 const CONFIG_LIMIT_BYTES: u64 = KITFILE_LIMIT_BYTES as u64;
+
+/// How long a registry may take to say what a tag stands for, where the cache knows what it stood for.
+///
+/// 40 s: the time in which a reader's request is answered by a registry that is only slow. A longer
+/// wait would hold up the start of a job that has all it needs.
+const KNOWN_PATIENCE: Duration = Duration::from_secs(40);
 
 /// The most indexes inside one another. BuildKit and `docker save` nest two; more is a mistake or
 /// an attack, since each costs a request.
@@ -227,7 +234,8 @@ async fn find(
         let document = document_of(cache, repository, kin, digest).await?;
         return Ok(Found { digest, document, warning: None, is_chosen: false });
     }
-    match repository.manifest(selector).await {
+    let is_known = matches!(remembered(cache, kin), Ok(Some(_)));
+    match ask(repository, selector, is_known).await {
         Ok((digest, bytes)) => {
             let document = Document::decode(&bytes).of(kin)?;
             cache.put_document(digest, &bytes).of(kin)?;
@@ -240,6 +248,23 @@ async fn find(
         },
         Err(error) => Err(error).of(kin),
     }
+}
+
+/// Asks what a tag stands for. A registry that is connected and silent is waited for as long as the
+/// source does, or for less where the cache knows what the tag stood for.
+async fn ask(
+    repository: &dyn Repository,
+    selector: Option<&Selector>,
+    is_known: bool,
+) -> Result<(Digest, Bytes), SourceError> {
+    let answer = repository.manifest(selector);
+    if !is_known {
+        return answer.await;
+    }
+    tokio::time::timeout(KNOWN_PATIENCE, answer).await.unwrap_or_else(|_| {
+        let detail = format!("no answer came within {} s", KNOWN_PATIENCE.as_secs());
+        Err(SourceError::Unavailable { place: repository.name(), detail })
+    })
 }
 
 /// What the origin was last resolved to, as far as it is in the cache: with these labels, or else

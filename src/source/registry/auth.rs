@@ -35,6 +35,7 @@ use parking_lot::Mutex;
 
 use super::RegistryClient;
 use super::challenge::Challenge;
+use super::exchange::Question;
 use super::message;
 use super::scopes::Scopes;
 use super::token;
@@ -107,15 +108,14 @@ impl RegistryClient {
     pub(super) async fn authorization(
         &self,
         slot: &Slot,
-        upstream: &Upstream,
-        repository: &str,
+        question: &Question<'_>,
     ) -> Result<Option<Authorization>, SourceError> {
         let before = slot.attempts.load(Ordering::Acquire);
         let mut state = slot.state.lock().await;
         let Some(granted) = state.granted.clone() else { return Ok(None) };
         let is_old = granted.renew_at.is_some_and(|at| Instant::now() >= at);
-        if is_old || self.is_outdated(&mut state, upstream, repository).await? {
-            return self.grant(slot, &mut state, before, upstream, repository).await.map(Some);
+        if is_old || self.is_outdated(&mut state, question).await? {
+            return self.grant(slot, &mut state, before, question).await.map(Some);
         }
         Ok(Some(granted))
     }
@@ -125,14 +125,13 @@ impl RegistryClient {
     async fn is_outdated(
         &self,
         state: &mut State,
-        upstream: &Upstream,
-        repository: &str,
+        question: &Question<'_>,
     ) -> Result<bool, SourceError> {
         let is_anonymous = state.known.credential == Credential::Anonymous;
         if is_anonymous || !self.credentials.has_changed(&state.known).await? {
             return Ok(false);
         }
-        let known = self.credentials.find(&upstream.account, repository).await?;
+        let known = self.known(question).await?;
         let is_same = known.credential == state.known.credential;
         if is_same {
             state.known = known;
@@ -146,8 +145,7 @@ impl RegistryClient {
     pub(super) async fn reauthorization(
         &self,
         slot: &Slot,
-        upstream: &Upstream,
-        repository: &str,
+        question: &Question<'_>,
         challenges: Vec<Challenge>,
         refused: Option<&Authorization>,
     ) -> Result<Option<Authorization>, SourceError> {
@@ -162,7 +160,7 @@ impl RegistryClient {
         if !challenges.is_empty() || refused.is_none() {
             state.challenges = challenges;
         }
-        let granted = self.grant(slot, &mut state, before, upstream, repository).await?;
+        let granted = self.grant(slot, &mut state, before, question).await?;
         Ok(Some(granted).filter(is_other))
     }
 
@@ -172,15 +170,14 @@ impl RegistryClient {
         slot: &Slot,
         state: &mut State,
         attempts_before: u64,
-        upstream: &Upstream,
-        repository: &str,
+        question: &Question<'_>,
     ) -> Result<Authorization, SourceError> {
         if slot.attempts.load(Ordering::Acquire) != attempts_before
             && let Some(failure) = &state.failure
         {
             return Err(failure.clone());
         }
-        let result = self.answer_challenges(state, upstream, repository).await;
+        let result = self.answer_challenges(state, question).await;
         slot.attempts.fetch_add(1, Ordering::Release);
         state.granted = result.as_ref().ok().cloned();
         state.failure = result.as_ref().err().cloned();
@@ -190,15 +187,15 @@ impl RegistryClient {
     async fn answer_challenges(
         &self,
         state: &mut State,
-        upstream: &Upstream,
-        repository: &str,
+        question: &Question<'_>,
     ) -> Result<Authorization, SourceError> {
-        state.known = self.credentials.find(&upstream.account, repository).await?;
+        let Question { upstream, repository, .. } = *question;
+        state.known = self.known(question).await?;
         let State { challenges, scopes, known, .. } = state;
         let find = |scheme| challenges.iter().find(|one| one.scheme == scheme);
         if let Some(bearer) = find("bearer") {
             scopes.add(bearer.parameter("scope"), repository);
-            return self.bearer(bearer, scopes, known, upstream, repository).await;
+            return self.bearer(bearer, scopes, known, question).await;
         }
         let refuse = |detail: &str| Err(upstream.unauthorized(repository, detail, known));
         match (find("basic"), &known.credential) {
@@ -222,14 +219,19 @@ impl RegistryClient {
         }
     }
 
+    /// What the credential files say now of the host that is asked.
+    async fn known(&self, question: &Question<'_>) -> Result<Known, SourceError> {
+        self.credentials.find(&question.upstream.account, question.repository).await
+    }
+
     async fn bearer(
         &self,
         challenge: &Challenge,
         scopes: &Scopes,
         known: &Known,
-        upstream: &Upstream,
-        repository: &str,
+        question: &Question<'_>,
     ) -> Result<Authorization, SourceError> {
+        let Question { upstream, repository, .. } = *question;
         if let Credential::RegistryToken(token) = &known.credential {
             let header = token::bearer(token).ok_or_else(|| SourceError::Configuration {
                 what: format!("the registry token of {}", upstream.account),
@@ -244,7 +246,7 @@ impl RegistryClient {
             SourceError::Protocol { place: upstream.place(repository), detail }
         })?;
         let started = Instant::now();
-        let token = self.token(&server, scopes, known, upstream, repository).await?;
+        let token = self.token(&server, scopes, known, question).await?;
         Ok(Authorization { header: token.header, renew_at: Some(started + token.renew_after) })
     }
 }

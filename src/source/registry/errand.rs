@@ -1,41 +1,55 @@
 //! What one question is asked for, over all its requests: retries, redirects, other endpoints.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::source::Urgency;
 
-/// Why something is asked, and how long it has stood in line for that.
+/// Why something is asked, and how long its requests have stood in the queue.
 ///
-/// The time in line is our own doing, and can be long where bytes are wanted in the background: it
-/// is no reason to give up on a host, so `retry` does not count it.
+/// The time in the queue is our own doing, and can be long where bytes are wanted in the background:
+/// it is no reason to give up on a host, so `retry` does not count it.
 pub(super) struct Errand {
     urgency: Urgency,
-    in_line_us: AtomicU64,
+    queued_us: AtomicU64,
+    has_others: AtomicBool,
 }
 
 impl Errand {
     pub(super) fn new(urgency: Urgency) -> Self {
-        Self { urgency, in_line_us: AtomicU64::new(0) }
+        Self { urgency, queued_us: AtomicU64::new(0), has_others: AtomicBool::new(false) }
     }
 
-    /// Somebody waits for the answer: manifests, tags.
-    pub(super) fn on_demand() -> Self {
-        Self::new(Urgency::on_demand())
+    /// Somebody opens a kit, or looks at a repository: manifests, tags.
+    pub(super) fn opening() -> Self {
+        Self::new(Urgency::opening())
     }
 
     pub(super) fn urgency(&self) -> &Urgency {
         &self.urgency
     }
 
+    pub(super) fn is_patient(&self) -> bool {
+        self.urgency.is_patient()
+    }
+
+    /// Whether another endpoint can be asked the same. A reader then does not wait for a silent one.
+    pub(super) fn has_others(&self) -> bool {
+        self.has_others.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_others(&self, has_others: bool) {
+        self.has_others.store(has_others, Ordering::Relaxed);
+    }
+
     /// How long its requests have waited for permits.
-    pub(super) fn in_line(&self) -> Duration {
-        Duration::from_micros(self.in_line_us.load(Ordering::Relaxed))
+    pub(super) fn queued(&self) -> Duration {
+        Duration::from_micros(self.queued_us.load(Ordering::Relaxed))
     }
 
     /// One of its requests has waited for a permit.
-    pub(super) fn has_waited(&self, time: Duration) {
+    pub(super) fn has_queued(&self, time: Duration) {
         let time_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        self.in_line_us.fetch_add(time_us, Ordering::Relaxed);
+        self.queued_us.fetch_add(time_us, Ordering::Relaxed);
     }
 }

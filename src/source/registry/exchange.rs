@@ -6,9 +6,13 @@
 //!            '--3xx--> another registry, as above, with what is known of that one
 //! ```
 
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::{self, Either};
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 use reqwest::RequestBuilder;
@@ -22,6 +26,7 @@ use super::limits::Permit;
 use super::message::{self, Cause, Kind};
 use super::redirect;
 use super::retry::{self, Failure};
+use super::silences::Silences;
 use super::upstream::{Upstream, is_loopback};
 use crate::source::SourceError;
 
@@ -39,6 +44,15 @@ pub(super) struct Answer {
     place: String,
     /// Held until the body has been read or dropped.
     permit: Option<Permit>,
+    /// For the first byte of the body, where somebody patient waits for it.
+    patience: Option<Patience>,
+}
+
+/// How long the first byte of a body is waited for, and where that is known meanwhile.
+struct Patience {
+    limit: Duration,
+    silences: Arc<Silences>,
+    host: String,
 }
 
 impl Answer {
@@ -62,9 +76,17 @@ impl Answer {
         next.map_err(|detail| SourceError::Protocol { place: self.place.clone(), detail })
     }
 
-    /// The next piece of the body, `None` at its end.
+    /// The next piece of the body, `None` at its end. Each is waited for as long as `stall`; the first
+    /// one longer where somebody patient waits, since some caches send a head and then fetch.
     pub(super) async fn piece(&mut self, stall: Duration) -> Result<Option<Bytes>, SourceError> {
-        let detail = match tokio::time::timeout(stall, self.response.chunk()).await {
+        let patience = self.patience.take();
+        let stall = patience.as_ref().map_or(stall, |patience| patience.limit.max(stall));
+        let piece = tokio::time::timeout(stall, self.response.chunk());
+        let piece = match &patience {
+            Some(patience) => patience.silences.watch(&patience.host, piece).await,
+            None => piece.await,
+        };
+        let detail = match piece {
             Ok(Ok(Some(piece))) => {
                 self.permit.iter().for_each(|permit| permit.received(piece.len()));
                 return Ok(Some(piece));
@@ -120,6 +142,7 @@ impl Answer {
     /// The status, and what the body says about it.
     pub(super) async fn words(&mut self, stall: Duration) -> String {
         let status = self.status();
+        self.patience = None;
         let body = self.read(ERROR_LIMIT_BYTES, stall.min(WORDS_PATIENCE)).await;
         match body.ok().and_then(|body| message::registry_words(&body)) {
             Some(words) => format!("{status}: {words}"),
@@ -155,6 +178,33 @@ impl Answer {
         } else {
             Failure::Final(error)
         }
+    }
+}
+
+/// Why a request has no answer.
+enum Unanswered {
+    Failed(reqwest::Error),
+    /// Nothing came in this time.
+    Silent(Duration),
+}
+
+/// The first answer to one of two requests; a failure of one says nothing where the other goes on.
+async fn either(
+    first: impl Future<Output = reqwest::Result<reqwest::Response>>,
+    second: impl Future<Output = reqwest::Result<reqwest::Response>>,
+    end: tokio::time::Instant,
+    limit: Duration,
+) -> Result<reqwest::Response, Unanswered> {
+    let answer = async {
+        match future::select(pin!(first), pin!(second)).await {
+            Either::Left((Ok(answer), _)) | Either::Right((Ok(answer), _)) => Ok(answer),
+            Either::Left((Err(_), other)) => other.await,
+            Either::Right((Err(_), other)) => other.await,
+        }
+    };
+    match tokio::time::timeout_at(end, answer).await {
+        Ok(answer) => answer.map_err(Unanswered::Failed),
+        Err(_) => Err(Unanswered::Silent(limit)),
     }
 }
 
@@ -225,7 +275,7 @@ impl RegistryClient {
         };
 
         let slot = self.authorizations.slot(upstream, repository);
-        let authorization = self.authorization(&slot, upstream, repository).await?;
+        let authorization = self.authorization(&slot, question).await?;
         let mut answer = send(authorization.as_ref()).await?;
         let may_pass = match answer.status() {
             StatusCode::UNAUTHORIZED => true,
@@ -238,8 +288,7 @@ impl RegistryClient {
             let challenges = auth::challenges(answer.headers());
             drop(answer); // Nobody waits for a token while holding a permit.
             let refused = authorization.as_ref();
-            let other =
-                self.reauthorization(&slot, upstream, repository, challenges, refused).await?;
+            let other = self.reauthorization(&slot, question, challenges, refused).await?;
             if let Some(other) = other {
                 let mut answer = send(Some(&other)).await?;
                 if !matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
@@ -261,9 +310,10 @@ impl RegistryClient {
     ) -> Result<Answer, Failure> {
         let asked = Instant::now();
         let permit = self.limits.acquire(&message::authority(url), errand.urgency()).await;
-        errand.has_waited(asked.elapsed());
-        let answer = self.send_unlimited(request, url, place).await?;
+        errand.has_queued(asked.elapsed());
+        let answer = self.send_unlimited(request, url, place, errand).await?;
         let pause = retry::retry_after(answer.headers(), Timestamp::now());
+        // An opener may obey for longer; the others are to try again in time for their readers.
         let pause = pause.map(|pause| pause.min(self.timing.retry_after_max));
         match answer.status() {
             status if status.is_success() || redirect::is_redirect(status) => permit.accepted(),
@@ -280,15 +330,67 @@ impl RegistryClient {
         request: RequestBuilder,
         url: &Url,
         place: &str,
+        errand: &Errand,
     ) -> Result<Answer, Failure> {
-        let patience = self.timing.connect + self.timing.answer;
-        match tokio::time::timeout(patience, request.send()).await {
-            Ok(Ok(response)) => Ok(Answer { response, place: place.to_owned(), permit: None }),
-            Ok(Err(error)) => Err(self.unreachable(&Cause::of(&error), url, place)),
-            Err(_) => Err(Failure::transient(SourceError::Unavailable {
-                place: place.to_owned(),
-                detail: format!("no answer came within {patience:?}"),
-            })),
+        let host = message::authority(url);
+        let sent = self.first_answer(request, errand);
+        let is_patient = errand.is_patient();
+        let sent = if is_patient { self.silences.watch(&host, sent).await } else { sent.await };
+        let place = place.to_owned();
+        match sent {
+            Ok(response) => {
+                let silences = Arc::clone(&self.silences);
+                let patience = Patience { limit: self.timing.open, silences, host };
+                let patience = is_patient.then_some(patience);
+                Ok(Answer { response, place, permit: None, patience })
+            }
+            Err(Unanswered::Failed(error)) => {
+                Err(self.unreachable(&Cause::of(&error), url, &place))
+            }
+            Err(Unanswered::Silent(limit)) => {
+                let mut detail = format!("no answer came within {} s", limit.as_secs_f32());
+                if is_patient {
+                    detail.push_str(", and --open-timeout allows no more");
+                }
+                Err(Failure::transient(SourceError::Unavailable { place, detail }))
+            }
+        }
+    }
+
+    /// Sends a request, and once more beside the first where a reader waits for long: the connection
+    /// may be stuck, or the host about to answer, and nobody can tell which.
+    ///
+    /// ```text
+    /// somebody patient:         sent ------------------------------------------> `open` is over
+    /// a reader:                 sent --`connect` and `answer`--> sent again ---> `open` is over
+    /// a reader, with mirrors:   sent --`connect` and `answer`--> the next endpoint is asked
+    /// ```
+    async fn first_answer(
+        &self,
+        request: RequestBuilder,
+        errand: &Errand,
+    ) -> Result<reqwest::Response, Unanswered> {
+        let (short, long) = (self.timing.reader(), self.timing.open.max(self.timing.reader()));
+        let again = request.try_clone();
+        let started = tokio::time::Instant::now();
+        let mut first = pin!(request.send());
+        loop {
+            let is_patient = errand.is_patient();
+            let limit = if is_patient { self.timing.open } else { short };
+            tokio::select! {
+                biased;
+                answer = &mut first => return answer.map_err(Unanswered::Failed),
+                () = tokio::time::sleep_until(started + limit) => {
+                    match again {
+                        Some(again) if !is_patient && !errand.has_others() => {
+                            let second = again.send();
+                            return either(first, second, started + long, long).await;
+                        }
+                        _ => return Err(Unanswered::Silent(limit)),
+                    }
+                }
+                () = errand.urgency().until_impatient(), if is_patient => {}
+            }
         }
     }
 

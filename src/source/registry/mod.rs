@@ -36,6 +36,7 @@ mod redirect;
 mod repository;
 mod retry;
 mod scopes;
+mod silences;
 mod tags;
 mod timing;
 mod tls;
@@ -53,6 +54,7 @@ use super::{Repository, SourceError};
 use crate::oci::Reference;
 
 pub use limits::{HostLimits, HostUsage};
+pub use silences::Silence;
 pub use timing::Timing;
 
 /// The most requests at once for each host, where nobody says otherwise.
@@ -118,6 +120,7 @@ pub struct RegistryClient {
     authorizations: auth::Authorizations,
     targets: redirect::Targets,
     schemes: upstream::Schemes,
+    silences: Arc<silences::Silences>,
 }
 
 impl RegistryClient {
@@ -144,7 +147,13 @@ impl RegistryClient {
             authorizations: auth::Authorizations::new(),
             targets: redirect::Targets::new(),
             schemes: upstream::Schemes::default(),
+            silences: Arc::new(silences::Silences::new(config.timing.untold)),
         }))
+    }
+
+    /// The hosts that have said nothing for a while to requests that open or warm a kit.
+    pub fn silences(&self) -> Vec<Silence> {
+        self.silences.list()
     }
 
     /// The repository that `reference` names. Reads the folder of mirrors; no I/O to the network.

@@ -20,7 +20,7 @@ use super::download;
 use super::errand::Errand;
 use super::exchange::Question;
 use super::redirect::Targets;
-use super::retry::{self, Failure};
+use super::retry::Failure;
 use super::tags;
 use super::timing::Timing;
 use super::upstream::{Endpoint, Upstream};
@@ -115,8 +115,8 @@ impl Repository for RegistryRepository {
 }
 
 impl Remote {
-    pub(super) fn timing(&self) -> &Timing {
-        &self.client.timing
+    pub(super) fn timing(&self) -> Timing {
+        self.client.timing
     }
 
     pub(super) fn client(&self) -> &RegistryClient {
@@ -136,24 +136,24 @@ impl Remote {
             Selector::Tag(_) => endpoint.can_resolve,
             Selector::Digest(_) => endpoint.can_pull,
         };
-        let errand = &Errand::on_demand();
+        let errand = &Errand::opening();
         let ask = |upstream: Arc<Upstream>| async move {
             self.manifest_once(&upstream, selector, errand).await
         };
-        self.first_of(&self.timing().of_a_command(), errand, may, ask).await
+        self.first_of(self.timing().of_a_command(), errand, may, ask).await
     }
 
     async fn tags(&self) -> Result<Vec<String>, SourceError> {
-        let errand = &Errand::on_demand();
+        let errand = &Errand::opening();
         let ask = |upstream: Arc<Upstream>| async move { self.tags_once(&upstream, errand).await };
         let timing = self.timing().of_a_command();
-        self.first_of(&timing, errand, |endpoint| endpoint.can_resolve, ask).await
+        self.first_of(timing, errand, |endpoint| endpoint.can_resolve, ask).await
     }
 
     /// The first answer that an endpoint which `may` be asked gives.
     pub(super) async fn first_of<T, Ask, Asked>(
         &self,
-        timing: &Timing,
+        timing: Timing,
         errand: &Errand,
         may: impl Fn(&Endpoint) -> bool,
         ask: Ask,
@@ -169,10 +169,12 @@ impl Remote {
             if !is_last && rest.is_resting() {
                 continue;
             }
+            errand.set_others(!is_last);
             let result = match self.client.reach(endpoint).await {
                 Err(error) => Err(error),
                 Ok(upstream) if is_last => {
-                    retry::with_retries(timing, errand, || ask(Arc::clone(&upstream))).await
+                    let attempt = || ask(Arc::clone(&upstream));
+                    self.client.repeat(timing, errand, &self.registry, attempt).await
                 }
                 Ok(upstream) => ask(upstream).await.map_err(Failure::into_error),
             };

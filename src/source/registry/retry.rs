@@ -6,10 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use backon::{ExponentialBuilder, Retryable};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 
+use super::RegistryClient;
 use super::errand::Errand;
 use super::timing::Timing;
 use crate::source::SourceError;
@@ -35,10 +36,6 @@ impl Failure {
         Self::Transient { error, retry_after: None }
     }
 
-    pub(super) fn is_transient(&self) -> bool {
-        matches!(self, Self::Transient { .. } | Self::Unreachable(_))
-    }
-
     pub(super) fn into_error(self) -> SourceError {
         match self {
             Self::Transient { error, .. } | Self::Unreachable(error) | Self::Final(error) => error,
@@ -58,63 +55,88 @@ pub(super) fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// Repeats `attempt` while its failures may pass, within the bounds of `timing`. What its errand
-/// waits in line does not count.
-pub(super) async fn with_retries<T, Attempt, Future>(
-    timing: &Timing,
-    errand: &Errand,
-    attempt: Attempt,
-) -> Result<T, SourceError>
-where
-    Attempt: FnMut() -> Future,
-    Future: std::future::Future<Output = Result<T, Failure>>,
-{
-    let backoff = ExponentialBuilder::new()
-        .with_jitter()
-        .with_min_delay(timing.backoff_min)
-        .with_max_delay(timing.backoff_max)
-        .with_max_times(timing.retries);
-    let started = Instant::now();
-    let mut waited = Duration::ZERO;
-    attempt
-        .retry(backoff)
-        .when(Failure::is_transient)
-        .adjust(|failure, delay| {
-            let elapsed = started.elapsed().saturating_sub(errand.in_line());
-            let wait = next_wait(timing, failure, delay?, waited, elapsed)?;
-            waited += wait;
-            Some(wait)
-        })
-        .notify(|failure, wait| {
-            if let Failure::Transient { error, .. } | Failure::Unreachable(error) = failure {
+impl RegistryClient {
+    /// Repeats `attempt` while its failures may pass, within the bounds of `timing`, or with the
+    /// patience of its errand. `host` is the one that is asked.
+    pub(super) async fn repeat<T, Attempt, Future>(
+        &self,
+        timing: Timing,
+        errand: &Errand,
+        host: &str,
+        mut attempt: Attempt,
+    ) -> Result<T, SourceError>
+    where
+        Attempt: FnMut() -> Future,
+        Future: std::future::Future<Output = Result<T, Failure>>,
+    {
+        let is_patient = errand.is_patient();
+        let timing = if is_patient { timing.of_patience() } else { timing };
+        let mut repeats = Repeats::new(timing, is_patient);
+        let started = Instant::now();
+        loop {
+            let failure = match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(failure) => failure,
+            };
+            // The time in the queue is not the host's.
+            let elapsed = started.elapsed().saturating_sub(errand.queued());
+            let Some(wait) = repeats.next_wait(&failure, elapsed) else {
+                return Err(failure.into_error());
+            };
+            if let Failure::Transient { error, .. } | Failure::Unreachable(error) = &failure {
                 tracing::info!(%error, ?wait, "asking again");
             }
-        })
-        .await
-        .map_err(Failure::into_error)
+            let pause = tokio::time::sleep(wait);
+            if is_patient { self.silences.watch(host, pause).await } else { pause.await }
+        }
+    }
 }
 
-/// How long to wait after `failure`, where `delay` is our own idea, `waited` was waited before, and
-/// all of it has taken `elapsed`; `None` to give up.
-fn next_wait(
-    timing: &Timing,
-    failure: &Failure,
-    delay: Duration,
+/// How one question is repeated. Pure but for the jitter of its waits.
+struct Repeats {
+    timing: Timing,
+    is_patient: bool,
+    backoff: ExponentialBackoff,
+    repeats: usize,
+    /// Waited so far while there was nobody to connect to.
     waited: Duration,
-    elapsed: Duration,
-) -> Option<Duration> {
-    let asked = match failure {
-        Failure::Transient { retry_after, .. } => retry_after.unwrap_or_default(),
-        Failure::Unreachable(_) => {
-            return (waited + delay <= timing.unreachable_total).then_some(delay);
-        }
-        Failure::Final(_) => return None,
-    };
-    if asked > timing.retry_after_max {
-        return None;
+}
+
+impl Repeats {
+    fn new(timing: Timing, is_patient: bool) -> Self {
+        let backoff = ExponentialBuilder::new()
+            .with_jitter()
+            .with_min_delay(timing.backoff_min)
+            .with_max_delay(timing.backoff_max)
+            .without_max_times()
+            .build();
+        Self { timing, is_patient, backoff, repeats: 0, waited: Duration::ZERO }
     }
-    let wait = delay.max(asked);
-    (elapsed + wait <= timing.retry_total).then_some(wait)
+
+    /// How long to wait after `failure`, where all so far has taken `elapsed`; `None` to give up.
+    fn next_wait(&mut self, failure: &Failure, elapsed: Duration) -> Option<Duration> {
+        let timing = self.timing;
+        let asked = match failure {
+            Failure::Transient { retry_after, .. } => *retry_after,
+            Failure::Unreachable(_) => None,
+            Failure::Final(_) => return None,
+        };
+        // A host that says when to come back is obeyed as often as it says so, within the patience.
+        if !(self.is_patient && asked.is_some()) {
+            self.repeats += 1;
+            if self.repeats > timing.retries {
+                return None;
+            }
+        }
+        let delay = self.backoff.next().unwrap_or(timing.backoff_max);
+        let wait = delay.max(asked.unwrap_or_default());
+        if matches!(failure, Failure::Unreachable(_)) {
+            self.waited += wait;
+            return (self.waited <= timing.unreachable_total).then_some(wait);
+        }
+        let is_too_long = asked.is_some_and(|asked| asked > timing.retry_after_max);
+        (!is_too_long && elapsed + wait <= timing.retry_total).then_some(wait)
+    }
 }
 
 /// How long a `Retry-After` header asks to wait (RFC 9110, 10.2.3): seconds, or an HTTP date.
@@ -132,6 +154,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::source::registry::RegistryConfig;
 
     fn unavailable() -> SourceError {
         SourceError::Unavailable { place: "p".into(), detail: "d".into() }
@@ -144,41 +167,69 @@ mod tests {
 
     const NONE: Duration = Duration::ZERO;
 
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn reader() -> Repeats {
+        Repeats::new(Timing::default(), false)
+    }
+
+    fn opener() -> Repeats {
+        Repeats::new(Timing::default().of_patience(), true)
+    }
+
     #[test]
     fn the_longer_of_the_two_waits_counts() {
         let timing = Timing::default();
-        let (short, long) = (Duration::from_millis(200), Duration::from_secs(3));
-        let failure = Failure::transient(unavailable());
-        assert_eq!(next_wait(&timing, &failure, short, NONE, NONE), Some(short));
-        assert_eq!(next_wait(&timing, &asking(3), short, NONE, NONE), Some(long));
-        assert_eq!(next_wait(&timing, &asking(1), long, NONE, NONE), Some(long));
+        let own = reader().next_wait(&Failure::transient(unavailable()), NONE).unwrap();
+        // The jitter adds up to as much again.
+        assert!((timing.backoff_min..timing.backoff_min * 2).contains(&own), "{own:?}");
+        assert_eq!(reader().next_wait(&asking(3), NONE), Some(seconds(3)));
+        let zero = reader().next_wait(&asking(0), NONE).unwrap();
+        assert!(zero >= timing.backoff_min, "{zero:?}");
     }
 
     #[test]
-    fn who_asks_for_too_much_gets_no_repetition() {
-        let timing = Timing::default();
-        assert_eq!(next_wait(&timing, &asking(31), NONE, NONE, NONE), None);
-        assert_eq!(next_wait(&timing, &asking(30), NONE, NONE, Duration::from_secs(31)), None);
-        assert_eq!(next_wait(&timing, &Failure::Final(unavailable()), NONE, NONE, NONE), None);
+    fn a_reader_waits_for_half_a_minute_and_an_opener_as_long_as_its_patience() {
+        assert_eq!(reader().next_wait(&asking(30), NONE), Some(seconds(30)));
+        assert_eq!(reader().next_wait(&asking(31), NONE), None);
+        assert_eq!(reader().next_wait(&asking(30), seconds(31)), None);
+        assert_eq!(opener().next_wait(&asking(100), NONE), Some(seconds(100)));
+        assert_eq!(opener().next_wait(&asking(100), seconds(201)), None);
+        assert_eq!(opener().next_wait(&asking(301), NONE), None);
+        assert_eq!(opener().next_wait(&asking(u64::MAX), NONE), None);
+        assert_eq!(opener().next_wait(&Failure::Final(unavailable()), NONE), None);
     }
 
     #[test]
-    fn who_never_answers_is_given_up_though_nothing_was_waited_between() {
+    fn a_host_that_never_answers_is_given_up_though_nothing_was_waited_between() {
         let failure = Failure::transient(unavailable());
-        assert_eq!(
-            next_wait(&Timing::default(), &failure, NONE, NONE, Duration::from_secs(61)),
-            None
-        );
+        assert_eq!(reader().next_wait(&failure, seconds(61)), None);
+        assert_eq!(opener().next_wait(&failure, seconds(301)), None);
     }
 
     #[test]
     fn a_command_waits_a_second_for_a_host_that_is_not_there_and_a_reader_ten() {
-        let failure = Failure::Unreachable(unavailable());
-        let (delay, waited) = (Duration::from_millis(400), Duration::from_millis(700));
-        let reader = Timing::default();
-        assert_eq!(next_wait(&reader, &failure, delay, waited, NONE), Some(delay));
-        assert_eq!(next_wait(&reader, &failure, delay, Duration::from_secs(10), NONE), None);
-        assert_eq!(next_wait(&reader.of_a_command(), &failure, delay, waited, NONE), None);
+        let waited = |timing: Timing| {
+            let mut repeats = Repeats::new(Timing { retries: 100, ..timing }, false);
+            let failure = Failure::Unreachable(unavailable());
+            std::iter::from_fn(|| repeats.next_wait(&failure, NONE)).sum::<Duration>()
+        };
+        let [reader, command] = [Timing::default(), Timing::default().of_a_command()].map(waited);
+        assert!(reader > seconds(1) && reader <= seconds(10), "{reader:?}");
+        assert!(command <= seconds(1), "{command:?}");
+    }
+
+    #[test]
+    fn an_opener_obeys_a_host_that_says_when_to_come_back_more_often_than_it_tries_by_itself() {
+        let times = |mut repeats: Repeats, failure: Failure| {
+            (0..50).take_while(|_| repeats.next_wait(&failure, NONE).is_some()).count()
+        };
+        let retries = Timing::default().retries;
+        assert_eq!(times(reader(), asking(1)), retries);
+        assert_eq!(times(opener(), asking(1)), 50);
+        assert_eq!(times(opener(), Failure::transient(unavailable())), retries);
     }
 
     #[test]
@@ -200,11 +251,14 @@ mod tests {
     async fn attempts_are_bounded() {
         let attempts = Cell::new(0);
         let timing = Timing { backoff_min: Duration::from_micros(10), ..Timing::default() };
-        let result: Result<(), _> = with_retries(&timing, &Errand::on_demand(), || async {
-            attempts.set(attempts.get() + 1);
-            Err(Failure::transient(unavailable()))
-        })
-        .await;
+        let client = RegistryClient::new(RegistryConfig::default()).unwrap();
+        let errand = Errand::opening();
+        let result: Result<(), _> = client
+            .repeat(timing, &errand, "host", || async {
+                attempts.set(attempts.get() + 1);
+                Err(Failure::transient(unavailable()))
+            })
+            .await;
         assert!(matches!(result, Err(SourceError::Unavailable { .. })));
         assert_eq!(attempts.get(), 6);
     }

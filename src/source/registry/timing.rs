@@ -3,14 +3,24 @@
 use std::time::Duration;
 
 /// Time-outs and retries. The defaults suit the internet; tests use shorter ones.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Readers have deadlines, so their requests have short time-outs. Requests that open a kit or fetch
+/// in the background have the patience `open` instead, as long as the connection lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// The longest a connection may take, TLS included. 10 s: three lost SYNs and a slow handshake.
     pub connect: Duration,
-    /// The longest from a request to the head of its answer. 30 s: registries that fetch from
-    /// an upstream of their own are slow with the first byte.
+    /// The longest from a request to the head of its answer, for a reader. 30 s: registries that
+    /// fetch from an upstream of their own are slow with the first byte. Then the request is sent a
+    /// second time beside the first, which may be stuck, or be about to succeed.
     pub answer: Duration,
-    /// The longest without a byte while a body streams. 30 s: as long as TCP needs to give up
+    /// The longest from a request to the first byte of its answer where a kit is opened, and the
+    /// longest that one question with all its repetitions may take there. 5 min: a pull-through cache
+    /// sends nothing before it has fetched a blob itself, at 100 MB/s 30 GB in that time.
+    pub open: Duration,
+    /// How long a host is silent before the user is told of it. 10 s: shorter waits are ordinary.
+    pub untold: Duration,
+    /// The longest without a byte once a body streams. 30 s: as long as TCP needs to give up
     /// hope in practice; a reader that waits longer has no use for the bytes.
     pub stall: Duration,
     /// How often a request is repeated after a failure that may pass. 5, as `kit pull` does.
@@ -19,9 +29,9 @@ pub struct Timing {
     pub backoff_min: Duration,
     /// The longest wait that is our own idea.
     pub backoff_max: Duration,
-    /// The longest `Retry-After` that is honoured; who asks for more gets no repetition at all.
+    /// The longest `Retry-After` that a reader waits for.
     pub retry_after_max: Duration,
-    /// The longest that one request and its repetitions may take before the last repetition.
+    /// The longest that a reader's request and its repetitions may take before the last repetition.
     pub retry_total: Duration,
     /// The most that is waited between repetitions while there is nobody to connect to. 10 s: a
     /// registry that is started anew is back by then, and a reader can wait for that.
@@ -31,14 +41,21 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// The patience for finding out which kit is meant: a person waits for that at a terminal, and
-    /// a kit that was resolved before is used where the registry cannot be reached.
-    pub(super) fn of_a_command(&self) -> Self {
-        Self {
-            retry_total: self.retry_total.min(Duration::from_secs(30)),
-            unreachable_total: self.unreachable_total.min(Duration::from_secs(1)),
-            ..self.clone()
-        }
+    /// For finding out which kit is meant: a person waits for that at a terminal, and a kit that was
+    /// resolved before is used where the registry cannot be reached.
+    pub(super) fn of_a_command(self) -> Self {
+        let unreachable_total = self.unreachable_total.min(Duration::from_secs(1));
+        Self { unreachable_total, ..self }
+    }
+
+    /// For requests that open a kit or fetch in the background.
+    pub(super) fn of_patience(self) -> Self {
+        Self { retry_after_max: self.open, retry_total: self.open, ..self }
+    }
+
+    /// The longest from a request to the head of its answer, for a reader.
+    pub(super) fn reader(self) -> Duration {
+        self.connect + self.answer
     }
 }
 
@@ -47,6 +64,8 @@ impl Default for Timing {
         Self {
             connect: Duration::from_secs(10),
             answer: Duration::from_secs(30),
+            open: Duration::from_secs(300),
+            untold: Duration::from_secs(10),
             stall: Duration::from_secs(30),
             retries: 5,
             backoff_min: Duration::from_millis(200),

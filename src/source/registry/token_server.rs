@@ -15,11 +15,10 @@ use url::Url;
 
 use super::RegistryClient;
 use super::auth;
-use super::errand::Errand;
-use super::exchange::Answer;
+use super::exchange::{Answer, Question};
 use super::message;
 use super::redirect;
-use super::retry::{self, Failure};
+use super::retry::Failure;
 use super::scopes::Scopes;
 use super::token::{Server, Token};
 use super::upstream::Upstream;
@@ -39,15 +38,16 @@ impl RegistryClient {
         server: &Server,
         scopes: &Scopes,
         known: &Known,
-        upstream: &Upstream,
-        repository: &str,
+        question: &Question<'_>,
     ) -> Result<Token, SourceError> {
+        let Question { upstream, repository, .. } = *question;
         let place = format!("{}, the token server of {}", server.name(), upstream.name);
-        let errand = TokenErrand { server, scopes: scopes.written(), known, upstream, repository };
-        let body = retry::with_retries(&self.timing, &Errand::on_demand(), || {
-            self.ask_token_server(&errand, &place)
-        })
-        .await?;
+        let scopes = scopes.written();
+        let errand = TokenErrand { server, scopes, known, upstream, repository, question };
+        let host = message::authority(&server.realm);
+        let body = self
+            .repeat(self.timing, question.errand, &host, || self.ask_token_server(&errand, &place))
+            .await?;
         Token::decode(&body).map_err(|detail| SourceError::Protocol { place, detail })
     }
 
@@ -62,7 +62,7 @@ impl RegistryClient {
         for _ in 0..=redirect::HOP_LIMIT {
             let client = errand.upstream.client_for(&at, self);
             let request = errand.request(client, &at, is_at_home);
-            let answer = self.send_unlimited(request, &at, place).await?;
+            let answer = self.send_unlimited(request, &at, place, errand.question.errand).await?;
             if !redirect::is_redirect(answer.status()) {
                 return self.token_of(errand, answer).await;
             }
@@ -115,6 +115,7 @@ struct TokenErrand<'a> {
     known: &'a Known,
     upstream: &'a Upstream,
     repository: &'a str,
+    question: &'a Question<'a>,
 }
 
 impl TokenErrand<'_> {

@@ -19,11 +19,11 @@ use super::RegistryClient;
 use super::errand::Errand;
 use super::message::{self, Cause};
 use super::redirect;
-use super::retry::{self, Failure};
+use super::retry::Failure;
 use super::tls::Tls;
 use crate::oci::Digest;
 use crate::source::credentials::{Credential, Known};
-use crate::source::{SourceError, mirrors};
+use crate::source::{SourceError, Urgency, mirrors};
 
 /// A place that answers for a registry.
 pub(super) struct Upstream {
@@ -242,8 +242,9 @@ impl RegistryClient {
         };
         let cell = Arc::clone(self.schemes.hosts.lock().entry(registry.clone()).or_default());
         let timing = self.timing.of_a_command();
-        let errand = Errand::on_demand();
-        let probe = || retry::with_retries(&timing, &errand, || self.probe(registry));
+        // A host on this machine that says nothing about its API has nothing to fetch first.
+        let errand = Errand::new(Urgency::on_demand());
+        let probe = || self.repeat(timing, &errand, registry, || self.probe(registry));
         cell.get_or_try_init(probe).await.map(Arc::clone)
     }
 
@@ -278,7 +279,7 @@ impl RegistryClient {
     async fn speaks(&self, upstream: &Upstream) -> Result<Speaks, Failure> {
         let request = upstream.client.get(upstream.base.clone());
         let is_http = upstream.base.scheme() == "http";
-        let patience = self.timing.connect + self.timing.answer;
+        let patience = self.timing.reader();
         match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) if is_http && may_want_https(&response) => Ok(Speaks::Perhaps),
             Ok(Ok(_)) => Ok(Speaks::Yes),

@@ -52,18 +52,19 @@ pub(in crate::source) fn range_header(range: &Range<u64>, size: u64) -> Option<S
 impl<'a> Way<'a> {
     /// For bytes that a reader waits for, or that are read ahead.
     pub(in crate::source) fn of_reader(client: &'a RegistryClient, urgency: Urgency) -> Self {
-        Self { client, errand: Errand::new(urgency), timing: client.timing.clone() }
+        Self { client, errand: Errand::new(urgency), timing: client.timing }
     }
 
     /// For what a command has to know before it can go on.
     pub(in crate::source) fn of_command(client: &'a RegistryClient) -> Self {
         let timing = client.timing.of_a_command();
-        Self { client, errand: Errand::on_demand(), timing }
+        Self { client, errand: Errand::opening(), timing }
     }
 
-    /// Repeats `attempt` while its failures may pass.
+    /// Repeats `attempt`, which asks `host`, while its failures may pass.
     pub(in crate::source) async fn repeat<T, Attempt, Attempted>(
         &self,
+        host: &str,
         mut attempt: Attempt,
     ) -> Result<T, SourceError>
     where
@@ -74,7 +75,7 @@ impl<'a> Way<'a> {
             let attempted = attempt();
             async { attempted.await.map_err(|Stop(failure)| failure) }
         };
-        retry::with_retries(&self.timing, &self.errand, attempt).await
+        self.client.repeat(self.timing, &self.errand, host, attempt).await
     }
 
     /// Sends a request; `place` names its host in messages.

@@ -38,7 +38,7 @@ impl Store {
     /// Asks for an object's size, and compares its ETag.
     pub(super) async fn head(&self, id: &ObjectId) -> Result<ObjectHead, SourceError> {
         let way = Way::of_command(&self.client);
-        way.repeat(|| self.head_once(&way, id)).await
+        way.repeat(&id.location.to_string(), || self.head_once(&way, id)).await
     }
 
     async fn head_once(&self, way: &Way<'_>, id: &ObjectId) -> Result<ObjectHead, Stop> {

@@ -62,7 +62,8 @@ impl Object {
     async fn body(&self, range: Range<u64>, urgency: Urgency) -> Result<Body, SourceError> {
         let way = Way::of_reader(&self.store.client, urgency);
         let question = Question::Bytes(web::range_header(&range, self.blob.size));
-        way.repeat(|| self.body_once(&way, &question, &range)).await
+        let place = self.id.location.to_string();
+        way.repeat(&place, || self.body_once(&way, &question, &range)).await
     }
 
     async fn body_once(
