@@ -3,8 +3,9 @@
 use kitfs::oci::{Digest, Selector};
 use kitfs::source::{SourceError, Urgency};
 
-use crate::setup::{NAME, manifest, open, repository, timing};
+use crate::setup::{NAME, manifest, open, open_at, repository, timing};
 use crate::support::registry_double::{At, Fault, Options, RegistryDouble, Rule};
+use crate::wire::{Reply, Wire};
 
 fn tag(tag: &str) -> Option<Selector> {
     Some(Selector::Tag(tag.into()))
@@ -66,6 +67,53 @@ async fn tags_are_collected_over_all_pages_and_sorted() {
     expected.sort();
     assert_eq!(open(&registry).tags().await.unwrap(), expected);
     assert_eq!(registry.requests_to(At::Registry, "/tags/list").len(), 4);
+}
+
+#[tokio::test]
+async fn a_registry_that_refuses_the_number_of_tags_is_asked_without_one() {
+    for status in [400, 405, 422, 501] {
+        let wire = Wire::start(move |ask| match ask.target.contains("n=") {
+            true => Reply::new(status, &[], "{}"),
+            false => Reply::new(200, &[], r#"{"tags":["v2","v1"]}"#),
+        })
+        .await;
+        assert_eq!(open_at(&wire.host()).tags().await.unwrap(), ["v1", "v2"], "{status}");
+        assert_eq!(wire.asked().len(), 2);
+    }
+    // One that has no such repository is asked once.
+    let wire = Wire::start(|_| Reply::new(404, &[], "{}")).await;
+    let error = open_at(&wire.host()).tags().await.unwrap_err();
+    assert!(matches!(error, SourceError::NotFound { .. }), "{error}");
+    assert_eq!(wire.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn a_link_that_brings_nothing_new_ends_the_list_and_what_came_is_kept() {
+    // The same page for ever, the first page again, a page with nothing in it.
+    for second in [r#"{"tags":["a","b"]}"#, r#"{"tags":["a"]}"#, r#"{"tags":null}"#] {
+        let wire = Wire::start(move |ask| {
+            let page = if ask.target.contains("last=") { second } else { r#"{"tags":["b","a"]}"# };
+            Reply::new(200, &["Link: </v2/org/model/tags/list?last=b&n=2>; rel=\"next\""], page)
+        })
+        .await;
+        assert_eq!(open_at(&wire.host()).tags().await.unwrap(), ["a", "b"], "{second}");
+        assert_eq!(wire.asked().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_link_by_another_name_of_the_registry_is_followed_at_the_registry() {
+    let wire = Wire::start(|ask| match ask.target.contains("last=") {
+        true => Reply::new(200, &[], r#"{"tags":["b"]}"#),
+        false => {
+            let link =
+                "Link: <http://registry.internal:5000/v2/org/model/tags/list?last=a>; rel=next";
+            Reply::new(200, &[link], r#"{"tags":["a"]}"#)
+        }
+    })
+    .await;
+    assert_eq!(open_at(&wire.host()).tags().await.unwrap(), ["a", "b"]);
+    assert_eq!(wire.asked()[1].target, "/v2/org/model/tags/list?last=a");
 }
 
 #[tokio::test]

@@ -487,3 +487,18 @@ async fn encoded_documents_are_refused_and_a_label_alone_passes() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_login_page_in_the_place_of_a_document_is_named() {
+    for headers in [&["Content-Type: text/html; charset=utf-8"][..], &[]] {
+        let page = "<!DOCTYPE html><html><title>Sign in</title></html>";
+        let wire = Wire::start(move |_| Reply::new(200, headers, page)).await;
+        let repository = open_at(&wire.host());
+        let errors =
+            [repository.manifest(None).await.unwrap_err(), repository.tags().await.unwrap_err()];
+        for error in errors {
+            assert!(matches!(error, SourceError::Protocol { .. }), "{error}");
+            assert!(error.to_string().contains("a web page came"), "{error}");
+        }
+    }
+}

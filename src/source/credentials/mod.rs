@@ -55,8 +55,8 @@ pub enum Credential {
 pub struct Known {
     /// The credential.
     pub credential: Credential,
-    /// Why a general credential store could not be asked, in words for a message; `None` where all
-    /// of them could.
+    /// Why a general credential store could not be asked, or a file not read, in words for a message;
+    /// `None` where there was no such trouble.
     pub trouble: Option<String>,
     version: FilesVersion,
 }
@@ -100,16 +100,22 @@ impl CredentialStore {
     /// time; a credential helper gets a time limit. Blocking work happens off the runtime.
     ///
     /// # Errors
-    /// [`SourceError::Configuration`] for a malformed file, or a helper of this host that fails;
-    /// [`SourceError::Io`] for a file that is there and cannot be read.
+    /// [`SourceError::Configuration`] for a malformed file, or a helper of this host that fails.
     pub async fn find(&self, registry: &str, repository: &str) -> Result<Known, SourceError> {
         // Before the files are read: what changes meanwhile is noticed later.
         let version = self.version().await?;
         let mut known = Known { version, ..Known::default() };
         for path in &self.files {
             let (file, limit) = (path.clone(), FILE_LIMIT_BYTES);
-            let Some(json) = off_the_runtime(move || read_small(&file, limit)).await? else {
-                continue;
+            let json = match off_the_runtime(move || read_small(&file, limit)).await {
+                Ok(None) => continue,
+                Ok(Some(json)) => json,
+                // Another user's file, as with sudo: a public kit needs none.
+                Err(SourceError::Io { path, error }) => {
+                    known.trouble.get_or_insert(format!("{path} cannot be read: {error}"));
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let config = DockerConfig::decode(&json)
                 .map_err(|detail| configuration(&path.display().to_string(), detail))?;

@@ -198,6 +198,19 @@ async fn malformed_files_are_errors_that_name_the_file_and_no_secret(#[case] jso
 }
 
 #[tokio::test]
+async fn a_file_that_cannot_be_read_is_named_and_the_next_one_counts() {
+    let (folder, _) = store(r#"{"auths":{"a.io":{"auth":"dTpw"}}}"#, &[]);
+    // Docker makes a folder where a file is missing that is to be mounted.
+    let unreadable = folder.path().join("folder");
+    std::fs::create_dir(&unreadable).unwrap();
+    let store = CredentialStore::new(vec![unreadable, folder.path().join("config.json")]);
+    let known = store.find("a.io", "org/model").await.unwrap();
+    assert_eq!(known.credential, basic("u", "p"));
+    let trouble = store.find("b.io", "org/model").await.unwrap().trouble.unwrap();
+    assert!(trouble.contains("folder cannot be read"), "{trouble}");
+}
+
+#[tokio::test]
 async fn the_first_file_that_knows_a_host_wins() {
     let (folder, _) = store(r#"{"auths":{"a.io":{"username":"one","password":"p"}}}"#, &[]);
     let second = folder.path().join("second.json");

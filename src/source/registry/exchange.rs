@@ -135,6 +135,13 @@ impl Answer {
                 );
                 Err(SourceError::Protocol { place: self.place.clone(), detail }.into())
             }
+            None if is_web_page(self.headers(), &body) => {
+                let detail = format!(
+                    "a web page came in the place of {what}: check the address, or log in at the \
+                     proxy or gateway that answers for the registry"
+                );
+                Err(SourceError::Protocol { place: self.place.clone(), detail }.into())
+            }
             None => Ok(body),
         }
     }
@@ -179,6 +186,14 @@ impl Answer {
             Failure::Final(error)
         }
     }
+}
+
+/// Whether a document is a web page, as the login pages of proxies and gateways are.
+fn is_web_page(headers: &HeaderMap, body: &[u8]) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(|kind| kind.as_bytes().to_ascii_lowercase());
+    let is_named = kind.is_some_and(|kind| kind.trim_ascii_start().starts_with(b"text/html"));
+    let starts_as_one = body.trim_ascii_start().starts_with(b"<");
+    (is_named || starts_as_one) && !encoding::is_plain_json(body)
 }
 
 /// Why a request has no answer.

@@ -29,6 +29,7 @@ mod encoding;
 mod errand;
 mod exchange;
 mod limits;
+mod listing;
 mod message;
 mod proxies;
 mod range;

@@ -21,7 +21,6 @@ use super::errand::Errand;
 use super::exchange::Question;
 use super::redirect::Targets;
 use super::retry::Failure;
-use super::tags;
 use super::timing::Timing;
 use super::upstream::{Endpoint, Upstream};
 use crate::oci::{BlobId, Digest, Selector};
@@ -241,44 +240,6 @@ impl Remote {
             .into()),
             Some(_) | None => Ok((got, bytes)),
         }
-    }
-
-    async fn tags_once(
-        &self,
-        upstream: &Upstream,
-        errand: &Errand,
-    ) -> Result<Vec<String>, Failure> {
-        let protocol =
-            |detail| SourceError::Protocol { place: upstream.place(&self.repository), detail };
-        let mut all = Vec::new();
-        let mut url = upstream.tags(&self.repository);
-        for _ in 0..tags::PAGE_LIMIT {
-            let headers = HeaderMap::new();
-            let question = self.question(upstream, &url, &headers, errand);
-            let mut answer = self.client.ask(&question, |_| ()).await?;
-            if answer.status() != StatusCode::OK {
-                let what = "the list of tags";
-                let hint = "check the name of the repository";
-                return Err(answer.refusal(what, hint, self.timing().stall).await);
-            }
-            let (limit, stall) = (tags::PAGE_LIMIT_BYTES, self.timing().stall);
-            let page = answer.document("the list of tags", limit, stall).await?;
-            all.extend(tags::decode(&page).map_err(protocol)?);
-            if all.len() > tags::TAG_LIMIT {
-                return Err(protocol(format!("more than {} tags", tags::TAG_LIMIT)).into());
-            }
-            let links = answer.headers().get_all(header::LINK).iter();
-            let links = links.filter_map(|link| link.to_str().ok());
-            match tags::next(&url, links).map_err(protocol)? {
-                Some(next) => url = next,
-                None => {
-                    all.sort_unstable();
-                    all.dedup();
-                    return Ok(all);
-                }
-            }
-        }
-        Err(protocol(format!("more than {} pages of tags", tags::PAGE_LIMIT)).into())
     }
 
     pub(super) fn question<'a>(

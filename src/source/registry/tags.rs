@@ -1,10 +1,17 @@
 //! Pages of tags (distribution-spec, "Listing Tags") and the links between them (RFC 8288). Pure.
 
+use http::StatusCode;
 use serde::Deserialize;
+use serde_json::Value;
 use url::Url;
 
+use super::encoding;
 use super::message;
 use crate::oci::Selector;
+
+/// How many tags a page is asked to have. 1,000 is what registries allow at most; without a number
+/// some send 100.
+pub(super) const PAGE_TAGS: Option<u32> = Some(1000);
 
 /// The largest page that is read: 8 MiB are 60,000 tags of the longest kind.
 pub(super) const PAGE_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
@@ -12,8 +19,14 @@ pub(super) const PAGE_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
 /// The most tags that are listed. 200,000: some repositories have a tag for each commit.
 pub(super) const TAG_LIMIT: usize = 200_000;
 
-/// The most pages that are asked for, which also ends a list that goes round in a circle.
+/// The most pages that are asked for: 2,000 of 100 tags are as many tags as are listed.
 pub(super) const PAGE_LIMIT: usize = 2_000;
+
+/// Whether an answer may be a refusal of the number of tags that was asked for, and not of the list.
+pub(super) fn may_refuse_number(status: StatusCode) -> bool {
+    let is_about_something_else = matches!(status.as_u16(), 401 | 403 | 404 | 408 | 410 | 429);
+    (status.is_client_error() && !is_about_something_else) || status == StatusCode::NOT_IMPLEMENTED
+}
 
 /// Decodes a page. What could not be a tag is left out: nobody could ask for it, and it may hold
 /// anything, at any length.
@@ -23,19 +36,22 @@ pub(super) const PAGE_LIMIT: usize = 2_000;
 pub(super) fn decode(page: &[u8]) -> Result<Vec<String>, String> {
     #[derive(Deserialize)]
     struct Page {
-        tags: Option<Vec<String>>,
+        tags: Option<Vec<Value>>,
     }
-    let page: Page =
-        serde_json::from_slice(page).map_err(|error| format!("no list of tags: {error}"))?;
-    let mut tags = page.tags.unwrap_or_default();
-    tags.retain(|tag| Selector::tag(tag).is_ok());
-    Ok(tags)
+    let page: Page = serde_json::from_slice(encoding::without_mark(page))
+        .map_err(|error| format!("what came is no list of tags: {error}"))?;
+    let tags = page.tags.unwrap_or_default().into_iter();
+    let tags = tags.filter_map(|tag| tag.as_str().map(str::to_owned));
+    Ok(tags.filter(|tag| Selector::tag(tag).is_ok()).collect())
 }
 
 /// The page behind the one at `at`, as the values of its `Link` headers name it.
 ///
+/// A registry behind a proxy may name itself by another host or below another path. Only the query
+/// of a link to a list of tags counts, so the next page is asked where this one was found.
+///
 /// # Errors
-/// In words, when it lies at another host: nobody else answers for a registry.
+/// In words, when the link is no URL, or leads to something else at another host.
 pub(super) fn next<'a>(
     at: &Url,
     links: impl Iterator<Item = &'a str>,
@@ -45,10 +61,21 @@ pub(super) fn next<'a>(
         return Ok(None);
     };
     let next = at.join(target).map_err(|_| "a next page that is no URL".to_owned())?;
-    if next.origin() != at.origin() {
-        return Err(format!("a next page at another host, {}", message::origin(&next)));
+    if !next.path().ends_with("/tags/list") {
+        return match next.origin() == at.origin() {
+            true => Ok(Some(next)),
+            false => Err(format!("a next page at another host, {}", message::origin(&next))),
+        };
     }
-    Ok(Some(next))
+    let mut own = at.clone();
+    own.set_query(next.query());
+    // Which registry is meant, at a mirror that stands for several; a link leaves it out.
+    let namespace =
+        |url: &Url| url.query_pairs().find(|(key, _)| key == "ns").map(|it| it.1.into_owned());
+    if let (Some(registry), None) = (namespace(at), namespace(&own)) {
+        own.query_pairs_mut().append_pair("ns", &registry);
+    }
+    Ok(Some(own))
 }
 
 struct Link<'a> {
@@ -98,8 +125,23 @@ mod tests {
         );
         assert_eq!(follow(r#"<x>; rel="prev""#), Ok(None));
         assert_eq!(follow("<x"), Ok(None));
+    }
+
+    #[test]
+    fn the_next_page_is_asked_where_this_one_was_found() {
+        for named in [
+            "<http://internal:5000/v2/a/tags/list?last=b>; rel=next",
+            "<https://r.example:8443/other/v2/a/tags/list?last=b>; rel=next",
+            "<?last=b>; rel=next",
+        ] {
+            let expected = "https://r.example/v2/a/tags/list?last=b";
+            assert_eq!(follow(named), Ok(Some(expected.to_owned())), "{named}");
+        }
         assert!(follow("<https://evil.example/?secret>; rel=next").unwrap_err().contains("evil"));
-        assert!(follow("<http://r.example/>; rel=next").is_err());
+        let at = Url::parse("https://m.example/v2/a/tags/list?n=2&ns=r.example").unwrap();
+        let next = next(&at, std::iter::once("</v2/a/tags/list?last=b>; rel=next")).unwrap();
+        let expected = "https://m.example/v2/a/tags/list?last=b&ns=r.example";
+        assert_eq!(next.unwrap().as_str(), expected);
     }
 
     #[test]
@@ -107,8 +149,15 @@ mod tests {
         assert_eq!(decode(br#"{"name":"a","tags":["b","a"]}"#).unwrap(), ["b", "a"]);
         assert_eq!(decode(br#"{"name":"a","tags":null}"#).unwrap(), [""; 0]);
         assert!(decode(b"<html>").is_err());
-        let page = serde_json::json!({"tags": ["v1", "", "a\u{1b}[31m", ".a", "x".repeat(129)]});
+        let page = serde_json::json!({"tags": ["v1", "", "a\u{1b}[31m", ".a", "x".repeat(129), 7]});
         assert_eq!(decode(page.to_string().as_bytes()).unwrap(), ["v1"]);
+    }
+
+    #[test]
+    fn a_number_may_be_refused_but_not_by_who_refuses_the_list() {
+        let refuses = |status| may_refuse_number(StatusCode::from_u16(status).unwrap());
+        assert!([400, 405, 416, 422, 501].into_iter().all(refuses));
+        assert!(![200, 401, 403, 404, 429, 500, 503].into_iter().any(refuses));
     }
 
     proptest! {

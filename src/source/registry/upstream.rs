@@ -74,11 +74,12 @@ impl Upstream {
         self.url(repository, ["blobs", &digest.to_string()])
     }
 
-    /// The URL of the first page of tags.
-    pub(super) fn tags(&self, repository: &str) -> Url {
+    /// The URL of the first page of tags, of `number` tags where one is given.
+    pub(super) fn tags(&self, repository: &str, number: Option<u32>) -> Url {
         let mut url = self.url(repository, ["tags", "list"]);
-        // 1,000 is what registries allow at most; without a number some send 100.
-        url.query_pairs_mut().append_pair("n", "1000");
+        if let Some(number) = number {
+            url.query_pairs_mut().append_pair("n", &number.to_string());
+        }
         url
     }
 
