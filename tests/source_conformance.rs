@@ -1,4 +1,4 @@
-//! One suite for everything that implements `BlobSource` and `Repository`: what
+//! One suite for all implementations of `BlobSource` and `Repository`: what
 //! `kitfs::source` promises holds for each of them.
 
 #[path = "support/mod.rs"]
@@ -26,7 +26,7 @@ use serde_json::json;
 use support::s3_double::{S3Double, S3Options};
 use tempfile::TempDir;
 
-/// Where the bytes of a case come from.
+/// The source of a case.
 #[derive(Clone, Copy)]
 enum From {
     OciLayout,
@@ -34,7 +34,7 @@ enum From {
     Registry,
 }
 
-/// A repository with the tags `v1` and `latest`, and what is in it.
+/// A repository with the tags `v1` and `latest`, and its content.
 struct Case {
     repository: Arc<dyn Repository>,
     manifest: Vec<u8>,
@@ -135,7 +135,7 @@ fn ranges(size: u64) -> Vec<Range<u64>> {
     ranges
 }
 
-/// What holds for every source of this blob.
+/// Checks the promises that hold for every source of this blob.
 async fn blob_conforms(source: &dyn BlobSource, content: &[u8]) {
     for range in ranges(content.len() as u64) {
         check_range(source, content, range).await;
@@ -349,7 +349,7 @@ async fn links_and_changed_files_are_refused_with_their_name() {
 }
 
 #[test]
-fn what_is_no_layout_or_not_in_the_storage_says_what_to_do() {
+fn a_missing_layout_or_storage_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let error = OciLayout::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains("oci-layout") && error.contains("skopeo copy"), "{error}");

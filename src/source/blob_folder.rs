@@ -3,8 +3,8 @@
 //! File names are made from parsed digests only, so no text of an index or a request can name
 //! another file. Files are opened without following a symbolic link and without waiting for a
 //! FIFO's other end, and only regular files of the expected size are read. Reading happens in
-//! blocking tasks, a piece at a time, so that a slow disk never holds up the runtime and a stream
-//! nobody reads costs one piece of memory.
+//! blocking tasks, a piece at a time. So a slow disk never holds up the runtime, and a stream that is
+//! not read costs one piece of memory.
 
 use std::fs::File;
 use std::ops::Range;
@@ -33,7 +33,7 @@ pub(super) struct BlobFolder {
 }
 
 impl BlobFolder {
-    /// The blobs of the layout `layout`. `place` names it in messages, and `hint` says what to do
+    /// The blobs of the layout `layout`. Messages name it `place`, and say `hint`
     /// where a blob is missing.
     pub(super) fn new(layout: &Path, place: String, hint: &'static str) -> Self {
         Self { folder: layout.join("blobs/sha256"), place, hint }
@@ -159,7 +159,7 @@ fn pieces(
 /// Reads a file of at most `limit_bytes`; `None` where there is none. Blocks.
 pub(super) fn read_small(path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>>, SourceError> {
     use std::io::Read;
-    // Not waiting for the other end of a FIFO that someone put there.
+    // NONBLOCK: opening a FIFO must not wait for its other end.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),

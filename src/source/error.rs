@@ -1,12 +1,12 @@
-//! What can go wrong between here and a blob.
+//! The errors of sources.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::oci::Digest;
 
-/// Why bytes could not be had from a source. Variants are decisions for the caller; messages name
-/// the host or folder, the repository and what to do next.
+/// Why a source has no bytes. Variants are decisions for the caller; messages name the host or folder,
+/// the repository and what to do next.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SourceError {
     /// No such repository, manifest, tag or blob.
@@ -29,12 +29,12 @@ pub enum SourceError {
         /// What to do next.
         hint: String,
     },
-    /// The other side asks for fewer requests.
+    /// The host asks for fewer requests.
     #[error("{place} gets too many requests (429){}", pause(*.retry_after))]
     Throttled {
         /// The host.
         place: String,
-        /// How long it asked to wait.
+        /// How long the host asks to wait.
         retry_after: Option<Duration>,
     },
     /// Not reachable, or failing: no such host, no connection, time-out, 5xx, a stream that broke off.
@@ -45,9 +45,9 @@ pub enum SourceError {
         /// The reason.
         detail: String,
     },
-    /// It does not prove in TLS to be who it should be. Not [`SourceError::Unavailable`]: what was
-    /// known of it before must not take its place, or somebody between here and there would be
-    /// taken for a network that is down.
+    /// The host does not prove its identity in TLS. This is not [`SourceError::Unavailable`]: then a kit
+    /// is taken from the cache as it was last resolved, and an attacker on the way would pass for a
+    /// network that is down.
     #[error("{place} cannot be trusted: {detail}")]
     Untrusted {
         /// The host.
@@ -55,27 +55,27 @@ pub enum SourceError {
         /// What is wrong with its certificate and what to do.
         detail: String,
     },
-    /// What came breaks the protocol: a wrong Content-Range, a short or endless body, a blob file
+    /// The answer breaks the protocol: a wrong Content-Range, a short or endless body, a blob file
     /// of another size than its descriptor says.
     #[error("bad content from {place}: {detail}")]
     Protocol {
         /// The host or folder.
         place: String,
-        /// What was wrong with it.
+        /// What is wrong with the answer.
         detail: String,
     },
-    /// The content is not what its digest says.
+    /// The content has another digest.
     #[error(
         "{what} from {place} has digest {got} instead of {expected}: it was changed where it is kept or on the way"
     )]
     DigestMismatch {
-        /// What was fetched.
+        /// The manifest or blob.
         what: String,
         /// From where.
         place: String,
         /// The digest asked for.
         expected: Digest,
-        /// The digest of what came.
+        /// The digest of the bytes that came.
         got: Digest,
     },
     /// An object of an S3 store was replaced by another one since the kit was packed.

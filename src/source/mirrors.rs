@@ -49,7 +49,7 @@ pub struct Mirrors {
     folder: Option<PathBuf>,
 }
 
-/// What is said of one host, or of the server at the top of the file.
+/// The settings of one host, or of the server at the top of the file.
 #[derive(Default, Deserialize)]
 struct WireHost {
     capabilities: Option<Vec<String>>,
@@ -113,7 +113,7 @@ impl Mirrors {
     }
 }
 
-/// The folders that may tell of a registry, the first that exists wins. A host is never a path.
+/// The folders in which a registry is looked for; the first that exists counts. A host is never a path.
 fn folder_names(registry: &str) -> Vec<String> {
     let mut names = Vec::new();
     if !registry.contains('/') && !registry.starts_with('.') {
@@ -150,7 +150,7 @@ fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, St
     }
     let says_more = !table.is_empty();
     let server = endpoint("server", &server, Value::Table(table), folder)?;
-    // A host that is the server itself says how to reach it; asking there twice would help nobody.
+    // Where a host is the server itself, its section says how to reach it, and one request is enough.
     let is_known = endpoints.iter().any(|host: &Endpoint| {
         host.url == server.url && host.can_resolve && host.can_pull && !says_more
     });

@@ -1,6 +1,6 @@
-//! Bytes far away: one narrow trait for ranges of blobs, and who implements it.
+//! Bytes far away: one narrow trait for ranges of blobs, and its implementations.
 //!
-//! Behaviour (limits, counting, faults, resuming) comes from decorators over [`BlobSource`].
+//! Limits, counting and faults are decorators over [`BlobSource`].
 //! This room never sees the cache.
 
 mod blob_folder;
@@ -37,10 +37,9 @@ pub trait BlobSource: Send + Sync + 'static {
     /// Opens a stream over the bytes `range` (blob offsets, half-open, not empty, within
     /// `blob.size`) of `blob`.
     ///
-    /// The stream's own [`BlobStream::range`] says what it will yield: it contains `range`, and is
-    /// the whole blob where the other side does not serve ranges. It yields exactly that many
-    /// bytes or ends with an error. Nothing is verified. Where requests have to wait for one another,
-    /// the more urgent go first.
+    /// The stream yields [`BlobStream::range`]: it contains `range`, and is the whole blob
+    /// where the other side serves no ranges. The stream yields exactly that many bytes or ends with
+    /// an error. Nothing is verified. Where requests queue, the more urgent go first.
     fn open(
         &self,
         blob: BlobId,
@@ -48,20 +47,20 @@ pub trait BlobSource: Send + Sync + 'static {
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>>;
 
-    /// Whether its bytes come over a network, so that a copy of them in the cache is worth its disk
-    /// even where nobody has read them yet.
+    /// Whether the bytes come over a network. Then a copy in the cache is worth its disk space, read or
+    /// not.
     fn is_remote(&self) -> bool {
         true
     }
 
-    /// The host that its requests compete for, where there is one: a host that does not answer must
-    /// not hold up what comes from others.
+    /// The host that the requests go to, where there is one. A host that does not answer must not hold
+    /// up requests to others.
     fn host(&self) -> Option<Arc<str>> {
         None
     }
 
-    /// What it has in common with sources that ask the same place in the same way, where that can be
-    /// known: one of them is enough.
+    /// A name that sources share which ask the same place in the same way; a layer needs one of them.
+    /// `None` where no other source can be the same.
     fn place(&self) -> Option<String> {
         None
     }

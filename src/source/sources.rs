@@ -1,4 +1,4 @@
-//! Which source an origin is read from.
+//! Opens the source that an origin names.
 
 use std::path::PathBuf;
 use std::sync::Arc;

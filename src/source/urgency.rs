@@ -1,12 +1,12 @@
 //! Why bytes are fetched, which request goes first, and how long a silent host is waited for.
 //!
-//! The order is that of design.md 8: a reader that waits, what a reader's pattern says it will
-//! want next, what was asked for beforehand, and the rest of the kit in the background.
+//! The order is that of design.md 8: a reader that waits; the bytes that a reader's pattern predicts;
+//! prefetching on request; and the rest of the kit in the background.
 //!
 //! Patience is another question (design.md 16): a reader has a deadline, so its request gives up on a
-//! host that is silent for long. A command that opens a kit, and fetching in the background, wait as
-//! long as the connection lives: a pull-through cache may fetch a blob for minutes before its first
-//! byte, and starts anew where its client goes away.
+//! host that is silent for long. A command that opens a kit waits as long as the connection lives, and
+//! so does fetching in the background: a pull-through cache may fetch a blob for minutes before its
+//! first byte, and starts anew where its client goes away.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use tokio::sync::Notify;
 
-/// Why bytes are fetched; later ones come first.
+/// Why bytes are fetched; a later variant goes before an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Priority {
@@ -22,7 +22,7 @@ pub enum Priority {
     Hydrate,
     /// Asked for beforehand: tensors, traces, `kitfs warm`.
     Prefetch,
-    /// A reader's pattern says that it comes next.
+    /// A reader's pattern says that it reads them next.
     Readahead,
     /// A reader waits.
     OnDemand,
@@ -44,7 +44,7 @@ impl Priority {
 }
 
 /// The priority of a request, and its patience, shared by all clones. The priority can be raised while
-/// the request waits or runs, because somebody began to wait for its bytes; it never falls.
+/// the request waits or runs, because a reader began to wait for its bytes; it never falls.
 #[derive(Clone, Debug)]
 pub struct Urgency(Arc<Shared>);
 
@@ -58,7 +58,7 @@ struct Shared {
 }
 
 impl Urgency {
-    /// A request that begins with this priority.
+    /// A request that starts with this priority.
     pub fn new(priority: Priority) -> Self {
         Self::with(priority, false)
     }
@@ -77,12 +77,12 @@ impl Urgency {
         Self::new(Priority::OnDemand)
     }
 
-    /// A request that somebody waits for who opens a kit: patient, whatever its priority.
+    /// A request that opens a kit: patient, though a person waits for it.
     pub fn opening() -> Self {
         Self::with(Priority::OnDemand, true)
     }
 
-    /// Whether a silent host is waited for as long as the connection lives.
+    /// Whether the request waits for a silent host as long as the connection lives.
     pub fn is_patient(&self) -> bool {
         self.0.is_opening || self.get() <= Priority::Prefetch
     }
@@ -112,14 +112,14 @@ impl Urgency {
         self.until(|| self.get() > priority).await;
     }
 
-    /// Notes whether something more urgent waits for this request to end, because of what it holds.
+    /// Notes whether a more urgent request waits for the slot of this one.
     pub(crate) fn stands_in_the_way(&self, is_so: bool) {
         if !self.0.is_in_the_way.swap(is_so, Ordering::SeqCst) && is_so {
             self.0.changed.notify_waiters();
         }
     }
 
-    /// Waits until the priority is above `priority`, or the request stands in the way.
+    /// Waits until the priority is above `priority`, or a more urgent request waits for this one.
     pub(crate) async fn hurried(&self, priority: Priority) {
         let is_in_the_way = || self.0.is_in_the_way.load(Ordering::SeqCst);
         self.until(|| self.get() > priority || is_in_the_way()).await;
@@ -128,7 +128,7 @@ impl Urgency {
     async fn until(&self, is_so: impl Fn() -> bool) {
         loop {
             let mut changed = pin!(self.0.changed.notified());
-            // In line for the news before looking, so that none is missed between the two.
+            // Enabled before the look, so that a change between the two is not missed.
             changed.as_mut().enable();
             if is_so() {
                 return;

@@ -19,7 +19,7 @@ async fn registry(access: Access) -> RegistryDouble {
     registry
 }
 
-/// The repository, as somebody sees it whose Docker config has `entry` for the registry.
+/// The repository, read with `entry` for the registry in Docker's config.
 fn open_as(registry: &RegistryDouble, entry: serde_json::Value) -> Arc<dyn Repository> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.keep().join("config.json");
@@ -174,7 +174,7 @@ async fn token_requests_are_retried() {
 }
 
 #[tokio::test]
-async fn who_may_not_read_is_told_how_to_log_in() {
+async fn a_refusal_says_how_to_log_in() {
     let tokens = Tokens { password: password(), ..Tokens::default() };
     let (username, password) = password().unwrap();
     for access in [Access::Bearer(tokens), Access::Basic { username, password }] {
@@ -229,7 +229,7 @@ async fn kits_credentials_come_before_dockers() {
     let repository = repository(&client, &registry.host());
     repository.manifest(None).await.unwrap();
 
-    // Without kit's file, Docker's counts, at the next token.
+    // Without kit's file, Docker's counts.
     std::fs::remove_file(kit).unwrap();
     registry.revoke_tokens();
     let error = repository.manifest(None).await.unwrap_err();

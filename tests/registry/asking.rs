@@ -1,4 +1,4 @@
-//! Manifests and tags, and what messages say when they cannot be had.
+//! Manifests and tags, and the messages where there are none.
 
 use kitfs::oci::{Digest, Selector};
 use kitfs::source::{SourceError, Urgency};

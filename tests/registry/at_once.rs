@@ -1,4 +1,4 @@
-//! Many requests at once: what runs in parallel, what is limited, and that nothing waits for ever.
+//! Many requests at once: parallel ones, limited ones, and none that waits for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +70,7 @@ async fn a_kit_of_large_layers_opens_with_a_limit_of_one_request() {
 }
 
 #[tokio::test]
-async fn streams_that_nobody_drains_do_not_keep_others_out_for_ever() {
+async fn streams_that_are_never_read_do_not_keep_others_out_for_ever() {
     let registry = RegistryDouble::start(Options::default()).await;
     let blob = registry.push_blob(NAME, content(300_000));
     let limits = HostLimits::with_patience(2, Duration::from_millis(20));

@@ -164,7 +164,7 @@ async fn a_429_after_all_retries_is_throttled() {
 }
 
 #[tokio::test]
-async fn who_asks_to_wait_for_too_long_is_not_asked_again() {
+async fn a_host_that_asks_a_reader_to_wait_for_too_long_is_not_asked_again() {
     let (registry, blob) = registry().await;
     registry.script(Rule::on("/blobs/").then(Fault::RetryAfter(429, "3600".into())));
     let error = read(&open(&registry), blob, 0..1000).await.unwrap_err();

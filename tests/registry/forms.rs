@@ -29,10 +29,10 @@ enum Ending {
     Close,
 }
 
-/// One way to answer. What a range is asked of is `asked`; without one it is all of the blob.
+/// One way to answer. A request without a range asks for all of the blob.
 #[derive(Clone, Debug)]
 enum Form {
-    /// 206 of exactly what was asked.
+    /// 206 of exactly the range.
     Exact(Ending),
     /// 206 that does not know how large the blob is.
     UnknownTotal(Ending),
@@ -40,7 +40,7 @@ enum Form {
     Start(usize, Ending),
     /// 200 and the whole blob.
     Whole(Ending),
-    /// 200 with a Content-Range of what was asked, and that in the body.
+    /// 200 with the Content-Range that was asked for, and these bytes.
     PartAs200(Ending),
     /// A name of an encoding around bytes as they are.
     Label(&'static str),
@@ -82,7 +82,7 @@ enum Form {
     TwoLengths,
     /// The connection ends.
     Gone,
-    /// What is not HTTP.
+    /// Bytes that are not HTTP.
     Noise,
 }
 
@@ -299,7 +299,7 @@ async fn registry(forms: Vec<Form>) -> Wire {
     .await
 }
 
-/// Reads a range and compares each piece at once; what came before an error must be right, too.
+/// Reads a range and compares each piece at once: bytes before an error must be right, too.
 async fn read_and_compare(
     repository: &Arc<dyn Repository>,
     range: Range<u64>,

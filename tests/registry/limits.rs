@@ -1,4 +1,4 @@
-//! How much a host is asked at once, and who goes first.
+//! How many requests a host gets at once, and which goes first.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::support::registry_double::{At, Fault, Options, RegistryDouble, Rule};
 /// Longer than anything here takes that does not hang.
 const HANG: Duration = Duration::from_secs(60);
 
-/// A patience that never ends here, so that no permit is lent.
+/// A patience that never ends here, so that no slot is lent.
 const NEVER: Duration = Duration::from_secs(3600);
 
-/// A registry with a blob, its repository, and the limits that it is asked by.
+/// A registry with a blob, its repository, and the limits of the client.
 struct Fixture {
     registry: RegistryDouble,
     blob: BlobId,
@@ -43,7 +43,7 @@ impl Fixture {
         hosts.pop().expect("the registry was asked")
     }
 
-    /// Waits until what the host is asked is as wanted.
+    /// Waits until the usage of the host is as wanted.
     async fn until(&self, wanted: impl Fn(&HostUsage) -> bool) {
         let wait = async {
             while !self.limits.snapshot().iter().any(&wanted) {
@@ -93,10 +93,10 @@ async fn the_most_urgent_request_is_sent_first_and_one_that_is_raised_moves_forw
     for (number, urgency) in urgencies.iter().enumerate() {
         let start = 10 * (number as u64 + 1);
         tasks.push(fixture.start(start..start + 5, urgency));
-        // One after the other: of equals, who came first goes first.
+        // One after the other: of equals, the earliest goes first.
         fixture.until(|host| host.waiting == number + 1).await;
     }
-    // Somebody begins to wait for the first that was asked in the background.
+    // A reader begins to wait for the first background request.
     urgencies[0].raise(Priority::OnDemand);
     fixture.registry.release();
     all(tasks).await;
@@ -116,7 +116,7 @@ async fn a_reader_finds_room_beside_bodies_in_the_background() {
         fixture.start(30..35, &readahead),
         fixture.start(40..45, &readahead),
     ];
-    // A quarter for what is hydrated, and all but one together.
+    // A quarter for hydrating, and all but one for all of them together.
     fixture.until(|host| host.running == 3 && host.waiting == 2).await;
     read(&fixture.repository, fixture.blob, 50..55).await.unwrap();
     fixture.registry.release();
@@ -124,7 +124,7 @@ async fn a_reader_finds_room_beside_bodies_in_the_background() {
 }
 
 #[tokio::test]
-async fn a_429_with_retry_after_pauses_everybody_and_the_limit_falls_and_recovers() {
+async fn a_429_with_retry_after_pauses_all_requests_and_the_limit_falls_and_recovers() {
     let fixture = Fixture::new(4).await;
     fixture.registry.script(Rule::on("/blobs/").times(1).then(Fault::RetryAfter(429, "1".into())));
     let first = fixture.start(0..5, &Urgency::on_demand());
@@ -142,7 +142,7 @@ async fn a_429_with_retry_after_pauses_everybody_and_the_limit_falls_and_recover
     }
     assert!(fixture.registry.peak() <= 3, "{}", fixture.registry.peak());
 
-    // A line that is always full lets the limit rise again, by one in each round.
+    // A queue that is never empty lets the limit rise again, by one in each round.
     for _ in 0..4 {
         all((0..8).map(|number| fixture.start(number..number + 9, &Urgency::on_demand()))).await;
     }
@@ -176,7 +176,7 @@ async fn requests_bytes_and_refusals_are_counted_for_each_host() {
 }
 
 #[tokio::test]
-async fn a_permit_is_given_back_with_the_last_byte() {
+async fn a_slot_is_given_back_with_the_last_byte() {
     let fixture = Fixture::new(1).await;
     let urgency = Urgency::on_demand();
     let mut stream = fixture.repository.open(fixture.blob, 0..50_000, urgency).await.unwrap();

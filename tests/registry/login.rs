@@ -87,7 +87,7 @@ async fn password_registry(password: &Arc<Mutex<String>>, refusal: u16) -> Wire 
     .await
 }
 
-/// What the requests carried, in order.
+/// The `Authorization` headers of the requests, in order.
 fn carried(wire: &Wire) -> Vec<Option<String>> {
     wire.asked().iter().map(|ask| ask.header("authorization").map(str::to_owned)).collect()
 }
@@ -252,7 +252,7 @@ async fn a_token_server_that_has_no_place_for_strangers_asks_for_a_login() {
     }
 }
 
-/// Sends what comes to `/token` elsewhere, and gives a token at `/new`.
+/// Redirects requests for `/token`, and gives a token at `/new`.
 fn redirecting(status: u16, to: String) -> impl Fn(&Ask) -> Reply + Send + Sync + 'static {
     move |ask| match ask.target.starts_with("/token") {
         true => {
@@ -321,7 +321,7 @@ async fn a_credential_store_that_fails_is_named_when_the_registry_refuses() {
     for words in ["docker-credential-desktop.exe", "config.json", "is not installed", "kit login"] {
         assert!(message.contains(words), "{words}: {message}");
     }
-    // Where nobody asks for a password, nobody hears of it.
+    // A public registry asks for no password, so no message names the store.
     let open = Wire::start(|_| Reply::new(200, &[], manifest())).await;
     Reader::with_config(&open.host(), r#"{"credsStore":"desktop.exe"}"#).ask().await.unwrap();
 }
@@ -381,7 +381,7 @@ async fn a_registry_may_lead_to_another_one_which_asks_for_credentials_of_its_ow
         let (_, bytes) = read(&reader.repository, id, start..start + 1000).await.unwrap();
         assert_eq!(bytes, blob[start as usize..][..1000]);
     }
-    // Each host sees what belongs to it, and the target of the blob is kept.
+    // Each host sees its own credentials, and the target of the blob is kept.
     let at_second = carried(&second);
     assert!(!at_second.contains(&Some(basic("first"))), "{at_second:?}");
     assert_eq!(token_requests(&second).len(), 1);
@@ -389,7 +389,7 @@ async fn a_registry_may_lead_to_another_one_which_asks_for_credentials_of_its_ow
     let asked = first.asked();
     assert_eq!(asked.iter().filter(|ask| ask.target.contains("/blobs/")).count(), 1);
 
-    // Whoever has no credentials for the other one is told for which host to log in.
+    // Without credentials for the second registry the message says where to log in.
     let config = json!({ "auths": { first.host(): entry("first") } }).to_string();
     let message = Reader::with_config(&first.host(), &config).ask().await.unwrap_err().to_string();
     assert!(message.contains(&format!("kit login {}", second.host())), "{message}");

@@ -10,7 +10,7 @@ use crate::support::registry_double::{At, Fault, Options, RegistryDouble, Rule};
 /// A registry that exists in `hosts.toml` alone.
 const FAR: &str = "registry.example";
 
-/// The repository at [`FAR`], as somebody sees it who has this `hosts.toml` for it.
+/// The repository at [`FAR`], with this `hosts.toml` for it.
 fn open_far(hosts_toml: &str) -> Arc<dyn Repository> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join(FAR)).unwrap();
@@ -39,7 +39,7 @@ async fn a_registry_is_reached_at_the_address_of_its_mirror_with_the_headers_giv
 }
 
 #[tokio::test]
-async fn what_a_mirror_does_not_have_is_asked_of_the_next() {
+async fn a_mirror_that_fails_is_passed_over_for_the_next() {
     let [mirror, server] = [registry().await, registry().await];
     let blob = server.push_blob(NAME, content(1000));
     mirror.script(Rule::on("/manifests/").then(Fault::Status(503)));

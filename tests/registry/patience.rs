@@ -1,4 +1,4 @@
-//! Registries that are connected and silent: how long they are waited for, and who is told.
+//! Registries that are connected and silent: how long kitfs waits, and what it tells.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use kitfs::source::{Priority, Repository, SourceError, Urgency};
 use crate::setup::{client_with, content, manifest, repository};
 use crate::wire::{Ask, Reply, Wire};
 
-/// How long the registries here are silent: several times what a reader waits.
+/// How long the registries here are silent: several times as long as a reader waits.
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// A client whose readers wait half a second, and whose openers wait for much longer.
@@ -33,7 +33,7 @@ fn blob() -> BlobId {
     BlobId { digest: Digest::of(&content(SIZE)), size: SIZE as u64 }
 }
 
-/// What a registry sends, at once.
+/// The answer of a registry.
 fn answer(ask: &Ask) -> Reply {
     match ask.range() {
         Some((first, last)) => {

@@ -81,7 +81,7 @@ async fn the_first_readers_of_a_blob_ask_a_registry_that_redirects_once() {
     let repository = open(&registry);
     // A kit's config, for one.
     read(&repository, first, 0..100).await.unwrap();
-    // Nobody at the storage is answered before all are there: the turn ends with the redirect.
+    // The storage answers when all requests are there: the turn ends with the redirect.
     registry.script(Rule::on("").at(At::Storage).then(Fault::Gather(8)));
     let mut readers = tokio::task::JoinSet::new();
     for _ in 0..8 {

@@ -1,4 +1,4 @@
-//! Clients with short time-outs, and what tests do with them.
+//! Clients with short time-outs, and the steps that tests have in common.
 
 use std::ops::Range;
 use std::path::Path;
@@ -34,7 +34,7 @@ pub fn timing() -> Timing {
     }
 }
 
-/// A client with `timing` and what `change` makes of it.
+/// A client with `timing`, changed by `change`.
 pub fn client_with(change: impl FnOnce(&mut RegistryConfig)) -> Arc<RegistryClient> {
     let mut config = RegistryConfig { timing: timing(), ..RegistryConfig::default() };
     change(&mut config);
@@ -62,12 +62,12 @@ pub fn content(length: usize) -> Vec<u8> {
     (0..length).map(|at| ((at / 7) ^ at) as u8).collect()
 }
 
-/// A manifest; what it says does not matter to the client.
+/// A manifest; its content does not matter to the client.
 pub fn manifest() -> Vec<u8> {
     json!({ "schemaVersion": 2, "layers": null }).to_string().into_bytes()
 }
 
-/// What a stream yielded: its own range, and all bytes.
+/// Reads a stream to its end: its own range, and all bytes.
 pub async fn read(
     repository: &Arc<dyn Repository>,
     blob: BlobId,

@@ -20,7 +20,7 @@ use crate::support::registry_double::{Access, Fault, Options, RegistryDouble, Ru
 /// A host name that no resolver knows: only a proxy leads there.
 const FAR: &str = "registry.example";
 
-/// An authority with a server, and a client that it knows, as PEM files.
+/// An authority, and the certificates of a server and of a client that it signed.
 struct Authority {
     folder: TempDir,
     server: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
@@ -89,7 +89,7 @@ async fn ask(host: &str, change: impl FnOnce(&mut RegistryConfig)) -> Result<(),
     repository(&client, host).manifest(None).await.map(drop)
 }
 
-/// A proxy that leads everything to one address, and remembers the first lines that came.
+/// A proxy that leads all requests to one address, and records their first lines.
 struct OneWayProxy {
     url: String,
     lines: Arc<Mutex<Vec<String>>>,
@@ -147,7 +147,7 @@ async fn an_unknown_authority_is_refused_and_the_message_names_ca_file() {
     // No TLS option: the loopback host is asked in http first, and says that it wants https.
     let error = ask(&registry.host(), |_| {}).await.unwrap_err();
     assert!(matches!(error, SourceError::Untrusted { .. }), "{error}");
-    assert!(!error.is_retryable(), "nothing that was known before may take its place");
+    assert!(!error.is_retryable(), "an earlier result must not take its place");
     assert!(error.to_string().contains("--ca-file"), "{error}");
     assert!(error.to_string().contains("--tls-verify=false"), "{error}");
     assert!(registry.requests().is_empty());
@@ -244,7 +244,7 @@ async fn a_registry_in_plain_http_may_answer_400_to_the_question_for_its_api() {
 }
 
 #[tokio::test]
-async fn tls_verify_false_trusts_anyone() {
+async fn tls_verify_false_trusts_every_certificate() {
     let registry = registry(Authority::new().options(false)).await;
     ask(&registry.host(), |config| config.insecure_tls = true).await.unwrap();
 }

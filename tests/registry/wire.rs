@@ -1,4 +1,4 @@
-//! A server that writes its answers byte by byte, for what no HTTP library would send.
+//! A server that writes its answers byte by byte: no HTTP library sends such answers.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct Ask {
     pub body: String,
 }
 
-/// What is sent back.
+/// An answer.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
     /// Head and body.
@@ -34,7 +34,7 @@ pub struct Reply {
     pub then: Then,
 }
 
-/// What becomes of the connection behind an answer.
+/// The fate of the connection behind an answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Then {
     #[default]

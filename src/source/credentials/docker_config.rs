@@ -1,7 +1,7 @@
-//! Docker's config format (docker/cli `cli/config/configfile`), as far as it tells credentials.
+//! The credentials in Docker's config format (docker/cli `cli/config/configfile`).
 //!
-//! Pure. An entry is decoded when its host is asked for, so that an odd entry of another host does no
-//! harm. No message repeats a value of the file: any of them may be a secret.
+//! Pure. An entry is decoded when its host is looked for, so an odd entry of another host does no harm.
+//! No message repeats a value of the file: any value may be a secret.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +35,7 @@ struct WireAuth {
 }
 
 impl DockerConfig {
-    /// Decodes a file; an empty one is what `touch` leaves behind, and configures nothing.
+    /// Decodes a file. An empty file, as `touch` makes it, configures nothing.
     pub(super) fn decode(json: &[u8]) -> Result<Self, String> {
         // Some editors put a byte order mark before the text.
         let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
@@ -63,7 +63,7 @@ impl DockerConfig {
         self.creds_store.as_deref().filter(|store| !store.is_empty())
     }
 
-    /// What `auths` knows of this host. A store leaves empty entries there, and editing leaves null.
+    /// The credential of this host in `auths`. A store leaves empty entries there, editing leaves null.
     pub(super) fn auth(&self, registry: &str, repository: &str) -> Result<Credential, String> {
         let entry = self.auths.as_ref().and_then(|auths| best(auths, registry, repository));
         let Some(entry) = entry.filter(|entry| !entry.is_null()) else {
@@ -91,7 +91,7 @@ impl DockerConfig {
     }
 }
 
-/// What a helper is asked for.
+/// The name under which a helper knows a registry.
 pub(super) fn server_url(registry: &str) -> &str {
     match hostname(registry).as_str() {
         "index.docker.io" => DOCKER_HUB,

@@ -1,8 +1,8 @@
 //! Credential helpers: programs named `docker-credential-NAME` that look into a keyring
 //! (docker/docker-credential-helpers). `get` reads a server from its input and prints JSON.
 //!
-//! A helper is a foreign program: it gets a time limit, its output is bounded, and what it prints
-//! is in no message, since it may be the secret.
+//! A helper is a foreign program: it gets a time limit, and its output is bounded. No message repeats
+//! the output, since it may be the secret.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ const OUTPUT_LIMIT_BYTES: u64 = 256 * 1024;
 /// Where the answer may begin in an output: at one of so many braces, the others being in warnings.
 const BRACES: usize = 16;
 
-/// What helpers print, and exit 1, when they know nothing of a server.
+/// The output, with exit code 1, of a helper that does not know the server.
 const NOT_FOUND: &str = "credentials not found";
 
 /// The user's name that marks the secret as an identity token.
@@ -80,7 +80,7 @@ impl Helper {
         }
     }
 
-    /// Runs it to its end: whether it succeeded, and what it printed. Killed when dropped.
+    /// Runs the helper to its end; returns its success and its output. Dropping kills it.
     async fn run(&self, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
         let mut child = Command::new(&self.program)
             .arg("get")
@@ -108,7 +108,7 @@ fn missing(name: &str) -> String {
     )
 }
 
-/// The credential in what a helper printed. Some print warnings before it.
+/// The credential in the output of a helper. Some print warnings before it.
 fn decode(output: &[u8]) -> Option<Credential> {
     let answer_at = |start: usize| {
         let mut values = serde_json::Deserializer::from_slice(&output[start..]).into_iter();

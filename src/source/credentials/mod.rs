@@ -2,11 +2,12 @@
 //! (modelkit-spec 5.3).
 //!
 //! In each file the order is oras-go's and Docker's: the helper that `credHelpers` names for the
-//! host, then the store that `credsStore` names, then the file's own `auths`. A general store that
-//! fails is no error by itself, since public kits need no credential: the failure goes into the
-//! message of a registry that then refuses. A helper that was named for this very host and fails is
-//! an error. Our own reading instead of the crate docker_credential: that one fails on an empty
-//! `credsStore`, waits for helpers without end, and searches the ambient PATH.
+//! host, then the store that `credsStore` names, then the file's own `auths`. Public kits need no
+//! credential, so a general store that fails is no error by itself: the failure goes into the message
+//! of a registry that then refuses. A helper that is named for the host itself must not fail.
+//!
+//! Why not the crate docker_credential: it fails on an empty `credsStore`, waits for helpers without
+//! end, and searches the ambient PATH.
 
 mod docker_config;
 mod helper;
@@ -28,13 +29,14 @@ use super::blob_folder::{off_the_runtime, read_small};
 /// most a few thousand.
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
 
-/// How long a helper may take: keyrings may have to wake up, nobody answers a question for them.
+/// How long a helper may take. 10 s: a keyring may have to be started, but a question to the user would
+/// never be answered.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a registry host is told.
+/// How kitfs identifies itself to a registry.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum Credential {
-    /// Nothing is known of this host.
+    /// Not at all: no file knows the host.
     #[default]
     Anonymous,
     /// A user and a password.
@@ -50,7 +52,7 @@ pub enum Credential {
     RegistryToken(String),
 }
 
-/// What the files said of a host when they were read.
+/// The result of reading the files for one host.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// The credential.
@@ -61,11 +63,11 @@ pub struct Known {
     version: FilesVersion,
 }
 
-/// Which state of the files was read. Another one may say something else.
+/// The state of the files that was read. In another state they may say something else.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct FilesVersion(Vec<Option<FileVersion>>);
 
-/// What changes of a file when somebody writes it or puts another in its place.
+/// The properties of a file that change when it is written or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FileVersion {
     device: u64,
@@ -96,13 +98,13 @@ impl CredentialStore {
         self
     }
 
-    /// What is known of `repository` at `registry` (`HOST[:PORT]`). The files are read anew each
-    /// time; a credential helper gets a time limit. Blocking work happens off the runtime.
+    /// Looks for the credential of `repository` at `registry` (`HOST[:PORT]`). Reads the files anew
+    /// each time; a credential helper gets a time limit. Blocking work happens off the runtime.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] for a malformed file, or a helper of this host that fails.
     pub async fn find(&self, registry: &str, repository: &str) -> Result<Known, SourceError> {
-        // Before the files are read: what changes meanwhile is noticed later.
+        // Taken before the files are read, so that a change meanwhile is noticed later.
         let version = self.version().await?;
         let mut known = Known { version, ..Known::default() };
         for path in &self.files {
@@ -128,7 +130,7 @@ impl CredentialStore {
         Ok(known)
     }
 
-    /// Whether the files are no longer those that `known` came from. A few system calls.
+    /// Whether the files have changed since `known` was read from them. Costs a few system calls.
     ///
     /// # Errors
     /// As for [`CredentialStore::find`].
@@ -190,7 +192,7 @@ impl CredentialStore {
             .await
     }
 
-    /// Says once that other users of the machine can read a file with passwords.
+    /// Warns once where other users of the machine can read a file with passwords.
     fn warn_if_open_to_all(&self, path: &Path) {
         const READ_BY_OTHERS: u32 = 0o004;
         let is_open = path.metadata().is_ok_and(|metadata| metadata.mode() & READ_BY_OTHERS != 0);
@@ -201,7 +203,7 @@ impl CredentialStore {
     }
 }
 
-/// One file, and the host that is looked for in it.
+/// A file, and the host to look for.
 struct Asked<'a> {
     config: &'a DockerConfig,
     path: &'a Path,

@@ -1,4 +1,4 @@
-//! Counts what is asked of a source, for tests and figures of how much was fetched.
+//! Counts the requests to a source and the bytes that come, for tests and figures.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt};
 use crate::oci::BlobId;
 use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
-/// What was counted, of one source or of several that share it.
+/// Counts of one source, or of several sources that share them.
 #[derive(Debug, Default)]
 pub struct Counts {
     requests: AtomicU64,
@@ -18,18 +18,18 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// How many streams were asked for, failed ones too.
+    /// Streams asked for, including failed ones.
     pub fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
     }
 
-    /// How many bytes of blobs the streams yielded.
+    /// Bytes of blobs that the streams yielded.
     pub fn yielded_bytes(&self) -> u64 {
         self.yielded_bytes.load(Relaxed)
     }
 }
 
-/// A source that counts its requests and the bytes it yields.
+/// A source that counts its requests and the bytes that it yields.
 pub struct Counted<S> {
     pub(super) source: S,
     counts: Arc<Counts>,

@@ -1,4 +1,4 @@
-//! Faults from a script or a seed, for tests of what lies above a source.
+//! Faults from a script or a seed, for tests of the rooms above.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -13,33 +13,33 @@ use parking_lot::Mutex;
 use crate::oci::BlobId;
 use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
-/// What goes wrong with one stream.
+/// A fault of one stream.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// Nothing.
+    /// No fault.
     None,
-    /// It cannot be opened.
+    /// The stream cannot be opened.
     Refuse(SourceError),
-    /// It ends with [`SourceError::Unavailable`] after this many bytes.
+    /// The stream ends with [`SourceError::Unavailable`] after this many bytes.
     Break {
         /// Bytes yielded before the error.
         after_bytes: u64,
     },
-    /// It ends without an error after this many bytes, which no source may do.
+    /// The stream ends without an error after this many bytes. No source may do that.
     Truncate {
         /// Bytes yielded before the end.
         after_bytes: u64,
     },
-    /// The whole blob comes instead of the range.
+    /// The stream yields the whole blob instead of the range.
     Whole,
-    /// The byte at this offset of the blob is another one.
+    /// The byte at this offset of the blob is changed.
     Flip {
         /// An offset in the blob, as stored.
         offset: u64,
     },
 }
 
-/// A source whose streams go wrong.
+/// A source with faults.
 pub struct Faulty<S> {
     pub(super) source: S,
     plan: Mutex<Plan>,
@@ -51,13 +51,13 @@ enum Plan {
 }
 
 impl<S> Faulty<S> {
-    /// The first streams get these faults in turn, later ones none.
+    /// Gives the first streams these faults in turn, and later ones none.
     pub fn scripted(source: S, faults: impl IntoIterator<Item = Fault>) -> Self {
         Self { source, plan: Mutex::new(Plan::Script(faults.into_iter().collect())) }
     }
 
-    /// About one stream in `one_in` is refused, broken off or the whole blob; the same seed gives
-    /// the same faults. All of them are what an honest source on a bad line does.
+    /// About one stream in `one_in` is refused, breaks off or is the whole blob; the same seed gives
+    /// the same faults. An honest source behind a bad connection does the same.
     pub fn seeded(source: S, seed: u64, one_in: u64) -> Self {
         Self { source, plan: Mutex::new(Plan::Seed { state: seed, one_in: one_in.max(1) }) }
     }
@@ -140,7 +140,7 @@ fn first(bytes: Pieces, limit_bytes: u64) -> Pieces {
         .boxed()
 }
 
-/// The stream with all bits of one byte turned.
+/// The stream, with all bits of one byte inverted.
 fn flipped(bytes: Pieces, start: u64, offset: u64) -> Pieces {
     bytes
         .scan(start, move |at, piece| {

@@ -1,6 +1,6 @@
 //! Behaviour put around a source: [`Counted`], [`Limited`] and [`Faulty`].
 //!
-//! Each wraps any source and is one itself, and a repository where it wraps one.
+//! Each wraps a source and is a source itself; around a repository it is a repository.
 
 mod counted;
 mod faulty;

@@ -1,26 +1,25 @@
-//! What to write into the `Authorization` header of a repository's requests.
+//! The `Authorization` header of a repository's requests.
 //!
 //! ```text
 //!         401 + challenge           time to renew, or other credentials than before
 //! unknown ---------------> granted ------------------------------------------------> granted anew
-//!                                  401, or 403 to what was granted earlier            '--> refused
+//!                                  401, or 403 to an earlier grant                    '--> refused
 //! ```
 //!
-//! There is one slot for each repository at each upstream. A request that needs an authorization
-//! locks its slot while it gets one, so any number of requests at once make one token request, and
-//! all that waited share its failure too.
+//! Each repository at each upstream has one [`Access`]. A request that needs an authorization locks it
+//! until there is one. So any number of requests at once make one token request, and all that waited
+//! share its failure, too.
 //!
 //! No password and no token outlives the file that it came from: before a granted authorization is
 //! used, the credential files are compared with those that were read for it, and read again where
-//! they changed. So `kit login` and `kit logout` count for a running daemon at once. (What a
-//! credential helper keeps is asked for with each token; a password of a helper is kept until the
-//! registry refuses it.)
+//! they changed. So `kit login` and `kit logout` count for a running daemon at once. A credential
+//! helper is asked for each token; a password from a helper is kept until the registry refuses it.
 //!
 //! A 403 usually means that a repository may not be read, but some registries answer it to a
 //! password that has expired (ECR, after 12 hours). So the credentials are read again once, and the
 //! request is repeated where they give another authorization.
 //!
-//! Only a host's own answer is listened to, and answered with what is known of that very host.
+//! A challenge counts only in a host's own answer, and gets the credentials of that host alone.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -43,8 +42,8 @@ use super::upstream::Upstream;
 use crate::source::SourceError;
 use crate::source::credentials::{Credential, Known};
 
-/// Repositories whose authorizations are kept: 1,024 tokens of 1-4 KiB.
-const SLOTS: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
+/// Repositories whose authorizations are kept. 1,024: tokens of 1-4 KiB each.
+const REPOSITORIES: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
 
 /// A value of the `Authorization` header.
 #[derive(Clone)]
@@ -56,9 +55,10 @@ pub(super) struct Authorization {
 
 /// The authorization of one repository at one upstream.
 #[derive(Default)]
-pub(super) struct Slot {
+pub(super) struct Access {
     state: tokio::sync::Mutex<State>,
-    /// Counts the attempts to get an authorization, to tell who waited for one from who came later.
+    /// Counts the attempts to get an authorization, to tell requests that waited for one from later
+    /// requests.
     attempts: AtomicU64,
 }
 
@@ -66,30 +66,30 @@ pub(super) struct Slot {
 struct State {
     challenges: Vec<Challenge>,
     scopes: Scopes,
-    /// What the credential files said when the last authorization was asked for.
+    /// The credential with which the last authorization was asked for.
     known: Known,
     granted: Option<Authorization>,
     failure: Option<SourceError>,
 }
 
-/// The slots of all repositories.
+/// The authorizations of all repositories.
 pub(super) struct Authorizations {
-    slots: Mutex<LruCache<String, Arc<Slot>>>,
+    by_repository: Mutex<LruCache<String, Arc<Access>>>,
 }
 
 impl Authorizations {
     pub(super) fn new() -> Self {
-        Self { slots: Mutex::new(LruCache::new(SLOTS)) }
+        Self { by_repository: Mutex::new(LruCache::new(REPOSITORIES)) }
     }
 
-    pub(super) fn slot(&self, upstream: &Upstream, repository: &str) -> Arc<Slot> {
+    pub(super) fn access(&self, upstream: &Upstream, repository: &str) -> Arc<Access> {
         let key = format!("{} {repository}", upstream.base);
-        Arc::clone(self.slots.lock().get_or_insert(key, Arc::default))
+        Arc::clone(self.by_repository.lock().get_or_insert(key, Arc::default))
     }
 }
 
-impl Slot {
-    /// What the credential files said when the last authorization was asked for.
+impl Access {
+    /// The credential with which the last authorization was asked for.
     pub(super) async fn known(&self) -> Known {
         self.state.lock().await.known.clone()
     }
@@ -103,25 +103,25 @@ pub(super) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
 }
 
 impl RegistryClient {
-    /// The authorization to start with: `None` until a challenge has come, and another one when it is
-    /// time for that or the credentials have changed.
+    /// The authorization to start with; `None` before the first challenge. Gets another one when it is
+    /// time for that, or when the credentials have changed.
     pub(super) async fn authorization(
         &self,
-        slot: &Slot,
+        access: &Access,
         question: &Question<'_>,
     ) -> Result<Option<Authorization>, SourceError> {
-        let before = slot.attempts.load(Ordering::Acquire);
-        let mut state = slot.state.lock().await;
+        let before = access.attempts.load(Ordering::Acquire);
+        let mut state = access.state.lock().await;
         let Some(granted) = state.granted.clone() else { return Ok(None) };
         let is_old = granted.renew_at.is_some_and(|at| Instant::now() >= at);
         if is_old || self.is_outdated(&mut state, question).await? {
-            return self.grant(slot, &mut state, before, question).await.map(Some);
+            return self.grant(access, &mut state, before, question).await.map(Some);
         }
         Ok(Some(granted))
     }
 
-    /// Whether the files say something else than when the authorization was granted. One that was
-    /// granted to somebody unknown needs no file.
+    /// Whether the files have another credential than when the authorization was granted. An anonymous
+    /// authorization depends on no file.
     async fn is_outdated(
         &self,
         state: &mut State,
@@ -139,18 +139,18 @@ impl RegistryClient {
         Ok(!is_same)
     }
 
-    /// Another authorization than `refused`, which a request that has just been refused carried;
-    /// `challenges` came with that, and those of before count where there are none. `None` where the
-    /// credentials give no other.
+    /// Another authorization in the place of `refused`, which the last request carried; `None` where the
+    /// credentials give no other. `challenges` came with the refusal; without any, the earlier ones
+    /// count.
     pub(super) async fn reauthorization(
         &self,
-        slot: &Slot,
+        access: &Access,
         question: &Question<'_>,
         challenges: Vec<Challenge>,
         refused: Option<&Authorization>,
     ) -> Result<Option<Authorization>, SourceError> {
-        let before = slot.attempts.load(Ordering::Acquire);
-        let mut state = slot.state.lock().await;
+        let before = access.attempts.load(Ordering::Acquire);
+        let mut state = access.state.lock().await;
         let is_other = |granted: &Authorization| {
             refused.is_none_or(|refused| refused.header != granted.header)
         };
@@ -160,25 +160,25 @@ impl RegistryClient {
         if !challenges.is_empty() || refused.is_none() {
             state.challenges = challenges;
         }
-        let granted = self.grant(slot, &mut state, before, question).await?;
+        let granted = self.grant(access, &mut state, before, question).await?;
         Ok(Some(granted).filter(is_other))
     }
 
-    /// Gets an authorization for the challenges of a slot, whose lock is held.
+    /// Gets an authorization for the challenges of `access`, whose lock is held.
     async fn grant(
         &self,
-        slot: &Slot,
+        access: &Access,
         state: &mut State,
         attempts_before: u64,
         question: &Question<'_>,
     ) -> Result<Authorization, SourceError> {
-        if slot.attempts.load(Ordering::Acquire) != attempts_before
+        if access.attempts.load(Ordering::Acquire) != attempts_before
             && let Some(failure) = &state.failure
         {
             return Err(failure.clone());
         }
         let result = self.answer_challenges(state, question).await;
-        slot.attempts.fetch_add(1, Ordering::Release);
+        access.attempts.fetch_add(1, Ordering::Release);
         state.granted = result.as_ref().ok().cloned();
         state.failure = result.as_ref().err().cloned();
         result
@@ -219,7 +219,7 @@ impl RegistryClient {
         }
     }
 
-    /// What the credential files say now of the host that is asked.
+    /// Reads the credential of the host that is asked.
     async fn known(&self, question: &Question<'_>) -> Result<Known, SourceError> {
         self.credentials.find(&question.upstream.account, question.repository).await
     }

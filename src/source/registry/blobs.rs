@@ -15,8 +15,8 @@ use jiff::Timestamp;
 use tokio::sync::OwnedMutexGuard;
 use url::Url;
 
+use super::answer::Answer;
 use super::errand::Errand;
-use super::exchange::Answer;
 use super::range::{Asked, Served};
 use super::redirect;
 use super::repository::Remote;
@@ -147,7 +147,7 @@ impl Remote {
             }
             Ok(answer) => Ok(Some(answer)),
             Err(failure) => {
-                // The registry may know a better host by now.
+                // The registry may name a better host by now.
                 targets.forget(blob, &target);
                 match failure {
                     Failure::Final(SourceError::Unauthorized { .. }) => Ok(None),

@@ -1,5 +1,5 @@
-//! What a certificate says of itself, as far as no verifier tells it: until when it is valid, and for
-//! what (RFC 5280, 4.1.2.5 and 4.2.1.12). Pure.
+//! The dates of a certificate, and its use (RFC 5280, 4.1.2.5 and 4.2.1.12), which rustls does not tell.
+//! Pure.
 //!
 //! ```text
 //! Certificate    = SEQUENCE { TBSCertificate, … }
@@ -8,7 +8,7 @@
 //! Validity       = SEQUENCE { notBefore, notAfter }         UTCTime or GeneralizedTime
 //! ```
 //!
-//! The reader walks over DER and skips what it does not know. It decides nothing about signatures.
+//! The reader walks over DER and skips unknown elements. It checks no signature.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -32,17 +32,17 @@ const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 /// `id-kp-serverAuth`, 1.3.6.1.5.5.7.3.1.
 const SERVER: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
 
-/// What a certificate says of itself.
+/// The dates and the use of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Statement {
     pub(super) not_before: Timestamp,
     pub(super) not_after: Timestamp,
-    /// Whether a TLS server may use it: it names that use, or none at all.
+    /// Whether a TLS server may use the certificate: it names that use, or none at all.
     pub(super) is_for_servers: bool,
 }
 
 impl Statement {
-    /// Reads a certificate in DER; `None` where it is none.
+    /// Reads a certificate in DER; `None` for other bytes.
     pub(super) fn read(certificate: &[u8]) -> Option<Self> {
         let mut certificate = Der(Der(certificate).next_as(SEQUENCE)?);
         let mut tbs = Der(certificate.next_as(SEQUENCE)?);

@@ -6,11 +6,11 @@
 //! parameter        = token "=" ( token / quoted-string )
 //! ```
 //!
-//! The comma separates both challenges and parameters; which of the two it is shows only behind
-//! the next word, by whether a `=` follows. Pure: text in, challenges out. What does not parse ends
-//! the list, and what came before it counts.
+//! A comma separates both challenges and parameters. Which of the two it is shows behind the next word:
+//! a `=` follows a parameter's name. Pure: text in, challenges out. Text that does not parse ends the
+//! list, and the challenges before it count.
 
-/// One way in which a server lets itself be convinced.
+/// A way to identify oneself that a server offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Challenge {
     /// The scheme in lower case: `bearer`, `basic`.

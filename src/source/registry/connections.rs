@@ -1,8 +1,8 @@
 //! HTTP clients for each set of TLS options, with the proxies between.
 //!
-//! A client certificate and `skip_verify` belong to one registry, so the hosts that a redirect or
-//! a challenge names are asked through the plain client, which has neither. Redirects are off:
-//! `exchange` follows them with its own rules.
+//! A client certificate and `skip_verify` belong to one registry. So a host that a redirect or a
+//! challenge names is asked through the plain client, which has neither. Redirects are off: `exchange`
+//! follows them by its own rules.
 //!
 //! It is http/1.1: several ranges at once have a connection and a TCP window each. A connection is
 //! used again once a body was read to its end. The buffer that bodies are read into begins with
@@ -29,14 +29,14 @@ use crate::source::SourceError;
 /// a pause between two bursts costs no handshakes.
 const IDLE_PER_HOST: usize = DEFAULT_REQUESTS_PER_HOST;
 
-/// How long a connection is silent before its other end is asked whether it lives, and how long each
-/// answer is waited for; three in vain end the connection.
+/// How long a connection is silent before TCP asks the other end for a sign of life, and how long TCP
+/// waits for each answer.
 ///
 /// 15 s: a request may wait for minutes for a registry that fetches first, but for a minute at most
 /// for a machine that is gone.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// How many questions for a sign of life stay without an answer before a connection ends.
+/// How many of these questions may stay unanswered before the connection ends.
 const KEEPALIVE_RETRIES: u32 = 3;
 
 /// Makes clients, and keeps one for each set of options.
@@ -69,7 +69,7 @@ impl Connections {
         Ok(Self { proxies, connect_timeout: config.timing.connect, machine, clients, plain })
     }
 
-    /// The client for hosts of which nothing is configured: it shows no certificate.
+    /// The client for hosts that are not configured: it shows no certificate.
     pub(super) fn plain(&self) -> &Client {
         &self.plain
     }

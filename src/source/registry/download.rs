@@ -8,8 +8,8 @@
 //!   '--body held only the start of the range----'   too little in each         --> failed
 //! ```
 //!
-//! A reader sees neither breaks nor parts: it sees exactly the promised range. A body that goes on
-//! behind its promised end is an error, because then its head was wrong about the bytes before, too.
+//! A reader sees exactly the promised range, without breaks. A body that goes on behind its promised end
+//! is an error: its head may be wrong about the earlier bytes, too.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use futures_util::{StreamExt, stream};
 
+use super::answer::Answer;
 use super::blobs::Opened;
-use super::exchange::Answer;
 use super::repository::Remote;
 use crate::oci::BlobId;
 use crate::source::{BlobStream, SourceError, Urgency};
@@ -33,9 +33,9 @@ const PROGRESS_BYTES: u64 = 1024 * 1024;
 /// How long the end of a body without a length is waited for once all bytes are there.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How many answers may hold only the start of what was asked, however little.
+/// How many answers may hold only the start of the range that was asked for, however little.
 ///
-/// 64: a cache that answers block by block, from the smallest blocks on, brings a chunk of 256 KiB.
+/// 64: with blocks of 4 KiB, the smallest of any cache, these answers bring a chunk of 256 KiB.
 const FREE_SHORT_ANSWERS: u64 = 64;
 
 /// The bytes that pay for one more such answer.
@@ -74,7 +74,7 @@ struct Download {
     remote: Arc<Remote>,
     blob: BlobId,
     urgency: Urgency,
-    /// What the stream yields.
+    /// The bytes that the stream yields.
     range: Range<u64>,
     /// The next byte of the blob to yield.
     at: u64,
@@ -120,7 +120,7 @@ impl Download {
                     self.at += piece.len() as u64;
                     let is_read = self.at == self.range.end;
                     if is_read && (body.has_length || !body.range.is_empty()) {
-                        // Others need not wait for a reader that comes no more to hear so.
+                        // Gives back the slot: the reader may not come for the end of the stream.
                         self.body = None;
                     }
                     return Ok(Some(piece));
@@ -136,7 +136,7 @@ impl Download {
         }
     }
 
-    /// Takes leave of a body of which nothing more is wanted, and counts it where it was short.
+    /// Ends a body of which no more bytes are wanted, and counts a short one.
     async fn finish(&mut self) -> Result<(), SourceError> {
         let Some(mut body) = self.body.take() else { return Ok(()) };
         if body.range.is_empty() {
@@ -159,12 +159,12 @@ impl Download {
         Ok(())
     }
 
-    /// Takes note of a break, and waits a little from the second on.
+    /// Counts a break, and waits a little from the second on.
     async fn broke(&mut self, error: SourceError) -> Result<(), SourceError> {
         let timing = self.remote.timing();
         self.body = None;
-        // What was passed over must pay off, too, or a server without ranges that breaks often
-        // would send the start of a blob again and again.
+        // Progress must outweigh the skipped bytes, or a server without ranges that breaks often would
+        // send the start of a blob again and again.
         if self.at - self.at_break >= PROGRESS_BYTES.max(self.skipped) {
             self.breaks = 0;
         }
@@ -196,7 +196,7 @@ impl Body {
         Self { answer, range, has_length }
     }
 
-    /// What of `piece`, the next bytes of the body, lies in `wanted`.
+    /// The part of `piece`, the next bytes of the body, that lies in `wanted`.
     fn take(&mut self, mut piece: Bytes, wanted: Range<u64>) -> Result<Bytes, SourceError> {
         let length = piece.len() as u64;
         if length > self.range.end - self.range.start {

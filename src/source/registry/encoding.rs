@@ -1,8 +1,8 @@
-//! Codings that somebody put around a body (RFC 9110, 8.4; RFC 9112, 6.1). Pure.
+//! Codings around a body (RFC 9110, 8.4; RFC 9112, 6.1). Pure.
 //!
 //! Every request says `Accept-Encoding: identity`, so a coded body is a fault of the server or of a
-//! proxy. Its bytes are not those of the content, and kitfs refuses it: decoding it would mean a
-//! decompressor, with a bound against bombs, on bytes that no digest covers yet.
+//! proxy. kitfs refuses it: decoding would put a decompressor, with a bound against bombs, on bytes that
+//! no digest covers yet.
 //!
 //! A name alone is no coding: object stores keep `Content-Encoding` as a label of the stored object
 //! and send its bytes as they are. For a blob the length tells the two apart (`range`), for a

@@ -1,4 +1,4 @@
-//! What one question is asked for, over all its requests: retries, redirects, other endpoints.
+//! The purpose of one question, shared by all its requests: retries, redirects, other endpoints.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,8 +7,8 @@ use crate::source::Urgency;
 
 /// Why something is asked, and how long its requests have stood in the queue.
 ///
-/// The time in the queue is our own doing, and can be long where bytes are wanted in the background:
-/// it is no reason to give up on a host, so `retry` does not count it.
+/// The time in the queue is no fault of the host, and can be long in the background. So `retry` does not
+/// count it.
 pub(super) struct Errand {
     urgency: Urgency,
     queued_us: AtomicU64,
@@ -20,7 +20,7 @@ impl Errand {
         Self { urgency, queued_us: AtomicU64::new(0), has_others: AtomicBool::new(false) }
     }
 
-    /// Somebody opens a kit, or looks at a repository: manifests, tags.
+    /// To open a kit, or to list a repository: manifests, tags.
     pub(super) fn opening() -> Self {
         Self::new(Urgency::opening())
     }
@@ -33,7 +33,7 @@ impl Errand {
         self.urgency.is_patient()
     }
 
-    /// Whether another endpoint can be asked the same. A reader then does not wait for a silent one.
+    /// Whether another endpoint can be asked. A reader then does not wait for a silent one.
     pub(super) fn has_others(&self) -> bool {
         self.has_others.load(Ordering::Relaxed)
     }

@@ -1,15 +1,14 @@
-//! Words for people: what went wrong on the wire, and what a registry has to say about it.
+//! Words for people: why a request failed, and what the registry says about it.
 //!
-//! URLs print without query and user, since both may hold secrets; hosts that a redirect named
-//! print without their path too. Words of a registry are quoted short and without control
-//! characters.
+//! URLs print without query and user, since both may hold secrets; the host of a redirect prints
+//! without its path, too. Words of a registry are quoted short and without control characters.
 
 use std::error::Error;
 
 use serde::Deserialize;
 use url::Url;
 
-/// Characters quoted of what another side says. 200: a sentence or two.
+/// Characters quoted of foreign words. 200: a sentence or two.
 const QUOTE_LIMIT: usize = 200;
 
 /// Scheme, host and port.
@@ -23,38 +22,38 @@ pub(super) fn authority(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// A URL without what may be secret in it.
+/// A URL without its secrets.
 pub(super) fn without_secrets(url: &Url) -> String {
     format!("{}{}", origin(url), url.path())
 }
 
-/// Why a request came to nothing, in words.
+/// Why a request got no answer, in words.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Cause {
     pub(super) words: String,
     pub(super) kind: Kind,
-    /// Whether the other side answers, but not in TLS.
+    /// Whether the host answers, but not in TLS.
     pub(super) is_not_tls: bool,
     /// Whether no connection was made at all.
     pub(super) is_connect: bool,
 }
 
-/// What follows from a cause.
+/// The meaning of a cause for the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// The same request may succeed a little later.
     Passing,
-    /// There is no host of that name.
+    /// No host has that name.
     Nameless,
-    /// The other side does not prove in TLS who it is.
+    /// The host does not prove its identity in TLS.
     Untrusted,
-    /// The same, because nobody here knows who signed its certificate.
+    /// The same, because the authority that signed its certificate is not known here.
     UnknownAuthority,
-    /// The other side wants to know in TLS who we are.
+    /// The host wants a client certificate.
     WantsCertificate,
 }
 
-/// How the HTTP client and its parts introduce a cause without saying anything of it.
+/// Words that the HTTP client and its parts put before a cause, and that say nothing.
 const INTRODUCTIONS: [&str; 7] = [
     "client error (Connect)",
     "client error (SendRequest)",
@@ -126,7 +125,7 @@ impl Cause {
         let mut next = error.source();
         while let Some(cause) = next {
             let words = cause.to_string();
-            // Wrappers repeat what they wrap.
+            // A wrapper repeats the words of its cause.
             chain.retain(|outer| !outer.contains(&words));
             chain.push(words);
             next = cause.source();
@@ -137,7 +136,7 @@ impl Cause {
         Self { is_connect: error.is_connect(), ..Self::from_chain(&chain.join(": ")) }
     }
 
-    /// Recognises what users run into; what is not recognised is shown as it is.
+    /// Recognises the causes that users run into, and shows others as they are.
     fn from_chain(chain: &str) -> Self {
         let is_known = |words: &&[&str]| words.iter().any(|words| chain.contains(words));
         let essence = quoted(without_introductions(chain));
@@ -151,7 +150,7 @@ impl Cause {
     }
 }
 
-/// A chain of causes from where it says something.
+/// A chain of causes without its introductions.
 fn without_introductions(chain: &str) -> &str {
     let mut rest = chain;
     while let Some(behind) = INTRODUCTIONS.iter().find_map(|words| rest.strip_prefix(words)) {
@@ -160,8 +159,8 @@ fn without_introductions(chain: &str) -> &str {
     if rest.is_empty() { chain } else { rest }
 }
 
-/// What a registry says in the body of an error (distribution-spec, "Error Codes"), or a token
-/// server (RFC 6749, 5.2; `details` in Docker's own). `None` where it is not JSON of either kind.
+/// The message in an error's body: of a registry (distribution-spec, "Error Codes"), or of a token
+/// server (RFC 6749, 5.2; `details` in Docker's own). `None` where the body is neither.
 pub(super) fn registry_words(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Body {
@@ -211,7 +210,10 @@ mod tests {
     #[case("invalid peer certificate: certificate not valid for name \"x\"", "another host name")]
     #[case("invalid peer certificate: BadSignature", "cannot be verified")]
     #[case("peer is incompatible: NoCipherSuitesInCommon", "TLS")]
-    fn who_does_not_prove_who_it_is_is_not_trusted(#[case] chain: &str, #[case] advice: &str) {
+    fn a_host_that_does_not_prove_its_identity_is_not_trusted(
+        #[case] chain: &str,
+        #[case] advice: &str,
+    ) {
         let cause = Cause::from_chain(chain);
         assert_eq!(cause.kind, Kind::Untrusted);
         assert!(cause.words.contains(advice) && cause.words.contains(chain), "{}", cause.words);

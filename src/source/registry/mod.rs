@@ -1,24 +1,27 @@
 //! Registries over HTTP (distribution-spec v1.1): manifests, tags, blobs by range.
 //!
 //! ```text
-//! repository --> endpoints in order --> retries --> ask --> permit, authorization, redirects
-//!     '--> download: a body, resumed where it breaks off
+//! repository --> endpoints in order --> retries --> ask --> slot, authorization, redirects
+//!     '--> blobs: where a blob lies --> range: the bytes that an answer holds
+//!            '--> download: its bytes, over as many requests as it takes
 //! ```
 //!
-//! Pure rooms within: `challenge` (WWW-Authenticate), `token` (token servers), `range`
-//! (Content-Range), `redirect` (Location, signed URLs), `tags` (pages), `retry` (what passes
-//! by itself), `limits` (whose turn it is, how much a host can take), `message` (words without
-//! secrets). Why not oci-client: docs/design/003-registry-client.md.
+//! Pure: `range` and `encoding` (heads of answers), `challenge`, `scopes` and `token` (authorization),
+//! `redirect` (Location, signed URLs), `tags` (pages), `proxies` (NO_PROXY), `certificate` (DER),
+//! `message` (words without secrets), and the rules of `limits` and `retry`. Why not oci-client:
+//! docs/design/003-registry-client.md.
 //!
 //! Invariants:
-//! - Credentials and tokens go to the registry, and to the token server that its own answer names;
-//!   never to a host that a redirect names.
-//! - Nobody waits for a permit while holding one, and nobody waits for a token while holding one.
-//! - Nothing is yielded for a range that the head of the answer did not promise exactly.
+//! - A credential goes to the host that it is for, and to the token server that this host's own answer
+//!   names. A redirect takes no credential to another host.
+//! - No password and no token is used after the file changed that it came from.
+//! - A request holds no slot of a host while it waits for a slot or for a token.
+//! - No byte is yielded whose position the head of its answer leaves in doubt.
 //! - Tokens, passwords and signed URLs are in no message and no log.
 //!
 //! Bytes of blobs are not verified here: the digest of a whole blob says nothing about a part.
 
+mod answer;
 mod auth;
 mod blobs;
 mod certificate;
@@ -37,6 +40,7 @@ mod redirect;
 mod repository;
 mod retry;
 mod scopes;
+mod sending;
 mod silences;
 mod tags;
 mod timing;
@@ -58,15 +62,15 @@ pub use limits::{HostLimits, HostUsage};
 pub use silences::Silence;
 pub use timing::Timing;
 
-/// The most requests at once for each host, where nobody says otherwise.
+/// The most requests at once for each host, unless configured otherwise.
 ///
-/// 16: enough to fill a fast line with ranges of a few MiB over http/1.1, and few enough for most
-/// registries not to answer 429. A host gets fewer at first, and where it refuses some.
+/// 16: ranges of a few MiB over http/1.1 fill a fast connection with them, and most registries do not
+/// answer 429 to so few. A host gets fewer at first, and where it refuses some.
 pub const DEFAULT_REQUESTS_PER_HOST: usize = 16;
 
 /// How to reach registries.
 pub struct RegistryConfig {
-    /// Speak plain http to every registry. Loopback hosts are asked what they speak.
+    /// Speak plain http to every registry. A loopback host is asked for its scheme.
     pub plain_http: bool,
     /// Accept any TLS certificate.
     pub insecure_tls: bool,
@@ -78,13 +82,13 @@ pub struct RegistryConfig {
     pub http_proxy: Option<String>,
     /// Proxy for https registries, a URL.
     pub https_proxy: Option<String>,
-    /// Hosts that are reached directly, as in `NO_PROXY`. Loopback always is.
+    /// Hosts that are reached directly, as `NO_PROXY` has it. Loopback always is.
     pub no_proxy: Option<String>,
-    /// Who knows the passwords.
+    /// Where passwords are looked up.
     pub credentials: CredentialStore,
     /// Where registry hosts are mapped to other addresses.
     pub mirrors: Mirrors,
-    /// Requests at once for each host and whose turn it is, shared by all clients of the process.
+    /// The limits of each host and its queue, shared by all clients of the process.
     pub limits: Arc<HostLimits>,
     /// Time-outs and retries.
     pub timing: Timing,

@@ -1,4 +1,4 @@
-//! Which proxy a request goes through, and which hosts are reached without one. Pure.
+//! The proxy that a request goes through, and the hosts that are reached directly. Pure.
 //!
 //! `NO_PROXY` is read as Go's `golang.org/x/net/http/httpproxy` reads it, and so as kit and docker do:
 //!
@@ -11,7 +11,7 @@
 //! *                     every host
 //! ```
 //!
-//! Names count in any case. Loopback is never reached through a proxy: the proxy would ask its own.
+//! Names count in any case. Loopback is always reached directly: a proxy would ask its own loopback.
 
 use std::net::IpAddr;
 
@@ -56,7 +56,7 @@ enum Rule {
 }
 
 impl Proxies {
-    /// The proxies for http and https, and what is excluded.
+    /// The proxies for http and https, without the hosts of `no_proxy`.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] for a proxy that is no URL. The message does not repeat it:
@@ -84,7 +84,7 @@ impl Proxies {
         self.for_url(url).map(message::origin)
     }
 
-    /// Whether there is one at all.
+    /// Whether no request goes through a proxy.
     pub(super) fn is_empty(&self) -> bool {
         self.http.is_none() && self.https.is_none()
     }

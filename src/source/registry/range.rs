@@ -1,8 +1,7 @@
-//! What a server may answer to a request for bytes of a blob, and which bytes its body then holds
-//! (RFC 9110, sections 14 and 15.3.7).
+//! The bytes that an answer holds to a request for a range of a blob (RFC 9110, sections 14 and 15.3.7).
 //!
-//! Pure: the head of an answer in, a range of the blob out. The digest of a whole blob says nothing
-//! about a part, so a body is taken only where its head leaves one reading:
+//! Pure: the head of an answer in, a range of the blob out. No digest covers a part of a blob, so kitfs
+//! takes a body only where its head has one meaning:
 //!
 //! ```text
 //! 206, from the first byte asked for to the last, or to one before it --> those bytes; the rest is
@@ -14,8 +13,8 @@
 //! everything else                                                     --> refused
 //! ```
 //!
-//! An unclear answer is asked for once more, without `Range`: then a 200 can only be the whole blob.
-//! A `Content-Encoding` is taken for a mere label where the length is that of the unencoded bytes.
+//! After an unclear answer kitfs asks again without `Range`: then a 200 can only be the whole blob.
+//! A `Content-Encoding` is a mere label where the length is that of the unencoded bytes.
 
 use std::ops::Range;
 
@@ -23,7 +22,7 @@ use http::{HeaderMap, HeaderName, StatusCode, header};
 
 use super::{encoding, message};
 
-/// What was asked for.
+/// A request for bytes of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     /// The bytes of the blob; not empty.
@@ -32,7 +31,7 @@ pub(super) struct Asked {
     pub(super) size: u64,
 }
 
-/// What the head of an answer says of its body.
+/// The content of a body, by the head of its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Served {
     /// The body holds these bytes: they begin where the range that was asked for begins, or they are
@@ -48,13 +47,13 @@ impl Asked {
         Self { range: 0..size, size }
     }
 
-    /// The value of the `Range` header, `None` where all of the blob is asked for.
+    /// The value of the `Range` header; `None` for the whole blob.
     pub(super) fn header(&self) -> Option<String> {
         let Range { start, end } = self.range;
         (self.range != (0..self.size)).then(|| format!("bytes={start}-{}", end - 1))
     }
 
-    /// Which bytes of the blob the body holds.
+    /// The bytes of the blob that the body holds.
     ///
     /// # Errors
     /// In words, where the head contradicts the request, the blob or itself.
@@ -130,7 +129,7 @@ impl Asked {
         }
     }
 
-    /// What a 416 says.
+    /// The error for a 416.
     fn unsatisfied(&self, headers: &HeaderMap) -> String {
         let text = only(headers, &header::CONTENT_RANGE).ok().flatten().unwrap_or_default();
         let total = text.split_once("*/").and_then(|(_, total)| number(total.trim()));
@@ -158,7 +157,7 @@ impl Asked {
     }
 }
 
-/// Refuses a body of several parts (RFC 9110, 14.6), which nobody may send for one range.
+/// Refuses a body of several parts (RFC 9110, 14.6). No server may send one for a single range.
 fn refuse_multipart(headers: &HeaderMap) -> Result<(), String> {
     let kind = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes().to_ascii_lowercase());
     match kind {

@@ -10,11 +10,10 @@
 //!        '--> here (asked at the registry each time) --a target that lasts--> elsewhere
 //! ```
 //!
-//! At a registry that redirects, one request at a time asks for the target of a blob that is
-//! unknown (the turn); the others wait for that answer, and for no more: the turn ends when the
-//! target is known, before it is asked. A blob is `here` when the registry sends it itself, or
-//! redirects to a URL that cannot be used twice: then nobody waits for anybody. A signed URL is a
-//! secret: it is never printed.
+//! At a registry that redirects, one request at a time asks for the unknown target of a blob: it has
+//! the turn. The others wait for that answer only: the turn ends when the target is known, before it is
+//! asked. A blob is `here` when the registry sends it itself, or redirects to a URL that cannot be used
+//! twice: then no request waits for another. A signed URL is a secret: it is never printed.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -45,14 +44,14 @@ pub(super) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Whether a remembered target has had its day: storage hosts say so in many ways (S3 and Azure
-/// 403, GCS 400, deleted objects 404 and 410).
+/// Whether a status means that a remembered target has ended. Storage hosts say so in many ways: S3 and
+/// Azure 403, GCS 400, deleted objects 404 and 410.
 pub(super) fn is_refusal(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410)
 }
 
-/// The `Location` of an answer as text. Headers are bytes: UTF-8 counts as such (`Url` encodes it), and
-/// other bytes are percent-encoded one by one, as what reads the URL would decode them.
+/// The `Location` of an answer as text. A header is bytes: UTF-8 is taken as it is, since `Url` encodes
+/// it; other bytes are percent-encoded one by one, so that the server gets the same bytes back.
 pub(super) fn location(headers: &HeaderMap) -> Option<String> {
     let bytes = headers.get(header::LOCATION)?.as_bytes();
     if let Ok(text) = std::str::from_utf8(bytes) {
@@ -86,7 +85,7 @@ pub(super) fn next_hop(from: &Url, location: &str, home: &Url) -> Result<Url, St
         }
         (_, scheme) => return Err(format!("a redirect to a `{scheme}:` URL")),
     }
-    // A password in a Location would be sent as one; nobody needs that.
+    // A password in a Location would be sent as one. No registry needs that.
     next.set_username("").and_then(|()| next.set_password(None)).expect("http URLs have a host");
     next.set_fragment(None);
     Ok(next)
@@ -130,11 +129,11 @@ pub(super) fn repository_in(url: &Url) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// A place that serves a blob, as a redirect named it.
+/// A place that serves a blob, as a redirect names it.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) url: Url,
-    /// When the URL ends, where it says so.
+    /// When the URL ends, if the URL says so.
     expires: Option<Timestamp>,
 }
 
@@ -175,12 +174,12 @@ fn expiry(url: &Url) -> Option<Timestamp> {
 enum Place {
     #[default]
     Unknown,
-    /// At the registry, every time anew.
+    /// At the registry, which is asked each time.
     Here,
     Elsewhere(Target),
 }
 
-/// What is known of one blob of a registry that redirects.
+/// One blob of a registry that redirects.
 #[derive(Default)]
 struct Blob {
     place: Mutex<Place>,
@@ -235,7 +234,7 @@ impl Targets {
             return None;
         }
         let turn = Arc::clone(&known.turn).lock_owned().await;
-        // Whoever had it before may have found that nobody needs one.
+        // The request before this one may have found that no turn is needed.
         (!known.is_here()).then_some(turn)
     }
 
@@ -259,7 +258,7 @@ impl Targets {
         }
     }
 
-    /// Forgets `refused`, unless somebody has put a newer target in its place.
+    /// Forgets `refused`, unless another request has found a newer target.
     pub(super) fn forget(&self, blob: &Url, refused: &Target) {
         let Some(known) = self.blob(blob) else { return };
         let mut place = known.place.lock();
@@ -407,7 +406,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_a_target_that_is_of_use_only_once() {
+    async fn no_request_waits_for_a_target_that_is_of_use_only_once() {
         let now = at("2026-11-24T18:00:00Z");
         for once in ["https://s.example/o?se=2026-11-24T18:00:05Z", "https://registry.example/o"] {
             let (targets, blob) = (Targets::new(), url(OTHER));

@@ -1,8 +1,7 @@
 //! One repository of a registry: its manifests, tags and blobs.
 //!
-//! Every question is asked at the registry's endpoints in order. A mirror is asked once, and left
-//! alone for a while when it does not answer; the last endpoint gets all retries, and its answer is
-//! the one that counts.
+//! Every question goes to the registry's endpoints in order. A mirror is asked once, and gets a pause
+//! when it does not answer. The last endpoint gets all retries, and its answer counts.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,16 +27,16 @@ use crate::source::{
     BlobSource, BlobStream, MANIFEST_LIMIT_BYTES, Repository, SourceError, Urgency,
 };
 
-/// What kitfs takes for a manifest. The first is what it can mount; without it distribution 2.8
-/// answers 404. The others are there to be recognised and refused by name.
+/// The media types that kitfs accepts as a manifest. Without the first, distribution 2.8 answers 404.
+/// The second is followed to a manifest. The others are recognised and refused by name.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// How long a mirror that does not answer is left alone. 30 s: without it, every read would first
-/// wait for the mirror's time-out.
-const MIRROR_REST: Duration = Duration::from_secs(30);
+/// How long a mirror that does not answer is not asked again. 30 s: without this pause, every read
+/// would first wait for the mirror's time-out.
+const MIRROR_PAUSE: Duration = Duration::from_secs(30);
 
 /// One repository of a registry.
 pub(super) struct RegistryRepository(Arc<Remote>);
@@ -49,12 +48,12 @@ pub(super) struct Remote {
     /// As messages call it: `ghcr.io/org/model`.
     name: String,
     repository: String,
-    endpoints: Vec<(Endpoint, Rest)>,
+    endpoints: Vec<(Endpoint, Pause)>,
 }
 
-/// Until when a mirror is left alone.
+/// Until when a mirror is not asked.
 #[derive(Default)]
-struct Rest(Mutex<Option<Instant>>);
+struct Pause(Mutex<Option<Instant>>);
 
 impl RegistryRepository {
     pub(super) fn new(
@@ -63,7 +62,7 @@ impl RegistryRepository {
         repository: &str,
         endpoints: Vec<Endpoint>,
     ) -> Self {
-        let endpoints = endpoints.into_iter().map(|one| (one, Rest::default())).collect();
+        let endpoints = endpoints.into_iter().map(|one| (one, Pause::default())).collect();
         let name = format!("{registry}/{repository}");
         let (registry, repository) = (registry.into(), repository.to_owned());
         Self(Arc::new(Remote { client, registry, name, repository, endpoints }))
@@ -89,7 +88,7 @@ impl BlobSource for RegistryRepository {
     }
 
     fn place(&self) -> Option<String> {
-        // Each set of network options has a client of its own, which lives as long as its sources.
+        // Each set of network options has its own client, which lives as long as its sources.
         Some(format!("{:p} {}", Arc::as_ptr(&self.0.client), self.0.name))
     }
 }
@@ -149,7 +148,7 @@ impl Remote {
         self.first_of(timing, errand, |endpoint| endpoint.can_resolve, ask).await
     }
 
-    /// The first answer that an endpoint which `may` be asked gives.
+    /// The first answer of the endpoints that `may` be asked.
     pub(super) async fn first_of<T, Ask, Asked>(
         &self,
         timing: Timing,
@@ -163,9 +162,9 @@ impl Remote {
     {
         let candidates: Vec<_> = self.endpoints.iter().filter(|(one, _)| may(one)).collect();
         let mut earlier: Vec<SourceError> = Vec::new();
-        for (index, (endpoint, rest)) in candidates.iter().enumerate() {
+        for (index, (endpoint, pause)) in candidates.iter().enumerate() {
             let is_last = index + 1 == candidates.len();
-            if !is_last && rest.is_resting() {
+            if !is_last && pause.is_on() {
                 continue;
             }
             errand.set_others(!is_last);
@@ -181,10 +180,10 @@ impl Remote {
                 Ok(answer) => return Ok(answer),
                 Err(error) if is_last => return Err(with_earlier(error, &earlier)),
                 Err(error) => {
-                    // What it does not have, the next one may. The rest is the mirror's own trouble.
+                    // A missing blob says nothing about the mirror, and the next one may have it.
                     if error.is_retryable() || matches!(error, SourceError::Untrusted { .. }) {
-                        tracing::warn!(%error, "leaving a mirror alone for {MIRROR_REST:?}");
-                        rest.begin();
+                        tracing::warn!(%error, "leaving a mirror alone for {MIRROR_PAUSE:?}");
+                        pause.begin();
                     } else {
                         tracing::debug!(%error, "a mirror failed, asking the next");
                     }
@@ -253,17 +252,17 @@ impl Remote {
     }
 }
 
-impl Rest {
-    fn is_resting(&self) -> bool {
+impl Pause {
+    fn is_on(&self) -> bool {
         self.0.lock().is_some_and(|until| Instant::now() < until)
     }
 
     fn begin(&self) {
-        *self.0.lock() = Some(Instant::now() + MIRROR_REST);
+        *self.0.lock() = Some(Instant::now() + MIRROR_PAUSE);
     }
 }
 
-/// `error`, with what went wrong at the mirrors before.
+/// `error`, with the different errors of the mirrors before it.
 fn with_earlier(mut error: SourceError, earlier: &[SourceError]) -> SourceError {
     let own = error.to_string();
     let words = match &mut error {

@@ -1,8 +1,8 @@
-//! Which failures pass by themselves, and how long to wait for that.
+//! Which failures may pass, and how long to wait before a request is repeated.
 //!
-//! Everything kitfs asks of a registry is a GET of content that does not change (or a token), so
-//! every request may be repeated. Repetition happens in one place, above authentication,
-//! redirects and ranges; a token request has repetitions of its own, and its failure is final.
+//! kitfs asks a registry for content that does not change, and for tokens, so every request may be
+//! repeated. Repetition happens in one place, above authentication, redirects and ranges. A token
+//! request has repetitions of its own, and its failure is final.
 
 use std::time::{Duration, Instant};
 
@@ -21,17 +21,17 @@ pub(super) enum Failure {
     /// The same request may succeed a little later.
     Transient {
         error: SourceError,
-        /// How long the other side asks to wait.
+        /// How long the host asks to wait.
         retry_after: Option<Duration>,
     },
-    /// Nobody listens there, or the way is blocked; that may change, too.
+    /// No connection can be made; that may change, too.
     Unreachable(SourceError),
-    /// It will not.
+    /// The same request will fail again.
     Final(SourceError),
 }
 
 impl Failure {
-    /// A failure that may pass, of which the other side said nothing.
+    /// A failure that may pass; the host did not say when.
     pub(super) fn transient(error: SourceError) -> Self {
         Self::Transient { error, retry_after: None }
     }
@@ -98,7 +98,7 @@ struct Repeats {
     is_patient: bool,
     backoff: ExponentialBackoff,
     repeats: usize,
-    /// Waited so far while there was nobody to connect to.
+    /// Waited so far without a connection.
     waited: Duration,
 }
 

@@ -1,13 +1,13 @@
-//! What a token is asked for: resources and what may be done with them (distribution's "Token Scope
-//! Documentation"). Pure.
+//! The scope of a token: resources, and the actions that are allowed on them (distribution's "Token
+//! Scope Documentation"). Pure.
 //!
 //! ```text
 //! scope = TYPE ":" NAME ":" ACTION *( "," ACTION )      repository:org/model:pull,metadata_read
 //! ```
 //!
-//! A registry asks for what a request needs, and kitfs asks the token server for that and no more:
-//! actions that change something are left out. What was asked for before is asked for again, so that
-//! one token serves all requests of a repository where each of them asks for another right.
+//! A registry names the scope that a request needs. kitfs asks the token server for this scope without
+//! the actions that change something, and for the scopes of earlier requests. So one token serves all
+//! requests to a repository, even where they need different rights.
 
 /// The most scopes, and actions in each, that are kept. 32: registries ask for one or two.
 const COUNT_LIMIT: usize = 32;
@@ -24,7 +24,7 @@ struct Scope {
 }
 
 impl Scopes {
-    /// Adds what a challenge asks for, or the right to pull `repository` where it asks for nothing.
+    /// Adds the scopes of a challenge; without any, the right to pull `repository`.
     pub(super) fn add(&mut self, asked: Option<&str>, repository: &str) {
         let pull = format!("repository:{repository}:pull");
         let asked = asked.filter(|asked| !asked.trim().is_empty()).unwrap_or(&pull);

@@ -1,7 +1,7 @@
-//! Hosts that say nothing while a kit is being opened or warmed, so that the user can be told.
+//! Hosts that are silent while a kit is opened or warmed, so that the user can be told.
 //!
-//! A pull-through cache may be silent for minutes while it fetches a blob itself. A request that is
-//! patient enters its host here once nothing has come for a while, and leaves with the first byte.
+//! A pull-through cache may be silent for minutes while it fetches a blob itself. A patient request
+//! enters its host here after a while, and takes it out with the first byte.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// A host that somebody patient waits for.
+/// A silent host that a patient request waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Silence {
     /// `HOST[:PORT]`.
@@ -54,7 +54,7 @@ impl Silences {
         longest.into_iter().map(|(host, silent_for)| Silence { host, silent_for }).collect()
     }
 
-    /// Waits for something of `host`, and enters the host when that takes long.
+    /// Waits for `something` of `host`, and enters the host when that takes long.
     pub(super) async fn watch<T>(&self, host: &str, something: impl Future<Output = T>) -> T {
         let since = Instant::now();
         let mut something = pin!(something);

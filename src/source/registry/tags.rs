@@ -9,8 +9,7 @@ use super::encoding;
 use super::message;
 use crate::oci::Selector;
 
-/// How many tags a page is asked to have. 1,000 is what registries allow at most; without a number
-/// some send 100.
+/// The number of tags that is asked for. 1,000: registries allow no more; without a number some send 100.
 pub(super) const PAGE_TAGS: Option<u32> = Some(1000);
 
 /// The largest page that is read: 8 MiB are 60,000 tags of the longest kind.
@@ -28,7 +27,7 @@ pub(super) fn may_refuse_number(status: StatusCode) -> bool {
     (status.is_client_error() && !is_about_something_else) || status == StatusCode::NOT_IMPLEMENTED
 }
 
-/// Decodes a page. What could not be a tag is left out: nobody could ask for it, and it may hold
+/// Decodes a page. Leaves out texts that are no tags: no reference can name them, and they may hold
 /// anything, at any length.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ pub struct Timing {
     /// How long a host is silent before the user is told of it. 10 s: shorter waits are ordinary.
     pub untold: Duration,
     /// The longest without a byte once a body streams. 30 s: as long as TCP needs to give up
-    /// hope in practice; a reader that waits longer has no use for the bytes.
+    /// hope in practice; a reader with a deadline has no use for later bytes.
     pub stall: Duration,
     /// How often a request is repeated after a failure that may pass. 5, as `kit pull` does.
     pub retries: usize,
@@ -33,16 +33,16 @@ pub struct Timing {
     pub retry_after_max: Duration,
     /// The longest that a reader's request and its repetitions may take before the last repetition.
     pub retry_total: Duration,
-    /// The most that is waited between repetitions while there is nobody to connect to. 10 s: a
-    /// registry that is started anew is back by then, and a reader can wait for that.
+    /// The most time between repetitions while no connection can be made. 10 s: a registry that is
+    /// restarted is back by then, and a reader can wait for that.
     pub unreachable_total: Duration,
     /// How often in a row a stream is resumed that breaks off before it has come far.
     pub resumes: u32,
 }
 
 impl Timing {
-    /// For finding out which kit is meant: a person waits for that at a terminal, and a kit that was
-    /// resolved before is used where the registry cannot be reached.
+    /// For resolving a reference: a person waits at a terminal, and an earlier result is used where the
+    /// registry cannot be reached.
     pub(super) fn of_a_command(self) -> Self {
         let unreachable_total = self.unreachable_total.min(Duration::from_secs(1));
         Self { unreachable_total, ..self }

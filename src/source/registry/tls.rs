@@ -1,14 +1,14 @@
-//! How a host's certificate is checked, and what kitfs shows it.
+//! How kitfs checks the certificate of a host, and which certificate it shows.
 //!
 //! ```text
 //! certificate of the server --is one of those given--> dates, name and use are checked --> trusted
 //!              '--leads to an authority of this machine, or to one of those given------> trusted
 //! ```
 //!
-//! The first line is for registries with a self-signed certificate, as registries' own instructions
-//! make it (`openssl req -x509`): it is given to clients as an authority, and the server shows the
-//! same certificate. A verifier of chains refuses it, since an authority is no server; Go and OpenSSL
-//! accept it, and so does kitfs. The server still proves that it has the key.
+//! The first case is a registry with a self-signed certificate, as `openssl req -x509` makes it by the
+//! registries' own instructions. Clients get the certificate as an authority, and the server shows the
+//! same one. A verifier of chains refuses it, since an authority is no server. Go and OpenSSL accept it,
+//! and so does kitfs. The server still proves that it has the key.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::source::SourceError;
 /// The largest PEM file that is read. 4 MiB: Debian's whole bundle of authorities has 0.2 MiB.
 const PEM_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 
-/// How one host's certificate is checked, and what kitfs shows it.
+/// The TLS options of one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Tls {
     pub(super) insecure: bool,
@@ -42,8 +42,8 @@ pub(super) struct Tls {
 pub(super) struct Machine(RootCertStore);
 
 impl Machine {
-    /// Reads them. A machine may have none (a bare container): it can still speak plain http, and
-    /// https to hosts whose authority is given.
+    /// Reads the authorities. A bare container has none: it can still speak plain http, and https to
+    /// hosts whose authority is given.
     pub(super) fn read() -> Self {
         let mut roots = RootCertStore::empty();
         let found = rustls_native_certs::load_native_certs();
@@ -61,7 +61,7 @@ impl Tls {
     pub(super) fn configure(&self, machine: &Machine) -> Result<ClientConfig, SourceError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier: Arc<dyn ServerCertVerifier> = match self.insecure {
-            true => Arc::new(Anyone(provider.clone())),
+            true => Arc::new(Unchecked(provider.clone())),
             false => Arc::new(self.verifier(machine, provider.clone())?),
         };
         let builder = ClientConfig::builder_with_provider(provider)
@@ -104,7 +104,7 @@ impl Tls {
     }
 }
 
-/// Trusts the certificates that were given, and what leads to an authority.
+/// Trusts the given certificates, and chains that lead to an authority.
 #[derive(Debug)]
 struct Verifier {
     given: Vec<CertificateDer<'static>>,
@@ -161,8 +161,8 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Checks a server's certificate that is trusted by itself: its dates, its name and its use, as Go's
-/// `x509.Certificate.Verify` does where the certificate is one of the roots.
+/// Checks a certificate that is given as it is shown: its dates, its name and its use, as Go's
+/// `x509.Certificate.Verify` does with a leaf among the roots.
 fn verify_given(
     certificate: &CertificateDer<'_>,
     server_name: &ServerName<'_>,
@@ -185,11 +185,11 @@ fn verify_given(
     Ok(ServerCertVerified::assertion())
 }
 
-/// Trusts anyone (`--tls-verify=false`).
+/// Trusts every certificate (`--tls-verify=false`).
 #[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
+struct Unchecked(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for Unchecked {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,
@@ -201,7 +201,7 @@ impl ServerCertVerifier for Anyone {
         Ok(ServerCertVerified::assertion())
     }
 
-    // A certificate of any kind is to pass, also one whose key no verifier can read.
+    // Not checked either: a certificate passes even if no verifier can read its key.
     fn verify_tls12_signature(
         &self,
         _message: &[u8],
@@ -238,7 +238,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, SourceError
     }
 }
 
-/// The chain and the key that kitfs shows; both may lie in one file.
+/// The chain that kitfs shows, and its key; both may lie in one file.
 fn identity(
     certificate: &Path,
     key: &Path,

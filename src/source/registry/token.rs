@@ -1,5 +1,5 @@
-//! Where to ask for a token, and what a token server may answer (distribution's "Token Authentication
-//! Specification", and its OAuth2 variant). Pure.
+//! The address of a token server, and its answer (distribution's "Token Authentication Specification",
+//! and its OAuth2 variant). Pure.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use super::encoding;
 use super::message;
 use super::redirect;
 
-/// How long a token lives that does not say it (token specification, `expires_in`).
+/// The life of a token without a usable `expires_in` (token specification).
 const DEFAULT_LIFETIME_SECONDS: f64 = 60.0;
 
-/// The longest life that is believed. A day: what is renewed too early costs one request.
+/// The longest life that kitfs believes. A day: renewing a token too early costs one request.
 const MAX_LIFETIME_SECONDS: f64 = 86_400.0;
 
 /// How long before its end a token is renewed, at most: a request that starts now must still be
@@ -78,8 +78,8 @@ pub(super) struct Token {
 impl Token {
     /// Decodes the body of a token server's answer: `token` or `access_token`, and `expires_in`.
     ///
-    /// As clients in Go read it, names count in any case, and what is no text is no token. A lifetime
-    /// may be written as a text; one that cannot be read is the default one.
+    /// Names count in any case, as clients in Go read them, and a token must be a text. A lifetime may be
+    /// a text; an unreadable one is the default.
     ///
     /// # Errors
     /// In words that hold nothing of the body.

@@ -5,8 +5,8 @@
 //! POST realm                     with an identity token, in a form
 //! ```
 //!
-//! A redirect within a host keeps the password or the identity token. Another host gets neither: it
-//! is asked as anybody may ask, and where there is only an identity token, it is not asked at all.
+//! A redirect within a host keeps the password or the identity token. Another host gets neither: it is
+//! asked anonymously instead of with the password, and not at all instead of with an identity token.
 
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -14,8 +14,9 @@ use reqwest::RequestBuilder;
 use url::Url;
 
 use super::RegistryClient;
+use super::answer::Answer;
 use super::auth;
-use super::exchange::{Answer, Question};
+use super::exchange::Question;
 use super::message;
 use super::redirect;
 use super::retry::Failure;
@@ -28,11 +29,11 @@ use crate::source::credentials::{Credential, Known};
 /// The largest answer of a token server. 1 MiB: tokens are a few KiB.
 const TOKEN_LIMIT_BYTES: u64 = 1024 * 1024;
 
-/// What kitfs calls itself to OAuth2 token servers.
+/// The name of kitfs for OAuth2 token servers.
 const CLIENT_ID: &str = "kitfs";
 
 impl RegistryClient {
-    /// Gets a token for `scopes`, as somebody of whom this is known.
+    /// Gets a token for `scopes` with the credential that is `known`.
     pub(super) async fn token(
         &self,
         server: &Server,
@@ -51,7 +52,7 @@ impl RegistryClient {
         Token::decode(&body).map_err(|detail| SourceError::Protocol { place, detail })
     }
 
-    /// Asks once, over all redirects.
+    /// Asks once, and follows all redirects.
     async fn ask_token_server(
         &self,
         errand: &TokenErrand<'_>,
@@ -98,7 +99,7 @@ impl RegistryClient {
                 let detail = format!("its token server says {}", answer.words(stall).await);
                 Err(upstream.unauthorized(repository, &detail, known).into())
             }
-            // Some servers have no place for who brings no password.
+            // Some servers answer so to requests without a password.
             StatusCode::NOT_FOUND if is_anonymous => {
                 let detail = format!("its token server says {}", answer.words(stall).await);
                 Err(upstream.unauthorized(repository, &detail, known).into())
@@ -108,7 +109,7 @@ impl RegistryClient {
     }
 }
 
-/// What a token server is asked, and for whom.
+/// A request for a token, and where it comes from.
 struct TokenErrand<'a> {
     server: &'a Server,
     scopes: Vec<String>,
@@ -133,7 +134,7 @@ impl TokenErrand<'_> {
         url
     }
 
-    /// The request to `at`, with what is secret where that is `at_home`.
+    /// The request to `at`; with the secret where that is the server's own host.
     fn request(&self, client: &reqwest::Client, at: &Url, is_at_home: bool) -> RequestBuilder {
         match &self.known.credential {
             Credential::IdentityToken(token) if is_at_home => {

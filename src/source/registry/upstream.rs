@@ -1,9 +1,8 @@
 //! The addresses at which a registry is reached: mirrors first, and http or https.
 //!
-//! Where nothing is configured, a registry is its own only address, and speaks https. A loopback
-//! host may speak either and is asked which, once: http first, because that is what registries on
-//! one's own machine do, and https first where TLS options were given. Nothing secret is sent
-//! before the answer.
+//! Where nothing is configured, a registry has its own address only, and speaks https. A loopback host
+//! may speak http or https, and is asked once: in http first, as most registries on one's own machine
+//! speak it, and in https first where TLS options are given. Nothing secret is sent before the answer.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -25,34 +24,34 @@ use crate::oci::Digest;
 use crate::source::credentials::{Credential, Known};
 use crate::source::{SourceError, Urgency, mirrors};
 
-/// A place that answers for a registry.
+/// An address that answers for a registry.
 pub(super) struct Upstream {
     /// The URL below which the API lies; ends in `/`.
     pub(super) base: Url,
-    /// For requests to this host alone: it may have a client certificate.
+    /// For requests to this host alone: the client may show a certificate.
     pub(super) client: Client,
-    /// Headers that this host wants, and nobody else may see.
+    /// Headers for this host alone (hosts.toml).
     pub(super) headers: HeaderMap,
-    /// Under which name its credentials are stored.
+    /// The name under which its credentials are stored.
     pub(super) account: String,
-    /// How messages call it.
+    /// The registry, as messages name it.
     pub(super) name: String,
-    /// How it is reached, where that is not by the registry's own address.
+    /// How kitfs comes to this address.
     way: Way,
 }
 
-/// How an upstream is reached.
+/// How kitfs comes to the address of an upstream.
 enum Way {
-    /// At the registry's own address.
+    /// It is the registry's own address.
     Own,
-    /// At this address, which stands for the registry and perhaps for others.
+    /// hosts.toml names this address, which may stand for several registries.
     Mirror(String),
-    /// By a redirect of this registry.
+    /// This registry redirected to it.
     Redirect(String),
 }
 
 impl Upstream {
-    /// The repository as messages call it.
+    /// The repository, as messages name it.
     pub(super) fn place(&self, repository: &str) -> String {
         let name = &self.name;
         match &self.way {
@@ -90,7 +89,7 @@ impl Upstream {
             .pop_if_empty()
             .extend(repository.split('/').chain(rest));
         if matches!(self.way, Way::Mirror(_)) {
-            // Which registry is meant, for mirrors that stand for several (as containerd does).
+            // A mirror may stand for several registries; containerd names the one that is meant so.
             url.query_pairs_mut().append_pair("ns", &self.name);
         }
         url
@@ -101,8 +100,8 @@ impl Upstream {
         if url.origin() == self.base.origin() { &self.client } else { all.connections.plain() }
     }
 
-    /// Another registry that this one redirects to, at `url`. What is configured for this one does not
-    /// count there, and credentials are those of the other.
+    /// Another registry that this one redirects to, at `url`. It gets its own credentials, and nothing
+    /// that is configured for this one.
     pub(super) fn redirected_to(&self, url: &Url, all: &RegistryClient) -> Self {
         let mut base = url.clone();
         base.set_path("/v2/");
@@ -118,7 +117,7 @@ impl Upstream {
         }
     }
 
-    /// The error of somebody who may not read `repository`, and of whom this is known.
+    /// The error where `repository` may not be read with the credential that is `known`.
     pub(super) fn unauthorized(
         &self,
         repository: &str,
@@ -142,7 +141,7 @@ impl Upstream {
     }
 }
 
-/// An address of a registry, and what may be asked there.
+/// An address of a registry, and the questions that it may be asked.
 pub(super) struct Endpoint {
     address: Address,
     /// May resolve tags.
@@ -153,11 +152,11 @@ pub(super) struct Endpoint {
 
 enum Address {
     Known(Arc<Upstream>),
-    /// A loopback host whose scheme is to be found out.
+    /// A loopback host whose scheme is not known yet.
     Loopback(String),
 }
 
-/// Which scheme each loopback host speaks.
+/// The schemes that loopback hosts speak.
 #[derive(Default)]
 pub(super) struct Schemes {
     hosts: Mutex<HashMap<String, Arc<OnceCell<Arc<Upstream>>>>>,
@@ -235,7 +234,7 @@ impl RegistryClient {
         })
     }
 
-    /// The upstream of an endpoint; finds out what a loopback host speaks.
+    /// The upstream of an endpoint; finds out the scheme of a loopback host.
     pub(super) async fn reach(&self, endpoint: &Endpoint) -> Result<Arc<Upstream>, SourceError> {
         let registry = match &endpoint.address {
             Address::Known(upstream) => return Ok(Arc::clone(upstream)),
@@ -243,7 +242,7 @@ impl RegistryClient {
         };
         let cell = Arc::clone(self.schemes.hosts.lock().entry(registry.clone()).or_default());
         let timing = self.timing.of_a_command();
-        // A host on this machine that says nothing about its API has nothing to fetch first.
+        // Not patient: a host on this machine has nothing to fetch before it answers for its API.
         let errand = Errand::new(Urgency::on_demand());
         let probe = || self.repeat(timing, &errand, registry, || self.probe(registry));
         cell.get_or_try_init(probe).await.map(Arc::clone)
@@ -261,7 +260,7 @@ impl RegistryClient {
         let second = self.upstream(registry, order[1])?;
         match (asked, self.speaks(&second).await) {
             (_, Ok(Speaks::Yes)) => Ok(second),
-            // It speaks TLS, but does not prove who it is, or wants to know who asks.
+            // It speaks TLS, but its certificate is not trusted, or it wants one of ours.
             (Ok(Speaks::Perhaps), Err(failure @ Failure::Final(_)))
             | (Err(failure @ Failure::Final(_)), Ok(Speaks::Perhaps)) => Err(failure),
             (Ok(Speaks::Perhaps), _) => Ok(first),

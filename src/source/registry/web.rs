@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use url::Url;
 
 use super::RegistryClient;
+use super::answer::Answer;
 use super::errand::Errand;
-use super::exchange::Answer;
 use super::message;
 use super::range::{Asked, Served};
 use super::retry::{self, Failure};

@@ -8,24 +8,24 @@
 //! ```
 //!
 //! A refusal is a 429, or a 503 that says when to come back. As in TCP, the limit rises fast until
-//! the first of them and slowly after it (RFC 5681, 3.1): a host that has never refused is probably
-//! far from its bound, and one that has is near it.
+//! the first refusal and slowly after it (RFC 5681, 3.1): a host that has never refused is probably
+//! far from its bound, and one that has refused is near it.
 //!
 //! Invariants:
 //! - The limit is at least 1 and at most what was configured.
-//! - What was sent before a cut neither cuts nor raises again: a host that refuses eight requests at
-//!   once has said one thing, not eight.
-//! - `Retry-After` pauses all requests to the host, whoever was told it.
+//! - A request that was sent before a cut neither cuts nor raises the limit. A host that refuses eight
+//!   requests at once has said one thing, not eight.
+//! - `Retry-After` pauses all requests to the host, not only the one that was answered with it.
 
 use std::time::{Duration, Instant};
 
-/// Requests at once for a host of which nothing is known.
+/// Requests at once for a host that has not answered yet.
 ///
-/// 8: enough for a line of 1 Gbit/s at 20 ms with ranges of a few MiB, and about what a browser
-/// opens to a host, so no registry takes it for an attack.
+/// 8: ranges of a few MiB fill 1 Gbit/s at 20 ms with them. A browser opens about as many connections
+/// to a host, so no registry takes them for an attack.
 const START: usize = 8;
 
-/// What a host can take at once.
+/// How many requests at once a host gets.
 #[derive(Debug)]
 pub(super) struct Allowance {
     most: usize,
@@ -50,7 +50,7 @@ impl Allowance {
         self.limit
     }
 
-    /// The end of the pause that the host has asked for, where it is still to come.
+    /// The end of the pause that the host has asked for; `None` when it is over.
     pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
         self.resume.filter(|&resume| resume > now)
     }
@@ -73,7 +73,7 @@ impl Allowance {
         }
     }
 
-    /// The host has refused a request that was sent at `sent`, and wants none for `pause`.
+    /// The host has refused a request that was sent at `sent`, and wants no others for `pause`.
     pub(super) fn refused(&mut self, sent: Instant, now: Instant, pause: Option<Duration>) {
         let resume = pause.and_then(|pause| now.checked_add(pause));
         self.resume = self.resume.max(resume);
@@ -84,7 +84,7 @@ impl Allowance {
         }
     }
 
-    /// Whether what was sent at `sent` says nothing about the limit of now.
+    /// Whether a request of that time was sent under an earlier limit, and says nothing about this one.
     fn is_old(&self, sent: Instant) -> bool {
         self.cut.is_some_and(|cut| sent <= cut)
     }
@@ -121,7 +121,7 @@ mod tests {
             allowance.refused(begin, begin + SECOND * late, Some(SECOND));
         }
         assert_eq!(allowance.limit(), 4);
-        // Each of them says when to come back, and the last word counts.
+        // Each answer says when to come back, and the last one counts.
         assert_eq!(allowance.paused_until(begin), Some(begin + SECOND * 8));
         assert_eq!(allowance.paused_until(begin + SECOND * 8), None);
     }
@@ -161,7 +161,7 @@ mod tests {
                 let after = allowance.limit();
                 prop_assert!((1..=most.max(1)).contains(&after));
                 if cut.is_some_and(|cut| sent <= cut) {
-                    prop_assert_eq!(after, before, "what is old says nothing");
+                    prop_assert_eq!(after, before, "a request of an earlier limit says nothing");
                 } else if is_refused {
                     prop_assert_eq!(after, (before / 2).max(1));
                     cut = Some(now);

@@ -1,16 +1,16 @@
-//! Requests at once for each host: how many, whose turn it is, and when there are none.
+//! Requests at once for each host: how many run, which runs next, and when a host wants none.
 //!
 //! ```text
-//! acquire --> gate: the line, by urgency, and room for readers
+//! acquire --> gate: the queue, by urgency, and room for readers
 //!              '--> allowance: how many at once, learnt from 429 and Retry-After
 //! ```
 //!
-//! A permit is held from before a request until its body has been read or dropped. Token requests
-//! take none: they are single flight already, and a host that serves its own tokens must not have
-//! to wait for the streams that cannot start without one.
+//! A request takes a slot before it is sent, and gives the slot back when its body was read or
+//! dropped. A token request takes none: each repository asks for one token at a time, and the streams
+//! of a host must not keep the token away without which they cannot start.
 //!
-//! What is here is the shell: locks, clocks and wake-ups. The rules are in `gate` and `allowance`,
-//! which are pure.
+//! This file has the locks, the clock and the wake-ups. The rules are in `gate` and `allowance`, which
+//! are pure.
 
 mod allowance;
 mod gate;
@@ -33,13 +33,14 @@ use crate::source::Urgency;
 
 /// Hosts whose limits are remembered.
 ///
-/// 256: far more than a process talks to, and a hostile registry that redirects to ever new hosts
-/// cannot make the table grow. A host that falls out only gets a fresh count.
+/// 256: far more than a process talks to. The bound holds against a hostile registry that redirects
+/// to ever new hosts. A host that falls out of the table starts with a fresh count.
 const HOSTS: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero");
 
-/// How long a request waits in vain before a permit is lent. 5 s: 16 streams of 8 MiB that a line
-/// of 30 MB/s brings take that long all together, so on a line worth mounting models over, permits
-/// come back sooner and the limit is kept.
+/// How long a request waits in vain before it is lent a slot.
+///
+/// 5 s: a connection of 30 MB/s brings 16 streams of 8 MiB in that time. So where mounting models makes
+/// sense, slots come back sooner and the limit is kept.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A limit on requests at once for each registry or storage host.
@@ -49,7 +50,7 @@ pub struct HostLimits {
     hosts: Mutex<LruCache<String, Arc<Host>>>,
 }
 
-/// What one host is asked, and how it takes it.
+/// How much one host is asked, and how it answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostUsage {
     /// `HOST[:PORT]`.
@@ -58,13 +59,13 @@ pub struct HostUsage {
     pub limit: usize,
     /// Requests under way, from before they are sent to the end of their bodies.
     pub running: usize,
-    /// Requests in line.
+    /// Requests in the queue.
     pub waiting: usize,
-    /// How long it wants no requests at all, because it said so.
+    /// How long the host wants no requests, by its `Retry-After`.
     pub paused_for: Option<Duration>,
-    /// Requests sent so far, those without an answer too.
+    /// Requests sent so far, with and without an answer.
     pub requests: u64,
-    /// Bytes of bodies that came so far.
+    /// Bytes of bodies received so far.
     pub body_bytes: u64,
     /// Answers so far that asked for fewer requests: 429, and 503 with `Retry-After`.
     pub refusals: u64,
@@ -72,22 +73,22 @@ pub struct HostUsage {
 
 struct Host {
     gate: Mutex<Gate<oneshot::Sender<()>>>,
-    /// It has asked for a pause: who waits looks again when that ends.
+    /// Tells waiting requests that the host has asked for a pause.
     paused: Notify,
     requests: AtomicU64,
     body_bytes: AtomicU64,
     refusals: AtomicU64,
 }
 
-/// The right to one request, or a place in the line for it; given back when dropped.
-pub(super) struct Permit {
+/// The right to one request, or a place in the queue for it; given back when dropped.
+pub(super) struct Slot {
     host: Arc<Host>,
     ticket: Ticket,
 }
 
 impl HostLimits {
-    /// At most `most` requests at once for each host, fewer at first and where it refuses some, and
-    /// one more for each 5 seconds in which a request waits in vain; 0 counts as 1.
+    /// At most `most` requests at once for each host; 0 counts as 1. A host gets fewer at first and
+    /// where it refuses some, and one more for each 5 seconds in which a request waits in vain.
     pub fn new(most: usize) -> Arc<Self> {
         Self::with_patience(most, PATIENCE)
     }
@@ -97,7 +98,7 @@ impl HostLimits {
         Arc::new(Self { most, patience, hosts: Mutex::new(LruCache::new(HOSTS)) })
     }
 
-    /// What every host is asked that is remembered, by name.
+    /// The usage of each host that is remembered, by name.
     pub fn snapshot(&self) -> Vec<HostUsage> {
         let now = now();
         let hosts = self.hosts.lock();
@@ -107,7 +108,7 @@ impl HostLimits {
     }
 
     /// Waits until a request to `host` (`HOST[:PORT]`) may be sent; the most urgent first.
-    pub(super) async fn acquire(&self, host: &str, urgency: &Urgency) -> Permit {
+    pub(super) async fn acquire(&self, host: &str, urgency: &Urgency) -> Slot {
         let host = {
             let mut hosts = self.hosts.lock();
             let new = || Arc::new(Host::new(self.most, self.patience));
@@ -115,14 +116,14 @@ impl HostLimits {
         };
         let (bell, mut turn) = oneshot::channel();
         let ticket = host.gate.lock().ask(urgency.clone(), bell, now());
-        // From here on the place is given up when this future is dropped.
-        let permit = Permit { host, ticket };
+        // From here on, dropping this future gives up the place in the queue.
+        let slot = Slot { host, ticket };
         loop {
-            // Read before looking: a raise between the two is seen.
+            // Read before `look`, so that a raise between the two is seen.
             let priority = urgency.get();
-            let mut paused = pin!(permit.host.paused.notified());
+            let mut paused = pin!(slot.host.paused.notified());
             paused.as_mut().enable();
-            let next_look = permit.host.look().unwrap_or_else(|| now() + self.patience);
+            let next_look = slot.host.look().unwrap_or_else(|| now() + self.patience);
             tokio::select! {
                 biased;
                 _ = &mut turn => break,
@@ -131,8 +132,8 @@ impl HostLimits {
                 () = tokio::time::sleep_until(next_look.into()) => {}
             }
         }
-        permit.host.requests.fetch_add(1, Ordering::Relaxed);
-        permit
+        slot.host.requests.fetch_add(1, Ordering::Relaxed);
+        slot
     }
 }
 
@@ -147,18 +148,18 @@ impl Host {
         }
     }
 
-    /// Lets in everybody whose turn has come, and tells when to look again.
+    /// Admits every request whose turn has come, and tells when to look again.
     fn look(&self) -> Option<Instant> {
         let now = now();
         let (turns, next_look) = {
             let mut gate = self.gate.lock();
             let turns = gate.admit(now);
-            // A transfer that rests between its bytes would keep a reader waiting.
+            // A transfer that pauses between its bytes would keep a reader waiting.
             gate.in_the_way().for_each(|(running, is_so)| running.stands_in_the_way(is_so));
             (turns, gate.next_look(now))
         };
         for bell in turns {
-            // Who has gone meanwhile gives the permit back itself.
+            // A request that was dropped meanwhile gives its slot back itself.
             let _ = bell.send(());
         }
         next_look
@@ -180,34 +181,34 @@ impl Host {
     }
 }
 
-impl Permit {
-    /// The host has taken the request.
+impl Slot {
+    /// The host has accepted the request.
     pub(super) fn accepted(&self) {
         self.host.gate.lock().accepted(self.ticket);
         self.host.look();
     }
 
-    /// The host has refused the request, and wants none for `pause`.
+    /// The host has refused the request, and wants no others for `pause`.
     pub(super) fn refused(&self, pause: Option<Duration>) {
         self.host.refusals.fetch_add(1, Ordering::Relaxed);
         self.host.gate.lock().refused(self.ticket, now(), pause);
         self.host.paused.notify_waiters();
     }
 
-    /// So many bytes of its body have come.
+    /// Counts received bytes of the body.
     pub(super) fn received(&self, bytes: usize) {
         self.host.body_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
-impl Drop for Permit {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.host.gate.lock().leave(self.ticket);
         self.host.look();
     }
 }
 
-/// The time as the runtime's timers have it.
+/// The time by the clock of the runtime's timers.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_host_waits_and_another_does_not() {
+    async fn a_full_host_holds_up_no_other() {
         let limits = HostLimits::with_patience(1, NEVER);
         let held = limits.acquire("a", &on_demand()).await;
         assert!(limits.acquire("a", &on_demand()).now_or_never().is_none());
@@ -236,14 +237,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_gives_up_leaves_nothing_behind() {
+    async fn a_request_that_is_dropped_leaves_nothing_behind() {
         let limits = HostLimits::with_patience(1, NEVER);
         let (urgency, held) = (on_demand(), limits.acquire("a", &on_demand()).await);
         let mut first = Box::pin(limits.acquire("a", &urgency));
         let mut second = Box::pin(limits.acquire("a", &urgency));
         assert!(futures_util::poll!(&mut first).is_pending());
         assert!(futures_util::poll!(&mut second).is_pending());
-        // It is the first one's turn, but nobody comes for it.
+        // It is the turn of the first, which is dropped before it hears of that.
         drop(held);
         drop(first);
         drop(second.await);
@@ -252,14 +253,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_permits_that_never_come_back_is_let_in_all_the_same() {
+    async fn a_request_is_admitted_though_no_slot_ever_comes_back() {
         let limits = HostLimits::with_patience(2, Duration::from_millis(5));
         let mut held = Vec::new();
         for _ in 0..7 {
             held.push(limits.acquire("a", &on_demand()).await);
         }
         assert_eq!(limits.snapshot()[0].running, 7);
-        // What was lent is withdrawn as requests end, and the limit is as it was.
+        // Ending requests pay back what was lent, and the limit is as it was.
         held.truncate(2);
         let urgency = on_demand();
         let mut waiting = Box::pin(limits.acquire("a", &urgency));
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_raised_while_it_waits_need_not_wait_for_somebody_to_leave() {
+    async fn a_request_that_is_raised_finds_the_room_of_its_new_priority() {
         let limits = HostLimits::with_patience(4, NEVER);
         let held = limits.acquire("a", &Urgency::new(Priority::Hydrate)).await;
         let urgency = Urgency::new(Priority::Hydrate);
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_already_goes_on_when_a_pause_ends_the_most_urgent_first() {
+    async fn the_queue_goes_on_when_a_pause_ends_the_most_urgent_first() {
         const PAUSE: Duration = Duration::from_millis(20);
         let limits = HostLimits::with_patience(1, NEVER);
         let refused = limits.acquire("a", &on_demand()).await;
@@ -289,9 +290,9 @@ mod tests {
         for priority in [Priority::Hydrate, Priority::OnDemand] {
             let (limits, order) = (limits.clone(), order.clone());
             waiting.push(tokio::spawn(async move {
-                let permit = limits.acquire("a", &Urgency::new(priority)).await;
+                let slot = limits.acquire("a", &Urgency::new(priority)).await;
                 order.lock().push(priority);
-                drop(permit);
+                drop(slot);
             }));
         }
         while limits.snapshot()[0].waiting < 2 {
@@ -300,13 +301,13 @@ mod tests {
         refused.refused(Some(PAUSE));
         drop(refused);
         for one in waiting {
-            tokio::time::timeout(NEVER / 60, one).await.expect("nobody looked").unwrap();
+            tokio::time::timeout(NEVER / 60, one).await.expect("the queue is looked at").unwrap();
         }
         assert_eq!(*order.lock(), [Priority::OnDemand, Priority::Hydrate]);
     }
 
     #[tokio::test]
-    async fn who_holds_what_a_reader_waits_for_is_told_so() {
+    async fn a_request_is_told_that_a_reader_waits_for_its_slot() {
         let limits = HostLimits::with_patience(1, NEVER);
         let hydrate = Urgency::new(Priority::Hydrate);
         let is_hurried = || hydrate.hurried(Priority::Hydrate).now_or_never().is_some();
@@ -320,14 +321,14 @@ mod tests {
         assert!(futures_util::poll!(&mut waiting).is_pending());
         assert!(is_hurried());
         drop(waiting);
-        assert!(!is_hurried(), "nobody more urgent waits");
+        assert!(!is_hurried(), "no more urgent request waits");
         equal.raise(Priority::Readahead);
         assert!(futures_util::poll!(&mut next).is_pending());
         assert!(is_hurried());
     }
 
     #[tokio::test]
-    async fn a_pause_holds_for_everybody_who_asks_that_host() {
+    async fn a_pause_holds_for_all_requests_to_its_host() {
         let limits = HostLimits::new(4);
         let refused = limits.acquire("a", &on_demand()).await;
         refused.refused(Some(NEVER));

@@ -16,6 +16,9 @@
 //! Rules are tried in the order given; the first that matches and is not used up decides. Without
 //! rules the double behaves as distribution does.
 
+mod rules;
+mod tls_listener;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -30,27 +33,27 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::serve::{Listener, ListenerExt};
+use axum::serve::ListenerExt;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::{StreamExt, stream};
 use kitfs::oci::{BlobId, Digest};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub use rules::{Fault, Rule};
+use tls_listener::{GO_ANSWER, TlsListener};
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// Bytes of a body's pieces.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// How a double behaves when nothing fails.
+/// The behaviour of a double without faults.
 #[derive(Clone, Default)]
 pub struct Options {
-    /// Who may read.
+    /// The access to repositories.
     pub access: Access,
     /// Send blob requests to the storage host, with URLs that are signed for this long.
     pub redirect_for: Option<Duration>,
@@ -58,30 +61,30 @@ pub struct Options {
     pub tags_per_page: Option<usize>,
     /// Speak TLS on the registry's own listener.
     pub tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
-    /// What the listener for TLS answers to plain http; nothing means the words of Go's server.
+    /// The answer of the TLS listener to plain http; without one, the words of Go's server.
     pub plain_answer: Option<&'static str>,
 }
 
-/// Who may read.
+/// The access to repositories.
 #[derive(Clone, Default)]
 pub enum Access {
-    /// Everybody.
+    /// Open to all.
     #[default]
     Open,
-    /// Who knows the password.
+    /// With a password.
     Basic { username: String, password: String },
-    /// Who brings a token.
+    /// With a token.
     Bearer(Tokens),
 }
 
-/// To whom the token server gives a token.
+/// The conditions of a token.
 #[derive(Clone)]
 pub struct Tokens {
-    /// The password to show; `None` for everybody.
+    /// The password; `None` for anonymous tokens.
     pub password: Option<(String, String)>,
     /// The identity token to exchange.
     pub identity: Option<String>,
-    /// What `expires_in` says, and how long tokens are taken.
+    /// The `expires_in` of tokens, and how long they are accepted.
     pub lifetime: Duration,
     /// Leave `expires_in` out of answers, and `token` in favour of `access_token`.
     pub terse: bool,
@@ -94,7 +97,7 @@ impl Default for Tokens {
     }
 }
 
-/// Which of its hosts a request came to.
+/// A host of the double.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
     Registry,
@@ -102,14 +105,14 @@ pub enum At {
     TokenServer,
 }
 
-/// A request that arrived, and how it was answered.
+/// A request, and the status of its answer.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     pub at: At,
     pub method: Method,
     pub uri: Uri,
     pub headers: HeaderMap,
-    /// The body, of a form that was posted.
+    /// The body, where it is a form.
     pub form: String,
     pub status: StatusCode,
     /// When it arrived.
@@ -120,88 +123,6 @@ impl Recorded {
     /// A header as text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
-    }
-}
-
-/// What goes wrong.
-#[derive(Clone, Debug)]
-pub enum Fault {
-    /// This status, with an error body as registries send it.
-    Status(u16),
-    /// This status and a `Retry-After`.
-    RetryAfter(u16, String),
-    /// The connection breaks after so many bytes of the body.
-    Reset { after_bytes: usize },
-    /// Nothing more comes after so many bytes of the body.
-    Stall { after_bytes: usize },
-    /// The body ends, as if complete, after so many bytes.
-    Short { after_bytes: usize },
-    /// The body goes on after its promised end, as far as HTTP lets it (no `Content-Length`).
-    Long { extra_bytes: usize },
-    /// This `Content-Range`, whatever was asked.
-    ContentRange(String),
-    /// 200 and the whole blob, whatever range was asked.
-    IgnoreRange,
-    /// One bit of the body is wrong.
-    Corrupt,
-    /// A redirect to this URL.
-    Redirect(String),
-    /// The answer comes after this time.
-    Late(Duration),
-    /// The answer comes when so many requests for blobs are being answered at once; after 10
-    /// seconds without that it comes all the same.
-    Gather(usize),
-    /// The answer comes when [`RegistryDouble::release`] is called, or was.
-    Hold,
-}
-
-/// Which requests go wrong, and how.
-pub struct Rule {
-    at: Option<At>,
-    part: String,
-    skip: usize,
-    times: usize,
-    fault: Fault,
-}
-
-impl Rule {
-    /// Requests whose path and query contain `part`.
-    pub fn on(part: &str) -> Self {
-        let fault = Fault::Status(500);
-        Self { at: None, part: part.to_owned(), skip: 0, times: usize::MAX, fault }
-    }
-
-    /// Only at this host.
-    pub fn at(self, at: At) -> Self {
-        Self { at: Some(at), ..self }
-    }
-
-    /// Lets the first `skip` matching requests pass.
-    pub fn after(self, skip: usize) -> Self {
-        Self { skip, ..self }
-    }
-
-    /// Fails only so many matching requests.
-    pub fn times(self, times: usize) -> Self {
-        Self { times, ..self }
-    }
-
-    /// What goes wrong.
-    pub fn then(self, fault: Fault) -> Self {
-        Self { fault, ..self }
-    }
-
-    pub(super) fn applies(&mut self, at: At, uri: &Uri) -> Option<Fault> {
-        let matches = self.at.is_none_or(|own| own == at) && uri.to_string().contains(&self.part);
-        if !matches || self.times == 0 {
-            return None;
-        }
-        if self.skip > 0 {
-            self.skip -= 1;
-            return None;
-        }
-        self.times -= 1;
-        Some(self.fault.clone())
     }
 }
 
@@ -364,26 +285,26 @@ impl RegistryDouble {
         self.shared.first_signature.store(next, Ordering::SeqCst);
     }
 
-    /// Everything that arrived, in order, without the question of what a loopback host speaks
+    /// All requests in order, without the question for the scheme of a loopback host
     /// (`/v2/`).
     pub fn requests(&self) -> Vec<Recorded> {
         let requests = self.shared.requests.lock().unwrap();
         requests.iter().filter(|one| one.uri.path() != "/v2/").cloned().collect()
     }
 
-    /// What arrived at one host with `part` in its path or query.
+    /// The requests to one host with `part` in path or query.
     pub fn requests_to(&self, at: At, part: &str) -> Vec<Recorded> {
         let mut requests = self.requests();
         requests.retain(|one| one.at == at && one.uri.to_string().contains(part));
         requests
     }
 
-    /// How many tokens were asked for.
+    /// Requests for tokens.
     pub fn token_requests(&self) -> usize {
         self.requests_to(At::TokenServer, "").len()
     }
 
-    /// Bytes of blobs that left.
+    /// Bytes of blobs sent.
     pub fn bytes_served(&self) -> u64 {
         self.shared.bytes_served.load(Ordering::SeqCst)
     }
@@ -399,7 +320,7 @@ impl RegistryDouble {
         self.shared.connections[at as usize].load(Ordering::SeqCst)
     }
 
-    /// Answers what [`Fault::Hold`] holds, and holds nothing any more.
+    /// Answers the requests that [`Fault::Hold`] holds, and holds none any more.
     pub fn release(&self) {
         self.shared.is_released.send_replace(true);
     }
@@ -519,7 +440,7 @@ impl Shared {
         }
     }
 
-    /// The answer to somebody who may not read `name`.
+    /// The answer to a request that may not read `name`.
     fn refusal(&self, name: &str, headers: &HeaderMap) -> Option<Response> {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let challenge = match &self.options.access {
@@ -646,7 +567,7 @@ impl Shared {
     }
 }
 
-/// Bytes, or the range of them that was asked for, or what the fault makes of them. `sent` hears
+/// Bytes, or the range of them that was asked for, changed by the fault. `sent` hears
 /// how many bytes leave, and lives as long as the body.
 pub(super) fn serve(
     bytes: &Bytes,
@@ -685,7 +606,7 @@ pub(super) fn serve(
     response
 }
 
-/// A body that says what leaves, and fails as told.
+/// A body that counts its bytes, and fails as the fault says.
 fn body(bytes: Bytes, fault: Option<&Fault>, sent: impl Fn(usize) + Send + 'static) -> Body {
     let mut content = bytes.to_vec();
     let mut end: Option<io::Result<()>> = Some(Ok(()));
@@ -718,7 +639,7 @@ fn body(bytes: Bytes, fault: Option<&Fault>, sent: impl Fn(usize) + Send + 'stat
         match end {
             Some(Ok(())) => None,
             Some(Err(error)) => {
-                // What was sent before arrives before the break.
+                // The bytes before the break arrive first.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Some(Err(error))
             }
@@ -777,72 +698,4 @@ fn parse_range(text: &str, size: usize) -> Option<Range<usize>> {
     let first: usize = first.parse().ok()?;
     let last: usize = if last.is_empty() { size - 1 } else { last.parse().ok()? };
     (first < size && first <= last).then(|| first..(last + 1).min(size))
-}
-
-/// What Go's server says to plain http.
-const GO_ANSWER: &str =
-    "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
-
-/// Accepts TLS connections, and answers plain http in fixed words.
-struct TlsListener {
-    accepted: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-    address: SocketAddr,
-}
-
-impl TlsListener {
-    fn new(
-        listener: TcpListener,
-        tls: Arc<tokio_rustls::rustls::ServerConfig>,
-        plain_answer: &'static str,
-    ) -> Self {
-        let address = listener.local_addr().expect("it is bound");
-        let (sender, accepted) = mpsc::channel(16);
-        tokio::spawn(async move {
-            let acceptor = TlsAcceptor::from(tls);
-            while let Ok((stream, peer)) = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = sender.closed() => return,
-            } {
-                let (acceptor, sender) = (acceptor.clone(), sender.clone());
-                tokio::spawn(async move {
-                    if let Some(stream) = handshake(stream, acceptor, plain_answer).await {
-                        let _ = sender.send((stream, peer)).await;
-                    }
-                });
-            }
-        });
-        Self { accepted, address }
-    }
-}
-
-async fn handshake(
-    mut stream: TcpStream,
-    acceptor: TlsAcceptor,
-    plain_answer: &'static str,
-) -> Option<TlsStream<TcpStream>> {
-    const HANDSHAKE: u8 = 22;
-    let mut first = [0];
-    stream.peek(&mut first).await.ok()?;
-    if first[0] == HANDSHAKE {
-        return acceptor.accept(stream).await.ok();
-    }
-    let _ = stream.read(&mut [0; 4096]).await;
-    let _ = stream.write_all(plain_answer.as_bytes()).await;
-    None
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        match self.accepted.recv().await {
-            Some(accepted) => accepted,
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        Ok(self.address)
-    }
 }
