@@ -112,6 +112,10 @@ pub(super) struct KitArguments {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Network options")]
 pub(super) struct NetworkArguments {
+    /// Take what `kit pull` has put on this machine before asking the registry; without it, only
+    /// where the registry does not answer.
+    #[arg(long)]
+    pub prefer_local: bool,
     /// Speak plain http; loopback registries get it anyway.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_value_t = false, default_missing_value = "true", hide_default_value = true,

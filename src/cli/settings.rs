@@ -137,6 +137,7 @@ impl Settings {
             return Err(CliError::usage(message));
         }
         Ok(NetworkOptions {
+            prefer_local: network.prefer_local,
             plain_http: network.plain_http,
             insecure_tls: !network.tls_verify,
             ca_files: network

@@ -14,6 +14,8 @@ use crate::source::s3::S3Config;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetworkOptions {
+    /// Ask kit's own storage before registries.
+    pub prefer_local: bool,
     /// Speak plain http to every registry (loopback hosts get it anyway).
     pub plain_http: bool,
     /// Accept any TLS certificate.

@@ -105,7 +105,7 @@ fn fetch_kind(error: &FetchError) -> FailureKind {
 
 fn load_kind(error: &LoadError) -> FailureKind {
     match error {
-        LoadError::Source { error, .. } => source_kind(error),
+        LoadError::Source { error, .. } | LoadError::Doubtful { error, .. } => source_kind(error),
         LoadError::Fetch { error, .. } => fetch_kind(error),
         LoadError::Choice { error, .. } => choice_kind(error),
         LoadError::Manifest { .. }

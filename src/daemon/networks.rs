@@ -41,8 +41,8 @@ impl Networks {
             return Ok(sources.clone());
         }
         let registries = RegistryClient::new(self.config(options)?)?;
-        let made =
-            Arc::new(Sources::new(registries, options.kitops_home.clone(), options.s3.clone()));
+        let made = Sources::new(registries, options.kitops_home.clone(), options.s3.clone());
+        let made = Arc::new(made.prefer_pulled(options.prefer_local));
         sources.put(options.clone(), made.clone());
         Ok(made)
     }

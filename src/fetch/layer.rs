@@ -112,6 +112,16 @@ impl Layer {
         sources.truncate(MOST_SOURCES);
     }
 
+    /// Adds a source behind those that are known, unless it is one of them.
+    pub(super) fn add_fallback(&self, source: Arc<dyn BlobSource>, line: Arc<Line>) {
+        let mut sources = self.inner.sources.write();
+        let place = source.place();
+        let is_known = sources.iter().any(|known| known.source.place() == place);
+        if sources.len() < MOST_SOURCES && (place.is_none() || !is_known) {
+            sources.push(Way { source, line });
+        }
+    }
+
     /// Which layer this is.
     pub fn key(&self) -> LayerKey {
         self.inner.spec.key()

@@ -193,6 +193,13 @@ impl Fetcher {
         Ok(layer)
     }
 
+    /// Adds a source that is asked for a layer's bytes when those before it fail.
+    pub fn add_fallback(&self, layer: &Layer, source: Arc<dyn BlobSource>) {
+        let source: Arc<dyn BlobSource> = Arc::new(Counted::with(source, self.counts.clone()));
+        let line = self.line_to(&source);
+        layer.add_fallback(source, line);
+    }
+
     /// What is known of the way to a source; nothing for one that has it to itself.
     fn line_to(&self, source: &Arc<dyn BlobSource>) -> Arc<Line> {
         match source.host() {

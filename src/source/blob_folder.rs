@@ -48,6 +48,11 @@ impl BlobFolder {
         off_the_runtime(move || Ok(folder.open_file(digest)?.1)).await
     }
 
+    /// Whether a blob is here with its size. Blocks.
+    pub(super) fn has(&self, blob: BlobId) -> bool {
+        self.open_file(blob.digest).is_ok_and(|(_, size)| size == blob.size)
+    }
+
     /// Opens a stream over `range` of a blob.
     ///
     /// # Errors

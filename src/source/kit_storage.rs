@@ -11,6 +11,7 @@
 //! A digest is looked up among the shared blobs, so that `sha256:…` alone and parents that `kit
 //! pull` filed under their child's name are found. Never looks at the network.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -64,8 +65,45 @@ impl KitStorage {
         Ok(opened)
     }
 
+    /// What a tag names, if it is there.
+    ///
+    /// # Errors
+    /// When the storage cannot be read.
+    pub async fn tagged(&self, tag: &str) -> Result<Option<Digest>, SourceError> {
+        let (storage, tag) = (self.clone(), tag.to_owned());
+        off_the_runtime(move || Ok(storage.tag_index()?.tagged(&tag))).await
+    }
+
+    /// Every manifest of the repository, with and without a tag.
+    ///
+    /// # Errors
+    /// When the storage cannot be read.
+    pub async fn manifests(&self) -> Result<BTreeSet<Digest>, SourceError> {
+        let storage = self.clone();
+        off_the_runtime(move || {
+            let path = storage.side_file("index");
+            let index = match read_small(&path, INDEX_LIMIT_BYTES)? {
+                Some(json) => ImageIndex::decode(&json, &path.display().to_string())?,
+                None => ImageIndex::default(),
+            };
+            let all = index.entries.into_iter().chain(storage.tag_index()?.entries);
+            Ok(all.map(|entry| entry.digest).collect())
+        })
+        .await
+    }
+
+    /// Which of these blobs are here.
+    pub async fn held(&self, blobs: Vec<BlobId>) -> Vec<BlobId> {
+        let storage = self.clone();
+        let held = off_the_runtime(move || {
+            let is_here = |blob: &BlobId| storage.blobs.has(*blob);
+            Ok(blobs.into_iter().filter(is_here).collect())
+        });
+        held.await.unwrap_or_default()
+    }
+
     /// The tags file as it is now; empty where kit has not written one. Blocks.
-    fn tagged(&self) -> Result<ImageIndex, SourceError> {
+    fn tag_index(&self) -> Result<ImageIndex, SourceError> {
         let path = self.side_file("tags");
         match read_small(&path, INDEX_LIMIT_BYTES)? {
             Some(json) => ImageIndex::decode_tags(&json, &path.display().to_string()),
@@ -84,7 +122,7 @@ impl KitStorage {
     }
 
     fn resolve(&self, tag: &str) -> Result<Digest, SourceError> {
-        let index = self.tagged()?;
+        let index = self.tag_index()?;
         index.tagged(tag).ok_or_else(|| SourceError::NotFound {
             what: format!("tag `{tag}`"),
             place: self.name(),
@@ -131,6 +169,10 @@ impl BlobSource for KitStorage {
     fn is_remote(&self) -> bool {
         false
     }
+
+    fn place(&self) -> Option<String> {
+        Some(self.storage.display().to_string())
+    }
 }
 
 impl Repository for KitStorage {
@@ -144,7 +186,7 @@ impl Repository for KitStorage {
 
     fn tags(&self) -> BoxFuture<'_, Result<Vec<String>, SourceError>> {
         let storage = self.clone();
-        off_the_runtime(move || Ok(storage.tagged()?.tags())).boxed()
+        off_the_runtime(move || Ok(storage.tag_index()?.tags())).boxed()
     }
 
     fn name(&self) -> String {

@@ -136,10 +136,24 @@ impl<S: Repository + ?Sized> Repository for Arc<S> {
 /// "Pushing manifests").
 pub const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 
+/// What kit itself has pulled of a registry's repository.
+#[derive(Clone, Debug)]
+pub struct Pulled {
+    /// Where it lies.
+    pub storage: kit_storage::KitStorage,
+    /// Whether it is asked before the registry.
+    pub is_preferred: bool,
+}
+
 /// Opens the repository that an origin names. No I/O to the network happens yet.
 pub trait Repositories: Send + Sync + 'static {
     /// The repository of `origin`.
     fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError>;
+
+    /// What kit itself has pulled of a registry's repository, where it has.
+    fn pulled(&self, _origin: &Origin) -> Option<Pulled> {
+        None
+    }
 
     /// The S3 store that objects are read from, where there is one.
     fn objects(&self) -> Option<&dyn Objects> {

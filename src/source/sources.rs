@@ -7,13 +7,14 @@ use super::kit_storage::KitStorage;
 use super::oci_layout::OciLayout;
 use super::registry::{RegistryClient, Silence};
 use super::s3::{S3, S3Config};
-use super::{Objects, Repositories, Repository, SourceError};
+use super::{Objects, Pulled, Repositories, Repository, SourceError};
 use crate::oci::Origin;
 
 /// Registries, OCI layout folders, kit's local storage and an S3 store.
 pub struct Sources {
     registries: Arc<RegistryClient>,
     kitops_home: Option<PathBuf>,
+    is_pulled_preferred: bool,
     s3: S3,
 }
 
@@ -26,7 +27,12 @@ impl Sources {
         s3: S3Config,
     ) -> Self {
         let s3 = S3::new(registries.clone(), s3);
-        Self { registries, kitops_home, s3 }
+        Self { registries, kitops_home, is_pulled_preferred: false, s3 }
+    }
+
+    /// With what kit itself has pulled asked before the registry, or after it.
+    pub fn prefer_pulled(self, is_pulled_preferred: bool) -> Self {
+        Self { is_pulled_preferred, ..self }
     }
 }
 
@@ -54,6 +60,12 @@ impl Repositories for Sources {
                 Ok(Arc::new(KitStorage::open(home, reference)?))
             }
         }
+    }
+
+    fn pulled(&self, origin: &Origin) -> Option<Pulled> {
+        let Origin::Registry(reference) = origin else { return None };
+        let storage = KitStorage::open(self.kitops_home.as_deref()?, reference).ok()?;
+        Some(Pulled { storage, is_preferred: self.is_pulled_preferred })
     }
 
     fn objects(&self) -> Option<&dyn Objects> {

@@ -5,10 +5,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE;
 use rstest::rstest;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::kit_builder::{Compression, Kit, Layer, Written};
@@ -422,29 +420,4 @@ fn a_cycle_of_parents_is_refused() {
     });
     let said = family.mount("kits.test/a:v1").unwrap_err();
     assert!(said.contains("kits.test/a:v1"), "does not name the cycle: {said}");
-}
-
-#[test]
-fn a_kit_in_kits_own_storage_is_mounted_without_a_network() {
-    let kitfs = Kitfs::new();
-    let home = kitfs.folder().join("kitops");
-    let storage = home.join("storage");
-    let written = Kit::modelkit().with(tar_layer("model")).write(&storage, "unused");
-    let manifest = json!({
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "digest": written.digest, "size": written.manifest.len(),
-    });
-    let index = json!({"schemaVersion": 2, "manifests": [&manifest]});
-    let side =
-        |suffix| storage.join(format!("{}-{suffix}", URL_SAFE.encode("localhost/team/model")));
-    fs::write(storage.join("index.json"), index.to_string()).unwrap();
-    fs::write(side("index.json"), index.to_string()).unwrap();
-    fs::write(side("tags.json"), json!({"v1": manifest}).to_string()).unwrap();
-
-    let home = home.to_str().unwrap();
-    let mountpoint = kitfs.mount("localhost/team/model:v1", &["--config", home]);
-    let mounted = Tree::read(&mountpoint).without_kitfile();
-    mounted.assert_equals(&written.tree, "from kit's storage");
-    let also = kitfs.mount("team/model:v1", &["--config", home]);
-    Tree::read(&also).without_kitfile().assert_equals(&written.tree, "without a host");
 }

@@ -10,6 +10,7 @@ mod differential;
 mod golden_kits;
 mod indexes;
 mod kinds_of_kits;
+mod kit_storage;
 mod lazy;
 mod mounting;
 mod patience;

@@ -6,6 +6,7 @@ pub mod hostile;
 pub mod kit_builder;
 pub mod kit_index;
 pub mod kit_server;
+pub mod kit_storage;
 pub mod kitfs;
 pub mod registry_double;
 pub mod registry_process;

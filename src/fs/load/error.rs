@@ -18,6 +18,16 @@ pub enum LoadError {
         /// The reason.
         error: Box<SourceError>,
     },
+    /// The registry does not answer, and what kit itself has under the tag may be another kit.
+    #[error("{reference}: {error}; {doubt}")]
+    Doubtful {
+        /// The kit or parent.
+        reference: String,
+        /// Why the registry does not answer.
+        error: Box<SourceError>,
+        /// Why kit's storage is not believed, and what to do.
+        doubt: String,
+    },
     /// A layer failed.
     #[error("{reference}: {layer} cannot be opened: {}", reason(error))]
     Fetch {

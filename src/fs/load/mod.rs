@@ -5,7 +5,8 @@
 //!        --wanted--> layers --opening (in parallel)--> tables of contents --merge--> Tree
 //! ```
 //!
-//! - [`resolve`]: from an origin to a manifest and config, through indexes.
+//! - [`resolve`]: from an origin to a manifest and config, through indexes. `documents`: who is asked
+//!   for them. `pulled`: what kit itself has pulled.
 //! - `gather`: parents, and the kits and objects that data sets name. `objects`: S3 objects as layers.
 //! - `wanted`, `opening`: which layers, and their tables of contents.
 //! - `kitfiles`: files `Kitfile` in layers. `merging`: dates, and the tree.
@@ -16,12 +17,14 @@
 //! Layers are merged in the order in which `kit unpack` writes them: the oldest parent first, then
 //! remote data, then the kit, each kit's layers in the order of its manifest (modelkit-spec 4).
 
+mod documents;
 mod error;
 mod gather;
 mod kitfiles;
 mod merging;
 mod objects;
 mod opening;
+mod pulled;
 mod resolve;
 mod wanted;
 

@@ -14,7 +14,7 @@ use super::gather::{Gathered, Place};
 use super::merging::MergedLayer;
 use super::wanted::Wanted;
 use crate::cache::{Contents, LayerKey};
-use crate::fetch::{Fetcher, Layer};
+use crate::fetch::{FetchError, Fetcher, Layer};
 use crate::kit::{Tree, TreeError};
 
 /// Layers opened at once: enough to hide the round trips of a kit of hundreds of shards (each
@@ -139,7 +139,16 @@ async fn open_layer<'a>(
     progress: Progress<'_>,
 ) -> (&'a Wanted, Result<Arc<Layer>, LoadError>) {
     let hear = |passed| passes.hear(position, passed, progress);
-    let opened = fetcher.open(layer.spec, layer.source.clone(), &hear).await;
+    let mut opened = fetcher.open(layer.spec, layer.source.clone(), &hear).await;
+    if let Some(fallback) = &layer.fallback {
+        match &opened {
+            Ok(opened) => fetcher.add_fallback(opened, fallback.clone()),
+            Err(FetchError::Source(_)) => {
+                opened = fetcher.open(layer.spec, fallback.clone(), &hear).await;
+            }
+            Err(_) => {}
+        }
+    }
     (layer, opened.map_err(|error| layer.failed(error)))
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Wanted {
     pub(super) placement: Placement,
     pub(super) media_type: String,
     pub(super) source: Arc<dyn BlobSource>,
+    /// Where it can be had, too, when that source fails.
+    pub(super) fallback: Option<Arc<dyn BlobSource>>,
     /// The kit that has it, as messages name it.
     pub(super) reference: String,
     /// The layer as messages name it: ``model `weights/model.bin` (sha256:0123456789ab)``.
@@ -76,6 +78,7 @@ pub(super) fn layers(gathered: &mut Gathered) -> Vec<Wanted> {
                     },
                     media_type: OBJECT_TYPE.to_owned(),
                     source: object.source.clone(),
+                    fallback: None,
                     reference: format!("the data set `{}`", place.shown),
                     name: "its object".to_owned(),
                     created: None,
@@ -94,11 +97,13 @@ fn taken_layers(taken: &Taken) -> impl Iterator<Item = &KitLayer> {
 }
 
 fn of_kit(taken: &Taken, layer: &KitLayer) -> Wanted {
+    let (source, fallback) = sources_of(&taken.resolved, layer);
     Wanted {
         spec: LayerSpec { blob: layer.blob, encoding: layer.encoding },
         placement: layer.placement.clone(),
         media_type: layer.media_type.clone(),
-        source: source_of(&taken.resolved, layer),
+        source,
+        fallback,
         reference: taken.name.clone(),
         name: layer.title(),
         created: taken.resolved.description.kit.created,
@@ -118,12 +123,15 @@ fn below(layer: Wanted, place: &Arc<Place>) -> Result<Wanted, String> {
     }
 }
 
-/// Where a layer's bytes come from: the manifest itself, or the kit's repository.
-fn source_of(kit: &Resolved, layer: &KitLayer) -> Arc<dyn BlobSource> {
+/// Where a layer's bytes come from: the manifest itself, or what the kit was resolved with.
+fn sources_of(
+    kit: &Resolved,
+    layer: &KitLayer,
+) -> (Arc<dyn BlobSource>, Option<Arc<dyn BlobSource>>) {
     let mut descriptors = kit.description.manifest.layers.iter();
     let carried = descriptors.find_map(|it| it.data.clone().filter(|_| it.blob() == layer.blob));
     match carried {
-        Some(bytes) => Arc::new(InlineBlob::new(bytes)),
-        None => kit.repository.clone(),
+        Some(bytes) => (Arc::new(InlineBlob::new(bytes)), None),
+        None => kit.sources.of(layer.blob),
     }
 }

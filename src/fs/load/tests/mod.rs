@@ -22,6 +22,7 @@ use crate::source::{
 };
 
 mod mtimes;
+mod pulled;
 mod remote;
 
 /// A registry in memory.

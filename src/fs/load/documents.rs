@@ -1,0 +1,266 @@
+//! Where the manifests, indexes and configs of a kit come from, in the order in which they are asked.
+//!
+//! ```text
+//! by digest   cache --> registry --unreachable--> kit's storage
+//! by tag      registry --unreachable--> what it said the last time --unknown--> kit's storage
+//! ```
+//!
+//! With --prefer-local, kit's storage comes before the registry. Only an unreachable registry leads
+//! further: one that answers "no such tag" or "not authorised" has answered.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::error::{For, LoadError};
+use super::pulled::{self, NotTaken};
+use super::resolve::Kin;
+use crate::cache::Cache;
+use crate::kit::Kit;
+use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
+use crate::oci::{BlobId, Digest, Document, Manifest, Selector};
+use crate::source::{BlobSource, Pulled, Repositories, Repository, SourceError, read_blob};
+
+/// The largest config that is read: a larger one would be refused when it is decoded.
+const CONFIG_LIMIT_BYTES: u64 = KITFILE_LIMIT_BYTES as u64;
+
+/// How long a registry may take to say what a tag stands for, where that is known here.
+///
+/// 40 s: the time in which a reader's request is answered by a registry that is only slow. A longer
+/// wait would hold up the start of a job that has all it needs.
+const KNOWN_PATIENCE: Duration = Duration::from_secs(40);
+
+/// The sources of one kit.
+pub(super) struct Documents<'a> {
+    cache: &'a Arc<Cache>,
+    kin: &'a Kin<'a>,
+    repository: Arc<dyn Repository>,
+    /// What kit itself has of the repository.
+    pulled: Option<Pulled>,
+    /// Whether the registry did not answer.
+    is_unreachable: AtomicBool,
+}
+
+/// What is asked for by digest.
+#[derive(Clone, Copy)]
+pub(super) enum Question {
+    Document(Digest),
+    Config(BlobId),
+}
+
+impl Question {
+    pub(super) async fn answer(self, source: &dyn Repository) -> Result<Bytes, SourceError> {
+        match self {
+            Self::Document(digest) => Ok(source.manifest(Some(&Selector::Digest(digest))).await?.1),
+            Self::Config(blob) => {
+                let place = source.name();
+                let source: &dyn BlobSource = source;
+                read_blob(source, blob, CONFIG_LIMIT_BYTES, "the config", &place).await
+            }
+        }
+    }
+}
+
+/// A document that lies at an origin.
+pub(super) struct Found {
+    pub(super) digest: Digest,
+    pub(super) document: Document,
+    /// Set when the registry did not answer, or kit's storage was passed over.
+    pub(super) warning: Option<String>,
+    /// Whether the labels have led to it already.
+    pub(super) is_chosen: bool,
+}
+
+/// Where the bytes of a kit's layers come from.
+pub(super) struct LayerSources {
+    repository: Arc<dyn Repository>,
+    pulled: Option<Pulled>,
+    /// The layers that kit's storage has.
+    held: HashSet<BlobId>,
+    /// Whether kit's storage goes before the registry.
+    is_storage_first: bool,
+}
+
+impl<'a> Documents<'a> {
+    pub(super) fn open(
+        cache: &'a Arc<Cache>,
+        repositories: &dyn Repositories,
+        kin: &'a Kin<'a>,
+    ) -> Result<Self, LoadError> {
+        let repository = repositories.open(kin.origin).of(kin)?;
+        let pulled = repositories.pulled(kin.origin);
+        Ok(Self { cache, kin, repository, pulled, is_unreachable: AtomicBool::new(false) })
+    }
+
+    /// The document that the origin names.
+    pub(super) async fn find(&self) -> Result<Found, LoadError> {
+        if let Some(&Selector::Digest(digest)) = self.kin.origin.selector() {
+            let document = self.by_digest(digest).await?;
+            return Ok(Found { digest, document, warning: None, is_chosen: false });
+        }
+        let mut doubt = None;
+        if let Some(pulled) = self.preferred() {
+            match self.find_pulled(pulled).await? {
+                Ok(found) => return Ok(found),
+                Err(NotTaken::Absent) => {}
+                Err(NotTaken::Doubtful(why)) => doubt = Some(format!("{}: {why}", self.kin)),
+            }
+        }
+        match self.ask_registry().await {
+            Ok((digest, bytes)) => {
+                let document = self.keep(digest, &bytes)?;
+                self.cache.remember(&self.kin.origin.to_string(), digest).of(self.kin)?;
+                Ok(Found { digest, document, warning: doubt, is_chosen: false })
+            }
+            Err(error) if error.is_retryable() => self.find_without_registry(error).await,
+            Err(error) => Err(error).of(self.kin),
+        }
+    }
+
+    /// A document that is known by its digest.
+    pub(super) async fn by_digest(&self, digest: Digest) -> Result<Document, LoadError> {
+        if let Some(bytes) = self.cache.document(digest) {
+            return Document::decode(&bytes).of(self.kin);
+        }
+        let bytes = self.ask(Question::Document(digest)).await?;
+        self.keep(digest, &bytes)
+    }
+
+    /// The config of a manifest.
+    pub(super) async fn config(&self, manifest: &Manifest) -> Result<Bytes, LoadError> {
+        let blob = manifest.config.blob();
+        let known = manifest.config.content().or_else(|| self.cache.document(blob.digest));
+        if let Some(bytes) = known {
+            return Ok(bytes);
+        }
+        let bytes = self.ask(Question::Config(blob)).await?;
+        self.cache.put_document(blob.digest, &bytes).of(self.kin)?;
+        Ok(bytes)
+    }
+
+    /// Where the layers of the kit come from, now that it is known what answers.
+    pub(super) async fn layer_sources(self, kit: &Kit) -> LayerSources {
+        let held = match &self.pulled {
+            Some(pulled) => pulled::held(pulled, kit).await.into_iter().collect(),
+            None => HashSet::new(),
+        };
+        let is_storage_first =
+            self.preferred().is_some() || self.is_unreachable.load(Ordering::Relaxed);
+        let Self { repository, pulled, .. } = self;
+        LayerSources { repository, pulled, held, is_storage_first }
+    }
+
+    /// Asks what a tag stands for. A registry that is connected and silent is waited for as long as
+    /// the source does, or for less where something else says what the tag stands for.
+    async fn ask_registry(&self) -> Result<(Digest, Bytes), SourceError> {
+        let answer = self.repository.manifest(self.kin.origin.selector());
+        if self.pulled.is_none() && !matches!(self.remembered(), Ok(Some(_))) {
+            return answer.await;
+        }
+        tokio::time::timeout(KNOWN_PATIENCE, answer).await.unwrap_or_else(|_| {
+            let detail = format!("no answer came within {} s", KNOWN_PATIENCE.as_secs());
+            Err(SourceError::Unavailable { place: self.repository.name(), detail })
+        })
+    }
+
+    fn preferred(&self) -> Option<&Pulled> {
+        self.pulled.as_ref().filter(|pulled| pulled.is_preferred)
+    }
+
+    /// Asks the registry, and kit's storage before or after it, for what a digest names.
+    async fn ask(&self, question: Question) -> Result<Bytes, LoadError> {
+        if let Some(pulled) = self.preferred()
+            && let Ok(bytes) = question.answer(&pulled.storage).await
+        {
+            return Ok(bytes);
+        }
+        let error = match question.answer(&*self.repository).await {
+            Err(error) if error.is_retryable() => error,
+            answer => return answer.of(self.kin),
+        };
+        self.is_unreachable.store(true, Ordering::Relaxed);
+        let Some(pulled) = &self.pulled else { return Err(error).of(self.kin) };
+        question.answer(&pulled.storage).await.map_err(|_| error).of(self.kin)
+    }
+
+    async fn find_without_registry(&self, error: SourceError) -> Result<Found, LoadError> {
+        self.is_unreachable.store(true, Ordering::Relaxed);
+        if let Some(found) = self.remembered()? {
+            let Self { kin, .. } = self;
+            let digest = found.digest;
+            let warning =
+                format!("{kin} is read as it was last resolved, to {digest}, because {error}");
+            return Ok(Found { warning: Some(warning), ..found });
+        }
+        let Some(pulled) = &self.pulled else { return Err(error).of(self.kin) };
+        match self.find_pulled(pulled).await? {
+            Ok(found) => {
+                let (kin, digest) = (self.kin, found.digest);
+                let warning = format!(
+                    "{kin} is read from kit's storage, as it was pulled ({digest}), because {error}"
+                );
+                Ok(Found { warning: Some(warning), ..found })
+            }
+            Err(NotTaken::Absent) => Err(error).of(self.kin),
+            Err(NotTaken::Doubtful(doubt)) => {
+                let (reference, error) = (self.kin.to_string(), Box::new(error));
+                Err(LoadError::Doubtful { reference, error, doubt })
+            }
+        }
+    }
+
+    /// What kit's storage has under the origin's tag.
+    async fn find_pulled(&self, pulled: &Pulled) -> Result<Result<Found, NotTaken>, LoadError> {
+        let digest = match pulled::resolve(pulled, self.kin).await {
+            Ok(digest) => digest,
+            Err(not_taken) => return Ok(Err(not_taken)),
+        };
+        let document = match self.cache.document(digest) {
+            Some(bytes) => Document::decode(&bytes).of(self.kin)?,
+            None => match pulled.storage.manifest(Some(&Selector::Digest(digest))).await {
+                Ok((_, bytes)) => self.keep(digest, &bytes)?,
+                Err(_) => return Ok(Err(NotTaken::Absent)),
+            },
+        };
+        Ok(Ok(Found { digest, document, warning: None, is_chosen: false }))
+    }
+
+    /// What the origin was last resolved to, as far as it is in the cache: with these labels, or else
+    /// without any, so that an index which is known can still be chosen from.
+    fn remembered(&self) -> Result<Option<Found>, LoadError> {
+        let Self { cache, kin, .. } = self;
+        for (name, is_chosen) in
+            [(kin.remembered_as(), !kin.labels.is_empty()), (kin.origin.to_string(), false)]
+        {
+            let Some(digest) = cache.recall(&name) else { continue };
+            let Some(bytes) = cache.document(digest) else { continue };
+            let document = Document::decode(&bytes).of(kin)?;
+            return Ok(Some(Found { digest, document, warning: None, is_chosen }));
+        }
+        Ok(None)
+    }
+
+    fn keep(&self, digest: Digest, bytes: &Bytes) -> Result<Document, LoadError> {
+        let document = Document::decode(bytes).of(self.kin)?;
+        self.cache.put_document(digest, bytes).of(self.kin)?;
+        Ok(document)
+    }
+}
+
+impl LayerSources {
+    /// The source of a layer, and another one for when it fails.
+    pub(super) fn of(&self, blob: BlobId) -> (Arc<dyn BlobSource>, Option<Arc<dyn BlobSource>>) {
+        let registry = || Arc::clone(&self.repository) as Arc<dyn BlobSource>;
+        let Some(pulled) = self.pulled.as_ref().filter(|_| self.held.contains(&blob)) else {
+            return (registry(), None);
+        };
+        let storage = Arc::new(pulled.storage.clone());
+        match self.is_storage_first {
+            true => (storage, None),
+            false => (registry(), Some(storage)),
+        }
+    }
+}
