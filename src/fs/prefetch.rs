@@ -284,14 +284,23 @@ impl Shared {
         format: Format,
     ) -> Result<TensorMap, HeaderError> {
         let most = file.bytes.min(MOST_HEADER_BYTES);
-        let mut bytes = FIRST_HEADER_BYTES.min(most);
+        let (mut parsed, mut needed) = (0, FIRST_HEADER_BYTES.min(most));
         loop {
-            self.bring_head(node, file, bytes).await?;
+            let mut bytes = needed.max(parsed * HEADER_GROWTH).min(most);
+            match self.bring_head(node, file, bytes).await {
+                // What readers have brought costs nothing.
+                Err(HeaderError::Dear { .. }) => bytes = file.resident_head(bytes),
+                result => result?,
+            }
+            if bytes < needed {
+                return Err(HeaderError::Dear { needed });
+            }
             let file_bytes = file.bytes;
             let parse = move |prefix| format.parse(prefix, bytes, file_bytes);
             match file.parse(bytes, parse).await {
-                Err(HeaderError::Ended { needed }) if bytes < most && needed <= most => {
-                    bytes = needed.max(bytes * HEADER_GROWTH).min(most);
+                Err(HeaderError::Ended { needed: more }) if bytes < most && more <= most => {
+                    // At least a byte more, whatever the parser says: this comes to an end.
+                    (parsed, needed) = (bytes, more.max(bytes + 1));
                 }
                 result => return result,
             }
@@ -318,6 +327,19 @@ impl Shared {
 impl File {
     fn stored(&self) -> StoredFile<'_> {
         StoredFile { layer: &self.layer, extents: &self.extents }
+    }
+
+    /// How many of the first `most` bytes are in the cache, in whole chunks or all of them.
+    fn resident_head(&self, most: u64) -> u64 {
+        let ends = (CHUNK_BYTES..).step_by(CHUNK_BYTES as usize).map(|end| end.min(most));
+        let mut start = 0;
+        for end in ends {
+            if start == most || !self.stored().is_resident(start..end) {
+                break;
+            }
+            start = end;
+        }
+        start
     }
 
     /// Has the first `bytes` bytes, which are in the cache, parsed by a thread that may block.

@@ -78,6 +78,8 @@ pub(super) struct Wish {
     pub(super) least_bytes: u64,
     /// Whether other streams let expect that the stream comes as far.
     pub(super) is_expected: bool,
+    /// Whether two others have come as far, and none had ended before.
+    pub(super) is_certain: bool,
 }
 
 impl Cursor {
@@ -201,7 +203,7 @@ impl Cursor {
         }
         // The host has enough to do for two round trips: one until the first byte of an answer, and
         // one until the reader's next request is made.
-        let needed = self.run_bytes.min(2 * rate.round_trip_bytes).max(LEAST_HEAD_START_BYTES);
+        let needed = self.run_bytes.min(3 * rate.round_trip_bytes / 2).max(LEAST_HEAD_START_BYTES);
         let needed = needed.max(self.run_bytes / RUN_SHARE);
         let is_bounded = self.reads == 1 || expected.is_some_and(|expected| expected.is_end);
         let window = match is_bounded {
@@ -221,7 +223,8 @@ impl Cursor {
         let is_late = window - least_bytes < 2 * rate.round_trip_bytes;
         let least_bytes = if is_late { window / 4 } else { least_bytes };
         let is_expected = likely > 0 && end <= self.next.saturating_add(likely);
-        (end > self.asked).then_some(Wish { end, least_bytes, is_expected })
+        let is_certain = end <= self.next.saturating_add(certain);
+        (end > self.asked).then_some(Wish { end, least_bytes, is_expected, is_certain })
     }
 
     /// Of `wanted` bytes the ledger has granted `granted` to a predictor.

@@ -142,8 +142,8 @@ impl FileReads {
         }
         let predictor = if wish.is_expected { expecting } else { Predictor::Stream };
         let ahead = cursor.asked - cursor.next;
-        let granted = situation
-            .grant(predictor, Wanted::more(wanted, ahead, cursor.run.streams(), situation.rate));
+        let more = Wanted::more(wanted, ahead, cursor.run.streams(), situation.rate);
+        let granted = situation.grant(predictor, Wanted { is_certain: wish.is_certain, ..more });
         let window = cursor.own(&(cursor.asked..cursor.asked + granted), size);
         cursor.ask(predictor, wanted, granted);
         cursor.wait(if granted == wanted { wish.least_bytes } else { CHUNK_BYTES });

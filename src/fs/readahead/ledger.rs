@@ -15,10 +15,10 @@
 //!   a head start once: the bytes that the host brings in [`HEAD_START`], at least
 //!   [`LEAST_HEAD_START_BYTES`]. Bytes on their way count as unread, so nobody has to find out
 //!   when a guess has failed.
-//! - **The predictor's.** Its unread bytes are at most half of the head start, an eighth of the
+//! - **The predictor's.** Its unread bytes are at most a third of the head start, a tenth of the
 //!   bytes that it guessed right, and a sixty-fourth of all bytes that were read. A predictor that is
 //!   right nine times in ten is bounded by the mount's limit alone. One that is mostly wrong uses
-//!   up its half of the head start, and then asks for a small part of what is read. A guess that was
+//!   up its third of the head start, and then asks for a small part of what is read. A guess that was
 //!   refused and would have been right counts as right, so the predictor comes back when readers do
 //!   as it says.
 //!
@@ -41,14 +41,20 @@ pub const HEAD_START: Duration = Duration::from_millis(50);
 /// The least head start: eight chunks. 1 Gbit/s brings them in 17 ms.
 pub const LEAST_HEAD_START_BYTES: u64 = 8 * CHUNK_BYTES;
 
+/// A predictor may use this part of the head start: the first stream of a mount tells how far streams
+/// run, and should leave something for those that follow.
+const HEAD_START_PARTS: u64 = 3;
 /// The mount may have one byte unread for this many that were read.
 const READ_FOR_ONE_UNREAD: u64 = 10;
-/// A predictor may have one byte unread for this many that it guessed right. Less than
-/// [`READ_FOR_ONE_UNREAD`], so that a good predictor is not bounded twice.
-const RIGHT_FOR_ONE_UNREAD: u64 = 8;
+/// A predictor may have one byte unread for this many that it guessed right: as many as the mount, so
+/// that a stream which nothing else is known of may use what it has earned.
+const RIGHT_FOR_ONE_UNREAD: u64 = READ_FOR_ONE_UNREAD;
 /// A predictor may have one byte unread for this many that were read, however wrong it was. All of
 /// the predictors together then stay below the mount's limit, with room for those that are right.
 const READ_FOR_ONE_TRIAL: u64 = 64;
+
+/// What stays free beside the shares of streams, in sixteenths of a share.
+const SPARE_STREAMS: u64 = 4;
 
 /// The rule by which bytes were guessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,9 +153,10 @@ impl Ledger {
     /// [`HEAD_START`]; whole chunks, unless all is granted. The guess ends with a call of
     /// [`Self::settle`].
     ///
-    /// A stream that is alone gets two thirds of what the mount has left, with the bytes that the
-    /// stream has under way; of several each gets an equal share, and half a share stays free. So the
-    /// loss of one that stops leaves enough for the next.
+    /// A stream that is alone gets four fifths of what the mount has left, with the bytes that the
+    /// stream has under way; of several each gets an equal share, and a quarter of a share stays free.
+    /// So the loss of one that stops leaves something for the next. Where the end is certain, nothing
+    /// has to be left.
     pub fn grant(&self, predictor: Predictor, wanted: Wanted, head_start_bytes: u64) -> u64 {
         let head_start = head_start_bytes.max(LEAST_HEAD_START_BYTES);
         let read = self.read.load(Ordering::Relaxed);
@@ -157,7 +164,9 @@ impl Ledger {
         let right = account.read.load(Ordering::Relaxed);
         let own_unread = account.asked.load(Ordering::Relaxed).saturating_sub(right);
         let earned = right + account.missed.load(Ordering::Relaxed);
-        let own_limit = head_start / 2 + earned / RIGHT_FOR_ONE_UNREAD + read / READ_FOR_ONE_TRIAL;
+        let own_limit = head_start / HEAD_START_PARTS
+            + earned / RIGHT_FOR_ONE_UNREAD
+            + read / READ_FOR_ONE_TRIAL;
         let own_rest = own_limit.saturating_sub(own_unread);
         let limit = head_start + read / READ_FOR_ONE_UNREAD;
         let mut granted = 0;
@@ -166,7 +175,8 @@ impl Ledger {
             let rest = limit.saturating_sub(unread);
             let Wanted { ahead_bytes: ahead, streams, .. } = wanted;
             let all = rest.saturating_add(ahead.saturating_mul(streams) / 16);
-            let share = all / (streams + 8) * 16;
+            let spare = if wanted.is_certain { 0 } else { SPARE_STREAMS };
+            let share = all / (streams + spare) * 16;
             let share = share.saturating_sub(ahead).min(own_rest).min(rest);
             granted = match share {
                 share if share >= wanted.bytes => wanted.bytes,

@@ -75,23 +75,21 @@ pub struct Wanted {
     pub streams: u64,
     /// Fewer than this are not worth a request.
     pub least_bytes: u64,
+    /// Whether nothing speaks against it that they will be read.
+    pub is_certain: bool,
 }
 
 impl Wanted {
     /// Bytes of which any part is welcome.
     pub fn some(bytes: u64) -> Self {
-        Self { bytes, ahead_bytes: 0, streams: 16, least_bytes: 0 }
+        Self { bytes, ahead_bytes: 0, streams: 16, least_bytes: 0, is_certain: false }
     }
 
     /// Bytes of a stream that has `ahead_bytes` under way. Where the ledger limits a window, a little
     /// becomes free with each read, and each grant is a request.
     pub fn more(bytes: u64, ahead_bytes: u64, streams: u64, rate: HostRate) -> Self {
-        let is_plenty = ahead_bytes >= 2 * rate.round_trip_bytes;
-        let least_bytes = match is_plenty {
-            true => rate.request_bytes.min(ahead_bytes / 2),
-            false => ahead_bytes / 4,
-        };
-        Self { bytes, ahead_bytes, streams, least_bytes }
+        let least_bytes = rate.request_bytes.min(ahead_bytes / 2);
+        Self { bytes, ahead_bytes, streams, least_bytes, is_certain: false }
     }
 }
 

@@ -1,11 +1,14 @@
 //! A host with a round trip and a rate, files in chunks, and readers that wait: how long reading
 //! takes with the guesses of this room, and what is fetched for nothing.
 //!
-//! Time is simulated, so figures are exact and the same everywhere. The host sends one request after
-//! the other, in the order in which they were made: a read that misses waits for every guess that was
-//! made before it. A real host shares its rate, which is kinder to readers that jump.
+//! Time is simulated, so figures are exact and the same everywhere.
+//!
+//! ```text
+//! reader --misses--> flow --may it run?--> round trip --> shares the host's rate --> chunks are here
+//!           '--guess--'    (`fetch::scheduler`)
+//! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use super::ledger::HEAD_START;
@@ -13,11 +16,18 @@ use super::*;
 
 pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
-/// A request of the kernel's readahead.
+/// A request of the kernel's readahead, where nobody may widen it.
 pub(super) const READ: u64 = 128 * KIB;
 
-/// Until a transfer of this size has come, nobody knows how fast the host is.
+/// Until a flow of this size has come, nobody knows how fast the host is.
 const TELLING_BYTES: u64 = 512 * KIB;
+/// The largest request.
+const MOST_REQUEST_BYTES: u64 = 32 * MIB;
+/// The most flows of readahead beside each other.
+const MOST_FLOWS: usize = 8;
+
+/// Pages have 4 KiB, so that a chunk has a bit for each.
+const PAGE_BYTES: u64 = CHUNK_BYTES / 64;
 
 /// A host, and how far away it is.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +43,10 @@ impl Host {
     pub(super) const NEAR: Self = Self { rate: 1.5e9, round_trip: 0.0002 };
     /// 200 Mbit/s, 150 ms away.
     pub(super) const FAR: Self = Self { rate: 25e6, round_trip: 0.15 };
+
+    fn round_trip_bytes(self) -> u64 {
+        (self.rate * self.round_trip) as u64
+    }
 }
 
 /// A read that a program makes: which file, which bytes.
@@ -62,16 +76,31 @@ impl Outcome {
 }
 
 /// A chunk that was asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Chunk {
-    /// When it is here.
-    at: f64,
+    is_here: bool,
     /// A bit for each page that was read.
     read_pages: u64,
 }
 
-/// Pages have 4 KiB, so that a chunk has a bit for each.
-const PAGE_BYTES: u64 = CHUNK_BYTES / 64;
+/// A request. Its chunks come in order.
+#[derive(Debug)]
+struct Flow {
+    /// The chunks that are not here, and their bytes.
+    chunks: VecDeque<((u32, u64), f64)>,
+    bytes: u64,
+    /// Whether a reader waits for it.
+    is_urgent: bool,
+    /// When its first byte comes, if it runs.
+    begins: Option<f64>,
+}
+
+/// Somebody who reads.
+struct Reader {
+    accesses: VecDeque<Access>,
+    /// The chunks that the last read waits for.
+    awaited: Vec<(u32, u64)>,
+}
 
 /// A mount over a host.
 pub(super) struct Simulation {
@@ -79,10 +108,9 @@ pub(super) struct Simulation {
     host: Host,
     file_bytes: u64,
     chunks: HashMap<(u32, u64), Chunk>,
-    /// When the host has sent all that it was asked for.
-    free_at: f64,
-    /// When its rate is known.
-    known_at: f64,
+    flows: Vec<Flow>,
+    now: f64,
+    is_rate_known: bool,
     outcome: Outcome,
 }
 
@@ -94,65 +122,68 @@ impl Simulation {
             host,
             file_bytes,
             chunks: HashMap::new(),
-            free_at: 0.0,
-            known_at: f64::INFINITY,
+            flows: Vec::new(),
+            now: 0.0,
+            is_rate_known: false,
             outcome: Outcome::default(),
         }
     }
 
-    /// What is known of the host at a time, as `fetch::pace` has it.
-    fn host_rate(&self, now: f64) -> HostRate {
-        if now < self.known_at {
+    /// What is known of the host, as `fetch::pace` has it.
+    fn host_rate(&self) -> HostRate {
+        if !self.is_rate_known {
             return HostRate { request_bytes: 4 * MIB, ..HostRate::default() };
         }
         let target = if self.host.rate >= 250e6 { 0.1 } else { 0.033 };
         HostRate {
-            request_bytes: ((self.host.rate * target) as u64).clamp(MIB, 32 * MIB),
+            request_bytes: ((self.host.rate * target) as u64).clamp(MIB, MOST_REQUEST_BYTES),
             head_start_bytes: (self.host.rate * HEAD_START.as_secs_f64()) as u64,
-            round_trip_bytes: (self.host.rate * self.host.round_trip) as u64,
+            round_trip_bytes: self.host.round_trip_bytes(),
         }
     }
 
-    /// Fetches what is missing of a range; says what that is.
-    fn fetch(&mut self, file: u32, range: &Range<u64>, now: f64) -> Vec<Range<u64>> {
+    /// Asks for what is missing of a range; says what that is.
+    fn fetch(&mut self, file: u32, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for chunk in range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES) {
             if self.chunks.contains_key(&(file, chunk)) {
                 continue;
             }
+            self.chunks.insert((file, chunk), Chunk::default());
             match runs.last_mut() {
-                Some(run) if run.end == chunk => run.end += 1,
+                Some(run)
+                    if run.end == chunk
+                        && (run.end - run.start) * CHUNK_BYTES < MOST_REQUEST_BYTES =>
+                {
+                    run.end += 1;
+                }
                 _ => runs.push(chunk..chunk + 1),
             }
         }
-        for run in &runs {
-            let run_bytes = (run.end - run.start) * CHUNK_BYTES;
-            self.outcome.requests += run_bytes.div_ceil(32 * MIB);
-            self.free_at = self.free_at.max(now + self.host.round_trip);
-            for chunk in run.clone() {
-                let bytes = CHUNK_BYTES.min(self.file_bytes - chunk * CHUNK_BYTES);
-                self.free_at += bytes as f64 / self.host.rate;
-                self.outcome.fetched_bytes += bytes;
-                self.chunks.insert((file, chunk), Chunk { at: self.free_at, read_pages: 0 });
-            }
-            if (run.end - run.start) * CHUNK_BYTES >= TELLING_BYTES {
-                self.known_at = self.known_at.min(self.free_at);
-            }
+        let mut started = Vec::new();
+        for run in runs {
+            let end = |chunk: u64| (chunk * CHUNK_BYTES).min(self.file_bytes);
+            let chunk = |chunk| ((file, chunk), (end(chunk + 1) - end(chunk)) as f64);
+            let (bytes, range) = (end(run.end) - end(run.start), end(run.start)..end(run.end));
+            let chunks = run.map(chunk).collect();
+            self.flows.push(Flow { chunks, bytes, is_urgent: false, begins: None });
+            self.outcome.requests += 1;
+            self.outcome.fetched_bytes += bytes;
+            started.push(range);
         }
-        let bytes = |chunk: u64| (chunk * CHUNK_BYTES).min(self.file_bytes);
-        runs.into_iter().map(|run| bytes(run.start)..bytes(run.end)).collect()
+        started
     }
 
-    /// Reads at a time; says when the bytes are there.
-    pub(super) fn read(&mut self, (file, range): Access, now: f64) -> f64 {
+    /// Makes a read; says which chunks it waits for.
+    fn read(&mut self, (file, range): Access) -> Vec<(u32, u64)> {
         let range = range.start..range.end.min(self.file_bytes);
         if range.is_empty() {
-            return now;
+            return Vec::new();
         }
-        let rate = self.host_rate(now);
         let chunks = range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES);
-        let is_here = |chunk| self.chunks.get(&(file, chunk)).is_some_and(|chunk| chunk.at <= now);
+        let is_here = |chunk| self.chunks.get(&(file, chunk)).is_some_and(|chunk| chunk.is_here);
         let is_resident = chunks.clone().all(is_here);
+        let rate = self.host_rate();
         let Observed { guess, run } = self.readahead.observe(file, &range, self.file_bytes, rate);
         assert!(run.is_empty() || run.end >= range.end);
         let mut started = Vec::new();
@@ -161,28 +192,104 @@ impl Simulation {
             assert!(!ahead.is_empty() && ahead.end <= self.file_bytes, "{ahead:?}");
             match missing.take() {
                 Some(missing) if missing.end == ahead.start => {
-                    started.extend(self.fetch(file, &(missing.start..ahead.end), now));
+                    started.extend(self.fetch(file, &(missing.start..ahead.end)));
                     continue;
                 }
-                Some(missing) => started.extend(self.fetch(file, &missing, now)),
+                Some(missing) => started.extend(self.fetch(file, &missing)),
                 None => {}
             }
-            started.extend(self.fetch(file, ahead, now));
+            started.extend(self.fetch(file, ahead));
         }
         if let Some(missing) = missing {
-            started.extend(self.fetch(file, &missing, now));
+            started.extend(self.fetch(file, &missing));
         }
         let rounded = chunks.start * CHUNK_BYTES..(chunks.end * CHUNK_BYTES).min(self.file_bytes);
         self.readahead.started(file, &started, &range, &rounded, guess.as_ref());
-        let mut then = now;
         for page in range.start / PAGE_BYTES..range.end.div_ceil(PAGE_BYTES) {
             let chunk = self.chunks.get_mut(&(file, page / 64)).expect("it was asked for");
             chunk.read_pages |= 1 << (page % 64);
-            then = then.max(chunk.at);
         }
         self.outcome.read_bytes += range.end - range.start;
-        self.outcome.waits += u64::from(then > now);
-        then
+        self.outcome.waits += u64::from(!is_resident);
+        let awaited: Vec<_> =
+            chunks.map(|chunk| (file, chunk)).filter(|chunk| !self.chunks[chunk].is_here).collect();
+        for flow in &mut self.flows {
+            flow.is_urgent |= flow.chunks.iter().any(|(chunk, _)| awaited.contains(chunk));
+        }
+        awaited
+    }
+
+    /// Lets flows run that may, as `fetch::scheduler` does.
+    fn admit(&mut self) {
+        let mut count = self.flows.iter().filter(|flow| flow.begins.is_some()).count();
+        for flow in self.flows.iter_mut().filter(|flow| flow.begins.is_none()) {
+            if flow.is_urgent || count < MOST_FLOWS {
+                flow.begins = Some(self.now + self.host.round_trip);
+                count += 1;
+            }
+        }
+    }
+
+    /// Lets time pass until a chunk has come. There is a flow that runs.
+    fn pass(&mut self) {
+        loop {
+            let now = self.now;
+            let has_begun = |flow: &Flow| flow.begins.is_some_and(|begins| begins <= now);
+            let flowing = self.flows.iter().filter(|flow| has_begun(flow));
+            let each = self.host.rate / flowing.clone().count().max(1) as f64;
+            let seconds = flowing.map(|flow| flow.chunks[0].1 / each).fold(f64::INFINITY, f64::min);
+            let begins = self.flows.iter().filter_map(|flow| flow.begins);
+            let next_begin = begins.filter(|&begins| begins > now).fold(f64::INFINITY, f64::min);
+            let to = (now + seconds).min(next_begin);
+            let mut come = Vec::new();
+            for flow in self.flows.iter_mut().filter(|flow| has_begun(flow)) {
+                flow.chunks[0].1 -= (to - now) * each;
+                // Less than a thousandth of a byte is rounding.
+                if flow.chunks[0].1 < 1e-3 {
+                    come.push(flow.chunks.pop_front().expect("it has chunks").0);
+                }
+            }
+            self.now = to;
+            if come.is_empty() {
+                continue;
+            }
+            for chunk in come {
+                self.chunks.get_mut(&chunk).expect("it was asked for").is_here = true;
+            }
+            let is_over = |flow: &Flow| flow.chunks.is_empty();
+            self.is_rate_known |=
+                self.flows.iter().any(|flow| is_over(flow) && flow.bytes >= TELLING_BYTES);
+            self.flows.retain(|flow| !is_over(flow));
+            return;
+        }
+    }
+
+    /// Readers side by side, each of which reads its own accesses in order, and waits for each.
+    pub(super) fn run(&mut self, readers: Vec<Vec<Access>>) -> Outcome {
+        let reader = |accesses: Vec<Access>| Reader { accesses: accesses.into(), awaited: vec![] };
+        let mut readers: Vec<_> = readers.into_iter().map(reader).collect();
+        loop {
+            for reader in &mut readers {
+                reader.awaited.retain(|chunk| !self.chunks[chunk].is_here);
+            }
+            let mut is_idle = true;
+            for reader in readers.iter_mut().filter(|reader| reader.awaited.is_empty()) {
+                if let Some(access) = reader.accesses.pop_front() {
+                    reader.awaited = self.read(access);
+                    is_idle = false;
+                }
+            }
+            self.admit();
+            readers.retain(|reader| !reader.accesses.is_empty() || !reader.awaited.is_empty());
+            if readers.is_empty() {
+                break;
+            }
+            if is_idle {
+                self.pass();
+            }
+        }
+        self.outcome.seconds = self.now;
+        self.outcome.clone()
     }
 
     /// The bytes that were read, each counted once, and those of chunks of which nothing was.
@@ -191,32 +298,19 @@ impl Simulation {
         let wasted = self.chunks.values().filter(|chunk| chunk.read_pages == 0).count();
         (read.sum::<u64>() * PAGE_BYTES, wasted as u64 * CHUNK_BYTES)
     }
-
-    /// Readers side by side, each of which reads its own accesses in order, and waits for each.
-    pub(super) fn run(&mut self, readers: Vec<Vec<Access>>) -> Outcome {
-        let mut readers: Vec<_> = readers
-            .into_iter()
-            .map(|accesses| (self.outcome.seconds, accesses.into_iter()))
-            .collect();
-        while !readers.is_empty() {
-            let times = readers.iter().map(|reader| reader.0).enumerate();
-            let (next, now) = times.min_by(|one, other| one.1.total_cmp(&other.1)).unwrap();
-            match readers[next].1.next() {
-                Some(access) => readers[next].0 = self.read(access, now),
-                None => {
-                    self.outcome.seconds = self.outcome.seconds.max(now);
-                    readers.swap_remove(next);
-                }
-            }
-        }
-        self.outcome.clone()
-    }
 }
 
 /// Reads of `step` bytes through a range.
 pub(super) fn through(file: u32, range: Range<u64>, step: u64) -> Vec<Access> {
     let starts = range.clone().step_by(step as usize);
     starts.map(|start| (file, start..(start + step).min(range.end))).collect()
+}
+
+/// What the kernel reads when a program reads a range from its start: pages in windows of a chunk,
+/// the next one while the program has not come to the end of the last, so one more than it needs.
+pub(super) fn by_kernel(file: u32, range: Range<u64>) -> Vec<Access> {
+    let start = range.start - range.start % PAGE_BYTES;
+    through(file, start..range.end.next_multiple_of(PAGE_BYTES) + CHUNK_BYTES, CHUNK_BYTES)
 }
 
 /// A file that is mapped: pages stay, and a fault of one reads those around it that are not there.
@@ -227,7 +321,7 @@ pub(super) struct Mapped {
 }
 
 impl Mapped {
-    const PAGE: u64 = 4 * KIB;
+    const PAGE: u64 = PAGE_BYTES;
     const AROUND: u64 = 128 * KIB;
 
     pub(super) fn new(file: u32, file_bytes: u64) -> Self {
