@@ -142,8 +142,8 @@ pub(super) struct NetworkArguments {
     #[arg(long, value_name = "COUNT")]
     pub retries: Option<usize>,
     /// How long opening a kit and `warm` wait for a registry that is connected and silent, as a
-    /// cache is that fetches first [default: 300].
-    #[arg(long, value_name = "SECONDS")]
+    /// cache is that fetches first: seconds, or such as 10m [default: 5m].
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
     pub open_timeout: Option<u64>,
     /// Folder of HOST/hosts.toml files that name mirrors, in containerd's layout
     /// [env: KITFS_REGISTRIES_DIR].
@@ -183,6 +183,23 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A time in seconds: a number, alone or with a unit (`s`, `m`, `h`).
+fn parse_seconds(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let seconds_per_unit = match unit {
+        "" | "s" => Some(1),
+        "m" | "min" => Some(60),
+        "h" => Some(3600),
+        _ => None,
+    };
+    let number: Option<u64> = number.parse().ok();
+    let seconds = seconds_per_unit.and_then(|unit| number?.checked_mul(unit));
+    seconds.filter(|&seconds| seconds > 0).ok_or_else(|| {
+        format!("`{text}` is not a time: write seconds, or a number with s, m or h, such as 10m")
+    })
+}
+
 /// Permission bits in octal, as umask(1) takes them.
 pub(super) fn parse_umask(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
@@ -200,6 +217,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_seconds_or_have_a_unit() {
+        for (text, seconds) in [("90", 90), ("90s", 90), ("5m", 300), ("5min", 300), ("2h", 7200)] {
+            assert_eq!(parse_seconds(text), Ok(seconds), "{text}");
+        }
+        for text in ["", "0", "m", "-5", "1.5m", "5 m", "5d", "18446744073709551615h"] {
+            assert!(parse_seconds(text).unwrap_err().contains("such as 10m"), "{text}");
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use super::arguments::{KitArguments, LabelArguments, NetworkArguments};
 use super::error::CliError;
-use super::output::{print_json, print_line, print_table, print_warnings, short_digest};
+use super::output::{
+    print_json, print_line, print_table, print_warnings, say_while_waiting, short_digest,
+};
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::sizes;
@@ -34,7 +36,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let reference = parse_reference(&arguments.reference)?;
     let kit = KitArguments { choice: arguments.choice, no_remote: false };
     let request = settings.kit(reference, &kit, &arguments.network)?;
-    let info = Backend::open(&settings.daemon()?).await?.info(request).await?;
+    let backend = Backend::open(&settings.daemon()?).await?;
+    let info = say_while_waiting(&arguments.reference, backend.info(request)).await?;
     match (info, arguments.json) {
         (Info::Kit(kit), true) => print_json(&kit),
         (Info::Kit(kit), false) => print_kit(kit),

@@ -2,7 +2,7 @@
 
 use super::arguments::NetworkArguments;
 use super::error::CliError;
-use super::output::{count_of, print_json, print_table};
+use super::output::{count_of, print_json, print_table, say_while_waiting};
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::sizes;
@@ -30,7 +30,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         reference: parse_reference(&arguments.repository)?,
         network: settings.network(&arguments.network)?,
     };
-    let tags = Backend::open(&settings.daemon()?).await?.tags(request).await?;
+    let backend = Backend::open(&settings.daemon()?).await?;
+    let tags = say_while_waiting(&arguments.repository, backend.tags(request)).await?;
     if arguments.json {
         return print_json(&tags);
     }

@@ -1,8 +1,11 @@
 //! What commands print: tables, names, JSON, warnings.
 
 use std::borrow::Cow;
+use std::future::Future;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, Table, presets};
@@ -12,6 +15,7 @@ use serde::Serialize;
 use super::error::CliError;
 use crate::daemon::Backend;
 use crate::daemon::api::{KitRequest, KitState, OpenProgress, PassProgress, Waiting};
+use crate::oci::Origin;
 
 /// Directories.
 const BLUE: Style = AnsiColor::Blue.on_default().bold();
@@ -197,7 +201,32 @@ pub(super) fn show_opening(bar: &ProgressBar, progress: OpenProgress) {
     }
 }
 
-/// Says that a host is silent, so that nobody takes a slow cache for a command that hangs.
+/// Waits for the daemon's answer about `reference`, and says so when the registry takes long.
+pub(super) async fn say_while_waiting<T>(reference: &str, answer: impl Future<Output = T>) -> T {
+    /// When the first line comes: as for a kit that is opened.
+    const FIRST: Duration = Duration::from_secs(10);
+    /// When the next ones come.
+    const NEXT: Duration = Duration::from_secs(30);
+    let host = match Origin::parse(reference) {
+        Ok(Origin::Registry(reference)) => reference.registry().to_owned(),
+        // Nothing else lies behind a network.
+        _ => return answer.await,
+    };
+    let mut answer = pin!(answer);
+    let started = tokio::time::Instant::now();
+    let mut looks = tokio::time::interval_at(started + FIRST, NEXT);
+    loop {
+        tokio::select! {
+            answer = &mut answer => return answer,
+            _ = looks.tick() => {
+                let seconds = started.elapsed().as_secs();
+                say(format_args!("still waiting for {host}… ({seconds} s; --open-timeout ends it)"));
+            }
+        }
+    }
+}
+
+/// Says that a host is silent: a slow cache must not look like a command that hangs.
 pub(super) fn say_waiting(waiting: &Waiting) {
     let Waiting { host, silent_seconds, limit_seconds } = waiting;
     say(format_args!(

@@ -65,9 +65,7 @@ pub enum SourceError {
         detail: String,
     },
     /// The content has another digest.
-    #[error(
-        "{what} from {place} has digest {got} instead of {expected}: it was changed where it is kept or on the way"
-    )]
+    #[error("{what} from {place} {}", mismatch(*.expected, *.got))]
     DigestMismatch {
         /// The manifest or blob.
         what: String,
@@ -113,6 +111,15 @@ fn but(etag: &Option<String>) -> String {
     etag.as_ref().map(|etag| format!(", but `{etag}`")).unwrap_or_default()
 }
 
+/// That content is another one than expected, in words.
+fn mismatch(expected: Digest, got: Digest) -> String {
+    format!(
+        "has digest {} instead of {}: it was changed where it is kept or on the way",
+        got.short(),
+        expected.short()
+    )
+}
+
 /// When to try again, in words.
 fn pause(retry_after: Option<Duration>) -> String {
     match retry_after {
@@ -122,6 +129,39 @@ fn pause(retry_after: Option<Duration>) -> String {
 }
 
 impl SourceError {
+    /// The message to put behind `REFERENCE: `. Leaves out the place where the reference names it: the
+    /// repository or its host.
+    pub fn told_of(&self, reference: &str) -> String {
+        let is_named = |place: &String| {
+            let rest = reference.strip_prefix(place.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '@', ' ']))
+        };
+        match self {
+            Self::NotFound { what, place, hint } if is_named(place) => {
+                format!("{what} not found: {hint}")
+            }
+            Self::Unauthorized { place, detail, hint } if is_named(place) => {
+                format!("access is refused ({detail}): {hint}")
+            }
+            Self::Throttled { place, retry_after } if is_named(place) => {
+                format!("the registry gets too many requests (429){}", pause(*retry_after))
+            }
+            Self::Unavailable { place, detail } if is_named(place) => {
+                format!("the registry is unavailable: {detail}")
+            }
+            Self::Untrusted { place, detail } if is_named(place) => {
+                format!("the registry cannot be trusted: {detail}")
+            }
+            Self::Protocol { place, detail } if is_named(place) => {
+                format!("bad content: {detail}")
+            }
+            Self::DigestMismatch { what, place, expected, got } if is_named(place) => {
+                format!("{what} {}", mismatch(*expected, *got))
+            }
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the same request may succeed a little later.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -134,6 +174,24 @@ impl SourceError {
             | Self::Changed { .. }
             | Self::Io { .. }
             | Self::Configuration { .. } => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_the_reference_names_is_named_once() {
+        let at = |place: &str| SourceError::Unavailable { place: place.into(), detail: "d".into() };
+        let reference = "r.example:5000/org/model:v1 (a parent of r.example/x:v1)";
+        for place in ["r.example:5000/org/model", "r.example:5000", "r.example:5000/org/model:v1"] {
+            assert_eq!(at(place).told_of(reference), "the registry is unavailable: d", "{place}");
+        }
+        for place in ["r.example:5000/org/mode", "r.example:5000/org/model (at http://m)", "s3://b"]
+        {
+            assert_eq!(at(place).told_of(reference), format!("{place} is unavailable: d"));
         }
     }
 }

@@ -89,36 +89,35 @@ async fn ask(host: &str, change: impl FnOnce(&mut RegistryConfig)) -> Result<(),
     repository(&client, host).manifest(None).await.map(drop)
 }
 
-/// A proxy that leads all requests to one address, and records their first lines.
+/// A proxy that leads all requests to one address, and records their heads.
 struct OneWayProxy {
     url: String,
-    lines: Arc<Mutex<Vec<String>>>,
+    heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl OneWayProxy {
     async fn start(target: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let own = Arc::clone(&lines);
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let own = Arc::clone(&heads);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(Self::serve(stream, target.clone(), Arc::clone(&own)));
             }
         });
-        Self { url, lines }
+        Self { url, heads }
     }
 
-    async fn serve(mut stream: TcpStream, target: String, lines: Arc<Mutex<Vec<String>>>) {
+    async fn serve(mut stream: TcpStream, target: String, heads: Arc<Mutex<Vec<String>>>) {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let Ok(byte) = stream.read_u8().await else { return };
             head.push(byte);
         }
         let text = String::from_utf8_lossy(&head).into_owned();
-        let line = text.lines().next().unwrap_or_default().to_owned();
-        let is_tunnel = line.starts_with("CONNECT ");
-        lines.lock().unwrap().push(line);
+        let is_tunnel = text.starts_with("CONNECT ");
+        heads.lock().unwrap().push(text);
         let mut far = TcpStream::connect(target).await.unwrap();
         if is_tunnel {
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
@@ -128,8 +127,10 @@ impl OneWayProxy {
         let _ = copy_bidirectional(&mut stream, &mut far).await;
     }
 
+    /// The first lines of the requests.
     fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
+        let first = |head: &String| head.lines().next().unwrap_or_default().to_owned();
+        self.heads.lock().unwrap().iter().map(first).collect()
     }
 }
 
@@ -305,6 +306,28 @@ async fn http_and_https_go_through_their_proxies() {
     assert_eq!(https_proxy.lines(), ["CONNECT registry.example:443 HTTP/1.1"]);
     let expected = "GET http://registry.example/v2/org/model/manifests/latest HTTP/1.1";
     assert_eq!(http_proxy.lines(), [expected]);
+}
+
+#[tokio::test]
+async fn the_password_of_a_proxy_goes_to_the_proxy() {
+    let authority = Authority::new();
+    let secure = registry(authority.options(false)).await;
+    let plain = registry(Options::default()).await;
+    for (plain_http, target) in [(false, secure.host()), (true, plain.host())] {
+        let proxy = OneWayProxy::start(target).await;
+        let url = Some(proxy.url.replace("http://", "http://user:pass%20word@"));
+        ask(FAR, |config| {
+            config.plain_http = plain_http;
+            config.ca_files = vec![authority.file("ca.pem")];
+            config.https_proxy.clone_from(&url);
+            config.http_proxy = url;
+        })
+        .await
+        .unwrap();
+        let head = proxy.heads.lock().unwrap()[0].to_ascii_lowercase();
+        // user:pass word
+        assert!(head.contains("proxy-authorization: basic dxnlcjpwyxnzihdvcmq="), "{head}");
+    }
 }
 
 #[tokio::test]

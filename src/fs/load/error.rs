@@ -11,7 +11,7 @@ use crate::source::SourceError;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The source failed.
-    #[error("{reference}: {error}")]
+    #[error("{reference}: {}", error.told_of(reference))]
     Source {
         /// The kit or parent.
         reference: String,
@@ -29,7 +29,7 @@ pub enum LoadError {
         doubt: String,
     },
     /// A layer failed.
-    #[error("{reference}: {layer} cannot be opened: {}", reason(error))]
+    #[error("{reference}: {layer} cannot be opened: {}", reason(error, reference))]
     Fetch {
         /// The kit or parent.
         reference: String,
@@ -97,8 +97,9 @@ pub enum LoadError {
 }
 
 /// Why a layer fails, without naming it a second time.
-fn reason(error: &FetchError) -> String {
+fn reason(error: &FetchError, reference: &str) -> String {
     match error {
+        FetchError::Source(error) => error.told_of(reference),
         FetchError::Malformed { detail, .. } => {
             format!("{detail}. Pack the kit again, or mount it without the layer (--filter)")
         }

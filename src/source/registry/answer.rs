@@ -23,6 +23,10 @@ const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
 /// them.
 const WORDS_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The longest that a document may take. 5 min: the largest manifest, 4 MiB, at 14 KB/s; a body that
+/// comes byte by byte must not hold up a command for ever.
+const DOCUMENT_TIME: Duration = Duration::from_secs(300);
+
 /// The head of an answer, and its body yet to be read.
 pub(super) struct Answer {
     response: reqwest::Response,
@@ -105,6 +109,18 @@ impl Answer {
 
     /// Reads a body of at most `limit` bytes to its end.
     pub(super) async fn read(&mut self, limit: u64, stall: Duration) -> Result<Bytes, Failure> {
+        let read = tokio::time::timeout(DOCUMENT_TIME.max(stall), self.read_slowly(limit, stall));
+        match read.await {
+            Ok(read) => read,
+            Err(_) => {
+                let detail = format!("the transfer took more than {} s", DOCUMENT_TIME.as_secs());
+                let place = self.place.clone();
+                Err(Failure::transient(SourceError::Unavailable { place, detail }))
+            }
+        }
+    }
+
+    async fn read_slowly(&mut self, limit: u64, stall: Duration) -> Result<Bytes, Failure> {
         let mut body = BytesMut::new();
         while let Some(piece) = self.piece(stall).await.map_err(Failure::transient)? {
             if (body.len() + piece.len()) as u64 > limit {
@@ -150,8 +166,9 @@ impl Answer {
     pub(super) async fn words(&mut self, stall: Duration) -> String {
         let status = self.status();
         self.patience = None;
-        let body = self.read(ERROR_LIMIT_BYTES, stall.min(WORDS_PATIENCE)).await;
-        match body.ok().and_then(|body| message::registry_words(&body)) {
+        let body = self.read_slowly(ERROR_LIMIT_BYTES, stall);
+        let body = tokio::time::timeout(WORDS_PATIENCE, body).await.ok().and_then(Result::ok);
+        match body.and_then(|body| message::registry_words(&body)) {
             Some(words) => format!("{status}: {words}"),
             None => status.to_string(),
         }
