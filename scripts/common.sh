@@ -39,13 +39,51 @@ install_package() {
         as_root apt-get update -qq || true
         APT_UPDATED=1
     fi
-    if ! as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-        --no-install-recommends "$2"; then
+    if ! as_root sh -c "$INSTALL_WITHOUT_SERVICES" install "$2"; then
         echo "$1 is missing and cannot be installed from here; run: sudo apt-get install $2" >&2
         return 1
     fi
     hash -r
 }
+
+# Installs the package $1, and leaves no service of it running or enabled. Debian starts the services
+# of a package and of its dependencies when it is installed; docker-registry's listens on every
+# interface. `policy-rc.d` answers 101 ("forbidden") while packages are configured. A policy that the
+# machine has already stays in force. Services that were enabled before are left alone.
+INSTALL_WITHOUT_SERVICES='
+policy=/usr/sbin/policy-rc.d
+work=$(mktemp -d) || exit 1
+if [ -e "$policy" ]; then
+    trap "rm -rf $work" EXIT
+else
+    trap "rm -rf $policy $work" EXIT
+    printf "#!/bin/sh\nexit 101\n" >"$policy"
+    chmod 755 "$policy"
+fi
+trap "exit 1" INT TERM
+enabled() {
+    for link in /etc/systemd/system/*.wants/*.service /etc/rc[2-5].d/S*; do
+        name=${link##*/}
+        case $link in
+        *\*) ;;
+        *.service) echo "${name%.service}" ;;
+        *) echo "${name#S??}" ;;
+        esac
+    done | sort -u
+}
+enabled >"$work/before"
+env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" || exit 1
+enabled >"$work/after"
+comm -13 "$work/before" "$work/after" | while read -r name; do
+    if command -v systemctl >/dev/null; then
+        systemctl --quiet disable --now "$name" 2>/dev/null || systemctl --quiet disable "$name"
+    else
+        service "$name" stop >/dev/null 2>&1
+        update-rc.d "$name" disable >/dev/null
+    fi
+done
+exit 0
+'
 
 # The tools that build Rust and the C parts of two crates.
 need_build_tools() {
