@@ -15,8 +15,8 @@
 //! - [`source`]: bytes far away: registries, OCI layouts, kit's local storage.
 //! - [`cache`]: bytes kept near: chunk tables, verification, eviction, locks.
 //! - [`fetch`]: the only place where a source meets the cache.
-//! - [`fs`]: the read-only file system, without fuser.
-//! - [`fuse`]: the only room that imports fuser.
+//! - [`fs`]: the read-only file system, without FUSE.
+//! - [`fuse`]: the kernel: its FUSE protocol, and mounting.
 //! - [`serve`]: a small read-only OCI registry over OCI layout folders.
 //! - [`daemon`]: lifecycle, control socket, table of mounts.
 //! - [`cli`]: one file per command.

@@ -32,6 +32,7 @@ mod lifecycle;
 mod listing;
 mod log;
 mod machine;
+mod memory;
 mod mounts;
 mod networks;
 mod paths;

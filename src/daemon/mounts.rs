@@ -27,6 +27,7 @@ use super::api::{
 };
 use super::failure::panicked;
 use super::hydrate::Hydrating;
+use super::memory::Memory;
 use super::upkeep::kit_state;
 use crate::cache::LayerKey;
 use crate::fs::readahead::ledger::LedgerState;
@@ -46,6 +47,7 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Default)]
 pub(super) struct Mounts {
     table: Mutex<Table>,
+    memory: Arc<Memory>,
 }
 
 #[derive(Default)]
@@ -247,8 +249,9 @@ impl Reservation {
             served.mount.ended().await;
             mounts.forget(&served);
             tracing::info!(mountpoint = %served.mount.mountpoint().display(), "the mount ended");
-            // Ending a session joins its threads.
+            // A tree of a million entries takes a while to drop.
             let _ = tokio::task::spawn_blocking(move || drop(served)).await;
+            mounts.memory.give_back_soon();
         });
         Ok(status)
     }

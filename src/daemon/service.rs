@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream::BoxStream;
+use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -32,7 +33,7 @@ use super::{describing, listing, reading, recording, upkeep, waiting, warming};
 use crate::cache::Cache;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{self, FsConfig, Line, LoadRequest, LoadedKit};
-use crate::fuse::{Mount, MountOptions};
+use crate::fuse::{Mount, MountOptions, Sessions};
 use crate::kit::Filters;
 use crate::oci::{Digest, LabelSelector, Origin};
 
@@ -50,6 +51,8 @@ pub(super) struct Service {
     networks: Networks,
     kits: Arc<Kits>,
     mounts: Arc<Mounts>,
+    /// Started with the first mount: most commands make none.
+    sessions: Mutex<Option<Arc<Sessions>>>,
     hydration: Arc<Hydration>,
     started_at: i64,
     stopping: CancellationToken,
@@ -68,6 +71,7 @@ impl Service {
             networks: Networks::new(),
             kits: Arc::default(),
             mounts: Arc::default(),
+            sessions: Mutex::default(),
             started_at: now(),
             stopping: CancellationToken::new(),
             draining: CancellationToken::new(),
@@ -128,8 +132,8 @@ impl Service {
             Some(file) => Some(self.load_replay(&kit, file).await?),
             None => None,
         };
-        let served = kit.clone();
-        let mount = spawn_blocking(move || Mount::new(served, &options, config))
+        let (served, sessions) = (kit.clone(), self.sessions()?);
+        let mount = spawn_blocking(move || Mount::new(served, &options, config, sessions))
             .await
             .map_err(panicked)??;
         let quiet = request.hydrate_after_seconds.map(Duration::from_secs);
@@ -146,6 +150,19 @@ impl Service {
         tracing::info!(reference = status.reference, digest = status.digest,
             mountpoint = %status.mountpoint.display(), "mounted");
         Ok(status)
+    }
+
+    /// The threads that answer the kernel.
+    fn sessions(&self) -> Result<Arc<Sessions>, Failure> {
+        let mut sessions = self.sessions.lock();
+        if let Some(sessions) = &*sessions {
+            return Ok(sessions.clone());
+        }
+        let started = Sessions::start().map_err(|error| {
+            let message = format!("no thread can be started to serve mounts: {error}");
+            Failure::new(FailureKind::Internal, message)
+        })?;
+        Ok(sessions.insert(started).clone())
     }
 
     /// What is to be said where nothing more can be cached, so that nothing more can be read.

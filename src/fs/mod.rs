@@ -1,4 +1,4 @@
-//! The read-only file system, without fuser: kits that were loaded, and what is asked of them.
+//! The read-only file system, without FUSE: kits that were loaded, and what is asked of them.
 //!
 //! ```text
 //! load(reference) --> LoadedKit (tree + open layers) --> FileSystem: lookup, read, …
@@ -18,7 +18,7 @@
 //!   process that loads the same kit answers every request alike.
 //! - No call waits for the network, but the future of a [`PendingRead`], which has a deadline.
 //!
-//! It knows no fuser, no errno, no HTTP and no command line.
+//! It knows no FUSE, no errno, no HTTP and no command line.
 
 mod attributes;
 mod backing;

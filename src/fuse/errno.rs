@@ -1,6 +1,6 @@
 //! The one table from errors to errno.
 
-use fuser::Errno;
+use rustix::io::Errno;
 
 use crate::fetch::FetchError;
 use crate::fs::FsError;
@@ -8,17 +8,17 @@ use crate::fs::FsError;
 /// What a program sees for an error. Exhaustive on purpose: a new error needs a decision here.
 pub(super) fn errno(error: &FsError) -> Errno {
     match error {
-        FsError::NoSuchInode(_) => Errno::ESTALE,
-        FsError::NotFound => Errno::ENOENT,
-        FsError::NameTooLong => Errno::ENAMETOOLONG,
-        FsError::NotADirectory => Errno::ENOTDIR,
-        FsError::IsADirectory => Errno::EISDIR,
-        FsError::NotASymlink | FsError::NotAFile => Errno::EINVAL,
-        FsError::NoSuchOffset => Errno::ENXIO,
-        FsError::NoSuchAttribute => Errno::NO_XATTR,
-        FsError::Denied => Errno::EACCES,
-        FsError::ReadOnly => Errno::EROFS,
-        FsError::TimedOut(_) | FsError::Missing(_) => Errno::EIO,
+        FsError::NoSuchInode(_) => Errno::STALE,
+        FsError::NotFound => Errno::NOENT,
+        FsError::NameTooLong => Errno::NAMETOOLONG,
+        FsError::NotADirectory => Errno::NOTDIR,
+        FsError::IsADirectory => Errno::ISDIR,
+        FsError::NotASymlink | FsError::NotAFile => Errno::INVAL,
+        FsError::NoSuchOffset => Errno::NXIO,
+        FsError::NoSuchAttribute => Errno::NODATA,
+        FsError::Denied => Errno::ACCESS,
+        FsError::ReadOnly => Errno::ROFS,
+        FsError::TimedOut(_) | FsError::Missing(_) => Errno::IO,
         // Programs know EIO from a read and handle it; EACCES or ENOSPC from one they do not. The
         // reason is in the log.
         FsError::Fetch(
@@ -28,6 +28,6 @@ pub(super) fn errno(error: &FsError) -> Errno {
             | FetchError::Malformed { .. }
             | FetchError::LargeWindow(_)
             | FetchError::Thrashing(_),
-        ) => Errno::EIO,
+        ) => Errno::IO,
     }
 }

@@ -1,9 +1,9 @@
-//! The only room that imports fuser: adapter, errno table, session.
+//! The kernel: mounting, requests and answers, errno.
 //!
 //! ```text
-//! Mount::check --> Mount::new: mount (direct, or fusermount3) --> INIT --> session threads
-//!                                                                 requests --> adapter --> fs
-//! Mount::unmount, `umount`, a drop --> the kernel closes the session --> Mount::ended
+//! Mount::check --> Mount::new: mount (direct, or fusermount3) --> INIT --> Sessions
+//!                                                        requests --> adapter --> fs
+//! Mount::unmount, `umount`, a drop --> the kernel closes the connection --> Mount::ended
 //! ```
 //!
 //! - [`mount`](Mount): the life of a mount.
@@ -11,19 +11,20 @@
 //! - `device`: gets the kernel's end of a mount, as root or through fusermount3.
 //! - `mount_table`: what is mounted where, asked without touching any file system.
 //! - [`orphans`], [`unmount_orphan`]: finds and ends mounts that no session of this process serves.
-//! - `adapter`: kernel requests to [`crate::fs::FileSystem`] and back; no thread of it ever waits
-//!   for the network.
+//! - [`Sessions`]: the threads that answer requests, for all mounts of a process.
+//! - `wire`: the kernel's protocol; pure.
+//! - `connection`: reads requests and sends answers.
+//! - `adapter`: requests to [`crate::fs::FileSystem`] and back.
 //! - `passthrough`: which open files the kernel reads by itself.
 //! - `checks`: checks cached files in the background, so that they can be passed through.
 //! - `failure_log`: how many failed reads are logged.
 //! - `errno`: the one table from errors to errno.
 //!
-//! Mounting and unmounting are done here and not by fuser, whose session would unmount by path
-//! when it ends, even when somebody else has mounted there since. fuser gets the open device
-//! ([`fuser::Session::from_fd`]); the same seam lets a supervisor hold that device later.
+//! Only this room speaks the FUSE protocol. Why it does so itself: docs/design/010.
 
 mod adapter;
 mod checks;
+mod connection;
 mod device;
 mod errno;
 mod failure_log;
@@ -33,12 +34,15 @@ mod mountpoint;
 mod orphan;
 mod passthrough;
 mod readahead;
+mod sessions;
+mod wire;
 
 use std::path::PathBuf;
 
 pub use mount::Mount;
 pub use orphan::{Orphan, orphans, unmount_orphan};
 pub use passthrough::PassthroughStatus;
+pub use sessions::Sessions;
 
 /// How a kit is mounted.
 #[derive(Clone, Debug)]

@@ -13,19 +13,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Session, SessionACL};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::adapter::{Adapter, Failures};
+use super::connection::Connection;
 use super::device::{self, UnmountFailure};
 use super::passthrough::{Passthrough, PassthroughStatus};
+use super::sessions::Sessions;
+use super::wire::REQUEST_BYTES;
+use super::wire::init::{Features, Offer};
 use super::{MountError, MountOptions, mount_table, mountpoint, readahead};
 use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
 
-/// Threads that take the kernel's requests. They answer from memory and the local disk only; four
-/// keep four cores busy with random reads, and one stream is as fast with one (fuse-notes).
-const THREADS: usize = 4;
+/// How long the kernel may take to begin the handshake. It does so when it mounts.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a fresh mount may take to answer its first `stat`.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,6 +47,8 @@ pub struct Mount {
     attachment: Attachment,
     failures: Arc<Failures>,
     passthrough: Arc<Passthrough>,
+    /// Kept as long as anybody may ask the mount.
+    _sessions: Arc<Sessions>,
 }
 
 impl Mount {
@@ -51,12 +57,18 @@ impl Mount {
         mountpoint::check(options)
     }
 
-    /// Mounts; when it returns, the tree can be listed. Blocking: to be called on a thread of a
-    /// tokio runtime that may block (`spawn_blocking`), which then also fetches what is missing.
+    /// Mounts; when it returns, the tree can be listed. Its requests are answered by `sessions`.
+    /// Blocking: to be called on a thread of a tokio runtime that may block (`spawn_blocking`), which
+    /// then also fetches what is missing.
+    ///
+    /// # Errors
+    /// When the mountpoint cannot be used, or the kernel or fusermount3 refuse; nothing is mounted
+    /// then.
     pub fn new(
         kit: Arc<LoadedKit>,
         options: &MountOptions,
         config: FsConfig,
+        sessions: Arc<Sessions>,
     ) -> Result<Self, MountError> {
         mountpoint::check(options)?;
         let mountpoint = options.mountpoint.clone();
@@ -69,23 +81,22 @@ impl Mount {
             gid: rustix::process::getgid().as_raw(),
         };
         let name = mount_name(&kit.origin.to_string());
-        let file_system = FileSystem::new(kit, owner, config);
-        let adapter = Adapter::new(file_system, Handle::current(), THREADS, options.passthrough);
-        let (failures, passthrough) = (adapter.failures(), adapter.passthrough());
+        let file_system = Arc::new(FileSystem::new(kit, owner, config));
+        let passthrough = Arc::new(Passthrough::new(file_system.clone(), options.passthrough));
 
         let (allow_other, noexec) = (options.allow_other, options.noexec);
         let request = device::MountRequest { mountpoint: &path, name, allow_other, noexec };
         let device = device::mount(&request)?;
+        // From here on an error takes the mount out of the tree again.
         let (end, ended) = watch::channel(false);
-        let attachment = Attachment::new(path, ended.clone());
-
-        let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
-        let mut session_config = Config::default();
-        session_config.acl = acl;
-        session_config.n_threads = Some(THREADS);
-        let session = Session::from_fd(adapter, device, acl, session_config).map_err(io)?;
-        serve(session, end).map_err(io)?;
-        let mount = Self { mountpoint: mountpoint.clone(), attachment, failures, passthrough };
+        let attachment = Attachment::new(path, ended);
+        let connection = Connection::new(device).map_err(|error| io(error.into()))?;
+        let features = shake_hands(&connection, &passthrough).map_err(io)?;
+        let adapter = Adapter::new(file_system, passthrough.clone(), features, Handle::current());
+        let failures = adapter.failures();
+        sessions.add(connection, adapter, end).map_err(io)?;
+        let mountpoint = mountpoint.clone();
+        let mount = Self { mountpoint, attachment, failures, passthrough, _sessions: sessions };
         mount.wait_for_first_answer()?;
         // Only now: the handshake ends with the kernel's own limit.
         if let Some(entry) = &mount.attachment.entry {
@@ -159,7 +170,7 @@ impl Mount {
     /// Waits until the mount has ended, whoever ended it (`umount` too).
     pub async fn ended(&self) {
         let mut ended = self.attachment.ended.clone();
-        // An error says that the session's thread is gone.
+        // An error says that the session is gone.
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
@@ -210,22 +221,48 @@ impl Mount {
     }
 }
 
-/// Runs the session on threads of its own; `end` turns true when it has ended.
-fn serve(session: Session<Adapter>, end: watch::Sender<bool>) -> std::io::Result<()> {
-    struct End(watch::Sender<bool>);
-    impl Drop for End {
-        fn drop(&mut self) {
-            self.0.send_replace(true);
+/// Answers the kernel's INIT; says what was taken of its offer.
+fn shake_hands(
+    connection: &Arc<Connection>,
+    passthrough: &Passthrough,
+) -> std::io::Result<Features> {
+    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    let mut buffer = [0; REQUEST_BYTES];
+    loop {
+        let request = match connection.receive(&mut buffer) {
+            Ok(request) => request,
+            Err(Errno::AGAIN | Errno::INTR) => {
+                wait_for_request(connection, deadline)?;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let offer = Offer::decode(request).map_err(std::io::Error::other)?;
+        let is_offered = offer.features.has(Features::PASSTHROUGH);
+        let taken = offer.taken(passthrough.is_wanted_of(is_offered));
+        connection.reply_to(offer.unique).data(&offer.answer(taken));
+        if !offer.is_too_new() {
+            return Ok(taken);
         }
     }
-    let end = End(end);
-    std::thread::Builder::new().name("kitfs-session".to_owned()).spawn(move || {
-        if let Err(error) = session.run() {
-            tracing::error!(%error, "a FUSE session ended with an error");
+}
+
+/// Waits until the kernel has a request.
+fn wait_for_request(connection: &Connection, deadline: Instant) -> std::io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = rustix::time::Timespec {
+        tv_sec: left.as_secs().cast_signed(),
+        tv_nsec: left.subsec_nanos().into(),
+    };
+    let mut descriptors = [PollFd::new(connection, PollFlags::IN)];
+    match poll(&mut descriptors, Some(&timeout)) {
+        Ok(0) => {
+            let seconds = HANDSHAKE_TIMEOUT.as_secs();
+            Err(std::io::Error::other(format!("the kernel said nothing for {seconds} s")))
         }
-        drop(end);
-    })?;
-    Ok(())
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The name of a mount in `mount` and `df`. Commas separate mount options, and what is not

@@ -18,43 +18,39 @@
 //! decided at INIT as far as it can be known there, and again when the kernel refuses the first
 //! file; it is never taken back.
 //!
-//! An entry is plain data but for the means to take it back: inode, number of opens, raw backing
-//! id. A process that takes over a running mount has to be given these, since open files keep
-//! their id and must get the same again ([`Passthrough::backing_ids`]).
+//! An entry is plain data but for the means to take it back: inode, number of opens, raw backing id.
+//! A process that takes over a running mount has to be given these, since open files keep their id
+//! and must get the same again ([`Passthrough::backing_ids`]).
 //!
 //! Files without a file of their own in the cache have no entry; their handle says so, and means
 //! the same to every process.
-#![allow(unsafe_code, reason = "a raw backing id is wrapped again")]
 
 use std::collections::HashMap;
 use std::collections::hash_map;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use fuser::{BackingId, FileHandle, FopenFlags, InitFlags, KernelConfig, ReplyOpen};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
 use super::checks::Checks;
+use super::connection::{BackingId, Connection, Reply};
+use super::wire::reply::{open, open_out};
 use crate::cache::{Backing, BackingLookup, MemberPin, UncheckedMember};
 use crate::fs::{FileSystem, Ino};
 
 /// The handle of an open that no entry counts.
-const UNTRACKED: FileHandle = FileHandle(0);
+const UNTRACKED: u64 = 0;
 /// The handle of an open that an entry counts.
-const TRACKED: FileHandle = FileHandle(1);
+const TRACKED: u64 = 1;
 
 /// How a file that the daemon serves is opened: its pages stay when it is opened again, and
 /// closing it asks nothing.
-const CACHED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
+const CACHED: u32 = open::KEEP_CACHE | open::NOFLUSH;
 /// How a file is opened that the kernel reads by itself: the pages it has from the daemon are of
 /// no more use to it, and go.
-const PASSED_THROUGH: FopenFlags = FopenFlags::FOPEN_NOFLUSH;
-
-/// How deep a mount lies on other file systems: on the cache's, which lies on none. The kernel has
-/// two levels, so that the mount can still be a layer of an overlay.
-const STACK_DEPTH: u32 = 1;
+const PASSED_THROUGH: u32 = open::PASSTHROUGH | open::NOFLUSH;
 
 /// What passthrough does for a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,52 +112,37 @@ enum Mode {
 /// A file that the kernel knows by a number. Dropped in this order: the pin outlives the number.
 struct Registered {
     id: BackingId,
-    raw_id: u32,
     _pin: MemberPin,
 }
 
 impl Passthrough {
-    /// The open files of a mount that has none.
+    /// The open files of a mount that has none. Finds out what keeps it from having passthrough.
     pub(super) fn new(file_system: Arc<FileSystem>, is_wanted: bool) -> Self {
-        let off = OnceLock::new();
-        if !is_wanted {
-            off.get_or_init(|| Off::Unwanted);
-        }
-        Self {
+        let hindrance = hindrance(&file_system, is_wanted);
+        let this = Self {
             file_system,
-            off,
+            off: OnceLock::new(),
             is_allowed: AtomicBool::new(true),
             table: Mutex::default(),
             opened_files: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             checks: Checks::default(),
+        };
+        if let Some(off) = hindrance {
+            this.turn_off(off);
         }
+        this
     }
 
-    /// Asks the kernel for passthrough, or finds out why there is none.
-    pub(super) fn init(&self, config: &mut KernelConfig) {
-        if self.off.get().is_some() {
-            return;
+    /// Whether passthrough is to be asked of a kernel that does or does not offer it.
+    ///
+    /// The kernel waits for the answer to its handshake meanwhile: this looks at no path, since one
+    /// that leads through the new mount would wait for the kernel.
+    pub(super) fn is_wanted_of(&self, is_offered: bool) -> bool {
+        if !is_offered && !self.is_off() {
+            self.turn_off(Off::NotOffered);
         }
-        if let Err(off) = self.ask_for_it(config) {
-            self.turn_off(off);
-        }
-    }
-
-    fn ask_for_it(&self, config: &mut KernelConfig) -> Result<(), Off> {
-        if !self.file_system.has_big_members() {
-            return Err(Off::NothingBig);
-        }
-        if self.file_system.is_on_stacked_file_system() {
-            return Err(Off::Stacked);
-        }
-        let capabilities = rustix::thread::capabilities(None);
-        if !capabilities.is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN)) {
-            return Err(Off::NotPrivileged);
-        }
-        config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).map_err(|_| Off::NotOffered)?;
-        config.set_max_stack_depth(STACK_DEPTH).expect("the kernel has two levels");
-        Ok(())
+        !self.is_off()
     }
 
     fn turn_off(&self, off: Off) {
@@ -198,7 +179,7 @@ impl Passthrough {
     pub(super) fn backing_ids(&self) -> Vec<(Ino, u32)> {
         let table = self.table.lock();
         let ids = table.iter().filter_map(|(ino, file)| match &file.mode {
-            Mode::Passthrough(registered) => Some((*ino, registered.raw_id)),
+            Mode::Passthrough(registered) => Some((*ino, registered.id.raw())),
             Mode::Cached(_) => None,
         });
         ids.collect()
@@ -219,31 +200,32 @@ impl Passthrough {
     }
 
     /// Answers an open of a file that may be opened.
-    pub(super) fn open(&self, ino: Ino, reply: ReplyOpen) {
+    pub(super) fn open(&self, ino: Ino, mut reply: Reply) {
         let mut table = self.table.lock();
         let file = match table.entry(ino) {
             hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            hash_map::Entry::Vacant(entry) => match self.first_mode(ino, &reply) {
+            hash_map::Entry::Vacant(entry) => match self.first_mode(ino, reply.connection()) {
                 Some(mode) => entry.insert(OpenFile { opens: 0, mode }),
-                None => return reply.opened(UNTRACKED, CACHED),
+                None => return reply.data(&open_out(UNTRACKED, CACHED, 0)),
             },
         };
         file.opens += 1;
         match &file.mode {
             Mode::Cached(_) => {
                 drop(table);
-                reply.opened(TRACKED, CACHED);
+                reply.data(&open_out(TRACKED, CACHED, 0));
             }
             Mode::Passthrough(registered) => {
+                // Kept until the kernel has the answer.
                 let registered = registered.clone();
                 drop(table);
-                reply.opened_passthrough(TRACKED, PASSED_THROUGH, &registered.id);
+                reply.data(&open_out(TRACKED, PASSED_THROUGH, registered.id.raw()));
             }
         }
     }
 
     /// Takes note that one open and its maps are gone.
-    pub(super) fn release(&self, ino: Ino, handle: FileHandle) {
+    pub(super) fn release(&self, ino: Ino, handle: u64) {
         if handle != TRACKED {
             return;
         }
@@ -266,12 +248,12 @@ impl Passthrough {
 
     /// How a file that nobody has open is opened; `None` where it can never be passed through.
     /// Under the table's lock, so that two first opens do not differ; looks at the local disk only.
-    fn first_mode(&self, ino: Ino, reply: &ReplyOpen) -> Option<Mode> {
+    fn first_mode(&self, ino: Ino, connection: &Arc<Connection>) -> Option<Mode> {
         match self.file_system.backing(ino) {
             Ok(BackingLookup::Never) => None,
             Ok(BackingLookup::NotNow) => Some(Mode::Cached(None)),
             Ok(BackingLookup::Unchecked(member)) => Some(Mode::Cached(Some(member))),
-            Ok(BackingLookup::Ready(backing)) => Some(match self.register(backing, reply) {
+            Ok(BackingLookup::Ready(backing)) => Some(match self.register(backing, connection) {
                 Some(registered) => Mode::Passthrough(Arc::new(registered)),
                 None => Mode::Cached(None),
             }),
@@ -283,33 +265,44 @@ impl Passthrough {
         }
     }
 
-    fn register(&self, backing: Backing, reply: &ReplyOpen) -> Option<Registered> {
+    fn register(&self, backing: Backing, connection: &Arc<Connection>) -> Option<Registered> {
         if self.is_off() || !self.is_allowed.load(Ordering::SeqCst) {
             return None;
         }
-        match reply.open_backing(&backing) {
+        match connection.open_backing(&backing) {
             Ok(id) => {
-                let raw_id = id.into_raw();
-                // SAFETY: the id was opened in this session a line before, and this is its only
-                // owner.
-                let id = unsafe { reply.wrap_backing(raw_id) };
                 self.opened_files.fetch_add(1, Ordering::Relaxed);
-                Some(Registered { id, raw_id, _pin: backing.into_pin() })
+                Some(Registered { id, _pin: backing.into_pin() })
+            }
+            Err(error) if will_fail_again(error) => {
+                self.turn_off(match error {
+                    Errno::PERM => Off::NotPrivileged,
+                    error => Off::Refused(std::io::Error::from(error).to_string()),
+                });
+                None
             }
             Err(error) => {
-                let number = Errno::from_io_error(&error);
-                if number.is_some_and(will_fail_again) {
-                    self.turn_off(match number {
-                        Some(Errno::PERM) => Off::NotPrivileged,
-                        _ => Off::Refused(error.to_string()),
-                    });
-                } else {
-                    tracing::warn!(%error, "the kernel did not take a file: it is read through the daemon");
-                }
+                tracing::warn!(%error, "the kernel did not take a file: it is read through the daemon");
                 None
             }
         }
     }
+}
+
+/// What keeps a mount from having passthrough, as far as is known before it is made.
+fn hindrance(file_system: &FileSystem, is_wanted: bool) -> Option<Off> {
+    if !is_wanted {
+        return Some(Off::Unwanted);
+    }
+    if !file_system.has_big_members() {
+        return Some(Off::NothingBig);
+    }
+    if file_system.is_on_stacked_file_system() {
+        return Some(Off::Stacked);
+    }
+    let capabilities = rustix::thread::capabilities(None);
+    let has_it = capabilities.is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+    (!has_it).then_some(Off::NotPrivileged)
 }
 
 /// Whether every other file of the mount would meet the same refusal: no privilege, no such

@@ -8,6 +8,7 @@ mod background;
 mod counted;
 mod differential;
 mod golden_kits;
+mod idle_mounts;
 mod indexes;
 mod kinds_of_kits;
 mod kit_storage;

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use engine::Engine;
 use kitfs::fs::FsConfig;
-use kitfs::fuse::{Mount, MountError, MountOptions, PassthroughStatus};
+use kitfs::fuse::{Mount, MountError, MountOptions, PassthroughStatus, Sessions};
 use kitfs::layer::layout::CHUNK_BYTES;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
@@ -43,6 +43,7 @@ const NOBODY: u32 = 65534;
 /// A kit that is mounted, and all that serves it. Dropping it unmounts.
 struct Mounted {
     mount: Option<Mount>,
+    sessions: Arc<Sessions>,
     engine: Engine,
     written: Written,
     root: PathBuf,
@@ -90,7 +91,8 @@ impl Mounted {
         let root = folder.path().join("mount");
         fs::create_dir(&root).unwrap();
         let engine = Engine::new(&folder.path().join("cache"), how.cache_bytes);
-        let mut mounted = Self { mount: None, engine, written, root, folder };
+        let sessions = Sessions::start().unwrap();
+        let mut mounted = Self { mount: None, sessions, engine, written, root, folder };
         mounted.mount = Some(mounted.mount_again(how).unwrap());
         mounted
     }
@@ -105,7 +107,7 @@ impl Mounted {
             passthrough: how.passthrough,
         };
         let _inside = self.engine.runtime.enter();
-        Mount::new(Arc::new(kit), &options, how.config)
+        Mount::new(Arc::new(kit), &options, how.config, self.sessions.clone())
     }
 
     fn mount(&self) -> &Mount {
@@ -850,7 +852,8 @@ fn child_of_an_ordinary_user() {
 
     let kit = Arc::new(engine.load(&reference).unwrap());
     let _inside = engine.runtime.enter();
-    let mount = Mount::new(kit, &options(false), FsConfig::default()).unwrap();
+    let mount =
+        Mount::new(kit, &options(false), FsConfig::default(), Sessions::start().unwrap()).unwrap();
     let path = folder.join("mount/weights.bin");
     for _ in 0..2 {
         assert_eq!(fs::read(&path).unwrap(), [7; 2_000_000]);

@@ -1,0 +1,187 @@
+//! One end of a connection to the kernel: an open FUSE device, and the answers that go to it.
+#![allow(unsafe_code, reason = "the ioctls for backing files, which rustix does not have")]
+
+use std::ffi::c_void;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, opcode};
+
+use super::wire::reply;
+
+/// The number of the FUSE device's ioctls (`FUSE_DEV_IOC_MAGIC`).
+const IOCTL_GROUP: u8 = 229;
+/// `FUSE_DEV_IOC_BACKING_OPEN` (Linux 6.9).
+const BACKING_OPEN: Opcode = opcode::write::<BackingMap>(IOCTL_GROUP, 1);
+/// `FUSE_DEV_IOC_BACKING_CLOSE` (Linux 6.9).
+const BACKING_CLOSE: Opcode = opcode::write::<u32>(IOCTL_GROUP, 2);
+
+/// An open FUSE device that belongs to a mount. The kernel ends the connection when it is dropped.
+#[derive(Debug)]
+pub(super) struct Connection(OwnedFd);
+
+impl Connection {
+    /// A connection over a device that was mounted. Reads of it never block.
+    pub(super) fn new(device: OwnedFd) -> rustix::io::Result<Arc<Self>> {
+        let flags = rustix::fs::fcntl_getfl(&device)?;
+        rustix::fs::fcntl_setfl(&device, flags | rustix::fs::OFlags::NONBLOCK)?;
+        Ok(Arc::new(Self(device)))
+    }
+
+    /// Reads the next request; returns its bytes.
+    ///
+    /// # Errors
+    /// `AGAIN` when there is none; `NODEV` when the connection has ended; `NOENT` and `INTR` when the
+    /// caller should try again.
+    pub(super) fn receive<'a>(&self, buffer: &'a mut [u8]) -> rustix::io::Result<&'a [u8]> {
+        let length = rustix::io::read(&self.0, &mut *buffer)?;
+        Ok(&buffer[..length])
+    }
+
+    /// Takes a request's reply in hand.
+    pub(super) fn reply_to(self: &Arc<Self>, unique: u64) -> Reply {
+        Reply { connection: self.clone(), unique, is_sent: false }
+    }
+
+    fn send(&self, unique: u64, error: i32, body: &[u8]) {
+        let header = reply::header(unique, error, body.len());
+        let both = [IoSlice::new(&header), IoSlice::new(body)];
+        let buffers = if body.is_empty() { &both[..1] } else { &both[..] };
+        match rustix::io::writev(&self.0, buffers) {
+            Ok(_) => {}
+            // The caller was killed meanwhile, or the connection ended: nobody waits for it.
+            Err(Errno::NOENT | Errno::NODEV) => {}
+            Err(error) => tracing::warn!(%error, "the kernel did not take a reply"),
+        }
+    }
+
+    /// Gives the kernel a file that it may read instead of asking; returns the number it has there.
+    ///
+    /// # Errors
+    /// `PERM` without CAP_SYS_ADMIN; whatever else the kernel says.
+    pub(super) fn open_backing(self: &Arc<Self>, file: impl AsFd) -> rustix::io::Result<BackingId> {
+        let map = BackingMap { file: file.as_fd().as_raw_fd(), flags: 0, padding: 0 };
+        // SAFETY: the device takes a `struct fuse_backing_map`, which `BackingMap` is, and only reads it.
+        let id = unsafe { rustix::ioctl::ioctl(&self.0, OpenBacking(map)) }?;
+        Ok(BackingId { connection: Arc::downgrade(self), id })
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// An answer that is owed to the kernel. Dropping it answers EIO: no request is ever left waiting.
+pub(super) struct Reply {
+    connection: Arc<Connection>,
+    unique: u64,
+    is_sent: bool,
+}
+
+impl Reply {
+    /// Answers with the bytes of a struct, of a file, or with none.
+    pub(super) fn data(&mut self, body: &[u8]) {
+        self.send(0, body);
+    }
+
+    /// Says that it is done.
+    pub(super) fn ok(&mut self) {
+        self.send(0, &[]);
+    }
+
+    /// Answers with an error.
+    pub(super) fn error(&mut self, errno: Errno) {
+        self.send(errno.raw_os_error(), &[]);
+    }
+
+    /// Says nothing, for requests that the kernel expects no reply to.
+    pub(super) fn none(&mut self) {
+        self.is_sent = true;
+    }
+
+    /// Hands the reply on, to be answered elsewhere.
+    pub(super) fn take(&mut self) -> Self {
+        let is_sent = std::mem::replace(&mut self.is_sent, true);
+        Self { connection: self.connection.clone(), unique: self.unique, is_sent }
+    }
+
+    /// The connection that it goes to.
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    fn send(&mut self, error: i32, body: &[u8]) {
+        self.is_sent = true;
+        self.connection.send(self.unique, error, body);
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.is_sent {
+            self.send(Errno::IO.raw_os_error(), &[]);
+        }
+    }
+}
+
+/// A file that the kernel knows by a number. Dropping it takes the number back.
+#[derive(Debug)]
+pub(super) struct BackingId {
+    connection: Weak<Connection>,
+    id: u32,
+}
+
+impl BackingId {
+    /// The number, as opens are answered with it.
+    pub(super) fn raw(&self) -> u32 {
+        self.id
+    }
+}
+
+impl Drop for BackingId {
+    fn drop(&mut self) {
+        // With the connection its numbers have gone.
+        let Some(connection) = self.connection.upgrade() else { return };
+        // SAFETY: the device takes a number, and only reads it.
+        let close = unsafe { Setter::<BACKING_CLOSE, u32>::new(self.id) };
+        // SAFETY: as above.
+        if let Err(error) = unsafe { rustix::ioctl::ioctl(&connection.0, close) } {
+            tracing::warn!(%error, "the kernel did not give a backing file back");
+        }
+    }
+}
+
+/// `struct fuse_backing_map`.
+#[repr(C)]
+struct BackingMap {
+    file: i32,
+    flags: u32,
+    padding: u64,
+}
+
+/// `FUSE_DEV_IOC_BACKING_OPEN`: its result is the number.
+struct OpenBacking(BackingMap);
+
+// SAFETY: the opcode is one of the FUSE device's, takes a pointer to the struct that `as_ptr` gives,
+// and returns a number.
+unsafe impl Ioctl for OpenBacking {
+    type Output = u32;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        BACKING_OPEN
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        (&raw mut self.0).cast()
+    }
+
+    unsafe fn output_from_ptr(output: IoctlOutput, _: *mut c_void) -> rustix::io::Result<u32> {
+        Ok(output as u32)
+    }
+}
