@@ -21,6 +21,9 @@
 //! - [`daemon`]: lifecycle, control socket, table of mounts.
 //! - [`cli`]: one file per command.
 //! - [`observe`]: metric names, status model, tracing set-up.
+//! - [`process`]: the time that this process ran, its limits and its children's.
+//!
+//! Every room may import `observe` and `process`, which import none.
 
 pub mod cache;
 pub mod cli;
@@ -32,5 +35,6 @@ pub mod kit;
 pub mod layer;
 pub mod observe;
 pub mod oci;
+pub mod process;
 pub mod serve;
 pub mod source;

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The arrows of the map; a room may import what it can reach by them, and `observe`.
-const ARROWS: [(&str, &[&str]); 12] = [
+/// The arrows of the map; a room may import what it can reach by them, and [`SHARED`] rooms.
+const ARROWS: [(&str, &[&str]); 13] = [
     ("oci", &[]),
     ("layer", &["oci"]),
     ("kit", &["layer", "oci"]),
@@ -22,7 +22,11 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("daemon", &["fuse"]),
     ("cli", &["daemon", "serve"]),
     ("observe", &[]),
+    ("process", &[]),
 ];
+
+/// Rooms that every room may import.
+const SHARED: [&str; 2] = ["observe", "process"];
 
 /// Crates that are to stay in a few rooms, so that the others can do without them.
 const CRATES: [(&str, &[&str]); 10] = [
@@ -126,7 +130,7 @@ fn the_check_sees_what_it_looks_for() {
 fn reachable() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let arrows = BTreeMap::from(ARROWS);
     let below = |room| {
-        let mut found = BTreeSet::from(["observe"]);
+        let mut found = BTreeSet::from(SHARED);
         let mut open = arrows[room].to_vec();
         while let Some(next) = open.pop() {
             if found.insert(next) {
@@ -137,9 +141,9 @@ fn reachable() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     };
     arrows
         .keys()
-        .filter(|room| **room != "observe")
+        .filter(|room| !SHARED.contains(room))
         .map(|room| (*room, below(*room)))
-        .chain([("observe", BTreeSet::new())])
+        .chain(SHARED.map(|room| (room, BTreeSet::new())))
         .collect()
 }
 

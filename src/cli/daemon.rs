@@ -6,9 +6,10 @@ use super::arguments::LogFormat;
 use super::error::CliError;
 use super::mount::notify_ready;
 use super::output::{count_of, print_json, print_line};
+use super::runtime::block_on;
 use super::settings::Settings;
+use super::sizes;
 use super::status::print_mounts;
-use super::{block_on, sizes};
 use crate::daemon::api::FailureKind;
 use crate::daemon::{self, Backend, DaemonConfig};
 

@@ -10,7 +10,7 @@ use crate::source::s3::Keys;
 /// What the environment says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Environment {
-    /// `HOME`.
+    /// `HOME`, else the folder that the password database names.
     pub home: Option<PathBuf>,
     /// `XDG_CACHE_HOME`.
     pub xdg_cache_home: Option<PathBuf>,
@@ -88,7 +88,8 @@ impl Environment {
     pub(super) fn read() -> Self {
         let either = |upper, lower| text(upper).or_else(|| text(lower));
         Self {
-            home: path("HOME"),
+            // As the password database has it, where the variable is not set: a service of root.
+            home: env::home_dir().filter(|home| home.is_absolute()),
             // The XDG specification: relative ones are to be ignored.
             xdg_cache_home: path("XDG_CACHE_HOME").filter(|path| path.is_absolute()),
             xdg_data_home: path("XDG_DATA_HOME").filter(|path| path.is_absolute()),

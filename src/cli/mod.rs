@@ -22,6 +22,7 @@ mod ls;
 mod mount;
 mod output;
 mod reference;
+mod runtime;
 mod serve;
 mod settings;
 mod sizes;
@@ -30,7 +31,6 @@ mod trace;
 mod umount;
 mod warm;
 
-use std::future::Future;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -39,6 +39,7 @@ use self::arguments::{Arguments, Command, LogFormat};
 use self::environment::Environment;
 use self::error::CliError;
 use self::output::warn;
+use self::runtime::block_on;
 use self::settings::Settings;
 use crate::observe;
 
@@ -103,14 +104,4 @@ fn start_log(arguments: &Arguments, environment: &Environment) {
     if let Err(error) = observe::start_log(filter, format.into()) {
         warn(format_args!("KITFS_LOG is not understood and is ignored: {error}"));
     }
-}
-
-/// Runs a command that needs the network or the control socket.
-fn block_on<T>(command: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
-    runtime()?.block_on(command)
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|error| CliError::internal(format!("cannot start threads: {error}")))
 }

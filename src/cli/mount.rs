@@ -8,8 +8,9 @@ use super::arguments::{KitArguments, LogFormat, NetworkArguments, parse_umask};
 use super::error::CliError;
 use super::output::{count_of, pass_bar, print_line, print_warnings, short_digest, show_opening};
 use super::reference::parse_reference;
+use super::runtime::block_on;
 use super::settings::{Settings, absolute, mountpoint};
-use super::{block_on, sizes};
+use super::sizes;
 use crate::daemon::api::{KitRequest, MountRequest, MountStatus};
 use crate::daemon::{self, Backend, DaemonConfig};
 

@@ -44,8 +44,8 @@ impl Settings {
             }
         };
         let Some(cache_folder) = folder else {
-            let message = "there is no place for a cache, because HOME is not set: \
-                           name a folder with --cache-dir or KITFS_CACHE_DIR";
+            let message = "there is no place for a cache, because HOME is not set and your user has no \
+                           home folder: name a folder with --cache-dir or KITFS_CACHE_DIR";
             return Err(CliError::usage(message));
         };
         let of_environment = || environment.cache_size.as_deref().map(sizes::parse).transpose();

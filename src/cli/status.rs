@@ -38,7 +38,12 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    let mounts = match Backend::running(&settings.daemon()?).await? {
+    let daemon = match settings.daemon() {
+        Ok(config) => Backend::running(&config).await?,
+        // Where there is no place for a cache there is no daemon; the mounts of others can be seen.
+        Err(_) => None,
+    };
+    let mounts = match daemon {
         Some(daemon) => daemon.status().await?.mounts,
         None => Vec::new(),
     };

@@ -42,8 +42,8 @@ impl Backend {
             return Ok(daemon);
         }
         match lifecycle::open_cache(config).await? {
-            Some(cache) => {
-                let service = Service::new(cache, config);
+            Some((cache, child_limits)) => {
+                let service = Service::new(cache, config, child_limits);
                 Ok(Self { config: config.clone(), kind: Kind::Local(service) })
             }
             None => Self::daemon(config).await,

@@ -20,17 +20,18 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::api::{Failure, FailureKind, MountRequest, MountStatus};
 use super::descriptors;
 use super::failure::cache_failure;
-use super::log;
+use super::log::{self, Log};
 use super::machine;
 use super::server;
 use super::service::Service;
+use super::signals::{self, Place, Signals, Told};
 use super::socket::{OwnerOnly, SocketPath};
 use crate::cache::{Cache, CacheConfig};
+use crate::process::limits::ChildLimits;
 
 /// What a daemon, or a command that takes the cache itself, is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,18 +85,26 @@ pub async fn run(
     mount: Option<MountRequest>,
     ready: impl FnOnce(Option<&MountStatus>) + Send,
 ) -> Result<(), Failure> {
+    let child_limits = prepare();
     let cache = config.open_cache()?;
     let socket =
         SocketPath::new(&config.cache_folder).map_err(|error| socket_failure(&config, &error))?;
     let listener = socket.bind().map_err(|error| socket_failure(&config, &error))?;
-    let service = Service::new(cache, &config);
+    let service = Service::new(cache, &config, child_limits);
     let server = axum::serve(OwnerOnly(listener), server::router(service.clone()))
         .with_graceful_shutdown(service.drained());
     let mut server = tokio::spawn(server.into_future());
 
+    let log = Log::of_this_process(&config.cache_folder);
+    let keep_short = async {
+        match &log {
+            Some(log) => log.keep_short().await,
+            None => std::future::pending().await,
+        }
+    };
     let outcome = tokio::select! {
-        outcome = serve_until_told(&service, mount, ready) => outcome,
-        never = log::keep_short(&config.cache_folder) => match never {},
+        outcome = serve_until_told(&service, mount, ready, log.as_ref()) => outcome,
+        never = keep_short => match never {},
     };
     service.end_mounts().await;
     service.settle().await;
@@ -111,17 +120,20 @@ async fn serve_until_told(
     service: &Arc<Service>,
     mount: Option<MountRequest>,
     ready: impl FnOnce(Option<&MountStatus>) + Send,
+    log: Option<&Log>,
 ) -> Result<(), Failure> {
     let internal = |error: io::Error| Failure::new(FailureKind::Internal, error.to_string());
-    let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(internal)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(internal)?;
+    let place = if mount.is_some() { Place::Foreground } else { Place::Background };
+    let mut signals = Signals::listen(place).map_err(internal)?;
     let told = async {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            _ = hangup.recv() => "SIGHUP",
-            () = service.stop_requested() => "a stop request",
+        loop {
+            tokio::select! {
+                told = signals.next() => match told {
+                    Told::End(signal) => return signal,
+                    Told::ReopenLog => log.into_iter().for_each(Log::reopen),
+                },
+                () = service.stop_requested() => return "a stop request",
+            }
         }
     };
     tokio::pin!(told);
@@ -196,15 +208,25 @@ pub(super) async fn start(config: &DaemonConfig) -> Result<(), Failure> {
     }
 }
 
-/// Opens the cache for a command; `None` when a daemon that was just starting has it.
+/// Makes this process fit to own a cache: many files open, and no end by the limit of file sizes.
+/// Returns what programs that it starts are to get back.
+fn prepare() -> ChildLimits {
+    signals::survive_file_size_limit();
+    ChildLimits::raise_own()
+}
+
+/// Opens the cache for a command, with the limits of its children; `None` when a daemon that was just starting has it.
 ///
 /// # Errors
 /// When the folder is unusable, or held by a process that neither answers nor ends soon.
-pub(super) async fn open_cache(config: &DaemonConfig) -> Result<Option<Arc<Cache>>, Failure> {
+pub(super) async fn open_cache(
+    config: &DaemonConfig,
+) -> Result<Option<(Arc<Cache>, ChildLimits)>, Failure> {
+    let child_limits = prepare();
     let deadline = Instant::now() + HELD_PATIENCE;
     loop {
         match config.open_cache() {
-            Ok(cache) => return Ok(Some(cache)),
+            Ok(cache) => return Ok(Some((cache, child_limits))),
             Err(_) if Cache::is_held(&config.cache_folder) && Instant::now() < deadline => {
                 let socket = SocketPath::new(&config.cache_folder)
                     .map_err(|error| socket_failure(config, &error))?;

@@ -26,23 +26,52 @@ pub(super) fn open(folder: &Path) -> io::Result<(File, PathBuf)> {
     Ok((create(&path)?, path))
 }
 
-/// Keeps the log below its limit, if it is this process's standard error. Never done.
-pub(super) async fn keep_short(folder: &Path) -> std::convert::Infallible {
-    let path = folder.join(NAME);
-    loop {
-        tokio::time::sleep(INTERVAL).await;
-        let log = rustix::fs::fstat(rustix::stdio::stderr());
-        let is_long = match (log, std::fs::metadata(&path)) {
-            (Ok(ours), Ok(there)) => ours.st_ino == there.ino() && there.len() > LIMIT_BYTES,
+/// The log of this process.
+pub(super) struct Log {
+    path: PathBuf,
+}
+
+impl Log {
+    /// The log, where this process's standard error is `daemon.log` of `folder`.
+    pub(super) fn of_this_process(folder: &Path) -> Option<Self> {
+        let this = Self { path: folder.join(NAME) };
+        this.is_current().then_some(this)
+    }
+
+    /// Keeps the log below its limit. Never done.
+    pub(super) async fn keep_short(&self) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let is_long = std::fs::metadata(&self.path).is_ok_and(|log| log.len() > LIMIT_BYTES);
+            if is_long && self.is_current() {
+                let renewed = put_aside(&self.path).and_then(|()| self.write_to_new_file());
+                if let Err(error) = renewed {
+                    tracing::warn!(%error, "the log cannot be put aside");
+                }
+            }
+        }
+    }
+
+    /// Goes on in a new file, where another program has moved the log away.
+    pub(super) fn reopen(&self) {
+        if !self.is_current()
+            && let Err(error) = self.write_to_new_file()
+        {
+            tracing::warn!(%error, "the log cannot be opened anew");
+        }
+    }
+
+    /// Whether the standard error is the file that lies at the log's place.
+    fn is_current(&self) -> bool {
+        match (rustix::fs::fstat(rustix::stdio::stderr()), std::fs::metadata(&self.path)) {
+            (Ok(ours), Ok(there)) => (ours.st_dev, ours.st_ino) == (there.dev(), there.ino()),
             _ => false,
-        };
-        if !is_long {
-            continue;
         }
-        let renewed = put_aside(&path).and_then(|()| create(&path));
-        if let Err(error) = renewed.and_then(|log| Ok(rustix::stdio::dup2_stderr(&log)?)) {
-            tracing::warn!(%error, "the log cannot be put aside");
-        }
+    }
+
+    fn write_to_new_file(&self) -> io::Result<()> {
+        let log = create(&self.path)?;
+        Ok(rustix::stdio::dup2_stderr(&log)?)
     }
 }
 

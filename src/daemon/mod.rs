@@ -41,6 +41,7 @@ mod recording;
 mod replay;
 mod server;
 mod service;
+mod signals;
 mod sizes;
 mod socket;
 mod upkeep;

@@ -9,6 +9,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::api::NetworkOptions;
+use crate::process::limits::ChildLimits;
 use crate::source::credentials::CredentialStore;
 use crate::source::mirrors::Mirrors;
 use crate::source::registry::{
@@ -22,13 +23,15 @@ const MOST_NETWORKS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero
 /// The sources of each set of network options.
 pub(super) struct Networks {
     limits: Arc<HostLimits>,
+    child_limits: ChildLimits,
     sources: Mutex<LruCache<NetworkOptions, Arc<Sources>>>,
 }
 
 impl Networks {
-    pub(super) fn new() -> Self {
+    /// No sources yet; credential helpers will get `child_limits`.
+    pub(super) fn new(child_limits: ChildLimits) -> Self {
         let limits = HostLimits::new(DEFAULT_REQUESTS_PER_HOST);
-        Self { limits, sources: Mutex::new(LruCache::new(MOST_NETWORKS)) }
+        Self { limits, child_limits, sources: Mutex::new(LruCache::new(MOST_NETWORKS)) }
     }
 
     /// The sources for `options`, made the first time; reads the certificate files then.
@@ -68,7 +71,8 @@ impl Networks {
             http_proxy: options.http_proxy.clone(),
             https_proxy: options.https_proxy.clone(),
             no_proxy: options.no_proxy.clone(),
-            credentials: CredentialStore::new(options.credential_files.clone()),
+            credentials: CredentialStore::new(options.credential_files.clone())
+                .with_helper_limits(self.child_limits),
             mirrors: Mirrors::new(options.registries_dir.clone()),
             limits: self.limits.clone(),
             timing: Timing {

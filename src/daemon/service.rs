@@ -36,6 +36,7 @@ use crate::fs::{self, FsConfig, Line, LoadRequest, LoadedKit};
 use crate::fuse::{Mount, MountOptions, Sessions};
 use crate::kit::Filters;
 use crate::oci::{Digest, LabelSelector, Origin};
+use crate::process::limits::ChildLimits;
 
 /// The version that commands and daemon compare.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -49,6 +50,7 @@ pub(super) struct Service {
     cache: Arc<Cache>,
     fetcher: Arc<Fetcher>,
     networks: Networks,
+    child_limits: ChildLimits,
     kits: Arc<Kits>,
     mounts: Arc<Mounts>,
     /// Started with the first mount: most commands make none.
@@ -60,7 +62,12 @@ pub(super) struct Service {
 }
 
 impl Service {
-    pub(super) fn new(cache: Arc<Cache>, config: &DaemonConfig) -> Arc<Self> {
+    /// A service over `cache`; programs that it starts get `child_limits`.
+    pub(super) fn new(
+        cache: Arc<Cache>,
+        config: &DaemonConfig,
+        child_limits: ChildLimits,
+    ) -> Arc<Self> {
         tracing::debug!(?config, "the cache is open");
         let fetch_config = FetchConfig { memory_bytes: config.memory_bytes };
         let fetcher = Fetcher::new(cache.clone(), fetch_config);
@@ -68,7 +75,8 @@ impl Service {
             hydration: Hydration::new(cache.clone(), fetcher.clone()),
             fetcher,
             cache,
-            networks: Networks::new(),
+            networks: Networks::new(child_limits),
+            child_limits,
             kits: Arc::default(),
             mounts: Arc::default(),
             sessions: Mutex::default(),
@@ -110,6 +118,7 @@ impl Service {
             nonempty: request.nonempty,
             noexec: request.noexec,
             passthrough: !request.no_passthrough,
+            child_limits: self.child_limits,
         };
         let config = FsConfig { tensor_prefetch: request.tensor_prefetch, ..FsConfig::default() };
         let checked = options.clone();

@@ -14,6 +14,7 @@ use super::FsError;
 use super::stored_file::StoredFile;
 use crate::fetch::Layer;
 use crate::layer::Extents;
+use crate::process::running_time;
 use crate::source::Priority;
 
 /// What a read came to.
@@ -61,7 +62,7 @@ impl PendingRead {
             let bytes = file.read(self.wanted.clone()).await?;
             Ok(Reply { bytes, _memory: memory })
         };
-        match tokio::time::timeout(self.deadline, read).await {
+        match running_time::timeout(self.deadline, read).await {
             Ok(result) => result,
             Err(_) => Err(FsError::TimedOut(self.deadline)),
         }

@@ -5,7 +5,7 @@
 //! open /dev/fuse, mount(2) --EPERM--> fusermount3 --the device, over a socket--> here
 //! ```
 
-use std::ffi::{CString, OsStr};
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -20,6 +20,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::MountError;
+use crate::process::limits::ChildLimits;
 
 /// The kernel's device for file systems in user space.
 pub(super) const DEVICE: &str = "/dev/fuse";
@@ -42,6 +43,8 @@ pub(super) struct MountRequest<'a> {
     pub(super) name: String,
     pub(super) allow_other: bool,
     pub(super) noexec: bool,
+    /// What fusermount3 gets of this process's limits.
+    pub(super) child_limits: ChildLimits,
 }
 
 /// Mounts, and returns the device that the kernel's requests come from.
@@ -98,29 +101,33 @@ fn mount_through_fusermount(request: &MountRequest<'_>) -> Result<OwnedFd, Mount
         MountError::Unavailable(format!(
             "{FUSERMOUNT} cannot mount on {}: {}",
             request.mountpoint.display(),
-            advice(detail.trim())
+            explained(detail.trim())
         ))
     };
     let (ours, theirs) = UnixStream::pair().map_err(|error| failed(error.to_string()))?;
     ours.set_read_timeout(Some(FUSERMOUNT_TIMEOUT)).map_err(|error| failed(error.to_string()))?;
-    let mut child = Command::new(FUSERMOUNT)
-        .arg("-o")
-        .arg(fusermount_options(request))
-        .arg("--")
-        .arg(request.mountpoint)
-        // The socket is its standard input, so no descriptor has to be leaked into it.
-        .env("_FUSE_COMMFD", "0")
-        .stdin(OwnedFd::from(theirs))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| missing(&error))?;
+    let mut command = fusermount(request.child_limits);
+    command.arg("-o").arg(fusermount_options(request)).arg("--").arg(request.mountpoint);
+    // The socket is its standard input, so no descriptor has to be leaked into it.
+    command.env("_FUSE_COMMFD", "0").stdin(OwnedFd::from(theirs));
+    let mut child = command.spawn().map_err(|error| missing(&error))?;
+    // The command has the socket's other end open, too. Without this a fusermount3 that sends nothing
+    // would be waited for until the time is up.
+    drop(command);
     let device = receive_device(&ours);
     let words = finish(&mut child);
     match device {
         Some(device) => Ok(device),
         None => Err(failed(words)),
     }
+}
+
+/// fusermount3 with what it writes to the standard error for us to read.
+fn fusermount(limits: ChildLimits) -> Command {
+    let mut command = Command::new(FUSERMOUNT);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    limits.give_back(&mut command);
+    command
 }
 
 fn fusermount_options(request: &MountRequest<'_>) -> String {
@@ -134,12 +141,18 @@ fn fusermount_options(request: &MountRequest<'_>) -> String {
     options + ",fsname=" + &request.name
 }
 
-/// What a user can do about fusermount3's words.
-fn advice(words: &str) -> String {
+/// fusermount3's words, and what a user can do about them.
+fn explained(words: &str) -> String {
     let advice = if words.contains("user_allow_other") {
         ": --allow-other needs the line `user_allow_other` in /etc/fuse.conf, which root can add"
     } else if words.contains("no write access") {
         ": the mountpoint must belong to you"
+    } else if words.contains("could not determine username") {
+        ": your user number has no line in /etc/passwd, which fusermount3 needs; add one, or mount as root"
+    } else if words.contains("/etc/mtab") {
+        ": it needs that file; as root, make it with `ln -s /proc/self/mounts /etc/mtab`"
+    } else if words.contains("too many FUSE filesystems") {
+        ": root can raise mount_max in /etc/fuse.conf"
     } else if words.contains("Operation not permitted") {
         ": in a container pass `--device /dev/fuse --cap-add SYS_ADMIN`; otherwise run as root"
     } else {
@@ -182,14 +195,18 @@ fn receive_device(socket: &UnixStream) -> Option<OwnedFd> {
 ///
 /// # Errors
 /// `BUSY`; `INVAL` when nothing is mounted there; whatever else the kernel says.
-pub(super) fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), UnmountFailure> {
+pub(super) fn unmount(
+    mountpoint: &Path,
+    lazy: bool,
+    child_limits: ChildLimits,
+) -> Result<(), UnmountFailure> {
     let mut flags = UnmountFlags::NOFOLLOW;
     if lazy {
         flags |= UnmountFlags::DETACH;
     }
     match rustix::mount::unmount(mountpoint, flags) {
         Ok(()) => Ok(()),
-        Err(Errno::PERM) => unmount_through_fusermount(mountpoint, lazy),
+        Err(Errno::PERM) => unmount_through_fusermount(mountpoint, lazy, child_limits),
         Err(Errno::BUSY) => Err(UnmountFailure::Busy),
         Err(Errno::INVAL | Errno::NOENT) => Err(UnmountFailure::NotMounted),
         Err(error) => Err(UnmountFailure::Other(std::io::Error::from(error).to_string())),
@@ -204,17 +221,13 @@ pub(super) enum UnmountFailure {
     Other(String),
 }
 
-fn unmount_through_fusermount(mountpoint: &Path, lazy: bool) -> Result<(), UnmountFailure> {
-    let flags: &[&OsStr] =
-        if lazy { &[OsStr::new("-u"), OsStr::new("-z")] } else { &[OsStr::new("-u")] };
-    let child = Command::new(FUSERMOUNT)
-        .args(flags)
-        .arg("--")
-        .arg(mountpoint)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
+fn unmount_through_fusermount(
+    mountpoint: &Path,
+    lazy: bool,
+    child_limits: ChildLimits,
+) -> Result<(), UnmountFailure> {
+    let flags: &[&str] = if lazy { &["-u", "-z"] } else { &["-u"] };
+    let child = fusermount(child_limits).args(flags).arg("--").arg(mountpoint).spawn();
     let mut child = child.map_err(|error| UnmountFailure::Other(missing(&error).to_string()))?;
     let words = finish(&mut child);
     match child.try_wait() {
@@ -223,7 +236,7 @@ fn unmount_through_fusermount(mountpoint: &Path, lazy: bool) -> Result<(), Unmou
         _ if words.contains("not found in") || words.contains("not mounted") => {
             Err(UnmountFailure::NotMounted)
         }
-        _ => Err(UnmountFailure::Other(words.trim().to_owned())),
+        _ => Err(UnmountFailure::Other(explained(words.trim()))),
     }
 }
 

@@ -39,6 +39,8 @@ mod wire;
 
 use std::path::PathBuf;
 
+use crate::process::limits::ChildLimits;
+
 pub use mount::Mount;
 pub use orphan::{Orphan, orphans, unmount_orphan};
 pub use passthrough::PassthroughStatus;
@@ -57,6 +59,8 @@ pub struct MountOptions {
     pub noexec: bool,
     /// Let the kernel read complete files from the cache by itself, where it can.
     pub passthrough: bool,
+    /// What fusermount3 gets of this process's limits.
+    pub child_limits: ChildLimits,
 }
 
 /// Why a mount cannot be made or ended. Messages name the mountpoint and what to do next.

@@ -27,6 +27,7 @@ use super::wire::REQUEST_BYTES;
 use super::wire::init::{Features, Offer};
 use super::{MountError, MountOptions, mount_table, mountpoint, readahead};
 use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
+use crate::process::limits::ChildLimits;
 
 /// How long the kernel may take to begin the handshake. It does so when it mounts.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,17 +85,20 @@ impl Mount {
         let file_system = Arc::new(FileSystem::new(kit, owner, config));
         let passthrough = Arc::new(Passthrough::new(file_system.clone(), options.passthrough));
 
-        let (allow_other, noexec) = (options.allow_other, options.noexec);
-        let request = device::MountRequest { mountpoint: &path, name, allow_other, noexec };
+        let MountOptions { allow_other, noexec, child_limits, .. } = *options;
+        let request =
+            device::MountRequest { mountpoint: &path, name, allow_other, noexec, child_limits };
         let device = device::mount(&request)?;
         // From here on an error takes the mount out of the tree again.
         let (end, ended) = watch::channel(false);
-        let attachment = Attachment::new(path, ended);
+        let mut attachment = Attachment { path, entry: None, ended, child_limits };
         let connection = Connection::new(device).map_err(|error| io(error.into()))?;
         let features = shake_hands(&connection, &passthrough).map_err(io)?;
         let adapter = Adapter::new(file_system, passthrough.clone(), features, Handle::current());
         let failures = adapter.failures();
         sessions.add(connection, adapter, end).map_err(io)?;
+        // Only now that requests are answered: the table may lie below the mount.
+        attachment.find_entry();
         let mountpoint = mountpoint.clone();
         let mount = Self { mountpoint, attachment, failures, passthrough, _sessions: sessions };
         mount.wait_for_first_answer()?;
@@ -280,6 +284,7 @@ struct Attachment {
     /// The mount's line of the mount table, where that could be read.
     entry: Option<mount_table::Entry>,
     ended: watch::Receiver<bool>,
+    child_limits: ChildLimits,
 }
 
 enum DetachFailure {
@@ -290,9 +295,8 @@ enum DetachFailure {
 }
 
 impl Attachment {
-    fn new(path: PathBuf, ended: watch::Receiver<bool>) -> Self {
-        let entry = mount_table::at(&path).unwrap_or_default().pop();
-        Self { path, entry, ended }
+    fn find_entry(&mut self) {
+        self.entry = mount_table::at(&self.path).unwrap_or_default().pop();
     }
 
     fn has_ended(&self) -> bool {
@@ -316,7 +320,7 @@ impl Attachment {
                 Some(_) => {}
             }
         }
-        match device::unmount(&self.path, lazy) {
+        match device::unmount(&self.path, lazy, self.child_limits) {
             Ok(()) | Err(UnmountFailure::NotMounted) => Ok(()),
             Err(UnmountFailure::Busy) => Err(DetachFailure::Busy),
             Err(UnmountFailure::Other(words)) => Err(DetachFailure::Other(words)),

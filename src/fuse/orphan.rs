@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::MountError;
 use super::device::{self, UnmountFailure};
 use super::mount_table::{self, FILE_SYSTEM};
+use crate::process::limits::ChildLimits;
 
 /// How long mounts may take to say that they live. A dead one is told by the kernel at once, so
 /// this is only for those whose daemon is stuck or busy.
@@ -83,7 +84,7 @@ pub fn unmount_orphan(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
     if entries.last().is_none_or(|entry| entry.file_system != FILE_SYSTEM) {
         return Err(not_ours());
     }
-    device::unmount(mountpoint, lazy).map_err(|failure| match failure {
+    device::unmount(mountpoint, lazy, ChildLimits::default()).map_err(|failure| match failure {
         UnmountFailure::Busy => MountError::Busy(format!(
             "{place} is in use by a program (`fuser -vm {place}` names it); \
              `kitfs umount --lazy {place}` takes it out of the tree all the same"

@@ -13,6 +13,7 @@ mod indexes;
 mod kinds_of_kits;
 mod kit_storage;
 mod lazy;
+mod limits;
 mod mounting;
 mod patience;
 mod remote_data;

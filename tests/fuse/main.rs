@@ -25,6 +25,7 @@ use engine::Engine;
 use kitfs::fs::FsConfig;
 use kitfs::fuse::{Mount, MountError, MountOptions, PassthroughStatus, Sessions};
 use kitfs::layer::layout::CHUNK_BYTES;
+use kitfs::process::limits::ChildLimits;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -105,6 +106,7 @@ impl Mounted {
             nonempty: false,
             noexec: how.noexec,
             passthrough: how.passthrough,
+            child_limits: ChildLimits::default(),
         };
         let _inside = self.engine.runtime.enter();
         Mount::new(Arc::new(kit), &options, how.config, self.sessions.clone())
@@ -846,6 +848,7 @@ fn child_of_an_ordinary_user() {
         nonempty: false,
         noexec: false,
         passthrough: true,
+        child_limits: ChildLimits::default(),
     };
     let refused = Mount::check(&options(true)).unwrap_err();
     assert!(refused.to_string().contains("user_allow_other"), "{refused}");

@@ -73,9 +73,23 @@ impl Kitfs {
         command
     }
 
+    /// The command, started by a shell that runs `before` first: limits, traps.
+    pub fn command_after<S: AsRef<OsStr>>(&self, before: &str, arguments: &[S]) -> Command {
+        let inner = self.command(arguments);
+        let mut command = Command::new("sh");
+        command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.current_dir(self.folder.path()).arg("-c").arg(format!("{before}\nexec \"$@\""));
+        command.arg("sh").arg(inner.get_program()).args(inner.get_args());
+        command
+    }
+
     /// Runs a command to its end.
     pub fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Outcome {
-        let mut command = self.command(arguments);
+        Self::run_command(self.command(arguments))
+    }
+
+    /// Runs a command of [`Self::command`] or [`Self::command_after`] to its end.
+    pub fn run_command(mut command: Command) -> Outcome {
         let words = format!("{command:?}");
         let child = command
             .stdin(Stdio::null())

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use super::Credential;
+use crate::process::limits::ChildLimits;
 
 /// The most that is read of a helper's output; cloud tokens have some 12 KiB.
 const OUTPUT_LIMIT_BYTES: u64 = 256 * 1024;
@@ -31,6 +32,7 @@ const TOKEN_USER: &str = "<token>";
 pub(super) struct Helper {
     name: String,
     program: PathBuf,
+    limits: ChildLimits,
 }
 
 #[derive(Deserialize)]
@@ -43,7 +45,11 @@ struct WireAnswer {
 
 impl Helper {
     /// The helper `docker-credential-NAME` in `search_path`, or where the process finds programs.
-    pub(super) fn find(name: &str, search_path: Option<&OsStr>) -> Result<Self, String> {
+    pub(super) fn find(
+        name: &str,
+        search_path: Option<&OsStr>,
+        limits: ChildLimits,
+    ) -> Result<Self, String> {
         let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         if !name.bytes().all(is_word) {
             return Err(format!(
@@ -59,7 +65,7 @@ impl Helper {
                 .find(|program| program.is_absolute() && program.is_file())
                 .ok_or_else(|| missing(&name))?,
         };
-        Ok(Self { name, program })
+        Ok(Self { name, program, limits })
     }
 
     /// Asks for the credential of `server`.
@@ -82,13 +88,10 @@ impl Helper {
 
     /// Runs the helper to its end; returns its success and its output. Dropping kills it.
     async fn run(&self, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
-        let mut child = Command::new(&self.program)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
+        let mut command = Command::new(&self.program);
+        command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        self.limits.give_back(command.as_std_mut());
+        let mut child = command.kill_on_drop(true).spawn()?;
         let mut input = child.stdin.take().expect("stdin is piped");
         // A helper that does not read its input may still answer.
         let _ = input.write_all(server.as_bytes()).await;

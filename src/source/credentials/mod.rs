@@ -24,6 +24,7 @@ use helper::Helper;
 
 use super::SourceError;
 use super::blob_folder::{off_the_runtime, read_small};
+use crate::process::limits::ChildLimits;
 
 /// The largest file of credentials that is read; one entry has some 200 bytes, an OAuth token at
 /// most a few thousand.
@@ -83,6 +84,7 @@ pub struct CredentialStore {
     files: Vec<PathBuf>,
     helper_path: Option<OsString>,
     helper_timeout: Option<Duration>,
+    helper_limits: ChildLimits,
     has_warned: Arc<AtomicBool>,
 }
 
@@ -95,6 +97,12 @@ impl CredentialStore {
     /// Searches helpers in these folders (as in `PATH`) instead of where the process would.
     pub fn with_helper_path(mut self, helper_path: OsString) -> Self {
         self.helper_path = Some(helper_path);
+        self
+    }
+
+    /// Starts helpers with these limits.
+    pub fn with_helper_limits(mut self, helper_limits: ChildLimits) -> Self {
+        self.helper_limits = helper_limits;
         self
     }
 
@@ -186,7 +194,7 @@ impl CredentialStore {
     }
 
     async fn ask(&self, name: &str, registry: &str) -> Result<Credential, String> {
-        let helper = Helper::find(name, self.helper_path.as_deref())?;
+        let helper = Helper::find(name, self.helper_path.as_deref(), self.helper_limits)?;
         helper
             .get(docker_config::server_url(registry), self.helper_timeout.unwrap_or(HELPER_TIMEOUT))
             .await

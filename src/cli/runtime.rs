@@ -1,0 +1,101 @@
+//! The runtime of a command: its threads, where the number of processes may be limited.
+//!
+//! A container or a service may have as few processes and threads as its administrator allows
+//! (`--pids-limit`, `TasksMax`, `ulimit -u`). tokio panics where its threads cannot be started, and waits
+//! for ever for one that it starts later. So the threads that can be had are counted first.
+
+use std::io;
+use std::sync::mpsc;
+
+use tokio::runtime::Runtime;
+
+use super::error::CliError;
+
+/// The most threads that run tasks. More cores than that hash and decode on threads of their own.
+const MOST_WORKERS: usize = 16;
+/// Threads beside those: for blocking work, and for the kernel's requests.
+const OTHERS: usize = 8;
+/// The fewest threads beside the workers that a command can do with.
+const LEAST_OTHERS: usize = 3;
+
+/// Runs a command that needs the network or the control socket.
+pub(super) fn block_on<T>(
+    command: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    runtime()?.block_on(command)
+}
+
+fn runtime() -> Result<Runtime, CliError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let wanted = cores.min(MOST_WORKERS);
+    let (startable, error) = startable(wanted + OTHERS);
+    let workers = match workers(wanted, startable) {
+        Some(workers) => workers,
+        None => {
+            let why = error.map_or_else(String::new, |error| format!(" ({error})"));
+            return Err(CliError::internal(format!(
+                "only {startable} threads can be started{why}, and kitfs needs {}: allow more processes \
+                 (`--pids-limit` of the container, TasksMax= of the service, `ulimit -u`)",
+                1 + LEAST_OTHERS
+            )));
+        }
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    runtime.map_err(|error| CliError::internal(format!("cannot start threads: {error}")))
+}
+
+/// How many of `wanted` workers there are to be, where `startable` threads can be had in all.
+fn workers(wanted: usize, startable: usize) -> Option<usize> {
+    let left = startable.checked_sub(OTHERS).filter(|&left| left > 0);
+    match left {
+        Some(left) => Some(left.min(wanted)),
+        None => (startable > LEAST_OTHERS).then_some(1),
+    }
+}
+
+/// How many threads can run at the same time, at most `wanted`; and why no more.
+fn startable(wanted: usize) -> (usize, Option<io::Error>) {
+    // Each thread waits until its sender is dropped, so that all of them are there at once.
+    let mut running = Vec::with_capacity(wanted);
+    let mut failure = None;
+    while running.len() < wanted && failure.is_none() {
+        let (end, ended) = mpsc::channel::<()>();
+        match std::thread::Builder::new().spawn(move || _ = ended.recv()) {
+            Ok(thread) => running.push((end, thread)),
+            Err(error) => failure = Some(error),
+        }
+    }
+    let count = running.len();
+    for (end, thread) in running {
+        drop(end);
+        // It does nothing that could panic.
+        let _ = thread.join();
+    }
+    (count, failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_leave_threads_to_others() {
+        for (wanted, startable, expected) in [
+            (4, 12, Some(4)),
+            (4, 10, Some(2)),
+            (4, 9, Some(1)),
+            (4, 8, Some(1)),
+            (4, 4, Some(1)),
+            (4, 3, None),
+            (16, 0, None),
+        ] {
+            assert_eq!(workers(wanted, startable), expected, "{startable} of {wanted}");
+        }
+    }
+
+    #[test]
+    fn threads_are_counted() {
+        assert_eq!(startable(5).0, 5);
+    }
+}

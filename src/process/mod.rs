@@ -1,0 +1,9 @@
+//! This process among others: the time that it ran, and the limits that it shares with its children.
+//!
+//! - [`running_time`]: deadlines that do not run while the process is stopped.
+//! - [`limits`]: open files, and what programs that are started get of the limit.
+//!
+//! Every room may use it, and it uses none.
+
+pub mod limits;
+pub mod running_time;
