@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::arguments::LogFormat;
 use super::error::CliError;
 use super::mount::notify_ready;
-use super::output::{count_of, print_json, print_line};
+use super::output::{count_of, print_json, print_line, warn};
 use super::runtime::block_on;
 use super::settings::Settings;
 use super::sizes;
@@ -70,17 +70,23 @@ async fn start(settings: &Settings, config: DaemonConfig) -> Result<(), CliError
 
 async fn stop(config: DaemonConfig) -> Result<(), CliError> {
     let folder = config.cache_folder.display();
-    match Backend::running(&config).await? {
-        Some(daemon) => {
-            daemon.stop().await?;
-            print_line(format_args!("the daemon of {folder} has ended, and the mounts it served"))
+    let running = Backend::running(&config).await?;
+    let mut has_stopped = false;
+    for daemon in running.into_iter().chain(Backend::lost(&config).await?) {
+        daemon.stop().await?;
+        has_stopped = true;
+    }
+    match has_stopped {
+        true => {
+            print_line(format_args!("the daemon of {folder} has ended, and its mounts with it"))
         }
-        None => print_line(format_args!("no daemon runs for {folder}")),
+        false => print_line(format_args!("no daemon runs for {folder}")),
     }
 }
 
 async fn status(config: DaemonConfig, is_json: bool) -> Result<(), CliError> {
-    let Some(daemon) = Backend::running(&config).await? else {
+    let running = Backend::running(&config).await?;
+    let Some(daemon) = running.or(Backend::lost(&config).await?.pop()) else {
         let message = format!("no daemon runs for {}", config.cache_folder.display());
         return Err(CliError::new(FailureKind::Daemon, message));
     };
@@ -89,6 +95,9 @@ async fn status(config: DaemonConfig, is_json: bool) -> Result<(), CliError> {
         return print_json(&status);
     }
     let capacity = status.cache_capacity_bytes.map_or("no limit".to_owned(), sizes::show);
+    if status.cache_folder_is_lost {
+        warn("its cache folder was removed or replaced: it ends with its last mount");
+    }
     print_line(format_args!("kitfs {}, process {}", status.version, status.pid))?;
     print_line(format_args!(
         "cache {}: {} of {capacity}",

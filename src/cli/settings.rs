@@ -32,6 +32,11 @@ impl Settings {
         Self { cache, environment }
     }
 
+    /// Whether a cache folder was named, by flag or environment.
+    pub(super) fn names_cache_folder(&self) -> bool {
+        self.cache.cache_dir.is_some() || self.environment.cache_dir.is_some()
+    }
+
     /// What a daemon is started with, or the cache taken with.
     pub(super) fn daemon(&self) -> Result<DaemonConfig, CliError> {
         let environment = &self.environment;

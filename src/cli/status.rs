@@ -13,7 +13,7 @@ use super::settings::Settings;
 use super::sizes;
 use crate::daemon::Backend;
 use crate::daemon::api::{HydrateState, MountStatus, PassthroughState};
-use crate::fuse::{Orphan, orphans};
+use crate::fuse::{Answer, OtherMount, other_mounts};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -38,28 +38,37 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    let daemon = match settings.daemon() {
-        Ok(config) => Backend::running(&config).await?,
-        // Where there is no place for a cache there is no daemon; the mounts of others can be seen.
-        Err(_) => None,
+    // Where there is no place for a cache there is no daemon; the mounts of others can be seen.
+    let (mut mounts, lost) = match settings.daemon() {
+        Ok(config) => {
+            (mounts_of(Backend::running(&config).await?).await?, Backend::lost(&config).await?)
+        }
+        Err(_) => (Vec::new(), Vec::new()),
     };
-    let mounts = match daemon {
-        Some(daemon) => daemon.status().await?.mounts,
-        None => Vec::new(),
-    };
+    for daemon in lost {
+        let status = daemon.status().await?;
+        warn(format_args!(
+            "the cache folder {} was removed or replaced: process {} goes on with the files that it has \
+             open, and ends with its last mount",
+            path_text(&status.cache_folder),
+            status.pid
+        ));
+        mounts.extend(status.mounts);
+    }
     let served: Vec<_> = mounts.iter().map(|mount| mount.mountpoint.clone()).collect();
-    let dead = tokio::task::spawn_blocking(move || orphans(&served));
-    let dead = dead.await.map_err(|error| CliError::internal(error.to_string()))?;
-    let dead = dead.unwrap_or_else(|error| {
+    let others = tokio::task::spawn_blocking(move || other_mounts(&served));
+    let others = others.await.map_err(|error| CliError::internal(error.to_string()))?;
+    let mut dead = others.unwrap_or_else(|error| {
         warn(format_args!("mounts that nobody serves cannot be looked for: {error}"));
         Vec::new()
     });
+    dead.retain(|mount| mount.answer == Answer::Dead);
     match arguments.json {
         true => print_json(&listed(&mounts, &dead)),
         false => print_table_of(&mounts, &dead),
     }?;
-    for orphan in &dead {
-        let place = printable(orphan.mountpoint.as_os_str().as_bytes());
+    for mount in &dead {
+        let place = printable(mount.mountpoint.as_os_str().as_bytes());
         warn(format_args!(
             "{place}: the daemon that served it is gone; `kitfs umount {place}` takes it out of \
              the tree"
@@ -77,6 +86,13 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     Ok(())
 }
 
+async fn mounts_of(daemon: Option<Backend>) -> Result<Vec<MountStatus>, CliError> {
+    match daemon {
+        Some(daemon) => Ok(daemon.status().await?.mounts),
+        None => Ok(Vec::new()),
+    }
+}
+
 /// An element of the JSON array.
 #[derive(Serialize)]
 #[serde(untagged)]
@@ -85,10 +101,10 @@ enum Listed<'a> {
     Dead { mountpoint: Cow<'a, str>, reference: &'a str, state: &'static str },
 }
 
-fn listed<'a>(mounts: &'a [MountStatus], dead: &'a [Orphan]) -> Vec<Listed<'a>> {
-    let dead = dead.iter().map(|orphan| Listed::Dead {
-        mountpoint: orphan.mountpoint.to_string_lossy(),
-        reference: &orphan.reference,
+fn listed<'a>(mounts: &'a [MountStatus], dead: &'a [OtherMount]) -> Vec<Listed<'a>> {
+    let dead = dead.iter().map(|mount| Listed::Dead {
+        mountpoint: mount.mountpoint.to_string_lossy(),
+        reference: &mount.reference,
         state: "dead",
     });
     mounts.iter().map(Listed::Served).chain(dead).collect()
@@ -99,7 +115,7 @@ pub(super) fn print_mounts(mounts: &[MountStatus]) -> Result<(), CliError> {
     print_table_of(mounts, &[])
 }
 
-fn print_table_of(mounts: &[MountStatus], dead: &[Orphan]) -> Result<(), CliError> {
+fn print_table_of(mounts: &[MountStatus], dead: &[OtherMount]) -> Result<(), CliError> {
     let headings =
         ["MOUNT", "REFERENCE", "DIGEST", "TOTAL", "RESIDENT", "STATE", "REST", "PASSTHROUGH"];
     let mounts = mounts.iter().map(|mount| {
@@ -114,11 +130,11 @@ fn print_table_of(mounts: &[MountStatus], dead: &[Orphan]) -> Result<(), CliErro
             passthrough_text(&mount.passthrough),
         ]
     });
-    let dead = dead.iter().map(|orphan| {
+    let dead = dead.iter().map(|mount| {
         let unknown = || "-".to_owned();
         vec![
-            path_text(&orphan.mountpoint),
-            orphan.reference.clone(),
+            path_text(&mount.mountpoint),
+            mount.reference.clone(),
             unknown(),
             unknown(),
             unknown(),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use clap::Subcommand;
 use futures_util::StreamExt;
 use tokio::process::Command as Process;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::error::CliError;
 use super::output::{count_of, print_line, print_table, printable, say, warn};
@@ -88,7 +88,7 @@ async fn record(
     let lines = backend.record(&request).await?;
     let output = Output::new(output)?;
     let (path, is_new) = (output.path.clone(), matches!(output.sink, Sink::Started(_)));
-    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut interrupts = Interrupts { signal: signal(SignalKind::interrupt())?, skips_next: false };
     let mut child = match command.split_first() {
         Some((program, arguments)) => {
             let failed = |error| {
@@ -106,26 +106,33 @@ async fn record(
     };
     let mut recorder = Recorder::new(backend, request, lines, output);
     let mut exit_code = None;
+    // Whether an interrupt came that was the command's.
+    let mut was_interrupted = false;
     while recorder.is_recording() || child.is_some() && exit_code.is_none() {
         let ended = async {
             match &mut child {
-                Some(child) => child.wait().await.map(exit_code_of),
+                Some(child) => child.wait().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            line = recorder.next() => recorder.take(line).await,
-            code = ended, if exit_code.is_none() => {
-                exit_code = Some(code?);
-                recorder.stop_unless(interrupts.recv()).await;
-            }
-            // A command gets the signal too, and ends by it or not. One more, or one after it, ends
+            biased;
+            // A command gets the signal, too, and ends by it or not. One more, or one after it, ends
             // the wait for what was read last.
-            _ = interrupts.recv() => match (&child, exit_code) {
-                (Some(_), None) => {}
+            () = interrupts.next() => match (&child, exit_code) {
+                (Some(_), None) => was_interrupted = true,
                 _ if recorder.is_stopped => recorder.cut(),
-                _ => recorder.stop_unless(interrupts.recv()).await,
+                _ => recorder.stop_unless(interrupts.next()).await,
+            },
+            status = ended, if exit_code.is_none() => {
+                let status = status?;
+                exit_code = Some(exit_code_of(status));
+                // The interrupt that ended the command may reach this process only later.
+                interrupts.skips_next =
+                    status.signal() == Some(SignalKind::interrupt().as_raw_value()) && !was_interrupted;
+                recorder.stop_unless(interrupts.next()).await;
             }
+            line = recorder.next() => recorder.take(line).await,
         }
     }
     let recorded = recorder.end();
@@ -137,6 +144,23 @@ async fn record(
                 warn(failure);
             }
             Err(CliError::Passed(code as u8))
+        }
+    }
+}
+
+/// Ctrl-C.
+struct Interrupts {
+    signal: Signal,
+    /// Whether the next one was meant for the command that is recorded.
+    skips_next: bool,
+}
+
+impl Interrupts {
+    /// Waits for the next one. May be dropped and called again.
+    async fn next(&mut self) {
+        self.signal.recv().await;
+        if std::mem::take(&mut self.skips_next) {
+            self.signal.recv().await;
         }
     }
 }
@@ -208,10 +232,10 @@ impl Recorder {
     }
 
     /// The same, but for a daemon that does not answer: whoever interrupts waits for it no longer.
-    async fn stop_unless(&mut self, interrupted: impl Future<Output = Option<()>>) {
+    async fn stop_unless(&mut self, interrupted: impl Future<Output = ()>) {
         tokio::select! {
             () = self.stop() => {}
-            _ = interrupted => self.cut(),
+            () = interrupted => self.cut(),
         }
     }
 

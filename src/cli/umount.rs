@@ -1,42 +1,109 @@
-//! `kitfs umount DIR`.
+//! `kitfs umount DIR…`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use tokio::task::spawn_blocking;
 
 use super::error::CliError;
+use super::output::{print_warnings, say};
 use super::settings::{Settings, mountpoint};
 use crate::daemon::Backend;
-use crate::daemon::api::{Failure, FailureKind};
-use crate::fuse::unmount_orphan;
+use crate::daemon::api::{Failure, FailureKind, UnmountReport};
+use crate::fuse::{other_mounts, unmount_other};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A mount whose daemon is gone is taken out of the tree too.
+A mount is found by its folder, whichever cache folder its daemon has. A mount whose daemon is gone is
+taken away, too. A folder that `kitfs mount` has made is removed.
+
+When programs use a mount, the command names them and fails.
 
 Examples:
   kitfs umount /models
+  kitfs umount /models /data
+  kitfs umount --all
   kitfs umount --lazy /models")]
 pub(super) struct Arguments {
-    /// Where the kit is mounted.
-    #[arg(value_name = "DIR")]
-    mountpoint: PathBuf,
-    /// Take it out of the tree at once; programs that use it can go on.
+    /// Where the kits are mounted.
+    #[arg(value_name = "DIR", required_unless_present = "all")]
+    mountpoints: Vec<PathBuf>,
+    /// End all your mounts; with --cache-dir, those that use that cache folder.
+    #[arg(short, long, conflicts_with = "mountpoints")]
+    all: bool,
+    /// Take the mount away at once. Programs can read the files that they have open to the end.
     #[arg(short, long)]
     lazy: bool,
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    let mountpoint = mountpoint(&arguments.mountpoint)?;
-    if let Some(daemon) = Backend::running(&settings.daemon()?).await? {
-        match daemon.unmount(mountpoint.clone(), arguments.lazy).await {
-            Ok(()) => return Ok(()),
-            // Perhaps another cache folder's, or a leftover.
-            Err(failure) if failure.kind == FailureKind::NotFound => {}
-            // It was killed while it was asked.
-            Err(failure) if failure.kind == FailureKind::Daemon && daemon.has_ended().await => {}
-            Err(failure) => return Err(failure.into()),
+    let places = match arguments.all {
+        true => all(settings).await?,
+        false => {
+            let places = arguments.mountpoints.iter().map(|place| mountpoint(place));
+            places.collect::<Result<_, _>>()?
+        }
+    };
+    let mut failures = Vec::new();
+    for place in places {
+        match unmount(settings, &place, arguments.lazy).await {
+            Ok(report) => print_warnings(&report.warnings),
+            Err(failure) => failures.push(failure),
         }
     }
-    let orphan = tokio::task::spawn_blocking(move || unmount_orphan(&mountpoint, arguments.lazy));
-    let ended = orphan.await.map_err(|error| CliError::internal(error.to_string()))?;
-    Ok(ended.map_err(Failure::from)?)
+    // The first one gives the exit code, and is told by whoever called this.
+    let mut failures = failures.into_iter();
+    let Some(first) = failures.next() else { return Ok(()) };
+    failures.for_each(say);
+    Err(first.into())
+}
+
+/// The mounts of this user, or those of the daemons of the cache folder that was named.
+async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
+    let mut places = Vec::new();
+    if let Ok(config) = settings.daemon() {
+        let running = Backend::running(&config).await?;
+        for daemon in running.into_iter().chain(Backend::lost(&config).await?) {
+            places.extend(daemon.status().await?.mounts.into_iter().map(|mount| mount.mountpoint));
+        }
+    }
+    if !settings.names_cache_folder() {
+        let served = places.clone();
+        let others = spawn_blocking(move || other_mounts(&served)).await;
+        let others = others.map_err(|error| CliError::internal(error.to_string()))?;
+        let own = rustix::process::getuid().as_raw();
+        let others = others.map_err(|error| CliError::internal(error.to_string()))?;
+        let others = others.into_iter().filter(|mount| mount.uid == Some(own));
+        places.extend(others.map(|mount| mount.mountpoint));
+    }
+    Ok(places)
+}
+
+/// Ends a mount: by the daemon that serves it, or without one.
+async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<UnmountReport, Failure> {
+    let config = settings.daemon().ok();
+    let daemons = async {
+        let by_mount = Backend::of_mount(place).await?;
+        // One that is stuck does not say who serves it.
+        let by_folder = match (&by_mount, &config) {
+            (None, Some(config)) => Backend::running(config).await?,
+            _ => None,
+        };
+        Ok::<_, Failure>(by_mount.or(by_folder))
+    };
+    if let Some(daemon) = daemons.await? {
+        match daemon.unmount(place, lazy).await {
+            Ok(report) => return Ok(report),
+            // Another daemon's, or a leftover.
+            Err(failure) if failure.kind == FailureKind::NotFound => {}
+            // The daemon was killed while it was asked.
+            Err(failure) if failure.kind == FailureKind::Daemon && daemon.has_ended().await => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    let place = place.to_owned();
+    let ended = spawn_blocking(move || unmount_other(&place, lazy)).await;
+    match ended {
+        Ok(ended) => Ok(ended.map(|()| UnmountReport::default())?),
+        Err(error) => Err(Failure::new(FailureKind::Internal, error.to_string())),
+    }
 }

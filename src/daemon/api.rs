@@ -393,6 +393,10 @@ pub struct DaemonStatus {
     pub version: String,
     /// The cache folder it owns.
     pub cache_folder: PathBuf,
+    /// Whether somebody has removed or replaced the folder since: the daemon goes on with the files that
+    /// it has open, commands find it by its mounts only, and it ends with the last of them.
+    #[serde(default)]
+    pub cache_folder_is_lost: bool,
     /// Bytes of content in the cache.
     pub cache_resident_bytes: u64,
     /// The most bytes of content the cache may hold, if bounded.
@@ -612,6 +616,13 @@ pub struct UnmountRequest {
     /// Take it out of the tree at once, even while programs use it.
     #[serde(default)]
     pub lazy: bool,
+}
+
+/// What ending a mount came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmountReport {
+    /// What is to be said: who still uses the mount elsewhere.
+    pub warnings: Vec<String>,
 }
 
 /// A layer in the cache, as `kitfs cache ls` shows it.

@@ -1,28 +1,32 @@
 //! Who does the work of a command: the daemon that owns the cache folder, or this process.
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
+use tokio::task::spawn_blocking;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
-    Listing, MountRequest, MountStatus, OpenProgress, ReadRequest, RecordRequest, TagInfo,
-    TagsRequest, WarmEvent, WarmReport, WarmRequest,
+    Listing, MountRequest, MountStatus, OpenProgress, PassProgress, ReadRequest, RecordRequest,
+    TagInfo, TagsRequest, UnmountReport, WarmEvent, WarmReport, WarmRequest,
 };
 use super::client::Client;
+use super::failure::panicked;
 use super::lifecycle::{self, DaemonConfig};
 use super::service::Service;
-use super::socket::SocketPath;
+use super::socket::{Address, SocketPath};
+use crate::fuse::{Answer, daemon_of, other_mounts};
 
 /// Bytes of files as they arrive.
 pub type ByteStream = BoxStream<'static, Result<Bytes, Failure>>;
 
 /// A running daemon, or a service in this process.
 pub struct Backend {
-    config: DaemonConfig,
+    cache_folder: PathBuf,
     kind: Kind,
 }
 
@@ -43,8 +47,8 @@ impl Backend {
         }
         match lifecycle::open_cache(config).await? {
             Some((cache, child_limits)) => {
-                let service = Service::new(cache, config, child_limits);
-                Ok(Self { config: config.clone(), kind: Kind::Local(service) })
+                let service = Service::new(cache, config, child_limits, None);
+                Ok(Self { cache_folder: config.cache_folder.clone(), kind: Kind::Local(service) })
             }
             None => Self::daemon(config).await,
         }
@@ -76,13 +80,58 @@ impl Backend {
             return Ok(None);
         }
         let kind = Kind::Daemon(Client::new(socket)?);
-        Ok(Some(Self { config: config.clone(), kind }))
+        Ok(Some(Self { cache_folder: config.cache_folder.clone(), kind }))
+    }
+
+    /// Talks to the daemon that serves the mount at a canonical mountpoint, whatever its cache folder;
+    /// `None` where no daemon of this user answers for it.
+    pub async fn of_mount(mountpoint: &Path) -> Result<Option<Self>, Failure> {
+        let mountpoint = mountpoint.to_owned();
+        let answer = spawn_blocking(move || daemon_of(&mountpoint)).await.map_err(panicked)?;
+        match answer {
+            Some(Answer::Daemon(told)) => Self::told(&told).await,
+            Some(Answer::Dead | Answer::Silent) | None => Ok(None),
+        }
+    }
+
+    /// Talks to daemons that were started with the same cache folder, and are no longer found by it:
+    /// somebody has removed or replaced the folder. They are known by their mounts.
+    pub async fn lost(config: &DaemonConfig) -> Result<Vec<Self>, Failure> {
+        let mounts = spawn_blocking(|| other_mounts(&[])).await.map_err(panicked)?;
+        let mut daemons = Vec::new();
+        let mut known = HashSet::new();
+        // What cannot be listed is not found.
+        for mount in mounts.unwrap_or_default() {
+            let Answer::Daemon(told) = mount.answer else { continue };
+            let is_ours = |address: Address| {
+                address.cache_folder == config.cache_folder && known.insert(told.clone())
+            };
+            if Address::parse(&told).is_some_and(is_ours)
+                && let Some(daemon) = Self::told(&told).await?
+                && daemon.status().await?.cache_folder_is_lost
+            {
+                daemons.push(daemon);
+            }
+        }
+        Ok(daemons)
+    }
+
+    /// Talks to the daemon that a mount tells of.
+    async fn told(told: &str) -> Result<Option<Self>, Failure> {
+        let Some(address) = Address::parse(told) else { return Ok(None) };
+        for socket in address.sockets() {
+            if socket.is_answered_by_own_user().await {
+                let kind = Kind::Daemon(Client::new(socket)?);
+                return Ok(Some(Self { cache_folder: address.cache_folder.clone(), kind }));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the daemon that broke a request off has ended, or is ending just now.
     pub async fn has_ended(&self) -> bool {
         match &self.kind {
-            Kind::Daemon(_) => lifecycle::falls_silent(&self.config.cache_folder).await,
+            Kind::Daemon(client) => lifecycle::falls_silent(client.socket()).await,
             Kind::Local(_) => false,
         }
     }
@@ -91,7 +140,7 @@ impl Backend {
     pub async fn status(&self) -> Result<DaemonStatus, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.status().await,
-            Kind::Local(service) => Ok(service.status()),
+            Kind::Local(service) => Ok(service.status().await),
         }
     }
 
@@ -160,8 +209,9 @@ impl Backend {
         }
     }
 
-    /// Ends a mount; `lazy` takes it out of the tree even while programs use it.
-    pub async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {
+    /// Ends a mount; `lazy` takes it out of the tree even while programs use it. Says who still uses it
+    /// elsewhere.
+    pub async fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<UnmountReport, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.unmount(mountpoint, lazy).await,
             Kind::Local(service) => service.unmount(mountpoint, lazy).await,
@@ -172,8 +222,13 @@ impl Backend {
     pub async fn stop(&self) -> Result<(), Failure> {
         match &self.kind {
             Kind::Daemon(client) => {
+                // The folder may have another daemon by now.
+                let is_lost = client.status().await.is_ok_and(|it| it.cache_folder_is_lost);
                 client.stop().await?;
-                lifecycle::wait_until_gone(&self.config.cache_folder).await
+                match is_lost {
+                    true => lifecycle::wait_until_silent(client.socket()).await,
+                    false => lifecycle::wait_until_gone(&self.cache_folder).await,
+                }
             }
             Kind::Local(service) => {
                 service.end_mounts().await;

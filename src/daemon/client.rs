@@ -1,6 +1,6 @@
 //! The commands' side of the control socket.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
-    Listing, MountEvent, MountRequest, MountStatus, OpenEvent, OpenProgress, ReadRequest,
-    RecordRequest, TagInfo, TagsRequest, UnmountRequest, WarmEvent, WarmReport, WarmRequest,
+    Listing, MountEvent, MountRequest, MountStatus, OpenEvent, OpenProgress, PassProgress,
+    ReadRequest, RecordRequest, TagInfo, TagsRequest, UnmountReport, UnmountRequest, WarmEvent,
+    WarmReport, WarmRequest,
 };
 use super::frames::{Next, Reader};
 use super::server::VERSION_HEADER;
@@ -31,8 +32,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// A connection to a running daemon.
 pub(super) struct Client {
     http: reqwest::Client,
-    // Keeps the folder of a long socket path open.
-    _socket: SocketPath,
+    // A long path leads through its folder, which this keeps open.
+    socket: SocketPath,
 }
 
 impl Client {
@@ -44,7 +45,11 @@ impl Client {
             .tls_certs_only([])
             .build()
             .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
-        Ok(Self { http, _socket: socket })
+        Ok(Self { http, socket })
+    }
+
+    pub(super) fn socket(&self) -> &SocketPath {
+        &self.socket
     }
 
     pub(super) async fn status(&self) -> Result<DaemonStatus, Failure> {
@@ -124,9 +129,13 @@ impl Client {
         self.send(Method::DELETE, "trace", request).await.map(|_| ())
     }
 
-    pub(super) async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {
-        let request = UnmountRequest { mountpoint, lazy };
-        self.send(Method::DELETE, "mounts", &request).await.map(|_| ())
+    pub(super) async fn unmount(
+        &self,
+        mountpoint: &Path,
+        lazy: bool,
+    ) -> Result<UnmountReport, Failure> {
+        let request = UnmountRequest { mountpoint: mountpoint.to_owned(), lazy };
+        json(self.send(Method::DELETE, "mounts", &request).await?).await
     }
 
     pub(super) async fn info(&self, request: &KitRequest) -> Result<Info, Failure> {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
+use tokio::task::JoinSet;
 
 use super::api::{Failure, FailureKind, MountRequest, MountStatus};
 use super::descriptors;
@@ -27,9 +28,9 @@ use super::failure::cache_failure;
 use super::log::{self, Log};
 use super::machine;
 use super::server;
-use super::service::Service;
+use super::service::{At, Service};
 use super::signals::{self, Place, Signals, Told};
-use super::socket::{OwnerOnly, SocketPath};
+use super::socket::{Address, FolderSocket, OwnerOnly, SocketPath};
 use crate::cache::{Cache, CacheConfig};
 use crate::process::limits::ChildLimits;
 
@@ -71,6 +72,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a folder that is held may take until its holder answers or lets go: a daemon that
 /// starts or ends, or a command that is nearly done. A long-running holder is an error.
 pub(super) const HELD_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a daemon looks whether its cache folder is still there.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a condition outside this process is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -87,13 +90,26 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let child_limits = prepare();
     let cache = config.open_cache()?;
-    let socket =
-        SocketPath::new(&config.cache_folder).map_err(|error| socket_failure(&config, &error))?;
-    let listener = socket.bind().map_err(|error| socket_failure(&config, &error))?;
-    let service = Service::new(cache, &config, child_limits);
-    let server = axum::serve(OwnerOnly(listener), server::router(service.clone()))
-        .with_graceful_shutdown(service.drained());
-    let mut server = tokio::spawn(server.into_future());
+    let (socket, listener) = FolderSocket::listen(&config.cache_folder)
+        .map_err(|error| socket_failure(&config, &error))?;
+    let mut address = Address::new(&config.cache_folder);
+    let by_name = address.listen().unwrap_or_else(|error| {
+        tracing::warn!(%error, "mounts cannot tell how their daemon is reached");
+        None
+    });
+    if by_name.is_none() {
+        address.control = None;
+    }
+    let at = At { socket: Arc::new(socket), address };
+    let service = Service::new(cache, &config, child_limits, Some(at));
+    let listeners = [Some(listener), by_name].into_iter().flatten();
+    let mut servers: JoinSet<io::Result<()>> = listeners
+        .map(|listener| {
+            axum::serve(OwnerOnly(listener), server::router(service.clone()))
+                .with_graceful_shutdown(service.drained())
+                .into_future()
+        })
+        .collect();
 
     let log = Log::of_this_process(&config.cache_folder);
     let keep_short = async {
@@ -105,15 +121,37 @@ pub async fn run(
     let outcome = tokio::select! {
         outcome = serve_until_told(&service, mount, ready, log.as_ref()) => outcome,
         never = keep_short => match never {},
+        never = watch_folder(&service) => match never {},
     };
     service.end_mounts().await;
     service.settle().await;
     service.drain();
-    if tokio::time::timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
-        server.abort();
-    }
-    let _ = std::fs::remove_file(socket.as_path());
+    let drained = async { while servers.join_next().await.is_some() {} };
+    // What is left ends with the process.
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
+    service.remove_socket();
     outcome
+}
+
+/// Notices that the cache folder was removed or replaced. A daemon that commands no longer find ends when
+/// it has no mounts. Never done.
+async fn watch_folder(service: &Service) -> std::convert::Infallible {
+    let mut has_told = false;
+    loop {
+        tokio::time::sleep(WATCH_INTERVAL).await;
+        if service.is_reachable() {
+            continue;
+        }
+        if !std::mem::replace(&mut has_told, true) {
+            tracing::error!(
+                "the cache folder was removed or replaced: mounts go on with what is open, and the daemon \
+                 ends with the last of them"
+            );
+        }
+        if service.has_no_mounts() {
+            service.request_stop();
+        }
+    }
 }
 
 async fn serve_until_told(
@@ -283,13 +321,20 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
 
 /// Waits until the daemon of `folder` has let go of its cache.
 pub(super) async fn wait_until_gone(folder: &Path) -> Result<(), Failure> {
+    let is_gone = async || !Cache::is_held(folder);
+    wait_until(is_gone, &format!("the daemon of {}", folder.display())).await
+}
+
+/// Waits until nobody answers at a socket any more.
+pub(super) async fn wait_until_silent(socket: &SocketPath) -> Result<(), Failure> {
+    wait_until(async || !socket.is_answered().await, "the daemon").await
+}
+
+async fn wait_until(is_so: impl AsyncFn() -> bool, who: &str) -> Result<(), Failure> {
     let deadline = Instant::now() + STOP_TIMEOUT;
-    while Cache::is_held(folder) {
+    while !is_so().await {
         if Instant::now() > deadline {
-            let message = format!(
-                "the daemon of {} was told to stop and still runs; see daemon.log there",
-                folder.display()
-            );
+            let message = format!("{who} was told to stop and still runs; its log says why");
             return Err(Failure::new(FailureKind::Daemon, message));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -297,11 +342,10 @@ pub(super) async fn wait_until_gone(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether nobody answers for `folder`, now or in a moment: a process that is killed lets go of
-/// its connections before its socket, or after.
-pub(super) async fn falls_silent(folder: &Path) -> bool {
+/// Whether nobody answers at a socket, now or in a moment: a process that is killed lets go of its
+/// connections before its socket, or after.
+pub(super) async fn falls_silent(socket: &SocketPath) -> bool {
     let deadline = Instant::now() + HELD_PATIENCE;
-    let Ok(socket) = SocketPath::new(folder) else { return true };
     while socket.is_answered().await {
         if Instant::now() > deadline {
             return false;

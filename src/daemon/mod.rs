@@ -35,6 +35,7 @@ mod machine;
 mod memory;
 mod mounts;
 mod networks;
+mod own_paths;
 mod paths;
 mod reading;
 mod recording;

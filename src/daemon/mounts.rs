@@ -32,7 +32,7 @@ use super::upkeep::kit_state;
 use crate::cache::LayerKey;
 use crate::fs::readahead::ledger::LedgerState;
 use crate::fs::{FileSystem, LoadedKit};
-use crate::fuse::{Mount, MountError, PassthroughStatus};
+use crate::fuse::{Mount, MountError, MountTable, PassthroughStatus};
 
 /// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
 /// 10 s after which container runtimes kill.
@@ -96,7 +96,13 @@ impl Mounts {
     ///
     /// # Errors
     /// When it is taken, or the daemon is stopping.
-    pub(super) fn reserve(self: &Arc<Self>, mountpoint: &Path) -> Result<Reservation, Failure> {
+    pub(super) async fn reserve(
+        self: &Arc<Self>,
+        mountpoint: &Path,
+    ) -> Result<Reservation, Failure> {
+        if self.has(mountpoint) {
+            self.forget_detached().await;
+        }
         let mut table = self.table.lock();
         let place = mountpoint.display();
         if table.is_closed {
@@ -122,8 +128,36 @@ impl Mounts {
     }
 
     /// Every mount, by mountpoint.
-    pub(super) fn statuses(&self) -> Vec<MountStatus> {
+    pub(super) async fn statuses(&self) -> Vec<MountStatus> {
+        self.forget_detached().await;
         self.served().iter().map(|served| served.status()).collect()
+    }
+
+    /// Whether nothing is mounted, and nothing is being mounted.
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.lock().entries.is_empty()
+    }
+
+    fn has(&self, mountpoint: &Path) -> bool {
+        self.table.lock().entries.contains_key(mountpoint)
+    }
+
+    /// Forgets mounts that other programs have taken out of the tree: umount(8), fusermount3. Of those that
+    /// they took out lazily, open files are served to their end.
+    async fn forget_detached(&self) {
+        let served = self.served();
+        if served.is_empty() {
+            return;
+        }
+        let detached = tokio::task::spawn_blocking(move || {
+            // What cannot be read tells nothing.
+            let Ok(table) = MountTable::read() else { return Vec::new() };
+            served.into_iter().filter(|served| !served.mount.is_attached(&table)).collect()
+        });
+        for served in detached.await.unwrap_or_default() {
+            served.end_background();
+            self.forget(&served);
+        }
     }
 
     /// Where a layer is mounted.
@@ -133,22 +167,26 @@ impl Mounts {
         served.iter().find(has_layer).map(|served| served.mount.mountpoint().to_owned())
     }
 
-    /// Ends the mount at `mountpoint`.
+    /// Ends the mount at `mountpoint`; says who still uses it elsewhere.
     ///
     /// # Errors
     /// `NotFound` when none is there, `Mountpoint` when programs use it.
-    pub(super) async fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
+    pub(super) async fn unmount(
+        &self,
+        mountpoint: &Path,
+        lazy: bool,
+    ) -> Result<Vec<String>, Failure> {
         let served = self.at(mountpoint)?;
-        unmount(&served, lazy).await?;
+        let warnings = unmount(&served, lazy).await?;
         served.end_background();
         self.forget(&served);
         let released = served.released.clone();
         drop(served);
-        if !lazy {
+        if !lazy && warnings.is_empty() {
             // So that whoever removes its layers next finds that nobody has them open.
             let _ = tokio::time::timeout(RELEASE_TIMEOUT, released.cancelled()).await;
         }
-        Ok(())
+        Ok(warnings)
     }
 
     /// The mount at `mountpoint`.
@@ -351,11 +389,14 @@ fn readahead_status(ledger: LedgerState) -> ReadaheadStatus {
     }
 }
 
-async fn unmount(served: &Arc<Served>, lazy: bool) -> Result<(), Failure> {
+async fn unmount(served: &Arc<Served>, lazy: bool) -> Result<Vec<String>, Failure> {
     try_unmount(served, lazy).await?.map_err(Failure::from)
 }
 
-async fn try_unmount(served: &Arc<Served>, lazy: bool) -> Result<Result<(), MountError>, Failure> {
+async fn try_unmount(
+    served: &Arc<Served>,
+    lazy: bool,
+) -> Result<Result<Vec<String>, MountError>, Failure> {
     let served = served.clone();
     tokio::task::spawn_blocking(move || served.mount.unmount(lazy)).await.map_err(panicked)
 }
@@ -365,7 +406,7 @@ async fn end(served: &Arc<Served>) {
     let deadline = Instant::now() + BUSY_GRACE;
     loop {
         match try_unmount(served, false).await {
-            Ok(Ok(())) => return,
+            Ok(Ok(_)) => return,
             Ok(Err(MountError::Busy(_))) if Instant::now() < deadline => {
                 tokio::time::sleep(BUSY_INTERVAL).await;
             }

@@ -87,7 +87,7 @@ impl IntoResponse for Failure {
 }
 
 async fn status(State(service): State<Arc<Service>>) -> Response {
-    Json(service.status()).into_response()
+    Json(service.status().await).into_response()
 }
 
 async fn stop(State(service): State<Arc<Service>>) -> StatusCode {
@@ -118,7 +118,7 @@ async fn unmount(
     State(service): State<Arc<Service>>,
     Asked(request): Asked<UnmountRequest>,
 ) -> Response {
-    answer(service.unmount(request.mountpoint, request.lazy).await)
+    answer(service.unmount(&request.mountpoint, request.lazy).await)
 }
 
 fn answer(result: Result<impl Serialize, Failure>) -> Response {

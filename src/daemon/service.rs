@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
     Listing, MountRequest, MountStatus, OpenProgress, PassProgress, ReadRequest, TagInfo,
-    TagsRequest, WarmEvent, WarmReport, WarmRequest,
+    TagsRequest, UnmountReport, WarmEvent, WarmReport, WarmRequest,
 };
 use super::backend::ByteStream;
 use super::failure::panicked;
@@ -28,12 +28,14 @@ use super::kits::{Kits, pinned_reference};
 use super::lifecycle::DaemonConfig;
 use super::mounts::{Background, Mounts, stopping};
 use super::networks::Networks;
+use super::own_paths::own_paths;
 use super::replay::{self, Replay};
+use super::socket::{Address, FolderSocket};
 use super::{describing, listing, reading, recording, upkeep, waiting, warming};
 use crate::cache::Cache;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{self, FsConfig, Line, LoadRequest, LoadedKit};
-use crate::fuse::{Mount, MountOptions, Sessions};
+use crate::fuse::{Mount, MountOptions, Mountpoint, Sessions, mount_warnings};
 use crate::kit::Filters;
 use crate::oci::{Digest, LabelSelector, Origin};
 use crate::process::limits::ChildLimits;
@@ -45,12 +47,22 @@ pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// systemd's units wait for its end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Where a daemon listens.
+pub(super) struct At {
+    /// In its cache folder.
+    pub(super) socket: Arc<FolderSocket>,
+    /// As its mounts tell it.
+    pub(super) address: Address,
+}
+
 /// What a process does for its commands; see the module.
 pub(super) struct Service {
     cache: Arc<Cache>,
     fetcher: Arc<Fetcher>,
     networks: Networks,
     child_limits: ChildLimits,
+    /// Where commands reach it; nothing for a command that does the work itself.
+    at: Option<At>,
     kits: Arc<Kits>,
     mounts: Arc<Mounts>,
     /// Started with the first mount: most commands make none.
@@ -67,6 +79,7 @@ impl Service {
         cache: Arc<Cache>,
         config: &DaemonConfig,
         child_limits: ChildLimits,
+        at: Option<At>,
     ) -> Arc<Self> {
         tracing::debug!(?config, "the cache is open");
         let fetch_config = FetchConfig { memory_bytes: config.memory_bytes };
@@ -77,6 +90,7 @@ impl Service {
             cache,
             networks: Networks::new(child_limits),
             child_limits,
+            at,
             kits: Arc::default(),
             mounts: Arc::default(),
             sessions: Mutex::default(),
@@ -86,17 +100,19 @@ impl Service {
         })
     }
 
-    pub(super) fn status(&self) -> DaemonStatus {
+    pub(super) async fn status(&self) -> DaemonStatus {
+        let mounts = self.mounts.statuses().await;
         DaemonStatus {
             pid: std::process::id(),
             version: VERSION.to_owned(),
             cache_folder: self.cache.folder().to_owned(),
+            cache_folder_is_lost: !self.is_reachable(),
             cache_resident_bytes: self.cache.resident_bytes(),
             cache_capacity_bytes: self.cache.capacity_bytes(),
             cache_keep_free_bytes: self.cache.keep_free_bytes(),
             fetch: describing::fetch_status(self.fetcher.usage()),
             started_at: self.started_at,
-            mounts: self.mounts.statuses(),
+            mounts,
         }
     }
 
@@ -111,18 +127,21 @@ impl Service {
                 format!("the mountpoint {} is not absolute", request.mountpoint.display());
             return Err(Failure::new(FailureKind::Usage, message));
         }
-        let reservation = self.mounts.reserve(&request.mountpoint)?;
+        let reservation = self.mounts.reserve(&request.mountpoint).await?;
         let options = MountOptions {
-            mountpoint: request.mountpoint,
+            mountpoint: request.mountpoint.clone(),
             allow_other: request.allow_other,
             nonempty: request.nonempty,
             noexec: request.noexec,
             passthrough: !request.no_passthrough,
             child_limits: self.child_limits,
+            own_paths: own_paths(self.cache.folder(), &request),
+            daemon: self.at.as_ref().map(|at| at.address.to_text()).unwrap_or_default(),
         };
         let config = FsConfig { tensor_prefetch: request.tensor_prefetch, ..FsConfig::default() };
         let checked = options.clone();
-        spawn_blocking(move || Mount::check(&checked)).await.map_err(panicked)??;
+        let mountpoint =
+            spawn_blocking(move || Mountpoint::prepare(&checked)).await.map_err(panicked)??;
         let on_pass = |passed_bytes, total_bytes| {
             progress(OpenProgress::Passing(PassProgress { passed_bytes, total_bytes }));
         };
@@ -142,9 +161,8 @@ impl Service {
             None => None,
         };
         let (served, sessions) = (kit.clone(), self.sessions()?);
-        let mount = spawn_blocking(move || Mount::new(served, &options, config, sessions))
-            .await
-            .map_err(panicked)??;
+        let mount = move || Mount::new(served, mountpoint, &options, config, sessions);
+        let mount = spawn_blocking(mount).await.map_err(panicked)??;
         let quiet = request.hydrate_after_seconds.map(Duration::from_secs);
         let warnings = trace.as_ref().map(Replay::warnings).unwrap_or_default();
         let background = Background {
@@ -154,6 +172,7 @@ impl Service {
         let reference = request.kit.reference;
         let mut status = reservation.fulfil(mount, kit, reference, now(), background)?;
         status.warnings.extend(warnings);
+        status.warnings.extend(mount_warnings());
         let no_room = self.no_room(&status);
         status.warnings.extend(no_room);
         tracing::info!(reference = status.reference, digest = status.digest,
@@ -248,8 +267,28 @@ impl Service {
         Ok(())
     }
 
-    pub(super) async fn unmount(&self, mountpoint: PathBuf, lazy: bool) -> Result<(), Failure> {
-        self.mounts.unmount(&mountpoint, lazy).await
+    /// Ends a mount; says who still uses it elsewhere.
+    pub(super) async fn unmount(
+        &self,
+        mountpoint: &Path,
+        lazy: bool,
+    ) -> Result<UnmountReport, Failure> {
+        Ok(UnmountReport { warnings: self.mounts.unmount(mountpoint, lazy).await? })
+    }
+
+    /// Whether commands find the daemon by its cache folder.
+    pub(super) fn is_reachable(&self) -> bool {
+        self.at.as_ref().is_none_or(|at| at.socket.is_reachable())
+    }
+
+    /// Removes the socket, so that commands do not wait for a daemon that has ended.
+    pub(super) fn remove_socket(&self) {
+        self.at.iter().for_each(|at| at.socket.remove());
+    }
+
+    /// Whether nothing is mounted, and nothing is being mounted.
+    pub(super) fn has_no_mounts(&self) -> bool {
+        self.mounts.is_empty()
     }
 
     /// Ends every mount, those that are being made too; none can be made afterwards.

@@ -1,15 +1,23 @@
-//! The control socket: a unix socket in the cache folder, for its owner only.
+//! The control socket: where a daemon listens, for its own user only.
 //!
-//! Whoever holds the cache folder's lock owns the socket's name, so a socket that is there while
-//! the lock is free is a leftover and may be removed. The folder is 0700; the kernel's word on
-//! who connects (`SO_PEERCRED`) is checked all the same, because a folder's mode can be changed.
+//! A daemon listens at two addresses:
+//! - `control.sock` in the cache folder, which commands find by the folder. Whoever holds the folder's
+//!   lock owns the name, so a socket that is there while the lock is free is a leftover.
+//! - an abstract address (unix(7)), which its mounts tell ([`Address`]). It is there however the cache
+//!   folder is named, and also when somebody has removed the folder.
+//!
+//! The folder is 0700; an abstract address has no mode. The kernel's word on who connects
+//! (`SO_PEERCRED`) is checked at both.
 
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::AtFlags;
+use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
 /// The socket's name in the cache folder.
@@ -17,7 +25,62 @@ const NAME: &str = "control.sock";
 /// `sockaddr_un.sun_path` holds 107 bytes and a NUL (unix(7)).
 const LONGEST_PATH: usize = 107;
 
-/// A path to the control socket that fits a socket address.
+/// Where a daemon is reached, as its mounts tell it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Address {
+    /// The process.
+    pub(super) pid: u32,
+    /// The cache folder, as the daemon was started with it.
+    pub(super) cache_folder: PathBuf,
+    /// The abstract address, without its leading NUL; none where there is no such address.
+    pub(super) control: Option<String>,
+}
+
+impl Address {
+    /// An address for this process that no other one has or had.
+    pub(super) fn new(cache_folder: &Path) -> Self {
+        // Keyed by the system's random numbers.
+        let random = RandomState::new().build_hasher().finish();
+        let pid = std::process::id();
+        let control = Some(format!("kitfs-{pid}-{random:016x}"));
+        Self { pid, cache_folder: cache_folder.to_owned(), control }
+    }
+
+    /// Reads what a mount tells. Another user's mount may tell anything.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let address: Self = serde_json::from_str(text).ok()?;
+        let is_plain = |name: &str| {
+            name.len() < LONGEST_PATH
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        };
+        let is_fine =
+            address.cache_folder.is_absolute() && address.control.as_deref().is_none_or(is_plain);
+        is_fine.then_some(address)
+    }
+
+    /// As mounts tell it.
+    pub(super) fn to_text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Listens at the abstract address.
+    pub(super) fn listen(&self) -> io::Result<Option<UnixListener>> {
+        self.control.as_deref().map(|name| UnixListener::bind(abstract_path(name))).transpose()
+    }
+
+    /// The ways to the daemon, in the order in which they are tried.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = SocketPath> {
+        let name = self.control.as_deref();
+        let by_name = name.map(|name| SocketPath { path: abstract_path(name), _folder: None });
+        by_name.into_iter().chain(SocketPath::new(&self.cache_folder).ok())
+    }
+}
+
+fn abstract_path(name: &str) -> PathBuf {
+    PathBuf::from(format!("\0{name}"))
+}
+
+/// A path to a control socket that fits a socket address.
 ///
 /// A longer path is reached through the open folder in `/proc/self/fd`, which stays valid as long
 /// as this value lives.
@@ -41,20 +104,57 @@ impl SocketPath {
         &self.path
     }
 
-    /// Listens. The caller holds the cache folder's lock.
-    pub(super) fn bind(&self) -> io::Result<UnixListener> {
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let listener = UnixListener::bind(&self.path)?;
-        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(listener)
-    }
-
     /// Whether somebody listens.
     pub(super) async fn is_answered(&self) -> bool {
         UnixStream::connect(&self.path).await.is_ok()
+    }
+
+    /// Whether a process of this user listens. What a mount tells may lead anywhere.
+    pub(super) async fn is_answered_by_own_user(&self) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        let stream = UnixStream::connect(&self.path).await;
+        stream.and_then(|stream| stream.peer_cred()).is_ok_and(|peer| peer.uid() == own)
+    }
+}
+
+/// The socket in the cache folder, while a daemon listens there.
+pub(super) struct FolderSocket {
+    cache_folder: PathBuf,
+    /// The folder as it was then: another one may take its place.
+    folder: File,
+    /// Device and inode of the socket.
+    identity: (u64, u64),
+}
+
+impl FolderSocket {
+    /// Listens. The caller holds the cache folder's lock.
+    pub(super) fn listen(cache_folder: &Path) -> io::Result<(Self, UnixListener)> {
+        let socket = SocketPath::new(cache_folder)?;
+        match std::fs::remove_file(&socket.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let listener = UnixListener::bind(&socket.path)?;
+        std::fs::set_permissions(&socket.path, std::fs::Permissions::from_mode(0o600))?;
+        let made = std::fs::symlink_metadata(&socket.path)?;
+        let folder = File::open(cache_folder)?;
+        let identity = (made.dev(), made.ino());
+        Ok((Self { cache_folder: cache_folder.to_owned(), folder, identity }, listener))
+    }
+
+    /// Whether commands still find the daemon by its cache folder. Not so when somebody has removed or
+    /// replaced the folder, or what is in it.
+    pub(super) fn is_reachable(&self) -> bool {
+        let there = std::fs::symlink_metadata(self.cache_folder.join(NAME));
+        there.is_ok_and(|there| (there.dev(), there.ino()) == self.identity)
+    }
+
+    /// Removes the socket, and never one that another daemon has put in its place.
+    pub(super) fn remove(&self) {
+        let there = rustix::fs::statat(&self.folder, NAME, AtFlags::SYMLINK_NOFOLLOW);
+        if there.is_ok_and(|there| (there.st_dev, there.st_ino) == self.identity) {
+            let _ = rustix::fs::unlinkat(&self.folder, NAME, AtFlags::empty());
+        }
     }
 }
 
@@ -91,6 +191,8 @@ fn is_owner(stream: &UnixStream) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[tokio::test]
@@ -100,17 +202,62 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         let socket = SocketPath::new(&folder).unwrap();
         assert!(!socket.is_answered().await);
-        let _listener = socket.bind().unwrap();
-        assert!(SocketPath::new(&folder).unwrap().is_answered().await);
-        assert!(folder.join(NAME).exists());
+        let (listening, _listener) = FolderSocket::listen(&folder).unwrap();
+        assert!(SocketPath::new(&folder).unwrap().is_answered_by_own_user().await);
+        assert!(folder.join(NAME).exists() && listening.is_reachable());
+        listening.remove();
+        assert!(!folder.join(NAME).exists());
     }
 
     #[tokio::test]
     async fn a_leftover_socket_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let socket = SocketPath::new(folder.path()).unwrap();
-        drop(socket.bind().unwrap());
-        let _listener = socket.bind().unwrap();
-        assert!(socket.is_answered().await);
+        drop(UnixListener::bind(folder.path().join(NAME)).unwrap());
+        let _listening = FolderSocket::listen(folder.path()).unwrap();
+        assert!(SocketPath::new(folder.path()).unwrap().is_answered().await);
+    }
+
+    #[tokio::test]
+    async fn a_daemon_never_removes_the_socket_of_another_one() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("cache");
+        for is_folder_replaced in [true, false] {
+            std::fs::create_dir_all(&folder).unwrap();
+            let (first, _first_listener) = FolderSocket::listen(&folder).unwrap();
+            match is_folder_replaced {
+                true => std::fs::remove_dir_all(&folder).unwrap(),
+                false => std::fs::remove_file(folder.join(NAME)).unwrap(),
+            }
+            std::fs::create_dir_all(&folder).unwrap();
+            assert!(!first.is_reachable());
+            let (second, _second_listener) = FolderSocket::listen(&folder).unwrap();
+            first.remove();
+            assert!(second.is_reachable());
+            assert!(SocketPath::new(&folder).unwrap().is_answered().await);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_abstract_address_is_there_without_the_cache_folder() {
+        let address = Address::new(Path::new("/no/such/folder"));
+        let listener = address.listen().unwrap().unwrap();
+        let told = Address::parse(&address.to_text()).unwrap();
+        assert_eq!(told, address);
+        let socket = told.sockets().next().unwrap();
+        assert!(socket.is_answered_by_own_user().await);
+        drop(listener);
+        assert!(!socket.is_answered().await);
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_hostile_mount_tells_is_an_address_or_nothing(text in ".{0,200}", name in ".{0,120}") {
+            let _ = Address::parse(&text);
+            let told = serde_json::json!({"pid": 1, "cache_folder": "/c", "control": name}).to_string();
+            if let Some(address) = Address::parse(&told) {
+                let name = address.control.unwrap();
+                prop_assert!(name.len() < LONGEST_PATH && !name.contains(['\0', '/', '.']));
+            }
+        }
     }
 }

@@ -25,6 +25,7 @@ use tokio::runtime::Handle;
 use super::connection::{Connection, Reply};
 use super::errno::errno;
 use super::failure_log::{Entry, FailureLog};
+use super::others::DAEMON_ATTRIBUTE;
 use super::passthrough::Passthrough;
 use super::wire::init::Features;
 use super::wire::reply as wire;
@@ -43,6 +44,8 @@ pub(super) struct Adapter {
     runtime: Handle,
     /// What the handshake took.
     features: Features,
+    /// What the root tells of the daemon.
+    daemon: String,
 }
 
 impl Adapter {
@@ -51,6 +54,7 @@ impl Adapter {
         file_system: Arc<FileSystem>,
         passthrough: Arc<Passthrough>,
         features: Features,
+        daemon: String,
         runtime: Handle,
     ) -> Self {
         let failures = Failures {
@@ -58,7 +62,8 @@ impl Adapter {
             log: Mutex::default(),
             last: Mutex::default(),
         };
-        Self { file_system, failures: Arc::new(failures), passthrough, runtime, features }
+        let failures = Arc::new(failures);
+        Self { file_system, failures, passthrough, runtime, features, daemon }
     }
 
     /// The failed reads, which outlive the session.
@@ -140,6 +145,9 @@ impl Adapter {
                 reply.data(entries.as_bytes());
             }
             Operation::Totals => reply.data(&wire::totals(&fs.totals())),
+            Operation::Xattr { name, bytes } if self.is_about_daemon(ino, name) => {
+                reply_xattr(reply, self.daemon.as_bytes(), bytes);
+            }
             Operation::Xattr { name, bytes } => {
                 let value = fs.xattr(ino, name)?;
                 reply_xattr(reply, value.as_bytes(), bytes);
@@ -177,6 +185,10 @@ impl Adapter {
             }
         }
         Ok(())
+    }
+
+    fn is_about_daemon(&self, ino: Ino, name: &[u8]) -> bool {
+        ino == Ino::ROOT && name == DAEMON_ATTRIBUTE.as_bytes() && !self.daemon.is_empty()
     }
 
     fn read(&self, ino: Ino, offset: u64, bytes: u32, reply: &mut Reply, buffer: &mut BytesMut) {

@@ -32,6 +32,11 @@ pub(super) const FUSERMOUNT: &str = "fusermount3";
 /// machine under heavy load.
 const FUSERMOUNT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long a mount may be busy before that is told: longer than a look takes.
+const BUSY_PATIENCE: Duration = Duration::from_millis(300);
+/// How often a busy mount is tried again.
+const BUSY_INTERVAL: Duration = Duration::from_millis(10);
+
 /// How often a running fusermount3 is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -191,15 +196,28 @@ fn receive_device(socket: &UnixStream) -> Option<OwnedFd> {
     })
 }
 
-/// Takes a mount out of the tree; `lazy` even while it is in use.
+/// Takes a mount out of the tree; `lazy` even while it is in use. One that is busy is tried again for a
+/// moment: whoever looks at it (`df`, `kitfs status`) holds it while he looks.
 ///
 /// # Errors
-/// `BUSY`; `INVAL` when nothing is mounted there; whatever else the kernel says.
-pub(super) fn unmount(
+/// When it is busy, when nothing is mounted there, and whatever else the kernel says.
+pub(super) fn unmount_patiently(
     mountpoint: &Path,
     lazy: bool,
     child_limits: ChildLimits,
 ) -> Result<(), UnmountFailure> {
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match unmount(mountpoint, lazy, child_limits) {
+            Err(UnmountFailure::Busy) if Instant::now() < deadline => {
+                std::thread::sleep(BUSY_INTERVAL);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn unmount(mountpoint: &Path, lazy: bool, child_limits: ChildLimits) -> Result<(), UnmountFailure> {
     let mut flags = UnmountFlags::NOFOLLOW;
     if lazy {
         flags |= UnmountFlags::DETACH;

@@ -1,51 +1,48 @@
 //! The life of a mount.
 //!
 //! ```text
-//! new --mount--> attached --INIT--> served --root can be stat'ed--> Mount
-//!                    '--any failure--> detached (lazily), error
-//! Mount --unmount, umount(8), drop--> the kernel ends the session --> ended
+//! Mountpoint::prepare --> Mount::new --mount--> attached --INIT--> served --its root answers--> Mount
+//!                                       '--any failure--> detached (lazily), error
+//! Mount --unmount, umount(8), drop--> the kernel closes the connection --> ended
 //! ```
-//!
-//! A mount is taken out of the tree by path, and only while the mount table says that what lies
-//! there is this mount.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::adapter::{Adapter, Failures};
+use super::attachment::{Attachment, DetachFailure};
 use super::connection::Connection;
-use super::device::{self, UnmountFailure};
+use super::handshake::shake_hands;
+use super::holders::Holders;
+use super::mount_table::MountTable;
+use super::mountpoint::Mountpoint;
 use super::passthrough::{Passthrough, PassthroughStatus};
 use super::sessions::Sessions;
-use super::wire::REQUEST_BYTES;
-use super::wire::init::{Features, Offer};
-use super::{MountError, MountOptions, mount_table, mountpoint, readahead};
+use super::{MountError, MountOptions, device, readahead};
 use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
-use crate::process::limits::ChildLimits;
-
-/// How long the kernel may take to begin the handshake. It does so when it mounts.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a fresh mount may take to answer its first `stat`.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the session of a mount that was taken out of the tree may take to end. Another mount
-/// namespace may still hold it, and then it goes on serving that one.
+/// How long the session of a mount that was taken out of the tree may take to end, where nobody else
+/// holds the mount. The kernel ends it at once, but for reads that are just being answered.
 const SESSION_END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// After how long others are looked for that may hold the mount.
+const HOLDERS_AFTER: Duration = Duration::from_millis(100);
 
 /// How often the end of a session is looked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A mount that is being served. Dropping it takes it out of the tree lazily.
 pub struct Mount {
-    mountpoint: PathBuf,
+    // Dropped in this order: first the mount goes from its place, then the place.
     attachment: Attachment,
+    mountpoint: Mountpoint,
     failures: Arc<Failures>,
     passthrough: Arc<Passthrough>,
     /// Kept as long as anybody may ask the mount.
@@ -53,30 +50,25 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Checks the mountpoint without mounting, so that a mistake is told before anything is fetched.
-    pub fn check(options: &MountOptions) -> Result<(), MountError> {
-        mountpoint::check(options)
-    }
-
     /// Mounts; when it returns, the tree can be listed. Its requests are answered by `sessions`.
     /// Blocking: to be called on a thread of a tokio runtime that may block (`spawn_blocking`), which
     /// then also fetches what is missing.
     ///
     /// # Errors
-    /// When the mountpoint cannot be used, or the kernel or fusermount3 refuse; nothing is mounted
-    /// then.
+    /// When the mountpoint is in use by now, or the kernel or fusermount3 refuse; nothing is mounted
+    /// then, and a mountpoint that was made is removed.
     pub fn new(
         kit: Arc<LoadedKit>,
+        mountpoint: Mountpoint,
         options: &MountOptions,
         config: FsConfig,
         sessions: Arc<Sessions>,
     ) -> Result<Self, MountError> {
-        mountpoint::check(options)?;
-        let mountpoint = options.mountpoint.clone();
-        let io = |error: std::io::Error| {
-            MountError::Io(format!("cannot mount on {}: {error}", mountpoint.display()))
-        };
-        let path = mountpoint.canonicalize().map_err(io)?;
+        mountpoint.check_again(options)?;
+        let place = mountpoint.path().display().to_string();
+        let io =
+            |error: std::io::Error| MountError::Io(format!("cannot mount on {place}: {error}"));
+        let path = mountpoint.path().canonicalize().map_err(io)?;
         let owner = Owner {
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
@@ -91,20 +83,25 @@ impl Mount {
         let device = device::mount(&request)?;
         // From here on an error takes the mount out of the tree again.
         let (end, ended) = watch::channel(false);
-        let mut attachment = Attachment { path, entry: None, ended, child_limits };
+        let mut attachment = Attachment::new(path, ended, child_limits);
         let connection = Connection::new(device).map_err(|error| io(error.into()))?;
         let features = shake_hands(&connection, &passthrough).map_err(io)?;
-        let adapter = Adapter::new(file_system, passthrough.clone(), features, Handle::current());
+        let runtime = Handle::current();
+        let adapter = Adapter::new(
+            file_system,
+            passthrough.clone(),
+            features,
+            options.daemon.clone(),
+            runtime,
+        );
         let failures = adapter.failures();
         sessions.add(connection, adapter, end).map_err(io)?;
-        // Only now that requests are answered: the table may lie below the mount.
-        attachment.find_entry();
-        let mountpoint = mountpoint.clone();
-        let mount = Self { mountpoint, attachment, failures, passthrough, _sessions: sessions };
+        attachment.find_device();
+        let mount = Self { attachment, mountpoint, failures, passthrough, _sessions: sessions };
         mount.wait_for_first_answer()?;
         // Only now: the handshake ends with the kernel's own limit.
-        if let Some(entry) = &mount.attachment.entry {
-            readahead::widen(&entry.device);
+        if let Some(device) = mount.attachment.device() {
+            readahead::widen(device);
         }
         Ok(mount)
     }
@@ -149,53 +146,68 @@ impl Mount {
 
     /// The mountpoint.
     pub fn mountpoint(&self) -> &Path {
-        &self.mountpoint
+        self.mountpoint.path()
     }
 
-    /// Ends the mount; `lazy` even while programs use it. Blocking, bounded. May be called again
-    /// after an error.
+    /// Whether the mount is in the tree, by a table that was read after it was mounted. Other programs may
+    /// take it out: umount(8), fusermount3.
+    pub fn is_attached(&self, table: &MountTable) -> bool {
+        self.attachment.is_attached(table)
+    }
+
+    /// Ends the mount; `lazy` even while programs use it. Returns what is to be said about it.
+    /// Blocking, bounded. May be called again after an error.
     ///
     /// A lazy unmount returns when the mount is out of the tree; programs that have files of it
     /// open are served until they close them, and [`Self::ended`] waits for that.
     ///
     /// # Errors
-    /// [`MountError::Busy`] names what to do.
-    pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
+    /// [`MountError::Busy`] says who uses the mount and what to do.
+    pub fn unmount(&self, lazy: bool) -> Result<Vec<String>, MountError> {
         self.attachment.detach(lazy).map_err(|failure| self.explain(failure))?;
-        if !lazy && !self.wait_until_ended(SESSION_END_TIMEOUT) {
-            tracing::warn!(
-                mountpoint = %self.mountpoint.display(),
-                "unmounted here, but another mount namespace still holds the mount"
-            );
+        let still_used = if lazy { None } else { self.wait_until_ended() };
+        // A folder that is removed takes the mounts on it out of every namespace.
+        let is_elsewhere = || {
+            let holders = self.attachment.holders();
+            holders.is_some_and(|holders| holders.is_mounted_elsewhere())
+        };
+        if still_used.is_none() && (self.attachment.has_ended() || !is_elsewhere()) {
+            self.mountpoint.remove();
         }
-        Ok(())
+        Ok(still_used.into_iter().collect())
     }
 
     /// Waits until the mount has ended, whoever ended it (`umount` too).
     pub async fn ended(&self) {
-        let mut ended = self.attachment.ended.clone();
-        // An error says that the session is gone.
-        let _ = ended.wait_for(|ended| *ended).await;
+        self.attachment.ended().await;
     }
 
-    fn wait_until_ended(&self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
+    /// Waits for the end of the session; says who keeps it from ending.
+    fn wait_until_ended(&self) -> Option<String> {
+        let (start, mut has_looked) = (Instant::now(), false);
         while !self.attachment.has_ended() {
-            if Instant::now() >= deadline {
-                return false;
+            let waited = start.elapsed();
+            let is_over = waited >= SESSION_END_TIMEOUT;
+            if is_over || waited >= HOLDERS_AFTER && !has_looked {
+                has_looked = true;
+                let holders = self.attachment.holders();
+                if is_over || holders.as_ref().is_some_and(|it| it.is_mounted_elsewhere()) {
+                    let place = self.mountpoint().display();
+                    let holders = holders.map_or("something".to_owned(), |it| it.to_string());
+                    return Some(format!(
+                        "{place} is unmounted here, and goes on being served for {holders}"
+                    ));
+                }
             }
             std::thread::sleep(POLL_INTERVAL);
         }
-        true
+        None
     }
 
     fn explain(&self, failure: DetachFailure) -> MountError {
-        let place = self.mountpoint.display();
+        let place = self.mountpoint().display();
         match failure {
-            DetachFailure::Busy => MountError::Busy(format!(
-                "{place} is in use: end the programs that use it (`fuser -vm {place}` lists them), \
-                 or take it out of the tree at once with `kitfs umount --lazy {place}`"
-            )),
+            DetachFailure::Busy => busy(self.mountpoint(), self.attachment.holders().as_ref()),
             DetachFailure::Covered => MountError::Busy(format!(
                 "something else is mounted over {place}: unmount that first with `umount {place}`"
             )),
@@ -209,7 +221,7 @@ impl Mount {
     /// hold the caller.
     fn wait_for_first_answer(&self) -> Result<(), MountError> {
         let (sender, answer) = std::sync::mpsc::channel();
-        let path = self.attachment.path.clone();
+        let path = self.attachment.path().to_owned();
         let asker = std::thread::Builder::new().name("kitfs-first-stat".to_owned());
         let asking = asker.spawn(move || {
             // The receiver is gone when the time is up.
@@ -220,53 +232,19 @@ impl Mount {
             Ok(Ok(Err(error))) | Err(error) => error.to_string(),
             Ok(Err(_)) => format!("no answer within {} s", FIRST_ANSWER_TIMEOUT.as_secs()),
         };
-        let place = self.mountpoint.display();
+        let place = self.mountpoint().display();
         Err(MountError::Io(format!("mounted on {place}, but its root cannot be read: {words}")))
     }
 }
 
-/// Answers the kernel's INIT; says what was taken of its offer.
-fn shake_hands(
-    connection: &Arc<Connection>,
-    passthrough: &Passthrough,
-) -> std::io::Result<Features> {
-    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-    let mut buffer = [0; REQUEST_BYTES];
-    loop {
-        let request = match connection.receive(&mut buffer) {
-            Ok(request) => request,
-            Err(Errno::AGAIN | Errno::INTR) => {
-                wait_for_request(connection, deadline)?;
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let offer = Offer::decode(request).map_err(std::io::Error::other)?;
-        let is_offered = offer.features.has(Features::PASSTHROUGH);
-        let taken = offer.taken(passthrough.is_wanted_of(is_offered));
-        connection.reply_to(offer.unique).data(&offer.answer(taken));
-        if !offer.is_too_new() {
-            return Ok(taken);
-        }
-    }
-}
-
-/// Waits until the kernel has a request.
-fn wait_for_request(connection: &Connection, deadline: Instant) -> std::io::Result<()> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let timeout = rustix::time::Timespec {
-        tv_sec: left.as_secs().cast_signed(),
-        tv_nsec: left.subsec_nanos().into(),
-    };
-    let mut descriptors = [PollFd::new(connection, PollFlags::IN)];
-    match poll(&mut descriptors, Some(&timeout)) {
-        Ok(0) => {
-            let seconds = HANDSHAKE_TIMEOUT.as_secs();
-            Err(std::io::Error::other(format!("the kernel said nothing for {seconds} s")))
-        }
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+/// Says who uses a mount that cannot be unmounted, and what to do.
+pub(super) fn busy(mountpoint: &Path, holders: Option<&Holders>) -> MountError {
+    let place = mountpoint.display();
+    let holders = holders.map_or("something".to_owned(), Holders::to_string);
+    MountError::Busy(format!(
+        "{place} is in use by {holders}: end that first, or take the mount out of the tree at once \
+         with `kitfs umount --lazy {place}`"
+    ))
 }
 
 /// The name of a mount in `mount` and `df`. Commas separate mount options, and what is not
@@ -276,64 +254,6 @@ fn mount_name(reference: &str) -> String {
     let plain = reference.chars().map(|c| if is_plain(c) { c } else { '_' });
     // The kernel takes a page of options all together.
     plain.take(1024).collect()
-}
-
-/// A mount's place in the tree. Dropping it detaches it lazily.
-struct Attachment {
-    path: PathBuf,
-    /// The mount's line of the mount table, where that could be read.
-    entry: Option<mount_table::Entry>,
-    ended: watch::Receiver<bool>,
-    child_limits: ChildLimits,
-}
-
-enum DetachFailure {
-    Busy,
-    /// Another mount lies over this one.
-    Covered,
-    Other(String),
-}
-
-impl Attachment {
-    fn find_entry(&mut self) {
-        self.entry = mount_table::at(&self.path).unwrap_or_default().pop();
-    }
-
-    fn has_ended(&self) -> bool {
-        *self.ended.borrow()
-    }
-
-    /// Takes the mount out of the tree, if it is still there.
-    ///
-    /// A mount whose session has ended is not: the kernel may have given its device number to the
-    /// next mount. While the session runs the number is taken.
-    fn detach(&self, lazy: bool) -> Result<(), DetachFailure> {
-        if self.has_ended() {
-            return Ok(());
-        }
-        if let (Some(ours), Ok(entries)) = (&self.entry, mount_table::at(&self.path)) {
-            match entries.iter().rposition(|entry| entry == ours) {
-                None => return Ok(()),
-                Some(position) if position + 1 < entries.len() => {
-                    return Err(DetachFailure::Covered);
-                }
-                Some(_) => {}
-            }
-        }
-        match device::unmount(&self.path, lazy, self.child_limits) {
-            Ok(()) | Err(UnmountFailure::NotMounted) => Ok(()),
-            Err(UnmountFailure::Busy) => Err(DetachFailure::Busy),
-            Err(UnmountFailure::Other(words)) => Err(DetachFailure::Other(words)),
-        }
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        if let Err(DetachFailure::Other(words)) = self.detach(true) {
-            tracing::warn!(mountpoint = %self.path.display(), words, "cannot unmount");
-        }
-    }
 }
 
 #[cfg(test)]

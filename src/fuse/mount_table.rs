@@ -1,5 +1,5 @@
 //! What is mounted where, asked without touching any file system: a `stat` of a mountpoint whose
-//! daemon is stuck would be stuck too.
+//! daemon is stuck would be stuck, too.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -8,27 +8,75 @@ use std::path::{Path, PathBuf};
 /// The type of our mounts: `fuse` and the subtype.
 pub(super) const FILE_SYSTEM: &str = "fuse.kitfs";
 
-/// A line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+/// A line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    /// The mounted file system's device number, `MAJOR:MINOR`: nobody else's while it is mounted.
-    pub(super) device: String,
+pub struct Entry {
+    /// The mount's number, and that of the mount it lies on; unique in a mount namespace.
+    pub(super) id: u64,
+    pub(super) parent: u64,
+    /// The mounted file system's device number: nobody else's while it is mounted anywhere.
+    pub(super) device: Device,
     pub(super) mountpoint: PathBuf,
     pub(super) file_system: String,
     /// What the mount calls its source: of ours, the reference.
     pub(super) source: String,
+    /// The file system's own options.
+    pub(super) options: String,
 }
 
-/// What is mounted at `mountpoint` (canonical), the topmost last.
-pub(super) fn at(mountpoint: &Path) -> std::io::Result<Vec<Entry>> {
-    let mut entries = all()?;
-    entries.retain(|entry| entry.mountpoint == mountpoint);
-    Ok(entries)
+/// The number of a device, major and minor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Device(pub(super) u32, pub(super) u32);
+
+impl Device {
+    /// Parses `MAJOR:MINOR` in a base: 10 in mountinfo, 16 in maps.
+    pub(super) fn parse(text: &[u8], base: u32) -> Option<Self> {
+        let (major, minor) = std::str::from_utf8(text).ok()?.split_once(':')?;
+        Some(Self(u32::from_str_radix(major, base).ok()?, u32::from_str_radix(minor, base).ok()?))
+    }
 }
 
-/// Everything that is mounted, as this process sees it; what covers another mount comes later.
-pub(super) fn all() -> std::io::Result<Vec<Entry>> {
-    Ok(parse(&std::fs::read("/proc/self/mountinfo")?).collect())
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.0, self.1)
+    }
+}
+
+/// Everything that is mounted, as some process sees it; what covers another mount comes later.
+pub struct MountTable(Vec<Entry>);
+
+impl MountTable {
+    /// What this process sees.
+    ///
+    /// # Errors
+    /// Where /proc is not mounted.
+    pub fn read() -> std::io::Result<Self> {
+        Self::of_process("self")
+    }
+
+    /// What the process `pid` sees.
+    pub(super) fn of_process(pid: &str) -> std::io::Result<Self> {
+        Ok(Self(parse(&std::fs::read(format!("/proc/{pid}/mountinfo"))?).collect()))
+    }
+
+    /// What is mounted at a canonical path, the topmost last.
+    pub(super) fn at(&self, mountpoint: &Path) -> impl Iterator<Item = &Entry> {
+        self.0.iter().filter(move |entry| entry.mountpoint == mountpoint)
+    }
+
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.0
+    }
+}
+
+/// The topmost mount at a canonical path, where there is one and it is one of kitfs.
+///
+/// # Errors
+/// Where /proc is not mounted.
+pub(super) fn kit_at(mountpoint: &Path) -> std::io::Result<Option<Entry>> {
+    let table = MountTable::read()?;
+    let topmost = table.at(mountpoint).last();
+    Ok(topmost.filter(|entry| entry.file_system == FILE_SYSTEM).cloned())
 }
 
 fn parse(table: &[u8]) -> impl Iterator<Item = Entry> {
@@ -37,17 +85,21 @@ fn parse(table: &[u8]) -> impl Iterator<Item = Entry> {
 
 fn parse_line(line: &[u8]) -> Option<Entry> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let device = fields.nth(2)?;
+    let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+    let (id, parent) = (number()?, number()?);
+    let device = Device::parse(fields.next()?, 10)?;
     let mountpoint = fields.nth(1)?;
     // Optional fields follow, as many as there are, then a lonely dash.
     let mut fields = fields.skip_while(|&field| field != b"-");
-    let file_system = fields.nth(1)?;
-    let source = unescape(fields.next()?);
+    let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     Some(Entry {
-        device: String::from_utf8_lossy(device).into_owned(),
+        id,
+        parent,
+        device,
         mountpoint: PathBuf::from(OsString::from_vec(unescape(mountpoint))),
-        file_system: String::from_utf8_lossy(file_system).into_owned(),
-        source: String::from_utf8_lossy(&source).into_owned(),
+        file_system: text(fields.nth(1)?),
+        source: text(fields.next()?),
+        options: text(fields.next().unwrap_or_default()),
     })
 }
 
@@ -84,7 +136,9 @@ mod tests {
         let entries: Vec<_> = parse(table).collect();
         assert_eq!(entries.len(), 2);
         assert_eq!(entries[0].file_system, "ext4");
-        assert_eq!(entries[1].device, "0:57");
+        assert_eq!((entries[1].id, entries[1].parent), (98, 22));
+        assert_eq!(entries[1].device, Device(0, 57));
+        assert_eq!(entries[1].options, "ro");
         assert_eq!(entries[1].mountpoint, Path::new("/mnt/my kit"));
         assert_eq!(entries[1].file_system, FILE_SYSTEM);
         assert_eq!(entries[1].source, "ghcr.io/org/model:v1");
@@ -92,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_root_of_this_process_is_in_its_own_table() {
-        assert!(!at(Path::new("/")).unwrap().is_empty());
+        assert!(MountTable::read().unwrap().at(Path::new("/")).next().is_some());
     }
 
     proptest! {

@@ -10,12 +10,13 @@
 
 use std::path::Path;
 
+use super::mount_table::Device;
 use crate::layer::layout::CHUNK_BYTES;
 
-/// Lets the kernel read ahead by a chunk in the file system with the device number `device`
-/// (`MAJOR:MINOR`). Where that is not allowed, the default stays.
-pub(super) fn widen(device: &str) {
-    let file = Path::new("/sys/class/bdi").join(device).join("read_ahead_kb");
+/// Lets the kernel read ahead by a chunk in the file system with this device number. Where that is not
+/// allowed, the default stays.
+pub(super) fn widen(device: Device) {
+    let file = Path::new("/sys/class/bdi").join(device.to_string()).join("read_ahead_kb");
     if let Err(error) = std::fs::write(&file, (CHUNK_BYTES / 1024).to_string()) {
         tracing::debug!(file = %file.display(), %error, "the kernel's readahead stays as it is");
     }

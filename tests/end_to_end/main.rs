@@ -14,6 +14,8 @@ mod kinds_of_kits;
 mod kit_storage;
 mod lazy;
 mod limits;
+mod lost_cache;
 mod mounting;
+mod mountpoints;
 mod patience;
 mod remote_data;

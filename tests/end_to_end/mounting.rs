@@ -52,7 +52,7 @@ fn a_mount_is_of_type_kitfs_and_names_its_reference() {
 #[test]
 fn a_missing_mountpoint_is_named() {
     let kitfs = Kitfs::new();
-    let missing = kitfs.folder().join("missing");
+    let missing = kitfs.folder().join("missing/too");
     let reference = golden_reference("article");
     let said = kitfs.fail(7, &arguments(&reference, &missing, &[]));
     assert!(said.contains(missing.to_str().unwrap()), "{said}");

@@ -23,9 +23,8 @@ use std::time::{Duration, Instant};
 
 use engine::Engine;
 use kitfs::fs::FsConfig;
-use kitfs::fuse::{Mount, MountError, MountOptions, PassthroughStatus, Sessions};
+use kitfs::fuse::{Mount, MountError, MountOptions, Mountpoint, PassthroughStatus, Sessions};
 use kitfs::layer::layout::CHUNK_BYTES;
-use kitfs::process::limits::ChildLimits;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -101,15 +100,14 @@ impl Mounted {
     fn mount_again(&self, how: How) -> Result<Mount, MountError> {
         let kit = self.engine.load_with_umask(&self.written.reference, how.umask).unwrap();
         let options = MountOptions {
-            mountpoint: self.root.clone(),
             allow_other: how.allow_other,
-            nonempty: false,
             noexec: how.noexec,
             passthrough: how.passthrough,
-            child_limits: ChildLimits::default(),
+            ..MountOptions::at(self.root.clone())
         };
         let _inside = self.engine.runtime.enter();
-        Mount::new(Arc::new(kit), &options, how.config, self.sessions.clone())
+        let mountpoint = Mountpoint::prepare(&options)?;
+        Mount::new(Arc::new(kit), mountpoint, &options, how.config, self.sessions.clone())
     }
 
     fn mount(&self) -> &Mount {
@@ -842,21 +840,17 @@ fn child_of_an_ordinary_user() {
     let folder = std::env::current_dir().unwrap();
     let reference = format!("oci:{}:v1", folder.join("kit").display());
     let engine = Engine::new(&folder.join("cache"), None);
-    let options = |allow_other| MountOptions {
-        mountpoint: folder.join("mount"),
-        allow_other,
-        nonempty: false,
-        noexec: false,
-        passthrough: true,
-        child_limits: ChildLimits::default(),
-    };
-    let refused = Mount::check(&options(true)).unwrap_err();
+    let options =
+        |allow_other| MountOptions { allow_other, ..MountOptions::at(folder.join("mount")) };
+    let refused = Mountpoint::prepare(&options(true)).unwrap_err();
     assert!(refused.to_string().contains("user_allow_other"), "{refused}");
 
     let kit = Arc::new(engine.load(&reference).unwrap());
     let _inside = engine.runtime.enter();
+    let mountpoint = Mountpoint::prepare(&options(false)).unwrap();
+    let sessions = Sessions::start().unwrap();
     let mount =
-        Mount::new(kit, &options(false), FsConfig::default(), Sessions::start().unwrap()).unwrap();
+        Mount::new(kit, mountpoint, &options(false), FsConfig::default(), sessions).unwrap();
     let path = folder.join("mount/weights.bin");
     for _ in 0..2 {
         assert_eq!(fs::read(&path).unwrap(), [7; 2_000_000]);

@@ -1,0 +1,180 @@
+//! Mounts of kitfs that this process does not serve: another daemon's, and those whose daemon is gone.
+//! They are found in the kernel's own table.
+//!
+//! A mount tells which daemon serves it by an attribute of its root ([`DAEMON_ATTRIBUTE`]). A mount that
+//! is stuck would hold whoever asks, so each is asked by a thread of its own, and not for long.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::io::Errno;
+
+use super::MountError;
+use super::device::{self, UnmountFailure};
+use super::holders::Holders;
+use super::mount::busy;
+use super::mount_table::{self, Entry, FILE_SYSTEM, MountTable};
+use crate::process::limits::ChildLimits;
+
+/// The extended attribute of a mount's root that tells its daemon. It is not listed, so that no copy of
+/// the folder has it.
+pub const DAEMON_ATTRIBUTE: &str = "user.kitfs.daemon";
+
+/// The longest value of it that is read; it has some hundred bytes and a path.
+const ATTRIBUTE_LIMIT_BYTES: usize = 8192;
+
+/// How long mounts may take to answer. The kernel tells of a dead one at once, so this is only for those
+/// whose daemon is stuck or busy.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A mount that this process does not serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherMount {
+    /// Where it is.
+    pub mountpoint: PathBuf,
+    /// The reference that was mounted.
+    pub reference: String,
+    /// The user that mounted it.
+    pub uid: Option<u32>,
+    /// What it says.
+    pub answer: Answer,
+}
+
+/// What a mount says of its daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The daemon is gone.
+    Dead,
+    /// What the daemon tells of itself. Another user's mount may tell anything.
+    Daemon(String),
+    /// Nothing, in time: it is stuck, another user's, or of another version of kitfs.
+    Silent,
+}
+
+/// The mounts of kitfs but for those at `served`. Blocking, bounded.
+///
+/// # Errors
+/// When the mount table cannot be read, or no thread can be started.
+pub fn other_mounts(served: &[PathBuf]) -> std::io::Result<Vec<OtherMount>> {
+    let mut entries = topmost()?;
+    entries.retain(|entry| !served.contains(&entry.mountpoint));
+    let (sender, answers) = mpsc::channel();
+    for (index, entry) in entries.iter().enumerate() {
+        let (sender, mountpoint) = (sender.clone(), entry.mountpoint.clone());
+        // Not joined: one that is stuck ends with the process. Whoever asked may be gone by then.
+        std::thread::Builder::new().spawn(move || _ = sender.send((index, ask(&mountpoint))))?;
+    }
+    drop(sender);
+    let silent = |entry: Entry| OtherMount {
+        uid: uid_of(&entry.options),
+        mountpoint: entry.mountpoint,
+        reference: entry.source,
+        answer: Answer::Silent,
+    };
+    let mut mounts: Vec<OtherMount> = entries.into_iter().map(silent).collect();
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    let next = || answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+    for (index, answer) in std::iter::from_fn(next) {
+        mounts[index].answer = answer;
+    }
+    mounts.sort_by(|one, other| one.mountpoint.cmp(&other.mountpoint));
+    Ok(mounts)
+}
+
+/// What the mount of kitfs at a canonical mountpoint says of its daemon; `None` where there is no such
+/// mount. Blocking, bounded.
+pub fn daemon_of(mountpoint: &Path) -> Option<Answer> {
+    mount_table::kit_at(mountpoint).ok().flatten()?;
+    let (sender, answer) = mpsc::channel();
+    let mountpoint = mountpoint.to_owned();
+    let asker = std::thread::Builder::new().spawn(move || _ = sender.send(ask(&mountpoint)));
+    let answer = asker.ok().and_then(|_| answer.recv_timeout(ANSWER_TIMEOUT).ok());
+    Some(answer.unwrap_or(Answer::Silent))
+}
+
+/// The mounts of kitfs that can be reached: of several at one place the topmost.
+fn topmost() -> std::io::Result<Vec<Entry>> {
+    let mut entries = MountTable::read()?.entries().to_vec();
+    entries.reverse();
+    let mut seen = HashSet::new();
+    entries.retain(|entry| seen.insert(entry.mountpoint.clone()));
+    entries.retain(|entry| entry.file_system == FILE_SYSTEM);
+    Ok(entries)
+}
+
+/// The user of a FUSE mount, as the kernel tells it.
+fn uid_of(options: &str) -> Option<u32> {
+    options.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok())
+}
+
+fn ask(mountpoint: &Path) -> Answer {
+    if is_dead(mountpoint) {
+        return Answer::Dead;
+    }
+    let mut value = vec![0; ATTRIBUTE_LIMIT_BYTES];
+    let length = rustix::fs::getxattr(mountpoint, DAEMON_ATTRIBUTE, value.as_mut_slice());
+    value.truncate(length.unwrap_or_default());
+    match String::from_utf8(value) {
+        Ok(value) if !value.is_empty() => Answer::Daemon(value),
+        Ok(_) | Err(_) => Answer::Silent,
+    }
+}
+
+/// Whether the kernel says that nobody serves the mount. Attributes that it remembers are no answer.
+fn is_dead(mountpoint: &Path) -> bool {
+    let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
+    rustix::fs::statx(CWD, mountpoint, flags, StatxFlags::MODE).is_err_and(|error| {
+        // The second while it is being aborted.
+        matches!(error, Errno::NOTCONN | Errno::CONNABORTED)
+    })
+}
+
+/// Takes a mount of kitfs out of the tree, whichever daemon serves or served it; `lazy` even while
+/// programs use it. Blocking, bounded. The mountpoint is canonical, and is not touched: a mount
+/// whose daemon is stuck would hold whoever looks.
+///
+/// # Errors
+/// [`MountError::Mountpoint`] when it is no mount of kitfs, [`MountError::Busy`] when something uses
+/// it.
+pub fn unmount_other(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
+    let place = mountpoint.display();
+    let not_ours =
+        || MountError::Mountpoint(format!("{place} is not a mount of kitfs; see `kitfs status`"));
+    // Only the topmost can be taken away.
+    let entry = mount_table::kit_at(mountpoint)
+        .map_err(|error| MountError::Io(format!("cannot read the mount table: {error}")))?;
+    let device = entry.ok_or_else(not_ours)?.device;
+    let unmounted = device::unmount_patiently(mountpoint, lazy, ChildLimits::default());
+    unmounted.map_err(|failure| match failure {
+        UnmountFailure::Busy => busy(mountpoint, Some(&Holders::of(device, mountpoint))),
+        UnmountFailure::NotMounted => not_ours(),
+        UnmountFailure::Other(words) => MountError::Io(format!("cannot unmount {place}: {words}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_mount_of_ours_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path(), Path::new("/"), Path::new("/proc")] {
+            let error = unmount_other(path, true).unwrap_err();
+            assert!(matches!(error, MountError::Mountpoint(_)), "{error}");
+            assert!(error.to_string().contains("is not a mount of kitfs"), "{error}");
+            assert_eq!(daemon_of(path), None);
+        }
+    }
+
+    #[test]
+    fn the_user_of_a_mount_is_in_its_options() {
+        assert_eq!(uid_of("ro,user_id=1000,group_id=100,default_permissions"), Some(1000));
+        for none in ["", "rw", "user_id=", "user_id=x", "xuser_id=7"] {
+            assert_eq!(uid_of(none), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Where kits are mounted and how mounts end, with whom they meet there.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rstest::rstest;
+use tempfile::TempDir;
+
+use crate::support::golden_reference;
+use crate::support::kit_builder::{Kit, Layer};
+use crate::support::kitfs::{Kitfs, is_mounted, wait_until};
+use crate::support::tree::Tree;
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the tests use plain paths")
+}
+
+/// Runs a program that must succeed.
+#[track_caller]
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {words}");
+}
+
+/// A process that ends with this value.
+struct Running(Child);
+
+impl Running {
+    fn new(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_mountpoint_that_is_missing_is_made_and_removed_at_the_end() {
+    let kitfs = Kitfs::new();
+    let reference = golden_reference("article");
+    let place = kitfs.folder().join("made");
+    for lazily in [false, true] {
+        kitfs.succeed(&["mount", &reference, text(&place)]);
+        Tree::read(&place).assert_equals(&Tree::golden("article"), "in a folder that was made");
+        match lazily {
+            true => kitfs.succeed(&["umount", "--lazy", text(&place)]),
+            false => kitfs.succeed(&["umount", text(&place)]),
+        };
+        assert!(!place.exists(), "lazily: {lazily}");
+    }
+    kitfs.succeed(&["mount", &reference, text(&place)]);
+    run("umount", &[text(&place)]);
+    wait_until("its end after umount(8)", || !place.exists());
+    kitfs.succeed(&["mount", &reference, text(&place)]);
+    kitfs.succeed(&["daemon", "stop"]);
+    assert!(!place.exists(), "after the daemon's end");
+}
+
+#[test]
+fn a_mount_that_fails_leaves_no_folder_behind() {
+    let kitfs = Kitfs::new();
+    let place = kitfs.folder().join("made");
+    let missing = format!("oci:{}:v9", crate::support::golden("article").display());
+    kitfs.fail(3, &["mount", &missing, text(&place)]);
+    assert!(!place.exists());
+    let deep = kitfs.folder().join("no/such");
+    let said = kitfs.fail(7, &["mount", &golden_reference("article"), text(&deep)]);
+    assert!(said.contains(&format!("mkdir -p {}", deep.display())), "{said}");
+}
+
+#[test]
+fn a_folder_that_was_there_stays() {
+    let kitfs = Kitfs::new();
+    let place = kitfs.mount(&golden_reference("article"), &[]);
+    kitfs.unmount(&place);
+    assert!(place.is_dir());
+}
+
+/// A mount over its own cache would wait for itself.
+#[rstest]
+#[case::by_its_path(|home: &Path, _: &Path| home.to_owned())]
+#[case::through_a_symlink(|home: &Path, other: &Path| {
+    symlink(home, other.join("link")).unwrap();
+    other.join("link")
+})]
+#[case::through_a_bind_mount(|home: &Path, other: &Path| {
+    fs::create_dir(other.join("bound")).unwrap();
+    run("mount", &["--bind", text(home), text(&other.join("bound"))]);
+    other.join("bound")
+})]
+fn a_mountpoint_that_holds_the_cache_is_refused(
+    #[case] place: fn(&Path, &Path) -> std::path::PathBuf,
+) {
+    let kitfs = Kitfs::new();
+    let (home, other) = (kitfs.folder().join("user"), TempDir::new().unwrap());
+    fs::create_dir_all(home.join(".cache")).unwrap();
+    fs::write(home.join("mine"), "text").unwrap();
+    let cache = home.join(".cache/kitfs");
+    let place = place(&home, other.path());
+    let reference = golden_reference("article");
+    let mount = ["mount", "--nonempty", "--cache-dir", text(&cache), &reference];
+    let said = kitfs.fail(7, &[&mount[..], &[text(&place)]].concat());
+    assert!(said.contains("holds the cache folder"), "{said}");
+    // And in the cache folder.
+    let inside = cache.join("mnt");
+    let said = kitfs.fail(7, &[&mount[..], &[text(&inside)]].concat());
+    assert!(said.contains("lies in the cache folder"), "{said}");
+    assert!(!inside.exists());
+    assert_eq!(fs::read_to_string(home.join("mine")).unwrap(), "text");
+    kitfs.succeed(&["daemon", "stop", "--cache-dir", text(&cache)]);
+    let bound = other.path().join("bound");
+    if is_mounted(&bound) {
+        run("umount", &[text(&bound)]);
+    }
+}
+
+#[test]
+fn a_mountpoint_that_holds_the_kits_own_folder_is_refused() {
+    let kitfs = Kitfs::new();
+    let folder = TempDir::new().unwrap();
+    let kit = Kit::modelkit().with(Layer::raw("docs", "README.md", 0o644, b"read me"));
+    let written = kit.write(&folder.path().join("kits/one"), "v1");
+    let holder = folder.path().join("kits");
+    let said = kitfs.fail(7, &["mount", "--nonempty", &written.reference, text(&holder)]);
+    assert!(said.contains("the folder that the kit is read from"), "{said}");
+    // Beside it there is room.
+    let beside = folder.path().join("mnt");
+    kitfs.succeed(&["mount", &written.reference, text(&beside)]);
+    assert_eq!(fs::read(beside.join("README.md")).unwrap(), b"read me");
+    kitfs.unmount(&beside);
+}
+
+#[test]
+fn several_mounts_end_with_one_command_and_a_failure_leaves_the_others_to_end() {
+    let kitfs = Kitfs::new();
+    let reference = golden_reference("article");
+    let places: Vec<_> = (0..3).map(|_| kitfs.mount(&reference, &[])).collect();
+    let nothing = kitfs.mountpoint("nothing");
+    let arguments =
+        [OsStr::new("umount"), places[0].as_ref(), nothing.as_ref(), places[1].as_ref()];
+    let said = kitfs.fail(7, &arguments);
+    assert!(said.contains(text(&nothing)) && said.matches("kitfs: ").count() == 1, "{said}");
+    assert!(!is_mounted(&places[0]) && !is_mounted(&places[1]) && is_mounted(&places[2]));
+    // Those of the cache folder that is named, and no others.
+    let elsewhere = Kitfs::new();
+    let other = elsewhere.mount(&reference, &[]);
+    kitfs.succeed(&["umount", "--all"]);
+    assert!(!is_mounted(&places[2]) && is_mounted(&other));
+    kitfs.succeed(&["umount", "-a"]);
+}
+
+#[test]
+fn a_mount_ends_whichever_cache_folder_is_named() {
+    let (kitfs, other) = (Kitfs::new(), Kitfs::new());
+    let place = kitfs.folder().join("made");
+    kitfs.succeed(&["mount", &golden_reference("article"), text(&place)]);
+    // A daemon that knows nothing of it, and no daemon at all.
+    other.succeed(&["daemon", "start"]);
+    other.succeed(&["umount", text(&place)]);
+    assert!(!place.exists(), "its daemon has removed the folder that it had made");
+    let status = kitfs.json(&["status", "--json"]);
+    assert!(!status.to_string().contains(text(&place)), "{status}");
+}
+
+#[test]
+fn who_uses_a_mount_is_named() {
+    let kitfs = Kitfs::new();
+    let place = kitfs.mount(&golden_reference("article"), &[]);
+    let mut inside = Command::new("sleep");
+    let inside = Running::new(inside.arg("60").current_dir(&place));
+    let said = kitfs.fail(7, &["umount", text(&place)]);
+    let named = format!("process {} (sleep: its working folder)", inside.0.id());
+    assert!(said.contains(&named) && said.contains("--lazy"), "{said}");
+    drop(inside);
+
+    // A reader of its own: what this process opens, a child that another test starts has, too.
+    let file = place.join("models/model.h5");
+    let mut reading = Command::new("sh");
+    let reading = Running::new(reading.args(["-c", "exec 3<\"$0\"; read line", text(&file)]));
+    let mut said = String::new();
+    wait_until("the open file", || {
+        let outcome = kitfs.run(&["umount", text(&place)]);
+        said = outcome.stderr;
+        assert_eq!(outcome.code, Some(7), "it was unmounted: {said}");
+        said.contains("(sh: an open file)")
+    });
+    assert!(said.contains(&format!("process {} ", reading.0.id())), "{said}");
+    drop(reading);
+
+    let below = place.join("models");
+    run("mount", &["-t", "tmpfs", "none", text(&below)]);
+    let said = kitfs.fail(7, &["umount", text(&place)]);
+    assert!(
+        said.contains(&format!("the mount at {}, which lies on it", below.display())),
+        "{said}"
+    );
+    run("umount", &[text(&below)]);
+    kitfs.unmount(&place);
+}
+
+#[test]
+fn a_mount_that_another_namespace_keeps_is_unmounted_here_and_that_is_said() {
+    let kitfs = Kitfs::new();
+    let place = kitfs.mount(&golden_reference("article"), &[]);
+    let mut command = Command::new("unshare");
+    let script = "echo ready >\"$0\"; read line";
+    let ready = kitfs.folder().join("ready");
+    command.args(["-m", "--propagation", "private", "sh", "-c", script, text(&ready)]);
+    let holder = Running::new(&mut command);
+    wait_until("the namespace", || ready.exists());
+    let outcome = kitfs.run(&["umount", text(&place)]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("another mount namespace"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(&format!("process {} ", holder.0.id())), "{}", outcome.stderr);
+    assert!(!is_mounted(&place));
+    // The place is free, though the first session goes on.
+    kitfs.succeed(&["mount", &golden_reference("yaml"), text(&place)]);
+    Tree::read(&place).assert_equals(&Tree::golden("yaml"), "at the same place");
+}
+
+/// Straight after the end of a mount, whoever ended it, the next one is made at the same place.
+#[test]
+fn the_end_of_a_mount_is_its_end() {
+    let kitfs = Kitfs::new();
+    let references = [golden_reference("article"), golden_reference("yaml")];
+    let place = kitfs.mountpoint("mnt");
+    kitfs.succeed(&["daemon", "start"]);
+    for round in 0..200 {
+        kitfs.succeed(&["mount", &references[round % 2], text(&place)]);
+        match round % 4 {
+            0 => kitfs.unmount(&place),
+            1 => run("umount", &[text(&place)]),
+            2 => run("umount", &["-l", text(&place)]),
+            _ => run("fusermount3", &["-u", text(&place)]),
+        }
+    }
+    assert_eq!(kitfs.json(&["status", "--json"]).as_array().unwrap().len(), 0);
+}
