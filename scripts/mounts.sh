@@ -47,7 +47,7 @@ for count in 1 20 200; do
     while [ "$mounted" -lt "$count" ]; do
         mounted=$((mounted + 1))
         mkdir "$work/$mounted"
-        "$kitfs" mount --no-hydrate "$kit" "$work/$mounted" >/dev/null
+        "$kitfs" mount --hydrate none "$kit" "$work/$mounted" >/dev/null
     done
     row "$count"
 done

@@ -174,7 +174,7 @@ def main():
 def show(bench, groups, results, file):
     link = f"{bench.rtt_ms:g} ms round trip, {bench.rate * 8 / 1e9:g} Gbit/s"
     print(f"\nMedians (minimum-maximum) of {bench.rounds} interleaved rounds; the shaped link has "
-          f"{link}; kitfs runs with --memory {bench.memory} --no-hydrate.\n")
+          f"{link}; kitfs runs with --memory {bench.memory} --hydrate none.\n")
     for title, cases in groups:
         done = [(case, results[case.name]) for case in cases if case.name in results]
         if done:

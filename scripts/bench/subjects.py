@@ -57,7 +57,7 @@ class Kitfs(Subject):
         self.env = dict(bench.environment(), KITFS_CACHE_DIR=self.scratch)
 
     def command(self):
-        return [self.bench.kitfs, "mount", "--no-hydrate", "--memory", self.bench.memory,
+        return [self.bench.kitfs, "mount", "--hydrate", "none", "--memory", self.bench.memory,
                 *self.options, self.reference, self.folder]
 
     def start(self):

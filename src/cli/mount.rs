@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use sd_notify::NotifyState;
 
 use super::arguments::{KitArguments, LogFormat, NetworkArguments, parse_umask};
@@ -11,7 +12,7 @@ use super::reference::parse_reference;
 use super::runtime::block_on;
 use super::settings::{Settings, absolute, mountpoint};
 use super::sizes;
-use crate::daemon::api::{KitRequest, MountRequest, MountStatus};
+use crate::daemon::api::{HydrateMode, KitRequest, MountRequest, MountStatus};
 use crate::daemon::{self, Backend, DaemonConfig};
 
 #[derive(Debug, clap::Args)]
@@ -54,11 +55,15 @@ pub(super) struct Arguments {
     /// Do not fetch tensors beforehand, as the headers of safetensors and GGUF files tell.
     #[arg(long)]
     no_tensor_prefetch: bool,
-    /// Fetch the rest of the kit in the background once no reader has waited for this many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, conflicts_with = "no_hydrate")]
+    /// What to fetch in the background, when nobody waits for bytes: the files of which half or more was
+    /// read (begun), all of the kit, or nothing.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t, hide_possible_values = true)]
+    hydrate: Hydrate,
+    /// Seconds without a waiting reader before --hydrate begins.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     hydrate_after: u64,
-    /// Fetch only what is read.
-    #[arg(long)]
+    /// The same as --hydrate none.
+    #[arg(long, hide = true, conflicts_with = "hydrate")]
     no_hydrate: bool,
     /// Fetch what this access trace says, in its order, ahead of the reader.
     #[arg(long, value_name = "FILE")]
@@ -73,6 +78,25 @@ pub(super) struct Arguments {
     kit: KitArguments,
     #[command(flatten)]
     network: NetworkArguments,
+}
+
+/// What `--hydrate` takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Hydrate {
+    All,
+    #[default]
+    Begun,
+    None,
+}
+
+impl From<Hydrate> for HydrateMode {
+    fn from(hydrate: Hydrate) -> Self {
+        match hydrate {
+            Hydrate::All => Self::All,
+            Hydrate::Begun => Self::Begun,
+            Hydrate::None => Self::None,
+        }
+    }
 }
 
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
@@ -93,7 +117,11 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         no_passthrough: arguments.no_passthrough,
         tensor_prefetch: !arguments.no_tensor_prefetch,
         trace: arguments.trace.as_deref().map(absolute).transpose()?,
-        hydrate_after_seconds: (!arguments.no_hydrate).then_some(arguments.hydrate_after),
+        hydrate: match arguments.no_hydrate {
+            true => HydrateMode::None,
+            false => arguments.hydrate.into(),
+        },
+        hydrate_after_seconds: arguments.hydrate_after,
     };
     match arguments.foreground {
         true => block_on(serve(config, request)),

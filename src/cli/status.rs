@@ -25,9 +25,11 @@ Resident says how much of the kit is in the cache. Bytes are `unchecked` after t
 while they were written: each is checked before it is first read, and `kitfs warm` or `kitfs cache
 verify` checks all of them.
 
-Rest says what becomes of what is not in the cache yet: it `waits` until readers are quiet, is
-`coming`, or all of it is `here`; `on demand` with --no-hydrate, `local` for a kit on this machine's
-disk, `no room` where it does not fit the cache, `failed` for the reason below the table.
+Rest says what becomes of what is not in the cache yet. `begun files`: files of which half or more
+was read are complete, others come when they are read (--hydrate begun). Something is to be fetched
+and `waits` until readers are quiet, is `coming`, or has `no room` in the cache. All of the kit is
+`here`. `on demand` with --hydrate none, `local` for a kit on this machine's disk, `failed` for the
+reason below the table.
 
 Passthrough says whether the kernel reads complete, confirmed files from the cache by itself: how
 many are open so now, and how often one was; or why it does not.")]
@@ -156,6 +158,7 @@ fn reference_text(mount: &MountStatus) -> String {
 fn hydrate_text(hydrate: &HydrateState) -> &'static str {
     match hydrate {
         HydrateState::Off => "on demand",
+        HydrateState::Begun => "begun files",
         HydrateState::Local => "local",
         HydrateState::Waiting => "waits",
         HydrateState::Running => "coming",

@@ -91,9 +91,10 @@ pub struct MountRequest {
     pub no_passthrough: bool,
     /// Fetch tensors beforehand as the headers of safetensors and GGUF files tell.
     pub tensor_prefetch: bool,
-    /// Fetch the rest of the kit in the background once no reader has waited for this many
-    /// seconds; `None` never does.
-    pub hydrate_after_seconds: Option<u64>,
+    /// What is completed in the background.
+    pub hydrate: HydrateMode,
+    /// When: once no reader has waited for this many seconds.
+    pub hydrate_after_seconds: u64,
     /// An access trace to be fetched in its order, absolute.
     #[serde(default)]
     pub trace: Option<PathBuf>,
@@ -181,6 +182,25 @@ pub struct RecordRequest {
     pub mountpoint: PathBuf,
 }
 
+/// What of a mounted kit is completed in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HydrateMode {
+    /// All of it.
+    All,
+    /// The files of which readers have read half or more.
+    Begun,
+    /// Nothing.
+    None,
+}
+
+impl HydrateMode {
+    /// What a daemon of an earlier version does, which does not say.
+    fn none() -> Self {
+        Self::None
+    }
+}
+
 /// What is done about the rest of a mounted kit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -189,6 +209,8 @@ pub enum HydrateState {
     Off,
     /// Nothing: the kit lies on this machine already.
     Local,
+    /// What readers have begun in earnest is here. Other files come when they are read.
+    Begun,
     /// It is fetched once the readers are quiet.
     Waiting,
     /// It is being fetched.
@@ -322,7 +344,10 @@ pub struct MountStatus {
     pub last_failure: Option<String>,
     /// Whether the kernel reads complete files from the cache by itself.
     pub passthrough: PassthroughState,
-    /// What is done about the rest of the kit.
+    /// What of the kit is completed in the background.
+    #[serde(default = "HydrateMode::none")]
+    pub hydrate_mode: HydrateMode,
+    /// How far that is.
     pub hydrate: HydrateState,
     /// What was fetched before readers asked for it.
     pub readahead: ReadaheadStatus,

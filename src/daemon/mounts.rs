@@ -22,8 +22,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{
-    Failure, FailureKind, HydrateState, MountStatus, PassthroughState, PredictorStatus,
-    ReadaheadStatus,
+    Failure, FailureKind, HydrateMode, HydrateState, MountStatus, PassthroughState,
+    PredictorStatus, ReadaheadStatus,
 };
 use super::failure::panicked;
 use super::hydrate::Hydrating;
@@ -348,6 +348,10 @@ impl Served {
     }
 
     fn status(&self) -> MountStatus {
+        let (hydrate_mode, hydrate) = match &*self.background.lock() {
+            Some(Background { hydrating, .. }) => (hydrating.mode(), hydrating.state()),
+            None => (HydrateMode::None, HydrateState::Off),
+        };
         MountStatus {
             mountpoint: self.mount.mountpoint().to_owned(),
             reference: self.reference.clone(),
@@ -367,10 +371,8 @@ impl Served {
                 }
                 PassthroughStatus::Off { reason } => PassthroughState::Off { reason },
             },
-            hydrate: match &*self.background.lock() {
-                Some(background) => background.hydrating.state(),
-                None => HydrateState::Off,
-            },
+            hydrate_mode,
+            hydrate,
             readahead: readahead_status(self.mount.file_system().ledger()),
         }
     }

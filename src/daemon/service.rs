@@ -163,10 +163,10 @@ impl Service {
         let (served, sessions) = (kit.clone(), self.sessions()?);
         let mount = move || Mount::new(served, mountpoint, &options, config, sessions);
         let mount = spawn_blocking(mount).await.map_err(panicked)??;
-        let quiet = request.hydrate_after_seconds.map(Duration::from_secs);
+        let quiet = Duration::from_secs(request.hydrate_after_seconds);
         let warnings = trace.as_ref().map(Replay::warnings).unwrap_or_default();
         let background = Background {
-            hydrating: self.hydration.begin(&kit, quiet),
+            hydrating: self.hydration.begin(mount.file_system(), request.hydrate, quiet),
             _replay: trace.map(|trace| AbortOnDropHandle::new(tokio::spawn(replay_quietly(trace)))),
         };
         let reference = request.kit.reference;

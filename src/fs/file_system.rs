@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use tokio::sync::mpsc;
 
 use super::attributes::{Attributes, FileKind, Ino, Owner, Totals};
+use super::begun::ReadChunks;
 use super::config::FsConfig;
 use super::error::FsError;
 use super::kit::LoadedKit;
@@ -40,6 +41,7 @@ pub struct FileSystem {
     readahead: Arc<Readahead>,
     tensors: Option<TensorPrefetch>,
     log: AccessLog,
+    read_chunks: ReadChunks,
 }
 
 /// An entry of a directory.
@@ -82,6 +84,7 @@ impl FileSystem {
         let readahead = Arc::<Readahead>::default();
         let tensors = config.tensor_prefetch.then(|| TensorPrefetch::new(&kit, &readahead));
         Self {
+            read_chunks: ReadChunks::new(kit.layers.len()),
             kit,
             owner,
             config,
@@ -105,6 +108,17 @@ impl FileSystem {
     /// How many reads a recorder lost since the last call, because it was too slow.
     pub fn take_lost(&self) -> u64 {
         self.log.take_lost()
+    }
+
+    /// The ranges that complete the files which readers have begun in earnest, by layer. Looks at every
+    /// file of the kit.
+    pub fn begun(&self) -> Vec<(u32, Vec<Range<StreamOffset>>)> {
+        self.read_chunks.begun(&self.kit)
+    }
+
+    /// Waits until a reader reads what no reader has read before. For one task.
+    pub async fn read_on(&self) {
+        self.read_chunks.changed().await;
     }
 
     /// What was fetched before readers asked for it, and what of that they read.
@@ -255,8 +269,10 @@ impl FileSystem {
         self.log.note(node, offset, end - offset);
         match content {
             Content::Inline(bytes) => Ok(Read::Resident(&bytes[offset as usize..end as usize])),
-            Content::Stored { layer, extents } => {
-                let layer = &self.kit.layers[*layer as usize];
+            Content::Stored { layer: index, extents } => {
+                let layer = &self.kit.layers[*index as usize];
+                let layout = &layer.contents().layout;
+                self.read_chunks.note(*index, layout, extents.stored_of(offset..end));
                 self.read_stored(node, StoredFile { layer, extents }, offset..end, buffer)
             }
         }

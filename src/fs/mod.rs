@@ -22,6 +22,7 @@
 
 mod attributes;
 mod backing;
+mod begun;
 mod config;
 mod error;
 mod file_system;

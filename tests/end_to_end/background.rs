@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rstest::rstest;
@@ -240,7 +240,8 @@ fn hydrate(kitfs: &Kitfs, mountpoint: &Path) -> String {
 #[test]
 fn the_rest_of_a_kit_comes_once_its_readers_are_quiet() {
     let counted = Counted::new(&big_files());
-    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    let mountpoint =
+        counted.kitfs.mount(&counted.reference, &["--hydrate", "all", "--hydrate-after", "0"]);
     wait_until("all of the kit", || hydrate(&counted.kitfs, &mountpoint) == "complete");
     assert_eq!(counted.kitfs.status_of(&mountpoint)["state"], "confirmed");
     let fetched = counted.fetched();
@@ -253,9 +254,63 @@ fn the_rest_of_a_kit_comes_once_its_readers_are_quiet() {
 fn a_kit_that_does_not_fit_the_cache_is_not_hydrated() {
     let kitfs = Kitfs::with_options(&["--cache-size", "20MiB"]);
     let counted = Counted::with(&big_files(), kitfs);
-    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    let mountpoint =
+        counted.kitfs.mount(&counted.reference, &["--hydrate", "all", "--hydrate-after", "0"]);
     wait_until("no room", || hydrate(&counted.kitfs, &mountpoint) == "no_room");
     assert!(counted.fetched() < MIB);
+}
+
+/// Reads so many mebibytes from the start of a file.
+fn read_some(path: &Path, mebibytes: u64) {
+    let mut file = File::open(path).unwrap();
+    let mut left = mebibytes * MIB;
+    let mut buffer = vec![0; 1 << 16];
+    while left > 0 {
+        left -= std::io::Read::read(&mut file, &mut buffer).unwrap() as u64;
+    }
+}
+
+/// Three files of 16 MiB, each a layer: one is read to a tenth, one to more than half, one not at all.
+#[test]
+fn only_what_readers_have_begun_in_earnest_is_completed() {
+    let counted = Counted::new(&big_files());
+    // Without prefetch of the next shard, which is begun for another reason.
+    let options = ["--hydrate-after", "0", "--no-tensor-prefetch"];
+    let mountpoint = counted.kitfs.mount(&counted.reference, &options);
+    assert_eq!(counted.kitfs.status_of(&mountpoint)["hydrate_mode"], "begun");
+    assert_eq!(hydrate(&counted.kitfs, &mountpoint), "begun");
+    read_some(&mountpoint.join("weights/shard-0"), 1);
+    wait_until("quiet", || hydrate(&counted.kitfs, &mountpoint) == "begun");
+    let fetched = counted.fetched();
+    assert!(fetched < 6 * MIB, "{fetched} bytes for a look");
+    read_some(&mountpoint.join("weights/shard-1"), 10);
+    let layer = &counted.written.layers[1].0;
+    wait_until("the rest of the file that was begun", || {
+        let layers = counted.kitfs.json(&["cache", "ls", "--json"]);
+        let mut layers = layers.as_array().unwrap().iter();
+        layers.any(|it| it["digest"] == layer.as_str() && it["state"] == "confirmed")
+    });
+    wait_until("quiet", || hydrate(&counted.kitfs, &mountpoint) == "begun");
+    let fetched = counted.fetched();
+    assert!((16 * MIB..24 * MIB).contains(&fetched), "{fetched} bytes");
+    read_some(&mountpoint.join("weights/shard-0"), 9);
+    read_some(&mountpoint.join("weights/shard-2"), 9);
+    wait_until("all of the kit", || hydrate(&counted.kitfs, &mountpoint) == "complete");
+}
+
+#[test]
+fn an_untouched_kit_is_not_fetched() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    // As a person looks around.
+    let mut look = Command::new("find");
+    look.arg(&mountpoint).args(["-type", "f", "-exec", "head", "-c", "1000", "{}", ";"]);
+    assert!(look.stdout(Stdio::null()).status().unwrap().success());
+    wait_until("quiet", || hydrate(&counted.kitfs, &mountpoint) == "begun");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(hydrate(&counted.kitfs, &mountpoint), "begun");
+    let fetched = counted.fetched();
+    assert!(fetched < 6 * MIB, "{fetched} bytes for a look");
 }
 
 #[test]
@@ -267,7 +322,7 @@ fn nothing_is_hydrated_where_it_is_switched_off_or_the_kit_is_local() {
     let written = big_files().write(folder.path(), "v1");
     // A cache of its own: the layers are the same, and there they come from a registry.
     let kitfs = Kitfs::new();
-    let local = kitfs.mount(&written.reference, &["--hydrate-after", "0"]);
+    let local = kitfs.mount(&written.reference, &["--hydrate", "all", "--hydrate-after", "0"]);
     assert_eq!(hydrate(&kitfs, &local), "local");
 }
 
@@ -276,7 +331,8 @@ fn hydrating_and_held() -> (Counted, PathBuf) {
     let counted = Counted::new(&big_files());
     counted.kitfs.succeed(&["ls", &counted.reference]);
     counted.registry.script(Rule::on("/blobs/").then(Fault::Hold));
-    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    let mountpoint =
+        counted.kitfs.mount(&counted.reference, &["--hydrate", "all", "--hydrate-after", "0"]);
     wait_until("the start", || hydrate(&counted.kitfs, &mountpoint) == "running");
     (counted, mountpoint)
 }
@@ -300,7 +356,8 @@ fn hydrating_pauses_while_a_reader_waits() {
 fn a_kit_of_wrong_bytes_is_never_called_complete() {
     let counted = Counted::new(&big_files());
     let digest = scripted(&counted, 0, Fault::Corrupt);
-    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    let mountpoint =
+        counted.kitfs.mount(&counted.reference, &["--hydrate", "all", "--hydrate-after", "0"]);
     wait_until("the failure", || hydrate(&counted.kitfs, &mountpoint) == "failed");
     let status = counted.kitfs.status_of(&mountpoint);
     let reason = status["hydrate"]["failed"]["reason"].as_str().unwrap();
@@ -313,7 +370,8 @@ fn a_kit_of_wrong_bytes_is_never_called_complete() {
 fn a_layer_that_cannot_be_had_does_not_hold_up_the_others() {
     let counted = Counted::new(&big_files());
     scripted(&counted, 0, Fault::Status(404));
-    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
+    let mountpoint =
+        counted.kitfs.mount(&counted.reference, &["--hydrate", "all", "--hydrate-after", "0"]);
     wait_until("the failure", || hydrate(&counted.kitfs, &mountpoint) == "failed");
     for shard in [1, 2] {
         let file = File::open(mountpoint.join(format!("weights/shard-{shard}"))).unwrap();
@@ -328,7 +386,8 @@ fn a_daemon_that_was_quiet_before_the_mount_waits_all_the_same() {
     let counted = Counted::new(&big_files());
     counted.kitfs.succeed(&["daemon", "start"]);
     std::thread::sleep(Duration::from_secs(3));
-    let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "3"]);
+    let mountpoint =
+        counted.kitfs.mount(&counted.reference, &["--hydrate", "all", "--hydrate-after", "3"]);
     assert_eq!(hydrate(&counted.kitfs, &mountpoint), "waiting");
 }
 

@@ -1,12 +1,15 @@
-//! Fetching the rest of a mounted kit in the background, once its readers are quiet.
+//! Completing a mounted kit in the background, once its readers are quiet.
 //!
 //! ```text
-//!            quiet for long enough, its turn          all is in
-//! waiting ----------------------------------> running ----------> complete
-//!    ^  '---------------------------------------'  |
-//!    '--a reader waits; a failure (later again)    '--no room--> looks again now and then
+//!             something is missing       quiet for long enough, its turn
+//! begun <--> waiting -------------------------------------> running --all is in--> complete
+//!  ^            ^  '-----a reader waits; a failure (later again)-----'  |
+//!  |            '--no room--> looks again now and then                  |
+//!  '-- only what was begun is completed, and is in <-------------------'
 //! ```
 //!
+//! - What is completed is the mount's choice ([`HydrateMode`]): all of the kit, what readers have begun
+//!   in earnest (`fs::begun`), or nothing.
 //! - Nothing is evicted for it: it goes on only while what is missing fits the cache.
 //! - Layers on this machine's own disk are left alone: a second copy of them there gains little.
 //! - One mount is hydrated at a time, in the order of mounting.
@@ -14,26 +17,27 @@
 //!   fetched again; one that cannot be had now is tried again later. Neither holds up the others.
 //! - It ends with its mount.
 
-use std::ops::Range;
+mod quiet;
+mod want;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::api::HydrateState;
-use super::bringing::pieces;
+use self::quiet::{Quiet, SHORTEST_WAIT};
+use self::want::{MissingPiece, Want, missing_pieces};
+use super::api::{HydrateMode, HydrateState};
 use crate::cache::{Cache, LayerState};
 use crate::fetch::{FetchError, Fetcher, Layer};
-use crate::fs::LoadedKit;
-use crate::layer::StreamOffset;
+use crate::fs::FileSystem;
+use crate::process::running_time;
 use crate::source::Priority;
 
 /// How often room in the cache is looked for: it comes when kits are removed.
 const ROOM_INTERVAL: Duration = Duration::from_secs(30);
-/// How often readers are looked for: soon to a person, nothing to a processor.
-const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 /// How long to wait after a failure; doubled for each in a row.
 const FIRST_BACKOFF: Duration = Duration::from_secs(10);
 /// The longest of those waits: a registry that is back is noticed within minutes.
@@ -48,23 +52,19 @@ pub(super) struct Hydration {
 
 /// The hydration of one mount; dropping it ends it.
 pub(super) struct Hydrating {
+    mode: HydrateMode,
     state: Arc<Mutex<HydrateState>>,
     _task: Option<AbortOnDropHandle<()>>,
 }
 
 impl Hydrating {
+    pub(super) fn mode(&self) -> HydrateMode {
+        self.mode
+    }
+
     pub(super) fn state(&self) -> HydrateState {
         self.state.lock().clone()
     }
-}
-
-/// The quiet that one mount waits for.
-struct Quiet {
-    fetcher: Arc<Fetcher>,
-    /// How long no reader must have waited.
-    wanted: Duration,
-    /// When the kit was mounted.
-    began: Instant,
 }
 
 /// Why a run ended before all was in.
@@ -78,204 +78,227 @@ enum Pause {
     Wrong(String),
 }
 
+/// The work for one mount.
+struct Work {
+    hydration: Arc<Hydration>,
+    file_system: Arc<FileSystem>,
+    /// The layers that are not on this machine's disk.
+    layers: Vec<Arc<Layer>>,
+    is_all_wanted: bool,
+    quiet: Quiet,
+    state: Arc<Mutex<HydrateState>>,
+    /// What to say once all of `layers` is here.
+    done: HydrateState,
+}
+
 impl Hydration {
     pub(super) fn new(cache: Arc<Cache>, fetcher: Arc<Fetcher>) -> Arc<Self> {
         Arc::new(Self { cache, fetcher, turn: Semaphore::new(1) })
     }
 
-    /// Begins to hydrate a kit once it has been mounted for `quiet` and no reader of any mount has
-    /// waited meanwhile; `None` never does.
+    /// Begins to hydrate a mount. Work starts when no reader of any mount has waited for `quiet`.
     pub(super) fn begin(
         self: &Arc<Self>,
-        kit: &Arc<LoadedKit>,
-        quiet: Option<Duration>,
+        file_system: &Arc<FileSystem>,
+        mode: HydrateMode,
+        quiet: Duration,
     ) -> Hydrating {
+        let kit = file_system.kit();
         let (layers, local): (Vec<_>, Vec<_>) =
             kit.layers.iter().cloned().partition(|layer| layer.is_remote());
         let done = match local.iter().all(|layer| is_here(layer)) {
             true => HydrateState::Complete,
             false => HydrateState::Local,
         };
-        let (state, quiet) = match quiet {
-            None => (HydrateState::Off, None),
-            Some(_) if layers.is_empty() && !kit.layers.is_empty() => (HydrateState::Local, None),
-            Some(_) if layers.iter().all(|layer| is_here(layer)) => (done.clone(), None),
-            Some(quiet) => (HydrateState::Waiting, Some(quiet)),
+        let (state, has_work) = match mode {
+            HydrateMode::None => (HydrateState::Off, false),
+            _ if layers.is_empty() && !kit.layers.is_empty() => (HydrateState::Local, false),
+            _ if layers.iter().all(|layer| is_here(layer)) => (done.clone(), false),
+            HydrateMode::All => (HydrateState::Waiting, true),
+            HydrateMode::Begun => (HydrateState::Begun, true),
         };
         let state = Arc::new(Mutex::new(state));
-        let task = quiet.map(|quiet| {
-            let run = self.clone().run(layers, quiet, state.clone(), done);
-            AbortOnDropHandle::new(tokio::spawn(run))
+        let task = has_work.then(|| {
+            let work = Work {
+                hydration: self.clone(),
+                file_system: file_system.clone(),
+                layers,
+                is_all_wanted: mode == HydrateMode::All,
+                quiet: Quiet::new(self.fetcher.clone(), quiet),
+                state: state.clone(),
+                done,
+            };
+            AbortOnDropHandle::new(tokio::spawn(work.run()))
         });
-        Hydrating { state, _task: task }
+        Hydrating { mode, state, _task: task }
     }
 
-    async fn run(
-        self: Arc<Self>,
-        layers: Vec<Arc<Layer>>,
-        quiet: Duration,
-        state: Arc<Mutex<HydrateState>>,
-        done: HydrateState,
-    ) {
-        let quiet = Quiet { fetcher: self.fetcher.clone(), wanted: quiet, began: Instant::now() };
+    /// Whether so many bytes fit without evicting anything.
+    fn has_room_for(&self, bytes: u64) -> bool {
+        // A file system that cannot be asked is not filled.
+        self.cache.free_bytes().is_ok_and(|free_bytes| bytes <= free_bytes)
+    }
+}
+
+impl Work {
+    async fn run(self) {
         let mut backoff = FIRST_BACKOFF;
         let mut has_told_of_room = false;
+        let mut is_anything_wanted = self.is_all_wanted;
         loop {
-            quiet.wait().await;
-            let Ok(_turn) = self.turn.acquire().await else { return };
+            if !is_anything_wanted {
+                // What that is comes out once the readers are quiet: they read on meanwhile.
+                self.file_system.read_on().await;
+            }
+            is_anything_wanted = true;
+            if !matches!(*self.state.lock(), HydrateState::Failed { .. } | HydrateState::NoRoom) {
+                self.set(HydrateState::Waiting);
+            }
+            self.quiet.wait().await;
+            let Ok(turn) = self.hydration.turn.acquire().await else { return };
             let mut has_brought = false;
-            let pause = self.bring_rest(&layers, &quiet, &state, &mut has_brought).await;
+            let pause = self.bring_missing(&mut has_brought).await;
+            drop(turn);
             if has_brought {
                 backoff = FIRST_BACKOFF;
             }
             match pause {
-                Ok(()) => {
-                    *state.lock() = done;
-                    return;
+                Ok(()) if self.layers.iter().all(|layer| is_here(layer)) => {
+                    return self.set(self.done.clone());
                 }
+                Ok(()) => {
+                    self.set(HydrateState::Begun);
+                    is_anything_wanted = self.is_all_wanted;
+                }
+                Err(Pause::Reader) => {}
                 Err(Pause::Wrong(reason)) => {
                     // Every layer was tried, and fetching the same bytes again would not help.
-                    tracing::warn!(reason, "the rest of a kit is not what it should be");
-                    *state.lock() = HydrateState::Failed { reason };
-                    return;
+                    tracing::warn!(reason, "a kit is not what it should be");
+                    return self.set(HydrateState::Failed { reason });
                 }
-                Err(Pause::Reader) => *state.lock() = HydrateState::Waiting,
                 Err(Pause::NoRoom) => {
-                    drop(_turn);
                     if !std::mem::replace(&mut has_told_of_room, true) {
                         tracing::info!(
                             "the rest of a kit is not fetched: it does not fit the cache"
                         );
                     }
-                    *state.lock() = HydrateState::NoRoom;
-                    tokio::time::sleep(ROOM_INTERVAL).await;
+                    self.set(HydrateState::NoRoom);
+                    running_time::sleep(ROOM_INTERVAL).await;
                 }
                 Err(Pause::Failed(error)) => {
-                    drop(_turn);
                     tracing::warn!(%error, again_in = ?backoff, "fetching the rest of a kit failed");
-                    *state.lock() = HydrateState::Failed { reason: error.to_string() };
-                    tokio::time::sleep(backoff).await;
+                    self.set(HydrateState::Failed { reason: error.to_string() });
+                    running_time::sleep(backoff).await;
                     backoff = (backoff * 2).min(LONGEST_BACKOFF);
                 }
             }
         }
     }
 
+    fn set(&self, state: HydrateState) {
+        *self.state.lock() = state;
+    }
+
+    /// What is to be in the cache, as far as is known now.
+    fn wants(file_system: &FileSystem, layers: &[Arc<Layer>], is_all_wanted: bool) -> Vec<Want> {
+        if is_all_wanted {
+            return layers.iter().map(Want::whole).collect();
+        }
+        let begun = file_system.begun().into_iter().map(|(layer, ranges)| Want {
+            layer: file_system.kit().layers[layer as usize].clone(),
+            ranges,
+        });
+        begun.filter(|want| want.layer.is_remote()).collect()
+    }
+
+    /// What is missing of it. A kit has millions of files and chunks: not on a thread of the runtime.
+    async fn missing(&self) -> Vec<MissingPiece> {
+        let (file_system, layers) = (self.file_system.clone(), self.layers.clone());
+        let is_all_wanted = self.is_all_wanted;
+        let look = move || missing_pieces(&Self::wants(&file_system, &layers, is_all_wanted));
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+    }
+
     /// Brings what is missing, and says in `has_brought` whether any of it came. A layer that
     /// cannot be had does not hold up the others; the first failure is told in the end.
-    async fn bring_rest(
-        &self,
-        layers: &[Arc<Layer>],
-        quiet: &Quiet,
-        state: &Mutex<HydrateState>,
-        has_brought: &mut bool,
-    ) -> Result<(), Pause> {
-        let mut failed = None;
-        for layer in layers {
-            for piece in pieces(layer.contents().layout.stream()) {
-                if matches!(layer.state(), LayerState::Poisoned { .. }) {
-                    break;
-                }
-                if layer.is_resident(piece.clone()) {
-                    continue;
-                }
-                self.check_room(layers)?;
-                *state.lock() = HydrateState::Running;
-                match bring(layer, piece, quiet).await {
-                    Ok(()) => *has_brought = true,
-                    Err(Pause::Failed(error)) => {
-                        failed = failed.or(Some(error));
-                        break;
-                    }
-                    Err(pause) => return Err(pause),
-                }
+    async fn bring_missing(&self, has_brought: &mut bool) -> Result<(), Pause> {
+        let pieces = self.missing().await;
+        let mut left_bytes = pieces.iter().map(|it| it.missing_bytes).fold(0, u64::saturating_add);
+        let mut failed: Option<(Arc<Layer>, FetchError)> = None;
+        for piece in pieces {
+            let has_failed = |it: &(Arc<Layer>, _)| Arc::ptr_eq(&it.0, &piece.layer);
+            if failed.as_ref().is_some_and(has_failed) {
+                continue;
             }
+            if !self.hydration.has_room_for(left_bytes) {
+                return Err(Pause::NoRoom);
+            }
+            self.set(HydrateState::Running);
+            match self.bring(&piece).await {
+                Ok(()) => *has_brought = true,
+                Err(Pause::Failed(error)) => {
+                    failed = failed.or(Some((piece.layer.clone(), error)));
+                }
+                Err(pause) => return Err(pause),
+            }
+            left_bytes -= piece.missing_bytes;
         }
         match failed {
-            Some(error) => Err(Pause::Failed(error)),
-            None => verify(layers).await,
+            Some((_, error)) => Err(Pause::Failed(error)),
+            None => self.verify().await,
         }
     }
 
-    /// Whether all that is missing fits without evicting anything.
-    fn check_room(&self, layers: &[Arc<Layer>]) -> Result<(), Pause> {
-        let missing = layers.iter().map(|layer| {
-            let stream_bytes = layer.contents().layout.stream_bytes();
-            stream_bytes.saturating_sub(layer.resident_bytes())
-        });
-        let missing = missing.fold(0, u64::saturating_add);
-        // A file system that cannot be asked is not filled.
-        match self.cache.free_bytes() {
-            Ok(free_bytes) if missing <= free_bytes => Ok(()),
-            Ok(_) | Err(_) => Err(Pause::NoRoom),
+    /// Brings a piece, unless a reader comes: what is under way then gives way to it.
+    async fn bring(&self, piece: &MissingPiece) -> Result<(), Pause> {
+        if self.quiet.is_over() {
+            return Err(Pause::Reader);
         }
-    }
-}
-
-impl Quiet {
-    /// How long it has been quiet: no longer than the kit has been mounted, whatever the daemon did
-    /// before.
-    fn lasted(&self) -> Duration {
-        self.fetcher.quiet_for().min(self.began.elapsed())
-    }
-
-    fn is_over(&self) -> bool {
-        let lasted = self.lasted();
-        lasted < self.wanted || lasted.is_zero()
-    }
-
-    async fn wait(&self) {
-        while self.is_over() {
-            let left = self.wanted.saturating_sub(self.lasted());
-            tokio::time::sleep(left.max(SHORTEST_WAIT)).await;
-        }
-    }
-}
-
-/// Brings a piece, unless a reader comes: what is under way then gives way to it.
-async fn bring(layer: &Layer, piece: Range<StreamOffset>, quiet: &Quiet) -> Result<(), Pause> {
-    if quiet.is_over() {
-        return Err(Pause::Reader);
-    }
-    let bring = layer.bring(piece, Priority::Hydrate);
-    tokio::pin!(bring);
-    loop {
-        tokio::select! {
-            brought = &mut bring => return match brought {
-                // The state says so as well.
-                Ok(()) | Err(FetchError::Poisoned { .. }) => Ok(()),
-                Err(error) => Err(Pause::Failed(error)),
-            },
-            () = tokio::time::sleep(SHORTEST_WAIT) => {
-                if quiet.is_over() {
-                    return Err(Pause::Reader);
+        let bring = piece.layer.bring(piece.range.clone(), Priority::Hydrate);
+        tokio::pin!(bring);
+        loop {
+            tokio::select! {
+                brought = &mut bring => return match brought {
+                    // The state says so as well.
+                    Ok(()) | Err(FetchError::Poisoned { .. }) => Ok(()),
+                    Err(error) => Err(Pause::Failed(error)),
+                },
+                () = tokio::time::sleep(SHORTEST_WAIT) => {
+                    if self.quiet.is_over() {
+                        return Err(Pause::Reader);
+                    }
                 }
             }
         }
+    }
+
+    /// Waits for the digests of layers all of whose bytes came.
+    async fn verify(&self) -> Result<(), Pause> {
+        let mut wrong = None;
+        for layer in &self.layers {
+            if !self.is_all_wanted && !layer.store().is_complete() {
+                continue;
+            }
+            let digest = layer.key().digest;
+            match layer.confirmed().await {
+                LayerState::Confirmed => {}
+                LayerState::Poisoned { got } => {
+                    wrong = Some(format!("{digest} is not what it says: its bytes have {got}"));
+                }
+                // Others needed the room meanwhile.
+                LayerState::Unconfirmed if !layer.store().is_complete() => {
+                    return Err(Pause::NoRoom);
+                }
+                LayerState::Unconfirmed => {
+                    wrong = Some(format!("the digest of {digest} could not be computed"));
+                }
+            }
+        }
+        wrong.map_or(Ok(()), |reason| Err(Pause::Wrong(reason)))
     }
 }
 
 /// Whether nothing of a layer is left to be fetched or verified.
 fn is_here(layer: &Layer) -> bool {
     layer.state() == LayerState::Confirmed && layer.store().is_complete()
-}
-
-/// Waits for the digests of layers all of whose bytes came.
-async fn verify(layers: &[Arc<Layer>]) -> Result<(), Pause> {
-    let mut wrong = None;
-    for layer in layers {
-        let digest = layer.key().digest;
-        match layer.confirmed().await {
-            LayerState::Confirmed => {}
-            LayerState::Poisoned { got } => {
-                wrong = Some(format!("{digest} is not what it says: its bytes have {got}"));
-            }
-            // Others needed the room meanwhile.
-            LayerState::Unconfirmed if !layer.store().is_complete() => return Err(Pause::NoRoom),
-            LayerState::Unconfirmed => {
-                wrong = Some(format!("the digest of {digest} could not be computed"));
-            }
-        }
-    }
-    wrong.map_or(Ok(()), |reason| Err(Pause::Wrong(reason)))
 }
