@@ -351,6 +351,28 @@ fn a_compressed_kit_is_opened_with_progress() {
     assert!(answer.contains(&format!(r#"{{"opened":{{"pinned":"{pinned}"}}}}"#)), "{answer}");
 }
 
+/// So that a command which reads thousands of files resolves the kit once.
+#[test]
+fn a_kit_that_was_opened_is_read_without_asking_its_source_again() {
+    let kitfs = Kitfs::new();
+    kitfs.succeed(&["daemon", "start"]);
+    let folder = TempDir::new().unwrap();
+    let kit = Kit::modelkit().with(Layer::raw("docs", "README.md", 0o644, b"read me"));
+    let layout = folder.path().join("kit");
+    let reference = kit.write(&layout, "v1").reference;
+    kitfs.succeed(&["cat", &format!("{reference}/README.md")]);
+    let kit = |reference: &str| serde_json::json!({"reference": reference, "umask": 18});
+    let answer = ask(&kitfs, "POST /v1/open HTTP/1.1", &kit(&reference).to_string());
+    let pinned = answer.split(r#""pinned":""#).nth(1).unwrap().split('"').next().unwrap();
+    fs::remove_dir_all(layout).unwrap();
+    let list = |reference: &str| {
+        let request = serde_json::json!({"kit": kit(reference), "path": ""}).to_string();
+        ask(&kitfs, "POST /v1/list HTTP/1.1", &request)
+    };
+    assert!(list(pinned).contains("README.md"), "{}", list(pinned));
+    assert!(list(&reference).contains(r#""kind":"not_found""#), "{}", list(&reference));
+}
+
 #[test]
 fn what_is_cached_can_be_listed_checked_and_removed() {
     either_way(|kitfs| {

@@ -396,10 +396,14 @@ impl Service {
         }
     }
 
-    /// A kit that still is open; its tag is looked up anew.
+    /// A kit that still is open. A tag is looked up anew; what [`Self::open_kit`] has returned stands for
+    /// one kit for ever, so a command that reads thousands of files resolves it once.
     async fn known(&self, request: &KitRequest) -> Result<Option<Arc<LoadedKit>>, Failure> {
         if self.kits.is_empty() {
             return Ok(None);
+        }
+        if let Some(kit) = self.kits.find(request) {
+            return Ok(Some(kit));
         }
         let origin = Origin::parse(&request.reference)?;
         let sources = self.networks.sources(&request.network)?;
