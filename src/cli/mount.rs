@@ -36,6 +36,9 @@ pub(super) struct Arguments {
     /// Only these layers, in kit's grammar: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated.
     #[arg(short, long = "filter", value_name = "FILTER")]
     filters: Vec<String>,
+    /// Go on although a filter takes nothing.
+    #[arg(long)]
+    allow_empty: bool,
     /// Permission bits to take away, in octal.
     #[arg(long, value_name = "OCTAL", default_value = "022", value_parser = parse_umask)]
     umask: u32,
@@ -106,6 +109,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
             reference: parse_reference(&arguments.reference)?,
             labels: arguments.kit.choice.labels,
             filters: arguments.filters,
+            allow_empty: arguments.allow_empty,
             no_remote: arguments.kit.no_remote,
             umask: arguments.umask,
             network: settings.network(&arguments.network)?,

@@ -103,6 +103,7 @@ impl Settings {
             reference,
             labels: kit.choice.labels.clone(),
             filters: Vec::new(),
+            allow_empty: false,
             no_remote: kit.no_remote,
             umask: DEFAULT_UMASK,
             network: self.network(network)?,

@@ -52,6 +52,9 @@ pub(super) struct Arguments {
     /// Only these layers, in kit's grammar: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated.
     #[arg(short, long = "filter", value_name = "FILTER")]
     filters: Vec<String>,
+    /// Go on although a filter takes nothing.
+    #[arg(long)]
+    allow_empty: bool,
     /// Fetch what this access trace says, in its order (see `kitfs trace record`).
     #[arg(long, value_name = "FILE", conflicts_with = "paths")]
     trace: Option<PathBuf>,
@@ -70,6 +73,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             reference: parse_reference(&arguments.reference)?,
             labels: arguments.kit.choice.labels,
             filters: arguments.filters,
+            allow_empty: arguments.allow_empty,
             no_remote: arguments.kit.no_remote,
             umask: DEFAULT_UMASK,
             network: settings.network(&arguments.network)?,

@@ -59,6 +59,9 @@ pub struct KitRequest {
     /// Filters in kit's grammar; empty takes everything.
     #[serde(default)]
     pub filters: Vec<String>,
+    /// Let a filter take nothing.
+    #[serde(default)]
+    pub allow_empty: bool,
     /// Leave out data sets that lie in other kits and in S3 stores.
     #[serde(default)]
     pub no_remote: bool,

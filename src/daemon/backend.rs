@@ -11,8 +11,8 @@ use tokio::task::spawn_blocking;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
-    Listing, MountRequest, MountStatus, OpenProgress, PassProgress, ReadRequest, RecordRequest,
-    TagInfo, TagsRequest, UnmountReport, WarmEvent, WarmReport, WarmRequest,
+    Listing, MountRequest, MountStatus, OpenProgress, ReadRequest, RecordRequest, TagInfo,
+    TagsRequest, UnmountReport, WarmEvent, WarmReport, WarmRequest,
 };
 use super::client::Client;
 use super::failure::panicked;

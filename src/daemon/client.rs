@@ -12,9 +12,9 @@ use serde::de::DeserializeOwned;
 
 use super::api::{
     CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
-    Listing, MountEvent, MountRequest, MountStatus, OpenEvent, OpenProgress, PassProgress,
-    ReadRequest, RecordRequest, TagInfo, TagsRequest, UnmountReport, UnmountRequest, WarmEvent,
-    WarmReport, WarmRequest,
+    Listing, MountEvent, MountRequest, MountStatus, OpenEvent, OpenProgress, ReadRequest,
+    RecordRequest, TagInfo, TagsRequest, UnmountReport, UnmountRequest, WarmEvent, WarmReport,
+    WarmRequest,
 };
 use super::frames::{Next, Reader};
 use super::server::VERSION_HEADER;

@@ -113,6 +113,7 @@ fn load_kind(error: &LoadError) -> FailureKind {
         | LoadError::ParentReference { .. }
         | LoadError::Parents { .. }
         | LoadError::Tree { .. } => FailureKind::BadContent,
+        LoadError::TakesNothing { .. } => FailureKind::Usage,
         LoadError::Cache { error, .. } => cache_kind(error),
     }
 }

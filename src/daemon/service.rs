@@ -435,6 +435,7 @@ impl Service {
             origin: Origin::parse(&request.reference)?,
             labels: LabelSelector::parse(&request.labels)?,
             filters: Filters::parse(&request.filters)?,
+            allow_empty: request.allow_empty,
             remote: !request.no_remote,
             umask: request.umask & 0o777,
         };

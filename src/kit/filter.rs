@@ -5,6 +5,9 @@
 //! `docs:docs` does not. Unlike kit, which takes an empty NAME for entries without a name, an
 //! empty NAME is refused: it is a slip of the keyboard.
 
+use std::collections::BTreeSet;
+use std::fmt;
+
 use super::{KitLayer, Role};
 
 /// What a filter can name, in kit's words and kit's order.
@@ -56,6 +59,21 @@ pub struct Filter {
     kinds: Vec<Kind>,
     /// Empty: every name.
     names: Vec<String>,
+    /// Which one of the command it is, from 0; narrowed ones keep it.
+    index: usize,
+}
+
+/// As it is typed.
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word =
+            |kind: &Kind| KINDS.iter().find(|(_, it)| it == kind).map_or("", |(word, _)| word);
+        f.write_str(&self.kinds.iter().map(word).collect::<Vec<_>>().join(","))?;
+        match self.names.is_empty() {
+            true => Ok(()),
+            false => write!(f, ":{}", self.names.join(",")),
+        }
+    }
 }
 
 /// Why a text is not a filter; names the wrong word and the allowed ones.
@@ -80,7 +98,7 @@ impl Filter {
             None => (text, None),
         };
         let kinds = kinds.split(',').map(Kind::parse).collect::<Result<_, _>>()?;
-        let Some(names) = names else { return Ok(Self { kinds, names: Vec::new() }) };
+        let Some(names) = names else { return Ok(Self { kinds, names: Vec::new(), index: 0 }) };
         if names.contains(':') {
             return Err(
                 "it has more than one `:`; TYPE[,TYPE...][:NAME[,NAME...]] is expected".into()
@@ -90,7 +108,7 @@ impl Filter {
         if names.iter().any(String::is_empty) {
             return Err("a name behind `:` is empty; leave the `:` out to take every name".into());
         }
-        Ok(Self { kinds, names })
+        Ok(Self { kinds, names, index: 0 })
     }
 
     fn takes(&self, role: Role, name: Option<&str>, path: Option<&str>) -> bool {
@@ -107,7 +125,45 @@ pub struct Filters(Vec<Filter>);
 impl Filters {
     /// Parses every filter of a command.
     pub fn parse<T: AsRef<str>>(texts: &[T]) -> Result<Self, FilterError> {
-        texts.iter().map(|text| Filter::parse(text.as_ref())).collect::<Result<_, _>>().map(Self)
+        let filters = texts.iter().enumerate().map(|(index, text)| {
+            let filter = Filter::parse(text.as_ref())?;
+            Ok(Filter { index, ..filter })
+        });
+        filters.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none, so that everything is taken.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Filters by their numbers, as the user typed them, for messages.
+    pub fn shown(&self, indexes: &BTreeSet<usize>) -> String {
+        let shown = self.0.iter().filter(|filter| indexes.contains(&filter.index));
+        let shown: Vec<_> = shown.map(|filter| format!("--filter `{filter}`")).collect();
+        shown.join(" and ")
+    }
+
+    /// Which filters of the command take an entry of the Kitfile, by their numbers from 0.
+    pub fn taking(
+        &self,
+        role: Role,
+        name: Option<&str>,
+        path: Option<&str>,
+    ) -> impl Iterator<Item = usize> {
+        let taking = self.0.iter().filter(move |filter| filter.takes(role, name, path));
+        taking.map(|filter| filter.index)
+    }
+
+    /// Which filters of the command take the Kitfile, by their numbers from 0.
+    pub fn taking_kitfile(&self) -> impl Iterator<Item = usize> {
+        let taking = self.0.iter().filter(|filter| filter.kinds.contains(&Kind::Kitfile));
+        taking.map(|filter| filter.index)
     }
 
     /// Whether a layer is taken.
@@ -144,12 +200,13 @@ impl Filters {
     }
 
     fn narrowed_to(&self, kind: Kind) -> Option<Self> {
-        let narrow = |names: &[String]| Filter { kinds: vec![kind], names: names.to_vec() };
+        let narrow =
+            |names: &[String], index| Filter { kinds: vec![kind], names: names.to_vec(), index };
         if self.0.is_empty() {
-            return Some(Self(vec![narrow(&[])]));
+            return Some(Self(vec![narrow(&[], 0)]));
         }
         let of_kind = self.0.iter().filter(|filter| filter.kinds.contains(&kind));
-        let filters: Vec<_> = of_kind.map(|filter| narrow(&filter.names)).collect();
+        let filters: Vec<_> = of_kind.map(|filter| narrow(&filter.names, filter.index)).collect();
         (!filters.is_empty()).then_some(Self(filters))
     }
 }

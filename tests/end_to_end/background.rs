@@ -555,11 +555,15 @@ fn a_trace_that_has_nothing_of_the_kit_fails() {
 #[test]
 fn a_warm_tells_what_the_kit_warns_of() {
     let counted = Counted::new(&big_files());
-    let outcome = counted.kitfs.run(&["warm", "-f", "docs", &counted.reference]);
+    let empty = ["warm", "--allow-empty", "-f", "docs", &counted.reference];
+    let outcome = counted.kitfs.run(&empty);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("warning: the filters take nothing"), "{}", outcome.stderr);
-    let json = counted.kitfs.json(&["warm", "-f", "docs", "--json", &counted.reference]);
-    assert!(json["warnings"][0].as_str().unwrap().contains("take nothing"), "{json}");
+    let words = "--filter `docs` takes nothing; the kit has model";
+    assert!(outcome.stderr.contains(&format!("warning: {words}")), "{}", outcome.stderr);
+    let json = counted.kitfs.json(&[&empty[..], &["--json"]].concat());
+    assert!(json["warnings"][0].as_str().unwrap().contains(words), "{json}");
+    let said = counted.kitfs.fail(2, &["warm", "-f", "docs", &counted.reference]);
+    assert!(said.contains(words) && said.contains("--allow-empty"), "{said}");
 }
 
 #[test]

@@ -209,7 +209,6 @@ fn filtered(filters: &[&str]) -> Vec<String> {
 #[case(&["datasets:training"], &["train"])]
 #[case(&["datasets:test,training", "kitfile"], &["Kitfile", "test", "train"])]
 #[case(&["code,docs"], &["code", "docs"])]
-#[case(&["code:nothing"], &[])]
 fn filters_take_whole_layers_in_kits_grammar(#[case] filters: &[&str], #[case] expected: &[&str]) {
     assert_eq!(filtered(filters), expected);
 }

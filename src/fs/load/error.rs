@@ -78,6 +78,18 @@ pub enum LoadError {
         /// The reason.
         error: ParentsError,
     },
+    /// A filter takes nothing.
+    #[error(
+        "{reference}: {idle} takes nothing; the kit has {offered} (--allow-empty goes on all the same)"
+    )]
+    TakesNothing {
+        /// The kit.
+        reference: String,
+        /// The filters: `` --filter `docs:x` ``.
+        idle: String,
+        /// What the kit has.
+        offered: String,
+    },
     /// The layers make no tree.
     #[error("{reference}: {error}")]
     Tree {

@@ -8,7 +8,7 @@
 //! - [`resolve`]: from an origin to a manifest and config, through indexes. `documents`: who is asked
 //!   for them. `pulled`: what kit itself has pulled.
 //! - `gather`: parents, and the kits and objects that data sets name. `objects`: S3 objects as layers.
-//! - `wanted`, `opening`: which layers, and their tables of contents.
+//! - `wanted`, `opening`: which layers, and their tables of contents. `unmatched`: filters that take none.
 //! - `kitfiles`: files `Kitfile` in layers. `merging`: dates, and the tree.
 //!
 //! Manifests and configs are kept in the cache by digest, and a tag's digest is remembered: a kit
@@ -26,6 +26,7 @@ mod objects;
 mod opening;
 mod pulled;
 mod resolve;
+mod unmatched;
 mod wanted;
 
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use std::sync::Arc;
 use super::kit::LoadedKit;
 use crate::cache::LayerKey;
 use crate::fetch::Fetcher;
-use crate::kit::{Additions, Filters, Kit};
+use crate::kit::{Additions, Filters};
 use crate::oci::{LabelSelector, Origin};
 use crate::source::Repositories;
 
@@ -42,6 +43,7 @@ use gather::Site;
 use merging::Merging;
 use opening::{Progress, open_layers};
 use resolve::Kin;
+use unmatched::{offered, unmatched};
 use wanted::Wanted;
 
 pub use error::LoadError;
@@ -49,6 +51,9 @@ pub use resolve::{Described, Description, IndexDescription, describe, look};
 
 /// The most warnings that are kept; a tar of a million devices is one problem, not a million.
 const MOST_WARNINGS: usize = 100;
+
+/// Entries of a kit that are named to a user whose filter takes none of them.
+const MOST_OFFERED: usize = 20;
 
 /// Which kit, and what of it.
 #[derive(Clone, Debug)]
@@ -59,6 +64,8 @@ pub struct LoadRequest {
     pub labels: LabelSelector,
     /// Which layers.
     pub filters: Filters,
+    /// Whether a filter may take nothing.
+    pub allow_empty: bool,
     /// Whether data sets that lie in other kits and in S3 stores are taken.
     pub remote: bool,
     /// Permission bits that files and directories do not get.
@@ -69,7 +76,7 @@ impl LoadRequest {
     /// All of the kit at `origin`, with the modes that its layers say.
     pub fn all_of(origin: Origin) -> Self {
         let (labels, filters) = <(LabelSelector, Filters)>::default();
-        Self { origin, labels, filters, remote: true, umask: 0 }
+        Self { origin, labels, filters, allow_empty: false, remote: true, umask: 0 }
     }
 }
 
@@ -90,9 +97,14 @@ pub async fn load(
     let (description, mut gathered) =
         gather::gather(Site { fetcher, repositories, request }).await?;
     let wanted = wanted::layers(&mut gathered);
-    let takes_nothing = wanted.is_empty() && gathered.missing.is_empty();
-    if takes_nothing && !request.filters.takes_kitfile() {
-        gathered.warnings.push(what_there_is(&description.kit));
+    let idle = unmatched(&request.filters, request.filters.len(), &gathered);
+    if !idle.is_empty() {
+        let idle = request.filters.shown(&idle);
+        let offered = offered(&description.kit, MOST_OFFERED);
+        if !request.allow_empty {
+            return Err(LoadError::TakesNothing { reference: kin.to_string(), idle, offered });
+        }
+        gathered.warnings.push(format!("{idle} takes nothing; the kit has {offered}"));
     }
     let opened = open_layers(fetcher, wanted, &mut gathered, progress).await?;
 
@@ -126,22 +138,6 @@ pub async fn load(
     let (layers, media_types) = (opened.layers, opened.media_types);
     let labels = request.labels.clone();
     Ok(LoadedKit { origin, labels, manifest, kit, tree, layers, media_types, warnings })
-}
-
-/// What a kit has, for a user whose filters take none of it.
-fn what_there_is(kit: &Kit) -> String {
-    let mut offered: Vec<String> = Vec::new();
-    for layer in kit.layers.iter().take(MOST_WARNINGS) {
-        let name = layer.entry_name.as_ref().or(layer.entry_path.as_ref());
-        offered.push(match name {
-            Some(name) => format!("{} `{name}`", layer.role.as_str()),
-            None => layer.role.as_str().to_owned(),
-        });
-    }
-    match offered.is_empty() {
-        true => "the filters take nothing, because the kit has no layers".to_owned(),
-        false => format!("the filters take nothing; the kit has {}", offered.join(", ")),
-    }
 }
 
 fn bounded(mut warnings: Vec<String>) -> Vec<String> {

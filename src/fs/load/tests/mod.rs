@@ -301,9 +301,23 @@ impl Bench {
     }
 
     async fn load(&self, reference: &str, filters: &[&str]) -> Result<LoadedKit, LoadError> {
+        self.load_as(reference, filters, false).await
+    }
+
+    async fn load_empty(&self, reference: &str, filters: &[&str]) -> Result<LoadedKit, LoadError> {
+        self.load_as(reference, filters, true).await
+    }
+
+    async fn load_as(
+        &self,
+        reference: &str,
+        filters: &[&str],
+        allow_empty: bool,
+    ) -> Result<LoadedKit, LoadError> {
         let origin = Origin::parse(reference).unwrap();
         let filters = Filters::parse(filters).unwrap();
-        let request = LoadRequest { filters, umask: 0o022, ..LoadRequest::all_of(origin) };
+        let whole = LoadRequest::all_of(origin);
+        let request = LoadRequest { filters, allow_empty, umask: 0o022, ..whole };
         load(&self.fetcher, &self.repositories(), &request, &|_, _| ()).await
     }
 
@@ -366,6 +380,30 @@ async fn filters_reach_the_parents_model_and_nothing_else_of_it() {
     assert_eq!(bench.paths(KIT, &["model"]).await, ["adapter.bin", "base.bin"]);
     assert_eq!(bench.paths(KIT, &["datasets"]).await, ["train.csv"]);
     assert_eq!(bench.paths(KIT, &["kitfile"]).await, ["Kitfile"]);
+}
+
+#[tokio::test]
+async fn each_filter_must_take_something_unless_it_need_not() {
+    let bench = Bench::new();
+    family(&bench);
+    let refused = |error: LoadError| match error {
+        LoadError::TakesNothing { idle, offered, .. } => (idle, offered),
+        other => panic!("{other}"),
+    };
+    for (filters, idle) in [
+        (&["docs"][..], "--filter `docs`"),
+        (&["model", "datasets:typo"], "--filter `datasets:typo`"),
+        (&["code", "docs:a,b"], "--filter `code` and --filter `docs:a,b`"),
+    ] {
+        let (said, offered) = refused(bench.load(KIT, filters).await.err().unwrap());
+        assert_eq!(said, idle);
+        assert!(offered.contains("dataset"), "{offered}");
+    }
+    // The model lies in the parent.
+    bench.load(KIT, &["model"]).await.unwrap();
+    let empty = bench.load_empty(KIT, &["docs"]).await.unwrap();
+    assert_eq!(empty.tree.len(), 1, "the root alone");
+    assert!(empty.warnings.iter().any(|it| it.starts_with("--filter `docs` takes nothing")));
 }
 
 #[tokio::test]
