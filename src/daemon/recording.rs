@@ -16,6 +16,13 @@ use crate::fs::{FileRead, FileSystem, Line, Merger, percent_encoded};
 /// After how long without a read what is held back is written, and lost reads are looked for.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a new recording waits for an earlier one that is about to end. The daemon learns only
+/// after some time that the reader of the earlier one has gone.
+const END_OF_EARLIER: Duration = Duration::from_secs(1);
+
+/// How often it looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
 /// The lines of a recording; dropping it ends it.
 struct Recording {
     /// Not kept alive: a mount that is unmounted while somebody records is let go.
@@ -29,6 +36,18 @@ struct Recording {
     /// Lines that are ready, the next one last.
     ready: Vec<Line>,
     is_over: bool,
+}
+
+/// Begins to record what is read from a mount; `None` while somebody else records.
+pub(super) async fn begin(served: &Served) -> Option<mpsc::Receiver<FileRead>> {
+    let began = Instant::now();
+    loop {
+        let reads = served.file_system().record();
+        if reads.is_some() || began.elapsed() > END_OF_EARLIER {
+            return reads;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
 }
 
 /// Records from now on until `stop` or the end of the mount; the stream ends with what was read

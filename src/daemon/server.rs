@@ -183,7 +183,7 @@ async fn record(
     State(service): State<Arc<Service>>,
     Asked(request): Asked<RecordRequest>,
 ) -> Response {
-    match service.record(&request.mountpoint) {
+    match service.record(&request.mountpoint).await {
         Ok(lines) => Body::from_stream(lines.map(line)).into_response(),
         Err(failure) => failure.into_response(),
     }

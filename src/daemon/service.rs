@@ -248,10 +248,14 @@ impl Service {
         }
     }
 
-    /// Records what is read from a mount; the stream ends when it is told to, or the mount ends.
-    pub(super) fn record(&self, mountpoint: &Path) -> Result<BoxStream<'static, Line>, Failure> {
+    /// Records what is read from a mount. The stream ends when the mount ends, or when
+    /// [`Service::stop_recording`] says so.
+    pub(super) async fn record(
+        &self,
+        mountpoint: &Path,
+    ) -> Result<BoxStream<'static, Line>, Failure> {
         let served = self.mounts.at(mountpoint)?;
-        let Some(reads) = served.file_system().record() else {
+        let Some(reads) = recording::begin(&served).await else {
             let message = format!("reads from {} are being recorded already", mountpoint.display());
             return Err(Failure::new(FailureKind::Mountpoint, message));
         };

@@ -109,7 +109,7 @@ fn warming_a_file_fetches_no_other(#[case] has_daemon: bool) {
 #[test]
 fn warming_says_what_it_cannot_do_as_asked() {
     let counted = Counted::new(&big_files());
-    let left_out = ["warm", "-f", "docs", &counted.reference, "weights/shard-1"];
+    let left_out = ["warm", "-f", "docs", "--allow-empty", &counted.reference, "weights/shard-1"];
     let said = counted.kitfs.fail(3, &left_out);
     assert!(said.contains("`weights/shard-1` is left out by --filter"), "{said}");
     let unknown = ["warm", "-f", "model", &counted.reference, "nope"];
