@@ -92,13 +92,22 @@ fn path(entry: &Value) -> &str {
 
 #[test]
 fn ls_shows_what_ls_shows() {
+    let folder = TempDir::new().unwrap();
+    // The kit builder dates raw layers.
+    let dated = Kit::modelkit().with(Layer::raw("model", "w.bin", 0o640, &[7; 300]));
+    let dated = dated.write(folder.path(), "v1").reference;
     either_way(|kitfs| {
+        let long = kitfs.succeed(&["ls", "-l", &format!("{dated}/w.bin")]);
+        assert_eq!(long, "-rw-r----- 300 2024-05-29 16:26 w.bin\n");
         let reference = golden_reference("article");
         let long = kitfs.succeed(&["ls", "-l", &format!("{reference}/src")]);
-        assert_eq!(
-            long,
-            "drwxr-xr-x    0 1970-01-01 00:00 lib\n-rwxr-xr-x 3023 1970-01-01 00:00 train.py\n"
-        );
+        // This one has no date of its own: that of its first sight is between these columns.
+        let columns = |line: &str| -> Vec<String> {
+            let columns = line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            [&columns[..2], &columns[4..]].concat()
+        };
+        let lines: Vec<_> = long.lines().map(columns).collect();
+        assert_eq!(lines, [["drwxr-xr-x", "0", "lib"], ["-rwxr-xr-x", "3023", "train.py"]]);
         assert_eq!(
             kitfs.succeed(&["ls", &format!("{reference}//src/lib")]),
             "__init__.py\nutil.py\n"
@@ -165,18 +174,37 @@ fn kits_that_are_none_or_broken_are_refused_as_bad_content() {
     let folder = TempDir::new().unwrap();
     let broken = |name: &str, kit: Kit| kit.write(&folder.path().join(name), "v1").reference;
     let stream = |stream| Kit::modelkit().with(Layer::of_stream("model", "model", stream));
+    let conflict = Kit::modelkit()
+        .with(Layer::tar("model", "model").file("model", 0o644, b"a file"))
+        .with(Layer::tar("code", "model/x").file("model/x", 0o644, b"below it"));
     let references = [
         broken("kitfile", Kit::modelkit().with_config(b"{\"manifestVersion\": [}")),
         broken("truncated", stream(hostile::truncated())),
         broken("corrupt", stream(hostile::corrupt())),
         broken("hostile", stream(hostile::named(b"../../etc/passwd"))),
-        broken("conflict", stream(hostile::file_and_directory())),
+        broken("conflict", conflict),
     ];
     either_way(|kitfs| {
         for reference in &references {
             let said = kitfs.fail(6, &["ls", reference]);
             assert!(said.contains(reference.as_str()), "{said}");
         }
+    });
+}
+
+#[test]
+fn an_archive_in_which_a_folder_replaces_a_file_is_shown_with_a_warning() {
+    let folder = TempDir::new().unwrap();
+    let layer = Layer::of_stream("model", "model", hostile::file_and_directory());
+    let written = Kit::modelkit().with(layer).write(folder.path(), "v1");
+    either_way(|kitfs| {
+        let run = kitfs.run(&["ls", "-R", &written.reference]);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        let warning = format!(
+            "warning: model `model` ({}): `model` is a file and then a folder: the folder counts",
+            &written.layers[0].0[..19]
+        );
+        assert!(run.stderr.contains(&warning), "{}", run.stderr);
     });
 }
 

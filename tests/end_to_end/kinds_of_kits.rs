@@ -270,7 +270,7 @@ fn refusal_of(stream: Stream) -> (String, Written) {
 #[rstest]
 #[case("../evil")]
 #[case("model/../../evil")]
-#[case("/etc/evil")]
+#[case("/../evil")]
 #[case("model/..")]
 fn a_hostile_name_is_refused_by_layer_and_entry(#[case] name: &str) {
     let (said, written) = refusal_of(hostile::named(name.as_bytes()));
@@ -294,10 +294,33 @@ fn a_nul_in_a_name_is_refused() {
 #[rstest]
 #[case::truncated(hostile::truncated())]
 #[case::corrupt(hostile::corrupt())]
-#[case::file_and_directory(hostile::file_and_directory())]
 fn a_malformed_archive_is_refused(#[case] stream: Stream) {
     let (said, _) = refusal_of(stream);
     assert!(said.contains("model"), "names no path or layer: {said}");
+}
+
+#[test]
+fn what_gnu_tar_extracts_in_its_own_way_is_mounted_so_with_a_warning() {
+    for (stream, path, content, words) in [
+        (hostile::named(b"/etc/evil"), "etc/evil", None, "the leading `/` of `/etc/evil`"),
+        (
+            hostile::file_and_directory(),
+            "model/weights.bin",
+            Some("file"),
+            "`model` is a file and then",
+        ),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let kit = Kit::modelkit().with(Layer::of_stream("model", "model", stream));
+        let written = kit.write(folder.path(), "v1");
+        let kitfs = Kitfs::new();
+        let mountpoint = kitfs.mountpoint("mnt");
+        let run = kitfs.run(&["mount", &written.reference, mountpoint.to_str().unwrap()]);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        assert!(run.stderr.contains(words), "{}", run.stderr);
+        let read = fs::read_to_string(mountpoint.join(path)).unwrap();
+        assert!(content.is_none_or(|content| read == content), "{read}");
+    }
 }
 
 #[test]

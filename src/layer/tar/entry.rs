@@ -107,6 +107,11 @@ impl Entry {
             Type::Silent => EntryKind::Silent,
             Type::Directory => EntryKind::Directory(names.member(name)?),
             kind => match names.member(name)? {
+                // Nobody writes such a name but to see what happens.
+                None if name.split(|&byte| byte == b'/').any(|it| it == b"..") => {
+                    let error = MemberPathError::Root;
+                    return Err(format!("its name cannot be used: {error}"));
+                }
                 None => EntryKind::PassedOver("no directory, and has the name of the kit's root"),
                 Some(path) => match kind {
                     Type::HardLink => names.hard_link(path, &link_name())?,

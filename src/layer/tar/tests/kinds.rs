@@ -194,6 +194,7 @@ fn entries_of_unknown_types_are_files() {
     "entry `a/../../b` (header at byte 0): its name cannot be a path in a kit: it leaves the kit's root"
 )]
 #[case(entry(b'0', b"/../b", b""), "leaves the kit's root")]
+#[case(entry(b'0', b"a/..", b""), "names the kit's root")]
 #[case(link(b'1', b"a", b"../b"), "it is a hard link to `../b`, and it leaves the kit's root")]
 #[case([entry(b'x', b"", &pax("path", b"a\0b")), entry(b'0', b"a", b"")].concat(), "NUL")]
 #[case([entry(b'x', b"", &pax("path", &[b'n'; 300])), entry(b'0', b"a", b"")].concat(), "too long")]
