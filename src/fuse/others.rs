@@ -1,8 +1,9 @@
-//! Mounts of kitfs that this process does not serve: another daemon's, and those whose daemon is gone.
-//! They are found in the kernel's own table.
+//! Mounts of kitfs that this process does not serve: mounts of other daemons, and mounts whose daemon is
+//! gone. The kernel's mount table lists them.
 //!
-//! A mount tells which daemon serves it by an attribute of its root ([`DAEMON_ATTRIBUTE`]). A mount that
-//! is stuck would hold whoever asks, so each is asked by a thread of its own, and not for long.
+//! The root of a mount has an attribute that names its daemon ([`DAEMON_ATTRIBUTE`]). A mount that hangs
+//! would block the thread that reads the attribute. So a thread of its own asks each mount, and the
+//! caller waits for a limited time.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -19,16 +20,19 @@ use super::mount::busy;
 use super::mount_table::{self, Entry, FILE_SYSTEM, MountTable};
 use crate::process::limits::ChildLimits;
 
-/// The extended attribute of a mount's root that tells its daemon. It is not listed, so that no copy of
-/// the folder has it.
+/// The extended attribute of a mount's root that names its daemon. `listxattr` does not list it, so no
+/// copy of the folder gets it.
 pub const DAEMON_ATTRIBUTE: &str = "user.kitfs.daemon";
 
-/// The longest value of it that is read; it has some hundred bytes and a path.
+/// The longest value to read. A value has a path (at most 4 KiB) and a hundred bytes.
 const ATTRIBUTE_LIMIT_BYTES: usize = 8192;
 
-/// How long mounts may take to answer. The kernel tells of a dead one at once, so this is only for those
-/// whose daemon is stuck or busy.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long all mounts of a list may take to answer. The kernel reports a dead mount at once, so only a
+/// daemon that hangs or is busy takes longer, and a list can do without it.
+const LIST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long one mount may take to answer. Longer, because without an answer it ends without its daemon.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A mount that this process does not serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,22 +43,22 @@ pub struct OtherMount {
     pub reference: String,
     /// The user that mounted it.
     pub uid: Option<u32>,
-    /// What it says.
+    /// Its answer.
     pub answer: Answer,
 }
 
-/// What a mount says of its daemon.
+/// The answer of a mount about its daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The daemon is gone.
     Dead,
-    /// What the daemon tells of itself. Another user's mount may tell anything.
+    /// The value of [`DAEMON_ATTRIBUTE`]. Another user's mount may answer anything.
     Daemon(String),
-    /// Nothing, in time: it is stuck, another user's, or of another version of kitfs.
+    /// No answer in time: the mount hangs, or is of another user or another version of kitfs.
     Silent,
 }
 
-/// The mounts of kitfs but for those at `served`. Blocking, bounded.
+/// The mounts of kitfs except those at `served`. Blocks for [`LIST_TIMEOUT`] at most.
 ///
 /// # Errors
 /// When the mount table cannot be read, or no thread can be started.
@@ -64,7 +68,7 @@ pub fn other_mounts(served: &[PathBuf]) -> std::io::Result<Vec<OtherMount>> {
     let (sender, answers) = mpsc::channel();
     for (index, entry) in entries.iter().enumerate() {
         let (sender, mountpoint) = (sender.clone(), entry.mountpoint.clone());
-        // Not joined: one that is stuck ends with the process. Whoever asked may be gone by then.
+        // Not joined, because a thread that hangs ends with the process only.
         std::thread::Builder::new().spawn(move || _ = sender.send((index, ask(&mountpoint))))?;
     }
     drop(sender);
@@ -75,7 +79,7 @@ pub fn other_mounts(served: &[PathBuf]) -> std::io::Result<Vec<OtherMount>> {
         answer: Answer::Silent,
     };
     let mut mounts: Vec<OtherMount> = entries.into_iter().map(silent).collect();
-    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    let deadline = Instant::now() + LIST_TIMEOUT;
     let next = || answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
     for (index, answer) in std::iter::from_fn(next) {
         mounts[index].answer = answer;
@@ -84,8 +88,8 @@ pub fn other_mounts(served: &[PathBuf]) -> std::io::Result<Vec<OtherMount>> {
     Ok(mounts)
 }
 
-/// What the mount of kitfs at a canonical mountpoint says of its daemon; `None` where there is no such
-/// mount. Blocking, bounded.
+/// Asks the mount of kitfs at a canonical mountpoint for its daemon; `None` when there is no such mount.
+/// Blocks for [`ANSWER_TIMEOUT`] at most.
 pub fn daemon_of(mountpoint: &Path) -> Option<Answer> {
     mount_table::kit_at(mountpoint).ok().flatten()?;
     let (sender, answer) = mpsc::channel();
@@ -95,7 +99,7 @@ pub fn daemon_of(mountpoint: &Path) -> Option<Answer> {
     Some(answer.unwrap_or(Answer::Silent))
 }
 
-/// The mounts of kitfs that can be reached: of several at one place the topmost.
+/// The mounts of kitfs that programs can reach: the topmost one of each mountpoint.
 fn topmost() -> std::io::Result<Vec<Entry>> {
     let mut entries = MountTable::read()?.entries().to_vec();
     entries.reverse();
