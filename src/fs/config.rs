@@ -1,13 +1,13 @@
-//! How a mount behaves, apart from what it shows.
+//! The settings of a mounted kit that do not change its files.
 
 use std::time::Duration;
 
-/// How a [`FileSystem`](super::FileSystem) reads.
+/// The settings of a [`FileSystem`](super::FileSystem).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FsConfig {
     /// How long a read that waits for the network may take before it fails.
     pub read_deadline: Duration,
-    /// Whether the headers of `*.safetensors` and `*.gguf` files say what to fetch beforehand.
+    /// Whether tensors are fetched beforehand, by the headers of `*.safetensors` and `*.gguf` files.
     pub tensor_prefetch: bool,
 }
 

@@ -1,10 +1,10 @@
-//! What can go wrong when a loaded kit is asked for something.
+//! The errors of requests to a loaded kit.
 
 use std::time::Duration;
 
 use crate::fetch::FetchError;
 
-/// Why a request to the file system fails. Each variant is one errno (`fuse/errno.rs`).
+/// An error of a request to the file system. Each variant is one errno (`fuse/errno.rs`).
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FsError {
     /// The inode number is not one of this kit.

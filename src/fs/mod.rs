@@ -1,24 +1,23 @@
-//! The read-only file system, without FUSE: kits that were loaded, and what is asked of them.
+//! The read-only file system, without FUSE: loaded kits, and the requests that they answer.
 //!
 //! ```text
 //! load(reference) --> LoadedKit (tree + open layers) --> FileSystem: lookup, read, …
 //! ```
 //!
 //! - [`load`](load()): from a reference to a [`LoadedKit`].
-//! - [`FileSystem`]: what a kernel (or a test) asks of a loaded kit.
-//! - [`readahead`]: which bytes the readers of a mount want next, and what guesses may cost; pure.
-//! - [`tensors`]: where a model file's tensors lie, and which of them a reader wants; pure.
+//! - [`FileSystem`]: answers the requests of a kernel (or a test).
+//! - [`readahead`]: guesses the bytes that readers want next, and bounds the cost of guesses; pure.
+//! - [`tensors`]: the tensors of model files, and those that a reader is in; pure.
 //! - [`StoredFile`]: a file whose bytes lie in a layer.
 //! - `merging`: dates the files of open layers and makes the tree.
-//! - `prefetch`: reads headers in the background, and fetches what [`tensors`] says.
+//! - `tensor_prefetch`: reads headers in the background, and fetches tensors.
 //!
 //! Invariants:
 //! - Nothing about a mount lives only here: an inode number is a node's position in the tree, a
 //!   directory offset is a position among its children, and there are no file handles. Another
 //!   process that loads the same kit answers every request alike.
-//! - No call waits for the network, but the future of a [`PendingRead`], which has a deadline.
-//!
-//! It knows no FUSE, no errno, no HTTP and no command line.
+//! - Only the future of a [`PendingRead`] waits for the network, and it has a deadline.
+//! - No errno, no HTTP and no command line here.
 
 mod attributes;
 mod backing;
@@ -29,10 +28,10 @@ mod file_system;
 mod kit;
 mod load;
 mod percent;
-mod prefetch;
 mod read;
 pub mod readahead;
 mod stored_file;
+mod tensor_prefetch;
 pub mod tensors;
 mod trace;
 mod xattr;

@@ -1,6 +1,6 @@
-//! Paths as text: percent-encoding, for JSON and everything else that wants UTF-8.
+//! Percent-encoding of paths, for JSON and other places that need UTF-8.
 
-/// A path as text: `%`, control bytes and what is not UTF-8 as `%XX`.
+/// Writes a path as text: `%`, control bytes and bytes that are not UTF-8 become `%XX`.
 pub fn percent_encoded(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len());
     for chunk in path.utf8_chunks() {
@@ -19,7 +19,7 @@ pub fn percent_encoded(path: &[u8]) -> String {
     text
 }
 
-/// The path that a text stands for; `None` where a `%` is not followed by two digits.
+/// Reads a path back from text; `None` where a `%` is not followed by two hexadecimal digits.
 pub fn percent_decoded(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,12 +1,12 @@
-//! Access traces: which ranges of which files were read, in order (docs/format/trace.md).
+//! Access traces: the ranges of files that were read, in order (docs/format/trace.md).
 //!
 //! ```text
 //! FileSystem::read --AccessLog (bounded)--> Merger --Line--> a file
 //! a file --Trace::parse--> ranges in order --> fetched ahead of the next reader
 //! ```
 //!
-//! A file system that nobody records pays one relaxed load a read. A recorder that is too slow loses
-//! accesses, and its trace says how many.
+//! While nothing is recorded, a read costs one relaxed load more. A recorder that is too slow loses
+//! reads, and its trace says how many.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -18,16 +18,16 @@ use tokio::sync::mpsc;
 use super::percent::percent_decoded;
 use crate::kit::NodeId;
 
-/// Accesses that may wait for a recorder: some MiB, a second of a fast reader.
+/// Reads that may wait for a recorder: some MiB, a second of a fast reader.
 const QUEUE: usize = 65_536;
-/// The longest range a line tells; a longer read becomes several lines, so that a replay keeps the
-/// order in which several files were read side by side.
+/// The longest range of one trace entry. A longer read becomes several entries, so that a replay keeps
+/// the order in which several files were read side by side.
 const MOST_LINE_BYTES: u64 = 8 * 1024 * 1024;
-/// Files whose last ranges are held back to be merged with what follows.
+/// Ranges that are held back, to be joined with the reads that follow.
 const MOST_OPEN_RANGES: usize = 16;
 /// The version of the format.
 const VERSION: u32 = 1;
-/// The longest line that is read: a path of the longest kind (16 KiB), percent-encoded.
+/// The longest line that is read: a path of 16 KiB, percent-encoded.
 const LINE_LIMIT_BYTES: usize = 64 * 1024;
 /// The most lines that are read, the header included: 10 TiB in the largest ranges.
 pub const TRACE_LINES: usize = 1_250_000;
@@ -45,7 +45,7 @@ pub struct FileRead {
     pub at: Instant,
 }
 
-/// Where a file system tells what is read.
+/// The place where a file system reports its reads.
 #[derive(Default)]
 pub(super) struct AccessLog {
     is_on: AtomicBool,
@@ -54,7 +54,7 @@ pub(super) struct AccessLog {
 }
 
 impl AccessLog {
-    /// Begins to record; `None` while somebody else does.
+    /// Begins to record; `None` while another recorder runs.
     pub(super) fn start(&self) -> Option<mpsc::Receiver<FileRead>> {
         let mut queue = self.queue.lock();
         if queue.as_ref().is_some_and(|queue| !queue.is_closed()) {
@@ -96,7 +96,7 @@ impl AccessLog {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Line {
-    /// The first one: what was recorded.
+    /// The first line: the kit that was recorded.
     Header {
         /// The version of the format, 1.
         kitfs_trace: u32,
@@ -118,7 +118,7 @@ pub enum Line {
         /// How many bytes.
         length: u64,
     },
-    /// Reads that came faster than they could be written down.
+    /// Reads that came faster than the recorder could take them.
     Lost {
         /// How many.
         lost: u64,
@@ -134,9 +134,9 @@ impl Line {
 
 /// Joins reads of a file that touch one another. Pure.
 ///
-/// The kernel asks for what a sequential reader will want on several threads, so its reads are not
-/// quite in order: one may come before, behind or between what was read already. Ranges come out in
-/// the order in which they began. What comes out covers exactly what went in.
+/// The kernel reads ahead of a program on several threads, so its reads are not quite in order: one may
+/// come before, behind or between the reads before it. Ranges come out in the order in which they
+/// began, and cover exactly the bytes that went in.
 #[derive(Debug, Default)]
 pub struct Merger {
     open: Vec<FileRead>,
@@ -151,7 +151,7 @@ impl Merger {
             return (self.open.len() > MOST_OPEN_RANGES).then(|| self.open.remove(0));
         };
         self.open[at] = range;
-        // What lay behind a gap may touch it now; the one that began first stays.
+        // A range behind a gap may touch this one now. The range that began first stays.
         let other = self.open.iter().enumerate().filter(|(other, _)| *other != at);
         let gap = other.into_iter().find_map(|(other, open)| {
             let (first, second) = if other < at { (open, &range) } else { (&range, open) };
@@ -177,7 +177,7 @@ fn joined(first: &FileRead, second: &FileRead) -> Option<FileRead> {
     let offset = first.offset.min(second.offset);
     let length = first_end.max(second_end) - offset;
     let touch = second.offset <= first_end && first.offset <= second_end;
-    // What was read already makes no range longer.
+    // A read of bytes that are in the range already makes it no longer.
     let fits = length <= MOST_LINE_BYTES || length == first.length;
     (first.node == second.node && touch && fits).then_some(FileRead { offset, length, ..*first })
 }
@@ -210,19 +210,19 @@ pub struct Trace {
     pub lost: u64,
 }
 
-/// Why a trace cannot be used.
+/// The reason why a trace cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {why}")]
 pub struct TraceError {
     /// The line, from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// The fault.
     pub why: String,
 }
 
 impl Trace {
-    /// Reads a trace. A last line without its end, as a recorder leaves it that was killed, is
-    /// passed over.
+    /// Reads a trace. A last line without its newline is passed over: the recorder was killed while it
+    /// wrote the line.
     ///
     /// # Errors
     /// [`TraceError`] for anything that no recorder writes.

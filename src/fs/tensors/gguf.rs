@@ -9,11 +9,11 @@
 //!
 //! Little endian; a string is a u64 and that many bytes
 //! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>). Of all pairs only
-//! `general.alignment` matters. Where a tensor ends is told by where the next one begins, not by
-//! its type: new quantisations come every few months, and the padding in between is a few bytes.
+//! `general.alignment` matters. A tensor ends where the next one begins; its type is not looked at.
+//! New quantisations come every few months, and the padding in between is a few bytes.
 //!
-//! Version 1 had 32-bit counts for some weeks in 2023, and big-endian files are for machines that
-//! nobody mounts kits on: both say nothing.
+//! Two kinds of files give no tensors: version 1, which had 32-bit counts for some weeks in 2023, and
+//! big-endian files, which are for machines that no kit is mounted on.
 
 use std::io::Read;
 
@@ -21,16 +21,16 @@ use super::{HeaderError, TensorMap};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 
-/// The alignment of a file that names none.
+/// The alignment of a file whose header has none.
 const USUAL_ALIGNMENT: u64 = 32;
 
-/// The largest alignment that is believed: a page of 2 MiB. Usual are 32 bytes to 16 KiB.
+/// The largest alignment that is accepted: a page of 2 MiB. Usual are 32 bytes to 16 KiB.
 const MOST_ALIGNMENT: u64 = 2 * 1024 * 1024;
 
-/// Dimensions of a tensor: ggml has four.
+/// The most dimensions of a tensor: ggml has four.
 const MOST_DIMENSIONS: u32 = 8;
 
-/// Arrays in arrays: the format allows any depth, files use one.
+/// The deepest nesting of arrays. The format allows any depth; files use one.
 const MOST_DEPTH: u32 = 4;
 
 const ALIGNMENT_KEY: &[u8; 17] = b"general.alignment";
@@ -86,8 +86,8 @@ mod kind {
     pub const ARRAY: u32 = 9;
 }
 
-/// The header as far as it is there. `at` never passes `prefix_bytes`, so counts and lengths that
-/// are too large end the parse, not the memory: each step needs some bytes.
+/// The first bytes of a file. `at` never passes `prefix_bytes`, and each step needs some bytes. So
+/// counts and lengths that are too large end the parse, and take no memory.
 struct Header<R> {
     prefix: R,
     at: u64,
@@ -95,7 +95,7 @@ struct Header<R> {
 }
 
 impl<R: Read> Header<R> {
-    /// Goes on by `bytes`, which have to be there.
+    /// Skips `bytes`, which have to be there.
     fn advance(&mut self, bytes: u64) -> Result<(), HeaderError> {
         let end = self.at.saturating_add(bytes);
         if end > self.prefix_bytes {

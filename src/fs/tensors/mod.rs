@@ -1,21 +1,21 @@
-//! Where the tensors of a model file lie, and which of them a reader wants. Pure.
+//! The tensors of a model file: their places, and those that a reader is in. Pure.
 //!
 //! ```text
 //! safetensors   | n | header: n bytes of JSON | tensor | tensor | …
 //! GGUF          | magic, counts | keys and values | tensor infos | pad | tensor | tensor | …
 //! ```
 //!
-//! - [`safetensors`], [`gguf`]: headers, into a [`TensorMap`].
-//! - [`shards`]: which file of a model comes after another one.
-//! - [`reading`]: what to fetch of the tensors that a file's streams are in.
+//! - [`safetensors`], [`gguf`]: parse headers into a [`TensorMap`].
+//! - [`shards`]: the order of a model's files.
+//! - [`reading`]: the ranges to fetch of the tensors that a file's streams are in.
 //!
-//! A header is hostile until it is checked: what does not lie in the file is left out, lengths and
-//! counts are bounded, and what is kept is small. Nothing here is needed to read a file, so a
-//! header that cannot be understood is no error of anybody's read.
+//! A header is hostile until it is checked. Tensors outside of the file are left out, lengths and
+//! counts are bounded, and the map is small. No read needs a header, so a header that cannot be
+//! understood fails no read.
 //!
-//! Parsers read from the file's start, and are given as much of it as is there; one that needs
-//! more says how much and is called again. So they hold none of the header in memory, however
-//! long it is (the vocabulary of a GGUF file comes before its tensors and takes megabytes).
+//! A parser reads from the file's start, and gets as many bytes as are there. If it needs more, it
+//! says how many, and is called again. So it holds none of the header in memory, however long the
+//! header is (the vocabulary of a GGUF file comes before its tensors and takes megabytes).
 
 pub mod gguf;
 pub mod reading;
@@ -29,14 +29,14 @@ use std::ops::Range;
 
 use crate::layer::layout::CHUNK_BYTES;
 
-/// Tensors kept of one file, the first ones: 1 MiB of memory. Models have some thousand a file.
+/// The first tensors of a file, which are kept: 1 MiB of memory. Models have some thousand a file.
 const MOST_TENSORS: usize = 65_536;
 
-/// The longest header that is read for a hint. Headers of safetensors take some 100 bytes a
-/// tensor; those of GGUF hold a vocabulary of up to 256,000 words, about 10 MiB.
+/// The longest header that is read for a hint. A safetensors header has some 100 bytes a tensor; a
+/// GGUF header holds a vocabulary of up to 256,000 words, about 10 MiB.
 pub const MOST_HEADER_BYTES: u64 = 16 * 1024 * 1024;
 
-/// A format whose header says where tensors lie.
+/// A format whose header has the places of the tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `*.safetensors`
@@ -75,22 +75,22 @@ impl Format {
     }
 }
 
-/// Why a header says nothing.
+/// The reason why a header gives no tensors.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// It goes on behind what was there.
+    /// The header is longer than the bytes that were there.
     #[error("the header needs {needed} bytes")]
     Ended {
         /// The first bytes of the file that are needed at least.
         needed: u64,
     },
-    /// It is long, and nobody has read it so far: to fetch it for a guess would cost too much.
+    /// The ledger does not pay for a guess of so many bytes, and no reader has read them so far.
     #[error("the header needs {needed} bytes, more than a guess may cost now")]
     Dear {
         /// The first bytes of the file that are needed at least.
         needed: u64,
     },
-    /// It is not what its format says.
+    /// The header breaks the rules of its format.
     #[error("the header is malformed: {0}")]
     Malformed(String),
     /// The file's bytes could not be read.
@@ -110,15 +110,15 @@ impl From<std::io::Error> for HeaderError {
     }
 }
 
-/// Where the tensors of a file lie, in order and apart from each other.
+/// The places of a file's tensors, in order and apart from each other.
 ///
-/// Those smaller than a chunk are left out: they come with their chunk.
+/// Tensors smaller than a chunk are left out: they come with their chunk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TensorMap(Box<[(u64, u64)]>);
 
 impl TensorMap {
-    /// From ranges of a file of `file_bytes` bytes in any order. What does not lie in the file is
-    /// left out, and so is what begins within another one: a header that says so is wrong.
+    /// Takes ranges of a file of `file_bytes` bytes, in any order. Ranges outside of the file are left
+    /// out, and ranges that begin within another one: a header that has them is wrong.
     pub fn new(ranges: impl IntoIterator<Item = Range<u64>>, file_bytes: u64) -> Self {
         let fits = |range: &Range<u64>| range.end <= file_bytes;
         let is_large = |range: &Range<u64>| range.end.saturating_sub(range.start) >= CHUNK_BYTES;

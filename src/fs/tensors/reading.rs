@@ -1,4 +1,4 @@
-//! What to fetch of the tensors that a file's streams are in.
+//! The ranges to fetch of the tensors that a file's streams are in.
 //!
 //! ```text
 //! file      |  tensor 1      |  tensor 2                    |  tensor 3  |
@@ -7,18 +7,17 @@
 //!                                    |===== asked =====>
 //! ```
 //!
-//! A stream is after a tensor when
-//! - it began at the tensor's start: then with its first read;
-//! - it came through the tensor before: once it is deeper in than the kernel reads ahead, for that
-//!   much of the next tensor is read by any stream that ends where a tensor does. The header
-//!   counts as one: whoever opens all shards of a model wants nothing else of most of them;
-//! - it began in the tensor's first pages: with its second read, since the kernel may have had
-//!   what lies before.
+//! A stream is expected to read the rest of a tensor in three cases:
+//! - The stream began at the tensor's start: from its first read on.
+//! - The stream came through the tensor before: once it is deeper in than the kernel reads ahead. A
+//!   stream that ends where a tensor ends has read that much of the next one, too. The header counts
+//!   as a tensor: a program that opens all shards of a model reads only the header of most of them.
+//! - The stream began in the tensor's first pages: from its second read on. The kernel may have had
+//!   the pages before.
 //!
 //! Then the rest of the tensor is asked for, at most 64 MiB ahead, as far as the mount's ledger
-//! allows. A lone read in the middle of a tensor asks for nothing, and a stream that began there is
-//! left to its cursor: it may be after any part of the tensor. The bytes that follow the tensor are
-//! the cursor's too.
+//! allows. A single read in the middle of a tensor asks for nothing. A stream that began there is left
+//! to its cursor, because it may want any part of the tensor; so are the bytes behind the tensor.
 
 use std::ops::Range;
 
@@ -28,7 +27,7 @@ use crate::layer::layout::CHUNK_BYTES;
 
 const MIB: u64 = 1024 * 1024;
 
-/// Streams remembered of a file: as many as its cursors.
+/// The most streams of a file: as many as it has cursors.
 const MOST_STREAMS: usize = 32;
 
 /// The most that is asked for ahead in a tensor: the largest window of a cursor.
@@ -36,25 +35,25 @@ const MOST_BYTES: u64 = MOST_WINDOW_BYTES;
 /// The next question is due when a quarter of that was read, so that requests are few and large.
 const STEP_BYTES: u64 = MOST_BYTES / 4;
 
-/// How far before a tensor a stream may begin and still mean the tensor: a fault makes the kernel
-/// read up to 128 KiB around it, and a program reads whole pages.
+/// A stream that begins this near before a tensor means the tensor: a fault makes the kernel read up
+/// to 128 KiB around it, and a program reads whole pages.
 const LEAD_BYTES: u64 = 128 * 1024;
 
-/// How deep a stream that came through the tensor before must be in the next one to be after it:
-/// behind what any kernel reads ahead in one request. And how long the start of a tensor is.
+/// The start of a tensor: more than any kernel reads ahead in one request. A stream from the tensor
+/// before that has come through it wants the tensor.
 const START_BYTES: u64 = MIB;
 
-/// A stream this near to a file's end will soon want the next file: half a second at 1 Gbit/s.
+/// A stream this near to the end of its file will soon want the next file: half a second at 1 Gbit/s.
 const NEAR_END_BYTES: u64 = 64 * MIB;
 
-/// What must have been read of a file, in percent, for the next one to be begun: anywhere in it,
-/// and when a stream is near its end.
+/// The part of a file, in percent, that must have been read before the next file is fetched: wherever
+/// the readers are, and when one of them is near the end.
 const MOST_PERCENT: u64 = 75;
 const MOST_PERCENT_NEAR_END: u64 = 50;
 
 #[derive(Clone, Debug)]
 struct Stream {
-    /// Where it began, which names it.
+    /// Where it began. No two streams began at one place.
     start: u64,
     next: u64,
     /// Everything of its tensor before this was read or asked for.
@@ -78,7 +77,7 @@ pub struct Reading {
     file_bytes: u64,
 }
 
-/// What a read asks for.
+/// The fetches that follow from a read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// A range of the tensor that is read.
@@ -103,26 +102,26 @@ impl Reading {
         Wanted { tensor, next_file: self.successor(), has_header: header.is_some() }
     }
 
-    /// Takes note of where the tensors lie; what the streams want that were in them before it was
-    /// known.
+    /// Takes note of the places of the tensors; returns the ranges that the file's streams want of
+    /// them.
     pub fn learn(&mut self, tensors: TensorMap, grant: Grant) -> Vec<Range<u64>> {
         self.tensors = tensors;
         self.streams.iter_mut().filter_map(|stream| stream.ask(&self.tensors, grant)).collect()
     }
 
-    /// The header has `bytes` at least, and guessing all of it would cost too much: it is looked at
-    /// once a reader has read it.
+    /// Remembers that the header has `bytes` at least, and that the ledger did not pay for them: the
+    /// header is parsed once a reader has read it.
     pub fn wait_for_header(&mut self, bytes: u64) {
         self.header_bytes = Some(bytes);
     }
 
-    /// Takes note of the file that is read after this one; it may be wanted already.
+    /// Takes note of the file that is read after this one; returns it if it is wanted already.
     pub fn learn_next(&mut self, file: u32) -> Option<u32> {
         self.next_file = Some(file);
         self.successor()
     }
 
-    /// The stream that has read `run`, brought up to date.
+    /// Finds the stream that has read `run`, and brings it up to date.
     fn stream_at(&mut self, run: &Range<u64>) -> usize {
         let found = self.streams.iter().position(|stream| stream.start == run.start);
         let at = match found {
@@ -162,7 +161,7 @@ impl Reading {
 }
 
 impl Stream {
-    /// What to ask for of the tensor that the stream is after.
+    /// The range to fetch of the tensor that the stream is in.
     fn ask(&mut self, tensors: &TensorMap, grant: Grant) -> Option<Range<u64>> {
         self.asked = self.asked.max(self.next);
         let tensor = tensors.at(self.next.checked_sub(1)?)?;

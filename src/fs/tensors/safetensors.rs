@@ -5,9 +5,9 @@
 //!                         {"name": {"dtype": …, "shape": […], "data_offsets": [start, end]}, …}
 //! ```
 //!
-//! Offsets count from the end of the JSON (<https://github.com/huggingface/safetensors>). The JSON
-//! is passed through and only offsets are kept: not `safetensors::SafeTensors::read_metadata`,
-//! which wants the header in memory and keeps every name and shape.
+//! Offsets count from the end of the JSON (<https://github.com/huggingface/safetensors>). The parser
+//! passes through the JSON and keeps the offsets alone. `safetensors::SafeTensors::read_metadata`
+//! would need all of the header in memory, and keep every name and shape.
 
 use std::io::Read;
 use std::ops::Range;
@@ -18,7 +18,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::{HeaderError, TensorMap};
 use crate::layer::layout::CHUNK_BYTES;
 
-/// The longest header that the reference implementation takes.
+/// The longest header that the reference implementation accepts.
 const MOST_LEGAL_BYTES: u64 = 100_000_000;
 
 /// The bytes of the length.

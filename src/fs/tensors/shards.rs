@@ -1,10 +1,10 @@
-//! Which file of a model comes after another one, by its index.
+//! The order of a model's files, from its index.
 //!
 //! ```text
 //! model.safetensors.index.json   {"weight_map": {"layer.0": "model-00001-of-00002.safetensors", …}}
 //! ```
 //!
-//! Shards are read in the order of their names, which is the order they are numbered in.
+//! Programs read shards in the order of their names, which have numbers.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -13,22 +13,22 @@ use std::ops::Bound;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
-/// How the name of an index ends.
+/// The end of an index's name.
 pub const INDEX_SUFFIX: &[u8] = b".safetensors.index.json";
 
-/// The longest index that is read: that of the largest open model, with 91,000 tensors, has 9 MB.
+/// The longest index that is read. The largest open model has 91,000 tensors and an index of 9 MB.
 pub const MOST_INDEX_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Shards of a model; the largest open models have some 200.
+/// The most shards of a model. The largest open models have some 200.
 const MOST_SHARDS: usize = 4096;
 
-/// The longest name of a file.
+/// The longest name of a file (`NAME_MAX`).
 const MOST_NAME_BYTES: usize = 255;
 
 /// The names of the shards that an index names, in the order in which they are read.
 ///
 /// # Errors
-/// When it is not an index, or names no file beside itself.
+/// When the JSON is not an index, or names a file in another folder.
 pub fn parse(index: impl Read) -> Result<BTreeSet<String>, serde_json::Error> {
     let Index { weight_map: Shards(shards) } = serde_json::from_reader(index)?;
     Ok(shards)

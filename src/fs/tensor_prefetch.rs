@@ -3,12 +3,12 @@
 //! ```text
 //! first read of a *.safetensors or *.gguf --> task: header --> TensorMap --.
 //!                                              '--> index --> next shard --+--> Reading
-//! each read --> Reading: what of the tensor, which next file --> Layer::prefetch
+//! each read --> Reading: a range of the tensor, the next file --> Layer::prefetch
 //! ```
 //!
-//! Hints, never needed: a read looks at what is known and starts what follows from it; it waits for
-//! nothing and fails by nothing that happens here. A header that is damaged, longer than is worth
-//! it, or cannot be fetched leaves its file to the cursors of [`super::readahead`].
+//! Tensors are hints, and no read needs them. A read starts the fetches that follow from the known
+//! tensors; it waits for nothing here, and no failure here reaches it. Where a header is damaged, too
+//! long or cannot be fetched, the cursors of [`super::readahead`] serve its file alone.
 //!
 //! Invariants:
 //! - No lock is held while anything is fetched or parsed.
@@ -40,35 +40,35 @@ use crate::layer::Extents;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::source::Priority;
 
-/// Parts of the table of files, each with a lock of its own.
+/// The table of files has this many parts, each with a lock of its own.
 const SHARDS: usize = 16;
 
-/// Files remembered in each part, 256 in all: the shards of the largest models. A file takes up to
-/// 1 MiB, when it has as many tensors as are kept, and some 20 KiB when it is a usual one.
+/// Files remembered in each part: 256 in all, the shards of the largest models. A usual file takes
+/// some 20 KiB of memory, one with the most tensors 1 MiB.
 const MOST_FILES: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
 
-/// Headers that are read at a time: each takes a thread for some milliseconds, and a round trip.
+/// Headers that are read at a time. Each takes a round trip, and a thread for some milliseconds.
 const MOST_RUNNING: usize = 4;
 
-/// Files that wait for their header to be read; what comes beyond goes without. A loader opens all
+/// Files that may wait for their headers to be read; further files get no hints. A loader opens all
 /// shards of a model at once.
 const MOST_WAITING: usize = 256;
 
-/// What is fetched of a header at first: a chunk, more than most headers have.
+/// The first part of a header that is fetched: a chunk, which holds most headers as a whole.
 const FIRST_HEADER_BYTES: u64 = CHUNK_BYTES;
 
-/// How much is fetched of a header that goes on, in times of what was there: at most as much as
-/// the header itself is then fetched for nothing, and 10 MiB take six round trips.
+/// A longer header is fetched in parts, each this many times as long as all before it. So at most as
+/// many bytes as the header has are fetched for nothing, and 10 MiB take six round trips.
 const HEADER_GROWTH: u64 = 2;
 
-/// What is read at a time while a header is parsed.
+/// Bytes that the parser of a header reads at a time.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// The most that is fetched of the next shard: its header, and what a stream through it wants first.
+/// The most that is fetched of the next shard: its header, and the first bytes of a stream through it.
 const NEXT_FILE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Entries of a folder that are looked through for an index, and indexes that are read. A model
-/// lies in a folder of some tens of files and has one, or one for each precision.
+/// Bounds of the search for an index: entries of the folder, and indexes that are read. A model lies
+/// in a folder of some tens of files, and has one index, or one for each precision.
 const MOST_ENTRIES: u32 = 65_536;
 const MOST_INDEXES: usize = 4;
 
@@ -81,7 +81,7 @@ pub(super) struct TensorPrefetch {
     _close: DropGuard,
 }
 
-/// What the background tasks need.
+/// The part that the background tasks share.
 struct Shared {
     kit: Arc<LoadedKit>,
     readahead: Arc<Readahead>,
@@ -98,7 +98,7 @@ struct File {
 }
 
 impl TensorPrefetch {
-    /// For a kit, on the runtime of the caller; `None` where there is none.
+    /// Serves a kit, on the runtime of the caller; `None` without a runtime.
     pub(super) fn new(kit: &Arc<LoadedKit>, readahead: &Arc<Readahead>) -> Option<Self> {
         let runtime = Handle::try_current().ok()?;
         let closed = CancellationToken::new();
@@ -112,7 +112,7 @@ impl TensorPrefetch {
         Some(Self { shared, runtime, waiting, closed: closed.clone(), _close: closed.drop_guard() })
     }
 
-    /// Takes note of a read of a stream that has read `run`, and starts what it wants.
+    /// Takes note of a read by a stream that has read `run`, and starts the fetches that follow.
     pub(super) fn observe(&self, node: NodeId, run: &Range<u64>) {
         let tree = &self.shared.kit.tree;
         if run.is_empty() {
@@ -138,7 +138,7 @@ impl TensorPrefetch {
         self.shared.fetch_next(wanted.next_file);
     }
 
-    /// Finds out about a file in the background.
+    /// Reads the header of a file in the background.
     fn look(&self, node: NodeId, format: Format) {
         let Ok(turn) = self.waiting.clone().try_acquire_owned() else { return };
         let (shared, closed) = (self.shared.clone(), self.closed.clone());
@@ -164,7 +164,7 @@ impl Shared {
         Some(File { bytes: extents.bytes(), layer, extents })
     }
 
-    /// What the ledger allows to be fetched of a tensor.
+    /// The grants of the ledger for a tensor of this file.
     fn grant(&self, file: &File) -> impl Fn(u64, u64) -> u64 {
         let rate = host_rate(&file.layer);
         move |bytes, ahead| {
@@ -182,7 +182,7 @@ impl Shared {
         self.readahead.started(node.0, &started, &(0..0), &(0..0), Some(&guess));
     }
 
-    /// Brings the first `bytes` of a file, as a guess where they are missing.
+    /// Brings the first `bytes` of a file to the cache. Missing bytes are a guess.
     async fn bring_head(&self, node: NodeId, file: &File, bytes: u64) -> Result<(), HeaderError> {
         if !file.stored().is_resident(0..bytes) {
             let head_start_bytes = host_rate(&file.layer).head_start_bytes;
@@ -222,7 +222,7 @@ impl Shared {
         }
     }
 
-    /// Takes note of where the tensors of a file lie, and fetches what its streams want of them.
+    /// Takes note of the tensors of a file, and fetches those that its streams are in.
     fn learn(&self, node: NodeId, file: &File, tensors: TensorMap) {
         let grant = self.grant(file);
         let mut files = self.part(node).lock();
@@ -233,7 +233,7 @@ impl Shared {
         }
     }
 
-    /// Begins with a file that is read next.
+    /// Fetches the beginning of the file that is read next.
     fn fetch_next(&self, file: Option<u32>) {
         let Some(node) = file.map(NodeId) else { return };
         let Some(file) = self.file(node) else { return };
@@ -247,7 +247,7 @@ impl Shared {
         self.fetch(node, &file, Guess::upward(Predictor::NextShard, 0..granted));
     }
 
-    /// The shard that comes after a file, by an index that lies beside it.
+    /// Finds the shard that follows a file in an index beside it.
     async fn next_shard(&self, node: NodeId) -> Option<NodeId> {
         let tree = &self.kit.tree;
         let folder = tree.parent(node);
@@ -276,7 +276,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// Where the tensors lie: as much of the header is fetched as it takes, in few steps.
+    /// Finds the tensors of a file. Fetches as much of the header as the parser needs, in few steps.
     async fn tensors(
         &self,
         node: NodeId,
@@ -288,7 +288,7 @@ impl Shared {
         loop {
             let mut bytes = needed.max(parsed * HEADER_GROWTH).min(most);
             match self.bring_head(node, file, bytes).await {
-                // What readers have brought costs nothing.
+                // Bytes that readers have brought cost nothing.
                 Err(HeaderError::Dear { .. }) => bytes = file.resident_head(bytes),
                 result => result?,
             }
@@ -299,7 +299,7 @@ impl Shared {
             let parse = move |prefix| format.parse(prefix, bytes, file_bytes);
             match file.parse(bytes, parse).await {
                 Err(HeaderError::Ended { needed: more }) if bytes < most && more <= most => {
-                    // At least a byte more, whatever the parser says: this comes to an end.
+                    // Each step needs a byte more at least, so the loop ends.
                     (parsed, needed) = (bytes, more.max(bytes + 1));
                 }
                 result => return result,
@@ -342,7 +342,7 @@ impl File {
         start
     }
 
-    /// Has the first `bytes` bytes, which are in the cache, parsed by a thread that may block.
+    /// Parses the first `bytes` bytes, which are in the cache, on a thread that may block.
     async fn parse<T: Send + 'static>(
         &self,
         bytes: u64,
@@ -359,7 +359,7 @@ impl File {
 /// The resident start of a file.
 struct Prefix {
     file: File,
-    /// What is still to be read.
+    /// The bytes that are still to be read.
     range: Range<u64>,
 }
 
