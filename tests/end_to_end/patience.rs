@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use rstest::rstest;
+
 use crate::counted::Counted;
 use crate::support::kit_builder::{Kit, Layer};
 use crate::support::registry_double::{Fault, Rule};
@@ -11,19 +13,20 @@ fn small_kit() -> Kit {
     Kit::modelkit().with(layer.file("model.bin", 0o644, b"weights"))
 }
 
-#[test]
-fn opening_and_warming_wait_for_a_silent_registry_and_say_so() {
-    for command in ["ls", "warm"] {
-        let counted = Counted::new(&small_kit());
-        // Longer than it takes until the user is told.
-        let late = Fault::Late(Duration::from_secs(14));
-        counted.registry.script(Rule::on("/manifests/").times(1).then(late));
-        let outcome = counted.kitfs.run(&[command, &counted.reference]);
-        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-        let told = format!("still waiting for {}…", counted.registry.host());
-        assert!(outcome.stderr.contains(&told), "{command}: {}", outcome.stderr);
-        assert!(outcome.stderr.contains("--open-timeout"), "{}", outcome.stderr);
-    }
+#[rstest]
+#[case::looking("ls")]
+#[case::warming("warm")]
+#[case::describing("info")]
+fn a_silent_registry_is_waited_for_and_the_command_says_so(#[case] command: &str) {
+    let counted = Counted::new(&small_kit());
+    // Longer than it takes until the user is told.
+    let late = Fault::Late(Duration::from_secs(14));
+    counted.registry.script(Rule::on("/manifests/").times(1).then(late));
+    let outcome = counted.kitfs.run(&[command, &counted.reference]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let told = format!("still waiting for {}…", counted.registry.host());
+    assert!(outcome.stderr.contains(&told), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("--open-timeout"), "{}", outcome.stderr);
 }
 
 #[test]

@@ -489,6 +489,30 @@ async fn encoded_documents_are_refused_and_a_label_alone_passes() {
 }
 
 #[tokio::test]
+async fn an_encoded_token_is_refused_and_not_quoted() {
+    for is_encoded in [false, true] {
+        let wire = Wire::start(move |ask| match ask.header("authorization") {
+            _ if ask.target.starts_with("/token") => {
+                let token = br#"{"token":"t"}"#;
+                let body = token.map(|byte| if is_encoded { !byte } else { byte });
+                Reply::new(200, &["Content-Encoding: gzip"], body)
+            }
+            Some("Bearer t") => Reply::new(200, &[], r#"{"schemaVersion":2}"#),
+            _ => {
+                let realm = format!("realm=\"http://{}/token\"", ask.host());
+                Reply::new(401, &[&format!("WWW-Authenticate: Bearer {realm}")], "")
+            }
+        })
+        .await;
+        let answer = open_at(&wire.host()).manifest(None).await.map(drop);
+        assert_eq!(answer.is_err(), is_encoded, "{answer:?}");
+        if let Err(error) = answer {
+            assert!(error.to_string().contains("the token came in the encoding `gzip`"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_login_page_in_the_place_of_a_document_is_named() {
     for headers in [&["Content-Type: text/html; charset=utf-8"][..], &[]] {
         let page = "<!DOCTYPE html><html><title>Sign in</title></html>";

@@ -16,7 +16,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature,
+    verify_tls13_signature,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -60,10 +63,7 @@ impl Tls {
     /// [`SourceError::Configuration`] or [`SourceError::Io`], naming the file.
     pub(super) fn configure(&self, machine: &Machine) -> Result<ClientConfig, SourceError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier: Arc<dyn ServerCertVerifier> = match self.insecure {
-            true => Arc::new(Unchecked(provider.clone())),
-            false => Arc::new(self.verifier(machine, provider.clone())?),
-        };
+        let verifier = Arc::new(self.verifier(machine, provider.clone())?);
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider speaks TLS 1.2 and 1.3")
@@ -100,13 +100,16 @@ impl Tls {
         }
         // Without a single authority there is no chain to follow, and no verifier of chains.
         let chains = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone());
-        Ok(Verifier { given, chains: chains.build().ok(), provider })
+        let chains = chains.build().ok();
+        Ok(Verifier { trusts_all: self.insecure, given, chains, provider })
     }
 }
 
 /// Trusts the given certificates, and chains that lead to an authority.
 #[derive(Debug)]
 struct Verifier {
+    /// Whether every certificate passes (`--tls-verify=false`), even if its key cannot be read.
+    trusts_all: bool,
     given: Vec<CertificateDer<'static>>,
     chains: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
@@ -121,6 +124,9 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        if self.trusts_all {
+            return Ok(ServerCertVerified::assertion());
+        }
         if self.given.iter().any(|given| given == end_entity) {
             return verify_given(end_entity, server_name, now);
         }
@@ -142,8 +148,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, signature, algorithms)
+        self.signature(|algorithms| verify_tls12_signature(message, cert, signature, algorithms))
     }
 
     fn verify_tls13_signature(
@@ -152,12 +157,24 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, signature, algorithms)
+        self.signature(|algorithms| verify_tls13_signature(message, cert, signature, algorithms))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl Verifier {
+    /// Checks the signature of a handshake with the algorithms of the provider.
+    fn signature(
+        &self,
+        verify: impl FnOnce(&WebPkiSupportedAlgorithms) -> Result<HandshakeSignatureValid, Error>,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        match self.trusts_all {
+            true => Ok(HandshakeSignatureValid::assertion()),
+            false => verify(&self.provider.signature_verification_algorithms),
+        }
     }
 }
 
@@ -183,46 +200,6 @@ fn verify_given(
     }
     verify_server_name(&parsed, server_name)?;
     Ok(ServerCertVerified::assertion())
-}
-
-/// Trusts every certificate (`--tls-verify=false`).
-#[derive(Debug)]
-struct Unchecked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    // Not checked either: a certificate passes even if no verifier can read its key.
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 /// The certificates of a PEM file, one at least.
