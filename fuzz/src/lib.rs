@@ -2,7 +2,7 @@
 //! on seeded inputs (`tests/fuzz_targets.rs`), so that they are known to work.
 
 use kitfs::fs::tensors::{Format, shards};
-use kitfs::kit::Kitfile;
+use kitfs::kit::{GoYaml, Kitfile};
 use kitfs::layer::decode::{Decoder, Windows};
 use kitfs::layer::tar::{Scanner, TarError};
 use kitfs::layer::toc_codec;
@@ -38,7 +38,7 @@ pub fn decoder(compression: u8, piece_bytes: u8, blob: &[u8]) {
 /// Kitfiles are decoded or refused, and what is decoded can be written.
 pub fn kitfile(json: &[u8]) {
     if let Ok(kitfile) = Kitfile::decode(json) {
-        assert!(kitfile.to_yaml().starts_with(b"manifestVersion:"));
+        assert!(kitfile.to_yaml(GoYaml::default()).starts_with(b"manifestVersion:"));
     }
 }
 

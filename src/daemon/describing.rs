@@ -10,7 +10,7 @@ use super::api::{
 };
 use crate::fetch::{FetchUsage, Fetcher};
 use crate::fs::{self, Described, Description, IndexDescription};
-use crate::kit::{Family, KitLayer, RemoteData, RemoteTarget, Role};
+use crate::kit::{Family, GoYaml, Kit, KitLayer, RemoteData, RemoteTarget, Role};
 use crate::oci::{Descriptor, LabelSelector, Origin, Selector};
 use crate::source::Repositories;
 
@@ -56,7 +56,7 @@ fn kit_info(reference: &str, description: &Description) -> KitInfo {
         family: family_name(kit.family).to_owned(),
         layers: layers.collect(),
         remote: kit.remote.iter().map(remote_info).collect(),
-        kitfile: Some(String::from_utf8_lossy(&kit.kitfile.to_yaml()).into_owned()),
+        kitfile: Some(kitfile_text(kit)),
         warnings: description.warning.iter().chain(&kit.warnings).cloned().collect(),
     }
 }
@@ -161,4 +161,12 @@ fn tag_info(tag: String, described: &Described) -> TagInfo {
 pub(super) fn fetch_status(usage: FetchUsage) -> FetchStatus {
     let FetchUsage { reserved_bytes, memory_bytes, requests, fetched_bytes } = usage;
     FetchStatus { requests, fetched_bytes, reserved_bytes, memory_bytes }
+}
+
+/// The Kitfile as the mounted file has it, or as kit would write it where there is no such file.
+fn kitfile_text(kit: &Kit) -> String {
+    match &kit.kitfile_yaml {
+        Some(yaml) => String::from_utf8_lossy(yaml).into_owned(),
+        None => String::from_utf8_lossy(&kit.kitfile.to_yaml(GoYaml::default())).into_owned(),
+    }
 }

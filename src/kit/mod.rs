@@ -32,7 +32,7 @@ use crate::layer::{MemberPath, Mtime};
 use crate::oci::{ArtifactType, BlobId, Encoding, Manifest};
 
 pub use filter::{Filter, FilterError, Filters};
-pub use kitfile::{Kitfile, KitfileError};
+pub use kitfile::{GoYaml, Kitfile, KitfileError};
 pub use parents::{Parents, ParentsError};
 pub use remote::{RemoteData, RemoteTarget};
 pub use tree::{Additions, Content, Missing, NodeId, NodeKind, Tree, TreeError};
@@ -195,6 +195,12 @@ fn created(manifest: &Manifest) -> Option<Mtime> {
     /// OCI image-spec, annotations.md.
     const CREATED: &str = "org.opencontainers.image.created";
     manifest.annotations.get(CREATED).and_then(|text| rfc3339(text)).flatten()
+}
+
+/// Which encoder the kit has that packed a kit.
+fn go_yaml(manifest: &Manifest) -> GoYaml {
+    let version = manifest.annotations.get("ml.kitops.modelkit.cli-version");
+    GoYaml::of_kit(version.map(String::as_str))
 }
 
 /// The time in an RFC 3339 text with any zone; the inner `None` for one that is not from 1980 to 2106,

@@ -5,7 +5,8 @@ use bytes::Bytes;
 use super::assign::{self, Known};
 use super::kitfile::{Entry, Field, Kitfile, Section};
 use super::{
-    Family, Kit, KitError, KitLayer, Placement, Role, created, legacy, placement, remote, shown,
+    Family, Kit, KitError, KitLayer, Placement, Role, created, go_yaml, legacy, placement, remote,
+    shown,
 };
 use crate::oci::{Format, LayerType, Manifest, Reference};
 
@@ -37,7 +38,7 @@ pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError
         Digests::None => (Family::LegacyModelKit, legacy::by_order(&layers, &entries)?),
     };
     let layers = build(family, &layers, &assigned, &mut warnings)?;
-    let kitfile_yaml = Some(Bytes::from(kitfile.to_yaml()));
+    let kitfile_yaml = Some(Bytes::from(kitfile.to_yaml(go_yaml(manifest))));
     let created = created(manifest);
     Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, created, warnings })
 }

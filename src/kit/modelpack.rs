@@ -10,7 +10,7 @@ use super::assign::{self, Known};
 use super::kitfile::{Entry, Field, Kitfile, Section};
 use super::modelkit::{self, Digests};
 use super::placement::annotated_path;
-use super::{Family, Kit, KitError, created, remote, shown};
+use super::{Family, Kit, KitError, created, go_yaml, remote, shown};
 use crate::oci::{ArtifactType, Encoding, LayerContent, LayerType, Manifest};
 
 /// The manifest annotation that holds the Kitfile as JSON.
@@ -48,7 +48,7 @@ pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError
         Digests::None => by_path(&layers, &entries),
     };
     let layers = modelkit::build(family, &layers, &assigned, &mut warnings)?;
-    let kitfile_yaml = Some(Bytes::from(kitfile.to_yaml()));
+    let kitfile_yaml = Some(Bytes::from(kitfile.to_yaml(go_yaml(manifest))));
     Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, created, warnings })
 }
 

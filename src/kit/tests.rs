@@ -354,7 +354,7 @@ fn further_weights_of_a_modelpack_are_parts() {
     let weight = |name: &str| layer(name, "cncf.model.weight.v1.raw", &[(FILEPATH, name)]);
     let kit = modelpack(vec![weight("a"), weight("b")]).unwrap();
     assert_eq!(names(&kit), [(Role::Model, None, Some("a")), (Role::ModelPart, None, Some("b"))]);
-    let kitfile = String::from_utf8(kit.kitfile.to_yaml()).unwrap();
+    let kitfile = String::from_utf8(kit.kitfile.to_yaml(GoYaml::default())).unwrap();
     assert!(kitfile.ends_with("model:\n  path: a\n  parts:\n    - path: b\n"), "{kitfile}");
 }
 

@@ -64,6 +64,7 @@ fn package(config: &[u8]) -> Result<Package, KitfileError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::GoYaml;
     use super::*;
 
     #[test]
@@ -77,7 +78,7 @@ mod tests {
         ];
         let config = br#"{"descriptor":{"name":"n","version":"1.0","licenses":["MIT","Apache-2.0"],
             "authors":["a"],"family":"f"},"modelfs":{}}"#;
-        let yaml = Kitfile::of_modelpack(config, layers.into_iter()).to_yaml();
+        let yaml = Kitfile::of_modelpack(config, layers.into_iter()).to_yaml(GoYaml::default());
         let expected = r#"manifestVersion: 1.0.0
 package:
   name: "n"
@@ -101,7 +102,7 @@ docs:
     fn a_config_that_is_not_understood_costs_the_package_only() {
         for config in [&b"not JSON"[..], b"{}", b"[]", br#"{"descriptor":{"name":7}}"#] {
             let layers = [(Section::Parts, "config.json")];
-            let yaml = Kitfile::of_modelpack(config, layers.into_iter()).to_yaml();
+            let yaml = Kitfile::of_modelpack(config, layers.into_iter()).to_yaml(GoYaml::default());
             let expected = "manifestVersion: 1.0.0\nmodel:\n  parts:\n    - path: config.json\n";
             assert_eq!(String::from_utf8(yaml).unwrap(), expected);
         }

@@ -47,6 +47,29 @@ struct Package {
     authors: Vec<String>,
 }
 
+/// Which version of go-yaml writes the YAML. They differ in texts that begin with a line break.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GoYaml {
+    /// `gopkg.in/yaml.v3`, as in kit up to 1.10: a text loses a line break at its start.
+    Older,
+    /// `go.yaml.in/yaml/v3`, as in kit from 1.11 on.
+    #[default]
+    Newer,
+}
+
+impl GoYaml {
+    /// The one of the kit that packed a kit, by the manifest's `ml.kitops.modelkit.cli-version`. A kit's
+    /// Kitfile keeps its bytes so, whatever kitfs learns later.
+    pub fn of_kit(cli_version: Option<&str>) -> Self {
+        let mut numbers = cli_version.unwrap_or_default().trim_start_matches('v').split('.');
+        let mut number = || numbers.next().and_then(|digits| digits.parse::<u32>().ok());
+        match (number(), number()) {
+            (Some(0), _) | (Some(1), Some(0..=10)) => Self::Older,
+            _ => Self::Newer,
+        }
+    }
+}
+
 /// What is wrong with a Kitfile; names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -88,7 +111,7 @@ impl Kitfile {
             model: model.map(|model| Entry::decode(Section::Model, &model)).transpose()?,
             entries,
         };
-        match yaml::document(&kitfile, YAML_LIMIT_BYTES) {
+        match yaml::document(&kitfile, GoYaml::Newer, YAML_LIMIT_BYTES) {
             Some(_) => Ok(kitfile),
             None => Err(KitfileError(format!(
                 "it would have more than {YAML_LIMIT_BYTES} bytes as YAML, for its nesting"
@@ -96,9 +119,9 @@ impl Kitfile {
         }
     }
 
-    /// The YAML that `kit unpack` and `kit info` write, byte for byte (modelkit-spec 2.2).
-    pub fn to_yaml(&self) -> Vec<u8> {
-        yaml::document(self, usize::MAX).expect("there is no limit")
+    /// The YAML that `kit unpack` and `kit info` write, byte for byte (modelkit-spec 2.2, 9.3).
+    pub fn to_yaml(&self, go_yaml: GoYaml) -> Vec<u8> {
+        yaml::document(self, go_yaml, usize::MAX).expect("there is no limit")
     }
 
     /// `package.name`.

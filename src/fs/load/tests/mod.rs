@@ -15,7 +15,7 @@ use super::*;
 use crate::cache::{Cache, CacheConfig};
 use crate::fetch::FetchConfig;
 use crate::fs::StoredFile;
-use crate::kit::{Content, NodeKind};
+use crate::kit::{Content, GoYaml, NodeKind};
 use crate::oci::{BlobId, Digest, Selector};
 use crate::source::{
     BlobSource, BlobStream, ObjectHead, ObjectId, Objects, Repository, SourceError, Urgency,
@@ -648,7 +648,7 @@ async fn a_kitfile_in_a_layer_must_have_the_bytes_of_the_kits_own() {
     let (origin, repositories) = (Origin::parse(KIT).unwrap(), bench.repositories());
     let described =
         describe(&bench.fetcher, &repositories, &origin, &LabelSelector::default()).await.unwrap();
-    let own = described.kit.kitfile.to_yaml();
+    let own = described.kit.kitfile.to_yaml(GoYaml::default());
     for (content, is_fine) in [(own.clone(), true), (vec![b'x'; own.len()], false)] {
         bench.registry.push(KIT, None, &[("docs", "Kitfile", &content)]);
         let loaded = bench.load(KIT, &[]).await;

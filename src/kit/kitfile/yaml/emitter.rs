@@ -1,21 +1,21 @@
 //! Writes nodes as go-yaml does: indent 2, no folding, sequences indented under their key.
 //!
 //! go-yaml decides about line breaks and blanks by what it has just written, and some of its
-//! oddities follow from that (a literal block that starts with an empty line loses it). So the
-//! emitter keeps the same three facts: the column, whether a blank is there already
-//! (`is_blank_before`), and whether the line has nothing but indentation and indicators
-//! (`is_line_start`). No line is ever folded: kit's encoder has no width.
+//! oddities follow from that. So the emitter keeps the same three facts: the column, whether a blank
+//! is there already (`is_blank_before`), and whether the line has nothing but indentation and
+//! indicators (`is_line_start`). No line is ever folded: kit's encoder has no width.
 
-use super::Node;
 use super::scalar::{self, Place, Style, is_break, is_printable};
+use super::{GoYaml, Node};
 
 /// Columns that a level of nesting adds.
 const INDENT: usize = 2;
 
 /// Writes a document; `None` when it has more than `limit_bytes`.
-pub(super) fn emit(root: &Node<'_>, limit_bytes: usize) -> Option<Vec<u8>> {
+pub(super) fn emit(root: &Node<'_>, go_yaml: GoYaml, limit_bytes: usize) -> Option<Vec<u8>> {
     let mut emitter = Emitter {
         out: String::new(),
+        go_yaml,
         limit_bytes,
         column: 0,
         is_blank_before: true,
@@ -28,6 +28,7 @@ pub(super) fn emit(root: &Node<'_>, limit_bytes: usize) -> Option<Vec<u8>> {
 
 struct Emitter {
     out: String,
+    go_yaml: GoYaml,
     /// What goes beyond is thrown away.
     limit_bytes: usize,
     /// Characters since the last line break.
@@ -131,8 +132,10 @@ impl Emitter {
 
     fn double(&mut self, text: &str) {
         self.indicator("\"", false);
+        // go-yaml looks for the mark at the start of the text, whichever character is at hand.
+        let escapes_all = text.starts_with('\u{feff}');
         for c in text.chars() {
-            if !is_printable(c) || is_break(c) || matches!(c, '"' | '\\') {
+            if escapes_all || !is_printable(c) || is_break(c) || matches!(c, '"' | '\\') {
                 escape(c).chars().for_each(|c| self.put(c));
             } else {
                 self.put(c);
@@ -153,6 +156,11 @@ impl Emitter {
             (Some(true), Some(false)) => {}
             (Some(true), _) => self.mark("+"),
             _ => self.mark("-"),
+        }
+        match self.go_yaml {
+            // A break at the start of the text ends this line, and is lost as such.
+            GoYaml::Older => {}
+            GoYaml::Newer => self.line_break('\n'),
         }
         self.is_blank_before = true;
         let mut is_behind_break = true;

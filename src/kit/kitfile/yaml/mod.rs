@@ -16,7 +16,7 @@ mod scalar;
 
 use super::entry::{Entry, Field, Section};
 use super::value::Value;
-use super::{Kitfile, Package};
+use super::{GoYaml, Kitfile, Package};
 
 /// A YAML node, in the order in which it is written.
 pub(super) enum Node<'a> {
@@ -33,8 +33,8 @@ pub(super) enum Node<'a> {
 }
 
 /// The bytes of the file `Kitfile`; `None` when they are more than `limit_bytes`.
-pub(super) fn document(kitfile: &Kitfile, limit_bytes: usize) -> Option<Vec<u8>> {
-    emitter::emit(&root(kitfile), limit_bytes)
+pub(super) fn document(kitfile: &Kitfile, go_yaml: GoYaml, limit_bytes: usize) -> Option<Vec<u8>> {
+    emitter::emit(&root(kitfile), go_yaml, limit_bytes)
 }
 
 fn root(kitfile: &Kitfile) -> Node<'_> {

@@ -41,7 +41,7 @@ fn config(kit: &str) -> Vec<u8> {
 #[case("small5k")]
 #[case("yaml")]
 fn a_golden_kits_kitfile_has_the_bytes_that_kit_wrote(#[case] kit: &str) {
-    let yaml = Kitfile::decode(&config(kit)).unwrap().to_yaml();
+    let yaml = Kitfile::decode(&config(kit)).unwrap().to_yaml(GoYaml::Older);
     let tree = json(&golden().join(format!("{kit}.tree.json")));
     let entry = tree.as_array().unwrap().iter().find(|entry| entry["path"] == "Kitfile").unwrap();
     let shown = String::from_utf8_lossy(&yaml);
@@ -51,7 +51,7 @@ fn a_golden_kits_kitfile_has_the_bytes_that_kit_wrote(#[case] kit: &str) {
 
 #[test]
 fn awkward_scalars_are_written_as_kit_wrote_them() {
-    let yaml = Kitfile::decode(&config("yaml")).unwrap().to_yaml();
+    let yaml = Kitfile::decode(&config("yaml")).unwrap().to_yaml(GoYaml::Older);
     let expected = std::fs::read_to_string(golden().join("yaml.Kitfile")).unwrap();
     assert_eq!(String::from_utf8(yaml).unwrap(), expected);
 }
@@ -63,14 +63,14 @@ fn sections_and_fields_come_in_kits_order_and_empty_ones_are_left_out() {
         "datasets":[{"license":"l","remoteHash":"h","remotePath":"s3://b/k","path":"d","name":"x",
             "parameters":{},"digest":""}],
         "model":{"parameters":"","parts":[{"type":"lora","name":"x"}]},"package":{"authors":[]}}"#;
-    let yaml = Kitfile::decode(json).unwrap().to_yaml();
+    let yaml = Kitfile::decode(json).unwrap().to_yaml(GoYaml::default());
     let expected = "manifestVersion: \"\"\nmodel:\n  parts:\n    - name: x\n      type: lora\n  \
         parameters: \"\"\ncode:\n  - {}\ndatasets:\n  - name: x\n    path: d\n    remotePath: s3://b/k\n    \
         remoteHash: h\n    license: l\n    parameters: {}\ndocs:\n  - path: \"\"\nprompts:\n  - path: p.md\n\
         mcpServers:\n  - name: s\n    path: s.mcpb\n    description: d\n";
     assert_eq!(String::from_utf8(yaml).unwrap(), expected);
     assert_eq!(
-        Kitfile::decode(br#"{"model":{}}"#).unwrap().to_yaml(),
+        Kitfile::decode(br#"{"model":{}}"#).unwrap().to_yaml(GoYaml::default()),
         b"manifestVersion: \"\"\nmodel: {}\n"
     );
 }
@@ -79,19 +79,57 @@ fn sections_and_fields_come_in_kits_order_and_empty_ones_are_left_out() {
 fn a_key_that_is_not_simple_is_announced() {
     let long = "k".repeat(129);
     let json = format!(r#"{{"model":{{"parameters":{{"a\nb":[1],"{long}":"v"}}}}}}"#);
-    let yaml = Kitfile::decode(json.as_bytes()).unwrap().to_yaml();
+    let yaml = Kitfile::decode(json.as_bytes()).unwrap().to_yaml(GoYaml::default());
     let expected = format!(
         "manifestVersion: \"\"\nmodel:\n  parameters:\n    ? |-\n      a\n      b\n    : - 1\n    ? {long}\n    : v\n"
     );
     assert_eq!(String::from_utf8(yaml).unwrap(), expected);
 }
 
-/// JSON of some depth. Texts avoid what go-yaml itself cannot write and read back: line breaks at
-/// the start of a block, breaks other than `\n`, and the merge key, which it writes without quotes.
+/// The bytes that kit 1.11 writes (modelkit-spec 9.3), and what its older encoder makes of them.
+#[rstest]
+#[case("\n x", "|2-\n\n     x\n", "|2-\n     x\n")]
+#[case("\nx\n", "|2\n\n    x\n", "|2\n    x\n")]
+#[case("\n\nx", "|2-\n\n\n    x\n", "|2-\n\n    x\n")]
+#[case("\n", "|2+\n\n", "|2+\n")]
+#[case("a\n", "|\n    a\n", "|\n    a\n")]
+#[case("\u{feff}", "\"\\uFEFF\"\n", "\"\\uFEFF\"\n")]
+#[case(
+    "\u{feff}a \u{e9}\"\n🚀",
+    "\"\\uFEFF\\x61\\x20\\xE9\\\"\\n\\U0001F680\"\n",
+    "\"\\uFEFF\\x61\\x20\\xE9\\\"\\n\\U0001F680\"\n"
+)]
+#[case("a\u{feff}b", "\"a\\uFEFFb\"\n", "\"a\\uFEFFb\"\n")]
+fn texts_that_begin_with_a_line_break_or_a_byte_order_mark(
+    #[case] text: &str,
+    #[case] newer: &str,
+    #[case] older: &str,
+) {
+    let json = serde_json::json!({"package": {"name": text, "version": "v"}});
+    let kitfile = Kitfile::decode(json.to_string().as_bytes()).unwrap();
+    for (go_yaml, expected) in [(GoYaml::Newer, newer), (GoYaml::Older, older)] {
+        let yaml = String::from_utf8(kitfile.to_yaml(go_yaml)).unwrap();
+        let expected = format!("manifestVersion: \"\"\npackage:\n  name: {expected}  version: v\n");
+        assert_eq!(yaml, expected, "{go_yaml:?}");
+    }
+}
+
+#[test]
+fn a_kitfile_is_written_as_by_the_kit_that_packed_it() {
+    for older in ["0.4.0", "1.7.0-19-ga041892", "v1.10.2", "1.10.0"] {
+        assert_eq!(GoYaml::of_kit(Some(older)), GoYaml::Older, "{older}");
+    }
+    for newer in [Some("1.11.0"), Some("v1.15.0"), Some("2.0.0"), Some("next"), Some(""), None] {
+        assert_eq!(GoYaml::of_kit(newer), GoYaml::Newer, "{newer:?}");
+    }
+}
+
+/// JSON of some depth. Texts avoid what go-yaml itself cannot write and read back: breaks other than
+/// `\n`, and the merge key, which it writes without quotes.
 fn any_json() -> impl Strategy<Value = serde_json::Value> {
     let text = prop_oneof![
         "[ -~é\t🚀]{0,12}",
-        "[a-z #:,'\"-]{1,6}(\n[a-z #:'\"-]{0,6}){0,3}",
+        "[a-z #:,'\"-]{0,6}(\n[a-z #:'\"-]{0,6}){0,3}",
         prop::sample::select(vec![
             "yes",
             "null",
@@ -144,7 +182,7 @@ proptest! {
             "package": {"name": name, "authors": authors},
             "model": {"path": "m", "parameters": parameters},
         });
-        let yaml = Kitfile::decode(&serde_json::to_vec(&json).unwrap()).unwrap().to_yaml();
+        let yaml = Kitfile::decode(&serde_json::to_vec(&json).unwrap()).unwrap().to_yaml(GoYaml::default());
         let yaml = String::from_utf8(yaml).unwrap();
         let read: serde_json::Value = serde_saphyr::from_str(&yaml)
             .map_err(|error| TestCaseError::fail(format!("{error}\n{yaml}")))?;
@@ -154,7 +192,7 @@ proptest! {
     #[test]
     fn any_text_is_written_without_a_panic(text in any::<String>()) {
         let json = serde_json::json!({"package": {"description": text, "authors": [text]}});
-        let yaml = Kitfile::decode(&serde_json::to_vec(&json).unwrap()).unwrap().to_yaml();
+        let yaml = Kitfile::decode(&serde_json::to_vec(&json).unwrap()).unwrap().to_yaml(GoYaml::default());
         prop_assert!(yaml.ends_with(b"\n") || text.contains(scalar::is_break));
     }
 }
