@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::kitfile::{Entry, Field};
 use super::placement::annotated_path;
-use super::{KitError, Role};
+use super::{KitError, Role, layer_title};
 use crate::layer::MemberPath;
 use crate::oci::{Descriptor, Digest, LayerContent, LayerType, Manifest};
 
@@ -19,6 +19,14 @@ pub(super) struct Known<'a> {
 }
 
 impl Known<'_> {
+    /// What messages call it.
+    pub(super) fn title(&self, entry: Option<&Entry>) -> String {
+        let role = entry.map_or_else(|| self.role(), |entry| entry.section().role());
+        let path = entry.map(|entry| entry.text(Field::Path)).filter(|path| !path.is_empty());
+        let path = path.or_else(|| annotated_path(self.descriptor));
+        layer_title(role.as_str(), path, self.descriptor.digest)
+    }
+
     /// What the layer is for, by its media type and annotations alone.
     pub(super) fn role(&self) -> Role {
         let subtype = self.descriptor.annotations.get("ml.kitops.modelkit.layer-subtype");
@@ -52,8 +60,9 @@ pub(super) fn by_digest<'a>(
         let digest = entry.digest().expect("the caller checked that every entry has a digest");
         if !in_manifest.contains(&digest) {
             return Err(KitError::Malformed(format!(
-                "the Kitfile's entry {} names layer {digest}, which the manifest does not have",
-                super::shown(&entry.title())
+                "the Kitfile's entry {} names the layer {}, which the manifest does not have",
+                super::shown(&entry.title()),
+                digest.short()
             )));
         }
         if !assignment.take_same_path(digest, entry) {

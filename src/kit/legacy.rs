@@ -26,8 +26,8 @@ pub(super) fn by_order<'a>(
     for layer in layers {
         let entry = queues.get_mut(&layer.role()).and_then(Vec::pop).ok_or_else(|| {
             KitError::Malformed(format!(
-                "layer {} of type `{}` has no entry in the Kitfile, which tells where its files go",
-                layer.descriptor.digest,
+                "the {} of type `{}` has no entry in the Kitfile, which tells where its files go",
+                layer.title(None),
                 shown(&layer.descriptor.media_type)
             ))
         })?;

@@ -29,7 +29,7 @@ pub mod tree;
 use bytes::Bytes;
 
 use crate::layer::{MemberPath, Mtime};
-use crate::oci::{ArtifactType, BlobId, Encoding, Manifest};
+use crate::oci::{ArtifactType, BlobId, Digest, Encoding, Manifest};
 
 pub use filter::{Filter, FilterError, Filters};
 pub use kitfile::{GoYaml, Kitfile, KitfileError};
@@ -161,11 +161,17 @@ impl Role {
 impl KitLayer {
     /// What messages call the layer: ``model `weights/model.bin` (sha256:0123456789ab)``.
     pub fn title(&self) -> String {
-        let (role, digest) = (self.role.as_str(), self.blob.digest.short());
-        match self.entry_path.as_ref().or(self.entry_name.as_ref()) {
-            Some(entry) => format!("{role} `{}` ({digest})", shown(entry)),
-            None => format!("{role} layer {digest}"),
-        }
+        let entry = self.entry_path.as_ref().or(self.entry_name.as_ref());
+        layer_title(self.role.as_str(), entry.map(String::as_str), self.blob.digest)
+    }
+}
+
+/// What messages call a layer: by its role, its Kitfile entry or path, and the first digits of its
+/// digest.
+fn layer_title(role: &str, entry: Option<&str>, digest: Digest) -> String {
+    match entry {
+        Some(entry) => format!("{role} `{}` ({})", shown(entry), digest.short()),
+        None => format!("{role} layer {}", digest.short()),
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     Family, Kit, KitError, KitLayer, Placement, Role, created, go_yaml, legacy, placement, remote,
     shown,
 };
-use crate::oci::{Format, LayerType, Manifest, Reference};
+use crate::oci::{Descriptor, Format, LayerType, Manifest, Reference};
 
 impl Section {
     /// What the layers of its entries are for.
@@ -53,13 +53,21 @@ pub(super) fn known_layers<'a>(
         match LayerType::parse(&descriptor.media_type) {
             Some(kind) => known.push(Known { descriptor, kind }),
             None => warnings.push(format!(
-                "layer {} is left out: its type `{}` is not known",
-                descriptor.digest,
+                "the {} is left out: its type `{}` is not known",
+                unknown_title(descriptor),
                 shown(&descriptor.media_type)
             )),
         }
     }
     known
+}
+
+/// What messages call a layer whose role is not known.
+pub(super) fn unknown_title(descriptor: &Descriptor) -> String {
+    match placement::annotated_path(descriptor) {
+        Some(path) => format!("layer `{}` ({})", shown(path), descriptor.digest.short()),
+        None => format!("layer {}", descriptor.digest.short()),
+    }
 }
 
 /// `model.path`, where it is a reference to another kit (modelkit-spec 2.1).
@@ -113,8 +121,7 @@ pub(super) fn build(
     for (layer, entries) in layers.iter().zip(assigned) {
         if entries.is_empty() {
             if family != Family::ModelPack {
-                let digest = layer.descriptor.digest;
-                warnings.push(format!("layer {digest} has no entry in the Kitfile"));
+                warnings.push(format!("the {} has no entry in the Kitfile", layer.title(None)));
             }
             built.push(build_layer(family, layer, None, warnings)?);
         }

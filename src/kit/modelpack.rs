@@ -81,8 +81,8 @@ fn known_layers<'a>(manifest: &'a Manifest, warnings: &mut Vec<String>) -> Vec<K
         match kind.or_else(|| annotated_path(descriptor).map(|_| file)) {
             Some(kind) => known.push(Known { descriptor, kind }),
             None => warnings.push(format!(
-                "layer {} is left out: its type `{}` is not known and no annotation names its path",
-                descriptor.digest,
+                "the {} is left out: its type `{}` is not known and no annotation names its path",
+                modelkit::unknown_title(descriptor),
                 shown(&descriptor.media_type)
             )),
         }

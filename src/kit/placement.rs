@@ -32,34 +32,33 @@ pub(super) fn raw(
     entry: Option<&Entry>,
     warnings: &mut Vec<String>,
 ) -> Result<Placement, KitError> {
-    let digest = layer.descriptor.digest;
+    let title = layer.title(entry);
+    let malformed = |why: String| KitError::Malformed(format!("the {title} {why}"));
     let of_entry = entry.map(|entry| entry.text(Field::Path)).filter(|path| !path.is_empty());
     let Some(name) = annotated_path(layer.descriptor).or(of_entry) else {
-        return Err(KitError::Malformed(format!(
-            "layer {digest} of type `{}` is one file, and neither the annotation \
-             `org.cncf.model.filepath` nor the Kitfile says where it goes",
+        return Err(malformed(format!(
+            "of type `{}` is one file, and neither the annotation `org.cncf.model.filepath` nor the \
+             Kitfile says where it goes",
             shown(&layer.descriptor.media_type)
         )));
     };
     let path = MemberPath::parse(name.as_bytes()).map_err(|error| {
-        let name = shown(name);
-        KitError::Malformed(format!("the path `{name}` of layer {digest} cannot be used: {error}"))
+        malformed(format!("has the path `{}`, which cannot be used: {error}", shown(name)))
     })?;
-    let metadata = Metadata::of(layer.descriptor, warnings);
+    let metadata = Metadata::of(layer.descriptor, &title, warnings);
     if !matches!(metadata.typeflag, None | Some(0 | 48)) {
-        return Err(KitError::Malformed(format!(
-            "layer {digest} is stored as one file, and its metadata says that it is something else"
-        )));
+        return Err(malformed(
+            "is stored as one file, and its metadata says that it is something else".to_owned(),
+        ));
     }
-    let size = metadata.size(layer.descriptor, warnings);
+    let size = metadata.size(&title, warnings);
     let stored = layer.descriptor.size;
-    if !layer.kind.encoding.is_compressed() && size.is_some_and(|size| size != stored) {
-        return Err(KitError::Malformed(format!(
-            "layer {digest} has {stored} bytes, and its metadata says {}",
-            size.unwrap_or_default()
-        )));
+    if !layer.kind.encoding.is_compressed()
+        && let Some(size) = size.filter(|size| *size != stored)
+    {
+        return Err(malformed(format!("has {stored} bytes, and its metadata says {size}")));
     }
-    let mtime = metadata.mtime(layer.descriptor, warnings);
+    let mtime = metadata.mtime(&title, warnings);
     Ok(Placement::Raw { path, mode: metadata.mode(), mtime, size })
 }
 
@@ -93,7 +92,7 @@ struct Metadata {
 impl Metadata {
     /// What the annotation says; nothing, with a warning, when it cannot be read: the file can
     /// be shown without.
-    fn of(layer: &Descriptor, warnings: &mut Vec<String>) -> Self {
+    fn of(layer: &Descriptor, title: &str, warnings: &mut Vec<String>) -> Self {
         let keys = ["org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json"];
         let Some(json) = keys.iter().find_map(|key| layer.annotations.get(*key)) else {
             return Self::default();
@@ -106,7 +105,7 @@ impl Metadata {
                 Err(error) => error.to_string(),
             }
         };
-        warnings.push(format!("layer {}: its file metadata is ignored: {reason}", layer.digest));
+        warnings.push(format!("{title}: its file metadata is ignored: {reason}"));
         Self::default()
     }
 
@@ -118,22 +117,21 @@ impl Metadata {
         }
     }
 
-    fn size(&self, layer: &Descriptor, warnings: &mut Vec<String>) -> Option<u64> {
+    fn size(&self, title: &str, warnings: &mut Vec<String>) -> Option<u64> {
         let size = u64::try_from(self.size?);
         if size.is_err() {
-            let digest = layer.digest;
-            warnings
-                .push(format!("layer {digest}: the negative size in its file metadata is ignored"));
+            warnings.push(format!("{title}: the negative size in its file metadata is ignored"));
         }
         size.ok()
     }
 
     /// The modification time, RFC 3339 with any zone and up to nanoseconds.
-    fn mtime(&self, layer: &Descriptor, warnings: &mut Vec<String>) -> Option<Mtime> {
+    fn mtime(&self, title: &str, warnings: &mut Vec<String>) -> Option<Mtime> {
         let text = self.mtime.as_ref()?;
         rfc3339(text).unwrap_or_else(|| {
-            let (digest, text) = (layer.digest.short(), shown(text));
-            warnings.push(format!("layer {digest}: `{text}` is no RFC 3339 time, and ignored"));
+            let text = shown(text);
+            warnings
+                .push(format!("{title}: `{text}` in its metadata is no RFC 3339 time: ignored"));
             None
         })
     }

@@ -110,7 +110,7 @@ fn equal_digests_are_told_apart_by_path_and_shared_when_there_is_one_layer() {
 fn an_entry_whose_digest_is_no_layer_is_an_error_that_names_it() {
     let config = json!({"code": [{"path": "src", "digest": digest("x")}]});
     let error = modelkit(vec![kit_layer("c", "code.v1.tar")], config).unwrap_err().to_string();
-    assert!(error.contains("code `src`") && error.contains(&digest("x").to_string()), "{error}");
+    assert!(error.contains("code `src`") && error.contains(&digest("x").short()), "{error}");
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn unknown_layers_are_left_out_with_a_warning() {
     let kit = modelkit(layers, config).unwrap();
     assert_eq!(kit.layers.len(), 1);
     assert!(kit.warnings[0].contains("tokenizer.v1.tar"), "{:?}", kit.warnings);
-    assert!(kit.warnings[0].contains(&digest("t").to_string()), "{:?}", kit.warnings);
+    assert!(kit.warnings[0].contains(&digest("t").short()), "{:?}", kit.warnings);
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn a_raw_layer_that_cannot_be_placed_is_refused(
 ) {
     let raw = layer("w", "cncf.model.weight.v1.raw", annotations);
     let error = modelpack(vec![raw]).unwrap_err().to_string();
-    assert!(error.contains(reason) && error.contains(&digest("w").to_string()), "{error}");
+    assert!(error.contains(reason) && error.contains(&digest("w").short()), "{error}");
 }
 
 #[test]

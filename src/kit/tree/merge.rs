@@ -40,6 +40,9 @@ const KITFILE_MODE: u32 = 0o644;
 /// names 1 GiB (they are parts of the members' paths), and the sort 1.8 GB for a moment.
 const MOST_NODES: usize = MEMBERS_LIMIT;
 
+/// What to do about layers that do not fit each other.
+const REFUSED_TOO: &str = "`kit unpack` refuses that too: leave one of them out with --filter";
+
 /// One member on its way into the tree.
 struct Pending<'a> {
     path: Cow<'a, [u8]>,
@@ -207,7 +210,8 @@ fn unify<'a>(mut first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, T
     let same = match (&first.kind, &next.kind) {
         (NodeKind::Directory, NodeKind::Directory) => true,
         (NodeKind::Directory, _) | (_, NodeKind::Directory) => {
-            return Err(TreeError::Conflict(message("a directory and something else")));
+            let message = message("a directory and something else");
+            return Err(TreeError::Conflict(format!("{message}; {REFUSED_TOO}")));
         }
         (NodeKind::File(a), NodeKind::File(b)) => match (a, b) {
             (Content::Inline(kitfile), Content::Stored { .. }) => {
@@ -227,9 +231,7 @@ fn unify<'a>(mut first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, T
         return Ok(first);
     }
     let message = message("a file");
-    Err(TreeError::Collision(format!(
-        "{message}; `kit unpack` refuses that too: leave one of them out with --filter"
-    )))
+    Err(TreeError::Collision(format!("{message}; {REFUSED_TOO}")))
 }
 
 /// Whether a layer's file `Kitfile` can be the kit's own, which has no holes.
@@ -342,7 +344,7 @@ impl Drafts {
             let (above, below) = (shown(&self.open_path), shown(path));
             let origin = origin(pending);
             return Err(TreeError::Conflict(format!(
-                "{below} of {origin} lies below {above}, which is no directory"
+                "{below} of {origin} lies below {above}, which is no directory; {REFUSED_TOO}"
             )));
         }
         let number = self.nodes.len();

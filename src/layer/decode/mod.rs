@@ -45,6 +45,24 @@ impl Windows {
     }
 }
 
+/// How gzip begins (RFC 1952, 2.3.1), and zstd (RFC 8878, 3.1.1).
+const MAGIC_GZIP: [u8; 2] = [0x1f, 0x8b];
+const MAGIC_ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// What compresses bytes that begin so; `None` for anything that is not gzip, zstd or another tool that
+/// packs archives.
+pub fn compression_of(start: &[u8]) -> Option<&'static str> {
+    let known: [(&[u8], &str); 6] = [
+        (&MAGIC_GZIP, "gzip"),
+        (&MAGIC_ZSTD, "zstd"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"BZh", "bzip2"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+        (b"PK\x03\x04", "zip"),
+    ];
+    known.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, name)| *name)
+}
+
 /// Why compressed bytes cannot be decoded; names the format and the blob offset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -57,6 +75,12 @@ pub enum DecodeError {
         offset: u64,
         /// The decoder's words.
         detail: String,
+    },
+    /// The bytes do not begin as those of the format.
+    #[error("its media type says that it is compressed with {format}, and it is not")]
+    OtherFormat {
+        /// `gzip` or `zstd`.
+        format: &'static str,
     },
     /// A zstd frame has a window beyond [`Windows::Usual`], and no more was allowed.
     #[error("the zstd frame at byte {offset} needs a window of more than 8 MiB")]
@@ -112,6 +136,9 @@ impl Decoder {
         output: &mut [u8],
     ) -> Result<usize, DecodeError> {
         let before = compressed.len();
+        if self.taken == 0 && compressed.first().is_some_and(|&first| !self.begins_with(first)) {
+            return Err(DecodeError::OtherFormat { format: self.format_name() });
+        }
         let written = match &mut self.format {
             Format::None => {
                 let (copied, rest) = compressed.split_at(compressed.len().min(output.len()));
@@ -147,6 +174,16 @@ impl Decoder {
         match is_complete {
             true => Ok(()),
             false => Err(DecodeError::Truncated { format: self.format_name(), offset: self.taken }),
+        }
+    }
+
+    /// Whether data of the format may begin with this byte.
+    fn begins_with(&self, first: u8) -> bool {
+        match self.format {
+            Format::None => true,
+            Format::Gzip(_) => first == MAGIC_GZIP[0],
+            // A frame, or one of the sixteen kinds that decoders skip (RFC 8878, 3.1).
+            Format::Zstd(_) => first == MAGIC_ZSTD[0] || (0x50..=0x5f).contains(&first),
         }
     }
 

@@ -135,6 +135,10 @@ fn an_empty_blob_and_nonsense_are_refused(
     let empty = decode(compression, b"", 1, 1);
     assert_eq!(empty, Err(DecodeError::Truncated { format, offset: 0 }));
     let error = decode(compression, b"not compressed at all", 100, 100).unwrap_err();
+    assert_eq!(error, DecodeError::OtherFormat { format });
+    // What begins well and goes on otherwise.
+    let begun = [&compress(compression, b"a")[..1], b"not compressed at all"].concat();
+    let error = decode(compression, &begun, 100, 100).unwrap_err();
     assert!(error.to_string().starts_with(&format!("malformed {format} data at byte")), "{error}");
     assert_eq!(decode(compression, &compress(compression, b""), 100, 100), Ok(Vec::new()));
 }

@@ -140,7 +140,7 @@ struct Names {
 impl Names {
     /// `None` for the root.
     fn member(&mut self, name: &[u8]) -> Result<Option<MemberPath>, String> {
-        self.path(name).map_err(|error| format!("its name cannot be a path in a kit: {error}"))
+        self.path(name).map_err(|error| format!("its name cannot be used: {error}"))
     }
 
     fn hard_link(&mut self, path: MemberPath, target: &[u8]) -> Result<EntryKind, String> {

@@ -34,6 +34,7 @@ use self::links::Targets;
 use self::records::Records;
 use self::sparse::PendingMap;
 use self::warnings::{Behind, Warnings};
+use super::decode::compression_of;
 use super::member_path::shown;
 use super::{Extents, Member, MemberKind, MemberPath, Mtime, StreamOffset, Toc, replaced};
 
@@ -186,6 +187,7 @@ impl Scanner {
     /// # Errors
     /// When the archive ends inside a header or a member's content, or was not shown to its end.
     pub fn finish(mut self, stream_bytes: u64) -> Result<Toc, TarError> {
+        self.leave_out_rest();
         let next = self.next_offset().get();
         let ends_inside = |what: String, missing: u64| {
             Err(TarError(format!("the archive ends inside {what}: {missing} bytes are missing")))
@@ -203,6 +205,9 @@ impl Scanner {
             && (!self.buffer.is_empty() || self.state != State::Header)
         {
             let missing = (wanted_bytes - self.buffer.len()) as u64;
+            if compression_of(&self.buffer).is_some() && self.at == StreamOffset(0) {
+                return Err(not_a_header(self.at, &self.buffer, ""));
+            }
             return match &self.sparse {
                 Some(file) => ends_inside(format!("the sparse map of `{}`", file.path), missing),
                 None => ends_inside(format!("the header at byte {}", self.at.get()), missing),
@@ -214,6 +219,16 @@ impl Scanner {
         let mut warnings = self.warnings.finish(self.end.first, stream_bytes);
         warnings.extend(replaced::mark(&mut self.members));
         Ok(Toc { members: self.members, stream_bytes, warnings })
+    }
+
+    /// A part of a block behind zero blocks is no header.
+    fn leave_out_rest(&mut self) {
+        let Some(zeros) = self.end.zeros.filter(|_| self.state == State::Header) else { return };
+        if self.buffer.iter().any(|&byte| byte != 0) {
+            self.end.first.get_or_insert((zeros, Behind::Garbage(self.at)));
+        }
+        self.at = self.next_offset();
+        self.buffer.clear();
     }
 
     fn missing_entry(&self) -> TarError {
@@ -269,11 +284,11 @@ impl Scanner {
                 Ok(())
             }
             Err(_) if let Some(zeros) = self.end.zeros => {
-                self.end.first = Some((zeros, Behind::Garbage(start)));
+                self.end.first.get_or_insert((zeros, Behind::Garbage(start)));
                 self.state = State::Finished;
                 Ok(())
             }
-            Err(reason) => Err(TarError(format!("the header at byte {}: {reason}", start.get()))),
+            Err(reason) => Err(not_a_header(start, block, &reason)),
         }
     }
 
@@ -488,6 +503,16 @@ impl Scanner {
         }
         self.members.push(member);
         Ok(())
+    }
+}
+
+/// Bytes where a header should be. At the start, a magic number tells what they are instead.
+fn not_a_header(at: StreamOffset, bytes: &[u8], reason: &str) -> TarError {
+    match compression_of(bytes).filter(|_| at == StreamOffset(0)) {
+        Some(tool) => TarError(format!(
+            "it is compressed with {tool}, and its media type says that it is not compressed"
+        )),
+        None => TarError(format!("the header at byte {}: {reason}", at.get())),
     }
 }
 

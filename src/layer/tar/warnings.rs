@@ -102,8 +102,8 @@ fn behind_the_end(end: StreamOffset, behind: Behind, stream_bytes: u64) -> Optio
     let bytes = |from: StreamOffset| stream_bytes.saturating_sub(from.get());
     match behind {
         Behind::Archives => Some(format!(
-            "the archive ends at byte {}, and another archive follows: its {} bytes are read too, as \
-             GNU tar does with --ignore-zeros only",
+            "the archive ends at byte {}, and another one follows: the {} bytes behind the end are read \
+             too, which GNU tar does with --ignore-zeros only",
             end.get(),
             bytes(end)
         )),

@@ -34,8 +34,8 @@ fn archives_behind_one_another_are_all_read() {
     assert_eq!(
         warnings(&all),
         [format!(
-            "the archive ends at byte 1024, and another archive follows: its {bytes} bytes are read too, \
-             as GNU tar does with --ignore-zeros only"
+            "the archive ends at byte 1024, and another one follows: the {bytes} bytes behind the end are \
+             read too, which GNU tar does with --ignore-zeros only"
         )]
     );
     // A lone zero block ends an archive too.
@@ -63,11 +63,32 @@ fn what_is_no_archive_behind_the_end_is_left_out_with_a_warning() {
             "3000 bytes behind the end of the archive, from byte 2048 on, are no archive and left out"
         ]
     );
+    let archive = [entry(b'0', b"a", b"x"), vec![0; 1024], b"short".to_vec()].concat();
+    assert_eq!(
+        warnings(&archive),
+        ["5 bytes behind the end of the archive, from byte 2048 on, are no archive and left out"]
+    );
+    let archive = [entry(b'0', b"a", b"x"), vec![0; 1030]].concat();
+    assert_eq!(warnings(&archive), [""; 0]);
     // Behind more zeros than any tape has, nothing is looked for.
     let zeros = ZEROS_LIMIT_BYTES as usize;
     let archive = [entry(b'0', b"a", b""), vec![0; zeros], entry(b'0', b"b", b"")].concat();
     assert_eq!(scan(&archive, 4096, true).unwrap().members.len(), 1);
     assert!(warnings(&archive)[0].contains("last 512 bytes"), "{:?}", warnings(&archive));
+}
+
+#[test]
+fn what_is_compressed_is_named() {
+    for (start, tool) in
+        [(&b"\x1f\x8b\x08"[..], "gzip"), (b"BZh9", "bzip2"), (b"PK\x03\x04", "zip")]
+    {
+        for bytes in [100, 2000] {
+            let mut archive = start.to_vec();
+            archive.resize(bytes, 7);
+            let error = fault(&[&archive]);
+            assert!(error.contains(&format!("compressed with {tool}")), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -191,7 +191,7 @@ fn entries_of_unknown_types_are_files() {
 #[rstest]
 #[case(
     entry(b'0', b"a/../../b", b""),
-    "entry `a/../../b` (header at byte 0): its name cannot be a path in a kit: it leaves the kit's root"
+    "entry `a/../../b` (header at byte 0): its name cannot be used: it leaves the kit's root"
 )]
 #[case(entry(b'0', b"/../b", b""), "leaves the kit's root")]
 #[case(entry(b'0', b"a/..", b""), "names the kit's root")]
