@@ -21,6 +21,7 @@ use kitfs::layer::tar::Scanner;
 use kitfs::layer::{Mtime, StreamOffset, Toc};
 use kitfs::oci::Digest;
 use proptest::prelude::*;
+use support::tar_stream::{self, Stream};
 
 /// What is at a path. Times are compared with the whole second, and with nanoseconds where both have
 /// them.
@@ -468,4 +469,81 @@ fn bsdtar_pads_and_writes_pax_for_what_needs_it() {
     assert!(mtimes.contains(&Mtime::new(1_700_000_000, 123_456_789).unwrap()), "{mtimes:?}");
     let toc = check("bsdtar", "--format pax", "tar", "", &some_tree(), true);
     assert!(toc.warnings.is_empty(), "{:?}", toc.warnings);
+}
+
+/// A header whose fields `change` has set after the usual ones, and its content.
+fn by_hand(kind: u8, name: &str, content: &[u8], change: impl Fn(&mut [u8; 512])) -> Vec<u8> {
+    let size = content.len() as u64;
+    let mut block = tar_stream::header(name.as_bytes(), kind, 0o640, size, b"");
+    change(&mut block);
+    tar_stream::seal(&mut block);
+    let mut stream = Stream::of(block.to_vec());
+    tar_stream::push_padded(&mut stream, content);
+    stream.to_bytes()
+}
+
+fn plain(name: &str) -> Vec<u8> {
+    by_hand(b'0', name, name.as_bytes(), |_| ())
+}
+
+/// Kinds of entries that GNU tar reads and does not write.
+#[test]
+fn what_other_tools_write_is_read_as_gnu_tar_extracts_it() {
+    let star_sparse = by_hand(b'S', "star", b"datadata", |block| {
+        block[345..512].fill(0);
+        block[356..380].copy_from_slice(b"00000000100\x0000000000010\x00");
+        block[380..404].copy_from_slice(b"00000001000\x0000000000000\x00");
+        block[452..464].copy_from_slice(b"00000001000\x00");
+        block[476..488].copy_from_slice(b"14130612002 ");
+        block[488..500].copy_from_slice(b"14130612002 ");
+        block[508..512].copy_from_slice(b"tar\0");
+    });
+    let old = |block: &mut [u8; 512]| block[257..].fill(0);
+    let pax = tar_stream::pax_record(b"path", b"named");
+    let global = tar_stream::pax_record(b"mtime", b"1700000000.25");
+    let cases: Vec<(&str, Vec<Vec<u8>>)> = vec![
+        ("star's sparse files", vec![star_sparse]),
+        ("a type of sparse files without a map", vec![by_hand(b'S', "file", b"data", |_| ())]),
+        ("old types", vec![by_hand(0, "file", b"x", old), by_hand(0, "folder/", b"", old)]),
+        ("a slash that makes a directory", vec![by_hand(b'0', "folder/", b"", |_| ())]),
+        ("contiguous files", vec![by_hand(b'7', "file", b"x", |_| ())]),
+        ("unknown types", vec![by_hand(b'Z', "file", b"x", |_| ())]),
+        ("Solaris' records", vec![by_hand(b'X', "x", &pax, |_| ()), plain("cut")]),
+        ("records for all", vec![by_hand(b'g', "g", &global, |_| ()), plain("a"), plain("b")]),
+        ("a label", vec![by_hand(b'V', "label", b"", |_| ())]),
+        ("a list of a folder", vec![by_hand(b'D', "folder/", b"Yname\0\0", |_| ())]),
+        ("the rest of another volume", vec![by_hand(b'M', "part", b"the rest", |_| ())]),
+        (
+            "a hard link with a size and no content",
+            vec![
+                plain("a"),
+                by_hand(b'1', "link", b"", |block| {
+                    block[124..136].copy_from_slice(b"00000001000\0");
+                    block[157] = b'a';
+                }),
+            ],
+        ),
+        ("a hard link to nothing", vec![by_hand(b'1', "link", b"", |block| block[157] = b'x')]),
+        (
+            "binary numbers",
+            vec![by_hand(b'0', "file", b"xyz", |block| {
+                block[124..136].copy_from_slice(b"\x80\0\0\0\0\0\0\0\0\0\0\x03");
+                block[136..148].copy_from_slice(b"\x80\0\0\0\0\0\0\0\x65\x53\xf1\0");
+            })],
+        ),
+        ("a file with the root's name", vec![by_hand(b'0', "./", b"", |_| ())]),
+        ("odd paths", vec![plain("./a"), plain("b//c"), plain("d/./e"), plain("/f")]),
+    ];
+    for (what, entries) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let last = plain("last");
+        let archive = [entries.concat(), last, vec![0; 1024]].concat();
+        fs::write(folder.path().join("archive.tar"), archive).unwrap();
+        eprintln!("{what}");
+        let toc = compare(folder.path(), "tar", "");
+        assert!(
+            toc.members.iter().any(|it| it.path.as_ref().unwrap().as_bytes() == b"last"),
+            "{what}"
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! What one header, and the records before it, say.
 
-use super::header::Header;
+use super::header::{Header, SparseFields};
 use super::records::{Records, SparseRecords};
 use crate::layer::member_path::shown;
 use crate::layer::{MemberPath, MemberPathError, Mtime};
@@ -33,8 +33,8 @@ pub(super) enum EntryKind {
     File(MemberPath),
     /// A regular file of a type that nobody has defined; POSIX wants it shown as a file.
     FileOfUnknownType(MemberPath, char),
-    /// A file with holes: by its header, or by the records of PAX.
-    SparseFile(MemberPath, Option<SparseRecords>),
+    /// A file with holes, and where its map lies.
+    SparseFile(MemberPath, MapPlace),
     /// A directory; `None` for the root itself, which every tree has.
     Directory(Option<MemberPath>),
     /// A symbolic link and its target.
@@ -45,6 +45,15 @@ pub(super) enum EntryKind {
     PassedOver(&'static str),
     /// Nothing that a user misses: the label of a tape, access control lists.
     Silent,
+}
+
+/// Where the map of a sparse file lies, or begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum MapPlace {
+    /// In the header.
+    Header(SparseFields),
+    /// In PAX records, which may say that it lies before the data.
+    Records(SparseRecords),
 }
 
 /// What a type flag means (POSIX.1-2024, pax, "ustar Interchange Format"; GNU tar manual).
@@ -61,8 +70,8 @@ enum Type {
 
 impl Type {
     /// Old archives mark a directory by its name alone.
-    fn of(flag: u8, name: &[u8]) -> Self {
-        match flag {
+    fn of(header: &Header, name: &[u8]) -> Self {
+        match header.kind {
             0 | b'0' | b'7' if name.ends_with(b"/") => Self::Directory,
             0 | b'0' | b'7' => Self::File,
             b'1' => Self::HardLink,
@@ -72,7 +81,7 @@ impl Type {
             // 'D' has a list of names for content (GNU tar --incremental).
             b'5' | b'D' => Self::Directory,
             b'6' => Self::PassedOver("a FIFO"),
-            b'S' => Self::Sparse,
+            b'S' if header.sparse_fields.is_some() => Self::Sparse,
             b'M' => Self::PassedOver("continued from another volume"),
             b'N' => Self::PassedOver("a list of names of an old GNU tar"),
             // A volume's label; a Solaris access control list.
@@ -85,7 +94,7 @@ impl Type {
 impl Entry {
     /// Puts a header and its records together; the error says what is wrong with the entry.
     pub(super) fn new(header: &Header, name: &[u8], mut records: Records) -> Result<Self, String> {
-        let kind = Type::of(header.kind, name);
+        let kind = Type::of(header, name);
         let size = records.size()?.unwrap_or(header.size);
         let is_named_directory =
             matches!(kind, Type::Directory) && !matches!(header.kind, b'5' | b'D');
@@ -116,11 +125,17 @@ impl Entry {
                 Some(path) => match kind {
                     Type::HardLink => names.hard_link(path, &link_name())?,
                     Type::Symlink => EntryKind::Symlink(path, symlink_target(link_name())?),
-                    Type::Sparse => EntryKind::SparseFile(path, None),
+                    Type::Sparse => {
+                        let fields = header.sparse_fields.expect("the type looks at them");
+                        EntryKind::SparseFile(path, MapPlace::Header(fields))
+                    }
                     _ if records.is_continued() => {
                         EntryKind::PassedOver("continued from another volume")
                     }
-                    _ if sparse.is_some() => EntryKind::SparseFile(path, sparse),
+                    Type::File | Type::UnknownFile if sparse.is_some() => {
+                        let records = sparse.unwrap_or_default();
+                        EntryKind::SparseFile(path, MapPlace::Records(records))
+                    }
                     Type::UnknownFile => EntryKind::FileOfUnknownType(path, header.kind.into()),
                     _ => EntryKind::File(path),
                 },

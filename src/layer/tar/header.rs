@@ -25,6 +25,17 @@ pub(super) struct Header {
     pub mode: u32,
     /// Modification time in seconds since 1970.
     pub mtime_seconds: i64,
+    /// Whether fields behind the names hold the map of a sparse file, where the type says so.
+    pub sparse_fields: Option<SparseFields>,
+}
+
+/// Whose header it is, as far as maps of sparse files go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SparseFields {
+    /// GNU tar's.
+    Gnu,
+    /// star's.
+    Star,
 }
 
 impl Header {
@@ -44,8 +55,18 @@ impl Header {
             size: u64::try_from(size).map_err(|_| format!("its size is negative: {size}"))?,
             mode: (field(&fields.mode, "mode")? & 0o777) as u32,
             mtime_seconds: field(&fields.mtime, "time")?,
+            sparse_fields: match block {
+                _ if header.as_gnu().is_some() => Some(SparseFields::Gnu),
+                _ if is_star(header) => Some(SparseFields::Star),
+                _ => None,
+            },
         })
     }
+}
+
+/// star's own format has times and a magic number where ustar has the end of the prefix.
+fn is_star(header: &tar::Header) -> bool {
+    header.as_bytes().ends_with(b"tar\0")
 }
 
 /// The bytes before the first NUL.
@@ -70,9 +91,7 @@ fn check_sum(block: &[u8; BLOCK_BYTES]) -> Result<(), String> {
 fn name(header: &tar::Header) -> Vec<u8> {
     let name = until_nul(&header.as_old().name);
     let Some(ustar) = header.as_ustar() else { return name.to_vec() };
-    // star's own format has times where the last bytes of the prefix would be.
-    let is_star = header.as_bytes().ends_with(b"tar\0");
-    let prefix = until_nul(&ustar.prefix[..if is_star { 131 } else { 155 }]);
+    let prefix = until_nul(&ustar.prefix[..if is_star(header) { 131 } else { 155 }]);
     match prefix.is_empty() {
         true => name.to_vec(),
         false => [prefix, name].join(&b'/'),

@@ -17,42 +17,38 @@
 //! The measure is what GNU tar extracts, with `--ignore-zeros` where that brings more. It is stricter
 //! where lenience would hide a damaged archive: a wrong checksum, records without their entry.
 
+mod end;
 mod entry;
 mod header;
 mod links;
+mod members;
 mod records;
 mod sparse;
+mod sparse_file;
 #[cfg(test)]
 mod tests;
 mod warnings;
 
 use std::ops::Range;
 
+use self::end::End;
 use self::entry::{Entry, EntryKind};
 use self::header::{BLOCK_BYTES, Header};
-use self::links::Targets;
+use self::members::Members;
 use self::records::Records;
-use self::sparse::PendingMap;
-use self::warnings::{Behind, Warnings};
+use self::sparse_file::SparseFile;
+use self::warnings::Warnings;
 use super::decode::compression_of;
 use super::member_path::shown;
-use super::{Extents, Member, MemberKind, MemberPath, Mtime, StreamOffset, Toc, replaced};
+use super::{Extents, Member, MemberKind, StreamOffset, Toc, replaced};
+
+pub use self::members::{MEMBERS_LIMIT, NAMES_LIMIT_BYTES};
 
 /// The largest extended header or long name. GNU tar's older sparse formats keep the map of a file
 /// there: 16 MiB hold some 300,000 runs of data. Only one is in memory at a time.
 const RECORDS_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
-/// The most members of an archive, and runs of data in sparse files together: all 14 million images of
-/// ImageNet in one layer fit, in about 1.5 GB of memory.
-pub const MEMBERS_LIMIT: usize = 16 * 1024 * 1024;
-/// The most bytes of names together: 64 for each of [`MEMBERS_LIMIT`]. Without it, a compressed
-/// layer of a few megabytes could ask for 64 GB.
-pub const NAMES_LIMIT_BYTES: u64 = 1024 * 1024 * 1024;
 /// How far a stream may reach: file offsets are signed 64-bit numbers.
 const STREAM_LIMIT_BYTES: u64 = i64::MAX as u64;
-/// Zero blocks in a row behind which nothing is looked for: the largest record that tapes and GNU tar
-/// (`--blocking-factor`) usually have. The padding of a record is shorter.
-const ZEROS_LIMIT_BYTES: u64 = 1024 * 1024;
-
 /// What is wrong with an archive; names the entry and the stream offset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -75,11 +71,7 @@ pub struct Scanner {
     /// The end of the content that the last entry may have or not.
     doubtful_end: Option<StreamOffset>,
     end: End,
-    targets: Targets,
-    names_bytes: u64,
-    /// Members, and the runs of their maps.
-    counted: usize,
-    members: Vec<Member>,
+    members: Members,
     warnings: Warnings,
 }
 
@@ -102,28 +94,6 @@ struct Last {
     content_end: StreamOffset,
 }
 
-/// Zero blocks, which end an archive.
-#[derive(Default)]
-struct End {
-    /// Where the zero blocks before the next header start.
-    zeros: Option<StreamOffset>,
-    /// Where the first zero blocks start that something lies behind, and what.
-    first: Option<(StreamOffset, Behind)>,
-}
-
-/// A sparse file whose map goes on.
-struct SparseFile {
-    path: MemberPath,
-    name: Vec<u8>,
-    map: PendingMap,
-    /// The content that the header promises.
-    content: Range<StreamOffset>,
-    /// Whether the content begins with the map.
-    holds_map: bool,
-    mode: u32,
-    mtime: Option<Mtime>,
-}
-
 impl Scanner {
     /// A scanner at the start of an archive.
     pub fn new() -> Self {
@@ -137,10 +107,7 @@ impl Scanner {
             sparse: None,
             doubtful_end: None,
             end: End::default(),
-            targets: Targets::default(),
-            names_bytes: 0,
-            counted: 0,
-            members: Vec::new(),
+            members: Members::default(),
             warnings: Warnings::default(),
         }
     }
@@ -172,7 +139,7 @@ impl Scanner {
 
     /// The members found so far; only ever grows.
     pub fn members(&self) -> &[Member] {
-        &self.members
+        self.members.all()
     }
 
     /// Whether nothing more is needed, though the stream may go on.
@@ -209,23 +176,30 @@ impl Scanner {
                 return Err(not_a_header(self.at, &self.buffer, ""));
             }
             return match &self.sparse {
-                Some(file) => ends_inside(format!("the sparse map of `{}`", file.path), missing),
+                Some(file) => {
+                    let name = shown(&file.name);
+                    ends_inside(format!("the sparse map of `{name}`"), missing)
+                }
                 None => ends_inside(format!("the header at byte {}", self.at.get()), missing),
             };
         }
         if self.pending.is_some() {
             return Err(self.missing_entry());
         }
-        let mut warnings = self.warnings.finish(self.end.first, stream_bytes);
-        warnings.extend(replaced::mark(&mut self.members));
-        Ok(Toc { members: self.members, stream_bytes, warnings })
+        let mut warnings = self.warnings.finish();
+        warnings.extend(self.end.warning(stream_bytes));
+        let mut members = self.members.into_all();
+        warnings.extend(replaced::mark(&mut members));
+        Ok(Toc { members, stream_bytes, warnings })
     }
 
     /// A part of a block behind zero blocks is no header.
     fn leave_out_rest(&mut self) {
-        let Some(zeros) = self.end.zeros.filter(|_| self.state == State::Header) else { return };
+        if self.state != State::Header || !self.end.is_behind_zeros() {
+            return;
+        }
         if self.buffer.iter().any(|&byte| byte != 0) {
-            self.end.first.get_or_insert((zeros, Behind::Garbage(self.at)));
+            self.end.garbage(self.at);
         }
         self.at = self.next_offset();
         self.buffer.clear();
@@ -271,10 +245,9 @@ impl Scanner {
         match Header::decode(block) {
             Ok(header) => {
                 self.doubtful_end = None;
-                if let Some(zeros) = self.end.zeros.take() {
+                if self.end.header() {
                     // What was said of all entries was said of those of one archive.
                     self.global = Records::default();
-                    self.end.first.get_or_insert((zeros, Behind::Archives));
                 }
                 self.header(&header, block)
             }
@@ -283,8 +256,7 @@ impl Scanner {
                 self.at = end;
                 Ok(())
             }
-            Err(_) if let Some(zeros) = self.end.zeros => {
-                self.end.first.get_or_insert((zeros, Behind::Garbage(start)));
+            Err(_) if self.end.garbage(start) => {
                 self.state = State::Finished;
                 Ok(())
             }
@@ -297,12 +269,10 @@ impl Scanner {
             return Err(self.missing_entry());
         }
         self.doubtful_end = None;
-        let zeros = *self.end.zeros.get_or_insert(self.at);
-        self.at = self.at + BLOCK_BYTES as u64;
-        if self.at - zeros >= ZEROS_LIMIT_BYTES {
-            self.end.first.get_or_insert((zeros, Behind::Unread(self.at)));
+        if self.end.zero_block(self.at) {
             self.state = State::Finished;
         }
+        self.at = self.at + BLOCK_BYTES as u64;
         Ok(())
     }
 
@@ -329,7 +299,7 @@ impl Scanner {
 
     fn records(&mut self, kind: u8, content: &[u8]) -> Result<(), TarError> {
         let start = self.at;
-        let most_runs = self.most_runs();
+        let most_runs = self.members.most_runs();
         let records = match kind {
             b'g' => &mut self.global,
             _ => self.pending.get_or_insert_default(),
@@ -388,38 +358,21 @@ impl Scanner {
                 self.warnings.unknown_type(name, flag);
                 (path, MemberKind::File(Extents::contiguous(content)))
             }
-            EntryKind::SparseFile(path, records) => {
-                let most = self.most_runs();
-                let (map, has_more, holds_map) =
-                    match records.map(|it| it.into_map()).transpose()? {
-                        None => {
-                            let (map, has_more) = PendingMap::of_header(block, most)?;
-                            (map, has_more, false)
-                        }
-                        Some((file_bytes, None)) => (PendingMap::in_lines(file_bytes), true, true),
-                        Some((file_bytes, Some(runs))) => {
-                            (PendingMap::whole(file_bytes, runs), false, false)
-                        }
-                    };
-                let name = name.to_vec();
-                let file = SparseFile { path, name, map, content, holds_map, mode, mtime };
-                if !has_more {
-                    return self.take_sparse(file);
-                }
-                self.at = file.content.start;
-                self.sparse = Some(file);
-                self.state = State::SparseMap;
-                return Ok(());
+            EntryKind::SparseFile(path, map) => {
+                let most_runs = self.members.most_runs();
+                let kind = MemberKind::File(Extents::contiguous(content));
+                let member = Member { path: Some(path), kind, mode, mtime, is_replaced: false };
+                return self.take_sparse(SparseFile::new(member, name, map, block, most_runs)?);
             }
             EntryKind::Directory(None) | EntryKind::Silent => return Ok(()),
             EntryKind::Directory(Some(path)) => (path, MemberKind::Directory),
             EntryKind::Symlink(path, target) => (path, MemberKind::Symlink(target)),
             EntryKind::HardLink { path, target } => {
-                match self.targets.find(&self.members, &target) {
+                match self.members.find(&target) {
                     // A hard link is the same inode: what the target is, so is the link.
                     Some(member) => {
-                        let Member { kind, mode, mtime, .. } = member.clone();
-                        return self.push(path, kind, mode, mtime);
+                        let member = Member { path: Some(path), ..member.clone() };
+                        return self.members.push(member);
                     }
                     None if !content.is_empty() => {
                         (path, MemberKind::File(Extents::contiguous(content)))
@@ -435,74 +388,33 @@ impl Scanner {
                 return Ok(());
             }
         };
-        self.push(path, kind, mode, mtime)
+        self.members.push(Member { path: Some(path), kind, mode, mtime, is_replaced: false })
     }
 
     /// Takes in a block of a sparse file's map.
     fn sparse_map(&mut self, block: &[u8; BLOCK_BYTES]) -> Result<(), TarError> {
-        let most = self.most_runs();
         let mut file = self.sparse.take().expect("the state says that a map is incomplete");
-        let start = file.content.start;
-        let name = std::mem::take(&mut file.name);
+        let (name, start) = (file.name.clone(), file.content.start);
         let fault = |reason: String| {
-            TarError(format!(
-                "the sparse file `{}` (data at byte {}): {reason}",
-                shown(&name),
-                start.get()
-            ))
+            let (name, at) = (shown(&name), start.get());
+            TarError(format!("the sparse file `{name}` (data at byte {at}): {reason}"))
         };
-        let has_more = file.map.take_block(block, most).map_err(fault)?;
-        self.at = self.at + BLOCK_BYTES as u64;
-        if !file.holds_map {
-            let end = file.content.end - file.content.start;
-            file.content = self.at..self.at + end;
-        } else if self.at > file.content.end {
-            return Err(fault("its map is longer than its content".to_owned()));
-        }
-        self.last = Last { name: name.clone(), content_end: file.content.end };
-        if has_more {
-            file.name = name;
-            self.sparse = Some(file);
-            return Ok(());
-        }
-        file.content.start = self.at;
-        let bytes = file.content.end - file.content.start;
-        self.at = behind(file.content.start, bytes).map_err(fault)?;
-        self.state = State::Header;
+        file.take_block(block, self.members.most_runs()).map_err(fault)?;
         self.take_sparse(file).map_err(fault)
     }
 
+    /// Makes a sparse file a member, once its map is complete; else waits for more of that.
     fn take_sparse(&mut self, file: SparseFile) -> Result<(), String> {
-        let SparseFile { path, map, content, mode, mtime, .. } = file;
-        let extents =
-            map.extents(content).map_err(|error| format!("its sparse map is wrong: {error}"))?;
-        self.push(path, MemberKind::File(extents), mode, mtime)
-    }
-
-    /// How many runs a sparse map may have.
-    fn most_runs(&self) -> usize {
-        MEMBERS_LIMIT - self.counted
-    }
-
-    fn push(
-        &mut self,
-        path: MemberPath,
-        kind: MemberKind,
-        mode: u32,
-        mtime: Option<Mtime>,
-    ) -> Result<(), String> {
-        let runs = kind.extents().map_or(0, Extents::mapped_runs);
-        let member = Member { path: Some(path), kind, mode, mtime, is_replaced: false };
-        self.names_bytes += member.names_bytes();
-        self.counted += 1 + runs;
-        if self.counted > MEMBERS_LIMIT || self.names_bytes > NAMES_LIMIT_BYTES {
-            return Err(format!(
-                "the archive has more than {MEMBERS_LIMIT} members and runs of sparse files, or \
-                 {NAMES_LIMIT_BYTES} bytes of names"
-            ));
+        self.last = Last { name: file.name.clone(), content_end: file.content.end };
+        if file.has_more {
+            self.at = file.next_block;
+            self.sparse = Some(file);
+            self.state = State::SparseMap;
+            return Ok(());
         }
-        self.members.push(member);
-        Ok(())
+        self.at = behind(file.content.start, file.content.end - file.content.start)?;
+        self.state = State::Header;
+        self.members.push(file.into_member()?)
     }
 }
 

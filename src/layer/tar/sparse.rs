@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use super::header::{BLOCK_BYTES, number};
+use super::header::{BLOCK_BYTES, SparseFields, number};
 use crate::layer::extents::SparseMapError;
 use crate::layer::{Extents, StreamOffset};
 
@@ -86,14 +86,13 @@ impl PendingMap {
     /// The map of an old GNU header or of star's, and whether more blocks of it follow.
     pub(super) fn of_header(
         block: &[u8; BLOCK_BYTES],
+        fields: SparseFields,
         most: usize,
     ) -> Result<(Self, bool), String> {
-        let is_star = block.ends_with(b"tar\0");
-        let (fields, is_extended) = match is_star {
-            true => (STAR_RUNS, block[355]),
-            false => (GNU_RUNS, block[482]),
+        let (fields, is_extended, size) = match fields {
+            SparseFields::Gnu => (GNU_RUNS, block[482], &block[483..495]),
+            SparseFields::Star => (STAR_RUNS, block[355], &block[452..464]),
         };
-        let size = if is_star { &block[452..464] } else { &block[483..495] };
         let file_bytes = field(size)?;
         let mut map = Self { runs: Runs::default(), file_bytes, lines: None };
         map.take_fields(&block[fields], most)?;
@@ -231,7 +230,7 @@ mod tests {
         fn any_bytes_are_a_map_or_refused(bytes in prop::collection::vec(prop_oneof![any::<u8>(), b'0'..=b'9', Just(b'\n')], 0..1200)) {
             let _ = in_lines(&bytes);
             let _ = Runs::parse_list(&bytes, MOST);
-            let _ = PendingMap::of_header(&block(&bytes), MOST);
+            let _ = PendingMap::of_header(&block(&bytes), SparseFields::Gnu, MOST);
         }
     }
 

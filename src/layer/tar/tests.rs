@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use rstest::rstest;
 
+use super::end::ZEROS_LIMIT_BYTES;
 use super::warnings::WARNINGS_LIMIT;
 use super::*;
 use crate::layer::decode::{Decoder, Windows};
+use crate::layer::{MemberPath, Mtime};
 use crate::oci::Compression;
 
 mod ends;

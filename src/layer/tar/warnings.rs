@@ -1,6 +1,5 @@
 //! What a user should know about an archive: bounded in number, with names.
 
-use crate::layer::StreamOffset;
 use crate::layer::member_path::shown;
 
 /// Warnings of one kind that are kept: enough to see what kind of thing it is.
@@ -13,17 +12,6 @@ pub(super) struct Warnings {
     unknown_types: Listed,
     slashes: u64,
     first_slash: Option<String>,
-}
-
-/// What lies behind the first end marker of an archive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Behind {
-    /// Further archives, which were read.
-    Archives,
-    /// Bytes that are no archive, from this offset on.
-    Garbage(StreamOffset),
-    /// What follows this offset, where more zeros lie than any tape has.
-    Unread(StreamOffset),
 }
 
 #[derive(Default)]
@@ -76,12 +64,8 @@ impl Warnings {
         self.first_slash.get_or_insert_with(|| shown(name));
     }
 
-    /// All warnings. `end` is where the first end marker starts, where something lies behind it.
-    pub(super) fn finish(
-        self,
-        end: Option<(StreamOffset, Behind)>,
-        stream_bytes: u64,
-    ) -> Vec<String> {
+    /// All warnings.
+    pub(super) fn finish(self) -> Vec<String> {
         let mut all = Vec::new();
         self.passed_over.finish(&mut all, "entries were passed over");
         self.unknown_types.finish(&mut all, "entries of unknown types are shown as files");
@@ -93,31 +77,6 @@ impl Warnings {
                 ),
             });
         }
-        all.extend(end.and_then(|(end, behind)| behind_the_end(end, behind, stream_bytes)));
         all
-    }
-}
-
-fn behind_the_end(end: StreamOffset, behind: Behind, stream_bytes: u64) -> Option<String> {
-    let bytes = |from: StreamOffset| stream_bytes.saturating_sub(from.get());
-    match behind {
-        Behind::Archives => Some(format!(
-            "the archive ends at byte {}, and another one follows: the {} bytes behind the end are read \
-             too, which GNU tar does with --ignore-zeros only",
-            end.get(),
-            bytes(end)
-        )),
-        Behind::Garbage(from) => Some(format!(
-            "{} bytes behind the end of the archive, from byte {} on, are no archive and left out",
-            bytes(from),
-            from.get()
-        )),
-        Behind::Unread(from) if bytes(from) == 0 => None,
-        Behind::Unread(from) => Some(format!(
-            "the archive ends at byte {}: the last {} bytes lie behind more zeros than any tape has, \
-             and are not looked at",
-            end.get(),
-            bytes(from)
-        )),
     }
 }
