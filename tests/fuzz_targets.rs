@@ -9,6 +9,7 @@ use kitfs::layer::tar::Scanner;
 use kitfs::layer::{StreamOffset, toc_codec};
 use support::Random;
 use support::kit_builder::{Kit, Layer, Written};
+use support::tar_stream::{self, Stream};
 
 /// Damaged copies of each good input.
 const MUTANTS: usize = 500;
@@ -100,6 +101,29 @@ fn reference() {
 fn tar_scanner() {
     let (written, _folder) = kit();
     each(5, &blobs(&written)[0], targets::tar_scanner);
+    each(11, &odd_archive(), targets::tar_scanner);
+}
+
+/// A sparse file, a path that comes twice, and a second archive behind the end.
+fn odd_archive() -> Vec<u8> {
+    let mut stream = Stream::default();
+    let content: Vec<u8> = (0..4000u32).map(|at| at as u8).collect();
+    tar_stream::push_sparse(
+        &mut stream,
+        b"sparse",
+        0o644,
+        &content,
+        &[0..9, 1000..1600, 3999..4000],
+    );
+    for _ in 0..2 {
+        tar_stream::push_member(&mut stream, b"/twice", b'0', 0o644, 3, b"");
+        tar_stream::push_padded(&mut stream, b"abc");
+    }
+    tar_stream::push_member(&mut stream, b"twice/below", b'1', 0o644, 0, b"sparse");
+    tar_stream::push_end(&mut stream);
+    tar_stream::push_member(&mut stream, b"behind", b'Z', 0o644, 3, b"");
+    tar_stream::push_padded(&mut stream, b"abc");
+    stream.to_bytes()
 }
 
 #[test]
@@ -112,6 +136,13 @@ fn toc_codec_file() {
     // Without its checksum, which the target makes right.
     let content = &file[..file.len() - 4];
     each(6, content, targets::toc_codec);
+    let archive = odd_archive();
+    let mut scanner = Scanner::new();
+    scanner.feed(StreamOffset(0), &archive).unwrap();
+    let toc = scanner.finish(archive.len() as u64).unwrap();
+    assert!(toc.entries() > toc.members.len(), "one of them has holes");
+    let file = toc_codec::encode(&toc);
+    each(12, &file[..file.len() - 4], targets::toc_codec);
 }
 
 #[test]

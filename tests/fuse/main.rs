@@ -532,17 +532,8 @@ fn holes_of_a_sparse_file_are_zeros_that_no_one_fetches_and_that_tools_find() {
     let data = [vec![7; 4096], b"end".to_vec()].concat();
     let size = 8 * GIB + 3;
     let map = format!("2\n{}\n4096\n{}\n3\n", 4 * GIB, 8 * GIB);
-    let records = [
-        ("GNU.sparse.major", "1".to_owned()),
-        ("GNU.sparse.minor", "0".to_owned()),
-        ("GNU.sparse.name", "image".to_owned()),
-        ("GNU.sparse.realsize", size.to_string()),
-    ];
     let mut stream = Stream::default();
-    let stored = 512 + data.len() as u64;
-    tar_stream::push_with_records(&mut stream, b"GNUSparseFile.0/image", &records, stored);
-    tar_stream::push_padded(&mut stream, map.as_bytes());
-    tar_stream::push_padded(&mut stream, &data);
+    tar_stream::push_sparse_parts(&mut stream, b"image", 0o644, size, &map, &data);
     tar_stream::push_end(&mut stream);
     let mounted = Mounted::new(Kit::modelkit().with(Layer::of_stream("dataset", ".", stream)));
     let path = mounted.path("image");

@@ -10,6 +10,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -53,6 +54,7 @@ enum Member {
     File { path: Vec<u8>, mode: u32, content: Vec<u8> },
     Symlink { path: Vec<u8>, target: Vec<u8> },
     Hole { path: Vec<u8>, size: u64 },
+    Sparse { path: Vec<u8>, mode: u32, content: Vec<u8>, runs: Vec<Range<usize>> },
 }
 
 /// One layer to write.
@@ -148,6 +150,19 @@ impl Layer {
         self
     }
 
+    /// Adds a file whose bytes outside `runs` are zeros and not stored, as GNU tar packs sparse files.
+    pub fn sparse_file(
+        mut self,
+        path: impl AsRef<[u8]>,
+        mode: u32,
+        content: &[u8],
+        runs: Vec<Range<usize>>,
+    ) -> Self {
+        let (path, content) = (path.as_ref().to_vec(), content.to_vec());
+        self.members.push(Member::Sparse { path, mode, content, runs });
+        self
+    }
+
     /// Adds a directory.
     pub fn directory(mut self, path: impl AsRef<[u8]>, mode: u32) -> Self {
         self.members.push(Member::Directory { path: path.as_ref().to_vec(), mode });
@@ -216,7 +231,8 @@ impl Layer {
                         tree.add(path, Entry { mode, kind: Kind::Directory });
                     }
                 }
-                Member::File { path, mode, content } => {
+                Member::File { path, mode, content }
+                | Member::Sparse { path, mode, content, .. } => {
                     tree.add_file(path, mode & 0o777 & !UMASK, content);
                 }
                 Member::Symlink { path, target } => {
@@ -247,6 +263,7 @@ impl Member {
         let path = match self {
             Self::Directory { path, .. }
             | Self::File { path, .. }
+            | Self::Sparse { path, .. }
             | Self::Symlink { path, .. }
             | Self::Hole { path, .. } => path.strip_prefix(strip).expect("below the layer's path"),
         };
@@ -257,6 +274,9 @@ impl Member {
             Self::File { mode, content, .. } => {
                 tar_stream::push_member(stream, path, b'0', *mode, content.len() as u64, b"");
                 tar_stream::push_padded(stream, content);
+            }
+            Self::Sparse { mode, content, runs, .. } => {
+                tar_stream::push_sparse(stream, path, *mode, content, runs);
             }
             Self::Symlink { target, .. } => {
                 tar_stream::push_member(stream, path, b'2', 0o777, 0, target);

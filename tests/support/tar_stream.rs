@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::Path;
 
 const BLOCK: u64 = 512;
@@ -180,11 +181,40 @@ pub fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {
     [length.to_string().as_bytes(), &rest].concat()
 }
 
-/// Appends PAX records and the header of a file whose content has `size` bytes.
-pub fn push_with_records(stream: &mut Stream, name: &[u8], records: &[(&str, String)], size: u64) {
-    let records = records.iter().map(|(key, value)| pax_record(key.as_bytes(), value.as_bytes()));
-    let records = records.collect::<Vec<_>>().concat();
+/// Appends a sparse file as GNU tar writes it (PAX, format 1.0): only `runs` of its content are stored.
+pub fn push_sparse(
+    stream: &mut Stream,
+    path: &[u8],
+    mode: u32,
+    content: &[u8],
+    runs: &[Range<usize>],
+) {
+    let lines = runs.iter().map(|run| format!("{}\n{}\n", run.start, run.len()));
+    let map = format!("{}\n{}", runs.len(), lines.collect::<String>());
+    let data: Vec<u8> = runs.iter().flat_map(|run| content[run.clone()].to_vec()).collect();
+    push_sparse_parts(stream, path, mode, content.len() as u64, &map, &data);
+}
+
+/// Appends a sparse file of `size` bytes with this map, in lines, and this data.
+pub fn push_sparse_parts(
+    stream: &mut Stream,
+    path: &[u8],
+    mode: u32,
+    size: u64,
+    map: &str,
+    data: &[u8],
+) {
+    let records = [
+        pax_record(b"GNU.sparse.major", b"1"),
+        pax_record(b"GNU.sparse.minor", b"0"),
+        pax_record(b"GNU.sparse.name", path),
+        pax_record(b"GNU.sparse.realsize", size.to_string().as_bytes()),
+    ]
+    .concat();
     stream.push(&header(b"PaxHeaders.0/member", b'x', 0o644, records.len() as u64, b""));
     push_padded(stream, &records);
-    stream.push(&header(name, b'0', 0o644, size, b""));
+    let stored = (map.len() as u64).next_multiple_of(BLOCK) + data.len() as u64;
+    stream.push(&header(b"GNUSparseFile.0/file", b'0', mode, stored, b""));
+    push_padded(stream, map.as_bytes());
+    push_padded(stream, data);
 }
