@@ -7,7 +7,7 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
@@ -205,6 +205,28 @@ fn an_archive_in_which_a_folder_replaces_a_file_is_shown_with_a_warning() {
             &written.layers[0].0[..19]
         );
         assert!(run.stderr.contains(&warning), "{}", run.stderr);
+    });
+}
+
+#[test]
+fn holes_of_a_file_are_printed_and_copied_as_holes() {
+    let folder = TempDir::new().unwrap();
+    let mut content = vec![0; 20 << 20];
+    content[5_000_000..5_000_100].fill(7);
+    let runs = vec![5_000_000..5_000_050, 5_000_050..5_000_100];
+    let layer = Layer::tar("dataset", "d").sparse_file("d/image", 0o640, &content, runs);
+    let written = Kit::modelkit().with(layer).write(folder.path(), "v1");
+    either_way(|kitfs| {
+        let reference = format!("{}/d/image", written.reference);
+        assert!(kitfs.run(&["cat", &reference]).stdout == content);
+        kitfs.succeed(&["cp", &reference, "copy"]);
+        let copy = kitfs.folder().join("copy");
+        assert!(fs::read(&copy).unwrap() == content);
+        let on_disk = fs::metadata(&copy).unwrap().blocks() * 512;
+        assert!(on_disk < 8 << 20, "{on_disk} bytes on disk");
+        let warmed = kitfs.succeed(&["warm", &written.reference]);
+        assert!(warmed.contains("every layer confirmed"), "{warmed}");
+        assert!(!warmed.contains("20.0 MiB"), "{warmed}");
     });
 }
 

@@ -5,7 +5,7 @@
 //! recognisable by its name.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
 use indicatif::ProgressBar;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 
 use super::super::error::CliError;
 use crate::daemon::ByteStream;
@@ -73,17 +73,32 @@ pub(super) async fn file(
     let mut written = 0;
     while let Some(piece) = bytes.next().await {
         let piece = piece?;
-        output.write_all(&piece).await.map_err(failed)?;
+        match is_hole(&piece) {
+            true => {
+                output.seek(SeekFrom::Current(piece.len() as i64)).await.map_err(failed)?;
+            }
+            false => output.write_all(&piece).await.map_err(failed)?,
+        }
         written += piece.len() as u64;
         bar.inc(piece.len() as u64);
     }
     output.flush().await.map_err(failed)?;
+    // A hole at the end was only passed over.
+    output.set_len(written).await.map_err(failed)?;
     if let Some(size) = size.filter(|size| *size != written) {
         let message = format!("{}: {written} bytes came instead of {size}", target.display());
         return Err(CliError::new(FailureKind::Daemon, message));
     }
     set_mode(&unfinished.path, mode)?;
     Ok(unfinished)
+}
+
+/// Whether bytes are left out of the copy: a sparse file of a kit, a disk image for example, may have
+/// far more zeros than the disk has room for. Short pieces are written, for fewer extents.
+fn is_hole(piece: &[u8]) -> bool {
+    /// The block of the usual file systems: less than that makes no hole.
+    const LEAST_BYTES: usize = 4096;
+    piece.len() >= LEAST_BYTES && piece.iter().all(|&byte| byte == 0)
 }
 
 /// Makes a directory that can be written into; one that is there is fine, a symlink to one not.
