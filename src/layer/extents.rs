@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Archives store the data of a sparse file back to back, in the order of the file. So any range of
-//! a file needs one range of the stream at most ([`Extents::stored_of`]), whatever lies between.
-//! Holes are zeros, and nothing is fetched for them.
+//! a file needs one range of the stream at most ([`Extents::stored_of`]), also across holes. Holes
+//! are zeros, and nothing is fetched for them.
 //!
 //! The form is canonical: runs are not empty, do not touch, and a file without a hole has no map.
 
@@ -38,9 +38,9 @@ struct SparseMap {
 /// A run of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
-    /// Where it starts in the file.
+    /// The run's start in the file.
     offset: u64,
-    /// The bytes of the runs before it, which are stored before it.
+    /// The sum of the bytes of the earlier runs, which are stored before this one.
     stored_before: u64,
 }
 
@@ -49,20 +49,20 @@ struct Run {
 pub struct Extent {
     /// The bytes of the file.
     pub file: Range<u64>,
-    /// Where the first of them lies in the stream; the others follow it.
+    /// Where the first byte lies in the stream. The others follow.
     pub stream: StreamOffset,
 }
 
-/// Why a map of data and holes cannot be one. Says what is wrong with it.
+/// The fault of a map of data and holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SparseMapError {
-    /// A run starts before the one before it ends.
+    /// A run starts before the end of the previous one.
     #[error("its data is not in order")]
     Order,
-    /// A run leaves the file, or the file is larger than one can be.
+    /// A run leaves the file, or no file can be that large.
     #[error("its data lies beyond its end")]
     Outside,
-    /// The runs have other bytes together than the archive stores.
+    /// The runs together are longer or shorter than the data in the archive.
     #[error("its data has {mapped} bytes, and {stored} are stored")]
     Bytes {
         /// The bytes of all runs.
@@ -82,7 +82,7 @@ impl Extents {
     /// may be empty or touch), stored back to back at `stored`, and holes elsewhere.
     ///
     /// # Errors
-    /// When the runs are not in order, leave the file, or do not have as many bytes as are stored.
+    /// When the runs are not in order, leave the file, or do not add up to the bytes of `stored`.
     pub fn sparse(
         stored: Range<StreamOffset>,
         file_bytes: u64,
@@ -132,7 +132,7 @@ impl Extents {
         self.stored.clone()
     }
 
-    /// How many bytes of data it has.
+    /// The number of data bytes.
     pub fn stored_bytes(&self) -> u64 {
         self.stored.end - self.stored.start
     }
@@ -147,16 +147,16 @@ impl Extents {
         self.holes.as_ref().map_or(0, |map| map.runs.len())
     }
 
-    /// The range of the stream that holds the data of `file`; empty where that is a hole. What lies
-    /// beyond the file's end is left out.
+    /// The range of the stream that holds the data of `file`; empty where `file` is a hole. The
+    /// part of `file` beyond the end is left out.
     pub fn stored_of(&self, file: Range<u64>) -> Range<StreamOffset> {
         let start = self.stored_before(file.start);
         let end = self.stored_before(file.end).max(start);
         self.stored.start + start..self.stored.start + end
     }
 
-    /// The bytes of the file from the first to the last that `stream` holds of its data, with the holes
-    /// between them; empty where it holds none.
+    /// The range of the file from the first to the last data byte in `stream`, with the holes
+    /// between; empty where `stream` has none.
     pub fn file_of(&self, stream: Range<StreamOffset>) -> Range<u64> {
         let start = stream.start.max(self.stored.start);
         let end = stream.end.min(self.stored.end);
@@ -167,7 +167,7 @@ impl Extents {
         self.file_offset(first)..self.file_offset(last) + 1
     }
 
-    /// The runs of data in `file`, in order; what lies between them is zeros.
+    /// The runs of data in `file`, in order. The bytes between are zeros.
     pub fn data(&self, file: Range<u64>) -> impl Iterator<Item = Extent> {
         let wanted = file.start..file.end.min(self.bytes());
         let first = self.first_run_ending_behind(wanted.start);
@@ -179,24 +179,24 @@ impl Extents {
         })
     }
 
-    /// The first byte of data from `offset` on (`SEEK_DATA` of lseek(2)); `None` where only a hole
-    /// follows, or the file ends.
+    /// The first byte of data from `offset` on (`SEEK_DATA` of lseek(2)). `None` where no data
+    /// follows.
     pub fn next_data(&self, offset: u64) -> Option<u64> {
         self.data(offset..self.bytes()).next().map(|run| run.file.start)
     }
 
-    /// The first byte of a hole from `offset` on (`SEEK_HOLE` of lseek(2)). The end of a file counts as
-    /// one; `None` beyond it.
+    /// The first byte of a hole from `offset` on (`SEEK_HOLE` of lseek(2)). The end of a file
+    /// counts as a hole; `None` beyond the end.
     pub fn next_hole(&self, offset: u64) -> Option<u64> {
         if offset >= self.bytes() {
             return None;
         }
         let run = self.data(offset..self.bytes()).next();
-        // Runs do not touch: what follows one is a hole or the end.
+        // Runs do not touch, so a hole or the end follows each.
         Some(run.filter(|run| run.file.start == offset).map_or(offset, |run| run.file.end))
     }
 
-    /// Where the stored byte of that number lies in the file.
+    /// The place in the file of the stored byte of that number.
     fn file_offset(&self, stored: u64) -> u64 {
         let Some(map) = &self.holes else { return stored };
         let run = map.runs[map.runs.partition_point(|run| run.stored_before <= stored) - 1];
@@ -232,7 +232,7 @@ impl Extents {
         }
     }
 
-    /// How many bytes of data lie before `offset`.
+    /// The number of data bytes before `offset`.
     fn stored_before(&self, offset: u64) -> u64 {
         let Some(map) = &self.holes else { return offset.min(self.stored_bytes()) };
         let behind = map.runs.partition_point(|run| run.offset <= offset);

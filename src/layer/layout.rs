@@ -6,10 +6,10 @@
 //! chunks   | 0 1 2 3 4              | 5 6 7 8 9 10    | 11  | 12 13 14     | 15  |
 //! ```
 //!
-//! A big member has a file of its own whose offset 0 is the member's offset 0, so that a complete
-//! one can be handed to the kernel (FUSE passthrough). Everything between big members lies in the
-//! sparse `stream` file at its stream offset. Chunks are counted from the start of their piece, so
-//! the same member in another version of a kit gives the same chunks. Chunk numbers rise with the
+//! A big member has a file of its own, whose offset 0 is the member's offset 0. So the kernel can
+//! read a complete one without kitfs (FUSE passthrough). The bytes between big members lie in the
+//! sparse `stream` file, at their stream offsets. Chunks are counted from the start of their piece:
+//! the same member in another version of a kit has the same chunks. Chunk numbers rise with the
 //! stream offset and cover the stream without a gap.
 
 use std::ops::Range;
@@ -18,17 +18,17 @@ use super::{Extents, StreamOffset, Toc};
 
 /// Bytes in a full chunk, the unit that is fetched, verified and evicted.
 ///
-/// 256 KiB: 2 ms at 1 Gbit/s, so a random 4 KiB read waits little beyond its round trip, and a
-/// 100 GB kit still has only 400,000 chunk records (32 MB).
+/// 256 KiB take 2 ms at 1 Gbit/s, so a random 4 KiB read waits little beyond its round trip. A 100
+/// GB kit still has only 400,000 chunk records (32 MB).
 pub const CHUNK_BYTES: u64 = 256 * 1024;
 
 /// Members of at least this size get a file of their own.
 ///
-/// 1 MiB: what is smaller gains nothing from passthrough and would cost an inode each.
+/// 1 MiB: smaller members gain nothing from passthrough, and each file of the cache costs an inode.
 pub const BIG_MEMBER_BYTES: u64 = 1024 * 1024;
 
-/// The longest stream: 16 TiB, the largest file of ext4, which has 67 million chunks; a mistake or an
-/// attack begins far below.
+/// The longest stream: 16 TiB, the largest file of ext4. It has 67 million chunks. A longer one is
+/// a mistake or an attack.
 pub const MOST_STREAM_BYTES: u64 = 16 << 40;
 
 /// A file of a layer's cache folder.
@@ -84,7 +84,7 @@ pub struct Layout {
     chunks: u32,
 }
 
-/// A layer of more than [`MOST_STREAM_BYTES`], or with members that leave the stream.
+/// Refuses a layer of more than [`MOST_STREAM_BYTES`], or with members outside the stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the table of contents does not fit its layer: {0}")]
 pub struct LayoutError(String);
@@ -93,7 +93,7 @@ impl Layout {
     /// Lays out a layer of `toc.stream_bytes` bytes.
     ///
     /// # Errors
-    /// When members leave the stream, or it is longer than [`MOST_STREAM_BYTES`].
+    /// When a member lies outside the stream, or the stream is longer than [`MOST_STREAM_BYTES`].
     pub fn new(toc: &Toc) -> Result<Self, LayoutError> {
         if toc.stream_bytes > MOST_STREAM_BYTES {
             let why = format!("it has {} bytes, and at most 16 TiB are read", toc.stream_bytes);
@@ -109,7 +109,7 @@ impl Layout {
                 continue;
             }
             if range.start < builder.at {
-                // A hard link: its bytes lie where those of an earlier member lie.
+                // A hard link: an earlier member has the same bytes.
                 continue;
             }
             let index = u32::try_from(index).map_err(|_| LayoutError("too many members".into()))?;
@@ -135,7 +135,7 @@ impl Layout {
         self.stream_bytes
     }
 
-    /// All of the stream.
+    /// The whole stream.
     pub fn stream(&self) -> Range<StreamOffset> {
         StreamOffset(0)..StreamOffset(self.stream_bytes)
     }

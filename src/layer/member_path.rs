@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 const NAME_LIMIT_BYTES: usize = 255;
 /// The longest path (`PATH_MAX` of Linux without its NUL).
 const PATH_LIMIT_BYTES: usize = 4095;
-/// What a message repeats of a name.
+/// The most bytes of a name that a message repeats.
 const SHOWN_BYTES: usize = 200;
 
 /// The path of a member below the kit's root, as bytes (PAX paths need not be UTF-8).
@@ -37,8 +37,8 @@ pub enum MemberPathError {
 }
 
 impl MemberPath {
-    /// Parses a name as archives and Kitfiles have it: `.` and empty components are dropped, and
-    /// `..` takes the component before it away, as long as that stays inside the root.
+    /// Parses a name of an archive or a Kitfile. `.` and empty components are dropped. `..` takes
+    /// the component before it away, as long as the path stays inside the root.
     pub fn parse(name: &[u8]) -> Result<Self, MemberPathError> {
         if name.contains(&0) {
             return Err(MemberPathError::Nul);
@@ -80,7 +80,7 @@ impl MemberPath {
     /// This path below `directory`.
     ///
     /// # Errors
-    /// When both together are longer than a path may be.
+    /// When the joined path is longer than a path may be.
     pub fn below(&self, directory: &MemberPath) -> Result<Self, MemberPathError> {
         let path = [&*directory.0, &*self.0].join(&b'/');
         match path.len() {
@@ -109,8 +109,8 @@ impl std::fmt::Display for MemberPath {
     }
 }
 
-/// The order of paths in which a directory comes before what is in it, its content follows without a
-/// gap, and siblings are in the order of their names: `/` counts as lower than any other byte.
+/// Compares paths so that `/` is lower than any other byte. A directory comes first then, its
+/// content follows without a gap, and siblings are in the order of their names.
 pub(crate) fn tree_order(a: &[u8], b: &[u8]) -> Ordering {
     let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
     a.iter().map(rank).cmp(b.iter().map(rank))

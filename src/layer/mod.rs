@@ -1,4 +1,5 @@
-//! Layer formats, sans-IO: bytes come in, structures come out; no file, socket or clock.
+//! Layer formats, sans-IO: code here turns bytes into structures and touches no file, socket or
+//! clock.
 
 pub mod decode;
 pub mod extents;

@@ -1,8 +1,9 @@
-//! Modification times that every tool can express, and another one for other content.
+//! Modification times that every tool can express, and that differ where contents differ.
 //!
-//! Tools tell versions of a file apart by size and modification time. A kit keeps names and sizes
-//! from version to version, so the time has to differ. It also has to lie in the range that all
-//! formats share: ZIP and FAT begin in 1980, gzip and many tools end with 32 bits of seconds.
+//! Tools tell versions of a file apart by size and modification time. Versions of a kit often have
+//! the same names and sizes, so their times have to differ. The times also have to lie in the range
+//! that all formats share: ZIP and FAT begin in 1980, and gzip and many tools have 32 bits for
+//! seconds.
 
 use crate::oci::Digest;
 
@@ -39,8 +40,8 @@ impl Mtime {
         Some(Self { seconds, nanoseconds })
     }
 
-    /// The whole second of `time`, or the end of the range that is nearest to it: for clocks, which
-    /// may be wrong by decades.
+    /// The whole second of `time`, or the nearest end of the range. For clocks, which may be wrong
+    /// by decades.
     pub fn nearest(time: std::time::SystemTime) -> Self {
         let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
@@ -57,15 +58,15 @@ impl Mtime {
         self.nanoseconds
     }
 
-    /// The same fraction of the next second; the last second has itself as its next.
+    /// The same fraction of the next second. The last second is its own next one.
     pub fn next_second(self) -> Self {
         Self { seconds: self.seconds.saturating_add(1), ..self }
     }
 
     /// This time with a fraction of a second that stands for `digest`, where it has none.
     ///
-    /// Two layers of the same second differ by it. A file whose archive gives nanoseconds keeps
-    /// them. The fraction is never 0: a time that was filled is not filled again.
+    /// The fraction tells two layers of the same second apart. A file whose archive gives
+    /// nanoseconds keeps these. The fraction is never 0, so a time gets one once only.
     pub fn or_fraction_of(self, digest: &Digest) -> Self {
         if self.nanoseconds != 0 {
             return self;

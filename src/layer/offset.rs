@@ -1,8 +1,8 @@
 //! The two address spaces of a layer, as two types.
 //!
-//! A blob is what the registry stores; a stream is what it holds once uncompressed. They are the
-//! same space only for uncompressed layers, and only the code that knows a layer to be
-//! uncompressed converts one into the other, by name.
+//! The registry stores a blob; the stream is the blob's uncompressed content. Both have the same
+//! offsets in uncompressed layers only. So code that knows a layer to be uncompressed converts one
+//! offset into the other by name.
 
 use std::ops::{Add, Range, Sub};
 

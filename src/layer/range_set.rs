@@ -31,8 +31,8 @@ impl RangeSet {
         self.0.insert(merged.start, merged.end);
     }
 
-    /// The end of the run of positions that starts at `position`; `position` itself where that
-    /// one is not in the set.
+    /// The end of the run of positions that starts at `position`; `position` itself where the set
+    /// lacks it.
     pub fn run_end(&self, position: u64) -> u64 {
         match self.0.range(..=position).next_back() {
             Some((_, &end)) if end > position => end,

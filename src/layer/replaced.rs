@@ -1,7 +1,7 @@
 //! Which members of an archive a later member replaces.
 //!
-//! An archive is a history: `tar --append` and `tar --update` add a file again, and extracting writes
-//! one over the other. So the last member of a path counts:
+//! An archive is a history: `tar --append` and `tar --update` add a file again, and extraction
+//! overwrites the earlier one. So the last member of a path counts:
 //!
 //! ```text
 //! archive          tree
@@ -13,8 +13,8 @@
 //! c/y file
 //! ```
 //!
-//! GNU tar extracts the first kind so by default, and the second one with `--recursive-unlink`.
-//! A folder that is named again keeps its content and takes the later mode and time.
+//! GNU tar extracts `a` and `c` so by default, and `b` with `--recursive-unlink`. A folder that is
+//! named again keeps its content and takes the later mode and time.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -24,7 +24,7 @@ use super::{Member, MemberKind};
 /// Warnings about replaced members that are kept: enough to see what kind of archive it is.
 const WARNINGS_LIMIT: usize = 16;
 
-/// Marks the members that others replace, and returns what to say about them. Members without a path
+/// Marks the members that others replace, and returns warnings about them. Members without a path
 /// (raw layers) are left alone.
 pub fn mark(members: &mut [Member]) -> Vec<String> {
     if is_a_tree_in_order(members) {
@@ -37,7 +37,8 @@ pub fn mark(members: &mut [Member]) -> Vec<String> {
     let below = below(members, &order, &groups);
     let mut replaced: Vec<u32> = Vec::new();
     let mut warnings = Warnings::default();
-    // The non-directories above the current group, each with the first index that it does not replace.
+    // The non-directories above the current group. Each has the first index that it does not
+    // replace.
     let mut above: Vec<(u32, u32)> = Vec::new();
     for (group, below) in groups.into_iter().zip(below) {
         let group = &order[group];
@@ -59,8 +60,8 @@ pub fn mark(members: &mut [Member]) -> Vec<String> {
     warnings.finish()
 }
 
-/// Whether each path is there once and below directories only, because the archive is sorted as
-/// packers that walk a folder sort it: then nothing has to be looked up.
+/// Whether the archive is sorted as by a packer that walks a folder: each path is there once, below
+/// directories only. Then nothing has to be looked up.
 fn is_a_tree_in_order(members: &[Member]) -> bool {
     members.windows(2).all(|pair| {
         let (first, second) = (path_of(&pair[0]), path_of(&pair[1]));
@@ -96,7 +97,7 @@ type Below = RangeInclusive<u32>;
 
 /// For each group, the members below its path.
 fn below(members: &[Member], order: &[u32], groups: &[Range<usize>]) -> Vec<Option<Below>> {
-    // Paths whose parents are still to come, from the last in the order to the first: each with the
+    // Paths whose parents are still to come, from the last in the order to the first. Each has the
     // indexes at and below it.
     let mut open: Vec<(u32, Below)> = Vec::new();
     let mut found: Vec<Option<Below>> = vec![None; groups.len()];
@@ -118,11 +119,11 @@ fn hull(a: &Below, b: &Below) -> Below {
     *a.start().min(b.start())..=*a.end().max(b.end())
 }
 
-/// What is at a path in the end.
+/// The outcome for a path.
 struct Kept {
-    /// The member that counts; `None` where a folder counts that has no member of its own, or nothing.
+    /// The member that counts. `None` where nothing does, or a folder without a member of its own.
     member: Option<u32>,
-    /// The last file or symlink at the path, which replaced everything below that came before it.
+    /// The last file or symlink at the path. It replaced everything below that came before it.
     last_file: Option<u32>,
 }
 
@@ -150,7 +151,7 @@ struct Warnings {
 }
 
 impl Warnings {
-    /// Says what became of a path, unless its members are folders or one and the same file.
+    /// Warns about a path, unless its members are folders or one and the same file.
     fn note(
         &mut self,
         members: &[Member],
@@ -217,8 +218,8 @@ mod tests {
         (members.iter().map(|member| member.is_replaced).collect(), warnings)
     }
 
-    /// What extracting one member after the other leaves: path to the number of its member, `None` for
-    /// folders without one.
+    /// Extracts one member after the other: a map from each path to the number of its member,
+    /// `None` for folders without one.
     fn extracted(members: &[(String, bool)]) -> BTreeMap<String, Option<usize>> {
         let mut tree: BTreeMap<String, (Option<usize>, bool)> = BTreeMap::new();
         for (number, (path, is_directory)) in members.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use super::{Extents, MemberPath, Mtime, StreamOffset};
 
-/// What a layer holds, in the order of the archive.
+/// The table of contents of a layer, in the order of the archive.
 ///
 /// An archive may name a path twice. Both members are here, because both have bytes in the stream;
 /// [`Member::is_replaced`] says which of them a tree leaves out.
@@ -12,8 +12,8 @@ pub struct Toc {
     pub members: Vec<Member>,
     /// The length of the uncompressed stream in bytes, padding and end marker included.
     pub stream_bytes: u64,
-    /// What a user should know about the archive: entries that are passed over or replaced, names that
-    /// were changed, bytes behind its end. Bounded in number.
+    /// Warnings for the user: entries that are passed over or replaced, names that were changed,
+    /// bytes behind the archive's end. Bounded in number.
     pub warnings: Vec<String>,
 }
 
@@ -22,7 +22,7 @@ pub struct Toc {
 pub struct Member {
     /// The path in the archive; `None` for the one file of a raw layer, whose path the kit says.
     pub path: Option<MemberPath>,
-    /// What it is.
+    /// Its kind, and where its content is.
     pub kind: MemberKind,
     /// Permission bits, without setuid, setgid and sticky (`& 0o777`).
     pub mode: u32,
@@ -32,7 +32,7 @@ pub struct Member {
     pub is_replaced: bool,
 }
 
-/// What a member is.
+/// The kind of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberKind {
     /// A regular file, and where its bytes lie in the stream.
@@ -54,7 +54,7 @@ impl MemberKind {
 }
 
 impl Member {
-    /// The bytes of its path and of its link's target, which bounds of memory count.
+    /// The bytes of its path and of its link's target. Bounds of memory count these.
     pub fn names_bytes(&self) -> u64 {
         let target_bytes = match &self.kind {
             MemberKind::Symlink(target) => target.len(),
@@ -73,7 +73,7 @@ impl Toc {
         Self { members: vec![member], stream_bytes, warnings: Vec::new() }
     }
 
-    /// How many entries it takes in memory: members, and runs of data in sparse files.
+    /// The number of entries in memory: members, and runs of data in sparse files.
     pub fn entries(&self) -> usize {
         let runs = self.members.iter().filter_map(|member| member.kind.extents());
         self.members.len() + runs.map(Extents::mapped_runs).sum::<usize>()
@@ -84,10 +84,11 @@ impl Toc {
         self.members.iter().filter(|member| !member.is_replaced)
     }
 
-    /// The one time that all files have, where they have one and it is in whole seconds: a packer's
-    /// constant, or the time of a single file.
+    /// The time of all files, where all have the same one, in whole seconds: a packer's constant,
+    /// or the time of a single file.
     ///
-    /// Another version of the layer may have the same time, so it does not tell versions apart.
+    /// Another version of the layer may have the same one, so this time does not tell versions
+    /// apart.
     pub fn constant_mtime(&self) -> Option<Mtime> {
         let files = self.shown().filter(|member| member.kind.extents().is_some());
         let mut mtimes = files.map(|member| member.mtime.filter(|mtime| mtime.nanoseconds() == 0));

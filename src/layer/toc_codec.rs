@@ -4,12 +4,12 @@
 //! | header 32 | record 40 | record 40 | ... | details ... | warnings ... | crc32c 4 |
 //! ```
 //!
-//! Records have a fixed size, so a count is checked against the length of the file before anything is
-//! allocated. The details follow in the order of the records: a member's path, then a symlink's target
-//! or a sparse file's map. The encoding is canonical: a file of this version that decodes is the one
-//! that its table encodes to.
+//! Records have a fixed size, so a count is checked against the length of the file before anything
+//! is allocated. The details follow in the order of the records: a member's path, then a symlink's
+//! target or a sparse file's map. The encoding is canonical: a file of this version that decodes
+//! has the bytes that its table encodes to.
 //!
-//! Version 1 is read too: a layer that an older kitfs has in its cache stays there.
+//! Version 1 is read too, so that a layer stays in the cache when kitfs is updated.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ use super::{Extents, Member, MemberKind, MemberPath, Mtime, StreamOffset, Toc, r
 const MAGIC: &[u8; 8] = b"kitfstoc";
 /// Raised when the layout changes.
 const VERSION: u32 = 2;
-/// No sparse files, no nanoseconds, and no note of which members are replaced.
+/// Has no sparse files and no nanoseconds, and does not say which members are replaced.
 const VERSION_1: u32 = 1;
 const HEADER_BYTES: usize = 32;
 const RECORD_BYTES: usize = 40;
@@ -104,8 +104,8 @@ fn length(count: usize) -> [u8; 4] {
 /// The table of contents in the bytes of a toc file; every length and offset is checked.
 ///
 /// # Errors
-/// When the checksum or the version is wrong, or a value is not one that [`encode`] writes. The
-/// file is then of no use, and the table is to be made again from the layer.
+/// When the checksum or the version is wrong, or [`encode`] would not write a value. The caller
+/// makes the table again from the layer.
 pub fn decode(bytes: &[u8]) -> Result<Toc, TocCodecError> {
     decode_checked(bytes).map_err(|reason| TocCodecError(reason.to_owned()))
 }
@@ -153,7 +153,7 @@ fn decode_checked(bytes: &[u8]) -> Result<Toc, &'static str> {
     }
 }
 
-/// The version, and the bytes without their checksum, once that is known to be right.
+/// Checks the checksum; returns the version, and the bytes before the checksum.
 fn verified(bytes: &[u8]) -> Result<(u32, &[u8]), &'static str> {
     if !bytes.starts_with(MAGIC) {
         return Err("it does not start as one");

@@ -42,7 +42,7 @@ impl GzipDecoder {
                 self.inflater.reset();
                 self.state = State::Member;
             }
-            // Tapes and block devices pad with zeros; gzip passes them over as well.
+            // Tapes and block devices pad with zeros. gzip passes such padding over too.
             State::Border | State::Padding => {
                 self.state = State::Padding;
                 let zeros = compressed.iter().take_while(|&&byte| byte == 0).count();

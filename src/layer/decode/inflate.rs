@@ -1,7 +1,7 @@
-//! A safe coat over zlib-rs's C interface; the only `unsafe` of this room.
+//! A safe wrapper around zlib-rs's C interface; the only `unsafe` of this room.
 //!
-//! The C interface rather than `flate2`, because random access into gzip layers needs
-//! `inflatePrime` and block borders, which `flate2` does not offer (docs/design/001-dependencies.md).
+//! Random access into gzip layers needs `inflatePrime` and block borders. `flate2` offers neither
+//! (docs/design/001-dependencies.md).
 #![allow(unsafe_code, reason = "a C interface; each use says why it is sound")]
 
 use std::ffi::{CStr, c_int};
@@ -18,7 +18,7 @@ pub(super) struct Inflater {
     stream: Box<z::z_stream>,
 }
 
-/// What a call of [`Inflater::inflate`] reached.
+/// The outcome of a call of [`Inflater::inflate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// More input or more room is needed.
@@ -57,15 +57,15 @@ impl Inflater {
         assert_eq!(code, z::Z_OK, "inflateReset fails only for a stream that is not initialised");
     }
 
-    /// Takes bytes from the front of `input`, writes to the front of `output`, and says how many
-    /// were written and what was reached; the error is zlib's words.
+    /// Takes bytes from the front of `input` and writes to the front of `output`. Returns the
+    /// number of written bytes and the outcome, or zlib's own message.
     pub(super) fn inflate(
         &mut self,
         input: &mut &[u8],
         output: &mut [u8],
     ) -> Result<(usize, Step), String> {
         let stream = &mut *self.stream;
-        // Longer slices are used up to what the C interface can say.
+        // The C interface counts in 32 bits, so of a longer slice only the front is used.
         let input_bytes = u32::try_from(input.len()).unwrap_or(u32::MAX);
         let output_bytes = u32::try_from(output.len()).unwrap_or(u32::MAX);
         stream.next_in = input.as_ptr();

@@ -1,9 +1,9 @@
 //! Streaming decompression of gzip (RFC 1952, any number of members) and zstd (RFC 8878, any
 //! number of frames).
 //!
-//! Sans-IO: pieces of any size go in, bytes come out as far as the caller's buffer reaches. How
-//! much may come out in all is the caller's to bound; memory here is bounded by the window (32 KiB
-//! for gzip, what [`Windows`] says for zstd).
+//! Sans-IO: pieces of any size go in, and bytes come out as far as the caller's buffer reaches. The
+//! caller bounds the number of bytes that come out in all. The window bounds the memory: 32 KiB for
+//! gzip, [`Windows`] for zstd.
 
 mod gzip;
 mod inflate;
@@ -15,14 +15,16 @@ use self::gzip::GzipDecoder;
 use self::zstandard::{Refused, ZstdDecoder};
 use crate::oci::Compression;
 
-/// How large the windows of zstd frames may be. A frame says what it needs; nothing before it does.
+/// The largest window of a zstd frame that is accepted. Only the frame's own header says which one
+/// it needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Windows {
-    /// 8 MiB: what every decoder is to have (RFC 8878, 3.1.1.1.2), and the most that kit's writer
-    /// uses.
+    /// 8 MiB: RFC 8878, 3.1.1.1.2, recommends that every decoder accepts it, and kit's writer uses
+    /// no more.
     #[default]
     Usual,
-    /// 128 MiB: what the zstd tool accepts unless told otherwise (`zstd --ultra -22`, `--long`).
+    /// 128 MiB: the default limit of the zstd tool. `zstd --ultra -22` and `--long` write such
+    /// frames.
     Large,
 }
 
@@ -35,7 +37,7 @@ impl Windows {
         }
     }
 
-    /// What a decoder takes of memory at most, in bytes: the window, and the buffers around it.
+    /// The most memory that a decoder takes, in bytes: the window, and the buffers around it.
     pub fn memory_bytes(self, compression: Compression) -> u64 {
         match compression {
             Compression::None => 0,
@@ -49,8 +51,7 @@ impl Windows {
 const MAGIC_GZIP: [u8; 2] = [0x1f, 0x8b];
 const MAGIC_ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// What compresses bytes that begin so; `None` for anything that is not gzip, zstd or another tool that
-/// packs archives.
+/// The tool that compressed bytes which begin so. `None` where no tool is known that does.
 pub fn compression_of(start: &[u8]) -> Option<&'static str> {
     let known: [(&[u8], &str); 6] = [
         (&MAGIC_GZIP, "gzip"),
@@ -66,14 +67,14 @@ pub fn compression_of(start: &[u8]) -> Option<&'static str> {
 /// Why compressed bytes cannot be decoded; names the format and the blob offset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// The bytes are not what the format allows.
+    /// The bytes break the rules of the format.
     #[error("malformed {format} data at byte {offset}: {detail}")]
     Malformed {
         /// `gzip` or `zstd`.
         format: &'static str,
         /// Compressed bytes taken in before the fault.
         offset: u64,
-        /// The decoder's words.
+        /// The decoder's own message.
         detail: String,
     },
     /// The bytes do not begin as those of the format.
@@ -98,7 +99,7 @@ pub enum DecodeError {
     },
 }
 
-/// A decompressor that is fed pieces of any size.
+/// A decompressor that takes pieces of any size.
 pub struct Decoder {
     format: Format,
     windows: Windows,
@@ -124,11 +125,11 @@ impl Decoder {
     }
 
     /// Takes bytes from the front of `compressed`, writes decoded bytes to the front of `output`
-    /// (not empty) and returns how many. To be called until it returns 0 with `compressed` empty:
-    /// then it needs more input. Each call takes bytes, writes bytes, or fails.
+    /// (not empty) and returns their number. Call it until it returns 0 with `compressed` empty:
+    /// then the decoder needs more input. Each call takes bytes, writes bytes, or fails.
     ///
     /// # Errors
-    /// When the bytes are not what the format allows, or need a larger window than is allowed. The
+    /// When the bytes break the rules of the format, or need a larger window than is allowed. The
     /// decoder is of no use afterwards.
     pub fn decode(
         &mut self,
@@ -161,10 +162,11 @@ impl Decoder {
         })
     }
 
-    /// Says that no more bytes come.
+    /// Checks that the bytes so far are complete.
     ///
     /// # Errors
-    /// When they end inside a member or frame (or, for gzip and zstd, there were none at all).
+    /// When the bytes end inside a member or frame. No bytes at all are an error too, for gzip and
+    /// zstd.
     pub fn finish(&mut self) -> Result<(), DecodeError> {
         let is_complete = match &self.format {
             Format::None => true,

@@ -33,7 +33,7 @@ fn decode(
     Ok(decoded)
 }
 
-/// A gzip member of stored blocks and right trailer: enough to test the coat around zlib.
+/// A gzip member with stored blocks and a right trailer: enough to test the wrapper around zlib.
 fn gzip(content: &[u8]) -> Vec<u8> {
     let mut member = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
     let blocks: Vec<&[u8]> = content.chunks(65535).collect();
@@ -110,8 +110,8 @@ proptest! {
         let place = place.index(blob.len());
         blob[place] ^= flip;
         let decoded = decode(compression, &blob, 333, 777);
-        // Behind gzip's header everything is covered by its checksum; zstd has none by default. Of a
-        // run of equal bytes a copy from two places back is as good as one from one place back.
+        // gzip's checksum covers everything behind the header; zstd has none by default. In a run
+        // of equal bytes, a copy from two places back is as good as one from one place back.
         if compression == Compression::Gzip && place >= 10 {
             prop_assert!(decoded.is_err() || decoded == Ok(content));
         }
@@ -136,7 +136,7 @@ fn an_empty_blob_and_nonsense_are_refused(
     assert_eq!(empty, Err(DecodeError::Truncated { format, offset: 0 }));
     let error = decode(compression, b"not compressed at all", 100, 100).unwrap_err();
     assert_eq!(error, DecodeError::OtherFormat { format });
-    // What begins well and goes on otherwise.
+    // Bytes that begin well and are something else then.
     let begun = [&compress(compression, b"a")[..1], b"not compressed at all"].concat();
     let error = decode(compression, &begun, 100, 100).unwrap_err();
     assert!(error.to_string().starts_with(&format!("malformed {format} data at byte")), "{error}");

@@ -8,11 +8,11 @@ use super::Windows;
 pub(super) enum Refused {
     /// Its window is larger than was allowed.
     Window(String),
-    /// Anything else.
+    /// Any other fault, in the library's words.
     Malformed(String),
 }
 
-/// The library's word for a window beyond the limit, ZSTD_error_frameParameter_windowTooLarge.
+/// The library's message for a window beyond the limit (ZSTD_error_frameParameter_windowTooLarge).
 const WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
 /// Decodes any number of frames.

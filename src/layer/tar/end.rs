@@ -1,13 +1,14 @@
-//! Where an archive ends, and what lies behind that.
+//! The end of an archive, and the bytes behind it.
 //!
-//! Zero blocks end an archive, and padding follows them. `cat a.tar b.tar` puts another archive behind
-//! it, which GNU tar reads with `--ignore-zeros` only. A user learns what lies behind the first end.
+//! Zero blocks end an archive, and padding follows them. `cat a.tar b.tar` puts another archive
+//! behind that, which GNU tar reads with `--ignore-zeros` only. A warning says what lies behind the
+//! first end.
 
 use super::header::BLOCK_BYTES;
 use crate::layer::StreamOffset;
 
-/// Zero blocks in a row behind which nothing is looked for: the largest record that tapes and GNU tar
-/// (`--blocking-factor`) usually have. The padding of a record is shorter.
+/// The scanner stops after this many zero blocks in a row. It is the largest record that tapes and
+/// GNU tar (`--blocking-factor`) usually have, and the padding of a record is shorter.
 pub(super) const ZEROS_LIMIT_BYTES: u64 = 1024 * 1024;
 
 /// The zero blocks of an archive.
@@ -15,23 +16,23 @@ pub(super) const ZEROS_LIMIT_BYTES: u64 = 1024 * 1024;
 pub(super) struct End {
     /// Where the zero blocks before the next header start.
     zeros: Option<StreamOffset>,
-    /// Where the first zero blocks start that something lies behind, and what.
+    /// The first zero blocks with something behind them: their start, and the something.
     first: Option<(StreamOffset, Behind)>,
 }
 
-/// What lies behind the first zero blocks.
+/// The bytes behind the first zero blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Behind {
     /// Further archives, which were read.
     Archives,
     /// Bytes that are no archive, from this offset on.
     Garbage(StreamOffset),
-    /// Bytes from this offset on that nobody looked at.
+    /// Unread bytes, from this offset on.
     Unread(StreamOffset),
 }
 
 impl End {
-    /// Takes note of a zero block; says whether there are so many that nothing more is looked for.
+    /// Takes note of a zero block; returns whether the scanner stops here.
     pub(super) fn zero_block(&mut self, at: StreamOffset) -> bool {
         let zeros = *self.zeros.get_or_insert(at);
         let next = at + BLOCK_BYTES as u64;
@@ -42,26 +43,26 @@ impl End {
         are_too_many
     }
 
-    /// Takes note of a header; says whether an archive begins with it behind another one.
+    /// Takes note of a header; returns whether another archive begins with it.
     pub(super) fn header(&mut self) -> bool {
         let Some(zeros) = self.zeros.take() else { return false };
         self.first.get_or_insert((zeros, Behind::Archives));
         true
     }
 
-    /// Takes note of bytes that are no header; says whether they lie behind zero blocks.
+    /// Takes note of bytes that are no header; returns whether they lie behind zero blocks.
     pub(super) fn garbage(&mut self, at: StreamOffset) -> bool {
         let Some(zeros) = self.zeros else { return false };
         self.first.get_or_insert((zeros, Behind::Garbage(at)));
         true
     }
 
-    /// Whether zero blocks were the last that was seen.
+    /// Whether the last block was a zero block.
     pub(super) fn is_behind_zeros(&self) -> bool {
         self.zeros.is_some()
     }
 
-    /// What a user should know about a stream of that many bytes.
+    /// The warning for a stream of that many bytes, where one is due.
     pub(super) fn warning(&self, stream_bytes: u64) -> Option<String> {
         let (end, behind) = self.first?;
         let end = end.get();

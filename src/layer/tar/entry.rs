@@ -1,4 +1,4 @@
-//! What one header, and the records before it, say.
+//! An entry: the meaning of one header and the records before it.
 
 use super::header::{Header, SparseFields};
 use super::records::{Records, SparseRecords};
@@ -11,12 +11,12 @@ const TARGET_LIMIT_BYTES: usize = 4095;
 /// An entry of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// What it is.
+    /// Its kind.
     pub kind: EntryKind,
     /// Bytes of content behind the header.
     pub content_bytes: u64,
-    /// Whether [`Self::content_bytes`] may be wrong, because old writers give a size to entries of
-    /// this kind that have no content.
+    /// Whether [`Self::content_bytes`] may be wrong: old writers give entries of this kind a size,
+    /// and no content.
     pub has_doubtful_content: bool,
     /// Permission bits.
     pub mode: u32,
@@ -26,12 +26,12 @@ pub(super) struct Entry {
     pub had_slash: bool,
 }
 
-/// What an entry is, with the path it lands at.
+/// The kind of an entry, and its path in the kit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum EntryKind {
     /// A regular file.
     File(MemberPath),
-    /// A regular file of a type that nobody has defined; POSIX wants it shown as a file.
+    /// A file of an undefined type. POSIX wants it extracted as a regular file.
     FileOfUnknownType(MemberPath, char),
     /// A file with holes, and where its map lies.
     SparseFile(MemberPath, MapPlace),
@@ -41,9 +41,9 @@ pub(super) enum EntryKind {
     Symlink(MemberPath, Box<[u8]>),
     /// Another name for the bytes of an earlier entry.
     HardLink { path: MemberPath, target: MemberPath },
-    /// Nothing that a kit's tree shows, and what that is.
+    /// An entry that a kit's tree cannot show, with a name for its kind.
     PassedOver(&'static str),
-    /// Nothing that a user misses: the label of a tape, access control lists.
+    /// An entry that no user misses, such as a tape's label. No warning is given.
     Silent,
 }
 
@@ -52,11 +52,11 @@ pub(super) enum EntryKind {
 pub(super) enum MapPlace {
     /// In the header.
     Header(SparseFields),
-    /// In PAX records, which may say that it lies before the data.
+    /// In PAX records, or announced by them and stored before the data.
     Records(SparseRecords),
 }
 
-/// What a type flag means (POSIX.1-2024, pax, "ustar Interchange Format"; GNU tar manual).
+/// The meaning of a type flag (POSIX.1-2024, pax, "ustar Interchange Format"; GNU tar manual).
 enum Type {
     File,
     UnknownFile,
@@ -92,14 +92,14 @@ impl Type {
 }
 
 impl Entry {
-    /// Puts a header and its records together; the error says what is wrong with the entry.
+    /// Puts a header and its records together. The error names the fault of the entry.
     pub(super) fn new(header: &Header, name: &[u8], mut records: Records) -> Result<Self, String> {
         let kind = Type::of(header, name);
         let size = records.size()?.unwrap_or(header.size);
         let is_named_directory =
             matches!(kind, Type::Directory) && !matches!(header.kind, b'5' | b'D');
-        // Directories, links and devices have no content, whatever their size says: so reads Go's
-        // archive/tar, which kit reads with. PAX lets hard links have some.
+        // Directories, links and devices have no content, whatever their size says. Go's
+        // archive/tar, which kit uses, reads them so. PAX lets hard links have content.
         let content_bytes = match header.kind {
             b'1' => size,
             b'2'..=b'6' => 0,
@@ -116,7 +116,7 @@ impl Entry {
             Type::Silent => EntryKind::Silent,
             Type::Directory => EntryKind::Directory(names.member(name)?),
             kind => match names.member(name)? {
-                // Nobody writes such a name but to see what happens.
+                // Only a hostile archive has such a name.
                 None if name.split(|&byte| byte == b'/').any(|it| it == b"..") => {
                     let error = MemberPathError::Root;
                     return Err(format!("its name cannot be used: {error}"));

@@ -1,7 +1,7 @@
 //! One 512-byte header block: checksum, numbers and names.
 //!
-//! The field layout is the `tar` crate's; reading the fields is not, because that drops the high
-//! bits of large base-256 numbers and refuses empty ones, which old archives have.
+//! The layout of the fields is the `tar` crate's. Its decoding is not used: it drops the high bits
+//! of large base-256 numbers, and refuses the empty numbers of old archives.
 
 /// Headers and the padding of content come in blocks of this size (POSIX.1-2024, pax, "ustar
 /// Interchange Format").
@@ -25,11 +25,11 @@ pub(super) struct Header {
     pub mode: u32,
     /// Modification time in seconds since 1970.
     pub mtime_seconds: i64,
-    /// Whether fields behind the names hold the map of a sparse file, where the type says so.
+    /// Whose sparse fields the header has, should its type be that of a sparse file.
     pub sparse_fields: Option<SparseFields>,
 }
 
-/// Whose header it is, as far as maps of sparse files go.
+/// The two layouts of a sparse file's fields in a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SparseFields {
     /// GNU tar's.
@@ -39,7 +39,7 @@ pub(super) enum SparseFields {
 }
 
 impl Header {
-    /// Decodes a block that is not all zero; the error says which field is wrong.
+    /// Decodes a block that is not all zero. The error names the wrong field.
     pub(super) fn decode(block: &[u8; BLOCK_BYTES]) -> Result<Self, String> {
         check_sum(block)?;
         let header = tar::Header::from_byte_slice(block);
@@ -64,7 +64,7 @@ impl Header {
     }
 }
 
-/// star's own format has times and a magic number where ustar has the end of the prefix.
+/// star's own format has times and a magic number in place of the end of ustar's prefix.
 fn is_star(header: &tar::Header) -> bool {
     header.as_bytes().ends_with(b"tar\0")
 }
@@ -98,8 +98,8 @@ fn name(header: &tar::Header) -> Vec<u8> {
     }
 }
 
-/// A numeric field: octal digits between spaces and NULs, or base-256 when the first bit is set;
-/// 0 when empty. `None` when it is neither or needs more than 63 bits.
+/// A numeric field: octal digits between spaces and NULs, or base-256 when the first bit is set; 0
+/// when empty. `None` when the field is neither or needs more than 63 bits.
 pub(super) fn number(field: &[u8]) -> Option<i64> {
     if field.first()? & 0x80 != 0 {
         return base_256(field);
@@ -113,7 +113,7 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
     })
 }
 
-/// GNU's binary numbers: big endian two's complement, the first bit a marker.
+/// GNU's binary numbers: big-endian two's complement behind a marker bit.
 fn base_256(field: &[u8]) -> Option<i64> {
     let is_negative = field[0] & 0x40 != 0;
     let first = if is_negative { field[0] } else { field[0] & 0x7f };

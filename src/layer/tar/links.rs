@@ -1,15 +1,15 @@
-//! What hard links may point to.
+//! The targets of hard links.
 
 use std::collections::HashMap;
 
 use crate::layer::{Member, MemberKind, MemberPath};
 
-/// The members by path, built only when an archive has a hard link: no kit's has one, and the
-/// table would double the memory of a scan.
+/// The members by path, built for the first hard link of an archive. kit writes none, and the table
+/// doubles the memory of a scan.
 #[derive(Default)]
 pub(super) struct Targets {
     by_path: HashMap<MemberPath, usize>,
-    /// How many members are in the table.
+    /// The number of members in the table.
     known: usize,
 }
 

@@ -1,4 +1,5 @@
-//! The members of an archive, bounded: an archive of a few megabytes may stand for billions.
+//! The members of an archive, bounded: a few compressed megabytes may stand for billions of
+//! members.
 
 use super::links::Targets;
 use crate::layer::{Extents, Member, MemberPath};
@@ -16,8 +17,8 @@ pub const NAMES_LIMIT_BYTES: u64 = 1024 * 1024 * 1024;
 pub(super) struct Members {
     members: Vec<Member>,
     names_bytes: u64,
-    /// Members, and the runs of their maps. A hard link to a sparse file has a map of its own in the
-    /// layer's toc file.
+    /// Members, and the runs of their maps. A hard link to a sparse file counts these runs again,
+    /// because the layer's toc file repeats the map.
     counted: usize,
     targets: Targets,
 }
@@ -40,12 +41,13 @@ impl Members {
         Ok(())
     }
 
-    /// How many runs the map of the next sparse file may have.
+    /// The most runs that the map of the next sparse file may have.
     pub(super) fn most_runs(&self) -> usize {
         MEMBERS_LIMIT - self.counted
     }
 
-    /// What a hard link to `path` names: the last member of that path, unless it is a directory.
+    /// The target of a hard link to `path`: the last member of that path, unless that is a
+    /// directory.
     pub(super) fn find(&mut self, path: &MemberPath) -> Option<&Member> {
         self.targets.find(&self.members, path)
     }

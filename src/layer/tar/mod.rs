@@ -1,7 +1,7 @@
 //! A push scanner for tar archives: finds the members from the headers alone (docs/format/tar.md).
 //!
-//! Sans-IO, and it never needs a member's content: the caller jumps from header to header over an
-//! uncompressed layer, or shows it the whole stream of a compressed one.
+//! Sans-IO. The scanner never needs a member's content: the caller reads an uncompressed layer from
+//! header to header, or shows the whole stream of a compressed one.
 //!
 //! ```text
 //!            records (x g L K X) complete
@@ -14,8 +14,9 @@
 //!           '--> Finished: no header behind zero blocks, or too many zero blocks
 //! ```
 //!
-//! The measure is what GNU tar extracts, with `--ignore-zeros` where that brings more. It is stricter
-//! where lenience would hide a damaged archive: a wrong checksum, records without their entry.
+//! The tree is the one that GNU tar extracts, with `--ignore-zeros` where that brings more. Where
+//! lenience would hide a damaged archive the scanner is stricter: a wrong checksum, records without
+//! their entry.
 
 mod end;
 mod entry;
@@ -44,38 +45,39 @@ use super::{Extents, Member, MemberKind, StreamOffset, Toc, replaced};
 
 pub use self::members::{MEMBERS_LIMIT, NAMES_LIMIT_BYTES};
 
-/// The largest extended header or long name. GNU tar's older sparse formats keep the map of a file
-/// there: 16 MiB hold some 300,000 runs of data. Only one is in memory at a time.
+/// The largest extended header or long name. GNU tar's older sparse formats keep a file's map in
+/// one: 16 MiB hold some 300,000 runs of data. Only one is in memory at a time.
 const RECORDS_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
-/// How far a stream may reach: file offsets are signed 64-bit numbers.
+/// The longest stream: file offsets are signed 64-bit numbers.
 const STREAM_LIMIT_BYTES: u64 = i64::MAX as u64;
-/// What is wrong with an archive; names the entry and the stream offset.
+/// The fault of an archive, with the entry and the stream offset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TarError(String);
 
-/// Finds the members of an archive whose bytes it is shown in order, member content left out at will.
+/// Finds the members of an archive. The caller shows its bytes in order, and may leave out the
+/// content of members.
 pub struct Scanner {
     state: State,
     /// Where `buffer` starts: at a header, at the content of records, at a block of a sparse map.
     at: StreamOffset,
-    /// What is there of these so far.
+    /// The bytes of the header, records or block so far.
     buffer: Vec<u8>,
     last: Last,
-    /// What the records since the last entry say about the next.
+    /// The records since the last entry, which are about the next one.
     pending: Option<Records>,
-    /// What global records say about every entry to come.
+    /// The global records, which are about every later entry.
     global: Records,
     /// The sparse file whose map is incomplete.
     sparse: Option<SparseFile>,
-    /// The end of the content that the last entry may have or not.
+    /// The end of the last entry's content, where it is doubtful whether the entry has any.
     doubtful_end: Option<StreamOffset>,
     end: End,
     members: Members,
     warnings: Warnings,
 }
 
-/// What the scanner waits for.
+/// The bytes that the scanner waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// A header.
@@ -112,8 +114,8 @@ impl Scanner {
         }
     }
 
-    /// Shows bytes of the stream that start at `at`, which is at most [`Self::next_offset`]. What
-    /// lies before `next_offset` is passed over, so overlaps and member content do no harm.
+    /// Shows bytes of the stream that start at `at`, which is at most [`Self::next_offset`]. Bytes
+    /// before `next_offset` are passed over, so overlaps and member content do no harm.
     ///
     /// # Errors
     /// When the archive is malformed or hostile. The scanner is of no use afterwards.
@@ -131,13 +133,13 @@ impl Scanner {
         Ok(())
     }
 
-    /// The first byte of the stream that the scanner needs to go on: behind what it has
-    /// buffered of a header, or the next header behind a member's content.
+    /// The first byte of the stream that the scanner needs next: the rest of a header that has
+    /// begun, or the header behind a member's content.
     pub fn next_offset(&self) -> StreamOffset {
         self.at + self.buffer.len() as u64
     }
 
-    /// The members found so far; only ever grows.
+    /// The members found so far. The list only grows.
     pub fn members(&self) -> &[Member] {
         self.members.all()
     }
@@ -193,7 +195,7 @@ impl Scanner {
         Ok(Toc { members, stream_bytes, warnings })
     }
 
-    /// A part of a block behind zero blocks is no header.
+    /// Ends a stream that stops inside a block behind zero blocks: such a part is no header.
     fn leave_out_rest(&mut self) {
         if self.state != State::Header || !self.end.is_behind_zeros() {
             return;
@@ -212,7 +214,7 @@ impl Scanner {
         ))
     }
 
-    /// How many bytes from `at` on the state needs; `None` when it needs no more.
+    /// The bytes from `at` on that the state needs; `None` at the end.
     fn wanted_bytes(&self) -> Option<usize> {
         match self.state {
             State::Header | State::SparseMap => Some(BLOCK_BYTES),
@@ -246,12 +248,12 @@ impl Scanner {
             Ok(header) => {
                 self.doubtful_end = None;
                 if self.end.header() {
-                    // What was said of all entries was said of those of one archive.
+                    // Global records are about the entries of one archive.
                     self.global = Records::default();
                 }
                 self.header(&header, block)
             }
-            // It is content, then.
+            // The block is content, then.
             Err(_) if let Some(end) = self.doubtful_end.take() => {
                 self.at = end;
                 Ok(())
@@ -369,7 +371,7 @@ impl Scanner {
             EntryKind::Symlink(path, target) => (path, MemberKind::Symlink(target)),
             EntryKind::HardLink { path, target } => {
                 match self.members.find(&target) {
-                    // A hard link is the same inode: what the target is, so is the link.
+                    // A hard link is the same inode, so it has the target's content, mode and time.
                     Some(member) => {
                         let member = Member { path: Some(path), ..member.clone() };
                         return self.members.push(member);
@@ -403,7 +405,7 @@ impl Scanner {
         self.take_sparse(file).map_err(fault)
     }
 
-    /// Makes a sparse file a member, once its map is complete; else waits for more of that.
+    /// Makes a sparse file a member, or waits for the rest of its map.
     fn take_sparse(&mut self, file: SparseFile) -> Result<(), String> {
         self.last = Last { name: file.name.clone(), content_end: file.content.end };
         if file.has_more {
@@ -418,7 +420,8 @@ impl Scanner {
     }
 }
 
-/// Bytes where a header should be. At the start, a magic number tells what they are instead.
+/// The error for bytes that are no header. At the start of a layer, a magic number may name the
+/// tool that wrote them.
 fn not_a_header(at: StreamOffset, bytes: &[u8], reason: &str) -> TarError {
     match compression_of(bytes).filter(|_| at == StreamOffset(0)) {
         Some(tool) => TarError(format!(
@@ -428,7 +431,7 @@ fn not_a_header(at: StreamOffset, bytes: &[u8], reason: &str) -> TarError {
     }
 }
 
-/// Where the next header lies, behind that much content.
+/// The offset of the next header, behind that much content.
 fn behind(content: StreamOffset, bytes: u64) -> Result<StreamOffset, String> {
     let padded = bytes.checked_next_multiple_of(BLOCK_BYTES as u64);
     padded

@@ -1,7 +1,7 @@
 //! Records before a header that overrule its fields: PAX extended headers (POSIX.1-2024, pax,
 //! "pax Extended Header") and GNU's long names.
 //!
-//! Not the `tar` crate's `PaxExtensions`: that splits at newlines, which a path may hold.
+//! The `tar` crate's `PaxExtensions` is not used: it splits at newlines, and a path may hold one.
 //!
 //! Attributes of other tools (`SCHILY.*`, `LIBARCHIVE.*`: access control lists, extended attributes,
 //! file flags) are passed over, as kit does.
@@ -13,13 +13,14 @@ use crate::layer::Mtime;
 /// cleaned; global values are copied for every entry, so they may not be as long as the records.
 const VALUE_LIMIT_BYTES: usize = 16 * 1024;
 
-/// What records say about the next entry (`x`, `L`, `K`) or all that follow (`g`).
+/// The fields that records give the next entry (`x`, `L`, `K`) or all later ones (`g`).
 ///
-/// Values are bytes as written. An empty one means "as in the header" and takes a global away.
+/// Values are bytes as written. An empty value means "as in the header", and takes a global one
+/// away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Records {
     path: Option<Vec<u8>>,
-    /// The name of a sparse file, whose path is a substitute for readers that do not know holes.
+    /// The name of a sparse file. Its path is another one, for readers that know no holes.
     sparse_name: Option<Vec<u8>>,
     link_path: Option<Vec<u8>>,
     size: Option<Vec<u8>>,
@@ -31,7 +32,7 @@ pub(super) struct Records {
     is_continued: bool,
 }
 
-/// What PAX records say about a file with holes.
+/// The PAX records of a file with holes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SparseRecords {
     /// GNU.sparse.major and minor, which 0.0 and 0.1 do not have.
@@ -39,7 +40,7 @@ pub(super) struct SparseRecords {
     minor: u64,
     /// The size of the file, holes included.
     file_bytes: Option<u64>,
-    /// The map, where records have it.
+    /// The map, where the records hold it.
     runs: Runs,
     /// The offset of a run whose length is still to come.
     offset: Option<u64>,
@@ -47,7 +48,7 @@ pub(super) struct SparseRecords {
 
 impl Records {
     /// Takes in the content of an extended header: `LENGTH KEY=VALUE\n`, again and again. Later
-    /// records win; keys that say nothing about a read-only tree are passed over. A sparse map may
+    /// records win. Keys that do not matter in a read-only tree are passed over. A sparse map may
     /// have `most_runs` entries.
     pub(super) fn decode_pax(
         &mut self,
@@ -119,7 +120,7 @@ impl Records {
         }
     }
 
-    /// Whether the next entry alone is the rest of another volume's file: says so once.
+    /// Takes the mark that the next entry is the rest of a file which another volume began.
     pub(super) fn end_continued(&mut self) {
         self.is_continued = false;
     }
@@ -134,7 +135,7 @@ impl Records {
         self.are_pax
     }
 
-    /// What they say about holes.
+    /// The records about holes.
     pub(super) fn take_sparse(&mut self) -> Option<SparseRecords> {
         self.sparse.take()
     }
@@ -149,7 +150,7 @@ impl Records {
         self.link_path.take()
     }
 
-    /// The size of the content in bytes: what counts when the header's 33 bits are too few.
+    /// The size of the content in bytes, for sizes beyond the 33 bits of the header.
     pub(super) fn size(&self) -> Result<Option<u64>, String> {
         let Some(text) = &self.size else { return Ok(None) };
         decimal(text).map(Some).ok_or_else(|| {

@@ -8,8 +8,8 @@
 //!           padded to a block
 //! ```
 //!
-//! The data of all runs follows back to back, and the size of the entry counts it (in 1.0 with the
-//! lines of the map).
+//! The data of all runs follows back to back. The size of the entry counts the data, and in 1.0 the
+//! lines of the map too.
 
 use std::ops::Range;
 
@@ -17,8 +17,8 @@ use super::header::{BLOCK_BYTES, SparseFields, number};
 use crate::layer::extents::SparseMapError;
 use crate::layer::{Extents, StreamOffset};
 
-/// Where the fields of an old GNU header lie (GNU tar manual, "Basic Tar Format",
-/// `struct oldgnu_header`), and those of star's (`struct star_in_header`).
+/// The places of the fields in an old GNU header (GNU tar manual, "Basic Tar Format", `struct
+/// oldgnu_header`) and in star's (`struct star_in_header`).
 const GNU_RUNS: Range<usize> = 386..482;
 const STAR_RUNS: Range<usize> = 356..452;
 /// Two fields of 12 bytes: offset and bytes.
@@ -33,7 +33,7 @@ const MOST_DIGITS: usize = 20;
 pub(super) struct Runs(Vec<Range<u64>>);
 
 impl Runs {
-    /// Takes in a run; `most` is how many there may be.
+    /// Takes in a run, of which there may be `most`.
     pub(super) fn push(&mut self, offset: u64, bytes: u64, most: usize) -> Result<(), String> {
         if self.0.len() >= most {
             return Err(too_many());
@@ -77,7 +77,7 @@ pub(super) struct PendingMap {
 #[derive(Clone, Debug, Default)]
 struct Lines {
     digits: Vec<u8>,
-    /// How many numbers are still to come; `None` before the first line.
+    /// The number of lines to come; `None` before the first line.
     left: Option<u64>,
     offset: Option<u64>,
 }
@@ -109,7 +109,7 @@ impl PendingMap {
         Self { runs, file_bytes, lines: None }
     }
 
-    /// Where the file's bytes lie, once the map is complete.
+    /// The file's extents, once the map is complete.
     pub(super) fn extents(self, stored: Range<StreamOffset>) -> Result<Extents, SparseMapError> {
         Extents::sparse(stored, self.file_bytes, self.runs.0)
     }

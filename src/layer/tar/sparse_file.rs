@@ -18,7 +18,7 @@ use crate::layer::{Extents, Member, MemberKind, StreamOffset};
 pub(super) struct SparseFile {
     /// The name as written, for messages.
     pub name: Vec<u8>,
-    /// What the header promises, without the blocks of the map that were taken in.
+    /// The bytes of content that the header promises, less the blocks of the map so far.
     pub content: Range<StreamOffset>,
     /// Where the next block of the map lies.
     pub next_block: StreamOffset,
@@ -31,7 +31,7 @@ pub(super) struct SparseFile {
 }
 
 impl SparseFile {
-    /// What the header `block` or records say of the map of `member`, which may have `most_runs`.
+    /// Reads the map of `member` from the header `block` or the records. It may have `most_runs`.
     pub(super) fn new(
         member: Member,
         name: &[u8],

@@ -148,7 +148,7 @@ fn write(archive: &mut Vec<u8>, made: &Made) {
     if made.style == 0 || (made.style == 1 && header.set_path(name).is_ok()) {
         builder.append_data(&mut header, name, &made.content[..]).unwrap();
     } else {
-        // As Go writes it: the records are what counts, the header's own fields are worthless.
+        // As Go writes it: the records count, and the header's own fields are worthless.
         header.as_old_mut().name[..5].copy_from_slice(b"wrong");
         header.set_size(0);
         header.set_mtime(0);
@@ -167,8 +167,8 @@ fn write(archive: &mut Vec<u8>, made: &Made) {
     archive.extend_from_slice(&written[..written.len() - 1024]);
 }
 
-/// What the `tar` crate's own reader finds: path, content position and size. It cannot read a
-/// record whose value holds a newline, so it is asked about archives without one.
+/// The `tar` crate's own listing: path, content position and size. That reader fails at a record
+/// whose value holds a newline, so it is asked about archives without one.
 fn by_the_tar_crate(archive: &[u8]) -> Vec<(Vec<u8>, u64, u64)> {
     let mut reader = tar::Archive::new(archive);
     let entries = reader.entries().unwrap().map(|entry| {
@@ -237,7 +237,7 @@ proptest! {
         // Only the padding of the last content may be missing.
         let whole = scan(&archive, 700, true).unwrap();
         for (member, whole) in toc.members.iter().zip(&whole.members) {
-            // What is replaced may be so by a member that was cut off.
+            // A member that was cut off may have replaced an earlier one.
             prop_assert_eq!((&member.path, &member.kind), (&whole.path, &whole.kind));
         }
         let next_border = borders.iter().find(|&&border| border >= cut).unwrap();

@@ -1,8 +1,8 @@
-//! What a user should know about an archive: bounded in number, with names.
+//! Warnings about an archive: bounded in number, with names.
 
 use crate::layer::member_path::shown;
 
-/// Warnings of one kind that are kept: enough to see what kind of thing it is.
+/// Warnings of one kind that are kept: enough to see the kind of archive.
 pub(super) const WARNINGS_LIMIT: usize = 16;
 
 /// Collects warnings while an archive is scanned.

@@ -53,7 +53,7 @@ fn toc() -> impl Strategy<Value = Toc> {
         .prop_map(|(members, stream_bytes, warnings)| Toc { members, stream_bytes, warnings })
 }
 
-/// The bytes with a right checksum behind them, so that what it covers is looked at.
+/// The bytes with a right checksum behind them, so that decoding goes beyond the checksum.
 fn sealed(content: &[u8]) -> Vec<u8> {
     [content, &crc32c::crc32c(content).to_le_bytes()].concat()
 }

@@ -1,4 +1,4 @@
-//! Where an archive ends, and what lies behind that.
+//! The end of an archive, and the bytes behind it.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What each kind of entry becomes, and what is refused.
+//! Each kind of entry, and the refused ones.
 
 use super::*;
 
@@ -117,7 +117,7 @@ fn content_of_hard_links_and_old_directories_is_found_out() {
             assert!(toc.warnings.is_empty());
         }
     }
-    // Its target is not in the archive, so its own content is what there is.
+    // Its target is not in the archive, so its own content counts.
     let archive = [pax_only, sized(b'1', b"l", 600), body].concat();
     let member = one(&[&archive]);
     assert_eq!(content(&archive, &member), [b'b'; 600]);
