@@ -1,5 +1,5 @@
-//! What each fuzz target does with its input, without a fuzzer: `cargo test` runs the same bodies
-//! on seeded inputs (`tests/fuzz_targets.rs`), so that they are known to work.
+//! The bodies of the fuzz targets, without a fuzzer. `cargo test` runs them on seeded inputs
+//! (`tests/fuzz_targets.rs`), so that they are known to work.
 
 use kitfs::fs::tensors::{Format, shards};
 use kitfs::kit::{GoYaml, Kitfile};
@@ -9,10 +9,10 @@ use kitfs::layer::toc_codec;
 use kitfs::layer::{Extents, StreamOffset, Toc};
 use kitfs::oci::{Compression, Manifest, Origin, Reference};
 
-/// What [`decoder`] may decode: a small input may stand for gigabytes.
+/// The most bytes that [`decoder`] decodes: a small input may stand for gigabytes.
 const OUTPUT_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
-/// Every call of a decoder makes progress or fails, for any bytes in pieces of any size.
+/// Each call of a decoder makes progress or fails, for any bytes in pieces of any size.
 pub fn decoder(compression: u8, piece_bytes: u8, blob: &[u8]) {
     let all = [Compression::None, Compression::Gzip, Compression::Zstd];
     let mut decoder = Decoder::new(all[usize::from(compression) % 3], Windows::Large);
@@ -35,7 +35,7 @@ pub fn decoder(compression: u8, piece_bytes: u8, blob: &[u8]) {
     let _ = decoder.finish();
 }
 
-/// Kitfiles are decoded or refused, and what is decoded can be written.
+/// Kitfiles are decoded or refused, and decoded ones can be written.
 pub fn kitfile(json: &[u8]) {
     if let Ok(kitfile) = Kitfile::decode(json) {
         assert!(kitfile.to_yaml(GoYaml::default()).starts_with(b"manifestVersion:"));
@@ -83,7 +83,8 @@ fn scan(archive: &[u8], piece_bytes: usize, jumps: bool) -> Result<Toc, TarError
     scanner.finish(archive.len() as u64)
 }
 
-/// Headers of tensors are parsed or refused, and what they name lies in the file, apart.
+/// Headers of tensors are parsed or refused. The tensors of a header lie in the file and do not
+/// overlap.
 pub fn tensor_header(is_gguf: bool, header: &[u8]) {
     let format = if is_gguf { Format::Gguf } else { Format::Safetensors };
     let file_bytes = header.len() as u64 + (1 << 30);
@@ -95,7 +96,7 @@ pub fn tensor_header(is_gguf: bool, header: &[u8]) {
     }
 }
 
-/// Shards that an index names lie beside it, and each but the last has one after it.
+/// The shards of an index lie beside it, and each but the last has a next one.
 pub fn shard_index(index: &[u8]) {
     let Ok(names) = shards::parse(index) else { return };
     for name in &names {
@@ -104,7 +105,8 @@ pub fn shard_index(index: &[u8]) {
     }
 }
 
-/// What decodes is what its table encodes to; the checksum is made right, to get behind it.
+/// A file that decodes has the bytes that its table encodes to. The checksum is made right first,
+/// to get behind it.
 pub fn toc_codec(content: &[u8]) {
     let _ = toc_codec::decode(content);
     let sealed = [content, &crc32c(content).to_le_bytes()].concat();

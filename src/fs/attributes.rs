@@ -1,10 +1,10 @@
-//! What `stat` and `statfs` say.
+//! The results of `stat` and `statfs`.
 
 use crate::kit::NodeId;
 use crate::layer::Mtime;
 
-/// The number of an inode: the node's position in the tree, counted from 1, so that the root has
-/// the number FUSE wants (1) and every process that loads the kit gives the same numbers.
+/// The number of an inode: the node's position in the tree, counted from 1. So the root has the
+/// number that FUSE wants (1), and every process that loads the kit gives the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ino(pub u64);
 
@@ -17,7 +17,7 @@ impl Ino {
     }
 }
 
-/// Who owns every file of a mount.
+/// The owner of every file of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The user.
@@ -26,7 +26,7 @@ pub struct Owner {
     pub gid: u32,
 }
 
-/// What an inode is.
+/// The kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
     /// A directory.
@@ -37,12 +37,12 @@ pub enum FileKind {
     Symlink,
 }
 
-/// What `stat` says of an inode.
+/// The result of `stat` for an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
     /// The number.
     pub ino: Ino,
-    /// What it is.
+    /// Its kind.
     pub kind: FileKind,
     /// Bytes of a file, of a link's target; 0 for directories.
     pub size: u64,
@@ -50,29 +50,30 @@ pub struct Attributes {
     pub mode: u32,
     /// Links: 1, and for a directory 2 + its subdirectories.
     pub links: u32,
-    /// The modification time; access and change time too, because nothing ever changes.
+    /// The modification time, and the access and change time too: nothing ever changes.
     pub mtime: Mtime,
     /// Bytes that are stored, and not holes of a sparse file.
     pub stored_bytes: u64,
-    /// Who owns it.
+    /// Its owner.
     pub owner: Owner,
 }
 
 impl Attributes {
-    /// What `st_blocks` counts in.
+    /// The unit of `st_blocks`.
     pub const BLOCK_BYTES: u32 = 512;
 
-    /// The best size of a read: one FUSE request. `cp`, `cat` and Python ask by it.
+    /// The best size of a read: one FUSE request. `cp`, `cat` and Python read in this unit.
     pub const PREFERRED_READ_BYTES: u32 = 1024 * 1024;
 
-    /// Blocks of [`Self::BLOCK_BYTES`] that a copy needs, whether or not the bytes are in the cache. Holes
-    /// of a sparse file need none, and tools like `cp` and `tar` look for holes by that.
+    /// Blocks of [`Self::BLOCK_BYTES`] that a copy needs, whether or not the bytes are in the
+    /// cache. Holes of a sparse file need none: `cp` and `tar` find out by this number that a file
+    /// has holes.
     pub fn blocks(&self) -> u64 {
         self.stored_bytes.div_ceil(u64::from(Self::BLOCK_BYTES))
     }
 }
 
-/// What `statfs` says of a kit.
+/// The result of `statfs` for a kit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Totals {
     /// The sum of all file sizes in bytes, holes left out.

@@ -1,4 +1,4 @@
-//! Extended attributes: where bytes come from, and how far they can be trusted.
+//! Extended attributes: the origin of a file's bytes, and their state of verification.
 //!
 //! | name | root | file | other |
 //! |---|---|---|---|
@@ -8,11 +8,11 @@
 //! | `user.kitfs.media_type` | | the layer's media type | |
 //! | `user.kitfs.state`      | the worst of all layers | of its layer | |
 //!
-//! The Kitfile lies in no layer and has none of them. The state is read anew each time: it moves
-//! from `unconfirmed` to `confirmed` while a mount is used.
+//! The Kitfile lies in no layer and has none of them. The state is read anew each time, because it
+//! moves from `unconfirmed` to `confirmed` while a mount is used.
 //!
-//! A program gets them by name, and none is listed. `cp -a`, `rsync -X` and the copy-up of an overlay
-//! copy what is listed: a copy that somebody changes would still say that it is `confirmed`.
+//! A program gets them by name, and none is listed. `cp -a`, `rsync -X` and the copy-up of an
+//! overlay copy listed attributes. Such a copy can be changed, and would still say `confirmed`.
 
 use super::kit::{LoadedKit, State};
 use crate::kit::{Content, NodeId, NodeKind, Tree};

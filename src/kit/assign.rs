@@ -1,8 +1,8 @@
-//! Which Kitfile entry belongs to which layer, by digest.
+//! Matches the entries of a Kitfile with the layers, by digest.
 //!
-//! Two layers may have one digest (two empty files), and two entries too. Of several layers with
-//! the entry's digest the one whose `filepath` annotation is the entry's path is taken, then the
-//! first that no entry has. All in linear time: the lists come from the network.
+//! Two layers may have one digest (two empty files), and two entries too. Of several layers with an
+//! entry's digest, the one whose `filepath` annotation is the entry's path comes first, then the
+//! first layer without an entry. The lists come from the network, so matching takes linear time.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -19,7 +19,7 @@ pub(super) struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// What messages call it.
+    /// The layer's name in messages.
     pub(super) fn title(&self, entry: Option<&Entry>) -> String {
         let role = entry.map_or_else(|| self.role(), |entry| entry.section().role());
         let path = entry.map(|entry| entry.text(Field::Path)).filter(|path| !path.is_empty());
@@ -27,7 +27,7 @@ impl Known<'_> {
         layer_title(role.as_str(), path, self.descriptor.digest)
     }
 
-    /// What the layer is for, by its media type and annotations alone.
+    /// The layer's role, by its media type and annotations alone.
     pub(super) fn role(&self) -> Role {
         let subtype = self.descriptor.annotations.get("ml.kitops.modelkit.layer-subtype");
         match self.kind.content {
@@ -44,7 +44,7 @@ impl Known<'_> {
     }
 }
 
-/// For each layer, the entries that it is the layer of.
+/// For each layer, the indexes of its entries.
 ///
 /// # Errors
 /// When an entry's digest is not the digest of any layer of the manifest.
@@ -104,12 +104,12 @@ impl<'a> Assignment<'a> {
     }
 
     fn take_any(&mut self, digest: Digest, entry: &'a Entry) {
-        // The layer may be of an unknown type, and passed over.
+        // The layer may have an unknown type, and be passed over.
         let Some(layers) = self.by_digest.get_mut(&digest) else { return };
         while layers.len() > 1 && !self.entries[layers[0]].is_empty() {
             layers.pop_front();
         }
-        // The last one serves every entry that is left over: one blob, several entries.
+        // The last layer serves every further entry: one blob, several entries.
         self.entries[layers[0]].push(entry);
     }
 }

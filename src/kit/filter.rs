@@ -1,16 +1,16 @@
 //! Filters in kit's own grammar (modelkit-spec 4.1): `TYPE[,TYPE…][:NAME[,NAME…]]`.
 //!
 //! A filter takes whole layers, never single files. A NAME is compared, byte for byte, with the
-//! `name` of a layer's Kitfile entry and with its `path` as written there: `docs:docs/` takes what
-//! `docs:docs` does not. Unlike kit, which takes an empty NAME for entries without a name, an
-//! empty NAME is refused: it is a slip of the keyboard.
+//! `name` of a layer's Kitfile entry and with its `path` as written there: `docs:docs/` and
+//! `docs:docs` take different layers. An empty NAME is refused, as a slip of the keyboard. (kit
+//! lets it stand for entries without a name.)
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{KitLayer, Role};
 
-/// What a filter can name, in kit's words and kit's order.
+/// The types that a filter can name, in kit's words and kit's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Kitfile,
@@ -59,11 +59,11 @@ pub struct Filter {
     kinds: Vec<Kind>,
     /// Empty: every name.
     names: Vec<String>,
-    /// Which one of the command it is, from 0; narrowed ones keep it.
+    /// The filter's number in the command, from 0. A narrowed filter keeps it.
     index: usize,
 }
 
-/// As it is typed.
+/// Writes the filter as a user types it.
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word =
@@ -76,13 +76,13 @@ impl fmt::Display for Filter {
     }
 }
 
-/// Why a text is not a filter; names the wrong word and the allowed ones.
+/// The error for a text that is no filter, with the wrong word and the allowed ones.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a filter: {reason}")]
 pub struct FilterError {
     /// The text.
     pub text: String,
-    /// What is wrong with it and what is expected.
+    /// The fault, and the expected form.
     pub reason: String,
 }
 
@@ -132,24 +132,24 @@ impl Filters {
         filters.collect::<Result<_, _>>().map(Self)
     }
 
-    /// How many there are.
+    /// The number of filters.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none, so that everything is taken.
+    /// Whether there are none, so that every layer is taken.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Filters by their numbers, as the user typed them, for messages.
+    /// The filters of these numbers as the user typed them, for messages.
     pub fn shown(&self, indexes: &BTreeSet<usize>) -> String {
         let shown = self.0.iter().filter(|filter| indexes.contains(&filter.index));
         let shown: Vec<_> = shown.map(|filter| format!("--filter `{filter}`")).collect();
         shown.join(" and ")
     }
 
-    /// Which filters of the command take an entry of the Kitfile, by their numbers from 0.
+    /// The numbers of the command's filters that take an entry of the Kitfile.
     pub fn taking(
         &self,
         role: Role,
@@ -160,7 +160,7 @@ impl Filters {
         taking.map(|filter| filter.index)
     }
 
-    /// Which filters of the command take the Kitfile, by their numbers from 0.
+    /// The numbers of the command's filters that take the Kitfile.
     pub fn taking_kitfile(&self) -> impl Iterator<Item = usize> {
         let taking = self.0.iter().filter(|filter| filter.kinds.contains(&Kind::Kitfile));
         taking.map(|filter| filter.index)
@@ -181,7 +181,7 @@ impl Filters {
         self.0.is_empty() || self.0.iter().any(|filter| filter.kinds.contains(&Kind::Kitfile))
     }
 
-    /// The filters that apply to the parent; `None` when the parent is not touched at all.
+    /// The filters for the parent; `None` when nothing of the parent is taken.
     ///
     /// A parent gives its model only (modelkit-spec 4.2): each filter that includes `model` is
     /// narrowed to it and keeps its names; the result never takes the parent's Kitfile.
@@ -189,12 +189,12 @@ impl Filters {
         self.narrowed_to(Kind::Model)
     }
 
-    /// The filters that apply to a kit which a data set's `remotePath` names; `None` when it is not
-    /// touched at all.
+    /// The filters for the kit that a data set's `remotePath` names; `None` when nothing of it is
+    /// taken.
     ///
     /// Such a kit gives its data sets only (modelkit-spec 9.2). As with parents, each filter that
-    /// includes `datasets` is narrowed to it and keeps its names, which then stand for that kit's
-    /// own data sets.
+    /// includes `datasets` is narrowed to it and keeps its names. The names then stand for that
+    /// kit's own data sets.
     pub fn for_remote(&self) -> Option<Self> {
         self.narrowed_to(Kind::Datasets)
     }

@@ -1,7 +1,7 @@
 //! Kits from before v0.5.0 (modelkit-spec 3.4): their Kitfile has no digests.
 //!
-//! Entries and layers are in the same order within each role, and the members of a layer are
-//! relative to the directory that holds the entry's path: `models/m.h5` is packed as `m.h5`.
+//! Entries and layers of a role are in the same order. The members of a layer are relative to the
+//! directory of the entry's path: `models/m.h5` is packed as `m.h5`.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use crate::layer::{MemberPath, MemberPathError};
 /// For each layer, its entry: the n-th of a role has the n-th entry of that role.
 ///
 /// # Errors
-/// When there are more layers of a role than entries: nothing says where their members go.
+/// When a role has more layers than entries: nothing says where the members of the others go.
 pub(super) fn by_order<'a>(
     layers: &[Known<'_>],
     entries: &[&'a Entry],
@@ -36,7 +36,7 @@ pub(super) fn by_order<'a>(
     Ok(assigned)
 }
 
-/// The directory that the members of an entry's layer are relative to; `None` for the root.
+/// The directory above the members of an entry's layer; `None` for the root.
 pub(super) fn directory(entry: &Entry) -> Result<Option<MemberPath>, KitError> {
     match MemberPath::parse(entry.text(Field::Path).as_bytes()) {
         Ok(path) => Ok(path.parent()),

@@ -1,4 +1,4 @@
-//! What a kit is: Kitfile, families, filters, parents, and layers merged into one tree. Pure.
+//! A kit: its Kitfile, family, filters, parents, and its layers merged into one tree. Pure.
 //!
 //! ```text
 //! manifest --family--> modelkit | modelpack --entries matched to layers--> Kit
@@ -7,13 +7,13 @@
 //! ```
 //!
 //! - [`kitfile`]: the config blob, and its YAML byte for byte.
-//! - `modelkit`, `modelpack`, `legacy`, `assign`: which layer is which entry.
-//! - `placement`: where a layer's files go; annotations of raw layers.
+//! - `modelkit`, `modelpack`, `legacy`, `assign`: match layers and entries.
+//! - `placement`: the places of a layer's files; annotations of raw layers.
 //! - `remote`: data sets that lie in another kit or in an S3 store.
-//! - [`filter`], [`parents`]: what of a kit, and of which other kits, is taken.
+//! - [`filter`], [`parents`]: choose layers, and other kits to read.
 //! - [`tree`]: the merged tree.
 //!
-//! No I/O, no clock; everything that comes in is hostile until it is decoded.
+//! No I/O, no clock. Every input is hostile until it is decoded.
 
 mod assign;
 pub mod filter;
@@ -37,7 +37,7 @@ pub use parents::{Parents, ParentsError};
 pub use remote::{RemoteData, RemoteTarget};
 pub use tree::{Additions, Content, Missing, NodeId, NodeKind, Tree, TreeError};
 
-/// Which kind of artifact a kit is (modelkit-spec 1.1).
+/// The kind of an artifact (modelkit-spec 1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// A ModelKit.
@@ -48,7 +48,7 @@ pub enum Family {
     ModelPack,
 }
 
-/// What a layer is for, in kit's words.
+/// The role of a layer, in kit's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// The model itself.
@@ -70,9 +70,9 @@ pub enum Role {
 /// A kit's manifest and config, understood.
 #[derive(Clone, Debug)]
 pub struct Kit {
-    /// Which kind of artifact.
+    /// Its kind.
     pub family: Family,
-    /// The Kitfile; for a ModelPack that carries none, what kit would say of it.
+    /// The Kitfile. For a ModelPack that carries none, the one that `kit info` would show.
     pub kitfile: Kitfile,
     /// The bytes of the file `Kitfile` at the root, where `kit unpack` writes one.
     pub kitfile_yaml: Option<Bytes>,
@@ -82,10 +82,10 @@ pub struct Kit {
     pub parent: Option<String>,
     /// Data sets whose content lies elsewhere, in the Kitfile's order.
     pub remote: Vec<RemoteData>,
-    /// When the kit was made, as the manifest's `org.opencontainers.image.created` says; `None` where
-    /// it says nothing from 1980 to 2106.
+    /// The manifest's `org.opencontainers.image.created`; `None` without one from 1980 to 2106.
     pub created: Option<Mtime>,
-    /// What was passed over: unknown layer types, data sets whose place is malformed.
+    /// Warnings about things that were passed over: unknown layer types, data sets whose place is
+    /// malformed.
     pub warnings: Vec<String>,
 }
 
@@ -94,21 +94,21 @@ pub struct Kit {
 pub struct KitLayer {
     /// The blob.
     pub blob: BlobId,
-    /// How its bytes become files.
+    /// Whether it is a tar archive or one file, and its compression.
     pub encoding: Encoding,
     /// The media type as written.
     pub media_type: String,
-    /// What it is for.
+    /// Its role.
     pub role: Role,
     /// The `name` of its Kitfile entry.
     pub entry_name: Option<String>,
     /// The `path` of its Kitfile entry, as written.
     pub entry_path: Option<String>,
-    /// Where its members go.
+    /// The places of its members in the tree.
     pub placement: Placement,
 }
 
-/// Where the members of a layer go in the tree.
+/// The places of a layer's members in the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// Members carry their paths, below this directory (legacy kits) or the root.
@@ -129,7 +129,7 @@ pub enum Placement {
     },
 }
 
-/// Why an artifact cannot be mounted.
+/// The error for an artifact that cannot be mounted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KitError {
     /// Neither a ModelKit nor a ModelPack.
@@ -138,13 +138,13 @@ pub enum KitError {
     /// The config (the Kitfile as JSON) cannot be understood.
     #[error("the kit's config is malformed: {0}")]
     Kitfile(#[from] KitfileError),
-    /// Config and layers disagree, or an annotation that is needed is missing or malformed.
+    /// Config and layers disagree, or a needed annotation is missing or malformed.
     #[error("the kit is malformed: {0}")]
     Malformed(String),
 }
 
 impl Role {
-    /// The word for it in messages.
+    /// The role's name in messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Model => "model",
@@ -159,14 +159,14 @@ impl Role {
 }
 
 impl KitLayer {
-    /// What messages call the layer: ``model `weights/model.bin` (sha256:0123456789ab)``.
+    /// The layer's name in messages: ``model `weights/model.bin` (sha256:0123456789ab)``.
     pub fn title(&self) -> String {
         let entry = self.entry_path.as_ref().or(self.entry_name.as_ref());
         layer_title(self.role.as_str(), entry.map(String::as_str), self.blob.digest)
     }
 }
 
-/// What messages call a layer: by its role, its Kitfile entry or path, and the first digits of its
+/// A layer's name in messages: its role, its Kitfile entry or path, and the first digits of its
 /// digest.
 fn layer_title(role: &str, entry: Option<&str>, digest: Digest) -> String {
     match entry {
@@ -179,8 +179,8 @@ impl Kit {
     /// Understands a manifest and its config blob.
     ///
     /// # Errors
-    /// When the artifact is no kit, or its config and layers contradict each other. What can be
-    /// passed over (layers of an unknown type, remote data sets) becomes a warning instead.
+    /// When the artifact is no kit, or its config and layers contradict each other. Layers of an
+    /// unknown type and malformed remote data sets become warnings instead.
     pub fn decode(manifest: &Manifest, config: &[u8]) -> Result<Self, KitError> {
         let artifact = manifest.artifact_type.as_deref().and_then(ArtifactType::parse);
         let configured = ArtifactType::parse(&manifest.config.media_type);
@@ -195,22 +195,22 @@ impl Kit {
     }
 }
 
-/// When the manifest says that the kit was made. A text that is no time is as good as none: nothing
-/// depends on it but dates.
+/// The manifest's time of creation. A text that is no time is as good as none: only dates depend on
+/// it.
 fn created(manifest: &Manifest) -> Option<Mtime> {
     /// OCI image-spec, annotations.md.
     const CREATED: &str = "org.opencontainers.image.created";
     manifest.annotations.get(CREATED).and_then(|text| rfc3339(text)).flatten()
 }
 
-/// Which encoder the kit has that packed a kit.
+/// The YAML encoder of the kit release that packed a kit.
 fn go_yaml(manifest: &Manifest) -> GoYaml {
     let version = manifest.annotations.get("ml.kitops.modelkit.cli-version");
     GoYaml::of_kit(version.map(String::as_str))
 }
 
-/// The time in an RFC 3339 text with any zone; the inner `None` for one that is not from 1980 to 2106,
-/// the outer one for anything else.
+/// The time in an RFC 3339 text with any zone. The inner `None` stands for one outside 1980 to
+/// 2106, the outer one for any other text.
 fn rfc3339(text: &str) -> Option<Option<Mtime>> {
     let time: jiff::Timestamp = text.parse().ok()?;
     // Before 1970 the nanoseconds are negative.
@@ -239,9 +239,9 @@ fn what_it_is(manifest: &Manifest, types: [Option<ArtifactType>; 2]) -> String {
     }
 }
 
-/// A text from the network as messages show it: short, without control characters.
+/// A text from the network for messages: short, without control characters.
 fn shown(text: &str) -> String {
-    /// Enough for any media type or path that a person can tell apart.
+    /// Media types and paths that a person can tell apart are shorter.
     const MOST_CHARACTERS: usize = 200;
     text.chars()
         .take(MOST_CHARACTERS)

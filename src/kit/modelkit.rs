@@ -11,7 +11,7 @@ use super::{
 use crate::oci::{Descriptor, Format, LayerType, Manifest, Reference};
 
 impl Section {
-    /// What the layers of its entries are for.
+    /// The role of its entries' layers.
     pub(super) fn role(self) -> Role {
         match self {
             Self::Model => Role::Model,
@@ -43,7 +43,7 @@ pub(super) fn decode(manifest: &Manifest, config: &[u8]) -> Result<Kit, KitError
     Ok(Kit { family, kitfile, kitfile_yaml, layers, parent, remote, created, warnings })
 }
 
-/// The layers whose type is known; a warning for each other one.
+/// The layers of a known type, and a warning for each other one.
 pub(super) fn known_layers<'a>(
     manifest: &'a Manifest,
     warnings: &mut Vec<String>,
@@ -62,7 +62,7 @@ pub(super) fn known_layers<'a>(
     known
 }
 
-/// What messages call a layer whose role is not known.
+/// The name in messages of a layer whose role is not known.
 pub(super) fn unknown_title(descriptor: &Descriptor) -> String {
     match placement::annotated_path(descriptor) {
         Some(path) => format!("layer `{}` ({})", shown(path), descriptor.digest.short()),
@@ -70,9 +70,9 @@ pub(super) fn unknown_title(descriptor: &Descriptor) -> String {
     }
 }
 
-/// `model.path`, where it is a reference to another kit (modelkit-spec 2.1).
+/// `model.path`, where that is a reference to another kit (modelkit-spec 2.1).
 ///
-/// A model that has a layer of its own is none, however its path looks.
+/// The path of a model with a layer of its own is no reference, however it looks.
 pub(super) fn parent(kitfile: &Kitfile) -> Option<String> {
     let model = kitfile.model().filter(|model| model.digest().is_none())?;
     let path = model.text(Field::Path);
@@ -97,7 +97,7 @@ pub(super) enum Digests {
 /// Whether the entries name their layers.
 ///
 /// # Errors
-/// When some do and some do not: no release of kit wrote that, and guessing would mix up layers.
+/// When only some do. No release of kit wrote that, and a guess would mix up layers.
 pub(super) fn digests(entries: &[&Entry]) -> Result<Digests, KitError> {
     let without: Vec<_> = entries.iter().filter(|entry| entry.digest().is_none()).collect();
     match without.first() {
@@ -110,7 +110,7 @@ pub(super) fn digests(entries: &[&Entry]) -> Result<Digests, KitError> {
     }
 }
 
-/// The layers of a kit, in manifest order; one for each entry that shares a layer.
+/// The layers of a kit, in manifest order. A layer that several entries share comes once for each.
 pub(super) fn build(
     family: Family,
     layers: &[Known<'_>],

@@ -1,8 +1,8 @@
-//! CNCF ModelPacks (modelkit-spec 4.3, 6): layers say by annotation where they go.
+//! CNCF ModelPacks (modelkit-spec 4.3, 6): an annotation of each layer gives its path.
 //!
-//! kit adds the whole Kitfile as an annotation of the manifest. Others have none: then one is made
-//! for `kitfs info` from the layers and the config, and no file `Kitfile` is shown, as kit writes
-//! none.
+//! kit adds the whole Kitfile as an annotation of the manifest. Other tools add none. Then `kitfs
+//! info` shows one made from the layers and the config, and the tree has no file `Kitfile`, as with
+//! kit.
 
 use bytes::Bytes;
 
@@ -67,8 +67,8 @@ fn entry<'a>(layer: &Known<'a>) -> Option<(Section, &'a str)> {
 
 /// The layers that can be mounted.
 ///
-/// Where a tool leaves config and layer types to its registry library (ramalama), the config is
-/// the OCI placeholder and each layer that names a path is one file of the model.
+/// Some tools (ramalama) leave the types of config and layers to their registry library. The config
+/// is the OCI placeholder then, and each layer that names a path is one file of the model.
 fn known_layers<'a>(manifest: &'a Manifest, warnings: &mut Vec<String>) -> Vec<Known<'a>> {
     let config = ArtifactType::parse(&manifest.config.media_type);
     if config == Some(ArtifactType::ModelPack) {
@@ -90,7 +90,7 @@ fn known_layers<'a>(manifest: &'a Manifest, warnings: &mut Vec<String>) -> Vec<K
     known
 }
 
-/// For each layer, the first entry that has the path of its annotation.
+/// For each layer, the first entry with the path of its annotation.
 fn by_path<'a>(layers: &[Known<'_>], entries: &[&'a Entry]) -> Vec<Vec<&'a Entry>> {
     let clean = |path: &str| crate::layer::MemberPath::parse(path.as_bytes()).ok();
     let mut paths = std::collections::HashMap::new();

@@ -1,19 +1,19 @@
 //! The chain of kits that refer to one another: `model.path` names a parent (modelkit-spec 4.2), and
 //! `datasets[].remotePath` a kit with data sets (9.2).
 
-/// The most references in a chain, as in kit (`MaxModelRefChain`): a longer one is a mistake.
+/// The most references in a chain, as in kit (`MaxModelRefChain`). A longer chain is a mistake.
 pub const MOST_PARENTS: usize = 10;
 
-/// The references on the way from a kit to its oldest parent, or to a kit of its data.
+/// The references from a kit to its oldest parent, or to a kit with its data sets.
 #[derive(Clone, Debug, Default)]
 pub struct Parents {
     seen: Vec<String>,
 }
 
-/// Why a chain of parents is refused; the message shows the chain.
+/// The error for a chain that is refused. The message shows the chain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParentsError {
-    /// The chain comes back to a reference that is in it.
+    /// The chain comes back to an earlier reference.
     #[error("the kits that it refers to go round in a circle: {0}")]
     Cycle(String),
     /// More than [`MOST_PARENTS`] references.
@@ -29,8 +29,8 @@ impl Parents {
 
     /// Adds the next parent.
     ///
-    /// References are compared as text, as in kit: two tags of one manifest are two references,
-    /// and the limit on the length ends a circle that the text hides.
+    /// References are compared as text, as in kit: two tags of one manifest are two references. The
+    /// limit on the length ends a circle of such tags.
     pub fn push(&mut self, reference: &str) -> Result<(), ParentsError> {
         if self.seen.iter().any(|seen| seen == reference) {
             return Err(ParentsError::Cycle(self.chain(reference)));

@@ -1,5 +1,5 @@
-//! Where a layer's files go, and what the annotations of a raw layer say of its file
-//! (modelkit-spec 1.3, 3.3).
+//! The places of a layer's files, and the annotations about the file of a raw layer (modelkit-spec
+//! 1.3, 3.3).
 
 use serde::Deserialize;
 
@@ -9,13 +9,14 @@ use super::{KitError, Placement, rfc3339, shown};
 use crate::layer::{MemberPath, MemberPathError, Mtime};
 use crate::oci::Descriptor;
 
-/// The largest metadata annotation that is read, in bytes: it holds one file name and six numbers.
+/// The largest metadata annotation that is read, in bytes. A real one holds a file name and six
+/// numbers.
 const MOST_METADATA_BYTES: usize = 64 * 1024;
 
-/// Permission bits of a file whose producer says nothing.
+/// The permission bits of a file without metadata.
 const DEFAULT_MODE: u32 = 0o644;
 
-/// The path that a layer's annotation names, as written. `cnai` is what modctl wrote in 2025.
+/// The path in a layer's annotation, as written. modctl wrote `cnai` in 2025.
 pub(super) fn annotated_path(layer: &Descriptor) -> Option<&str> {
     let path = ["org.cncf.model.filepath", "org.cnai.model.filepath"]
         .iter()
@@ -23,7 +24,7 @@ pub(super) fn annotated_path(layer: &Descriptor) -> Option<&str> {
     Some(path.as_str()).filter(|path| !path.is_empty())
 }
 
-/// Where the one file of a raw layer goes. The path is the annotation's, else the entry's.
+/// The place of a raw layer's one file. The path is the annotation's, else the entry's.
 ///
 /// # Errors
 /// When neither names a path inside the kit, or the metadata contradicts the layer.
@@ -78,7 +79,8 @@ impl Placement {
     }
 }
 
-/// The annotation `org.cncf.model.file.metadata+json`; name, uid and gid do not matter here.
+/// The annotation `org.cncf.model.file.metadata+json`, without the name, uid and gid that do not
+/// matter here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Metadata {
@@ -90,8 +92,8 @@ struct Metadata {
 }
 
 impl Metadata {
-    /// What the annotation says; nothing, with a warning, when it cannot be read: the file can
-    /// be shown without.
+    /// Reads the annotation. A malformed one costs a warning only: the file can be shown without
+    /// it.
     fn of(layer: &Descriptor, title: &str, warnings: &mut Vec<String>) -> Self {
         let keys = ["org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json"];
         let Some(json) = keys.iter().find_map(|key| layer.annotations.get(*key)) else {

@@ -1,28 +1,28 @@
 //! Data sets whose content is not in the kit: `datasets[].remotePath` (modelkit-spec 2, 9.2).
 //!
-//! A `remotePath` names another ModelKit, whose data sets belong below the entry's `path`, or an
-//! object of an S3 store, which is the file `path`. Kitfiles come from the network: an entry that
-//! cannot be used is left out with a warning, and the rest of the kit is as good as before.
+//! A `remotePath` names another ModelKit or an object of an S3 store. The ModelKit's data sets
+//! belong below the entry's `path`; the object is the file `path`. Kitfiles come from the network:
+//! an unusable entry is left out with a warning, and the rest of the kit is shown.
 
 use super::kitfile::{Entry, Field, Kitfile, Section};
 use super::{Filters, Role, shown};
 use crate::layer::{MemberPath, MemberPathError};
 use crate::oci::{ObjectLocation, Reference};
 
-/// A data set that lies elsewhere.
+/// A data set outside the kit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteData {
     /// The `name` of its Kitfile entry.
     pub entry_name: Option<String>,
     /// The `path` of its Kitfile entry, as written.
     pub entry_path: String,
-    /// Where it belongs in the kit's tree; `None` for the root.
+    /// Its place in the kit's tree; `None` for the root.
     pub path: Option<MemberPath>,
-    /// Where it lies.
+    /// Its source.
     pub target: RemoteTarget,
 }
 
-/// Where a remote data set lies.
+/// The source of a remote data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemoteTarget {
     /// In another ModelKit.
@@ -37,7 +37,8 @@ pub enum RemoteTarget {
 }
 
 impl RemoteData {
-    /// Whether filters take it: they name its section, and its `name` or `path` where they name any.
+    /// Whether filters take the data set: they name its section, and its `name` or `path` where
+    /// they name any.
     pub fn is_taken_by(&self, filters: &Filters) -> bool {
         filters.takes_entry(Role::Dataset, self.entry_name.as_deref(), Some(&self.entry_path))
     }
@@ -53,7 +54,7 @@ impl std::fmt::Display for RemoteTarget {
     }
 }
 
-/// The data sets of a Kitfile that lie elsewhere; a warning for each that cannot be used.
+/// The data sets of a Kitfile that lie outside the kit, and a warning for each unusable one.
 pub(super) fn of(kitfile: &Kitfile, warnings: &mut Vec<String>) -> Vec<RemoteData> {
     let mut found = Vec::new();
     for entry in kitfile.entries().filter(|entry| is_remote(entry)) {
@@ -68,7 +69,8 @@ pub(super) fn of(kitfile: &Kitfile, warnings: &mut Vec<String>) -> Vec<RemoteDat
     found
 }
 
-/// Whether the content of an entry lies elsewhere. An entry with a layer has its content there.
+/// Whether the content of an entry lies outside the kit. An entry with a layer has its content
+/// there.
 pub(super) fn is_remote(entry: &Entry) -> bool {
     entry.section() == Section::Datasets
         && entry.digest().is_none()

@@ -1,4 +1,4 @@
-//! Where the bytes of a file lie in its layer's stream: in one run, or as data between holes.
+//! The places of a file's bytes in its layer's stream: one run, or data between holes.
 //!
 //! ```text
 //! file    | data 0 | hole | data 1 | data 2.. | hole |      Extents::bytes
@@ -20,7 +20,7 @@ use super::StreamOffset;
 /// The largest file: offsets in a file are signed 64-bit numbers (`loff_t`).
 const MOST_FILE_BYTES: u64 = i64::MAX as u64;
 
-/// Where the bytes of a file lie in its layer's stream.
+/// The places of a file's bytes in its layer's stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extents {
     stored: Range<StreamOffset>,
@@ -49,7 +49,7 @@ struct Run {
 pub struct Extent {
     /// The bytes of the file.
     pub file: Range<u64>,
-    /// Where the first byte lies in the stream. The others follow.
+    /// The first byte's offset in the stream. The others follow.
     pub stream: StreamOffset,
 }
 
@@ -59,7 +59,7 @@ pub enum SparseMapError {
     /// A run starts before the end of the previous one.
     #[error("its data is not in order")]
     Order,
-    /// A run leaves the file, or no file can be that large.
+    /// A run leaves the file, or the file is larger than 2^63-1 bytes.
     #[error("its data lies beyond its end")]
     Outside,
     /// The runs together are longer or shorter than the data in the archive.
@@ -127,7 +127,7 @@ impl Extents {
         }
     }
 
-    /// Where its data lies in the stream.
+    /// The range of its data in the stream.
     pub fn stored(&self) -> Range<StreamOffset> {
         self.stored.clone()
     }

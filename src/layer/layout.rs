@@ -1,4 +1,4 @@
-//! How a layer's stream is laid out in cache files and cut into chunks (design.md 4).
+//! The layout of a layer's stream in cache files and chunks (design.md 4).
 //!
 //! ```text
 //! stream   | headers, small members | big member 0    | hdr | big member 1 | end |
@@ -72,7 +72,7 @@ pub struct Placed {
     pub stream: Range<StreamOffset>,
     /// The file that holds them.
     pub file: CacheFile,
-    /// Where in the file they start.
+    /// Their offset in the file.
     pub file_offset: u64,
 }
 

@@ -16,7 +16,7 @@ const SHOWN_BYTES: usize = 200;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberPath(Box<[u8]>);
 
-/// Why a name cannot be a path below the kit's root.
+/// The error for a name that is no path below the kit's root.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemberPathError {
     /// Starts with `/`.

@@ -1,4 +1,4 @@
-//! Which members of an archive a later member replaces.
+//! Finds the members of an archive that a later member replaces.
 //!
 //! An archive is a history: `tar --append` and `tar --update` add a file again, and extraction
 //! overwrites the earlier one. So the last member of a path counts:

@@ -44,7 +44,7 @@ pub enum MemberKind {
 }
 
 impl MemberKind {
-    /// Where the bytes of a file lie; `None` for anything else.
+    /// The places of a file's bytes; `None` for anything else.
     pub fn extents(&self) -> Option<&Extents> {
         match self {
             Self::File(extents) => Some(extents),

@@ -33,7 +33,7 @@ const KIND_SPARSE_FILE: u8 = 3;
 
 const FLAG_REPLACED: u8 = 1;
 
-/// Why a file is not a table of contents.
+/// The error for a file that is no table of contents.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a usable table of contents: {0}")]
 pub struct TocCodecError(String);

@@ -90,7 +90,7 @@ impl Section {
         }
     }
 
-    /// Whether kit writes a field even when it is empty.
+    /// Whether kit writes the field even when it is empty.
     pub(super) fn always_writes(self, field: Field) -> bool {
         self == Self::Docs && field == Field::Path
     }
@@ -140,7 +140,7 @@ impl Entry {
         Self { section, texts: path.into_iter().collect(), parameters: None, digest: None }
     }
 
-    /// Where the entry stands.
+    /// The entry's section.
     pub(in crate::kit) fn section(&self) -> Section {
         self.section
     }

@@ -1,22 +1,22 @@
 //! The Kitfile of a ModelPack that carries none, as kit makes one for `kit info` and `kit list`
 //! (modelkit-spec 4.3).
 //!
-//! Its entries are the layers that say where they go. kit stops there; the name, version,
-//! description, license and authors that the ModelPack's own config holds are added, since they
-//! are what a list of kits is read for. It is never a file of the tree.
+//! Its entries are the layers that name their path. kit stops there. kitfs adds the name, version,
+//! description, license and authors of the ModelPack's own config, because users read a list of
+//! kits for these. The tree never has this Kitfile.
 
 use super::entry::{Entry, Section};
 use super::value::{Object, Value};
 use super::{KITFILE_LIMIT_BYTES, Kitfile, KitfileError, Package};
 
-/// What kit writes as `manifestVersion`.
+/// The `manifestVersion` that kit writes.
 const MANIFEST_VERSION: &str = "1.0.0";
 
 impl Kitfile {
-    /// A Kitfile with these entries, sections and paths in the order of the layers. The first
-    /// model is the model, further ones are its parts: a Kitfile has one.
+    /// A Kitfile with these entries (section and path), in the order of the layers. A Kitfile has
+    /// one model, so further models become its parts.
     ///
-    /// A config that is not understood only costs the package: nothing in it says where files go.
+    /// A malformed config costs the package only: no file's place depends on it.
     pub(in crate::kit) fn of_modelpack<'a>(
         config: &[u8],
         layers: impl Iterator<Item = (Section, &'a str)>,

@@ -5,9 +5,9 @@
 //! ```
 //!
 //! Decoding follows Go's `encoding/json`, which wrote the blob: unknown fields are passed over, a
-//! `null` is as good as nothing, numbers are 64-bit floats. Which fields an entry has, and their
-//! order in the YAML, is one table (`Section::fields`). What it does not do: judge paths, or
-//! look at layers; that is for the families.
+//! `null` is as good as nothing, numbers are 64-bit floats. One table (`Section::fields`) has the
+//! fields of each entry, in the order of the YAML. The families (`modelkit`, `modelpack`) check
+//! paths and match layers.
 
 mod entry;
 mod generated;
@@ -18,12 +18,12 @@ use value::{Object, Value};
 
 pub(in crate::kit) use entry::{Entry, Field, Section};
 
-/// The largest config that is decoded, in bytes: what registries allow a manifest. A Kitfile of
+/// The largest config that is decoded, in bytes. Registries bound manifests so too. A Kitfile of
 /// 1,000 entries has about 0.3 MB.
 pub const KITFILE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
-/// The largest file `Kitfile`, in bytes. It is kept in memory, and a hostile config could make it
-/// sixty times its own size: each line is indented by its depth. Plain texts hardly grow at all.
+/// The largest file `Kitfile`, in bytes. The file is kept in memory, and each line is indented by
+/// its depth: a hostile config could become sixty times larger. Real ones hardly grow.
 const YAML_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
 /// A Kitfile.
@@ -47,7 +47,7 @@ struct Package {
     authors: Vec<String>,
 }
 
-/// Which version of go-yaml writes the YAML. They differ in texts that begin with a line break.
+/// The versions of go-yaml. They differ in texts that begin with a line break.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GoYaml {
     /// `gopkg.in/yaml.v3`, as in kit up to 1.10: a text loses a line break at its start.
@@ -58,8 +58,8 @@ pub enum GoYaml {
 }
 
 impl GoYaml {
-    /// The one of the kit that packed a kit, by the manifest's `ml.kitops.modelkit.cli-version`. A kit's
-    /// Kitfile keeps its bytes so, whatever kitfs learns later.
+    /// The version in the kit release that packed a kit (the manifest's
+    /// `ml.kitops.modelkit.cli-version`). So the bytes of a kit's Kitfile never change.
     pub fn of_kit(cli_version: Option<&str>) -> Self {
         let mut numbers = cli_version.unwrap_or_default().trim_start_matches('v').split('.');
         let mut number = || numbers.next().and_then(|digits| digits.parse::<u32>().ok());
@@ -70,7 +70,7 @@ impl GoYaml {
     }
 }
 
-/// What is wrong with a Kitfile; names the field.
+/// The fault of a Kitfile, with the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct KitfileError(pub String);
@@ -79,7 +79,8 @@ impl Kitfile {
     /// Decodes a config blob.
     ///
     /// # Errors
-    /// When it is too large (as YAML too) or too deep, is not JSON, or a field has a value of another type.
+    /// When the config is too large (as YAML too) or too deep, is not JSON, or a field has a value
+    /// of another type.
     pub fn decode(json: &[u8]) -> Result<Self, KitfileError> {
         if json.len() > KITFILE_LIMIT_BYTES {
             let bytes = json.len();

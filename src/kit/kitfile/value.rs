@@ -1,9 +1,9 @@
 //! JSON as Go reads it: numbers are 64-bit floats, rounded correctly; the last of equal keys wins.
 //!
 //! serde_json's own `Value` keeps integers apart and may round a float one bit wrong, which the
-//! byte-exact YAML would show. So the text of each value is taken as it stands, and numbers are
-//! parsed by the standard library. Each level of nesting reads its text once more: the bound on
-//! the depth is the bound on that, too.
+//! byte-exact YAML would show. So this module takes the text of each value as it stands, and the
+//! standard library parses the numbers. Each level of nesting reads its text once more; the bound
+//! on the depth bounds this work too.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use serde_json::value::RawValue;
 
 use super::KitfileError;
 
-/// The deepest nesting that is decoded. No Kitfile has more than ten levels; the bound keeps a
-/// hostile one off the stack.
+/// The deepest nesting that is decoded. No Kitfile has more than ten levels. The bound keeps a
+/// hostile one from exhausting the stack.
 const MOST_LEVELS: usize = 64;
 
 /// A JSON value.
@@ -85,9 +85,9 @@ fn not_json(error: serde_json::Error) -> KitfileError {
     KitfileError(format!("it is not JSON: {error}"))
 }
 
-/// An object whose fields are taken by name; errors say where it lies.
+/// An object whose fields are taken by name. Errors give its place in the Kitfile.
 ///
-/// Fields of a `null`, and fields that are missing or `null`, are empty.
+/// Missing fields, fields that are `null`, and all fields of a `null` are empty.
 pub(super) struct Object<'a> {
     fields: Option<&'a BTreeMap<String, Value>>,
     /// The path of the object, `model.parts[3].`; empty for the root.
@@ -95,7 +95,7 @@ pub(super) struct Object<'a> {
 }
 
 impl<'a> Object<'a> {
-    /// `value` as an object; `place` is for the message.
+    /// `value` as an object. The message names `place`.
     pub(super) fn new(value: &'a Value, place: &str) -> Result<Self, KitfileError> {
         Self::at(value, place, String::new())
     }

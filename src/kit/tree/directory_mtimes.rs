@@ -1,4 +1,4 @@
-//! The modification times of directories: the newest below them, and other ones for other content.
+//! The modification times of directories: the newest time below, and another one for other content.
 //!
 //! ```text
 //! /          newest of all          nanoseconds: a hash of the times of a/ and c
@@ -8,23 +8,23 @@
 //! '- c
 //! ```
 //!
-//! A directory of a kit's tar has no date of its own as a rule, and several layers may fill it. Its
-//! files differ from version to version by their times, so a hash of these differs too. A directory in
-//! which nothing changed keeps its time.
+//! A directory in a kit's tar rarely has a date of its own, and several layers may fill one.
+//! Changed files have other times, so a hash of their times differs too. A directory without a
+//! change keeps its time.
 
 use super::Node;
 use super::merge::Dated;
 use crate::layer::Mtime;
 
 /// An odd number without a pattern (the fractional digits of the golden ratio, as in Fibonacci
-/// hashing): the order of the children counts, not only their sum.
+/// hashing). Multiplying by it lets the order of the children count, not only their sum.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Who gave each node its time, in the order of the nodes.
+/// The origin of each node's time, in the order of the nodes.
 #[derive(Default)]
 pub(super) struct DirectoryMtimes(Vec<Dated>);
 
-/// What is known of a directory from its children.
+/// The newest time and the hash of a directory's children.
 #[derive(Clone, Copy, Default)]
 struct Below {
     newest: Option<Mtime>,

@@ -1,4 +1,4 @@
-//! Merging the members of all layers into one tree.
+//! Merges the members of all layers into one tree.
 //!
 //! ```text
 //! members of all layers --sort by path, stable--> equal paths in layer order --unify--> depth first
@@ -6,14 +6,14 @@
 //!                                       directories dated, breadth first, children counted <'
 //! ```
 //!
-//! The sort compares `/` below every other byte, so a directory comes before what is in it, its
-//! content follows without a gap, and siblings are in the order of their names.
+//! The sort compares `/` below every other byte. So a directory comes first, its content follows
+//! without a gap, and siblings are in the order of their names.
 //!
-//! Equal paths of several layers follow `kit unpack` (modelkit-spec 4): directories merge and keep the
-//! first mode; two files collide, unless they are one and the same stretch of one layer. (Within an
-//! archive the last member of a path counts, which [`Member::is_replaced`] says already.) Content cannot
-//! be compared here: a file `Kitfile` in a layer passes when it has the size of the kit's own, whose
-//! bytes are shown; fs, which can read the layer, compares them.
+//! Equal paths of several layers follow `kit unpack` (modelkit-spec 4). Directories merge and keep
+//! the first mode. Two files collide, unless both are the same range of one layer. Within an
+//! archive the last member of a path counts ([`Member::is_replaced`]). Content cannot be compared
+//! here, so a file `Kitfile` in a layer passes when it has the size of the kit's own. The tree
+//! shows the kit's own bytes; `fs` can read the layer and compares them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,20 +27,20 @@ use crate::kit::Placement;
 use crate::layer::member_path::{self, tree_order};
 use crate::layer::{MEMBERS_LIMIT, Member, MemberKind, Mtime, NAMES_LIMIT_BYTES};
 
-/// What kit creates missing parents with.
+/// The mode with which kit creates missing parents.
 const PARENT_MODE: u32 = 0o755;
-/// What kit writes the Kitfile with, and what a file that cannot be had seems to have.
+/// The mode with which kit writes the Kitfile, and the mode of files whose content cannot be had.
 const KITFILE_MODE: u32 = 0o644;
-/// The most members that all layers have together, and the most nodes of a tree: as many as one
-/// archive may have. The largest data sets of single files (14 million images) fit.
+/// The most members of all layers together, and the most nodes of a tree: as many as one archive
+/// may have. The largest data sets of single files (14 million images) fit.
 ///
-/// Both are needed. An entry of a Kitfile costs a few bytes and names a layer of millions of
-/// members again; and a member of 4 KiB may stand for 2,000 directories that are made here, so a
-/// few megabytes of compressed archive could ask for 40 GB. With the bound a tree takes 1.2 GB, its
-/// names 1 GiB (they are parts of the members' paths), and the sort 1.8 GB for a moment.
+/// Both are needed. An entry of a Kitfile costs a few bytes and may name a layer of millions of
+/// members again. A member of 4 KiB may stand for 2,000 directories that are made here, so a few
+/// megabytes of compressed archive could ask for 40 GB. With the bound a tree takes 1.2 GB, its
+/// names 1 GiB (parts of the members' paths), and the sort 1.8 GB for a moment.
 const MOST_NODES: usize = MEMBERS_LIMIT;
 
-/// What to do about layers that do not fit each other.
+/// Advice about layers that do not fit each other.
 const REFUSED_TOO: &str = "`kit unpack` refuses that too: leave one of them out with --filter";
 
 /// One member on its way into the tree.
@@ -49,13 +49,13 @@ struct Pending<'a> {
     kind: NodeKind,
     mode: u32,
     mtime: Dated,
-    /// What messages call its layer; `None` for what comes from the Kitfile.
+    /// Its layer's name in messages; `None` for additions from the Kitfile.
     layer: Option<&'a str>,
-    /// Why its content cannot be had.
+    /// The reason why its content cannot be had, if any.
     missing: Option<Box<str>>,
 }
 
-/// A modification time, and who gave it.
+/// A modification time, and its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dated {
     /// The archive, to the nanosecond.
@@ -90,13 +90,13 @@ impl Tree {
     /// The most members that all layers of a kit may have together.
     pub const MOST_MEMBERS: usize = MOST_NODES;
 
-    /// Merges layers in order, and what is added to them. Parents that no layer has are made with
-    /// mode 0755; `umask` is taken from every mode. `mtime` is the time of what is added, and of the
+    /// Merges layers in order, and the additions. Parents that no layer has are made with mode
+    /// 0755. `umask` is taken from every mode. `mtime` is the time of the additions, and of the
     /// root of an empty kit.
     ///
     /// # Errors
-    /// When two files have one path, something lies below a file or symlink, a layer is not what
-    /// its placement says, or there is too much of anything.
+    /// When two files have one path, something lies below a file or symlink, a layer does not fit
+    /// its placement, or there is too much of anything.
     pub fn merge(
         layers: &[TreeLayer<'_>],
         additions: impl Into<Additions>,
@@ -108,7 +108,7 @@ impl Tree {
         if members > MOST_NODES || names.sum::<u64>() > NAMES_LIMIT_BYTES {
             return Err(TreeError::too_large());
         }
-        // What is added comes first: of two directories the first keeps its mode.
+        // Additions come first: of two directories the first keeps its mode.
         let mut pending = added(additions.into(), mtime);
         pending.reserve(members);
         for layer in layers {
@@ -198,7 +198,7 @@ fn place<'a>(
     Ok(Pending { path, kind, mode, mtime, layer: Some(name), missing: None })
 }
 
-/// What is at a path that is named twice.
+/// Decides about a path that two members have.
 fn unify<'a>(mut first: Pending<'a>, next: Pending<'a>) -> Result<Pending<'a>, TreeError> {
     let message = |what: &str| {
         let places = match (origin(&first), origin(&next)) {
@@ -275,7 +275,7 @@ struct Drafts {
     open_path: Vec<u8>,
     file_bytes: u64,
     has_holes: bool,
-    /// Why the content of a draft cannot be had, by its number.
+    /// For numbers of drafts, the reason why their content cannot be had.
     missing: BTreeMap<u32, Box<str>>,
 }
 
@@ -298,7 +298,7 @@ impl Drafts {
         drafts
     }
 
-    /// Adds what is at a path, and the directories above that are missing.
+    /// Adds the node of a path, and the missing directories above.
     fn push(&mut self, pending: Pending<'_>) -> Result<(), TreeError> {
         let path = &*pending.path;
         while !self.is_open_above(path) {
@@ -311,7 +311,7 @@ impl Drafts {
         self.open_path.truncate(start.saturating_sub(1));
         while let Some(slash) = path[start..].iter().position(|&byte| byte == b'/') {
             let end = start + slash;
-            // Its time becomes that of what it is made for.
+            // A made directory takes the time of its first content.
             let mtime = Dated::ByItsLayer(pending.mtime.mtime());
             self.add(path, start..end, NodeKind::Directory, PARENT_MODE, mtime, &pending)?;
             start = end + 1;
@@ -387,7 +387,7 @@ impl Drafts {
         Node { kind, mtime, parent, first_child, children, subdirectories, name, mode, name_bytes }
     }
 
-    /// Renumbers the nodes breadth first. Siblings keep their order, which is that of their names.
+    /// Renumbers the nodes breadth first. Siblings keep the order of their names.
     fn finish(mut self) -> Tree {
         std::mem::take(&mut self.mtimes).settle(&mut self.nodes);
         let count = self.nodes.len();

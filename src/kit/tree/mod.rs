@@ -28,7 +28,7 @@ use crate::oci::Digest;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub u32);
 
-/// Where the bytes of a file are.
+/// The place of a file's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// Here: the Kitfile.
@@ -37,7 +37,7 @@ pub enum Content {
     Stored {
         /// The layer's index in the kit's list of layers.
         layer: u32,
-        /// Where in the stream its bytes lie, and where it has holes.
+        /// The places of its bytes in the stream, and its holes.
         extents: Extents,
     },
 }
@@ -51,7 +51,7 @@ impl Content {
         }
     }
 
-    /// How many of them are stored somewhere, and not holes.
+    /// The bytes that are stored, without holes.
     pub fn stored_bytes(&self) -> u64 {
         match self {
             Self::Inline(bytes) => bytes.len() as u64,
@@ -60,7 +60,7 @@ impl Content {
     }
 }
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeKind {
     /// A directory.
@@ -78,7 +78,7 @@ pub struct Tree {
     names: Vec<u8>,
     file_bytes: u64,
     has_holes: bool,
-    /// Why the content of a node cannot be had. Few are: remote data sets.
+    /// The reasons why the content of some nodes (remote data sets) cannot be had.
     missing: BTreeMap<NodeId, Box<str>>,
 }
 
@@ -89,7 +89,7 @@ struct Node {
     first_child: u32,
     children: u32,
     subdirectories: u32,
-    /// Where its name starts in [`Tree::names`].
+    /// The start of its name in [`Tree::names`].
     name: u32,
     mode: u16,
     name_bytes: u8,
@@ -100,25 +100,25 @@ struct Node {
 pub struct TreeLayer<'a> {
     /// Its index in the kit's list of layers, for [`Content::Stored`].
     pub index: u32,
-    /// Its digest: the times of its files differ from those of another layer by it.
+    /// Its digest, which tells the times of its files from those of another layer.
     pub digest: Digest,
-    /// What messages call it.
+    /// The layer's name in messages.
     pub name: &'a str,
-    /// Where its members go.
+    /// The places of its members.
     pub placement: &'a Placement,
     /// Its members.
     pub toc: &'a Toc,
-    /// The time of its files: of those that have none of their own, and of all where
-    /// [`Toc::constant_mtime`] is theirs.
+    /// The time of files without one of their own, and of all files of a layer with a
+    /// [`Toc::constant_mtime`].
     pub mtime: Mtime,
 }
 
-/// What a tree has beside the members of its layers.
+/// The nodes of a tree beside the members of its layers.
 #[derive(Clone, Debug, Default)]
 pub struct Additions {
     /// The file `Kitfile` at the root.
     pub kitfile: Option<Bytes>,
-    /// Directories that are there with mode 0755, whatever the layers say of them.
+    /// Directories with mode 0755, whatever the layers say of them.
     pub directories: Vec<MemberPath>,
     /// Files and directories whose content cannot be had.
     pub missing: Vec<Missing>,
@@ -127,11 +127,11 @@ pub struct Additions {
 /// A file or directory that belongs to a kit, and whose content cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
-    /// Where it belongs.
+    /// Its path.
     pub path: MemberPath,
-    /// Whether a directory belongs there.
+    /// Whether it is a directory.
     pub is_directory: bool,
-    /// Why it cannot be had, for whoever reads it.
+    /// The reason, for the user who reads it.
     pub reason: String,
 }
 
@@ -142,7 +142,7 @@ impl From<Option<Bytes>> for Additions {
     }
 }
 
-/// Why layers do not make a tree. Messages name the path and the layers.
+/// The error for layers that make no tree. Messages name the path and the layers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
     /// Two layers (or one layer twice) have a file at the same path; `kit unpack` refuses too.
@@ -151,7 +151,7 @@ pub enum TreeError {
     /// A file where another layer has a directory, or something below a file or symlink.
     #[error("{0}")]
     Conflict(String),
-    /// A layer's content is not what the manifest says of it.
+    /// A layer's content contradicts the manifest.
     #[error("{0}")]
     Mismatch(String),
     /// A path that is too deep or too long, or too many entries.
@@ -170,7 +170,7 @@ impl Tree {
         self.nodes.len() as u32
     }
 
-    /// What a node is.
+    /// The kind of a node.
     pub fn kind(&self, node: NodeId) -> &NodeKind {
         &self.node(node).kind
     }
@@ -234,8 +234,8 @@ impl Tree {
             .try_fold(Self::ROOT, |directory, name| self.lookup(directory, name))
     }
 
-    /// Why the content of a node cannot be had, where it cannot. Such a file seems empty, and such a
-    /// directory lacks what belongs into it.
+    /// The reason why the content of a node cannot be had, if any. Such a file seems empty, and
+    /// such a directory lacks its content.
     pub fn missing(&self, node: NodeId) -> Option<&str> {
         self.missing.get(&node).map(|reason| &**reason)
     }

@@ -1,4 +1,4 @@
-//! Trees against a map of paths, and what is refused.
+//! Trees against a map of paths, and refused ones.
 
 use std::collections::BTreeMap;
 
@@ -190,7 +190,7 @@ fn directories_have_the_newest_time_below_them_and_another_one_for_other_content
     for path in [&b"b"[..], b"b/c", b"b/c/z", b""] {
         assert_ne!(of(&first, path), of(&second, path), "{}", String::from_utf8_lossy(path));
     }
-    // Of one second, the nanoseconds tell.
+    // Within one second, the nanoseconds differ.
     assert_eq!(of(&first, b"").seconds(), of(&second, b"").seconds());
     let fewer = merge(&[toc(vec![directory("a", 0o755), file("a/x", 0)])], None).unwrap();
     assert_ne!(of(&fewer, b"a"), of(&first, b"a"));
@@ -308,7 +308,7 @@ fn what_cannot_be_had_is_there_with_its_reason() {
     assert!(matches!(error, TreeError::Collision(_)), "{error}");
 }
 
-/// What the model knows of a path: `None` for a directory, else layer and start.
+/// The model's entry of a path: `None` for a directory, else layer and start.
 type Model = BTreeMap<Vec<u8>, Option<(u32, u64)>>;
 
 /// The same rules, one member at a time: in a layer the last one counts, between layers two files

@@ -47,11 +47,11 @@ impl Windows {
     }
 }
 
-/// How gzip begins (RFC 1952, 2.3.1), and zstd (RFC 8878, 3.1.1).
+/// The first bytes of gzip (RFC 1952, 2.3.1) and of zstd (RFC 8878, 3.1.1).
 const MAGIC_GZIP: [u8; 2] = [0x1f, 0x8b];
 const MAGIC_ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// The tool that compressed bytes which begin so. `None` where no tool is known that does.
+/// The tool whose output begins so; `None` for an unknown beginning.
 pub fn compression_of(start: &[u8]) -> Option<&'static str> {
     let known: [(&[u8], &str); 6] = [
         (&MAGIC_GZIP, "gzip"),
@@ -64,7 +64,7 @@ pub fn compression_of(start: &[u8]) -> Option<&'static str> {
     known.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, name)| *name)
 }
 
-/// Why compressed bytes cannot be decoded; names the format and the blob offset.
+/// The error for compressed bytes that cannot be decoded, with the format and the blob offset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The bytes break the rules of the format.

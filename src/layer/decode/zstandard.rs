@@ -4,7 +4,7 @@ use zstd::stream::raw::{DParameter, InBuffer, Operation, OutBuffer};
 
 use super::Windows;
 
-/// Why a frame cannot be decoded.
+/// The error for a frame that cannot be decoded.
 pub(super) enum Refused {
     /// Its window is larger than was allowed.
     Window(String),

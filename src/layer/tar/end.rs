@@ -14,7 +14,7 @@ pub(super) const ZEROS_LIMIT_BYTES: u64 = 1024 * 1024;
 /// The zero blocks of an archive.
 #[derive(Default)]
 pub(super) struct End {
-    /// Where the zero blocks before the next header start.
+    /// The start of the zero blocks before the next header.
     zeros: Option<StreamOffset>,
     /// The first zero blocks with something behind them: their start, and the something.
     first: Option<(StreamOffset, Behind)>,

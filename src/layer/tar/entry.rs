@@ -47,7 +47,7 @@ pub(super) enum EntryKind {
     Silent,
 }
 
-/// Where the map of a sparse file lies, or begins.
+/// The place of a sparse file's map, or of its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum MapPlace {
     /// In the header.

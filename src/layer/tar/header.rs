@@ -7,7 +7,7 @@
 /// Interchange Format").
 pub(super) const BLOCK_BYTES: usize = 512;
 
-/// Where the checksum field lies; it counts as spaces in its own sum.
+/// The place of the checksum field, which counts as spaces in its own sum.
 const CHECKSUM: std::ops::Range<usize> = 148..156;
 
 /// The fields of a header that matter to a reader.

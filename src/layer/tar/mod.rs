@@ -59,7 +59,8 @@ pub struct TarError(String);
 /// content of members.
 pub struct Scanner {
     state: State,
-    /// Where `buffer` starts: at a header, at the content of records, at a block of a sparse map.
+    /// The offset of `buffer`: of a header, of the content of records, or of a block of a sparse
+    /// map.
     at: StreamOffset,
     /// The bytes of the header, records or block so far.
     buffer: Vec<u8>,

@@ -20,7 +20,7 @@ pub(super) struct SparseFile {
     pub name: Vec<u8>,
     /// The bytes of content that the header promises, less the blocks of the map so far.
     pub content: Range<StreamOffset>,
-    /// Where the next block of the map lies.
+    /// The offset of the map's next block.
     pub next_block: StreamOffset,
     /// Whether more of the map follows.
     pub has_more: bool,

@@ -17,7 +17,7 @@ mod ends;
 mod kinds;
 mod sparse_files;
 
-/// How an archive is shown: in pieces of at most this size, content included or jumped over.
+/// The way to show an archive: in pieces of at most this size, with or without the content.
 fn scan(archive: &[u8], piece_bytes: usize, jumps: bool) -> Result<Toc, TarError> {
     let mut scanner = Scanner::new();
     let mut at = 0;

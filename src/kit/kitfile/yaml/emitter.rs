@@ -1,14 +1,14 @@
 //! Writes nodes as go-yaml does: indent 2, no folding, sequences indented under their key.
 //!
-//! go-yaml decides about line breaks and blanks by what it has just written, and some of its
-//! oddities follow from that. So the emitter keeps the same three facts: the column, whether a blank
-//! is there already (`is_blank_before`), and whether the line has nothing but indentation and
-//! indicators (`is_line_start`). No line is ever folded: kit's encoder has no width.
+//! go-yaml decides about line breaks and blanks by its own last output, and some of its oddities
+//! follow from that. So the emitter keeps the same three facts: the column, whether a blank is
+//! there already (`is_blank_before`), and whether the line has nothing but indentation and
+//! indicators (`is_line_start`). Lines are never folded: kit's encoder has no width.
 
 use super::scalar::{self, Place, Style, is_break, is_printable};
 use super::{GoYaml, Node};
 
-/// Columns that a level of nesting adds.
+/// The columns of a level of nesting.
 const INDENT: usize = 2;
 
 /// Writes a document; `None` when it has more than `limit_bytes`.
@@ -29,7 +29,7 @@ pub(super) fn emit(root: &Node<'_>, go_yaml: GoYaml, limit_bytes: usize) -> Opti
 struct Emitter {
     out: String,
     go_yaml: GoYaml,
-    /// What goes beyond is thrown away.
+    /// The most bytes. Further output is thrown away.
     limit_bytes: usize,
     /// Characters since the last line break.
     column: usize,
@@ -132,7 +132,7 @@ impl Emitter {
 
     fn double(&mut self, text: &str) {
         self.indicator("\"", false);
-        // go-yaml looks for the mark at the start of the text, whichever character is at hand.
+        // go-yaml looks for the mark at the start of the text, not at the current character.
         let escapes_all = text.starts_with('\u{feff}');
         for c in text.chars() {
             if escapes_all || !is_printable(c) || is_break(c) || matches!(c, '"' | '\\') {
@@ -178,7 +178,7 @@ impl Emitter {
         }
     }
 
-    /// Goes to column `indent` of a line that has nothing else yet.
+    /// Goes to column `indent` of an empty line.
     fn indent(&mut self, indent: usize) {
         if !self.is_line_start
             || self.column > indent
@@ -192,8 +192,8 @@ impl Emitter {
         self.is_blank_before = true;
     }
 
-    /// An indicator that wants a blank before it; `keeps_line_start` for `-`, `?` and `:`, behind
-    /// which a collection may go on in the same line.
+    /// An indicator that wants a blank before it. `keeps_line_start` is for `-`, `?` and `:`: a
+    /// collection may go on behind them in the same line.
     fn indicator(&mut self, text: &str, keeps_line_start: bool) {
         self.blank();
         let is_line_start = self.is_line_start && keeps_line_start;
@@ -201,7 +201,7 @@ impl Emitter {
         self.is_line_start = is_line_start;
     }
 
-    /// An indicator right behind what is there.
+    /// An indicator without a blank before it.
     fn mark(&mut self, text: &str) {
         text.chars().for_each(|c| self.put(c));
         self.is_blank_before = false;

@@ -1,16 +1,16 @@
 //! The natural order in which go-yaml writes the keys of a map.
 //!
-//! Runs of digits compare as numbers, what is no letter comes before letters (behind a digit: the
-//! other way round), letters by their code points: `""`, `9`, `10`, `Beta`, `alpha`. Go asks its
-//! Unicode tables what a letter is; the standard library's alphabetic characters also include
-//! some combining marks, and digits here are ASCII. Keys that tell the difference are unheard of.
+//! Runs of digits compare as numbers. Other characters come before letters (behind a digit: the
+//! other way round). Letters compare by their code points: `""`, `9`, `10`, `Beta`, `alpha`. Go has
+//! Unicode tables of letters. The standard library's alphabetic characters also include some
+//! combining marks, and digits here are ASCII. No real key shows the difference.
 
 use std::cmp::Ordering;
 
 /// Sorts keys.
 ///
-/// A merge sort of our own: the order is Go's, on keys from the network, and not proven to be a
-/// total one; the standard library's sorts may panic when it is not.
+/// A merge sort of our own. Go's order is not proven to be total, and the keys come from the
+/// network. The standard library's sorts may panic at an order that is not total.
 pub(super) fn sort(keys: Vec<&str>) -> Vec<&str> {
     let mut runs: Vec<Vec<&str>> = keys.into_iter().map(|key| vec![key]).collect();
     while runs.len() > 1 {

@@ -1,6 +1,7 @@
 //! The Kitfile as YAML, byte for byte as kit writes it with go-yaml v3 (modelkit-spec 2.2).
 //!
-//! Why an emitter of our own: docs/design/004-kitfile-bytes.md. The way of a Kitfile:
+//! docs/design/004-kitfile-bytes.md gives the reasons for an emitter of our own. The way of a
+//! Kitfile:
 //!
 //! ```text
 //! Kitfile --this module: field order, what is left out--> Node --emitter--> bytes
@@ -20,7 +21,7 @@ use super::{GoYaml, Kitfile, Package};
 
 /// A YAML node, in the order in which it is written.
 pub(super) enum Node<'a> {
-    /// A value whose text is written as it is: a number, `true`, `null`.
+    /// A value that is written as it is: a number, `true`, `null`.
     Literal(String),
     /// A text, in the style that it needs.
     Text(&'a str),
@@ -32,7 +33,7 @@ pub(super) enum Node<'a> {
     Mapping(Vec<(&'a str, Node<'a>)>),
 }
 
-/// The bytes of the file `Kitfile`; `None` when they are more than `limit_bytes`.
+/// The bytes of the file `Kitfile`; `None` for more than `limit_bytes`.
 pub(super) fn document(kitfile: &Kitfile, go_yaml: GoYaml, limit_bytes: usize) -> Option<Vec<u8>> {
     emitter::emit(&root(kitfile), go_yaml, limit_bytes)
 }

@@ -1,7 +1,7 @@
 //! Numbers as Go's `strconv.FormatFloat(number, 'g', -1, 64)` writes them.
 //!
-//! The shortest digits that read back as the same float; an exponent of at least two digits when
-//! it is below -4 or above 5: `131072`, but `1e+06`.
+//! The shortest digits that read back as the same float. An exponent below -4 or above 5 is
+//! written, with at least two digits: `131072`, but `1e+06`.
 
 /// Writes a finite number.
 pub(super) fn shortest(number: f64) -> String {

@@ -1,8 +1,8 @@
-//! Whether a text, written plain, would be read as something else than a text.
+//! Decides whether a text without quotes would be read as another type.
 //!
-//! That is what go-yaml asks of its own reader before it leaves a text without quotes: nulls,
-//! booleans (those of YAML 1.1 too), numbers in any of Go's notations, timestamps. A number that
-//! is too large for Go (`1e999`) is a text to it.
+//! go-yaml asks its own reader before it leaves out the quotes. That reader knows nulls, booleans
+//! (those of YAML 1.1 too), numbers in any of Go's notations, and timestamps. A number that is too
+//! large for Go (`1e999`) is a text.
 
 /// Whether `text` would not be read as a text.
 pub(super) fn is_other_type(text: &str) -> bool {
@@ -46,7 +46,7 @@ fn is_base60(text: &str) -> bool {
         && rest.all(|group| matches!(group.as_bytes(), [b'0'..=b'9'] | [b'0'..=b'5', b'0'..=b'9']))
 }
 
-/// A number that starts with a sign or a digit; underscores between digits are passed over.
+/// A number that starts with a sign or a digit. Underscores between digits are passed over.
 fn is_number(text: &str) -> bool {
     let plain = text.replace('_', "");
     let (negative, unsigned) = match plain.strip_prefix(['+', '-']) {
@@ -58,7 +58,7 @@ fn is_number(text: &str) -> bool {
         || is_prefixed_with_sign(&plain)
 }
 
-/// What `strconv.ParseInt` or `ParseUint` with base 0 accepts behind the sign.
+/// The texts that `strconv.ParseInt` or `ParseUint` with base 0 accepts behind the sign.
 fn is_go_integer(unsigned: &str, signed: bool, negative: bool) -> bool {
     let bytes = unsigned.as_bytes();
     let (digits, radix) = match bytes {
@@ -106,7 +106,7 @@ fn is_prefixed_with_sign(plain: &str) -> bool {
         || plain.strip_prefix("0o").is_some_and(signed(8))
 }
 
-/// What `strconv.ParseFloat` accepts of texts that start with a dot: underscores between digits.
+/// The texts with a dot at the start that `strconv.ParseFloat` accepts: underscores between digits.
 fn is_go_float(text: &str) -> bool {
     let bytes = text.as_bytes();
     let is_digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
@@ -121,8 +121,8 @@ fn is_between_digits(bytes: &[u8], at: usize) -> bool {
     bytes[at - 1].is_ascii_digit() && bytes.get(at + 1).is_some_and(u8::is_ascii_digit)
 }
 
-/// The timestamps that go-yaml knows: a date, or a date and a time of day. After `T` a zone has
-/// to follow, after a blank none may.
+/// The timestamps of go-yaml: a date, or a date and a time of day. A zone follows a time behind
+/// `T`, and none follows a time behind a blank.
 fn is_timestamp(text: &str) -> bool {
     let mut rest = Cursor(text);
     let Some(year) = rest.digits(4, 4) else { return false };
@@ -143,7 +143,7 @@ fn is_timestamp(text: &str) -> bool {
     }
 }
 
-/// What is left of a text.
+/// The rest of a text.
 struct Cursor<'a>(&'a str);
 
 impl Cursor<'_> {
@@ -153,7 +153,7 @@ impl Cursor<'_> {
         rest.is_some()
     }
 
-    /// Takes as many digits as there are, up to `most`; `None` when they are less than `least`.
+    /// Takes the digits that follow, up to `most`; `None` for fewer than `least`.
     fn digits(&mut self, least: usize, most: usize) -> Option<u32> {
         let count = self.0.bytes().take(most).take_while(u8::is_ascii_digit).count();
         let (digits, rest) = self.0.split_at(count);

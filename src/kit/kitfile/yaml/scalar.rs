@@ -1,11 +1,11 @@
-//! How a text is written: plain, quoted or as a block.
+//! The style of a text: plain, quoted or a block.
 //!
-//! YAML forbids some texts in some styles; go-yaml starts from the style it would like and falls
-//! back from there, and so does this module. [`Analysis`] is what one pass over a text finds.
+//! YAML forbids some texts in some styles. Like go-yaml, this module starts with a preferred style
+//! and falls back from there. [`Analysis`] is the result of one pass over a text.
 
 use super::resolve;
 
-/// How a text is written.
+/// The style of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     Plain,
@@ -15,7 +15,7 @@ pub(super) enum Style {
     Literal,
 }
 
-/// Where a text is written.
+/// The place of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// As a key, value or item of a block.
@@ -46,7 +46,7 @@ pub(super) fn style(text: &str, place: Place) -> Style {
     }
 }
 
-/// Whether a text can be a key on one line with its value; else it is announced with `?`.
+/// Whether a text can be a key on one line with its value. Other keys are written behind `?`.
 pub(super) fn is_simple_key(text: &str) -> bool {
     /// go-yaml's limit; YAML readers must accept simple keys of up to 1,024 characters.
     const MOST_KEY_BYTES: usize = 128;
@@ -58,13 +58,14 @@ pub(super) fn is_break(c: char) -> bool {
     matches!(c, '\r' | '\n' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
-/// What go-yaml writes as it is; it escapes everything outside the basic plane.
+/// Whether go-yaml writes a character without an escape. It escapes everything outside the basic
+/// plane.
 pub(super) fn is_printable(c: char) -> bool {
     matches!(c, '\n' | ' '..='~' | '\u{a0}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}')
         && c != '\u{feff}'
 }
 
-/// What one pass over a text finds.
+/// The result of one pass over a text.
 #[derive(Debug)]
 struct Analysis {
     flow_plain_allowed: bool,

@@ -1,4 +1,4 @@
-//! The bytes that real kits pin, awkward texts, and that what is written reads back.
+//! The bytes of real kits, awkward texts, and reading back.
 
 use std::path::{Path, PathBuf};
 
@@ -86,7 +86,7 @@ fn a_key_that_is_not_simple_is_announced() {
     assert_eq!(String::from_utf8(yaml).unwrap(), expected);
 }
 
-/// The bytes that kit 1.11 writes (modelkit-spec 9.3), and what its older encoder makes of them.
+/// The bytes that kit 1.11 writes (modelkit-spec 9.3), and those of its older encoder.
 #[rstest]
 #[case("\n x", "|2-\n\n     x\n", "|2-\n     x\n")]
 #[case("\nx\n", "|2\n\n    x\n", "|2\n    x\n")]
@@ -124,8 +124,8 @@ fn a_kitfile_is_written_as_by_the_kit_that_packed_it() {
     }
 }
 
-/// JSON of some depth. Texts avoid what go-yaml itself cannot write and read back: breaks other than
-/// `\n`, and the merge key, which it writes without quotes.
+/// JSON of some depth. go-yaml itself cannot write and read back breaks other than `\n`, or the
+/// merge key, which it writes without quotes. So the texts have neither.
 fn any_json() -> impl Strategy<Value = serde_json::Value> {
     let text = prop_oneof![
         "[ -~é\t🚀]{0,12}",

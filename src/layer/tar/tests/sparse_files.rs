@@ -6,7 +6,7 @@ use super::*;
 #[derive(Clone, Debug)]
 struct Sparse {
     content: Vec<u8>,
-    /// Where the data lies.
+    /// The ranges of data.
     runs: Vec<Range<usize>>,
 }
 
