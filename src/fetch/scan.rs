@@ -37,6 +37,9 @@ const NEAR_BYTES: u64 = CHUNK_BYTES;
 /// The end marker and the last member's padding. Asked for together with the first header, so
 /// that a layer of one big file takes one round trip, not two.
 const TAIL_BYTES: u64 = 1024;
+/// GNU tar fills its last record, of 10 KiB, with zeros. Where no more than that is left of a layer,
+/// the scan reads it in one request.
+const RECORD_BYTES: u64 = 10 * 1024;
 /// Layers below this are read in one request: the tail is not worth one of its own.
 const SMALL_LAYER_BYTES: u64 = 64 * 1024;
 
@@ -102,7 +105,10 @@ impl Scan<'_> {
                 if is_near { (read_bytes * 2).min(LARGEST_READ_BYTES) } else { FIRST_READ_BYTES };
             let start = if is_near { last_end.min(at.get()) } else { self.before_padding(at) };
             let known = self.tail.as_ref().map_or(self.blob.size, |(tail, _)| tail.get());
-            let end = (at.get() + read_bytes).min(known);
+            let mut end = (at.get() + read_bytes).min(known);
+            if known - end <= RECORD_BYTES {
+                end = known;
+            }
             self.read(source.open(self.blob, start..end, Urgency::opening()).await?).await?;
             last_end = end;
         }

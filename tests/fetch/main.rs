@@ -86,6 +86,20 @@ async fn a_tar_of_big_files_is_listed_from_its_headers() {
 }
 
 #[tokio::test]
+async fn the_zeros_behind_an_archive_take_one_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut archive = tar_of(&[MIB, MIB]);
+    // 1024 of them are there.
+    archive.extend_from_slice(&[0; 9 * 1024]);
+    let source = Memory::new(archive);
+    let fetcher = fetcher(folder.path(), None);
+    let layer = open(&fetcher, source.spec(Format::Tar, Compression::None), &source).await.unwrap();
+    assert_eq!(layer.contents().toc.warnings, [""; 0]);
+    // The head and the tail of the layer, the second header, the zeros.
+    assert_eq!(source.requests.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
 async fn many_small_files_take_few_requests_and_each_byte_once() {
     let folder = tempfile::tempdir().unwrap();
     let source = Memory::new(tar_of(&[700; 2_000]));
