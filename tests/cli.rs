@@ -42,22 +42,90 @@ fn the_help_names_every_command() {
     snapbox::assert_data_eq!(help, snapbox::file!["snapshots/help.txt"]);
 }
 
+/// Every command, and the commands below it.
+const COMMANDS: [&str; 25] = [
+    "mount",
+    "umount",
+    "status",
+    "daemon",
+    "daemon start",
+    "daemon stop",
+    "daemon status",
+    "ls",
+    "cat",
+    "cp",
+    "info",
+    "list",
+    "cache",
+    "cache ls",
+    "cache rm",
+    "cache clear",
+    "cache verify",
+    "serve",
+    "warm",
+    "trace",
+    "trace record",
+    "trace show",
+    "completions",
+    "man",
+    "help",
+];
+
+/// The help of a command on a terminal of 80 columns.
+fn help_of(kitfs: &Kitfs, command: &str, flag: &str) -> String {
+    let arguments: Vec<&str> = command.split(' ').chain([flag]).collect();
+    let mut command = kitfs.command(&arguments);
+    command.env("COLUMNS", "80");
+    let outcome = Kitfs::run_command(command);
+    assert_eq!(outcome.code, Some(0), "{arguments:?}: {}", outcome.stderr);
+    String::from_utf8(outcome.stdout).unwrap()
+}
+
 #[test]
 fn every_command_has_help_and_a_manual_page() {
     let kitfs = Kitfs::new();
-    for command in [
-        "mount", "umount", "status", "daemon", "ls", "cat", "cp", "info", "list", "cache", "serve",
-        "warm", "trace",
-    ] {
-        assert!(kitfs.succeed(&[command, "--help"]).contains("Usage: kitfs"), "{command}");
-        assert!(kitfs.succeed(&["help", command]).contains(&format!("Usage: kitfs {command}")));
-        assert!(kitfs.succeed(&["man", command]).contains(&format!("kitfs\\-{command}")));
+    for command in COMMANDS.iter().filter(|command| **command != "help") {
+        assert!(help_of(&kitfs, command, "--help").contains("Usage: kitfs"), "{command}");
+        let words: Vec<&str> = ["help"].into_iter().chain(command.split(' ')).collect();
+        assert!(kitfs.succeed(&words).contains(&format!("Usage: kitfs {command}")));
+        if !command.contains(' ') {
+            assert!(kitfs.succeed(&["man", command]).contains(&format!("kitfs\\-{command}")));
+        }
     }
-    assert!(kitfs.succeed(&["completions", "bash"]).contains("kitfs"));
+    assert!(kitfs.succeed(&["completions", "bash"]).contains("--keep-free"));
     assert_eq!(kitfs.succeed(&["help"]), kitfs.succeed(&["--help"]));
-    assert!(kitfs.succeed(&["help", "cache", "rm"]).contains("Usage: kitfs cache rm"));
     kitfs.fail(2, &["man", "nonsense"]);
     assert_eq!(kitfs.run(&["help", "nonsense"]).code, Some(2));
+}
+
+#[test]
+fn help_fits_two_screens() {
+    let kitfs = Kitfs::new();
+    for command in COMMANDS.iter().filter(|command| **command != "help") {
+        let help = help_of(&kitfs, command, "--help");
+        assert!(help.lines().count() <= 48, "{command} has {} lines", help.lines().count());
+        for line in help.lines() {
+            assert!(line.chars().count() <= 80, "{command}: {line}");
+        }
+    }
+}
+
+#[test]
+fn options_for_few_people_are_in_help_all_and_in_the_manual_page() {
+    let kitfs = Kitfs::new();
+    let (common, all) =
+        (help_of(&kitfs, "mount", "--help"), help_of(&kitfs, "mount", "--help-all"));
+    let manual = kitfs.succeed(&["man", "mount"]).replace("\\-", "-");
+    for option in ["--umask", "--trace", "--proxy", "--registries-dir", "--keep-free"] {
+        assert!(!common.contains(option), "{option}");
+        assert!(all.contains(option) && manual.contains(option), "{option}");
+    }
+    assert!(common.contains("--help-all") && common.contains("--filter"));
+    for line in common.lines().filter(|line| line.trim_start().starts_with('-')) {
+        assert!(all.contains(line.split("  ").find(|part| part.contains("--")).unwrap()), "{line}");
+    }
+    // A name of a file is no flag.
+    assert!(kitfs.fail(3, &["ls", "--", "oci:--help-all"]).contains("--help-all"));
 }
 
 #[test]

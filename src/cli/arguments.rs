@@ -1,23 +1,24 @@
-//! The command line, as clap reads it.
+//! The definition of the command line, for clap.
 
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
     cache, cat, completions, copy, daemon, info, list, ls, mount, serve, sizes, status, trace,
     umount, warm,
 };
 use crate::observe;
 
-/// Mount remote ModelKits lazily, as read-only directories.
+/// Mount ModelKits from registries as read-only directories, and download what programs read.
 #[derive(Debug, Parser)]
 #[command(name = "kitfs", version, arg_required_else_help = true)]
 #[command(after_help = "\
 REF is a kit:
   HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]  in a registry
   oci:FOLDER[:TAG|@DIGEST]              in an OCI image layout folder
-  localhost/REPOSITORY[:TAG|@DIGEST]    in kit's own local storage
+  localhost/REPOSITORY[:TAG|@DIGEST]    in the local storage of `kit`
 
 Examples:
   kitfs mount ghcr.io/org/model:v1 /models
@@ -26,24 +27,27 @@ Examples:
 pub(super) struct Arguments {
     #[command(subcommand)]
     pub command: Command,
-    /// Log more to the standard error; twice for still more.
+    /// Write more to the log; -vv writes still more.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+    /// Print help with every option.
+    #[arg(long, global = true, action = ArgAction::Help)]
+    help_all: Option<bool>,
     #[command(flatten)]
     pub cache: CacheArguments,
 }
 
-/// What there is to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Mount a kit; its bytes are fetched when they are read.
+    /// Mount a kit; kitfs downloads its bytes when programs read them.
     Mount(mount::Arguments),
-    /// End a mount.
+    /// End mounts.
     #[command(alias = "unmount")]
     Umount(umount::Arguments),
-    /// Show what is mounted, and how much of it is in the cache.
+    /// Show the mounts, and how much of each kit is in the cache.
     Status(status::Arguments),
-    /// Start, stop or look at the daemon that serves the mounts.
+    /// Start, stop or show the daemon that serves the mounts.
     Daemon(daemon::Arguments),
     /// List the files of a kit without mounting it.
     Ls(ls::Arguments),
@@ -55,11 +59,11 @@ pub(super) enum Command {
     Info(info::Arguments),
     /// List the kits of a repository by tag.
     List(list::Arguments),
-    /// Fetch a kit, or files of it, into the cache at full speed, and verify it.
+    /// Download a kit, or some of its files, into the cache and verify it.
     Warm(warm::Arguments),
-    /// Record what is read from a mount, to fetch it beforehand next time.
+    /// Record which bytes programs read, to download them first next time.
     Trace(trace::Arguments),
-    /// Look at the cache, check it, or make room in it.
+    /// Show the cache, check it, or make room in it.
     Cache(cache::Arguments),
     /// Serve OCI layout folders as a small read-only registry.
     Serve(serve::Arguments),
@@ -69,54 +73,53 @@ pub(super) enum Command {
     Man(completions::ManArguments),
 }
 
-/// Where bytes are kept, and how many.
+/// Where the cache is, and its limits.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Cache options")]
 pub(super) struct CacheArguments {
-    /// The cache folder; one daemon owns it [default: ~/.cache/kitfs] [env: KITFS_CACHE_DIR].
+    /// Folder of the cache and of its daemon [default: ~/.cache/kitfs] [env: KITFS_CACHE_DIR].
     #[arg(long, global = true, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// The most content to keep, such as 200GiB; what was used least recently goes first
-    /// [default: no limit] [env: KITFS_CACHE_SIZE].
+    /// Limit of the cache, such as 200GiB [default: what the disk has] [env: KITFS_CACHE_SIZE].
     #[arg(long, global = true, value_name = "SIZE", value_parser = sizes::parse)]
     pub cache_size: Option<u64>,
-    /// Free space to leave on the cache's file system [default: 1GiB].
+    /// Free space to leave on the cache's disk [default: 1GiB].
     #[arg(long, global = true, value_name = "SIZE", value_parser = sizes::parse)]
+    #[arg(help_heading = MORE_CACHE_OPTIONS)]
     pub keep_free: Option<u64>,
-    /// Memory for bytes under way between the network and the cache; at least 32MiB
-    /// [default: 512MiB].
+    /// Limit of the memory for bytes on their way to the cache, at least 32MiB [default: 512MiB].
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_memory)]
+    #[arg(help_heading = MORE_CACHE_OPTIONS)]
     pub memory: Option<u64>,
 }
 
-/// Which kit is meant, where the reference alone does not say it.
+/// Which kit of an index to take.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct LabelArguments {
-    /// The kit of an index with this label, such as quantization=q4_0; may be repeated. `kitfs
-    /// info REF` lists the labels.
+    /// Take the kit with this label from an index; `kitfs info REF` lists the labels.
     #[arg(short, long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
 }
 
-/// Which kit is meant, and how much of it.
+/// Which kit to take, and how much of it.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct KitArguments {
     #[command(flatten)]
     pub choice: LabelArguments,
-    /// Leave out data sets that lie in other kits and in S3 stores (`remotePath`).
-    #[arg(long)]
+    /// Leave out data sets in other kits and in S3 stores (`remotePath` in the Kitfile).
+    #[arg(long, help_heading = MORE_OPTIONS)]
     pub no_remote: bool,
 }
 
-/// How registries are reached; the same flags as kit's.
+/// How to reach registries; `kit` has the same flags.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Network options")]
 pub(super) struct NetworkArguments {
-    /// Take what `kit pull` has put on this machine before asking the registry; without it, only
-    /// where the registry does not answer.
-    #[arg(long)]
+    /// Take a kit that `kit pull` has put on this machine, and do not ask the registry. Without it
+    /// kitfs does so only when the registry does not answer.
+    #[arg(long, help_heading = MORE_NETWORK_OPTIONS)]
     pub prefer_local: bool,
-    /// Speak plain http; loopback registries get it anyway.
+    /// Use http instead of https.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_value_t = false, default_missing_value = "true", hide_default_value = true,
         hide_possible_values = true, action = ArgAction::Set)]
@@ -126,42 +129,42 @@ pub(super) struct NetworkArguments {
         default_value_t = true, default_missing_value = "true", hide_possible_values = true,
         action = ArgAction::Set)]
     pub tls_verify: bool,
-    /// PEM file with a further certificate authority; may be repeated.
+    /// PEM file with a certificate authority; may be repeated.
     #[arg(long = "ca-file", value_name = "FILE")]
     pub ca_files: Vec<PathBuf>,
-    /// PEM file with a client certificate (KITOPS_CLIENT_CERT).
-    #[arg(long, value_name = "FILE")]
+    /// PEM file with a client certificate [env: KITOPS_CLIENT_CERT].
+    #[arg(long, value_name = "FILE", help_heading = MORE_NETWORK_OPTIONS)]
     pub cert: Option<PathBuf>,
-    /// PEM file with the client certificate's key (KITOPS_CLIENT_KEY).
-    #[arg(long, value_name = "FILE")]
+    /// PEM file with the client certificate's key [env: KITOPS_CLIENT_KEY].
+    #[arg(long, value_name = "FILE", help_heading = MORE_NETWORK_OPTIONS)]
     pub key: Option<PathBuf>,
-    /// Proxy for every registry; otherwise HTTP_PROXY, HTTPS_PROXY and NO_PROXY count.
-    #[arg(long, value_name = "URL")]
+    /// Proxy for every registry [env: HTTP_PROXY, HTTPS_PROXY and NO_PROXY].
+    #[arg(long, value_name = "URL", help_heading = MORE_NETWORK_OPTIONS)]
     pub proxy: Option<String>,
-    /// How often a request that failed for now is repeated [default: 5].
-    #[arg(long, value_name = "COUNT")]
+    /// How many times kitfs repeats a request after a failure that may pass [default: 5].
+    #[arg(long, value_name = "COUNT", help_heading = MORE_NETWORK_OPTIONS)]
     pub retries: Option<usize>,
-    /// How long opening a kit and `warm` wait for a registry that is connected and silent, as a
-    /// cache is that fetches first: seconds, or such as 10m [default: 5m].
+    /// How long opening a kit and `kitfs warm` wait for a registry that accepts the connection
+    /// and then sends nothing, such as a cache that downloads first: seconds, or a time such as
+    /// 10m [default: 5m].
     #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    #[arg(help_heading = MORE_NETWORK_OPTIONS)]
     pub open_timeout: Option<u64>,
-    /// Folder of HOST/hosts.toml files that name mirrors, in containerd's layout
+    /// Folder with HOST/hosts.toml files that name mirrors, as containerd reads them
     /// [env: KITFS_REGISTRIES_DIR].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = MORE_NETWORK_OPTIONS)]
     pub registries_dir: Option<PathBuf>,
-    /// kit's folder, with its credentials and local storage [default: ~/.local/share/kitops]
+    /// Folder of `kit`, with its credentials and local storage [default: ~/.local/share/kitops]
     /// [env: KITOPS_HOME].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = MORE_NETWORK_OPTIONS)]
     pub config: Option<PathBuf>,
 }
 
-/// How a log line is written.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum LogFormat {
-    /// A line for people.
     #[default]
     Text,
-    /// A JSON object.
     Json,
 }
 
@@ -174,7 +177,7 @@ impl From<LogFormat> for observe::LogFormat {
     }
 }
 
-/// A size that leaves room for a compressed layer, and for a few requests beside it.
+/// Parses a memory limit. The least limit holds a compressed layer's buffers and a few requests.
 fn parse_memory(text: &str) -> Result<u64, String> {
     const LEAST_BYTES: u64 = 32 * 1024 * 1024;
     match sizes::parse(text)? {
@@ -183,7 +186,7 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A time in seconds: a number, alone or with a unit (`s`, `m`, `h`).
+/// Parses a time: a number of seconds, or a number with a unit (`s`, `m`, `h`).
 fn parse_seconds(text: &str) -> Result<u64, String> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -200,7 +203,7 @@ fn parse_seconds(text: &str) -> Result<u64, String> {
     })
 }
 
-/// Permission bits in octal, as umask(1) takes them.
+/// Parses permission bits in octal, as umask(1) takes them.
 pub(super) fn parse_umask(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(umask) if umask <= 0o777 => Ok(umask),

@@ -12,7 +12,7 @@ use crate::daemon::api::{CacheReport, CacheRequest, CachedLayer, FailureKind};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-What is mounted is never removed.
+`rm` and `clear` keep the layers of kits that are mounted.
 
 Examples:
   kitfs cache ls
@@ -33,17 +33,17 @@ enum Command {
     },
     /// Remove the layers of a kit, or one layer.
     Rm {
-        /// A reference, the digest of a manifest, or that of a layer (sha256: and eight digits are enough).
+        /// A reference, or the digest of a manifest or layer (sha256: and eight digits are enough).
         #[arg(value_name = "WHAT")]
         what: String,
     },
-    /// Remove everything that is not in use.
+    /// Remove every layer that no mount uses.
     Clear,
-    /// Check every byte in the cache, and drop what is wrong.
-    ///
-    /// Bytes are compared with the checksums they had when they came; those of verified layers also
-    /// with what follows from the layers' digests. What is dropped is fetched again when it is read;
-    /// the command fails then (exit code 6).
+    /// Check every byte in the cache against its checksum, and drop wrong bytes.
+    #[command(after_help = "\
+The checksum is from the download. For a confirmed layer it follows from the
+layer's digest. The command fails with exit code 6 when bytes are wrong. Later
+reads download them again.")]
     Verify,
 }
 
@@ -99,7 +99,7 @@ fn print_removed(report: &CacheReport) -> Result<(), CliError> {
     fail_with(report, "removed")
 }
 
-/// Fails where something could not be `done`.
+/// Fails when the report has layers that could not be `done`.
 fn fail_with(report: &CacheReport, done: &str) -> Result<(), CliError> {
     let Some((last, others)) = report.failed.split_last() else { return Ok(()) };
     print_warnings(others);
@@ -118,9 +118,8 @@ fn print_verified(report: &CacheReport) -> Result<(), CliError> {
     }
     print_warnings(&report.failed);
     let message = format!(
-        "{} not what was fetched and dropped: what was there is fetched again when it is read; \
-         check the disk",
-        count_of(report.dropped_chunks, "chunk was", "chunks were")
+        "{} wrong bytes and no longer in the cache; reads download them again. Check the disk",
+        count_of(report.dropped_chunks, "chunk had", "chunks had")
     );
     Err(CliError::new(FailureKind::BadContent, message))
 }

@@ -15,13 +15,14 @@ use crate::daemon::api::{RawPath, ReadRequest};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Only what is read is fetched: `kitfs cat … | head` reads the first pieces.
+The command downloads only what it prints: `kitfs cat REF/PATH | head` stops
+after the first pieces.
 
 Examples:
   kitfs cat ghcr.io/org/model:v1/config.json
   kitfs cat oci:./kits/article:v1/Kitfile oci:./kits/article:v1/src/train.py")]
 pub(super) struct Arguments {
-    /// A kit and the path of a file in it.
+    /// A file of a kit.
     #[arg(value_name = "REF/PATH", required = true)]
     paths: Vec<OsString>,
     #[command(flatten)]
@@ -45,7 +46,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     Ok(io::stdout().lock().flush()?)
 }
 
-/// Paths of the same kit that follow one another are read with one request.
+/// Groups consecutive paths of the same kit: one request reads them.
 fn by_kit(wanted: Vec<KitPath>) -> Vec<(String, Vec<RawPath>)> {
     let mut kits: Vec<(String, Vec<RawPath>)> = Vec::new();
     for KitPath { reference, path } in wanted {

@@ -1,4 +1,4 @@
-//! `kitfs completions SHELL` and `kitfs man [COMMAND]`: made from the command line itself.
+//! `kitfs completions SHELL` and `kitfs man [COMMAND]`, generated from the command line's definition.
 
 use std::io::{self, Write};
 
@@ -25,7 +25,7 @@ Examples:
   kitfs man | man -l -
   kitfs man mount > /usr/local/share/man/man1/kitfs-mount.1")]
 pub(super) struct ManArguments {
-    /// The command whose page is printed; without it the page of kitfs.
+    /// Print the page of this command [default: kitfs].
     command: Option<String>,
 }
 

@@ -1,10 +1,9 @@
 //! `kitfs cp REF[/PATH] DEST`.
 //!
-//! Files appear under their names only when they are complete, and none of a layer before all that is
-//! copied of it came, and its digest did not speak against it: they are written beside them and
-//! renamed. What stops a copy leaves the layers of which all is there. Names come from a kit and are
-//! hostile until checked: every one is taken apart here, and nothing is written through a symlink
-//! that lies in the destination.
+//! The command writes files under temporary names, and renames the files of a layer together, once
+//! all of them have arrived and no digest is wrong. When a copy stops early, the finished layers
+//! stay. Names come from a kit and are hostile until `destination` has checked them; `writing` never
+//! writes through a symlink in the destination.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -28,21 +27,21 @@ use self::writing::{Numbers, Unfinished};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-As with cp: into DEST when that is a directory, else to that name. A whole kit (no path) is copied
-with its content, into DEST.
+As with cp, files go into DEST if it is a directory, else DEST is their new
+name. Without PATH the content of the whole kit goes into DEST.
 
 Examples:
   kitfs cp ghcr.io/org/model:v1/config.json .
   kitfs cp -r ghcr.io/org/model:v1/tokenizer ./tokenizer
   kitfs cp -r ghcr.io/org/model:v1 ./model")]
 pub(super) struct Arguments {
-    /// The kit, and a path in it.
+    /// The kit, or a file or directory of it.
     #[arg(value_name = "REF[/PATH]")]
     from: OsString,
     /// A file or directory on this machine.
     #[arg(value_name = "DEST")]
     to: PathBuf,
-    /// Copy directories with everything below.
+    /// Copy directories and everything below them.
     #[arg(short, long)]
     recursive: bool,
     #[command(flatten)]
@@ -55,7 +54,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let wanted = parse_kit_path(&arguments.from)?;
     let kit = settings.kit(wanted.reference.clone(), &arguments.kit, &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
-    // Pinned: a tag that moves meanwhile does not mix two kits.
+    // The pinned request names the manifest's digest, so a tag that moves cannot mix two kits.
     let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
     let request =
         ListRequest { kit: kit.clone(), path: wanted.path, recursive: arguments.recursive };
@@ -77,7 +76,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         is_recursive: arguments.recursive,
         numbers: Numbers::default(),
     };
-    // A handler, so that what is half written is removed on the way out.
+    // Ctrl-C must drop the copy, which removes its unfinished files.
     let copied = tokio::select! {
         copied = copying.all(&listing) => copied,
         _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
@@ -86,7 +85,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     copied
 }
 
-/// Files that are complete, and wait for others of their layer.
+/// Complete files that wait for the other files of their layer.
 #[derive(Default)]
 struct Layers(HashMap<u32, OfLayer>);
 
@@ -106,7 +105,7 @@ impl Layers {
         layers
     }
 
-    /// Takes a file; with the last one of its layer, puts all of them in their places.
+    /// Adds a complete file. The last file of a layer renames all files of the layer.
     fn complete(&mut self, layer: Option<u32>, file: Unfinished) -> Result<(), CliError> {
         let Some(layer) = layer else { return file.keep() };
         let of_layer = self.0.entry(layer).or_default();
@@ -137,7 +136,7 @@ impl Copying {
         let mut layers = Layers::new(listing);
         for entry in std::iter::once(&listing.entry).chain(&listing.below) {
             if entry.missing.is_some() {
-                // The warnings have said why.
+                // The warnings have given the reason.
                 missing.push(printable(&entry.path.0).into_owned());
                 continue;
             }
@@ -158,7 +157,7 @@ impl Copying {
                         }
                     }
                 }
-                // Without -r a symlink is what it leads to.
+                // Without -r the copy is the file that the symlink leads to.
                 EntryKind::Symlink(_) => self.file(entry, &target, None).await?.keep()?,
                 EntryKind::File => {
                     let file = self.file(entry, &target, Some(entry.size)).await?;
@@ -166,14 +165,15 @@ impl Copying {
                 }
             }
         }
-        // Last and deepest first: what is in a directory without write permission is there by now.
-        // Directories that were there before keep their modes, as with cp.
+        // Modes come last, and for the deepest directories first: a directory without write
+        // permission must have its content by then. Directories that existed before keep their
+        // modes, as with cp.
         for (path, mode) in directories.into_iter().rev() {
             writing::set_mode(&path, mode)?;
         }
         if !missing.is_empty() {
             let missing = missing.join(", ");
-            let message = format!("{missing} cannot be had; everything else was copied");
+            let message = format!("{missing} could not be downloaded; the rest was copied");
             return Err(CliError::new(FailureKind::Unavailable, message));
         }
         match left_out {
@@ -181,8 +181,8 @@ impl Copying {
             count => Err(CliError::new(
                 FailureKind::BadContent,
                 format!(
-                    "{} out of what is copied and left out",
-                    count_of(count, "symlink leads", "symlinks lead")
+                    "{}; the rest was copied",
+                    count_of(count, "symlink was not copied", "symlinks were not copied")
                 ),
             )),
         }
@@ -208,7 +208,7 @@ impl Copying {
 
 fn warn_left_out(entry: &Entry, target: &[u8]) {
     print_warnings(&[format!(
-        "{} -> {} is left out: it leads out of what is copied",
+        "the symlink {} -> {} is not copied: it leads out of the copied directory",
         printable(&entry.path.0),
         printable(target)
     )]);

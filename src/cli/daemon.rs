@@ -15,8 +15,9 @@ use crate::daemon::{self, Backend, DaemonConfig};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-One daemon owns one cache folder and serves all its mounts. `kitfs mount` starts it; it stays
-until it is stopped. Its log is daemon.log in the cache folder.")]
+A daemon owns a cache folder and serves all mounts that use it. `kitfs mount`
+starts it. It runs until `kitfs daemon stop` ends it. Its log is the file
+daemon.log in the cache folder.")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -24,9 +25,9 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Start the daemon, unless it runs.
+    /// Start the daemon, if it does not run.
     Start,
-    /// Unmount everything and end the daemon.
+    /// End all mounts of the daemon, then the daemon.
     Stop,
     /// Show the daemon, its cache and its mounts.
     Status {
@@ -34,10 +35,10 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Be the daemon, in the foreground.
+    /// Run as the daemon, in the foreground.
     #[command(hide = true)]
     Run {
-        /// How it logs to the standard error.
+        /// Format of the log.
         #[arg(long, value_enum, default_value_t)]
         log_format: LogFormat,
     },
@@ -96,7 +97,7 @@ async fn status(config: DaemonConfig, is_json: bool) -> Result<(), CliError> {
     }
     let capacity = status.cache_capacity_bytes.map_or("no limit".to_owned(), sizes::show);
     if status.cache_folder_is_lost {
-        warn("its cache folder was removed or replaced: it ends with its last mount");
+        warn("the cache folder was removed or replaced; the daemon ends with its last mount");
     }
     print_line(format_args!("kitfs {}, process {}", status.version, status.pid))?;
     print_line(format_args!(

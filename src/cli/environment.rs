@@ -1,13 +1,14 @@
-//! The environment, read once: the only place in the crate that looks at it.
+//! Reads the environment, once. No other module of the crate reads it.
 //!
-//! Not by clap, which would show every flag that a variable sets in the usage line of an error.
+//! clap could read variables, but then the usage line of an error shows each flag that a variable
+//! sets.
 
 use std::env;
 use std::path::PathBuf;
 
 use crate::source::s3::Keys;
 
-/// What the environment says.
+/// The variables that kitfs knows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Environment {
     /// `HOME`, else the folder that the password database names.
@@ -18,7 +19,7 @@ pub(super) struct Environment {
     pub xdg_data_home: Option<PathBuf>,
     /// `KITFS_CACHE_DIR`; `--cache-dir` wins.
     pub cache_dir: Option<PathBuf>,
-    /// `KITFS_CACHE_SIZE`, as `--cache-size` is written, which wins.
+    /// `KITFS_CACHE_SIZE`, in the form of `--cache-size`, which wins.
     pub cache_size: Option<String>,
     /// `KITFS_REGISTRIES_DIR`; `--registries-dir` wins.
     pub registries_dir: Option<PathBuf>,
@@ -36,13 +37,13 @@ pub(super) struct Environment {
     pub https_proxy: Option<String>,
     /// `NO_PROXY` or `no_proxy`.
     pub no_proxy: Option<String>,
-    /// The S3 store that objects are read from.
+    /// The S3 store of remote objects.
     pub s3: S3Environment,
-    /// `KITFS_LOG`: a filter for the log, as `tracing_subscriber::EnvFilter` writes it.
+    /// `KITFS_LOG`: a filter for the log, in the grammar of `tracing_subscriber::EnvFilter`.
     pub log: Option<String>,
 }
 
-/// What the environment says of S3: kit's own variables, then those of the AWS tools.
+/// The variables for S3. kit's own variables win over those of the AWS tools.
 #[derive(Clone, Debug, Default)]
 pub(super) struct S3Environment {
     /// `S3_API_ENDPOINT`, `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
@@ -84,13 +85,13 @@ impl S3Environment {
 }
 
 impl Environment {
-    /// Reads the process's environment; a variable that is empty counts as unset.
+    /// Reads the process's environment. An empty variable counts as unset.
     pub(super) fn read() -> Self {
         let either = |upper, lower| text(upper).or_else(|| text(lower));
         Self {
-            // As the password database has it, where the variable is not set: a service of root.
+            // Without HOME, as in a service of root, this is the folder of the password database.
             home: env::home_dir().filter(|home| home.is_absolute()),
-            // The XDG specification: relative ones are to be ignored.
+            // The XDG specification has programs ignore relative paths.
             xdg_cache_home: path("XDG_CACHE_HOME").filter(|path| path.is_absolute()),
             xdg_data_home: path("XDG_DATA_HOME").filter(|path| path.is_absolute()),
             cache_dir: path("KITFS_CACHE_DIR"),

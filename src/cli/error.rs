@@ -1,4 +1,4 @@
-//! How a command ends when it does not end well.
+//! How a command fails: its message and its exit code.
 
 use std::io;
 use std::process::ExitCode;
@@ -6,20 +6,21 @@ use std::process::ExitCode;
 use super::output::say;
 use crate::daemon::api::{Failure, FailureKind};
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug)]
 pub(super) enum CliError {
-    /// With words, and an exit code by its kind.
+    /// A failure with a message. Its kind gives the exit code.
     Failure(Failure),
-    /// Whoever read the output has seen enough (`| head`): no reason to complain.
+    /// The reader of the output has closed it, as `head` does. This is no error.
     OutputClosed,
     /// Interrupted from the keyboard.
     Interrupted,
-    /// A command that was run for the user ended with this code, and has said why.
+    /// The exit code of a program that the command ran for the user. The program has printed its own
+    /// message.
     Passed(u8),
 }
 
-/// The exit code of a program that SIGINT ended, as shells write it.
+/// The exit code that shells give to a program which SIGINT ended.
 const INTERRUPTED: u8 = 130;
 
 impl CliError {
@@ -35,7 +36,7 @@ impl CliError {
         Self::new(FailureKind::Internal, message)
     }
 
-    /// The same, with what it is about in front.
+    /// Puts `what`, the subject of the failure, before the message.
     pub(super) fn about(self, what: &str) -> Self {
         match self {
             Self::Failure(failure) => {
@@ -45,7 +46,7 @@ impl CliError {
         }
     }
 
-    /// Says what went wrong, and gives the exit code (docs/operations.md).
+    /// Prints the message and returns the exit code (docs/operations.md).
     pub(super) fn report(self) -> ExitCode {
         match self {
             Self::Failure(failure) => {
@@ -65,7 +66,7 @@ impl From<Failure> for CliError {
     }
 }
 
-/// Only for the standard output: errors of files name them.
+/// For errors of the standard output only. Other I/O errors name their file.
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         match error.kind() {

@@ -13,7 +13,8 @@ use crate::daemon::api::{IndexEntryInfo, IndexInfo, Info, KitInfo, RemoteInfo};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Of an index it shows what can be chosen from it; with --label, the kit that is chosen.
+For an index (several kits under one tag) the command lists the kits and their
+labels. With --label it shows the kit with that label.
 
 Examples:
   kitfs info ghcr.io/org/model:v1

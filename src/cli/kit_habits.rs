@@ -1,15 +1,15 @@
-//! Flags as people who know `kit` type them.
+//! Flags in the form that users of `kit` type.
 //!
-//! kit's boolean flags take `--tls-verify=false`; people write `--tls-verify false` as well, and
-//! a flag that took an optional value after a blank would swallow the reference behind it. So
-//! exactly the words `true` and `false` behind exactly these flags are joined to them.
+//! kit has boolean flags with values, `--tls-verify=false`, and people also write `--tls-verify
+//! false`. clap's optional values after a blank would swallow the reference after the flag. So only
+//! the words `true` and `false` after these flags are joined to the flag.
 
 use std::ffi::OsString;
 
-/// Boolean flags that kit has too.
+/// Boolean flags of kit.
 const FLAGS: [&str; 2] = ["--tls-verify", "--plain-http"];
 
-/// The same arguments, with `--flag false` written as `--flag=false`.
+/// Rewrites `--flag false` to `--flag=false`.
 pub(super) fn translate(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut translated: Vec<OsString> = Vec::new();
     let mut is_flag = false;
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn values_after_a_blank_are_joined_and_references_are_not() {
+    fn true_and_false_are_joined_to_their_flag_and_references_are_not() {
         assert_eq!(translated("ls --tls-verify false r/e"), "ls --tls-verify=false r/e");
         assert_eq!(translated("ls --plain-http true r/e"), "ls --plain-http=true r/e");
         for same in [

@@ -15,7 +15,7 @@ Examples:
   kitfs list ghcr.io/org/model
   kitfs list oci:./kits/article")]
 pub(super) struct Arguments {
-    /// The repository; a tag is ignored.
+    /// The repository; kitfs ignores a tag.
     #[arg(value_name = "HOST/REPO")]
     repository: String,
     /// Print a JSON array.

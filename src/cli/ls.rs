@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use super::arguments::{KitArguments, LabelArguments, NetworkArguments};
 use super::error::CliError;
+use super::help::MORE_OPTIONS;
 use super::output::{Colour, Names, open_kit, print_json, print_warnings};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
@@ -13,7 +14,7 @@ use crate::daemon::api::{Entry, EntryKind, ListRequest, Listing};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The path begins behind the tag or digest; REF//PATH works always.
+PATH begins after the tag or digest. Write REF//PATH when REF has neither.
 
 Examples:
   kitfs ls ghcr.io/org/model:v1
@@ -23,20 +24,20 @@ pub(super) struct Arguments {
     /// The kit, and a path in it.
     #[arg(value_name = "REF[/PATH]")]
     path: OsString,
-    /// Mode, size, modification time and symlink targets too.
+    /// Show the mode, size and modification time, and the target of a symlink.
     #[arg(short)]
     long: bool,
-    /// Everything below, by path.
+    /// List everything below the directory, by path.
     #[arg(short = 'R', long)]
     recursive: bool,
     /// Print a JSON array.
     #[arg(long)]
     json: bool,
-    /// The kit of an index with this label, such as quantization=q4_0; may be repeated.
+    /// Take the kit with this label from an index; `kitfs info REF` lists the labels.
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
-    /// Leave out data sets that lie in other kits and in S3 stores (`remotePath`).
-    #[arg(long)]
+    /// Leave out data sets in other kits and in S3 stores (`remotePath` in the Kitfile).
+    #[arg(long, help_heading = MORE_OPTIONS)]
     no_remote: bool,
     #[command(flatten)]
     network: NetworkArguments,
@@ -84,8 +85,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     Ok(output.flush()?)
 }
 
-/// How much of the paths is left out: names are shown below the directory that was asked for,
-/// and from the kit's root with `-R`.
+/// How many bytes to cut from the start of each path. Names are relative to the directory in the
+/// arguments; with `-R` they are relative to the kit's root.
 fn base_length(listing: &Listing, is_recursive: bool) -> usize {
     match (&listing.entry.kind, listing.entry.path.0.len()) {
         (EntryKind::Directory, length) if length > 0 && !is_recursive => length + 1,

@@ -1,11 +1,12 @@
-//! One file per command; here they are named, and an error becomes words and an exit code.
+//! The command line. Each command has one file; this file runs the command that the arguments name,
+//! and turns its error into a message and an exit code.
 //!
 //! ```text
 //! arguments --kit_habits--> clap --> arguments as typed --settings + environment--> typed config
 //!                                          '--> command --> daemon::Backend --> output
 //! ```
 //!
-//! The environment is read in `environment` and nowhere else in the crate.
+//! Only `environment` reads the environment; the rest of the crate gets typed values.
 
 mod arguments;
 mod cache;
@@ -15,6 +16,7 @@ mod copy;
 mod daemon;
 mod environment;
 mod error;
+mod help;
 mod info;
 mod kit_habits;
 mod list;
@@ -33,7 +35,7 @@ mod warm;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 
 use self::arguments::{Arguments, Command, LogFormat};
 use self::environment::Environment;
@@ -46,11 +48,12 @@ use crate::observe;
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
     let arguments = kit_habits::translate(std::env::args_os());
-    let arguments = match Arguments::try_parse_from(arguments) {
+    let parsed = help::command_for(&arguments).try_get_matches_from(&arguments);
+    let arguments = match parsed.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(error) => {
             let code = if error.use_stderr() { 2 } else { 0 };
-            // Nobody is left to be told when this fails.
+            // A failure to print cannot be printed.
             let _ = error.print();
             return ExitCode::from(code);
         }
@@ -84,8 +87,8 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
     }
 }
 
-/// Commands say what goes wrong in their own words, so their log is quiet; a daemon's is its
-/// voice.
+/// Starts the log. A command prints its errors itself, so its log is quiet without `-v`; a daemon
+/// reports through its log.
 fn start_log(arguments: &Arguments, environment: &Environment) {
     let (is_daemon, format) = match &arguments.command {
         Command::Mount(command) => (command.foreground, command.log_format),
@@ -102,6 +105,6 @@ fn start_log(arguments: &Arguments, environment: &Environment) {
     };
     let filter = environment.log.as_deref().unwrap_or(default);
     if let Err(error) = observe::start_log(filter, format.into()) {
-        warn(format_args!("KITFS_LOG is not understood and is ignored: {error}"));
+        warn(format_args!("KITFS_LOG is ignored, because it is not a log filter: {error}"));
     }
 }

@@ -7,6 +7,7 @@ use sd_notify::NotifyState;
 
 use super::arguments::{KitArguments, LogFormat, NetworkArguments, parse_umask};
 use super::error::CliError;
+use super::help::MORE_OPTIONS;
 use super::output::{count_of, pass_bar, print_line, print_warnings, short_digest, show_opening};
 use super::reference::parse_reference;
 use super::runtime::block_on;
@@ -17,9 +18,9 @@ use crate::daemon::{self, Backend, DaemonConfig};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The command returns when the tree can be listed; bytes come when they are read. A daemon serves
-the mount and is started when none runs; --foreground serves it from this process instead, for
-containers and systemd.
+The command returns when the files can be listed. A background daemon serves
+the mount. With --foreground this process serves it, for containers and
+systemd; other mounts that use the same cache folder end with the process.
 
 Examples:
   kitfs mount ghcr.io/org/model:v1 /models
@@ -30,52 +31,54 @@ pub(super) struct Arguments {
     /// The kit.
     #[arg(value_name = "REF")]
     reference: String,
-    /// An empty directory.
+    /// An empty directory; kitfs makes it when it does not exist.
     #[arg(value_name = "DIR")]
     mountpoint: PathBuf,
-    /// Only these layers, in kit's grammar: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated.
+    /// Only these layers, as for kit: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated.
     #[arg(short, long = "filter", value_name = "FILTER")]
     filters: Vec<String>,
-    /// Go on although a filter takes nothing.
-    #[arg(long)]
-    allow_empty: bool,
-    /// Permission bits to take away, in octal.
-    #[arg(long, value_name = "OCTAL", default_value = "022", value_parser = parse_umask)]
-    umask: u32,
     /// Let other users read the mount.
     #[arg(long)]
     allow_other: bool,
-    /// Mount over a directory that is not empty.
+    /// Serve the mount from this process, until Ctrl-C or the end of the mount.
     #[arg(long)]
-    nonempty: bool,
-    /// Refuse to run programs from the mount.
-    #[arg(long)]
-    noexec: bool,
-    /// Read every file through the daemon, also where the kernel could read it from the cache by
-    /// itself.
-    #[arg(long)]
-    no_passthrough: bool,
-    /// Do not fetch tensors beforehand, as the headers of safetensors and GGUF files tell.
-    #[arg(long)]
-    no_tensor_prefetch: bool,
-    /// What to fetch in the background, when nobody waits for bytes: the files of which half or more was
-    /// read (begun), all of the kit, or nothing.
-    #[arg(long, value_name = "WHAT", value_enum, default_value_t, hide_possible_values = true)]
+    pub foreground: bool,
+    /// Which files to complete in the background: begun (files of which programs read half or
+    /// more), all or none.
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t, hide_possible_values = true)]
     hydrate: Hydrate,
     /// Seconds without a waiting reader before --hydrate begins.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = MORE_OPTIONS)]
     hydrate_after: u64,
     /// The same as --hydrate none.
     #[arg(long, hide = true, conflicts_with = "hydrate")]
     no_hydrate: bool,
-    /// Fetch what this access trace says, in its order, ahead of the reader.
-    #[arg(long, value_name = "FILE")]
+    /// Download the ranges of this access trace (`kitfs trace record`) first, in its order.
+    #[arg(long, value_name = "FILE", help_heading = MORE_OPTIONS)]
     trace: Option<PathBuf>,
-    /// Serve from this process until it is interrupted or the mount ends.
-    #[arg(long)]
-    pub foreground: bool,
-    /// How --foreground logs to the standard error.
+    /// Mount also when a filter takes no layer.
+    #[arg(long, help_heading = MORE_OPTIONS)]
+    allow_empty: bool,
+    /// Permission bits to take away from files and directories, in octal.
+    #[arg(long, value_name = "OCTAL", default_value = "022", value_parser = parse_umask)]
+    #[arg(help_heading = MORE_OPTIONS)]
+    umask: u32,
+    /// Mount over a directory that is not empty.
+    #[arg(long, help_heading = MORE_OPTIONS)]
+    nonempty: bool,
+    /// Let nobody run programs from the mount.
+    #[arg(long, help_heading = MORE_OPTIONS)]
+    noexec: bool,
+    /// Read every file through the daemon. Without it the kernel reads complete files from the
+    /// cache by itself, where it can.
+    #[arg(long, help_heading = MORE_OPTIONS)]
+    no_passthrough: bool,
+    /// Do not download tensors in the order of safetensors and GGUF headers.
+    #[arg(long, help_heading = MORE_OPTIONS)]
+    no_tensor_prefetch: bool,
+    /// Format of the log of --foreground.
     #[arg(long, value_enum, default_value_t, requires = "foreground")]
+    #[arg(help_heading = MORE_OPTIONS)]
     pub log_format: LogFormat,
     #[command(flatten)]
     kit: KitArguments,
@@ -83,7 +86,7 @@ pub(super) struct Arguments {
     network: NetworkArguments,
 }
 
-/// What `--hydrate` takes.
+/// The values of `--hydrate`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Hydrate {
     All,
@@ -136,7 +139,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
 async fn serve(config: DaemonConfig, request: MountRequest) -> Result<(), CliError> {
     let is_ready = |status: Option<&MountStatus>| {
         if let Some(status) = status {
-            // The mount is served whether or not somebody reads this.
+            // A failure to print must not end the mount.
             let _ = announce(status);
         }
         notify_ready();
@@ -144,10 +147,10 @@ async fn serve(config: DaemonConfig, request: MountRequest) -> Result<(), CliErr
     Ok(daemon::run(config, Some(request), is_ready).await?)
 }
 
-/// Tells systemd, where it waits for that (`Type=notify`).
+/// Tells systemd that the mount is ready, for services with `Type=notify`.
 pub(super) fn notify_ready() {
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-        tracing::warn!(%error, "systemd cannot be told that the daemon is ready");
+        tracing::warn!(%error, "cannot tell systemd that the daemon is ready");
     }
 }
 

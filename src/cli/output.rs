@@ -1,4 +1,4 @@
-//! What commands print: tables, names, JSON, warnings.
+//! Prints tables, names, JSON and warnings.
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -21,10 +21,10 @@ use crate::oci::Origin;
 const BLUE: Style = AnsiColor::Blue.on_default().bold();
 /// Symlinks.
 const CYAN: Style = AnsiColor::Cyan.on_default();
-/// How many hexadecimal digits of a digest are shown: as many as Docker and kit show.
+/// How many hexadecimal digits of a digest to show: as many as Docker and kit show.
 const SHORT_DIGITS: usize = 12;
 
-/// Prints one JSON value and a newline; `--json`.
+/// Prints one JSON value and a newline, for `--json`.
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
     let mut output = io::stdout().lock();
     let text = serde_json::to_string_pretty(value).expect("answers have string keys only");
@@ -39,7 +39,7 @@ pub(super) fn print_line(line: impl std::fmt::Display) -> Result<(), CliError> {
     Ok(output.flush()?)
 }
 
-/// Prints rows under headings, without frames: for eyes, `grep` and `awk` alike.
+/// Prints rows under headings. Without frames, because people also use `grep` and `awk` on them.
 pub(super) fn print_table(
     headings: &[&str],
     right: &[usize],
@@ -64,26 +64,26 @@ pub(super) fn print_table(
     Ok(output.flush()?)
 }
 
-/// Warnings go to the standard error, one a line.
+/// Prints warnings to the standard error, one a line.
 pub(super) fn print_warnings(warnings: &[String]) {
     for warning in warnings {
         warn(printable(warning.as_bytes()));
     }
 }
 
-/// One warning.
+/// Prints a warning to the standard error.
 pub(super) fn warn(warning: impl std::fmt::Display) {
     say(format_args!("warning: {warning}"));
 }
 
-/// Says something on the standard error. Nobody is left to be told when that fails, and it must
-/// not change how the command ends (`eprintln!` would panic).
+/// Prints a message to the standard error. Ignores a failure to print, which must not change the exit
+/// code; `eprintln!` would panic.
 pub(super) fn say(words: impl std::fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "kitfs: {words}");
 }
 
-/// Text that does nothing to a terminal: control characters and what is not UTF-8 are written as
-/// `\xHH`, backslashes too, so that it can be read back.
+/// Text that is safe to print on a terminal. Escapes control characters and bytes that are not UTF-8,
+/// and backslashes, so that no two names print alike.
 pub(super) fn printable(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.chars().any(|c| c.is_control() || c == '\\') => Cow::Borrowed(text),
@@ -106,14 +106,14 @@ pub(super) fn printable(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// Names for a terminal are made printable and coloured; a pipe gets them as they are.
+/// Prints names: printable and coloured on a terminal, unchanged into a pipe.
 #[derive(Clone, Copy)]
 pub(super) struct Names {
     is_terminal: bool,
     has_colours: bool,
 }
 
-/// How a name is coloured.
+/// The colour of a name.
 #[derive(Clone, Copy)]
 pub(super) enum Colour {
     Plain,
@@ -147,12 +147,12 @@ impl Names {
     }
 }
 
-/// A count and what is counted: `1 entry`, `2 entries`.
+/// A count with its noun: `1 entry`, `2 entries`.
 pub(super) fn count_of(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// A digest short enough for a table; it still finds the layer in `cache ls`.
+/// The first digits of a digest. They are enough to find the layer in `cache ls`.
 pub(super) fn short_digest(digest: &str) -> &str {
     let algorithm = digest.find(':').map_or(0, |colon| colon + 1);
     digest.get(..algorithm + SHORT_DIGITS).unwrap_or(digest)
@@ -170,7 +170,7 @@ pub(super) fn path_text(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// A bar on the standard error that counts bytes; invisible where that is no terminal.
+/// A progress bar on the standard error that counts bytes. Invisible unless that is a terminal.
 pub(super) fn byte_bar(total_bytes: u64, what: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
     let template =
@@ -179,8 +179,8 @@ pub(super) fn byte_bar(total_bytes: u64, what: impl Into<Cow<'static, str>>) -> 
     bar.with_style(style.progress_chars("=> ")).with_message(what)
 }
 
-/// Opens a kit, with a bar while compressed layers take their pass; the answer names the same kit
-/// for ever.
+/// Opens a kit, and shows a bar while kitfs reads compressed layers. Returns the request with the
+/// manifest's digest instead of the tag.
 pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<KitRequest, CliError> {
     let bar = pass_bar();
     let pinned = backend.open_kit(kit, &mut |progress| show_opening(&bar, progress)).await;
@@ -188,12 +188,12 @@ pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<KitRe
     Ok(pinned?)
 }
 
-/// The bar for passes over compressed layers.
+/// The bar for compressed layers, which are read once from start to end.
 pub(super) fn pass_bar() -> ProgressBar {
     byte_bar(0, "reading compressed layers")
 }
 
-/// Shows how opening a kit goes, with [`pass_bar`].
+/// Shows the progress of opening a kit, with [`pass_bar`].
 pub(super) fn show_opening(bar: &ProgressBar, progress: OpenProgress) {
     match progress {
         OpenProgress::Passing(progress) => show_pass(bar, progress),
@@ -226,7 +226,7 @@ pub(super) async fn say_while_waiting<T>(reference: &str, answer: impl Future<Ou
     }
 }
 
-/// Says that a host is silent: a slow cache must not look like a command that hangs.
+/// Prints that a host is silent: a slow pull-through cache must not look like a command that hangs.
 pub(super) fn say_waiting(waiting: &Waiting) {
     let Waiting { host, silent_seconds, limit_seconds } = waiting;
     say(format_args!(
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn digests_are_shortened_and_what_is_none_is_not_cut() {
+    fn digests_are_shortened_and_other_text_stays() {
         assert_eq!(short_digest("sha256:0123456789abcdef"), "sha256:0123456789ab");
         assert_eq!(short_digest("sha256:01"), "sha256:01");
         assert_eq!(short_digest(""), "");

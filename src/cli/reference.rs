@@ -1,9 +1,9 @@
-//! `REF` and `REF/PATH` as people type them.
+//! Parses `REF` and `REF/PATH` from the command line.
 //!
-//! A path begins at the first `/` behind the tag or digest; `REF//PATH` always works. In
-//! `oci:FOLDER/PATH` the longest leading folder that is an OCI layout is the folder. Behind it,
-//! `:HOST/REPOSITORY:TAG` is one name where the folder's index has it; else it is a tag and a path.
-//! Folders are made absolute here, because the daemon works in another folder.
+//! A path begins at the first `/` after the tag or digest; `REF//PATH` always works. In
+//! `oci:FOLDER/PATH` the folder is the longest leading path that is an OCI layout. The text
+//! `:HOST/REPOSITORY:TAG` after it is one name if the folder's index has that name; else it is a tag
+//! and a path. This module makes folders absolute, because the daemon has another working directory.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +15,7 @@ use crate::daemon::api::{FailureKind, RawPath};
 use crate::oci::{Origin, Reference};
 use crate::source::oci_layout::OciLayout;
 
-/// The start of a reference to an OCI layout folder.
+/// How a reference to an OCI layout folder begins.
 const OCI: &[u8] = b"oci:";
 
 /// A reference to a kit, and a path in it.
@@ -42,8 +42,8 @@ pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
     if !path.is_empty() && !is_folders && !text.contains("://") {
         let reference = String::from_utf8_lossy(reference);
         return Err(CliError::usage(format!(
-            "`{text}` holds a path, `{path}`: name the kit alone, `{reference}`; \
-             `warm` takes paths behind it, and `--filter` takes parts of a kit"
+            "`{text}` contains a path, `{path}`: write the kit alone, `{reference}`; `kitfs warm REF \
+             PATH` takes paths, and --filter takes layers"
         )));
     }
     match text.strip_prefix("oci:") {
@@ -60,8 +60,9 @@ fn is_layout(folder: &Path) -> bool {
     folder.join("index.json").is_file()
 }
 
-/// Whether `name` behind a layout folder is the whole name of a manifest (`ghcr.io/org/model:v1`)
-/// rather than a tag and a path: the folder's index has it, or it has a host and no such tag.
+/// Whether `name` after a layout folder is the full name of a manifest (`ghcr.io/org/model:v1`), and
+/// not a tag and a path. It is when the folder's index has it, or when it names a host and the index
+/// has no tag of that host's name.
 fn is_whole_name(folder: &Path, name: &str) -> bool {
     let index = OciLayout::open(folder).and_then(|layout| layout.index());
     let (Some((first, rest)), Ok(index)) = (name.split_once('/'), index) else { return false };
@@ -73,13 +74,13 @@ fn is_whole_name(folder: &Path, name: &str) -> bool {
         || is_hosted() && index.tagged(first).is_none()
 }
 
-/// Whether somebody forgot the `oci:` before a folder; no reference begins with `/` or `.`.
+/// Whether the user forgot `oci:` before a folder. No reference begins with `/` or `.`.
 fn is_folder(text: &str) -> bool {
     let path = Path::new(text);
     text.starts_with(['/', '.']) && path.is_dir() || path.join("oci-layout").is_file()
 }
 
-/// A reference with a path in the kit.
+/// Parses a reference and a path in its kit.
 pub(super) fn parse_kit_path(text: &OsStr) -> Result<KitPath, CliError> {
     let (reference, path) = split(text.as_bytes(), &is_layout);
     let Ok(reference) = std::str::from_utf8(reference) else {
@@ -94,7 +95,7 @@ pub(super) fn parse_kit_path(text: &OsStr) -> Result<KitPath, CliError> {
 }
 
 impl KitPath {
-    /// Says where a path begins, when what was not found may hold one.
+    /// Explains where a path begins, if the reference that was not found may contain one.
     pub(super) fn explain(&self, error: CliError) -> CliError {
         let CliError::Failure(mut failure) = error else { return error };
         let is_layout = self.reference.starts_with("oci:");
@@ -102,13 +103,14 @@ impl KitPath {
         let may_hold_path = repository.contains('/') && !repository.contains([':', '@']);
         if failure.kind == FailureKind::NotFound && !is_layout && may_hold_path {
             failure.message +=
-                "; a path in a kit begins behind its tag: REPOSITORY:TAG/PATH or REPOSITORY//PATH";
+                "; a path in a kit begins after its tag: REPOSITORY:TAG/PATH or REPOSITORY//PATH";
         }
         CliError::Failure(failure)
     }
 }
 
-/// `FOLDER[:TAG|@DIGEST|:NAME]` with an absolute folder, in words that need no look at the disk.
+/// `FOLDER[:TAG|@DIGEST|:NAME]` with an absolute folder, written so that parsing it again does not
+/// depend on the files of the disk.
 fn absolute_layout(layout: &str) -> Result<String, CliError> {
     let (folder, name) = match named_manifest(layout.as_bytes()) {
         Some((colon, end)) if end == layout.len() => (&layout[..colon], Some(&layout[colon..])),
@@ -119,14 +121,14 @@ fn absolute_layout(layout: &str) -> Result<String, CliError> {
         return Err(CliError::usage(format!("{} is not UTF-8", absolute.display())));
     };
     let Some(name) = name else { return Ok(format!("oci:{absolute}")) };
-    // Without a host, a name looks like a part of the folder's.
+    // A name without a host looks like a part of the folder's name.
     let (short, sure) = (format!("oci:{absolute}{name}"), format!("oci:{absolute}/{name}"));
     let is_clear = Origin::parse(&short).ok() == Origin::parse(&sure).ok();
     Ok(if is_clear { short } else { sure })
 }
 
-/// Where `:NAME` begins and ends in `FOLDER:NAME[/PATH]`, if the folder is a layout and the name is
-/// a whole one.
+/// Where `:NAME` begins and ends in `FOLDER:NAME[/PATH]`, if the folder is a layout and NAME is the
+/// full name of a manifest.
 fn named_manifest(layout: &[u8]) -> Option<(usize, usize)> {
     let mut colons = (1..layout.len()).filter(|&at| layout[at] == b':');
     colons.find_map(|colon| {
@@ -137,7 +139,7 @@ fn named_manifest(layout: &[u8]) -> Option<(usize, usize)> {
     })
 }
 
-/// Cuts `text` into a reference and a path.
+/// Splits `text` into a reference and a path.
 fn split<'a>(text: &'a [u8], is_layout: &dyn Fn(&Path) -> bool) -> (&'a [u8], &'a [u8]) {
     let explicit = text.windows(2).position(|pair| pair == b"//");
     if let Some(cut) = explicit {
@@ -153,8 +155,8 @@ fn split<'a>(text: &'a [u8], is_layout: &dyn Fn(&Path) -> bool) -> (&'a [u8], &'
     }
 }
 
-/// Where the reference ends in `FOLDER[:TAG|@DIGEST][/PATH]`: behind the longest leading folder
-/// that is a layout, and its selector.
+/// Where the reference ends in `FOLDER[:TAG|@DIGEST][/PATH]`: after the longest leading folder that
+/// is a layout, and its tag or digest.
 fn layout_end(text: &[u8], is_layout: &dyn Fn(&Path) -> bool) -> Option<usize> {
     let slashes = (0..text.len()).filter(|&at| text[at] == b'/' && at > 0);
     let mut ends: Vec<usize> = slashes.collect();
@@ -173,14 +175,13 @@ fn layout_end(text: &[u8], is_layout: &dyn Fn(&Path) -> bool) -> Option<usize> {
     })
 }
 
-/// Where the reference ends in `[HOST/]REPOSITORY[:TAG|@DIGEST][/PATH]`; without a tag or digest
-/// everything is the reference.
+/// Where the reference ends in `[HOST/]REPOSITORY[:TAG|@DIGEST][/PATH]`. Without a tag or digest the
+/// whole text is the reference.
 fn registry_reference_end(text: &[u8]) -> usize {
     let find = |from: usize, byte: u8| {
         text[from..].iter().position(|&other| other == byte).map(|at| from + at)
     };
-    // A colon before the first slash belongs to a port (modelkit-spec 5.1), unless it is in a
-    // bare digest.
+    // A colon before the first slash begins a port (modelkit-spec 5.1), except in a bare digest.
     let repository = match find(0, b'/') {
         Some(slash) if !text.starts_with(b"sha256:") => {
             let host = &text[..slash];
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_begins_behind_the_tag_or_digest() {
+    fn a_path_begins_after_the_tag_or_digest() {
         let digest = format!("sha256:{}", "0".repeat(64));
         for (reference, path) in [
             ("ghcr.io/org/model:v1", "/a/b:c"),

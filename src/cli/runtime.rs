@@ -1,8 +1,8 @@
-//! The runtime of a command: its threads, where the number of processes may be limited.
+//! The runtime of a command, and its number of threads.
 //!
-//! A container or a service may have as few processes and threads as its administrator allows
-//! (`--pids-limit`, `TasksMax`, `ulimit -u`). tokio panics where its threads cannot be started, and waits
-//! for ever for one that it starts later. So the threads that can be had are counted first.
+//! A container or a service may limit the number of threads (`--pids-limit`, `TasksMax`, `ulimit -u`).
+//! tokio panics when it cannot start its threads, and waits for ever for a thread that it cannot start
+//! later. So this module first counts the threads that can start.
 
 use std::io;
 use std::sync::mpsc;
@@ -11,11 +11,12 @@ use tokio::runtime::Runtime;
 
 use super::error::CliError;
 
-/// The most threads that run tasks. More cores than that hash and decode on threads of their own.
+/// The most threads that run tasks. Hashing and decoding have threads of their own, so more cores
+/// gain nothing here.
 const MOST_WORKERS: usize = 16;
-/// Threads beside those: for blocking work, and for the kernel's requests.
+/// Further threads: for blocking work and for the kernel's requests.
 const OTHERS: usize = 8;
-/// The fewest threads beside the workers that a command can do with.
+/// The fewest further threads with which every command works.
 const LEAST_OTHERS: usize = 3;
 
 /// Runs a command that needs the network or the control socket.
@@ -45,7 +46,8 @@ fn runtime() -> Result<Runtime, CliError> {
     runtime.map_err(|error| CliError::internal(format!("cannot start threads: {error}")))
 }
 
-/// How many of `wanted` workers there are to be, where `startable` threads can be had in all.
+/// How many of `wanted` workers to start when `startable` threads can start in all; `None` when they
+/// are too few.
 fn workers(wanted: usize, startable: usize) -> Option<usize> {
     let left = startable.checked_sub(OTHERS).filter(|&left| left > 0);
     match left {
@@ -54,9 +56,10 @@ fn workers(wanted: usize, startable: usize) -> Option<usize> {
     }
 }
 
-/// How many threads can run at the same time, at most `wanted`; and why no more.
+/// Counts the threads that can run at the same time, up to `wanted`. Returns the error that stopped the
+/// count, too.
 fn startable(wanted: usize) -> (usize, Option<io::Error>) {
-    // Each thread waits until its sender is dropped, so that all of them are there at once.
+    // Each thread waits until its sender is dropped, so all of them run at the same time.
     let mut running = Vec::with_capacity(wanted);
     let mut failure = None;
     while running.len() < wanted && failure.is_none() {
@@ -69,7 +72,7 @@ fn startable(wanted: usize) -> (usize, Option<io::Error>) {
     let count = running.len();
     for (end, thread) in running {
         drop(end);
-        // It does nothing that could panic.
+        // The thread does nothing that could panic.
         let _ = thread.join();
     }
     (count, failure)

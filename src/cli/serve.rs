@@ -13,17 +13,17 @@ use crate::serve::{Registry, ServeError};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The folder is an OCI image layout, or holds some. There is no access control: listen on a
-loopback address, or behind something that checks who asks.
+Everybody who can connect can read all kits: listen on 127.0.0.1, or behind a
+proxy that checks its clients.
 
 Example:
   kitfs serve oci:./kits --listen 127.0.0.1:5000
   kitfs mount 127.0.0.1:5000/article:v1 /models")]
 pub(super) struct Arguments {
-    /// The folder.
+    /// An OCI image layout folder, or a folder that holds some.
     #[arg(value_name = "oci:FOLDER")]
     folder: String,
-    /// The address to listen on; port 0 takes a free one.
+    /// The address to listen on; port 0 means any free port.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5000")]
     listen: SocketAddr,
 }
@@ -46,7 +46,7 @@ pub(super) async fn run(_settings: &Settings, arguments: Arguments) -> Result<()
     served.map_err(|error| CliError::new(FailureKind::Unavailable, error.to_string()))
 }
 
-/// Done at the first SIGINT or SIGTERM.
+/// Completes at the first SIGINT or SIGTERM.
 fn interrupted() -> Result<impl Future<Output = ()> + Send + 'static, CliError> {
     let signal = |kind| signal(kind).map_err(|error| CliError::internal(error.to_string()));
     let mut interrupt = signal(SignalKind::interrupt())?;

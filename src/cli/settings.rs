@@ -1,6 +1,6 @@
-//! Arguments and environment, made into the typed configuration that the other rooms take.
+//! Turns arguments and environment into the typed configuration of the other rooms.
 //!
-//! Everything is absolute afterwards: the daemon works in another folder.
+//! All paths become absolute, because the daemon has another working directory.
 
 use std::path::{Path, PathBuf};
 
@@ -16,12 +16,12 @@ use crate::source::s3::S3Config;
 /// The permission bits that commands without `--umask` take away, as `kit unpack` does.
 pub(super) const DEFAULT_UMASK: u32 = 0o022;
 
-/// Free space to leave without `--keep-free`: enough for the logs of whoever fills the disk.
+/// The default of `--keep-free`: enough for the logs of the program that fills the disk.
 const DEFAULT_KEEP_FREE_BYTES: u64 = 1 << 30;
-/// Memory for bytes under way without `--memory`.
+/// The default of `--memory`: 64 requests of 8 MiB, which keep a fast network busy.
 const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 
-/// What every command may need.
+/// The settings that every command may need.
 pub(super) struct Settings {
     cache: CacheArguments,
     environment: Environment,
@@ -37,7 +37,7 @@ impl Settings {
         self.cache.cache_dir.is_some() || self.environment.cache_dir.is_some()
     }
 
-    /// What a daemon is started with, or the cache taken with.
+    /// The configuration of the daemon, or of a command that uses the cache without a daemon.
     pub(super) fn daemon(&self) -> Result<DaemonConfig, CliError> {
         let environment = &self.environment;
         let under_home = || environment.home.as_ref().map(|home| home.join(".cache"));
@@ -49,8 +49,8 @@ impl Settings {
             }
         };
         let Some(cache_folder) = folder else {
-            let message = "there is no place for a cache, because HOME is not set and your user has no \
-                           home folder: name a folder with --cache-dir or KITFS_CACHE_DIR";
+            let message = "there is no place for the cache: HOME is not set, and your user has no home \
+                           folder. Name a folder with --cache-dir or KITFS_CACHE_DIR";
             return Err(CliError::usage(message));
         };
         let of_environment = || environment.cache_size.as_deref().map(sizes::parse).transpose();
@@ -67,8 +67,8 @@ impl Settings {
         })
     }
 
-    /// Warns where the running daemon has other bounds than those that were asked for: they are the
-    /// daemon's, from its start to its end.
+    /// Warns when the running daemon has other limits than the arguments name. A daemon keeps its
+    /// limits until it ends.
     pub(super) async fn warn_of_other_bounds(&self, backend: &Backend) -> Result<(), CliError> {
         let cache_size = self.daemon()?.cache_capacity_bytes;
         if cache_size.is_none() && self.cache.keep_free.is_none() && self.cache.memory.is_none() {
@@ -83,8 +83,7 @@ impl Settings {
             if let Some(asked) = asked.filter(|&asked| has != Some(asked)) {
                 let has = has.map_or("no limit".to_owned(), sizes::show);
                 warn(format_args!(
-                    "the running daemon has {option} {has}, and keeps it; \
-                     `kitfs daemon stop` and start it anew with {}",
+                    "{option} {} has no effect: the running daemon keeps {has} until `kitfs daemon stop`",
                     sizes::show(asked)
                 ));
             }
@@ -92,7 +91,7 @@ impl Settings {
         Ok(())
     }
 
-    /// A kit as a whole, with default modes.
+    /// A request for a whole kit, with default modes.
     pub(super) fn kit(
         &self,
         reference: String,
@@ -110,7 +109,7 @@ impl Settings {
         })
     }
 
-    /// How registries are reached.
+    /// How to reach registries.
     pub(super) fn network(&self, network: &NetworkArguments) -> Result<NetworkOptions, CliError> {
         let environment = &self.environment;
         let kitops_home = match network.config.as_ref().or(environment.kitops_home.as_ref()) {
@@ -121,11 +120,11 @@ impl Settings {
                 shares.map(|shares| shares.join("kitops"))
             }
         };
-        // As in kit, the environment wins over the flags here (modelkit-spec 5.2).
+        // The environment wins over the flags, as in kit (modelkit-spec 5.2).
         let certificate = environment.client_certificate.as_ref().or(network.cert.as_ref());
         let key = environment.client_key.as_ref().or(network.key.as_ref());
         let proxies = match &network.proxy {
-            // As in kit, a proxy that is named is taken for every host.
+            // The proxy of the flag serves every host, as in kit.
             Some(proxy) => (Some(proxy.clone()), Some(proxy.clone()), None),
             None => (
                 environment.http_proxy.clone(),
@@ -165,7 +164,7 @@ impl Settings {
         })
     }
 
-    /// The S3 store, as the AWS tools find theirs.
+    /// The S3 store, found as the AWS tools find it.
     fn s3(&self) -> Result<S3Config, CliError> {
         let s3 = &self.environment.s3;
         let home = self.environment.home.as_ref().map(|home| home.join(".aws"));
@@ -184,10 +183,10 @@ impl Settings {
         })
     }
 
-    /// kit's own credentials first, then Docker's (modelkit-spec 5.3).
+    /// The files with credentials: kit's first, then Docker's (modelkit-spec 5.3).
     ///
     /// `DOCKER_CONFIG` names a folder. In a pod it may also name the file of a Kubernetes secret, or
-    /// the folder that such a secret is mounted at.
+    /// the folder where such a secret is mounted.
     fn credential_files(&self, kitops_home: Option<&Path>) -> Result<Vec<PathBuf>, CliError> {
         let docker = match &self.environment.docker_config {
             Some(path) if path.is_file() => vec![absolute(path)?],
@@ -205,17 +204,17 @@ impl Settings {
     }
 }
 
-/// The path from the root, without a look at the file system.
+/// Makes a path absolute. Does not read the file system.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     std::path::absolute(path).map_err(|error| {
         CliError::usage(format!("cannot tell where {} is: {error}", path.display()))
     })
 }
 
-/// A mountpoint as the kernel lists it: without symlinks, `.` and `..`.
+/// Resolves a mountpoint to the path in the kernel's list of mounts: without symlinks, `.` and `..`.
 ///
-/// Only its parent is looked up: the mountpoint itself may be a mount whose daemon is gone, or
-/// missing, which is for the mount to say.
+/// The mountpoint itself may not answer (a mount whose daemon is gone) or be missing. Then the
+/// function resolves its parent only.
 pub(super) fn mountpoint(path: &Path) -> Result<PathBuf, CliError> {
     let path = absolute(path)?;
     if let Ok(real) = path.canonicalize() {
@@ -279,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_proxy_is_for_every_host_and_the_environments_certificate_wins() {
+    fn a_proxy_flag_is_for_every_host_and_the_environments_certificate_wins() {
         let environment = Environment {
             http_proxy: Some("http://e".into()),
             no_proxy: Some("*".into()),
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mountpoint_is_named_as_the_kernel_names_it() {
+    fn a_mountpoint_gets_the_path_of_the_kernels_list() {
         let folder = tempfile::tempdir().unwrap();
         let real = folder.path().canonicalize().unwrap();
         std::fs::create_dir(real.join("there")).unwrap();

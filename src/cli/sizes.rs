@@ -1,4 +1,4 @@
-//! Sizes, typed and shown.
+//! Parses and prints sizes.
 
 /// Parses a size in bytes: `1048576`, `200GiB`, `200G` (the same), `1.5TiB`, `200GB` (decimal).
 pub(super) fn parse(text: &str) -> Result<u64, String> {
@@ -7,7 +7,8 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(digits);
     let factor = factor(unit.trim_start()).ok_or_else(wrong)?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    // Exact: a size near 2^64 would lose its last digits in a float. Nine digits are a billionth.
+    // Integers, because a float loses the last digits of a size near 2^64. Nine digits of a fraction
+    // are enough for a billionth.
     if number.is_empty() || number.ends_with('.') || fraction.len() > 9 {
         return Err(wrong());
     }
@@ -39,10 +40,10 @@ fn factor(unit: &str) -> Option<u64> {
     Some(base.pow(power))
 }
 
-/// A size for people: `0 B`, `104.2 KiB`, `1.5 TiB`.
+/// Prints a size for people: `0 B`, `104.2 KiB`, `1.5 TiB`.
 pub(super) use crate::daemon::shown_bytes as show;
 
-/// The bytes that are in the cache, and how many of them are unchecked.
+/// Prints how many bytes are in the cache, and how many of them are unchecked.
 pub(super) fn show_resident(resident_bytes: u64, unchecked_bytes: u64) -> String {
     let resident = show(resident_bytes);
     match unchecked_bytes {
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unchecked_is_told_beside_what_is_resident() {
+    fn unchecked_bytes_are_shown_beside_resident_bytes() {
         assert_eq!(show_resident(0, 0), "0 B");
         assert_eq!(show_resident(2048, 2048), "2.0 KiB unchecked");
         assert_eq!(show_resident(2048, 512), "2.0 KiB, 512 B unchecked");

@@ -17,22 +17,26 @@ use crate::fuse::{Answer, OtherMount, other_mounts};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-State says how far the bytes can be trusted: `confirmed` when the digest of every layer was
-computed over all its bytes, `unconfirmed` before that, `POISONED` when a digest is wrong; `DEAD`
-when the daemon that served the mount is gone, whichever cache folder it had: `kitfs umount DIR`.
-
-Resident says how much of the kit is in the cache. Bytes are `unchecked` after the machine went down
-while they were written: each is checked before it is first read, and `kitfs warm` or `kitfs cache
-verify` checks all of them.
-
-Rest says what becomes of what is not in the cache yet. `begun files`: files of which half or more
-was read are complete, others come when they are read (--hydrate begun). Something is to be fetched
-and `waits` until readers are quiet, is `coming`, or has `no room` in the cache. All of the kit is
-`here`. `on demand` with --hydrate none, `local` for a kit on this machine's disk, `failed` for the
-reason below the table.
-
-Passthrough says whether the kernel reads complete, confirmed files from the cache by itself: how
-many are open so now, and how often one was; or why it does not.")]
+Columns:
+  RESIDENT     bytes of the kit that are in the cache. `unchecked` bytes came
+               shortly before the machine went down; kitfs checks each of them
+               before a program reads it.
+  STATE        confirmed    every layer is complete and has the right digest
+               unconfirmed  some layer is not complete, so it has no digest yet
+               POISONED     a digest is wrong: files of that layer do not read
+               DEAD         the daemon is gone: run `kitfs umount DIR`
+  REST         what happens to the bytes that are not in the cache:
+               begun files  the files of which programs read half or more are
+                            complete; reads download the others
+               waits        kitfs downloads them when readers are quiet
+               coming       kitfs downloads them now
+               here         nothing is missing
+               no room      the cache has no room for them
+               on demand    reads download them (--hydrate none)
+               local        the kit lies on a disk of this machine
+               failed       see the warning below the table
+  PASSTHROUGH  on, when the kernel reads confirmed files from the cache without
+               the daemon; else the reason why not")]
 pub(super) struct Arguments {
     /// Print a JSON array.
     #[arg(long)]
@@ -40,7 +44,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    // Where there is no place for a cache there is no daemon; the mounts of others can be seen.
+    // Without a cache folder there is no daemon of it, but there may be mounts of other daemons.
     let (mut mounts, lost) = match settings.daemon() {
         Ok(config) => {
             (mounts_of(Backend::running(&config).await?).await?, Backend::lost(&config).await?)
@@ -50,8 +54,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     for daemon in lost {
         let status = daemon.status().await?;
         warn(format_args!(
-            "the cache folder {} was removed or replaced: process {} goes on with the files that it has \
-             open, and ends with its last mount",
+            "the cache folder {} was removed or replaced; its daemon, process {}, still serves the mounts \
+             that it had, and ends with the last of them",
             path_text(&status.cache_folder),
             status.pid
         ));
@@ -61,7 +65,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let others = tokio::task::spawn_blocking(move || other_mounts(&served));
     let others = others.await.map_err(|error| CliError::internal(error.to_string()))?;
     let mut dead = others.unwrap_or_else(|error| {
-        warn(format_args!("mounts that nobody serves cannot be looked for: {error}"));
+        warn(format_args!("cannot look for mounts whose daemon is gone: {error}"));
         Vec::new()
     });
     dead.retain(|mount| mount.answer == Answer::Dead);
@@ -72,14 +76,13 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     for mount in &dead {
         let place = printable(mount.mountpoint.as_os_str().as_bytes());
         warn(format_args!(
-            "{place}: the daemon that served it is gone; `kitfs umount {place}` takes it out of \
-             the tree"
+            "{place}: the daemon of this mount is gone; `kitfs umount {place}` removes the mount"
         ));
     }
     for mount in &mounts {
         let place = path_text(&mount.mountpoint);
         if let HydrateState::Failed { reason } = &mount.hydrate {
-            warn(format_args!("{place}: the rest could not be fetched: {reason}"));
+            warn(format_args!("{place}: the background download failed: {reason}"));
         }
         if let Some(failure) = &mount.last_failure {
             warn(format_args!("{place}: a read failed: {failure}"));
@@ -148,13 +151,13 @@ fn print_table_of(mounts: &[MountStatus], dead: &[OtherMount]) -> Result<(), Cli
     print_table(&headings, &[3, 4], mounts.chain(dead))
 }
 
-/// The reference, with the labels that chose the kit where it is an index.
+/// The reference, and the labels that chose a kit of an index.
 fn reference_text(mount: &MountStatus) -> String {
     let labels = mount.labels.iter().map(|label| format!(" -l {label}"));
     std::iter::once(mount.reference.clone()).chain(labels).collect()
 }
 
-/// What becomes of what nobody has read yet.
+/// The column REST.
 fn hydrate_text(hydrate: &HydrateState) -> &'static str {
     match hydrate {
         HydrateState::Off => "on demand",

@@ -24,9 +24,10 @@ use crate::fs::{TRACE_LINES, Trace, percent_encoded};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A trace says which ranges of which files were read in what order, as lines of JSON. It is replayed
-ahead of a reader with `kitfs mount --trace FILE`, or fetched beforehand with `kitfs warm --trace
-FILE`. What the kernel has in memory already is not seen: record from a fresh mount.
+A trace lists the ranges that programs read, in their order. `kitfs mount
+--trace FILE` downloads them ahead of the programs, `kitfs warm --trace FILE`
+before anything is mounted. Record from a fresh mount: kitfs does not see the
+reads that the kernel answers from its memory.
 
 Examples:
   kitfs trace record -o start.trace /models -- python serve.py --once
@@ -39,15 +40,15 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Record what is read from a mount, until COMMAND ends or Ctrl-C.
+    /// Record the reads from a mount, until COMMAND ends or Ctrl-C.
     Record {
         /// Where the kit is mounted.
         #[arg(value_name = "DIR")]
         mountpoint: PathBuf,
-        /// The file to write; without it, the standard output. Needed with COMMAND.
+        /// File to write the trace to, needed with COMMAND [default: standard output].
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
-        /// A command to run meanwhile; its exit code is passed on.
+        /// Run this command, and exit with its exit code.
         #[arg(value_name = "COMMAND", last = true)]
         command: Vec<OsString>,
     },
@@ -56,7 +57,7 @@ enum Command {
         /// The trace.
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Only the sums of each file.
+        /// Show only the sums of each file.
         #[arg(long)]
         summary: bool,
     },
@@ -79,7 +80,7 @@ async fn record(
     command: &[OsString],
 ) -> Result<(), CliError> {
     let Some(backend) = Backend::running(&settings.daemon()?).await? else {
-        let message = "no daemon runs, so nothing is mounted; see `kitfs mount`";
+        let message = "no daemon runs, so there is no mount to record from; see `kitfs mount`";
         return Err(CliError::new(FailureKind::Daemon, message));
     };
     if output.is_none() && !command.is_empty() {
@@ -92,7 +93,7 @@ async fn record(
     let mut child = match command.split_first() {
         Some((program, arguments)) => {
             let failed = |error| {
-                // Best effort: an empty file is no trace, and says so where it is shown.
+                // Best effort: `trace show` refuses an empty file.
                 let _ = path.filter(|_| is_new).map(std::fs::remove_file);
                 CliError::usage(format!("{}: {error}", program.display()))
             };
@@ -100,13 +101,13 @@ async fn record(
         }
         None => {
             let place = request.mountpoint.display();
-            say(format_args!("recording {place}: end it with Ctrl-C"));
+            say(format_args!("recording the reads from {place}; Ctrl-C ends the recording"));
             None
         }
     };
     let mut recorder = Recorder::new(backend, request, lines, output);
     let mut exit_code = None;
-    // Whether an interrupt came that was the command's.
+    // Whether Ctrl-C came while the command ran.
     let mut was_interrupted = false;
     while recorder.is_recording() || child.is_some() && exit_code.is_none() {
         let ended = async {
@@ -117,8 +118,8 @@ async fn record(
         };
         tokio::select! {
             biased;
-            // A command gets the signal, too, and ends by it or not. One more, or one after it, ends
-            // the wait for what was read last.
+            // The command gets the signal as well, and may end by it. The next Ctrl-C ends the wait
+            // for the last reads.
             () = interrupts.next() => match (&child, exit_code) {
                 (Some(_), None) => was_interrupted = true,
                 _ if recorder.is_stopped => recorder.cut(),
@@ -127,7 +128,7 @@ async fn record(
             status = ended, if exit_code.is_none() => {
                 let status = status?;
                 exit_code = Some(exit_code_of(status));
-                // The interrupt that ended the command may reach this process only later.
+                // The signal that ended the command may reach this process later.
                 interrupts.skips_next =
                     status.signal() == Some(SignalKind::interrupt().as_raw_value()) && !was_interrupted;
                 recorder.stop_unless(interrupts.next()).await;
@@ -138,7 +139,7 @@ async fn record(
     let recorded = recorder.end();
     match (exit_code.unwrap_or(0), recorded) {
         (0, recorded) => recorded,
-        // Of a code beyond 8 bits only those are seen by whoever started it, too.
+        // A parent process sees only the low 8 bits of an exit code.
         (code, recorded) => {
             if let Err(CliError::Failure(failure)) = recorded {
                 warn(failure);
@@ -165,16 +166,15 @@ impl Interrupts {
     }
 }
 
-/// A recording, and what has come of it. Whatever goes wrong with it, a command that runs meanwhile
-/// goes on.
+/// A recording, and its result. A failure of the recording does not end the recorded command.
 struct Recorder {
     backend: Backend,
     request: RecordRequest,
-    /// What comes; nothing more once it has ended.
+    /// The lines from the daemon; `None` after the last one.
     lines: Option<ByteStream>,
     output: Output,
     room: Room,
-    /// Whether it was ended from here.
+    /// Whether this process ended the recording.
     is_stopped: bool,
     failure: Option<CliError>,
 }
@@ -190,7 +190,7 @@ impl Recorder {
         self.lines.is_some()
     }
 
-    /// The next line; waits for ever once there is none.
+    /// The next line; waits for ever after the last one.
     async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
         match &mut self.lines {
             Some(lines) => lines.next().await,
@@ -202,14 +202,14 @@ impl Recorder {
         let written = match line {
             Some(Ok(line)) if self.room.take(&line) => self.output.write(&line),
             Some(Ok(_)) => {
-                warn("the trace is as long as one can be: what is read now is not recorded");
+                warn("the trace has reached its largest size; kitfs does not record later reads");
                 return self.break_off().await;
             }
             Some(Err(failure)) => Err(failure.into()),
             None => {
                 self.lines = None;
                 if !self.is_stopped {
-                    warn("the mount ended, and the recording with it");
+                    warn("the mount has ended, so the recording has ended");
                 }
                 return;
             }
@@ -220,18 +220,18 @@ impl Recorder {
         }
     }
 
-    /// Lets it come to its end: the lines of what was read last are still to come.
+    /// Asks the daemon to end the recording. The lines of the last reads are still to come.
     async fn stop(&mut self) {
         if self.lines.is_none() || std::mem::replace(&mut self.is_stopped, true) {
             return;
         }
         if self.backend.stop_recording(&self.request).await.is_err() {
-            // The mount has ended just now, and the recording with it.
+            // The mount has ended meanwhile, and with it the recording.
             self.lines = None;
         }
     }
 
-    /// The same, but for a daemon that does not answer: whoever interrupts waits for it no longer.
+    /// Stops, but does not wait for the daemon after another Ctrl-C.
     async fn stop_unless(&mut self, interrupted: impl Future<Output = ()>) {
         tokio::select! {
             () = self.stop() => {}
@@ -239,14 +239,14 @@ impl Recorder {
         }
     }
 
-    /// Ends it because nobody wants to wait for the lines that are still to come.
+    /// Ends the recording at once after Ctrl-C, without the lines that are still to come.
     fn cut(&mut self) {
-        warn("interrupted: the trace may lack what was read last");
+        warn("interrupted: the trace may lack the last reads");
         self.lines = None;
         self.failure = Some(CliError::Interrupted);
     }
 
-    /// Ends it without the lines that are still to come.
+    /// Ends the recording after a failure, without the lines that are still to come.
     async fn break_off(&mut self) {
         self.stop().await;
         self.lines = None;
@@ -261,8 +261,8 @@ impl Recorder {
         // The first line is the header.
         match (TRACE_LINES - self.room.lines).saturating_sub(1) {
             0 => warn(
-                "nothing was recorded: either nothing was read from files, or the kernel had it in \
-                 memory already, where it is not seen; record from a fresh mount",
+                "the trace is empty: no program read from the mount, or the kernel had the bytes in its \
+                 memory; record from a fresh mount",
             ),
             count => say(format_args!("recorded {}", count_of(count as u64, "line", "lines"))),
         }
@@ -304,10 +304,10 @@ fn unwritten(path: Option<&Path>, error: std::io::Error) -> CliError {
     }
 }
 
-/// A file keeps what it has until something was read: a command that does not start, or reads
-/// nothing, takes no good trace away.
+/// Where the trace is written. An existing file keeps its content until the first read comes: a
+/// command that does not start, or reads nothing, destroys no older trace.
 enum Sink {
-    /// A file that is there, and the header that it is to begin with.
+    /// An existing file, and the header of the new trace.
     Waiting {
         file: File,
         header: Vec<u8>,
@@ -326,7 +326,7 @@ impl Sink {
         }
     }
 
-    /// Line by line: what was recorded is there even if this process is killed.
+    /// Writes line by line, so a killed process leaves all complete lines.
     fn lines(file: File) -> Self {
         Self::Started(Box::new(LineWriter::new(file)))
     }
@@ -359,14 +359,14 @@ impl Sink {
     }
 }
 
-/// What a trace may still hold.
+/// How much may still be added to a trace.
 struct Room {
     lines: usize,
     bytes: u64,
 }
 
 impl Room {
-    /// Whether there is room for a line, which is counted then.
+    /// Takes room for a line; returns whether there was enough.
     fn take(&mut self, line: &[u8]) -> bool {
         let bytes = self.bytes.checked_sub(line.len() as u64);
         let (Some(bytes), Some(lines)) = (bytes, self.lines.checked_sub(1)) else { return false };
@@ -375,7 +375,7 @@ impl Room {
     }
 }
 
-/// The exit code of a command, as shells give it where a signal ended it.
+/// The exit code of a command; 128 and the signal's number if a signal ended it, as in shells.
 fn exit_code_of(status: ExitStatus) -> i32 {
     status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1)
 }
@@ -408,7 +408,7 @@ fn show(path: &Path, is_summary: bool) -> Result<(), CliError> {
     print_table(&["RANGES", "TOTAL", "PATH"], &[0, 1], rows)?;
     if trace.lost > 0 {
         let lost = count_of(trace.lost, "read", "reads");
-        warn(format_args!("{lost} came too fast to be written down"));
+        warn(format_args!("the trace lacks {lost} that came too fast"));
     }
     Ok(())
 }
@@ -418,7 +418,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_recording_ends_before_it_has_more_than_can_be_read() {
+    fn a_recording_ends_before_it_is_larger_than_trace_show_accepts() {
         let mut room = Room { lines: 2, bytes: 100 };
         assert!(room.take(b"one") && room.take(b"two") && !room.take(b"three"), "lines");
         let mut room = Room { lines: 100, bytes: 10 };

@@ -13,10 +13,9 @@ use crate::fuse::{other_mounts, unmount_other};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A mount is found by its folder, whichever cache folder its daemon has. A mount whose daemon is gone is
-taken away, too. A folder that `kitfs mount` has made is removed.
-
-When programs use a mount, the command names them and fails.
+The command finds the daemon by the mount, so it needs no --cache-dir. It also
+removes a mount whose daemon is gone, and the directory if `kitfs mount` made
+it. When programs use the mount, the command names them and fails.
 
 Examples:
   kitfs umount /models
@@ -27,10 +26,10 @@ pub(super) struct Arguments {
     /// Where the kits are mounted.
     #[arg(value_name = "DIR", required_unless_present = "all")]
     mountpoints: Vec<PathBuf>,
-    /// End all your mounts; with --cache-dir, those that use that cache folder.
+    /// End all your mounts; with --cache-dir, the mounts that use that cache folder.
     #[arg(short, long, conflicts_with = "mountpoints")]
     all: bool,
-    /// Take the mount away at once. Programs can read the files that they have open to the end.
+    /// Remove the mount at once; programs can still read the files that they have open.
     #[arg(short, long)]
     lazy: bool,
 }
@@ -50,14 +49,14 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             Err(failure) => failures.push(failure),
         }
     }
-    // The first one gives the exit code, and is told by whoever called this.
+    // The caller prints the first failure, which gives the exit code.
     let mut failures = failures.into_iter();
     let Some(first) = failures.next() else { return Ok(()) };
     failures.for_each(say);
     Err(first.into())
 }
 
-/// The mounts of this user, or those of the daemons of the cache folder that was named.
+/// The mounts of this user, or the mounts that use the cache folder of `--cache-dir`.
 async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
     let mut places = Vec::new();
     if let Ok(config) = settings.daemon() {
@@ -78,12 +77,12 @@ async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
     Ok(places)
 }
 
-/// Ends a mount: by the daemon that serves it, or without one.
+/// Ends a mount: through its daemon, or without one when there is none.
 async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<UnmountReport, Failure> {
     let config = settings.daemon().ok();
     let daemons = async {
         let by_mount = Backend::of_mount(place).await?;
-        // One that is stuck does not say who serves it.
+        // A mount that hangs does not name its daemon.
         let by_folder = match (&by_mount, &config) {
             (None, Some(config)) => Backend::running(config).await?,
             _ => None,
@@ -93,9 +92,9 @@ async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<Unmoun
     if let Some(daemon) = daemons.await? {
         match daemon.unmount(place, lazy).await {
             Ok(report) => return Ok(report),
-            // Another daemon's, or a leftover.
+            // Another daemon has it, or the mount is a leftover.
             Err(failure) if failure.kind == FailureKind::NotFound => {}
-            // The daemon was killed while it was asked.
+            // The daemon was killed before it answered.
             Err(failure) if failure.kind == FailureKind::Daemon && daemon.has_ended().await => {}
             Err(failure) => return Err(failure),
         }

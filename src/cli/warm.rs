@@ -11,6 +11,7 @@ use indicatif::{MultiProgress, ProgressBar};
 
 use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
+use super::help::MORE_OPTIONS;
 use super::output::{
     byte_bar, count_of, pass_bar, print_json, print_line, print_warnings, printable, say,
     say_waiting, short_digest, show_pass,
@@ -24,18 +25,17 @@ use crate::daemon::api::{
     WarmedLayer,
 };
 
-/// How often a line is written where there is no terminal for bars.
+/// How often the command prints its progress where no terminal shows bars.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Fetches a kit, or the files and directories that are named, at full speed, and computes the
-digests of the layers that are complete. What is in the cache already is not fetched again. The
-command fails when something cannot be fetched or is not what its digest says; the rest comes all
-the same. Interrupting it keeps what came.
+Downloads what the cache lacks, at full speed, and computes the digest of each
+layer that is complete. If one layer fails, the others come, and the command
+fails at the end. Ctrl-C keeps the bytes that came.
 
-Without a daemon it takes the cache folder for as long as it works, and commands that need the
-cache, such as `kitfs mount`, are refused meanwhile: run `kitfs daemon start` first.
+Run `kitfs daemon start` before a long download: without a daemon the command
+keeps the cache folder to itself, and other commands cannot use it meanwhile.
 
 Examples:
   kitfs warm ghcr.io/org/model:v1
@@ -46,19 +46,19 @@ pub(super) struct Arguments {
     /// The kit.
     #[arg(value_name = "REF")]
     reference: String,
-    /// Files and directories from the kit's root; all of the kit where there are none.
+    /// Files and directories of the kit; without them, the whole kit.
     #[arg(value_name = "PATH")]
     paths: Vec<OsString>,
-    /// Only these layers, in kit's grammar: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated.
+    /// Only these layers, as for kit: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated.
     #[arg(short, long = "filter", value_name = "FILTER")]
     filters: Vec<String>,
-    /// Go on although a filter takes nothing.
-    #[arg(long)]
+    /// Go on also when a filter takes no layer.
+    #[arg(long, help_heading = MORE_OPTIONS)]
     allow_empty: bool,
-    /// Fetch what this access trace says, in its order (see `kitfs trace record`).
+    /// Download the ranges of this access trace (`kitfs trace record`), in its order.
     #[arg(long, value_name = "FILE", conflicts_with = "paths")]
     trace: Option<PathBuf>,
-    /// Print a JSON object about each layer at the end.
+    /// Print the result as a JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -103,8 +103,8 @@ fn tell(report: &WarmReport) -> Result<(), CliError> {
     let partial = report.layers.iter().filter(is_partial).count();
     if partial > 0 {
         say(format_args!(
-            "{partial} of {} only partly in the cache: a layer's digest is computed once it is \
-             complete",
+            "{partial} of {} only partly in the cache: kitfs checks the digest of a layer once the \
+             whole layer is there",
             count_of(count as u64, "layer is", "layers are")
         ));
     }
@@ -113,8 +113,8 @@ fn tell(report: &WarmReport) -> Result<(), CliError> {
     }
     let what = match (count > 0 && partial == 0, report.layers.iter().all(is_confirmed)) {
         (true, true) => ", every layer confirmed",
-        // Objects of S3 stores have no digest of their own.
-        (true, false) => ", every digest confirmed that there is",
+        // Objects of S3 stores have no digest.
+        (true, false) => ", every layer with a digest confirmed",
         (false, _) => "",
     };
     print_line(format_args!(
@@ -128,7 +128,7 @@ fn is_confirmed(layer: &WarmedLayer) -> bool {
     layer.state == KitState::Confirmed
 }
 
-/// Says what could not be had or verified; what failed first gives the exit code.
+/// Prints the failures. The first one gives the exit code, and the caller prints it.
 fn judge(report: &WarmReport) -> Result<(), CliError> {
     let mut failures = report.layers.iter().filter_map(|layer| layer.failure.as_ref());
     let Some(first) = failures.next() else { return check_all_is_there(report) };
@@ -136,14 +136,14 @@ fn judge(report: &WarmReport) -> Result<(), CliError> {
     Err(first.clone().into())
 }
 
-/// Fails where a data set that lies elsewhere could not be had; the warnings have said why.
+/// Fails when remote data is missing. The warnings have given the reasons.
 fn check_all_is_there(report: &WarmReport) -> Result<(), CliError> {
     let missing = report.missing.iter().map(|path| printable(&path.0));
     match missing.collect::<Vec<_>>() {
         missing if missing.is_empty() => Ok(()),
         missing => {
             let message = format!(
-                "not everything came: {} cannot be had; --no-remote leaves such data sets out",
+                "the kit is not complete: {} could not be downloaded; --no-remote leaves remote data out",
                 missing.join(", ")
             );
             Err(CliError::new(FailureKind::Unavailable, message))
@@ -151,7 +151,7 @@ fn check_all_is_there(report: &WarmReport) -> Result<(), CliError> {
     }
 }
 
-/// Bars on a terminal, and a line now and then elsewhere.
+/// The progress: bars on a terminal, else a line every [`LINE_INTERVAL`].
 struct Display {
     bars: MultiProgress,
     passing: Option<ProgressBar>,
@@ -207,7 +207,7 @@ impl Display {
     }
 
     fn clear(&self) {
-        // Nobody is left to be told when the terminal is gone.
+        // It fails when the terminal is gone, and then there is no place to say so.
         let _ = self.bars.clear();
     }
 }

@@ -1,19 +1,19 @@
-//! What kitfs tells of itself: the set-up of its log.
+//! Sets up the log.
 //!
-//! The log goes to the standard error, as text for people or one JSON object a line for
-//! collectors; a daemon's standard error is `daemon.log` in its cache folder, or the journal.
-//! Nothing here reads the environment: the commands do.
+//! The log goes to the standard error, as text for people or as one JSON object a line for collectors.
+//! The standard error of a daemon is the file `daemon.log` in its cache folder, or the journal. This
+//! room reads no environment; `cli` passes the filter.
 
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 
-/// How a log line is written.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// A line for people.
+    /// Text for people.
     Text,
-    /// A JSON object.
+    /// A JSON object a line.
     Json,
 }
 
@@ -22,24 +22,24 @@ pub enum LogFormat {
 #[error("{0}")]
 pub struct FilterError(String);
 
-/// Starts the log of this process. To be called once, before other threads log.
+/// Starts the log of this process. Call it once, before other threads log.
 ///
-/// `filter` is in `EnvFilter`'s grammar: `warn,kitfs=debug`.
+/// `filter` has the grammar of `EnvFilter`, such as `warn,kitfs=debug`.
 ///
 /// # Errors
-/// When the filter does not parse; warnings are logged then.
+/// When the filter does not parse. The log then has warnings and errors.
 pub fn start_log(filter: &str, format: LogFormat) -> Result<(), FilterError> {
     let (filter, outcome) = match EnvFilter::try_new(filter) {
         Ok(filter) => (filter, Ok(())),
         Err(error) => (EnvFilter::new("warn"), Err(FilterError(error.to_string()))),
     };
-    // A line that cannot be written (the disk is full, a collector is gone) is lost. To say so on
-    // the standard error, as is the default, would panic there.
+    // A line is lost when it cannot be written (the disk is full, a collector is gone). The default
+    // would report that on the standard error, which panics there.
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .log_internal_errors(false);
-    // A process that has a log already keeps it.
+    // It fails only when the process has a log already, which stays.
     let _ = match format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

@@ -581,14 +581,14 @@ fn a_recording_says_how_much_it_has() {
     counted.kitfs.fail(2, &["trace", "record", "-o", trace, place, "--", "/nowhere/command"]);
     assert!(!Path::new(trace).exists(), "nothing is left of what did not begin");
     let said = record("true");
-    assert!(said.contains("nothing was recorded"), "{said}");
+    assert!(said.contains("the trace is empty"), "{said}");
     assert_eq!(fs::read_to_string(trace).unwrap().lines().count(), 1, "a header");
     let said = record(&format!("head -c 1000 {place}/weights/shard-0 > /dev/null"));
     assert!(said.contains("recorded 1 line\n"), "{said}");
     let text = fs::read_to_string(trace).unwrap();
     counted.kitfs.fail(2, &["trace", "record", "-o", trace, place, "--", "/nowhere/command"]);
     let said = record("true");
-    assert!(said.contains("nothing was recorded"), "{said}");
+    assert!(said.contains("the trace is empty"), "{said}");
     assert_eq!(fs::read_to_string(trace).unwrap(), text, "a good trace stays");
     let said = record(&format!("head -c 1000 {place}/weights/shard-2 > /dev/null"));
     assert!(said.contains("recorded 1 line\n"), "{said}");

@@ -1,4 +1,4 @@
-//! Where things are copied to; names are checked here.
+//! Where files are copied to. Checks the names that come from a kit.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -8,7 +8,7 @@ use super::super::error::CliError;
 use super::super::output::printable;
 use crate::daemon::api::{Entry, EntryKind, FailureKind};
 
-/// Where the entry that was asked for goes.
+/// Where the entry in the arguments goes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Destination {
     root: PathBuf,
@@ -20,7 +20,7 @@ impl Destination {
         let is_directory = entry.kind == EntryKind::Directory;
         let name = entry.path.0.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
         let root = match to.is_dir() {
-            // The kit's root has no name: its content goes into the directory.
+            // The kit's root has no name, so its content goes into the directory.
             true if name.is_empty() => to.canonicalize().unwrap_or_else(|_| to.to_owned()),
             true => to.join(relative(b"", name)?),
             false => to.to_owned(),
@@ -43,7 +43,7 @@ impl Destination {
         }
     }
 
-    /// The place of what lies at `relative` below the entry that was asked for.
+    /// The place of the entry at `relative` below the entry in the arguments.
     pub(super) fn place(&self, relative: PathBuf) -> PathBuf {
         match relative.as_os_str().is_empty() {
             true => self.root.clone(),
@@ -55,8 +55,8 @@ impl Destination {
 /// The path of an entry below `base`, of ordinary names only.
 ///
 /// # Errors
-/// For a path that is not below `base`, or could lead out of the destination. The kit's tree has
-/// no such paths; this is the last line that holds when something else answers.
+/// For a path that is not below `base`, or could lead out of the destination. The tree of a kit has
+/// no such paths. The check stays for a hostile process that answers instead of the daemon.
 pub(super) fn relative(base: &[u8], path: &[u8]) -> Result<PathBuf, CliError> {
     let below = match path.strip_prefix(base) {
         Some(rest) if base.is_empty() || rest.is_empty() => Some(rest),
@@ -76,8 +76,8 @@ pub(super) fn relative(base: &[u8], path: &[u8]) -> Result<PathBuf, CliError> {
     }
 }
 
-/// Whether the target of the symlink at `path` stays below `base`, lexically: symlinks on the way
-/// are copied under the same rule.
+/// Whether the target of the symlink at `path` stays below `base`. Looks at the text only: the same
+/// rule holds for each symlink on the way.
 pub(super) fn stays_inside(base: &[u8], path: &[u8], target: &[u8]) -> bool {
     if target.starts_with(b"/") || target.is_empty() || target.contains(&0) {
         return false;

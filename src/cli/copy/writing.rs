@@ -1,8 +1,8 @@
-//! Files, directories and symlinks, written so that nothing half done is left under its name.
+//! Writes files, directories and symlinks. A file never has its final name before it is complete.
 //!
-//! A file is written under a name of its own beside its place, and renamed when every byte is
-//! there and nothing speaks against them. An interrupted copy removes it; a killed one leaves it,
-//! recognisable by its name.
+//! A file gets a temporary name in its folder, and its final name once every byte is there and no
+//! digest is wrong. An interrupted copy removes its temporary files. A killed copy leaves them; their
+//! names begin with `.kitfs-unfinished`.
 
 use std::ffi::OsStr;
 use std::io::{self, SeekFrom};
@@ -19,14 +19,15 @@ use super::super::error::CliError;
 use crate::daemon::ByteStream;
 use crate::daemon::api::FailureKind;
 
-/// Leftovers of killed copies in one folder that are passed over; nobody has that many.
+/// How many leftovers of killed copies in one folder a copy passes over. A folder with more of them
+/// has another problem.
 const MOST_LEFTOVERS: u32 = 100;
 
-/// Numbers for names of what is not finished yet.
+/// Numbers for temporary names.
 #[derive(Default)]
 pub(super) struct Numbers(AtomicU64);
 
-/// Something that lies beside its place until it is kept; dropped, it is removed.
+/// A file or symlink with a temporary name. Dropping it removes it.
 pub(super) struct Unfinished {
     path: PathBuf,
     target: PathBuf,
@@ -34,7 +35,7 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
-    /// Puts it in its place, instead of a file or symlink that is there.
+    /// Gives it its final name, and replaces a file or symlink of that name.
     pub(super) fn keep(mut self) -> Result<(), CliError> {
         std::fs::rename(&self.path, &self.target)
             .map_err(|error| write_error(&self.target, error))?;
@@ -46,13 +47,14 @@ impl Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if !self.is_kept {
-            // Best effort on the way out: its name says what it is.
+            // Best effort: the name of a leftover tells what it is.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Writes `bytes` beside `target`; exactly `size` bytes, where that is known.
+/// Writes `bytes` under a temporary name beside `target`. Fails unless there are `size` of them,
+/// where `size` is known.
 pub(super) async fn file(
     numbers: &Numbers,
     target: &Path,
@@ -86,7 +88,7 @@ pub(super) async fn file(
     // A hole at the end was only passed over.
     output.set_len(written).await.map_err(failed)?;
     if let Some(size) = size.filter(|size| *size != written) {
-        let message = format!("{}: {written} bytes came instead of {size}", target.display());
+        let message = format!("{}: the daemon sent {written} bytes of {size}", target.display());
         return Err(CliError::new(FailureKind::Daemon, message));
     }
     set_mode(&unfinished.path, mode)?;
@@ -101,8 +103,8 @@ fn is_hole(piece: &[u8]) -> bool {
     piece.len() >= LEAST_BYTES && piece.iter().all(|&byte| byte == 0)
 }
 
-/// Makes a directory that can be written into; one that is there is fine, a symlink to one not.
-/// Says whether it is new.
+/// Makes a directory, unless there is one; a symlink to a directory is refused. Returns whether the
+/// directory is new.
 pub(super) fn directory(target: &Path) -> Result<bool, CliError> {
     match std::fs::create_dir(target) {
         Ok(()) => Ok(true),
@@ -116,7 +118,7 @@ pub(super) fn directory(target: &Path) -> Result<bool, CliError> {
     }
 }
 
-/// Makes a symlink, in the place of a file or symlink that is there.
+/// Makes a symlink, and replaces a file or symlink of that name.
 pub(super) fn symlink(numbers: &Numbers, target: &Path, link: &[u8]) -> Result<(), CliError> {
     let link = OsStr::from_bytes(link);
     let made = make_unfinished(numbers, target, |path| std::os::unix::fs::symlink(link, path));
@@ -130,10 +132,10 @@ pub(super) fn set_mode(path: &Path, mode: u32) -> Result<(), CliError> {
     std::fs::set_permissions(path, permissions).map_err(|error| write_error(path, error))
 }
 
-/// Makes something under a name in the folder of `target` that no kit and no other copy has.
+/// Makes a file or symlink in the folder of `target`, under a name that no kit and no other copy has.
 ///
-/// Process numbers come again, in containers at once: what an earlier copy left is not touched,
-/// because another container may be writing it.
+/// Two containers may have processes with the same number. So a copy never touches a leftover of that
+/// name: another container may still write it.
 fn make_unfinished<T>(
     numbers: &Numbers,
     target: &Path,
