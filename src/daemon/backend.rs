@@ -1,4 +1,4 @@
-//! Who does the work of a command: the daemon that owns the cache folder, or this process.
+//! Runs the work of a command: in the daemon that owns the cache folder, or in this process.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use super::service::Service;
 use super::socket::{Address, SocketPath};
 use crate::fuse::{Answer, daemon_of, other_mounts};
 
-/// Bytes of files as they arrive.
+/// The bytes of files, as they arrive.
 pub type ByteStream = BoxStream<'static, Result<Bytes, Failure>>;
 
 /// A running daemon, or a service in this process.
@@ -36,11 +36,11 @@ enum Kind {
 }
 
 impl Backend {
-    /// Talks to the daemon of the cache folder when one runs; else takes the cache in this
-    /// process, for as long as the value lives.
+    /// Connects to the daemon of the cache folder. When none runs, this process owns the cache for as
+    /// long as the value lives.
     ///
     /// # Errors
-    /// When the cache folder is unusable, or held by a process that is no daemon.
+    /// When the cache folder is not usable, or another command owns it.
     pub async fn open(config: &DaemonConfig) -> Result<Self, Failure> {
         if let Some(daemon) = Self::running(config).await? {
             return Ok(daemon);
@@ -54,10 +54,10 @@ impl Backend {
         }
     }
 
-    /// Talks to the daemon of the cache folder; starts one when none runs.
+    /// Connects to the daemon of the cache folder, and starts it when it does not run.
     ///
     /// # Errors
-    /// When no daemon runs and none can be started.
+    /// When no daemon runs and kitfs cannot start one.
     pub async fn daemon(config: &DaemonConfig) -> Result<Self, Failure> {
         if let Some(daemon) = Self::running(config).await? {
             return Ok(daemon);
@@ -70,10 +70,10 @@ impl Backend {
         })
     }
 
-    /// Talks to the daemon of the cache folder when one runs.
+    /// Connects to the daemon of the cache folder; `None` when none answers.
     ///
     /// # Errors
-    /// When no client for its socket can be made. A socket where nobody answers is no daemon.
+    /// When the client cannot be made.
     pub async fn running(config: &DaemonConfig) -> Result<Option<Self>, Failure> {
         let Ok(socket) = SocketPath::new(&config.cache_folder) else { return Ok(None) };
         if !socket.is_answered().await {
@@ -83,8 +83,8 @@ impl Backend {
         Ok(Some(Self { cache_folder: config.cache_folder.clone(), kind }))
     }
 
-    /// Talks to the daemon that serves the mount at a canonical mountpoint, whatever its cache folder;
-    /// `None` where no daemon of this user answers for it.
+    /// Connects to the daemon of the mount at a canonical mountpoint, whatever its cache folder; `None`
+    /// when no daemon of this user answers.
     pub async fn of_mount(mountpoint: &Path) -> Result<Option<Self>, Failure> {
         let mountpoint = mountpoint.to_owned();
         let answer = spawn_blocking(move || daemon_of(&mountpoint)).await.map_err(panicked)?;
@@ -94,13 +94,13 @@ impl Backend {
         }
     }
 
-    /// Talks to daemons that were started with the same cache folder, and are no longer found by it:
-    /// somebody has removed or replaced the folder. They are known by their mounts.
+    /// Connects to daemons that had this cache folder when somebody removed or replaced it. Their mounts
+    /// lead to them.
     pub async fn lost(config: &DaemonConfig) -> Result<Vec<Self>, Failure> {
         let mounts = spawn_blocking(|| other_mounts(&[])).await.map_err(panicked)?;
         let mut daemons = Vec::new();
         let mut known = HashSet::new();
-        // What cannot be listed is not found.
+        // Without the list of mounts this function finds no daemon, which is no error.
         for mount in mounts.unwrap_or_default() {
             let Answer::Daemon(told) = mount.answer else { continue };
             let is_ours = |address: Address| {
@@ -116,7 +116,7 @@ impl Backend {
         Ok(daemons)
     }
 
-    /// Talks to the daemon that a mount tells of.
+    /// Connects to the daemon at the address that a mount has answered.
     async fn told(told: &str) -> Result<Option<Self>, Failure> {
         let Some(address) = Address::parse(told) else { return Ok(None) };
         for socket in address.sockets() {
@@ -128,7 +128,8 @@ impl Backend {
         Ok(None)
     }
 
-    /// Whether the daemon that broke a request off has ended, or is ending just now.
+    /// Whether the daemon has ended, or ends within a moment. For a request that failed without an
+    /// answer.
     pub async fn has_ended(&self) -> bool {
         match &self.kind {
             Kind::Daemon(client) => lifecycle::falls_silent(client.socket()).await,
@@ -136,7 +137,7 @@ impl Backend {
         }
     }
 
-    /// The process, its cache and its mounts.
+    /// Returns the process, its cache and its mounts.
     pub async fn status(&self) -> Result<DaemonStatus, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.status().await,
@@ -144,7 +145,7 @@ impl Backend {
         }
     }
 
-    /// Mounts a kit; returns when its tree can be listed. `on_progress` hears how that goes.
+    /// Mounts a kit, and returns when its files can be listed. Calls `on_progress` meanwhile.
     pub async fn mount(
         &self,
         request: MountRequest,
@@ -159,8 +160,8 @@ impl Backend {
         }
     }
 
-    /// Opens a kit, and returns the request that names this very kit for ever: for listing and
-    /// reading it. `on_progress` hears how that goes.
+    /// Opens a kit for [`Backend::list`] and [`Backend::read`]. Returns the request with the manifest's
+    /// digest, which names the same kit when the tag moves. Calls `on_progress` meanwhile.
     pub async fn open_kit(
         &self,
         request: KitRequest,
@@ -173,11 +174,11 @@ impl Backend {
                 service.open_kit(&request, &|progress| heard.lock()(progress)).await?
             }
         };
-        // Labels have chosen it by now.
+        // The digest is that of the kit that the labels chose.
         Ok(KitRequest { reference, labels: Vec::new(), ..request })
     }
 
-    /// Brings a kit, files of it, or what a trace says to the cache. `on_event` hears how far it is.
+    /// Downloads a kit, files of it, or the ranges of a trace into the cache. Calls `on_event` meanwhile.
     pub async fn warm(
         &self,
         request: WarmRequest,
@@ -192,8 +193,8 @@ impl Backend {
         }
     }
 
-    /// Records what is read from a mount: lines of an access trace, until
-    /// [`Self::stop_recording`] or the end of the mount. Only a daemon has mounts.
+    /// Records the reads from a mount, as lines of an access trace, until [`Self::stop_recording`] or the
+    /// end of the mount. Only a daemon has mounts.
     pub async fn record(&self, request: &RecordRequest) -> Result<ByteStream, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.record(request).await,
@@ -201,7 +202,7 @@ impl Backend {
         }
     }
 
-    /// Lets a recording come to its end.
+    /// Ends a recording. Its last lines are still to come.
     pub async fn stop_recording(&self, request: &RecordRequest) -> Result<(), Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.stop_recording(request).await,
@@ -209,8 +210,8 @@ impl Backend {
         }
     }
 
-    /// Ends a mount; `lazy` takes it out of the tree even while programs use it. Says who still uses it
-    /// elsewhere.
+    /// Ends a mount, with `lazy` also while programs use it. The report names other namespaces that
+    /// still have the mount.
     pub async fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<UnmountReport, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.unmount(mountpoint, lazy).await,
@@ -218,11 +219,11 @@ impl Backend {
         }
     }
 
-    /// Ends the daemon and its mounts; returns when it has let go of the cache.
+    /// Ends the daemon and its mounts, and returns when the cache folder is free.
     pub async fn stop(&self) -> Result<(), Failure> {
         match &self.kind {
             Kind::Daemon(client) => {
-                // The folder may have another daemon by now.
+                // The folder of a lost daemon may have another daemon now.
                 let is_lost = client.status().await.is_ok_and(|it| it.cache_folder_is_lost);
                 client.stop().await?;
                 match is_lost {
@@ -237,7 +238,7 @@ impl Backend {
         }
     }
 
-    /// What a kit or an index is, without looking into layers.
+    /// Describes a kit or an index. Reads no layer.
     pub async fn info(&self, request: KitRequest) -> Result<Info, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.info(&request).await,
@@ -245,7 +246,7 @@ impl Backend {
         }
     }
 
-    /// The tags of a repository.
+    /// Lists the tags of a repository.
     pub async fn tags(&self, request: TagsRequest) -> Result<Vec<TagInfo>, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.tags(&request).await,
@@ -253,7 +254,7 @@ impl Backend {
         }
     }
 
-    /// The entries of a kit's tree.
+    /// Lists the entries of a kit's tree.
     pub async fn list(&self, request: ListRequest) -> Result<Listing, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.list(&request).await,
@@ -261,7 +262,7 @@ impl Backend {
         }
     }
 
-    /// The bytes of files of a kit.
+    /// Reads files of a kit.
     pub async fn read(&self, request: ReadRequest) -> Result<ByteStream, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.read(&request).await,
@@ -269,7 +270,7 @@ impl Backend {
         }
     }
 
-    /// What is in the cache, and its upkeep.
+    /// Lists, removes or checks layers in the cache.
     pub async fn cache(&self, request: CacheRequest) -> Result<CacheReport, Failure> {
         match &self.kind {
             Kind::Daemon(client) => client.cache(&request).await,

@@ -1,4 +1,4 @@
-//! The commands' side of the control socket.
+//! The client of the control socket, for the commands.
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,18 +21,18 @@ use super::server::VERSION_HEADER;
 use super::service::VERSION;
 use super::socket::SocketPath;
 
-/// The largest line of an answer that is a stream of lines: one that tells of every layer of a kit,
-/// whose manifest of at most 4 MiB names some ten thousand.
+/// The largest line of an answer in lines. The longest line has every layer of a kit: a manifest of at
+/// most 4 MiB names some ten thousand layers.
 const LINE_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
-/// How long a daemon may take for what it answers from memory. It needs milliseconds; the rest is
-/// for a machine that is short of memory.
+/// How long a daemon may take for an answer from its memory. It needs milliseconds, but much longer on
+/// a machine that is short of memory.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection to a running daemon.
 pub(super) struct Client {
     http: reqwest::Client,
-    // A long path leads through its folder, which this keeps open.
+    // Keeps the socket's folder open: a path that is too long for a socket leads through it.
     socket: SocketPath,
 }
 
@@ -41,7 +41,7 @@ impl Client {
         let http = reqwest::Client::builder()
             .unix_socket(socket.as_path())
             .no_proxy()
-            // No TLS here; reading the system's certificates takes longer than most commands.
+            // There is no TLS, and reading the system's certificates takes longer than most commands.
             .tls_certs_only([])
             .build()
             .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
@@ -106,10 +106,10 @@ impl Client {
                 event => on_event(event),
             }
         }
-        Err(gone("the connection ended before all was fetched"))
+        Err(gone("the connection ended before the download was complete"))
     }
 
-    /// The lines of a recording, as text.
+    /// Records reads. Returns the lines of the trace as text.
     pub(super) async fn record(
         &self,
         request: &RecordRequest,
@@ -192,7 +192,7 @@ impl Client {
     }
 }
 
-/// The next bytes of files in the body of a read; `None` when all came.
+/// The next bytes of the files in the body of a read; `None` after the last ones.
 async fn next_bytes(
     response: &mut Response,
     reader: &mut Reader,
@@ -218,21 +218,22 @@ async fn json<T: DeserializeOwned>(response: Response) -> Result<T, Failure> {
 
 fn not_understood(error: serde_json::Error) -> Failure {
     let message = format!(
-        "the daemon's answer is not understood ({error}); it may be of another version: \
-         run `kitfs daemon stop` and try again"
+        "the kitfs daemon sent a malformed answer ({error}). It may be of another version: run \
+         `kitfs daemon stop`, and try again"
     );
     Failure::new(FailureKind::Daemon, message)
 }
 
-/// Bounds what a daemon answers from memory: one that is stuck is not waited for.
+/// Limits the wait for an answer from the daemon's memory: the daemon may hang.
 async fn in_time<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(answer) => answer,
-        Err(_) => Err(gone(&format!("it said nothing for {} s", ANSWER_TIMEOUT.as_secs()))),
+        Err(_) => Err(gone(&format!("no answer for {} s", ANSWER_TIMEOUT.as_secs()))),
     }
 }
 
-/// The end of a connection; reqwest's own words are about its URL, the cause is further down.
+/// The failure of a connection. reqwest's own message is about the URL, so this takes the message of
+/// the innermost cause.
 fn broken(error: &reqwest::Error) -> Failure {
     let mut cause: &dyn std::error::Error = error;
     while let Some(below) = cause.source() {
@@ -247,7 +248,7 @@ fn gone(detail: &str) -> Failure {
     Failure::new(FailureKind::Daemon, message)
 }
 
-/// A body cut into lines.
+/// Splits a body into lines.
 struct Lines {
     response: Response,
     buffer: BytesMut,

@@ -1,4 +1,4 @@
-//! The daemon's side of the control socket: HTTP/1.1 with JSON bodies, one route a request type.
+//! The server of the control socket: HTTP/1.1 with JSON bodies. Each request type has a route.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -26,11 +26,11 @@ use super::failure::panicked;
 use super::frames;
 use super::service::{Service, VERSION};
 
-/// The header in which a command says its version.
+/// The header with the version of the command.
 pub(super) const VERSION_HEADER: &str = "kitfs-version";
-/// The largest request body; the longest lists are filters and paths typed by a person.
+/// The largest request body. The longest parts are lists of filters and paths, which people type.
 const BODY_LIMIT_BYTES: usize = 1024 * 1024;
-/// Progress lines that may wait for a slow client; more are dropped.
+/// How many progress lines may wait for a slow client. The server drops further lines.
 const PROGRESS_LINES: usize = 16;
 
 /// The routes of the control API.
@@ -46,7 +46,7 @@ pub(super) fn router(service: Arc<Service>) -> Router {
         .route("/v1/trace", post(record).delete(stop_recording))
         .route("/v1/cache", post(cache))
         .route_layer(middleware::from_fn(check_version));
-    // A command of another version can still look, unmount and stop.
+    // A command of another version may still ask for the status, unmount and stop.
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/stop", post(stop))
@@ -56,8 +56,8 @@ pub(super) fn router(service: Arc<Service>) -> Router {
         .with_state(service)
 }
 
-/// Refuses commands of another version before their bodies are misunderstood. Who sends no
-/// version (curl) is trusted to know.
+/// Refuses commands of another version, because their bodies may have another meaning. Accepts
+/// clients without a version, such as curl.
 async fn check_version(request: Request, next: Next) -> Response {
     let version = request.headers().get(VERSION_HEADER);
     if version.is_none_or(|version| version == VERSION) {
@@ -202,10 +202,9 @@ fn line(event: impl Serialize) -> Result<Bytes, Infallible> {
     Ok(Bytes::from(line))
 }
 
-/// Answers with a line an event: progress as it comes, and what `work` ends with.
+/// Answers with one line for each event: the progress of `work`, then its result.
 ///
-/// The work runs beside the events, and ends with them: a command that is interrupted mounts
-/// nothing.
+/// The work ends when the client closes the connection, so an interrupted command mounts nothing.
 fn lines<Report, Event, Work>(
     event: fn(Report) -> Event,
     work: impl FnOnce(Box<dyn Fn(Report) + Send + Sync>) -> Work,
@@ -229,7 +228,7 @@ where
     Body::from_stream(events.map(line)).into_response()
 }
 
-/// A request's body; one that is not understood is answered like every other failure.
+/// The body of a request. A malformed body becomes a [`Failure`], like every other error.
 struct Asked<T>(T);
 
 impl<S, T> FromRequest<S> for Asked<T>
