@@ -1,17 +1,17 @@
-//! Kernel requests to the file system and back.
+//! Answers the kernel's requests from the file system.
 //!
-//! A thread of [`Sessions`](super::Sessions) answers resident bytes itself. A read that has to fetch
-//! moves into a task of the runtime together with its reply, so no thread of this room waits for the
-//! network.
+//! A thread of [`Sessions`](super::Sessions) answers reads of resident bytes itself. A read that must
+//! download moves into a task of the runtime, together with its reply. So no thread of this room waits
+//! for the network.
 //!
-//! Opens are answered ENOSYS once: the kernel then opens and closes files and directories without
-//! asking, and keeps their pages and entries. Opens of files are real where they may lead to
-//! passthrough (`passthrough`). Kits never change, so every answer is valid for ever and nothing is
-//! ever invalidated.
+//! The adapter answers the first open with ENOSYS. Afterwards the kernel opens and closes files and
+//! directories without a request, and keeps their pages and entries. Opens of files that may become
+//! passthrough get a real answer (`passthrough`). Kits never change, so every answer is valid for ever,
+//! and the adapter never invalidates one.
 //!
-//! A resident read allocates nothing: its bytes go from the cache file into the thread's buffer (one
-//! copy) and from there to the kernel by one writev(2) (a second copy, the kernel's). A read that
-//! waits takes a buffer of its own and has the same two copies.
+//! A read of resident bytes allocates nothing. It copies the bytes from the cache file into the thread's
+//! buffer, and writev(2) copies them to the kernel. A read that waits has a buffer of its own and the
+//! same two copies.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,7 +32,8 @@ use super::wire::reply as wire;
 use super::wire::request::{Operation, Request, RequestError};
 use crate::fs::{Access, FileSystem, FsError, Ino, PendingRead, Read, Seek};
 
-/// What lseek(2) looks for (Linux `include/uapi/linux/fs.h`); the kernel answers all else by itself.
+/// The kinds of lseek(2) that reach a file system (Linux `include/uapi/linux/fs.h`). The kernel handles
+/// the others.
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
@@ -42,14 +43,14 @@ pub(super) struct Adapter {
     failures: Arc<Failures>,
     passthrough: Arc<Passthrough>,
     runtime: Handle,
-    /// What the handshake took.
+    /// The flags that the handshake has agreed on.
     features: Features,
-    /// What the root tells of the daemon.
+    /// The value of the root's attribute that names the daemon.
     daemon: String,
 }
 
 impl Adapter {
-    /// An adapter whose misses are fetched on `runtime`.
+    /// An adapter that downloads missing bytes on `runtime`.
     pub(super) fn new(
         file_system: Arc<FileSystem>,
         passthrough: Arc<Passthrough>,
@@ -66,13 +67,13 @@ impl Adapter {
         Self { file_system, failures, passthrough, runtime, features, daemon }
     }
 
-    /// The failed reads, which outlive the session.
+    /// The failed reads. They outlive the session.
     pub(super) fn failures(&self) -> Arc<Failures> {
         self.failures.clone()
     }
 
-    /// Answers a request as it was read from the device. `buffer` is the thread's own; it grows to
-    /// the longest read.
+    /// Answers a request with the bytes that came from the device. `buffer` belongs to the thread, and
+    /// grows to the longest read.
     pub(super) fn answer(&self, connection: &Arc<Connection>, bytes: &[u8], buffer: &mut BytesMut) {
         match Request::decode(bytes) {
             Ok(request) => {
@@ -90,7 +91,7 @@ impl Adapter {
         }
     }
 
-    /// Answers a request, or says why it is to be refused.
+    /// Answers a request, or returns the error to answer with.
     fn dispatch(
         &self,
         request: &Request<'_>,
@@ -107,7 +108,7 @@ impl Adapter {
             Operation::LinkTarget => reply.data(fs.link_target(ino)?),
             Operation::Open { flags } => {
                 fs.open(ino, is_for_writing(flags))?;
-                // Told once, the kernel opens every file by itself, those that cannot be had, too.
+                // ENOSYS counts for all files, so a file with missing content needs a real answer.
                 let may_be_told = self.features.has(Features::NO_OPEN) && !fs.has_missing();
                 match may_be_told && self.passthrough.is_off() {
                     true => reply.error(Errno::NOSYS),
@@ -152,12 +153,12 @@ impl Adapter {
                 let value = fs.xattr(ino, name)?;
                 reply_xattr(reply, value.as_bytes(), bytes);
             }
-            // None is listed (fs/xattr.rs): a copy with all attributes would carry them away.
+            // The list is empty, so that copies do not carry the attributes away (fs/xattr.rs).
             Operation::XattrNames { bytes } => {
                 fs.attributes(ino)?;
                 reply_xattr(reply, b"", bytes);
             }
-            // Without holes the kernel knows the answers by itself; it does not ask again.
+            // The kernel knows the answers for files without holes, and asks no more after ENOSYS.
             Operation::Seek { .. } if !fs.kit().tree.has_holes() => reply.error(Errno::NOSYS),
             Operation::Seek { offset, whence: SEEK_DATA } => {
                 reply.data(&wire::seek_out(fs.seek(ino, offset, Seek::Data)?));
@@ -173,11 +174,11 @@ impl Adapter {
             // The kernel expects no reply.
             Operation::Forget => reply.none(),
             Operation::ReleaseDirectory | Operation::Destroy => reply.ok(),
-            // The mount is read-only, so the kernel refuses changes itself. A remount by root does
-            // not change what a kit is.
+            // The kernel itself refuses changes of a read-only mount. These requests come only after
+            // root has remounted it as writable.
             Operation::Change => reply.error(Errno::ROFS),
             Operation::Ioctl => reply.error(Errno::NOTTY),
-            // Deadlines end waiting reads; the kernel sends no further interrupts.
+            // The deadline ends a waiting read. After ENOSYS the kernel sends no more interrupts.
             Operation::Interrupt => reply.error(Errno::NOSYS),
             Operation::Other { opcode } => {
                 tracing::debug!(opcode, "not supported: the kernel does without");
@@ -228,8 +229,7 @@ impl Failures {
         self.last.lock().clone()
     }
 
-    /// What a program sees that opens or lists something. Content that could not be had is a failed
-    /// read; everything else is an ordinary answer.
+    /// The errno of a failed open or listing. Counts as a failed read only when the content is missing.
     fn refusal(&self, ino: Ino, error: &FsError) -> Errno {
         match error {
             FsError::Missing(_) => self.errno(ino, error),
@@ -237,7 +237,7 @@ impl Failures {
         }
     }
 
-    /// What the reader sees. The reason goes to the log, because an errno does not tell it.
+    /// The errno of a failed read. The reason goes to the log, because the reader sees only the errno.
     fn errno(&self, ino: Ino, error: &FsError) -> Errno {
         let entry = self.log.lock().note(Instant::now());
         if let Entry::Full { left_out } = entry {

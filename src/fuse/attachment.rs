@@ -12,10 +12,10 @@ use super::holders::Holders;
 use super::mount_table::{Device, Entry, MountTable};
 use crate::process::limits::ChildLimits;
 
-/// A mount's place in the tree. Dropping it detaches the mount lazily.
+/// The place of a mount in the tree. Dropping it unmounts lazily.
 pub(super) struct Attachment {
     path: PathBuf,
-    /// The mount's device number, where the table could be read.
+    /// The mount's device number; `None` when the mount table could not be read.
     device: Option<Device>,
     ended: watch::Receiver<bool>,
     child_limits: ChildLimits,
@@ -24,25 +24,25 @@ pub(super) struct Attachment {
 /// Why a mount stays in the tree.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum DetachFailure {
-    /// Something uses it.
+    /// Programs use the mount.
     Busy,
     /// Another mount lies over this one.
     Covered,
     Other(String),
 }
 
-/// Where a mount is, as the mount table tells.
+/// The position of a mount among the mounts at its path, according to the mount table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Position {
     Topmost,
     Covered,
     Gone,
-    /// The table cannot be read, or could not be when the mount was made.
+    /// The mount table cannot be read, or could not be read when the mount was made.
     Unknown,
 }
 
 impl Attachment {
-    /// The place of a mount that was just made at `path`, which is canonical.
+    /// The place of a new mount at `path`, which is canonical.
     pub(super) fn new(
         path: PathBuf,
         ended: watch::Receiver<bool>,
@@ -51,8 +51,8 @@ impl Attachment {
         Self { path, device: None, ended, child_limits }
     }
 
-    /// Looks the mount up in the mount table. Requests must be answered by now: the table may lie
-    /// below the mount.
+    /// Finds the device number in the mount table. Call it when requests are answered: /proc may lie below
+    /// the mount.
     pub(super) fn find_device(&mut self) {
         let table = MountTable::read();
         self.device = table.ok().and_then(|table| Some(table.at(&self.path).last()?.device));
@@ -78,17 +78,17 @@ impl Attachment {
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
-    /// Whether the mount is in the tree; it may be covered by another one.
+    /// Whether the mount is in the tree. Another mount may cover it.
     pub(super) fn is_attached(&self, table: &MountTable) -> bool {
         !self.has_ended() && self.position(table.at(&self.path)) != Position::Gone
     }
 
-    /// Who uses the mount.
+    /// The users of the mount.
     pub(super) fn holders(&self) -> Option<Holders> {
         self.device.map(|device| Holders::of(device, &self.path))
     }
 
-    /// Where the mount is among those at its path, the topmost last.
+    /// The position of the mount among the mounts at its path, the topmost last.
     fn position<'a>(&self, at_path: impl Iterator<Item = &'a Entry>) -> Position {
         let Some(ours) = self.device else { return Position::Unknown };
         let mut position = Position::Gone;
@@ -102,10 +102,10 @@ impl Attachment {
         position
     }
 
-    /// Takes the mount out of the tree, if it is still there; `lazy` even while programs use it.
+    /// Removes the mount from the tree if it is still there, with `lazy` also while programs use it.
     ///
-    /// A mount whose session has ended is not there: the kernel may have given its device number to
-    /// the next mount. While the session runs, the number is taken.
+    /// When the session has ended, the mount is gone, and the kernel may have given its device number to
+    /// another mount. While the session runs, the number belongs to this mount.
     pub(super) fn detach(&self, lazy: bool) -> Result<(), DetachFailure> {
         if self.has_ended() {
             return Ok(());

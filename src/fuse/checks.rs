@@ -1,11 +1,11 @@
-//! Checks of members that came from an earlier process, in the background.
+//! Checks cached files of an earlier process in the background, so that the kernel may read them itself.
 //!
 //! ```text
 //! last release of an unchecked file --> queue --> one thread, lowest priority --> checked
 //! ```
 //!
-//! A file is checked after its readers have left it and not before: they check what they read, and
-//! the disk is theirs. The thread lives as long as the queue has something in it.
+//! A check begins after the readers of a file have closed it: they check the bytes that they read, and
+//! need the disk. The thread ends when the queue is empty.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use parking_lot::Mutex;
 
 use crate::cache::UncheckedMember;
 
-/// Members that may wait. More than any kit has shards; what does not fit asks again when it is
-/// next closed.
+/// The length of the queue: more than any kit has shards. A file that finds no place comes again with
+/// its next close.
 const MOST_WAITING: usize = 1024;
 
 /// The lowest priority that a thread can have.
 const LOWEST_PRIORITY: i32 = 19;
 
-/// The members of a mount that are to be checked. Dropping it ends the check that runs.
+/// The queue of a mount. Dropping it ends the running check.
 #[derive(Default)]
 pub(super) struct Checks {
     shared: Arc<Shared>,
@@ -41,7 +41,7 @@ struct Queue {
 }
 
 impl Checks {
-    /// Has a member checked some time.
+    /// Adds a file to the queue.
     pub(super) fn add(&self, member: UncheckedMember) {
         let mut queue = self.shared.queue.lock();
         if queue.waiting.len() >= MOST_WAITING {
@@ -68,7 +68,7 @@ impl Drop for Checks {
 }
 
 fn run(shared: &Shared) {
-    // It only takes longer from its readers where this fails.
+    // Without the low priority the check takes more of the disk from readers.
     let _ = rustix::process::nice(LOWEST_PRIORITY);
     loop {
         let next = {

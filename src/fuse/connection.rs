@@ -1,4 +1,4 @@
-//! One end of a connection to the kernel: an open FUSE device, and the answers that go to it.
+//! A connection to the kernel: an open FUSE device, and the answers to its requests.
 #![allow(unsafe_code, reason = "the ioctls for backing files, which rustix does not have")]
 
 use std::ffi::c_void;
@@ -23,24 +23,24 @@ const BACKING_CLOSE: Opcode = opcode::write::<u32>(IOCTL_GROUP, 2);
 pub(super) struct Connection(OwnedFd);
 
 impl Connection {
-    /// A connection over a device that was mounted. Reads of it never block.
+    /// A connection over the device of a mount. Its reads never block.
     pub(super) fn new(device: OwnedFd) -> rustix::io::Result<Arc<Self>> {
         let flags = rustix::fs::fcntl_getfl(&device)?;
         rustix::fs::fcntl_setfl(&device, flags | rustix::fs::OFlags::NONBLOCK)?;
         Ok(Arc::new(Self(device)))
     }
 
-    /// Reads the next request; returns its bytes.
+    /// Reads the next request and returns its bytes.
     ///
     /// # Errors
-    /// `AGAIN` when there is none; `NODEV` when the connection has ended; `NOENT` and `INTR` when the
-    /// caller should try again.
+    /// `AGAIN` when there is no request, `NODEV` when the connection has ended, `NOENT` and `INTR` when
+    /// the caller should try again.
     pub(super) fn receive<'a>(&self, buffer: &'a mut [u8]) -> rustix::io::Result<&'a [u8]> {
         let length = rustix::io::read(&self.0, &mut *buffer)?;
         Ok(&buffer[..length])
     }
 
-    /// Takes a request's reply in hand.
+    /// Makes the reply to a request.
     pub(super) fn reply_to(self: &Arc<Self>, unique: u64) -> Reply {
         Reply { connection: self.clone(), unique, is_sent: false }
     }
@@ -51,16 +51,16 @@ impl Connection {
         let buffers = if body.is_empty() { &both[..1] } else { &both[..] };
         match rustix::io::writev(&self.0, buffers) {
             Ok(_) => {}
-            // The caller was killed meanwhile, or the connection ended: nobody waits for it.
+            // The calling program was killed, or the connection ended: no program waits.
             Err(Errno::NOENT | Errno::NODEV) => {}
             Err(error) => tracing::warn!(%error, "the kernel did not take a reply"),
         }
     }
 
-    /// Gives the kernel a file that it may read instead of asking; returns the number it has there.
+    /// Registers a file that the kernel may read itself, and returns the kernel's number for it.
     ///
     /// # Errors
-    /// `PERM` without CAP_SYS_ADMIN; whatever else the kernel says.
+    /// `PERM` without CAP_SYS_ADMIN, and other errors of the kernel.
     pub(super) fn open_backing(self: &Arc<Self>, file: impl AsFd) -> rustix::io::Result<BackingId> {
         let map = BackingMap { file: file.as_fd().as_raw_fd(), flags: 0, padding: 0 };
         // SAFETY: the device takes a `struct fuse_backing_map`, which `BackingMap` is, and only reads it.
@@ -75,7 +75,7 @@ impl AsFd for Connection {
     }
 }
 
-/// An answer that is owed to the kernel. Dropping it answers EIO: no request is ever left waiting.
+/// A request's reply. Dropping it answers EIO, so no program waits for ever.
 pub(super) struct Reply {
     connection: Arc<Connection>,
     unique: u64,
@@ -83,12 +83,12 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// Answers with the bytes of a struct, of a file, or with none.
+    /// Answers with bytes: a struct, or bytes of a file.
     pub(super) fn data(&mut self, body: &[u8]) {
         self.send(0, body);
     }
 
-    /// Says that it is done.
+    /// Answers without bytes.
     pub(super) fn ok(&mut self) {
         self.send(0, &[]);
     }
@@ -98,18 +98,18 @@ impl Reply {
         self.send(errno.raw_os_error(), &[]);
     }
 
-    /// Says nothing, for requests that the kernel expects no reply to.
+    /// Sends nothing. For requests without a reply.
     pub(super) fn none(&mut self) {
         self.is_sent = true;
     }
 
-    /// Hands the reply on, to be answered elsewhere.
+    /// Takes the reply out, for an answer in another task.
     pub(super) fn take(&mut self) -> Self {
         let is_sent = std::mem::replace(&mut self.is_sent, true);
         Self { connection: self.connection.clone(), unique: self.unique, is_sent }
     }
 
-    /// The connection that it goes to.
+    /// The connection of the reply.
     pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
@@ -128,7 +128,7 @@ impl Drop for Reply {
     }
 }
 
-/// A file that the kernel knows by a number. Dropping it takes the number back.
+/// A file that the kernel knows by a number. Dropping it frees the number.
 #[derive(Debug)]
 pub(super) struct BackingId {
     connection: Weak<Connection>,
@@ -136,7 +136,7 @@ pub(super) struct BackingId {
 }
 
 impl BackingId {
-    /// The number, as opens are answered with it.
+    /// The number for answers to opens.
     pub(super) fn raw(&self) -> u32 {
         self.id
     }
@@ -144,7 +144,7 @@ impl BackingId {
 
 impl Drop for BackingId {
     fn drop(&mut self) {
-        // With the connection its numbers have gone.
+        // The numbers end with the connection.
         let Some(connection) = self.connection.upgrade() else { return };
         // SAFETY: the device takes a number, and only reads it.
         let close = unsafe { Setter::<BACKING_CLOSE, u32>::new(self.id) };

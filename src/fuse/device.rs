@@ -1,5 +1,5 @@
-//! Gets the kernel's end of a mount: directly where mount(2) is allowed, else through
-//! fusermount3, the setuid program that Debian's fuse3 brings.
+//! Mounts and unmounts: with mount(2) where it is allowed, else through fusermount3, the setuid program
+//! of Debian's package fuse3.
 //!
 //! ```text
 //! open /dev/fuse, mount(2) --EPERM--> fusermount3 --the device, over a socket--> here
@@ -28,31 +28,31 @@ pub(super) const DEVICE: &str = "/dev/fuse";
 /// The program that mounts for ordinary users.
 pub(super) const FUSERMOUNT: &str = "fusermount3";
 
-/// How long fusermount3 may take. It does a handful of system calls; what makes it slow is a
-/// machine under heavy load.
+/// How long fusermount3 may take. It needs a few system calls, but much longer on a machine under heavy
+/// load.
 const FUSERMOUNT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a mount may be busy before that is told: longer than a look takes.
+/// How long to retry while a mount is busy: longer than `df` or `kitfs status` use a mount.
 const BUSY_PATIENCE: Duration = Duration::from_millis(300);
-/// How often a busy mount is tried again.
+/// How long to wait between two tries.
 const BUSY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How often a running fusermount3 is looked at.
+/// How long to wait between two looks at a running fusermount3.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What is mounted, and how.
+/// The parameters of a mount.
 pub(super) struct MountRequest<'a> {
-    /// Where, canonical.
+    /// The canonical mountpoint.
     pub(super) mountpoint: &'a Path,
-    /// The first word in `mount` and `df`: the reference.
+    /// The first column of `mount` and `df`: the reference.
     pub(super) name: String,
     pub(super) allow_other: bool,
     pub(super) noexec: bool,
-    /// What fusermount3 gets of this process's limits.
+    /// The limits for fusermount3.
     pub(super) child_limits: ChildLimits,
 }
 
-/// Mounts, and returns the device that the kernel's requests come from.
+/// Mounts, and returns the device with the kernel's requests.
 pub(super) fn mount(request: &MountRequest<'_>) -> Result<OwnedFd, MountError> {
     let device = open_device()?;
     match mount_directly(request, &device) {
@@ -113,11 +113,11 @@ fn mount_through_fusermount(request: &MountRequest<'_>) -> Result<OwnedFd, Mount
     ours.set_read_timeout(Some(FUSERMOUNT_TIMEOUT)).map_err(|error| failed(error.to_string()))?;
     let mut command = fusermount(request.child_limits);
     command.arg("-o").arg(fusermount_options(request)).arg("--").arg(request.mountpoint);
-    // The socket is its standard input, so no descriptor has to be leaked into it.
+    // The socket is the standard input of fusermount3, so no other descriptor must survive exec.
     command.env("_FUSE_COMMFD", "0").stdin(OwnedFd::from(theirs));
     let mut child = command.spawn().map_err(|error| missing(&error))?;
-    // The command has the socket's other end open, too. Without this a fusermount3 that sends nothing
-    // would be waited for until the time is up.
+    // The command still has the other end of the socket. While it is open, a fusermount3 that sends
+    // nothing would keep this function waiting until the timeout.
     drop(command);
     let device = receive_device(&ours);
     let words = finish(&mut child);
@@ -127,7 +127,7 @@ fn mount_through_fusermount(request: &MountRequest<'_>) -> Result<OwnedFd, Mount
     }
 }
 
-/// fusermount3 with what it writes to the standard error for us to read.
+/// A fusermount3 whose standard error this process reads.
 fn fusermount(limits: ChildLimits) -> Command {
     let mut command = Command::new(FUSERMOUNT);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -146,7 +146,7 @@ fn fusermount_options(request: &MountRequest<'_>) -> String {
     options + ",fsname=" + &request.name
 }
 
-/// fusermount3's words, and what a user can do about them.
+/// The message of fusermount3, with advice for the user.
 fn explained(words: &str) -> String {
     let advice = if words.contains("user_allow_other") {
         ": --allow-other needs the line `user_allow_other` in /etc/fuse.conf, which root can add"
@@ -167,7 +167,7 @@ fn explained(words: &str) -> String {
     format!("{}{advice}", words.trim_start_matches("fusermount3: "))
 }
 
-/// Why fusermount3 cannot be run.
+/// The error when fusermount3 cannot run.
 pub(super) fn missing(error: &std::io::Error) -> MountError {
     MountError::Unavailable(match error.kind() {
         ErrorKind::NotFound => format!(
@@ -177,7 +177,7 @@ pub(super) fn missing(error: &std::io::Error) -> MountError {
     })
 }
 
-/// The device that fusermount3 sends (fuse's mount protocol: one byte, one descriptor).
+/// Receives the device from fusermount3 (its mount protocol: one byte with one descriptor).
 fn receive_device(socket: &UnixStream) -> Option<OwnedFd> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -196,11 +196,11 @@ fn receive_device(socket: &UnixStream) -> Option<OwnedFd> {
     })
 }
 
-/// Takes a mount out of the tree; `lazy` even while it is in use. One that is busy is tried again for a
-/// moment: whoever looks at it (`df`, `kitfs status`) holds it while he looks.
+/// Removes a mount from the tree, with `lazy` also while programs use it. Retries a busy mount for a
+/// moment, because `df` and `kitfs status` use each mount for a moment.
 ///
 /// # Errors
-/// When it is busy, when nothing is mounted there, and whatever else the kernel says.
+/// When the mount is busy, when there is none, and other errors of the kernel.
 pub(super) fn unmount_patiently(
     mountpoint: &Path,
     lazy: bool,
@@ -231,7 +231,7 @@ fn unmount(mountpoint: &Path, lazy: bool, child_limits: ChildLimits) -> Result<(
     }
 }
 
-/// Why a mount cannot be taken out of the tree.
+/// Why a mount stays in the tree.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum UnmountFailure {
     Busy,
@@ -258,7 +258,7 @@ fn unmount_through_fusermount(
     }
 }
 
-/// Waits for a child, within a bound, and returns what it wrote to standard error.
+/// Waits for a child for a limited time, and returns its standard error.
 fn finish(child: &mut Child) -> String {
     use std::io::Read as _;
     let deadline = Instant::now() + FUSERMOUNT_TIMEOUT;
@@ -266,7 +266,7 @@ fn finish(child: &mut Child) -> String {
         match child.try_wait() {
             Ok(None) if Instant::now() < deadline => std::thread::sleep(POLL_INTERVAL),
             Ok(None) => {
-                // It is a child of ours; one that does not die is left to the kernel.
+                // The kill of a child of this process cannot fail. The kernel ends it some time.
                 let _ = child.kill();
                 return format!("no answer within {} s", FUSERMOUNT_TIMEOUT.as_secs());
             }
@@ -274,7 +274,7 @@ fn finish(child: &mut Child) -> String {
             Err(error) => return error.to_string(),
         }
     }
-    // The child is gone and wrote a line or two: this neither blocks nor grows.
+    // The child has ended and wrote a line or two, so this neither blocks nor grows.
     let mut words = Vec::new();
     if let Some(stderr) = child.stderr.take() {
         let _ = stderr.take(4096).read_to_end(&mut words);

@@ -1,11 +1,11 @@
-//! The one table from errors to errno.
+//! The only table from errors to errno.
 
 use rustix::io::Errno;
 
 use crate::fetch::FetchError;
 use crate::fs::FsError;
 
-/// What a program sees for an error. Exhaustive on purpose: a new error needs a decision here.
+/// The errno of an error. The match is exhaustive, so a new error needs a decision here.
 pub(super) fn errno(error: &FsError) -> Errno {
     match error {
         FsError::NoSuchInode(_) => Errno::STALE,
@@ -19,8 +19,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::Denied => Errno::ACCESS,
         FsError::ReadOnly => Errno::ROFS,
         FsError::TimedOut(_) | FsError::Missing(_) => Errno::IO,
-        // Programs know EIO from a read and handle it; EACCES or ENOSPC from one they do not. The
-        // reason is in the log.
+        // Programs expect EIO from a read, but not EACCES or ENOSPC. The log has the reason.
         FsError::Fetch(
             FetchError::Source(_)
             | FetchError::Cache(_)

@@ -1,34 +1,35 @@
-//! How many failed reads are logged: the first few of each minute in full, the others as a count.
+//! Limits the log of failed reads: the first few of each minute in full, the others as a count.
 //!
-//! Every read of a layer that cannot be had fails, and a program may try a million times. The
-//! first lines say all there is to say; the rest would only fill the disk.
+//! Every read of a missing layer fails, and a program may try a million times. The first lines have
+//! all the information; more lines would only fill the disk.
 
 use std::time::{Duration, Instant};
 
-/// How long a count goes on.
+/// The window of a count.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Failures logged in a window: enough to see several files or reasons, a line every six seconds.
+/// Failures to log in full in a window. Ten show several files or reasons, and are a line every six
+/// seconds.
 const MOST_IN_WINDOW: u64 = 10;
 
-/// Which failures of a mount are logged. Pure: it is told the time.
+/// Decides which failures of a mount to log. Pure: the caller passes the time.
 #[derive(Debug, Default)]
 pub(super) struct FailureLog {
     started: Option<Instant>,
     failures: u64,
 }
 
-/// What is to be logged of a failure.
+/// The decision about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    /// The failure, and how many were left out since the last one that was logged.
+    /// Log the failure, and how many failures were left out since the last line.
     Full { left_out: u64 },
-    /// Nothing.
+    /// Log nothing.
     LeftOut,
 }
 
 impl FailureLog {
-    /// Takes note of a failure.
+    /// Counts a failure, and decides whether to log it.
     pub(super) fn note(&mut self, now: Instant) -> Entry {
         let is_over = |started| now.saturating_duration_since(started) >= WINDOW;
         let mut left_out = 0;

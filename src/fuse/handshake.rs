@@ -1,8 +1,7 @@
-//! The kernel's INIT, answered while the mount is made.
+//! Answers the kernel's first request (INIT).
 //!
-//! The kernel sends nothing else before it has the answer, and every program that looks at the mount
-//! waits for it. So nothing here looks at a path: one that leads through the new mount would wait for
-//! itself.
+//! Until the answer, the kernel sends no other request, and every program that looks at the mount waits.
+//! So this module must not look at any path: a path through the new mount would wait for itself.
 
 use std::io;
 use std::sync::Arc;
@@ -16,13 +15,13 @@ use super::passthrough::Passthrough;
 use super::wire::REQUEST_BYTES;
 use super::wire::init::{Features, Offer};
 
-/// How long the kernel may take to begin. It does so when it mounts.
+/// How long the kernel may take to send INIT. It sends INIT when it mounts.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Answers the kernel's INIT; says what was taken of its offer.
+/// Answers INIT, and returns the flags that kernel and daemon have agreed on.
 ///
 /// # Errors
-/// When the kernel says nothing, something else, or has a protocol that is too old.
+/// When the kernel sends nothing or another request, or its protocol is too old.
 pub(super) fn shake_hands(
     connection: &Arc<Connection>,
     passthrough: &Passthrough,

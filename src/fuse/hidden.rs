@@ -1,31 +1,31 @@
-//! What a mount must not hide: the files that kitfs itself needs while it serves the mount.
+//! Refuses mountpoints that would hide files which kitfs itself needs while it serves the mount.
 //!
-//! A mount over the cache folder would send every look at the cache through the mount, whose daemon
-//! waits for that look. A mount in the cache folder would be taken for a part of the cache.
+//! With a mount over the cache folder, each access to the cache would go through the mount, and the daemon
+//! would wait for itself. A mount inside the cache folder would look like a part of the cache.
 //!
-//! Folders are compared by device and inode, so that symbolic links and bind mounts make no difference.
+//! The check compares devices and inodes of folders, so it sees through symbolic links and bind mounts.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// A path that kitfs needs, and what it is to the user: `the cache folder`.
+/// A path that kitfs needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnPath {
-    /// What lies there, for messages.
+    /// Its name in messages, such as `the cache folder`.
     pub what: String,
-    /// Where; it need not exist.
+    /// The path. It need not exist.
     pub path: PathBuf,
-    /// Whether nothing may be mounted inside it either.
+    /// Whether mounts inside it are refused, too.
     pub is_closed: bool,
 }
 
-/// What makes a folder the same folder by whatever path it is reached.
+/// The device and inode of a folder.
 type Identity = (u64, u64);
 
 /// Checks that a mount at `mountpoint` would hide nothing that kitfs needs.
 ///
 /// # Errors
-/// Says what would be hidden.
+/// When the mount would hide such a path. The message names it.
 pub(super) fn check(mountpoint: &Path, own_paths: &[OwnPath]) -> Result<(), String> {
     let Some(here) = identity(mountpoint) else { return Ok(()) };
     let above_here = folders(mountpoint);
@@ -53,7 +53,8 @@ fn identity(path: &Path) -> Option<Identity> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// A path that exists and every folder above it. Of one that does not exist, the part that does.
+/// The folders of a path, itself included. For a path that does not exist, the folders of the part
+/// that does.
 fn folders(path: &Path) -> Vec<Identity> {
     let existing = path.ancestors().find_map(|path| path.canonicalize().ok());
     let existing = existing.unwrap_or_default();

@@ -1,14 +1,14 @@
-//! Who still uses a mount, as far as /proc shows: an unmount that fails says whom to ask.
+//! Finds the programs that use a mount, as far as /proc shows them, for the message of a failed unmount.
 //!
-//! | what | where it shows |
+//! | use | where /proc shows it |
 //! |---|---|
 //! | a working folder, a root, a program, an open file | /proc/PID/{cwd,root,exe,fd} leads to the mount's device |
 //! | a mapped file | /proc/PID/maps has the mount's device |
 //! | another mount namespace, as of a container | /proc/PID/mountinfo has the mount's device |
 //! | a bind mount, something mounted below it, an overlay | /proc/self/mountinfo |
 //!
-//! Nothing here asks the file system: links are followed to what the kernel remembers. Other users'
-//! processes show only to root. The look is bounded in time, since it is only for a message.
+//! This module never asks the file system itself; the kernel has all device numbers in memory. Only root
+//! sees the processes of other users. The search has a time limit, because it is only for a message.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -22,26 +22,26 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::mount_table::{Device, Entry, MountTable};
 
-/// Processes that are named: what a person reads.
+/// How many processes to name. More than a few help nobody.
 const MOST_NAMED: usize = 5;
-/// How long to look: enough for some thousand processes.
+/// The time limit of the search: enough for some thousand processes.
 const LONGEST_LOOK: Duration = Duration::from_secs(2);
-/// The digits of a container's name that are shown, as container tools do.
+/// How many digits of a container's id to show: as many as container tools show.
 const CONTAINER_DIGITS: usize = 12;
 
-/// Who uses a mount.
+/// The users of a mount.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Holders {
     processes: Vec<Process>,
-    /// Namespaces with the mount: one process of each.
+    /// One process of each other namespace that has the mount.
     namespaces: Vec<Process>,
-    /// Mounts on this mount, of this mount or made of it.
+    /// Other mounts below this one, bind mounts of it, and overlays over it.
     mounts: Vec<String>,
-    /// Whether some processes could not be looked into.
+    /// Whether /proc hides some processes.
     is_partial: bool,
 }
 
-/// A process, and what it does with a mount.
+/// A process, and how it uses the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Process {
     pid: u32,
@@ -52,14 +52,14 @@ struct Process {
 }
 
 impl Holders {
-    /// Looks who uses the mount with this device number that lies, or lay, at `mountpoint`.
+    /// Finds the users of the mount with this device number, which is or was at `mountpoint`.
     pub(super) fn of(device: Device, mountpoint: &Path) -> Self {
         let own_table = MountTable::read();
         let own_table = own_table.as_ref().map(MountTable::entries).unwrap_or_default();
         let mut holders =
             Self { mounts: mounts_on(own_table, device, mountpoint), ..Self::default() };
         let own_namespace = namespace("self");
-        // Whether the mount is in a namespace.
+        // Whether a namespace has the mount.
         let mut known: HashMap<OsString, bool> =
             own_namespace.iter().map(|own| (own.clone(), false)).collect();
         let deadline = Instant::now() + LONGEST_LOOK;
@@ -89,7 +89,7 @@ impl Holders {
         holders
     }
 
-    /// Whether the mount is in another mount namespace, as far as that shows.
+    /// Whether another mount namespace has the mount, as far as /proc shows.
     pub(super) fn is_mounted_elsewhere(&self) -> bool {
         !self.namespaces.is_empty()
     }
@@ -99,7 +99,7 @@ impl Holders {
     }
 }
 
-/// What uses the mount, for a sentence that ends with it.
+/// Lists the users, as the end of a sentence.
 impl fmt::Display for Holders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
@@ -136,18 +136,18 @@ impl Process {
     }
 }
 
-/// The processes that show.
+/// The processes in /proc.
 fn processes() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The mount namespace of a process, where it may be seen.
+/// The mount namespace of a process; `None` without the right to see it.
 fn namespace(pid: &str) -> Option<OsString> {
     fs::read_link(format!("/proc/{pid}/ns/mnt")).ok().map(PathBuf::into_os_string)
 }
 
-/// What a process does with a mount, if anything.
+/// How a process uses a mount; `None` if it does not.
 fn use_of(process: &Path, device: Device) -> std::io::Result<Option<&'static str>> {
     let leads_there = |link: &Path| device_of(link) == Some(device);
     for (link, what) in
@@ -165,7 +165,7 @@ fn use_of(process: &Path, device: Device) -> std::io::Result<Option<&'static str
     Ok(has_map_of(&maps, device).then_some("a mapped file"))
 }
 
-/// The device that a link of /proc leads to. What it leads to is not asked.
+/// The device of a link's target in /proc. Asks the kernel, not the target's file system.
 fn device_of(link: &Path) -> Option<Device> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let found = rustix::fs::statx(CWD, link, flags, StatxFlags::TYPE).ok()?;
@@ -180,8 +180,8 @@ fn has_map_of(maps: &[u8], device: Device) -> bool {
     })
 }
 
-/// The container of a process by its control groups (proc_pid_cgroup(5)): container tools name them
-/// after the container, which is 64 hexadecimal digits.
+/// The container of a process. Container tools put the container's id, 64 hexadecimal digits, into the
+/// names of its control groups (proc_pid_cgroup(5)).
 fn container(cgroups: &str) -> Option<String> {
     let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
     let mut words = cgroups.split(|c: char| !is_digit(c));
@@ -189,7 +189,7 @@ fn container(cgroups: &str) -> Option<String> {
     Some(name[..CONTAINER_DIGITS].to_owned())
 }
 
-/// Mounts of this namespace that keep a mount, as phrases.
+/// The mounts of this namespace that keep a mount busy, as phrases.
 fn mounts_on(table: &[Entry], device: Device, mountpoint: &Path) -> Vec<String> {
     let ours = table.iter().find(|it| it.device == device && it.mountpoint == mountpoint);
     let mut found = Vec::new();

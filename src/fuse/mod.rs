@@ -1,4 +1,4 @@
-//! The kernel: mounting, requests and answers, errno.
+//! Mounts kits and answers the kernel's requests.
 //!
 //! ```text
 //! Mountpoint::prepare --> Mount::new: mount (direct, or fusermount3) --> INIT --> Sessions
@@ -7,22 +7,22 @@
 //! ```
 //!
 //! - [`mount`](Mount): the life of a mount.
-//! - [`Mountpoint`]: what a mountpoint must be, before anything is fetched; made where it is missing.
-//! - `hidden`: what a mount must not hide from kitfs itself.
-//! - `device`: gets the kernel's end of a mount, as root or through fusermount3.
-//! - `mount_table`: what is mounted where, asked without touching any file system.
-//! - [`other_mounts`], [`daemon_of`], [`unmount_other`]: finds, asks and ends mounts of other processes.
-//! - `attachment`: a mount's place in the tree. `holders`: who still uses a mount.
+//! - [`Mountpoint`]: checks the mountpoint before anything is downloaded, and makes a missing one.
+//! - `hidden`: refuses mountpoints that would hide kitfs's own files.
+//! - `device`: mounts and unmounts, as root or through fusermount3.
+//! - `mount_table`: reads the kernel's mount table, and touches no file system.
+//! - [`other_mounts`], [`daemon_of`], [`unmount_other`]: mounts of other processes.
+//! - `attachment`: a mount's place in the tree. `holders`: the programs that use a mount.
 //! - [`Sessions`]: the threads that answer requests, for all mounts of a process.
-//! - `handshake`, `wire`: how a connection begins, and the kernel's protocol; the latter is pure.
+//! - `handshake`: the first request. `wire`: the kernel's protocol, pure.
 //! - `connection`: reads requests and sends answers.
-//! - `adapter`: requests to [`crate::fs::FileSystem`] and back.
-//! - `passthrough`: which open files the kernel reads by itself.
-//! - `checks`: checks cached files in the background, so that they can be passed through.
-//! - `failure_log`: how many failed reads are logged.
-//! - `errno`: the one table from errors to errno.
+//! - `adapter`: answers requests from [`crate::fs::FileSystem`].
+//! - `passthrough`: the open files that the kernel reads by itself.
+//! - `checks`: checks cached files in the background for passthrough.
+//! - `failure_log`: limits the log of failed reads.
+//! - `errno`: the only table from errors to errno.
 //!
-//! Only this room speaks the FUSE protocol. Why it does so itself: docs/design/010.
+//! Only this room knows the FUSE protocol. docs/design/010 says why it uses no library.
 
 mod adapter;
 mod attachment;
@@ -55,7 +55,7 @@ pub use others::{Answer, DAEMON_ATTRIBUTE, OtherMount, daemon_of, other_mounts, 
 pub use passthrough::PassthroughStatus;
 pub use sessions::Sessions;
 
-/// How a kit is mounted.
+/// How to mount a kit.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
     /// The mountpoint, absolute.
@@ -68,11 +68,11 @@ pub struct MountOptions {
     pub noexec: bool,
     /// Let the kernel read complete files from the cache by itself, where it can.
     pub passthrough: bool,
-    /// What fusermount3 gets of this process's limits.
+    /// The limits for fusermount3.
     pub child_limits: ChildLimits,
-    /// What the mount must not hide.
+    /// The paths that the mount must not hide.
     pub own_paths: Vec<OwnPath>,
-    /// What the root's [`DAEMON_ATTRIBUTE`] tells; empty where it tells nothing.
+    /// The value of the root's [`DAEMON_ATTRIBUTE`]; empty for none.
     pub daemon: String,
 }
 
@@ -92,10 +92,10 @@ impl MountOptions {
     }
 }
 
-/// Why a mount cannot be made or ended. Messages name the mountpoint and what to do next.
+/// Why a mount cannot be made or ended. Messages name the mountpoint and the next step.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// Missing, no directory, not empty, already a mount.
+    /// The mountpoint is missing, not empty, no directory, or a mount.
     #[error("{0}")]
     Mountpoint(String),
     /// No /dev/fuse, no fusermount3, not allowed.
@@ -104,7 +104,7 @@ pub enum MountError {
     /// Programs still use the mount.
     #[error("{0}")]
     Busy(String),
-    /// Anything else the kernel says.
+    /// Another error of the kernel.
     #[error("{0}")]
     Io(String),
 }

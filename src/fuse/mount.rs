@@ -28,35 +28,34 @@ use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
 /// How long a fresh mount may take to answer its first `stat`.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the session of a mount that was taken out of the tree may take to end, where nobody else
-/// holds the mount. The kernel ends it at once, but for reads that are just being answered.
+/// How long a session may take to end after its unmount, when no other namespace has the mount. The
+/// kernel ends the session at once, except for reads in progress.
 const SESSION_END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// After how long others are looked for that may hold the mount.
+/// How long to wait before looking for other namespaces that have the mount.
 const HOLDERS_AFTER: Duration = Duration::from_millis(100);
 
-/// How often the end of a session is looked for.
+/// How often to look whether the session has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// A mount that is being served. Dropping it takes it out of the tree lazily.
+/// A mount that this process serves. Dropping it unmounts lazily.
 pub struct Mount {
-    // Dropped in this order: first the mount goes from its place, then the place.
+    // Dropped in this order: the mount must be gone before its directory can be removed.
     attachment: Attachment,
     mountpoint: Mountpoint,
     failures: Arc<Failures>,
     passthrough: Arc<Passthrough>,
-    /// Kept as long as anybody may ask the mount.
+    /// The passthrough state. Outlives the session, because callers may still ask for it.
     _sessions: Arc<Sessions>,
 }
 
 impl Mount {
-    /// Mounts; when it returns, the tree can be listed. Its requests are answered by `sessions`.
-    /// Blocking: to be called on a thread of a tokio runtime that may block (`spawn_blocking`), which
-    /// then also fetches what is missing.
+    /// Mounts a kit, and returns when its tree can be listed. `sessions` answers the requests.
+    /// Blocking: call it in `spawn_blocking` of a tokio runtime. That runtime downloads missing bytes.
     ///
     /// # Errors
-    /// When the mountpoint is in use by now, or the kernel or fusermount3 refuse; nothing is mounted
-    /// then, and a mountpoint that was made is removed.
+    /// When the mountpoint is no longer free, or the kernel or fusermount3 refuse. Nothing is mounted
+    /// then, and a directory that [`Mountpoint`] has made is removed.
     pub fn new(
         kit: Arc<LoadedKit>,
         mountpoint: Mountpoint,
@@ -81,7 +80,7 @@ impl Mount {
         let request =
             device::MountRequest { mountpoint: &path, name, allow_other, noexec, child_limits };
         let device = device::mount(&request)?;
-        // From here on an error takes the mount out of the tree again.
+        // From here on an error drops the attachment, which unmounts.
         let (end, ended) = watch::channel(false);
         let mut attachment = Attachment::new(path, ended, child_limits);
         let connection = Connection::new(device).map_err(|error| io(error.into()))?;
@@ -99,47 +98,46 @@ impl Mount {
         attachment.find_device();
         let mount = Self { attachment, mountpoint, failures, passthrough, _sessions: sessions };
         mount.wait_for_first_answer()?;
-        // Only now: the handshake ends with the kernel's own limit.
+        // The handshake resets the kernel's limit, so this must come after it.
         if let Some(device) = mount.attachment.device() {
             readahead::widen(device);
         }
         Ok(mount)
     }
 
-    /// The path and the reason of the last read that failed; a reader sees only an errno.
+    /// The path and the reason of the last failed read. Its program has seen only an errno.
     pub fn last_failure(&self) -> Option<String> {
         self.failures.last()
     }
 
-    /// Whether complete files are read by the kernel itself, and how many are now.
+    /// The state of passthrough.
     pub fn passthrough(&self) -> PassthroughStatus {
         self.passthrough.status()
     }
 
-    /// Lets complete files be passed through, or not: for those who must see every read. Files
-    /// that are open stay as they are until their last close. Where there is no passthrough this
-    /// does nothing.
+    /// Allows or forbids passthrough. A recording forbids it, because it must see every read. Open files
+    /// stay as they are until their last close.
     pub fn set_passthrough(&self, is_allowed: bool) {
         self.passthrough.allow(is_allowed);
     }
 
-    /// The files that the kernel reads by itself now, and the raw backing id of each: what a
-    /// process that takes the mount over must know.
+    /// The files that the kernel reads itself, with their backing ids. A process that takes over the
+    /// mount needs them.
     pub fn backing_ids(&self) -> Vec<(Ino, u32)> {
         self.passthrough.backing_ids()
     }
 
-    /// How many files are open that are or might be passed through.
+    /// How many open files are passed through, or could be.
     pub fn open_files(&self) -> usize {
         self.passthrough.open_files()
     }
 
-    /// How many reads the kernel has asked for; it does not ask for those of passed-through files.
+    /// How many read requests the kernel has sent. It sends none for passed-through files.
     pub fn reads(&self) -> u64 {
         self.passthrough.reads()
     }
 
-    /// What is served.
+    /// The file system of the mount.
     pub fn file_system(&self) -> &Arc<FileSystem> {
         self.failures.file_system()
     }
@@ -149,24 +147,24 @@ impl Mount {
         self.mountpoint.path()
     }
 
-    /// Whether the mount is in the tree, by a table that was read after it was mounted. Other programs may
-    /// take it out: umount(8), fusermount3.
+    /// Whether the mount is in the tree, according to a table that was read after the mount. Other
+    /// programs may have unmounted it (umount(8), fusermount3).
     pub fn is_attached(&self, table: &MountTable) -> bool {
         self.attachment.is_attached(table)
     }
 
-    /// Ends the mount; `lazy` even while programs use it. Returns what is to be said about it.
-    /// Blocking, bounded. May be called again after an error.
+    /// Ends the mount, with `lazy` also while programs use it. Returns warnings for the user. Blocks for
+    /// a limited time. May be called again after an error.
     ///
-    /// A lazy unmount returns when the mount is out of the tree; programs that have files of it
-    /// open are served until they close them, and [`Self::ended`] waits for that.
+    /// A lazy unmount returns when the mount is out of the tree. Programs can still read the files that
+    /// they have open, and [`Self::ended`] waits until they have closed them.
     ///
     /// # Errors
-    /// [`MountError::Busy`] says who uses the mount and what to do.
+    /// [`MountError::Busy`] names the programs that use the mount, and the next step.
     pub fn unmount(&self, lazy: bool) -> Result<Vec<String>, MountError> {
         self.attachment.detach(lazy).map_err(|failure| self.explain(failure))?;
         let still_used = if lazy { None } else { self.wait_until_ended() };
-        // A folder that is removed takes the mounts on it out of every namespace.
+        // Removing the directory detaches the mount in the other namespaces, too.
         let is_elsewhere = || {
             let holders = self.attachment.holders();
             holders.is_some_and(|holders| holders.is_mounted_elsewhere())
@@ -177,12 +175,12 @@ impl Mount {
         Ok(still_used.into_iter().collect())
     }
 
-    /// Waits until the mount has ended, whoever ended it (`umount` too).
+    /// Waits until the mount has ended, also by another program such as umount(8).
     pub async fn ended(&self) {
         self.attachment.ended().await;
     }
 
-    /// Waits for the end of the session; says who keeps it from ending.
+    /// Waits for the end of the session. Returns a warning with the namespaces that still have the mount.
     fn wait_until_ended(&self) -> Option<String> {
         let (start, mut has_looked) = (Instant::now(), false);
         while !self.attachment.has_ended() {
@@ -217,14 +215,14 @@ impl Mount {
         }
     }
 
-    /// Waits for the root's `stat`, on a thread of its own: a mount that does not answer must not
-    /// hold the caller.
+    /// Waits for the first `stat` of the root. A thread of its own calls `stat`, because a mount that does
+    /// not answer must not block the caller.
     fn wait_for_first_answer(&self) -> Result<(), MountError> {
         let (sender, answer) = std::sync::mpsc::channel();
         let path = self.attachment.path().to_owned();
         let asker = std::thread::Builder::new().name("kitfs-first-stat".to_owned());
         let asking = asker.spawn(move || {
-            // The receiver is gone when the time is up.
+            // The receiver is gone after the timeout.
             let _ = sender.send(std::fs::metadata(path).map(drop));
         });
         let words = match asking.map(|_| answer.recv_timeout(FIRST_ANSWER_TIMEOUT)) {
@@ -237,7 +235,7 @@ impl Mount {
     }
 }
 
-/// Says who uses a mount that cannot be unmounted, and what to do.
+/// The error for a busy mount: its users and the next step.
 pub(super) fn busy(mountpoint: &Path, holders: Option<&Holders>) -> MountError {
     let place = mountpoint.display();
     let holders = holders.map_or("something".to_owned(), Holders::to_string);
@@ -247,12 +245,12 @@ pub(super) fn busy(mountpoint: &Path, holders: Option<&Holders>) -> MountError {
     ))
 }
 
-/// The name of a mount in `mount` and `df`. Commas separate mount options, and what is not
-/// printable would garble the table.
+/// The source of a mount in `mount` and `df`. Commas separate mount options, and characters that are
+/// not printable would garble the table.
 fn mount_name(reference: &str) -> String {
     let is_plain = |character: char| !character.is_control() && !matches!(character, ',' | '\\');
     let plain = reference.chars().map(|c| if is_plain(c) { c } else { '_' });
-    // The kernel takes a page of options all together.
+    // The kernel accepts one page of options.
     plain.take(1024).collect()
 }
 

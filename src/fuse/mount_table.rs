@@ -1,24 +1,24 @@
-//! What is mounted where, asked without touching any file system: a `stat` of a mountpoint whose
-//! daemon is stuck would be stuck, too.
+//! Reads the kernel's mount table. Touches no file system: a `stat` of a mountpoint hangs when its daemon
+//! hangs.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// The type of our mounts: `fuse` and the subtype.
+/// The type of kitfs's mounts: `fuse` and the subtype.
 pub(super) const FILE_SYSTEM: &str = "fuse.kitfs";
 
 /// A line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The mount's number, and that of the mount it lies on; unique in a mount namespace.
+    /// The id of the mount and of its parent mount; unique in a mount namespace.
     pub(super) id: u64,
     pub(super) parent: u64,
-    /// The mounted file system's device number: nobody else's while it is mounted anywhere.
+    /// The device number of the file system; unique while the file system is mounted.
     pub(super) device: Device,
     pub(super) mountpoint: PathBuf,
     pub(super) file_system: String,
-    /// What the mount calls its source: of ours, the reference.
+    /// The source of the mount; for kitfs, the reference.
     pub(super) source: String,
     /// The file system's own options.
     pub(super) options: String,
@@ -42,11 +42,11 @@ impl std::fmt::Display for Device {
     }
 }
 
-/// Everything that is mounted, as some process sees it; what covers another mount comes later.
+/// The mounts that a process sees. A mount comes after the mounts that it covers.
 pub struct MountTable(Vec<Entry>);
 
 impl MountTable {
-    /// What this process sees.
+    /// The mounts that this process sees.
     ///
     /// # Errors
     /// Where /proc is not mounted.
@@ -54,12 +54,12 @@ impl MountTable {
         Self::of_process("self")
     }
 
-    /// What the process `pid` sees.
+    /// The mounts that the process `pid` sees.
     pub(super) fn of_process(pid: &str) -> std::io::Result<Self> {
         Ok(Self(parse(&std::fs::read(format!("/proc/{pid}/mountinfo"))?).collect()))
     }
 
-    /// What is mounted at a canonical path, the topmost last.
+    /// The mounts at a canonical path, the topmost last.
     pub(super) fn at(&self, mountpoint: &Path) -> impl Iterator<Item = &Entry> {
         self.0.iter().filter(move |entry| entry.mountpoint == mountpoint)
     }
@@ -69,7 +69,7 @@ impl MountTable {
     }
 }
 
-/// The topmost mount at a canonical path, where there is one and it is one of kitfs.
+/// The topmost mount at a canonical path, if it is a mount of kitfs.
 ///
 /// # Errors
 /// Where /proc is not mounted.
@@ -89,7 +89,7 @@ fn parse_line(line: &[u8]) -> Option<Entry> {
     let (id, parent) = (number()?, number()?);
     let device = Device::parse(fields.next()?, 10)?;
     let mountpoint = fields.nth(1)?;
-    // Optional fields follow, as many as there are, then a lonely dash.
+    // Any number of optional fields follows, then a dash.
     let mut fields = fields.skip_while(|&field| field != b"-");
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     Some(Entry {
@@ -103,7 +103,7 @@ fn parse_line(line: &[u8]) -> Option<Entry> {
     })
 }
 
-/// Undoes `\ooo`, which the kernel writes for space, tab, newline and backslash.
+/// Decodes `\ooo`, which the kernel writes for space, tab, newline and backslash.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,7 +1,7 @@
-//! What a mountpoint must be: told before anything is fetched.
+//! Checks and makes mountpoints, before anything is downloaded.
 
 use std::fs::{DirBuilder, Metadata};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,29 +9,30 @@ use std::process::{Command, Stdio};
 use parking_lot::Mutex;
 
 use super::device::{self, FUSERMOUNT};
-use super::mount_table;
+use super::others::{Answer, daemon_of};
 use super::{MountError, MountOptions, hidden};
 
-/// Where fusermount3 looks for what ordinary users may do.
+/// The settings of fusermount3 for ordinary users.
 const FUSE_CONF: &str = "/etc/fuse.conf";
-/// The table that fusermount3 reads before it unmounts.
+/// The mount table that fusermount3 reads when it unmounts.
 const MTAB: &str = "/etc/mtab";
-/// The mode of a mountpoint that is made; the umask takes from it.
+/// The mode of a new mountpoint, less the umask.
 const MODE: u32 = 0o777;
 
-/// A folder that can be mounted on. One that was made for the mount is removed when it is dropped.
+/// A directory to mount on. Dropping it removes the directory if this process has made it.
 #[derive(Debug)]
 pub struct Mountpoint {
     path: PathBuf,
-    /// Device and inode of the folder, if it was made here and is still there.
+    /// The device and inode of the directory, while this process still has to remove it.
     made: Mutex<Option<(u64, u64)>>,
 }
 
 impl Mountpoint {
-    /// Checks that this user can mount a kit there, and makes the folder where only it is missing.
+    /// Checks that this user can mount there, and makes the directory if only its last component is
+    /// missing.
     ///
     /// # Errors
-    /// Says what is wrong with the mountpoint, or what the user lacks to mount.
+    /// When the mountpoint is not usable, or the user may not mount.
     pub fn prepare(options: &MountOptions) -> Result<Self, MountError> {
         let this = Self::find_or_make(&options.mountpoint, options.nonempty)
             .map_err(MountError::Mountpoint)?;
@@ -43,13 +44,15 @@ impl Mountpoint {
         Ok(this)
     }
 
-    /// Checks what may have changed since it was prepared: loading a kit takes a while.
+    /// Checks the directory again: it may have changed while the kit was loaded.
     pub(super) fn check_again(&self, options: &MountOptions) -> Result<(), MountError> {
         match look_at(&self.path, options.nonempty) {
             Ok(true) => Ok(()),
             Ok(false) => {
                 let place = self.path.display();
-                Err(MountError::Mountpoint(format!("the mountpoint {place} was removed meanwhile")))
+                Err(MountError::Mountpoint(format!(
+                    "the mountpoint {place} was removed while the kit was opened"
+                )))
             }
             Err(words) => Err(MountError::Mountpoint(words)),
         }
@@ -74,14 +77,14 @@ impl Mountpoint {
                 Ok(Self { path: path.to_owned(), made })
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Err(format!(
-                "the mountpoint {place} does not exist, and neither does the folder above it: make them \
-                 with `mkdir -p {place}`"
+                "the mountpoint {place} does not exist, nor does its parent: make both with `mkdir -p \
+                 {place}`"
             )),
             Err(error) => Err(format!("the mountpoint {place} cannot be made: {error}")),
         }
     }
 
-    /// Removes the folder, if it was made here, nobody has put another in its place, and it is empty.
+    /// Removes the directory if this process has made it, it is still the same one, and it is empty.
     pub(super) fn remove(&self) {
         let Some(made) = self.made.lock().take() else { return };
         let is_it = |there: Metadata| (there.dev(), there.ino()) == made;
@@ -99,29 +102,38 @@ impl Drop for Mountpoint {
     }
 }
 
-/// What this user should know before he mounts.
+/// Warnings for a user who mounts.
 pub fn mount_warnings() -> Vec<String> {
     if rustix::process::geteuid().is_root() || Path::new(MTAB).symlink_metadata().is_ok() {
         return Vec::new();
     }
     vec![format!(
-        "there is no {MTAB}, without which {FUSERMOUNT} cannot unmount: as root, make it with \
+        "{FUSERMOUNT} needs {MTAB} to unmount, and that file is missing: as root, make it with \
          `ln -s /proc/self/mounts {MTAB}`"
     )]
 }
 
-/// Whether there is a folder that can be mounted on; `false` where nothing is there.
+/// Whether there is a usable directory; `false` when the path does not exist.
 fn look_at(path: &Path, nonempty: bool) -> Result<bool, String> {
     let place = path.display();
     if !path.is_absolute() {
         return Err(format!("the mountpoint {place} is not an absolute path"));
     }
-    // Before anything else: a mount whose daemon is stuck would hold whoever looks.
-    if is_mounted(path) {
-        return Err(format!(
-            "a kit is mounted on {place} already, or was when its daemon ended: take it away with \
-             `kitfs umount {place}`"
-        ));
+    // This must come first: any other look at a mount whose daemon hangs would hang.
+    match canonical(path).ok().and_then(|path| daemon_of(&path)) {
+        None => {}
+        Some(Answer::Dead) => {
+            return Err(format!(
+                "the daemon of the kit that is mounted on {place} is gone: remove that mount with \
+                 `kitfs umount {place}`"
+            ));
+        }
+        Some(Answer::Daemon(_) | Answer::Silent) => {
+            return Err(format!(
+                "a kit is mounted on {place} already: end that mount with `kitfs umount {place}`, or \
+                 choose another directory"
+            ));
+        }
     }
     match std::fs::metadata(path) {
         Ok(metadata) => check_folder(path, &metadata, nonempty).map(|()| true),
@@ -139,21 +151,19 @@ fn check_folder(path: &Path, metadata: &Metadata, nonempty: bool) -> Result<(), 
         .map_err(|error| format!("the mountpoint {place} cannot be listed: {error}"))?;
     if !nonempty && entries.next().is_some() {
         return Err(format!(
-            "the mountpoint {place} is not empty: choose an empty folder, or hide what is in it \
-             with --nonempty"
+            "the mountpoint {place} is not empty: choose an empty directory, or hide its content with \
+             --nonempty"
         ));
     }
     Ok(())
 }
 
-/// Whether the topmost mount at `mountpoint` is a kit. Only its parent is touched: the mount
-/// itself may be one that no longer answers.
-fn is_mounted(mountpoint: &Path) -> bool {
-    let canonical = match (mountpoint.parent(), mountpoint.file_name()) {
-        (Some(parent), Some(name)) => parent.canonicalize().map(|parent| parent.join(name)),
+/// The canonical path of a mountpoint. Looks up its parent only, because a mount there may not answer.
+fn canonical(mountpoint: &Path) -> io::Result<PathBuf> {
+    match (mountpoint.parent(), mountpoint.file_name()) {
+        (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
         _ => mountpoint.canonicalize(),
-    };
-    matches!(canonical.and_then(|path| mount_table::kit_at(&path)), Ok(Some(_)))
+    }
 }
 
 fn check_fusermount(allow_other: bool) -> Result<(), MountError> {
@@ -167,8 +177,8 @@ fn check_fusermount(allow_other: bool) -> Result<(), MountError> {
     let conf = std::fs::read_to_string(FUSE_CONF).unwrap_or_default();
     if allow_other && !allows_other(&conf) {
         return Err(MountError::Unavailable(format!(
-            "--allow-other is root's to grant: add the line `user_allow_other` to {FUSE_CONF}, or \
-             mount as root"
+            "only root can permit --allow-other: as root, add the line `user_allow_other` to {FUSE_CONF}, \
+             or mount as root"
         )));
     }
     Ok(())

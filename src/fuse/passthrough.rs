@@ -1,4 +1,4 @@
-//! Which open files the kernel reads by itself, from the cache's own files (FUSE passthrough).
+//! Decides which open files the kernel reads itself, from the files of the cache (FUSE passthrough).
 //!
 //! ```text
 //!                  first open                       last release
@@ -6,24 +6,23 @@
 //!      '-------anything else-------------------> Cached ---------> (no entry), perhaps a check
 //! ```
 //!
-//! The kernel wants every open of an inode alike: all cached, or all by the same backing id; an
-//! open of the other kind fails with EIO. So an inode's first open decides for all until the last
-//! one is released. A map of a cached file is an open of it; one of a passed-through file is an
-//! open of the cache's file, and lives on when the entry is gone (the cache sees it, and keeps its
-//! bytes). The kernel forgets an open before it sends the release, never after: an
-//! entry may live a moment longer than the opens it counts, and nothing is decided too early.
+//! The kernel requires that all opens of an inode are of one kind: all cached, or all with the same
+//! backing id. An open of the other kind fails with EIO. So the first open of an inode decides for all
+//! opens until the last release. A map of a cached file counts as an open of it. A map of a passed-through
+//! file is an open of the cache's file, and outlives the entry; the cache notices the map and keeps the
+//! bytes. The kernel forgets an open before it sends the release. So an entry may live a moment longer
+//! than its opens, but never shorter.
 //!
-//! Real opens cost a request each, so they are only had where they may lead to something: where
-//! they cannot ([`Off`]), opens are answered ENOSYS once and the kernel asks no more. That is
-//! decided at INIT as far as it can be known there, and again when the kernel refuses the first
-//! file; it is never taken back.
+//! Each real open costs a request. Where passthrough is not possible ([`Off`]), the first open gets
+//! ENOSYS, and the kernel sends no more opens. INIT decides that as far as it can; the first file that
+//! the kernel refuses decides the rest. The decision is final.
 //!
-//! An entry is plain data but for the means to take it back: inode, number of opens, raw backing id.
-//! A process that takes over a running mount has to be given these, since open files keep their id
-//! and must get the same again ([`Passthrough::backing_ids`]).
+//! An entry has an inode, a number of opens and a backing id. A process that takes over a running mount
+//! needs them, because open files keep their id, and further opens must get the same id
+//! ([`Passthrough::backing_ids`]).
 //!
-//! Files without a file of their own in the cache have no entry; their handle says so, and means
-//! the same to every process.
+//! A file that has no file of its own in the cache has no entry. Its handle says so, and has the same
+//! meaning in every process.
 
 use std::collections::HashMap;
 use std::collections::hash_map;
@@ -45,21 +44,20 @@ const UNTRACKED: u64 = 0;
 /// The handle of an open that an entry counts.
 const TRACKED: u64 = 1;
 
-/// How a file that the daemon serves is opened: its pages stay when it is opened again, and
-/// closing it asks nothing.
+/// The flags for a file that the daemon serves: its pages stay valid for later opens, and a close sends
+/// no request.
 const CACHED: u32 = open::KEEP_CACHE | open::NOFLUSH;
-/// How a file is opened that the kernel reads by itself: the pages it has from the daemon are of
-/// no more use to it, and go.
+/// The flags for a passed-through file. The kernel drops the pages that it has from the daemon.
 const PASSED_THROUGH: u32 = open::PASSTHROUGH | open::NOFLUSH;
 
-/// What passthrough does for a mount.
+/// The state of passthrough for a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PassthroughStatus {
-    /// Complete files are handed to the kernel when they are opened.
+    /// The kernel reads complete files itself.
     On {
-        /// Files that are open so now.
+        /// How many passed-through files are open.
         open_files: u64,
-        /// How often a file was first opened so.
+        /// How many first opens were passed through.
         opened_files: u64,
     },
     /// Every read goes through the daemon.
@@ -90,7 +88,7 @@ enum Off {
 pub(super) struct Passthrough {
     file_system: Arc<FileSystem>,
     off: OnceLock<Off>,
-    /// Cleared while opens must go through the daemon.
+    /// False while a recording needs all reads.
     is_allowed: AtomicBool,
     table: Mutex<HashMap<Ino, OpenFile>>,
     opened_files: AtomicU64,
@@ -104,19 +102,19 @@ struct OpenFile {
 }
 
 enum Mode {
-    /// The member is to be checked once nobody has it open, where it could be passed through then.
+    /// Check the member after the last release, so that later opens can be passed through.
     Cached(Option<UncheckedMember>),
     Passthrough(Arc<Registered>),
 }
 
-/// A file that the kernel knows by a number. Dropped in this order: the pin outlives the number.
+/// A file that the kernel knows by a number. Dropped in this order, so that the pin outlives the number.
 struct Registered {
     id: BackingId,
     _pin: MemberPin,
 }
 
 impl Passthrough {
-    /// The open files of a mount that has none. Finds out what keeps it from having passthrough.
+    /// An empty table for a new mount. Finds the reason why the mount cannot have passthrough.
     pub(super) fn new(file_system: Arc<FileSystem>, is_wanted: bool) -> Self {
         let hindrance = hindrance(&file_system, is_wanted);
         let this = Self {
@@ -134,10 +132,10 @@ impl Passthrough {
         this
     }
 
-    /// Whether passthrough is to be asked of a kernel that does or does not offer it.
+    /// Whether to ask the kernel for passthrough, when it does or does not offer it.
     ///
-    /// The kernel waits for the answer to its handshake meanwhile: this looks at no path, since one
-    /// that leads through the new mount would wait for the kernel.
+    /// The kernel waits for the answer to its first request meanwhile. So this must not look at any path:
+    /// a path through the new mount would wait for the kernel.
     pub(super) fn is_wanted_of(&self, is_offered: bool) -> bool {
         if !is_offered && !self.is_off() {
             self.turn_off(Off::NotOffered);
@@ -148,16 +146,16 @@ impl Passthrough {
     fn turn_off(&self, off: Off) {
         let kit = &self.file_system.kit().origin;
         tracing::info!(%kit, reason = %off, "no passthrough");
-        // The first reason is as good as another that comes at the same time.
+        // Of two reasons at the same time, either is good enough.
         let _ = self.off.set(off);
     }
 
-    /// Whether opens lead to nothing, for good.
+    /// Whether passthrough is off for good.
     pub(super) fn is_off(&self) -> bool {
         self.off.get().is_some()
     }
 
-    /// Lets files be passed through from their next first open on, or not any more.
+    /// Allows or forbids passthrough for the next first opens.
     pub(super) fn allow(&self, is_allowed: bool) {
         self.is_allowed.store(is_allowed, Ordering::SeqCst);
     }
@@ -175,7 +173,7 @@ impl Passthrough {
         PassthroughStatus::On { open_files, opened_files }
     }
 
-    /// The files that the kernel reads by itself now, and the raw backing id of each.
+    /// The files that the kernel reads itself, with their backing ids.
     pub(super) fn backing_ids(&self) -> Vec<(Ino, u32)> {
         let table = self.table.lock();
         let ids = table.iter().filter_map(|(ino, file)| match &file.mode {
@@ -190,7 +188,7 @@ impl Passthrough {
         self.table.lock().len()
     }
 
-    /// Counts a read that the kernel did not do by itself.
+    /// Counts a read request.
     pub(super) fn note_read(&self) {
         self.reads.fetch_add(1, Ordering::Relaxed);
     }
@@ -199,7 +197,7 @@ impl Passthrough {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// Answers an open of a file that may be opened.
+    /// Answers an open of a file whose content is there.
     pub(super) fn open(&self, ino: Ino, mut reply: Reply) {
         let mut table = self.table.lock();
         let file = match table.entry(ino) {
@@ -216,7 +214,7 @@ impl Passthrough {
                 reply.data(&open_out(TRACKED, CACHED, 0));
             }
             Mode::Passthrough(registered) => {
-                // Kept until the kernel has the answer.
+                // Must live until the kernel has the answer.
                 let registered = registered.clone();
                 drop(table);
                 reply.data(&open_out(TRACKED, PASSED_THROUGH, registered.id.raw()));
@@ -224,7 +222,7 @@ impl Passthrough {
         }
     }
 
-    /// Takes note that one open and its maps are gone.
+    /// Removes an open.
     pub(super) fn release(&self, ino: Ino, handle: u64) {
         if handle != TRACKED {
             return;
@@ -237,7 +235,7 @@ impl Passthrough {
         }
         let closed = entry.remove();
         if table.is_empty() {
-            // What many files took at once.
+            // The table may have grown for many files at once.
             table.shrink_to_fit();
         }
         drop(table);
@@ -246,8 +244,8 @@ impl Passthrough {
         }
     }
 
-    /// How a file that nobody has open is opened; `None` where it can never be passed through.
-    /// Under the table's lock, so that two first opens do not differ; looks at the local disk only.
+    /// Decides the kind of a first open; `None` for a file that never can be passed through. Runs under
+    /// the table's lock, so that two first opens get the same kind. Reads the local disk only.
     fn first_mode(&self, ino: Ino, connection: &Arc<Connection>) -> Option<Mode> {
         match self.file_system.backing(ino) {
             Ok(BackingLookup::Never) => None,
@@ -258,7 +256,7 @@ impl Passthrough {
                 None => Mode::Cached(None),
             }),
             Err(error) => {
-                // Its reads will say so.
+                // The reads of this file will fail with the reason.
                 tracing::debug!(path = self.file_system.path(ino), %error, "not passed through");
                 Some(Mode::Cached(None))
             }
@@ -289,7 +287,7 @@ impl Passthrough {
     }
 }
 
-/// What keeps a mount from having passthrough, as far as is known before it is made.
+/// Why a mount cannot have passthrough, as far as this is known before the mount.
 fn hindrance(file_system: &FileSystem, is_wanted: bool) -> Option<Off> {
     if !is_wanted {
         return Some(Off::Unwanted);
@@ -305,8 +303,8 @@ fn hindrance(file_system: &FileSystem, is_wanted: bool) -> Option<Off> {
     (!has_it).then_some(Off::NotPrivileged)
 }
 
-/// Whether every other file of the mount would meet the same refusal: no privilege, no such
-/// operation, a file system that lies on too many others.
+/// Whether the kernel would refuse every other file of the mount, too: no privilege, no such operation,
+/// a file system on too many others.
 fn will_fail_again(error: Errno) -> bool {
     [Errno::PERM, Errno::LOOP, Errno::INVAL, Errno::NOTTY, Errno::OPNOTSUPP].contains(&error)
 }

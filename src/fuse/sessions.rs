@@ -7,12 +7,12 @@
 //!                      '--> Adapter: answers at once, or moves the reply into a task
 //! ```
 //!
-//! - Threads belong to the process and not to a mount: a mount that nobody reads costs none.
-//! - They answer from memory and the local disk. None of them ever waits for the network, so a few
+//! - Threads belong to the process, not to a mount, so an idle mount costs no thread.
+//! - Threads answer from memory and the local disk. No thread waits for the network, so a few threads
 //!   are enough for any number of mounts.
-//! - An edge wakes one thread, so requests that come while a thread works get another one. A thread
-//!   reads a device until it is empty, because no further edge tells of what is left.
-//! - A device that is never empty gives its turn to the others after [`MOST_IN_TURN`] requests.
+//! - An edge wakes one thread. Requests that arrive while a thread works wake another one. A thread
+//!   reads a device until it is empty, because the requests in it cause no further edge.
+//! - After [`MOST_IN_TURN`] requests of one device, a thread serves the other devices first.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -32,22 +32,23 @@ use super::adapter::Adapter;
 use super::connection::Connection;
 use super::wire::REQUEST_BYTES;
 
-/// Threads that answer requests: two for each core, between these bounds. They compute and copy, and
-/// sometimes wait for the local disk; the second thread keeps the core busy meanwhile. Four double the
-/// random reads that one gives to several jobs.
+/// The number of threads: two for each core, between these bounds. A thread sometimes waits for the
+/// local disk, and the second thread keeps the core busy meanwhile. Four threads give several jobs twice
+/// the random reads of one thread.
 const LEAST_THREADS: usize = 4;
 const MOST_THREADS: usize = 16;
 
-/// Requests of one device before the others have their turn: 64 KiB to 16 MiB of reads.
+/// How many requests of one device a thread answers before it looks at other devices: 64 KiB to 16 MiB
+/// of reads.
 const MOST_IN_TURN: usize = 16;
 
-/// Events that a thread takes at once: one, since each of them is work for a thread of its own.
+/// How many events a thread takes at once. One, because other threads should take the others.
 const EVENTS: usize = 1;
 
-/// The key of the event that ends the threads; sessions have keys from 1 on.
+/// The key of the event that ends the threads. Sessions have keys from 1 on.
 const END: u64 = 0;
 
-/// The sessions of a process and the threads that serve them. Dropping it ends both.
+/// The sessions of a process, and their threads. Dropping it ends both.
 pub struct Sessions {
     shared: Arc<Shared>,
 }
@@ -59,7 +60,7 @@ struct Shared {
     next_key: AtomicU64,
 }
 
-/// A mount's requests and what answers them.
+/// The requests of a mount, and the adapter that answers them.
 struct Session {
     key: u64,
     connection: Arc<Connection>,
@@ -71,12 +72,11 @@ impl Sessions {
     /// Starts the threads.
     ///
     /// # Errors
-    /// When not one thread can be started, as where the number of processes is limited. With fewer
-    /// threads than wanted it goes on.
+    /// When no thread can start, for example at a limit of processes. Some threads are enough.
     pub fn start() -> io::Result<Arc<Self>> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        // Level-triggered: it stays there for every thread.
+        // Level-triggered, so that every thread sees it.
         epoll::add(&epoll, &end, epoll::EventData::new_u64(END), epoll::EventFlags::IN)?;
         let (sessions, next_key) = (RwLock::default(), AtomicU64::new(END + 1));
         let shared = Arc::new(Shared { epoll, end, sessions, next_key });
@@ -98,8 +98,8 @@ impl Sessions {
         Ok(this)
     }
 
-    /// Serves the requests of a connection from now on; `ended` turns true when the kernel has ended
-    /// it, and everything that `adapter` has is let go of soon after.
+    /// Serves the requests of a connection from now on. `ended` becomes true when the kernel has ended
+    /// the connection; `adapter` is dropped soon after.
     pub(super) fn add(
         &self,
         connection: Arc<Connection>,
@@ -120,7 +120,7 @@ impl Sessions {
 
 impl Drop for Sessions {
     fn drop(&mut self) {
-        // An event counter that is not full takes a number at once.
+        // The write blocks only when the counter is full, which it never is.
         if let Err(error) = rustix::io::write(&self.shared.end, &1u64.to_ne_bytes()) {
             tracing::error!(%error, "the threads of mounts cannot be ended");
         }
@@ -129,28 +129,28 @@ impl Drop for Sessions {
     }
 }
 
-/// What a thread uses for every request.
+/// The state of a thread.
 struct Buffers {
     request: Box<[u8; REQUEST_BYTES]>,
-    /// Grows to the longest read, so that it is allocated once.
+    /// Grows to the longest read, and is allocated once.
     reply: BytesMut,
 }
 
-/// What a thread's turn at a device came to.
+/// How a thread's turn at a device ended.
 enum Turn {
-    /// There are no more requests: the next one is an edge.
+    /// The device is empty. The next request causes an edge.
     Empty,
-    /// There may be more.
+    /// The device may have more requests.
     Over,
     /// The connection has ended.
     Ended,
 }
 
 impl Shared {
-    /// The life of a thread.
+    /// The loop of a thread.
     fn serve(&self) {
         let mut buffers = Buffers { request: Box::new([0; REQUEST_BYTES]), reply: BytesMut::new() };
-        // Devices whose turn was over before they were empty.
+        // Devices that were not empty at the end of their turn.
         let mut unfinished: VecDeque<Arc<Session>> = VecDeque::new();
         loop {
             match self.next_key(unfinished.is_empty()) {
@@ -174,7 +174,7 @@ impl Shared {
         }
     }
 
-    /// The key of a device with requests. Waits for one if `may_wait`.
+    /// Returns the key of a device with requests. Waits for one if `may_wait`.
     fn next_key(&self, may_wait: bool) -> rustix::io::Result<Option<u64>> {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); EVENTS];
         let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -190,23 +190,23 @@ impl Shared {
 
     fn end(&self, session: &Arc<Session>) {
         if self.sessions.write().remove(&session.key).is_none() {
-            // Another thread was faster.
+            // Another thread has removed it.
             return;
         }
-        // Closing the device would take it out, too; replies under way may still hold it.
+        // Closing the device would remove it from epoll, but replies in progress may keep it open.
         let _ = epoll::delete(&self.epoll, &*session.connection);
         session.ended.send_replace(true);
     }
 }
 
 impl Session {
-    /// Answers requests until there are none, or the turn is over.
+    /// Answers requests until the device is empty or the turn is over.
     fn turn(&self, buffers: &mut Buffers) -> Turn {
         for _ in 0..MOST_IN_TURN {
             let request = match self.connection.receive(&mut buffers.request[..]) {
                 Ok(request) => request,
                 Err(Errno::AGAIN) => return Turn::Empty,
-                // The caller was killed before its request was read.
+                // The calling program was killed before this thread read its request.
                 Err(Errno::NOENT | Errno::INTR) => continue,
                 Err(Errno::NODEV) => return Turn::Ended,
                 Err(error) => {
@@ -215,7 +215,7 @@ impl Session {
                 }
             };
             let answer = || self.adapter.answer(&self.connection, request, &mut buffers.reply);
-            // The reply answers EIO when it is dropped; other mounts go on.
+            // The dropped reply answers EIO. Other mounts must go on.
             if catch_unwind(AssertUnwindSafe(answer)).is_err() {
                 tracing::error!(
                     "a fault in kitfs itself: a request of a mount was answered with EIO"
