@@ -596,11 +596,14 @@ pub struct LayerInfo {
     pub path: Option<String>,
 }
 
-/// A tag, as `kitfs list` shows it.
+/// A tag, or a kit without one, as `kitfs list` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagInfo {
-    /// The tag.
-    pub tag: String,
+    /// The repository, where kits of several may lie: in kit's storage and in folders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// The tag; `None` for a kit without one.
+    pub tag: Option<String>,
     /// The digest of its manifest.
     pub digest: String,
     /// The sum of its layers' blobs in bytes.
@@ -616,20 +619,26 @@ pub struct TagInfo {
     pub problem: Option<String>,
 }
 
-impl TagInfo {
-    /// A tag of which no more is known.
-    pub(super) fn new(tag: String, digest: String) -> Self {
-        let (blob_bytes, name, author, index_entries, problem) = (0, None, None, None, None);
-        Self { tag, digest, blob_bytes, name, author, index_entries, problem }
-    }
-}
-
-/// A request for the tags of a repository.
+/// A request for the tags of a repository, or of all repositories of kit's storage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TagsRequest {
-    /// The repository (`HOST/REPO`), `oci:FOLDER`, or a reference whose tag is ignored.
-    pub reference: String,
+    /// The repository (`HOST/REPO`), or `oci:FOLDER`; `None` for all of kit's storage.
+    pub reference: Option<String>,
+    /// List only the tag or digest that the reference names.
+    #[serde(default)]
+    pub is_one: bool,
+    /// How to reach registries.
+    #[serde(default)]
+    pub network: NetworkOptions,
+}
+
+/// A request for the repositories of a registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogueRequest {
+    /// The registry: `HOST[:PORT]`.
+    pub host: String,
     /// How to reach registries.
     #[serde(default)]
     pub network: NetworkOptions,

@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::api::{
-    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
-    Listing, MountRequest, MountStatus, OpenProgress, ReadRequest, RecordRequest, TagInfo,
-    TagsRequest, UnmountReport, WarmEvent, WarmReport, WarmRequest,
+    CacheReport, CacheRequest, CatalogueRequest, DaemonStatus, Failure, FailureKind, Info,
+    KitRequest, ListRequest, Listing, MountRequest, MountStatus, OpenProgress, ReadRequest,
+    RecordRequest, TagInfo, TagsRequest, UnmountReport, WarmEvent, WarmReport, WarmRequest,
 };
 use super::client::Client;
 use super::failure::panicked;
@@ -243,6 +243,14 @@ impl Backend {
         match &self.kind {
             Kind::Daemon(client) => client.info(&request).await,
             Kind::Local(service) => service.info(&request).await,
+        }
+    }
+
+    /// Lists the repositories of a registry.
+    pub async fn catalogue(&self, request: CatalogueRequest) -> Result<Vec<String>, Failure> {
+        match &self.kind {
+            Kind::Daemon(client) => client.catalogue(&request).await,
+            Kind::Local(service) => service.catalogue(&request).await,
         }
     }
 

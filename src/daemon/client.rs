@@ -11,10 +11,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{
-    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
-    Listing, MountEvent, MountRequest, MountStatus, OpenEvent, OpenProgress, ReadRequest,
-    RecordRequest, TagInfo, TagsRequest, UnmountReport, UnmountRequest, WarmEvent, WarmReport,
-    WarmRequest,
+    CacheReport, CacheRequest, CatalogueRequest, DaemonStatus, Failure, FailureKind, Info,
+    KitRequest, ListRequest, Listing, MountEvent, MountRequest, MountStatus, OpenEvent,
+    OpenProgress, ReadRequest, RecordRequest, TagInfo, TagsRequest, UnmountReport, UnmountRequest,
+    WarmEvent, WarmReport, WarmRequest,
 };
 use super::frames::{Next, Reader};
 use super::server::VERSION_HEADER;
@@ -144,6 +144,13 @@ impl Client {
 
     pub(super) async fn tags(&self, request: &TagsRequest) -> Result<Vec<TagInfo>, Failure> {
         json(self.send(Method::POST, "tags", request).await?).await
+    }
+
+    pub(super) async fn catalogue(
+        &self,
+        request: &CatalogueRequest,
+    ) -> Result<Vec<String>, Failure> {
+        json(self.send(Method::POST, "catalogue", request).await?).await
     }
 
     pub(super) async fn list(&self, request: &ListRequest) -> Result<Listing, Failure> {

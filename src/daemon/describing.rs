@@ -1,21 +1,10 @@
-//! What is told: what kits are, without a look into their layers (`kitfs info`, `kitfs list`), and what
-//! was fetched.
+//! What is told: what kits are, without a look into their layers (`kitfs info`), and what was fetched.
 
-use std::sync::Arc;
-
-use futures_util::{StreamExt, stream};
-
-use super::api::{
-    Failure, FetchStatus, IndexEntryInfo, IndexInfo, Info, KitInfo, LayerInfo, RemoteInfo, TagInfo,
-};
-use crate::fetch::{FetchUsage, Fetcher};
-use crate::fs::{self, Described, Description, IndexDescription};
+use super::api::{FetchStatus, IndexEntryInfo, IndexInfo, Info, KitInfo, LayerInfo, RemoteInfo};
+use crate::fetch::FetchUsage;
+use crate::fs::{Described, Description, IndexDescription};
 use crate::kit::{Family, GoYaml, Kit, KitLayer, RemoteData, RemoteTarget, Role};
-use crate::oci::{Descriptor, LabelSelector, Origin, Selector};
-use crate::source::Repositories;
-
-/// Tags described at once; the limit for each registry host holds as well.
-const TAGS_AT_ONCE: usize = 8;
+use crate::oci::Descriptor;
 
 /// What `kitfs info` shows.
 pub(super) fn info(reference: &str, described: &Described) -> Info {
@@ -106,54 +95,6 @@ fn role_name(role: Role) -> &'static str {
         Role::Docs => "docs",
         Role::Prompt => "prompt",
         Role::McpServer => "mcpb",
-    }
-}
-
-/// What `kitfs list` shows: every tag of the repository of `origin`. A tag that is no kit is
-/// listed with its problem.
-pub(super) async fn tags(
-    fetcher: &Arc<Fetcher>,
-    repositories: &dyn Repositories,
-    origin: &Origin,
-) -> Result<Vec<TagInfo>, Failure> {
-    let tags = repositories.open(origin)?.tags().await?;
-    let described = stream::iter(tags).map(|tag| async move {
-        match look_at_tag(fetcher, repositories, origin, &tag).await {
-            Ok(described) => tag_info(tag, &described),
-            Err(failure) => {
-                let problem = Some(failure.message);
-                TagInfo { problem, ..TagInfo::new(tag, String::new()) }
-            }
-        }
-    });
-    Ok(described.buffered(TAGS_AT_ONCE).collect().await)
-}
-
-async fn look_at_tag(
-    fetcher: &Arc<Fetcher>,
-    repositories: &dyn Repositories,
-    origin: &Origin,
-    tag: &str,
-) -> Result<Described, Failure> {
-    let tagged = origin.with_selector(Selector::Tag(tag.to_owned()));
-    Ok(fs::look(fetcher, repositories, &tagged, &LabelSelector::default()).await?)
-}
-
-fn tag_info(tag: String, described: &Described) -> TagInfo {
-    let description = match described {
-        Described::Kit(description) => description,
-        Described::Index(IndexDescription { digest, index, .. }) => {
-            let entries = Some(index.candidates().len() as u64);
-            return TagInfo { index_entries: entries, ..TagInfo::new(tag, digest.to_string()) };
-        }
-    };
-    let kitfile = &description.kit.kitfile;
-    let sizes = description.manifest.layers.iter().map(|layer| layer.size);
-    TagInfo {
-        blob_bytes: sizes.fold(0, u64::saturating_add),
-        name: kitfile.package_name().map(str::to_owned),
-        author: kitfile.first_author().map(str::to_owned),
-        ..TagInfo::new(tag, description.digest.to_string())
     }
 }
 

@@ -45,6 +45,7 @@ mod service;
 mod signals;
 mod sizes;
 mod socket;
+mod tags;
 mod upkeep;
 mod waiting;
 mod warming;

@@ -19,8 +19,9 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{
-    CacheRequest, Failure, FailureKind, KitRequest, ListRequest, MountEvent, MountRequest,
-    OpenEvent, ReadRequest, RecordRequest, TagsRequest, UnmountRequest, WarmEvent, WarmRequest,
+    CacheRequest, CatalogueRequest, Failure, FailureKind, KitRequest, ListRequest, MountEvent,
+    MountRequest, OpenEvent, ReadRequest, RecordRequest, TagsRequest, UnmountRequest, WarmEvent,
+    WarmRequest,
 };
 use super::failure::panicked;
 use super::frames;
@@ -40,6 +41,7 @@ pub(super) fn router(service: Arc<Service>) -> Router {
         .route("/v1/open", post(open))
         .route("/v1/info", post(info))
         .route("/v1/tags", post(tags))
+        .route("/v1/catalogue", post(catalogue))
         .route("/v1/list", post(list))
         .route("/v1/read", post(read))
         .route("/v1/warm", post(warm))
@@ -101,6 +103,13 @@ async fn info(State(service): State<Arc<Service>>, Asked(request): Asked<KitRequ
 
 async fn tags(State(service): State<Arc<Service>>, Asked(request): Asked<TagsRequest>) -> Response {
     answer(service.tags(&request).await)
+}
+
+async fn catalogue(
+    State(service): State<Arc<Service>>,
+    Asked(request): Asked<CatalogueRequest>,
+) -> Response {
+    answer(service.catalogue(&request).await)
 }
 
 async fn list(State(service): State<Arc<Service>>, Asked(request): Asked<ListRequest>) -> Response {

@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{
-    CacheReport, CacheRequest, DaemonStatus, Failure, FailureKind, Info, KitRequest, ListRequest,
-    Listing, MountRequest, MountStatus, OpenProgress, PassProgress, ReadRequest, TagInfo,
-    TagsRequest, UnmountReport, WarmEvent, WarmReport, WarmRequest,
+    CacheReport, CacheRequest, CatalogueRequest, DaemonStatus, Failure, FailureKind, Info,
+    KitRequest, ListRequest, Listing, MountRequest, MountStatus, OpenProgress, PassProgress,
+    ReadRequest, TagInfo, TagsRequest, UnmountReport, WarmEvent, WarmReport, WarmRequest,
 };
 use super::backend::ByteStream;
 use super::failure::panicked;
@@ -31,7 +31,7 @@ use super::networks::Networks;
 use super::own_paths::own_paths;
 use super::replay::{self, Replay};
 use super::socket::{Address, FolderSocket};
-use super::{describing, listing, reading, recording, upkeep, waiting, warming};
+use super::{describing, listing, reading, recording, tags, upkeep, waiting, warming};
 use crate::cache::Cache;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{self, FsConfig, Line, LoadRequest, LoadedKit};
@@ -348,9 +348,16 @@ impl Service {
     }
 
     pub(super) async fn tags(&self, request: &TagsRequest) -> Result<Vec<TagInfo>, Failure> {
-        let origin = Origin::parse(&request.reference)?;
         let sources = self.networks.sources(&request.network)?;
-        describing::tags(&self.fetcher, &*sources, &origin).await
+        tags::tags(&self.fetcher, &sources, request).await
+    }
+
+    pub(super) async fn catalogue(
+        &self,
+        request: &CatalogueRequest,
+    ) -> Result<Vec<String>, Failure> {
+        let sources = self.networks.sources(&request.network)?;
+        Ok(sources.catalogue(&request.host).await?)
     }
 
     pub(super) async fn list(&self, request: &ListRequest) -> Result<Listing, Failure> {

@@ -11,9 +11,11 @@
 //! A digest is looked up among the shared blobs, so that `sha256:…` alone and parents that `kit
 //! pull` filed under their child's name are found. Never looks at the network.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
@@ -44,7 +46,6 @@ impl KitStorage {
     pub fn open(kitops_home: &Path, reference: &Reference) -> Result<Self, SourceError> {
         let storage = kitops_home.join("storage");
         let repository = format!("{}/{}", reference.registry(), reference.repository());
-        let place = place(&repository, &storage);
         if !storage.is_dir() {
             return Err(SourceError::NotFound {
                 what: "kit's local storage".to_owned(),
@@ -55,14 +56,67 @@ impl KitStorage {
                         .to_owned(),
             });
         }
-        let hint = "the storage is incomplete; `kit pull` or `kit pack` the kit again";
-        let blobs = BlobFolder::new(&storage, place, hint);
-        let opened = Self { storage, repository, blobs };
+        let opened = Self::of(&storage, repository);
         let is_absent = !opened.side_file("index").is_file() && !opened.side_file("tags").is_file();
         if is_absent && matches!(reference.selector(), Selector::Tag(_)) {
             return Err(opened.absent());
         }
         Ok(opened)
+    }
+
+    /// Every repository in the storage below `kitops_home`, sorted by name; none where there is no
+    /// storage.
+    ///
+    /// # Errors
+    /// When the storage cannot be read.
+    pub async fn all(kitops_home: &Path) -> Result<Vec<Self>, SourceError> {
+        let storage = kitops_home.join("storage");
+        off_the_runtime(move || {
+            let unreadable = |error| SourceError::Io {
+                path: storage.display().to_string(),
+                error: Arc::new(error),
+            };
+            let entries = match storage.read_dir() {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+                Err(error) => return Err(unreadable(error)),
+            };
+            let mut repositories = BTreeSet::new();
+            for entry in entries {
+                let name = entry.map_err(unreadable)?.file_name();
+                repositories.extend(name.to_str().and_then(repository_of));
+            }
+            Ok(repositories.into_iter().map(|name| Self::of(&storage, name)).collect())
+        })
+        .await
+    }
+
+    fn of(storage: &Path, repository: String) -> Self {
+        let hint = "the storage is incomplete; `kit pull` or `kit pack` the kit again";
+        let blobs = BlobFolder::new(storage, place(&repository, storage), hint);
+        Self { storage: storage.to_owned(), repository, blobs }
+    }
+
+    /// The repository with its host: `ghcr.io/org/model`, `localhost/model`.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// Its tags in order, then its manifests without a tag.
+    ///
+    /// # Errors
+    /// When the storage cannot be read.
+    pub async fn listed(&self) -> Result<Vec<(Option<String>, Digest)>, SourceError> {
+        let all = self.manifests().await?;
+        let storage = self.clone();
+        let tagged = off_the_runtime(move || storage.tag_index()).await?;
+        let tagged = tagged.entries.into_iter().flat_map(|entry| {
+            entry.names.into_iter().map(move |name| (Some(name.tag), entry.digest))
+        });
+        let tagged: BTreeMap<_, _> = tagged.collect();
+        let named: BTreeSet<_> = tagged.values().copied().collect();
+        let untagged = all.difference(&named).map(|digest| (None, *digest));
+        Ok(tagged.clone().into_iter().chain(untagged).collect())
     }
 
     /// What a tag names, if it is there.
@@ -192,6 +246,18 @@ impl Repository for KitStorage {
     fn name(&self) -> String {
         place(&self.repository, &self.storage)
     }
+}
+
+/// The repository that a side file belongs to.
+fn repository_of(file_name: &str) -> Option<String> {
+    let encoded =
+        file_name.strip_suffix("-index.json").or_else(|| file_name.strip_suffix("-tags.json"))?;
+    let name = String::from_utf8(URL_SAFE.decode(encoded).ok()?).ok()?;
+    // Printed, and made into references: nothing else than names of repositories.
+    Reference::parse(&name)
+        .ok()
+        .filter(|it| format!("{}/{}", it.registry(), it.repository()) == name)?;
+    Some(name)
 }
 
 fn place(repository: &str, storage: &Path) -> String {

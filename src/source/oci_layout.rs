@@ -4,6 +4,7 @@
 //! into the folder a moment ago is found. Blobs are read by digest and need not be in the index.
 //! A manifest that is itself an index is handed out as it is; the caller chooses from it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 
 use super::blob_folder::{BlobFolder, off_the_runtime, read_small};
-use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex, Unnamed};
+use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex, RefName, StoredEntry, Unnamed};
 use super::{BlobSource, BlobStream, Repository, SourceError, Urgency};
 use crate::oci::{BlobId, Digest, Selector};
 
@@ -80,6 +81,30 @@ impl OciLayout {
     /// The same folder, with tags looked up in `repository` (`ghcr.io/org/model`) only.
     pub fn of_repository(self, repository: Option<String>) -> Self {
         Self { repository, ..self }
+    }
+
+    /// Each name of a manifest, of the repository alone where one is set, then the manifests without
+    /// any name.
+    ///
+    /// # Errors
+    /// As for [`OciLayout::index`].
+    pub async fn listed(&self) -> Result<Vec<(Option<RefName>, Digest)>, SourceError> {
+        let layout = self.clone();
+        let index = off_the_runtime(move || layout.index()).await?;
+        let is_meant = |name: &RefName| match &self.repository {
+            Some(repository) => name.repository.as_ref() == Some(repository),
+            None => true,
+        };
+        let named = index
+            .entries
+            .iter()
+            .flat_map(|entry| entry.names.iter().cloned().map(|name| (Some(name), entry.digest)));
+        let named: BTreeMap<_, _> =
+            named.filter(|(name, _)| name.as_ref().is_some_and(is_meant)).collect();
+        let is_unnamed = |entry: &&StoredEntry| entry.names.is_empty() && self.repository.is_none();
+        let unnamed = index.entries.iter().filter(is_unnamed).map(|entry| (None, entry.digest));
+        let unnamed: BTreeSet<_> = unnamed.collect();
+        Ok(named.into_iter().chain(unnamed).collect())
     }
 
     /// The size of a blob, in bytes.

@@ -1,6 +1,6 @@
 //! Opens the source that an origin names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::kit_storage::KitStorage;
@@ -37,6 +37,29 @@ impl Sources {
 }
 
 impl Sources {
+    /// Every repository of a registry, sorted.
+    ///
+    /// # Errors
+    /// Also where the registry lets nobody list them, as most public ones do.
+    pub async fn catalogue(&self, host: &str) -> Result<Vec<String>, SourceError> {
+        self.registries.catalogue(host).await
+    }
+
+    /// Every repository of kit's own storage, sorted.
+    ///
+    /// # Errors
+    /// When the storage cannot be read, or it is not known where it lies.
+    pub async fn stored(&self) -> Result<Vec<KitStorage>, SourceError> {
+        KitStorage::all(self.kitops_home("kit's local storage")?).await
+    }
+
+    fn kitops_home(&self, what: &str) -> Result<&Path, SourceError> {
+        self.kitops_home.as_deref().ok_or_else(|| SourceError::Configuration {
+            what: what.to_owned(),
+            detail: "kit's local storage is not known: set KITOPS_HOME or --config".to_owned(),
+        })
+    }
+
     /// The hosts that have said nothing for a while to requests that open or warm a kit.
     pub fn silences(&self) -> Vec<Silence> {
         self.registries.silences()
@@ -51,12 +74,7 @@ impl Repositories for Sources {
                 Ok(Arc::new(OciLayout::open(folder)?.of_repository(repository.clone())))
             }
             Origin::KitStorage(reference) => {
-                let home =
-                    self.kitops_home.as_deref().ok_or_else(|| SourceError::Configuration {
-                        what: format!("localhost/{}", reference.repository()),
-                        detail: "kit's local storage is not known: set KITOPS_HOME or --config"
-                            .to_owned(),
-                    })?;
+                let home = self.kitops_home(&format!("localhost/{}", reference.repository()))?;
                 Ok(Arc::new(KitStorage::open(home, reference)?))
             }
         }

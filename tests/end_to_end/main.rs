@@ -14,6 +14,7 @@ mod kinds_of_kits;
 mod kit_storage;
 mod lazy;
 mod limits;
+mod listing;
 mod lost_cache;
 mod mounting;
 mod mountpoints;

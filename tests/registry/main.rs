@@ -7,6 +7,7 @@ mod support;
 mod access;
 mod asking;
 mod at_once;
+mod catalogue;
 mod content;
 mod forms;
 mod limits;

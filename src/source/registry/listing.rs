@@ -1,8 +1,8 @@
-//! Lists the tags of a repository, page by page (distribution-spec, "Listing Tags").
+//! Lists the tags of a repository, or the repositories of a registry, page by page.
 //!
 //! ```text
 //! tags/list?n=1000 --refused for its n--> tags/list
-//!       '--page--> Link: rel="next" --page--> … --no link, or nothing new--> all tags, sorted
+//!       '--page--> Link: rel="next" --page--> … --no link, or nothing new--> all names, sorted
 //! ```
 
 use std::collections::{BTreeSet, HashSet};
@@ -13,14 +13,15 @@ use url::Url;
 use super::errand::Errand;
 use super::repository::Remote;
 use super::retry::Failure;
-use super::tags;
+use super::tags::{self, Listed};
 use super::upstream::Upstream;
 use crate::source::SourceError;
 
 impl Remote {
-    /// Every tag that one upstream lists, sorted.
-    pub(super) async fn tags_once(
+    /// Every name that one upstream lists, sorted.
+    pub(super) async fn names_once(
         &self,
+        listed: Listed,
         upstream: &Upstream,
         errand: &Errand,
     ) -> Result<Vec<String>, Failure> {
@@ -28,17 +29,19 @@ impl Remote {
             |detail| SourceError::Protocol { place: upstream.place(self.repository()), detail };
         let mut all = BTreeSet::new();
         let mut asked = HashSet::new();
-        let mut next = Some(upstream.tags(self.repository(), tags::PAGE_TAGS));
+        let mut next = Some(self.list_url(listed, upstream, tags::PAGE_NAMES));
         while let Some(url) = next.take() {
             if asked.len() == tags::PAGE_LIMIT {
-                return Err(protocol(format!("more than {} pages of tags", asked.len())).into());
+                let (pages, names) = (asked.len(), listed.names());
+                return Err(protocol(format!("more than {pages} pages of {names}")).into());
             }
-            let page = self.page(upstream, &url, errand, asked.is_empty()).await?;
+            let page = self.page(listed, upstream, &url, errand, asked.is_empty()).await?;
             asked.insert(url);
             let known = all.len();
-            all.extend(page.tags);
-            if all.len() > tags::TAG_LIMIT {
-                return Err(protocol(format!("more than {} tags", tags::TAG_LIMIT)).into());
+            all.extend(page.names);
+            if all.len() > tags::NAME_LIMIT {
+                let (most, names) = (tags::NAME_LIMIT, listed.names());
+                return Err(protocol(format!("more than {most} {names}")).into());
             }
             // Some registries name a next page for ever, the first one or an empty one.
             next = page.next.filter(|next| all.len() > known && !asked.contains(next));
@@ -46,10 +49,18 @@ impl Remote {
         Ok(all.into_iter().collect())
     }
 
-    /// Asks for one page. The first one is asked for once more without a number of tags where the
+    fn list_url(&self, listed: Listed, upstream: &Upstream, number: Option<u32>) -> Url {
+        match listed {
+            Listed::Tags => upstream.tags(self.repository(), number),
+            Listed::Repositories => upstream.catalogue(number),
+        }
+    }
+
+    /// Asks for one page. The first one is asked for once more without a number of names where the
     /// registry refuses that.
     async fn page(
         &self,
+        listed: Listed,
         upstream: &Upstream,
         url: &Url,
         errand: &Errand,
@@ -61,27 +72,26 @@ impl Remote {
         let mut at = url.clone();
         if is_first && tags::may_refuse_number(answer.status()) {
             drop(answer);
-            at = upstream.tags(self.repository(), None);
+            at = self.list_url(listed, upstream, None);
             let question = self.question(upstream, &at, &headers, errand);
             answer = self.client().ask(&question, |_| ()).await?;
         }
         let stall = self.timing().stall;
         if answer.status() != StatusCode::OK {
-            let (what, hint) = ("the list of tags", "check the name of the repository");
-            return Err(answer.refusal(what, hint, stall).await);
+            return Err(answer.refusal(listed.list(), listed.hint(), stall).await);
         }
-        let body = answer.document("the list of tags", tags::PAGE_LIMIT_BYTES, stall).await?;
+        let body = answer.document(listed.list(), tags::PAGE_LIMIT_BYTES, stall).await?;
         let protocol =
             |detail| SourceError::Protocol { place: upstream.place(self.repository()), detail };
-        let tags = tags::decode(&body).map_err(protocol)?;
+        let names = tags::decode(&body, listed).map_err(protocol)?;
         let links = answer.headers().get_all(header::LINK).iter();
         let links = links.filter_map(|link| std::str::from_utf8(link.as_bytes()).ok());
-        Ok(Page { tags, next: tags::next(&at, links).map_err(protocol)? })
+        Ok(Page { names, next: tags::next(&at, links, listed).map_err(protocol)? })
     }
 }
 
 /// One page of a list.
 struct Page {
-    tags: Vec<String>,
+    names: Vec<String>,
     next: Option<Url>,
 }

@@ -161,6 +161,15 @@ impl RegistryClient {
         self.silences.list()
     }
 
+    /// Every repository of the registry `host`, sorted.
+    ///
+    /// # Errors
+    /// Also where the registry lets nobody list them, as most public ones do.
+    pub async fn catalogue(self: &Arc<Self>, host: &str) -> Result<Vec<String>, SourceError> {
+        let endpoints = self.endpoints(host)?;
+        repository::catalogue(Arc::clone(self), host, endpoints).await
+    }
+
     /// The repository that `reference` names. Reads the folder of mirrors; no I/O to the network.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ use super::errand::Errand;
 use super::exchange::Question;
 use super::redirect::Targets;
 use super::retry::Failure;
+use super::tags::Listed;
 use super::timing::Timing;
 use super::upstream::{Endpoint, Upstream};
 use crate::oci::{BlobId, Digest, Selector};
@@ -63,10 +64,34 @@ impl RegistryRepository {
         endpoints: Vec<Endpoint>,
     ) -> Self {
         let endpoints = endpoints.into_iter().map(|one| (one, Pause::default())).collect();
-        let name = format!("{registry}/{repository}");
+        let name = match repository {
+            "" => registry.to_owned(),
+            repository => format!("{registry}/{repository}"),
+        };
         let (registry, repository) = (registry.into(), repository.to_owned());
         Self(Arc::new(Remote { client, registry, name, repository, endpoints }))
     }
+}
+
+/// Every repository that a registry lists, sorted.
+///
+/// # Errors
+/// Also where the registry lets nobody list them, as most public ones do.
+pub(super) async fn catalogue(
+    client: Arc<RegistryClient>,
+    registry: &str,
+    endpoints: Vec<Endpoint>,
+) -> Result<Vec<String>, SourceError> {
+    // A list of repositories belongs to none of them.
+    let all = RegistryRepository::new(client, registry, "", endpoints);
+    let mut error = match all.0.names(Listed::Repositories).await {
+        Ok(names) => return Ok(names),
+        Err(error) => error,
+    };
+    if let SourceError::Unauthorized { hint, .. } = &mut error {
+        hint.push_str(&format!("; {}", Listed::Repositories.hint()));
+    }
+    Err(error)
 }
 
 impl BlobSource for RegistryRepository {
@@ -104,7 +129,7 @@ impl Repository for RegistryRepository {
     }
 
     fn tags(&self) -> BoxFuture<'_, Result<Vec<String>, SourceError>> {
-        self.0.tags().boxed()
+        self.0.names(Listed::Tags).boxed()
     }
 
     fn name(&self) -> String {
@@ -141,9 +166,11 @@ impl Remote {
         self.first_of(self.timing().of_a_command(), errand, may, ask).await
     }
 
-    async fn tags(&self) -> Result<Vec<String>, SourceError> {
+    async fn names(&self, listed: Listed) -> Result<Vec<String>, SourceError> {
         let errand = &Errand::opening();
-        let ask = |upstream: Arc<Upstream>| async move { self.tags_once(&upstream, errand).await };
+        let ask = |upstream: Arc<Upstream>| async move {
+            self.names_once(listed, &upstream, errand).await
+        };
         let timing = self.timing().of_a_command();
         self.first_of(timing, errand, |endpoint| endpoint.can_resolve, ask).await
     }

@@ -24,9 +24,13 @@ struct Scope {
 }
 
 impl Scopes {
-    /// Adds the scopes of a challenge; without any, the right to pull `repository`.
+    /// Adds the scopes of a challenge; without any, the right to pull `repository`, or to list all
+    /// repositories where it has no name.
     pub(super) fn add(&mut self, asked: Option<&str>, repository: &str) {
-        let pull = format!("repository:{repository}:pull");
+        let pull = match repository {
+            "" => "registry:catalog:*".to_owned(),
+            repository => format!("repository:{repository}:pull"),
+        };
         let asked = asked.filter(|asked| !asked.trim().is_empty()).unwrap_or(&pull);
         for scope in asked.split_ascii_whitespace() {
             let Some((resource, actions)) = scope.rsplit_once(':') else { continue };

@@ -1,4 +1,5 @@
-//! Pages of tags (distribution-spec, "Listing Tags") and the links between them (RFC 8288). Pure.
+//! Pages of tags (distribution-spec, "Listing Tags"), pages of repositories (distribution's API,
+//! "Listing Repositories"), and the links between them (RFC 8288). Pure.
 
 use http::StatusCode;
 use serde::Deserialize;
@@ -7,60 +8,118 @@ use url::Url;
 
 use super::encoding;
 use super::message;
-use crate::oci::Selector;
+use crate::oci::{Reference, Selector};
 
-/// The number of tags that is asked for. 1,000: registries allow no more; without a number some send 100.
-pub(super) const PAGE_TAGS: Option<u32> = Some(1000);
+/// The number of names that is asked for. 1,000: registries allow no more; without a number some send 100.
+pub(super) const PAGE_NAMES: Option<u32> = Some(1000);
 
 /// The largest page that is read: 8 MiB are 60,000 tags of the longest kind.
 pub(super) const PAGE_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The most tags that are listed. 200,000: some repositories have a tag for each commit.
-pub(super) const TAG_LIMIT: usize = 200_000;
+/// The most names that are listed. 200,000: some repositories have a tag for each commit.
+pub(super) const NAME_LIMIT: usize = 200_000;
 
-/// The most pages that are asked for: 2,000 of 100 tags are as many tags as are listed.
+/// The most pages that are asked for: 2,000 of 100 names are as many names as are listed.
 pub(super) const PAGE_LIMIT: usize = 2_000;
 
-/// Whether an answer may be a refusal of the number of tags that was asked for, and not of the list.
+/// What is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listed {
+    /// The tags of a repository.
+    Tags,
+    /// The repositories of a registry.
+    Repositories,
+}
+
+impl Listed {
+    /// The list, as messages call it.
+    pub(super) fn list(self) -> &'static str {
+        match self {
+            Self::Tags => "the list of tags",
+            Self::Repositories => "the list of repositories",
+        }
+    }
+
+    /// The names, as messages call them.
+    pub(super) fn names(self) -> &'static str {
+        match self {
+            Self::Tags => "tags",
+            Self::Repositories => "repositories",
+        }
+    }
+
+    /// What to do where a registry has no such list.
+    pub(super) fn hint(self) -> &'static str {
+        match self {
+            Self::Tags => "check the name of the repository",
+            Self::Repositories => {
+                "many registries have none: name a repository, HOST/REPOSITORY, to list its tags"
+            }
+        }
+    }
+
+    /// The end of the path of its pages.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Tags => "/tags/list",
+            Self::Repositories => "/_catalog",
+        }
+    }
+
+    /// Whether a reference can have this name.
+    fn has(self, name: &str) -> bool {
+        match self {
+            Self::Tags => Selector::tag(name).is_ok(),
+            Self::Repositories => Reference::parse(&format!("host.test/{name}:v")).is_ok(),
+        }
+    }
+}
+
+/// Whether an answer may be a refusal of the number of names that was asked for, and not of the list.
 pub(super) fn may_refuse_number(status: StatusCode) -> bool {
     let is_about_something_else = matches!(status.as_u16(), 401 | 403 | 404 | 408 | 410 | 429);
     (status.is_client_error() && !is_about_something_else) || status == StatusCode::NOT_IMPLEMENTED
 }
 
-/// Decodes a page. Leaves out texts that are no tags: no reference can name them, and they may hold
-/// anything, at any length.
+/// Decodes a page. Leaves out texts that no reference can have: they may hold anything, at any length.
 ///
 /// # Errors
-/// In words, when it is not a list of tags.
-pub(super) fn decode(page: &[u8]) -> Result<Vec<String>, String> {
+/// In words, when it is not such a list.
+pub(super) fn decode(page: &[u8], listed: Listed) -> Result<Vec<String>, String> {
     #[derive(Deserialize)]
     struct Page {
         tags: Option<Vec<Value>>,
+        repositories: Option<Vec<Value>>,
     }
     let page: Page = serde_json::from_slice(encoding::without_mark(page))
-        .map_err(|error| format!("what came is no list of tags: {error}"))?;
-    let tags = page.tags.unwrap_or_default().into_iter();
-    let tags = tags.filter_map(|tag| tag.as_str().map(str::to_owned));
-    Ok(tags.filter(|tag| Selector::tag(tag).is_ok()).collect())
+        .map_err(|error| format!("what came is no list of {}: {error}", listed.names()))?;
+    let names = match listed {
+        Listed::Tags => page.tags,
+        Listed::Repositories => page.repositories,
+    };
+    let names = names.unwrap_or_default().into_iter();
+    let names = names.filter_map(|name| name.as_str().map(str::to_owned));
+    Ok(names.filter(|name| listed.has(name)).collect())
 }
 
 /// The page behind the one at `at`, as the values of its `Link` headers name it.
 ///
 /// A registry behind a proxy may name itself by another host or below another path. Only the query
-/// of a link to a list of tags counts, so the next page is asked where this one was found.
+/// of a link to such a list counts, so the next page is asked where this one was found.
 ///
 /// # Errors
 /// In words, when the link is no URL, or leads to something else at another host.
 pub(super) fn next<'a>(
     at: &Url,
     links: impl Iterator<Item = &'a str>,
+    listed: Listed,
 ) -> Result<Option<Url>, String> {
     let Some(target) = links.flat_map(parse).find(|link| link.is_next).map(|link| link.target)
     else {
         return Ok(None);
     };
     let next = at.join(target).map_err(|_| "a next page that is no URL".to_owned())?;
-    if !next.path().ends_with("/tags/list") {
+    if !next.path().ends_with(listed.path()) {
         return match next.origin() == at.origin() {
             true => Ok(Some(next)),
             false => Err(format!("a next page at another host, {}", message::origin(&next))),
@@ -110,7 +169,7 @@ mod tests {
 
     fn follow(link: &str) -> Result<Option<String>, String> {
         let at = Url::parse("https://r.example/v2/a/tags/list?n=2").unwrap();
-        next(&at, std::iter::once(link)).map(|next| next.map(|url| url.to_string()))
+        next(&at, std::iter::once(link), Listed::Tags).map(|next| next.map(|url| url.to_string()))
     }
 
     #[test]
@@ -138,18 +197,23 @@ mod tests {
         }
         assert!(follow("<https://evil.example/?secret>; rel=next").unwrap_err().contains("evil"));
         let at = Url::parse("https://m.example/v2/a/tags/list?n=2&ns=r.example").unwrap();
-        let next = next(&at, std::iter::once("</v2/a/tags/list?last=b>; rel=next")).unwrap();
+        let link = std::iter::once("</v2/a/tags/list?last=b>; rel=next");
+        let next = next(&at, link, Listed::Tags).unwrap();
         let expected = "https://m.example/v2/a/tags/list?last=b&ns=r.example";
         assert_eq!(next.unwrap().as_str(), expected);
     }
 
     #[test]
     fn pages() {
-        assert_eq!(decode(br#"{"name":"a","tags":["b","a"]}"#).unwrap(), ["b", "a"]);
-        assert_eq!(decode(br#"{"name":"a","tags":null}"#).unwrap(), [""; 0]);
-        assert!(decode(b"<html>").is_err());
+        let tags = |page: &[u8]| decode(page, Listed::Tags);
+        assert_eq!(tags(br#"{"name":"a","tags":["b","a"]}"#).unwrap(), ["b", "a"]);
+        assert_eq!(tags(br#"{"name":"a","tags":null}"#).unwrap(), [""; 0]);
+        assert!(tags(b"<html>").is_err());
         let page = serde_json::json!({"tags": ["v1", "", "a\u{1b}[31m", ".a", "x".repeat(129), 7]});
-        assert_eq!(decode(page.to_string().as_bytes()).unwrap(), ["v1"]);
+        assert_eq!(tags(page.to_string().as_bytes()).unwrap(), ["v1"]);
+        let page = serde_json::json!({"repositories": ["org/b", "a", "../x", "a b", "A", 7, ""]});
+        let repositories = decode(page.to_string().as_bytes(), Listed::Repositories);
+        assert_eq!(repositories.unwrap(), ["org/b", "a"]);
     }
 
     #[test]

@@ -51,43 +51,44 @@ enum Way {
 }
 
 impl Upstream {
-    /// The repository, as messages name it.
+    /// The repository, as messages name it; the registry for an empty name.
     pub(super) fn place(&self, repository: &str) -> String {
-        let name = &self.name;
+        let name = match repository {
+            "" => self.name.clone(),
+            repository => format!("{}/{repository}", self.name),
+        };
         match &self.way {
-            Way::Own => format!("{name}/{repository}"),
-            Way::Mirror(address) => format!("{name}/{repository} (at {address})"),
-            Way::Redirect(registry) => {
-                format!("{name}/{repository} (to which {registry} redirects)")
-            }
+            Way::Own => name,
+            Way::Mirror(address) => format!("{name} (at {address})"),
+            Way::Redirect(registry) => format!("{name} (to which {registry} redirects)"),
         }
     }
 
     /// The URL of a manifest.
     pub(super) fn manifest(&self, repository: &str, selector: &str) -> Url {
-        self.url(repository, ["manifests", selector])
+        self.url(repository, &["manifests", selector])
     }
 
     /// The URL of a blob.
     pub(super) fn blob(&self, repository: &str, digest: Digest) -> Url {
-        self.url(repository, ["blobs", &digest.to_string()])
+        self.url(repository, &["blobs", &digest.to_string()])
     }
 
     /// The URL of the first page of tags, of `number` tags where one is given.
     pub(super) fn tags(&self, repository: &str, number: Option<u32>) -> Url {
-        let mut url = self.url(repository, ["tags", "list"]);
-        if let Some(number) = number {
-            url.query_pairs_mut().append_pair("n", &number.to_string());
-        }
-        url
+        with_number(self.url(repository, &["tags", "list"]), number)
     }
 
-    fn url(&self, repository: &str, rest: [&str; 2]) -> Url {
+    /// The URL of the first page of repositories.
+    pub(super) fn catalogue(&self, number: Option<u32>) -> Url {
+        with_number(self.url("", &["_catalog"]), number)
+    }
+
+    fn url(&self, repository: &str, rest: &[&str]) -> Url {
         let mut url = self.base.clone();
-        url.path_segments_mut()
-            .expect("http URLs have paths")
-            .pop_if_empty()
-            .extend(repository.split('/').chain(rest));
+        url.path_segments_mut().expect("http URLs have paths").pop_if_empty().extend(
+            repository.split('/').filter(|part| !part.is_empty()).chain(rest.iter().copied()),
+        );
         if matches!(self.way, Way::Mirror(_)) {
             // A mirror may stand for several registries; containerd names the one that is meant so.
             url.query_pairs_mut().append_pair("ns", &self.name);
@@ -139,6 +140,13 @@ impl Upstream {
         }
         SourceError::Unauthorized { place: self.place(repository), detail: detail.to_owned(), hint }
     }
+}
+
+fn with_number(mut url: Url, number: Option<u32>) -> Url {
+    if let Some(number) = number {
+        url.query_pairs_mut().append_pair("n", &number.to_string());
+    }
+    url
 }
 
 /// An address of a registry, and the questions that it may be asked.

@@ -412,6 +412,15 @@ impl Shared {
         let Some(path) = uri.path().strip_prefix("/v2/").filter(|path| !path.is_empty()) else {
             return StatusCode::OK.into_response();
         };
+        if path == "_catalog" {
+            return match self.refusal("registry:catalog:*", headers) {
+                Some(refusal) => refusal,
+                None => {
+                    let content = self.content.lock().unwrap();
+                    self.page("_catalog", "repositories", content.keys(), uri)
+                }
+            };
+        }
         let kinds = ["/manifests/", "/blobs/", "/tags/"];
         let Some((name, kind, rest)) = kinds
             .iter()
@@ -419,7 +428,7 @@ impl Shared {
         else {
             return error(404, "UNSUPPORTED", "no such page");
         };
-        if let Some(refusal) = self.refusal(name, headers) {
+        if let Some(refusal) = self.refusal(&format!("repository:{name}:pull"), headers) {
             return refusal;
         }
         let content = self.content.lock().unwrap();
@@ -428,7 +437,9 @@ impl Shared {
         };
         match kind {
             "/manifests/" => manifest(repository, rest, headers, fault),
-            "/tags/" => self.tags(name, repository, uri),
+            "/tags/" => {
+                self.page(&format!("{name}/tags/list"), "tags", repository.tags.keys(), uri)
+            }
             _ => {
                 let digest = Digest::parse(rest).ok();
                 match digest.and_then(|digest| repository.blobs.get(&digest)) {
@@ -440,8 +451,8 @@ impl Shared {
         }
     }
 
-    /// The answer to a request that may not read `name`.
-    fn refusal(&self, name: &str, headers: &HeaderMap) -> Option<Response> {
+    /// The answer to a request without the right to `scope`.
+    fn refusal(&self, scope: &str, headers: &HeaderMap) -> Option<Response> {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let challenge = match &self.options.access {
             Access::Open => return None,
@@ -461,7 +472,7 @@ impl Shared {
                     return None;
                 }
                 format!(
-                    "Bearer realm=\"http://{}/token\",service=\"double\",scope=\"repository:{name}:pull\"",
+                    "Bearer realm=\"http://{}/token\",service=\"double\",scope=\"{scope}\"",
                     self.host(At::TokenServer)
                 )
             }
@@ -471,17 +482,23 @@ impl Shared {
         Some((challenge, body).into_response())
     }
 
-    fn tags(&self, name: &str, repository: &Repository, uri: &Uri) -> Response {
+    /// A page of a list that lies at `path`.
+    fn page<'a>(
+        &self,
+        path: &str,
+        kind: &str,
+        names: impl Iterator<Item = &'a String>,
+        uri: &Uri,
+    ) -> Response {
         let query = uri.query().unwrap_or_default();
         let last = query.split('&').find_map(|pair| pair.strip_prefix("last=")).unwrap_or_default();
-        let mut behind: Vec<_> =
-            repository.tags.keys().filter(|tag| tag.as_str() > last).cloned().collect();
+        let mut behind: Vec<_> = names.filter(|name| name.as_str() > last).cloned().collect();
         let more = self.options.tags_per_page.filter(|&limit| behind.len() > limit);
         behind.truncate(more.unwrap_or(usize::MAX));
-        let page = json!({ "name": name, "tags": behind }).to_string();
+        let page = json!({ kind: behind }).to_string();
         match (more, behind.last()) {
             (Some(limit), Some(last)) => {
-                let next = format!("</v2/{name}/tags/list?last={last}&n={limit}>; rel=\"next\"");
+                let next = format!("</v2/{path}?last={last}&n={limit}>; rel=\"next\"");
                 ([(header::LINK, next)], page).into_response()
             }
             _ => page.into_response(),
@@ -537,7 +554,9 @@ impl Shared {
                 None => tokens.identity.is_none(),
             }
         };
-        if !is_known || !format!("{uri} {form}").contains("scope=repository%3A") {
+        let asked = format!("{uri} {form}");
+        let scopes = ["scope=repository%3A", "scope=registry%3Acatalog%3A"];
+        if !is_known || !scopes.iter().any(|scope| asked.contains(scope)) {
             return error(401, "UNAUTHORIZED", "incorrect username or password");
         }
         let token = format!("secret-token-{}", self.secret());

@@ -1,0 +1,139 @@
+//! What `kitfs list` shows: the kits of a repository, a folder, or kit's own storage, by their tags.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+
+use super::api::{Failure, TagInfo, TagsRequest};
+use crate::fetch::Fetcher;
+use crate::fs::{self, Described, IndexDescription};
+use crate::oci::{LabelSelector, Origin, Reference, Selector};
+use crate::source::oci_layout::OciLayout;
+use crate::source::{Repositories, Repository, Sources};
+
+/// Tags described at once; the limit for each registry host holds as well.
+const TAGS_AT_ONCE: usize = 8;
+
+/// A kit to be listed.
+struct Listed {
+    repository: Option<String>,
+    tag: Option<String>,
+    /// Where it is read from.
+    origin: Origin,
+}
+
+/// Every kit that the request means. A tag that is no kit is listed with its problem, unless it is the
+/// one that was asked for.
+pub(super) async fn tags(
+    fetcher: &Arc<Fetcher>,
+    sources: &Sources,
+    request: &TagsRequest,
+) -> Result<Vec<TagInfo>, Failure> {
+    let listed = match &request.reference {
+        None => in_storage(sources).await?,
+        Some(reference) => {
+            let origin = Origin::parse(reference)?;
+            if request.is_one {
+                let described = look(fetcher, sources, &origin).await?;
+                let tag = match origin.selector() {
+                    Some(Selector::Tag(tag)) => Some(tag.clone()),
+                    Some(Selector::Digest(_)) | None => None,
+                };
+                return Ok(vec![info(Listed { repository: None, tag, origin }, Ok(&described))]);
+            }
+            match &origin {
+                Origin::OciLayout { .. } => in_layout(&origin).await?,
+                Origin::Registry(_) | Origin::KitStorage(_) => {
+                    in_repository(sources, &origin).await?
+                }
+            }
+        }
+    };
+    let described = stream::iter(listed).map(|one| async move {
+        match look(fetcher, sources, &one.origin).await {
+            Ok(described) => info(one, Ok(&described)),
+            Err(failure) => info(one, Err(failure)),
+        }
+    });
+    Ok(described.buffered(TAGS_AT_ONCE).collect().await)
+}
+
+async fn look(
+    fetcher: &Arc<Fetcher>,
+    sources: &Sources,
+    origin: &Origin,
+) -> Result<Described, Failure> {
+    Ok(fs::look(fetcher, sources, origin, &LabelSelector::default()).await?)
+}
+
+/// Everything in kit's storage, as `kit list` shows it.
+async fn in_storage(sources: &Sources) -> Result<Vec<Listed>, Failure> {
+    let mut all = Vec::new();
+    for storage in sources.stored().await? {
+        let name = storage.repository();
+        let Ok(reference) = Reference::parse(name) else { continue };
+        let shown = name.strip_prefix("localhost/").unwrap_or(name);
+        for (tag, digest) in storage.listed().await? {
+            let stored = reference.with_selector(Selector::Digest(digest));
+            let (repository, origin) = (Some(shown.to_owned()), Origin::KitStorage(stored));
+            all.push(Listed { repository, tag, origin });
+        }
+    }
+    Ok(all)
+}
+
+async fn in_layout(origin: &Origin) -> Result<Vec<Listed>, Failure> {
+    let Origin::OciLayout { folder, repository, .. } = origin else { return Ok(Vec::new()) };
+    let layout = OciLayout::open(folder)?.of_repository(repository.clone());
+    let listed = layout.listed().await?.into_iter().map(|(name, digest)| {
+        let (repository, tag) = match name {
+            Some(name) => (name.repository, Some(name.tag)),
+            None => (None, None),
+        };
+        Listed { repository, tag, origin: origin.with_selector(Selector::Digest(digest)) }
+    });
+    Ok(listed.collect())
+}
+
+async fn in_repository(sources: &Sources, origin: &Origin) -> Result<Vec<Listed>, Failure> {
+    let pulled = sources.pulled(origin).filter(|pulled| pulled.is_preferred);
+    let tags = match pulled {
+        Some(pulled) => pulled.storage.tags().await?,
+        None => sources.open(origin)?.tags().await?,
+    };
+    let listed = tags.into_iter().map(|tag| {
+        let origin = origin.with_selector(Selector::Tag(tag.clone()));
+        Listed { repository: None, tag: Some(tag), origin }
+    });
+    Ok(listed.collect())
+}
+
+fn info(listed: Listed, described: Result<&Described, Failure>) -> TagInfo {
+    let Listed { repository, tag, origin } = listed;
+    let digest = match origin.selector() {
+        Some(Selector::Digest(digest)) => digest.to_string(),
+        Some(Selector::Tag(_)) | None => String::new(),
+    };
+    let (blob_bytes, name, author, index_entries, problem) = (0, None, None, None, None);
+    let unknown =
+        TagInfo { repository, tag, digest, blob_bytes, name, author, index_entries, problem };
+    match described {
+        Err(failure) => TagInfo { problem: Some(failure.message), ..unknown },
+        Ok(Described::Index(IndexDescription { digest, index, .. })) => TagInfo {
+            digest: digest.to_string(),
+            index_entries: Some(index.candidates().len() as u64),
+            ..unknown
+        },
+        Ok(Described::Kit(description)) => {
+            let kitfile = &description.kit.kitfile;
+            let sizes = description.manifest.layers.iter().map(|layer| layer.size);
+            TagInfo {
+                digest: description.digest.to_string(),
+                blob_bytes: sizes.fold(0, u64::saturating_add),
+                name: kitfile.package_name().map(str::to_owned),
+                author: kitfile.first_author().map(str::to_owned),
+                ..unknown
+            }
+        }
+    }
+}
