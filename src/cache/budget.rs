@@ -1,18 +1,24 @@
 //! How many bytes the cache has on disk, how many it may have, and what time it is.
 //!
 //! Bytes are counted as content, not as blocks: at the borders of pieces a file system may keep up
-//! to one block (4 KiB) more. Time is counted in writes: the clock ticks once per append, which is
-//! all that least-recently-used needs (nothing is evicted while nothing is written), and makes it
-//! testable without a timer.
+//! to one block (4 KiB) more. They are counted before they are written, so that writers at the same
+//! time do not exceed the limit together.
+//!
+//! Time is counted in writes: the clock ticks once per append. That is all that least-recently-used
+//! needs (nothing is evicted while nothing is written), and makes it testable without a timer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::disk::Root;
 use super::{CacheConfig, CacheError};
 
-/// How many bytes are written between two looks at the file system's free space: 16 MiB, at 2 GB/s
-/// a look (some microseconds) every 8 ms. Free space may fall below the limit by this much.
-const FREE_SPACE_INTERVAL_BYTES: u64 = 16 * 1024 * 1024;
+/// The most bytes that are written between two looks at the file system's free space: 16 MiB, at
+/// 2 GB/s a look (some microseconds) every 8 ms.
+const MOST_UNLOOKED_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The share of the room above `--keep-free` that may be written before the next look: a quarter. So
+/// the limit holds on a small file system too, unless others fill three quarters of the room meanwhile.
+const UNLOOKED_SHARE: u64 = 4;
 
 /// The share of what the cache may hold that can be pinned: three quarters. The rest is for what
 /// is read through the daemon, which must always find something to evict.
@@ -25,6 +31,7 @@ pub(super) struct Budget {
     used_bytes: AtomicU64,
     pinned_bytes: AtomicU64,
     clock: AtomicU64,
+    /// What may be written before the next look at the free space.
     unlooked_bytes: AtomicU64,
 }
 
@@ -53,8 +60,7 @@ impl Budget {
             used_bytes: AtomicU64::new(0),
             pinned_bytes: AtomicU64::new(0),
             clock: AtomicU64::new(1),
-            // So that the first write looks.
-            unlooked_bytes: AtomicU64::new(FREE_SPACE_INTERVAL_BYTES),
+            unlooked_bytes: AtomicU64::new(0),
         }
     }
 
@@ -66,6 +72,7 @@ impl Budget {
         self.keep_free_bytes
     }
 
+    /// Bytes of content, with those that are just being written.
     pub(super) fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::Relaxed)
     }
@@ -95,11 +102,10 @@ impl Budget {
 
     /// How many bytes may be pinned at a time; everything where nothing is ever evicted.
     pub(super) fn most_pinned_bytes(&self, root: &Root) -> Result<u64, CacheError> {
-        let mut most = self.capacity_bytes.unwrap_or(u64::MAX);
-        if self.keep_free_bytes > 0 {
-            let room = root.available_bytes()?.saturating_sub(self.keep_free_bytes);
-            most = most.min(self.used_bytes().saturating_add(room));
-        }
+        let most = match self.keep_free_bytes {
+            0 => self.capacity_bytes.unwrap_or(u64::MAX),
+            _ => self.most_bytes(root)?,
+        };
         Ok(if most == u64::MAX { most } else { most / 4 * PINNED_QUARTERS })
     }
 
@@ -121,32 +127,35 @@ impl Budget {
         Ok(on_disk.min(capacity.saturating_sub(self.used_bytes())))
     }
 
-    /// Whether the file system has room for anything, though all that is here were evicted.
-    pub(super) fn has_room(&self, root: &Root) -> Result<bool, CacheError> {
-        let most = root.available_bytes()?.saturating_add(self.used_bytes());
-        Ok(most > self.keep_free_bytes)
+    /// The most that the cache can hold at this moment, if everything else in it went.
+    pub(super) fn most_bytes(&self, root: &Root) -> Result<u64, CacheError> {
+        let on_disk = root.available_bytes()?.saturating_add(self.used_bytes());
+        let on_disk = on_disk.saturating_sub(self.keep_free_bytes);
+        Ok(on_disk.min(self.capacity_bytes.unwrap_or(u64::MAX)))
     }
 
-    /// What must go before `bytes` more can be written.
+    /// What must go before `bytes` that were [added](Self::add) can be written.
     pub(super) fn excess(&self, root: &Root, bytes: u64) -> Result<Option<Excess>, CacheError> {
         if let Some(capacity_bytes) = self.capacity_bytes {
-            let after = self.used_bytes().saturating_add(bytes);
-            if after > capacity_bytes {
-                let bytes = after - capacity_bytes;
+            let used_bytes = self.used_bytes();
+            if used_bytes > capacity_bytes {
+                let bytes = used_bytes - capacity_bytes;
                 return Ok(Some(Excess::Capacity { bytes, capacity_bytes }));
             }
         }
-        if self.keep_free_bytes == 0
-            || self.unlooked_bytes.fetch_add(bytes, Ordering::Relaxed) < FREE_SPACE_INTERVAL_BYTES
-        {
+        let (unlooked, ordering) = (&self.unlooked_bytes, Ordering::Relaxed);
+        let take = |left: u64| left.checked_sub(bytes);
+        if self.keep_free_bytes == 0 || unlooked.fetch_update(ordering, ordering, take).is_ok() {
             return Ok(None);
         }
         let available_bytes = root.available_bytes()?;
         let needed = self.keep_free_bytes.saturating_add(bytes);
         if available_bytes >= needed {
-            self.unlooked_bytes.store(0, Ordering::Relaxed);
+            let room = (available_bytes - needed) / UNLOOKED_SHARE;
+            unlooked.store(room.min(MOST_UNLOOKED_BYTES), ordering);
             return Ok(None);
         }
+        unlooked.store(0, ordering);
         Ok(Some(Excess::FreeSpace { bytes: needed - available_bytes, available_bytes }))
     }
 }
@@ -167,12 +176,14 @@ mod tests {
     #[test]
     fn what_exceeds_the_capacity_must_go() {
         let (root, budget) = budget(Some(100), 0);
+        budget.add(100);
         assert_eq!(budget.excess(&root, 100).unwrap(), None);
-        budget.add(60);
-        let excess = budget.excess(&root, 70).unwrap();
+        budget.add(30);
+        let excess = budget.excess(&root, 30).unwrap();
         assert_eq!(excess, Some(Excess::Capacity { bytes: 30, capacity_bytes: 100 }));
         budget.subtract(30);
         assert_eq!(budget.excess(&root, 70).unwrap(), None);
+        assert_eq!(budget.most_bytes(&root).unwrap(), 100);
     }
 
     #[test]
@@ -180,21 +191,22 @@ mod tests {
         let (root, bounded) = budget(Some(1000), 0);
         assert_eq!(bounded.most_pinned_bytes(&root).unwrap(), 750);
         let (root, full) = budget(None, u64::MAX / 2);
-        full.add(400);
-        assert_eq!(full.most_pinned_bytes(&root).unwrap(), 300, "no room but what is used");
+        assert_eq!(full.most_pinned_bytes(&root).unwrap(), 0);
         let (root, unbounded) = budget(None, 0);
         assert_eq!(unbounded.most_pinned_bytes(&root).unwrap(), u64::MAX);
     }
 
     #[test]
-    fn free_space_is_looked_at_first_and_then_every_interval() {
+    fn free_space_is_looked_at_first_and_then_before_a_quarter_of_the_room_is_written() {
         let (root, budget) = budget(None, u64::MAX / 2);
         for _ in 0..2 {
             let excess = budget.excess(&root, 1).unwrap();
             assert!(matches!(excess, Some(Excess::FreeSpace { .. })), "asked again until it fits");
         }
-        let (root, budget) = self::budget(None, 1);
+        let available = root.available_bytes().unwrap();
+        let (root, budget) = self::budget(None, available - (1 << 20));
         assert_eq!(budget.excess(&root, 1).unwrap(), None);
-        assert_eq!(budget.unlooked_bytes.load(Ordering::Relaxed), 0);
+        let unlooked = budget.unlooked_bytes.load(Ordering::Relaxed);
+        assert!(unlooked <= 1 << 18, "{unlooked} of 1 MiB");
     }
 }

@@ -55,6 +55,12 @@ impl ChunkState {
         Self(self.0 & !FILLED | filled | CHECKED)
     }
 
+    /// The same chunk with `filled` bytes that are to be checked before they are served.
+    pub(super) fn with_unchecked(self, filled: u32) -> Self {
+        debug_assert!(filled <= FILLED);
+        Self(self.0 & !(FILLED | CHECKED) | filled)
+    }
+
     /// The same chunk with nothing in it.
     pub(super) fn emptied(self) -> Self {
         Self((self.0 & !(FILLED | CHECKED)).wrapping_add(GENERATION))

@@ -28,7 +28,7 @@ use crate::layer::layout::CHUNK_BYTES;
 const MAGIC: &[u8; 8] = b"kitfsCHK";
 const VERSION: u32 = 2;
 const HEADER_BYTES: u64 = 64;
-const RECORD_BYTES: usize = 80;
+pub(super) const RECORD_BYTES: usize = 80;
 /// Records that are read or written with one call: 80 kB.
 const RECORDS_AT_ONCE: usize = 1024;
 /// Where a record's own checksum is.

@@ -1,7 +1,10 @@
-//! Manifests and configs, kept by digest: `kits/sha256/<hex>/document`.
+//! Manifests and configs, kept by digest: `kits/sha256/<hex>/document`, and the same in `copy`.
 //!
-//! Read back they are checked against their digest, so no other checksum is needed.
+//! Read back they are checked against their digest, so no other checksum is needed. Without its manifest
+//! a kit that is all here cannot be mounted offline, so a document that is damaged is made again from its
+//! copy.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,51 +12,146 @@ use bytes::Bytes;
 use super::disk::{Durability, Place, Root, TEMPORARY};
 use super::{Cache, CacheError};
 use crate::layer::Mtime;
-use crate::oci::Digest;
+use crate::oci::{Descriptor, Digest, Document};
 
 /// The folder of documents, below the cache folder.
 const KITS: &str = "kits/sha256";
+const NAME: &str = "document";
+const COPY: &str = "copy";
 
 /// The largest document: a manifest has at most 4 MiB; a config with long Kitfile parameters may
 /// have more, and sixteen times that is still read in a moment.
 const DOCUMENT_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Documents that were removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cleared {
+    /// How many.
+    pub documents: u64,
+    /// Their bytes, copies not counted.
+    pub bytes: u64,
+}
+
 impl Cache {
-    /// Keeps a manifest or config (`kits/`); its digest was verified by the caller. One that is there
-    /// stays as it is, because its file's time says when it was first seen.
+    /// Keeps a manifest, index or config (`kits/`); its digest was verified by the caller. One that is
+    /// there stays as it is, because its file's time says when it was first seen.
+    ///
+    /// # Errors
+    /// None: where the disk does not take it, the log says so, and it is fetched again.
     pub fn put_document(&self, digest: Digest, bytes: &[u8]) -> Result<(), CacheError> {
-        let folder = self.shared.root.place(KITS).join(digest.hex());
-        let document = folder.join("document");
         if self.document(digest).is_some() {
             return Ok(());
         }
         if bytes.len() as u64 > DOCUMENT_LIMIT_BYTES {
-            let why = format!("it has more than {DOCUMENT_LIMIT_BYTES} bytes");
-            return Err(CacheError::other("keep", &document.path(), why));
+            tracing::warn!(%digest, bytes = bytes.len(), "a document is too large to be kept");
+            return Ok(());
         }
+        let room = 2 * bytes.len() as u64;
+        if let Err(error) = self.shared.with_room(room, || self.write_document(digest, bytes)) {
+            tracing::warn!(%error, "a document is not kept");
+        }
+        Ok(())
+    }
+
+    fn write_document(&self, digest: Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        let folder = self.folder_of(digest);
         folder.create_folder()?;
-        document.write(bytes, Durability::Synced)?;
+        folder.join(NAME).write(bytes, Durability::Synced)?;
+        // After a power cut it is there, or it is noticed that it is not.
+        folder.join(COPY).write(bytes, Durability::Atomic)?;
         self.shared.root.place(KITS).sync_folder()
     }
 
-    /// A manifest or config that was kept; checked against its digest, `None` when it is not
-    /// there or no longer what its digest says.
+    /// A document that was kept; checked against its digest, `None` when it is not there or no longer
+    /// what its digest says.
     pub fn document(&self, digest: Digest) -> Option<Bytes> {
-        let document = self.shared.root.place(KITS).join(digest.hex()).join("document");
-        let bytes = match document.read(DOCUMENT_LIMIT_BYTES) {
-            Ok(bytes) => bytes?,
-            Err(error) => {
-                tracing::warn!(%error, "a document of the cache cannot be read: it is fetched again");
-                return None;
-            }
-        };
-        (Digest::of(&bytes) == digest).then(|| bytes.into())
+        let folder = self.folder_of(digest);
+        if let Some(bytes) = read(&folder.join(NAME), digest) {
+            return Some(bytes);
+        }
+        let copy = folder.join(COPY);
+        let bytes = read(&copy, digest)?;
+        tracing::warn!(%digest, "a document of the cache was damaged: it is made again from its copy");
+        let document = folder.join(NAME);
+        match document.write(&bytes, Durability::Synced) {
+            Ok(()) => document.set_modified(copy.modified()),
+            Err(error) => tracing::warn!(%error, "a document was not made again"),
+        }
+        Some(bytes)
     }
 
-    /// When a manifest or config was kept, in whole seconds; `None` where it is not there.
+    /// When a document was kept, in whole seconds; `None` where it is not there.
     pub fn document_first_seen(&self, digest: Digest) -> Option<Mtime> {
-        let document = self.shared.root.place(KITS).join(digest.hex()).join("document");
+        let document = self.folder_of(digest).join(NAME);
         document.exists().then(|| Mtime::nearest(document.modified()))
+    }
+
+    fn folder_of(&self, digest: Digest) -> Place {
+        self.shared.root.place(KITS).join(digest.hex())
+    }
+
+    /// Removes the documents of kits none of whose layers are in the cache any more, and what was
+    /// remembered of these kits. The kits of layers that stay keep theirs: their manifests, the configs
+    /// that these name, and the indexes that name these.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`] when documents cannot be listed or removed.
+    pub fn clear_documents(&self) -> Result<Cleared, CacheError> {
+        let kits = self.shared.root.place(KITS);
+        let digests: Vec<Digest> =
+            kits.names()?.iter().filter_map(|hex| Digest::from_hex(hex)).collect();
+        let kept = self.documents_in_use(&digests);
+        let mut cleared = Cleared::default();
+        for digest in digests.into_iter().filter(|digest| !kept.contains(digest)) {
+            let folder = self.folder_of(digest);
+            let bytes = folder.join(NAME).length().or(folder.join(COPY).length());
+            folder.remove_folder()?;
+            cleared.documents += 1;
+            cleared.bytes += bytes.unwrap_or(0);
+        }
+        self.note(|state| state.forget(|manifest| !kept.contains(manifest)));
+        Ok(cleared)
+    }
+
+    fn documents_in_use(&self, digests: &[Digest]) -> BTreeSet<Digest> {
+        let layers: BTreeSet<Digest> = self
+            .shared
+            .all_known()
+            .iter()
+            .filter(|known| known.meta.read().is_some())
+            .map(|known| known.key.digest)
+            .collect();
+        let mut used = BTreeSet::new();
+        let mut indexes = Vec::new();
+        for &digest in digests {
+            let document = self.document(digest).and_then(|bytes| Document::decode(&bytes).ok());
+            let is_kept = |layer: &Descriptor| layers.contains(&layer.digest);
+            match document {
+                Some(Document::Manifest(manifest)) if manifest.layers.iter().any(is_kept) => {
+                    used.extend([digest, manifest.config.digest]);
+                }
+                Some(Document::Index(index)) => indexes.push((digest, index)),
+                // Of a config its manifest says whether it is used.
+                Some(Document::Manifest(_)) | None => {}
+            }
+        }
+        for (digest, index) in indexes {
+            if index.entries.iter().any(|entry| used.contains(&entry.descriptor.digest)) {
+                used.insert(digest);
+            }
+        }
+        used
+    }
+}
+
+/// The bytes of a file, if they are those of the digest.
+fn read(place: &Place, digest: Digest) -> Option<Bytes> {
+    match place.read(DOCUMENT_LIMIT_BYTES) {
+        Ok(bytes) => bytes.filter(|bytes| Digest::of(bytes) == digest).map(Bytes::from),
+        Err(error) => {
+            tracing::warn!(%error, "a document of the cache cannot be read");
+            None
+        }
     }
 }
 

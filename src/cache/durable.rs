@@ -148,6 +148,9 @@ impl LayerStore {
         changes.under_way.fetch_add(1, Ordering::SeqCst);
         let change = Change(self.known.clone());
         changes.begun.fetch_add(1, Ordering::SeqCst);
+        if self.known.is_unstored.load(Ordering::SeqCst) {
+            return Ok(change);
+        }
         if !changes.is_in_use() {
             let _one_at_a_time = changes.marking.lock();
             if !changes.is_in_use() {
@@ -171,7 +174,7 @@ impl LayerStore {
     /// [`CacheError::Io`] when a file cannot be synced.
     pub fn sync(&self) -> Result<bool, CacheError> {
         let changes = &self.known.changes;
-        if !changes.is_in_use() {
+        if !changes.is_in_use() || self.known.is_unstored.load(Ordering::SeqCst) {
             return Ok(true);
         }
         let begun = changes.begun.load(Ordering::SeqCst);

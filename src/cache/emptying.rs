@@ -57,6 +57,10 @@ pub struct MemberPin {
 impl LayerStore {
     /// Empties a chunk, unless somebody owns it, it is pinned, or it is not in the state `seen` any
     /// more. Returns how many bytes went.
+    ///
+    /// # Errors
+    /// When the disk does not take the change. A chunk that was to be evicted is still resident then. One
+    /// whose bytes are wrong is empty for this process all the same.
     pub(super) fn empty(
         &self,
         ready: &Ready,
@@ -67,16 +71,39 @@ impl LayerStore {
             return Ok(0);
         }
         let placed = ready.contents.layout.chunk(ChunkId(chunk));
-        let _change = self.change(Some(placed.file))?;
+        let is_evicted = seen.is_none();
+        let change = self.change(Some(placed.file));
+        if is_evicted && let Err(error) = change {
+            return Err(error);
+        }
         let Some(emptied) = self.claim_and_empty(ready, chunk, &placed, seen) else { return Ok(0) };
         let filled = emptied.state.filled();
-        let given_back = self.give_back(ready, chunk, &placed, &emptied);
+        let cleared = self.clear_record(ready, chunk);
+        if is_evicted && let Err(error) = cleared {
+            // Its bytes are still there, and its record speaks of them.
+            ready.chunks.publish(chunk, emptied.state.emptied().with_unchecked(filled));
+            ready.chunks.release(chunk);
+            return Err(error);
+        }
+        let given_back = self.give_back(&placed, &emptied);
         self.count_gone(u64::from(filled));
         if !emptied.state.is_checked() {
             self.known.changes.no_longer_unchecked(u64::from(filled));
         }
         ready.chunks.release(chunk);
-        given_back.map(|()| u64::from(filled))
+        change.and(cleared).and(given_back).map(|()| u64::from(filled))
+    }
+
+    /// Empties a chunk whose bytes in the state `seen` are wrong or cannot be read. Returns whether it
+    /// went. The disk may not take the change: then the next process finds out the same.
+    pub(super) fn drop_wrong(&self, ready: &Ready, chunk: u32, seen: ChunkState) -> bool {
+        match self.empty(ready, chunk, Some(seen)) {
+            Ok(dropped) => dropped > 0,
+            Err(error) => {
+                self.shared.note_trouble(&error);
+                true
+            }
+        }
     }
 
     /// From here on no reader takes the chunk's bytes for resident; its old state.
@@ -111,28 +138,30 @@ impl LayerStore {
         Some(Emptied { state, is_held })
     }
 
-    /// Gives the file's bytes of an emptied chunk back to the file system.
-    fn give_back(
-        &self,
-        ready: &Ready,
-        chunk: u32,
-        placed: &Placed,
-        emptied: &Emptied,
-    ) -> Result<(), CacheError> {
+    /// Clears the record of an emptied chunk, but for its seal.
+    fn clear_record(&self, ready: &Ready, chunk: u32) -> Result<(), CacheError> {
         let full = ready.contents.layout.chunk(ChunkId(chunk)).stream;
-        let record = self.record(chunk)?;
-        let is_full = u64::from(record.filled) == full.end - full.start;
-        // What comes back to a confirmed layer must be what was confirmed. A layer that is being
-        // confirmed has seals, too; they are overwritten by what comes back.
-        let seal = record.seal.filter(|_| is_full);
-        let left = Record { seal, ..Record::default() };
-        self.put_record(chunk, &left)?;
+        let cleared = self.record(ready, chunk).and_then(|record| {
+            let is_full = u64::from(record.filled) == full.end - full.start;
+            // The bytes that come back to a confirmed layer must be those that were confirmed. A layer
+            // that is being confirmed has seals, too; they are overwritten by what comes back.
+            let seal = record.seal.filter(|_| is_full);
+            self.put_record(ready, chunk, &Record { seal, ..Record::default() })
+        });
+        match cleared {
+            // A table that somebody removed speaks of nothing.
+            Err(error) if error.is_not_found() => Ok(()),
+            cleared => cleared,
+        }
+    }
+
+    /// Gives the file's bytes of an emptied chunk back to the file system.
+    fn give_back(&self, placed: &Placed, emptied: &Emptied) -> Result<(), CacheError> {
         if emptied.is_held {
             return Ok(());
         }
-        let filled = u64::from(emptied.state.filled());
         match self.file(placed.file, false) {
-            Ok(file) => file.punch_hole(placed.file_offset, filled),
+            Ok(file) => file.punch_hole(placed.file_offset, emptied.state.filled().into()),
             Err(error) if error.is_not_found() => Ok(()),
             Err(error) => Err(error),
         }

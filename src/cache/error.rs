@@ -1,14 +1,22 @@
 //! What can go wrong with the cache.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
+use crate::observe::shown_bytes;
 use crate::oci::Digest;
 
 /// What can go wrong with the cache. Messages name the folder or file and what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// Another process holds the folder.
-    #[error("the cache folder {} is in use by process {pid}, which serves nobody else: wait for its end, or choose another folder with --cache-dir; with `kitfs daemon start` beforehand, commands share a folder", folder.display())]
+    #[error(
+        "process {pid} holds the cache folder {} and does not accept commands: wait for its end, or \
+         choose another folder with --cache-dir; after `kitfs daemon start`, commands share a folder",
+        folder.display()
+    )]
     Held {
         /// The folder.
         folder: PathBuf,
@@ -25,25 +33,29 @@ pub enum CacheError {
         /// The reason.
         error: std::io::Error,
     },
-    /// The cache is full and nothing can be evicted.
+    /// The cache may not grow, and nothing of it can be evicted.
     #[error(
-        "the cache is full: {capacity_bytes} bytes are allowed and all are in use: raise --cache-size"
+        "the cache may hold {} (--cache-size), and nothing of it can be evicted now",
+        shown_bytes(*capacity_bytes)
     )]
     Full {
         /// The limit in bytes.
         capacity_bytes: u64,
     },
-    /// Too little space is left on the cache's file system.
-    #[error("the file system of {} is full: {available_bytes} bytes are left and --keep-free is {keep_free_bytes}", folder.display())]
+    /// Too little space is left on the cache's file system, and nothing of the cache can be evicted.
+    #[error(
+        "the file system of {} has {} left, and --keep-free is {}",
+        folder.display(), shown_bytes(*available_bytes), shown_bytes(*keep_free_bytes)
+    )]
     DiskFull {
         /// The cache folder.
         folder: PathBuf,
-        /// What is left.
+        /// Bytes that are left.
         available_bytes: u64,
-        /// What is to be left.
+        /// Bytes that are to be left.
         keep_free_bytes: u64,
     },
-    /// The layer cannot be removed now.
+    /// The layer cannot be removed now, or its contents are being found out.
     #[error("layer {0} is in use")]
     InUse(Digest),
     /// The bytes of the layer are not what its digest says; none of them is kept or served.
@@ -68,15 +80,77 @@ pub enum CacheError {
         /// The number of the chunk.
         chunk: u32,
     },
+    /// Bytes were given to a chunk that do not follow the bytes before them. The caller's mistake.
+    #[error(
+        "bytes {start}..{end} do not follow the {written} that chunk {chunk} of layer {layer} has"
+    )]
+    Gap {
+        /// The digest in the manifest.
+        layer: Digest,
+        /// The number of the chunk.
+        chunk: u32,
+        /// Bytes of the chunk that are there.
+        written: u32,
+        /// Where the new bytes start in the chunk.
+        start: u64,
+        /// Where they end.
+        end: u64,
+    },
+    /// The manifest gives a blob another size than the blob has.
+    #[error("layer {layer} has {known} bytes, and the manifest says {said}")]
+    WrongSize {
+        /// The digest in the manifest.
+        layer: Digest,
+        /// The size that the cache knows.
+        known: u64,
+        /// The size that the manifest gives.
+        said: u64,
+    },
     /// The contents do not fit the layer.
     #[error(transparent)]
     Layout(#[from] crate::layer::layout::LayoutError),
 }
 
 impl CacheError {
+    /// Whether the cache cannot keep something, for want of room or because its disk does not take it.
+    /// What was to be kept may be right all the same.
+    pub fn is_about_keeping(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::Full { .. } | Self::DiskFull { .. } => true,
+            Self::Held { .. }
+            | Self::InUse(_)
+            | Self::Poisoned { .. }
+            | Self::Changed { .. }
+            | Self::Gap { .. }
+            | Self::WrongSize { .. }
+            | Self::Layout(_) => false,
+        }
+    }
+
     /// Whether a file or folder is not there.
     pub(super) fn is_not_found(&self) -> bool {
-        matches!(self, Self::Io { error, .. } if error.kind() == std::io::ErrorKind::NotFound)
+        matches!(self, Self::Io { error, .. } if error.kind() == ErrorKind::NotFound)
+    }
+
+    /// Whether the file system has no room, or this user's quota is used up. Evicting may help.
+    pub(super) fn is_out_of_room(&self) -> bool {
+        let Self::Io { error, .. } = self else { return false };
+        matches!(Errno::from_io_error(error), Some(Errno::NOSPC | Errno::DQUOT))
+    }
+
+    /// Whether the disk as a whole gives or takes nothing, and is best left alone for a moment.
+    pub(super) fn is_about_the_disk(&self) -> bool {
+        let Self::Io { error, .. } = self else { return false };
+        let errno = Errno::from_io_error(error);
+        let of_disk = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS, Errno::IO, Errno::STALE];
+        errno.is_some_and(|errno| of_disk.contains(&errno))
+    }
+
+    /// Whether this process or the machine lacks descriptors or memory: the file is fine.
+    pub(super) fn is_about_the_process(&self) -> bool {
+        let Self::Io { error, .. } = self else { return false };
+        let errno = Errno::from_io_error(error);
+        errno.is_some_and(|errno| [Errno::MFILE, Errno::NFILE, Errno::NOMEM].contains(&errno))
     }
 
     /// Turns the error of a system call on `path` into one that says what was tried.

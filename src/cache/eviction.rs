@@ -1,4 +1,4 @@
-//! Making room: the least recently used bytes go first, and what `warm` brought goes last.
+//! What goes when room is needed: the least recently used bytes go first, and what `warm` brought goes last.
 //!
 //! ```text
 //! order:          layers that were only read, then layers that `warm` brought
@@ -7,28 +7,19 @@
 //!                 their last opening)
 //! ```
 //!
-//! - Room is made for bytes that are about to be written, and never by looking at the cache. A smaller
-//!   limit than that of the last run takes effect with the next write.
+//! - Room is made for bytes that are about to be written (`room`), and never by looking at the cache. A
+//!   smaller limit than that of the last run takes effect with the next write.
 //! - Chunks of a group go one by one until there is room. What is being filled, what is pinned and
 //!   the spools of running passes stay.
 //! - A fully evicted layer keeps its table of contents: it can be listed without the network, and costs
 //!   no bytes of content.
-//! - The limit is looked at before each write, so writers that run at the same time may together
-//!   overshoot it by one batch each (some 650 KiB times the transfers that fetch/ allows).
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::budget::Excess;
-use super::known::{Known, Purpose, Shared};
+use super::known::{Known, Purpose, Shared, Storing};
 use super::{CacheError, LayerStore};
-
-/// What is freed beyond the need, as a share of what is used, so that the sort of all groups (some
-/// milliseconds for a terabyte) is paid once in many writes.
-const SLACK_SHARE: u64 = 128;
-/// The most of it: more would only empty the cache for nothing.
-const MOST_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Something that can be evicted. Sorted: what goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,34 +34,9 @@ struct Candidate {
 }
 
 impl Shared {
-    /// Makes room for `bytes` more before they are written.
-    pub(super) fn make_room(self: &Arc<Self>, bytes: u64) -> Result<(), CacheError> {
-        if self.budget.excess(&self.root, bytes)?.is_none() {
-            return Ok(());
-        }
-        let _one_at_a_time = self.evicting.lock();
-        let Some(excess) = self.budget.excess(&self.root, bytes)? else { return Ok(()) };
-        let slack = (self.budget.used_bytes() / SLACK_SHARE).min(MOST_SLACK_BYTES);
-        let freed = self.evict(excess.bytes() + slack);
-        if freed >= excess.bytes() {
-            return Ok(());
-        }
-        match self.budget.excess(&self.root, bytes)? {
-            None => Ok(()),
-            Some(Excess::Capacity { capacity_bytes, .. }) => {
-                Err(CacheError::Full { capacity_bytes })
-            }
-            Some(Excess::FreeSpace { available_bytes, .. }) => Err(CacheError::DiskFull {
-                folder: self.root.path().to_owned(),
-                available_bytes,
-                keep_free_bytes: self.budget.keep_free_bytes(),
-            }),
-        }
-    }
-
     /// Evicts at least `wanted` bytes, if that many can be; returns how many went, as far as that is
-    /// known of layers that fail.
-    fn evict(self: &Arc<Self>, wanted: u64) -> u64 {
+    /// known of layers that fail. [`Shared::evicting`] is held.
+    pub(super) fn evict(self: &Arc<Self>, wanted: u64) -> u64 {
         let layers: Vec<(Arc<Known>, Option<Arc<LayerStore>>)> = self
             .all_known()
             .into_iter()
@@ -109,7 +75,8 @@ impl Shared {
         let Some(blob_bytes) = known.meta.read().as_ref().map(|meta| meta.blob_bytes) else {
             return Ok(0);
         };
-        let store = self.open_layer(known.key, blob_bytes, Purpose::Maintenance)?;
+        let store =
+            self.open_layer(known.key, blob_bytes, Purpose::Maintenance, Storing::OnDisk)?;
         let mut freed = 0;
         for (group, _) in store.resident_groups() {
             if freed >= wanted {

@@ -7,10 +7,10 @@
 //! ```
 //!
 //! Locks are taken in this order, and none of them is held while content is read or written:
-//! the eviction lock, a layer's `store` slot, the table of layers, a layer's `meta`.
+//! the eviction lock, a layer's `store` slot, the table of layers, the locks of a layer's meta file.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,6 +20,7 @@ use super::budget::Budget;
 use super::disk::{Durability, Place, Root, TEMPORARY};
 use super::durable::Changes;
 use super::meta::{BootId, Decoded, META_BYTES, Meta, Residency};
+use super::room::Trouble;
 use super::{CacheConfig, CacheError, LayerKey, LayerState, LayerStore, chunk_table};
 
 /// What everything in a cache folder shares.
@@ -31,6 +32,7 @@ pub(super) struct Shared {
     pub(super) evicting: Mutex<()>,
     /// Held by who checks a member in the background: one at a time.
     pub(super) checking: Mutex<()>,
+    pub(super) trouble: Trouble,
     layers: Mutex<HashMap<LayerKey, Arc<Known>>>,
     serials: AtomicU64,
 }
@@ -47,6 +49,8 @@ pub(super) struct Known {
     /// When it was last opened or closed, in seconds since 1970.
     pub(super) last_used: AtomicI64,
     pub(super) changes: Changes,
+    /// Whether the layer is open in memory alone, because the disk does not take its files.
+    pub(super) is_unstored: AtomicBool,
     /// Held while the meta file is written, so that no change of it is lost.
     pub(super) writing_meta: Mutex<()>,
     store: Mutex<Weak<LayerStore>>,
@@ -61,6 +65,15 @@ pub(super) enum Purpose {
     Maintenance,
 }
 
+/// Where the files of a layer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Storing {
+    /// In the cache folder.
+    OnDisk,
+    /// Nowhere: the disk does not take them, and the layer is known while it is open.
+    InMemory,
+}
+
 impl Known {
     fn new(key: LayerKey) -> Arc<Self> {
         Arc::new(Self {
@@ -71,6 +84,7 @@ impl Known {
             stamp: AtomicU64::new(0),
             last_used: AtomicI64::new(0),
             changes: Changes::new(),
+            is_unstored: AtomicBool::new(false),
             writing_meta: Mutex::new(()),
             store: Mutex::new(Weak::new()),
         })
@@ -99,11 +113,12 @@ impl Shared {
             budget: Budget::new(config),
             evicting: Mutex::new(()),
             checking: Mutex::new(()),
+            trouble: Trouble::default(),
             layers: Mutex::default(),
             serials: AtomicU64::new(0),
         };
         let layers = shared.layers_folder();
-        layers.create_folder()?;
+        super::unless_full(layers.create_folder())?;
         let mut found = Vec::new();
         for name in layers.names()? {
             match LayerKey::parse_folder_name(&name) {
@@ -128,7 +143,7 @@ impl Shared {
         let folder = self.layer_folder(key);
         let place = folder.join("meta");
         let last_used = seconds(place.modified());
-        let meta = match read_meta(&place, last_used) {
+        let meta = match read_meta(&place) {
             Ok(meta) => meta.filter(|meta| meta.key == key),
             Err(error) => {
                 tracing::warn!(%error, "cannot use a layer of the cache");
@@ -222,6 +237,7 @@ impl Shared {
         key: LayerKey,
         blob_bytes: u64,
         purpose: Purpose,
+        storing: Storing,
     ) -> Result<Arc<LayerStore>, CacheError> {
         let known = self.known(key);
         let mut slot = known.store.lock();
@@ -230,7 +246,7 @@ impl Shared {
                 store.check_blob_bytes(blob_bytes)?;
                 store
             }
-            None => Arc::new(LayerStore::open(self.clone(), known.clone(), blob_bytes)?),
+            None => Arc::new(LayerStore::open(self.clone(), known.clone(), blob_bytes, storing)?),
         };
         *slot = Arc::downgrade(&store);
         if purpose == Purpose::Use && !store.is_used.swap(true, Ordering::Relaxed) {
@@ -276,14 +292,15 @@ impl Shared {
 /// What a meta file says. A file of an earlier version, and one with a damaged copy, is written anew:
 /// when the layer was first seen must not change with the next use, and the next damage must find two
 /// copies.
-fn read_meta(place: &Place, modified_seconds: i64) -> Result<Option<Meta>, CacheError> {
+pub(super) fn read_meta(place: &Place) -> Result<Option<Meta>, CacheError> {
+    let modified = place.modified();
     let Some(bytes) = place.read(META_BYTES as u64)? else { return Ok(None) };
-    let Some(Decoded { meta, is_whole }) = Meta::decode(&bytes, modified_seconds) else {
+    let Some(Decoded { meta, is_whole }) = Meta::decode(&bytes, seconds(modified)) else {
         return Ok(None);
     };
     if !is_whole {
         place.write(&meta.encode(), Durability::Synced)?;
-        place.set_modified(at_seconds(modified_seconds));
+        place.set_modified(modified);
     }
     Ok(Some(meta))
 }
@@ -329,7 +346,19 @@ pub(super) fn put_meta(
     meta: Meta,
     durability: Durability,
 ) -> Result<(), CacheError> {
-    folder.join("meta").write(&meta.encode(), durability)?;
+    let place = folder.join("meta");
+    match place.open_if_there()? {
+        // In place, one copy after the other: it takes no room on a full disk.
+        Some(file) if file.length()? == META_BYTES as u64 => {
+            for (at, record) in meta.encode_copies() {
+                file.write_all_at(&record, at)?;
+                if durability == Durability::Synced {
+                    file.sync()?;
+                }
+            }
+        }
+        _ => place.write(&meta.encode(), durability)?,
+    }
     *known.meta.write() = Some(meta);
     Ok(())
 }
@@ -339,10 +368,6 @@ impl Known {
     pub(super) fn state(&self) -> LayerState {
         self.meta.read().as_ref().map_or(LayerState::Unconfirmed, |meta| meta.state.clone())
     }
-}
-
-fn at_seconds(seconds: i64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(seconds.max(0).cast_unsigned())
 }
 
 pub(super) fn seconds(time: SystemTime) -> i64 {

@@ -43,8 +43,11 @@ impl FolderLock {
                 Err(error) => return Err(CacheError::io("lock", &path)(error.into())),
             }
         }
-        write_owner(&mut file).map_err(CacheError::io("write", &path))?;
-        Ok(Self { _file: file })
+        match write_owner(&mut file).map_err(CacheError::io("write", &path)) {
+            // Only a name for messages.
+            Err(error) if !error.is_out_of_room() => Err(error),
+            _ => Ok(Self { _file: file }),
+        }
     }
 }
 

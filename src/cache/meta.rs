@@ -71,11 +71,17 @@ pub(super) enum Residency {
 impl Meta {
     /// The file.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let record = self.encode_record();
         let mut bytes = vec![0; META_BYTES];
-        bytes[..RECORD_BYTES].copy_from_slice(&record);
-        bytes[COPY_AT..].copy_from_slice(&record);
+        for (at, record) in self.encode_copies() {
+            bytes[at as usize..at as usize + RECORD_BYTES].copy_from_slice(&record);
+        }
         bytes
+    }
+
+    /// Both copies, and where each lies in the file.
+    pub(super) fn encode_copies(&self) -> [(u64, [u8; RECORD_BYTES]); 2] {
+        let record = self.encode_record();
+        [(0, record), (COPY_AT as u64, record)]
     }
 
     fn encode_record(&self) -> [u8; RECORD_BYTES] {

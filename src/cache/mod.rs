@@ -33,13 +33,17 @@ mod durable;
 mod emptying;
 mod error;
 mod eviction;
+mod filling;
 mod key;
+mod kits;
 mod known;
 mod lease;
 mod lock;
 mod meta;
 mod mtimes;
 mod page_aligned;
+mod records;
+mod room;
 mod seal;
 mod stage;
 mod state;
@@ -49,21 +53,20 @@ mod verify;
 #[cfg(test)]
 mod power_cut_tests;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
 use disk::{Durability, Root};
-use known::{Purpose, Shared};
+use known::{Purpose, Shared, Storing};
 use lock::FolderLock;
-use state::{RecordedKit, State};
+use state::State;
 
-pub use append::Appender;
+pub use append::{Appended, Appender};
 pub use backing::{Backing, BackingLookup, UncheckedMember};
+pub use documents::Cleared;
 pub use emptying::MemberPin;
 pub use error::CacheError;
 pub use key::LayerKey;
@@ -73,6 +76,7 @@ pub use page_aligned::page_aligned;
 pub use stage::Stage;
 pub use store::{Contents, LayerStore, Lookup};
 
+use crate::layer::layout::CHUNK_BYTES;
 use crate::oci::Digest;
 
 /// The content of the `format` file. A later version that this one cannot use has another number.
@@ -184,26 +188,46 @@ impl Cache {
 
     fn open_at(root: Arc<Root>, config: &CacheConfig) -> Result<Arc<Self>, CacheError> {
         let lock = FolderLock::take(&root)?;
-        check_format(&root)?;
-        documents::prepare(&root)?;
-        let state = State::open(&root)?;
+        // A full disk is no reason to serve nothing: what cannot be kept goes through.
+        unless_full(check_format(&root))?;
+        unless_full(documents::prepare(&root))?;
+        let state = State::open(&root);
         let shared = Shared::open(root.clone(), config)?;
-        // The names of new folders and of the state file.
-        root.place("layers").sync_folder()?;
+        // The names of new folders and of the state files.
+        unless_full(root.place("layers").sync_folder())?;
         root.place("").sync_folder()?;
         Ok(Arc::new(Self { shared, state, dating: Mutex::new(()), _lock: lock }))
     }
 
-    /// The one store of this layer in this process (same `Arc` for the same key).
+    /// The one store of this layer in this process (same `Arc` for the same key). Where the disk does
+    /// not give or take its files, it keeps nothing, and what is read goes through without the cache.
     ///
     /// # Errors
-    /// [`CacheError::Io`], also when the layer is known with another size.
+    /// [`CacheError::WrongSize`] when the layer is known with another size.
     pub fn layer(
         self: &Arc<Self>,
         key: LayerKey,
         blob_bytes: u64,
     ) -> Result<Arc<LayerStore>, CacheError> {
-        self.shared.open_layer(key, blob_bytes, Purpose::Use)
+        let shared = &self.shared;
+        let open = |storing| shared.open_layer(key, blob_bytes, Purpose::Use, storing);
+        match shared.with_room(CHUNK_BYTES, || open(Storing::OnDisk)) {
+            Err(error) if error.is_about_keeping() => {
+                shared.note_trouble(&error);
+                open(Storing::InMemory)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Whether bytes that are read are not kept at the moment. As cheap as a load.
+    pub fn is_in_trouble(&self) -> bool {
+        self.shared.is_in_trouble()
+    }
+
+    /// Why bytes that are read are not kept at the moment; `None` while they are.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble()
     }
 
     /// Whether some process holds the lock of `folder`; false for a folder that is not there.
@@ -239,47 +263,25 @@ impl Cache {
         self.shared.budget.free_bytes(&self.shared.root)
     }
 
-    /// Whether there is room for anything, though all that is here were evicted: `false` where others
-    /// have filled the file system, or a bound leaves nothing of it.
+    /// The most bytes that the cache can hold at this moment, if everything else in it went: 0 where
+    /// others have filled the file system, or a bound leaves nothing of it.
     ///
     /// # Errors
     /// When the file system cannot be asked.
-    pub fn has_room(&self) -> Result<bool, CacheError> {
-        self.shared.budget.has_room(&self.shared.root)
-    }
-
-    /// Remembers which manifest an origin (as its `Display` writes it) was resolved to.
-    pub fn remember(&self, origin: &str, manifest: Digest) -> Result<(), CacheError> {
-        self.state.remember(origin, manifest).map_err(|error| self.state_error("write", &error))
-    }
-
-    /// What an origin was last resolved to, for mounting without the network.
-    pub fn recall(&self, origin: &str) -> Option<Digest> {
-        self.state.recall(origin).unwrap_or_else(|error| {
-            tracing::warn!(%error, "the cache's state file cannot be read");
-            None
-        })
-    }
-
-    /// Records that a kit uses these layers too, for `cache ls` and `cache rm REFERENCE`.
-    pub fn record_kit(
-        &self,
-        origin: &str,
-        manifest: Digest,
-        layers: &[LayerKey],
-    ) -> Result<(), CacheError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.state
-            .record_kit(origin, manifest, layers, now.as_secs() as i64)
-            .map_err(|error| self.state_error("write", &error))
+    pub fn most_bytes(&self) -> Result<u64, CacheError> {
+        self.shared.budget.most_bytes(&self.shared.root)
     }
 
     /// Every layer in the folder, the least recently used first.
     pub fn layers(&self) -> Result<Vec<LayerUsage>, CacheError> {
-        let kits = self.state.kits().map_err(|error| self.state_error("read", &error))?;
+        let kits = self.recorded_kits();
         let mut layers = Vec::new();
         for known in self.shared.all_known() {
             let Some(meta) = known.meta.read().clone() else { continue };
+            let is_unstored = known.is_unstored.load(Ordering::SeqCst);
+            if is_unstored && known.resident_bytes() == 0 {
+                continue;
+            }
             let users = kits.iter().filter(|kit| kit.layers.contains(&known.key));
             let mut origins: Vec<String> = users.map(|kit| kit.origin.clone()).collect();
             origins.dedup();
@@ -301,32 +303,6 @@ impl Cache {
         Ok(layers)
     }
 
-    /// The layers that a recorded kit uses: by origin, or by its manifest's digest.
-    pub fn layers_of_kit(&self, kit: &str) -> Vec<LayerKey> {
-        let digest = Digest::parse(kit).ok();
-        let mut layers = Vec::new();
-        for recorded in self.recorded_kits() {
-            if recorded.origin == kit || Some(recorded.manifest) == digest {
-                layers.extend(recorded.layers);
-            }
-        }
-        let mut seen = std::collections::HashSet::new();
-        layers.retain(|layer| seen.insert(*layer));
-        layers
-    }
-
-    /// The manifests of the recorded kits.
-    pub fn manifests(&self) -> BTreeSet<Digest> {
-        self.recorded_kits().into_iter().map(|kit| kit.manifest).collect()
-    }
-
-    fn recorded_kits(&self) -> Vec<RecordedKit> {
-        self.state.kits().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the cache's state file cannot be read");
-            Vec::new()
-        })
-    }
-
     /// Removes a layer, poisoned ones too; returns the bytes of content that were freed.
     ///
     /// # Errors
@@ -342,7 +318,8 @@ impl Cache {
         let meta = known.and_then(|known| known.meta.read().clone());
         match meta {
             Some(meta) => {
-                self.shared.open_layer(key, meta.blob_bytes, Purpose::Maintenance)?.verify()
+                let (bytes, storing) = (meta.blob_bytes, Storing::OnDisk);
+                self.shared.open_layer(key, bytes, Purpose::Maintenance, storing)?.verify()
             }
             None => Ok(Verification::default()),
         }
@@ -359,7 +336,8 @@ impl Cache {
             let Some(blob_bytes) = blob_bytes.filter(|_| known.changes.is_in_use()) else {
                 continue;
             };
-            let store = self.shared.open_layer(known.key, blob_bytes, Purpose::Maintenance);
+            let (purpose, storing) = (Purpose::Maintenance, Storing::OnDisk);
+            let store = self.shared.open_layer(known.key, blob_bytes, purpose, storing);
             if let Err(error) = store.and_then(|store| store.sync()) {
                 // The next start counts again, and checks what the disk has.
                 tracing::warn!(layer = %known.key.digest, %error, "a layer was not synced");
@@ -373,11 +351,18 @@ impl Cache {
     /// # Errors
     /// [`CacheError::Full`] and [`CacheError::DiskFull`] when not enough can be evicted.
     pub fn make_room(&self, bytes: u64) -> Result<(), CacheError> {
-        self.shared.make_room(bytes)
+        self.shared.reserve(bytes).map(drop)
     }
+}
 
-    fn state_error(&self, action: &'static str, error: &redb::Error) -> CacheError {
-        CacheError::other(action, &self.folder().join("state.redb"), error.to_string())
+/// The same, and fine where nothing but room was missing: it is noted, and tried again with the next start.
+pub(super) fn unless_full(done: Result<(), CacheError>) -> Result<(), CacheError> {
+    match done {
+        Err(error) if error.is_out_of_room() || error.is_not_found() => {
+            tracing::warn!(%error, "the cache folder is not complete");
+            Ok(())
+        }
+        done => done,
     }
 }
 

@@ -12,21 +12,22 @@
 //!
 //! The toc comes last: its presence says that everything else is there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::chunk_states::ChunkStates;
-use super::chunk_table::{self, Record};
-use super::disk::{DiskFile, Durability};
+use super::chunk_table::Record;
+use super::disk::DiskFile;
 use super::known::remove_content;
 use super::page_aligned::page_aligned;
+use super::records::Records;
 use super::seal::Seal;
 use super::store::{Contents, Ready};
 use super::{CacheError, LayerState, LayerStore};
 use crate::layer::layout::{CHUNK_BYTES, Placed};
-use crate::layer::{CacheFile, ChunkId, RangeSet, StreamOffset, Toc, toc_codec};
+use crate::layer::{CacheFile, ChunkId, RangeSet, StreamOffset, Toc};
 use crate::oci::Digest;
 
 /// How long a stage waits for one that was given up a moment ago and is still letting go: its
@@ -38,6 +39,9 @@ pub struct Stage {
     store: Arc<LayerStore>,
     staged_bytes: u64,
     spool: Option<DiskFile>,
+    /// Whether the spool was given up for want of room.
+    is_without_spool: bool,
+    is_spool_in_use: bool,
     hashes: SequentialHashes,
 }
 
@@ -59,11 +63,31 @@ impl LayerStore {
         if self.ready.get().is_some() {
             return Err(CacheError::InUse(self.key().digest));
         }
-        drop(self.change(None)?);
-        remove_content(&self.folder)?;
+        if !self.known.is_unstored.load(Ordering::SeqCst) {
+            drop(self.change(None)?);
+            remove_content(&self.folder)?;
+        }
         *is_staging = true;
         let hashes = SequentialHashes::new(self.seals_while_staged());
-        Ok(Stage { store: self.clone(), staged_bytes: 0, spool: None, hashes })
+        let (store, spool) = (self.clone(), None);
+        Ok(Stage {
+            store,
+            staged_bytes: 0,
+            spool,
+            is_without_spool: false,
+            is_spool_in_use: false,
+            hashes,
+        })
+    }
+
+    /// Refuses to write files of a layer that is known in memory alone.
+    fn refuse_unstored(&self) -> Result<(), CacheError> {
+        match self.known.is_unstored.load(Ordering::SeqCst) {
+            true => {
+                Err(CacheError::other("use", &self.folder.path(), "the disk refused its files"))
+            }
+            false => Ok(()),
+        }
     }
 
     /// A compressed layer is confirmed by its blob, so its chunks are sealed as they come; one that
@@ -74,20 +98,65 @@ impl LayerStore {
 }
 
 impl Stage {
-    /// Writes bytes of the stream to the file where the final layout will have them.
+    /// Writes bytes of the stream to the file where the final layout will have them; says whether they
+    /// are kept. Where there is no room, the spool goes first: without it only an interrupted pass has
+    /// to begin again.
+    ///
+    /// # Errors
+    /// None but those that are about the layer's bytes: a disk that refuses them is `false`.
     pub fn write(
         &mut self,
         file: CacheFile,
         file_offset: u64,
         bytes: &[u8],
-    ) -> Result<(), CacheError> {
-        let _change = self.store.change(Some(file))?;
-        self.store.file(file, true)?.write_all_at(bytes, file_offset)?;
+    ) -> Result<bool, CacheError> {
         self.hashes.update(file, file_offset, bytes);
-        self.staged_bytes += bytes.len() as u64;
-        self.store.shared.budget.add(bytes.len() as u64);
-        self.store.shared.budget.tick();
+        let kept = match self.keep(file, file_offset, bytes) {
+            Err(error) if error.is_about_keeping() && self.may_drop_spool() => {
+                self.drop_spool()?;
+                self.keep(file, file_offset, bytes)
+            }
+            kept => kept,
+        };
+        self.kept(kept)
+    }
+
+    fn may_drop_spool(&self) -> bool {
+        self.spool_bytes() > 0 && !self.is_spool_in_use
+    }
+
+    /// Says whether the spool is still to be read.
+    pub fn use_spool(&mut self, is_in_use: bool) {
+        self.is_spool_in_use = is_in_use;
+    }
+
+    fn keep(&mut self, file: CacheFile, file_offset: u64, bytes: &[u8]) -> Result<(), CacheError> {
+        let (store, length) = (&self.store, bytes.len() as u64);
+        store.refuse_unstored()?;
+        let reserved = store.shared.reserve(length)?;
+        store.shared.with_room(length, || {
+            let _change = store.change(Some(file))?;
+            store.file(file, true)?.write_all_at(bytes, file_offset)
+        })?;
+        reserved.keep();
+        self.staged_bytes += length;
+        store.shared.budget.tick();
         Ok(())
+    }
+
+    /// Says whether bytes were kept, and why not where they should be.
+    fn kept(&self, kept: Result<(), CacheError>) -> Result<bool, CacheError> {
+        match kept {
+            Ok(()) => {
+                self.store.shared.note_kept();
+                Ok(true)
+            }
+            Err(error) if error.is_about_keeping() => {
+                self.store.shared.note_trouble(&error);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Bytes of the compressed blob kept by an interrupted pass, from the blob's start.
@@ -103,13 +172,32 @@ impl Stage {
         self.spool()?.read_at(buffer, offset)
     }
 
-    /// Keeps more of the compressed blob.
+    /// Keeps more of the compressed blob, for a pass that goes on after an interruption. Once there is
+    /// no room, nothing of the blob is kept any more: the room is the content's.
+    ///
+    /// # Errors
+    /// None but those that are about the layer's bytes.
     pub fn spool_append(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
-        let at = self.spool_bytes();
-        drop(self.store.change(None)?);
-        self.spool()?.write_all_at(bytes, at)?;
-        self.store.known.spool_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.store.shared.budget.add(bytes.len() as u64);
+        if self.is_without_spool {
+            return Ok(());
+        }
+        let kept = self.keep_spooled(bytes);
+        if !self.kept(kept)? {
+            self.drop_spool()?;
+        }
+        Ok(())
+    }
+
+    fn keep_spooled(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
+        let (at, length) = (self.spool_bytes(), bytes.len() as u64);
+        self.store.refuse_unstored()?;
+        let shared = self.store.shared.clone();
+        let reserved = shared.reserve(length)?;
+        drop(shared.with_room(CHUNK_BYTES, || self.store.change(None))?);
+        let spool = self.spool()?;
+        shared.with_room(length, || spool.write_all_at(bytes, at))?;
+        self.store.known.spool_bytes.fetch_add(length, Ordering::Relaxed);
+        reserved.keep();
         Ok(())
     }
 
@@ -123,7 +211,9 @@ impl Stage {
     /// Forgets everything staged, the spool too.
     pub fn restart(&mut self) -> Result<(), CacheError> {
         self.drop_content()?;
-        self.drop_spool()
+        self.drop_spool()?;
+        self.is_without_spool = false;
+        Ok(())
     }
 
     fn drop_content(&mut self) -> Result<(), CacheError> {
@@ -135,6 +225,7 @@ impl Stage {
 
     fn drop_spool(&mut self) -> Result<(), CacheError> {
         self.spool = None;
+        self.is_without_spool = true;
         let spooled = self.store.known.spool_bytes.swap(0, Ordering::Relaxed);
         self.store.shared.budget.subtract(spooled);
         self.store.folder.join("spool").remove_file()
@@ -143,8 +234,11 @@ impl Stage {
     /// Makes the layer's contents final: writes the toc, marks chunks (or their first bytes) that
     /// `covered` has as resident. `blob_digest` is the digest computed over the compressed blob.
     ///
+    /// Where the disk does not take the tables, the contents are known in memory alone, and nothing is
+    /// resident.
+    ///
     /// # Errors
-    /// When the contents do not fit the layer, or its files cannot be written or read back.
+    /// When the contents do not fit the layer.
     pub fn finish(
         mut self,
         toc: Toc,
@@ -157,53 +251,108 @@ impl Stage {
             Some(digest) if digest == store.key().digest => LayerState::Confirmed,
             Some(got) => return Err(CacheError::Poisoned { layer: store.key().digest, got }),
         };
-        let toc_bytes = toc_codec::encode(&toc);
-        let toc_digest = *blake3::hash(&toc_bytes).as_bytes();
         let stream_bytes = toc.stream_bytes;
         let contents = Arc::new(store.contents_of(toc)?);
-        let records = self.records(&contents, covered)?;
-        let chunks = contents.layout.chunks();
-        let write = |table: &DiskFile| chunk_table::write(table, &toc_digest, chunks, &records);
-        store.folder.join("chunks").write_with(write, Durability::Synced)?;
-        store.put_state(state, Some(stream_bytes), Durability::Synced)?;
-        store.folder.join("toc").write(&toc_bytes, Durability::Synced)?;
-        let mut filled = vec![0; chunks as usize];
-        for (chunk, record) in &records {
+        let stored = store.refuse_unstored().and_then(|()| {
+            let records = self.records(&contents, covered)?;
+            store.store_tables(&contents, &records, state.clone())?;
+            Ok(records)
+        });
+        let ready = match stored {
+            Ok(records) => self.ready_on_disk(&contents, &records),
+            Err(error) if error.is_about_keeping() => {
+                store.shared.note_trouble(&error);
+                self.ready_in_memory(&contents, state, stream_bytes)
+            }
+            Err(error) => return Err(error),
+        };
+        store.ready.set(ready).ok().expect("there is one stage, and it starts without contents");
+        self.drop_spool()?;
+        Ok(contents)
+    }
+
+    fn ready_on_disk(&mut self, contents: &Arc<Contents>, records: &[(u32, Record)]) -> Ready {
+        let store = &self.store;
+        let mut filled = vec![0; contents.layout.chunks() as usize];
+        for (chunk, record) in records {
             filled[*chunk as usize] = record.filled;
         }
         let chunks = ChunkStates::new(&filled, store.shared.budget.now());
         store.count_resident(chunks.resident_bytes());
         store.known.changes.opened(0);
         store.shared.budget.subtract(std::mem::take(&mut self.staged_bytes));
-        let ready = Ready { contents: contents.clone(), chunks };
-        store.ready.set(ready).ok().expect("there is one stage, and it starts without contents");
-        self.drop_spool()?;
-        Ok(contents)
+        Ready { contents: contents.clone(), chunks, records: Records::on_disk() }
     }
 
-    /// The chunks whose first bytes were staged, and what of them.
+    fn ready_in_memory(
+        &mut self,
+        contents: &Arc<Contents>,
+        state: LayerState,
+        stream_bytes: u64,
+    ) -> Ready {
+        let store = self.store.clone();
+        let layout = &contents.layout;
+        let seals = (0..layout.chunks()).filter_map(|chunk| {
+            let seal = self.seal_of(&layout.chunk(ChunkId(chunk)))?;
+            Some((chunk, Record { seal: Some(seal), ..Record::default() }))
+        });
+        let records = Records::in_memory(seals.collect());
+        store.known.is_unstored.store(true, Ordering::SeqCst);
+        store.set_state_in_memory(state, Some(stream_bytes));
+        // As far as the disk lets go of it.
+        let _ = self.drop_content();
+        let chunks = ChunkStates::new(&vec![0; layout.chunks() as usize], 0);
+        Ready { contents: contents.clone(), chunks, records }
+    }
+
+    /// The seal of a whole chunk that passed by.
+    fn seal_of(&self, placed: &Placed) -> Option<Seal> {
+        let length = (placed.stream.end - placed.stream.start) as u32;
+        self.hashes.get(placed.file, placed.file_offset, length)?.seal
+    }
+
+    /// The records of chunks whose first bytes were staged, and of those whose seal is known.
     fn records(
         &self,
         contents: &Contents,
         covered: &RangeSet,
     ) -> Result<Vec<(u32, Record)>, CacheError> {
         let layout = &contents.layout;
-        let mut records = Vec::new();
+        let mut records = BTreeMap::new();
+        if self.store.seals_while_staged() {
+            for chunk in 0..layout.chunks() {
+                let seal = self.seal_of(&layout.chunk(ChunkId(chunk)));
+                records.insert(chunk, Record { seal, ..Record::default() });
+            }
+        }
         for run in covered.iter() {
             for chunk in layout.chunks_of(StreamOffset(run.start)..StreamOffset(run.end)) {
                 let placed = layout.chunk(ChunkId(chunk));
                 let (start, end) = (placed.stream.start.get(), placed.stream.end.get());
                 if start < run.start {
+                    self.give_back(&placed, run.start - start, run.end.min(end) - run.start);
                     continue;
                 }
                 let filled = (run.end.min(end) - start) as u32;
-                let record = self.record(&placed, filled)?;
-                let is_whole = u64::from(filled) == end - start;
-                let seal = record.seal.filter(|_| is_whole);
-                records.push((chunk, Record { seal, ..record }));
+                let is_whole = run.end >= end;
+                match records.get(&chunk).and_then(|record| record.seal) {
+                    // A sealed chunk is here as a whole or not at all.
+                    Some(_) if !is_whole => self.give_back(&placed, 0, filled.into()),
+                    seal => {
+                        records.insert(chunk, Record { seal, ..self.record(&placed, filled)? });
+                    }
+                }
             }
         }
-        Ok(records)
+        Ok(records.into_iter().collect())
+    }
+
+    /// Gives bytes back that lie behind a gap in their chunk: no record can speak of them.
+    fn give_back(&self, placed: &Placed, offset: u64, bytes: u64) {
+        if let Ok(file) = self.store.file(placed.file, false) {
+            // They are uncounted, and overwritten when their chunk comes.
+            let _ = file.punch_hole(placed.file_offset + offset, bytes);
+        }
     }
 
     fn record(&self, placed: &Placed, filled: u32) -> Result<Record, CacheError> {

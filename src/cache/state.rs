@@ -1,4 +1,5 @@
-//! What is remembered between runs beside the bytes: `state.redb`.
+//! What is remembered between runs beside the bytes: `state.redb`, and the same once more in
+//! `state.copy.redb`.
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -6,16 +7,24 @@
 //! | `kits` | origin and manifest digest | seconds since 1970, folder names of its layers |
 //!
 //! It only holds conveniences: which tag meant what while there was a network, and which kits use
-//! a layer. A file that cannot be used is set aside (`state.redb.damaged`) and started anew.
+//! a layer. But without them a kit that is all here cannot be mounted offline by its tag, so a file that
+//! is lost, or cannot be used, is made again from the other one. A file that cannot be used is set aside
+//! (`*.damaged`).
+//!
+//! A change is not made where the disk has too little room for it: a database that met a full disk in
+//! the middle of a commit is of no use until it is opened again.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use redb::{
+    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+    WriteTransaction,
+};
 
+use super::LayerKey;
 use super::disk::{Place, Root};
-use super::{CacheError, LayerKey};
 use crate::oci::Digest;
 
 const ORIGINS: TableDefinition<&str, [u8; 32]> = TableDefinition::new("origins");
@@ -27,9 +36,16 @@ const MEMORY_BYTES: usize = 4 * 1024 * 1024;
 /// kit this is 100 MB.
 const MOST_ROWS: u64 = 10_000;
 
-/// The open state file.
+/// The files, in the order in which they are read.
+const NAMES: [&str; 2] = ["state.redb", "state.copy.redb"];
+
+/// The room that a change may take of the disk: a commit writes some pages, and redb grows its file by
+/// at most 1.5 MiB at a time while it is small.
+pub(super) const CHANGE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The open state files; none where the disk took neither.
 pub(super) struct State {
-    database: Database,
+    databases: Vec<Database>,
 }
 
 /// A kit that was recorded.
@@ -41,38 +57,31 @@ pub(super) struct RecordedKit {
 }
 
 impl State {
-    /// Opens the state file of a cache folder.
-    pub(super) fn open(root: &Arc<Root>) -> Result<Self, CacheError> {
-        let place = root.place("state.redb");
-        if place.exists() {
-            match open_database(&place) {
-                Ok(database) => return Ok(Self { database }),
-                Err(reason) => {
-                    let aside = place.with_name("state.redb.damaged");
-                    tracing::warn!(file = %place, %aside, reason, "the cache's state file cannot be used: it is set aside and started anew");
-                    place.rename(&aside)?;
-                }
-            }
-        }
-        let database = open_database(&place)
-            .map_err(|reason| CacheError::other("create", &place.path(), reason))?;
-        Ok(Self { database })
+    /// Opens the state files of a cache folder.
+    pub(super) fn open(root: &Arc<Root>) -> Self {
+        let opened = NAMES.map(|name| open_existing(&root.place(name)));
+        let rows = opened.iter().flatten().find_map(|database| Rows::read(database).ok());
+        let databases = NAMES.into_iter().zip(opened).filter_map(|(name, opened)| {
+            opened.or_else(|| make(&root.place(name), rows.as_ref().unwrap_or(&Rows::default())))
+        });
+        Self { databases: databases.collect() }
     }
 
     pub(super) fn remember(&self, origin: &str, manifest: Digest) -> Result<(), redb::Error> {
-        let write = self.database.begin_write()?;
-        {
+        self.change(|write| {
             let mut origins = write.open_table(ORIGINS)?;
             if origins.len()? >= MOST_ROWS && origins.get(origin)?.is_none() {
                 origins.pop_first()?;
             }
             origins.insert(origin, manifest.as_bytes())?;
-        }
-        Ok(write.commit()?)
+            Ok(())
+        })
     }
 
+    /// What an origin was last resolved to.
     pub(super) fn recall(&self, origin: &str) -> Result<Option<Digest>, redb::Error> {
-        let read = self.database.begin_read()?;
+        let Some(database) = self.databases.first() else { return Ok(None) };
+        let read = database.begin_read()?;
         let origins = match read.open_table(ORIGINS) {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
             origins => origins?,
@@ -87,9 +96,8 @@ impl State {
         layers: &[LayerKey],
         now_seconds: i64,
     ) -> Result<(), redb::Error> {
-        let mut names: Vec<String> = layers.iter().map(LayerKey::folder_name).collect();
-        let write = self.database.begin_write()?;
-        {
+        self.change(|write| {
+            let mut names: Vec<String> = layers.iter().map(LayerKey::folder_name).collect();
             let mut kits = write.open_table(KITS)?;
             if kits.len()? >= MOST_ROWS {
                 forget_oldest(&mut kits)?;
@@ -104,29 +112,130 @@ impl State {
                 }
             }
             kits.insert(key, (now_seconds, names.join("\n").as_str()))?;
+            Ok(())
+        })
+    }
+
+    /// Forgets the kits and origins of manifests that `is_gone`.
+    pub(super) fn forget(&self, is_gone: impl Fn(&Digest) -> bool) -> Result<(), redb::Error> {
+        self.change(|write| {
+            let is_kept = |digest: [u8; 32]| !is_gone(&Digest::from_sha256(digest));
+            write.open_table(ORIGINS)?.retain(|_, digest| is_kept(digest))?;
+            write.open_table(KITS)?.retain(|(_, digest), _| is_kept(digest))?;
+            Ok(())
+        })
+    }
+
+    /// Makes a change in both files; it counts as made when one of them has it.
+    fn change(
+        &self,
+        change: impl Fn(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), redb::Error> {
+        let mut outcome = Ok(());
+        for database in &self.databases {
+            let changed = database.begin_write().map_err(redb::Error::from).and_then(|write| {
+                change(&write)?;
+                Ok(write.commit()?)
+            });
+            // The first file is the one that is read.
+            outcome = outcome.and(changed);
         }
-        Ok(write.commit()?)
+        outcome
     }
 
     /// Every recorded kit, by origin.
     pub(super) fn kits(&self) -> Result<Vec<RecordedKit>, redb::Error> {
-        let read = self.database.begin_read()?;
-        let kits = match read.open_table(KITS) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-            kits => kits?,
-        };
-        let mut found = Vec::new();
-        for row in kits.iter()? {
-            let (key, value) = row?;
-            let (origin, manifest) = key.value();
-            let (_, names) = value.value();
-            found.push(RecordedKit {
-                origin: origin.to_owned(),
-                manifest: Digest::from_sha256(manifest),
-                layers: names.lines().filter_map(LayerKey::parse_folder_name).collect(),
-            });
+        let Some(database) = self.databases.first() else { return Ok(Vec::new()) };
+        let rows = Rows::read(database)?.kits.into_iter();
+        let kits = rows.map(|(origin, manifest, _, names)| RecordedKit {
+            origin,
+            manifest: Digest::from_sha256(manifest),
+            layers: names.lines().filter_map(LayerKey::parse_folder_name).collect(),
+        });
+        Ok(kits.collect())
+    }
+}
+
+/// All that a state file holds.
+#[derive(Default)]
+struct Rows {
+    origins: Vec<(String, [u8; 32])>,
+    kits: Vec<(String, [u8; 32], i64, String)>,
+}
+
+impl Rows {
+    fn read(database: &Database) -> Result<Self, redb::Error> {
+        let read = database.begin_read()?;
+        let mut rows = Self::default();
+        match read.open_table(ORIGINS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => {}
+            origins => {
+                for row in origins?.iter()? {
+                    let (origin, digest) = row?;
+                    rows.origins.push((origin.value().to_owned(), digest.value()));
+                }
+            }
         }
-        Ok(found)
+        match read.open_table(KITS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => {}
+            kits => {
+                for row in kits?.iter()? {
+                    let (key, value) = row?;
+                    let ((origin, manifest), (seconds, names)) = (key.value(), value.value());
+                    rows.kits.push((origin.to_owned(), manifest, seconds, names.to_owned()));
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    fn write(&self, database: &Database) -> Result<(), redb::Error> {
+        let write = database.begin_write()?;
+        {
+            let mut origins = write.open_table(ORIGINS)?;
+            for (origin, digest) in &self.origins {
+                origins.insert(origin.as_str(), digest)?;
+            }
+            let mut kits = write.open_table(KITS)?;
+            for (origin, manifest, seconds, names) in &self.kits {
+                kits.insert((origin.as_str(), *manifest), (*seconds, names.as_str()))?;
+            }
+        }
+        Ok(write.commit()?)
+    }
+}
+
+/// A state file as it is; one that cannot be used is set aside.
+fn open_existing(place: &Place) -> Option<Database> {
+    if !place.exists() {
+        return None;
+    }
+    match open_database(place) {
+        Ok(database) => Some(database),
+        Err(reason) => {
+            let name = place.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let aside = place.with_name(format!("{name}.damaged"));
+            tracing::warn!(file = %place, %aside, reason, "a state file of the cache cannot be used: it is set aside and made anew");
+            place.rename(&aside).is_err().then(|| place.remove_file());
+            None
+        }
+    }
+}
+
+/// A new state file with these rows; none where the disk does not take it.
+fn make(place: &Place, rows: &Rows) -> Option<Database> {
+    let made = open_database(place).and_then(|database| {
+        rows.write(&database).map_err(|error| error.to_string())?;
+        Ok(database)
+    });
+    match made {
+        Ok(database) => Some(database),
+        Err(reason) => {
+            tracing::warn!(file = %place, reason, "a state file of the cache cannot be made");
+            // A half of it would be in the way of the next try.
+            let _ = place.remove_file();
+            None
+        }
     }
 }
 
@@ -171,7 +280,7 @@ mod tests {
     use crate::oci::{Compression, Encoding, Format};
 
     fn open(folder: &std::path::Path) -> State {
-        State::open(&Root::open(folder, 1).unwrap()).unwrap()
+        State::open(&Root::open(folder, 1).unwrap())
     }
 
     fn key(name: &str) -> LayerKey {
@@ -200,18 +309,63 @@ mod tests {
         assert_eq!(state.kits().unwrap(), [kit]);
     }
 
-    #[test]
-    fn a_damaged_file_is_set_aside_and_started_anew() {
-        let folder = tempfile::tempdir().unwrap();
-        open(folder.path()).remember("a", Digest::of(b"1")).unwrap();
-        let path = folder.path().join("state.redb");
+    fn damage(folder: &std::path::Path, name: &str) {
+        let path = folder.join(name);
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[0] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_lost_or_damaged_is_made_again_from_the_other() {
+        for name in NAMES {
+            for is_lost in [false, true] {
+                let folder = tempfile::tempdir().unwrap();
+                {
+                    let state = open(folder.path());
+                    state.remember("a", Digest::of(b"1")).unwrap();
+                    state.record_kit("a", Digest::of(b"1"), &[key("x")], 5).unwrap();
+                }
+                match is_lost {
+                    true => std::fs::remove_file(folder.path().join(name)).unwrap(),
+                    false => damage(folder.path(), name),
+                }
+                let state = open(folder.path());
+                assert_eq!(state.recall("a").unwrap(), Some(Digest::of(b"1")));
+                assert_eq!(state.kits().unwrap().len(), 1);
+                assert_eq!(state.databases.len(), 2);
+                let aside = folder.path().join(format!("{name}.damaged"));
+                assert_eq!(aside.exists(), !is_lost);
+                drop(state);
+                // The one that was made again is as good as the other.
+                let other = NAMES.into_iter().find(|other| *other != name).unwrap();
+                damage(folder.path(), other);
+                assert_eq!(open(folder.path()).recall("a").unwrap(), Some(Digest::of(b"1")));
+            }
+        }
+    }
+
+    #[test]
+    fn where_both_files_are_damaged_they_are_started_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path()).remember("a", Digest::of(b"1")).unwrap();
+        NAMES.into_iter().for_each(|name| damage(folder.path(), name));
         let state = open(folder.path());
         assert_eq!(state.recall("a").unwrap(), None);
-        assert!(folder.path().join("state.redb.damaged").exists());
         state.remember("b", Digest::of(b"1")).unwrap();
+    }
+
+    #[test]
+    fn manifests_that_are_gone_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = open(folder.path());
+        for (origin, manifest) in [("a", "1"), ("b", "2")] {
+            state.remember(origin, Digest::of(manifest.as_bytes())).unwrap();
+            state.record_kit(origin, Digest::of(manifest.as_bytes()), &[], 5).unwrap();
+        }
+        state.forget(|digest| *digest == Digest::of(b"1")).unwrap();
+        assert_eq!((state.recall("a").unwrap(), state.kits().unwrap().len()), (None, 1));
+        assert_eq!(state.recall("b").unwrap(), Some(Digest::of(b"2")));
     }
 
     #[test]
@@ -221,7 +375,7 @@ mod tests {
         for (origin, seconds) in [("a", 7), ("b", 5), ("c", 6)] {
             state.record_kit(origin, Digest::of(b"1"), &[], seconds).unwrap();
         }
-        let write = state.database.begin_write().unwrap();
+        let write = state.databases[0].begin_write().unwrap();
         forget_oldest(&mut write.open_table(KITS).unwrap()).unwrap();
         write.commit().unwrap();
         let origins: Vec<String> =

@@ -21,9 +21,10 @@ use super::chunk_states::{ChunkState, ChunkStates};
 use super::chunk_table::{self, Loaded, Record};
 use super::disk::{DiskFile, Durability, FileKey, LayerFile, Place};
 use super::emptying::Pins;
-use super::known::{Known, Shared, put_meta, remove_content, seconds};
+use super::known::{Known, Shared, Storing, put_meta, read_meta, remove_content, seconds};
 use super::meta::{Meta, Residency};
 use super::page_aligned::page_aligned;
+use super::records::Records;
 use super::{CacheError, LayerKey, LayerState};
 use crate::layer::{CacheFile, ChunkId, Layout, StreamOffset, Toc, layout::Placed, toc_codec};
 
@@ -44,13 +45,14 @@ pub struct LayerStore {
     /// Whether somebody opened it to read, not only to evict or check.
     pub(super) is_used: AtomicBool,
     blob_bytes: u64,
-    serial: u64,
+    pub(super) serial: u64,
 }
 
 /// What there is once the contents are known.
 pub(super) struct Ready {
     pub(super) contents: Arc<Contents>,
     pub(super) chunks: ChunkStates,
+    pub(super) records: Records,
 }
 
 /// The contents of a layer and how they lie in the cache.
@@ -94,6 +96,7 @@ impl LayerStore {
         shared: Arc<Shared>,
         known: Arc<Known>,
         blob_bytes: u64,
+        storing: Storing,
     ) -> Result<Self, CacheError> {
         let store = Self {
             folder: shared.layer_folder(known.key),
@@ -108,6 +111,18 @@ impl LayerStore {
             is_used: AtomicBool::new(false),
             blob_bytes,
         };
+        if storing == Storing::InMemory {
+            store.known.is_unstored.store(true, Ordering::SeqCst);
+            store.forget_in_memory();
+            return Ok(store);
+        }
+        if store.known.is_unstored.load(Ordering::SeqCst) {
+            // What was noted in memory alone is over: the file says more, where there is one.
+            let meta =
+                read_meta(&store.folder.join("meta"))?.filter(|meta| meta.key == store.key());
+            *store.known.meta.write() = meta;
+            store.known.is_unstored.store(false, Ordering::SeqCst);
+        }
         store.folder.create_folder()?;
         let meta = store.known.meta.read().clone();
         match meta {
@@ -168,20 +183,44 @@ impl LayerStore {
                 *filled = 0;
             }
         }
-        let stamp = self.known.stamp.load(Ordering::Relaxed);
-        Ok(Some(Ready { contents: Arc::new(contents), chunks: ChunkStates::new(&filled, stamp) }))
+        let chunks = ChunkStates::new(&filled, self.known.stamp.load(Ordering::Relaxed));
+        Ok(Some(Ready { contents: Arc::new(contents), chunks, records: Records::on_disk() }))
     }
 
     /// Takes a confirmed layer for unconfirmed, because the seal of a chunk was lost: it is
     /// confirmed again, if it can be, when all of it is here.
-    pub(super) fn unconfirm(&self, stream_bytes: u64) -> Result<(), CacheError> {
-        match self.state() {
-            LayerState::Confirmed => {
-                tracing::warn!(layer = %self.key().digest, "seals of its chunks are lost: its bytes are to be verified again");
-                self.put_state(LayerState::Unconfirmed, Some(stream_bytes), Durability::Synced)
-            }
-            LayerState::Unconfirmed | LayerState::Poisoned { .. } => Ok(()),
+    pub(super) fn unconfirm(&self, stream_bytes: u64) {
+        if self.state() != LayerState::Confirmed {
+            return;
         }
+        tracing::warn!(layer = %self.key().digest, "seals of its chunks are lost: its bytes are to be verified again");
+        let state = LayerState::Unconfirmed;
+        if let Err(error) = self.put_state(state.clone(), Some(stream_bytes), Durability::Synced) {
+            // What this process says of the layer must be true, whatever the disk takes.
+            self.shared.note_trouble(&error);
+            if let Some(meta) = &mut *self.known.meta.write() {
+                meta.state = state;
+            }
+        }
+    }
+
+    /// Notes in memory alone that nothing of the layer is here: its files cannot be used.
+    fn forget_in_memory(&self) {
+        let (state, stream_bytes) = match self.known.meta.read().clone() {
+            Some(Meta { state: state @ LayerState::Poisoned { .. }, stream_bytes, .. }) => {
+                (state, stream_bytes)
+            }
+            _ => (LayerState::Unconfirmed, None),
+        };
+        self.set_state_in_memory(state, stream_bytes);
+        self.known.changes.begin();
+    }
+
+    /// Notes a state in memory alone.
+    pub(super) fn set_state_in_memory(&self, state: LayerState, stream_bytes: Option<u64>) {
+        let _one_at_a_time = self.known.writing_meta.lock();
+        let meta = self.meta_with(state, stream_bytes);
+        *self.known.meta.write() = Some(meta);
     }
 
     /// The contents of this layer, if they can be.
@@ -243,21 +282,26 @@ impl LayerStore {
         stream_bytes: Option<u64>,
         durability: Durability,
     ) -> Result<(), CacheError> {
-        let (blob_bytes, residency) = (self.blob_bytes, Residency::InUse(self.shared.boot));
         let _one_at_a_time = self.known.writing_meta.lock();
-        let known = self.known.meta.read().clone();
-        let meta = known.unwrap_or_else(|| Meta {
-            key: self.key(),
-            blob_bytes,
-            stream_bytes,
-            state: LayerState::Unconfirmed,
-            first_seen_seconds: seconds(SystemTime::now()),
-            warmed_seconds: None,
-            residency,
-            mtime: None,
-        });
-        let meta = Meta { blob_bytes, stream_bytes, state, ..meta };
-        put_meta(&self.folder, &self.known, meta, durability)
+        put_meta(&self.folder, &self.known, self.meta_with(state, stream_bytes), durability)
+    }
+
+    /// The record of the layer with another state; a new one where there is none.
+    fn meta_with(&self, state: LayerState, stream_bytes: Option<u64>) -> Meta {
+        let blob_bytes = self.blob_bytes;
+        match self.known.meta.read().clone() {
+            Some(meta) => Meta { blob_bytes, stream_bytes, state, ..meta },
+            None => Meta {
+                key: self.key(),
+                blob_bytes,
+                stream_bytes,
+                state,
+                first_seen_seconds: seconds(SystemTime::now()),
+                warmed_seconds: None,
+                residency: Residency::InUse(self.shared.boot),
+                mtime: None,
+            },
+        }
     }
 
     /// Changes the meta file; nothing where there is none.
@@ -279,8 +323,7 @@ impl LayerStore {
     }
 
     fn wrong_blob_bytes(&self, known: u64, said: u64) -> CacheError {
-        let why = format!("it has {known} bytes, and the manifest says {said}");
-        CacheError::other("use layer", &self.folder.path(), why)
+        CacheError::WrongSize { layer: self.key().digest, known, said }
     }
 
     /// Which layer this is.
@@ -408,12 +451,12 @@ impl LayerStore {
             return Ok(Read::Miss);
         }
         let is_read = match wait {
-            Wait::ForDisk => self.read_file(placed, skip, piece)?,
+            Wait::ForDisk => self.read_file(placed, skip, piece).or_else(|e| self.lost(e))?,
             Wait::Never if self.read_open_file(placed, skip, piece) => true,
             Wait::Never => return Ok(Read::Waits),
         };
         if !is_read {
-            self.empty(ready, chunk, Some(state))?;
+            self.drop_wrong(ready, chunk, state);
             return Ok(Read::Miss);
         }
         if !state.is_same_generation(ready.chunks.load(chunk)) {
@@ -421,6 +464,16 @@ impl LayerStore {
         }
         ready.chunks.touch(chunk, self.shared.budget.now());
         Ok(Read::Hit)
+    }
+
+    /// What is done about a file of the cache that cannot be read: its bytes are fetched again, unless it
+    /// is this process that lacks something.
+    fn lost(&self, error: CacheError) -> Result<bool, CacheError> {
+        if error.is_about_the_process() {
+            return Err(error);
+        }
+        self.shared.note_trouble(&error);
+        Ok(false)
     }
 
     /// Reads bytes of a chunk from its file, if it is open and the kernel has them in memory.
@@ -476,30 +529,29 @@ impl LayerStore {
         is_right: impl FnOnce(&Record, &[u8]) -> bool,
     ) -> Result<bool, CacheError> {
         let mut bytes = page_aligned(state.filled() as usize);
-        let record = self.record(chunk)?;
-        let is_there = self.read_file(placed, 0, &mut bytes)?;
-        if is_there && is_right(&record, &bytes) {
+        let is_right = self
+            .record(ready, chunk)
+            .and_then(|record| {
+                Ok(self.read_file(placed, 0, &mut bytes)? && is_right(&record, &bytes))
+            })
+            .or_else(|error| self.lost(error))?;
+        if is_right {
             if ready.chunks.mark_checked(chunk, state) {
                 self.known.changes.no_longer_unchecked(u64::from(state.filled()));
             }
             return Ok(false);
         }
-        self.drop_changed(ready, chunk, state)
+        Ok(self.drop_changed(ready, chunk, state))
     }
 
     /// Drops a chunk in the state `seen`, whose bytes are not what its record says. Returns whether
     /// it went.
-    pub(super) fn drop_changed(
-        &self,
-        ready: &Ready,
-        chunk: u32,
-        seen: ChunkState,
-    ) -> Result<bool, CacheError> {
-        let dropped = self.empty(ready, chunk, Some(seen))?;
-        if dropped > 0 {
+    pub(super) fn drop_changed(&self, ready: &Ready, chunk: u32, seen: ChunkState) -> bool {
+        let is_dropped = self.drop_wrong(ready, chunk, seen);
+        if is_dropped {
             tracing::warn!(layer = %self.key().digest, chunk, "bytes on the local disk changed: dropped, to be fetched again");
         }
-        Ok(dropped > 0)
+        is_dropped
     }
 
     /// The groups of chunks in which something is resident, and when each was last used.
@@ -514,24 +566,6 @@ impl LayerStore {
             }
             LayerState::Unconfirmed | LayerState::Confirmed => Ok(()),
         }
-    }
-
-    pub(super) fn record(&self, chunk: u32) -> Result<Record, CacheError> {
-        chunk_table::read_record(&*self.table()?, chunk)
-    }
-
-    pub(super) fn put_record(&self, chunk: u32, record: &Record) -> Result<(), CacheError> {
-        chunk_table::write_record(&*self.table()?, chunk, record)
-    }
-
-    /// Returns when all records are on the disk.
-    pub(super) fn sync_records(&self) -> Result<(), CacheError> {
-        self.table()?.sync()
-    }
-
-    fn table(&self) -> Result<Arc<DiskFile>, CacheError> {
-        let key = FileKey { layer: self.serial, file: LayerFile::Chunks };
-        self.shared.root.files.get(key, || self.folder.join("chunks").open())
     }
 
     /// A file of content, open; created where it is not there and `create` says so.

@@ -123,12 +123,12 @@ impl LayerStore {
         let state = ready.chunks.claim_waiting(chunk);
         let is_same = seen.is_same_generation(state);
         let is_right = match is_same {
-            true => self.seal_record(chunk, bytes, seal, blames),
+            true => self.seal_record(ready, chunk, bytes, seal, blames),
             false => Ok(true),
         };
         ready.chunks.release(chunk);
         if !is_right? {
-            self.drop_changed(ready, chunk, seen)?;
+            self.drop_changed(ready, chunk, seen);
             return Ok(false);
         }
         Ok(is_same)
@@ -137,12 +137,13 @@ impl LayerStore {
     /// The same for a chunk that the caller owns; `false` where its record is of other bytes.
     fn seal_record(
         &self,
+        ready: &Ready,
         chunk: u32,
         bytes: &[u8],
         seal: Seal,
         blames: Blames,
     ) -> Result<bool, CacheError> {
-        let record = self.record(chunk)?;
+        let record = self.record(ready, chunk)?;
         let is_right = match blames {
             Blames::Nobody => record.filled as usize == bytes.len(),
             Blames::TheDisk => record.matches(bytes),
@@ -151,7 +152,7 @@ impl LayerStore {
             return Ok(false);
         }
         if record.seal != Some(seal) {
-            self.put_record(chunk, &Record { seal: Some(seal), ..record })?;
+            self.put_record(ready, chunk, &Record { seal: Some(seal), ..record })?;
         }
         Ok(true)
     }

@@ -37,7 +37,7 @@ enum Command {
         #[arg(value_name = "WHAT")]
         what: String,
     },
-    /// Remove every layer that no mount uses.
+    /// Remove every layer that no mount uses, and the manifests and configs of kits without layers.
     Clear,
     /// Check every byte in the cache against its checksum, and drop wrong bytes.
     #[command(after_help = "\
@@ -91,8 +91,12 @@ fn print_layers(layers: &[CachedLayer]) -> Result<(), CliError> {
 
 fn print_removed(report: &CacheReport) -> Result<(), CliError> {
     print_warnings(&report.kept);
+    let documents = match report.removed_documents {
+        0 => String::new(),
+        count => format!(" and {}", count_of(count, "document", "documents")),
+    };
     print_line(format_args!(
-        "removed {}, {}",
+        "removed {}{documents}, {}",
         count_of(report.layers.len() as u64, "layer", "layers"),
         sizes::show(report.removed_bytes)
     ))?;

@@ -41,7 +41,7 @@ fn factor(unit: &str) -> Option<u64> {
 }
 
 /// Prints a size for people: `0 B`, `104.2 KiB`, `1.5 TiB`.
-pub(super) use crate::daemon::shown_bytes as show;
+pub(super) use crate::observe::shown_bytes as show;
 
 /// Prints how many bytes are in the cache, and how many of them are unchecked.
 pub(super) fn show_resident(resident_bytes: u64, unchecked_bytes: u64) -> String {

@@ -12,7 +12,7 @@ use super::output::{
 use super::settings::Settings;
 use super::sizes;
 use crate::daemon::Backend;
-use crate::daemon::api::{HydrateState, MountStatus, PassthroughState};
+use crate::daemon::api::{DaemonStatus, HydrateState, MountStatus, PassthroughState};
 use crate::fuse::{Answer, OtherMount, other_mounts};
 
 #[derive(Debug, clap::Args)]
@@ -45,11 +45,15 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     // Without a cache folder there is no daemon of it, but there may be mounts of other daemons.
-    let (mut mounts, lost) = match settings.daemon() {
+    let (running, lost) = match settings.daemon() {
         Ok(config) => {
-            (mounts_of(Backend::running(&config).await?).await?, Backend::lost(&config).await?)
+            (status_of(Backend::running(&config).await?).await?, Backend::lost(&config).await?)
         }
-        Err(_) => (Vec::new(), Vec::new()),
+        Err(_) => (None, Vec::new()),
+    };
+    let (mut mounts, trouble) = match running {
+        Some(status) => (status.mounts, status.cache_trouble),
+        None => (Vec::new(), None),
     };
     for daemon in lost {
         let status = daemon.status().await?;
@@ -73,6 +77,11 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         true => print_json(&listed(&mounts, &dead)),
         false => print_table_of(&mounts, &dead),
     }?;
+    if let Some(trouble) = trouble {
+        warn(format_args!(
+            "the cache cannot keep bytes, and reads go through without it: {trouble}"
+        ));
+    }
     for mount in &dead {
         let place = printable(mount.mountpoint.as_os_str().as_bytes());
         warn(format_args!(
@@ -91,10 +100,10 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     Ok(())
 }
 
-async fn mounts_of(daemon: Option<Backend>) -> Result<Vec<MountStatus>, CliError> {
+async fn status_of(daemon: Option<Backend>) -> Result<Option<DaemonStatus>, CliError> {
     match daemon {
-        Some(daemon) => Ok(daemon.status().await?.mounts),
-        None => Ok(Vec::new()),
+        Some(daemon) => Ok(Some(daemon.status().await?)),
+        None => Ok(None),
     }
 }
 

@@ -431,6 +431,10 @@ pub struct DaemonStatus {
     pub cache_capacity_bytes: Option<u64>,
     /// Free bytes that the cache leaves on its file system.
     pub cache_keep_free_bytes: u64,
+    /// Why the cache does not keep what is read at the moment, where it does not: reads go through
+    /// without it.
+    #[serde(default)]
+    pub cache_trouble: Option<String>,
     /// What was fetched, and what is under way.
     pub fetch: FetchStatus,
     /// Seconds since 1970.
@@ -705,6 +709,9 @@ pub enum CacheRequest {
 pub struct CacheReport {
     /// The layers: all for `List`, those touched for the others.
     pub layers: Vec<CachedLayer>,
+    /// Manifests, indexes and configs that were removed (`Clear`).
+    #[serde(default)]
+    pub removed_documents: u64,
     /// Bytes that were removed.
     pub removed_bytes: u64,
     /// Chunks that were wrong and dropped (`Verify`).

@@ -70,9 +70,11 @@ fn cache_kind(error: &CacheError) -> FailureKind {
         | CacheError::Full { .. }
         | CacheError::DiskFull { .. }
         | CacheError::InUse(_) => FailureKind::Cache,
-        CacheError::Poisoned { .. } | CacheError::Changed { .. } | CacheError::Layout(_) => {
-            FailureKind::BadContent
-        }
+        CacheError::Poisoned { .. }
+        | CacheError::Changed { .. }
+        | CacheError::WrongSize { .. }
+        | CacheError::Layout(_) => FailureKind::BadContent,
+        CacheError::Gap { .. } => FailureKind::Internal,
     }
 }
 
@@ -99,7 +101,9 @@ fn fetch_kind(error: &FetchError) -> FailureKind {
         FetchError::Source(error) => source_kind(error),
         FetchError::Cache(error) => cache_kind(error),
         FetchError::Poisoned { .. } | FetchError::Malformed { .. } => FailureKind::BadContent,
-        FetchError::LargeWindow(_) | FetchError::Thrashing(_) => FailureKind::Cache,
+        FetchError::NotKept { .. } | FetchError::LargeWindow(_) | FetchError::Thrashing(_) => {
+            FailureKind::Cache
+        }
     }
 }
 

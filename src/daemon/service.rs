@@ -31,7 +31,7 @@ use super::networks::Networks;
 use super::own_paths::own_paths;
 use super::replay::{self, Replay};
 use super::socket::{Address, FolderSocket};
-use super::{describing, listing, reading, recording, tags, upkeep, waiting, warming};
+use super::{describing, fitting, listing, reading, recording, tags, upkeep, waiting, warming};
 use crate::cache::Cache;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{self, FsConfig, Line, LoadRequest, LoadedKit};
@@ -110,6 +110,7 @@ impl Service {
             cache_resident_bytes: self.cache.resident_bytes(),
             cache_capacity_bytes: self.cache.capacity_bytes(),
             cache_keep_free_bytes: self.cache.keep_free_bytes(),
+            cache_trouble: self.cache.trouble(),
             fetch: describing::fetch_status(self.fetcher.usage()),
             started_at: self.started_at,
             mounts,
@@ -170,10 +171,10 @@ impl Service {
             _replay: trace.map(|trace| AbortOnDropHandle::new(tokio::spawn(replay_quietly(trace)))),
         };
         let reference = request.kit.reference;
+        let no_room = self.no_room(&kit).await;
         let mut status = reservation.fulfil(mount, kit, reference, now(), background)?;
         status.warnings.extend(warnings);
         status.warnings.extend(mount_warnings());
-        let no_room = self.no_room(&status);
         status.warnings.extend(no_room);
         tracing::info!(reference = status.reference, digest = status.digest,
             mountpoint = %status.mountpoint.display(), "mounted");
@@ -193,15 +194,11 @@ impl Service {
         Ok(sessions.insert(started).clone())
     }
 
-    /// What is to be said where nothing more can be cached, so that nothing more can be read.
-    fn no_room(&self, status: &MountStatus) -> Option<String> {
-        let has_all = status.resident_bytes >= status.total_bytes;
-        // It is mounted: where the file system does not say, reads will.
-        let has_room = self.cache.has_room().unwrap_or(true);
-        (!has_all && !has_room).then(|| {
-            let folder = self.cache.folder().display();
-            format!("the disk of {folder} has no room beside --keep-free: reads will fail")
-        })
+    /// A warning about a kit that does not fit the cache.
+    async fn no_room(&self, kit: &Arc<LoadedKit>) -> Option<String> {
+        let (cache, kit) = (self.cache.clone(), kit.clone());
+        // A file system that does not answer must not hold up others.
+        spawn_blocking(move || fitting::warning(&cache, &kit)).await.ok().flatten()
     }
 
     async fn load_replay(&self, kit: &Arc<LoadedKit>, file: PathBuf) -> Result<Replay, Failure> {

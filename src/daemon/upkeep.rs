@@ -30,7 +30,17 @@ pub(super) fn run(
             let layers = layers.iter().map(cached_layer).collect();
             Ok(CacheReport { layers, ..CacheReport::default() })
         }
-        CacheRequest::Clear => remove(cache, mounts, &layers),
+        CacheRequest::Clear => {
+            let mut report = remove(cache, mounts, &layers)?;
+            match cache.clear_documents() {
+                Ok(cleared) => {
+                    report.removed_documents = cleared.documents;
+                    report.removed_bytes += cleared.bytes;
+                }
+                Err(error) => report.failed.push(error.to_string()),
+            }
+            Ok(report)
+        }
         CacheRequest::Remove(what) => {
             let keys = layers_of(cache, &layers, what)?;
             let meant = layers.into_iter().filter(|layer| keys.contains(&layer.key));

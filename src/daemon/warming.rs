@@ -13,13 +13,13 @@ use super::api::{Failure, FailureKind, LayerProgress, RawPath, WarmReport, Warme
 use super::bringing;
 use super::paths::{self, LastLink};
 use super::replay::Replay;
-use super::sizes::shown_bytes;
 use super::upkeep::kit_state;
 use crate::cache::{Cache, LayerState};
 use crate::fetch::Layer;
 use crate::fs::LoadedKit;
 use crate::kit::{Content, Filters, Kit, KitLayer, NodeId, NodeKind, Placement, Tree};
 use crate::layer::StreamOffset;
+use crate::observe::shown_bytes;
 use crate::source::Priority;
 
 /// Layers that are warmed at once; their transfers share the scheduler's turns.
@@ -271,7 +271,14 @@ impl Want {
     async fn verify(&self) -> Result<(), Failure> {
         let digest = self.layer.key().digest;
         let (kind, why) = match self.layer.confirmed().await {
-            LayerState::Confirmed => return Ok(()),
+            LayerState::Confirmed if !self.is_whole() || self.layer.store().is_complete() => {
+                return Ok(());
+            }
+            LayerState::Confirmed => {
+                let why = "came and is right, but not all of it could be kept: give the cache more \
+                           room";
+                (FailureKind::Cache, why.to_owned())
+            }
             // Nobody has a digest of it; its ETag was compared with each answer.
             LayerState::Unconfirmed if !self.layer.key().encoding.is_verifiable() => return Ok(()),
             LayerState::Poisoned { got } => (

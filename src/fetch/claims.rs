@@ -57,8 +57,24 @@ pub(super) enum Admission {
 impl Inner {
     /// Starts the transfers that `range` needs, and makes those on their way at least as urgent.
     pub(super) fn plan(self: &Arc<Self>, range: &Range<StreamOffset>, priority: Priority) -> Plan {
+        self.plan_again(range, priority, false)
+    }
+
+    /// The same; for a reader that lost bytes before it could take them, they are held.
+    pub(super) fn plan_again(
+        self: &Arc<Self>,
+        range: &Range<StreamOffset>,
+        priority: Priority,
+        is_to_be_held: bool,
+    ) -> Plan {
         let layout = &self.contents.layout;
-        let wanted = layout.chunks_of(range.clone());
+        let mut wanted = layout.chunks_of(range.clone());
+        if self.cache.is_in_trouble() && priority == Priority::Readahead {
+            // Bytes that are not kept lie in memory until they are read.
+            wanted.end = wanted.end.min(wanted.start.saturating_add(self.passing.free_chunks()));
+        }
+        // Work in the background is done for the cache, and not for what lies in memory for a moment.
+        let is_for_readers = priority >= Priority::Readahead;
         let limit = match priority {
             // The window in front of a reader comes best in the reader's order.
             Priority::Readahead => self.line().request_chunks_of(wanted.end - wanted.start),
@@ -66,6 +82,9 @@ impl Inner {
         };
         let mut claims = self.claims.lock();
         let runs = plan::transfers(wanted.clone(), limit, |chunk| {
+            if is_for_readers && self.is_here(ChunkId(chunk)) {
+                return ChunkStatus::Resident;
+            }
             let is_claimed = self.is_coming(&claims, chunk);
             self.status(ChunkId(chunk), is_claimed)
         });
@@ -94,6 +113,10 @@ impl Inner {
                 Some((last, last_end)) if Arc::ptr_eq(last, transfer) => *last_end = end,
                 _ => waits.push((transfer.clone(), end)),
             }
+        }
+        if priority == Priority::OnDemand {
+            // A source without ranges may make a stream over the whole layer of any of them.
+            waits.iter().for_each(|(transfer, _)| transfer.want(range.clone(), is_to_be_held));
         }
         drop(claims);
         self.raise(&waits, priority);

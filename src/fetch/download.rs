@@ -17,7 +17,7 @@ use super::layer::{Inner, Way};
 use super::pace::Streaming;
 use super::scheduler::Permit;
 use super::transfer::Transfer;
-use super::writer::Writer;
+use super::writer::{Writer, Written};
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, StreamOffset};
 use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
@@ -72,7 +72,8 @@ impl Inner {
             return Ok(());
         }
         let whole = 0..self.spec.blob.size;
-        let mut asked = match self.is_compressed() {
+        let mut is_whole = self.is_compressed();
+        let mut asked = match is_whole {
             true => whole.clone(),
             false => range.start.in_uncompressed_blob().get()..range.end.get(),
         };
@@ -82,7 +83,7 @@ impl Inner {
         way.line.answered(asked_at.elapsed());
         match self.admit(transfer, stream.range == whole && asked != whole) {
             Admission::Write => {}
-            Admission::WriteWhole => asked = whole,
+            Admission::WriteWhole => (asked, is_whole) = (whole, true),
             Admission::TakenOver => return Ok(()),
             Admission::After(other) => {
                 drop((stream, permit));
@@ -94,7 +95,8 @@ impl Inner {
         let mut streaming = way.line.begin();
         let asked_bytes = asked.end - asked.start;
         let (batches, incoming) = mpsc::channel::<Batch>(BATCHES);
-        let writer = Writer::new(self.clone(), transfer.clone(), StreamOffset(asked.start));
+        let start = StreamOffset(asked.start);
+        let writer = Writer::new(self.clone(), transfer.clone(), start, is_whole);
         let writer = tokio::task::spawn_blocking(move || writer.drain(incoming));
         let mut feeding =
             Feeding { source: way.source.clone(), untried, streaming: &mut streaming };
@@ -103,10 +105,15 @@ impl Inner {
         let has_changed = !Arc::ptr_eq(&source, &way.source);
         let written = writer.await.map_err(|error| FetchError::malformed(self.spec.blob, error))?;
         // A source that broke off is why the writer has too little.
-        if let Err(error) = fed.and(written) {
-            // Who waits plans again, and asks the others.
-            let goes_on = error.is_about_other_bytes() && self.leave(&source);
-            return if goes_on { Ok(()) } else { Err(error) };
+        match fed.and(written) {
+            Ok(Written::All) => {}
+            // A reader that comes for the rest plans again.
+            Ok(Written::Stopped) => return Ok(()),
+            Err(error) => {
+                // A reader that waits plans again, and asks the others.
+                let goes_on = error.is_about_other_bytes() && self.leave(&source);
+                return if goes_on { Ok(()) } else { Err(error) };
+            }
         }
         // A rest says nothing about the line, neither do a few transfers in the background or one of
         // several sources, and of a compressed layer it is the decoder that is waited for.

@@ -41,6 +41,14 @@ pub enum FetchError {
         "a zstd frame of layer {0} needs up to 128 MiB, more than there is: raise --memory to 256MiB"
     )]
     LargeWindow(Digest),
+    /// Bytes were fetched to be kept in the cache, which cannot keep them.
+    #[error("layer {layer} cannot be kept in the cache: {why}")]
+    NotKept {
+        /// The blob's digest.
+        layer: Digest,
+        /// Why not.
+        why: String,
+    },
     /// What was fetched was evicted before it could be read, many times in a row.
     #[error("layer {0} kept losing the bytes it fetched: the cache is too small for its readers")]
     Thrashing(Digest),
@@ -73,6 +81,7 @@ impl FetchError {
             Self::Cache(_)
             | Self::Poisoned { .. }
             | Self::Malformed { .. }
+            | Self::NotKept { .. }
             | Self::LargeWindow(_) => false,
         }
     }

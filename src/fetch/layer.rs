@@ -3,7 +3,7 @@
 //! Invariants:
 //! - A chunk has at most one transfer in the process (`claims`), so nothing is
 //!   fetched twice, whichever mount or handle asked for it.
-//! - Only bytes that are in the cache are handed out; a transfer never bypasses it.
+//! - Bytes are handed out from the cache; those that it could not keep, from memory (`passing`).
 //! - A compressed layer has no ranges: any miss (after an eviction) is a stream over all of it.
 
 use std::future::Future;
@@ -21,8 +21,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::claims::Claims;
 use super::confirm::Confirming;
 use super::download::TRANSFER_MEMORY_BYTES;
+use super::follower::Follower;
 use super::off_the_runtime;
 use super::pace::Line;
+use super::passing::Passing;
 use super::plan::ChunkStatus;
 use super::scheduler::{Scheduler, Whose};
 use super::transfer::Waited;
@@ -58,12 +60,21 @@ pub(super) struct Way {
     pub(super) line: Arc<Line>,
 }
 
+/// What all layers share.
+pub(super) struct Shared {
+    pub(super) cache: Arc<Cache>,
+    pub(super) scheduler: Arc<Scheduler>,
+    pub(super) passing: Arc<Passing>,
+}
+
 pub(super) struct Inner {
     pub(super) spec: LayerSpec,
     pub(super) store: Arc<LayerStore>,
     pub(super) contents: Arc<Contents>,
     pub(super) cache: Arc<Cache>,
     pub(super) scheduler: Arc<Scheduler>,
+    pub(super) passing: Arc<Passing>,
+    pub(super) follower: Follower,
     /// In the order in which they are asked; never none.
     pub(super) sources: RwLock<Vec<Way>>,
     /// Whether it has zstd frames with windows beyond the usual.
@@ -80,11 +91,10 @@ impl Layer {
         spec: LayerSpec,
         store: Arc<LayerStore>,
         contents: Arc<Contents>,
-        source: Arc<dyn BlobSource>,
-        cache: Arc<Cache>,
-        scheduler: Arc<Scheduler>,
-        line: Arc<Line>,
+        way: Way,
+        shared: Shared,
     ) -> Arc<Self> {
+        let Shared { cache, scheduler, passing } = shared;
         let closed = CancellationToken::new();
         let inner = Arc::new(Inner {
             spec,
@@ -92,7 +102,9 @@ impl Layer {
             contents,
             cache,
             scheduler,
-            sources: RwLock::new(vec![Way { source, line }]),
+            passing,
+            follower: Follower::default(),
+            sources: RwLock::new(vec![way]),
             has_large_windows: AtomicBool::new(false),
             runtime: Handle::current(),
             claims: Mutex::default(),
@@ -304,7 +316,8 @@ impl Inner {
         if let LayerState::Poisoned { got } = self.store.state() {
             return Err(FetchError::Poisoned { expected: self.spec.blob.digest, got });
         }
-        Ok(self.store.read(start, buffer)? == Lookup::Hit)
+        let read = |start, buffer: &mut [u8]| Ok(Some(self.store.read(start, buffer)?));
+        Ok(self.read_here(start, buffer, &read)? == Some(Lookup::Hit))
     }
 
     /// Fills `part` of a buffer for `range` from resident bytes; `false` where some are missing. Bytes
@@ -317,7 +330,8 @@ impl Inner {
         part: Range<StreamOffset>,
     ) -> Result<bool, FetchError> {
         let place = (part.start - range.start) as usize..(part.end - range.start) as usize;
-        if let Some(lookup) = self.store.read_cached(part.start, &mut buffer[place.clone()])? {
+        let cached = |start, buffer: &mut [u8]| self.store.read_cached(start, buffer);
+        if let Some(lookup) = self.read_here(part.start, &mut buffer[place.clone()], &cached)? {
             return Ok(lookup == Lookup::Hit);
         }
         let (inner, mut taken) = (self.clone(), std::mem::take(buffer));
@@ -328,6 +342,16 @@ impl Inner {
         let filled;
         (*buffer, filled) = off_the_runtime(read).await;
         filled
+    }
+
+    /// Where a wait for the bytes `at..end` stops to take those that have come.
+    fn steps(&self, at: StreamOffset, end: StreamOffset, is_by_chunk: bool) -> Vec<StreamOffset> {
+        let layout = &self.contents.layout;
+        if !is_by_chunk || end.get() > layout.stream_bytes() {
+            return vec![end];
+        }
+        let chunks = layout.chunks_of(at..end);
+        chunks.map(|chunk| layout.chunk(ChunkId(chunk)).stream.end.min(end)).collect()
     }
 
     fn check_range(&self, range: &Range<StreamOffset>) -> Result<(), FetchError> {
@@ -356,12 +380,17 @@ impl Inner {
             }
             let before = at;
             let mut failed = None;
-            for (transfer, end) in self.plan(&(at..range.end), Priority::OnDemand).waits {
-                failed = transfer.wait(end).await.err().or(failed);
-                let end = end.min(range.end);
-                // A transfer may have failed behind what this reader wants.
-                if self.fill(&mut buffer, &range, at..end).await? {
-                    at = end;
+            let has_lost = plans_in_vain > 0;
+            let plan = self.plan_again(&(at..range.end), Priority::OnDemand, has_lost);
+            for (transfer, end) in plan.waits {
+                // Where bytes are gone before all have come, they are taken chunk by chunk.
+                for end in self.steps(at, end, has_lost) {
+                    failed = transfer.wait(end).await.err().or(failed);
+                    let end = end.min(range.end);
+                    // A transfer may have failed behind what this reader wants.
+                    if at < end && self.fill(&mut buffer, &range, at..end).await? {
+                        at = end;
+                    }
                 }
             }
             if let Some(error) = failed {

@@ -24,11 +24,14 @@ mod claims;
 mod confirm;
 mod download;
 mod error;
+mod follower;
 mod keeping;
 pub mod layer;
 mod pace;
 mod pass;
+mod passing;
 pub mod plan;
+mod reading;
 mod scan;
 mod scheduler;
 mod staging;
@@ -51,7 +54,9 @@ use crate::source::{BlobSource, Urgency};
 pub use error::FetchError;
 pub use layer::Layer;
 
+use layer::Way;
 use pace::Line;
+use passing::Passing;
 use scheduler::{Scheduler, Whose};
 
 /// What a scan of headers takes of memory: its pieces are written as they come.
@@ -110,6 +115,7 @@ pub struct Fetcher {
     cache: Arc<Cache>,
     layers: Mutex<HashMap<LayerKey, Slot>>,
     scheduler: Arc<Scheduler>,
+    passing: Arc<Passing>,
     /// By host; a few for each registry that was ever mounted from.
     lines: Mutex<HashMap<Arc<str>, Arc<Line>>>,
     /// What was asked of all sources, and came.
@@ -126,7 +132,8 @@ impl Fetcher {
     pub fn new(cache: Arc<Cache>, config: FetchConfig) -> Arc<Self> {
         let (scheduler, counts) = (Scheduler::new(config), Arc::default());
         let (layers, lines) = <(Mutex<HashMap<_, _>>, Mutex<HashMap<_, _>>)>::default();
-        Arc::new(Self { cache, layers, scheduler, lines, counts, config })
+        let passing = Passing::new(scheduler.clone());
+        Arc::new(Self { cache, layers, scheduler, passing, lines, counts, config })
     }
 
     /// What it is doing now, for `kitfs status`.
@@ -185,8 +192,12 @@ impl Fetcher {
             },
         };
         let line = self.line_to(&source);
-        let (cache, scheduler) = (self.cache.clone(), self.scheduler.clone());
-        let layer = Layer::new(spec, store, contents, source, cache, scheduler, line);
+        let shared = layer::Shared {
+            cache: self.cache.clone(),
+            scheduler: self.scheduler.clone(),
+            passing: self.passing.clone(),
+        };
+        let layer = Layer::new(spec, store, contents, Way { source, line }, shared);
         *open = Arc::downgrade(&layer);
         drop(open);
         self.forget_closed();
@@ -229,7 +240,7 @@ impl Fetcher {
             let pass = async |windows| {
                 let bytes = pass::memory_bytes(spec.encoding.compression, windows);
                 let _permit = permit(bytes).await;
-                pass::run(spec, windows, store, source, &self.cache, progress).await
+                pass::run(spec, windows, store, source, progress).await
             };
             let large_bytes = pass::memory_bytes(spec.encoding.compression, Windows::Large);
             return match pass(Windows::Usual).await {
@@ -241,7 +252,7 @@ impl Fetcher {
         }
         let _permit = permit(SCAN_MEMORY_BYTES).await;
         match spec.encoding.format {
-            Format::Tar => scan::run(spec.blob, store, source, &self.cache).await,
+            Format::Tar => scan::run(spec.blob, store, source).await,
             Format::Raw | Format::Object => {
                 let toc = Toc::raw(spec.blob.size);
                 staging::finish(staging::begin(store).await?, toc, RangeSet::new()).await

@@ -6,10 +6,11 @@
 //!                                       '--> spool
 //! ```
 //!
-//! Everything that passes by is cached. The compressed bytes are spooled as they come, so a pass
+//! Everything that passes by is cached, as far as there is room: of the rest the seals are kept, by which
+//! it is known when it comes again. The compressed bytes are spooled as they come, so a pass
 //! that is cut short (a restart, a lost network) goes on where it stopped and fetches nothing
-//! twice; the spool is deleted when the pass is done. The blob's digest is known at the end, so
-//! a compressed layer is confirmed, or refused, before any of it is served.
+//! twice; the spool is deleted when the pass is done, or when its room is needed. The blob's digest is
+//! known at the end, so a compressed layer is confirmed, or refused, before any of it is served.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,7 @@ use tokio::sync::mpsc;
 
 use super::staging::{self, Staging};
 use super::{FetchError, LayerSpec};
-use crate::cache::{Cache, Contents, LayerStore, Stage};
+use crate::cache::{Contents, LayerStore, Stage};
 use crate::layer::decode::{Decoder, Windows};
 use crate::layer::layout::MOST_STREAM_BYTES;
 use crate::layer::tar::Scanner;
@@ -55,7 +56,6 @@ pub(super) async fn run(
     windows: Windows,
     store: &Arc<LayerStore>,
     source: &Arc<dyn BlobSource>,
-    cache: &Arc<Cache>,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Arc<Contents>, FetchError> {
     let mut staging = staging_of(spec, staging::begin(store).await?);
@@ -64,7 +64,7 @@ pub(super) async fn run(
         staging.restart()?;
         resumed = 0;
     }
-    let mut result = attempt(spec, windows, staging, source, cache, resumed, progress).await;
+    let mut result = attempt(spec, windows, staging, source, resumed, progress).await;
     if resumed > 0
         && let Err(error) = &result
         && is_about_content(error)
@@ -73,7 +73,7 @@ pub(super) async fn run(
         tracing::warn!(layer = %spec.blob.digest, %error, "fetching a compressed layer again from its start");
         let mut staging = staging_of(spec, staging::begin(store).await?);
         staging.restart()?;
-        result = attempt(spec, windows, staging, source, cache, 0, progress).await;
+        result = attempt(spec, windows, staging, source, 0, progress).await;
     }
     if result.as_ref().is_err_and(is_about_content) {
         // Wrong bytes are not worth the disk they take.
@@ -101,13 +101,12 @@ async fn attempt(
     windows: Windows,
     staging: Staging,
     source: &Arc<dyn BlobSource>,
-    cache: &Arc<Cache>,
     resumed: u64,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Arc<Contents>, FetchError> {
     let passed = Arc::new(AtomicU64::new(0));
     let (pieces, incoming) = mpsc::channel::<Bytes>(PIECES);
-    let pass = Pass::new(spec, windows, staging, cache.clone(), passed.clone());
+    let pass = Pass::new(spec, windows, staging, passed.clone());
     let mut writer = tokio::task::spawn_blocking(move || pass.drain(incoming));
     let feed = feed(spec, source, resumed, pieces);
     tokio::pin!(feed);
@@ -155,7 +154,6 @@ async fn feed(
 struct Pass {
     spec: LayerSpec,
     staging: Staging,
-    cache: Arc<Cache>,
     passed: Arc<AtomicU64>,
     hasher: Sha256,
     decoder: Decoder,
@@ -168,13 +166,7 @@ struct Pass {
 }
 
 impl Pass {
-    fn new(
-        spec: LayerSpec,
-        windows: Windows,
-        staging: Staging,
-        cache: Arc<Cache>,
-        passed: Arc<AtomicU64>,
-    ) -> Self {
+    fn new(spec: LayerSpec, windows: Windows, staging: Staging, passed: Arc<AtomicU64>) -> Self {
         let scanner = match spec.encoding.format {
             Format::Tar => Some(Scanner::new()),
             Format::Raw | Format::Object => None,
@@ -182,7 +174,6 @@ impl Pass {
         Self {
             spec,
             staging,
-            cache,
             passed,
             hasher: Sha256::new(),
             decoder: Decoder::new(spec.encoding.compression, windows),
@@ -197,7 +188,6 @@ impl Pass {
         self.replay_spool()?;
         while let Some(piece) = incoming.blocking_recv() {
             if self.fault.is_none() {
-                self.cache.make_room(piece.len() as u64)?;
                 self.staging.stage().spool_append(&piece)?;
             }
             self.take(&piece)?;
@@ -207,6 +197,7 @@ impl Pass {
 
     fn replay_spool(&mut self) -> Result<(), FetchError> {
         let end = self.staging.stage().spool_bytes();
+        self.staging.stage().use_spool(true);
         let mut piece = vec![0; BUFFER_BYTES];
         let mut offset = 0;
         while offset < end {
@@ -217,6 +208,7 @@ impl Pass {
             self.take(&piece[..read])?;
             offset += read as u64;
         }
+        self.staging.stage().use_spool(false);
         Ok(())
     }
 
@@ -255,7 +247,6 @@ impl Pass {
 
     fn stage(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
         let end = self.at + bytes.len() as u64;
-        // A bomb meets the cache's own limit long before.
         if end.get() > MOST_STREAM_BYTES {
             return Err(FetchError::malformed(
                 self.spec.blob,
@@ -270,7 +261,6 @@ impl Pass {
             }
             self.staging.learn(scanner.members());
         }
-        self.cache.make_room(bytes.len() as u64)?;
         self.staging.write(self.at, bytes)?;
         self.at = end;
         Ok(())

@@ -17,10 +17,11 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 
-use super::FetchError;
 use super::staging::{self, Staging};
-use crate::cache::{Cache, CacheError, Contents, LayerStore};
+use super::{FetchError, off_the_runtime};
+use crate::cache::{Contents, LayerStore};
 use crate::layer::StreamOffset;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::tar::Scanner;
@@ -48,15 +49,10 @@ pub(super) async fn run(
     blob: BlobId,
     store: &Arc<LayerStore>,
     source: &Arc<dyn BlobSource>,
-    cache: &Cache,
 ) -> Result<Arc<Contents>, FetchError> {
-    let mut scan = Scan {
-        blob,
-        scanner: Scanner::new(),
-        staging: Staging::new(staging::begin(store).await?),
-        cache,
-        tail: None,
-    };
+    let staging = Staging::new(staging::begin(store).await?);
+    let headers = Headers { blob, scanner: Scanner::new(), staging };
+    let mut scan = Scan { blob, headers: Arc::new(Mutex::new(headers)), tail: None };
     if blob.size <= SMALL_LAYER_BYTES {
         if blob.size > 0 {
             scan.read(source.open(blob, 0..blob.size, Urgency::opening()).await?).await?;
@@ -79,43 +75,32 @@ pub(super) async fn run(
     scan.finish().await
 }
 
-struct Scan<'a> {
+struct Scan {
     blob: BlobId,
-    scanner: Scanner,
-    staging: Staging,
-    cache: &'a Cache,
+    headers: Arc<Mutex<Headers>>,
     tail: Option<(StreamOffset, Bytes)>,
 }
 
-impl Scan<'_> {
-    async fn jump_from_header_to_header(
-        &mut self,
-        source: &dyn BlobSource,
-    ) -> Result<(), FetchError> {
-        let mut read_bytes = FIRST_READ_BYTES;
-        let mut last_end = FIRST_READ_BYTES;
-        while !self.is_done() {
-            let at = self.scanner.next_offset();
-            if let Some((tail, bytes)) = self.tail.take_if(|(tail, _)| *tail <= at) {
-                self.feed(tail, &bytes)?;
-                continue;
-            }
-            let is_near = at.get() <= last_end + NEAR_BYTES;
-            read_bytes =
-                if is_near { (read_bytes * 2).min(LARGEST_READ_BYTES) } else { FIRST_READ_BYTES };
-            let start = if is_near { last_end.min(at.get()) } else { self.before_padding(at) };
-            let known = self.tail.as_ref().map_or(self.blob.size, |(tail, _)| tail.get());
-            let mut end = (at.get() + read_bytes).min(known);
-            if known - end <= RECORD_BYTES {
-                end = known;
-            }
-            self.read(source.open(self.blob, start..end, Urgency::opening()).await?).await?;
-            last_end = end;
+/// The headers so far, and the bytes that came with them. Taken to a thread that may wait for the disk.
+struct Headers {
+    blob: BlobId,
+    scanner: Scanner,
+    staging: Staging,
+}
+
+impl Headers {
+    fn feed(&mut self, at: StreamOffset, bytes: &[u8]) -> Result<(), FetchError> {
+        if at <= self.scanner.next_offset() {
+            self.scanner
+                .feed(at, bytes)
+                .map_err(|error| FetchError::malformed(self.blob, error))?;
         }
-        if let Some((tail, bytes)) = self.tail.take() {
-            self.feed(tail, &bytes)?;
-        }
-        Ok(())
+        self.staging.learn(self.scanner.members());
+        Ok(self.staging.write(at, bytes)?)
+    }
+
+    fn is_done(&self) -> bool {
+        self.scanner.is_finished() || self.scanner.next_offset().get() >= self.blob.size
     }
 
     /// Where the padding before a header begins: the end of the member's content, where the chunks
@@ -127,44 +112,70 @@ impl Scan<'_> {
             _ => header.get(),
         }
     }
+}
 
-    fn is_done(&self) -> bool {
-        self.scanner.is_finished() || self.scanner.next_offset().get() >= self.blob.size
-    }
-
-    /// Takes in all of a stream; from a source without ranges that is the whole layer, and all
-    /// of it is kept.
-    async fn read(&mut self, mut stream: BlobStream) -> Result<(), FetchError> {
-        let mut at = StreamOffset(stream.range.start);
-        while let Some(piece) = stream.bytes.next().await {
-            let piece = piece?;
-            self.feed(at, &piece)?;
-            at = at + piece.len() as u64;
+impl Scan {
+    async fn jump_from_header_to_header(
+        &mut self,
+        source: &dyn BlobSource,
+    ) -> Result<(), FetchError> {
+        let mut read_bytes = FIRST_READ_BYTES;
+        let mut last_end = FIRST_READ_BYTES;
+        loop {
+            let (is_done, at, before_padding) = {
+                let headers = self.headers.lock();
+                let at = headers.scanner.next_offset();
+                (headers.is_done(), at, headers.before_padding(at))
+            };
+            if is_done {
+                break;
+            }
+            if let Some((tail, bytes)) = self.tail.take_if(|(tail, _)| *tail <= at) {
+                self.feed(tail, bytes).await?;
+                continue;
+            }
+            let is_near = at.get() <= last_end + NEAR_BYTES;
+            read_bytes =
+                if is_near { (read_bytes * 2).min(LARGEST_READ_BYTES) } else { FIRST_READ_BYTES };
+            let start = if is_near { last_end.min(at.get()) } else { before_padding };
+            let known = self.tail.as_ref().map_or(self.blob.size, |(tail, _)| tail.get());
+            let mut end = (at.get() + read_bytes).min(known);
+            if known - end <= RECORD_BYTES {
+                end = known;
+            }
+            self.read(source.open(self.blob, start..end, Urgency::opening()).await?).await?;
+            last_end = end;
+        }
+        if let Some((tail, bytes)) = self.tail.take() {
+            self.feed(tail, bytes).await?;
         }
         Ok(())
     }
 
-    fn feed(&mut self, at: StreamOffset, bytes: &[u8]) -> Result<(), FetchError> {
-        if at <= self.scanner.next_offset() {
-            self.scanner
-                .feed(at, bytes)
-                .map_err(|error| FetchError::malformed(self.blob, error))?;
+    /// Takes in all of a stream; from a source without ranges that is the whole layer, and all
+    /// of it is kept, as far as there is room.
+    async fn read(&mut self, mut stream: BlobStream) -> Result<(), FetchError> {
+        let mut at = StreamOffset(stream.range.start);
+        while let Some(piece) = stream.bytes.next().await {
+            let piece = piece?;
+            let next = at + piece.len() as u64;
+            self.feed(at, piece).await?;
+            at = next;
         }
-        self.staging.learn(self.scanner.members());
-        match self.cache.make_room(bytes.len() as u64) {
-            Ok(()) => Ok(self.staging.write(at, bytes)?),
-            // A source without ranges sends a layer larger than the cache: what is not kept is
-            // fetched when it is read.
-            Err(CacheError::Full { .. } | CacheError::DiskFull { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        Ok(())
+    }
+
+    async fn feed(&self, at: StreamOffset, bytes: Bytes) -> Result<(), FetchError> {
+        let headers = self.headers.clone();
+        off_the_runtime(move || headers.lock().feed(at, &bytes)).await
     }
 
     async fn finish(self) -> Result<Arc<Contents>, FetchError> {
         let blob = self.blob;
-        let toc =
-            self.scanner.finish(blob.size).map_err(|error| FetchError::malformed(blob, error))?;
-        let (stage, covered) = self.staging.into_parts()?;
+        let headers = Arc::into_inner(self.headers).map(Mutex::into_inner);
+        let Headers { scanner, staging, .. } = headers.expect("no piece is being fed any more");
+        let toc = scanner.finish(blob.size).map_err(|error| FetchError::malformed(blob, error))?;
+        let (stage, covered) = off_the_runtime(|| staging.into_parts()).await?;
         staging::finish(stage, toc, covered).await
     }
 }

@@ -61,6 +61,9 @@ const MOST_HASHING: usize = 2;
 const LARGE_BYTES: u64 = 32 * 1024 * 1024;
 /// What must be left beside a large one, so that readers of other layers go on.
 const LEFT_BESIDE_LARGE_BYTES: u64 = 16 * 1024 * 1024;
+/// The part of the memory that may be set aside for bytes that the cache could not keep: a third of what
+/// transfers have, so that two thirds are left to bring the next ones.
+const ASIDE_SHARE: u64 = 3;
 /// The unit in which memory for replies is counted: a page.
 const REPLY_UNIT_BYTES: u64 = 4096;
 
@@ -90,6 +93,8 @@ pub(super) struct Scheduler {
 struct Table {
     memory_bytes: u64,
     reserved_bytes: u64,
+    /// Memory of bytes that the cache could not keep (`passing`).
+    aside_bytes: u64,
     next_id: u64,
     running: Vec<Entry>,
     waiting: Vec<(Entry, oneshot::Sender<()>)>,
@@ -129,6 +134,7 @@ impl Scheduler {
         let table = Table {
             memory_bytes: config.memory_bytes - reply_bytes,
             reserved_bytes: 0,
+            aside_bytes: 0,
             next_id: 0,
             running: Vec::new(),
             waiting: Vec::new(),
@@ -266,7 +272,32 @@ impl Scheduler {
     /// Memory that is reserved now, in bytes.
     pub(super) fn reserved_bytes(&self) -> u64 {
         let reply_units = self.reply_units as usize - self.replies.available_permits();
-        self.table.lock().reserved_bytes + reply_units as u64 * REPLY_UNIT_BYTES
+        let table = self.table.lock();
+        table.reserved_bytes + table.aside_bytes + reply_units as u64 * REPLY_UNIT_BYTES
+    }
+
+    /// Sets memory aside for bytes that the cache could not keep; `false` where there is none.
+    pub(super) fn set_aside(&self, bytes: u64) -> bool {
+        let mut table = self.table.lock();
+        let is_free = bytes <= table.free_aside_bytes();
+        table.aside_bytes += if is_free { bytes } else { 0 };
+        is_free
+    }
+
+    /// The same without a look at the bound: for what somebody waits for, where nothing else is held.
+    pub(super) fn set_aside_anyway(&self, bytes: u64) {
+        self.table.lock().aside_bytes += bytes;
+    }
+
+    /// Gives memory back that was set aside.
+    pub(super) fn give_back_aside(&self, bytes: u64) {
+        self.table.lock().aside_bytes -= bytes;
+        self.reconsider();
+    }
+
+    /// Memory that can be set aside now.
+    pub(super) fn free_aside_bytes(&self) -> u64 {
+        self.table.lock().free_aside_bytes()
     }
 }
 
@@ -288,6 +319,12 @@ impl Drop for Reader<'_> {
 }
 
 impl Table {
+    fn free_aside_bytes(&self) -> u64 {
+        let most = self.memory_bytes / ASIDE_SHARE;
+        let free = self.memory_bytes.saturating_sub(self.reserved_bytes + self.aside_bytes);
+        free.min(most.saturating_sub(self.aside_bytes))
+    }
+
     /// Moves everybody who may run from waiting to running, the most urgent first and within a
     /// class the first come; returns whom to wake.
     fn admit(&mut self, reader_waits: bool) -> Vec<oneshot::Sender<()>> {
@@ -333,7 +370,8 @@ impl Table {
         let (mut running, mut bytes) = (0, 0);
         of_host.for_each(|one| (running, bytes) = (running + 1, bytes + one.bytes));
         let threads = MOST_RUNNING.saturating_sub(self.running.len() - running);
-        let memory_bytes = self.memory_bytes.saturating_sub(self.reserved_bytes - bytes);
+        let others_bytes = self.reserved_bytes - bytes + self.aside_bytes;
+        let memory_bytes = self.memory_bytes.saturating_sub(others_bytes);
         let mut threads = threads * HOST_THREADS.0 / HOST_THREADS.1;
         let mut memory_bytes = memory_bytes / HOST_MEMORY.1 * HOST_MEMORY.0;
         if !is_on_demand(entry) {
@@ -369,7 +407,7 @@ impl Table {
         };
         class_allows
             && self.running.len() < threads
-            && self.reserved_bytes + entry.bytes <= memory_bytes
+            && self.reserved_bytes + self.aside_bytes + entry.bytes <= memory_bytes
     }
 
     fn remove(&mut self, id: u64) {

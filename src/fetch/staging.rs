@@ -28,7 +28,7 @@ pub(super) async fn finish(
     Ok(off_the_runtime(move || stage.finish(toc, &covered, None)).await?)
 }
 
-/// A [`Stage`] that knows the big members so far, and which bytes it was given.
+/// A [`Stage`] that knows the big members so far, and which bytes it keeps.
 ///
 /// A raw layer has no header that says how long its file is, and where it belongs depends on that.
 /// Its first bytes (less than [`BIG_MEMBER_BYTES`]) are held in `head` until the file is known to
@@ -63,8 +63,8 @@ impl Staging {
         self.members_seen = members.len();
     }
 
-    /// Writes bytes of the stream to their files. All headers before `at + bytes.len()` that are
-    /// complete must have been learnt.
+    /// Writes bytes of the stream to their files, as far as the cache can keep them. All headers before
+    /// `at + bytes.len()` that are complete must have been learnt.
     pub(super) fn write(&mut self, at: StreamOffset, bytes: &[u8]) -> Result<(), CacheError> {
         let Some(mut head) = self.head.take() else { return self.place_all(at, bytes) };
         debug_assert_eq!(at.get(), head.len() as u64, "a raw layer is written in order");
@@ -83,10 +83,11 @@ impl Staging {
         while from < end {
             let (file, file_offset, to) = self.place(from, end);
             let piece = &bytes[(from - at) as usize..(to - at) as usize];
-            self.stage.write(file, file_offset, piece)?;
+            if self.stage.write(file, file_offset, piece)? {
+                self.covered.insert(from.get()..to.get());
+            }
             from = to;
         }
-        self.covered.insert(at.get()..end.get());
         Ok(())
     }
 

@@ -11,6 +11,7 @@
 //! own bytes are there. The task and the writer are two so that the network never waits for the
 //! disk before the channel is full, and no runtime thread ever hashes or writes.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,6 +22,10 @@ use super::FetchError;
 use crate::layer::StreamOffset;
 use crate::source::{Priority, Urgency};
 
+/// The ranges that are noted one by one of what readers want of a transfer. More readers of one stream
+/// are rare, and a look at all of them is taken for each chunk.
+const MOST_WANTED: usize = 64;
+
 /// A run of chunks in flight.
 #[derive(Debug)]
 pub(super) struct Transfer {
@@ -30,6 +35,8 @@ pub(super) struct Transfer {
     wanted: Notify,
     /// Whether it has a stream and writes: from then on its chunks stay its own.
     is_writing: AtomicBool,
+    /// Whether a reader has lost bytes before it could take them.
+    holds: AtomicBool,
     /// Whether it has rested for a reader, so that how long it took says nothing about the line.
     has_rested: AtomicBool,
 }
@@ -41,6 +48,8 @@ struct Progress {
     /// Nothing more will come; `Err` says why what is missing did not.
     ended: Option<Result<(), FetchError>>,
     waiters: Vec<(StreamOffset, oneshot::Sender<()>)>,
+    /// What readers want of it. Of a stream over the whole layer, what has not come yet.
+    wanted: Vec<Range<StreamOffset>>,
 }
 
 /// What waiting for an offset came to.
@@ -54,12 +63,14 @@ pub(super) enum Waited {
 
 impl Transfer {
     pub(super) fn new(start: StreamOffset, priority: Priority) -> Arc<Self> {
-        let progress = Progress { reached: start, ended: None, waiters: Vec::new() };
+        let progress =
+            Progress { reached: start, ended: None, waiters: Vec::new(), wanted: Vec::new() };
         Arc::new(Self {
             urgency: Urgency::new(priority),
             progress: Mutex::new(progress),
             wanted: Notify::new(),
             is_writing: AtomicBool::new(false),
+            holds: AtomicBool::new(false),
             has_rested: AtomicBool::new(false),
         })
     }
@@ -68,7 +79,7 @@ impl Transfer {
         &self.urgency
     }
 
-    /// Everything before `at` has reached the cache.
+    /// Everything before `at` can be read: wakes those who wait for no more.
     pub(super) fn reached(&self, at: StreamOffset) {
         let mut progress = self.progress.lock();
         if progress.ended.is_some() || at <= progress.reached {
@@ -79,12 +90,53 @@ impl Transfer {
         let mut index = 0;
         while index < waiters.len() {
             if waiters[index].0 <= at {
-                // Who gave up meanwhile does not hear of it.
+                // A reader that gave up meanwhile does not hear of it.
                 let _ = waiters.swap_remove(index).1.send(());
             } else {
                 index += 1;
             }
         }
+    }
+
+    /// Notes that a reader wants these bytes of it. Known before the reader begins to wait: by then the
+    /// bytes may have passed. A reader that lost them before says that they are to be held.
+    pub(super) fn want(&self, range: Range<StreamOffset>, is_to_be_held: bool) {
+        if is_to_be_held {
+            self.holds.store(true, Ordering::Relaxed);
+        }
+        let mut progress = self.progress.lock();
+        if progress.wanted.len() == MOST_WANTED {
+            // All of them as one: at worst more bytes are held for a moment.
+            let all = progress
+                .wanted
+                .drain(..)
+                .reduce(|one, other| one.start.min(other.start)..one.end.max(other.end));
+            progress.wanted.extend(all);
+        }
+        progress.wanted.push(range);
+    }
+
+    /// Whether bytes are to be held in memory until the readers that want them have taken them, though
+    /// the cache has them.
+    pub(super) fn holds(&self) -> bool {
+        self.holds.load(Ordering::Relaxed)
+    }
+
+    /// Whether a reader wants bytes of `range`.
+    pub(super) fn wants(&self, range: &Range<StreamOffset>) -> bool {
+        let wanted = &self.progress.lock().wanted;
+        wanted.iter().any(|wanted| wanted.start < range.end && range.start < wanted.end)
+    }
+
+    /// The last end of what readers wanted and has come, since the last call.
+    pub(super) fn take_wanted(&self) -> Option<StreamOffset> {
+        let mut progress = self.progress.lock();
+        let reached = progress.reached;
+        let is_past = |range: &Range<StreamOffset>| range.end <= reached;
+        let last =
+            progress.wanted.iter().filter(|range| is_past(range)).map(|range| range.end).max();
+        progress.wanted.retain(|range| !is_past(range));
+        last
     }
 
     /// It brings everything from the stream's start on: nothing has reached the cache yet.
@@ -126,6 +178,11 @@ impl Transfer {
     /// Whether somebody waits for bytes that end at `at` or before.
     pub(super) fn is_wanted(&self, at: StreamOffset) -> bool {
         self.progress.lock().waiters.iter().any(|(end, waiter)| *end <= at && !waiter.is_closed())
+    }
+
+    /// Whether somebody waits for it, whatever for.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.progress.lock().waiters.iter().any(|(_, waiter)| !waiter.is_closed())
     }
 
     /// Waits until somebody begins to wait.

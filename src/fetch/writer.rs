@@ -1,18 +1,23 @@
 //! The blocking side of a transfer: decodes, hashes and writes batches of pieces as they come.
 
 use std::io::IoSlice;
+use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::FetchError;
 use super::download::Batch;
+use super::follower::Leash;
 use super::layer::Inner;
+use super::passing::{Key, Need};
 use super::transfer::Transfer;
-use crate::cache::Appender;
+use crate::cache::{Appended, Appender, Lookup, page_aligned};
 use crate::layer::decode::Decoder;
 use crate::layer::{ChunkId, StreamOffset};
 use crate::oci::Compression;
+use crate::source::Priority;
 
 /// What is decoded at a time: one chunk.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -23,29 +28,55 @@ pub(super) struct Writer {
     transfer: Arc<Transfer>,
     appender: Appender,
     at: StreamOffset,
+    /// Of a stream over the whole layer that the cache cannot hold.
+    leash: Option<Leash>,
+}
+
+/// What became of a transfer's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// They all came.
+    All,
+    /// The rest has no place, and nobody waits for it.
+    Stopped,
 }
 
 impl Writer {
-    pub(super) fn new(inner: Arc<Inner>, transfer: Arc<Transfer>, at: StreamOffset) -> Self {
+    /// A writer of the stream from `at` on; `is_whole` where it goes over all of the layer.
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        transfer: Arc<Transfer>,
+        at: StreamOffset,
+        is_whole: bool,
+    ) -> Self {
         let appender = inner.store.appender();
-        Self { inner, transfer, appender, at }
+        let leash = if is_whole { inner.leash() } else { None };
+        Self { inner, transfer, appender, at, leash }
     }
 
     /// Takes everything that comes. Blocking.
-    pub(super) fn drain(mut self, mut incoming: mpsc::Receiver<Batch>) -> Result<(), FetchError> {
+    pub(super) fn drain(
+        mut self,
+        mut incoming: mpsc::Receiver<Batch>,
+    ) -> Result<Written, FetchError> {
         let compression = self.inner.spec.encoding.compression;
         if compression == Compression::None {
             while let Some(batch) = incoming.blocking_recv() {
-                self.append(&batch.iter().map(|piece| &piece[..]).collect::<Vec<_>>())?;
+                let pieces: Vec<&[u8]> = batch.iter().map(|piece| &piece[..]).collect();
+                if self.append(&pieces)? == Written::Stopped {
+                    return Ok(Written::Stopped);
+                }
             }
             // The feeder counts the bytes of a layer that is stored as it is.
-            return Ok(());
+            return Ok(Written::All);
         }
         let mut decoder = Decoder::new(compression, self.inner.windows());
         let mut buffer = vec![0; BUFFER_BYTES];
         while let Some(batch) = incoming.blocking_recv() {
             for piece in batch {
-                self.decode(&mut decoder, &piece, &mut buffer)?;
+                if self.decode(&mut decoder, &piece, &mut buffer)? == Written::Stopped {
+                    return Ok(Written::Stopped);
+                }
             }
         }
         let malformed = |why| FetchError::malformed(self.inner.spec.blob, why);
@@ -54,7 +85,7 @@ impl Writer {
             let detail = "it is shorter than when its contents were found out";
             return Err(malformed(detail.to_owned()));
         }
-        Ok(())
+        Ok(Written::All)
     }
 
     fn decode(
@@ -62,47 +93,114 @@ impl Writer {
         decoder: &mut Decoder,
         mut compressed: &[u8],
         buffer: &mut [u8],
-    ) -> Result<(), FetchError> {
+    ) -> Result<Written, FetchError> {
         loop {
             let decoded = decoder
                 .decode(&mut compressed, buffer)
                 .map_err(|error| FetchError::undecodable(self.inner.spec.blob, error))?;
             if decoded == 0 && compressed.is_empty() {
-                return Ok(());
+                return Ok(Written::All);
             }
-            self.append(&[&buffer[..decoded]])?;
+            if self.append(&[&buffer[..decoded]])? == Written::Stopped {
+                return Ok(Written::Stopped);
+            }
         }
     }
 
-    /// Appends bytes of the stream to their chunks, and tells who waits for them. Chunks that are
+    /// Appends bytes of the stream to their chunks, and tells those who wait for them. Chunks that are
     /// complete already, or whose first bytes are, take only what they miss.
-    fn append(&mut self, pieces: &[&[u8]]) -> Result<(), FetchError> {
-        let layout = &self.inner.contents.layout;
+    fn append(&mut self, pieces: &[&[u8]]) -> Result<Written, FetchError> {
         let mut left: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         if left == 0 {
             // Only the end of a gzip member came.
-            return Ok(());
+            return Ok(Written::All);
         }
-        self.inner.cache.make_room(left)?;
+        if let Some(leash) = &self.leash {
+            self.inner.wait_for_reader(leash, self.at, &self.transfer);
+        }
         let mut pieces = Cut { pieces: pieces.iter(), rest: &[] };
         let mut readable = self.at;
         while left > 0 {
+            let layout = &self.inner.contents.layout;
             let chunks = layout.chunks_of(self.at.range(1));
             if chunks.is_empty() {
                 let detail = "it is longer than when its contents were found out";
                 return Err(FetchError::malformed(self.inner.spec.blob, detail));
             }
-            let span = layout.chunk(ChunkId(chunks.start)).stream;
+            let chunk = ChunkId(chunks.start);
+            let span = layout.chunk(chunk).stream;
             let length = left.min(span.end - self.at);
             let offset = (self.at - span.start) as u32;
             let slices = pieces.take(length as usize);
-            let filled = self.appender.append(ChunkId(chunks.start), offset, &slices)?;
+            let appended = self.appender.append(chunk, offset, &slices)?;
             self.at = self.at + length;
             left -= length;
-            readable = self.at.min(span.start + u64::from(filled));
+            match appended {
+                Appended::Kept(filled) => {
+                    readable = self.at.min(span.start + u64::from(filled));
+                    if self.transfer.holds() && readable > span.start {
+                        self.hold(chunk, span.start..readable);
+                    }
+                }
+                Appended::Unkept { start, bytes } => {
+                    if self.pass(chunk, start, bytes)? == Written::Stopped {
+                        self.reached(readable);
+                        return Ok(Written::Stopped);
+                    }
+                    readable = self.at;
+                }
+            }
         }
+        self.reached(readable);
+        Ok(Written::All)
+    }
+
+    /// Tells those who wait. A reader whose bytes have come is followed from here on.
+    fn reached(&self, readable: StreamOffset) {
         self.transfer.reached(readable);
-        Ok(())
+        if self.leash.is_some()
+            && let Some(end) = self.transfer.take_wanted()
+        {
+            self.inner.follower.note(end);
+        }
+    }
+
+    /// Holds bytes in memory that the cache has, for a reader that lost them before it could take them.
+    fn hold(&self, chunk: ChunkId, readable: Range<StreamOffset>) {
+        if !self.transfer.wants(&readable) {
+            return;
+        }
+        let key = Key { layer: self.inner.number(), chunk: chunk.0 };
+        let mut bytes = page_aligned((readable.end - readable.start) as usize);
+        if matches!(self.inner.store.read(readable.start, &mut bytes), Ok(Lookup::Hit)) {
+            let (bytes, runtime) = (bytes.freeze(), &self.inner.runtime);
+            self.inner.passing.put(key, 0, bytes, Need::Awaited, runtime);
+        }
+    }
+
+    /// Hands on bytes that the cache could not keep.
+    ///
+    /// # Errors
+    /// [`FetchError::NotKept`] where they were fetched for the cache alone.
+    fn pass(&self, chunk: ChunkId, start: u32, bytes: Bytes) -> Result<Written, FetchError> {
+        let span = self.inner.contents.layout.chunk(chunk).stream;
+        let priority = self.transfer.urgency().get();
+        if priority < Priority::Readahead {
+            let why = self.inner.cache.trouble().unwrap_or_default();
+            return Err(FetchError::NotKept { layer: self.inner.spec.blob.digest, why });
+        }
+        let key = Key { layer: self.inner.number(), chunk: chunk.0 };
+        let is_begun = || start > 0 && self.inner.passing.has(key, start - 1, start);
+        let need = match &self.leash {
+            None if priority == Priority::OnDemand => Need::Awaited,
+            None => Need::Ahead,
+            Some(_) if self.transfer.wants(&span) => Need::Awaited,
+            Some(leash) if self.inner.is_followed(leash, span.start) || is_begun() => Need::Ahead,
+            // A stream over the whole layer passes it on its way to what is wanted of it.
+            Some(_) => return Ok(Written::All),
+        };
+        let is_held = self.inner.passing.put(key, start, bytes, need, &self.inner.runtime);
+        Ok(if is_held || self.leash.is_some() { Written::All } else { Written::Stopped })
     }
 }
 

@@ -25,6 +25,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
             | FetchError::Cache(_)
             | FetchError::Poisoned { .. }
             | FetchError::Malformed { .. }
+            | FetchError::NotKept { .. }
             | FetchError::LargeWindow(_)
             | FetchError::Thrashing(_),
         ) => Errno::IO,

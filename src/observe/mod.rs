@@ -1,12 +1,16 @@
-//! Sets up the log.
+//! The set-up of the log, and the text form of sizes in messages.
 //!
 //! The log goes to the standard error, as text for people or as one JSON object a line for collectors.
 //! The standard error of a daemon is the file `daemon.log` in its cache folder, or the journal. This
 //! room reads no environment; `cli` passes the filter.
 
+mod sizes;
+
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
+
+pub use sizes::shown_bytes;
 
 /// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

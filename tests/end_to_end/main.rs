@@ -20,3 +20,4 @@ mod mounting;
 mod mountpoints;
 mod patience;
 mod remote_data;
+mod small_disk;

@@ -410,9 +410,12 @@ fn a_mount_that_can_cache_nothing_says_so() {
     let kitfs = Kitfs::with_options(&["--keep-free", "8000TiB"]);
     let folder = TempDir::new().unwrap();
     let mountpoint = kitfs.mountpoint("mnt");
-    let outcome = kitfs.run(&arguments(&written(folder.path()).reference, &mountpoint, &[]));
+    let written = written(folder.path());
+    let outcome = kitfs.run(&arguments(&written.reference, &mountpoint, &[]));
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("has no room beside --keep-free"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("the cache has room for 0 B"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("beside --keep-free"), "{}", outcome.stderr);
+    Tree::read(&mountpoint).without_kitfile().assert_equals(&written.tree, "without a cache");
 }
 
 #[test]
@@ -533,8 +536,12 @@ fn cache_clear_leaves_what_is_mounted() {
     let (kitfs, _folder, written, mountpoint) = filled();
     kitfs.succeed(&["cache", "clear"]);
     assert_eq!(layers(&kitfs.json(&["cache", "ls", "--json"])).len(), 1);
+    let documents = || fs::read_dir(kitfs.cache().join("kits/sha256")).unwrap().count();
+    assert_eq!(documents(), 2, "manifest and config of a mounted kit stay");
     kitfs.unmount(&mountpoint);
-    kitfs.succeed(&["cache", "clear"]);
+    let said = kitfs.succeed(&["cache", "clear"]);
+    assert!(said.contains("removed 1 layer and 2 documents"), "{said}");
+    assert_eq!(documents(), 0);
     assert_eq!(layers(&kitfs.json(&["cache", "ls", "--json"])), []);
     assert!(disk_bytes(&kitfs.cache().join("layers")) < MIB);
     let again = kitfs.mount(&written.reference, &[]);

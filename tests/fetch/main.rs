@@ -1,6 +1,7 @@
 //! Where a source meets the cache: what is fetched, how often, and what a reader gets.
 
 mod memory;
+mod passing;
 mod scheduling;
 #[path = "../support/mod.rs"]
 mod support;
@@ -512,32 +513,38 @@ proptest! {
     #[test]
     fn a_layer_reads_like_its_stream(
         sizes in any_sizes(), is_compressed in any::<bool>(),
-        steps in prop::collection::vec(any_step(), 1..20),
+        steps in prop::collection::vec(any_step(), 1..20), room in any_room(),
+        memory_mib in prop_oneof![Just(512u64), 16..64u64],
     ) {
         let stream = tar_of(&sizes);
         let (blob, compression) = match is_compressed {
             true => (zstd::encode_all(&stream[..], 1).unwrap(), Compression::Zstd),
             false => (stream.clone(), Compression::None),
         };
-        // Room for a pass with its spool, and hardly more.
-        let capacity = 2 * stream.len() as u64 + MIB as u64;
+        let capacity = (stream.len() as f64 * room) as u64;
         let source = Memory::new(blob);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(model(stream, capacity, source, compression, steps));
+        let fetcher = |folder: &Path| passing::small(folder, capacity, memory_mib);
+        runtime.block_on(model(stream, fetcher, source, compression, steps));
     }
+}
+
+/// What the cache may hold, by the layer's size: nothing, a part, or all of it and its spool.
+fn any_room() -> impl Strategy<Value = f64> {
+    prop_oneof![1 => Just(0.0), 2 => 0.0..1.0, 2 => Just(2.1)]
 }
 
 async fn model(
     stream: Vec<u8>,
-    capacity: u64,
+    fetcher_over: impl Fn(&Path) -> Arc<Fetcher>,
     source: Arc<Memory>,
     compression: Compression,
     steps: Vec<Step>,
 ) {
     let folder = tempfile::tempdir().unwrap();
     let spec = source.spec(Format::Tar, compression);
-    let mut fetcher = self::fetcher(folder.path(), Some(capacity));
+    let mut fetcher = fetcher_over(folder.path());
     let mut layer = open(&fetcher, spec, &source).await.unwrap();
     for step in steps {
         match step {
@@ -559,14 +566,14 @@ async fn model(
                 );
             }
             Step::Evict { bytes } => {
-                fetcher.cache().make_room(bytes.min(capacity)).ok();
+                fetcher.cache().make_room(bytes).ok();
             }
             Step::Restart => {
                 drop(layer);
                 drop(fetcher);
                 until("the cache is closed", || !Cache::is_held(folder.path())).await;
                 source.faults.lock().clear();
-                fetcher = self::fetcher(folder.path(), Some(capacity));
+                fetcher = fetcher_over(folder.path());
                 layer = open(&fetcher, spec, &source).await.unwrap();
             }
             Step::Faults(faults) => *source.faults.lock() = faults,

@@ -1,0 +1,375 @@
+//! One chunk that is being filled: its bytes on the way to the disk, or held until they are known to be
+//! right. See [`super::append`].
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::append::{Stage, concat};
+use super::chunk_states::ChunkState;
+use super::chunk_table::Record;
+use super::disk::DiskFile;
+use super::durable::Change;
+use super::page_aligned::page_aligned;
+use super::seal::Seal;
+use super::store::Ready;
+use super::{CacheError, LayerState, LayerStore};
+use crate::layer::layout::{CHUNK_BYTES, Placed};
+
+/// A chunk that is being filled, and is owned meanwhile.
+pub(super) struct Filling {
+    chunk: u32,
+    placed: Placed,
+    state: ChunkState,
+    /// Where its bytes go; `None` where the disk takes none.
+    target: Option<Target>,
+    /// The CRC32C of the bytes so far.
+    checksum: u32,
+    /// Bytes in the checksum, and in the file or held.
+    written: u32,
+    /// What the whole chunk must come to.
+    expected: Option<Seal>,
+    /// The bytes of a chunk with a seal: none of them is written or shown before all are known to be
+    /// right.
+    held: Vec<u8>,
+    is_recorded: bool,
+}
+
+/// The file that takes the bytes.
+struct Target {
+    file: Arc<DiskFile>,
+    /// Keeps the layer marked as in use.
+    _change: Change,
+}
+
+/// What became of bytes for a chunk that is being filled.
+pub(super) enum Filled {
+    /// More are missing; so many can be read.
+    Going(u32),
+    /// All of it can be read.
+    Complete(u32),
+    /// The disk did not take them.
+    Refused { start: u32, bytes: Bytes },
+}
+
+/// What the bytes of a chunk must come to.
+enum Expected {
+    /// Nobody knows: its layer is not confirmed.
+    Anything,
+    /// This.
+    Sealed(Seal),
+    /// Nobody knows any more, and programs read the file past kitfs: nothing may be written to it.
+    NothingWritten,
+}
+
+impl LayerStore {
+    /// Takes a chunk over, to append bytes from `offset` on.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        ready: &Ready,
+        chunk: u32,
+        placed: &Placed,
+        offset: u32,
+    ) -> Result<Stage, CacheError> {
+        let state = ready.chunks.claim_waiting(chunk);
+        let is_full = u64::from(state.filled()) == placed.stream.end - placed.stream.start;
+        let begun = match is_full || state.filled() < offset {
+            true => Ok(Stage::PassedOver),
+            false => self.begin_claimed(ready, chunk, placed, state),
+        };
+        if !matches!(begun, Ok(Stage::Filling(_))) {
+            ready.chunks.release(chunk);
+        }
+        match begun {
+            // Of a sealed chunk nothing is given back unchecked; of others, nobody knows better.
+            Err(error) if error.is_about_keeping() => {
+                self.shared.note_trouble(&error);
+                Ok(Stage::Unkept)
+            }
+            begun => begun,
+        }
+    }
+
+    fn begin_claimed(
+        self: &Arc<Self>,
+        ready: &Ready,
+        chunk: u32,
+        placed: &Placed,
+        state: ChunkState,
+    ) -> Result<Stage, CacheError> {
+        let expected = match self.expected(ready, chunk, placed, state) {
+            Expected::Anything => None,
+            Expected::Sealed(seal) => Some(seal),
+            Expected::NothingWritten => return Ok(Stage::Unkept),
+        };
+        let target = match self.shared.may_write() && self.offer_tables(ready) {
+            true => self.target(placed),
+            false => None,
+        };
+        if target.is_none() && expected.is_none() {
+            return Ok(Stage::Unkept);
+        }
+        let mut checksum = 0;
+        if state.filled() > 0 {
+            match self.checked_prefix(ready, chunk, placed, state)? {
+                Some(record) => checksum = record.checksum,
+                None => return Ok(Stage::PassedOver),
+            }
+        }
+        let length = (placed.stream.end - placed.stream.start) as usize;
+        Ok(Stage::Filling(Box::new(Filling {
+            chunk,
+            placed: placed.clone(),
+            state,
+            target,
+            checksum,
+            written: state.filled(),
+            held: Vec::with_capacity(if expected.is_some() { length } else { 0 }),
+            expected,
+            is_recorded: false,
+        })))
+    }
+
+    /// The file that a chunk's bytes go to; `None` where the disk does not take them.
+    fn target(self: &Arc<Self>, placed: &Placed) -> Option<Target> {
+        let open = || {
+            let change = self.change(Some(placed.file))?;
+            // Without its record the chunk would be lost when it is complete.
+            self.table()?;
+            Ok(Target { file: self.file(placed.file, true)?, _change: change })
+        };
+        let opened = self.shared.with_room(CHUNK_BYTES, open);
+        opened.inspect_err(|error| self.shared.note_trouble(error)).ok()
+    }
+
+    /// What a chunk must come to. Where that is lost, the layer has to be confirmed again.
+    fn expected(&self, ready: &Ready, chunk: u32, placed: &Placed, state: ChunkState) -> Expected {
+        let is_confirmed = self.state() == LayerState::Confirmed;
+        // Bytes that programs read past kitfs are not written unchecked, whatever the layer's state.
+        if !is_confirmed && !self.is_handed_out(placed.file) {
+            return Expected::Anything;
+        }
+        // A seal is of a whole chunk: a chunk that has its start has none.
+        let is_empty = state.filled() == 0;
+        let record = self.record(ready, chunk).unwrap_or_default();
+        let seal = record.seal.filter(|seal| is_empty && seal.is_of(self.part(ready, placed)));
+        match seal {
+            Some(seal) => Expected::Sealed(seal),
+            None => {
+                self.unconfirm(ready.contents.layout.stream_bytes());
+                match self.is_held(placed.file, &mut self.pins.lock()) {
+                    true => Expected::NothingWritten,
+                    false => Expected::Anything,
+                }
+            }
+        }
+    }
+
+    /// The record of a chunk's first bytes, which are compared with it. Where they are not what it
+    /// says they are dropped: `None`.
+    fn checked_prefix(
+        &self,
+        ready: &Ready,
+        chunk: u32,
+        placed: &Placed,
+        state: ChunkState,
+    ) -> Result<Option<Record>, CacheError> {
+        let mut prefix = page_aligned(state.filled() as usize);
+        let is_there = self.read_file(placed, 0, &mut prefix)?;
+        let record = self.record(ready, chunk)?;
+        if is_there && record.matches(&prefix) {
+            return Ok(Some(record));
+        }
+        self.put_record(ready, chunk, &Record::default())?;
+        ready.chunks.publish(chunk, state.emptied());
+        self.emptied.fetch_add(1, Ordering::SeqCst);
+        if let Ok(file) = self.file(placed.file, false) {
+            self.take_back(&file, placed, 0, u64::from(state.filled()));
+        }
+        self.count_gone(u64::from(state.filled()));
+        let layer = self.key().digest;
+        tracing::warn!(%layer, chunk, "bytes on the local disk changed: dropped, to be fetched again");
+        Ok(None)
+    }
+
+    /// Takes pieces that start at `offset` in the chunk.
+    pub(super) fn fill(
+        self: &Arc<Self>,
+        ready: &Ready,
+        filling: &mut Filling,
+        offset: u32,
+        pieces: &[IoSlice<'_>],
+    ) -> Result<Filled, CacheError> {
+        let length = (filling.placed.stream.end - filling.placed.stream.start) as u32;
+        let bytes: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let end = u64::from(offset) + bytes;
+        if offset > filling.written || end > u64::from(length) {
+            let (layer, chunk, written) = (self.key().digest, filling.chunk, filling.written);
+            return Err(CacheError::Gap { layer, chunk, written, start: offset.into(), end });
+        }
+        let known = u64::from(filling.written - offset);
+        if known < bytes {
+            let mut pieces = pieces.to_vec();
+            let mut pieces = &mut pieces[..];
+            IoSlice::advance_slices(&mut pieces, known as usize);
+            if let Err(error) = self.take(ready, filling, pieces) {
+                return self.refused(error, filling.written, || concat(pieces));
+            }
+        }
+        match filling.written == length {
+            true => self.complete(ready, filling),
+            false => Ok(Filled::Going(filling.state.filled())),
+        }
+    }
+
+    /// Writes new bytes of a chunk, or holds them.
+    fn take(
+        self: &Arc<Self>,
+        ready: &Ready,
+        filling: &mut Filling,
+        pieces: &[IoSlice<'_>],
+    ) -> Result<(), CacheError> {
+        let is_held = filling.expected.is_some();
+        // First, so that the room for it is not made by evicting its neighbours: they are as new.
+        ready.chunks.touch(filling.chunk, self.shared.budget.tick());
+        if !is_held {
+            self.write_at(filling, filling.written, pieces)?;
+        }
+        for piece in pieces {
+            filling.checksum = crc32c::crc32c_append(filling.checksum, piece);
+            filling.written += piece.len() as u32;
+            if is_held {
+                filling.held.extend_from_slice(piece);
+            }
+        }
+        if !is_held {
+            self.show(ready, filling);
+        }
+        Ok(())
+    }
+
+    /// The chunk has all its bytes: records and shows them, unless they are not those that were
+    /// confirmed.
+    fn complete(
+        self: &Arc<Self>,
+        ready: &Ready,
+        filling: &mut Filling,
+    ) -> Result<Filled, CacheError> {
+        let kept = match &filling.expected {
+            None => self.record_filled(ready, filling),
+            Some(seal) if !seal.matches(&filling.held, self.part(ready, &filling.placed)) => {
+                let (layer, chunk) = (self.key().digest, filling.chunk);
+                return Err(CacheError::Changed { layer, chunk });
+            }
+            Some(_) if filling.target.is_none() => {
+                let bytes = std::mem::take(&mut filling.held).into();
+                return Ok(Filled::Refused { start: 0, bytes });
+            }
+            Some(_) => self.write_held(ready, filling),
+        };
+        if let Err(error) = kept {
+            let held = std::mem::take(&mut filling.held);
+            // Without a seal its bytes were shown before, and go now that no record speaks of them.
+            return self.refused(error, 0, || held.into());
+        }
+        filling.is_recorded = true;
+        self.show(ready, filling);
+        self.shared.note_kept();
+        Ok(Filled::Complete(filling.written))
+    }
+
+    /// Writes all of a chunk that was held, and its record.
+    fn write_held(self: &Arc<Self>, ready: &Ready, filling: &Filling) -> Result<(), CacheError> {
+        self.write_at(filling, 0, &[IoSlice::new(&filling.held)])?;
+        let recorded = self.record_filled(ready, filling);
+        if recorded.is_err()
+            && let Some(target) = &filling.target
+        {
+            let bytes = filling.held.len() as u64;
+            self.take_back(&target.file, &filling.placed, 0, bytes);
+            self.count_gone(bytes);
+        }
+        recorded
+    }
+
+    /// What is to be done with bytes that were not kept, if that is what is wrong.
+    fn refused(
+        &self,
+        error: CacheError,
+        start: u32,
+        bytes: impl FnOnce() -> Bytes,
+    ) -> Result<Filled, CacheError> {
+        if !error.is_about_keeping() {
+            return Err(error);
+        }
+        self.shared.note_trouble(&error);
+        Ok(Filled::Refused { start, bytes: bytes() })
+    }
+
+    /// Lets go of a chunk. What was shown of it stays, if it can be recorded.
+    pub(super) fn give_up(self: &Arc<Self>, ready: &Ready, mut filling: Filling) {
+        let shown = filling.state.filled();
+        let is_recorded = filling.is_recorded
+            || shown == 0
+            || filling.expected.is_none() && self.record_filled(ready, &filling).is_ok();
+        if !is_recorded {
+            // Without a record nobody can tell later whether these bytes are right.
+            filling.state = filling.state.emptied();
+            ready.chunks.publish(filling.chunk, filling.state);
+            self.emptied.fetch_add(1, Ordering::SeqCst);
+            self.count_gone(u64::from(shown));
+            if let Some(target) = &filling.target {
+                self.take_back(&target.file, &filling.placed, 0, u64::from(shown));
+            }
+        }
+        ready.chunks.release(filling.chunk);
+    }
+
+    /// Writes pieces from the byte `offset` of a chunk on, and counts them as resident. Where that
+    /// fails, none of them stays.
+    fn write_at(
+        self: &Arc<Self>,
+        filling: &Filling,
+        offset: u32,
+        pieces: &[IoSlice<'_>],
+    ) -> Result<(), CacheError> {
+        let Some(target) = &filling.target else {
+            let path = self.place(filling.placed.file).path();
+            return Err(CacheError::other("write", &path, "the disk has just refused bytes"));
+        };
+        let at = filling.placed.file_offset + u64::from(offset);
+        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let reserved = self.shared.reserve(bytes)?;
+        let written = self.shared.with_room(bytes, || target.file.write_pieces_at(pieces, at));
+        if let Err(error) = written {
+            self.take_back(&target.file, &filling.placed, offset, bytes);
+            return Err(error);
+        }
+        self.known.resident_bytes.fetch_add(bytes, Ordering::Relaxed);
+        reserved.keep();
+        Ok(())
+    }
+
+    /// Gives the file system back what it may have of bytes that no record speaks of. In a file that
+    /// others read they stay, and the bytes that are fetched next are written over them.
+    fn take_back(&self, file: &DiskFile, placed: &Placed, offset: u32, bytes: u64) {
+        if !self.is_held(placed.file, &mut self.pins.lock()) {
+            let _ = file.punch_hole(placed.file_offset + u64::from(offset), bytes);
+        }
+    }
+
+    /// Records what was written, and what it must be when it is read again.
+    fn record_filled(self: &Arc<Self>, ready: &Ready, filling: &Filling) -> Result<(), CacheError> {
+        let Filling { chunk, written, checksum, expected, .. } = filling;
+        let record = Record { filled: *written, checksum: *checksum, seal: *expected };
+        self.shared.with_room(CHUNK_BYTES, || self.put_record(ready, *chunk, &record))
+    }
+
+    /// Lets readers see what was written.
+    fn show(&self, ready: &Ready, filling: &mut Filling) {
+        filling.state = filling.state.with_checked(filling.written);
+        ready.chunks.publish(filling.chunk, filling.state);
+    }
+}

@@ -1,0 +1,329 @@
+//! Bytes that the cache could not keep, in memory until their readers have taken them.
+//!
+//! ```text
+//! writer --Unkept--> put: memory set aside --> held --read to its end--.
+//!                       | no memory left         '--idle for 2 s-------+--> gone
+//!                       '--> the least useful go first ----------------'
+//! ```
+//!
+//! - The memory is a part of `--memory`: it is set aside at the scheduler before bytes are held, and no
+//!   transfer gets it meanwhile.
+//! - A chunk that was read to its end goes first, then the one that was used longest ago. Bytes that
+//!   somebody waits for may displace any others. Bytes that were only fetched ahead displace none that
+//!   may still be read, and are refused otherwise.
+//! - Nothing is held for long: what no reader comes for goes after 2 s, and anything after 10 s, so that
+//!   the cache is offered it again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::scheduler::Scheduler;
+use crate::layer::layout::CHUNK_BYTES;
+
+/// How long bytes wait for a reader: a reader that waits takes its bytes within milliseconds, and one
+/// that reads in order comes back for the rest of a chunk within a second or two.
+const IDLE: Duration = Duration::from_secs(2);
+/// The longest that bytes are held, however often they are read.
+const MOST_HELD: Duration = Duration::from_secs(10);
+/// How often idle bytes are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A chunk of a layer, which is named by its number in the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) layer: usize,
+    pub(super) chunk: u32,
+}
+
+/// How much bytes are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Somebody waits for them.
+    Awaited,
+    /// They may be read next.
+    Ahead,
+}
+
+/// Bytes that are held in memory.
+pub(super) struct Passing {
+    scheduler: Arc<Scheduler>,
+    table: Mutex<Table>,
+    /// Looked at by every read that misses the cache, without the lock.
+    held_bytes: AtomicU64,
+}
+
+#[derive(Default)]
+struct Table {
+    chunks: HashMap<Key, Held>,
+    is_swept: bool,
+}
+
+/// The bytes `start..end` of a chunk.
+struct Held {
+    start: u32,
+    end: u32,
+    pieces: Vec<Bytes>,
+    /// How far the chunk was read.
+    read_to: u32,
+    used: Instant,
+    began: Instant,
+}
+
+impl Held {
+    fn bytes(&self) -> u64 {
+        u64::from(self.end - self.start)
+    }
+
+    fn is_done(&self) -> bool {
+        self.read_to >= self.end
+    }
+
+    fn copy(&self, from: u32, buffer: &mut [u8]) {
+        let mut skip = (from - self.start) as usize;
+        let mut filled = 0;
+        for piece in &self.pieces {
+            if filled == buffer.len() {
+                return;
+            }
+            let skipped = skip.min(piece.len());
+            skip -= skipped;
+            let piece = &piece[skipped..];
+            let length = piece.len().min(buffer.len() - filled);
+            buffer[filled..filled + length].copy_from_slice(&piece[..length]);
+            filled += length;
+        }
+    }
+}
+
+impl Passing {
+    pub(super) fn new(scheduler: Arc<Scheduler>) -> Arc<Self> {
+        Arc::new(Self { scheduler, table: Mutex::default(), held_bytes: AtomicU64::new(0) })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.held_bytes.load(Ordering::Acquire) == 0
+    }
+
+    /// How many more chunks can be held for what is only fetched ahead.
+    pub(super) fn free_chunks(&self) -> u32 {
+        let free_bytes = self.scheduler.free_aside_bytes();
+        u32::try_from(free_bytes / CHUNK_BYTES).unwrap_or(u32::MAX)
+    }
+
+    /// Holds bytes of a chunk from `start` on; `false` where there is no memory for what is only
+    /// fetched ahead.
+    pub(super) fn put(
+        self: &Arc<Self>,
+        key: Key,
+        start: u32,
+        bytes: Bytes,
+        need: Need,
+        runtime: &Handle,
+    ) -> bool {
+        let mut table = self.table.lock();
+        let length = bytes.len() as u32;
+        if length == 0 {
+            return true;
+        }
+        if table.chunks.get(&key).is_some_and(|held| held.end != start) {
+            self.remove(&mut table, key);
+        }
+        if !self.set_aside(&mut table, key, length.into(), need) {
+            return false;
+        }
+        let now = Instant::now();
+        let held = table.chunks.entry(key).or_insert_with(|| Held {
+            start,
+            end: start,
+            pieces: Vec::new(),
+            read_to: start,
+            used: now,
+            began: now,
+        });
+        held.end += length;
+        held.pieces.push(bytes);
+        held.used = now;
+        self.held_bytes.fetch_add(length.into(), Ordering::Release);
+        if !std::mem::replace(&mut table.is_swept, true) {
+            runtime.spawn(self.clone().sweep());
+        }
+        true
+    }
+
+    /// Takes memory, from what is less useful where none is free.
+    fn set_aside(&self, table: &mut Table, key: Key, bytes: u64, need: Need) -> bool {
+        while !self.scheduler.set_aside(bytes) {
+            let others = table.chunks.iter().filter(|(other, _)| **other != key);
+            let may_go = |held: &Held| need == Need::Awaited || held.is_done();
+            let least = others
+                .filter(|(_, held)| may_go(held))
+                .min_by_key(|(_, held)| (!held.is_done(), held.used))
+                .map(|(other, _)| *other);
+            match (least, need) {
+                (Some(other), _) => self.remove(table, other),
+                (None, Need::Ahead) => return false,
+                (None, Need::Awaited) => {
+                    // A chunk that somebody waits for is always held, however little memory there is.
+                    self.scheduler.set_aside_anyway(bytes);
+                    return true;
+                }
+            }
+        }
+        true
+    }
+
+    fn remove(&self, table: &mut Table, key: Key) {
+        if let Some(held) = table.chunks.remove(&key) {
+            self.held_bytes.fetch_sub(held.bytes(), Ordering::Release);
+            self.scheduler.give_back_aside(held.bytes());
+        }
+    }
+
+    /// Fills `buffer` with the bytes of a chunk from `from` on; `false` where some are not held.
+    pub(super) fn read(&self, key: Key, from: u32, buffer: &mut [u8]) -> bool {
+        let mut table = self.table.lock();
+        let Some(held) = table.chunks.get_mut(&key) else { return false };
+        let end = u64::from(from) + buffer.len() as u64;
+        if from < held.start || end > u64::from(held.end) {
+            return false;
+        }
+        held.copy(from, buffer);
+        held.read_to = held.read_to.max(end as u32);
+        held.used = Instant::now();
+        true
+    }
+
+    /// Whether the bytes `from..to` of a chunk are held.
+    pub(super) fn has(&self, key: Key, from: u32, to: u32) -> bool {
+        let table = self.table.lock();
+        table.chunks.get(&key).is_some_and(|held| held.start <= from && to <= held.end)
+    }
+
+    /// Lets go of all bytes of a layer that is closed.
+    pub(super) fn forget(&self, layer: usize) {
+        if !self.is_empty() {
+            self.remove_where(|key, _| key.layer == layer);
+        }
+    }
+
+    fn remove_where(&self, is_meant: impl Fn(&Key, &Held) -> bool) -> bool {
+        let mut table = self.table.lock();
+        let meant = table.chunks.iter().filter(|(key, held)| is_meant(key, held));
+        let meant: Vec<Key> = meant.map(|(key, _)| *key).collect();
+        meant.into_iter().for_each(|key| self.remove(&mut table, key));
+        table.is_swept = !table.chunks.is_empty();
+        table.is_swept
+    }
+
+    /// Lets go of idle bytes, until none is left.
+    async fn sweep(self: Arc<Self>) {
+        while self.sweep_once(IDLE) {
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+        }
+    }
+
+    /// Lets go of bytes that were idle for so long; says whether any are left.
+    fn sweep_once(&self, idle: Duration) -> bool {
+        self.remove_where(|_, held| {
+            held.used.elapsed() >= idle || held.began.elapsed() >= MOST_HELD
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::FetchConfig;
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    fn passing(memory_bytes: u64) -> Arc<Passing> {
+        Passing::new(Scheduler::new(FetchConfig { memory_bytes }))
+    }
+
+    fn key(chunk: u32) -> Key {
+        Key { layer: 1, chunk }
+    }
+
+    fn chunk(byte: u8) -> Bytes {
+        vec![byte; CHUNK_BYTES as usize].into()
+    }
+
+    #[tokio::test]
+    async fn what_no_reader_comes_for_goes_and_its_memory_too() {
+        let passing = passing(64 * MIB);
+        let runtime = Handle::current();
+        assert!(passing.put(key(0), 0, chunk(1), Need::Awaited, &runtime));
+        assert_eq!(passing.scheduler.reserved_bytes(), CHUNK_BYTES);
+        let mut buffer = [0; 10];
+        assert!(passing.read(key(0), 100, &mut buffer) && buffer == [1; 10]);
+        assert!(!passing.read(key(0), CHUNK_BYTES as u32 - 9, &mut buffer), "beyond its end");
+        assert!(!passing.read(key(1), 0, &mut buffer));
+        assert!(passing.sweep_once(Duration::from_secs(1000)) && !passing.is_empty());
+        assert!(!passing.sweep_once(Duration::ZERO));
+        assert!(passing.is_empty() && !passing.read(key(0), 0, &mut buffer));
+        assert_eq!(passing.scheduler.reserved_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_awaited_displaces_what_is_not_and_what_is_ahead_only_what_was_read() {
+        let passing = passing(8 * MIB);
+        let runtime = Handle::current();
+        let most = passing.free_chunks();
+        assert!(most >= 4, "{most}");
+        for number in 0..most {
+            assert!(passing.put(key(number), 0, chunk(number as u8), Need::Ahead, &runtime));
+        }
+        assert_eq!(passing.free_chunks(), 0);
+        assert!(!passing.put(key(99), 0, chunk(9), Need::Ahead, &runtime), "nothing was read");
+        let mut all = vec![0; CHUNK_BYTES as usize];
+        assert!(passing.read(key(2), 0, &mut all));
+        assert!(passing.put(key(99), 0, chunk(9), Need::Ahead, &runtime));
+        assert!(!passing.has(key(2), 0, 1) && passing.has(key(0), 0, 1));
+        assert!(passing.put(key(100), 0, chunk(9), Need::Awaited, &runtime));
+        assert!(!passing.has(key(0), 0, 1) && passing.has(key(1), 0, 1), "the oldest went");
+        passing.forget(1);
+        assert_eq!((passing.is_empty(), passing.scheduler.reserved_bytes()), (true, 0));
+    }
+
+    proptest! {
+        /// Pieces of any length that follow one another, or begin anew.
+        #[test]
+        fn what_is_read_is_what_was_put(
+            steps in prop::collection::vec((0..3u32, any::<bool>(), 1..2_000usize, any::<u8>()), 1..40),
+            at in any::<prop::sample::Index>(), length in 1..3_000usize,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let passing = passing(64 * MIB);
+            let mut expected: HashMap<u32, (u32, Vec<u8>)> = HashMap::new();
+            for (number, goes_on, length, byte) in steps {
+                let (start, bytes) = expected.entry(number).or_default();
+                if !goes_on {
+                    (*start, *bytes) = (*start + bytes.len() as u32 + 7, Vec::new());
+                }
+                let place = *start + bytes.len() as u32;
+                bytes.extend(std::iter::repeat_n(byte, length));
+                let piece = Bytes::from(vec![byte; length]);
+                prop_assert!(passing.put(key(number), place, piece, Need::Awaited, runtime.handle()));
+            }
+            for (number, (start, bytes)) in &expected {
+                let from = at.index(bytes.len());
+                let length = length.min(bytes.len() - from);
+                let mut buffer = vec![0; length];
+                prop_assert!(passing.read(key(*number), start + from as u32, &mut buffer));
+                prop_assert_eq!(&buffer[..], &bytes[from..from + length]);
+                prop_assert!(*start == 0 || !passing.has(key(*number), start - 1, *start));
+            }
+            let held: u64 = expected.values().map(|(_, bytes)| bytes.len() as u64).sum();
+            prop_assert_eq!(passing.held_bytes.load(Ordering::Relaxed), held);
+        }
+    }
+}

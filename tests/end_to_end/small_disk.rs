@@ -1,0 +1,178 @@
+//! A cache on a disk that is small, or that others fill: reads go on, whatever it takes.
+//!
+//! These tests mount a tmpfs of their own, for which only root has the right; `scripts/test.sh` says
+//! where they are left out.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Advice;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::counted::{Counted, big_files, expected_content};
+use crate::support::Random;
+use crate::support::kit_builder::{Compression, Kit, Layer};
+use crate::support::kitfs::{Kitfs, wait_until};
+use crate::support::tree::Tree;
+
+const MIB: u64 = 1 << 20;
+
+/// A tmpfs at the cache folder of a kitfs.
+struct SmallDisk {
+    place: PathBuf,
+}
+
+impl SmallDisk {
+    fn below(kitfs: &Kitfs, mebibytes: u64) -> Self {
+        let place = kitfs.cache();
+        fs::create_dir_all(&place).unwrap();
+        let options = std::ffi::CString::new(format!("size={mebibytes}m")).unwrap();
+        mount("tmpfs", &place, "tmpfs", MountFlags::empty(), options.as_c_str())
+            .expect("only root may mount a tmpfs");
+        Self { place }
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let stat = rustix::fs::statvfs(&self.place).unwrap();
+        stat.f_bavail * stat.f_frsize
+    }
+
+    /// Another program takes all but so many bytes.
+    fn fill(&self, left: u64) -> PathBuf {
+        let path = self.place.join("of another program");
+        let mut file = File::create(&path).unwrap();
+        let block = vec![7; 1 << 16];
+        while self.free_bytes() > left {
+            if file.write_all(&block).is_err() {
+                break;
+            }
+        }
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = unmount(&self.place, UnmountFlags::DETACH);
+    }
+}
+
+/// Declared in this order, so that the daemon ends before its disk goes.
+struct Run {
+    counted: Counted,
+    disk: SmallDisk,
+}
+
+impl Run {
+    fn new(kit: &Kit, mebibytes: u64, options: &[&str]) -> Self {
+        let counted = Counted::with(kit, Kitfs::with_options(options));
+        let disk = SmallDisk::below(&counted.kitfs, mebibytes);
+        Self { counted, disk }
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.counted.kitfs.mount(&self.counted.reference, &["--no-hydrate"])
+    }
+
+    fn assert_right(&self, mountpoint: &Path) {
+        let what = "read through a small disk";
+        Tree::read(mountpoint).without_kitfile().assert_equals(&self.counted.written.tree, what);
+    }
+}
+
+/// Reads a file from the daemon, whatever the kernel has of it.
+fn read_anew(path: &Path) {
+    let mut file = File::open(path).unwrap();
+    rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    std::io::copy(&mut file, &mut std::io::sink()).unwrap();
+}
+
+#[test]
+fn a_small_disk_holds_what_it_can_and_keeps_free_what_is_asked_for() {
+    let run = Run::new(&big_files(), 60, &["--keep-free", "30MiB"]);
+    let mountpoint = run.mount();
+    for _ in 0..2 {
+        run.assert_right(&mountpoint);
+        let free = run.disk.free_bytes();
+        assert!(free >= 29 * MIB, "{free} bytes are free");
+    }
+    let resident = run.counted.kitfs.status_of(&mountpoint)["resident_bytes"].as_u64().unwrap();
+    assert!((16 * MIB..=30 * MIB).contains(&resident), "{resident} bytes are kept");
+}
+
+/// The bytes of a kit that was warmed can go; it is ENOSPC that tells that they must.
+#[test]
+fn others_that_fill_a_small_disk_take_the_cache_s_room_and_no_read_fails() {
+    for keep_free in ["0", "1MiB"] {
+        let run = Run::new(&big_files(), 80, &["--keep-free", keep_free]);
+        let kitfs = &run.counted.kitfs;
+        kitfs.succeed(&["warm", &run.counted.reference, "weights/shard-0", "weights/shard-1"]);
+        let mountpoint = run.mount();
+        let other = run.disk.fill(0);
+        run.assert_right(&mountpoint);
+        run.assert_right(&mountpoint);
+        // It does not take long to find room again.
+        fs::remove_file(other).unwrap();
+        run.assert_right(&mountpoint);
+        wait_until("bytes are kept again", || {
+            read_anew(&mountpoint.join("weights/shard-2"));
+            kitfs.json(&["daemon", "status", "--json"])["cache_trouble"].is_null()
+        });
+    }
+}
+
+#[test]
+fn a_small_disk_without_any_room_keeps_nothing_and_says_so_once() {
+    let mut random = Random::new(3);
+    let mut kit = big_files();
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        let path = format!("packed-{compression:?}");
+        let content = random.bytes(3 << 20);
+        let layer = Layer::tar("dataset", &path).file(&path, 0o644, &content);
+        kit = kit.with(layer.compressed(compression));
+    }
+    let run = Run::new(&kit, 8, &["--keep-free", "0"]);
+    let kitfs = &run.counted.kitfs;
+    let other = run.disk.fill(0);
+    let mountpoint = kitfs.mountpoint("full");
+    let place = mountpoint.to_str().unwrap();
+    let outcome = kitfs.run(&["mount", "--no-hydrate", &run.counted.reference, place]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("the cache has room for"), "{}", outcome.stderr);
+    run.assert_right(&mountpoint);
+    let said = kitfs.run(&["status"]).stderr;
+    assert_eq!(said.matches("the cache cannot keep what is read").count(), 1, "{said}");
+    let status = kitfs.json(&["daemon", "status", "--json"]);
+    assert_eq!(status["cache_resident_bytes"], 0, "{status}");
+    fs::remove_file(other).unwrap();
+    wait_until("bytes are kept", || {
+        read_anew(&mountpoint.join("weights/shard-0"));
+        let status = kitfs.json(&["daemon", "status", "--json"]);
+        status["cache_resident_bytes"].as_u64().unwrap() > 0 && status["cache_trouble"].is_null()
+    });
+    assert!(
+        fs::read(mountpoint.join("weights/shard-1")).unwrap() == expected_content(&run.counted, 1)
+    );
+}
+
+/// `cache ls` without a daemon opens the cache itself, as a command.
+#[test]
+fn looking_at_a_cache_on_a_small_disk_takes_nothing_from_it() {
+    let run = Run::new(&big_files(), 60, &[]);
+    let kitfs = &run.counted.kitfs;
+    kitfs.succeed(&["warm", "--keep-free", "0", &run.counted.reference]);
+    let resident = |kitfs: &Kitfs| {
+        let layers = kitfs.json(&["cache", "ls", "--json"]);
+        let bytes = layers.as_array().unwrap().iter().map(|layer| layer["resident_bytes"].as_u64());
+        bytes.map(Option::unwrap).sum::<u64>()
+    };
+    // The usual --keep-free is more than the whole disk.
+    for command in [&["cache", "ls"][..], &["cache", "verify"], &["status"]] {
+        kitfs.succeed(command);
+        assert_eq!(resident(kitfs), run.counted.written.layer_bytes(), "{command:?}");
+    }
+    let mountpoint = run.mount();
+    run.assert_right(&mountpoint);
+    assert_eq!(resident(kitfs), run.counted.written.layer_bytes());
+}

@@ -1,0 +1,148 @@
+//! Reads where the cache can keep nothing, or too little: they go through without it.
+
+use super::*;
+
+pub fn small(folder: &Path, capacity_bytes: u64, memory_mib: u64) -> Arc<Fetcher> {
+    let config = CacheConfig { capacity_bytes: Some(capacity_bytes), ..CacheConfig::new(folder) };
+    let memory_bytes = memory_mib * MIB as u64;
+    Fetcher::new(Cache::open(config).unwrap(), FetchConfig { memory_bytes })
+}
+
+/// Reads a stream as a program does, 128 KiB after 128 KiB.
+async fn read_in_order(layer: &Layer, stream: &[u8]) {
+    for start in (0..stream.len()).step_by(128 * 1024) {
+        let range = start..(start + 128 * 1024).min(stream.len());
+        assert!(read(layer, range.clone()).await.unwrap() == stream[range], "at {start}");
+    }
+}
+
+/// Smaller than a chunk, than what a request brings, than the layer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_is_read_through_a_cache_of_any_size() {
+    let stream = tar_of(&[3 * MIB, 700, 2 * MIB + 5]);
+    for capacity_bytes in [0, 1000, CHUNK_BYTES, MIB as u64, 3 * MIB as u64] {
+        for is_without_ranges in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let source = Arc::new(Memory::with(stream.clone(), is_without_ranges));
+            let fetcher = small(folder.path(), capacity_bytes, 64);
+            let spec = source.spec(Format::Tar, Compression::None);
+            let layer = open(&fetcher, spec, &source).await.unwrap();
+            read_in_order(&layer, &stream).await;
+            assert!(fetcher.cache().resident_bytes() <= capacity_bytes);
+            assert!(capacity_bytes >= CHUNK_BYTES || fetcher.cache().trouble().is_some());
+            // Once to find the contents, and once to read them.
+            let yielded = source.yielded();
+            assert!(yielded <= 2 * stream.len() as u64 + MIB as u64, "{capacity_bytes}: {yielded}");
+            drop(layer);
+            until("no memory is held", || fetcher.usage().reserved_bytes == 0).await;
+        }
+    }
+}
+
+/// The pass that finds the contents takes no room. The next one waits for its reader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compressed_layer_larger_than_the_cache_is_read_in_one_more_pass() {
+    let stream = tar_of(&[9 * MIB, 100, 6 * MIB + 5]);
+    let zstd = zstd::encode_all(&stream[..], 1).unwrap();
+    for (compression, blob) in [(Compression::Zstd, zstd), (Compression::Gzip, gzip(&stream))] {
+        for capacity_bytes in [0, 100_000, 4 * MIB as u64] {
+            let folder = tempfile::tempdir().unwrap();
+            let source = Memory::new(blob.clone());
+            let fetcher = small(folder.path(), capacity_bytes, 64);
+            let spec = source.spec(Format::Tar, compression);
+            let layer = open(&fetcher, spec, &source).await.unwrap();
+            assert_eq!(layer.state(), LayerState::Confirmed);
+            assert_eq!(source.yielded(), blob.len() as u64, "one pass, though it was not kept");
+            read_in_order(&layer, &stream).await;
+            assert_eq!(layer.state(), LayerState::Confirmed);
+            let passes = source.yielded().div_ceil(blob.len() as u64);
+            assert!(passes <= 3, "{passes} passes with {capacity_bytes} bytes");
+            assert!(fetcher.cache().resident_bytes() <= capacity_bytes);
+        }
+    }
+}
+
+/// Nothing of it is in the cache, so nothing but its seals tells what must come.
+#[tokio::test]
+async fn wrong_bytes_of_a_confirmed_layer_are_not_passed_on_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let stream = content(1, 2 * MIB);
+    let source = Memory::new(zstd::encode_all(&stream[..], 1).unwrap());
+    let fetcher = small(folder.path(), 0, 64);
+    let layer = open(&fetcher, source.spec(Format::Raw, Compression::Zstd), &source).await.unwrap();
+    let mut other = stream.clone();
+    other[MIB + 7] ^= 1;
+    let other = zstd::encode_all(&other[..], 1).unwrap();
+    let mut blob = other;
+    blob.resize(source.bytes.len(), 0);
+    let liar = Memory::new(blob);
+    let again = open(&fetcher, source.spec(Format::Raw, Compression::Zstd), &liar).await.unwrap();
+    let whole = read(&again, 0..2 * MIB).await;
+    assert!(liar.yielded() > 0, "the newest source is asked first");
+    assert!(whole.is_ok_and(|bytes| bytes == stream), "the next source has the right ones");
+    drop(layer);
+}
+
+/// Work in the background is done for the cache: where that keeps nothing, it ends.
+#[tokio::test]
+async fn what_is_fetched_for_the_cache_alone_says_that_it_cannot_be_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(content(1, 4 * MIB));
+    let fetcher = small(folder.path(), 0, 64);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    let all = StreamOffset(0)..StreamOffset(4 * MIB as u64);
+    for priority in [Priority::Prefetch, Priority::Hydrate] {
+        let brought = layer.bring(all.clone(), priority).await.unwrap_err();
+        assert!(matches!(brought, FetchError::NotKept { .. }), "{brought}");
+        assert!(brought.to_string().contains("--cache-size"), "{brought}");
+    }
+    assert!(source.yielded() < 4 * MIB as u64, "{} bytes", source.yielded());
+    assert!(read(&layer, 0..1000).await.unwrap() == source.bytes[..1000]);
+}
+
+/// What is read ahead fills the memory that is set aside, and no more.
+#[tokio::test]
+async fn reading_ahead_is_bounded_by_the_memory_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(content(1, 40 * MIB));
+    let fetcher = small(folder.path(), 0, 32);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    // A first read finds out that nothing is kept.
+    assert!(read(&layer, 0..1000).await.unwrap() == source.bytes[..1000]);
+    for _ in 0..20 {
+        let all = StreamOffset(0)..StreamOffset(40 * MIB as u64);
+        layer.prefetch(all, Priority::Readahead);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(fetcher.usage().reserved_bytes <= 32 * MIB as u64);
+    }
+    let yielded = source.yielded();
+    assert!(yielded <= 24 * MIB as u64, "{yielded} bytes for nothing");
+    let range = 30 * MIB..31 * MIB;
+    assert!(read(&layer, range.clone()).await.unwrap() == source.bytes[range]);
+}
+
+#[tokio::test]
+async fn mounts_go_on_when_the_cache_folder_goes() {
+    let above = tempfile::tempdir().unwrap();
+    let folder = above.path().join("cache");
+    let stream = tar_of(&[3 * MIB, 2 * MIB]);
+    let blob = zstd::encode_all(&stream[..], 1).unwrap();
+    let plain = Memory::new(stream.clone());
+    let compressed = Memory::new(blob);
+    let fetcher = fetcher(&folder, None);
+    let spec = plain.spec(Format::Tar, Compression::None);
+    let layer = open(&fetcher, spec, &plain).await.unwrap();
+    let spec = compressed.spec(Format::Tar, Compression::Zstd);
+    let packed = open(&fetcher, spec, &compressed).await.unwrap();
+    assert!(read(&layer, 0..MIB).await.unwrap() == stream[..MIB]);
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    read_in_order(&layer, &stream).await;
+    read_in_order(&packed, &stream).await;
+    // Another kit, too, of which nothing was known.
+    let new = Memory::new(content(9, 2 * MIB));
+    let other = open(&fetcher, new.raw(), &new).await.unwrap();
+    assert!(read(&other, 0..2 * MIB).await.unwrap() == new.bytes);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "the new folder is another's");
+    assert!(fetcher.cache().trouble().is_some());
+}
