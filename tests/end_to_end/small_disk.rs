@@ -142,7 +142,7 @@ fn a_small_disk_without_any_room_keeps_nothing_and_says_so_once() {
     assert!(outcome.stderr.contains("the cache has room for"), "{}", outcome.stderr);
     run.assert_right(&mountpoint);
     let said = kitfs.run(&["status"]).stderr;
-    assert_eq!(said.matches("the cache cannot keep what is read").count(), 1, "{said}");
+    assert_eq!(said.matches("the cache cannot keep bytes").count(), 1, "{said}");
     let status = kitfs.json(&["daemon", "status", "--json"]);
     assert_eq!(status["cache_resident_bytes"], 0, "{status}");
     fs::remove_file(other).unwrap();
