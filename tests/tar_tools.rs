@@ -23,7 +23,7 @@ use kitfs::oci::Digest;
 use proptest::prelude::*;
 use support::tar_stream::{self, Stream};
 
-/// What is at a path. Times are compared with the whole second, and with nanoseconds where both have
+/// The node at a path. Times are compared with the whole second, and with nanoseconds where both have
 /// them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Shown {
@@ -142,7 +142,7 @@ fn words(text: &str) -> Vec<&OsStr> {
     text.split_whitespace().map(OsStr::new).collect()
 }
 
-/// What is in a folder.
+/// The nodes of a folder.
 fn extracted(root: &Path) -> Paths {
     let mut paths = Paths::new();
     let mut open = vec![root.to_owned()];
@@ -178,7 +178,7 @@ fn scanned(archive: &[u8]) -> Toc {
     scanner.finish(archive.len() as u64).unwrap()
 }
 
-/// What kitfs shows of an archive.
+/// The nodes that kitfs shows of an archive.
 fn mounted(archive: &[u8], toc: &Toc) -> Paths {
     let layer = TreeLayer {
         index: 0,

@@ -47,7 +47,7 @@ impl Known<'_> {
 /// For each layer, the indexes of its entries.
 ///
 /// # Errors
-/// When an entry's digest is not the digest of any layer of the manifest.
+/// Fails if an entry's digest is not the digest of any layer of the manifest.
 pub(super) fn by_digest<'a>(
     manifest: &Manifest,
     layers: &[Known<'_>],

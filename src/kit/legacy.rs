@@ -13,7 +13,7 @@ use crate::layer::{MemberPath, MemberPathError};
 /// For each layer, its entry: the n-th of a role has the n-th entry of that role.
 ///
 /// # Errors
-/// When a role has more layers than entries: nothing says where the members of the others go.
+/// Fails if a role has more layers than entries: nothing says where the members of the others go.
 pub(super) fn by_order<'a>(
     layers: &[Known<'_>],
     entries: &[&'a Entry],

@@ -179,7 +179,7 @@ impl Kit {
     /// Understands a manifest and its config blob.
     ///
     /// # Errors
-    /// When the artifact is no kit, or its config and layers contradict each other. Layers of an
+    /// Fails if the artifact is no kit, or its config and layers contradict each other. Layers of an
     /// unknown type and malformed remote data sets become warnings instead.
     pub fn decode(manifest: &Manifest, config: &[u8]) -> Result<Self, KitError> {
         let artifact = manifest.artifact_type.as_deref().and_then(ArtifactType::parse);

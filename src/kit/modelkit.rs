@@ -97,7 +97,7 @@ pub(super) enum Digests {
 /// Whether the entries name their layers.
 ///
 /// # Errors
-/// When only some do. No release of kit wrote that, and a guess would mix up layers.
+/// Fails if only some do. No release of kit wrote that, and a guess would mix up layers.
 pub(super) fn digests(entries: &[&Entry]) -> Result<Digests, KitError> {
     let without: Vec<_> = entries.iter().filter(|entry| entry.digest().is_none()).collect();
     match without.first() {

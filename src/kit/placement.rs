@@ -27,7 +27,7 @@ pub(super) fn annotated_path(layer: &Descriptor) -> Option<&str> {
 /// The place of a raw layer's one file. The path is the annotation's, else the entry's.
 ///
 /// # Errors
-/// When neither names a path inside the kit, or the metadata contradicts the layer.
+/// Fails if neither names a path inside the kit, or the metadata contradicts the layer.
 pub(super) fn raw(
     layer: &Known<'_>,
     entry: Option<&Entry>,
@@ -67,7 +67,7 @@ impl Placement {
     /// The same place, seen from a directory above it.
     ///
     /// # Errors
-    /// When the path becomes longer than a path may be.
+    /// Fails if the path becomes longer than a path may be.
     pub fn below(self, directory: &MemberPath) -> Result<Self, MemberPathError> {
         Ok(match self {
             Self::Tar { below: None } => Self::Tar { below: Some(directory.clone()) },

@@ -82,7 +82,7 @@ impl Extents {
     /// may be empty or touch), stored back to back at `stored`, and holes elsewhere.
     ///
     /// # Errors
-    /// When the runs are not in order, leave the file, or do not add up to the bytes of `stored`.
+    /// Fails if the runs are not in order, leave the file, or do not add up to the bytes of `stored`.
     pub fn sparse(
         stored: Range<StreamOffset>,
         file_bytes: u64,

@@ -93,7 +93,7 @@ impl Layout {
     /// Lays out a layer of `toc.stream_bytes` bytes.
     ///
     /// # Errors
-    /// When a member lies outside the stream, or the stream is longer than [`MOST_STREAM_BYTES`].
+    /// Fails if a member lies outside the stream, or the stream is longer than [`MOST_STREAM_BYTES`].
     pub fn new(toc: &Toc) -> Result<Self, LayoutError> {
         if toc.stream_bytes > MOST_STREAM_BYTES {
             let why = format!("it has {} bytes, and at most 16 TiB are read", toc.stream_bytes);

@@ -80,7 +80,7 @@ impl MemberPath {
     /// This path below `directory`.
     ///
     /// # Errors
-    /// When the joined path is longer than a path may be.
+    /// Fails if the joined path is longer than a path may be.
     pub fn below(&self, directory: &MemberPath) -> Result<Self, MemberPathError> {
         let path = [&*directory.0, &*self.0].join(&b'/');
         match path.len() {

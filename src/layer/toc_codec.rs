@@ -104,7 +104,7 @@ fn length(count: usize) -> [u8; 4] {
 /// The table of contents in the bytes of a toc file; every length and offset is checked.
 ///
 /// # Errors
-/// When the checksum or the version is wrong, or [`encode`] would not write a value. The caller
+/// Fails if the checksum or the version is wrong, or [`encode`] would not write a value. The caller
 /// makes the table again from the layer.
 pub fn decode(bytes: &[u8]) -> Result<Toc, TocCodecError> {
     decode_checked(bytes).map_err(|reason| TocCodecError(reason.to_owned()))

@@ -16,7 +16,7 @@ use super::{Digest, ManifestError};
 /// The content of the empty config (image-spec, manifest.md, "Guidance for an Empty Descriptor").
 const EMPTY_JSON: &[u8] = b"{}";
 
-/// What a manifest says of one blob.
+/// The entry of one blob in a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     /// The media type as written; [`super::media_type`] gives it a meaning.
@@ -83,14 +83,14 @@ impl WireDescriptor {
             digest,
             size,
             annotations: self.annotations.unwrap_or_default().0,
-            data: self.data.as_ref().and_then(Value::as_str).and_then(|text| inline(text, blob)),
+            data: carried(self.data.as_ref(), blob),
         })
     }
 }
 
-/// The bytes that a `data` field stands for, if they are `blob`.
-fn inline(text: &str, blob: BlobId) -> Option<Bytes> {
-    let bytes = STANDARD.decode(text).ok()?;
+/// The bytes that a `data` field carries, if they are `blob`.
+pub(super) fn carried(data: Option<&Value>, blob: BlobId) -> Option<Bytes> {
+    let bytes = STANDARD.decode(data?.as_str()?).ok()?;
     let is_blob = bytes.len() as u64 == blob.size && Digest::of(&bytes) == blob.digest;
     is_blob.then(|| bytes.into())
 }

@@ -17,7 +17,7 @@ pub struct Digest([u8; 32]);
 #[serde(transparent)]
 pub struct DiffId(pub Digest);
 
-/// Why a text is not a digest kitfs can verify.
+/// The error for a text that is no digest which kitfs can verify.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
     /// Not `ALGORITHM:HEX` with 64 lower-case hexadecimal digits.

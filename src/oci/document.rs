@@ -1,4 +1,4 @@
-//! What a registry or layout keeps under a tag: a manifest, or an index of manifests.
+//! The document under a tag of a registry or layout: a manifest, or an index of manifests.
 
 use serde::Deserialize;
 
@@ -99,7 +99,7 @@ impl WireDocument {
     }
 }
 
-/// Why bytes are no JSON, with the usual reasons named.
+/// The error for bytes that are no JSON; it names the usual reasons.
 fn not_json(json: &[u8], error: &serde_json::Error) -> ManifestError {
     let first = json.iter().find(|byte| !byte.is_ascii_whitespace());
     let reason = if first == Some(&b'<') {

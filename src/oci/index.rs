@@ -14,13 +14,13 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::descriptor::WireAnnotations;
+use super::descriptor::{WireAnnotations, carried};
 use super::text::escaped;
-use super::{ArtifactType, Descriptor, Digest, LabelSelector, Labels};
+use super::{ArtifactType, BlobId, Descriptor, Digest, LabelSelector, Labels};
 
 /// The tag by which kit added an entry to a ModelKit index.
 const ORIGINAL_TAG: &str = "ml.kitops.modelkit.original-tag";
-/// What Docker's builder marks statements about an image with; they are no images.
+/// The annotation that Docker's builder puts on statements about an image, which are no images.
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 
 /// Entries that a message lists: a screen of them.
@@ -37,7 +37,7 @@ pub struct Index {
     pub entries: Vec<IndexEntry>,
 }
 
-/// What an index says of one manifest.
+/// The entry of one manifest in an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexEntry {
     /// The manifest, or another index.
@@ -50,7 +50,7 @@ pub struct IndexEntry {
     pub labels: Labels,
 }
 
-/// Why no entry of an index can be taken. The message lists the entries that there are.
+/// The error where no entry of an index can be taken. The message lists the entries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChoiceError {
     /// Nothing in it could be meant.
@@ -59,7 +59,7 @@ pub enum ChoiceError {
     /// No entry has the labels that were asked for.
     #[error("no ModelKit of the index has {wanted}. The index has:\n{entries}")]
     NoMatch {
-        /// What was asked for.
+        /// The labels that were asked for.
         wanted: LabelSelector,
         /// The entries, a line each.
         entries: String,
@@ -67,7 +67,7 @@ pub enum ChoiceError {
     /// Several entries are left.
     #[error("{what}: {how}. {}:\n{entries}", if *.is_narrowed { "They are" } else { "The index has" })]
     Several {
-        /// What there is several of.
+        /// The things that there are several of.
         what: String,
         /// How one of them is chosen.
         how: &'static str,
@@ -113,7 +113,7 @@ impl Index {
     /// The one entry that has all of `labels`; a single entry needs none.
     ///
     /// # Errors
-    /// Where none or several are left, or labels are given for an index without labels.
+    /// Fails where none or several are left, or labels are given for an index without labels.
     pub fn choose(&self, labels: &LabelSelector) -> Result<&IndexEntry, ChoiceError> {
         let candidates = self.candidates();
         if candidates.is_empty() {
@@ -193,6 +193,7 @@ pub(super) struct WireEntry {
     #[serde(default)]
     size: u64,
     annotations: Option<WireAnnotations>,
+    data: Option<Value>,
     artifact_type: Option<String>,
     platform: Option<Value>,
     #[serde(default)]
@@ -201,13 +202,14 @@ pub(super) struct WireEntry {
 
 impl From<WireEntry> for IndexEntry {
     fn from(wire: WireEntry) -> Self {
+        let blob = BlobId { digest: wire.digest, size: wire.size };
         Self {
             descriptor: Descriptor {
                 media_type: wire.media_type.unwrap_or_default(),
                 digest: wire.digest,
                 size: wire.size,
                 annotations: wire.annotations.unwrap_or_default().0,
-                data: None,
+                data: carried(wire.data.as_ref(), blob),
             },
             artifact_type: wire.artifact_type.filter(|artifact_type| !artifact_type.is_empty()),
             platform: wire.platform.as_ref().and_then(platform),
@@ -361,13 +363,23 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_that_an_entry_carries_is_taken_if_it_is_the_one() {
+        let carried = |data: &str, size: usize| {
+            let index = index(None, json!([entry("{}", json!({"data": data, "size": size}))]));
+            index.entries[0].descriptor.data.clone()
+        };
+        assert_eq!(carried("e30=", 2).as_deref(), Some(b"{}".as_slice()));
+        assert_eq!([carried("e30=", 3), carried("e31=", 2), carried("%", 2)], [None, None, None]);
+    }
+
+    #[test]
     fn digests_that_are_paths_are_refused() {
         let json = br#"{"manifests":[{"digest":"sha256:../../etc/passwd","size":1}]}"#;
         assert!(Index::decode(json).is_err());
     }
 
     proptest! {
-        /// What is chosen has all labels, and nothing else has them.
+        /// The chosen entry has all labels, and no other entry has them.
         #[test]
         fn a_choice_is_the_only_match(
             kits in prop::collection::vec((0u8..3, 0u8..3), 0..6),

@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// What an index says of one of its ModelKits: `quantization=q4_0`, `vramRequirement=6GB`.
+/// The labels of a ModelKit in an index: `quantization=q4_0`, `vramRequirement=6GB`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels(BTreeMap<String, String>);
 
@@ -17,13 +17,13 @@ pub struct Labels(BTreeMap<String, String>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelSelector(BTreeMap<String, String>);
 
-/// Why a text is not a label to choose by.
+/// The error for a text that is no label to choose by.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a label: {reason}")]
 pub struct LabelError {
     /// The text.
     pub text: String,
-    /// What is wrong with it and what is expected.
+    /// The fault, and what is expected.
     pub reason: String,
 }
 

@@ -30,13 +30,13 @@ pub struct Manifest {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Why bytes are not a manifest that can be mounted.
+/// The error for bytes that are no manifest which can be mounted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// Not JSON, or a field is missing or of the wrong type.
     #[error("the manifest is malformed: {0}")]
     Malformed(String),
-    /// A Docker manifest, another version, or an index: what it is, and what to do.
+    /// A Docker manifest, another version, or an index: its kind, and the advice.
     #[error("the manifest is {0}")]
     Unsupported(String),
 }

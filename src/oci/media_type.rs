@@ -75,7 +75,7 @@ impl Encoding {
     }
 }
 
-/// What a layer's media type says that it holds.
+/// The content of a layer, by its media type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LayerContent {
     /// The model (`model`; `weight` in a ModelPack, which may have several).
@@ -95,7 +95,7 @@ pub enum LayerContent {
 /// The meaning of a layer's media type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LayerType {
-    /// What it holds.
+    /// Its content.
     pub content: LayerContent,
     /// How its bytes become files.
     pub encoding: Encoding,
@@ -145,7 +145,7 @@ impl LayerType {
     }
 }
 
-/// What a manifest's `artifactType` or the media type of its config says that the artifact is.
+/// The kind of an artifact, by the manifest's `artifactType` or the media type of its config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ArtifactType {
     /// A KitOps ModelKit.

@@ -11,7 +11,7 @@ use std::fmt;
 
 use super::text::escaped;
 
-/// What marks an object.
+/// The prefix of an object's location.
 const SCHEME: &str = "s3://";
 /// The query that names one version of an object.
 const VERSION: &str = "versionId";
@@ -22,7 +22,7 @@ const KEY_LIMIT_BYTES: usize = 1024;
 /// Characters of a location that a message shows.
 const SHOWN_CHARACTERS: usize = 300;
 
-/// Where an object lies: its bucket, its key, and perhaps one version of it.
+/// The location of an object: its bucket, its key, and perhaps one version of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectLocation {
     bucket: String,
@@ -30,13 +30,13 @@ pub struct ObjectLocation {
     version: Option<String>,
 }
 
-/// Why a text names no object.
+/// The error for a text that names no object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` names no object: {reason}")]
 pub struct ObjectLocationError {
     /// The text, shortened and with control characters escaped.
     pub text: String,
-    /// What is wrong with it.
+    /// The fault.
     pub reason: String,
 }
 

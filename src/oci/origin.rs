@@ -1,16 +1,16 @@
-//! Where a kit is read from.
+//! The origins of kits.
 
 use std::path::PathBuf;
 
 use super::reference::{ReferenceError, is_hosted};
 use super::{Digest, Reference, Selector};
 
-/// What marks an OCI image layout, as skopeo and podman write it too.
+/// The prefix of an OCI image layout, as skopeo and podman write it too.
 const LAYOUT_PREFIX: &str = "oci:";
 /// Ends the folder of a layout where the text leaves open where it ends.
 const FOLDER_END: &str = "/:";
 
-/// Where a kit is read from: what a user types where the commands say `REF`.
+/// The origin of a kit: the text that a user types for `REF`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// `HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]`: a registry.
@@ -72,7 +72,7 @@ impl Origin {
 }
 
 impl From<Reference> for Origin {
-    /// Where kit looks for a reference: a registry or its own storage, never a folder.
+    /// The place where kit looks for a reference: a registry or its own storage, never a folder.
     fn from(reference: Reference) -> Self {
         match reference.is_local() {
             true => Self::KitStorage(reference),

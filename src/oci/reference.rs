@@ -41,13 +41,13 @@ pub struct Reference {
     selector: Selector,
 }
 
-/// Why a text is not a reference; says what is wrong with which part.
+/// The error for a text that is no reference. It names the part and its fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a reference to a kit: {reason}")]
 pub struct ReferenceError {
     /// The text, shortened and with control characters escaped.
     pub text: String,
-    /// What is wrong with it and what is expected.
+    /// The fault, and what is expected.
     pub reason: String,
 }
 

@@ -20,8 +20,8 @@ use rustix::fs::{Mode, OFlags};
 use super::{BlobStream, MANIFEST_LIMIT_BYTES, SourceError};
 use crate::oci::{BlobId, Digest};
 
-/// How much is read at once: large enough that the hop to a blocking task (some 10 µs) does not
-/// show beside a disk's throughput, small enough that hundreds of streams fit in memory.
+/// The bytes that are read at once: so many that the hop to a blocking task (some 10 µs) does not
+/// show beside a disk's throughput, and so few that hundreds of streams fit in memory.
 const PIECE_BYTES: u64 = 256 * 1024;
 
 /// Blobs as files of a folder.

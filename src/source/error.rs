@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::oci::Digest;
 
-/// Why a source has no bytes. Variants are decisions for the caller; messages name the host or folder,
+/// The failure of a source. Variants are decisions for the caller; messages name the host or folder,
 /// the repository and what to do next.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SourceError {
@@ -16,7 +16,7 @@ pub enum SourceError {
         what: String,
         /// The repository.
         place: String,
-        /// What to do next.
+        /// The advice.
         hint: String,
     },
     /// Credentials are missing, wrong or not sufficient.
@@ -26,7 +26,7 @@ pub enum SourceError {
         place: String,
         /// The status and the registry's words.
         detail: String,
-        /// What to do next.
+        /// The advice.
         hint: String,
     },
     /// The host asks for fewer requests.
@@ -52,7 +52,7 @@ pub enum SourceError {
     Untrusted {
         /// The host.
         place: String,
-        /// What is wrong with its certificate and what to do.
+        /// The fault of its certificate, and the advice.
         detail: String,
     },
     /// The answer breaks the protocol: a wrong Content-Range, a short or endless body, a blob file
@@ -61,7 +61,7 @@ pub enum SourceError {
     Protocol {
         /// The host or folder.
         place: String,
-        /// What is wrong with the answer.
+        /// The fault of the answer.
         detail: String,
     },
     /// The content has another digest.
@@ -102,7 +102,7 @@ pub enum SourceError {
     Configuration {
         /// The file or option.
         what: String,
-        /// What is wrong and what to do.
+        /// The fault, and the advice.
         detail: String,
     },
 }
@@ -120,7 +120,7 @@ fn mismatch(expected: Digest, got: Digest) -> String {
     )
 }
 
-/// When to try again, in words.
+/// The time for another try, in words.
 fn pause(retry_after: Option<Duration>) -> String {
     match retry_after {
         Some(pause) => format!(" and wants none for {} s: try again then", pause.as_secs()),

@@ -56,7 +56,7 @@ pub struct RefName {
     pub tag: String,
 }
 
-/// Why a name stands for no manifest of a store, in words that follow the name.
+/// The reason why a name stands for no manifest of a store, in words that follow the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unnamed {
     /// There is none; the words say which names there are.

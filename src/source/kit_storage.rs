@@ -68,7 +68,7 @@ impl KitStorage {
     /// storage.
     ///
     /// # Errors
-    /// When the storage cannot be read.
+    /// Fails if the storage cannot be read.
     pub async fn all(kitops_home: &Path) -> Result<Vec<Self>, SourceError> {
         let storage = kitops_home.join("storage");
         off_the_runtime(move || {
@@ -105,7 +105,7 @@ impl KitStorage {
     /// Its tags in order, then its manifests without a tag.
     ///
     /// # Errors
-    /// When the storage cannot be read.
+    /// Fails if the storage cannot be read.
     pub async fn listed(&self) -> Result<Vec<(Option<String>, Digest)>, SourceError> {
         let all = self.manifests().await?;
         let storage = self.clone();
@@ -119,10 +119,10 @@ impl KitStorage {
         Ok(tagged.clone().into_iter().chain(untagged).collect())
     }
 
-    /// What a tag names, if it is there.
+    /// The manifest that a tag names, if the tag is there.
     ///
     /// # Errors
-    /// When the storage cannot be read.
+    /// Fails if the storage cannot be read.
     pub async fn tagged(&self, tag: &str) -> Result<Option<Digest>, SourceError> {
         let (storage, tag) = (self.clone(), tag.to_owned());
         off_the_runtime(move || Ok(storage.tag_index()?.tagged(&tag))).await
@@ -131,7 +131,7 @@ impl KitStorage {
     /// Every manifest of the repository, with and without a tag.
     ///
     /// # Errors
-    /// When the storage cannot be read.
+    /// Fails if the storage cannot be read.
     pub async fn manifests(&self) -> Result<BTreeSet<Digest>, SourceError> {
         let storage = self.clone();
         off_the_runtime(move || {
@@ -188,7 +188,7 @@ impl KitStorage {
         self.storage.join(format!("{}-{kind}.json", URL_SAFE.encode(&self.repository)))
     }
 
-    /// Why the repository is not there. Until July 2024 each had a layout of its own; kit moves
+    /// The error for a repository that is not there. Until July 2024 each had its own layout; kit moves
     /// those when it starts.
     fn absent(&self) -> SourceError {
         let is_old_layout = self.storage.join(&self.repository).join("index.json").is_file();

@@ -150,7 +150,7 @@ fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, St
     }
     let says_more = !table.is_empty();
     let server = endpoint("server", &server, Value::Table(table), folder)?;
-    // Where a host is the server itself, its section says how to reach it, and one request is enough.
+    // A host that is the server itself has a section of its own, and is asked once.
     let is_known = endpoints.iter().any(|host: &Endpoint| {
         host.url == server.url && host.can_resolve && host.can_pull && !says_more
     });
@@ -162,7 +162,8 @@ fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, St
 
 /// The registry itself, reached as it is without a file: by https, and on this machine by http.
 fn default_server(registry: &str) -> String {
-    let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+    let is_docker_hub = registry.eq_ignore_ascii_case("docker.io");
+    let host = if is_docker_hub { "registry-1.docker.io" } else { registry };
     let is_loopback = Url::parse(&format!("http://{host}")).is_ok_and(|url| match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
@@ -280,6 +281,7 @@ mod tests {
         );
         assert_eq!(urls("", "127.0.0.1:5555"), ["http://127.0.0.1:5555/"]);
         assert_eq!(urls("", "docker.io"), ["https://registry-1.docker.io/"]);
+        assert_eq!(urls("", "Docker.IO"), ["https://registry-1.docker.io/"]);
         assert_eq!(urls(r#"server = "other.example/v2/""#, "h.io"), ["https://other.example/"]);
     }
 

@@ -136,10 +136,10 @@ impl<S: Repository + ?Sized> Repository for Arc<S> {
 /// "Pushing manifests").
 pub const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 
-/// What kit itself has pulled of a registry's repository.
+/// The copy of a registry's repository that kit itself has pulled.
 #[derive(Clone, Debug)]
 pub struct Pulled {
-    /// Where it lies.
+    /// The storage.
     pub storage: kit_storage::KitStorage,
     /// Whether it is asked before the registry.
     pub is_preferred: bool,
@@ -150,7 +150,7 @@ pub trait Repositories: Send + Sync + 'static {
     /// The repository of `origin`.
     fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError>;
 
-    /// What kit itself has pulled of a registry's repository, where it has.
+    /// The copy of a registry's repository that kit itself has pulled, where there is one.
     fn pulled(&self, _origin: &Origin) -> Option<Pulled> {
         None
     }
@@ -164,7 +164,7 @@ pub trait Repositories: Send + Sync + 'static {
 /// Fetches all of a small blob, and checks its digest.
 ///
 /// # Errors
-/// When the source fails, the blob is larger than `limit_bytes`, or its digest is wrong.
+/// Fails if the source fails, the blob is larger than `limit_bytes`, or its digest is wrong.
 pub async fn read_blob(
     source: &dyn BlobSource,
     blob: BlobId,

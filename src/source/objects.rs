@@ -10,18 +10,18 @@ use crate::oci::{BlobId, ObjectLocation};
 /// An object as a kit names it: its place, and its ETag when the kit was packed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectId {
-    /// Where it lies.
+    /// Its place.
     pub location: ObjectLocation,
     /// Its ETag, without quotes. An object with another ETag is another object.
     pub etag: String,
 }
 
-/// What a store says of an object before any byte of it is read.
+/// The facts about an object that a store tells without its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectHead {
     /// Its size in bytes.
     pub size: u64,
-    /// When it was last modified, in seconds since 1970, where the store says so.
+    /// Its last modification, in seconds since 1970, where the store says so.
     pub modified_seconds: Option<i64>,
 }
 

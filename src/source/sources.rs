@@ -40,7 +40,7 @@ impl Sources {
     /// Every repository of a registry, sorted.
     ///
     /// # Errors
-    /// Also where the registry lets nobody list them, as most public ones do.
+    /// Fails also where the registry lets nobody list them, as most public ones do.
     pub async fn catalogue(&self, host: &str) -> Result<Vec<String>, SourceError> {
         self.registries.catalogue(host).await
     }
@@ -48,7 +48,7 @@ impl Sources {
     /// Every repository of kit's own storage, sorted.
     ///
     /// # Errors
-    /// When the storage cannot be read, or it is not known where it lies.
+    /// Fails if the storage cannot be read, or it is not known where it lies.
     pub async fn stored(&self) -> Result<Vec<KitStorage>, SourceError> {
         KitStorage::all(self.kitops_home("kit's local storage")?).await
     }

@@ -1,4 +1,4 @@
-//! Why bytes are fetched, which request goes first, and how long a silent host is waited for.
+//! The priority of requests, and the patience with a silent host.
 //!
 //! The order is that of design.md 8: a reader that waits; the bytes that a reader's pattern predicts;
 //! prefetching on request; and the rest of the kit in the background.
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use tokio::sync::Notify;
 
-/// Why bytes are fetched; a later variant goes before an earlier one.
+/// The reason for a request; a later variant goes before an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Priority {

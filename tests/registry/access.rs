@@ -149,6 +149,7 @@ async fn a_401_without_a_challenge_says_nothing_about_how_to_go_on() {
     registry.script(Rule::on("/manifests/").then(Fault::Status(401)));
     let error = open(&registry).manifest(None).await.unwrap_err();
     assert!(matches!(error, SourceError::Unauthorized { .. }), "{error}");
+    assert!(!error.to_string().contains("kit login"), "advice that cannot help: {error}");
     assert_eq!(registry.requests().len(), 1);
 }
 

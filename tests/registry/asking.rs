@@ -102,6 +102,19 @@ async fn a_link_that_brings_nothing_new_ends_the_list_and_what_came_is_kept() {
 }
 
 #[tokio::test]
+async fn a_link_to_a_page_that_is_not_there_ends_the_list() {
+    for (status, is_end) in [(404, true), (410, true), (400, false), (403, false), (503, false)] {
+        let wire = Wire::start(move |ask| match ask.target.contains("last=") {
+            true => Reply::new(status, &[], "{}"),
+            false => Reply::new(200, &["Link: <?last=a>; rel=next"], r#"{"tags":["a"]}"#),
+        })
+        .await;
+        let tags = open_at(&wire.host()).tags().await;
+        assert_eq!(tags.is_ok_and(|tags| tags == ["a"]), is_end, "{status}: a part is no list");
+    }
+}
+
+#[tokio::test]
 async fn a_link_by_another_name_of_the_registry_is_followed_at_the_registry() {
     let wire = Wire::start(|ask| match ask.target.contains("last=") {
         true => Reply::new(200, &[], r#"{"tags":["b"]}"#),
@@ -166,7 +179,7 @@ async fn a_name_that_cannot_be_resolved_is_told_short_and_once() {
     assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
     let message = error.to_string();
     assert!(
-        message.contains("resolved (") || message.contains("no host of that name"),
+        message.contains("resolved (") || message.contains("no host has that name"),
         "{message}"
     );
     for noise in ["client error", "dns error", "error resolving", "failed to lookup"] {

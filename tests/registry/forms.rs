@@ -453,7 +453,7 @@ async fn an_encoded_body_is_refused_and_its_encoding_named() {
     }
 }
 
-/// Where documents are encoded, or only said to be.
+/// A registry whose documents are encoded, or only said to be.
 async fn documents(label: &'static str, is_encoded: bool) -> Wire {
     Wire::start(move |ask| {
         let document = match ask.target.contains("/tags/") {

@@ -1,4 +1,4 @@
-//! How many requests a host gets at once, and which goes first.
+//! The number of requests that a host gets at once, and their order.
 
 use std::ops::Range;
 use std::sync::Arc;

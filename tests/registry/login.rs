@@ -252,6 +252,38 @@ async fn a_token_server_that_has_no_place_for_strangers_asks_for_a_login() {
     }
 }
 
+#[tokio::test]
+async fn a_token_server_may_be_named_by_a_path_of_the_registry() {
+    let wire = Wire::start(|ask| match ask.header("authorization") {
+        _ if ask.target.starts_with("/auth?account=a&") => {
+            Reply::new(200, &[], r#"{"access_token":"t"}"#)
+        }
+        Some("Bearer t") => Reply::new(200, &[], manifest()),
+        _ => Reply::new(401, &["WWW-Authenticate: Bearer realm=\"/auth?account=a\""], ""),
+    })
+    .await;
+    open_at(&wire.host()).manifest(None).await.unwrap();
+    assert_eq!(wire.asked().len(), 3);
+}
+
+#[tokio::test]
+async fn a_password_is_sent_where_no_token_server_is_named_beside_it() {
+    let wire = Wire::start(|ask| match ask.header("authorization") {
+        Some(given) if given == basic("first") => Reply::new(200, &[], manifest()),
+        _ => {
+            let challenges = "WWW-Authenticate: Bearer service=\"s\", Basic realm=\"r\"";
+            Reply::new(401, &[challenges], "")
+        }
+    })
+    .await;
+    Reader::with_entry(&wire.host(), password_entry("first")).ask().await.unwrap();
+
+    let wire =
+        Wire::start(|_| Reply::new(401, &["WWW-Authenticate: Bearer service=\"s\""], "")).await;
+    let error = open_at(&wire.host()).manifest(None).await.unwrap_err().to_string();
+    assert!(error.contains("does not say from which token server"), "{error}");
+}
+
 /// Redirects requests for `/token`, and gives a token at `/new`.
 fn redirecting(status: u16, to: String) -> impl Fn(&Ask) -> Reply + Send + Sync + 'static {
     move |ask| match ask.target.starts_with("/token") {
@@ -326,6 +358,21 @@ async fn a_credential_store_that_fails_is_named_when_the_registry_refuses() {
     Reader::with_config(&open.host(), r#"{"credsStore":"desktop.exe"}"#).ask().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_login_is_advised_where_it_helps() {
+    let wanting = |challenge: &'static str| Wire::start(move |_| Reply::new(401, &[challenge], ""));
+    let wire = wanting("WWW-Authenticate: Negotiate, NTLM").await;
+    let error = open_at(&wire.host()).manifest(None).await.unwrap_err().to_string();
+    assert!(error.contains("it wants negotiate or ntlm"), "{error}");
+    assert!(!error.contains("kit login"), "{error}");
+
+    let wire = wanting("WWW-Authenticate: Basic realm=\"r\"").await;
+    let entry = json!({ "identitytoken": "secret" });
+    let error = Reader::with_entry(&wire.host(), entry).ask().await.unwrap_err().to_string();
+    assert!(error.contains("only a token is known") && error.contains("kit login"), "{error}");
+    assert!(!error.contains("secret") && !error.contains("were not accepted"), "{error}");
+}
+
 /// A registry behind another one, with a token server of its own.
 async fn second_registry(blob: Vec<u8>) -> Wire {
     let with_token = move |ask: &Ask| match ask.range() {
@@ -359,13 +406,19 @@ async fn second_registry(blob: Vec<u8>) -> Wire {
 
 #[tokio::test]
 async fn a_registry_may_lead_to_another_one_which_asks_for_credentials_of_its_own() {
+    lead_to_second_registry("").await;
+    lead_to_second_registry("/artifactory/api/docker/hub").await;
+}
+
+/// `prefix` is the path that the API of the second registry lies below.
+async fn lead_to_second_registry(prefix: &'static str) {
     let blob = content(3000);
     let second = second_registry(blob.clone()).await;
     let target = second.host();
     let valid = basic("first");
     let first = Wire::start(move |ask| match ask.header("authorization") {
         Some(given) if given == valid => {
-            let location = format!("Location: http://{target}{}", ask.target);
+            let location = format!("Location: http://{target}{prefix}{}", ask.target);
             Reply::new(307, &[&location], "")
         }
         _ => Reply::new(401, &["WWW-Authenticate: Basic realm=\"a\""], "{}"),
@@ -384,7 +437,8 @@ async fn a_registry_may_lead_to_another_one_which_asks_for_credentials_of_its_ow
     // Each host sees its own credentials, and the target of the blob is kept.
     let at_second = carried(&second);
     assert!(!at_second.contains(&Some(basic("first"))), "{at_second:?}");
-    assert_eq!(token_requests(&second).len(), 1);
+    let tokens = second.asked().into_iter().filter(|ask| ask.target.starts_with("/token"));
+    assert_eq!(tokens.count(), 1);
     assert!(!carried(&first).contains(&Some(basic("second"))));
     let asked = first.asked();
     assert_eq!(asked.iter().filter(|ask| ask.target.contains("/blobs/")).count(), 1);

@@ -83,7 +83,7 @@ async fn a_body_that_breaks_off_is_resumed_where_it_stopped() {
         store.script(Rule::on("/k").times(1).then(fault));
     }
     assert_eq!(read(&s3, &id, blob(&content), 0..300_000).await.unwrap(), content);
-    // What came before a break is not sent again.
+    // Bytes from before a break are not sent again.
     assert!(store.bytes_served() <= 300_000 + 4 * 16 * 1024, "{}", store.bytes_served());
 }
 

@@ -143,6 +143,56 @@ async fn a_cache_that_sends_the_head_and_then_fetches_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_body_that_pauses_is_waited_for() {
+    let wire = Wire::start(|ask| answer(ask).silent_within_body(10, SILENCE)).await;
+    let repository = repository(&impatient(|_| {}), &wire.host());
+    repository.manifest(None).await.unwrap();
+    for urgency in [Urgency::opening(), Urgency::new(Priority::Prefetch)] {
+        assert_eq!(read(&repository, urgency).await.unwrap(), content(SIZE)[100..900]);
+    }
+    assert_eq!(wire.asked().len(), 3, "none was given up");
+}
+
+#[tokio::test]
+async fn patience_with_a_body_ends_when_a_reader_begins_to_wait() {
+    let count = AtomicUsize::new(0);
+    let wire = Wire::start(move |ask| match count.fetch_add(1, Ordering::SeqCst) {
+        0 => answer(ask).silent_within_body(10, Duration::from_secs(3600)),
+        _ => answer(ask),
+    })
+    .await;
+    let repository = repository(&impatient(|_| {}), &wire.host());
+    let urgency = Urgency::new(Priority::Prefetch);
+    let raised = urgency.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(SILENCE).await;
+        raised.raise(Priority::OnDemand);
+    });
+    let started = Instant::now();
+    assert_eq!(read(&repository, urgency).await.unwrap(), content(SIZE)[100..900]);
+    assert!(started.elapsed() >= SILENCE);
+    assert_eq!(wire.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn the_patience_with_a_body_has_an_end_and_the_message_names_the_option() {
+    let wire =
+        Wire::start(|ask| answer(ask).silent_within_body(10, Duration::from_secs(3600))).await;
+    let client = impatient(|config| {
+        config.timing.stall = Duration::from_millis(100);
+        config.timing.open = Duration::from_millis(300);
+    });
+    let repository = repository(&client, &wire.host());
+    for (urgency, words) in [
+        (Urgency::opening(), "within 0.3 s, and --open-timeout allows no more"),
+        (Urgency::on_demand(), "within 0.1 s"),
+    ] {
+        let error = read(&repository, urgency).await.unwrap_err().to_string();
+        assert!(error.ends_with(words), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_server_is_waited_for_as_its_registry_is() {
     let wire = Wire::start(|ask| match ask.header("authorization") {
         _ if ask.target.starts_with("/token") => {

@@ -82,7 +82,7 @@ impl Ask {
         self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
 
-    /// Where the request was sent to: `127.0.0.1:PORT`.
+    /// The host that the request was sent to: `127.0.0.1:PORT`.
     pub fn host(&self) -> &str {
         self.header("host").unwrap_or_default()
     }
@@ -130,6 +130,13 @@ impl Reply {
     pub fn silent_behind_head(self, silence: Duration) -> Self {
         let end = self.bytes.windows(4).position(|four| four == b"\r\n\r\n");
         Self { silence: Some((end.expect("a head") + 4, silence)), ..self }
+    }
+
+    /// The same, with a silence after `bytes` of its body.
+    pub fn silent_within_body(self, bytes: usize, silence: Duration) -> Self {
+        let behind_head = self.silent_behind_head(silence);
+        let silence = behind_head.silence.map(|(head, time)| (head + bytes, time));
+        Self { silence, ..behind_head }
     }
 
     /// The same, after a silence.

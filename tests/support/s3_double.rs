@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use super::registry_double::{At, Fault, Recorded, Rule, serve};
 use super::tree::sha256;
 
-/// How far a request's time may be off (AWS: 15 minutes).
+/// The most by which a request's time may be off (AWS: 15 minutes).
 const MOST_SKEW_SECONDS: i64 = 15 * 60;
 
 /// An access key.
@@ -39,7 +39,7 @@ pub struct S3Keys {
 /// How a double behaves when nothing fails.
 #[derive(Clone, Debug)]
 pub struct S3Options {
-    /// Who may read; `None` for everybody, signed or not.
+    /// The key that may read; `None` for everybody, signed or not.
     pub keys: Option<S3Keys>,
     /// The region that its buckets are in.
     pub region: &'static str,
@@ -229,7 +229,7 @@ impl Shared {
         if sent.is_none_or(|sent| (sent.timestamp().as_second() - now).abs() > MOST_SKEW_SECONDS) {
             return Some(error(403, "RequestTimeTooSkewed"));
         }
-        // What S3 insists on: the host and everything of its own.
+        // S3 insists on the host and on every header of its own.
         let must = headers.keys().filter(|name| name.as_str().starts_with("x-amz-"));
         let mut must = must.map(|name| name.as_str()).chain(["host"]);
         if !must.all(|name| signed.split(';').any(|signed| signed == name)) {

@@ -1,4 +1,4 @@
-//! Where the manifests, indexes and configs of a kit come from, in the order in which they are asked.
+//! The sources of a kit's manifests, indexes and configs, in the order in which they are asked.
 //!
 //! ```text
 //! by digest   cache --> registry --unreachable--> kit's storage
@@ -38,13 +38,13 @@ pub(super) struct Documents<'a> {
     cache: &'a Arc<Cache>,
     kin: &'a Kin<'a>,
     repository: Arc<dyn Repository>,
-    /// What kit itself has of the repository.
+    /// The copy of the repository that kit itself has.
     pulled: Option<Pulled>,
     /// Whether the registry did not answer.
     is_unreachable: AtomicBool,
 }
 
-/// What is asked for by digest.
+/// A document to ask for by its digest.
 #[derive(Clone, Copy)]
 pub(super) enum Question {
     Document(Digest),
@@ -74,7 +74,7 @@ pub(super) struct Found {
     pub(super) is_chosen: bool,
 }
 
-/// Where the bytes of a kit's layers come from.
+/// The sources of the bytes of a kit's layers.
 pub(super) struct LayerSources {
     repository: Arc<dyn Repository>,
     pulled: Option<Pulled>,
@@ -141,7 +141,7 @@ impl<'a> Documents<'a> {
         Ok(bytes)
     }
 
-    /// Where the layers of the kit come from, now that it is known what answers.
+    /// The sources of the kit's layers, now that it is known what answers.
     pub(super) async fn layer_sources(self, kit: &Kit) -> LayerSources {
         let held = match &self.pulled {
             Some(pulled) => pulled::held(pulled, kit).await.into_iter().collect(),
@@ -212,7 +212,7 @@ impl<'a> Documents<'a> {
         }
     }
 
-    /// What kit's storage has under the origin's tag.
+    /// The manifest in kit's storage under the origin's tag.
     async fn find_pulled(&self, pulled: &Pulled) -> Result<Result<Found, NotTaken>, LoadError> {
         let digest = match pulled::resolve(pulled, self.kin).await {
             Ok(digest) => digest,
@@ -228,7 +228,7 @@ impl<'a> Documents<'a> {
         Ok(Ok(Found { digest, document, warning: None, is_chosen: false }))
     }
 
-    /// What the origin was last resolved to, as far as it is in the cache: with these labels, or else
+    /// The last resolution of the origin, as far as it is in the cache: with these labels, or else
     /// without any, so that an index which is known can still be chosen from.
     fn remembered(&self) -> Result<Option<Found>, LoadError> {
         let Self { cache, kin, .. } = self;
@@ -243,7 +243,8 @@ impl<'a> Documents<'a> {
         Ok(None)
     }
 
-    fn keep(&self, digest: Digest, bytes: &Bytes) -> Result<Document, LoadError> {
+    /// Decodes a document, and keeps it in the cache.
+    pub(super) fn keep(&self, digest: Digest, bytes: &Bytes) -> Result<Document, LoadError> {
         let document = Document::decode(bytes).of(self.kin)?;
         self.cache.put_document(digest, bytes).of(self.kin)?;
         Ok(document)

@@ -1,4 +1,4 @@
-//! Why a kit cannot be loaded.
+//! The errors of loading a kit.
 
 use super::resolve::Kin;
 use crate::fetch::FetchError;
@@ -6,7 +6,7 @@ use crate::kit::{KitError, ParentsError, TreeError};
 use crate::oci::{ChoiceError, ManifestError, ReferenceError};
 use crate::source::SourceError;
 
-/// Why a kit cannot be loaded. Messages name the reference: the kit's own, or that of the parent
+/// The failure to load a kit. Messages name the reference: the kit's own, or that of the parent
 /// the fault lies in.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -23,9 +23,9 @@ pub enum LoadError {
     Doubtful {
         /// The kit or parent.
         reference: String,
-        /// Why the registry does not answer.
+        /// The registry's failure.
         error: Box<SourceError>,
-        /// Why kit's storage is not believed, and what to do.
+        /// The doubt about kit's storage, and the advice.
         doubt: String,
     },
     /// A layer failed.
@@ -87,7 +87,7 @@ pub enum LoadError {
         reference: String,
         /// The filters: `` --filter `docs:x` ``.
         idle: String,
-        /// What the kit has.
+        /// The entries of the kit.
         offered: String,
     },
     /// The layers make no tree.
@@ -108,7 +108,7 @@ pub enum LoadError {
     },
 }
 
-/// Why a layer fails, without naming it a second time.
+/// The failure of a layer, without naming the layer a second time.
 fn reason(error: &FetchError, reference: &str) -> String {
     match error {
         FetchError::Source(error) => error.told_of(reference),

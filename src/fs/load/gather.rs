@@ -37,7 +37,7 @@ const LOOK_UP_AT_ONCE: usize = 8;
 /// costs a request before the kit can be listed, and each kit may name thousands more.
 pub(super) const MOST_REMOTE: usize = 1000;
 
-/// What loading works with.
+/// The tools of loading.
 #[derive(Clone, Copy)]
 pub(super) struct Site<'a> {
     pub(super) fetcher: &'a Arc<Fetcher>,
@@ -54,7 +54,7 @@ pub(super) struct Gathered {
     pub(super) directories: Vec<MemberPath>,
     /// Remote data that cannot be had.
     pub(super) missing: Vec<Missing>,
-    /// What was passed over or cannot be had.
+    /// Warnings: things that were passed over or cannot be had.
     pub(super) warnings: Vec<String>,
 }
 
@@ -76,20 +76,20 @@ pub(super) struct Taken {
     pub(super) name: String,
 }
 
-/// Where a remote data set belongs in the tree.
+/// The place of a remote data set in the tree.
 #[derive(Debug)]
 pub(super) struct Place {
     /// Its path; `None` for the root.
     pub(super) path: Option<MemberPath>,
     /// The path as messages name it.
     pub(super) shown: String,
-    /// Where it lies.
+    /// Its source.
     target: String,
     is_directory: bool,
 }
 
 impl Place {
-    /// What the tree shows in its place, and what the user hears.
+    /// The node that the tree shows in its place, and the warning for the user.
     pub(super) fn missing(&self, why: &impl std::fmt::Display) -> (Option<Missing>, String) {
         let warning = format!("the data set `{}` is missing: {why}", self.shown);
         let missing = self.path.clone().map(|path| Missing {
@@ -104,7 +104,7 @@ impl Place {
 /// Resolves everything that the requested kit takes layers from. Returns the kit itself too.
 ///
 /// # Errors
-/// When the kit or a parent cannot be resolved, or the parents make no chain.
+/// Fails if the kit or a parent cannot be resolved, or the parents make no chain.
 pub(super) async fn gather(site: Site<'_>) -> Result<(Description, Gathered), LoadError> {
     let request = site.request;
     let kin = Kin::of_request(request);

@@ -15,7 +15,7 @@ const MOST_KITFILES: usize = 8;
 /// sizes, since it reads nothing; this reads the few files that are left.
 ///
 /// # Errors
-/// When one of them is another file, or cannot be read.
+/// Fails if one of them is another file, or cannot be read.
 pub(super) async fn check_others(kitfile: &[u8], opened: &Opened) -> Result<(), LoadError> {
     let mut compared = HashSet::new();
     for layer in &opened.wanted {

@@ -17,7 +17,7 @@ use crate::kit::{Additions, KitLayer, Placement, Tree, TreeError};
 use crate::layer::Mtime;
 use crate::oci::Digest;
 
-/// What makes a tree, owned: the work takes a thread that may block.
+/// The parts of a tree, owned: the work takes a thread that may block.
 pub(super) struct Merging {
     pub(super) cache: Arc<Cache>,
     /// The layers in the order in which they are merged.
@@ -26,9 +26,9 @@ pub(super) struct Merging {
     pub(super) kit: HashSet<LayerKey>,
     /// The digest of the kit's manifest.
     pub(super) manifest: Digest,
-    /// When the kit was made, as far as its manifest says so.
+    /// The creation of the kit, as far as its manifest tells it.
     pub(super) created: Option<Mtime>,
-    /// What no layer has: the Kitfile, and what stands for remote data.
+    /// The nodes that no layer has: the Kitfile, and those that stand for remote data.
     pub(super) additions: Additions,
     pub(super) umask: u32,
 }
@@ -38,11 +38,11 @@ pub(super) struct MergedLayer {
     /// Its index among the open layers.
     pub(super) index: u32,
     pub(super) key: LayerKey,
-    /// What messages call it.
+    /// Its name in messages.
     pub(super) title: String,
     pub(super) placement: Placement,
     pub(super) contents: Arc<Contents>,
-    /// When the kit was made that brings it, the kit itself or a parent.
+    /// The creation of the kit that brings it: the kit itself or a parent.
     pub(super) created: Option<Mtime>,
 }
 
@@ -64,7 +64,7 @@ impl Merging {
     /// Dates and merges. Blocking: a tree of a million entries takes a second.
     ///
     /// # Errors
-    /// When the layers make no tree.
+    /// Fails if the layers make no tree.
     pub(super) fn run(self) -> Result<Tree, TreeError> {
         // A layer that several entries name is dated by the first.
         let mut mtimes: Vec<(LayerKey, Dated)> = Vec::new();

@@ -58,7 +58,7 @@ const MOST_OFFERED: usize = 20;
 /// Which kit, and what of it.
 #[derive(Clone, Debug)]
 pub struct LoadRequest {
-    /// Where it is read from.
+    /// Its origin.
     pub origin: Origin,
     /// Which kit, where the origin is an index.
     pub labels: LabelSelector,
@@ -85,7 +85,7 @@ impl LoadRequest {
 /// missing in the tree, with a warning.
 ///
 /// # Errors
-/// When the kit or a parent cannot be resolved or is malformed, a layer of them cannot be opened
+/// Fails if the kit or a parent cannot be resolved or is malformed, a layer of them cannot be opened
 /// (the first one to fail is named), or the layers make no tree.
 pub async fn load(
     fetcher: &Arc<Fetcher>,

@@ -25,7 +25,7 @@ pub(super) struct KnownObject {
     pub(super) source: Arc<dyn BlobSource>,
 }
 
-/// What tells an object from every other one.
+/// The identity of an object.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     store: String,

@@ -27,7 +27,7 @@ pub(super) type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 
 /// The open layers, each once, and where they go.
 pub(super) struct Opened {
-    /// What was wanted and is there, in the order in which it is merged.
+    /// The wanted layers that are there, in the order in which they are merged.
     pub(super) wanted: Vec<Wanted>,
     pub(super) layers: Vec<Arc<Layer>>,
     pub(super) media_types: Vec<String>,
@@ -57,7 +57,7 @@ impl Opened {
         merged.collect()
     }
 
-    /// What was passed over in the layers, each named once however many entries share it.
+    /// The warnings about the layers, each layer once however many entries share it.
     pub(super) fn warnings(&self) -> Vec<String> {
         let mut seen = HashSet::new();
         let unique = self.wanted.iter().filter(|layer| seen.insert(layer.key()));
@@ -72,7 +72,7 @@ impl Opened {
 /// Opens every layer. Remote data that cannot be opened joins what is missing in `gathered`.
 ///
 /// # Errors
-/// When a layer of the kit itself or of a parent cannot be opened; the first one to fail is named.
+/// Fails if a layer of the kit itself or of a parent cannot be opened; the first one to fail is named.
 pub(super) async fn open_layers(
     fetcher: &Arc<Fetcher>,
     wanted: Vec<Wanted>,
@@ -90,7 +90,7 @@ pub(super) async fn open_layers(
     let mut opening = stream::iter(opening).buffer_unordered(OPEN_AT_ONCE);
     let mut open: HashMap<LayerKey, Arc<Layer>> = HashMap::new();
     let mut failed: Vec<(Arc<Place>, LoadError)> = Vec::new();
-    // What the merge would refuse is not even collected.
+    // Layers that the merge would refuse are not even collected.
     let mut members = 0;
     while let Some((layer, result)) = opening.next().await {
         let opened = match (result, &layer.place) {
@@ -184,7 +184,7 @@ fn in_order(wanted: Vec<Wanted>, mut open: HashMap<LayerKey, Arc<Layer>>) -> Ope
     Opened { wanted, layers, media_types, index }
 }
 
-/// How far the passes over compressed layers have come, all together.
+/// The progress of the passes over compressed layers, all together.
 struct Passes {
     passed: Vec<AtomicU64>,
     total: u64,

@@ -1,4 +1,4 @@
-//! What kit itself has pulled from a registry, and when a tag there may be believed.
+//! Kits that kit itself has pulled from a registry, and the rule by which a tag there is believed.
 //!
 //! `kit pull CHILD:TAG` files every parent of the child under the child's repository, with the
 //! parent's own tag (modelkit-spec 4.2). So a tag of that repository may name the parent of another
@@ -12,7 +12,7 @@ use crate::oci::{BlobId, Digest, Document, Origin, Reference, Selector};
 use crate::source::kit_storage::KitStorage;
 use crate::source::{Pulled, SourceError};
 
-/// Why a tag is not taken from kit's storage.
+/// The reason for not taking a tag from kit's storage.
 #[derive(Debug)]
 pub(super) enum NotTaken {
     /// It is not there, or cannot be read.

@@ -5,7 +5,7 @@
 //!                       index    --labels--> one of its entries, the same again
 //! ```
 //!
-//! What was chosen by labels is remembered with them, so that a mount comes back without the network.
+//! A choice by labels is remembered with them, so that a mount comes back without the network.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const MOST_NESTED_INDEXES: usize = 4;
 /// A kit's manifest and config, without a look into its layers.
 #[derive(Clone, Debug)]
 pub struct Description {
-    /// Where it was read from.
+    /// Its origin.
     pub origin: Origin,
     /// The digest of its manifest.
     pub digest: Digest,
@@ -49,7 +49,7 @@ pub struct IndexDescription {
     pub warning: Option<String>,
 }
 
-/// What lies at an origin.
+/// The thing at an origin.
 #[derive(Clone, Debug)]
 pub enum Described {
     /// A kit.
@@ -68,13 +68,13 @@ pub(super) struct Resolved {
 #[derive(Clone, Copy)]
 pub(super) struct Kin<'a> {
     pub(super) origin: &'a Origin,
-    /// What chooses it from an index.
+    /// The labels that choose it from an index.
     pub(super) labels: &'a LabelSelector,
-    /// What it is to the requested kit.
+    /// Its relation to the requested kit.
     pub(super) relation: Relation<'a>,
 }
 
-/// What a kit is to the one that a user asked for.
+/// The relation of a kit to the one that a user asked for.
 #[derive(Clone, Copy)]
 pub(super) enum Relation<'a> {
     /// It is that kit.
@@ -113,7 +113,7 @@ impl<'a> Kin<'a> {
 /// Resolves and decodes a kit without a look into its layers. From an index, `labels` choose.
 ///
 /// # Errors
-/// When the source fails, what it gives is not a kit, or the labels choose no single kit.
+/// Fails if the source fails, what it gives is not a kit, or the labels choose no single kit.
 pub async fn describe(
     fetcher: &Arc<Fetcher>,
     repositories: &dyn Repositories,
@@ -183,8 +183,12 @@ async fn understand(
         let none = LabelSelector::default();
         let labels = if is_chosen { &none } else { kin.labels };
         is_chosen |= index.is_of_modelkits();
-        digest = index.choose(labels).of(kin)?.descriptor.digest;
-        document = documents.by_digest(digest).await?;
+        let chosen = &index.choose(labels).of(kin)?.descriptor;
+        digest = chosen.digest;
+        document = match &chosen.data {
+            Some(carried) => documents.keep(digest, carried)?,
+            None => documents.by_digest(digest).await?,
+        };
     };
     if !kin.labels.is_empty() {
         if !is_chosen {

@@ -26,7 +26,7 @@ pub(super) fn unmatched(filters: &Filters, count: usize, gathered: &Gathered) ->
     unmatched
 }
 
-/// What a kit has that filters could take, for a message.
+/// The entries of a kit that filters could take, for a message.
 pub(super) fn offered(kit: &Kit, most: usize) -> String {
     let layers = kit.layers.iter().map(|layer| (layer.role, &layer.entry_name, &layer.entry_path));
     let remote = kit.remote.iter();

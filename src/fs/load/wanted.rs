@@ -13,9 +13,9 @@ use crate::oci::Encoding;
 use crate::source::BlobSource;
 use crate::source::inline::InlineBlob;
 
-/// What `user.kitfs.media_type` says of an object of an S3 store.
+/// The value of `user.kitfs.media_type` for an object of an S3 store.
 const OBJECT_TYPE: &str = "application/octet-stream";
-/// What kit creates a file with that it downloads.
+/// The mode of a file that kit downloads.
 const OBJECT_MODE: u32 = 0o644;
 
 /// A layer to open, and where it comes from.
@@ -24,13 +24,13 @@ pub(super) struct Wanted {
     pub(super) placement: Placement,
     pub(super) media_type: String,
     pub(super) source: Arc<dyn BlobSource>,
-    /// Where it can be had, too, when that source fails.
+    /// The source to ask when that one fails.
     pub(super) fallback: Option<Arc<dyn BlobSource>>,
     /// The kit that has it, as messages name it.
     pub(super) reference: String,
     /// The layer as messages name it: ``model `weights/model.bin` (sha256:0123456789ab)``.
     pub(super) name: String,
-    /// When its kit was made, as far as that is known.
+    /// The creation of its kit, as far as that is known.
     pub(super) created: Option<Mtime>,
     /// Set for remote data, which the kit can do without.
     pub(super) place: Option<Arc<Place>>,
@@ -123,7 +123,7 @@ fn below(layer: Wanted, place: &Arc<Place>) -> Result<Wanted, String> {
     }
 }
 
-/// Where a layer's bytes come from: the manifest itself, or what the kit was resolved with.
+/// The sources of a layer's bytes: the manifest itself, or what the kit was resolved with.
 fn sources_of(
     kit: &Resolved,
     layer: &KitLayer,

@@ -79,7 +79,7 @@ impl Kitfile {
     /// Decodes a config blob.
     ///
     /// # Errors
-    /// When the config is too large (as YAML too) or too deep, is not JSON, or a field has a value
+    /// Fails if the config is too large (as YAML too) or too deep, is not JSON, or a field has a value
     /// of another type.
     pub fn decode(json: &[u8]) -> Result<Self, KitfileError> {
         if json.len() > KITFILE_LIMIT_BYTES {

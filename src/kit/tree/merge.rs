@@ -95,7 +95,7 @@ impl Tree {
     /// root of an empty kit.
     ///
     /// # Errors
-    /// When two files have one path, something lies below a file or symlink, a layer does not fit
+    /// Fails if two files have one path, something lies below a file or symlink, a layer does not fit
     /// its placement, or there is too much of anything.
     pub fn merge(
         layers: &[TreeLayer<'_>],

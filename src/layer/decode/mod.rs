@@ -129,7 +129,7 @@ impl Decoder {
     /// then the decoder needs more input. Each call takes bytes, writes bytes, or fails.
     ///
     /// # Errors
-    /// When the bytes break the rules of the format, or need a larger window than is allowed. The
+    /// Fails if the bytes break the rules of the format, or need a larger window than is allowed. The
     /// decoder is of no use afterwards.
     pub fn decode(
         &mut self,
@@ -165,7 +165,7 @@ impl Decoder {
     /// Checks that the bytes so far are complete.
     ///
     /// # Errors
-    /// When the bytes end inside a member or frame. No bytes at all are an error too, for gzip and
+    /// Fails if the bytes end inside a member or frame. No bytes at all are an error too, for gzip and
     /// zstd.
     pub fn finish(&mut self) -> Result<(), DecodeError> {
         let is_complete = match &self.format {

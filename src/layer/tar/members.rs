@@ -27,7 +27,7 @@ impl Members {
     /// Adds a member.
     ///
     /// # Errors
-    /// When there are too many, or their names are too long together.
+    /// Fails if there are too many, or their names are too long together.
     pub(super) fn push(&mut self, member: Member) -> Result<(), String> {
         self.names_bytes += member.names_bytes();
         self.counted += 1 + member.kind.extents().map_or(0, Extents::mapped_runs);

@@ -119,7 +119,7 @@ impl Scanner {
     /// before `next_offset` are passed over, so overlaps and member content do no harm.
     ///
     /// # Errors
-    /// When the archive is malformed or hostile. The scanner is of no use afterwards.
+    /// Fails if the archive is malformed or hostile. The scanner is of no use afterwards.
     pub fn feed(&mut self, at: StreamOffset, bytes: &[u8]) -> Result<(), TarError> {
         assert!(at <= self.next_offset(), "bytes are shown without a gap at a header");
         while let Some(wanted_bytes) = self.wanted_bytes() {
@@ -155,7 +155,7 @@ impl Scanner {
     /// An archive may end with two zero blocks, with one, or just behind its last entry.
     ///
     /// # Errors
-    /// When the archive ends inside a header or a member's content, or was not shown to its end.
+    /// Fails if the archive ends inside a header or a member's content, or was not shown to its end.
     pub fn finish(mut self, stream_bytes: u64) -> Result<Toc, TarError> {
         self.leave_out_rest();
         let next = self.next_offset().get();

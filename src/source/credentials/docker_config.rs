@@ -42,14 +42,17 @@ impl DockerConfig {
         if json.trim_ascii().is_empty() {
             return Ok(Self::default());
         }
-        serde_json::from_slice(json).map_err(|error| {
+        let mut config: Self = serde_json::from_slice(json).map_err(|error| {
             // The position only: serde's words may repeat a value.
             format!(
                 "not in Docker's config format (line {}, column {}): correct it, or log in anew",
                 error.line(),
                 error.column()
             )
-        })
+        })?;
+        // Editing leaves null, which must not hide another key of the same host.
+        config.auths.iter_mut().for_each(|auths| auths.retain(|_, entry| !entry.is_null()));
+        Ok(config)
     }
 
     /// The helper that `credHelpers` names for this host.
@@ -63,12 +66,10 @@ impl DockerConfig {
         self.creds_store.as_deref().filter(|store| !store.is_empty())
     }
 
-    /// The credential of this host in `auths`. A store leaves empty entries there, editing leaves null.
+    /// The credential of this host in `auths`. A store leaves empty entries there.
     pub(super) fn auth(&self, registry: &str, repository: &str) -> Result<Credential, String> {
         let entry = self.auths.as_ref().and_then(|auths| best(auths, registry, repository));
-        let Some(entry) = entry.filter(|entry| !entry.is_null()) else {
-            return Ok(Credential::Anonymous);
-        };
+        let Some(entry) = entry else { return Ok(Credential::Anonymous) };
         let auth = WireAuth::deserialize(entry).map_err(|_| {
             format!("the entry of {registry} in `auths` is not Docker's: log in anew")
         })?;
@@ -150,8 +151,8 @@ fn without_scheme(key: &str) -> &str {
     }
 }
 
-/// Decodes `base64(USER:PASSWORD)`. `base64` breaks its lines, some tools use the alphabet of URLs,
-/// and old versions of Docker padded the password with NULs.
+/// Decodes `base64(USER:PASSWORD)`. `base64` breaks its lines, `echo` ends the password with a line
+/// break, some tools use the alphabet of URLs, and old versions of Docker padded with NULs.
 fn decode_auth(auth: &str) -> Option<Credential> {
     let text: String = auth.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     let decode = |alphabet: &Alphabet| {
@@ -161,6 +162,6 @@ fn decode_auth(auth: &str) -> Option<Credential> {
     };
     let text = String::from_utf8(decode(&STANDARD).or_else(|| decode(&URL_SAFE))?).ok()?;
     let (username, password) = text.split_once(':')?;
-    let password = password.trim_end_matches('\0').to_owned();
+    let password = password.trim_end_matches(['\0', '\n', '\r']).to_owned();
     Some(Credential::Basic { username: username.to_owned(), password })
 }

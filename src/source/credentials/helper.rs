@@ -19,7 +19,7 @@ use crate::process::limits::ChildLimits;
 /// The most that is read of a helper's output; cloud tokens have some 12 KiB.
 const OUTPUT_LIMIT_BYTES: u64 = 256 * 1024;
 
-/// Where the answer may begin in an output: at one of so many braces, the others being in warnings.
+/// The most braces of an output that may begin the answer; earlier ones belong to warnings.
 const BRACES: usize = 16;
 
 /// The output, with exit code 1, of a helper that does not know the server.
@@ -106,8 +106,8 @@ impl Helper {
 /// A daemon has the `PATH` of the command that started it, which may be another user's shell.
 fn missing(name: &str) -> String {
     format!(
-        "{name} is not installed, or not on the PATH of the kitfs daemon: install it, or \
-         `kitfs daemon stop` and mount again where it is on the PATH"
+        "{name} is not installed, or not on the PATH of kitfs: install it; a daemon that runs has the \
+         PATH that it was started with until `kitfs daemon stop`"
     )
 }
 

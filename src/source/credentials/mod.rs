@@ -58,7 +58,7 @@ pub enum Credential {
 pub struct Known {
     /// The credential.
     pub credential: Credential,
-    /// Why a general credential store could not be asked, or a file not read, in words for a message;
+    /// The reason why a credential store could not be asked or a file not read, for a message;
     /// `None` where there was no such trouble.
     pub trouble: Option<String>,
     version: FilesVersion,
@@ -104,6 +104,11 @@ impl CredentialStore {
     pub fn with_helper_limits(mut self, helper_limits: ChildLimits) -> Self {
         self.helper_limits = helper_limits;
         self
+    }
+
+    /// The limits that helpers are started with.
+    pub(super) fn helper_limits(&self) -> ChildLimits {
+        self.helper_limits
     }
 
     /// Looks for the credential of `repository` at `registry` (`HOST[:PORT]`). Reads the files anew
@@ -195,9 +200,15 @@ impl CredentialStore {
 
     async fn ask(&self, name: &str, registry: &str) -> Result<Credential, String> {
         let helper = Helper::find(name, self.helper_path.as_deref(), self.helper_limits)?;
-        helper
-            .get(docker_config::server_url(registry), self.helper_timeout.unwrap_or(HELPER_TIMEOUT))
-            .await
+        let timeout = self.helper_timeout.unwrap_or(HELPER_TIMEOUT);
+        let server = docker_config::server_url(registry);
+        let found = helper.get(server, timeout).await?;
+        // A keyring compares texts, and a login mostly wrote the host in lower case.
+        let lower = server.to_ascii_lowercase();
+        match found == Credential::Anonymous && lower != server {
+            true => helper.get(&lower, timeout).await,
+            false => Ok(found),
+        }
     }
 
     /// Warns once where other users of the machine can read a file with passwords.

@@ -63,6 +63,7 @@ async fn keys_match_as_they_do_for_docker(
 #[case::null("null", Credential::Anonymous)]
 #[case::null_member(r#"{"auth":null,"username":"u","password":"p"}"#, basic("u", "p"))]
 #[case::line_breaks(r#"{"auth":"dTpw\nOnE=\r\n"}"#, basic("u", "p:q"))]
+#[case::line_break_within(r#"{"auth":"dTpwDQo="}"#, basic("u", "p"))]
 #[case::alphabet_of_urls(r#"{"auth":"dTrDv8O_"}"#, basic("u", "ÿÿ"))]
 #[case::other_members(r#"{"auth":"dTpw","email":"e","serveraddress":7}"#, basic("u", "p"))]
 #[tokio::test]
@@ -86,6 +87,33 @@ async fn the_helper_of_a_host_goes_before_the_store_and_the_store_before_the_fil
     );
     assert_eq!(store.find("c.io", "org/model").await.unwrap().credential, basic("u", "p"));
     assert_eq!(store.find("d.io", "org/model").await.unwrap().credential, Credential::Anonymous);
+}
+
+#[tokio::test]
+async fn a_null_entry_hides_no_other_key_of_its_host() {
+    let json = r#"{"auths":{"h.io":null,"https://h.io/v1/":{"auth":"dTpw"},"H.io":null}}"#;
+    let found = store(json, &[]).1.find("h.io", "org/model").await.unwrap();
+    assert_eq!(found.credential, basic("u", "p"));
+}
+
+#[tokio::test]
+async fn a_helper_is_asked_for_a_host_as_it_is_written_and_in_lower_case() {
+    let knows = |host: &str| {
+        format!(
+            r#"read -r server
+            [ "$server" = {host} ] && exec echo '{{"Username":"u","Secret":"p"}}'
+            echo credentials not found in native keychain; exit 1"#
+        )
+    };
+    for (known, expected) in [
+        ("GHCR.io", basic("u", "p")),
+        ("ghcr.io", basic("u", "p")),
+        ("x.io", Credential::Anonymous),
+    ] {
+        let (_folder, store) = store(r#"{"credsStore":"one"}"#, &[("one", &knows(known))]);
+        let found = store.find("GHCR.io", "org/model").await.unwrap();
+        assert_eq!(found.credential, expected, "{known}");
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! An answer: its head, its body yet to be read, and its meaning where it is not the content.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::message::{self, Cause};
 use super::redirect;
 use super::retry::{self, Failure};
 use super::silences::Silences;
-use crate::source::SourceError;
+use crate::source::{SourceError, Urgency};
 
 /// The most of an error's body that is read for its words.
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
@@ -34,15 +35,54 @@ pub(super) struct Answer {
     place: String,
     /// Held until the body was read or dropped.
     slot: Option<Slot>,
-    /// For the first byte of the body, where the request is patient.
+    /// For silences within the body, where the request is patient.
     patience: Option<Patience>,
 }
 
-/// How long the first byte of a body is waited for, and the table that the host is entered in.
+/// The patience with a body that is silent in the midst of it. A pull-through cache may send a head,
+/// or half a body, and then fetch the rest.
 pub(super) struct Patience {
+    /// How long each silence may be.
     pub(super) limit: Duration,
+    /// Ends when a reader begins to wait.
+    pub(super) urgency: Urgency,
+    /// The table that the host is entered in.
     pub(super) silences: Arc<Silences>,
     pub(super) host: String,
+}
+
+/// How long a body was silent, and whether the patience of an opener ended with that.
+struct Silent {
+    time: Duration,
+    is_patience: bool,
+}
+
+impl Patience {
+    /// Waits for a piece as long as `limit`, and as `stall` from the moment at which a reader begins to
+    /// wait.
+    async fn wait<T>(&self, stall: Duration, piece: impl Future<Output = T>) -> Result<T, Silent> {
+        let mut piece = pin!(piece);
+        let limit = self.limit.max(stall);
+        let patiently = async {
+            tokio::select! {
+                biased;
+                piece = &mut piece => Some(Ok(piece)),
+                () = self.urgency.until_impatient() => None,
+                () = tokio::time::sleep(limit) => {
+                    Some(Err(Silent { time: limit, is_patience: true }))
+                }
+            }
+        };
+        match self.silences.watch(&self.host, patiently).await {
+            Some(ended) => ended,
+            None => impatiently(stall, piece).await,
+        }
+    }
+}
+
+async fn impatiently<T>(stall: Duration, piece: impl Future<Output = T>) -> Result<T, Silent> {
+    let silent = |_| Silent { time: stall, is_patience: false };
+    tokio::time::timeout(stall, piece).await.map_err(silent)
 }
 
 impl Answer {
@@ -72,7 +112,7 @@ impl Answer {
         &self.place
     }
 
-    /// Where a redirect at `at` leads to; `home` is the URL of the registry that was asked first.
+    /// The target of a redirect at `at`; `home` is the URL of the registry that was asked first.
     pub(super) fn next_hop(&self, at: &Url, home: &Url) -> Result<Url, SourceError> {
         let next = redirect::location(self.headers())
             .ok_or_else(|| "a redirect without a Location".to_owned())
@@ -80,15 +120,13 @@ impl Answer {
         next.map_err(|detail| SourceError::Protocol { place: self.place.clone(), detail })
     }
 
-    /// The next piece of the body, `None` at its end. Waits for each piece as long as `stall`. A patient
-    /// request waits longer for the first: some caches send a head and then fetch.
+    /// The next piece of the body, `None` at its end. Waits for each piece as long as `stall`, or with
+    /// the patience of the request.
     pub(super) async fn piece(&mut self, stall: Duration) -> Result<Option<Bytes>, SourceError> {
-        let patience = self.patience.take();
-        let stall = patience.as_ref().map_or(stall, |patience| patience.limit.max(stall));
-        let piece = tokio::time::timeout(stall, self.response.chunk());
-        let piece = match &patience {
-            Some(patience) => patience.silences.watch(&patience.host, piece).await,
-            None => piece.await,
+        let piece = self.response.chunk();
+        let piece = match &self.patience {
+            Some(patience) => patience.wait(stall, piece).await,
+            None => impatiently(stall, piece).await,
         };
         let detail = match piece {
             Ok(Ok(Some(piece))) => {
@@ -102,18 +140,22 @@ impl Answer {
             Ok(Err(error)) => {
                 format!("the transfer broke off ({})", Cause::of(&error.without_url()).words)
             }
-            Err(_) => format!("the transfer stalled: no byte came within {stall:?}"),
+            Err(Silent { time, is_patience }) => {
+                let more = if is_patience { ", and --open-timeout allows no more" } else { "" };
+                format!("the transfer stalled: no byte came within {} s{more}", time.as_secs_f32())
+            }
         };
         Err(SourceError::Unavailable { place: self.place.clone(), detail })
     }
 
     /// Reads a body of at most `limit` bytes to its end.
     pub(super) async fn read(&mut self, limit: u64, stall: Duration) -> Result<Bytes, Failure> {
-        let read = tokio::time::timeout(DOCUMENT_TIME.max(stall), self.read_slowly(limit, stall));
-        match read.await {
+        let patience = self.patience.as_ref().map_or(stall, |patience| patience.limit);
+        let time = DOCUMENT_TIME.max(patience);
+        match tokio::time::timeout(time, self.read_slowly(limit, stall)).await {
             Ok(read) => read,
             Err(_) => {
-                let detail = format!("the transfer took more than {} s", DOCUMENT_TIME.as_secs());
+                let detail = format!("the transfer took more than {} s", time.as_secs());
                 let place = self.place.clone();
                 Err(Failure::transient(SourceError::Unavailable { place, detail }))
             }
@@ -162,10 +204,15 @@ impl Answer {
         }
     }
 
+    /// Waits with no more patience than a reader.
+    pub(super) fn hurry(&mut self) {
+        self.patience = None;
+    }
+
     /// The status, and the message in the body.
     pub(super) async fn words(&mut self, stall: Duration) -> String {
         let status = self.status();
-        self.patience = None;
+        self.hurry();
         let body = self.read_slowly(ERROR_LIMIT_BYTES, stall);
         let body = tokio::time::timeout(WORDS_PATIENCE, body).await.ok().and_then(Result::ok);
         match body.and_then(|body| message::registry_words(&body)) {

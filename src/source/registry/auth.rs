@@ -49,7 +49,7 @@ const REPOSITORIES: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zer
 #[derive(Clone)]
 pub(super) struct Authorization {
     pub(super) header: HeaderValue,
-    /// When it is time for another one.
+    /// The time for another one.
     pub(super) renew_at: Option<Instant>,
 }
 
@@ -193,28 +193,45 @@ impl RegistryClient {
         state.known = self.known(question).await?;
         let State { challenges, scopes, known, .. } = state;
         let find = |scheme| challenges.iter().find(|one| one.scheme == scheme);
-        if let Some(bearer) = find("bearer") {
+        // A Bearer challenge that names no token server leads nowhere, and a Basic one beside it may.
+        let leads = |bearer: &&Challenge| {
+            bearer.parameter("realm").is_some_and(|realm| !realm.is_empty())
+                || matches!(known.credential, Credential::RegistryToken(_))
+                || find("basic").is_none()
+        };
+        let mut bearers = challenges.iter().filter(|one| one.scheme == "bearer");
+        if let Some(bearer) = bearers.find(leads) {
             scopes.add(bearer.parameter("scope"), repository);
             return self.bearer(bearer, scopes, known, question).await;
         }
-        let refuse = |detail: &str| Err(upstream.unauthorized(repository, detail, known));
+        let refuse = |detail: &str, hint: String| {
+            let (place, detail) = (upstream.place(repository), detail.to_owned());
+            Err(SourceError::Unauthorized { place, detail, hint })
+        };
         match (find("basic"), &known.credential) {
             (Some(_), Credential::Basic { username, password }) => {
                 Ok(Authorization { header: basic(username, password), renew_at: None })
             }
-            (Some(_), Credential::Anonymous) => refuse("it wants a user and a password"),
+            (Some(_), Credential::Anonymous) => {
+                Err(upstream.unauthorized(repository, "it wants a user and a password", known))
+            }
             (Some(_), Credential::IdentityToken(_) | Credential::RegistryToken(_)) => {
-                refuse("it wants a user and a password, and only a token is known")
+                let account = &upstream.account;
+                let hint = format!("log in with these: `kit login {account}`");
+                refuse("it wants a user and a password, and only a token is known", hint)
             }
             (None, _) => {
                 let schemes: Vec<_> = challenges.iter().map(|one| one.scheme.as_str()).collect();
-                match schemes.as_slice() {
-                    [] => refuse("401 Unauthorized, without saying how to log in"),
-                    some => refuse(&format!(
-                        "it wants {}, and kitfs speaks Basic and Bearer",
-                        message::quoted(&some.join(" or "))
-                    )),
-                }
+                let detail = match schemes.as_slice() {
+                    [] => "401 Unauthorized, without saying how to log in".to_owned(),
+                    some => {
+                        let schemes = message::quoted(&some.join(" or "));
+                        format!("it wants {schemes}, and kitfs speaks Basic and Bearer")
+                    }
+                };
+                let hint = "no login helps here: check the address, and ask those who run the \
+                            registry or the proxy before it";
+                refuse(&detail, hint.to_owned())
             }
         }
     }

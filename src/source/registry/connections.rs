@@ -36,7 +36,7 @@ const IDLE_PER_HOST: usize = DEFAULT_REQUESTS_PER_HOST;
 /// for a machine that is gone.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// How many of these questions may stay unanswered before the connection ends.
+/// The questions that may stay unanswered before the connection ends.
 const KEEPALIVE_RETRIES: u32 = 3;
 
 /// Makes clients, and keeps one for each set of options.

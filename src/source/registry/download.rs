@@ -33,7 +33,7 @@ const PROGRESS_BYTES: u64 = 1024 * 1024;
 /// How long the end of a body without a length is waited for once all bytes are there.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How many answers may hold only the start of the range that was asked for, however little.
+/// The number of answers that may hold only the start of the range that was asked for, however little.
 ///
 /// 64: with blocks of 4 KiB, the smallest of any cache, these answers bring a chunk of 256 KiB.
 const FREE_SHORT_ANSWERS: u64 = 64;
@@ -82,7 +82,7 @@ struct Download {
     body: Option<Body>,
     /// Breaks without progress.
     breaks: u32,
-    /// Where the stream was at its last break.
+    /// The position of the stream at its last break.
     at_break: u64,
     /// Bytes that came once more since the last break, because a server sends no ranges.
     skipped: u64,
@@ -215,6 +215,7 @@ impl Body {
         if self.has_length {
             return Ok(());
         }
+        self.answer.hurry();
         match self.answer.piece(END_PATIENCE).await {
             Ok(Some(piece)) if !piece.is_empty() => Err(self.too_long()),
             Ok(_) | Err(_) => Ok(()),

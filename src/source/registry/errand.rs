@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::source::Urgency;
 
-/// Why something is asked, and how long its requests have stood in the queue.
+/// The urgency of one question, and the time that its requests have stood in the queue.
 ///
 /// The time in the queue is no fault of the host, and can be long in the background. So `retry` does not
 /// count it.

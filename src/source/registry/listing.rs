@@ -43,7 +43,7 @@ impl Remote {
                 let (most, names) = (tags::NAME_LIMIT, listed.names());
                 return Err(protocol(format!("more than {most} {names}")).into());
             }
-            // Some registries name a next page for ever, the first one or an empty one.
+            // Some registries name a next page for ever: the first one, an empty or a missing one.
             next = page.next.filter(|next| all.len() > known && !asked.contains(next));
         }
         Ok(all.into_iter().collect())
@@ -77,6 +77,10 @@ impl Remote {
             answer = self.client().ask(&question, |_| ()).await?;
         }
         let stall = self.timing().stall;
+        let is_gone = matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::GONE);
+        if is_gone && !is_first {
+            return Ok(Page::default());
+        }
         if answer.status() != StatusCode::OK {
             return Err(answer.refusal(listed.list(), listed.hint(), stall).await);
         }
@@ -91,6 +95,7 @@ impl Remote {
 }
 
 /// One page of a list.
+#[derive(Default)]
 struct Page {
     names: Vec<String>,
     next: Option<Url>,

@@ -27,7 +27,7 @@ pub(super) fn without_secrets(url: &Url) -> String {
     format!("{}{}", origin(url), url.path())
 }
 
-/// Why a request got no answer, in words.
+/// The reason why a request got no answer, in words.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Cause {
     pub(super) words: String,
@@ -85,7 +85,7 @@ const KNOWN: [(&[&str], Kind, &str); 10] = [
     (
         &["not valid for name", "NotValidForName"],
         Kind::Untrusted,
-        "its certificate is for another host name: check the reference, or pass \
+        "its certificate is for another host name: check the name, or pass \
          --tls-verify=false to trust anyone",
     ),
     (
@@ -108,12 +108,12 @@ const KNOWN: [(&[&str], Kind, &str); 10] = [
     (
         &["peer is incompatible", "peer misbehaved", "received corrupt message"],
         Kind::Untrusted,
-        "it speaks no TLS that kitfs accepts (1.2 and 1.3): check the reference and the port",
+        "it speaks no TLS that kitfs accepts (1.2 and 1.3): check the name and the port",
     ),
     (
         &["Name or service not known", "No address associated", "invalid dns name"],
         Kind::Nameless,
-        "there is no host of that name: check the reference",
+        "no host has that name: check the name, and the DNS of this machine",
     ),
     (&["dns error", "failed to lookup address"], Kind::Passing, "its name cannot be resolved"),
 ];
@@ -228,7 +228,7 @@ mod tests {
     #[case(
         "client error (Connect): dns error: error resolving DNS: failed to lookup address information: Name or service not known",
         Kind::Nameless,
-        "there is no host of that name: check the reference (Name or service not known)"
+        "no host has that name: check the name, and the DNS of this machine (Name or service not known)"
     )]
     #[case(
         "client error (Connect): tcp connect error: Connection refused (os error 111)",

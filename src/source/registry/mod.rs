@@ -57,6 +57,7 @@ use super::credentials::CredentialStore;
 use super::mirrors::Mirrors;
 use super::{Repository, SourceError};
 use crate::oci::Reference;
+use crate::process::limits::ChildLimits;
 
 pub use limits::{HostLimits, HostUsage};
 pub use silences::Silence;
@@ -84,9 +85,9 @@ pub struct RegistryConfig {
     pub https_proxy: Option<String>,
     /// Hosts that are reached directly, as `NO_PROXY` has it. Loopback always is.
     pub no_proxy: Option<String>,
-    /// Where passwords are looked up.
+    /// The files with passwords.
     pub credentials: CredentialStore,
-    /// Where registry hosts are mapped to other addresses.
+    /// The folder that maps registry hosts to other addresses.
     pub mirrors: Mirrors,
     /// The limits of each host and its queue, shared by all clients of the process.
     pub limits: Arc<HostLimits>,
@@ -156,6 +157,11 @@ impl RegistryClient {
         }))
     }
 
+    /// The limits that programs get which this client starts.
+    pub(super) fn child_limits(&self) -> ChildLimits {
+        self.credentials.helper_limits()
+    }
+
     /// The hosts that have said nothing for a while to requests that open or warm a kit.
     pub fn silences(&self) -> Vec<Silence> {
         self.silences.list()
@@ -164,7 +170,7 @@ impl RegistryClient {
     /// Every repository of the registry `host`, sorted.
     ///
     /// # Errors
-    /// Also where the registry lets nobody list them, as most public ones do.
+    /// Fails also where the registry lets nobody list them, as most public ones do.
     pub async fn catalogue(self: &Arc<Self>, host: &str) -> Result<Vec<String>, SourceError> {
         let endpoints = self.endpoints(host)?;
         repository::catalogue(Arc::clone(self), host, endpoints).await

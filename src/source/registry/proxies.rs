@@ -157,6 +157,7 @@ impl Rule {
             Self::Address { address: own, port } => address == Some(*own) && has_port(port),
             Self::Domain { name, itself, port } => {
                 let Some(host) = url.domain() else { return false };
+                let host = host.strip_suffix('.').unwrap_or(host);
                 let is_below = host.strip_suffix(name.as_str()).is_some_and(|it| it.ends_with('.'));
                 (is_below || (*itself && host == name)) && has_port(port)
             }
@@ -179,7 +180,7 @@ fn split_port(text: &str) -> (&str, &str) {
     }
 }
 
-/// How many bits an address has.
+/// The number of bits of an address.
 fn width(address: &IpAddr) -> u32 {
     if address.is_ipv4() { 32 } else { 128 }
 }
@@ -240,6 +241,7 @@ mod tests {
     #[case::everything("elsewhere, *", "https://corp.example/", true)]
     #[case::list(" a.example ,, corp.example ", "https://corp.example/", true)]
     #[case::nothing("", "https://corp.example/", false)]
+    #[case::absolute_name("corp.example", "https://a.corp.example./", true)]
     #[case::foreign_letters("bücher.example", "https://xn--bcher-kva.example/", true)]
     #[case::loopback_name("", "http://localhost:5000/", true)]
     #[case::loopback_address("", "http://127.3.4.5/", true)]

@@ -67,7 +67,7 @@ pub(super) fn location(headers: &HeaderMap) -> Option<String> {
     Some(text)
 }
 
-/// Where a `Location` leads from `from`, on the way that began at the registry `home`.
+/// The URL that a `Location` leads to from `from`. The way began at the registry `home`.
 ///
 /// # Errors
 /// In words, when it is no http(s) URL, or leads from https to http elsewhere than home.
@@ -121,9 +121,11 @@ pub(super) fn is_same_host(from: &Url, to: &Url) -> bool {
 }
 
 /// The repository, where a URL is one of a registry's API (distribution-spec, "Endpoints"):
-/// `/v2/NAME/manifests/…`, `/v2/NAME/blobs/…`, `/v2/NAME/tags/list`. Storage hosts have other paths.
+/// `/v2/NAME/manifests/…`, `/v2/NAME/blobs/…`, `/v2/NAME/tags/list`. Some registries have their API
+/// below a path of their own. Storage hosts have other paths.
 pub(super) fn repository_in(url: &Url) -> Option<String> {
-    let (rest, _) = url.path().strip_prefix("/v2/")?.rsplit_once('/')?;
+    let (_, behind) = url.path().split_once("/v2/")?;
+    let (rest, _) = behind.rsplit_once('/')?;
     let kinds = ["/manifests", "/blobs", "/tags"];
     let name = kinds.iter().find_map(|kind| rest.strip_suffix(kind))?;
     (!name.is_empty()).then(|| name.to_owned())
@@ -133,7 +135,7 @@ pub(super) fn repository_in(url: &Url) -> Option<String> {
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) url: Url,
-    /// When the URL ends, if the URL says so.
+    /// The end of the URL's life, if the URL says so.
     expires: Option<Timestamp>,
 }
 
@@ -147,7 +149,7 @@ impl Target {
     }
 }
 
-/// When a signed URL ends: AWS and Google V4 (`X-…-Date` + `X-…-Expires`), AWS V2, Google V2 and
+/// The end of a signed URL: AWS and Google V4 (`X-…-Date` + `X-…-Expires`), AWS V2, Google V2 and
 /// CloudFront (`Expires`, seconds since 1970), Azure (`se`).
 fn expiry(url: &Url) -> Option<Timestamp> {
     let query = |name: &str| {
@@ -169,7 +171,7 @@ fn expiry(url: &Url) -> Option<Timestamp> {
     query("se").and_then(|end| end.parse().ok())
 }
 
-/// Where a blob is found.
+/// The place of a blob.
 #[derive(Default)]
 enum Place {
     #[default]
@@ -334,6 +336,8 @@ mod tests {
         assert_eq!(repository("https://b.example/v2/org/m/blobs/sha256:00"), name("org/m"));
         assert_eq!(repository("https://b.example/v2/m/manifests/v1?ns=x"), name("m"));
         assert_eq!(repository("https://b.example/v2/m/tags/list"), name("m"));
+        let below = "https://b.example/artifactory/api/docker/hub/v2/org/m/blobs/sha256:00";
+        assert_eq!(repository(below), name("org/m"));
         for other in [
             "https://s.example/docker/registry/v2/blobs/sha256/00/00aa/data",
             "https://s.example/v2/blobs/sha256:00",

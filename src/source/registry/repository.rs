@@ -76,7 +76,7 @@ impl RegistryRepository {
 /// Every repository that a registry lists, sorted.
 ///
 /// # Errors
-/// Also where the registry lets nobody list them, as most public ones do.
+/// Fails also where the registry lets nobody list them, as most public ones do.
 pub(super) async fn catalogue(
     client: Arc<RegistryClient>,
     registry: &str,

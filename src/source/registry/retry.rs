@@ -15,7 +15,7 @@ use super::errand::Errand;
 use super::timing::Timing;
 use crate::source::SourceError;
 
-/// Why one attempt failed.
+/// The failure of one attempt.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The same request may succeed a little later.

@@ -20,7 +20,7 @@ use super::retry::{self, Failure};
 use super::upstream::is_loopback;
 use crate::source::SourceError;
 
-/// Why a request has no answer.
+/// The reason for no answer to a request.
 enum Unanswered {
     Failed(reqwest::Error),
     /// Nothing came within this time.
@@ -87,7 +87,8 @@ impl RegistryClient {
         match sent {
             Ok(response) => {
                 let silences = Arc::clone(&self.silences);
-                let patience = Patience { limit: self.timing.open, silences, host };
+                let (limit, urgency) = (self.timing.open, errand.urgency().clone());
+                let patience = Patience { limit, urgency, silences, host };
                 let patience = is_patient.then_some(patience);
                 Ok(Answer::new(response, place, patience))
             }

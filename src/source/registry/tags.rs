@@ -22,7 +22,7 @@ pub(super) const NAME_LIMIT: usize = 200_000;
 /// The most pages that are asked for: 2,000 of 100 names are as many names as are listed.
 pub(super) const PAGE_LIMIT: usize = 2_000;
 
-/// What is listed.
+/// The things that are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Listed {
     /// The tags of a repository.
@@ -48,7 +48,7 @@ impl Listed {
         }
     }
 
-    /// What to do where a registry has no such list.
+    /// The advice where a registry has no such list.
     pub(super) fn hint(self) -> &'static str {
         match self {
             Self::Tags => "check the name of the repository",

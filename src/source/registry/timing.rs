@@ -14,16 +14,16 @@ pub struct Timing {
     /// fetch from an upstream of their own are slow with the first byte. Then the request is sent a
     /// second time beside the first, which may be stuck, or be about to succeed.
     pub answer: Duration,
-    /// The longest from a request to the first byte of its answer where a kit is opened, and the
+    /// The longest silence of a host where a kit is opened, before its answer and within it; and the
     /// longest that one question with all its repetitions may take there. 5 min: a pull-through cache
     /// sends nothing before it has fetched a blob itself, at 100 MB/s 30 GB in that time.
     pub open: Duration,
     /// How long a host is silent before the user is told of it. 10 s: shorter waits are ordinary.
     pub untold: Duration,
-    /// The longest without a byte once a body streams. 30 s: as long as TCP needs to give up
-    /// hope in practice; a reader with a deadline has no use for later bytes.
+    /// The longest without a byte once a body streams, for a reader. 30 s: as long as TCP needs to give
+    /// up hope in practice; a reader with a deadline has no use for later bytes.
     pub stall: Duration,
-    /// How often a request is repeated after a failure that may pass. 5, as `kit pull` does.
+    /// The repetitions of a request after failures that may pass. 5, as `kit pull` does.
     pub retries: usize,
     /// The wait before the first repetition; it doubles each time, with jitter.
     pub backoff_min: Duration,
@@ -36,7 +36,7 @@ pub struct Timing {
     /// The most time between repetitions while no connection can be made. 10 s: a registry that is
     /// restarted is back by then, and a reader can wait for that.
     pub unreachable_total: Duration,
-    /// How often in a row a stream is resumed that breaks off before it has come far.
+    /// The most breaks in a row, each before the stream has come far, that are resumed.
     pub resumes: u32,
 }
 

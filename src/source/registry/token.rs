@@ -22,7 +22,7 @@ const MAX_LIFETIME_SECONDS: f64 = 86_400.0;
 /// under way when the registry looks at the token.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// Where to get a token.
+/// The address of a token server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Server {
     pub(super) realm: Url,
@@ -33,14 +33,16 @@ impl Server {
     /// The token server that a Bearer challenge of `registry` names.
     ///
     /// A registry behind a TLS proxy may not know that it is asked by https, and name itself by http:
-    /// then its token server is asked by https, too.
+    /// then its token server is asked by https, too. A path alone (`/token`) is one of the registry.
     ///
     /// # Errors
-    /// In words, when the realm is no URL, or is plain http at another host than that of an https
-    /// registry: passwords go there.
+    /// In words, when the realm is missing or no URL, or is plain http at another host than that of an
+    /// https registry: passwords go there.
     pub(super) fn new(challenge: &Challenge, registry: &Url) -> Result<Self, String> {
-        let realm = challenge.parameter("realm").unwrap_or_default();
-        let named = Url::parse(realm)
+        let realm = challenge.parameter("realm").filter(|realm| !realm.is_empty());
+        let realm = realm.ok_or("it wants a token, and does not say from which token server")?;
+        let named = registry
+            .join(realm)
             .map_err(|_| format!("its token server `{}` is no URL", message::quoted(realm)))?;
         let mut realm = redirect::by_https_at_home(&named, registry);
         match (registry.scheme(), realm.scheme()) {
@@ -140,8 +142,20 @@ mod tests {
         assert!(refusal.contains("http://auth.example/t does not speak https"), "{refusal}");
         assert!(server(header, "http://ghcr.io/v2/").is_ok());
         assert!(server(r#"Bearer realm="ftp://x/""#, "http://ghcr.io/v2/").is_err());
-        assert!(server("Bearer realm=/relative", "http://ghcr.io/v2/").is_err());
-        assert!(server("Bearer service=x", "http://ghcr.io/v2/").is_err());
+    }
+
+    #[rstest]
+    #[case::path("/token?a=b", Some("https://r.example:5000/token?a=b"))]
+    #[case::below_the_api("token", Some("https://r.example:5000/v2/token"))]
+    #[case::scheme_left_out("//auth.example/t", Some("https://auth.example/t"))]
+    #[case::user("https://u:p@auth.example/t", Some("https://auth.example/t"))]
+    #[case::empty("", None)]
+    #[case::no_web("data:text/plain,x", None)]
+    #[case::no_url("https://:80/", None)]
+    fn a_realm_may_be_a_path_of_the_registry(#[case] realm: &str, #[case] expected: Option<&str>) {
+        let got = server(&format!("Bearer realm=\"{realm}\""), "https://r.example:5000/v2/");
+        assert_eq!(got.ok().map(|server| server.realm.to_string()).as_deref(), expected);
+        assert!(server("Bearer service=x", "https://r.example/v2/").is_err());
     }
 
     #[rstest]

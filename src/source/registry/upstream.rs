@@ -1,6 +1,6 @@
 //! The addresses at which a registry is reached: mirrors first, and http or https.
 //!
-//! Where nothing is configured, a registry has its own address only, and speaks https. A loopback host
+//! A registry without configuration has its own address only, and speaks https. A loopback host
 //! may speak http or https, and is asked once: in http first, as most registries on one's own machine
 //! speak it, and in https first where TLS options are given. Nothing secret is sent before the answer.
 
@@ -105,7 +105,8 @@ impl Upstream {
     /// that is configured for this one.
     pub(super) fn redirected_to(&self, url: &Url, all: &RegistryClient) -> Self {
         let mut base = url.clone();
-        base.set_path("/v2/");
+        let prefix = url.path().split_once("/v2/").map_or("", |(prefix, _)| prefix);
+        base.set_path(&format!("{prefix}/v2/"));
         base.set_query(None);
         let host = message::authority(url);
         Self {

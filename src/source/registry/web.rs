@@ -1,7 +1,7 @@
 //! Requests to hosts that are no registries (S3 stores): over the same connections, with the same
 //! proxies, authorities, limits, time-outs and repetitions.
 //!
-//! Redirects are not followed, and nothing is added to a request: whoever makes it signs it.
+//! Redirects are not followed, and nothing is added to a request: the caller signs it.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -33,10 +33,10 @@ pub(in crate::source) struct Response {
     stall: Duration,
 }
 
-/// Why an attempt ended without success.
+/// The end of an attempt without success.
 pub(in crate::source) struct Stop(Failure);
 
-/// What a request is made for: how urgent it is, and how long to try.
+/// The purpose of a request: its urgency, and how long to try.
 pub(in crate::source) struct Way<'a> {
     client: &'a RegistryClient,
     errand: Errand,

@@ -25,7 +25,7 @@ const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
 /// Requests in one attempt: the first, one in another region, and one with new keys.
 const MOST_REQUESTS: usize = 3;
 
-/// What is asked of an object.
+/// A question about an object.
 #[derive(Clone, Debug)]
 pub(super) enum Question {
     /// Its size and ETag.
@@ -183,7 +183,7 @@ fn is_about_keys(status: StatusCode, code: Option<&str>) -> bool {
         || matches!(code, Some("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired"))
 }
 
-/// What an answer without the object means.
+/// The meaning of an answer without the object.
 fn refusal(
     answer: &Response,
     code: Option<&str>,

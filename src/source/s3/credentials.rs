@@ -1,4 +1,4 @@
-//! Where the keys, the region and the endpoint come from, in the order of the AWS tools.
+//! The sources of the keys, the region and the endpoint, in the order of the AWS tools.
 //!
 //! ```text
 //! keys:     environment --> profile's keys --> profile's credential_process --> none (unsigned)
@@ -22,6 +22,7 @@ use tokio::process::Command;
 use super::address::DEFAULT_REGION;
 use super::keys::{Keys, Secret};
 use super::profile::{self, Profile};
+use crate::process::limits::ChildLimits;
 use crate::source::SourceError;
 use crate::source::blob_folder::{off_the_runtime, read_small};
 
@@ -54,7 +55,7 @@ pub struct S3Config {
     pub anonymous: bool,
 }
 
-/// What requests are made with.
+/// The keys and the address of requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Access {
     /// `None` for requests that are not signed.
@@ -66,10 +67,12 @@ pub(super) struct Access {
 /// The settings, and what they led to.
 pub(super) struct Credentials {
     config: S3Config,
+    /// The limits that a `credential_process` gets.
+    child_limits: ChildLimits,
     known: Mutex<Option<(Instant, Arc<Access>)>>,
 }
 
-/// What a `credential_process` prints.
+/// The output of a `credential_process`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct WireKeys {
@@ -79,11 +82,11 @@ struct WireKeys {
 }
 
 impl Credentials {
-    pub(super) fn new(config: S3Config) -> Self {
-        Self { config, known: Mutex::new(None) }
+    pub(super) fn new(config: S3Config, child_limits: ChildLimits) -> Self {
+        Self { config, child_limits, known: Mutex::new(None) }
     }
 
-    /// What the next request is made with.
+    /// The keys and the address of the next request.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] for a profile that is not there or that leads to no keys.
@@ -124,7 +127,7 @@ impl Credentials {
             Some(keys) => Some(keys.clone()),
             None => match (&profile.keys, &profile.process) {
                 (Some(keys), _) => Some(keys.clone()),
-                (None, Some(command)) => Some(keys_of_process(command).await?),
+                (None, Some(command)) => Some(self.keys_of_process(command).await?),
                 (None, None) => match profile.other_way {
                     Some(way) => return Err(self.unknown_way(way)),
                     None if is_named => return Err(self.wrong("has no keys for the profile")),
@@ -148,6 +151,28 @@ impl Credentials {
             Ok(profile::read(&credentials?, &config?, &name))
         })
         .await
+    }
+
+    /// The keys that a command prints. Its output is in no message, since it may be the secret.
+    async fn keys_of_process(&self, command: &str) -> Result<Keys, SourceError> {
+        let wrong = |why: &str| SourceError::Configuration {
+            what: "the AWS profile's credential_process".to_owned(),
+            detail: why.to_owned(),
+        };
+        let output =
+            match tokio::time::timeout(PROCESS_LIMIT, run(command, self.child_limits)).await {
+                Ok(Ok((true, output))) => output,
+                Ok(Ok((false, _))) => return Err(wrong("failed: run it by hand to see why")),
+                Ok(Err(error)) => return Err(wrong(&format!("cannot be run: {error}"))),
+                Err(_) => return Err(wrong(&format!("did not end within {PROCESS_LIMIT:?}"))),
+            };
+        let keys: WireKeys = serde_json::from_slice(&output)
+            .map_err(|_| wrong("printed something other than keys"))?;
+        Ok(Keys {
+            id: keys.access_key_id,
+            secret: Secret::new(keys.secret_access_key),
+            token: keys.session_token.map(Secret::new),
+        })
     }
 
     fn wrong(&self, why: &str) -> SourceError {
@@ -176,36 +201,13 @@ fn text(file: Option<&Path>) -> Result<String, SourceError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The keys that a command prints. Its output is in no message, since it may be the secret.
-async fn keys_of_process(command: &str) -> Result<Keys, SourceError> {
-    let wrong = |why: &str| SourceError::Configuration {
-        what: "the AWS profile's credential_process".to_owned(),
-        detail: why.to_owned(),
-    };
-    let output = match tokio::time::timeout(PROCESS_LIMIT, run(command)).await {
-        Ok(Ok((true, output))) => output,
-        Ok(Ok((false, _))) => return Err(wrong("failed: run it by hand to see why")),
-        Ok(Err(error)) => return Err(wrong(&format!("cannot be run: {error}"))),
-        Err(_) => return Err(wrong(&format!("did not end within {PROCESS_LIMIT:?}"))),
-    };
-    let keys: WireKeys =
-        serde_json::from_slice(&output).map_err(|_| wrong("printed something other than keys"))?;
-    Ok(Keys {
-        id: keys.access_key_id,
-        secret: Secret::new(keys.secret_access_key),
-        token: keys.session_token.map(Secret::new),
-    })
-}
-
 /// Runs a command to its end: whether it succeeded, and what it printed. Killed when dropped.
-async fn run(command: &str) -> std::io::Result<(bool, Vec<u8>)> {
-    let mut child = Command::new("sh")
-        .args(["-c", command])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
+async fn run(command: &str, limits: ChildLimits) -> std::io::Result<(bool, Vec<u8>)> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]);
+    shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    limits.give_back(shell.as_std_mut());
+    let mut child = shell.kill_on_drop(true).spawn()?;
     let mut output = Vec::new();
     let printed = child.stdout.take().expect("stdout is piped");
     printed.take(OUTPUT_LIMIT_BYTES).read_to_end(&mut output).await?;
@@ -236,7 +238,7 @@ mod tests {
     }
 
     async fn access(config: S3Config) -> Result<Arc<Access>, SourceError> {
-        Credentials::new(config).access().await
+        Credentials::new(config, ChildLimits::default()).access().await
     }
 
     const DEFAULT: &str = "[default]\naws_access_key_id=F\naws_secret_access_key=S\n";
@@ -300,7 +302,7 @@ mod tests {
     #[tokio::test]
     async fn new_keys_count_after_a_refusal() {
         let files = Files::new(DEFAULT, "");
-        let credentials = Credentials::new(files.config());
+        let credentials = Credentials::new(files.config(), ChildLimits::default());
         assert_eq!(credentials.access().await.unwrap().keys, Some(Keys::new("F", "S", None)));
         let renewed = DEFAULT.replace("=F", "=G");
         std::fs::write(files.0.path().join("credentials"), renewed).unwrap();

@@ -47,15 +47,15 @@ pub struct S3(Arc<Store>);
 struct Store {
     client: Arc<RegistryClient>,
     credentials: Credentials,
-    /// Where buckets lie, as AWS has said of those that are not in the region asked for.
+    /// The regions of buckets that AWS has named because another region was asked.
     regions: Mutex<HashMap<String, String>>,
 }
 
 impl S3 {
     /// A store that is reached over the connections of `client`.
     pub fn new(client: Arc<RegistryClient>, config: S3Config) -> Self {
-        let (credentials, regions) = (Credentials::new(config), Mutex::default());
-        Self(Arc::new(Store { client, credentials, regions }))
+        let credentials = Credentials::new(config, client.child_limits());
+        Self(Arc::new(Store { client, credentials, regions: Mutex::default() }))
     }
 }
 
@@ -79,7 +79,7 @@ impl Objects for S3 {
 }
 
 impl Store {
-    /// Where a bucket lies, if another region than the one asked for.
+    /// The region of a bucket, if AWS has named another one than was asked.
     fn region_of(&self, bucket: &str) -> Option<String> {
         self.regions.lock().get(bucket).cloned()
     }

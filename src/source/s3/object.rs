@@ -30,7 +30,7 @@ const PROGRESS_BYTES: u64 = 1024 * 1024;
 pub(super) struct Object {
     store: Arc<Store>,
     id: ObjectId,
-    /// What the cache calls it, and its size.
+    /// Its name in the cache, and its size.
     blob: BlobId,
 }
 
@@ -44,12 +44,12 @@ struct Body {
 struct Download {
     object: Object,
     urgency: Urgency,
-    /// What is still to be yielded.
+    /// The bytes that are still to be yielded.
     rest: Range<u64>,
     body: Option<Body>,
     /// Breaks since the last megabyte.
     breaks: u32,
-    /// Where the last break was.
+    /// The position of the last break.
     at_break: u64,
 }
 

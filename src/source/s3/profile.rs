@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use super::keys::Keys;
 
-/// What the files say of a profile.
+/// A profile, as the files have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Profile {
     pub(super) keys: Option<Keys>,

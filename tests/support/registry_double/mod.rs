@@ -115,7 +115,7 @@ pub struct Recorded {
     /// The body, where it is a form.
     pub form: String,
     pub status: StatusCode,
-    /// When it arrived.
+    /// The time of its arrival.
     pub arrived: Instant,
 }
 
@@ -315,7 +315,7 @@ impl RegistryDouble {
         self.shared.peak.load(Ordering::SeqCst)
     }
 
-    /// How many connections one host has accepted.
+    /// The connections that one host has accepted.
     pub fn connections(&self, at: At) -> usize {
         self.shared.connections[at as usize].load(Ordering::SeqCst)
     }

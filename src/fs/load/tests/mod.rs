@@ -31,7 +31,7 @@ struct Registry {
     blobs: Mutex<HashMap<Digest, Bytes>>,
     tags: Mutex<BTreeMap<String, Digest>>,
     is_down: AtomicBool,
-    /// What was asked for by name.
+    /// The origins that were asked for.
     opened: Mutex<Vec<Origin>>,
     manifest_requests: AtomicU64,
     blob_requests: AtomicU64,
@@ -63,7 +63,7 @@ impl Registry {
         }
         for (role, path, content) in layers {
             if *role == "remote" {
-                // What lies elsewhere has no layer: its content here is the place.
+                // Remote data has no layer: its content here is the place.
                 let place = std::str::from_utf8(content).unwrap();
                 let (place, hash) = place.split_once('#').unwrap_or((place, ""));
                 let entry = json!({"name": path.replace('/', "-"), "path": path,
@@ -606,6 +606,20 @@ async fn content_that_the_manifest_carries_is_not_asked_for() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_an_index_carries_is_not_asked_for() {
+    use base64::Engine as _;
+    let bench = Bench::new();
+    bench.registry.push(KIT, None, &[("docs", "a.md", b"a")]);
+    let manifest = bench.registry.tagged(KIT);
+    let text =
+        base64::engine::general_purpose::STANDARD.encode(&bench.registry.blobs.lock()[&manifest]);
+    bench.registry.push_index(INDEX, None, &[manifest], |_, entry| entry["data"] = json!(text));
+    bench.registry.blobs.lock().remove(&manifest);
+    assert_eq!(bench.paths(INDEX, &[]).await, ["Kitfile", "a.md"]);
+    assert_eq!(bench.registry.manifest_requests.load(Ordering::SeqCst), 1, "that for the index");
+}
+
+#[tokio::test]
 async fn the_empty_config_is_never_asked_for() {
     let bench = Bench::new();
     let layer = bench.registry.put(b"weights");
@@ -643,7 +657,7 @@ async fn a_layer_that_is_there_twice_is_opened_once() {
 #[tokio::test]
 async fn a_kitfile_in_a_layer_must_have_the_bytes_of_the_kits_own() {
     let bench = Bench::new();
-    // What is written as YAML has no digests, so the layer can hold it.
+    // The YAML has no digests, so the layer can hold it.
     bench.registry.push(KIT, None, &[("docs", "Kitfile", b"?")]);
     let (origin, repositories) = (Origin::parse(KIT).unwrap(), bench.repositories());
     let described =

@@ -7,7 +7,7 @@ const CREATED: &str = "org.opencontainers.image.created";
 /// A tar layer with one file, `t`, dated in its header.
 const TAR_TYPE: &str = "application/vnd.kitops.modelkit.dataset.v1.tar";
 
-/// What versions of a kit have.
+/// The dates in versions of a kit.
 #[derive(Clone, Copy, Default)]
 struct Version<'a> {
     tag: &'a str,

@@ -1,4 +1,4 @@
-//! What kit itself has pulled.
+//! Kits that kit itself has pulled.
 
 use std::path::{Path, PathBuf};
 
@@ -147,7 +147,7 @@ async fn a_registry_that_answers_is_believed() {
     let kit = machine.load_with(KIT, false).await.unwrap();
     assert_eq!(paths_of(&kit), ["Kitfile", "new.py"]);
     assert_eq!(kit.warnings, [""; 0]);
-    // What it said goes before what was pulled earlier.
+    // The registry's answer goes before the kit that was pulled earlier.
     machine.go_offline();
     assert_eq!(paths_of(&machine.load_with(KIT, false).await.unwrap()), ["Kitfile", "new.py"]);
     machine.bench.registry.is_down.store(false, Ordering::SeqCst);
@@ -166,7 +166,7 @@ async fn preferred_kits_of_kits_storage_cost_no_request() {
         assert_eq!(kit.warnings, [""; 0]);
     }
     assert_eq!((machine.manifest_requests(), machine.blob_requests()), (0, 0));
-    // What was not pulled is asked for as ever.
+    // A kit that was not pulled is asked for as ever.
     let other = "registry.test/org/kit:v2";
     machine.bench.registry.push(other, None, CONTENT);
     machine.load_with(other, true).await.unwrap();

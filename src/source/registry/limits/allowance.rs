@@ -1,4 +1,4 @@
-//! How many requests at once a host can take, learnt from its answers. Pure: time is an argument.
+//! The number of requests that a host takes at once, learnt from its answers. Pure: time is an argument.
 //!
 //! ```text
 //!          each answer: +1                      each round of answers: +1
@@ -25,16 +25,16 @@ use std::time::{Duration, Instant};
 /// to a host, so no registry takes them for an attack.
 const START: usize = 8;
 
-/// How many requests at once a host gets.
+/// The number of requests that a host gets at once.
 #[derive(Debug)]
 pub(super) struct Allowance {
     most: usize,
     limit: usize,
     /// Answers towards the next rise.
     answers: usize,
-    /// When the limit was last halved.
+    /// The moment at which the limit was last halved.
     cut: Option<Instant>,
-    /// When requests may be sent again.
+    /// The moment from which requests may be sent again.
     resume: Option<Instant>,
 }
 

@@ -52,9 +52,9 @@ pub(super) struct Gate<W> {
     asked: u64,
     waiting: BTreeMap<Ticket, Waiting<W>>,
     running: BTreeMap<Ticket, Running>,
-    /// When a request of each priority was last admitted.
+    /// The last admission of a request of each priority.
     admitted: [Option<Instant>; Priority::ALL.len()],
-    /// When a slot was last lent.
+    /// The last loan of a slot.
     lent: Option<Instant>,
 }
 
@@ -152,7 +152,7 @@ impl<W> Gate<W> {
         urgencies.map(move |one| (one, first.is_some_and(|first| first > one.get())))
     }
 
-    /// When [`Gate::admit`] is worth another try although no request leaves; `None` without a queue.
+    /// The time of the next useful [`Gate::admit`] if no request leaves; `None` without a queue.
     pub(super) fn next_look(&self, now: Instant) -> Option<Instant> {
         let lending =
             Priority::ALL.into_iter().filter_map(|kind| self.lending(kind)).map(|it| it.1);
@@ -197,7 +197,7 @@ impl<W> Gate<W> {
     }
 }
 
-/// How many slots of `limit` the requests of this priority and of lower ones may hold together.
+/// The slots of `limit` that requests of this priority and of lower ones may hold together.
 fn room(limit: usize, priority: Priority) -> usize {
     match priority {
         Priority::Hydrate => limit / 4,

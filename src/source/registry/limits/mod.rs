@@ -50,7 +50,7 @@ pub struct HostLimits {
     hosts: Mutex<LruCache<String, Arc<Host>>>,
 }
 
-/// How much one host is asked, and how it answers.
+/// The requests to one host, and its answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostUsage {
     /// `HOST[:PORT]`.
