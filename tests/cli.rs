@@ -228,7 +228,7 @@ fn wrong_paths_and_references_fail_with_their_names() {
         }
         assert!(kitfs.fail(2, &["ls", "UPPER/case:v1"]).contains("UPPER"));
         let said = kitfs.fail(3, &["ls", "oci:missing:v1"]);
-        assert!(said.contains("missing") && said.contains("there is no such folder"), "{said}");
+        assert!(said.contains("missing") && said.contains("the folder was not found"), "{said}");
         let unknown_tag = format!("oci:{}:v9", golden("article").display());
         assert!(kitfs.fail(3, &["info", &unknown_tag]).contains("v9"));
         let nobody = ["ls", "--retries", "0", "127.0.0.1:1/org/kit:v1"];

@@ -57,7 +57,8 @@ pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
 }
 
 fn is_layout(folder: &Path) -> bool {
-    folder.join("index.json").is_file()
+    // One without its other file is named as what it is.
+    ["index.json", "oci-layout"].iter().any(|file| folder.join(file).is_file())
 }
 
 /// Whether `name` after a layout folder is the full name of a manifest (`ghcr.io/org/model:v1`), and

@@ -58,7 +58,7 @@ pub struct BlobId {
 
 /// A descriptor as it is on the wire.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "a descriptor")]
 pub(super) struct WireDescriptor {
     media_type: Option<String>,
     digest: String,

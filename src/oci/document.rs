@@ -24,7 +24,7 @@ pub enum Document {
 
 /// A document as it is on the wire.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "an object")]
 pub(super) struct WireDocument {
     schema_version: Option<u64>,
     media_type: Option<String>,
@@ -102,7 +102,9 @@ impl WireDocument {
 /// The error for bytes that are no JSON; it names the usual reasons.
 fn not_json(json: &[u8], error: &serde_json::Error) -> ManifestError {
     let first = json.iter().find(|byte| !byte.is_ascii_whitespace());
-    let reason = if first == Some(&b'<') {
+    let reason = if first.is_none() {
+        "it is empty".to_owned()
+    } else if first == Some(&b'<') {
         "it is a web page, as a login page or a proxy sends it; is this the address of a registry?"
             .to_owned()
     } else if json.starts_with(BYTE_ORDER_MARK) {
@@ -170,7 +172,10 @@ mod tests {
             (b"\r\n<!DOCTYPE html><html>".as_slice(), "web page"),
             (&with_mark, "byte order mark"),
             (b"{", "EOF"),
-            (b"", "EOF"),
+            (b" \n", "it is empty"),
+            (b"null", "null, expected an object"),
+            (br#"{"layers":[7]}"#, "`7`, expected a descriptor"),
+            (br#"{"manifests":["x"]}"#, "expected a descriptor"),
         ] {
             for error in [Document::decode(bytes).err(), Index::decode(bytes).err()] {
                 let error = error.unwrap().to_string();

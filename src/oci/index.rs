@@ -186,7 +186,7 @@ impl fmt::Display for IndexEntry {
 
 /// An entry as it is on the wire.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "a descriptor")]
 pub(super) struct WireEntry {
     media_type: Option<String>,
     digest: Digest,

@@ -10,7 +10,7 @@ use crate::oci::Digest;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SourceError {
     /// No such repository, manifest, tag or blob.
-    #[error("{what} not found in {place}: {hint}")]
+    #[error("{what} was not found in {place}: {hint}")]
     NotFound {
         /// The manifest, tag or blob.
         what: String,
@@ -138,7 +138,7 @@ impl SourceError {
         };
         match self {
             Self::NotFound { what, place, hint } if is_named(place) => {
-                format!("{what} not found: {hint}")
+                format!("{what} was not found: {hint}")
             }
             Self::Unauthorized { place, detail, hint } if is_named(place) => {
                 format!("access is refused ({detail}): {hint}")

@@ -52,7 +52,7 @@ impl OciLayout {
             hint: hint.to_owned(),
         };
         if !folder.is_dir() {
-            return Err(missing("an OCI layout", "there is no such folder; check the path"));
+            return Err(missing("the folder", "check the path"));
         }
         let marker_hint = "the folder is not an OCI layout; \
                            `skopeo copy docker://HOST/REPO:TAG oci:FOLDER:TAG` makes one";

@@ -234,7 +234,9 @@ impl Remote {
     ) -> Result<(Digest, Bytes), Failure> {
         let (text, what) = match selector {
             Selector::Tag(tag) => (tag.clone(), format!("the tag `{tag}`")),
-            Selector::Digest(digest) => (digest.to_string(), format!("the manifest {digest}")),
+            Selector::Digest(digest) => {
+                (digest.to_string(), format!("the manifest {}", digest.short()))
+            }
         };
         let url = upstream.manifest(&self.repository, &text);
         let headers =
@@ -242,7 +244,7 @@ impl Remote {
         let question = self.question(upstream, &url, &headers, errand);
         let mut answer = self.client.ask(&question, |_| ()).await?;
         if answer.status() != StatusCode::OK {
-            let hint = format!("check it with `kitfs list {}`", self.name);
+            let hint = format!("`kitfs list {}` shows the tags and their digests", self.name);
             return Err(answer.refusal(&what, &hint, self.timing().stall).await);
         }
         let stall = self.timing().stall;
