@@ -100,6 +100,16 @@ fn the_environment_is_read_by_the_commands_only() {
     }
 }
 
+/// A process that was frozen would find all its deadlines passed.
+#[test]
+fn deadlines_count_the_time_that_the_process_runs() {
+    for source in sources().iter().filter(|source| source.room != "process") {
+        let own = source.code.split("#[cfg(test)]").next().expect("the first part");
+        let has_clock = own.contains("tokio::time::timeout");
+        assert!(!has_clock, "{}: use process::running_time", source.path.display());
+    }
+}
+
 #[test]
 fn no_file_is_longer_than_a_reader_can_bear() {
     for source in sources() {

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::arguments::LogFormat;
 use super::error::CliError;
 use super::mount::notify_ready;
-use super::output::{count_of, print_json, print_line, warn};
+use super::output::{count_of, print_json, print_line, print_warnings, warn};
 use super::runtime::block_on;
 use super::settings::Settings;
 use super::sizes;
@@ -74,7 +74,7 @@ async fn stop(config: DaemonConfig) -> Result<(), CliError> {
     let running = Backend::running(&config).await?;
     let mut has_stopped = false;
     for daemon in running.into_iter().chain(Backend::lost(&config).await?) {
-        daemon.stop().await?;
+        print_warnings(&daemon.stop().await?.warnings);
         has_stopped = true;
     }
     match has_stopped {

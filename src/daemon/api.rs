@@ -425,6 +425,9 @@ pub struct DaemonStatus {
     /// it has open, commands find it by its mounts only, and it ends with the last of them.
     #[serde(default)]
     pub cache_folder_is_lost: bool,
+    /// The part of the file tree that it sees ([`crate::process::view`]); none where it cannot tell.
+    #[serde(default)]
+    pub view: Option<String>,
     /// Bytes of content in the cache.
     pub cache_resident_bytes: u64,
     /// The most bytes of content the cache may hold, if bounded.
@@ -659,10 +662,10 @@ pub struct UnmountRequest {
     pub lazy: bool,
 }
 
-/// What ending a mount came to.
+/// The outcome of ending a mount, or all mounts of a daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnmountReport {
-    /// What is to be said: who still uses the mount elsewhere.
+    /// Warnings about programs that still use a mount.
     pub warnings: Vec<String>,
 }
 

@@ -17,6 +17,7 @@ use super::api::{
 use super::client::Client;
 use super::failure::panicked;
 use super::lifecycle::{self, DaemonConfig};
+use super::seen;
 use super::service::Service;
 use super::socket::{Address, SocketPath};
 use crate::fuse::{Answer, daemon_of, other_mounts};
@@ -152,7 +153,7 @@ impl Backend {
         on_progress: &mut (dyn FnMut(OpenProgress) + Send),
     ) -> Result<MountStatus, Failure> {
         match &self.kind {
-            Kind::Daemon(client) => client.mount(&request, on_progress).await,
+            Kind::Daemon(client) => seen::mount(client, &request, on_progress).await,
             Kind::Local(service) => {
                 let heard = Mutex::new(on_progress);
                 service.mount(request, &|progress| heard.lock()(progress)).await
@@ -168,7 +169,10 @@ impl Backend {
         on_progress: &mut (dyn FnMut(OpenProgress) + Send),
     ) -> Result<KitRequest, Failure> {
         let reference = match &self.kind {
-            Kind::Daemon(client) => client.open_kit(&request, on_progress).await?,
+            Kind::Daemon(client) => {
+                let opened = client.open_kit(&request, on_progress).await;
+                seen::explained(client, &request.reference, opened).await?
+            }
             Kind::Local(service) => {
                 let heard = Mutex::new(on_progress);
                 service.open_kit(&request, &|progress| heard.lock()(progress)).await?
@@ -185,7 +189,10 @@ impl Backend {
         on_event: &mut (dyn FnMut(WarmEvent) + Send),
     ) -> Result<WarmReport, Failure> {
         match &self.kind {
-            Kind::Daemon(client) => client.warm(&request, on_event).await,
+            Kind::Daemon(client) => {
+                let warmed = client.warm(&request, on_event).await;
+                seen::explained(client, &request.kit.reference, warmed).await
+            }
             Kind::Local(service) => {
                 let heard = Mutex::new(on_event);
                 service.warm(request, &|event| heard.lock()(event)).await
@@ -219,21 +226,23 @@ impl Backend {
         }
     }
 
-    /// Ends the daemon and its mounts, and returns when the cache folder is free.
-    pub async fn stop(&self) -> Result<(), Failure> {
+    /// Ends the daemon and its mounts, and returns when the cache folder is free. The report names
+    /// programs that still used a mount.
+    pub async fn stop(&self) -> Result<UnmountReport, Failure> {
         match &self.kind {
             Kind::Daemon(client) => {
                 // The folder of a lost daemon may have another daemon now.
                 let is_lost = client.status().await.is_ok_and(|it| it.cache_folder_is_lost);
-                client.stop().await?;
+                let report = client.stop().await?;
                 match is_lost {
                     true => lifecycle::wait_until_silent(client.socket()).await,
                     false => lifecycle::wait_until_gone(&self.cache_folder).await,
-                }
+                }?;
+                Ok(report)
             }
             Kind::Local(service) => {
                 service.end_mounts().await;
-                Ok(())
+                Ok(UnmountReport::default())
             }
         }
     }
@@ -241,7 +250,9 @@ impl Backend {
     /// Describes a kit or an index. Reads no layer.
     pub async fn info(&self, request: KitRequest) -> Result<Info, Failure> {
         match &self.kind {
-            Kind::Daemon(client) => client.info(&request).await,
+            Kind::Daemon(client) => {
+                seen::explained(client, &request.reference, client.info(&request).await).await
+            }
             Kind::Local(service) => service.info(&request).await,
         }
     }
@@ -257,7 +268,10 @@ impl Backend {
     /// Lists the tags of a repository.
     pub async fn tags(&self, request: TagsRequest) -> Result<Vec<TagInfo>, Failure> {
         match &self.kind {
-            Kind::Daemon(client) => client.tags(&request).await,
+            Kind::Daemon(client) => {
+                let reference = request.reference.clone().unwrap_or_default();
+                seen::explained(client, &reference, client.tags(&request).await).await
+            }
             Kind::Local(service) => service.tags(&request).await,
         }
     }

@@ -20,6 +20,7 @@ use super::frames::{Next, Reader};
 use super::server::VERSION_HEADER;
 use super::service::VERSION;
 use super::socket::SocketPath;
+use crate::process::running_time;
 
 /// The largest line of an answer in lines. The longest line has every layer of a kit: a manifest of at
 /// most 4 MiB names some ten thousand layers.
@@ -57,8 +58,14 @@ impl Client {
         in_time(status).await
     }
 
-    pub(super) async fn stop(&self) -> Result<(), Failure> {
-        in_time(self.send(Method::POST, "stop", &())).await.map(|_| ())
+    /// Ends the mounts, then the daemon. Returns when the mounts have ended.
+    pub(super) async fn stop(&self) -> Result<UnmountReport, Failure> {
+        let report = async {
+            let body = self.send(Method::POST, "stop", &()).await?.bytes().await;
+            // A daemon of another version may answer otherwise, or with nothing.
+            Ok(body.ok().and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default())
+        };
+        in_time(report).await
     }
 
     pub(super) async fn mount(
@@ -233,7 +240,7 @@ fn not_understood(error: serde_json::Error) -> Failure {
 
 /// Limits the wait for an answer from the daemon's memory: the daemon may hang.
 async fn in_time<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+    match running_time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(answer) => answer,
         Err(_) => Err(gone(&format!("no answer for {} s", ANSWER_TIMEOUT.as_secs()))),
     }

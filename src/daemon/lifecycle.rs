@@ -16,7 +16,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -33,6 +33,7 @@ use super::signals::{self, Place, Signals, Told};
 use super::socket::{Address, FolderSocket, OwnerOnly, SocketPath};
 use crate::cache::{Cache, CacheConfig};
 use crate::process::limits::ChildLimits;
+use crate::process::running_time::{self, Stopwatch};
 
 /// What a daemon, or a command that takes the cache itself, is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +74,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// starts or ends, or a command that is nearly done. A long-running holder is an error.
 pub(super) const HELD_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a daemon looks whether its cache folder is still there.
-const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a condition outside this process is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -128,7 +129,7 @@ pub async fn run(
     service.drain();
     let drained = async { while servers.join_next().await.is_some() {} };
     // What is left ends with the process.
-    let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
+    let _ = running_time::timeout(DRAIN_TIMEOUT, drained).await;
     service.remove_socket();
     outcome
 }
@@ -222,7 +223,7 @@ pub fn report_ready() {
 
 /// Starts a daemon, unless one comes to answer meanwhile; returns when one does.
 pub(super) async fn start(config: &DaemonConfig) -> Result<(), Failure> {
-    let deadline = Instant::now() + HELD_PATIENCE;
+    let mut watch = Stopwatch::start();
     loop {
         let was_held = Cache::is_held(&config.cache_folder);
         match spawn(config).await {
@@ -232,7 +233,7 @@ pub(super) async fn start(config: &DaemonConfig) -> Result<(), Failure> {
             Err(failure)
                 if failure.kind == FailureKind::Cache
                     && (was_held || Cache::is_held(&config.cache_folder))
-                    && Instant::now() < deadline =>
+                    && watch.look() < HELD_PATIENCE =>
             {
                 tokio::time::sleep(POLL_INTERVAL).await;
                 let socket = SocketPath::new(&config.cache_folder)
@@ -261,11 +262,11 @@ pub(super) async fn open_cache(
     config: &DaemonConfig,
 ) -> Result<Option<(Arc<Cache>, ChildLimits)>, Failure> {
     let child_limits = prepare();
-    let deadline = Instant::now() + HELD_PATIENCE;
+    let mut watch = Stopwatch::start();
     loop {
         match config.open_cache() {
             Ok(cache) => return Ok(Some((cache, child_limits))),
-            Err(_) if Cache::is_held(&config.cache_folder) && Instant::now() < deadline => {
+            Err(_) if Cache::is_held(&config.cache_folder) && watch.look() < HELD_PATIENCE => {
                 let socket = SocketPath::new(&config.cache_folder)
                     .map_err(|error| socket_failure(config, &error))?;
                 if socket.is_answered().await {
@@ -301,7 +302,7 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     let output = child.stdout.take().expect("the standard output is piped");
     let mut line = String::new();
     let mut output = BufReader::new(output);
-    let read = tokio::time::timeout(START_TIMEOUT, output.read_line(&mut line)).await;
+    let read = running_time::timeout(START_TIMEOUT, output.read_line(&mut line)).await;
     if matches!(read, Ok(Ok(_))) && line.trim_end() == READY_LINE {
         return Ok(());
     }
@@ -331,9 +332,9 @@ pub(super) async fn wait_until_silent(socket: &SocketPath) -> Result<(), Failure
 }
 
 async fn wait_until(is_so: impl AsyncFn() -> bool, who: &str) -> Result<(), Failure> {
-    let deadline = Instant::now() + STOP_TIMEOUT;
+    let mut watch = Stopwatch::start();
     while !is_so().await {
-        if Instant::now() > deadline {
+        if watch.look() > STOP_TIMEOUT {
             let message = format!("{who} was told to stop and still runs; its log says why");
             return Err(Failure::new(FailureKind::Daemon, message));
         }
@@ -345,9 +346,9 @@ async fn wait_until(is_so: impl AsyncFn() -> bool, who: &str) -> Result<(), Fail
 /// Whether nobody answers at a socket, now or in a moment: a process that is killed lets go of its
 /// connections before its socket, or after.
 pub(super) async fn falls_silent(socket: &SocketPath) -> bool {
-    let deadline = Instant::now() + HELD_PATIENCE;
+    let mut watch = Stopwatch::start();
     while socket.is_answered().await {
-        if Instant::now() > deadline {
+        if watch.look() > HELD_PATIENCE {
             return false;
         }
         tokio::time::sleep(POLL_INTERVAL).await;

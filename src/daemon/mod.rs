@@ -11,7 +11,8 @@
 //!   `networks`: its connections; `paths`, `listing`, `reading`, `describing`, `upkeep`: what it
 //!   answers.
 //! - `server`, `client`, `frames`, `socket`: the control socket, on both sides.
-//! - `failure`: what every room's errors mean to a user.
+//! - `seen`: commands and daemons that see different file trees.
+//! - `failure`: the meaning of every room's errors to a user.
 //! - `lifecycle`: starting, running and ending a daemon; `log`: its log in the background.
 //!
 //! One daemon owns one cache folder: one budget, one single flight, one limiter per registry host
@@ -41,6 +42,7 @@ mod paths;
 mod reading;
 mod recording;
 mod replay;
+mod seen;
 mod server;
 mod service;
 mod signals;

@@ -13,8 +13,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
@@ -33,6 +33,7 @@ use crate::cache::LayerKey;
 use crate::fs::readahead::ledger::LedgerState;
 use crate::fs::{FileSystem, LoadedKit};
 use crate::fuse::{Mount, MountError, MountTable, PassthroughStatus};
+use crate::process::running_time::{self, Stopwatch};
 
 /// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
 /// 10 s after which container runtimes kill.
@@ -40,6 +41,9 @@ const BUSY_GRACE: Duration = Duration::from_secs(5);
 /// How long an unmount waits for what was served to be let go. It is gone in milliseconds, unless
 /// another mount namespace still holds the mount.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The number of mounts in use that a daemon names when it ends. Finding the users of one takes up to
+/// two seconds, and the command waits for all of them.
+const MOST_TOLD: usize = 3;
 /// How often a busy mount is tried again.
 const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -53,6 +57,9 @@ pub(super) struct Mounts {
 #[derive(Default)]
 struct Table {
     entries: BTreeMap<PathBuf, Entry>,
+    /// Mounts that are out of the tree, and may still be served: for open files, or for another mount
+    /// namespace.
+    leaving: Vec<Weak<Served>>,
     is_closed: bool,
 }
 
@@ -184,7 +191,7 @@ impl Mounts {
         drop(served);
         if !lazy && warnings.is_empty() {
             // So that whoever removes its layers next finds that nobody has them open.
-            let _ = tokio::time::timeout(RELEASE_TIMEOUT, released.cancelled()).await;
+            let _ = running_time::timeout(RELEASE_TIMEOUT, released.cancelled()).await;
         }
         Ok(warnings)
     }
@@ -208,14 +215,21 @@ impl Mounts {
         }
     }
 
-    /// Closes the table, and ends every mount: gently at first, and lazily once the grace is over.
-    pub(super) async fn end_all(&self) {
+    /// Closes the table, and ends every mount: gently at first, and lazily once the grace is over. Returns
+    /// a warning for each mount that programs still use: their reads fail when this process ends.
+    pub(super) async fn end_all(&self) -> Vec<String> {
         self.table.lock().is_closed = true;
         join_all(self.served().into_iter().map(|served| async move {
             end(&served).await;
             self.forget(&served);
         }))
         .await;
+        let leaving = std::mem::take(&mut self.table.lock().leaving);
+        let leaving: Vec<_> = leaving.iter().filter_map(Weak::upgrade).collect();
+        let warnings = tokio::task::spawn_blocking(move || {
+            leaving.iter().filter_map(|served| served.last_users()).take(MOST_TOLD).collect()
+        });
+        warnings.await.unwrap_or_default()
     }
 
     /// Done when nothing is mounted at `mountpoint` by this process.
@@ -244,6 +258,8 @@ impl Mounts {
             && Arc::ptr_eq(there, served)
         {
             table.entries.remove(mountpoint);
+            table.leaving.retain(|leaving| leaving.strong_count() > 0);
+            table.leaving.push(Arc::downgrade(served));
         }
     }
 }
@@ -347,6 +363,12 @@ impl Served {
         self.mount.set_passthrough(!is_recording);
     }
 
+    /// A warning about the programs that use the mount when the daemon ends.
+    fn last_users(&self) -> Option<String> {
+        let (place, users) = (self.mount.mountpoint().display(), self.mount.users()?);
+        Some(format!("{place} was still in use by {users}: reads there fail from now on"))
+    }
+
     fn status(&self) -> MountStatus {
         let (hydrate_mode, hydrate) = match &*self.background.lock() {
             Some(Background { hydrating, .. }) => (hydrating.mode(), hydrating.state()),
@@ -405,11 +427,11 @@ async fn try_unmount(
 
 async fn end(served: &Arc<Served>) {
     let mountpoint = served.mount.mountpoint().display();
-    let deadline = Instant::now() + BUSY_GRACE;
+    let mut watch = Stopwatch::start();
     loop {
         match try_unmount(served, false).await {
             Ok(Ok(_)) => return,
-            Ok(Err(MountError::Busy(_))) if Instant::now() < deadline => {
+            Ok(Err(MountError::Busy(_))) if watch.look() < BUSY_GRACE => {
                 tokio::time::sleep(BUSY_INTERVAL).await;
             }
             Ok(Err(error)) => {

@@ -1,6 +1,6 @@
-//! What a mount must not hide: the files that the daemon needs while it serves the mount.
+//! The files that the daemon needs while it serves a mount, and that the mount must not hide.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::api::{MountRequest, NetworkOptions};
 use crate::fuse::OwnPath;
@@ -23,28 +23,34 @@ pub(super) fn own_paths(cache_folder: &Path, request: &MountRequest) -> Vec<OwnP
         open("the kernel's tables", Path::new("/proc/self")),
         open("the FUSE device", Path::new("/dev/fuse")),
     ];
-    let NetworkOptions { kitops_home, registries_dir, credential_files, ca_files, .. } =
-        &request.kit.network;
-    match Origin::parse(&request.kit.reference) {
-        Ok(Origin::OciLayout { folder, .. }) => {
-            paths.push(open("the folder that the kit is read from", &folder));
-        }
-        Ok(Origin::KitStorage(_)) => {
-            let storage = kitops_home.iter().map(|home| open("kit's local storage", home));
-            paths.extend(storage);
-        }
-        Ok(Origin::Registry(_)) => {
-            // Read again whenever a token is asked for, if they are there.
-            let is_there = |path: &&PathBuf| path.exists();
-            let credentials = credential_files.iter().filter(is_there);
-            paths.extend(credentials.map(|file| open("a file with credentials", file)));
-            let mirrors = registries_dir.iter().map(|folder| open("the folder of mirrors", folder));
-            paths.extend(mirrors);
-            paths.extend(ca_files.iter().map(|file| open("a certificate authority", file)));
-        }
-        // The request is refused for it.
-        Err(_) => {}
+    let NetworkOptions {
+        kitops_home,
+        registries_dir,
+        credential_files,
+        ca_files,
+        client_certificate,
+        client_key,
+        s3,
+        ..
+    } = &request.kit.network;
+    if let Ok(Origin::OciLayout { folder, .. }) = Origin::parse(&request.kit.reference) {
+        paths.push(open("the folder that the kit is read from", &folder));
     }
-    paths.extend(request.trace.iter().map(|file| open("the access trace", file)));
+    // Any kit may have a parent or a data set in a registry, in kit's storage or in an S3 store. Files that
+    // are there are read again, whenever a connection or a token is made.
+    let files = [
+        ("kit's own folder", kitops_home.as_slice()),
+        ("the folder of mirrors", registries_dir.as_slice()),
+        ("a file with credentials", credential_files.as_slice()),
+        ("a file with credentials", s3.credentials_file.as_slice()),
+        ("the configuration for S3", s3.config_file.as_slice()),
+        ("a certificate authority", ca_files.as_slice()),
+        ("the client certificate", client_certificate.as_slice()),
+        ("the key of the client certificate", client_key.as_slice()),
+        ("the access trace", request.trace.as_slice()),
+    ];
+    for (what, files) in files {
+        paths.extend(files.iter().filter(|file| file.exists()).map(|file| open(what, file)));
+    }
     paths
 }

@@ -20,8 +20,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{
     CacheRequest, CatalogueRequest, Failure, FailureKind, KitRequest, ListRequest, MountEvent,
-    MountRequest, OpenEvent, ReadRequest, RecordRequest, TagsRequest, UnmountRequest, WarmEvent,
-    WarmRequest,
+    MountRequest, OpenEvent, ReadRequest, RecordRequest, TagsRequest, UnmountReport,
+    UnmountRequest, WarmEvent, WarmRequest,
 };
 use super::failure::panicked;
 use super::frames;
@@ -92,9 +92,8 @@ async fn status(State(service): State<Arc<Service>>) -> Response {
     Json(service.status().await).into_response()
 }
 
-async fn stop(State(service): State<Arc<Service>>) -> StatusCode {
-    service.request_stop();
-    StatusCode::ACCEPTED
+async fn stop(State(service): State<Arc<Service>>) -> Json<UnmountReport> {
+    Json(service.stop().await)
 }
 
 async fn info(State(service): State<Arc<Service>>, Asked(request): Asked<KitRequest>) -> Response {

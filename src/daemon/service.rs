@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -39,6 +40,8 @@ use crate::fuse::{Mount, MountOptions, Mountpoint, Sessions, mount_warnings};
 use crate::kit::Filters;
 use crate::oci::{Digest, LabelSelector, Origin};
 use crate::process::limits::ChildLimits;
+use crate::process::running_time;
+use crate::process::view::own_view;
 
 /// The version that commands and daemon compare.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -70,6 +73,8 @@ pub(super) struct Service {
     hydration: Arc<Hydration>,
     started_at: i64,
     stopping: CancellationToken,
+    /// Set when [`Self::end_mounts`] is done.
+    ended: watch::Sender<Option<UnmountReport>>,
     draining: CancellationToken,
 }
 
@@ -96,6 +101,7 @@ impl Service {
             sessions: Mutex::default(),
             started_at: now(),
             stopping: CancellationToken::new(),
+            ended: watch::Sender::default(),
             draining: CancellationToken::new(),
         })
     }
@@ -107,6 +113,7 @@ impl Service {
             version: VERSION.to_owned(),
             cache_folder: self.cache.folder().to_owned(),
             cache_folder_is_lost: !self.is_reachable(),
+            view: own_view().ok(),
             cache_resident_bytes: self.cache.resident_bytes(),
             cache_capacity_bytes: self.cache.capacity_bytes(),
             cache_keep_free_bytes: self.cache.keep_free_bytes(),
@@ -143,6 +150,7 @@ impl Service {
         let checked = options.clone();
         let mountpoint =
             spawn_blocking(move || Mountpoint::prepare(&checked)).await.map_err(panicked)??;
+        let replaced = mountpoint.warnings();
         let on_pass = |passed_bytes, total_bytes| {
             progress(OpenProgress::Passing(PassProgress { passed_bytes, total_bytes }));
         };
@@ -173,6 +181,7 @@ impl Service {
         let reference = request.kit.reference;
         let no_room = self.no_room(&kit).await;
         let mut status = reservation.fulfil(mount, kit, reference, now(), background)?;
+        status.warnings.extend(replaced);
         status.warnings.extend(warnings);
         status.warnings.extend(mount_warnings());
         status.warnings.extend(no_room);
@@ -274,7 +283,12 @@ impl Service {
         mountpoint: &Path,
         lazy: bool,
     ) -> Result<UnmountReport, Failure> {
-        Ok(UnmountReport { warnings: self.mounts.unmount(mountpoint, lazy).await? })
+        let warnings = self.mounts.unmount(mountpoint, lazy).await?;
+        // Without a mount no command finds this daemon again.
+        if !self.is_reachable() && self.has_no_mounts() {
+            self.request_stop();
+        }
+        Ok(UnmountReport { warnings })
     }
 
     /// Whether commands find the daemon by its cache folder.
@@ -295,7 +309,18 @@ impl Service {
     /// Ends every mount, those that are being made too; none can be made afterwards.
     pub(super) async fn end_mounts(&self) {
         self.stopping.cancel();
-        self.mounts.end_all().await;
+        let warnings = self.mounts.end_all().await;
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        self.ended.send_replace(Some(UnmountReport { warnings }));
+    }
+
+    /// Ends every mount, then the daemon. Returns when the mounts have ended, with warnings about
+    /// programs that still use one.
+    pub(super) async fn stop(&self) -> UnmountReport {
+        self.request_stop();
+        let mut ended = self.ended.subscribe();
+        let report = ended.wait_for(Option::is_some).await;
+        report.ok().and_then(|report| report.clone()).unwrap_or_default()
     }
 
     /// Gets what the cache has onto the disk, as far as that comes to its end soon.
@@ -310,7 +335,7 @@ impl Service {
             drop(done);
         });
         if spawned.is_ok() {
-            let _ = tokio::time::timeout(SETTLE_TIMEOUT, settled).await;
+            let _ = running_time::timeout(SETTLE_TIMEOUT, settled).await;
         }
     }
 

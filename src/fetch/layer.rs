@@ -33,6 +33,7 @@ use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup, pa
 use crate::layer::decode::Windows;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, StreamOffset};
+use crate::process::running_time;
 use crate::source::{BlobSource, Priority};
 
 /// Sources remembered for one layer: mounts of several repositories may share it, and any of
@@ -289,7 +290,7 @@ impl Layer {
         if self.state() == LayerState::Unconfirmed && inner.lacks_small_rest() {
             let stream = inner.contents.layout.stream();
             let rest = inner.clone().bring(stream, Priority::OnDemand);
-            let brought = tokio::time::timeout(LONGEST_WAIT_FOR_REST, rest).await;
+            let brought = running_time::timeout(LONGEST_WAIT_FOR_REST, rest).await;
             if !matches!(brought, Ok(Ok(()))) {
                 tracing::debug!(layer = %inner.spec.blob.digest, "the rest of a layer does not come");
             }

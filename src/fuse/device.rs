@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -21,6 +21,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::MountError;
 use crate::process::limits::ChildLimits;
+use crate::process::running_time::Stopwatch;
 
 /// The kernel's device for file systems in user space.
 pub(super) const DEVICE: &str = "/dev/fuse";
@@ -206,10 +207,10 @@ pub(super) fn unmount_patiently(
     lazy: bool,
     child_limits: ChildLimits,
 ) -> Result<(), UnmountFailure> {
-    let deadline = Instant::now() + BUSY_PATIENCE;
+    let mut watch = Stopwatch::start();
     loop {
         match unmount(mountpoint, lazy, child_limits) {
-            Err(UnmountFailure::Busy) if Instant::now() < deadline => {
+            Err(UnmountFailure::Busy) if watch.look() < BUSY_PATIENCE => {
                 std::thread::sleep(BUSY_INTERVAL);
             }
             result => return result,
@@ -261,10 +262,10 @@ fn unmount_through_fusermount(
 /// Waits for a child for a limited time, and returns its standard error.
 fn finish(child: &mut Child) -> String {
     use std::io::Read as _;
-    let deadline = Instant::now() + FUSERMOUNT_TIMEOUT;
+    let mut watch = Stopwatch::start();
     loop {
         match child.try_wait() {
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(POLL_INTERVAL),
+            Ok(None) if watch.look() < FUSERMOUNT_TIMEOUT => std::thread::sleep(POLL_INTERVAL),
             Ok(None) => {
                 // The kill of a child of this process cannot fail. The kernel ends it some time.
                 let _ = child.kill();

@@ -16,11 +16,12 @@ use std::fmt;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::mount_table::{Device, Entry, MountTable};
+use crate::process::running_time::Stopwatch;
 
 /// How many processes to name. More than a few help nobody.
 const MOST_NAMED: usize = 5;
@@ -62,9 +63,9 @@ impl Holders {
         // Whether a namespace has the mount.
         let mut known: HashMap<OsString, bool> =
             own_namespace.iter().map(|own| (own.clone(), false)).collect();
-        let deadline = Instant::now() + LONGEST_LOOK;
+        let mut watch = Stopwatch::start();
         for pid in processes() {
-            if Instant::now() >= deadline {
+            if watch.look() >= LONGEST_LOOK {
                 holders.is_partial = true;
                 break;
             }

@@ -51,7 +51,9 @@ pub use hidden::OwnPath;
 pub use mount::Mount;
 pub use mount_table::MountTable;
 pub use mountpoint::{Mountpoint, mount_warnings};
-pub use others::{Answer, DAEMON_ATTRIBUTE, OtherMount, daemon_of, other_mounts, unmount_other};
+pub use others::{
+    Answer, DAEMON_ATTRIBUTE, OtherMount, daemon_of, is_visible, other_mounts, unmount_other,
+};
 pub use passthrough::PassthroughStatus;
 pub use sessions::Sessions;
 

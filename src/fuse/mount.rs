@@ -8,7 +8,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use super::passthrough::{Passthrough, PassthroughStatus};
 use super::sessions::Sessions;
 use super::{MountError, MountOptions, device, readahead};
 use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
+use crate::process::running_time::{self, Stopwatch};
 
 /// How long a fresh mount may take to answer its first `stat`.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -175,6 +176,14 @@ impl Mount {
         Ok(still_used.into_iter().collect())
     }
 
+    /// The users of the mount, as words; `None` once it has ended.
+    pub fn users(&self) -> Option<String> {
+        if self.attachment.has_ended() {
+            return None;
+        }
+        Some(words_of(self.attachment.holders().as_ref()))
+    }
+
     /// Waits until the mount has ended, also by another program such as umount(8).
     pub async fn ended(&self) {
         self.attachment.ended().await;
@@ -182,16 +191,16 @@ impl Mount {
 
     /// Waits for the end of the session. Returns a warning with the namespaces that still have the mount.
     fn wait_until_ended(&self) -> Option<String> {
-        let (start, mut has_looked) = (Instant::now(), false);
+        let (mut watch, mut has_looked) = (Stopwatch::start(), false);
         while !self.attachment.has_ended() {
-            let waited = start.elapsed();
+            let waited = watch.look();
             let is_over = waited >= SESSION_END_TIMEOUT;
             if is_over || waited >= HOLDERS_AFTER && !has_looked {
                 has_looked = true;
                 let holders = self.attachment.holders();
                 if is_over || holders.as_ref().is_some_and(|it| it.is_mounted_elsewhere()) {
                     let place = self.mountpoint().display();
-                    let holders = holders.map_or("something".to_owned(), |it| it.to_string());
+                    let holders = words_of(holders.as_ref());
                     return Some(format!(
                         "{place} is unmounted here, and goes on being served for {holders}"
                     ));
@@ -225,7 +234,7 @@ impl Mount {
             // The receiver is gone after the timeout.
             let _ = sender.send(std::fs::metadata(path).map(drop));
         });
-        let words = match asking.map(|_| answer.recv_timeout(FIRST_ANSWER_TIMEOUT)) {
+        let words = match asking.map(|_| running_time::receive(&answer, FIRST_ANSWER_TIMEOUT)) {
             Ok(Ok(Ok(()))) => return Ok(()),
             Ok(Ok(Err(error))) | Err(error) => error.to_string(),
             Ok(Err(_)) => format!("no answer within {} s", FIRST_ANSWER_TIMEOUT.as_secs()),
@@ -238,11 +247,16 @@ impl Mount {
 /// The error for a busy mount: its users and the next step.
 pub(super) fn busy(mountpoint: &Path, holders: Option<&Holders>) -> MountError {
     let place = mountpoint.display();
-    let holders = holders.map_or("something".to_owned(), Holders::to_string);
+    let holders = words_of(holders);
     MountError::Busy(format!(
         "{place} is in use by {holders}: end that first, or take the mount out of the tree at once \
          with `kitfs umount --lazy {place}`"
     ))
+}
+
+/// The users of a mount, as the end of a sentence.
+fn words_of(holders: Option<&Holders>) -> String {
+    holders.map_or("something".to_owned(), Holders::to_string)
 }
 
 /// The source of a mount in `mount` and `df`. Commas separate mount options, and characters that are

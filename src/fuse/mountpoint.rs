@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use parking_lot::Mutex;
 
 use super::device::{self, FUSERMOUNT};
-use super::others::{Answer, daemon_of};
+use super::others::{Answer, daemon_of, unmount_other};
 use super::{MountError, MountOptions, hidden};
 
 /// The settings of fusermount3 for ordinary users.
@@ -25,11 +25,23 @@ pub struct Mountpoint {
     path: PathBuf,
     /// The device and inode of the directory, while this process still has to remove it.
     made: Mutex<Option<(u64, u64)>>,
+    /// Whether a mount whose daemon is gone was removed from there.
+    was_dead: bool,
+}
+
+/// The state of a path that may become a mountpoint.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Usable,
+    Missing,
+    /// A mount of kitfs whose daemon is gone.
+    Dead,
 }
 
 impl Mountpoint {
     /// Checks that this user can mount there, and makes the directory if only its last component is
-    /// missing.
+    /// missing. Removes a mount whose daemon is gone: a service that was killed must be able to start
+    /// again.
     ///
     /// # Errors
     /// When the mountpoint is not usable, or the user may not mount.
@@ -46,16 +58,24 @@ impl Mountpoint {
 
     /// Checks the directory again: it may have changed while the kit was loaded.
     pub(super) fn check_again(&self, options: &MountOptions) -> Result<(), MountError> {
-        match look_at(&self.path, options.nonempty) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                let place = self.path.display();
-                Err(MountError::Mountpoint(format!(
-                    "the mountpoint {place} was removed while the kit was opened"
-                )))
-            }
-            Err(words) => Err(MountError::Mountpoint(words)),
+        let place = self.path.display();
+        match look_at(&self.path, options.nonempty).map_err(MountError::Mountpoint)? {
+            Place::Usable => Ok(()),
+            Place::Missing => Err(MountError::Mountpoint(format!(
+                "the mountpoint {place} was removed while the kit was opened"
+            ))),
+            Place::Dead => Err(MountError::Mountpoint(format!(
+                "another kit was mounted on {place} while the kit was opened, and its daemon is gone: \
+                 mount again"
+            ))),
         }
+    }
+
+    /// Warnings for the user.
+    pub fn warnings(&self) -> Vec<String> {
+        let place = self.path.display();
+        let removed = format!("removed the mount on {place}, whose daemon was gone");
+        self.was_dead.then_some(removed).into_iter().collect()
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -63,9 +83,20 @@ impl Mountpoint {
     }
 
     fn find_or_make(path: &Path, nonempty: bool) -> Result<Self, String> {
-        match look_at(path, nonempty)? {
-            true => Ok(Self { path: path.to_owned(), made: Mutex::default() }),
-            false => Self::make(path),
+        let mut was_dead = false;
+        loop {
+            match look_at(path, nonempty)? {
+                Place::Usable => {
+                    return Ok(Self { path: path.to_owned(), made: Mutex::default(), was_dead });
+                }
+                Place::Missing => return Self::make(path),
+                // Lazily: programs may have files open that the kernel reads without the daemon.
+                Place::Dead => unmount_other(path, true).map_err(|error| {
+                    let place = path.display();
+                    format!("the daemon of the kit that is mounted on {place} is gone: {error}")
+                })?,
+            }
+            was_dead = true;
         }
     }
 
@@ -74,7 +105,7 @@ impl Mountpoint {
         match DirBuilder::new().mode(MODE).create(path).and_then(|()| std::fs::metadata(path)) {
             Ok(made) => {
                 let made = Mutex::new(Some((made.dev(), made.ino())));
-                Ok(Self { path: path.to_owned(), made })
+                Ok(Self { path: path.to_owned(), made, was_dead: false })
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Err(format!(
                 "the mountpoint {place} does not exist, nor does its parent: make both with `mkdir -p \
@@ -113,8 +144,8 @@ pub fn mount_warnings() -> Vec<String> {
     )]
 }
 
-/// Whether there is a usable directory; `false` when the path does not exist.
-fn look_at(path: &Path, nonempty: bool) -> Result<bool, String> {
+/// Looks at a path, and touches no mount that may hang.
+fn look_at(path: &Path, nonempty: bool) -> Result<Place, String> {
     let place = path.display();
     if !path.is_absolute() {
         return Err(format!("the mountpoint {place} is not an absolute path"));
@@ -122,12 +153,7 @@ fn look_at(path: &Path, nonempty: bool) -> Result<bool, String> {
     // This must come first: any other look at a mount whose daemon hangs would hang.
     match canonical(path).ok().and_then(|path| daemon_of(&path)) {
         None => {}
-        Some(Answer::Dead) => {
-            return Err(format!(
-                "the daemon of the kit that is mounted on {place} is gone: remove that mount with \
-                 `kitfs umount {place}`"
-            ));
-        }
+        Some(Answer::Dead) => return Ok(Place::Dead),
         Some(Answer::Daemon(_) | Answer::Silent) => {
             return Err(format!(
                 "a kit is mounted on {place} already: end that mount with `kitfs umount {place}`, or \
@@ -136,8 +162,8 @@ fn look_at(path: &Path, nonempty: bool) -> Result<bool, String> {
         }
     }
     match std::fs::metadata(path) {
-        Ok(metadata) => check_folder(path, &metadata, nonempty).map(|()| true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Ok(metadata) => check_folder(path, &metadata, nonempty).map(|()| Place::Usable),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Place::Missing),
         Err(error) => Err(format!("the mountpoint {place} cannot be used: {error}")),
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
@@ -19,6 +19,7 @@ use super::holders::Holders;
 use super::mount::busy;
 use super::mount_table::{self, Entry, FILE_SYSTEM, MountTable};
 use crate::process::limits::ChildLimits;
+use crate::process::running_time::{self, Stopwatch};
 
 /// The extended attribute of a mount's root that names its daemon. `listxattr` does not list it, so no
 /// copy of the folder gets it.
@@ -79,8 +80,8 @@ pub fn other_mounts(served: &[PathBuf]) -> std::io::Result<Vec<OtherMount>> {
         answer: Answer::Silent,
     };
     let mut mounts: Vec<OtherMount> = entries.into_iter().map(silent).collect();
-    let deadline = Instant::now() + LIST_TIMEOUT;
-    let next = || answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+    let mut watch = Stopwatch::start();
+    let next = || running_time::receive(&answers, LIST_TIMEOUT.saturating_sub(watch.look())).ok();
     for (index, answer) in std::iter::from_fn(next) {
         mounts[index].answer = answer;
     }
@@ -95,8 +96,16 @@ pub fn daemon_of(mountpoint: &Path) -> Option<Answer> {
     let (sender, answer) = mpsc::channel();
     let mountpoint = mountpoint.to_owned();
     let asker = std::thread::Builder::new().spawn(move || _ = sender.send(ask(&mountpoint)));
-    let answer = asker.ok().and_then(|_| answer.recv_timeout(ANSWER_TIMEOUT).ok());
+    let answer = asker.ok().and_then(|_| running_time::receive(&answer, ANSWER_TIMEOUT).ok());
     Some(answer.unwrap_or(Answer::Silent))
+}
+
+/// Whether this process sees a mount of kitfs at a canonical mountpoint.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn is_visible(mountpoint: &Path) -> std::io::Result<bool> {
+    Ok(mount_table::kit_at(mountpoint)?.is_some())
 }
 
 /// The mounts of kitfs that programs can reach: the topmost one of each mountpoint.

@@ -2,8 +2,10 @@
 //!
 //! - [`running_time`]: deadlines that do not run while the process is stopped.
 //! - [`limits`]: open files, and what programs that are started get of the limit.
+//! - [`view`]: the part of the file tree that this process sees.
 //!
 //! Every room may use it, and it uses none.
 
 pub mod limits;
 pub mod running_time;
+pub mod view;

@@ -28,6 +28,8 @@ use axum::http::{HeaderMap, Method, Uri};
 use catalogue::Catalogue;
 use tokio::net::TcpListener;
 
+use crate::process::running_time;
+
 /// How long downloads that are under way may go on when the registry ends.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -126,7 +128,7 @@ impl Registry {
             ended = &mut server => ended,
             () = until => {
                 drop(stop);
-                tokio::time::timeout(GRACE, server).await.unwrap_or(Ok(()))
+                running_time::timeout(GRACE, server).await.unwrap_or(Ok(()))
             }
         }
     }

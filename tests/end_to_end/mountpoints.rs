@@ -245,3 +245,37 @@ fn the_end_of_a_mount_is_its_end() {
     let daemon = kitfs.json(&["daemon", "status", "--json"]);
     assert_eq!(daemon["mounts"].as_array().unwrap().len(), 0, "{daemon}");
 }
+
+/// A supervisor starts a service again that was killed (systemd's Restart=always, a container).
+#[test]
+fn the_mount_of_a_dead_daemon_gives_way_to_a_new_one() {
+    let kitfs = Kitfs::new();
+    let place = kitfs.mountpoint("mnt");
+    let reference = golden_reference("article");
+    for _ in 0..3 {
+        kitfs.succeed(&["mount", &reference, text(&place)]);
+        kitfs.kill_daemon();
+    }
+    let outcome = kitfs.run(&["mount", &golden_reference("yaml"), text(&place)]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("whose daemon was gone"), "{}", outcome.stderr);
+    Tree::read(&place).assert_equals(&Tree::golden("yaml"), "at the place of a dead mount");
+    kitfs.unmount(&place);
+    assert!(!is_mounted(&place), "a dead mount was left below");
+}
+
+#[test]
+fn the_end_of_a_daemon_names_programs_that_still_use_its_mounts() {
+    let kitfs = Kitfs::new();
+    let place = kitfs.mount(&golden_reference("article"), &[]);
+    let mut inside = Command::new("sleep");
+    let inside = Running::new(inside.arg("120").current_dir(&place));
+    let outcome = kitfs.run(&["daemon", "stop"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let named = format!("process {} (sleep: its working folder)", inside.0.id());
+    assert!(outcome.stderr.contains(&named), "{}", outcome.stderr);
+    assert!(!is_mounted(&place));
+    // Nothing uses this one.
+    kitfs.mount(&golden_reference("article"), &[]);
+    assert_eq!(kitfs.run(&["daemon", "stop"]).stderr, "");
+}

@@ -22,6 +22,7 @@ use crate::cache::Cache;
 use crate::kit::Kit;
 use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
 use crate::oci::{BlobId, Digest, Document, Manifest, Selector};
+use crate::process::running_time;
 use crate::source::{BlobSource, Pulled, Repositories, Repository, SourceError, read_blob};
 
 /// The largest config that is read: a larger one would be refused when it is decoded.
@@ -160,7 +161,7 @@ impl<'a> Documents<'a> {
         if self.pulled.is_none() && !matches!(self.remembered(), Ok(Some(_))) {
             return answer.await;
         }
-        tokio::time::timeout(KNOWN_PATIENCE, answer).await.unwrap_or_else(|_| {
+        running_time::timeout(KNOWN_PATIENCE, answer).await.unwrap_or_else(|_| {
             let detail = format!("no answer came within {} s", KNOWN_PATIENCE.as_secs());
             Err(SourceError::Unavailable { place: self.repository.name(), detail })
         })

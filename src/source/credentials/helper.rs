@@ -15,6 +15,7 @@ use tokio::process::Command;
 
 use super::Credential;
 use crate::process::limits::ChildLimits;
+use crate::process::running_time;
 
 /// The most that is read of a helper's output; cloud tokens have some 12 KiB.
 const OUTPUT_LIMIT_BYTES: u64 = 256 * 1024;
@@ -71,7 +72,7 @@ impl Helper {
     /// Asks for the credential of `server`.
     pub(super) async fn get(&self, server: &str, limit: Duration) -> Result<Credential, String> {
         let name = &self.name;
-        match tokio::time::timeout(limit, self.run(server)).await {
+        match running_time::timeout(limit, self.run(server)).await {
             Ok(Ok((true, output))) => decode(&output)
                 .ok_or_else(|| format!("{name} printed something other than a credential")),
             Ok(Ok((false, output))) if is_not_found(&output) => Ok(Credential::Anonymous),

@@ -15,6 +15,7 @@ use super::message::{self, Cause};
 use super::redirect;
 use super::retry::{self, Failure};
 use super::silences::Silences;
+use crate::process::running_time;
 use crate::source::{SourceError, Urgency};
 
 /// The most of an error's body that is read for its words.
@@ -68,7 +69,7 @@ impl Patience {
                 biased;
                 piece = &mut piece => Some(Ok(piece)),
                 () = self.urgency.until_impatient() => None,
-                () = tokio::time::sleep(limit) => {
+                () = running_time::sleep(limit) => {
                     Some(Err(Silent { time: limit, is_patience: true }))
                 }
             }
@@ -82,7 +83,7 @@ impl Patience {
 
 async fn impatiently<T>(stall: Duration, piece: impl Future<Output = T>) -> Result<T, Silent> {
     let silent = |_| Silent { time: stall, is_patience: false };
-    tokio::time::timeout(stall, piece).await.map_err(silent)
+    running_time::timeout(stall, piece).await.map_err(silent)
 }
 
 impl Answer {
@@ -152,7 +153,7 @@ impl Answer {
     pub(super) async fn read(&mut self, limit: u64, stall: Duration) -> Result<Bytes, Failure> {
         let patience = self.patience.as_ref().map_or(stall, |patience| patience.limit);
         let time = DOCUMENT_TIME.max(patience);
-        match tokio::time::timeout(time, self.read_slowly(limit, stall)).await {
+        match running_time::timeout(time, self.read_slowly(limit, stall)).await {
             Ok(read) => read,
             Err(_) => {
                 let detail = format!("the transfer took more than {} s", time.as_secs());
@@ -214,7 +215,7 @@ impl Answer {
         let status = self.status();
         self.hurry();
         let body = self.read_slowly(ERROR_LIMIT_BYTES, stall);
-        let body = tokio::time::timeout(WORDS_PATIENCE, body).await.ok().and_then(Result::ok);
+        let body = running_time::timeout(WORDS_PATIENCE, body).await.ok().and_then(Result::ok);
         match body.and_then(|body| message::registry_words(&body)) {
             Some(words) => format!("{status}: {words}"),
             None => status.to_string(),

@@ -4,7 +4,7 @@
 //! repeated. Repetition happens in one place, above authentication, redirects and ranges. A token
 //! request has repetitions of its own, and its failure is final.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use http::{HeaderMap, StatusCode, header};
@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use super::RegistryClient;
 use super::errand::Errand;
 use super::timing::Timing;
+use crate::process::running_time;
 use crate::source::SourceError;
 
 /// The failure of one attempt.
@@ -72,22 +73,26 @@ impl RegistryClient {
         let is_patient = errand.is_patient();
         let timing = if is_patient { timing.of_patience() } else { timing };
         let mut repeats = Repeats::new(timing, is_patient);
-        let started = Instant::now();
+        let mut ran = Duration::ZERO;
         loop {
-            let failure = match attempt().await {
+            let (outcome, attempted) = running_time::timed(Box::pin(attempt())).await;
+            ran += attempted;
+            let failure = match outcome {
                 Ok(done) => return Ok(done),
                 Err(failure) => failure,
             };
             // The time in the queue is not the host's.
-            let elapsed = started.elapsed().saturating_sub(errand.queued());
+            let elapsed = ran.saturating_sub(errand.queued());
             let Some(wait) = repeats.next_wait(&failure, elapsed) else {
                 return Err(failure.into_error());
             };
             if let Failure::Transient { error, .. } | Failure::Unreachable(error) = &failure {
                 tracing::info!(%error, ?wait, "asking again");
             }
-            let pause = tokio::time::sleep(wait);
-            if is_patient { self.silences.watch(host, pause).await } else { pause.await }
+            let pause = running_time::timed(tokio::time::sleep(wait));
+            let ((), paused) =
+                if is_patient { self.silences.watch(host, pause).await } else { pause.await };
+            ran += paused;
         }
     }
 }

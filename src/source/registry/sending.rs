@@ -18,6 +18,7 @@ use super::message::{self, Cause, Kind};
 use super::redirect;
 use super::retry::{self, Failure};
 use super::upstream::is_loopback;
+use crate::process::running_time::Stopwatch;
 use crate::source::SourceError;
 
 /// The reason for no answer to a request.
@@ -31,7 +32,7 @@ enum Unanswered {
 async fn either(
     first: impl Future<Output = reqwest::Result<reqwest::Response>>,
     second: impl Future<Output = reqwest::Result<reqwest::Response>>,
-    end: tokio::time::Instant,
+    mut waited: Stopwatch,
     limit: Duration,
 ) -> Result<reqwest::Response, Unanswered> {
     let answer = async {
@@ -41,9 +42,10 @@ async fn either(
             Either::Right((Err(_), other)) => other.await,
         }
     };
-    match tokio::time::timeout_at(end, answer).await {
-        Ok(answer) => answer.map_err(Unanswered::Failed),
-        Err(_) => Err(Unanswered::Silent(limit)),
+    tokio::select! {
+        biased;
+        answer = answer => answer.map_err(Unanswered::Failed),
+        () = waited.reach(limit) => Err(Unanswered::Silent(limit)),
     }
 }
 
@@ -119,7 +121,7 @@ impl RegistryClient {
     ) -> Result<reqwest::Response, Unanswered> {
         let (short, long) = (self.timing.reader(), self.timing.open.max(self.timing.reader()));
         let again = request.try_clone();
-        let started = tokio::time::Instant::now();
+        let mut waited = Stopwatch::start();
         let mut first = pin!(request.send());
         loop {
             let is_patient = errand.is_patient();
@@ -127,11 +129,11 @@ impl RegistryClient {
             tokio::select! {
                 biased;
                 answer = &mut first => return answer.map_err(Unanswered::Failed),
-                () = tokio::time::sleep_until(started + limit) => {
+                () = waited.reach(limit) => {
                     match again {
                         Some(again) if !is_patient && !errand.has_others() => {
                             let second = again.send();
-                            return either(first, second, started + long, long).await;
+                            return either(first, second, waited, long).await;
                         }
                         _ => return Err(Unanswered::Silent(limit)),
                     }

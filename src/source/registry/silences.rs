@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::process::running_time;
+
 /// A silent host that a patient request waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Silence {
@@ -58,7 +60,7 @@ impl Silences {
     pub(super) async fn watch<T>(&self, host: &str, something: impl Future<Output = T>) -> T {
         let since = Instant::now();
         let mut something = pin!(something);
-        match tokio::time::timeout(self.untold, &mut something).await {
+        match running_time::timeout(self.untold, &mut something).await {
             Ok(came) => came,
             Err(_) => {
                 let _entry = self.enter(host, since);

@@ -21,6 +21,7 @@ use super::redirect;
 use super::retry::Failure;
 use super::tls::Tls;
 use crate::oci::Digest;
+use crate::process::running_time;
 use crate::source::credentials::{Credential, Known};
 use crate::source::{SourceError, Urgency, mirrors};
 
@@ -289,7 +290,7 @@ impl RegistryClient {
         let request = upstream.client.get(upstream.base.clone());
         let is_http = upstream.base.scheme() == "http";
         let patience = self.timing.reader();
-        match tokio::time::timeout(patience, request.send()).await {
+        match running_time::timeout(patience, request.send()).await {
             Ok(Ok(response)) if is_http && may_want_https(&response) => Ok(Speaks::Perhaps),
             Ok(Ok(_)) => Ok(Speaks::Yes),
             Ok(Err(error)) => {

@@ -23,6 +23,7 @@ use super::address::DEFAULT_REGION;
 use super::keys::{Keys, Secret};
 use super::profile::{self, Profile};
 use crate::process::limits::ChildLimits;
+use crate::process::running_time;
 use crate::source::SourceError;
 use crate::source::blob_folder::{off_the_runtime, read_small};
 
@@ -160,7 +161,7 @@ impl Credentials {
             detail: why.to_owned(),
         };
         let output =
-            match tokio::time::timeout(PROCESS_LIMIT, run(command, self.child_limits)).await {
+            match running_time::timeout(PROCESS_LIMIT, run(command, self.child_limits)).await {
                 Ok(Ok((true, output))) => output,
                 Ok(Ok((false, _))) => return Err(wrong("failed: run it by hand to see why")),
                 Ok(Err(error)) => return Err(wrong(&format!("cannot be run: {error}"))),

@@ -1,0 +1,64 @@
+//! A daemon that was frozen for longer than its deadlines: SIGSTOP, `docker pause`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::counted::Counted;
+use crate::support::kit_builder::{Kit, Layer};
+use crate::support::kitfs::{Kitfs, wait_until};
+use crate::support::registry_double::{At, Fault, Rule};
+
+/// Longer than the deadline of the tests, with room for a loaded machine.
+const FREEZE: Duration = Duration::from_secs(6);
+/// The deadline. A freeze counts for a second.
+const DEADLINE_SECONDS: &str = "4";
+
+fn held() -> Counted {
+    let layer = Layer::tar("model", "model.bin");
+    let counted = Counted::new(&Kit::modelkit().with(layer.file("model.bin", 0o644, b"weights")));
+    counted.kitfs.succeed(&["daemon", "start"]);
+    counted.registry.script(Rule::on("/blobs/").then(Fault::Hold));
+    counted
+}
+
+/// Freezes the daemon once the registry holds a request, and lets the registry answer afterwards.
+fn freeze_and_release(counted: &Counted) {
+    let asked = || !counted.registry.requests_to(At::Registry, "/blobs/").is_empty();
+    wait_until("a request that the registry holds", asked);
+    let pid = Pid::from_raw(counted.kitfs.daemon_pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    std::thread::sleep(FREEZE);
+    kill_process(pid, Signal::CONT).unwrap();
+    // The daemon looks at its deadlines before the answer comes.
+    std::thread::sleep(Duration::from_millis(300));
+    counted.registry.release();
+}
+
+#[test]
+fn a_frozen_daemon_counts_its_deadlines_in_time_that_it_ran() {
+    let counted = held();
+    let arguments = ["warm", "--open-timeout", DEADLINE_SECONDS, &counted.reference];
+    let command = counted.kitfs.command(&arguments);
+    let warming = std::thread::spawn(move || Kitfs::run_command(command));
+    freeze_and_release(&counted);
+    let outcome = warming.join().unwrap();
+    assert_eq!(outcome.code, Some(0), "{}{}", outcome.stderr, counted.kitfs.log());
+}
+
+#[test]
+fn a_mount_goes_on_after_a_freeze() {
+    let counted = held();
+    counted.registry.release();
+    let mountpoint = counted.mount();
+    let pid = Pid::from_raw(counted.kitfs.daemon_pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let file: PathBuf = mountpoint.join("model.bin");
+    let reading = std::thread::spawn(move || fs::read(file));
+    std::thread::sleep(Duration::from_millis(300));
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(reading.join().unwrap().unwrap(), b"weights");
+    counted.kitfs.unmount(Path::new(&mountpoint));
+}
