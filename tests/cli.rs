@@ -407,7 +407,7 @@ fn a_message_that_cannot_be_written_changes_nothing() {
 #[test]
 fn without_a_daemon_nothing_is_mounted() {
     let kitfs = Kitfs::new();
-    // What dead daemons left elsewhere on this machine is listed too.
+    // Mounts that dead daemons left elsewhere on this machine are listed too.
     let mounts = kitfs.json(&["status", "--json"]);
     assert!(mounts.as_array().unwrap().iter().all(|mount| mount["state"] == "dead"), "{mounts}");
     assert!(kitfs.succeed(&["status"]).lines().skip(1).all(|line| line.contains("DEAD")));

@@ -73,7 +73,7 @@ pub(super) enum Command {
     Man(completions::ManArguments),
 }
 
-/// Where the cache is, and its limits.
+/// The place of the cache, and its limits.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Cache options")]
 pub(super) struct CacheArguments {

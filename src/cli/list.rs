@@ -9,7 +9,7 @@ use super::sizes;
 use crate::daemon::Backend;
 use crate::daemon::api::{CatalogueRequest, TagInfo, TagsRequest};
 
-/// What stands for a tag where a kit has none, as in kit and Docker.
+/// The text in the place of a tag where a kit has none, as in kit and Docker.
 const NO_TAG: &str = "<none>";
 
 #[derive(Debug, clap::Args)]

@@ -85,7 +85,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     Ok(output.flush()?)
 }
 
-/// How many bytes to cut from the start of each path. Names are relative to the directory in the
+/// The number of bytes to cut from the start of each path. Names are relative to the directory in the
 /// arguments; with `-R` they are relative to the kit's root.
 fn base_length(listing: &Listing, is_recursive: bool) -> usize {
     match (&listing.entry.kind, listing.entry.path.0.len()) {

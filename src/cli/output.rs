@@ -21,7 +21,7 @@ use crate::oci::Origin;
 const BLUE: Style = AnsiColor::Blue.on_default().bold();
 /// Symlinks.
 const CYAN: Style = AnsiColor::Cyan.on_default();
-/// How many hexadecimal digits of a digest to show: as many as Docker and kit show.
+/// The number of hexadecimal digits of a digest to show: as many as Docker and kit show.
 const SHORT_DIGITS: usize = 12;
 
 /// Prints one JSON value and a newline, for `--json`.
@@ -203,9 +203,9 @@ pub(super) fn show_opening(bar: &ProgressBar, progress: OpenProgress) {
 
 /// Waits for the daemon's answer about `reference`, and says so when the registry takes long.
 pub(super) async fn say_while_waiting<T>(reference: &str, answer: impl Future<Output = T>) -> T {
-    /// When the first line comes: as for a kit that is opened.
+    /// The time until the first line: as for a kit that is opened.
     const FIRST: Duration = Duration::from_secs(10);
-    /// When the next ones come.
+    /// The interval of the next ones.
     const NEXT: Duration = Duration::from_secs(30);
     let host = match Origin::parse(reference) {
         Ok(Origin::Registry(reference)) => reference.registry().to_owned(),

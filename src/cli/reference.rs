@@ -128,7 +128,7 @@ fn absolute_layout(layout: &str) -> Result<String, CliError> {
     Ok(if is_clear { short } else { sure })
 }
 
-/// Where `:NAME` begins and ends in `FOLDER:NAME[/PATH]`, if the folder is a layout and NAME is the
+/// The range of `:NAME` in `FOLDER:NAME[/PATH]`, if the folder is a layout and NAME is the
 /// full name of a manifest.
 fn named_manifest(layout: &[u8]) -> Option<(usize, usize)> {
     let mut colons = (1..layout.len()).filter(|&at| layout[at] == b':');
@@ -156,7 +156,7 @@ fn split<'a>(text: &'a [u8], is_layout: &dyn Fn(&Path) -> bool) -> (&'a [u8], &'
     }
 }
 
-/// Where the reference ends in `FOLDER[:TAG|@DIGEST][/PATH]`: after the longest leading folder that
+/// The end of the reference in `FOLDER[:TAG|@DIGEST][/PATH]`: after the longest leading folder that
 /// is a layout, and its tag or digest.
 fn layout_end(text: &[u8], is_layout: &dyn Fn(&Path) -> bool) -> Option<usize> {
     let slashes = (0..text.len()).filter(|&at| text[at] == b'/' && at > 0);
@@ -176,7 +176,7 @@ fn layout_end(text: &[u8], is_layout: &dyn Fn(&Path) -> bool) -> Option<usize> {
     })
 }
 
-/// Where the reference ends in `[HOST/]REPOSITORY[:TAG|@DIGEST][/PATH]`. Without a tag or digest the
+/// The end of the reference in `[HOST/]REPOSITORY[:TAG|@DIGEST][/PATH]`. Without a tag or digest the
 /// whole text is the reference.
 fn registry_reference_end(text: &[u8]) -> usize {
     let find = |from: usize, byte: u8| {

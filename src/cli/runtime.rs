@@ -46,7 +46,7 @@ fn runtime() -> Result<Runtime, CliError> {
     runtime.map_err(|error| CliError::internal(format!("cannot start threads: {error}")))
 }
 
-/// How many of `wanted` workers to start when `startable` threads can start in all; `None` when they
+/// The number of workers to start of `wanted` when `startable` threads can start in all; `None` when they
 /// are too few.
 fn workers(wanted: usize, startable: usize) -> Option<usize> {
     let left = startable.checked_sub(OTHERS).filter(|&left| left > 0);

@@ -270,7 +270,7 @@ impl Recorder {
     }
 }
 
-/// Where the lines go.
+/// The destination of the lines.
 struct Output {
     /// `None` is the standard output.
     path: Option<PathBuf>,
@@ -304,7 +304,7 @@ fn unwritten(path: Option<&Path>, error: std::io::Error) -> CliError {
     }
 }
 
-/// Where the trace is written. An existing file keeps its content until the first read comes: a
+/// The file of the trace. An existing file keeps its content until the first read comes: a
 /// command that does not start, or reads nothing, destroys no older trace.
 enum Sink {
     /// An existing file, and the header of the new trace.
@@ -359,7 +359,7 @@ impl Sink {
     }
 }
 
-/// How much may still be added to a trace.
+/// The bytes that may still be added to a trace.
 struct Room {
     lines: usize,
     bytes: u64,

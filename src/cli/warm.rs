@@ -25,7 +25,7 @@ use crate::daemon::api::{
     WarmedLayer,
 };
 
-/// How often the command prints its progress where no terminal shows bars.
+/// The interval of progress lines where no terminal shows bars.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]

@@ -1,4 +1,4 @@
-//! What is said over the control socket, and between the commands and a service in the same
+//! The messages on the control socket, and between the commands and a service in the same
 //! process: plain data, JSON on the wire (docs/format/control.md).
 
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ pub struct NetworkOptions {
     pub credential_files: Vec<PathBuf>,
     /// kit's own folder (`KITOPS_HOME`), for `localhost/…` references.
     pub kitops_home: Option<PathBuf>,
-    /// How often a request is repeated after a failure that may pass; `None` for the usual.
+    /// The number of times that a request is repeated after a failure that may pass; `None` for the default.
     pub retries: Option<usize>,
     /// How to reach the S3 store that objects are read from.
     pub s3: S3Config,
@@ -94,9 +94,9 @@ pub struct MountRequest {
     pub no_passthrough: bool,
     /// Fetch tensors beforehand as the headers of safetensors and GGUF files tell.
     pub tensor_prefetch: bool,
-    /// What is completed in the background.
+    /// The files to complete in the background.
     pub hydrate: HydrateMode,
-    /// When: once no reader has waited for this many seconds.
+    /// Seconds without a waiting reader before that begins.
     pub hydrate_after_seconds: u64,
     /// An access trace to be fetched in its order, absolute.
     #[serde(default)]
@@ -125,7 +125,7 @@ pub enum WarmEvent {
     Passing(PassProgress),
     /// A host is silent.
     Waiting(Waiting),
-    /// How far each layer has come.
+    /// The progress of each layer.
     Layers(Vec<LayerProgress>),
     /// It is over; the report says of each layer whether well.
     Warmed(WarmReport),
@@ -133,7 +133,7 @@ pub enum WarmEvent {
     Failed(Failure),
 }
 
-/// How far a layer has come.
+/// The progress of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerProgress {
     /// The layer; the name of the file for a trace.
@@ -144,12 +144,12 @@ pub struct LayerProgress {
     pub total_bytes: u64,
 }
 
-/// What a warm came to.
+/// The outcome of a warm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmReport {
     /// The layers that something was wanted of.
     pub layers: Vec<WarmedLayer>,
-    /// What is to be said about the kit, or about the trace if one was replayed.
+    /// Warnings about the kit, or about the trace if one was replayed.
     pub warnings: Vec<String>,
     /// Files and directories of what was wanted whose content cannot be had, because their data sets
     /// lie elsewhere; the warnings say why.
@@ -166,12 +166,12 @@ pub struct WarmedLayer {
     pub wanted_bytes: u64,
     /// Bytes of it that are in the cache.
     pub resident_bytes: u64,
-    /// How many of them nobody has looked at since the machine went down while they were written.
+    /// The number of them that came shortly before the machine went down, and were not checked since.
     #[serde(default)]
     pub unchecked_bytes: u64,
     /// Whether all of it is; only then can its digest be known.
     pub is_complete: bool,
-    /// How far its bytes can be trusted.
+    /// The trust that its bytes have.
     pub state: KitState,
     /// Why not everything came, or could be verified.
     pub failure: Option<Failure>,
@@ -185,7 +185,7 @@ pub struct RecordRequest {
     pub mountpoint: PathBuf,
 }
 
-/// What of a mounted kit is completed in the background.
+/// The files of a mounted kit that are completed in the background.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HydrateMode {
@@ -198,13 +198,13 @@ pub enum HydrateMode {
 }
 
 impl HydrateMode {
-    /// What a daemon of an earlier version does, which does not say.
+    /// The default of a daemon of an earlier version, which does not say.
     fn none() -> Self {
         Self::None
     }
 }
 
-/// What is done about the rest of a mounted kit.
+/// The state of the rest of a mounted kit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HydrateState {
@@ -212,7 +212,7 @@ pub enum HydrateState {
     Off,
     /// Nothing: the kit lies on this machine already.
     Local,
-    /// What readers have begun in earnest is here. Other files come when they are read.
+    /// The files that readers have begun in earnest are here. Other files come when they are read.
     Begun,
     /// It is fetched once the readers are quiet.
     Waiting,
@@ -295,7 +295,7 @@ pub struct Waiting {
     pub limit_seconds: u64,
 }
 
-/// How far the passes over compressed layers have come.
+/// The progress of the passes over compressed layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassProgress {
     /// Compressed bytes passed so far.
@@ -304,7 +304,7 @@ pub struct PassProgress {
     pub total_bytes: u64,
 }
 
-/// How far the bytes of a kit can be trusted: the worst of its layers.
+/// The trust that the bytes of a kit have: that of its worst layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KitState {
@@ -319,7 +319,7 @@ pub enum KitState {
 /// One mount, as `kitfs status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountStatus {
-    /// Where it is mounted.
+    /// The mountpoint.
     pub mountpoint: PathBuf,
     /// The reference as the user typed it.
     pub reference: String,
@@ -332,31 +332,31 @@ pub struct MountStatus {
     pub entries: u64,
     /// The sum of the layers' content in bytes.
     pub total_bytes: u64,
-    /// How much of that is in the cache.
+    /// The part of that which is in the cache.
     pub resident_bytes: u64,
-    /// How much of that nobody has looked at since the machine went down while it was written.
+    /// The part of that which came shortly before the machine went down, and was not checked since.
     #[serde(default)]
     pub unchecked_bytes: u64,
-    /// How far the bytes can be trusted.
+    /// The trust that the bytes have.
     pub state: KitState,
     /// Seconds since 1970.
     pub mounted_at: i64,
-    /// What was passed over: unknown layer types, devices in tars.
+    /// Warnings about parts that were passed over: unknown layer types, devices in tars.
     pub warnings: Vec<String>,
     /// The path and the reason of the last read that failed, which its reader saw as an errno.
     pub last_failure: Option<String>,
     /// Whether the kernel reads complete files from the cache by itself.
     pub passthrough: PassthroughState,
-    /// What of the kit is completed in the background.
+    /// The files that are completed in the background.
     #[serde(default = "HydrateMode::none")]
     pub hydrate_mode: HydrateMode,
-    /// How far that is.
+    /// The state of that.
     pub hydrate: HydrateState,
-    /// What was fetched before readers asked for it.
+    /// The bytes that were fetched before readers asked for them.
     pub readahead: ReadaheadStatus,
 }
 
-/// What a mount has fetched before readers asked for it. Bytes that were in the cache already do not
+/// The bytes that a mount has fetched before readers asked for them. Bytes that were in the cache already do not
 /// count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadaheadStatus {
@@ -365,11 +365,11 @@ pub struct ReadaheadStatus {
     /// Bytes that were guessed, and that nobody has read so far: at most a tenth of `read_bytes`, and
     /// a head start once.
     pub unread_bytes: u64,
-    /// What each rule has guessed.
+    /// The account of each predictor.
     pub predictors: Vec<PredictorStatus>,
 }
 
-/// What one rule has guessed (docs/semantics.md).
+/// The account of one predictor (docs/semantics.md).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PredictorStatus {
     /// Its name: `stream`, `run`, `habit`, `backward`, `block`, `stride`, `tensor`, `header` or
@@ -381,7 +381,7 @@ pub struct PredictorStatus {
     pub read_bytes: u64,
 }
 
-/// What FUSE passthrough does for a mount.
+/// The state of FUSE passthrough for a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PassthroughState {
@@ -389,7 +389,7 @@ pub enum PassthroughState {
     On {
         /// Files that are open so now.
         open_files: u64,
-        /// How often a file was opened so; further opens of an open file are not counted.
+        /// The number of times that a file was opened so; further opens of an open file are not counted.
         opened_files: u64,
     },
     /// Every read goes through the daemon.
@@ -399,7 +399,7 @@ pub enum PassthroughState {
     },
 }
 
-/// What a daemon has fetched since it was started.
+/// The traffic of a daemon since it was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FetchStatus {
     /// Requests for ranges of layers, those that scan headers included.
@@ -438,7 +438,7 @@ pub struct DaemonStatus {
     /// without it.
     #[serde(default)]
     pub cache_trouble: Option<String>,
-    /// What was fetched, and what is under way.
+    /// The traffic since its start, and the bytes under way.
     pub fetch: FetchStatus,
     /// Seconds since 1970.
     pub started_at: i64,
@@ -450,7 +450,7 @@ pub struct DaemonStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RawPath(pub Vec<u8>);
 
-/// What an entry of a kit's tree is.
+/// The kind of an entry of a kit's tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EntryKind {
@@ -467,7 +467,7 @@ pub enum EntryKind {
 pub struct Entry {
     /// The path from the kit's root, without a leading slash; empty for the root itself.
     pub path: RawPath,
-    /// What it is.
+    /// Its kind.
     pub kind: EntryKind,
     /// Permission bits.
     pub mode: u32,
@@ -504,7 +504,7 @@ pub struct Listing {
     pub entry: Entry,
     /// Its children, or all below it, parents before children, siblings by name.
     pub below: Vec<Entry>,
-    /// What was passed over.
+    /// Warnings about parts that were passed over.
     pub warnings: Vec<String>,
 }
 
@@ -518,7 +518,7 @@ pub struct ReadRequest {
     pub paths: Vec<RawPath>,
 }
 
-/// What `kitfs info` shows: a kit, or an index to choose one from.
+/// The answer of `kitfs info`: a kit, or an index to choose one from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Info {
@@ -528,7 +528,7 @@ pub enum Info {
     Index(IndexInfo),
 }
 
-/// What `kitfs info` shows of an index.
+/// The answer of `kitfs info` about an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexInfo {
     /// The reference as the user typed it.
@@ -537,13 +537,13 @@ pub struct IndexInfo {
     pub digest: String,
     /// `ModelKit index` or `image index`.
     pub family: String,
-    /// What can be chosen, in the order of the index.
+    /// The kits to choose from, in the order of the index.
     pub entries: Vec<IndexEntryInfo>,
-    /// What was passed over.
+    /// Warnings about parts that were passed over.
     pub warnings: Vec<String>,
 }
 
-/// What can be chosen from an index.
+/// A kit to choose from an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexEntryInfo {
     /// The digest of the manifest, which can be used as a reference's `@DIGEST`.
@@ -556,7 +556,7 @@ pub struct IndexEntryInfo {
     pub labels: BTreeMap<String, String>,
 }
 
-/// What `kitfs info` shows of a kit.
+/// The answer of `kitfs info` about a kit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KitInfo {
     /// The reference as the user typed it.
@@ -571,7 +571,7 @@ pub struct KitInfo {
     pub layers: Vec<LayerInfo>,
     /// The data sets that lie elsewhere.
     pub remote: Vec<RemoteInfo>,
-    /// What was passed over.
+    /// Warnings about parts that were passed over.
     pub warnings: Vec<String>,
 }
 
@@ -582,7 +582,7 @@ pub struct RemoteInfo {
     pub name: Option<String>,
     /// The path of its Kitfile entry.
     pub path: String,
-    /// Where it lies: a reference or `s3://BUCKET/KEY`.
+    /// Its place: a reference or `s3://BUCKET/KEY`.
     pub place: String,
     /// The object's ETag, without quotes.
     pub etag: Option<String>,
@@ -680,12 +680,12 @@ pub struct CachedLayer {
     pub blob_bytes: u64,
     /// The size of its content in bytes, once known.
     pub stream_bytes: Option<u64>,
-    /// How much of the content is in the cache.
+    /// The part of the content that is in the cache.
     pub resident_bytes: u64,
-    /// How much of that nobody has looked at since the machine went down while it was written.
+    /// The part of that which came shortly before the machine went down, and was not checked since.
     #[serde(default)]
     pub unchecked_bytes: u64,
-    /// How far its bytes can be trusted.
+    /// The trust that its bytes have.
     pub state: KitState,
     /// References of kits that use it.
     pub references: Vec<String>,
@@ -693,7 +693,7 @@ pub struct CachedLayer {
     pub last_used: i64,
 }
 
-/// What a `kitfs cache` command asks for.
+/// The request of a `kitfs cache` command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum CacheRequest {
@@ -707,7 +707,7 @@ pub enum CacheRequest {
     Verify,
 }
 
-/// What a `kitfs cache` command did.
+/// The outcome of a `kitfs cache` command.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheReport {
     /// The layers: all for `List`, those touched for the others.
@@ -721,13 +721,13 @@ pub struct CacheReport {
     pub dropped_chunks: u64,
     /// Bytes that were checked (`Verify`).
     pub checked_bytes: u64,
-    /// What was left alone, and why: `sha256:… is mounted at /models`.
+    /// The layers that were left alone, and why: `sha256:… is mounted at /models`.
     pub kept: Vec<String>,
-    /// What could not be done, and why; the rest was.
+    /// The parts that failed, and why; the rest was done.
     pub failed: Vec<String>,
 }
 
-/// What kind of failure, for exit codes.
+/// The kind of a failure, for exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
@@ -755,9 +755,9 @@ pub enum FailureKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What kind.
+    /// The kind.
     pub kind: FailureKind,
-    /// What failed, for which reference or path, and what to do next.
+    /// The message: the failure, its reference or path, and the next step.
     pub message: String,
 }
 

@@ -302,6 +302,9 @@ impl Backend {
 }
 
 fn no_mounts(request: &RecordRequest) -> Failure {
-    let message = format!("no daemon serves {}; see `kitfs status`", request.mountpoint.display());
+    let message = format!(
+        "no daemon serves a mount on {}; `kitfs status` lists the mounts",
+        request.mountpoint.display()
+    );
     Failure::new(FailureKind::NotFound, message)
 }

@@ -1,4 +1,4 @@
-//! What is told: what kits are, without a look into their layers (`kitfs info`), and what was fetched.
+//! Descriptions for users: a kit without a look into its layers (`kitfs info`), and the fetched bytes.
 
 use super::api::{FetchStatus, IndexEntryInfo, IndexInfo, Info, KitInfo, LayerInfo, RemoteInfo};
 use crate::fetch::FetchUsage;
@@ -6,7 +6,7 @@ use crate::fs::{Described, Description, IndexDescription};
 use crate::kit::{Family, GoYaml, Kit, KitLayer, RemoteData, RemoteTarget, Role};
 use crate::oci::Descriptor;
 
-/// What `kitfs info` shows.
+/// The answer of `kitfs info`.
 pub(super) fn info(reference: &str, described: &Described) -> Info {
     match described {
         Described::Kit(description) => Info::Kit(kit_info(reference, description)),
@@ -98,7 +98,7 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-/// What `kitfs daemon status` shows of the fetcher.
+/// The part of `kitfs daemon status` about the fetcher.
 pub(super) fn fetch_status(usage: FetchUsage) -> FetchStatus {
     let FetchUsage { reserved_bytes, memory_bytes, requests, fetched_bytes } = usage;
     FetchStatus { requests, fetched_bytes, reserved_bytes, memory_bytes }

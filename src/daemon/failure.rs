@@ -1,4 +1,4 @@
-//! What a room's error means to the user of a command: one exhaustive table for each room.
+//! The meaning of each room's errors to the user of a command: one exhaustive table for each room.
 //!
 //! A new variant anywhere does not compile until somebody has decided its exit code here.
 

@@ -36,7 +36,7 @@ pub(super) fn end(failure: Option<&Failure>) -> Bytes {
     end.into()
 }
 
-/// What a reader finds next.
+/// A reader's next find.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// File bytes.

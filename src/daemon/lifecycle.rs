@@ -35,7 +35,7 @@ use crate::cache::{Cache, CacheConfig};
 use crate::process::limits::ChildLimits;
 use crate::process::running_time::{self, Stopwatch};
 
-/// What a daemon, or a command that takes the cache itself, is started with.
+/// The settings of a daemon, or of a command that takes the cache itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DaemonConfig {
     /// The cache folder; made when it is missing.
@@ -73,9 +73,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a folder that is held may take until its holder answers or lets go: a daemon that
 /// starts or ends, or a command that is nearly done. A long-running holder is an error.
 pub(super) const HELD_PATIENCE: Duration = Duration::from_secs(1);
-/// How often a daemon looks whether its cache folder is still there.
+/// The interval between two looks whether the cache folder is still there.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a condition outside this process is looked at.
+/// The interval between two looks at a condition outside this process.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Runs a daemon in this process until a signal, `kitfs daemon stop` or the end of `mount`.
@@ -128,7 +128,7 @@ pub async fn run(
     service.settle().await;
     service.drain();
     let drained = async { while servers.join_next().await.is_some() {} };
-    // What is left ends with the process.
+    // Connections that are left end with the process.
     let _ = running_time::timeout(DRAIN_TIMEOUT, drained).await;
     service.remove_socket();
     outcome

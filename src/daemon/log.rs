@@ -13,7 +13,7 @@ use std::time::Duration;
 const NAME: &str = "daemon.log";
 /// The size from which a log is put aside as `daemon.log.1`: weeks of what is worth reading.
 const LIMIT_BYTES: u64 = 8 * 1024 * 1024;
-/// How often a running daemon looks at the size of its log.
+/// The interval between two looks at the size of the log.
 const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Opens the log for a daemon that is started; makes the cache folder when it is missing.

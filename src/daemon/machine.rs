@@ -1,4 +1,4 @@
-//! What a daemon must know of the machine and of its own limits.
+//! Facts about the machine and the limits of this process that a daemon needs.
 
 use rustix::process::{Resource, getrlimit};
 
@@ -8,7 +8,7 @@ use crate::cache::BootId;
 /// that are read at a time, and each descriptor costs the kernel about a kilobyte.
 const MOST_CACHE_FILES: u64 = 16 * 1024;
 
-/// How many files the cache may keep open: half of what this process may open (RLIMIT_NOFILE,
+/// The number of files that the cache may keep open: half of what this process may open (RLIMIT_NOFILE,
 /// getrlimit(2)). The other half is for connections, mounts and files that are just in use.
 pub(super) fn cache_files() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);

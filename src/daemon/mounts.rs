@@ -44,7 +44,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of mounts in use that a daemon names when it ends. Finding the users of one takes up to
 /// two seconds, and the command waits for all of them.
 const MOST_TOLD: usize = 3;
-/// How often a busy mount is tried again.
+/// The interval between two tries to unmount a busy mount.
 const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The mounts of a process, by mountpoint.
@@ -83,7 +83,7 @@ pub(super) struct Served {
     released: CancellationToken,
 }
 
-/// What goes on beside a mount, and ends with it.
+/// Work that goes on beside a mount, and ends with it.
 pub(super) struct Background {
     /// Fetches the rest of the kit.
     pub(super) hydrating: Hydrating,
@@ -157,7 +157,7 @@ impl Mounts {
             return;
         }
         let detached = tokio::task::spawn_blocking(move || {
-            // What cannot be read tells nothing.
+            // A table that cannot be read tells nothing.
             let Ok(table) = MountTable::read() else { return Vec::new() };
             served.into_iter().filter(|served| !served.mount.is_attached(&table)).collect()
         });
@@ -167,7 +167,7 @@ impl Mounts {
         }
     }
 
-    /// Where a layer is mounted.
+    /// A mountpoint of a kit with this layer.
     pub(super) fn mountpoint_of(&self, key: LayerKey) -> Option<PathBuf> {
         let has_layer = |served: &&Arc<Served>| served.kit.layers.iter().any(|l| l.key() == key);
         let served = self.served();
@@ -209,7 +209,8 @@ impl Mounts {
                 Err(Failure::new(FailureKind::Mountpoint, message))
             }
             None => {
-                let message = format!("{place} is not a mount of this daemon; see `kitfs status`");
+                let message =
+                    format!("no kit is mounted on {place}; `kitfs status` lists the mounts");
                 Err(Failure::new(FailureKind::NotFound, message))
             }
         }
@@ -337,7 +338,7 @@ impl Served {
         self.released.clone()
     }
 
-    /// What a recording is ended by; the next call is the next recording's.
+    /// A token that ends the recording; the next call is for the next recording.
     pub(super) fn new_recording(&self) -> CancellationToken {
         let stop = CancellationToken::new();
         *self.recording.lock() = Some(stop.clone());

@@ -60,7 +60,10 @@ pub(super) fn resolve(tree: &Tree, path: &RawPath, last: LastLink) -> Result<Nod
             continue;
         }
         if !matches!(tree.kind(at), NodeKind::Directory) {
-            return refuse(FailureKind::NotFound, "goes through something that is no directory");
+            return refuse(
+                FailureKind::NotFound,
+                "is not in the kit: a part of the path is a file, not a directory",
+            );
         }
         let Some(node) = tree.lookup(at, &component) else {
             check_is_there(tree, at)?;
@@ -81,7 +84,7 @@ pub(super) fn resolve(tree: &Tree, path: &RawPath, last: LastLink) -> Result<Nod
         }
     }
     if path.0.ends_with(b"/") && !matches!(tree.kind(at), NodeKind::Directory) {
-        return refuse(FailureKind::NotFound, "is no directory");
+        return refuse(FailureKind::NotFound, "is a file, not a directory");
     }
     Ok(at)
 }

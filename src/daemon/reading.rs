@@ -20,7 +20,7 @@ use crate::source::Priority;
 /// Bytes read at once: a few chunks, so that a request to a registry is worth its round trip.
 const PIECE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// What is left to be read of a file.
+/// The rest of a file that is being read.
 enum Rest {
     Inline(Bytes),
     /// Bytes of a file that lies in a layer.
@@ -62,7 +62,7 @@ async fn what_is_wrong(layer: &Layer) -> Option<Failure> {
         LayerState::Unconfirmed if layer.store().is_complete() => {
             Some(Failure::unverifiable(digest))
         }
-        // What was read is as trustworthy as its source.
+        // Bytes are as trustworthy as their source.
         LayerState::Unconfirmed => None,
     }
 }

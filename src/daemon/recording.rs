@@ -20,7 +20,7 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// after some time that the reader of the earlier one has gone.
 const END_OF_EARLIER: Duration = Duration::from_secs(1);
 
-/// How often it looks.
+/// The interval between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The lines of a recording; dropping it ends it.

@@ -103,7 +103,7 @@ pub fn read_trace(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Where the bytes of a path lie.
+/// The place of the bytes of a path.
 enum Place {
     Layer(Arc<Layer>, Extents),
     /// Nothing has to be fetched: the Kitfile.
@@ -132,7 +132,7 @@ impl Replay {
         self.ranges.is_empty() && self.in_memory == 0
     }
 
-    /// What is to be said about it.
+    /// Warnings about it.
     pub(super) fn warnings(&self) -> Vec<String> {
         let other = "the trace was recorded from another kit: files are found by their paths";
         let skipped = match self.skipped {
@@ -143,7 +143,7 @@ impl Replay {
         is_other.into_iter().chain((self.skipped > 0).then_some(skipped)).collect()
     }
 
-    /// What it wants of each layer, every byte once.
+    /// The ranges that it wants of each layer, every byte once.
     pub(super) fn wants(&self) -> Vec<Want> {
         let mut layers: Vec<(&Arc<Layer>, RangeSet)> = Vec::new();
         let mut positions = HashMap::new();
@@ -161,7 +161,7 @@ impl Replay {
         wants.collect()
     }
 
-    /// How many bytes it brings, those that are there included.
+    /// The bytes that it brings, with those that are there already.
     pub(super) fn bytes(&self) -> u64 {
         self.ranges.iter().map(|(_, range)| range.end - range.start).fold(0, u64::saturating_add)
     }

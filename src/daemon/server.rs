@@ -31,7 +31,7 @@ use super::service::{Service, VERSION};
 pub(super) const VERSION_HEADER: &str = "kitfs-version";
 /// The largest request body. The longest parts are lists of filters and paths, which people type.
 const BODY_LIMIT_BYTES: usize = 1024 * 1024;
-/// How many progress lines may wait for a slow client. The server drops further lines.
+/// The number of progress lines that may wait for a slow client. The server drops further lines.
 const PROGRESS_LINES: usize = 16;
 
 /// The routes of the control API.

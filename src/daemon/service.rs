@@ -50,7 +50,7 @@ pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// systemd's units wait for its end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a daemon listens.
+/// The sockets of a daemon.
 pub(super) struct At {
     /// In its cache folder.
     pub(super) socket: Arc<FolderSocket>,
@@ -58,13 +58,13 @@ pub(super) struct At {
     pub(super) address: Address,
 }
 
-/// What a process does for its commands; see the module.
+/// The work that a process does for its commands; see the module.
 pub(super) struct Service {
     cache: Arc<Cache>,
     fetcher: Arc<Fetcher>,
     networks: Networks,
     child_limits: ChildLimits,
-    /// Where commands reach it; nothing for a command that does the work itself.
+    /// The address for commands; nothing for a command that does the work itself.
     at: Option<At>,
     kits: Arc<Kits>,
     mounts: Arc<Mounts>,
@@ -451,7 +451,7 @@ impl Service {
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Arc<LoadedKit>, Failure> {
         let kit = Arc::new(self.load(request, progress).await?);
-        // What could not be had is looked for anew by the next command.
+        // The next command looks anew for data that could not be had.
         if !kit.has_missing() {
             self.kits.keep(pinned_request(request, &kit.origin, kit.manifest), &kit);
         }

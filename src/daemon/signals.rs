@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// `SIGXFSZ`: a file would exceed the limit of file sizes (`ulimit -f`, RLIMIT_FSIZE).
 const SIGXFSZ: i32 = libc::SIGXFSZ;
 
-/// Where a daemon runs.
+/// The place where a daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// On its own, without a terminal.
@@ -23,7 +23,7 @@ pub(super) enum Place {
     Foreground,
 }
 
-/// What a signal asks for.
+/// The request of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
     /// To end, by this signal.
@@ -80,7 +80,7 @@ async fn received(signal: &mut Option<Signal>) {
 /// Has writes beyond the limit of file sizes fail instead of ending this process. To be called on a
 /// runtime; lasts as long as the process. Programs that it starts have the default action again.
 pub(super) fn survive_file_size_limit() {
-    // Whoever listens has the default action, the end of the process, replaced for good.
+    // Listening replaces the default action, the end of the process, for good.
     if let Err(error) = signal(SignalKind::from_raw(SIGXFSZ)) {
         tracing::warn!(%error, "a file that exceeds `ulimit -f` will end this process");
     }

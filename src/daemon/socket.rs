@@ -25,7 +25,7 @@ const NAME: &str = "control.sock";
 /// `sockaddr_un.sun_path` holds 107 bytes and a NUL (unix(7)).
 const LONGEST_PATH: usize = 107;
 
-/// Where a daemon is reached, as its mounts tell it.
+/// The address of a daemon, as its mounts tell it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Address {
     /// The process.
@@ -109,7 +109,7 @@ impl SocketPath {
         UnixStream::connect(&self.path).await.is_ok()
     }
 
-    /// Whether a process of this user listens. What a mount tells may lead anywhere.
+    /// Whether a process of this user listens. An address that a mount tells may lead anywhere.
     pub(super) async fn is_answered_by_own_user(&self) -> bool {
         let own = rustix::process::geteuid().as_raw();
         let stream = UnixStream::connect(&self.path).await;

@@ -1,4 +1,4 @@
-//! What `kitfs list` shows: the kits of a repository, a folder, or kit's own storage, by their tags.
+//! The answer of `kitfs list`: the kits of a repository, a folder, or kit's own storage, by their tags.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ const TAGS_AT_ONCE: usize = 8;
 struct Listed {
     repository: Option<String>,
     tag: Option<String>,
-    /// Where it is read from.
+    /// Its source.
     origin: Origin,
 }
 

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use super::api::{Failure, NetworkOptions, Waiting};
 use super::networks::{Networks, open_timeout};
 
-/// How often the client is asked. 2 s: the first line comes soon after a wait has become a long one.
+/// The interval between two looks at the silent hosts. 2 s: the first line comes soon after a wait has
+/// become a long one.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often a host is named that goes on being silent.
+/// The interval between two lines about a host that goes on being silent.
 const TELL_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Does `work`, and tells meanwhile which hosts are silent.

@@ -23,11 +23,11 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 use super::mount_table::{Device, Entry, MountTable};
 use crate::process::running_time::Stopwatch;
 
-/// How many processes to name. More than a few help nobody.
+/// The number of processes to name. More than a few help nobody.
 const MOST_NAMED: usize = 5;
 /// The time limit of the search: enough for some thousand processes.
 const LONGEST_LOOK: Duration = Duration::from_secs(2);
-/// How many digits of a container's id to show: as many as container tools show.
+/// The number of digits of a container's id to show: as many as container tools show.
 const CONTAINER_DIGITS: usize = 12;
 
 /// The users of a mount.

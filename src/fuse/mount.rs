@@ -36,7 +36,7 @@ const SESSION_END_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait before looking for other namespaces that have the mount.
 const HOLDERS_AFTER: Duration = Duration::from_millis(100);
 
-/// How often to look whether the session has ended.
+/// The interval between two looks whether the session has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A mount that this process serves. Dropping it unmounts lazily.
@@ -128,12 +128,12 @@ impl Mount {
         self.passthrough.backing_ids()
     }
 
-    /// How many open files are passed through, or could be.
+    /// The number of open files that are passed through, or could be.
     pub fn open_files(&self) -> usize {
         self.passthrough.open_files()
     }
 
-    /// How many read requests the kernel has sent. It sends none for passed-through files.
+    /// The number of read requests that the kernel has sent. It sends none for passed-through files.
     pub fn reads(&self) -> u64 {
         self.passthrough.reads()
     }

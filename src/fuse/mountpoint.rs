@@ -111,6 +111,10 @@ impl Mountpoint {
                 "the mountpoint {place} does not exist, nor does its parent: make both with `mkdir -p \
                  {place}`"
             )),
+            Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => Err(format!(
+                "the mountpoint {place} cannot be made on a read-only file system: choose a directory that \
+                 exists, or another place"
+            )),
             Err(error) => Err(format!("the mountpoint {place} cannot be made: {error}")),
         }
     }

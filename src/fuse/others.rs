@@ -38,7 +38,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A mount that this process does not serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherMount {
-    /// Where it is.
+    /// Its place.
     pub mountpoint: PathBuf,
     /// The reference that was mounted.
     pub reference: String,
@@ -154,8 +154,11 @@ fn is_dead(mountpoint: &Path) -> bool {
 /// it.
 pub fn unmount_other(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
     let place = mountpoint.display();
-    let not_ours =
-        || MountError::Mountpoint(format!("{place} is not a mount of kitfs; see `kitfs status`"));
+    let not_ours = || {
+        MountError::Mountpoint(format!(
+            "no kit is mounted on {place}; `kitfs status` lists the mounts"
+        ))
+    };
     // Only the topmost can be taken away.
     let entry = mount_table::kit_at(mountpoint)
         .map_err(|error| MountError::Io(format!("cannot read the mount table: {error}")))?;
@@ -178,7 +181,7 @@ mod tests {
         for path in [folder.path(), Path::new("/"), Path::new("/proc")] {
             let error = unmount_other(path, true).unwrap_err();
             assert!(matches!(error, MountError::Mountpoint(_)), "{error}");
-            assert!(error.to_string().contains("is not a mount of kitfs"), "{error}");
+            assert!(error.to_string().contains("no kit is mounted on"), "{error}");
             assert_eq!(daemon_of(path), None);
         }
     }

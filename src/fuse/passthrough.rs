@@ -55,9 +55,9 @@ const PASSED_THROUGH: u32 = open::PASSTHROUGH | open::NOFLUSH;
 pub enum PassthroughStatus {
     /// The kernel reads complete files itself.
     On {
-        /// How many passed-through files are open.
+        /// The number of passed-through files that are open.
         open_files: u64,
-        /// How many first opens were passed through.
+        /// The number of first opens that were passed through.
         opened_files: u64,
     },
     /// Every read goes through the daemon.
@@ -183,7 +183,7 @@ impl Passthrough {
         ids.collect()
     }
 
-    /// How many entries the table has.
+    /// The number of entries in the table.
     pub(super) fn open_files(&self) -> usize {
         self.table.lock().len()
     }

@@ -38,11 +38,11 @@ use super::wire::REQUEST_BYTES;
 const LEAST_THREADS: usize = 4;
 const MOST_THREADS: usize = 16;
 
-/// How many requests of one device a thread answers before it looks at other devices: 64 KiB to 16 MiB
+/// The number of requests of one device that a thread answers before it looks at other devices: 64 KiB to 16 MiB
 /// of reads.
 const MOST_IN_TURN: usize = 16;
 
-/// How many events a thread takes at once. One, because other threads should take the others.
+/// The number of events that a thread takes at once. One, because other threads should take the others.
 const EVENTS: usize = 1;
 
 /// The key of the event that ends the threads. Sessions have keys from 1 on.

@@ -7,7 +7,7 @@ const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 pub fn shown_bytes(bytes: u64) -> String {
     let mut unit = 0;
     let mut size = bytes as f64;
-    // What would be shown as 1024.0 belongs to the next unit.
+    // A value that would be shown as 1024.0 belongs to the next unit.
     while size >= 1023.95 && unit + 1 < UNITS.len() {
         size /= 1024.0;
         unit += 1;

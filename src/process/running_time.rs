@@ -69,7 +69,7 @@ pub async fn sleep(duration: Duration) {
     Stopwatch::start().reach(duration).await;
 }
 
-/// What `future` comes to, unless this process runs for `duration` first.
+/// The value of `future`, unless this process runs for `duration` first.
 ///
 /// # Errors
 /// [`Elapsed`] at the deadline; a future that is ready then wins.
@@ -81,7 +81,7 @@ pub async fn timeout<T>(duration: Duration, future: impl Future<Output = T>) -> 
     }
 }
 
-/// What `future` comes to, and how long this process ran meanwhile.
+/// The value of `future`, and the time that this process ran meanwhile.
 pub async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
     let mut watch = Stopwatch::start();
     let value = tokio::select! {

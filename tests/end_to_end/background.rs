@@ -1,4 +1,4 @@
-//! What is fetched without a reader: warm, hydrate, and replayed access traces.
+//! Downloads without a reader: warm, hydrate, and replayed access traces.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -76,7 +76,7 @@ fn warming_looks_at_what_a_power_cut_may_have_taken_and_fetches_that_again() {
     let before = counted.fetched();
     let report = kitfs.json(&["warm", "--json", &counted.reference]);
     assert_eq!(sum(&report["layers"], "unchecked_bytes"), 0, "{report}");
-    // What is lost is found without reading all that is there from the registry.
+    // Lost bytes are found without a download of those that are there.
     let again = counted.fetched() - before;
     assert!((3 << 18..MIB + 3 * (1 << 18)).contains(&again), "{again} bytes");
     let certain = kitfs.json(&["cache", "ls", "--json"]);
@@ -223,7 +223,7 @@ fn a_warm_that_is_interrupted_ends_in_the_daemon_too() {
     wait_until("the start of the work", || reserved_bytes(&counted) > 0);
     child.kill().unwrap();
     child.wait().unwrap();
-    // What is held is never released: only giving it up lets go of its memory.
+    // The registry never sends what it holds: only giving the request up frees its memory.
     wait_until("the end of the work", || reserved_bytes(&counted) == 0);
 }
 
@@ -232,7 +232,7 @@ fn reserved_bytes(counted: &Counted) -> u64 {
     status["fetch"]["reserved_bytes"].as_u64().unwrap()
 }
 
-/// What `status` says of the rest of the kit at `mountpoint`.
+/// The state of the rest of the kit at `mountpoint`, from `status`.
 fn hydrate(kitfs: &Kitfs, mountpoint: &Path) -> String {
     kitfs.status_of(mountpoint)["hydrate"].as_str().unwrap_or("failed").to_owned()
 }
@@ -607,7 +607,7 @@ fn a_lazy_unmount_ends_hydrating_though_a_file_is_open() {
     let mut buffer = vec![0; 4096];
     file.read_exact_at(&mut buffer, 8 * MIB).unwrap();
     assert!(buffer == expected_content(&counted, 2)[8 << 20..(8 << 20) + 4096]);
-    // What was asked for comes to its end, because the kit is still open; nothing is asked for anew.
+    // Requests that were sent come to their end, because the kit is still open; no other is sent.
     wait_until("the end of the work", || reserved_bytes(&counted) == 0);
     let fetched = counted.fetched();
     assert!(fetched < 40 * MIB, "{fetched} bytes: it went on");

@@ -16,7 +16,7 @@ use crate::support::kit_builder::{Compression, Kit, Layer, Written};
 use crate::support::kitfs::Kitfs;
 use crate::support::tree::{Kind, Tree};
 
-/// How many random reads of each kit.
+/// The number of random reads of each kit.
 const READS: usize = 200;
 
 #[rstest]

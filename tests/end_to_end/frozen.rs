@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::counted::Counted;
 use crate::support::kit_builder::{Kit, Layer};
 use crate::support::kitfs::{Kitfs, wait_until};
-use crate::support::registry_double::{At, Fault, Rule};
+use crate::support::registry_double::{Fault, Rule};
 
 /// Longer than the deadline of the tests, with room for a loaded machine.
 const FREEZE: Duration = Duration::from_secs(6);
@@ -26,8 +26,7 @@ fn held() -> Counted {
 
 /// Freezes the daemon once the registry holds a request, and lets the registry answer afterwards.
 fn freeze_and_release(counted: &Counted) {
-    let asked = || !counted.registry.requests_to(At::Registry, "/blobs/").is_empty();
-    wait_until("a request that the registry holds", asked);
+    wait_until("a request that the registry holds", || counted.registry.peak() > 0);
     let pid = Pid::from_raw(counted.kitfs.daemon_pid().cast_signed()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     std::thread::sleep(FREEZE);

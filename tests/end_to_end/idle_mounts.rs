@@ -1,4 +1,4 @@
-//! What mounts cost that nobody reads.
+//! The cost of mounts that nobody reads.
 
 use std::fs;
 use std::process::{Command, Stdio};

@@ -255,7 +255,7 @@ fn the_kitfile_reads_back_as_what_the_config_says() {
     assert_eq!(kitfile, config);
 }
 
-/// What is said of a kit with one layer of this stream; it must be refused as bad content.
+/// The message about a kit with one layer of this stream, which must be refused as bad content.
 #[track_caller]
 fn refusal_of(stream: Stream) -> (String, Written) {
     let folder = TempDir::new().unwrap();

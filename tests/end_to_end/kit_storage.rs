@@ -1,4 +1,4 @@
-//! What kit itself keeps on this machine: `kit pack` under `localhost/`, `kit pull` under the
+//! kit's own storage on this machine: `kit pack` under `localhost/`, `kit pull` under the
 //! registry's name.
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! How much is fetched, counted in bytes by the registry that sends them.
+//! Amounts that are fetched, counted in bytes by the registry that sends them.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -15,7 +15,7 @@ use crate::support::tree::Tree;
 /// The cache's unit: ranges are rounded to it.
 const CHUNK_BYTES: u64 = 256 << 10;
 const MIB: u64 = 1 << 20;
-/// How many programs read at once.
+/// The number of programs that read at once.
 const READERS: usize = 16;
 
 #[test]

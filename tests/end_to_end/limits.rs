@@ -186,7 +186,7 @@ fn a_user_without_a_name_and_a_home_is_told_what_is_missing() {
     let outcome = as_stranger(&kitfs, None, &["ls", &reference]);
     assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("--cache-dir"), "{}", outcome.stderr);
-    // What looks at no cache needs none.
+    // A command that looks at no cache needs none.
     let outcome = as_stranger(&kitfs, None, &["status"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
 

@@ -49,7 +49,7 @@ fn without_an_argument_kits_storage_is_listed_as_kit_does() {
     assert!(heading.starts_with("REPOSITORY") && heading.ends_with("DIGEST"), "{table}");
     assert!(rows.contains("<none>") && rows.contains("team/model  "), "{table}");
 
-    // What is printed can be pasted.
+    // The output can be pasted.
     let pasted = format!("team/model@{}/model.bin", b.digest);
     assert_eq!(kitfs.succeed(&["cat", &pasted, local[0], local[1]]), "b");
     let one = kitfs.json(&["list", "--json", "team/model:v2", local[0], local[1]]);

@@ -60,7 +60,7 @@ fn stopping_ends_all_daemons_that_had_the_folder() {
     let kitfs = Kitfs::new();
     let reference = golden_reference("article");
     let old = kitfs.mount(&reference, &[]);
-    // What is in it, and not the folder itself.
+    // Its content, and not the folder itself.
     for entry in fs::read_dir(kitfs.cache()).unwrap() {
         let path = entry.unwrap().path();
         match path.is_dir() {

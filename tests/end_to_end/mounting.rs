@@ -122,7 +122,7 @@ fn a_mount_in_use_is_unmounted_lazily_only() {
     assert!(said.contains("--lazy"), "does not say what to do: {said}");
     kitfs.succeed(&[OsStr::new("umount"), OsStr::new("--lazy"), mountpoint.as_os_str()]);
     assert!(!is_mounted(&mountpoint));
-    // Who has a file open may read it to its end.
+    // A program that has a file open may read it to its end.
     let mut buffer = vec![0; 60008];
     file.read_exact_at(&mut buffer, 0).unwrap();
 }
@@ -443,7 +443,7 @@ fn a_kit_with_a_poisoned_layer_is_mounted_again_once_that_is_removed() {
 fn disk_bytes(folder: &Path) -> u64 {
     let mut bytes = 0;
     for entry in fs::read_dir(folder).unwrap() {
-        // What is being removed at this moment counts no more.
+        // A file that is being removed at this moment counts no more.
         let Ok(entry) = entry else { continue };
         let Ok(metadata) = entry.metadata() else { continue };
         bytes += metadata.blocks() * 512;

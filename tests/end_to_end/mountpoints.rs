@@ -1,4 +1,4 @@
-//! Where kits are mounted and how mounts end, with whom they meet there.
+//! Mountpoints, and the ends of mounts.
 
 use std::ffi::OsStr;
 use std::fs;

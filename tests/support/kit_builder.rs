@@ -96,7 +96,7 @@ pub struct Written {
     pub layers: Vec<(String, u64)>,
     /// Digest of the config blob.
     pub config: String,
-    /// What `kit unpack` would write, without the Kitfile.
+    /// The tree that `kit unpack` would write, without the Kitfile.
     pub tree: Tree,
 }
 

@@ -16,10 +16,10 @@ use tempfile::TempDir;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long something that happens in the background may take.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a condition is looked at.
+/// The interval between two looks at a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What a command did.
+/// The outcome of a command.
 #[derive(Debug)]
 pub struct Outcome {
     /// Its exit code; `None` when a signal ended it.

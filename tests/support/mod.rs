@@ -1,4 +1,4 @@
-//! What the integration tests share: kits to mount, registries to mount them from, the `kitfs`
+//! The tools of the integration tests: kits to mount, registries to mount them from, the `kitfs`
 //! binary and its daemon, and trees to compare.
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 

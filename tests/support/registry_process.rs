@@ -14,7 +14,7 @@ use tempfile::TempDir;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Another process may take the free port before the registry does.
 const START_ATTEMPTS: usize = 5;
-/// How often a condition is looked at.
+/// The interval between two looks at a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A registry that runs until it is dropped.

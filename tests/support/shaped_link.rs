@@ -45,10 +45,10 @@ const REQUEST_BYTES: usize = 16 << 10;
 /// Pieces under way in one direction of a connection: 32 MiB of full ones, which is what 20 ms of
 /// 10 Gbit/s need. A client that does not read fills it, and the sender then waits.
 const MOST_UNDER_WAY: usize = 256;
-/// How far ahead of time the line is taken on: enough to bridge the wake-up of a task.
+/// The time by which a piece is planned ahead: enough to bridge the wake-up of a task.
 const AHEAD: Duration = Duration::from_millis(2);
 
-/// What the link does to what passes.
+/// The effect of the link on the bytes that pass.
 #[derive(Clone, Debug, Default)]
 pub struct Shape {
     /// The round trip: half of it each way.
@@ -66,7 +66,7 @@ pub struct Shape {
     pub seed: u64,
 }
 
-/// What has passed so far.
+/// The bytes that have passed so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Connections that were accepted.
@@ -101,7 +101,7 @@ struct Counted {
     resets: AtomicU64,
 }
 
-/// What all connections of a link share.
+/// The state that all connections of a link share.
 struct Link {
     shape: Shape,
     to: SocketAddr,
@@ -154,12 +154,12 @@ impl ShapedLink {
         Ok(Self { address, counted, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Where clients connect to.
+    /// The address for clients.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What has passed so far.
+    /// The bytes that have passed so far.
     pub fn counts(&self) -> Counts {
         let counted = &self.counted;
         Counts {
@@ -215,7 +215,7 @@ async fn carry(mut client: TcpStream, link: Arc<Link>, number: u64) {
     };
     if matches!(ended, Err(Ended::Reset)) {
         link.counted.resets.fetch_add(1, Relaxed);
-        // What closes with no time to linger is reset.
+        // A socket that closes with no time to linger is reset.
         let _ = client.set_zero_linger();
     }
 }
@@ -339,7 +339,7 @@ enum Fault {
     Reset,
 }
 
-/// When the faults of one connection come, counted in bytes that came down.
+/// The faults of one connection to come, counted in bytes that came down.
 struct Faults {
     passed: u64,
     stall: Option<(u64, Duration)>,
@@ -377,7 +377,7 @@ impl Faults {
         (distance / 2 + (mixed ^ (mixed >> 31)) % distance.max(1)).max(1)
     }
 
-    /// How many bytes may pass before something happens.
+    /// The number of bytes that may pass before something happens.
     fn until_next(&self) -> usize {
         let next = self.next_stall.min(self.reset_at) - self.passed;
         usize::try_from(next).unwrap_or(usize::MAX)
@@ -402,7 +402,7 @@ impl Faults {
 struct Heads {
     /// The first bytes of the head under way: enough to know GET and HEAD.
     start: Vec<u8>,
-    /// How much of the empty line that ends a head was seen.
+    /// The part that was seen of the empty line that ends a head.
     end: usize,
 }
 
@@ -410,7 +410,7 @@ impl Heads {
     const END: &[u8] = b"\r\n\r\n";
     const START_BYTES: usize = 5;
 
-    /// How many heads of GET and HEAD requests end in these bytes, which follow the last ones.
+    /// The number of heads of GET and HEAD requests end in these bytes, which follow the last ones.
     fn count(&mut self, bytes: &[u8]) -> u64 {
         let mut ended = 0;
         for &byte in bytes {

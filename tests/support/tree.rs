@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::golden;
 
-/// What is at a path.
+/// The entry at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A directory.
@@ -36,7 +36,7 @@ pub struct Entry {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree(pub BTreeMap<Vec<u8>, Entry>);
 
-/// How many differences a failure shows: a wrong kit of 5,000 files must not hide the first one.
+/// The number of differences that a failure shows: a wrong kit of 5,000 files must not hide the first one.
 const SHOWN_DIFFERENCES: usize = 10;
 
 impl Tree {
@@ -68,7 +68,7 @@ impl Tree {
         }
     }
 
-    /// What `kit unpack` made of the golden kit `name`.
+    /// The output of `kit unpack` for the golden kit `name`.
     pub fn golden(name: &str) -> Self {
         let path = golden(name).with_file_name(format!("{name}.tree.json"));
         let text = fs::read_to_string(&path).expect("the golden tree can be read");

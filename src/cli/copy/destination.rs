@@ -1,4 +1,4 @@
-//! Where files are copied to. Checks the names that come from a kit.
+//! The destination of a copy. Checks the names that come from a kit.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -8,7 +8,7 @@ use super::super::error::CliError;
 use super::super::output::printable;
 use crate::daemon::api::{Entry, EntryKind, FailureKind};
 
-/// Where the entry in the arguments goes.
+/// The destination of the entry in the arguments.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Destination {
     root: PathBuf,
@@ -27,7 +27,11 @@ impl Destination {
         };
         let refuse = |why: String| Err(CliError::usage(why));
         if !is_directory && to.as_os_str().as_bytes().ends_with(b"/") && !to.is_dir() {
-            return refuse(format!("{} is not a directory", to.display()));
+            let place = to.display();
+            return match to.exists() {
+                true => refuse(format!("{place} is not a directory")),
+                false => refuse(format!("there is no directory {place}")),
+            };
         }
         let there = root.symlink_metadata();
         match there {

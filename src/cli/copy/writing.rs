@@ -19,7 +19,7 @@ use super::super::error::CliError;
 use crate::daemon::ByteStream;
 use crate::daemon::api::FailureKind;
 
-/// How many leftovers of killed copies in one folder a copy passes over. A folder with more of them
+/// The number of leftovers of killed copies in one folder that a copy passes over. A folder with more of them
 /// has another problem.
 const MOST_LEFTOVERS: u32 = 100;
 

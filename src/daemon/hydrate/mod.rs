@@ -36,14 +36,14 @@ use crate::fs::FileSystem;
 use crate::process::running_time;
 use crate::source::Priority;
 
-/// How often room in the cache is looked for: it comes when kits are removed.
+/// The interval between two looks for room in the cache: room comes when kits are removed.
 const ROOM_INTERVAL: Duration = Duration::from_secs(30);
 /// How long to wait after a failure; doubled for each in a row.
 const FIRST_BACKOFF: Duration = Duration::from_secs(10);
 /// The longest of those waits: a registry that is back is noticed within minutes.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(600);
 
-/// What hydration shares between mounts.
+/// The state that all mounts share.
 pub(super) struct Hydration {
     cache: Arc<Cache>,
     fetcher: Arc<Fetcher>,
@@ -71,7 +71,7 @@ impl Hydrating {
 enum Pause {
     /// A reader waits.
     Reader,
-    /// What is missing does not fit.
+    /// The missing bytes do not fit.
     NoRoom,
     Failed(FetchError),
     /// All that can be had is in, and some of it is not what its digest says.
@@ -87,7 +87,7 @@ struct Work {
     is_all_wanted: bool,
     quiet: Quiet,
     state: Arc<Mutex<HydrateState>>,
-    /// What to say once all of `layers` is here.
+    /// The state once all of `layers` is here.
     done: HydrateState,
 }
 
@@ -147,7 +147,7 @@ impl Work {
         let mut is_anything_wanted = self.is_all_wanted;
         loop {
             if !is_anything_wanted {
-                // What that is comes out once the readers are quiet: they read on meanwhile.
+                // The ranges are known only once the readers are quiet: they read on meanwhile.
                 self.file_system.read_on().await;
             }
             is_anything_wanted = true;
@@ -199,7 +199,7 @@ impl Work {
         *self.state.lock() = state;
     }
 
-    /// What is to be in the cache, as far as is known now.
+    /// The ranges that are to be in the cache, as far as is known now.
     fn wants(file_system: &FileSystem, layers: &[Arc<Layer>], is_all_wanted: bool) -> Vec<Want> {
         if is_all_wanted {
             return layers.iter().map(Want::whole).collect();
@@ -211,7 +211,7 @@ impl Work {
         begun.filter(|want| want.layer.is_remote()).collect()
     }
 
-    /// What is missing of it. A kit has millions of files and chunks: not on a thread of the runtime.
+    /// The missing part of it. A kit has millions of files and chunks: not on a thread of the runtime.
     async fn missing(&self) -> Vec<MissingPiece> {
         let (file_system, layers) = (self.file_system.clone(), self.layers.clone());
         let is_all_wanted = self.is_all_wanted;

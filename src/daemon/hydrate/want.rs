@@ -1,4 +1,4 @@
-//! What is to be fetched of a kit in the background, and whether there is room for it.
+//! The ranges of a kit to fetch in the background, and the room that they need.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub(super) fn missing_pieces(wants: &[Want]) -> Vec<MissingPiece> {
     missing
 }
 
-/// How many bytes of a range have to be fetched, counted in chunks.
+/// The bytes of a range that are missing, counted in chunks.
 fn missing_bytes(layer: &Layer, range: Range<StreamOffset>) -> u64 {
     if layer.is_resident(range.clone()) {
         return 0;

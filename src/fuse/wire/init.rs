@@ -31,7 +31,7 @@ impl Features {
     /// The kernel can read files of the cache by itself.
     pub(in crate::fuse) const PASSTHROUGH: Self = Self(1 << 37);
 
-    /// What a read-only file system that never changes wants.
+    /// The features for a read-only file system that never changes.
     const WANTED: Self = Self(
         Self::ASYNC_READ.0
             | Self::READDIRPLUS.0
@@ -73,7 +73,7 @@ const MOST_WRITE_BYTES: u32 = 4096;
 /// The kernel has two levels, so that the mount can still be a layer of an overlay.
 const STACK_DEPTH: u32 = 1;
 
-/// What the kernel says in its INIT (`struct fuse_init_in`).
+/// The content of the kernel's INIT (`struct fuse_init_in`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct Offer {
     /// The number that the reply has to carry.
@@ -81,7 +81,7 @@ pub(in crate::fuse) struct Offer {
     major: u32,
     minor: u32,
     readahead_bytes: u32,
-    /// What it offers.
+    /// The features that it offers.
     pub(in crate::fuse) features: Features,
 }
 
@@ -140,7 +140,7 @@ impl Offer {
         self.major > MAJOR
     }
 
-    /// What is taken of the offer.
+    /// The features of the offer that are taken.
     pub(in crate::fuse) fn taken(&self, has_passthrough: bool) -> Features {
         let passthrough = if has_passthrough { Features::PASSTHROUGH.0 } else { 0 };
         Features(self.features.0 & (Features::WANTED.0 | passthrough))

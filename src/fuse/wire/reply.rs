@@ -6,7 +6,7 @@
 use super::REPLY_HEADER_BYTES;
 use crate::fs::{Attributes, FileKind, Ino, Totals};
 
-/// How many seconds the kernel may keep an entry or attributes: 136 years, the most that fits the
+/// The seconds for which the kernel may keep an entry or attributes: 136 years, the most that fits the
 /// 32 bits of older clocks.
 const FOR_EVER_SECONDS: u64 = u32::MAX as u64;
 

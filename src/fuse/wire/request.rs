@@ -12,11 +12,11 @@ pub(in crate::fuse) struct Request<'a> {
     pub(in crate::fuse) ino: Ino,
     /// The user and group of the calling process. The kernel's own requests have zeros.
     pub(in crate::fuse) caller: Owner,
-    /// What is asked.
+    /// The operation.
     pub(in crate::fuse) operation: Operation<'a>,
 }
 
-/// What the kernel asks. Operations with one fixed answer share a variant.
+/// An operation that the kernel asks for. Operations with one fixed answer share a variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) enum Operation<'a> {
     /// The entry of a directory by its name.
@@ -47,7 +47,7 @@ pub(in crate::fuse) enum Operation<'a> {
     Xattr { name: &'a [u8], bytes: u32 },
     /// The names of all extended attributes; 0 `bytes` ask for their length.
     XattrNames { bytes: u32 },
-    /// Where data or a hole begins (lseek(2)).
+    /// The beginning of data or of a hole (lseek(2)).
     Seek { offset: u64, whence: u32 },
     /// `access`, with the mask of access(2).
     Access { mask: u32 },
