@@ -7,6 +7,7 @@ mod targets;
 
 use kitfs::layer::tar::Scanner;
 use kitfs::layer::{StreamOffset, toc_codec};
+use serde_json::json;
 use support::Random;
 use support::kit_builder::{Kit, Layer, Written};
 use support::tar_stream::{self, Stream};
@@ -87,7 +88,54 @@ fn manifest() {
 }
 
 #[test]
+fn manifest_with_data() {
+    let (config, layer) = (digest_of(b"{}"), digest_of(b"x"));
+    let manifest = json!({
+        "schemaVersion": 2, "artifactType": null, "annotations": {"a": null, "b": "c"},
+        "config": {"mediaType": "a/b", "digest": config, "size": 2, "data": "e30="},
+        "layers": [{"digest": layer, "size": 1, "data": "eA==", "annotations": null}],
+    });
+    each(13, manifest.to_string().as_bytes(), targets::manifest);
+}
+
+#[test]
+fn index() {
+    let [one, two] = [digest_of(b"1"), digest_of(b"2")];
+    let unknown = json!({"os": "unknown", "architecture": "unknown"});
+    let of_kits = json!({
+        "schemaVersion": 2, "artifactType": "application/vnd.kitops.modelkit.index.v1+json",
+        "manifests": [
+            {"digest": one, "size": 1, "modelMetadata": {"size": "small", "n": [1, 2.50]},
+                "annotations": {"ml.kitops.modelkit.original-tag": "v1\u{1b}[31m"}},
+            {"digest": two, "size": 1, "modelMetadata": {"size": "large"}, "data": "Mg=="},
+        ],
+    });
+    let other = json!({
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [
+            {"digest": one, "size": 1, "platform": {"os": "linux", "architecture": "arm64"}},
+            {"digest": two, "size": 1, "platform": unknown},
+        ],
+    });
+    let layout = json!({"manifests": [
+        {"digest": one, "annotations": {"org.opencontainers.image.ref.name": "ghcr.io/a/b:v1"}},
+        {"digest": two, "annotations": {"io.containerd.image.name": "docker.io/a/b:v1"}},
+    ]});
+    let tags = json!({"v1": {"digest": one}, "v2": {"digest": two}});
+    for (seed, good) in (14..).zip([of_kits, other, layout, tags]) {
+        each(seed, good.to_string().as_bytes(), targets::index);
+    }
+}
+
+fn digest_of(content: &[u8]) -> String {
+    kitfs::oci::Digest::of(content).to_string()
+}
+
+#[test]
 fn reference() {
+    each(18, b"s3://my-bucket/a%20b/%1b?x=1&versionId=2#f", |bytes| {
+        targets::reference(&String::from_utf8_lossy(bytes));
+    });
     let digest = format!("sha256:{}", "0a".repeat(32));
     for good in ["ghcr.io/org/model:v1", "oci:/srv/kits:v1", "[::1]:5000/a__b/c", &digest] {
         let with_digest = format!("{good}@{digest}");

@@ -7,7 +7,10 @@ use kitfs::layer::decode::{Decoder, Windows};
 use kitfs::layer::tar::{Scanner, TarError};
 use kitfs::layer::toc_codec;
 use kitfs::layer::{Extents, StreamOffset, Toc};
-use kitfs::oci::{Compression, Manifest, Origin, Reference};
+use kitfs::oci::{
+    Compression, Document, Index, LabelSelector, Manifest, ObjectLocation, Origin, Reference,
+};
+use kitfs::source::image_index::ImageIndex;
 
 /// The most bytes that [`decoder`] decodes: a small input may stand for gigabytes.
 const OUTPUT_LIMIT_BYTES: usize = 4 * 1024 * 1024;
@@ -50,13 +53,44 @@ pub fn manifest(json: &[u8]) {
     }
 }
 
-/// The canonical text of a reference or origin parses back to it.
+/// Indexes of registries and of local stores are decoded or refused. The chosen entry has the labels;
+/// a message is short and does nothing to a terminal.
+pub fn index(json: &[u8]) {
+    let harmless = |text: String| assert!(!text.contains(|c: char| c.is_control() && c != '\n'));
+    let mut indexes: Vec<Index> = Index::decode(json).into_iter().collect();
+    if let Ok(Document::Index(index)) = Document::decode(json) {
+        indexes.push(index);
+    }
+    for index in indexes {
+        for labels in [&[][..], &["size=small"]] {
+            let labels = LabelSelector::parse(labels).expect("it is KEY=VALUE");
+            match index.choose(&labels) {
+                Ok(entry) => assert!(labels.matches(&entry.labels)),
+                Err(error) => {
+                    assert!(error.to_string().len() < 100_000);
+                    harmless(error.to_string());
+                }
+            }
+        }
+    }
+    for decode in [ImageIndex::decode, ImageIndex::decode_tags] {
+        let names = decode(json, "index.json").map(|index| index.names()).unwrap_or_default();
+        names.iter().for_each(|name| harmless(name.to_string()));
+    }
+}
+
+/// The canonical text of a reference or origin parses back to it. The place of an object does nothing
+/// to a terminal.
 pub fn reference(text: &str) {
     if let Ok(reference) = Reference::parse(text) {
         assert_eq!(Reference::parse(&reference.to_string()), Ok(reference));
     }
     if let Ok(origin) = Origin::parse(text) {
         assert_eq!(Origin::parse(&origin.to_string()), Ok(origin));
+    }
+    if let Some(object) = ObjectLocation::parse(text) {
+        let shown = object.map_or_else(|error| error.to_string(), |object| object.to_string());
+        assert!(!shown.contains(char::is_control));
     }
 }
 

@@ -60,8 +60,8 @@ pub enum CacheError {
     InUse(Digest),
     /// The bytes of the layer are not what its digest says; none of them is kept or served.
     #[error(
-        "layer {layer} is poisoned: its bytes have digest {got}; repair the registry, then run \
-         `kitfs cache rm {layer}`"
+        "layer {} is poisoned: its bytes have the digest {}; repair it where it came from, then run \
+         `kitfs cache rm {layer}`", layer.short(), got.short()
     )]
     Poisoned {
         /// The digest in the manifest.
@@ -71,8 +71,8 @@ pub enum CacheError {
     },
     /// A chunk of a confirmed layer was fetched again, and other bytes came than those confirmed.
     #[error(
-        "layer {layer} was confirmed, but chunk {chunk} now arrives with other bytes: the registry \
-         or something on the way changed them"
+        "layer {} was confirmed, but chunk {chunk} now arrives with other bytes: the registry or \
+         something on the way changed them", layer.short()
     )]
     Changed {
         /// The digest in the manifest.
@@ -97,7 +97,7 @@ pub enum CacheError {
         end: u64,
     },
     /// The manifest gives a blob another size than the blob has.
-    #[error("layer {layer} has {known} bytes, and the manifest says {said}")]
+    #[error("layer {} has {known} bytes, and the manifest says {said}", layer.short())]
     WrongSize {
         /// The digest in the manifest.
         layer: Digest,

@@ -44,11 +44,22 @@ impl FailureKind {
 }
 
 impl Failure {
-    /// That the digest of a complete layer should be known, and is not.
-    pub(super) fn unverifiable(layer: Digest) -> Self {
+    /// That the digest of a complete layer should be known, and is not. `title` names the layer.
+    pub(super) fn unverifiable(title: &str) -> Self {
         let why = "is complete, but its digest could not be computed; see daemon.log in the cache \
                    folder";
-        Self::new(FailureKind::Cache, format!("{layer} {why}"))
+        Self::new(FailureKind::Cache, format!("{title} {why}"))
+    }
+
+    /// That the bytes of the layer `digest` have the digest `got`. `title` names the layer.
+    pub(super) fn poisoned(title: &str, digest: Digest, got: Digest) -> Self {
+        let message = format!(
+            "{title} is poisoned: its bytes have the digest {}, and nothing of it is served. Repair it \
+             where it came from, unmount the kits that have it, run `kitfs cache rm {digest}`, and try \
+             again",
+            got.short()
+        );
+        Self::new(FailureKind::BadContent, message)
     }
 }
 

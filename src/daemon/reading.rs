@@ -11,7 +11,7 @@ use super::api::{Failure, FailureKind, RawPath};
 use super::backend::ByteStream;
 use super::paths::{self, LastLink};
 use crate::cache::LayerState;
-use crate::fetch::{FetchError, Layer};
+use crate::fetch::Layer;
 use crate::fs::{LoadedKit, StoredFile};
 use crate::kit::{Content, NodeKind};
 use crate::layer::Extents;
@@ -41,26 +41,27 @@ pub(super) fn open(kit: Arc<LoadedKit>, paths: &[RawPath]) -> Result<ByteStream,
         Rest::Inline(_) => None,
     });
     let layers = layers.collect::<HashMap<_, _>>().into_values();
+    let layers: Vec<_> = layers.map(|layer| (kit.title_of(&layer), layer)).collect();
     // The kit stays open as long as it is read.
     let pieces = stream::unfold((files, kit), |(mut files, kit)| async {
         let piece = next_piece(&mut files).await?;
         Some((piece, (files, kit)))
     });
     let wrong = stream::iter(layers)
-        .filter_map(|layer| async move { what_is_wrong(&layer).await.map(Err) });
+        .filter_map(|(title, layer)| async move { fault(&layer, &title).await.map(Err) });
     Ok(pieces.chain(wrong).boxed())
 }
 
 /// Waits for the digest of a layer that is complete.
-async fn what_is_wrong(layer: &Layer) -> Option<Failure> {
+async fn fault(layer: &Layer, title: &str) -> Option<Failure> {
     let digest = layer.key().digest;
     match layer.confirmed().await {
         LayerState::Confirmed => None,
-        LayerState::Poisoned { got } => Some(FetchError::Poisoned { expected: digest, got }.into()),
+        LayerState::Poisoned { got } => Some(Failure::poisoned(title, digest, got)),
         // Nobody has a digest of it; its ETag was compared with each answer.
         LayerState::Unconfirmed if !layer.key().encoding.is_verifiable() => None,
         LayerState::Unconfirmed if layer.store().is_complete() => {
-            Some(Failure::unverifiable(digest))
+            Some(Failure::unverifiable(title))
         }
         // Bytes are as trustworthy as their source.
         LayerState::Unconfirmed => None,

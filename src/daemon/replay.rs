@@ -144,7 +144,7 @@ impl Replay {
     }
 
     /// The ranges that it wants of each layer, every byte once.
-    pub(super) fn wants(&self) -> Vec<Want> {
+    pub(super) fn wants(&self, kit: &LoadedKit) -> Vec<Want> {
         let mut layers: Vec<(&Arc<Layer>, RangeSet)> = Vec::new();
         let mut positions = HashMap::new();
         for (layer, range) in &self.ranges {
@@ -156,7 +156,7 @@ impl Replay {
         }
         let wants = layers.into_iter().map(|(layer, ranges)| {
             let ranges = ranges.iter().map(|it| StreamOffset(it.start)..StreamOffset(it.end));
-            Want::new(layer.clone(), ranges.collect())
+            Want::new(kit, layer.clone(), ranges.collect())
         });
         wants.collect()
     }

@@ -236,7 +236,7 @@ impl Service {
             match request.trace {
                 Some(file) => {
                     let replay = self.load_replay(&kit, file).await?;
-                    warming::replay(&self.cache, replay, &progress).await
+                    warming::replay(&self.cache, &kit, replay, &progress).await
                 }
                 None => {
                     let filters = match request.kit.filters.is_empty() {

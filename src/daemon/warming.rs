@@ -32,6 +32,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// What is wanted of one layer, and what came of it.
 pub(super) struct Want {
     layer: Arc<Layer>,
+    /// The layer's name in messages.
+    title: String,
     ranges: Vec<Range<StreamOffset>>,
     wanted_bytes: u64,
     done_bytes: AtomicU64,
@@ -71,10 +73,11 @@ fn missing_of(tree: &Tree, paths: &[RawPath]) -> Vec<RawPath> {
 /// When nothing of the trace is in the kit; else as [`warm`].
 pub(super) async fn replay(
     cache: &Cache,
+    kit: &LoadedKit,
     replay: Replay,
     progress: &(dyn Fn(Vec<LayerProgress>) + Send + Sync),
 ) -> Result<WarmReport, Failure> {
-    let wants = replay.wants();
+    let wants = replay.wants(kit);
     if replay.finds_nothing() {
         let message = "no range of the trace lies in a file of the kit: was it recorded from \
                        another one? `kitfs trace show FILE` says from which";
@@ -122,7 +125,7 @@ fn all_of(kit: &LoadedKit) -> Vec<Want> {
     let mut wants: Vec<Want> = Vec::new();
     for layer in &kit.layers {
         if !wants.iter().any(|want| want.layer.key() == layer.key()) {
-            wants.push(Want::new(layer.clone(), vec![layer.contents().layout.stream()]));
+            wants.push(Want::new(kit, layer.clone(), vec![layer.contents().layout.stream()]));
         }
     }
     wants
@@ -147,7 +150,7 @@ fn files_of(
     let wants = ranges.into_iter().map(|(layer, mut ranges)| {
         ranges.sort_unstable_by_key(|range| (range.start, range.end));
         ranges.dedup();
-        Want::new(kit.layers[layer as usize].clone(), ranges)
+        Want::new(kit, kit.layers[layer as usize].clone(), ranges)
     });
     Ok(wants.collect())
 }
@@ -232,10 +235,15 @@ fn check_room(cache: &Cache, wants: &[Want]) -> Result<(), Failure> {
 }
 
 impl Want {
-    pub(super) fn new(layer: Arc<Layer>, ranges: Vec<Range<StreamOffset>>) -> Self {
+    pub(super) fn new(
+        kit: &LoadedKit,
+        layer: Arc<Layer>,
+        ranges: Vec<Range<StreamOffset>>,
+    ) -> Self {
+        let title = kit.title_of(&layer);
         let wanted_bytes = ranges.iter().map(|range| range.end - range.start).sum();
         let (done_bytes, failure) = (AtomicU64::new(0), Mutex::default());
-        Self { layer, ranges, wanted_bytes, done_bytes, failure }
+        Self { layer, title, ranges, wanted_bytes, done_bytes, failure }
     }
 
     /// How many of the wanted bytes are in the cache, as far as whole ranges and pieces tell.
@@ -281,15 +289,11 @@ impl Want {
             }
             // Nobody has a digest of it; its ETag was compared with each answer.
             LayerState::Unconfirmed if !self.layer.key().encoding.is_verifiable() => return Ok(()),
-            LayerState::Poisoned { got } => (
-                FailureKind::BadContent,
-                format!(
-                    "is not what it says: its bytes have {got}. Repair it where it came from, unmount \
-                     what has it, run `kitfs cache rm {digest}`, and warm again"
-                ),
-            ),
+            LayerState::Poisoned { got } => {
+                return Err(Failure::poisoned(&self.title, digest, got));
+            }
             LayerState::Unconfirmed if self.layer.store().is_complete() => {
-                return Err(Failure::unverifiable(digest));
+                return Err(Failure::unverifiable(&self.title));
             }
             LayerState::Unconfirmed if self.is_whole() => {
                 let why = "came, but parts of it were evicted before its digest could be computed: \
@@ -298,7 +302,7 @@ impl Want {
             }
             LayerState::Unconfirmed => return Ok(()),
         };
-        Err(Failure::new(kind, format!("{digest} {why}")))
+        Err(Failure::new(kind, format!("{} {why}", self.title)))
     }
 
     fn is_whole(&self) -> bool {

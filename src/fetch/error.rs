@@ -18,9 +18,9 @@ pub enum FetchError {
     Cache(Arc<CacheError>),
     /// All bytes of the blob came, and they are not what its digest says.
     #[error(
-        "layer {expected} is poisoned: its bytes have digest {got}; nothing of it is served. \
-         Repair it where it came from, unmount what has it, run `kitfs cache rm {expected}`, and \
-         try again"
+        "layer {} is poisoned: its bytes have the digest {}, and nothing of it is served. Repair it \
+         where it came from, unmount the kits that have it, run `kitfs cache rm {expected}`, and try \
+         again", expected.short(), got.short()
     )]
     Poisoned {
         /// The digest in the manifest.
@@ -29,7 +29,7 @@ pub enum FetchError {
         got: Digest,
     },
     /// The content of a layer is not what its media type says.
-    #[error("layer {layer} cannot be read: {detail}")]
+    #[error("layer {} cannot be read: {detail}", layer.short())]
     Malformed {
         /// The blob's digest.
         layer: Digest,
@@ -38,11 +38,12 @@ pub enum FetchError {
     },
     /// A zstd frame needs more memory than was reserved for it: once more, with more, if there is.
     #[error(
-        "a zstd frame of layer {0} needs up to 128 MiB, more than there is: raise --memory to 256MiB"
+        "a zstd frame of layer {} needs up to 128 MiB, more than there is: raise --memory to 256MiB",
+        .0.short()
     )]
     LargeWindow(Digest),
     /// Bytes were fetched to be kept in the cache, which cannot keep them.
-    #[error("layer {layer} cannot be kept in the cache: {why}")]
+    #[error("layer {} cannot be kept in the cache: {why}", layer.short())]
     NotKept {
         /// The blob's digest.
         layer: Digest,
@@ -50,7 +51,10 @@ pub enum FetchError {
         why: String,
     },
     /// What was fetched was evicted before it could be read, many times in a row.
-    #[error("layer {0} kept losing the bytes it fetched: the cache is too small for its readers")]
+    #[error(
+        "layer {} kept losing the bytes it fetched: the cache is too small for its readers",
+        .0.short()
+    )]
     Thrashing(Digest),
 }
 

@@ -23,6 +23,8 @@ pub struct LoadedKit {
     pub layers: Vec<Arc<Layer>>,
     /// The media type of each layer.
     pub media_types: Vec<String>,
+    /// The name of each layer in messages: ``model `weights/model.bin` (sha256:0123456789ab)``.
+    pub titles: Vec<String>,
     /// What was passed over, in the kit, its parents and its layers.
     pub warnings: Vec<String>,
 }
@@ -60,6 +62,13 @@ impl From<LayerState> for State {
 }
 
 impl LoadedKit {
+    /// The name in messages of one of its layers.
+    pub fn title_of(&self, layer: &Layer) -> String {
+        let position = self.layers.iter().position(|own| own.key() == layer.key());
+        let unknown = || format!("layer {}", layer.key().digest.short());
+        position.map_or_else(unknown, |position| self.titles[position].clone())
+    }
+
     /// The worst state of its layers; a kit without layers is confirmed by its manifest.
     pub fn state(&self) -> State {
         let states = self.layers.iter().map(|layer| State::from(layer.state()));

@@ -287,3 +287,25 @@ fn new_keys_in_the_file_count_for_a_mount_that_runs() {
     world.write_keys(&kitfs, "AKNEW", "new-secret");
     assert!(fs::read(big(&mountpoint)).unwrap() == world.object);
 }
+
+#[test]
+fn a_credential_process_gets_the_limit_that_the_daemon_was_started_with() {
+    let world = World::new();
+    let kitfs = world.user();
+    let told = kitfs.folder().join("told");
+    let keys =
+        json!({"Version": 1, "AccessKeyId": "AKIDOUBLE", "SecretAccessKey": "secret/of+double"});
+    let script = kitfs.folder().join("keys.sh");
+    fs::write(&script, format!("ulimit -Sn >{}\necho '{keys}'\n", told.display())).unwrap();
+    let profile = format!(
+        "[default]\nendpoint_url = {}\ncredential_process = sh {}\n",
+        world.store.endpoint(),
+        script.display()
+    );
+    fs::write(kitfs.folder().join("home/.aws/config"), profile).unwrap();
+    let start = kitfs.command_after("ulimit -Sn 77", &["daemon", "start"]);
+    assert_eq!(Kitfs::run_command(start).code, Some(0));
+    let said = kitfs.succeed(&["ls", &format!("{}/objects", world.reference())]);
+    assert_eq!(said.trim(), "big.bin");
+    assert_eq!(fs::read_to_string(told).unwrap().trim(), "77");
+}

@@ -279,18 +279,20 @@ impl Work {
             if !self.is_all_wanted && !layer.store().is_complete() {
                 continue;
             }
-            let digest = layer.key().digest;
+            let title = || self.file_system.kit().title_of(layer);
             match layer.confirmed().await {
                 LayerState::Confirmed => {}
                 LayerState::Poisoned { got } => {
-                    wrong = Some(format!("{digest} is not what it says: its bytes have {got}"));
+                    let got = got.short();
+                    wrong =
+                        Some(format!("{} is poisoned: its bytes have the digest {got}", title()));
                 }
                 // Others needed the room meanwhile.
                 LayerState::Unconfirmed if !layer.store().is_complete() => {
                     return Err(Pause::NoRoom);
                 }
                 LayerState::Unconfirmed => {
-                    wrong = Some(format!("the digest of {digest} could not be computed"));
+                    wrong = Some(format!("the digest of {} could not be computed", title()));
                 }
             }
         }

@@ -135,9 +135,9 @@ pub async fn load(
     let mut warnings = gathered.warnings;
     warnings.extend(opened.warnings());
     let warnings = bounded(warnings);
-    let (layers, media_types) = (opened.layers, opened.media_types);
+    let (layers, media_types, titles) = (opened.layers, opened.media_types, opened.titles);
     let labels = request.labels.clone();
-    Ok(LoadedKit { origin, labels, manifest, kit, tree, layers, media_types, warnings })
+    Ok(LoadedKit { origin, labels, manifest, kit, tree, layers, media_types, titles, warnings })
 }
 
 fn bounded(mut warnings: Vec<String>) -> Vec<String> {

@@ -31,6 +31,7 @@ pub(super) struct Opened {
     pub(super) wanted: Vec<Wanted>,
     pub(super) layers: Vec<Arc<Layer>>,
     pub(super) media_types: Vec<String>,
+    pub(super) titles: Vec<String>,
     index: HashMap<LayerKey, u32>,
 }
 
@@ -173,15 +174,17 @@ fn without_failed(
 }
 
 fn in_order(wanted: Vec<Wanted>, mut open: HashMap<LayerKey, Arc<Layer>>) -> Opened {
-    let (mut layers, mut media_types, mut index) = (Vec::new(), Vec::new(), HashMap::new());
+    let (mut layers, mut index) = (Vec::new(), HashMap::new());
+    let (mut media_types, mut titles) = (Vec::new(), Vec::new());
     for layer in &wanted {
         if let Some(opened) = open.remove(&layer.key()) {
             index.insert(layer.key(), layers.len() as u32);
             layers.push(opened);
             media_types.push(layer.media_type.clone());
+            titles.push(layer.name.clone());
         }
     }
-    Opened { wanted, layers, media_types, index }
+    Opened { wanted, layers, media_types, titles, index }
 }
 
 /// The progress of the passes over compressed layers, all together.
