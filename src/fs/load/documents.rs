@@ -18,6 +18,7 @@ use bytes::Bytes;
 use super::error::{For, LoadError};
 use super::pulled::{self, NotTaken};
 use super::resolve::Kin;
+use super::waiting::with_cache;
 use crate::cache::Cache;
 use crate::kit::Kit;
 use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
@@ -112,8 +113,10 @@ impl<'a> Documents<'a> {
         }
         match self.ask_registry().await {
             Ok((digest, bytes)) => {
-                let document = self.keep(digest, &bytes)?;
-                self.cache.remember(&self.kin.origin.to_string(), digest).of(self.kin)?;
+                let document = self.keep(digest, &bytes).await?;
+                let name = self.kin.origin.to_string();
+                let remembered = with_cache(self.cache, move |it| it.remember(&name, digest));
+                remembered.await.of(self.kin)?;
                 Ok(Found { digest, document, warning: doubt, is_chosen: false })
             }
             Err(error) if error.is_retryable() => self.find_without_registry(error).await,
@@ -123,22 +126,24 @@ impl<'a> Documents<'a> {
 
     /// A document that is known by its digest.
     pub(super) async fn by_digest(&self, digest: Digest) -> Result<Document, LoadError> {
-        if let Some(bytes) = self.cache.document(digest) {
+        if let Some(bytes) = self.kept(digest).await {
             return Document::decode(&bytes).of(self.kin);
         }
         let bytes = self.ask(Question::Document(digest)).await?;
-        self.keep(digest, &bytes)
+        self.keep(digest, &bytes).await
     }
 
     /// The config of a manifest.
     pub(super) async fn config(&self, manifest: &Manifest) -> Result<Bytes, LoadError> {
         let blob = manifest.config.blob();
-        let known = manifest.config.content().or_else(|| self.cache.document(blob.digest));
-        if let Some(bytes) = known {
+        if let Some(bytes) = manifest.config.content() {
+            return Ok(bytes);
+        }
+        if let Some(bytes) = self.kept(blob.digest).await {
             return Ok(bytes);
         }
         let bytes = self.ask(Question::Config(blob)).await?;
-        self.cache.put_document(blob.digest, &bytes).of(self.kin)?;
+        self.put(blob.digest, bytes.clone()).await?;
         Ok(bytes)
     }
 
@@ -158,7 +163,7 @@ impl<'a> Documents<'a> {
     /// the source does, or for less where something else says what the tag stands for.
     async fn ask_registry(&self) -> Result<(Digest, Bytes), SourceError> {
         let answer = self.repository.manifest(self.kin.origin.selector());
-        if self.pulled.is_none() && !matches!(self.remembered(), Ok(Some(_))) {
+        if self.pulled.is_none() && !matches!(self.remembered().await, Ok(Some(_))) {
             return answer.await;
         }
         running_time::timeout(KNOWN_PATIENCE, answer).await.unwrap_or_else(|_| {
@@ -189,7 +194,7 @@ impl<'a> Documents<'a> {
 
     async fn find_without_registry(&self, error: SourceError) -> Result<Found, LoadError> {
         self.is_unreachable.store(true, Ordering::Relaxed);
-        if let Some(found) = self.remembered()? {
+        if let Some(found) = self.remembered().await? {
             let Self { kin, .. } = self;
             let digest = found.digest;
             let warning =
@@ -219,10 +224,10 @@ impl<'a> Documents<'a> {
             Ok(digest) => digest,
             Err(not_taken) => return Ok(Err(not_taken)),
         };
-        let document = match self.cache.document(digest) {
+        let document = match self.kept(digest).await {
             Some(bytes) => Document::decode(&bytes).of(self.kin)?,
             None => match pulled.storage.manifest(Some(&Selector::Digest(digest))).await {
-                Ok((_, bytes)) => self.keep(digest, &bytes)?,
+                Ok((_, bytes)) => self.keep(digest, &bytes).await?,
                 Err(_) => return Ok(Err(NotTaken::Absent)),
             },
         };
@@ -231,13 +236,16 @@ impl<'a> Documents<'a> {
 
     /// The last resolution of the origin, as far as it is in the cache: with these labels, or else
     /// without any, so that an index which is known can still be chosen from.
-    fn remembered(&self) -> Result<Option<Found>, LoadError> {
-        let Self { cache, kin, .. } = self;
+    async fn remembered(&self) -> Result<Option<Found>, LoadError> {
+        let kin = self.kin;
         for (name, is_chosen) in
             [(kin.remembered_as(), !kin.labels.is_empty()), (kin.origin.to_string(), false)]
         {
-            let Some(digest) = cache.recall(&name) else { continue };
-            let Some(bytes) = cache.document(digest) else { continue };
+            let recalled = with_cache(self.cache, move |cache| {
+                let digest = cache.recall(&name)?;
+                Some((digest, cache.document(digest)?))
+            });
+            let Some((digest, bytes)) = recalled.await else { continue };
             let document = Document::decode(&bytes).of(kin)?;
             return Ok(Some(Found { digest, document, warning: None, is_chosen }));
         }
@@ -245,10 +253,24 @@ impl<'a> Documents<'a> {
     }
 
     /// Decodes a document, and keeps it in the cache.
-    pub(super) fn keep(&self, digest: Digest, bytes: &Bytes) -> Result<Document, LoadError> {
+    pub(super) async fn keep(
+        &self,
+        digest: Digest,
+        bytes: &Bytes,
+    ) -> Result<Document, LoadError> {
         let document = Document::decode(bytes).of(self.kin)?;
-        self.cache.put_document(digest, bytes).of(self.kin)?;
+        self.put(digest, bytes.clone()).await?;
         Ok(document)
+    }
+
+    async fn put(&self, digest: Digest, bytes: Bytes) -> Result<(), LoadError> {
+        let put = with_cache(self.cache, move |cache| cache.put_document(digest, &bytes));
+        put.await.of(self.kin)
+    }
+
+    /// A document that the cache has.
+    async fn kept(&self, digest: Digest) -> Option<Bytes> {
+        with_cache(self.cache, move |cache| cache.document(digest)).await
     }
 }
 

@@ -27,6 +27,7 @@ mod opening;
 mod pulled;
 mod resolve;
 mod unmatched;
+mod waiting;
 mod wanted;
 
 use std::sync::Arc;
@@ -44,6 +45,7 @@ use merging::Merging;
 use opening::{Progress, open_layers};
 use resolve::Kin;
 use unmatched::{offered, unmatched};
+use waiting::with_cache;
 use wanted::Wanted;
 
 pub use error::LoadError;
@@ -131,7 +133,10 @@ pub async fn load(
 
     let keys: Vec<LayerKey> = opened.layers.iter().map(|layer| layer.key()).collect();
     let (origin, manifest) = (request.origin.clone(), description.digest);
-    fetcher.cache().record_kit(&origin.to_string(), manifest, &keys).of(&kin)?;
+    let name = origin.to_string();
+    let recorded =
+        with_cache(fetcher.cache(), move |cache| cache.record_kit(&name, manifest, &keys));
+    recorded.await.of(&kin)?;
     let mut warnings = gathered.warnings;
     warnings.extend(opened.warnings());
     let warnings = bounded(warnings);

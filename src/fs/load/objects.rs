@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::waiting::with_cache;
 use crate::cache::Cache;
 use crate::oci::{BlobId, Digest};
 use crate::source::{BlobSource, ObjectHead, ObjectId, Objects, SourceError};
@@ -74,14 +75,21 @@ pub(super) async fn find(
 ) -> Result<KnownObject, SourceError> {
     let store = objects.store().await?;
     let name = format!("{} at {store} with ETag {}", object.location, object.etag);
-    let record = match recalled(cache, &name, &store, object) {
+    let kept = {
+        let (name, store, object) = (name.clone(), store.clone(), object.clone());
+        with_cache(cache, move |cache| recalled(cache, &name, &store, &object)).await
+    };
+    let record = match kept {
         Some(record) => record,
         None => {
             let ObjectHead { size, modified_seconds } = objects.head(object).await?;
             let identity = Identity::new(store, object, size);
             let record = Record { identity, modified_seconds };
-            remember(cache, &name, &record);
-            record
+            with_cache(cache, move |cache| {
+                remember(cache, &name, &record);
+                record
+            })
+            .await
         }
     };
     let size = record.identity.size;

@@ -12,6 +12,7 @@ use futures_util::stream::{self, StreamExt};
 use super::error::LoadError;
 use super::gather::{Gathered, Place};
 use super::merging::MergedLayer;
+use super::waiting::with_cache;
 use super::wanted::Wanted;
 use crate::cache::{Contents, LayerKey};
 use crate::fetch::{FetchError, Fetcher, Layer};
@@ -81,7 +82,7 @@ pub(super) async fn open_layers(
     progress: Progress<'_>,
 ) -> Result<Opened, LoadError> {
     let unique = unique(&wanted);
-    let passes = Passes::new(fetcher, &unique)?;
+    let passes = Passes::new(fetcher, &unique).await?;
     let opening: Vec<_> = unique
         .iter()
         .enumerate()
@@ -194,16 +195,20 @@ struct Passes {
 }
 
 impl Passes {
-    fn new(fetcher: &Arc<Fetcher>, layers: &[&Wanted]) -> Result<Self, LoadError> {
+    async fn new(fetcher: &Arc<Fetcher>, layers: &[&Wanted]) -> Result<Self, LoadError> {
         let mut total = 0u64;
         for layer in layers {
             if !layer.spec.encoding.is_compressed() {
                 continue;
             }
             let size = layer.spec.blob.size;
-            match fetcher.cache().layer(layer.key(), size) {
-                Ok(store) if store.contents().is_some() => {}
-                Ok(_) => total = total.saturating_add(size),
+            let key = layer.key();
+            let is_known = with_cache(fetcher.cache(), move |cache| {
+                cache.layer(key, size).map(|store| store.contents().is_some())
+            });
+            match is_known.await {
+                Ok(true) => {}
+                Ok(false) => total = total.saturating_add(size),
                 Err(error) if layer.place.is_none() => return Err(layer.failed(error.into())),
                 // Opening it fails too, and is told then.
                 Err(_) => {}

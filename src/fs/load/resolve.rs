@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::LoadRequest;
 use super::documents::{Documents, Found, LayerSources};
 use super::error::{For, LoadError};
+use super::waiting::with_cache;
 use crate::cache::Cache;
 use crate::fetch::Fetcher;
 use crate::kit::Kit;
@@ -186,7 +187,7 @@ async fn understand(
         let chosen = &index.choose(labels).of(kin)?.descriptor;
         digest = chosen.digest;
         document = match &chosen.data {
-            Some(carried) => documents.keep(digest, carried)?,
+            Some(carried) => documents.keep(digest, carried).await?,
             None => documents.by_digest(digest).await?,
         };
     };
@@ -194,7 +195,8 @@ async fn understand(
         if !is_chosen {
             return Err(ChoiceError::NotAnIndex).of(kin);
         }
-        cache.remember(&kin.remembered_as(), digest).of(kin)?;
+        let name = kin.remembered_as();
+        with_cache(cache, move |cache| cache.remember(&name, digest)).await.of(kin)?;
     }
     let config = documents.config(&manifest).await?;
     let kit = Kit::decode(&manifest, &config).of(kin)?;
