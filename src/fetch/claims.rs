@@ -20,7 +20,7 @@ use super::transfer::{EndOnDrop, Transfer, Wait};
 use crate::layer::{ChunkId, StreamOffset};
 use crate::source::Priority;
 
-/// What may be missing of a layer for it to be fetched although nobody reads it: padding and end
+/// The most bytes of a layer that are fetched although nobody reads them: padding and end
 /// marker belong to no file, and without them the layer's digest is never computed. Python's tars
 /// end with up to 10 KiB of zeros; headers behind members of some 100 KiB come to a few more.
 const SMALL_REST_BYTES: u64 = 64 * 1024;
@@ -33,7 +33,7 @@ pub(super) struct Claims {
     has_asked_for_rest: bool,
 }
 
-/// What came of a wish for a range.
+/// The outcome of a wish for a range.
 pub(super) struct Plan {
     /// The chunks that no transfer was bringing before, in runs.
     pub(super) started: Vec<Range<u32>>,
@@ -41,7 +41,7 @@ pub(super) struct Plan {
     pub(super) waits: Vec<Wait>,
 }
 
-/// What a transfer may do with the stream that its source opened.
+/// The right of a transfer to the stream that its source opened.
 #[derive(Debug)]
 pub(super) enum Admission {
     /// Write it to the chunks that the transfer claimed.
@@ -57,16 +57,6 @@ pub(super) enum Admission {
 impl Inner {
     /// Starts the transfers that `range` needs, and makes those on their way at least as urgent.
     pub(super) fn plan(self: &Arc<Self>, range: &Range<StreamOffset>, priority: Priority) -> Plan {
-        self.plan_again(range, priority, false)
-    }
-
-    /// The same; for a reader that lost bytes before it could take them, they are held.
-    pub(super) fn plan_again(
-        self: &Arc<Self>,
-        range: &Range<StreamOffset>,
-        priority: Priority,
-        is_to_be_held: bool,
-    ) -> Plan {
         let layout = &self.contents.layout;
         let mut wanted = layout.chunks_of(range.clone());
         if self.cache.is_in_trouble() && priority == Priority::Readahead {
@@ -105,9 +95,15 @@ impl Inner {
         let mut waits: Vec<Wait> = Vec::new();
         for chunk in wanted {
             let Some(transfer) = claims.chunks.get(&chunk) else { continue };
-            let end = layout.chunk(ChunkId(chunk)).stream.end.min(range.end);
+            let span = layout.chunk(ChunkId(chunk)).stream;
+            let mut end = span.end.min(range.end);
             if transfer.has_passed(end) {
-                continue;
+                if priority != Priority::OnDemand || self.is_here_to(ChunkId(chunk), end) {
+                    continue;
+                }
+                // The reader's part of the chunk came and went. It comes again when the transfer is done
+                // with the chunk.
+                end = span.end;
             }
             match waits.last_mut() {
                 Some((last, last_end)) if Arc::ptr_eq(last, transfer) => *last_end = end,
@@ -116,7 +112,7 @@ impl Inner {
         }
         if priority == Priority::OnDemand {
             // A source without ranges may make a stream over the whole layer of any of them.
-            waits.iter().for_each(|(transfer, _)| transfer.want(range.clone(), is_to_be_held));
+            waits.iter().for_each(|(transfer, _)| transfer.want(range.clone()));
         }
         drop(claims);
         self.raise(&waits, priority);
@@ -227,7 +223,7 @@ impl Inner {
         claims.whole.take_if(|whole| Arc::ptr_eq(whole, transfer));
     }
 
-    /// What `transfer` may do with the stream it has opened; `is_whole` where that is not the
+    /// The right of `transfer` to the stream that it has opened; `is_whole` where that is not the
     /// range asked for but the whole blob.
     pub(super) fn admit(&self, transfer: &Arc<Transfer>, is_whole: bool) -> Admission {
         let mut claims = self.claims.lock();
@@ -249,7 +245,7 @@ impl Inner {
         claims.chunks.retain(|_, claimed| {
             let keeps = claimed.is_writing();
             if !keeps {
-                // Who waits for it plans again, and waits for the whole stream.
+                // A reader that waits for it plans again, and waits for the whole stream.
                 claimed.end(Ok(()));
             }
             keeps

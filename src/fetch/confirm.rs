@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::layer::Inner;
 use crate::cache::LayerState;
 
-/// How much a thread that hashes stands back (setpriority(2)): readers and transfers come first,
+/// The nice value of a thread that hashes (setpriority(2)): readers and transfers come first,
 /// and an idle core is used all the same.
 const NICE: i32 = 10;
 
@@ -73,7 +73,7 @@ impl Inner {
         });
     }
 
-    /// What came of it; `None` where it could not be computed. Unconfirmed stays what was closed, or
+    /// The outcome; `None` where it could not be computed. A layer stays unconfirmed that was closed, or
     /// lost a chunk meanwhile: it is tried again when the layer is complete again, which it may be by
     /// now.
     fn confirm(&self) -> Option<LayerState> {

@@ -41,9 +41,9 @@ pub(super) type Batch = Vec<Bytes>;
 /// The sources that a transfer has not tried yet.
 type Untried = std::vec::IntoIter<Way>;
 
-/// Where the bytes of a transfer come from.
+/// The source of a transfer's bytes.
 struct Feeding<'a> {
-    /// Who sent the last ones.
+    /// The source that sent the last ones.
     source: Arc<dyn BlobSource>,
     untried: Untried,
     streaming: &'a mut Streaming,
@@ -96,8 +96,10 @@ impl Inner {
         let asked_bytes = asked.end - asked.start;
         let (batches, incoming) = mpsc::channel::<Batch>(BATCHES);
         let start = StreamOffset(asked.start);
-        let writer = Writer::new(self.clone(), transfer.clone(), start, is_whole);
-        let writer = tokio::task::spawn_blocking(move || writer.drain(incoming));
+        let (inner, to) = (self.clone(), transfer.clone());
+        let writer = tokio::task::spawn_blocking(move || {
+            Writer::new(inner, to, start, is_whole).drain(incoming)
+        });
         let mut feeding =
             Feeding { source: way.source.clone(), untried, streaming: &mut streaming };
         let fed = self.feed(stream, asked, &mut feeding, transfer, batches).await;
@@ -210,8 +212,8 @@ impl Inner {
         }
     }
 
-    /// Where the batch ends that begins at `sent`: with its chunk, so that a chunk is one write.
-    /// What compressed bytes come to is known to the writer alone.
+    /// The end of the batch that begins at `sent`: that of its chunk, so that a chunk is one write.
+    /// The writer alone knows how many bytes come of compressed ones.
     fn batch_end(&self, sent: u64, end: u64) -> u64 {
         if self.is_compressed() {
             return end;
@@ -264,7 +266,7 @@ struct Pieces {
     stream: BlobStream,
     /// The offset of the stream's next byte.
     at: u64,
-    /// What came and was not given out yet.
+    /// Bytes that came and were not given out yet.
     rest: Bytes,
     /// The next byte that is wanted.
     next: u64,

@@ -1,4 +1,4 @@
-//! What can go wrong between a wanted range and its bytes.
+//! Errors between a wanted range and its bytes.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub enum FetchError {
     Malformed {
         /// The blob's digest.
         layer: Digest,
-        /// What is wrong, with entry and offset.
+        /// The fault, with entry and offset.
         detail: String,
     },
     /// A zstd frame needs more memory than was reserved for it: once more, with more, if there is.
@@ -50,7 +50,7 @@ pub enum FetchError {
         /// Why not.
         why: String,
     },
-    /// What was fetched was evicted before it could be read, many times in a row.
+    /// Bytes were evicted before they could be read, many times in a row.
     #[error(
         "layer {} kept losing the bytes it fetched: the cache is too small for its readers",
         .0.short()
@@ -64,7 +64,7 @@ impl FetchError {
         Self::Malformed { layer: blob.digest, detail: error.to_string() }
     }
 
-    /// What a decoder's error says of `blob`.
+    /// A decoder's error as one about `blob`.
     pub(super) fn undecodable(blob: BlobId, error: DecodeError) -> Self {
         match error {
             DecodeError::LargeWindow { .. } => Self::LargeWindow(blob.digest),

@@ -1,4 +1,4 @@
-//! How far behind a stream over a whole layer its reader is.
+//! The distance between a stream over a whole layer and its reader.
 //!
 //! A compressed layer, and one whose source knows no ranges, comes as one stream from its start. Where
 //! the cache cannot hold the layer, bytes that run too far ahead of their reader are gone again when the
@@ -20,10 +20,10 @@ use super::transfer::Transfer;
 use crate::layer::StreamOffset;
 use crate::layer::layout::CHUNK_BYTES;
 
-/// How long a reader may be busy with what it has read before it counts as gone: some seconds, as
+/// The time that a reader may be busy with its last bytes before it counts as gone: some seconds, as
 /// programs compute between reads, and below the time after which servers cut an idle connection.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often a stream that waits looks again: a reader at 1 GB/s reads eight chunks meanwhile.
+/// The interval at which a stream that waits looks again: a reader at 1 GB/s reads eight chunks meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// The share of what can be held that a stream may be ahead: a quarter. The chunk that is being read, the
 /// one that is being written and a batch on its way take three more where only four chunks can be held.
@@ -52,7 +52,7 @@ impl Follower {
         self.opened.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
     }
 
-    /// Where the last read ended, if that was a moment ago.
+    /// The end of the last read, if that was a moment ago.
     fn end(&self) -> Option<u64> {
         let read_ms = self.read_ms.load(Ordering::Relaxed);
         let age_ms = self.now_ms().saturating_sub(read_ms);
@@ -63,7 +63,7 @@ impl Follower {
 
 /// The rule for one stream over a whole layer.
 pub(super) struct Leash {
-    /// How far it may be ahead of its reader.
+    /// The bytes that it may be ahead of its reader.
     ahead_bytes: u64,
 }
 

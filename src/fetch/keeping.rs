@@ -6,13 +6,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::layer::Inner;
 use super::{FetchError, Layer, off_the_runtime};
 
-/// How long no reader must have waited before a layer that was just confirmed is synced: its pages
+/// The quiet time before a layer that was just confirmed is synced, in which no reader has waited: its pages
 /// compete with the readers' bytes for the disk.
 const QUIET: Duration = Duration::from_secs(1);
 /// The longest wait for such a moment. The kernel writes pages of this age anyway
 /// (vm.dirty_expire_centisecs).
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// How often such a moment is looked for.
+/// The interval at which such a moment is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Layer {

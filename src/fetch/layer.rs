@@ -26,6 +26,7 @@ use super::off_the_runtime;
 use super::pace::Line;
 use super::passing::Passing;
 use super::plan::ChunkStatus;
+use super::retry::Retries;
 use super::scheduler::{Scheduler, Whose};
 use super::transfer::Waited;
 use super::{FetchError, LayerSpec};
@@ -39,11 +40,11 @@ use crate::source::{BlobSource, Priority};
 /// Sources remembered for one layer: mounts of several repositories may share it, and any of
 /// them may lose its credentials first.
 const MOST_SOURCES: usize = 4;
-/// How often in a row a reader plans again without getting any further, because what it waited
+/// The times in a row that a reader plans again without getting any further, because the bytes that it waited
 /// for was evicted before it could read it.
 const MOST_PLANS: usize = 16;
 
-/// How long who asks whether a layer is confirmed waits for bytes that belong to no file: they are
+/// The longest wait of `confirmed` for bytes that belong to no file: they are
 /// one request, and who has read all files should not hang on a registry that has gone.
 const LONGEST_WAIT_FOR_REST: Duration = Duration::from_secs(5);
 
@@ -61,7 +62,7 @@ pub(super) struct Way {
     pub(super) line: Arc<Line>,
 }
 
-/// What all layers share.
+/// The parts that all layers share.
 pub(super) struct Shared {
     pub(super) cache: Arc<Cache>,
     pub(super) scheduler: Arc<Scheduler>,
@@ -76,6 +77,7 @@ pub(super) struct Inner {
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) passing: Arc<Passing>,
     pub(super) follower: Follower,
+    pub(super) retries: Retries,
     /// In the order in which they are asked; never none.
     pub(super) sources: RwLock<Vec<Way>>,
     /// Whether it has zstd frames with windows beyond the usual.
@@ -105,6 +107,7 @@ impl Layer {
             scheduler,
             passing,
             follower: Follower::default(),
+            retries: Retries::default(),
             sources: RwLock::new(vec![way]),
             has_large_windows: AtomicBool::new(false),
             runtime: Handle::current(),
@@ -118,7 +121,7 @@ impl Layer {
 
     pub(super) fn add_source(&self, source: Arc<dyn BlobSource>, line: Arc<Line>) {
         let mut sources = self.inner.sources.write();
-        // Who asks the same place again waits once more for what does not answer.
+        // A place that does not answer is not worth a second wait.
         let place = source.place();
         sources.retain(|known| place.is_none() || known.source.place() != place);
         sources.insert(0, Way { source, line });
@@ -155,12 +158,12 @@ impl Layer {
         &self.inner.store
     }
 
-    /// How far the layer's bytes can be trusted.
+    /// The trust in the layer's bytes.
     pub fn state(&self) -> LayerState {
         self.inner.store.state()
     }
 
-    /// When this cache first saw the layer, in seconds since 1970. Stable: kept with the layer.
+    /// The time at which this cache first saw the layer, in seconds since 1970. Stable: kept with the layer.
     pub fn first_seen_seconds(&self) -> i64 {
         self.inner.store.first_seen_seconds()
     }
@@ -258,14 +261,14 @@ impl Layer {
         chunks.all(|chunk| self.inner.status(ChunkId(chunk), false) == ChunkStatus::Resident)
     }
 
-    /// What one request should bring at the rate at which bytes come, in bytes.
+    /// The size of a request that suits the rate at which bytes come, in bytes.
     pub fn request_bytes(&self) -> u64 {
         // Asked at each read: nothing is cloned for it.
         let sources = self.inner.sources.read();
         u64::from(sources[0].line.request_chunks()) * CHUNK_BYTES
     }
 
-    /// What the way to the layer's source brings in `time`, in bytes; 0 before it is known.
+    /// The bytes that the way to the layer's source brings in `time`; 0 before that is known.
     pub fn bytes_in(&self, time: Duration) -> u64 {
         let sources = self.inner.sources.read();
         sources[0].line.bytes_in(time)
@@ -345,7 +348,7 @@ impl Inner {
         filled
     }
 
-    /// Where a wait for the bytes `at..end` stops to take those that have come.
+    /// The offsets at which a wait for the bytes `at..end` stops to take those that have come.
     fn steps(&self, at: StreamOffset, end: StreamOffset, is_by_chunk: bool) -> Vec<StreamOffset> {
         let layout = &self.contents.layout;
         if !is_by_chunk || end.get() > layout.stream_bytes() {
@@ -375,18 +378,36 @@ impl Inner {
         let _reader = self.scheduler.reader();
         let mut at = range.start;
         let mut plans_in_vain = 0;
+        let mut retry = None;
         while plans_in_vain < MOST_PLANS {
+            if plans_in_vain > 0 && retry.is_none() {
+                retry = Some(self.begin_retry(&range).await);
+            }
+            if retry.is_some() {
+                // Each chunk that is here is taken at once: it may go while another one is waited for.
+                for end in self.steps(at, range.end, true) {
+                    if !self.fill(&mut buffer, &range, at..end).await? {
+                        break;
+                    }
+                    at = end;
+                    plans_in_vain = 0;
+                }
+            }
             if self.fill(&mut buffer, &range, at..range.end).await? {
                 return Ok(buffer.freeze());
             }
             let before = at;
             let mut failed = None;
-            let has_lost = plans_in_vain > 0;
-            let plan = self.plan_again(&(at..range.end), Priority::OnDemand, has_lost);
+            let has_lost = retry.is_some();
+            let plan = self.plan(&(at..range.end), Priority::OnDemand);
             for (transfer, end) in plan.waits {
                 // Where bytes are gone before all have come, they are taken chunk by chunk.
                 for end in self.steps(at, end, has_lost) {
-                    failed = transfer.wait(end).await.err().or(failed);
+                    failed = match transfer.wait(end).await {
+                        // It was begun for the cache alone, and ended when this reader had just come.
+                        Err(FetchError::NotKept { .. }) | Ok(_) => failed,
+                        Err(error) => Some(error),
+                    };
                     let end = end.min(range.end);
                     // A transfer may have failed behind what this reader wants.
                     if at < end && self.fill(&mut buffer, &range, at..end).await? {
@@ -433,7 +454,7 @@ impl Inner {
         Err(FetchError::Thrashing(self.spec.blob.digest))
     }
 
-    /// What is known of the way to the source that is asked first.
+    /// The way to the source that is asked first.
     pub(super) fn line(&self) -> Arc<Line> {
         self.sources.read()[0].line.clone()
     }
@@ -466,7 +487,7 @@ impl Inner {
         Whose { layer: self.number(), host }
     }
 
-    /// What a transfer may take of memory, in bytes.
+    /// The memory that a transfer may take, in bytes.
     pub(super) fn transfer_memory_bytes(&self) -> u64 {
         TRANSFER_MEMORY_BYTES + self.windows().memory_bytes(self.spec.encoding.compression)
     }

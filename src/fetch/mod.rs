@@ -16,6 +16,8 @@
 //! - `download`, `writer`: the two sides of a transfer, network and disk.
 //! - `scan`: finds the table of contents of an uncompressed tar by its headers alone.
 //! - `pass`: the one sequential pass that a compressed layer takes.
+//! - `passing`: bytes that the cache could not keep, in memory. `retry`: readers that lost such bytes.
+//!   `follower`: how far ahead of its reader a stream over such a layer may run.
 //! - `confirm`: the digest of a whole layer, once its last byte is in.
 //!
 //! It decides nothing about files, kits or mounts, and speaks no HTTP.
@@ -32,6 +34,7 @@ mod pass;
 mod passing;
 pub mod plan;
 mod reading;
+mod retry;
 mod scan;
 mod scheduler;
 mod staging;
@@ -59,7 +62,7 @@ use pace::Line;
 use passing::Passing;
 use scheduler::{Scheduler, Whose};
 
-/// What a scan of headers takes of memory: its pieces are written as they come.
+/// The memory that a scan of headers takes: its pieces are written as they come.
 const SCAN_MEMORY_BYTES: u64 = 1024 * 1024;
 
 /// Bounds of a [`Fetcher`].
@@ -76,7 +79,7 @@ impl Default for FetchConfig {
     }
 }
 
-/// What a [`Fetcher`] is doing, and has done since it was made.
+/// The present work of a [`Fetcher`], and its work since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FetchUsage {
     /// Memory that is reserved now, in bytes; 0 when nothing is under way.
@@ -118,7 +121,7 @@ pub struct Fetcher {
     passing: Arc<Passing>,
     /// By host; a few for each registry that was ever mounted from.
     lines: Mutex<HashMap<Arc<str>, Arc<Line>>>,
-    /// What was asked of all sources, and came.
+    /// Requests to all sources, and the bytes that came.
     counts: Arc<Counts>,
     config: FetchConfig,
 }
@@ -136,7 +139,7 @@ impl Fetcher {
         Arc::new(Self { cache, layers, scheduler, passing, lines, counts, config })
     }
 
-    /// What it is doing now, for `kitfs status`.
+    /// Its present work, for `kitfs status`.
     pub fn usage(&self) -> FetchUsage {
         FetchUsage {
             reserved_bytes: self.scheduler.reserved_bytes(),
@@ -146,7 +149,7 @@ impl Fetcher {
         }
     }
 
-    /// How long no reader has had to wait for bytes; background work waits for a quiet moment.
+    /// The time in which no reader has had to wait for bytes; background work waits for a quiet moment.
     pub fn quiet_for(&self) -> Duration {
         self.scheduler.quiet_for()
     }
@@ -158,7 +161,7 @@ impl Fetcher {
 
     /// Opens a layer: afterwards its table of contents is known.
     ///
-    /// What the cache does not know yet is found out from `source`: by the headers alone for an
+    /// The contents of a layer that the cache does not know are found out from `source`: by the headers alone for an
     /// uncompressed tar, by one sequential pass for a compressed layer (`progress` is told the
     /// blob bytes passed so far). A layer that is open already is shared, and remembers `source`
     /// as another place to fetch from.
@@ -211,7 +214,7 @@ impl Fetcher {
         layer.add_fallback(source, line);
     }
 
-    /// What is known of the way to a source; nothing for one that has it to itself.
+    /// The measured way to a source; a new one for a source that has it to itself.
     fn line_to(&self, source: &Arc<dyn BlobSource>) -> Arc<Line> {
         match source.host() {
             Some(host) => self.lines.lock().entry(host).or_insert_with(Line::new).clone(),
@@ -234,7 +237,7 @@ impl Fetcher {
     ) -> Result<Arc<Contents>, FetchError> {
         let whose = || Whose { layer: 0, host: source.host() };
         let permit = |bytes| self.scheduler.acquire(whose(), bytes, Urgency::on_demand());
-        // Whoever opens a kit waits for it.
+        // The command that opens a kit waits for it.
         let _reader = self.scheduler.reader();
         if spec.encoding.is_compressed() {
             let pass = async |windows| {

@@ -19,9 +19,9 @@ use parking_lot::Mutex;
 use super::scheduler::MOST_OF_A_LAYER;
 use crate::layer::layout::CHUNK_BYTES;
 
-/// What a request should take when the line is its own: two to three usual round trips.
+/// The time that a request should take when the line is its own: two to three usual round trips.
 const TARGET: Duration = Duration::from_millis(33);
-/// What it should take on a line of [`FAST_RATE`]: there a server pays more for a request than the
+/// The same on a line of [`FAST_RATE`]: there a server pays more for a request than the
 /// line does (docker-registry fills a buffer of 4 MiB for each, however little of it is asked for),
 /// and a reader that lands in its tail still waits less than a tenth of a second.
 const FAST_TARGET: Duration = Duration::from_millis(100);
@@ -61,7 +61,7 @@ struct Pace {
     running: u32,
     /// Seconds that transfers ran, of all of them together.
     run_seconds: f64,
-    /// When that was last brought up to date.
+    /// The time at which that was last brought up to date.
     now: Duration,
 }
 
@@ -127,7 +127,7 @@ impl Pace {
         (bytes.clamp(LEAST_BYTES, MOST_BYTES) / CHUNK_BYTES) as u32
     }
 
-    /// How many requests side by side fill the line.
+    /// The number of requests side by side that fill the line.
     fn connections(&self) -> u32 {
         match (self.rate, self.single) {
             (Some(rate), Some(single)) => {
@@ -138,12 +138,12 @@ impl Pace {
     }
 }
 
-/// What is known of the way to a source, for all layers that come over it.
+/// The measured way to a source, for all layers that come over it.
 #[derive(Debug)]
 pub(super) struct Line {
     began: Instant,
     pace: Mutex<Pace>,
-    /// What the pace comes to, for readers: without a lock.
+    /// The result of the pace, for readers: without a lock.
     request_chunks: AtomicU32,
     connections: AtomicU32,
     /// Bytes per second; 0 before anything was measured.
@@ -176,7 +176,7 @@ impl Line {
         self.request_chunks.load(Ordering::Relaxed)
     }
 
-    /// What comes in `time`, in bytes; 0 before anything was measured.
+    /// The bytes that come in `time`; 0 before anything was measured.
     pub(super) fn bytes_in(&self, time: Duration) -> u64 {
         (self.rate.load(Ordering::Relaxed) as f64 * time.as_secs_f64()) as u64
     }
@@ -238,7 +238,7 @@ impl Drop for Streaming {
         let mut pace = line.pace.lock();
         let now = line.began.elapsed();
         if self.is_resting {
-            // Who ends counts as running until then.
+            // A transfer that ends counts as running until then.
             pace.join(now);
         }
         pace.end(self.begun, now, self.brought);

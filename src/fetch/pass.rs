@@ -37,9 +37,9 @@ const PIECES: usize = 16;
 /// The memory that a pass may take beside its decoder: its pieces, each at most an HTTP client's
 /// buffer of some 400 KiB, and buffers.
 const PASS_MEMORY_BYTES: u64 = PIECES as u64 * 400 * 1024 + 1024 * 1024;
-/// What is decoded or read back from the spool at a time.
+/// The bytes that are decoded or read back from the spool at a time.
 const BUFFER_BYTES: usize = 256 * 1024;
-/// How often `progress` hears of a running pass.
+/// The interval at which `progress` hears of a running pass.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The memory that a pass may take with windows of that size, in bytes.

@@ -11,6 +11,8 @@
 //! - A chunk that was read to its end goes first, then the one that was used longest ago. Bytes that
 //!   somebody waits for may displace any others. Bytes that were only fetched ahead displace none that
 //!   may still be read, and are refused otherwise.
+//! - Many readers may displace each other's bytes. A reader that lost some begins a retry (`retry`), and
+//!   nothing displaces its bytes meanwhile. So every reader ends.
 //! - Nothing is held for long: what no reader comes for goes after 2 s, and anything after 10 s, so that
 //!   the cache is offered it again.
 
@@ -26,12 +28,12 @@ use tokio::runtime::Handle;
 use super::scheduler::Scheduler;
 use crate::layer::layout::CHUNK_BYTES;
 
-/// How long bytes wait for a reader: a reader that waits takes its bytes within milliseconds, and one
+/// The time that bytes wait for a reader: a reader that waits takes its bytes within milliseconds, and one
 /// that reads in order comes back for the rest of a chunk within a second or two.
 const IDLE: Duration = Duration::from_secs(2);
 /// The longest that bytes are held, however often they are read.
 const MOST_HELD: Duration = Duration::from_secs(10);
-/// How often idle bytes are looked for.
+/// The interval at which idle bytes are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A chunk of a layer, which is named by its number in the scheduler.
@@ -41,9 +43,11 @@ pub(super) struct Key {
     pub(super) chunk: u32,
 }
 
-/// How much bytes are needed.
+/// The need for bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
+    /// A reader waits for them that has lost them before.
+    Retried,
     /// Somebody waits for them.
     Awaited,
     /// They may be read next.
@@ -69,8 +73,10 @@ struct Held {
     start: u32,
     end: u32,
     pieces: Vec<Bytes>,
-    /// How far the chunk was read.
+    /// The end of the furthest read of the chunk.
     read_to: u32,
+    /// Whether nothing displaces it before it was read to its end, or the retry is over.
+    is_pinned: bool,
     used: Instant,
     began: Instant,
 }
@@ -82,6 +88,13 @@ impl Held {
 
     fn is_done(&self) -> bool {
         self.read_to >= self.end
+    }
+
+    fn may_go_for(&self, need: Need) -> bool {
+        match need {
+            Need::Retried | Need::Awaited => !self.is_pinned || self.is_done(),
+            Need::Ahead => self.is_done(),
+        }
     }
 
     fn copy(&self, from: u32, buffer: &mut [u8]) {
@@ -110,7 +123,7 @@ impl Passing {
         self.held_bytes.load(Ordering::Acquire) == 0
     }
 
-    /// How many more chunks can be held for what is only fetched ahead.
+    /// The chunks that can still be held of bytes that are only fetched ahead.
     pub(super) fn free_chunks(&self) -> u32 {
         let free_bytes = self.scheduler.free_aside_bytes();
         u32::try_from(free_bytes / CHUNK_BYTES).unwrap_or(u32::MAX)
@@ -143,12 +156,14 @@ impl Passing {
             end: start,
             pieces: Vec::new(),
             read_to: start,
+            is_pinned: false,
             used: now,
             began: now,
         });
         held.end += length;
         held.pieces.push(bytes);
         held.used = now;
+        held.is_pinned |= need == Need::Retried;
         self.held_bytes.fetch_add(length.into(), Ordering::Release);
         if !std::mem::replace(&mut table.is_swept, true) {
             runtime.spawn(self.clone().sweep());
@@ -160,15 +175,14 @@ impl Passing {
     fn set_aside(&self, table: &mut Table, key: Key, bytes: u64, need: Need) -> bool {
         while !self.scheduler.set_aside(bytes) {
             let others = table.chunks.iter().filter(|(other, _)| **other != key);
-            let may_go = |held: &Held| need == Need::Awaited || held.is_done();
             let least = others
-                .filter(|(_, held)| may_go(held))
+                .filter(|(_, held)| held.may_go_for(need))
                 .min_by_key(|(_, held)| (!held.is_done(), held.used))
                 .map(|(other, _)| *other);
             match (least, need) {
                 (Some(other), _) => self.remove(table, other),
                 (None, Need::Ahead) => return false,
-                (None, Need::Awaited) => {
+                (None, Need::Awaited | Need::Retried) => {
                     // A chunk that somebody waits for is always held, however little memory there is.
                     self.scheduler.set_aside_anyway(bytes);
                     return true;
@@ -203,6 +217,13 @@ impl Passing {
     pub(super) fn has(&self, key: Key, from: u32, to: u32) -> bool {
         let table = self.table.lock();
         table.chunks.get(&key).is_some_and(|held| held.start <= from && to <= held.end)
+    }
+
+    /// The retry of a layer is over: its bytes may go.
+    pub(super) fn unpin(&self, layer: usize) {
+        let mut table = self.table.lock();
+        let of_layer = table.chunks.iter_mut().filter(|(key, _)| key.layer == layer);
+        of_layer.for_each(|(_, held)| held.is_pinned = false);
     }
 
     /// Lets go of all bytes of a layer that is closed.
@@ -292,6 +313,32 @@ mod tests {
         assert!(!passing.has(key(0), 0, 1) && passing.has(key(1), 0, 1), "the oldest went");
         passing.forget(1);
         assert_eq!((passing.is_empty(), passing.scheduler.reserved_bytes()), (true, 0));
+    }
+
+    #[tokio::test]
+    async fn bytes_that_a_reader_lost_before_stay_until_they_were_read_or_its_retry_is_over() {
+        let passing = passing(8 * MIB);
+        let runtime = Handle::current();
+        let put_many = |need| {
+            for number in 100..200 {
+                assert!(passing.put(key(number), 0, chunk(1), need, &runtime));
+            }
+        };
+        assert!(passing.put(key(0), 0, chunk(7), Need::Retried, &runtime));
+        put_many(Need::Awaited);
+        let mut all = vec![0; CHUNK_BYTES as usize];
+        assert!(passing.read(key(0), 0, &mut all[..10]) && all[..10] == [7; 10]);
+        put_many(Need::Awaited);
+        assert!(passing.read(key(0), 0, &mut all), "it was read in part");
+        put_many(Need::Awaited);
+        assert!(!passing.has(key(0), 0, 1), "it was read to its end");
+        assert!(passing.put(key(0), 0, chunk(7), Need::Retried, &runtime));
+        passing.unpin(2);
+        put_many(Need::Awaited);
+        assert!(passing.has(key(0), 0, 1), "that was another layer's retry");
+        passing.unpin(1);
+        put_many(Need::Awaited);
+        assert!(!passing.has(key(0), 0, 1), "the retry is over");
     }
 
     proptest! {

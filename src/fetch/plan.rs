@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-/// What is known of a chunk when a transfer is planned.
+/// The state of a chunk when a transfer is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkStatus {
     /// Every byte is in the cache.

@@ -64,10 +64,15 @@ impl Inner {
 
     /// Whether all of a chunk is here, in memory at least.
     pub(super) fn is_here(&self, chunk: ChunkId) -> bool {
+        self.is_here_to(chunk, self.contents.layout.chunk(chunk).stream.end)
+    }
+
+    /// Whether a chunk is here from its start to `end`, in memory at least.
+    pub(super) fn is_here_to(&self, chunk: ChunkId, end: StreamOffset) -> bool {
         let span = self.contents.layout.chunk(chunk).stream;
-        let (filled, length) = (self.store.filled(chunk), (span.end - span.start) as u32);
+        let (filled, length) = (self.store.filled(chunk), (end - span.start) as u32);
         let key = Key { layer: self.number(), chunk: chunk.0 };
-        filled == length || !self.passing.is_empty() && self.passing.has(key, filled, length)
+        filled >= length || !self.passing.is_empty() && self.passing.has(key, filled, length)
     }
 }
 

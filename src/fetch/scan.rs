@@ -32,7 +32,7 @@ use crate::source::{BlobSource, BlobStream, Urgency};
 const FIRST_READ_BYTES: u64 = 4 * 1024;
 /// The largest read of a scan; bounds its memory.
 const LARGEST_READ_BYTES: u64 = 4 * 1024 * 1024;
-/// How far behind the last read the next header may lie for the bytes between to be read too: one
+/// The distance from the last read to the next header up to which the bytes between are read too: one
 /// chunk. They would be fetched with it anyway, and a chunk with a gap is fetched again.
 const NEAR_BYTES: u64 = CHUNK_BYTES;
 /// The end marker and the last member's padding. Asked for together with the first header, so
@@ -103,7 +103,7 @@ impl Headers {
         self.scanner.is_finished() || self.scanner.next_offset().get() >= self.blob.size
     }
 
-    /// Where the padding before a header begins: the end of the member's content, where the chunks
+    /// The start of the padding before a header: the end of the member's content, where the chunks
     /// behind a big member are counted from. Without these bytes the rest would count for nothing.
     fn before_padding(&self, header: StreamOffset) -> u64 {
         let last = self.scanner.members().last().and_then(|member| member.kind.extents());

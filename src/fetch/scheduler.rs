@@ -59,7 +59,7 @@ const MOST_HASHING: usize = 2;
 /// From here on a reservation is large: only windows of zstd come to that. Of several, two would take
 /// most of the usual memory, and a third that waits for them would hold up every reader behind it.
 const LARGE_BYTES: u64 = 32 * 1024 * 1024;
-/// What must be left beside a large one, so that readers of other layers go on.
+/// The memory that must be left beside a large one, so that readers of other layers go on.
 const LEFT_BESIDE_LARGE_BYTES: u64 = 16 * 1024 * 1024;
 /// The part of the memory that may be set aside for bytes that the cache could not keep: a third of what
 /// transfers have, so that two thirds are left to bring the next ones.
@@ -67,7 +67,7 @@ const ASIDE_SHARE: u64 = 3;
 /// The unit in which memory for replies is counted: a page.
 const REPLY_UNIT_BYTES: u64 = 4096;
 
-/// How long a prefetch rests for each batch of bytes while a reader waits: long enough for a
+/// The rest of a prefetch after each batch of bytes while a reader waits: long enough for a
 /// reader's chunk to pass at 100 Mbit/s, short enough not to be cut off by a server.
 const PREFETCH_REST: Duration = Duration::from_millis(20);
 /// The same for hydrating.
@@ -85,11 +85,11 @@ pub(super) struct Scheduler {
     readers: AtomicUsize,
     readers_left: Notify,
     began: Instant,
-    /// When a reader last began or ended to wait, in milliseconds since `began`.
+    /// The time at which a reader last began or ended to wait, in milliseconds since `began`.
     last_reader_ms: AtomicU64,
 }
 
-/// Who runs and who waits. Pure: the shell wakes whom [`Table::admit`] names.
+/// The transfers that run and those that wait. Pure: the shell wakes whom [`Table::admit`] names.
 struct Table {
     memory_bytes: u64,
     reserved_bytes: u64,
@@ -206,7 +206,7 @@ impl Scheduler {
     pub(super) fn reconsider(&self) {
         let admitted = self.table.lock().admit(self.readers.load(Ordering::Relaxed) > 0);
         for start in admitted {
-            // Who gave up meanwhile has a permit that is being dropped.
+            // A task that gave up meanwhile has a permit that is being dropped.
             let _ = start.send(());
         }
     }
@@ -223,7 +223,7 @@ impl Scheduler {
         self.last_reader_ms.store(now, Ordering::Relaxed);
     }
 
-    /// How long no reader has waited.
+    /// The time in which no reader has waited.
     pub(super) fn quiet_for(&self) -> Duration {
         if self.readers.load(Ordering::Relaxed) > 0 {
             return Duration::ZERO;
@@ -339,7 +339,7 @@ impl Table {
     }
 
     fn next(&self, reader_waits: bool) -> Option<usize> {
-        // Who came first stands first.
+        // First come, first in the list.
         let waiting = || self.waiting.iter().map(|(entry, _)| entry).enumerate();
         // Hosts that have their share, and a reader that waits for more.
         let mut held = Vec::new();

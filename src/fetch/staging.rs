@@ -1,4 +1,4 @@
-//! Where the bytes of a layer belong while its table of contents is still growing.
+//! The places of a layer's bytes while its table of contents is still growing.
 //!
 //! The final layout is a function of the whole table, but where a byte lies is known as soon as
 //! the header before it is: big members have files of their own, everything else is in `stream`.
@@ -117,7 +117,7 @@ impl Staging {
         &mut self.stage
     }
 
-    /// What was staged, when no more bytes come.
+    /// The stage and the bytes that it keeps, when no more bytes come.
     pub(super) fn into_parts(mut self) -> Result<(Stage, RangeSet), CacheError> {
         if let Some(head) = self.head.take() {
             self.place_all(StreamOffset(0), &head)?;

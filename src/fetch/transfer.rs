@@ -35,8 +35,6 @@ pub(super) struct Transfer {
     wanted: Notify,
     /// Whether it has a stream and writes: from then on its chunks stay its own.
     is_writing: AtomicBool,
-    /// Whether a reader has lost bytes before it could take them.
-    holds: AtomicBool,
     /// Whether it has rested for a reader, so that how long it took says nothing about the line.
     has_rested: AtomicBool,
 }
@@ -48,11 +46,11 @@ struct Progress {
     /// Nothing more will come; `Err` says why what is missing did not.
     ended: Option<Result<(), FetchError>>,
     waiters: Vec<(StreamOffset, oneshot::Sender<()>)>,
-    /// What readers want of it. Of a stream over the whole layer, what has not come yet.
+    /// The ranges that readers want of it. Of a stream over the whole layer, what has not come yet.
     wanted: Vec<Range<StreamOffset>>,
 }
 
-/// What waiting for an offset came to.
+/// The outcome of a wait for an offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waited {
     /// Everything before it has reached the cache.
@@ -70,7 +68,6 @@ impl Transfer {
             progress: Mutex::new(progress),
             wanted: Notify::new(),
             is_writing: AtomicBool::new(false),
-            holds: AtomicBool::new(false),
             has_rested: AtomicBool::new(false),
         })
     }
@@ -99,11 +96,8 @@ impl Transfer {
     }
 
     /// Notes that a reader wants these bytes of it. Known before the reader begins to wait: by then the
-    /// bytes may have passed. A reader that lost them before says that they are to be held.
-    pub(super) fn want(&self, range: Range<StreamOffset>, is_to_be_held: bool) {
-        if is_to_be_held {
-            self.holds.store(true, Ordering::Relaxed);
-        }
+    /// bytes may have passed.
+    pub(super) fn want(&self, range: Range<StreamOffset>) {
         let mut progress = self.progress.lock();
         if progress.wanted.len() == MOST_WANTED {
             // All of them as one: at worst more bytes are held for a moment.
@@ -114,12 +108,6 @@ impl Transfer {
             progress.wanted.extend(all);
         }
         progress.wanted.push(range);
-    }
-
-    /// Whether bytes are to be held in memory until the readers that want them have taken them, though
-    /// the cache has them.
-    pub(super) fn holds(&self) -> bool {
-        self.holds.load(Ordering::Relaxed)
     }
 
     /// Whether a reader wants bytes of `range`.
@@ -202,7 +190,7 @@ impl Transfer {
         if progress.ended.is_none() {
             progress.ended = Some(result);
             for (_, waiter) in progress.waiters.drain(..) {
-                // Who gave up meanwhile does not hear of it.
+                // A reader that gave up meanwhile does not hear of it.
                 let _ = waiter.send(());
             }
         }
@@ -250,7 +238,7 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// What a reader has to wait for: a transfer, until this offset.
+/// A transfer that a reader has to wait for, until this offset.
 pub(super) type Wait = (Arc<Transfer>, StreamOffset);
 
 #[cfg(test)]

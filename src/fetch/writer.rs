@@ -19,7 +19,7 @@ use crate::layer::{ChunkId, StreamOffset};
 use crate::oci::Compression;
 use crate::source::Priority;
 
-/// What is decoded at a time: one chunk.
+/// The bytes that are decoded at a time: one chunk.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Writes the bytes of one transfer, in order, from some offset of the stream on.
@@ -32,7 +32,7 @@ pub(super) struct Writer {
     leash: Option<Leash>,
 }
 
-/// What became of a transfer's bytes.
+/// The outcome of a transfer's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
     /// They all came.
@@ -138,7 +138,7 @@ impl Writer {
             match appended {
                 Appended::Kept(filled) => {
                     readable = self.at.min(span.start + u64::from(filled));
-                    if self.transfer.holds() && readable > span.start {
+                    if self.inner.is_retried(&(span.start..readable)) {
                         self.hold(chunk, span.start..readable);
                     }
                 }
@@ -167,14 +167,11 @@ impl Writer {
 
     /// Holds bytes in memory that the cache has, for a reader that lost them before it could take them.
     fn hold(&self, chunk: ChunkId, readable: Range<StreamOffset>) {
-        if !self.transfer.wants(&readable) {
-            return;
-        }
         let key = Key { layer: self.inner.number(), chunk: chunk.0 };
         let mut bytes = page_aligned((readable.end - readable.start) as usize);
         if matches!(self.inner.store.read(readable.start, &mut bytes), Ok(Lookup::Hit)) {
             let (bytes, runtime) = (bytes.freeze(), &self.inner.runtime);
-            self.inner.passing.put(key, 0, bytes, Need::Awaited, runtime);
+            self.inner.passing.put(key, 0, bytes, Need::Retried, runtime);
         }
     }
 
@@ -192,6 +189,7 @@ impl Writer {
         let key = Key { layer: self.inner.number(), chunk: chunk.0 };
         let is_begun = || start > 0 && self.inner.passing.has(key, start - 1, start);
         let need = match &self.leash {
+            _ if self.inner.is_retried(&span) => Need::Retried,
             None if priority == Priority::OnDemand => Need::Awaited,
             None => Need::Ahead,
             Some(_) if self.transfer.wants(&span) => Need::Awaited,

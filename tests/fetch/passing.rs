@@ -146,3 +146,65 @@ async fn mounts_go_on_when_the_cache_folder_goes() {
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "the new folder is another's");
     assert!(fetcher.cache().trouble().is_some());
 }
+
+/// Work in the background ends where nothing is kept. Its end is no answer to a reader that has just come
+/// to wait for the same bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_joins_work_in_the_background_gets_its_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Memory::new(content(1, 4 * MIB));
+    let fetcher = small(folder.path(), 0, 64);
+    let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+    let mut random = Random::new(7);
+    for round in 0..300 {
+        let start = random.below(3 * MIB as u64) as usize;
+        let all = StreamOffset(0)..StreamOffset(4 * MIB as u64);
+        layer.prefetch(all, [Priority::Prefetch, Priority::Hydrate][round % 2]);
+        for _ in 0..random.below(40) {
+            tokio::task::yield_now().await;
+        }
+        let range = start..start + 100_000;
+        let bytes = read(&layer, range.clone()).await.unwrap_or_else(|e| panic!("{round}: {e}"));
+        assert!(bytes == source.bytes[range]);
+    }
+}
+
+/// Many readers at once, in any order, some of which give up. Memory is bounded, and all of it comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_readers_share_a_cache_that_keeps_nothing_and_leave_no_memory_behind() {
+    let stream = tar_of(&[5 * MIB, 100, 3 * MIB + 5]);
+    let zstd = zstd::encode_all(&stream[..], 1).unwrap();
+    for (compression, blob) in [(Compression::None, stream.clone()), (Compression::Zstd, zstd)] {
+        for (capacity_bytes, memory_mib) in [(0, 24), (0, 64), (3 * MIB as u64, 24)] {
+            let folder = tempfile::tempdir().unwrap();
+            let source = Memory::new(blob.clone());
+            let fetcher = small(folder.path(), capacity_bytes, memory_mib);
+            let spec = source.spec(Format::Tar, compression);
+            let layer = open(&fetcher, spec, &source).await.unwrap();
+            let reader = |number: u64| {
+                let (layer, stream) = (layer.clone(), &stream);
+                async move {
+                    let mut random = Random::new(number);
+                    for _ in 0..12 {
+                        let length = 1 + random.below(300_000) as usize;
+                        let start = random.below((stream.len() - length) as u64) as usize;
+                        let range = start..start + length;
+                        if random.below(4) == 0 {
+                            // A reader that gives up.
+                            let patience = Duration::from_micros(random.below(3_000));
+                            let _ = tokio::time::timeout(patience, read(&layer, range)).await;
+                        } else {
+                            assert!(read(&layer, range.clone()).await.unwrap() == stream[range]);
+                        }
+                    }
+                }
+            };
+            futures_util::future::join_all((0..8).map(reader)).await;
+            let what = format!("{compression:?} {capacity_bytes} {memory_mib}");
+            assert!(fetcher.usage().reserved_bytes <= memory_mib * MIB as u64, "{what}");
+            assert!(fetcher.cache().resident_bytes() <= capacity_bytes, "{what}");
+            drop(layer);
+            until("no memory is held", || fetcher.usage().reserved_bytes == 0).await;
+        }
+    }
+}
