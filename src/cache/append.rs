@@ -27,7 +27,7 @@ use super::filling::{Filled, Filling};
 use super::{CacheError, LayerStore};
 use crate::layer::ChunkId;
 
-/// What became of appended bytes.
+/// The outcome of an append.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Appended {
     /// This many bytes from the chunk's start can be read from the cache now.
@@ -35,7 +35,7 @@ pub enum Appended {
     /// The cache cannot keep these bytes: they are right as far as the layer's state says, and the
     /// caller's to hand out. Of a chunk with a seal they are all of it.
     Unkept {
-        /// Where they start in the chunk.
+        /// Their offset in the chunk.
         start: u32,
         /// The bytes.
         bytes: Bytes,
@@ -54,7 +54,7 @@ struct Current {
     stage: Stage,
 }
 
-/// What is done with the bytes of a chunk.
+/// The treatment of a chunk's bytes.
 pub(super) enum Stage {
     /// They are taken.
     Filling(Box<Filling>),

@@ -9,7 +9,7 @@
 //!    '------------------------------> NotNow          (ask again) <--------------------------'
 //! ```
 //!
-//! What the kernel reads by itself nobody checks on the way, so the promises of the room hold by
+//! Nobody checks the bytes that the kernel reads by itself, so the promises of the room hold by
 //! these means:
 //! - It is handed out only when this process wrote each of its chunks or compared it with its
 //!   record, and the layer's own digest was computed: a confirmed layer is never poisoned later.
@@ -38,7 +38,7 @@ use super::{CacheError, LayerState, LayerStore, lease};
 use crate::layer::layout::Piece;
 use crate::layer::{CacheFile, ChunkId, StreamOffset};
 
-/// How often a check that waits for another one looks whether it is still wanted.
+/// The interval at which a check that waits for another one looks whether it is still wanted.
 const TURN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A complete member's file, read-only, and the pin that keeps its bytes where they are.
@@ -214,7 +214,7 @@ fn member_at(ready: &Ready, range: &Range<StreamOffset>) -> Option<u32> {
     }
 }
 
-/// Where the big member `index` lies; `None` where it has no file of its own.
+/// The place of the big member `index`; `None` where it has no file of its own.
 pub(super) fn piece_of(ready: &Ready, index: u32) -> Option<&Piece> {
     let mut pieces = ready.contents.layout.pieces().iter();
     pieces.find(|piece| piece.file == CacheFile::Member(index))

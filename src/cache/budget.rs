@@ -1,4 +1,4 @@
-//! How many bytes the cache has on disk, how many it may have, and what time it is.
+//! The account of the cache's bytes on disk, its limits, and its clock.
 //!
 //! Bytes are counted as content, not as blocks: at the borders of pieces a file system may keep up
 //! to one block (4 KiB) more. They are counted before they are written, so that writers at the same
@@ -31,7 +31,7 @@ pub(super) struct Budget {
     used_bytes: AtomicU64,
     pinned_bytes: AtomicU64,
     clock: AtomicU64,
-    /// What may be written before the next look at the free space.
+    /// The bytes that may be written before the next look at the free space.
     unlooked_bytes: AtomicU64,
 }
 
@@ -100,7 +100,7 @@ impl Budget {
         debug_assert!(before >= bytes, "only what was pinned is unpinned");
     }
 
-    /// How many bytes may be pinned at a time; everything where nothing is ever evicted.
+    /// The most bytes that may be pinned at a time; everything where nothing is ever evicted.
     pub(super) fn most_pinned_bytes(&self, root: &Root) -> Result<u64, CacheError> {
         let most = match self.keep_free_bytes {
             0 => self.capacity_bytes.unwrap_or(u64::MAX),
@@ -120,7 +120,7 @@ impl Budget {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// How many bytes can be written before something must go.
+    /// The bytes that can be written before something must go.
     pub(super) fn free_bytes(&self, root: &Root) -> Result<u64, CacheError> {
         let on_disk = root.available_bytes()?.saturating_sub(self.keep_free_bytes);
         let capacity = self.capacity_bytes.unwrap_or(u64::MAX);
@@ -134,7 +134,7 @@ impl Budget {
         Ok(on_disk.min(self.capacity_bytes.unwrap_or(u64::MAX)))
     }
 
-    /// What must go before `bytes` that were [added](Self::add) can be written.
+    /// The bytes that must go before `bytes` that were [added](Self::add) can be written.
     pub(super) fn excess(&self, root: &Root, bytes: u64) -> Result<Option<Excess>, CacheError> {
         if let Some(capacity_bytes) = self.capacity_bytes {
             let used_bytes = self.used_bytes();

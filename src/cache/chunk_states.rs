@@ -1,4 +1,4 @@
-//! What is known in memory of each chunk of a layer: 4 bytes, read without a lock.
+//! The state of each chunk of a layer in memory: 4 bytes, read without a lock.
 //!
 //! ```text
 //! bit 31..21        20     19        18..0
@@ -150,7 +150,7 @@ impl ChunkStates {
         }
     }
 
-    /// When each group of chunks was last used, in order.
+    /// The stamp of each group's last use, in order.
     pub(super) fn stamps(&self) -> impl Iterator<Item = u64> {
         self.stamps.iter().map(|stamp| stamp.load(Ordering::Relaxed))
     }

@@ -19,9 +19,13 @@
 //!
 //! A table is sparse: a layer may say that it has as many chunks as it likes. Reading a table looks at
 //! the stretches that hold data only, so its cost is that of the records that were written.
+//!
+//! Every table is kept twice (see [`super::mending`]); this module knows of one file alone.
+
+use std::io::ErrorKind;
 
 use super::CacheError;
-use super::disk::{DiskFile, Place};
+use super::disk::{DiskFile, Durability, Place};
 use super::seal::{Seal, Value};
 use crate::layer::layout::CHUNK_BYTES;
 
@@ -31,7 +35,7 @@ const HEADER_BYTES: u64 = 64;
 pub(super) const RECORD_BYTES: usize = 80;
 /// Records that are read or written with one call: 80 kB.
 const RECORDS_AT_ONCE: usize = 1024;
-/// Where a record's own checksum is.
+/// The place of a record's own checksum.
 const CHECKSUM_AT: usize = RECORD_BYTES - 4;
 
 /// Kinds of seals. A record with another one is not believed.
@@ -39,14 +43,14 @@ const NO_SEAL: u32 = 0;
 const BLAKE3: u32 = 1;
 const SHA256: u32 = 2;
 
-/// What the table says of one chunk.
+/// The table's record of one chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Record {
-    /// How many bytes from the chunk's start are in the cache.
+    /// The bytes from the chunk's start that are in the cache.
     pub(super) filled: u32,
     /// The CRC32C of them (Castagnoli, RFC 3720).
     pub(super) checksum: u32,
-    /// What all bytes of the chunk come to, if it was full when its layer was confirmed.
+    /// The seal of the whole chunk, if it was full when its layer was confirmed.
     pub(super) seal: Option<Seal>,
 }
 
@@ -81,22 +85,25 @@ impl Record {
         bytes
     }
 
-    /// An empty record where the checksum is wrong, the length impossible or the seal unknown.
-    fn decode(chunk: u32, bytes: &[u8; RECORD_BYTES]) -> Self {
+    /// `None` where the checksum is wrong, the length impossible or the seal unknown.
+    fn decode(chunk: u32, bytes: &[u8; RECORD_BYTES]) -> Option<Self> {
+        if bytes == &[0; RECORD_BYTES] {
+            return Some(Self::default());
+        }
         let u32_at = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at + i]));
         let value_at = |at: usize| -> Value { std::array::from_fn(|i| bytes[at + i]) };
         let filled = u32_at(0);
         let is_right = u32_at(CHECKSUM_AT) == checksum(chunk, &bytes[..CHECKSUM_AT]);
         if !is_right || u64::from(filled) > CHUNK_BYTES {
-            return Self::default();
+            return None;
         }
         let seal = match u32_at(8) {
             NO_SEAL => None,
             BLAKE3 => Some(Seal::Blake3(value_at(12))),
             SHA256 => Some(Seal::Sha256 { before: value_at(12), after: value_at(44) }),
-            _ => return Self::default(),
+            _ => return None,
         };
-        Self { filled, checksum: u32_at(4), seal }
+        Some(Self { filled, checksum: u32_at(4), seal })
     }
 }
 
@@ -135,7 +142,7 @@ fn encode_header(header: &Header) -> Vec<u8> {
     bytes
 }
 
-/// What the header says.
+/// The fields of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Header {
     toc_digest: Value,
@@ -152,16 +159,18 @@ fn decode_header(bytes: &[u8; HEADER_BYTES as usize]) -> Option<Header> {
         .then(|| Header { toc_digest: std::array::from_fn(|i| bytes[28 + i]), chunks: u32_at(16) })
 }
 
-/// What a table says of its layer.
+/// The contents of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Loaded {
-    /// How many bytes of each chunk are there.
+    /// The filled bytes of each chunk.
     pub(super) filled: Vec<u32>,
-    /// Whether it has the seals of all chunks.
-    pub(super) is_sealed: bool,
+    /// The number of chunks that have a seal.
+    pub(super) sealed: u32,
+    /// Chunks whose record cannot be believed, in order. They count as empty.
+    pub(super) damaged: Vec<u32>,
 }
 
-/// What a table says: `None` where there is no usable one of `chunks` chunks for the toc with this
+/// Reads a table: `None` where there is no usable one of `chunks` chunks for the toc with this
 /// digest.
 pub(super) fn load(
     place: &Place,
@@ -172,13 +181,38 @@ pub(super) fn load(
     if header != (Header { toc_digest: *toc_digest, chunks }) {
         return Ok(None);
     }
-    let mut filled = vec![0; chunks as usize];
-    let mut sealed = 0;
-    for_each(&table, chunks, |chunk, record| {
-        filled[chunk as usize] = record.filled;
-        sealed += u32::from(record.seal.is_some());
+    let mut loaded = Loaded { filled: vec![0; chunks as usize], sealed: 0, damaged: Vec::new() };
+    for_each(&table, chunks, |chunk, record| match record {
+        Some(record) => {
+            loaded.filled[chunk as usize] = record.filled;
+            loaded.sealed += u32::from(record.seal.is_some());
+        }
+        None => loaded.damaged.push(chunk),
     })?;
-    Ok(Some(Loaded { filled, is_sealed: sealed == chunks }))
+    Ok(Some(loaded))
+}
+
+/// Writes the records of one table to another place, but for those that cannot be believed. `false`
+/// where the table is not usable.
+pub(super) fn copy(from: &Place, to: &Place, durability: Durability) -> Result<bool, CacheError> {
+    let Some((header, table)) = open(from)? else { return Ok(false) };
+    let mut records = Vec::new();
+    for_each(&table, header.chunks, |chunk, record| {
+        records.extend(record.filter(|it| *it != Record::default()).map(|record| (chunk, record)));
+    })?;
+    let put = |file: &DiskFile| write(file, &header.toc_digest, header.chunks, &records);
+    to.write_with(put, durability)?;
+    Ok(true)
+}
+
+/// Whether there is a table of `chunks` chunks for the toc with this digest, as far as its header says.
+pub(super) fn is_usable(
+    place: &Place,
+    toc_digest: &Value,
+    chunks: u32,
+) -> Result<bool, CacheError> {
+    let header = Header { toc_digest: *toc_digest, chunks };
+    Ok(open(place)?.is_some_and(|(found, _)| found == header))
 }
 
 /// The filled bytes of all chunks together, as the table has them; `None` where there is no usable
@@ -186,7 +220,9 @@ pub(super) fn load(
 pub(super) fn count(place: &Place) -> Result<Option<u64>, CacheError> {
     let Some((header, table)) = open(place)? else { return Ok(None) };
     let mut filled_bytes = 0;
-    for_each(&table, header.chunks, |_, record| filled_bytes += u64::from(record.filled))?;
+    for_each(&table, header.chunks, |_, record| {
+        filled_bytes += record.map_or(0, |record| u64::from(record.filled));
+    })?;
     Ok(Some(filled_bytes))
 }
 
@@ -202,11 +238,12 @@ fn open(place: &Place) -> Result<Option<(Header, DiskFile)>, CacheError> {
     Ok(header.map(|header| (header, table)))
 }
 
-/// Calls `each` with the records that are not in a hole of the file.
-fn for_each(
+/// Calls `each` with the records that are not in a hole of the file; `None` for one that cannot be
+/// believed.
+pub(super) fn for_each(
     table: &DiskFile,
     chunks: u32,
-    mut each: impl FnMut(u32, Record),
+    mut each: impl FnMut(u32, Option<Record>),
 ) -> Result<(), CacheError> {
     let mut buffer = vec![0; RECORDS_AT_ONCE * RECORD_BYTES];
     let mut next = 0;
@@ -235,13 +272,15 @@ fn record_at(offset: u64) -> u32 {
     u32::try_from(record).unwrap_or(u32::MAX)
 }
 
-/// The record of a chunk as it is on disk now.
-pub(super) fn read_record(table: &DiskFile, chunk: u32) -> Result<Record, CacheError> {
+/// The record of a chunk as it is on disk now; `None` where it cannot be believed.
+pub(super) fn read_record(table: &DiskFile, chunk: u32) -> Result<Option<Record>, CacheError> {
     let mut bytes = [0; RECORD_BYTES];
-    table
-        .read_exact_at(&mut bytes, place_of(chunk))
-        .map_err(CacheError::io("read", table.path()))?;
-    Ok(Record::decode(chunk, &bytes))
+    match table.read_exact_at(&mut bytes, place_of(chunk)) {
+        Ok(()) => Ok(Record::decode(chunk, &bytes)),
+        // Somebody cut the file.
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(CacheError::io("read", table.path())(error)),
+    }
 }
 
 /// Writes the record of a chunk. Only the chunk's owner does.
@@ -312,6 +351,7 @@ mod tests {
                 let differing = loaded.filled.iter().zip(&records).filter(|(a, b)| **a != b.filled);
                 let differing: Vec<u32> = differing.map(|(filled, _)| *filled).collect();
                 prop_assert!(!cut && (differing.is_empty() || differing == [0]));
+                prop_assert!(differing.len() <= loaded.damaged.len());
             }
         }
 
@@ -326,7 +366,7 @@ mod tests {
             write_record(&file, at as u32, &new).unwrap();
             records[at] = new;
             for (chunk, record) in records.iter().enumerate() {
-                prop_assert_eq!(read_record(&file, chunk as u32).unwrap(), *record);
+                prop_assert_eq!(read_record(&file, chunk as u32).unwrap(), Some(*record));
             }
             let sum: u64 = records.iter().map(|record| u64::from(record.filled)).sum();
             prop_assert_eq!(count(&place).unwrap(), Some(sum));
@@ -339,7 +379,7 @@ mod tests {
         let place = place(&folder);
         assert_eq!(load(&place, &[7; 32], 3).unwrap(), None, "it is not there");
         std::fs::write(place.path(), encode(&[7; 32], &[Record::default(); 3])).unwrap();
-        let empty = Loaded { filled: vec![0; 3], is_sealed: false };
+        let empty = Loaded { filled: vec![0; 3], sealed: 0, damaged: Vec::new() };
         assert_eq!(load(&place, &[7; 32], 3).unwrap(), Some(empty));
         assert_eq!(load(&place, &[8; 32], 3).unwrap(), None);
         assert_eq!(load(&place, &[7; 32], 4).unwrap(), None);
@@ -357,13 +397,13 @@ mod tests {
         assert_eq!(table.length().unwrap(), 64 + 800_000_000);
         assert!(place.bytes_on_disk() <= 64 * 1024, "{} bytes", place.bytes_on_disk());
         for (chunk, record) in [&records[..], &[(2, record(0)), (9_999_998, record(0))]].concat() {
-            assert_eq!(read_record(&table, chunk).unwrap(), record);
+            assert_eq!(read_record(&table, chunk).unwrap(), Some(record));
         }
         let mut read = 0;
         let mut found = Vec::new();
         for_each(&table, 10_000_000, |chunk, record| {
             read += 1;
-            found.extend((record.filled > 0).then_some((chunk, record)));
+            found.extend(record.filter(|it| it.filled > 0).map(|record| (chunk, record)));
         })
         .unwrap();
         assert_eq!(found, records);
@@ -413,6 +453,6 @@ mod tests {
         bytes[8] = 3;
         let crc = checksum(3, &bytes[..CHECKSUM_AT]);
         bytes[CHECKSUM_AT..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Record::decode(3, &bytes), Record::default());
+        assert_eq!(Record::decode(3, &bytes), None);
     }
 }

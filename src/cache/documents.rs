@@ -26,7 +26,7 @@ const DOCUMENT_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
 /// Documents that were removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleared {
-    /// How many.
+    /// Their number.
     pub documents: u64,
     /// Their bytes, copies not counted.
     pub bytes: u64,
@@ -80,7 +80,23 @@ impl Cache {
         Some(bytes)
     }
 
-    /// When a document was kept, in whole seconds; `None` where it is not there.
+    /// Checks each document and its copy, and makes one that is damaged or lost again from the other.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`] when documents cannot be listed.
+    pub fn verify_documents(&self) -> Result<(), CacheError> {
+        for hex in self.shared.root.place(KITS).names()? {
+            let Some(digest) = Digest::from_hex(&hex) else { continue };
+            let Some(bytes) = self.document(digest) else { continue };
+            let copy = self.folder_of(digest).join(COPY);
+            if read(&copy, digest).is_none() {
+                copy.write(&bytes, Durability::Synced)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The time at which a document was kept, in whole seconds; `None` where it is not there.
     pub fn document_first_seen(&self, digest: Digest) -> Option<Mtime> {
         let document = self.folder_of(digest).join(NAME);
         document.exists().then(|| Mtime::nearest(document.modified()))

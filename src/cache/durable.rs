@@ -31,7 +31,7 @@ use super::meta::{Meta, Residency};
 use super::{CacheError, LayerStore};
 use crate::layer::{CacheFile, ChunkId};
 
-/// What is known of a layer's changes since its last sync.
+/// The changes of a layer since its last sync.
 pub(super) struct Changes {
     /// Whether the meta file on disk says that the layer is in use.
     is_in_use: AtomicBool,

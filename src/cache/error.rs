@@ -1,4 +1,4 @@
-//! What can go wrong with the cache.
+//! Errors of the cache.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use crate::observe::shown_bytes;
 use crate::oci::Digest;
 
-/// What can go wrong with the cache. Messages name the folder or file and what to do next.
+/// An error of the cache. Messages name the folder or file and what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// Another process holds the folder.
@@ -91,9 +91,9 @@ pub enum CacheError {
         chunk: u32,
         /// Bytes of the chunk that are there.
         written: u32,
-        /// Where the new bytes start in the chunk.
+        /// The offset of the new bytes in the chunk.
         start: u64,
-        /// Where they end.
+        /// The offset of their end.
         end: u64,
     },
     /// The manifest gives a blob another size than the blob has.
@@ -113,7 +113,7 @@ pub enum CacheError {
 
 impl CacheError {
     /// Whether the cache cannot keep something, for want of room or because its disk does not take it.
-    /// What was to be kept may be right all the same.
+    /// The bytes to be kept may be right all the same.
     pub fn is_about_keeping(&self) -> bool {
         match self {
             Self::Io { .. } | Self::Full { .. } | Self::DiskFull { .. } => true,
@@ -144,6 +144,13 @@ impl CacheError {
         let errno = Errno::from_io_error(error);
         let of_disk = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS, Errno::IO, Errno::STALE];
         errno.is_some_and(|errno| of_disk.contains(&errno))
+    }
+
+    /// Whether a disk or file system says that it has lost what it was given. Once a hole is made there,
+    /// the next bytes go to another place on it.
+    pub(super) fn is_lost_on_disk(&self) -> bool {
+        let Self::Io { error, .. } = self else { return false };
+        matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::UCLEAN))
     }
 
     /// Whether this process or the machine lacks descriptors or memory: the file is fine.

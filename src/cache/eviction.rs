@@ -1,4 +1,4 @@
-//! What goes when room is needed: the least recently used bytes go first, and what `warm` brought goes last.
+//! Eviction: the least recently used bytes go first, and bytes that `warm` brought go last.
 //!
 //! ```text
 //! order:          layers that were only read, then layers that `warm` brought
@@ -9,6 +9,9 @@
 //!
 //! - Room is made for bytes that are about to be written (`room`), and never by looking at the cache. A
 //!   smaller limit than that of the last run takes effect with the next write.
+//! - What was used during the last few writes counts as used at the same time, and lower groups go first. A
+//!   stream runs forward: in a cache of few groups the chunks that its reader has passed must go before
+//!   those that were just written for it.
 //! - Chunks of a group go one by one until there is room. What is being filled, what is pinned and
 //!   the spools of running passes stay.
 //! - A fully evicted layer keeps its table of contents: it can be listed without the network, and costs
@@ -20,6 +23,10 @@ use std::sync::atomic::Ordering;
 
 use super::known::{Known, Purpose, Shared, Storing};
 use super::{CacheError, LayerStore};
+
+/// The writes that count as one moment: a reader may use its group between the write and the eviction that
+/// makes room for it, and so may the readers of a few other streams.
+const RECENT_TICKS: u64 = 4;
 
 /// Something that can be evicted. Sorted: what goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,7 +50,7 @@ impl Shared {
             .filter(|known| known.resident_bytes() > 0)
             .map(|known| (known.clone(), known.open_store()))
             .collect();
-        let mut candidates = candidates(&layers);
+        let mut candidates = candidates(&layers, self.budget.now().saturating_sub(RECENT_TICKS));
         candidates.sort_unstable();
         let mut freed = 0;
         let mut failed = HashSet::new();
@@ -88,12 +95,14 @@ impl Shared {
     }
 }
 
-fn candidates(layers: &[(Arc<Known>, Option<Arc<LayerStore>>)]) -> Vec<Candidate> {
+/// The candidates, of which those used at `recent` or later count as used at the same time.
+fn candidates(layers: &[(Arc<Known>, Option<Arc<LayerStore>>)], recent: u64) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     for (layer, (known, store)) in layers.iter().enumerate() {
         let is_warmed =
             known.meta.read().as_ref().is_some_and(|meta| meta.warmed_seconds.is_some());
-        let candidate = |stamp, group| Candidate { is_warmed, stamp, layer, group };
+        let candidate =
+            |stamp: u64, group| Candidate { is_warmed, stamp: stamp.min(recent), layer, group };
         match store {
             Some(store) => {
                 let groups = store.resident_groups();

@@ -23,13 +23,13 @@ pub(super) struct Filling {
     chunk: u32,
     placed: Placed,
     state: ChunkState,
-    /// Where its bytes go; `None` where the disk takes none.
+    /// The file that takes its bytes; `None` where the disk takes none.
     target: Option<Target>,
     /// The CRC32C of the bytes so far.
     checksum: u32,
     /// Bytes in the checksum, and in the file or held.
     written: u32,
-    /// What the whole chunk must come to.
+    /// The seal that the whole chunk must come to.
     expected: Option<Seal>,
     /// The bytes of a chunk with a seal: none of them is written or shown before all are known to be
     /// right.
@@ -44,7 +44,7 @@ struct Target {
     _change: Change,
 }
 
-/// What became of bytes for a chunk that is being filled.
+/// The outcome of bytes for a chunk that is being filled.
 pub(super) enum Filled {
     /// More are missing; so many can be read.
     Going(u32),
@@ -54,7 +54,7 @@ pub(super) enum Filled {
     Refused { start: u32, bytes: Bytes },
 }
 
-/// What the bytes of a chunk must come to.
+/// The bytes that a chunk may take.
 enum Expected {
     /// Nobody knows: its layer is not confirmed.
     Anything,
@@ -144,7 +144,7 @@ impl LayerStore {
         opened.inspect_err(|error| self.shared.note_trouble(error)).ok()
     }
 
-    /// What a chunk must come to. Where that is lost, the layer has to be confirmed again.
+    /// The bytes that a chunk may take. Where its seal is lost, the layer has to be confirmed again.
     fn expected(&self, ready: &Ready, chunk: u32, placed: &Placed, state: ChunkState) -> Expected {
         let is_confirmed = self.state() == LayerState::Confirmed;
         // Bytes that programs read past kitfs are not written unchecked, whatever the layer's state.
@@ -294,7 +294,7 @@ impl LayerStore {
         recorded
     }
 
-    /// What is to be done with bytes that were not kept, if that is what is wrong.
+    /// Hands bytes back that were not kept, if nothing else is wrong.
     fn refused(
         &self,
         error: CacheError,

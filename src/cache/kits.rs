@@ -17,7 +17,7 @@ impl Cache {
         Ok(())
     }
 
-    /// What an origin was last resolved to, for mounting without the network.
+    /// The manifest that an origin was last resolved to, for mounting without the network.
     pub fn recall(&self, origin: &str) -> Option<Digest> {
         self.state.recall(origin).unwrap_or_else(|error| {
             tracing::warn!(%error, "the cache's state file cannot be read");

@@ -19,11 +19,12 @@ use parking_lot::{Mutex, RwLock};
 use super::budget::Budget;
 use super::disk::{Durability, Place, Root, TEMPORARY};
 use super::durable::Changes;
-use super::meta::{BootId, Decoded, META_BYTES, Meta, Residency};
+use super::mending::{self, CHUNKS, CHUNKS_COPY, META, TOC, TOC_COPY};
+use super::meta::{BootId, META_BYTES, Meta, Residency};
 use super::room::Trouble;
-use super::{CacheConfig, CacheError, LayerKey, LayerState, LayerStore, chunk_table};
+use super::{CacheConfig, CacheError, LayerKey, LayerState, LayerStore};
 
-/// What everything in a cache folder shares.
+/// The state that all layers of a cache folder share.
 pub(super) struct Shared {
     pub(super) root: Arc<Root>,
     pub(super) boot: BootId,
@@ -40,13 +41,13 @@ pub(super) struct Shared {
 /// A layer that the folder has or once had.
 pub(super) struct Known {
     pub(super) key: LayerKey,
-    /// What its meta file says; `None` while the layer is not in the folder.
+    /// The content of its meta file; `None` while the layer is not in the folder.
     pub(super) meta: RwLock<Option<Meta>>,
     pub(super) resident_bytes: AtomicU64,
     pub(super) spool_bytes: AtomicU64,
-    /// When it was last used, by the cache's clock; of a layer that is not open.
+    /// The moment of its last use, by the cache's clock; of a layer that is not open.
     pub(super) stamp: AtomicU64,
-    /// When it was last opened or closed, in seconds since 1970.
+    /// The time of its last opening or closing, in seconds since 1970.
     pub(super) last_used: AtomicI64,
     pub(super) changes: Changes,
     /// Whether the layer is open in memory alone, because the disk does not take its files.
@@ -65,7 +66,7 @@ pub(super) enum Purpose {
     Maintenance,
 }
 
-/// Where the files of a layer are.
+/// The place of a layer's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Storing {
     /// In the cache folder.
@@ -136,15 +137,13 @@ impl Shared {
         Ok(Arc::new(shared))
     }
 
-    /// What the folder has of a layer; a folder without a usable meta file is removed. Of one that
+    /// Takes stock of a layer's folder; a folder without a usable meta file is removed. Of one that
     /// cannot be read its size stands for what it has: it can be listed and removed, and the others
     /// can be used all the same.
     fn take_stock(&self, key: LayerKey) -> Option<Arc<Known>> {
         let folder = self.layer_folder(key);
-        let place = folder.join("meta");
-        let last_used = seconds(place.modified());
-        let meta = match read_meta(&place) {
-            Ok(meta) => meta.filter(|meta| meta.key == key),
+        let meta = match mending::read_meta(&folder, key) {
+            Ok(meta) => meta,
             Err(error) => {
                 tracing::warn!(%error, "cannot use a layer of the cache");
                 return None;
@@ -158,6 +157,7 @@ impl Shared {
             return None;
         };
         let known = Known::new(key);
+        let last_used = seconds(folder.join(META).modified());
         known.last_used.store(last_used, Ordering::Relaxed);
         if let Err(error) = self.take_stock_of_content(&known, &folder, meta.clone()) {
             tracing::warn!(%error, "cannot use a layer of the cache");
@@ -181,11 +181,11 @@ impl Shared {
             }
         }
         let has_content =
-            !matches!(meta.state, LayerState::Poisoned { .. }) && folder.join("toc").exists();
+            !matches!(meta.state, LayerState::Poisoned { .. }) && mending::has_toc(folder);
         let counted = match meta.residency {
             _ if !has_content => None,
             Residency::Clean { resident_bytes } => Some(resident_bytes),
-            Residency::InUse(_) => chunk_table::count(&folder.join("chunks"))?,
+            Residency::InUse(_) => mending::count_resident(folder)?,
         };
         let meta = match counted {
             Some(_) => meta,
@@ -259,7 +259,7 @@ impl Shared {
     pub(super) fn note_use(&self, known: &Known) {
         let now = SystemTime::now();
         known.last_used.store(seconds(now), Ordering::Relaxed);
-        self.layer_folder(known.key).join("meta").set_modified(now);
+        self.layer_folder(known.key).join(META).set_modified(now);
     }
 
     /// Removes a layer that is not open. Returns the bytes of content that were freed.
@@ -289,23 +289,7 @@ impl Shared {
     }
 }
 
-/// What a meta file says. A file of an earlier version, and one with a damaged copy, is written anew:
-/// when the layer was first seen must not change with the next use, and the next damage must find two
-/// copies.
-pub(super) fn read_meta(place: &Place) -> Result<Option<Meta>, CacheError> {
-    let modified = place.modified();
-    let Some(bytes) = place.read(META_BYTES as u64)? else { return Ok(None) };
-    let Some(Decoded { meta, is_whole }) = Meta::decode(&bytes, seconds(modified)) else {
-        return Ok(None);
-    };
-    if !is_whole {
-        place.write(&meta.encode(), Durability::Synced)?;
-        place.set_modified(modified);
-    }
-    Ok(Some(meta))
-}
-
-/// What the files of a folder and its `members` take of the disk, as far as that can be told.
+/// The bytes that the files of a folder and its `members` take of the disk, as far as that can be told.
 fn bytes_on_disk(folder: &Place) -> u64 {
     let taken = |folder: &Place| {
         let names = folder.names().unwrap_or_default();
@@ -317,7 +301,7 @@ fn bytes_on_disk(folder: &Place) -> u64 {
 /// Removes the content of a layer of which nothing says what is there, and what its meta file said
 /// of it; that a layer is poisoned stays known.
 fn empty_folder(folder: &Place, meta: Meta) -> Result<Meta, CacheError> {
-    let has_toc = folder.join("toc").exists();
+    let has_toc = mending::has_toc(folder);
     remove_content(folder)?;
     if matches!(meta.state, LayerState::Poisoned { .. }) {
         return Ok(meta);
@@ -325,16 +309,17 @@ fn empty_folder(folder: &Place, meta: Meta) -> Result<Meta, CacheError> {
     let emptied = Meta { stream_bytes: None, state: LayerState::Unconfirmed, ..meta.clone() };
     if emptied != meta || has_toc {
         tracing::warn!(%folder, "emptied a layer whose files do not fit each other");
-        folder.join("meta").write(&emptied.encode(), Durability::Atomic)?;
+        folder.join(META).write(&emptied.encode(), Durability::Atomic)?;
     }
     Ok(emptied)
 }
 
 /// Removes the files of a layer that are not its meta or spool.
 pub(super) fn remove_content(folder: &Place) -> Result<(), CacheError> {
-    // The toc first: without it nothing of the rest is believed.
-    folder.join("toc").remove_file()?;
-    folder.join("chunks").remove_file()?;
+    // The toc first, and its copy before it: without both nothing of the rest is believed.
+    for name in [TOC_COPY, TOC, CHUNKS_COPY, CHUNKS] {
+        folder.join(name).remove_file()?;
+    }
     folder.join("stream").remove_file()?;
     folder.join("members").remove_folder()
 }
@@ -346,7 +331,7 @@ pub(super) fn put_meta(
     meta: Meta,
     durability: Durability,
 ) -> Result<(), CacheError> {
-    let place = folder.join("meta");
+    let place = folder.join(META);
     match place.open_if_there()? {
         // In place, one copy after the other: it takes no room on a full disk.
         Some(file) if file.length()? == META_BYTES as u64 => {
@@ -359,12 +344,13 @@ pub(super) fn put_meta(
         }
         _ => place.write(&meta.encode(), durability)?,
     }
+    mending::copy_meta(folder, &meta);
     *known.meta.write() = Some(meta);
     Ok(())
 }
 
 impl Known {
-    /// How far the layer can be trusted; `Unconfirmed` while it is not in the folder.
+    /// The layer's state; `Unconfirmed` while it is not in the folder.
     pub(super) fn state(&self) -> LayerState {
         self.meta.read().as_ref().map_or(LayerState::Unconfirmed, |meta| meta.state.clone())
     }

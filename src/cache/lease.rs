@@ -5,7 +5,7 @@
 //! has closed the file, and so is what FUSE passthrough reads for a mount whose daemon is dead.
 //! The lease is given back at once.
 //!
-//! Who opens the file in that moment waits until then, and the kernel sends this process a signal:
+//! A process that opens the file in that moment waits until then, and the kernel sends this process a signal:
 //! SIGURG, which nobody handles and which does nothing, in place of SIGIO, which ends processes.
 //!
 //! On a file system that lies on others (overlayfs) a map holds the file below and not the one

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::CacheError;
 use super::disk::Root;
 
-/// How often a taken lock is tried again before it is believed to be held.
+/// The number of attempts before a lock counts as held.
 ///
 /// [`is_held`] takes the lock for some microseconds, as flock has no way to only ask; ten times
 /// 10 ms outlast any number of those.

@@ -16,7 +16,7 @@ use crate::oci::{Compression, Digest, Encoding, Format};
 const MAGIC: &[u8; 8] = b"kitfsMET";
 const VERSION: u32 = 2;
 const RECORD_BYTES: usize = 160;
-/// Where the second copy starts: in the next block of the usual file systems.
+/// The start of the second copy: in the next block of the usual file systems.
 const COPY_AT: usize = 4096;
 /// The length of the file.
 pub(super) const META_BYTES: usize = COPY_AT + RECORD_BYTES;
@@ -47,16 +47,16 @@ pub(super) struct Meta {
     /// The size of the uncompressed stream, once the contents are known.
     pub(super) stream_bytes: Option<u64>,
     pub(super) state: LayerState,
-    /// When this cache first saw the layer, in seconds since 1970. Never changes.
+    /// The time at which this cache first saw the layer, in seconds since 1970. Never changes.
     pub(super) first_seen_seconds: i64,
-    /// When `warm` last brought the layer or a part of it, in seconds since 1970.
+    /// The time at which `warm` last brought the layer or a part of it, in seconds since 1970.
     pub(super) warmed_seconds: Option<i64>,
     pub(super) residency: Residency,
     /// The modification time of files that have none of their own, once it was given (`mtimes`).
     pub(super) mtime: Option<Mtime>,
 }
 
-/// What the record says of the layer's content.
+/// The record's summary of the layer's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Residency {
     /// The content may have changed since the record was written, during this boot.
@@ -131,7 +131,7 @@ impl Meta {
         bytes
     }
 
-    /// What a file of any version says; `None` where neither copy is usable. Version 1 does not say
+    /// Reads a file of any version; `None` where neither copy is usable. Version 1 does not say
     /// when the layer was first seen: the file's own time, `modified_seconds`, stands for it.
     pub(super) fn decode(bytes: &[u8], modified_seconds: i64) -> Option<Decoded> {
         let copy = |at: usize| {
@@ -148,7 +148,7 @@ impl Meta {
     }
 }
 
-/// What a file said.
+/// The content of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Decoded {
     pub(super) meta: Meta,

@@ -8,12 +8,13 @@
 //! <cache>/layers/sha256/<hex>[.encoding]/                             known, store
 //!     meta                which blob, how far to trust it, its date   meta, mtimes
 //!     toc                 its members                                 layer::toc_codec
-//!     chunks              how much of each chunk is here, its check   chunk_table, check
+//!     chunks              how much of each chunk is here, its check   chunk_table, records
+//!     *.copy              each of these three once more               mending
 //!     stream, members/<n> the bytes, sparse                           append, stage
 //!     spool               an interrupted pass over a compressed blob  stage
 //! ```
 //!
-//! What the room promises (docs/format/cache-folder.md, docs/design/002-cache.md):
+//! Promises of the room (docs/format/cache-folder.md, docs/design/002-cache.md):
 //! - It never serves a byte that differs from the one that arrived. Whatever another process, a
 //!   crash or the disk does to the files: right bytes, a miss, or an error.
 //! - Losing power costs fetched bytes, never correctness: content is written before the record
@@ -39,6 +40,7 @@ mod kits;
 mod known;
 mod lease;
 mod lock;
+mod mending;
 mod meta;
 mod mtimes;
 mod page_aligned;
@@ -59,7 +61,7 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
-use disk::{Durability, Root};
+use disk::{Durability, Place, Root};
 use known::{Purpose, Shared, Storing};
 use lock::FolderLock;
 use state::State;
@@ -79,10 +81,11 @@ pub use store::{Contents, LayerStore, Lookup};
 use crate::layer::layout::CHUNK_BYTES;
 use crate::oci::Digest;
 
-/// The content of the `format` file. A later version that this one cannot use has another number.
+/// The content of the `format` file, and of its copy. A later version that this one cannot use has
+/// another number.
 const FORMAT: &str = "kitfs cache 1\n";
 
-/// Where the cache lies and how much it may hold.
+/// The folder of a cache and its limits.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
     /// The cache folder; created where it is not there.
@@ -91,7 +94,7 @@ pub struct CacheConfig {
     pub capacity_bytes: Option<u64>,
     /// Evict rather than let the file system's free space fall below this.
     pub keep_free_bytes: u64,
-    /// How many cache files may be kept open for later reads. One descriptor each, beside those that
+    /// The number of cache files that may be kept open for later reads. One descriptor each, beside those that
     /// are just in use.
     pub open_files: usize,
     /// The boot of the kernel that this process runs under: after another one, bytes that were written
@@ -124,7 +127,7 @@ pub struct Cache {
     _lock: FolderLock,
 }
 
-/// How far the bytes of a layer can be trusted (design.md 6).
+/// The trust in a layer's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayerState {
     /// Bytes came over an authenticated channel; the blob's digest is not yet computed.
@@ -149,23 +152,23 @@ pub struct LayerUsage {
     pub stream_bytes: Option<u64>,
     /// Bytes of content on disk.
     pub resident_bytes: u64,
-    /// How many of them were written when the machine died, and were not checked since.
+    /// The part of them that was written when the machine died, and was not checked since.
     pub unchecked_bytes: u64,
-    /// How far it can be trusted.
+    /// Its state.
     pub state: LayerState,
     /// Origins of the kits that use it.
     pub origins: Vec<String>,
-    /// When it was last opened or closed, in seconds since 1970.
+    /// The time of its last opening or closing, in seconds since 1970.
     pub last_used: i64,
-    /// When this cache first saw it, in seconds since 1970.
+    /// The time at which this cache first saw it, in seconds since 1970.
     pub first_seen_seconds: i64,
-    /// When `warm` last brought it or a part of it, in seconds since 1970.
+    /// The time at which `warm` last brought it or a part of it, in seconds since 1970.
     pub warmed_seconds: Option<i64>,
     /// Whether a [`LayerStore`] of it is alive.
     pub is_open: bool,
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verification {
     /// Bytes that were read and checked.
@@ -255,7 +258,7 @@ impl Cache {
         self.shared.budget.keep_free_bytes()
     }
 
-    /// How many bytes can be written before something has to be evicted.
+    /// The bytes that can be written before something has to be evicted.
     ///
     /// # Errors
     /// When the file system cannot be asked.
@@ -367,12 +370,17 @@ pub(super) fn unless_full(done: Result<(), CacheError>) -> Result<(), CacheError
 }
 
 fn check_format(root: &Arc<Root>) -> Result<(), CacheError> {
-    let place = root.place("format");
-    let found = place.read(64)?;
-    match found {
-        Some(found) if found == FORMAT.as_bytes() => Ok(()),
-        None if !place.exists() => place.write(FORMAT.as_bytes(), Durability::Synced),
-        _ => {
+    let (place, copy) = (root.place("format"), root.place("format.copy"));
+    let is_ours = |place: &Place| -> Result<bool, CacheError> {
+        Ok(place.read(64)?.is_some_and(|it| it == FORMAT.as_bytes()))
+    };
+    let write = |place: &Place| place.write(FORMAT.as_bytes(), Durability::Synced);
+    match (is_ours(&place)?, is_ours(&copy)?) {
+        (true, true) => Ok(()),
+        (true, false) => write(&copy),
+        (false, true) => write(&place),
+        (false, false) if !place.exists() => write(&place).and_then(|()| write(&copy)),
+        (false, false) => {
             let why = "another version of kitfs made it: choose another folder with --cache-dir, \
                        or remove this one";
             Err(CacheError::other("use", root.path(), why))

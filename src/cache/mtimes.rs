@@ -16,7 +16,7 @@ use super::meta::Meta;
 use super::{Cache, LayerKey};
 use crate::layer::Mtime;
 
-/// What dates the files of a layer.
+/// The source of the date of a layer's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dated {
     /// The files have this time themselves.

@@ -121,7 +121,7 @@ fn layer(cache: &Arc<Cache>, kind: &Kind) -> Arc<LayerStore> {
     store
 }
 
-/// What is resident of a layer; every resident byte is right.
+/// The resident bytes of a layer; each of them is right.
 fn resident(store: &LayerStore, kind: &Kind) -> BTreeMap<u32, u32> {
     let Some(contents) = store.contents() else { return BTreeMap::new() };
     let mut resident = BTreeMap::new();

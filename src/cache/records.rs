@@ -19,19 +19,20 @@ use parking_lot::{Mutex, RwLock};
 use super::chunk_table::{self, RECORD_BYTES, Record};
 use super::disk::{DiskFile, Durability, FileKey, LayerFile};
 use super::known::remove_content;
+use super::mending::{self, CHUNKS, TOC};
 use super::store::{Contents, Ready};
 use super::{CacheError, LayerState, LayerStore};
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::toc_codec;
 
-/// How often tables that the disk refused are offered to it again.
+/// The interval at which tables that the disk refused are offered to it again.
 const OFFER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where the records of a layer's chunks are.
+/// The records of a layer's chunks, on disk or in memory.
 pub(super) struct Records {
     /// Those that the disk did not take.
     memory: RwLock<Option<HashMap<u32, Record>>>,
-    /// When the tables were last offered to the disk.
+    /// The time at which the tables were last offered to the disk.
     offered: Mutex<Instant>,
 }
 
@@ -54,7 +55,7 @@ impl LayerStore {
         if let Some(records) = &*ready.records.memory.read() {
             return Ok(records.get(&chunk).copied().unwrap_or_default());
         }
-        chunk_table::read_record(&*self.table()?, chunk)
+        self.read_record(chunk)
     }
 
     pub(super) fn put_record(
@@ -67,7 +68,9 @@ impl LayerStore {
             records.insert(chunk, *record);
             return Ok(());
         }
-        chunk_table::write_record(&*self.table()?, chunk, record)
+        chunk_table::write_record(&*self.table()?, chunk, record)?;
+        self.copy_record(chunk, record);
+        Ok(())
     }
 
     /// Returns when all records are on the disk.
@@ -77,7 +80,11 @@ impl LayerStore {
 
     pub(super) fn table(&self) -> Result<Arc<DiskFile>, CacheError> {
         let key = FileKey { layer: self.serial, file: LayerFile::Chunks };
-        self.shared.root.files.get(key, || self.folder.join("chunks").open())
+        let place = self.folder.join(CHUNKS);
+        self.shared.root.files.get(key, || match place.open() {
+            Err(error) if error.is_not_found() && self.remake_table()? => place.open(),
+            opened => opened,
+        })
     }
 
     /// Writes the tables of a layer; the toc last.
@@ -93,13 +100,15 @@ impl LayerStore {
         let (chunks, stream_bytes) = (contents.layout.chunks(), contents.layout.stream_bytes());
         let write = |table: &DiskFile| chunk_table::write(table, &toc_digest, chunks, records);
         let table_bytes = records.len() as u64 * RECORD_BYTES as u64;
-        let chunks = self.folder.join("chunks");
-        shared.with_room(table_bytes, || chunks.write_with(write, Durability::Synced))?;
+        let table = self.folder.join(CHUNKS);
+        shared.with_room(table_bytes, || table.write_with(write, Durability::Synced))?;
         shared.with_room(CHUNK_BYTES, || {
             self.put_state(state.clone(), Some(stream_bytes), Durability::Synced)
         })?;
-        let toc = self.folder.join("toc");
-        shared.with_room(toc_bytes.len() as u64, || toc.write(&toc_bytes, Durability::Synced))
+        let toc = self.folder.join(TOC);
+        shared.with_room(toc_bytes.len() as u64, || toc.write(&toc_bytes, Durability::Synced))?;
+        self.copy_tables(&toc_bytes);
+        Ok(())
     }
 
     /// Offers tables that are in memory to the disk once more; says whether they are on it. Not where the
@@ -118,7 +127,7 @@ impl LayerStore {
         *offered = Instant::now();
         let stored = self.shared.with_room(CHUNK_BYTES, || {
             self.folder.create_folder()?;
-            match self.folder.join("toc").exists() {
+            match mending::has_toc(&self.folder) {
                 true => Err(CacheError::other("replace", &self.folder.path(), "it has contents")),
                 false => remove_content(&self.folder),
             }

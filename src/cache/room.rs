@@ -20,7 +20,7 @@ use super::budget::Excess;
 use super::known::Shared;
 use crate::layer::layout::CHUNK_BYTES;
 
-/// What is freed beyond the need, as a share of what is used, so that the sort of all groups (some
+/// The bytes that an eviction frees beyond the need, as a share of the cache. So the sort of all groups (some
 /// milliseconds for a terabyte) is paid once in many writes.
 const SLACK_SHARE: u64 = 128;
 /// The most of it: more would only empty the cache for nothing.
@@ -31,13 +31,13 @@ const MOST_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 /// their way behind them.
 const LEAST_BYTES: u64 = 8 * CHUNK_BYTES;
 
-/// How often a write that finds the file system full is tried again after an eviction: others may
+/// The attempts of a write that finds the file system full, each after an eviction: others may
 /// take what was freed, but not for ever.
 const MOST_ATTEMPTS: u32 = 4;
 
-/// How long a disk that refused a write is left alone: a read should not wait for each refusal.
+/// The pause after a refused write: a read should not wait for each refusal.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often at most the log says that nothing is kept, where that comes and goes.
+/// The shortest interval between two log lines that nothing is kept, where that comes and goes.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Bytes that are counted, and not yet written. They go out of the account when it is dropped.
@@ -71,7 +71,7 @@ pub(super) struct Trouble {
 struct TroubleState {
     /// Why the last write failed, if it did.
     reason: Option<String>,
-    /// When the disk is asked again.
+    /// The end of the pause.
     pause_ends: Option<Instant>,
     said: Option<Instant>,
 }
@@ -116,7 +116,7 @@ impl Shared {
         self.all_known().iter().map(|known| known.resident_bytes()).sum()
     }
 
-    /// What is freed beyond the need: whole chunks, so that a small cache loses none for nothing.
+    /// The bytes to be freed beyond the need: whole chunks, so that a small cache loses none for nothing.
     fn slack(&self) -> u64 {
         let slack = (self.budget.used_bytes() / SLACK_SHARE).min(MOST_SLACK_BYTES);
         slack / CHUNK_BYTES * CHUNK_BYTES

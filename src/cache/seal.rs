@@ -1,4 +1,4 @@
-//! What must come back in the place of an evicted chunk.
+//! Seals: they say which bytes must come back in the place of an evicted chunk.
 //!
 //! | what is kept of a chunk | of which chunks | it tells |
 //! | --- | --- | --- |
@@ -37,7 +37,7 @@ type Words = [u32; 8];
 /// A chaining value or digest, as sha256 writes it: its words big-endian.
 pub(super) type Value = [u8; 32];
 
-/// What the bytes of a whole chunk must come to.
+/// A digest of a whole chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seal {
     /// The chunk's own BLAKE3.
@@ -47,7 +47,7 @@ pub(super) enum Seal {
     Sha256 { before: Value, after: Value },
 }
 
-/// Where a chunk lies in its stream.
+/// The place of a chunk in its stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
     /// The bytes before it.

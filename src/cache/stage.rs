@@ -30,7 +30,7 @@ use crate::layer::layout::{CHUNK_BYTES, Placed};
 use crate::layer::{CacheFile, ChunkId, RangeSet, StreamOffset, Toc};
 use crate::oci::Digest;
 
-/// How long a stage waits for one that was given up a moment ago and is still letting go: its
+/// The longest wait for a stage that was given up a moment ago and is still letting go: its
 /// thread has at most some buffered pieces (2 MiB) left.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -421,7 +421,7 @@ impl ChunkHasher {
 struct SequentialHashes {
     seals: bool,
     done: HashMap<(CacheFile, u64), Record>,
-    /// Where the last write to each file ended.
+    /// The end of the last write to each file.
     ends: HashMap<CacheFile, u64>,
     current: Option<Current>,
     is_out_of_order: bool,

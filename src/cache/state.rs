@@ -1,4 +1,4 @@
-//! What is remembered between runs beside the bytes: `state.redb`, and the same once more in
+//! Notes that are kept between runs beside the bytes: `state.redb`, and the same once more in
 //! `state.copy.redb`.
 //!
 //! | table | key | value |
@@ -78,7 +78,7 @@ impl State {
         })
     }
 
-    /// What an origin was last resolved to.
+    /// The manifest that an origin was last resolved to.
     pub(super) fn recall(&self, origin: &str) -> Result<Option<Digest>, redb::Error> {
         let Some(database) = self.databases.first() else { return Ok(None) };
         let read = database.begin_read()?;

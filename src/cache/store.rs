@@ -18,18 +18,16 @@ use std::time::SystemTime;
 use parking_lot::{Condvar, Mutex};
 
 use super::chunk_states::{ChunkState, ChunkStates};
-use super::chunk_table::{self, Loaded, Record};
+use super::chunk_table::{Loaded, Record};
 use super::disk::{DiskFile, Durability, FileKey, LayerFile, Place};
 use super::emptying::Pins;
-use super::known::{Known, Shared, Storing, put_meta, read_meta, remove_content, seconds};
+use super::known::{Known, Shared, Storing, put_meta, remove_content, seconds};
+use super::mending;
 use super::meta::{Meta, Residency};
 use super::page_aligned::page_aligned;
 use super::records::Records;
 use super::{CacheError, LayerKey, LayerState};
-use crate::layer::{CacheFile, ChunkId, Layout, StreamOffset, Toc, layout::Placed, toc_codec};
-
-/// The largest toc file that is read: at some 100 bytes a member, ten million members.
-const TOC_LIMIT_BYTES: u64 = 1 << 30;
+use crate::layer::{CacheFile, ChunkId, Layout, StreamOffset, Toc, layout::Placed};
 
 /// A layer's place in the cache.
 pub struct LayerStore {
@@ -48,7 +46,7 @@ pub struct LayerStore {
     pub(super) serial: u64,
 }
 
-/// What there is once the contents are known.
+/// The parts of a layer whose contents are known.
 pub(super) struct Ready {
     pub(super) contents: Arc<Contents>,
     pub(super) chunks: ChunkStates,
@@ -59,11 +57,11 @@ pub(super) struct Ready {
 pub struct Contents {
     /// The members.
     pub toc: Toc,
-    /// Where their bytes lie in cache files, and how they are cut into chunks.
+    /// The places of their bytes in cache files, and the cut into chunks.
     pub layout: Layout,
 }
 
-/// What a read of resident bytes came to.
+/// The outcome of a read of resident bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// Every byte was resident and is in the buffer.
@@ -81,7 +79,7 @@ pub(super) enum Wait {
     Never,
 }
 
-/// What a look at a chunk came to.
+/// The outcome of a look at a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {
     Hit,
@@ -117,10 +115,8 @@ impl LayerStore {
             return Ok(store);
         }
         if store.known.is_unstored.load(Ordering::SeqCst) {
-            // What was noted in memory alone is over: the file says more, where there is one.
-            let meta =
-                read_meta(&store.folder.join("meta"))?.filter(|meta| meta.key == store.key());
-            *store.known.meta.write() = meta;
+            // The note in memory is over: the file says more, where there is one.
+            *store.known.meta.write() = mending::read_meta(&store.folder, store.key())?;
             store.known.is_unstored.store(false, Ordering::SeqCst);
         }
         store.folder.create_folder()?;
@@ -141,39 +137,25 @@ impl LayerStore {
     /// The contents and chunks as the last process left them; a layer whose files do not fit each
     /// other is emptied.
     fn load(&self) -> Result<Option<Ready>, CacheError> {
-        let file = self.folder.join("toc");
-        let Some(bytes) = file.read(TOC_LIMIT_BYTES)? else {
+        let folder = &self.folder;
+        let Some((contents, toc_digest)) = self.load_toc()? else {
             if self.known.resident_bytes() > 0 || self.state() == LayerState::Confirmed {
-                tracing::warn!(%file, "emptying a layer whose table of contents is gone");
+                tracing::warn!(%folder, "emptying a layer whose table of contents is lost");
                 self.reset()?;
             }
             return Ok(None);
         };
-        let usable = toc_codec::decode(&bytes)
-            .map_err(|error| error.to_string())
-            .and_then(|toc| self.contents_of(toc).map_err(|error| error.to_string()));
-        let contents = match usable {
-            Ok(contents) => contents,
-            Err(reason) => {
-                tracing::warn!(%file, reason, "emptying a layer whose table of contents cannot be used");
-                self.reset()?;
-                return Ok(None);
-            }
-        };
-        let toc_digest = *blake3::hash(&bytes).as_bytes();
-        let file = self.folder.join("chunks");
         let chunks = contents.layout.chunks();
-        let Some(Loaded { mut filled, is_sealed }) = chunk_table::load(&file, &toc_digest, chunks)?
-        else {
+        let Some(Loaded { mut filled, sealed, .. }) = self.load_chunks(&toc_digest, chunks)? else {
             // Nothing says any more what of its files is there, and what it must come to.
-            tracing::warn!(%file, "emptying a layer whose table of chunks cannot be used");
+            tracing::warn!(%folder, "emptying a layer whose table of chunks is lost");
             self.reset()?;
             return Ok(None);
         };
-        let is_sealed = is_sealed && self.state() == LayerState::Confirmed;
+        let is_sealed = sealed == chunks && self.state() == LayerState::Confirmed;
         if self.key().encoding.is_compressed() && !is_sealed {
             // Its blob's digest cannot be computed from these files.
-            tracing::warn!(%file, "emptying a compressed layer that lost what its chunks must come to");
+            tracing::warn!(%folder, "emptying a compressed layer that lost what its chunks must come to");
             self.reset()?;
             return Ok(None);
         }
@@ -196,7 +178,7 @@ impl LayerStore {
         tracing::warn!(layer = %self.key().digest, "seals of its chunks are lost: its bytes are to be verified again");
         let state = LayerState::Unconfirmed;
         if let Err(error) = self.put_state(state.clone(), Some(stream_bytes), Durability::Synced) {
-            // What this process says of the layer must be true, whatever the disk takes.
+            // The state in memory must be true, whatever the disk takes.
             self.shared.note_trouble(&error);
             if let Some(meta) = &mut *self.known.meta.write() {
                 meta.state = state;
@@ -336,12 +318,12 @@ impl LayerStore {
         self.ready.get().map(|ready| ready.contents.clone())
     }
 
-    /// How far the layer's bytes can be trusted.
+    /// The trust in the layer's bytes.
     pub fn state(&self) -> LayerState {
         self.known.state()
     }
 
-    /// When this cache first saw the layer, in seconds since 1970: the same for the layer's life here,
+    /// The time at which this cache first saw the layer, in seconds since 1970: the same for the layer's life here,
     /// over restarts and evictions, until it is removed.
     pub fn first_seen_seconds(&self) -> i64 {
         self.known.meta.read().as_ref().map_or(0, |meta| meta.first_seen_seconds)
@@ -352,7 +334,7 @@ impl LayerStore {
         self.known.resident_bytes()
     }
 
-    /// How many bytes from its start a chunk has.
+    /// The bytes that a chunk has, from its start.
     pub fn filled(&self, chunk: ChunkId) -> u32 {
         self.ready.get().map_or(0, |ready| ready.chunks.load(chunk.0).filled())
     }
@@ -466,7 +448,7 @@ impl LayerStore {
         Ok(Read::Hit)
     }
 
-    /// What is done about a file of the cache that cannot be read: its bytes are fetched again, unless it
+    /// Handles a file of the cache that cannot be read: its bytes are fetched again, unless it
     /// is this process that lacks something.
     fn lost(&self, error: CacheError) -> Result<bool, CacheError> {
         if error.is_about_the_process() {
@@ -499,12 +481,13 @@ impl LayerStore {
         match file.read_exact_at(piece, placed.file_offset + u64::from(skip)) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) if is_lost_on_disk(&error) => {
-                let file = file.path().display();
-                tracing::warn!(%file, %error, "the local disk does not give bytes back");
-                Ok(false)
-            }
-            Err(error) => Err(CacheError::io("read", file.path())(error)),
+            Err(error) => match CacheError::io("read", file.path())(error) {
+                error if error.is_lost_on_disk() => {
+                    tracing::warn!(%error, "the local disk does not give bytes back");
+                    Ok(false)
+                }
+                error => Err(error),
+            },
         }
     }
 
@@ -600,13 +583,6 @@ impl LayerStore {
     pub(super) fn forget_files(&self) {
         self.shared.root.files.forget(self.serial);
     }
-}
-
-/// Whether a disk or file system says that it has lost what it was given: after a hole is made there,
-/// what is fetched again goes to another place on it.
-fn is_lost_on_disk(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::UCLEAN))
 }
 
 impl Drop for LayerStore {

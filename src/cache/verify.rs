@@ -22,7 +22,7 @@ use crate::layer::ChunkId;
 use crate::layer::layout::{CHUNK_BYTES, Placed};
 use crate::oci::Digest;
 
-/// What a pass over a layer compares with the checksums of its chunks.
+/// The chunks that a pass over a layer compares with their checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Blames {
     /// Nothing: the digest of the whole is expected to be right.
@@ -102,7 +102,7 @@ impl LayerStore {
         Ok(Some(Digest::from_sha256(sha256.digest())))
     }
 
-    /// Where a chunk lies in the stream.
+    /// The place of a chunk in the stream.
     pub(super) fn part(&self, ready: &Ready, placed: &Placed) -> Part {
         let is_last = placed.stream.end.get() == ready.contents.layout.stream_bytes();
         Part { start: placed.stream.start.get(), is_last }
@@ -119,7 +119,7 @@ impl LayerStore {
         seal: Seal,
         blames: Blames,
     ) -> Result<bool, CacheError> {
-        // Who filled it may still have to write its record.
+        // The thread that filled it may still have to write its record.
         let state = ready.chunks.claim_waiting(chunk);
         let is_same = seen.is_same_generation(state);
         let is_right = match is_same {
@@ -170,8 +170,8 @@ impl LayerStore {
         remove_content(&self.folder)
     }
 
-    /// Re-checks every resident byte against the records and seals of its chunks; what is wrong is
-    /// dropped.
+    /// Re-checks every resident byte against the records and seals of its chunks, drops wrong chunks, and
+    /// mends the layer's small files.
     pub(super) fn verify(&self) -> Result<Verification, CacheError> {
         let mut found = Verification::default();
         let Some(ready) = self.ready.get() else { return Ok(found) };
@@ -192,6 +192,7 @@ impl LayerStore {
                 found.checked_bytes += filled;
             }
         }
+        self.mend(ready)?;
         Ok(found)
     }
 }

@@ -1,4 +1,4 @@
-//! Whether a kit fits the cache: what `mount` says beforehand.
+//! The warning of `mount` about a kit that does not fit the cache.
 //!
 //! A kit that does not fit can be read all the same. Bytes that find no place are fetched again when they
 //! are read again; a compressed layer is then decoded from its start each time.
@@ -10,7 +10,7 @@ use crate::fetch::Layer;
 use crate::fs::LoadedKit;
 use crate::observe::shown_bytes;
 
-/// What is to be said of a kit that does not fit; `None` where it does. Blocking: asks the file system.
+/// The warning about a kit that does not fit; `None` where it does. Blocking: asks the file system.
 pub(super) fn warning(cache: &Cache, kit: &LoadedKit) -> Option<String> {
     // Where the file system does not say, nothing is promised and nothing foretold.
     let most_bytes = cache.most_bytes().ok()?;

@@ -12,9 +12,9 @@ use crate::oci::{Compression, Digest, Encoding, Format, Origin};
 
 /// The fewest digits of a digest that stand for it.
 const LEAST_DIGITS: usize = 8;
-/// How many layers are named that may be meant.
+/// The most layers that are named as possible meanings.
 const MOST_CANDIDATES: usize = 4;
-/// How long to wait for layers that nobody has mounted to be let go: longer than a read takes.
+/// The longest wait for layers that nobody has mounted to be let go: longer than a read takes.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -157,6 +157,9 @@ fn verify(cache: &Arc<Cache>, layers: &[LayerUsage]) -> Result<CacheReport, Fail
             tracing::warn!(layer = %layer.key.digest, chunks = found.dropped_chunks,
                 "dropped chunks that the local disk had changed");
         }
+    }
+    if let Err(error) = cache.verify_documents() {
+        report.failed.push(error.to_string());
     }
     // As they are now, after the check.
     report.layers = cache.layers()?.iter().map(cached_layer).collect();

@@ -26,10 +26,10 @@ use crate::source::Priority;
 const LAYERS_AT_ONCE: usize = 4;
 /// Pieces of a layer at once: the next ones are asked for before the line runs dry.
 const PIECES_AT_ONCE: usize = 4;
-/// How often `progress` is told.
+/// The interval at which `progress` is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What is wanted of one layer, and what came of it.
+/// The wanted ranges of one layer, and the outcome.
 pub(super) struct Want {
     layer: Arc<Layer>,
     /// The layer's name in messages.
@@ -60,7 +60,7 @@ pub(super) async fn warm(
     Ok(WarmReport { missing, ..report(&wants, kit.warnings.clone()) })
 }
 
-/// What cannot be had of the files at and below `paths`, or of all of the kit where there are none.
+/// The files that cannot be had, of those at and below `paths`, or of all of the kit where there are none.
 fn missing_of(tree: &Tree, paths: &[RawPath]) -> Vec<RawPath> {
     let missing = tree.all_missing().map(|(node, _)| tree.path(node));
     let is_wanted = |path: &Vec<u8>| paths.is_empty() || paths.iter().any(|at| meets(&at.0, path));
@@ -92,7 +92,7 @@ pub(super) async fn replay(
     };
     tell(0);
     if let Err(error) = replay.run(tell).await {
-        // What is missing is tried again now, where each layer has an outcome of its own.
+        // Missing ranges are tried again now, where each layer has an outcome of its own.
         tracing::warn!(%error, "an access trace was not replayed to its end");
     }
     fetch(&wants, progress).await;
@@ -173,7 +173,7 @@ fn not_taken(kit: &Kit, filters: &Filters, path: &RawPath) -> Failure {
     Failure::new(FailureKind::NotFound, message)
 }
 
-/// Where the files of a layer lie, where that is known without its table of contents.
+/// The path of a layer's files, where that is known without its table of contents.
 fn place_of(layer: &KitLayer) -> Option<&[u8]> {
     match &layer.placement {
         Placement::Raw { path, .. } => Some(path.as_bytes()),
@@ -221,7 +221,7 @@ fn check_room(cache: &Cache, wants: &[Want]) -> Result<(), Failure> {
         let capacity = shown_bytes(capacity_bytes);
         return refuse(format!("the cache holds {capacity} (--cache-size): make it larger"));
     }
-    // What else is in the cache can go.
+    // Everything else in the cache can go.
     let others_bytes = cache.resident_bytes().saturating_sub(resident_bytes);
     let room_bytes = cache.free_bytes()?.saturating_add(others_bytes);
     if wanted_bytes.saturating_sub(resident_bytes) > room_bytes {
@@ -246,7 +246,7 @@ impl Want {
         Self { layer, title, ranges, wanted_bytes, done_bytes, failure }
     }
 
-    /// How many of the wanted bytes are in the cache, as far as whole ranges and pieces tell.
+    /// The wanted bytes that are in the cache, as far as whole ranges and pieces tell.
     fn resident_bytes(&self) -> u64 {
         let pieces = self.ranges.iter().cloned().flat_map(bringing::pieces);
         let resident = pieces.filter(|piece| self.layer.is_resident(piece.clone()));

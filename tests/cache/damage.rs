@@ -96,7 +96,7 @@ fn a_compressed_layer_that_lost_a_digest_is_emptied_when_it_is_next_opened() {
         let cache = open(folder.path(), Some(2 * MIB as u64));
         let store = confirmed_compressed(&cache, &bytes);
         cache.make_room(2 * MIB as u64).unwrap();
-        flip(&file_named(folder.path(), "chunks"), 64 + 80 + 20);
+        both_named(folder.path(), "chunks").iter().for_each(|file| flip(file, 64 + 80 + 20));
         fill(&cache, &store, &bytes, 0..1);
         assert_eq!(store.state(), LayerState::Confirmed);
         let piece = [IoSlice::new(&bytes[CHUNK..CHUNK + 10])];
@@ -117,7 +117,8 @@ fn a_layer_whose_table_of_contents_goes_is_emptied() {
         let folder = tempfile::tempdir().unwrap();
         let bytes = content(1, MIB);
         confirmed_layer(&open(folder.path(), None), &bytes);
-        let remove = || fs::remove_file(file_named(folder.path(), "toc")).unwrap();
+        let remove =
+            || both_named(folder.path(), "toc").iter().for_each(|it| fs::remove_file(it).unwrap());
         if !is_running {
             remove();
         }
@@ -191,11 +192,11 @@ fn a_confirmed_layer_that_lost_a_digest_is_verified_again() {
             let cache = open(folder.path(), None);
             confirmed_layer(&cache, &bytes);
         }
-        let table = file_named(folder.path(), "chunks");
-        if is_torn {
-            flip(&table, 64 + 80 + 20)
-        } else {
-            fs::remove_file(&table).unwrap()
+        for table in both_named(folder.path(), "chunks") {
+            match is_torn {
+                true => flip(&table, 64 + 80 + 20),
+                false => fs::remove_file(&table).unwrap(),
+            }
         }
         let cache = open(folder.path(), None);
         let store = raw_layer(&cache, &bytes);
@@ -218,7 +219,7 @@ fn a_layer_whose_table_of_chunks_cannot_be_used_is_emptied() {
         confirmed_layer(&cache, &bytes);
     }
     // The version.
-    flip(&file_named(folder.path(), "chunks"), 8);
+    both_named(folder.path(), "chunks").iter().for_each(|file| flip(file, 8));
     let cache = open(folder.path(), None);
     assert!(!files_below(folder.path()).iter().any(|path| path.ends_with("members/0")));
     let [usage] = &cache.layers().unwrap()[..] else { panic!("one layer is known") };
@@ -343,14 +344,7 @@ proptest! {
                 damage(folder.path(), step);
             }
             if cache.is_none() {
-                let config = CacheConfig { capacity_bytes: Some(3 * MIB as u64), ..CacheConfig::new(folder.path()) };
-                match Cache::open(config) {
-                    Ok(opened) => cache = Some(opened),
-                    Err(error) => {
-                        prop_assert!(error.to_string().contains("another version"), "{}", error);
-                        return Ok(());
-                    }
-                }
+                cache = Some(open(folder.path(), Some(3 * MIB as u64)));
             }
             let cache = cache.as_ref().unwrap();
             let store = cache.layer(key, bytes.len() as u64).unwrap();
@@ -385,5 +379,155 @@ proptest! {
             prop_assert_eq!(store.resident_bytes(), resident);
             prop_assert_eq!(cache.resident_bytes(), resident);
         }
+    }
+}
+
+/// A cache with a tar of big and small members, a raw layer and a compressed one, all of them here, and
+/// what it takes to mount their kit offline.
+struct Full {
+    layers: Vec<(LayerKey, u64, Vec<u8>)>,
+    document: Digest,
+}
+
+impl Full {
+    fn fill(cache: &Arc<Cache>) -> Self {
+        let toc = toc(&[100, 300_000, MIB + 5, 70_000]);
+        let (tar, raw, packed) =
+            (content(1, toc.stream_bytes as usize), content(2, MIB), content(3, MIB + 7));
+        let store = cache.layer(key(&tar, Format::Tar), tar.len() as u64).unwrap();
+        store.stage().unwrap().finish(toc, &RangeSet::new(), None).unwrap();
+        fill_all(cache, &store, &tar);
+        assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
+        confirmed_layer(cache, &raw);
+        confirmed_compressed(cache, &packed);
+        let document = Digest::of(b"manifest");
+        cache.put_document(document, b"manifest").unwrap();
+        cache.remember("host/kit:v1", document).unwrap();
+        let layers = vec![
+            (key(&tar, Format::Tar), tar.len() as u64, tar),
+            (key(&raw, Format::Raw), raw.len() as u64, raw),
+            (compressed_key(), 10, packed),
+        ];
+        Self { layers, document }
+    }
+
+    /// Everything is here without a network, and confirmed at last.
+    fn assert_whole(&self, cache: &Arc<Cache>, what: &str) {
+        assert_eq!(cache.recall("host/kit:v1"), Some(self.document), "{what}");
+        assert_eq!(cache.document(self.document).as_deref(), Some(&b"manifest"[..]), "{what}");
+        for (key, blob_bytes, bytes) in &self.layers {
+            let store = cache.layer(*key, *blob_bytes).unwrap();
+            assert!(store.contents().is_some(), "{what}: {key:?}");
+            assert!(is_resident(&store, bytes, 0..bytes.len()), "{what}: {key:?}");
+            assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed, "{what}: {key:?}");
+        }
+        let total: usize = self.layers.iter().map(|(_, _, bytes)| bytes.len()).sum();
+        assert_eq!(cache.resident_bytes(), total as u64, "{what}");
+    }
+
+    fn verify(&self, cache: &Arc<Cache>) {
+        for (key, ..) in &self.layers {
+            assert_eq!(cache.verify_layer(*key).unwrap().dropped_chunks, 0);
+        }
+        cache.verify_documents().unwrap();
+    }
+}
+
+/// The files of a cache that are not content.
+fn small_files(folder: &Path) -> Vec<PathBuf> {
+    let is_content = |path: &PathBuf| {
+        path.ends_with("stream") || path.parent().is_some_and(|folder| folder.ends_with("members"))
+    };
+    let mut files = files_below(folder);
+    files.retain(|path| !is_content(path));
+    files
+}
+
+/// The file that has the same content.
+fn twin_of(file: &Path) -> PathBuf {
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let twin = match name {
+        "document" => "copy".to_owned(),
+        "copy" => "document".to_owned(),
+        "state.redb" => "state.copy.redb".to_owned(),
+        "state.copy.redb" => "state.redb".to_owned(),
+        "lock" => name.to_owned(),
+        name => match name.strip_suffix(".copy") {
+            Some(name) => name.to_owned(),
+            None => format!("{name}.copy"),
+        },
+    };
+    file.with_file_name(twin)
+}
+
+#[derive(Clone, Debug)]
+enum Small {
+    Flip { byte: prop::sample::Index, bit: u8 },
+    Truncate { byte: prop::sample::Index },
+    Remove,
+}
+
+impl Small {
+    fn apply(&self, file: &Path) {
+        let mut bytes = fs::read(file).unwrap();
+        match self {
+            Self::Flip { byte, bit } if !bytes.is_empty() => {
+                let at = byte.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+            }
+            Self::Truncate { byte } => bytes.truncate(byte.index(bytes.len() + 1)),
+            Self::Flip { .. } => {}
+            Self::Remove => return fs::remove_file(file).unwrap(),
+        }
+        // In place, as a disk damages a file that a process may have open.
+        let file = File::options().write(true).open(file).unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
+    }
+}
+
+fn any_small() -> impl Strategy<Value = Small> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        3 => (index(), 0..8u8).prop_map(|(byte, bit)| Small::Flip { byte, bit }),
+        1 => index().prop_map(|byte| Small::Truncate { byte }),
+        1 => Just(Small::Remove),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 50, ..ProptestConfig::default() })]
+
+    /// One small file is damaged, mended, and then the other one that has the same content.
+    #[test]
+    fn any_damage_to_one_small_file_costs_nothing(
+        file in any::<prop::sample::Index>(), damages in (any_small(), any_small()),
+        is_settled in any::<bool>(), is_running in any::<bool>(),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = open_under(folder.path(), 1);
+        let full = Full::fill(&cache);
+        if is_settled {
+            cache.settle(&|| true);
+        }
+        let files = small_files(folder.path());
+        let file = file.index(files.len());
+        let file = &files[file];
+        let what = format!("{} {damages:?}", file.display());
+        if is_running {
+            damages.0.apply(file);
+            full.verify(&cache);
+            full.assert_whole(&cache, &what);
+            drop(cache);
+        } else {
+            drop(cache);
+            damages.0.apply(file);
+        }
+        let cache = open_under(folder.path(), 1);
+        full.assert_whole(&cache, &what);
+        full.verify(&cache);
+        drop(cache);
+        damages.1.apply(&twin_of(file));
+        full.assert_whole(&open_under(folder.path(), 1), &what);
     }
 }

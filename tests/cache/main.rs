@@ -120,6 +120,11 @@ fn file_named(folder: &Path, name: &str) -> PathBuf {
     files_below(folder).into_iter().find(|path| path.ends_with(name)).unwrap()
 }
 
+/// The file of that name, and its copy.
+fn both_named(folder: &Path, name: &str) -> [PathBuf; 2] {
+    [name.to_owned(), format!("{name}.copy")].map(|name| file_named(folder, &name))
+}
+
 fn member_file(folder: &Path) -> PathBuf {
     file_named(folder, "members/0")
 }
@@ -204,7 +209,9 @@ fn the_folder_has_one_owner_and_must_be_writable() {
 fn a_folder_of_another_version_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path(), None));
-    fs::write(folder.path().join("format"), "kitfs cache 2\n").unwrap();
+    for file in both_named(folder.path(), "format") {
+        fs::write(file, "kitfs cache 2\n").unwrap();
+    }
     let config = CacheConfig::new(folder.path());
     assert!(Cache::open(config).err().unwrap().to_string().contains("another version"));
 }

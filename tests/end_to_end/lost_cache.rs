@@ -1,8 +1,11 @@
 //! A cache folder that somebody removes or replaces under a running daemon.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+
+use crate::counted::{Counted, big_files};
 use crate::support::golden_reference;
 use crate::support::kitfs::{Kitfs, is_mounted, wait_until};
 use crate::support::tree::Tree;
@@ -71,4 +74,49 @@ fn stopping_ends_all_daemons_that_had_the_folder() {
     let new = kitfs.mount(&reference, &[]);
     kitfs.succeed(&["daemon", "stop"]);
     assert!(!is_mounted(&old) && !is_mounted(&new));
+}
+
+/// A mount of another folder at the same place, gone with this value.
+struct Covered(PathBuf);
+
+impl Drop for Covered {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+/// Each way in which a path may lead to another folder while the daemon has the first one open.
+#[test]
+fn a_cache_folder_that_another_one_replaces_is_noticed_and_reads_go_on() {
+    for way in ["moved", "covered", "emptied"] {
+        let counted = Counted::new(&big_files());
+        let kitfs = &counted.kitfs;
+        let mountpoint = kitfs.mount(&counted.reference, &["--no-hydrate"]);
+        fs::read(mountpoint.join("weights/shard-0")).unwrap();
+        let (cache, other) = (kitfs.cache(), kitfs.folder().join("other"));
+        let mut covered = None;
+        match way {
+            "moved" => {
+                fs::rename(&cache, &other).unwrap();
+                fs::create_dir(&cache).unwrap();
+            }
+            "covered" => {
+                fs::create_dir(&other).unwrap();
+                mount_bind(&other, &cache).expect("only root may mount");
+                covered = Some(Covered(cache.clone()));
+            }
+            _ => {
+                fs::remove_dir_all(&cache).unwrap();
+                fs::create_dir(&cache).unwrap();
+            }
+        }
+        wait_until("it is noticed", || {
+            kitfs.json(&["daemon", "status", "--json"])["cache_folder_is_lost"] == true
+        });
+        let what = format!("the cache folder was {way}");
+        Tree::read(&mountpoint).without_kitfile().assert_equals(&counted.written.tree, &what);
+        assert!(!cache.join("layers").exists(), "{way}: the new folder is another's");
+        kitfs.unmount(&mountpoint);
+        drop(covered);
+    }
 }

@@ -1,4 +1,4 @@
-//! What the cache wrote and synced, in order, and what a power cut may leave of it (tests only).
+//! The writes and syncs of the cache in order, and the states that a power cut may leave (tests only).
 //!
 //! A disk keeps what was synced. Of everything after the last sync it keeps anything: any of the
 //! writes to a file, in a file whose name may be lost; of the names in a folder, those of the changes
@@ -121,7 +121,7 @@ impl Journal {
         self.0.lock().steps.push(Step::SyncFolder { name: name.to_owned() });
     }
 
-    /// How many steps were recorded.
+    /// The number of recorded steps.
     pub(in crate::cache) fn len(&self) -> usize {
         self.0.lock().steps.len()
     }

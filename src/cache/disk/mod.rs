@@ -36,7 +36,7 @@ pub(super) use place::{Durability, Place, TEMPORARY};
 /// A cache folder, held open.
 pub(super) struct Root {
     folder: OwnedFd,
-    /// Where the folder was when it was opened; absolute.
+    /// The folder's path when it was opened; absolute.
     path: PathBuf,
     /// Descriptors that are kept open.
     pub(super) files: OpenFiles,
@@ -62,7 +62,7 @@ impl Root {
         }))
     }
 
-    /// Where the folder was when it was opened.
+    /// The folder's path when it was opened.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

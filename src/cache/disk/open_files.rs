@@ -30,6 +30,8 @@ pub(in crate::cache) struct FileKey {
 pub(in crate::cache) enum LayerFile {
     /// The chunk table.
     Chunks,
+    /// The same once more.
+    ChunksCopy,
     /// Content.
     Content(CacheFile),
 }
@@ -69,6 +71,11 @@ impl OpenFiles {
         self.shard(key).lock().get(&key).cloned()
     }
 
+    /// Closes one file, unless somebody is using it.
+    pub(in crate::cache) fn forget_file(&self, key: FileKey) {
+        self.shard(key).lock().pop(&key);
+    }
+
     /// Closes every file of a layer that nobody is using.
     pub(in crate::cache) fn forget(&self, layer: u64) {
         for shard in &self.shards {
@@ -98,8 +105,9 @@ impl OpenFiles {
     fn shard(&self, key: FileKey) -> &Shard {
         let file = match key.file {
             LayerFile::Chunks => 0,
-            LayerFile::Content(CacheFile::Stream) => 1,
-            LayerFile::Content(CacheFile::Member(index)) => 2 + u64::from(index),
+            LayerFile::ChunksCopy => 1,
+            LayerFile::Content(CacheFile::Stream) => 2,
+            LayerFile::Content(CacheFile::Member(index)) => 3 + u64::from(index),
         };
         &self.shards[((key.layer.wrapping_mul(31) + file) % SHARDS as u64) as usize]
     }

@@ -297,7 +297,7 @@ impl Place {
         self.stat().map_or(0, |stat| stat.st_blocks.cast_unsigned() * 512)
     }
 
-    /// When a file was last changed; 1970 where it is not there.
+    /// The time of a file's last change; 1970 where it is not there.
     pub(in crate::cache) fn modified(&self) -> SystemTime {
         let seconds = self.stat().map_or(0, |stat| stat.st_mtime.max(0).cast_unsigned());
         UNIX_EPOCH + std::time::Duration::from_secs(seconds)
