@@ -253,11 +253,7 @@ impl<'a> Documents<'a> {
     }
 
     /// Decodes a document, and keeps it in the cache.
-    pub(super) async fn keep(
-        &self,
-        digest: Digest,
-        bytes: &Bytes,
-    ) -> Result<Document, LoadError> {
+    pub(super) async fn keep(&self, digest: Digest, bytes: &Bytes) -> Result<Document, LoadError> {
         let document = Document::decode(bytes).of(self.kin)?;
         self.put(digest, bytes.clone()).await?;
         Ok(document)
