@@ -1,7 +1,7 @@
 //! kitfs mounts remote ModelKits lazily, as read-only directories.
 //!
-//! The map of the rooms; an arrow is "may import", and nothing else may (`tests/architecture.rs`
-//! walks the imports and fails on a new arrow):
+//! The map of the rooms. An arrow means "may import", along several arrows too; no other import is
+//! allowed (`tests/architecture.rs` fails on one):
 //!
 //! ```text
 //! cli -> daemon -> fuse -> fs -> fetch -> cache  -> layer -> oci
@@ -11,19 +11,19 @@
 //!
 //! - [`oci`]: values, valid by construction: digests, references, descriptors, manifests.
 //! - [`layer`]: formats, sans-IO: tar headers, compression, table of contents, cache layout.
-//! - [`kit`]: what a kit is: Kitfile, families, filters, parents, the merged tree.
+//! - [`kit`]: kits: Kitfile, families, filters, parents, the merged tree.
 //! - [`source`]: bytes far away: registries, OCI layouts, kit's local storage.
 //! - [`cache`]: bytes kept near: chunk tables, verification, eviction, locks.
-//! - [`fetch`]: the only place where a source meets the cache.
+//! - [`fetch`]: copies bytes from a source to the cache; no other room uses both.
 //! - [`fs`]: the read-only file system, without FUSE.
-//! - [`fuse`]: the kernel: its FUSE protocol, and mounting.
+//! - [`fuse`]: the kernel's FUSE protocol, and mounting.
 //! - [`serve`]: a small read-only OCI registry over OCI layout folders.
 //! - [`daemon`]: lifecycle, control socket, table of mounts.
 //! - [`cli`]: one file per command.
 //! - [`observe`]: metric names, status model, tracing set-up.
 //! - [`process`]: the time that this process ran, its limits and its children's.
 //!
-//! Every room may import `observe` and `process`, which import none.
+//! Every room may import `observe` and `process`. These two import no room.
 
 pub mod cache;
 pub mod cli;

@@ -3,8 +3,9 @@
 use crate::kit::NodeId;
 use crate::layer::Mtime;
 
-/// The number of an inode: the node's position in the tree, counted from 1. So the root has the
-/// number that FUSE wants (1), and every process that loads the kit gives the same numbers.
+/// The number of an inode: the node's position in the tree, counted from 1.
+///
+/// The root has number 1, as FUSE requires. Every process that loads the kit gives the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ino(pub u64);
 
@@ -42,19 +43,19 @@ pub enum FileKind {
 pub struct Attributes {
     /// The number.
     pub ino: Ino,
-    /// Its kind.
+    /// The kind.
     pub kind: FileKind,
-    /// Bytes of a file, of a link's target; 0 for directories.
+    /// The bytes of a file or of a link's target; 0 for a directory.
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
-    /// Links: 1, and for a directory 2 + its subdirectories.
+    /// The number of links: 1, or 2 + subdirectories for a directory.
     pub links: u32,
-    /// The modification time, and the access and change time too: nothing ever changes.
+    /// The modification time. Access and change time are the same, because nothing ever changes.
     pub mtime: Mtime,
-    /// Bytes that are stored, and not holes of a sparse file.
+    /// The bytes of the file without the holes of a sparse file.
     pub stored_bytes: u64,
-    /// Its owner.
+    /// The owner.
     pub owner: Owner,
 }
 
@@ -62,12 +63,13 @@ impl Attributes {
     /// The unit of `st_blocks`.
     pub const BLOCK_BYTES: u32 = 512;
 
-    /// The best size of a read: one FUSE request. `cp`, `cat` and Python read in this unit.
+    /// The best size of a read (`st_blksize`): one FUSE request. `cp`, `cat` and Python use it.
     pub const PREFERRED_READ_BYTES: u32 = 1024 * 1024;
 
-    /// Blocks of [`Self::BLOCK_BYTES`] that a copy needs, whether or not the bytes are in the
-    /// cache. Holes of a sparse file need none: `cp` and `tar` find out by this number that a file
-    /// has holes.
+    /// The blocks of [`Self::BLOCK_BYTES`] that a copy needs, in the cache or not.
+    ///
+    /// A hole of a sparse file needs none. `cp` and `tar` compare this number with the size to find
+    /// out whether a file has holes.
     pub fn blocks(&self) -> u64 {
         self.stored_bytes.div_ceil(u64::from(Self::BLOCK_BYTES))
     }
@@ -76,17 +78,17 @@ impl Attributes {
 /// The result of `statfs` for a kit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Totals {
-    /// The sum of all file sizes in bytes, holes left out.
+    /// The sum of all file sizes in bytes, without holes.
     pub file_bytes: u64,
-    /// Files, directories and links.
+    /// The number of files, directories and links.
     pub inodes: u64,
 }
 
 impl Totals {
-    /// The longest name (`NAME_MAX`); longer ones are refused when a kit is loaded.
+    /// The longest name (`NAME_MAX`). Loading refuses a kit with a longer one.
     pub const NAME_BYTES: u32 = 255;
 
-    /// Blocks of [`Attributes::BLOCK_BYTES`] that all files have together.
+    /// The blocks of [`Attributes::BLOCK_BYTES`] of all files together.
     pub fn blocks(&self) -> u64 {
         self.file_bytes.div_ceil(u64::from(Attributes::BLOCK_BYTES))
     }

@@ -1,8 +1,8 @@
-//! Files that a kernel may read by itself, from the cache's own files.
+//! Backing files: files of the cache that a kernel may read by itself (FUSE passthrough).
 //!
-//! A file of a kit has at most one: the cache keeps a big member in a file whose byte 0 is the
-//! member's byte 0. When it may be used is for the cache to say; what an inode has to do with it
-//! is told here. Nothing here waits for the network, and nothing is remembered.
+//! A file of a kit has at most one backing file. The cache keeps a big member in a file whose byte
+//! 0 is the member's byte 0. The cache decides when the kernel may read that file; this module
+//! finds the cache's file of an inode. Nothing here waits for the network or keeps state.
 
 use super::attributes::Ino;
 use super::error::FsError;
@@ -12,7 +12,8 @@ use crate::fetch::FetchError;
 use crate::kit::{Content, NodeKind};
 
 impl FileSystem {
-    /// Whether a file can be read from a file of the cache now. Looks at the local disk only.
+    /// Finds the backing file of an inode, if the kernel may read one now. Looks at the local disk
+    /// only.
     ///
     /// # Errors
     /// [`FsError::Fetch`] when the layer is poisoned or its file cannot be opened.
@@ -34,12 +35,12 @@ impl FileSystem {
         Ok(lookup)
     }
 
-    /// Whether any layer has a member that could be read so.
+    /// `true` if any layer has a member that is large enough for a backing file.
     pub fn has_big_members(&self) -> bool {
         self.kit().layers.iter().any(|layer| layer.store().has_big_members())
     }
 
-    /// Whether the cache lies where the kernel is never given a file of it.
+    /// `true` if the cache lies on a stacked file system, where it hands out no backing files.
     pub fn is_on_stacked_file_system(&self) -> bool {
         let layer = self.kit().layers.first();
         layer.is_some_and(|layer| layer.store().is_on_stacked_file_system())

@@ -1,16 +1,18 @@
-//! Which files of a kit readers have begun in earnest, and which ranges complete them.
+//! The files of a kit that readers have begun, and the ranges that complete them.
 //!
 //! ```text
 //! FileSystem::read --chunks--> ReadChunks --> begun_ranges (pure) --> ranges to fetch in the background
 //! ```
 //!
-//! A file is begun when half of its chunks or more were read. Then the rest of it is wanted, so a guess
-//! at most doubles what was read. Small files share chunks with their neighbours; of those, every chunk
-//! that was read is wanted as a whole. When all files of a layer are wanted, so is the little that lies
-//! between them: only a complete layer has a digest.
+//! - A file is begun when readers have read half of its chunks or more. Then the rest of the file is
+//!   wanted. So completing the file at most doubles the bytes that were read.
+//! - Small files share chunks with their neighbours. A shared chunk of which any byte was read is
+//!   wanted as a whole.
+//! - When all files of a layer are wanted, the bytes between them (headers, padding) are wanted too:
+//!   only a complete layer can be compared with its digest.
 //!
-//! Chunks are counted, not bytes: a read brings whole chunks, and a bit for each is all that is
-//! remembered.
+//! The unit is the chunk, because a read fetches whole chunks. One bit for each chunk is the only
+//! state.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -29,7 +31,7 @@ const WORD_BITS: u32 = u64::BITS;
 /// The chunks of each layer of a mount that readers have read.
 pub(super) struct ReadChunks {
     layers: Vec<OnceLock<Bits>>,
-    /// Told when a chunk is read for the first time.
+    /// Notified when a chunk is read for the first time.
     changed: Notify,
 }
 
@@ -37,12 +39,12 @@ pub(super) struct ReadChunks {
 struct Bits(Box<[AtomicU64]>);
 
 impl ReadChunks {
-    /// Nothing was read of `layers` layers.
+    /// An empty set for each of `layers` layers.
     pub(super) fn new(layers: usize) -> Self {
         Self { layers: (0..layers).map(|_| OnceLock::new()).collect(), changed: Notify::new() }
     }
 
-    /// Takes note that bytes of a layer were read.
+    /// Marks the chunks of a range of a layer as read.
     pub(super) fn note(&self, layer: u32, layout: &Layout, stored: Range<StreamOffset>) {
         let bits = self.layers[layer as usize].get_or_init(|| Bits::new(layout.chunks()));
         let mut is_new = false;
@@ -54,12 +56,13 @@ impl ReadChunks {
         }
     }
 
-    /// Waits until a chunk is read for the first time, or was since the last call. For one task.
+    /// Waits until a chunk is read for the first time. Returns at once if that happened since the
+    /// last call. For one waiting task.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// What completes the files of a kit that were begun, for each layer of which something is wanted.
+    /// The ranges that complete the begun files, by layer. Layers without such ranges are left out.
     pub(super) fn begun(&self, kit: &LoadedKit) -> Vec<(u32, Vec<Range<StreamOffset>>)> {
         let mut files: Vec<Vec<Range<StreamOffset>>> = vec![Vec::new(); self.layers.len()];
         for node in (0..kit.tree.len()).map(NodeId) {
@@ -83,10 +86,11 @@ impl Bits {
         Self((0..chunks.div_ceil(WORD_BITS)).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Sets a bit; says whether it was clear.
+    /// Sets a bit; returns `true` if the bit was clear.
     fn set(&self, chunk: u32) -> bool {
         let (word, bit) = (&self.0[(chunk / WORD_BITS) as usize], 1 << (chunk % WORD_BITS));
-        // Most reads are of chunks that were read before: a look costs the other cores nothing.
+        // Most reads are of chunks that were read before. A load does not take the cache line from
+        // other cores, as a write would.
         word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
 
@@ -96,9 +100,9 @@ impl Bits {
     }
 }
 
-/// The ranges of a layer that complete what was begun of it: in order, not touching one another.
+/// The ranges that complete the begun files of a layer: in order, and apart from one another.
 ///
-/// `files` are the stored ranges of the layer's files, in any order; several may share one range.
+/// `files` are the stored ranges of the layer's files, in any order. Several files may share a range.
 fn begun_ranges(
     layout: &Layout,
     files: &[Range<StreamOffset>],
@@ -127,7 +131,7 @@ fn begun_ranges(
     wanted.iter().map(|chunks| layout.chunk_range(chunks.start as u32..chunks.end as u32)).collect()
 }
 
-/// Whether a chunk may hold bytes of several files.
+/// `true` if a chunk may hold bytes of several files.
 fn is_shared(layout: &Layout, chunk: u32) -> bool {
     layout.chunk(ChunkId(chunk)).file == CacheFile::Stream
 }
@@ -142,7 +146,7 @@ mod tests {
     use crate::layer::layout::{BIG_MEMBER_BYTES, CHUNK_BYTES};
     use crate::layer::{Extents, Member, MemberKind, Toc};
 
-    /// A layer of files of these sizes, as kit packs them, and where they lie.
+    /// A layer of files of these sizes, as kit packs them, and the files' ranges.
     fn layer(sizes: &[u64]) -> (Layout, Vec<Range<StreamOffset>>) {
         let (mut at, mut members, mut files) = (StreamOffset(0), Vec::new(), Vec::new());
         for &size in sizes {
@@ -203,7 +207,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_wanted_follows_from_what_was_read(
+        fn wanted_ranges_follow_from_the_chunks_that_were_read(
             sizes in prop::collection::vec(prop_oneof![0..3000u64, 0..4_000_000u64], 1..12),
             reads in prop::collection::vec((0..12usize, 0.0..1.0f64, 0.0..1.0f64), 0..16),
         ) {
@@ -227,8 +231,8 @@ mod tests {
             if read.is_empty() {
                 prop_assert!(wanted.is_empty());
             } else if !is_whole {
-                // A chunk that was read counts for the file that ends in it and the one that begins in
-                // it, and each of them is at most doubled.
+                // A chunk counts for the file that ends in it and for the file that begins in it.
+                // Each of the two files is at most doubled.
                 prop_assert!(wanted.len() <= 3 * read.len(), "{wanted:?} of {read:?}");
             }
             for (file, size) in files.iter().zip(&sizes) {

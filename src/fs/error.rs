@@ -28,25 +28,25 @@ pub enum FsError {
     /// A regular file is needed.
     #[error("not a regular file")]
     NotAFile,
-    /// Nothing but a hole follows, or the file ends (lseek(2)).
+    /// Only a hole follows, or the file ends (lseek(2)).
     #[error("no data or hole from there on")]
     NoSuchOffset,
     /// The inode has no extended attribute of that name.
     #[error("no such extended attribute")]
     NoSuchAttribute,
-    /// The mode does not allow it.
+    /// The mode forbids the access.
     #[error("permission denied")]
     Denied,
     /// Kits are never written.
     #[error("kits are read-only")]
     ReadOnly,
-    /// It belongs to a data set that lies elsewhere, and that could not be had when the kit was loaded.
+    /// The content is a remote data set, which was not available when the kit was loaded.
     #[error("{0}; mount the kit again once that is mended")]
     Missing(String),
     /// The bytes did not come in time.
     #[error("no answer within {} s: the registry or the network is too slow or stalled", .0.as_secs())]
     TimedOut(Duration),
-    /// The bytes cannot be had.
+    /// The bytes cannot be fetched or read.
     #[error(transparent)]
     Fetch(#[from] FetchError),
 }

@@ -1,4 +1,4 @@
-//! What a kernel asks of a loaded kit.
+//! The requests of a kernel to a loaded kit: lookup, attributes, entries, open, read.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::{Extents, StreamOffset, member_path};
 use crate::source::Priority;
 
-/// What is known of the host that a layer comes from.
+/// The rate of the host that a layer comes from, as measured so far.
 pub(super) fn host_rate(layer: &Layer) -> HostRate {
     HostRate {
         request_bytes: layer.request_bytes(),
@@ -47,26 +47,26 @@ pub struct FileSystem {
 /// An entry of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectoryEntry<'a> {
-    /// Its inode.
+    /// The inode.
     pub ino: Ino,
-    /// What it is.
+    /// The kind of the inode.
     pub kind: FileKind,
-    /// Its name: `.`, `..`, or any bytes but `/` and NUL.
+    /// The name: `.`, `..`, or any bytes except `/` and NUL.
     pub name: &'a [u8],
-    /// Where to go on behind it.
+    /// The offset of the entry that follows.
     pub next_offset: u64,
 }
 
-/// What a caller of [`FileSystem::seek`] looks for.
+/// The target of [`FileSystem::seek`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seek {
-    /// Bytes that are stored.
+    /// Stored bytes.
     Data,
-    /// Zeros that are not, or the end of the file.
+    /// Zeros that are not stored, or the end of the file.
     Hole,
 }
 
-/// What a caller of `access` wants to do.
+/// The rights that a caller of `access` asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     /// Read a file, list a directory.
@@ -78,8 +78,10 @@ pub struct Access {
 }
 
 impl FileSystem {
-    /// A file system over `kit` whose files belong to `owner`. Tensors are fetched beforehand only
-    /// where it is made on a thread of a tokio runtime, which then reads their headers.
+    /// A file system over `kit` whose files belong to `owner`.
+    ///
+    /// The caller's tokio runtime reads the headers of tensor files. Without a runtime there is no
+    /// tensor prefetch.
     pub fn new(kit: Arc<LoadedKit>, owner: Owner, config: FsConfig) -> Self {
         let readahead = Arc::<Readahead>::default();
         let tensors = config.tensor_prefetch.then(|| TensorPrefetch::new(&kit, &readahead));
@@ -99,29 +101,29 @@ impl FileSystem {
         &self.kit
     }
 
-    /// Records every read from now on, for as long as the queue lives; `None` while somebody else
-    /// does.
+    /// Records every read from now on, until the receiver is dropped. `None` while another recorder
+    /// runs.
     pub fn record(&self) -> Option<mpsc::Receiver<FileRead>> {
         self.log.start()
     }
 
-    /// How many reads a recorder lost since the last call, because it was too slow.
+    /// The number of reads since the last call that the recorder was too slow to take.
     pub fn take_lost(&self) -> u64 {
         self.log.take_lost()
     }
 
-    /// The ranges that complete the files which readers have begun in earnest, by layer. Looks at every
-    /// file of the kit.
+    /// The ranges that complete the files that readers have begun, by layer. Looks at every file of
+    /// the kit.
     pub fn begun(&self) -> Vec<(u32, Vec<Range<StreamOffset>>)> {
         self.read_chunks.begun(&self.kit)
     }
 
-    /// Waits until a reader reads what no reader has read before. For one task.
+    /// Waits until a reader reads a chunk that no reader has read before. For one waiting task.
     pub async fn read_on(&self) {
         self.read_chunks.changed().await;
     }
 
-    /// What was fetched before readers asked for it, and what of that they read.
+    /// The bytes that were fetched ahead of readers, and the part of them that readers then read.
     pub fn ledger(&self) -> LedgerState {
         self.readahead.ledger().state()
     }
@@ -141,13 +143,13 @@ impl FileSystem {
         }
     }
 
-    /// What `stat` says.
+    /// The attributes of an inode, for `stat`.
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {
         Ok(self.attributes_of(self.node(ino)?))
     }
 
-    /// The entries of a directory from `offset` on: 0 for the start, else an entry's
-    /// [`DirectoryEntry::next_offset`], which stays valid for ever.
+    /// The entries of a directory from `offset` on: 0, or the [`DirectoryEntry::next_offset`] of an
+    /// entry. Offsets stay valid for ever.
     pub fn entries(
         &self,
         ino: Ino,
@@ -180,7 +182,7 @@ impl FileSystem {
         }
     }
 
-    /// What `statfs` says.
+    /// The totals of the kit, for `statfs`.
     pub fn totals(&self) -> Totals {
         let tree = &self.kit.tree;
         Totals { file_bytes: tree.file_bytes(), inodes: u64::from(tree.len()) }
@@ -191,11 +193,11 @@ impl FileSystem {
         xattr::value(&self.kit, self.node(ino)?, name).ok_or(FsError::NoSuchAttribute)
     }
 
-    /// Whether `caller` may do what it wants. Its further groups are not known here; a kernel that
-    /// knows them checks by itself (`default_permissions`).
+    /// Checks that the mode grants `caller` the rights in `wanted`. Ignores supplementary groups,
+    /// which the kernel checks by itself (`default_permissions`).
     ///
     /// # Errors
-    /// [`FsError::ReadOnly`] for writing, whatever the mode says; [`FsError::Denied`].
+    /// [`FsError::ReadOnly`] for writing, with any mode; [`FsError::Denied`].
     pub fn access(&self, ino: Ino, caller: Owner, wanted: Access) -> Result<(), FsError> {
         let node = self.node(ino)?;
         if wanted.write {
@@ -204,7 +206,7 @@ impl FileSystem {
         let mode = self.kit.tree.mode(node);
         let is_directory = self.kind_of(node) == FileKind::Directory;
         let granted = match caller.uid {
-            // root reads everything, and runs what anybody may run.
+            // root reads every file, and runs a file that has any execute bit.
             0 => 0o4 | u32::from(is_directory || mode & 0o111 != 0),
             uid if uid == self.owner.uid => mode >> 6,
             _ if caller.gid == self.owner.gid => mode >> 3,
@@ -217,7 +219,7 @@ impl FileSystem {
     /// The first byte of data, or of a hole, from `offset` on (`SEEK_DATA`, `SEEK_HOLE` of lseek(2)).
     ///
     /// # Errors
-    /// [`FsError::NoSuchOffset`] beyond the end of the file, and where only a hole follows.
+    /// [`FsError::NoSuchOffset`] beyond the end of the file, and for data where only a hole follows.
     pub fn seek(&self, ino: Ino, offset: u64, wanted: Seek) -> Result<u64, FsError> {
         let whole;
         let extents = match self.kit.tree.kind(self.node(ino)?) {
@@ -235,7 +237,7 @@ impl FileSystem {
         found.ok_or(FsError::NoSuchOffset)
     }
 
-    /// Whether a file can be read; everything else about opening it is stateless.
+    /// Checks that a file can be read. Opening changes no state.
     pub fn open(&self, ino: Ino, for_writing: bool) -> Result<(), FsError> {
         let node = self.node(ino)?;
         match self.kit.tree.kind(node) {
@@ -246,7 +248,9 @@ impl FileSystem {
         }
     }
 
-    /// Reads `size` bytes at `offset`: resident bytes into `buffer`, which grows to `size`.
+    /// Reads up to `size` bytes at `offset`; fewer at the end of the file.
+    ///
+    /// Resident bytes of a layer are copied into `buffer`, which grows as needed.
     pub fn read<'a>(
         &'a self,
         ino: Ino,
@@ -302,11 +306,10 @@ impl FileSystem {
         }))
     }
 
-    /// Starts to fetch the bytes that a read misses, and those that the file's readers will want
-    /// next.
+    /// Starts to fetch the missing bytes of a read, and the bytes that readahead expects next.
     fn fetch(&self, node: NodeId, file: StoredFile<'_>, wanted: &Range<u64>, is_resident: bool) {
         if !file.layer.has_ranges() {
-            // What is missing of a compressed layer comes with all of it, and nothing without.
+            // Such a layer is fetched as a whole, so there are no ranges to guess.
             return;
         }
         let (rate, file_bytes) = (host_rate(file.layer), file.extents.bytes());
@@ -315,7 +318,7 @@ impl FileSystem {
         let mut started = Vec::new();
         let ranges = guess.iter().flat_map(|guess| &guess.ranges);
         for range in ranges {
-            // The bytes that the read misses come first, in the same request as those that follow.
+            // The missing bytes of the read come first, in one request with the guess that follows.
             match missing.take() {
                 Some(missing) if missing.end == range.start => {
                     started.extend(file.prefetch(missing.start..range.end, Priority::Readahead));
@@ -338,13 +341,14 @@ impl FileSystem {
         }
     }
 
-    /// Whether a file or directory seems empty only because its content could not be had. Opening
-    /// must then fail, since nobody reads an empty file.
+    /// `true` if the content of a file or directory could not be fetched when the kit was loaded.
+    ///
+    /// Such a file seems empty. Opening it must fail, because programs do not read an empty file.
     pub fn has_missing(&self) -> bool {
         self.kit.has_missing()
     }
 
-    /// That the content of a file or directory is a part of the loaded kit.
+    /// Fails for a node whose content could not be fetched when the kit was loaded.
     fn check_is_there(&self, node: NodeId) -> Result<(), FsError> {
         match self.kit.tree.missing(node) {
             Some(reason) => Err(FsError::Missing(reason.to_owned())),
@@ -360,7 +364,7 @@ impl FileSystem {
         }
     }
 
-    /// The kernel reads a file by itself from now on.
+    /// Ends readahead for a file that the kernel reads by itself from now on.
     pub(super) fn handed_over(&self, node: NodeId) {
         self.readahead.forget(node.0);
     }

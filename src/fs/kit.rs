@@ -1,4 +1,4 @@
-//! A kit that was loaded: its tree, and the open layers its files lie in.
+//! A loaded kit: its tree, and the open layers of its files.
 
 use std::sync::Arc;
 
@@ -9,39 +9,39 @@ use crate::oci::{Digest, LabelSelector, Origin};
 
 /// A kit that can be read.
 pub struct LoadedKit {
-    /// Where it was read from.
+    /// The reference or folder that the kit was loaded from.
     pub origin: Origin,
-    /// The labels that chose it, where the origin is an index.
+    /// The labels that chose the kit, where the origin is an index.
     pub labels: LabelSelector,
-    /// The digest of its manifest.
+    /// The digest of the manifest.
     pub manifest: Digest,
-    /// Manifest and config, understood.
+    /// The contents of manifest and config.
     pub kit: Kit,
-    /// Its files and directories.
+    /// The files and directories.
     pub tree: Tree,
-    /// The open layers, as [`crate::kit::Content::Stored`] counts them; parents' layers too.
+    /// The open layers, parents' layers too. [`crate::kit::Content::Stored`] has indexes into it.
     pub layers: Vec<Arc<Layer>>,
     /// The media type of each layer.
     pub media_types: Vec<String>,
     /// The name of each layer in messages: ``model `weights/model.bin` (sha256:0123456789ab)``.
     pub titles: Vec<String>,
-    /// What was passed over, in the kit, its parents and its layers.
+    /// Warnings about parts that were left out, in the kit, its parents and its layers.
     pub warnings: Vec<String>,
 }
 
-/// How far bytes can be trusted (design.md 6), from best to worst.
+/// The state of verification, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// The digest was computed over all bytes, and matches.
     Confirmed,
-    /// Some digest is not computed yet.
+    /// The digest is not computed yet.
     Unconfirmed,
-    /// Some digest does not match: reads fail.
+    /// The digest does not match: reads fail.
     Poisoned,
 }
 
 impl State {
-    /// The word for it in `status`, in JSON and in `user.kitfs.state`.
+    /// The word for the state in `status`, in JSON and in `user.kitfs.state`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Confirmed => "confirmed",
@@ -69,30 +69,31 @@ impl LoadedKit {
         position.map_or_else(unknown, |position| self.titles[position].clone())
     }
 
-    /// The worst state of its layers; a kit without layers is confirmed by its manifest.
+    /// The worst state of any layer. A kit without layers is confirmed by its manifest's digest.
     pub fn state(&self) -> State {
         let states = self.layers.iter().map(|layer| State::from(layer.state()));
         states.max().unwrap_or(State::Confirmed)
     }
 
-    /// Whether a remote data set could not be had when the kit was loaded.
+    /// `true` if a remote data set could not be fetched when the kit was loaded.
     pub fn has_missing(&self) -> bool {
         self.tree.all_missing().next().is_some()
     }
 
-    /// The bytes of its layers' uncompressed streams, headers included.
+    /// The bytes of all uncompressed layers, headers included.
     pub fn total_bytes(&self) -> u64 {
         let bytes = self.layers.iter().map(|layer| layer.contents().layout.stream_bytes());
-        // Each is bounded, all parents' together are not.
+        // Each layer is bounded; the sum over all parents is not.
         bytes.fold(0, u64::saturating_add)
     }
 
-    /// How many of [`Self::total_bytes`] are in the cache.
+    /// The part of [`Self::total_bytes`] that is in the cache.
     pub fn resident_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.resident_bytes()).fold(0, u64::saturating_add)
     }
 
-    /// How many of these nobody has looked at since the machine went down while they were written.
+    /// The part of [`Self::resident_bytes`] that kitfs has not checked since the machine went down
+    /// while these bytes were written.
     pub fn unchecked_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.unchecked_bytes()).fold(0, u64::saturating_add)
     }

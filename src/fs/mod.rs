@@ -1,4 +1,4 @@
-//! The read-only file system, without FUSE: loaded kits, and the requests that they answer.
+//! The read-only file system, without FUSE: loaded kits, and the requests to them.
 //!
 //! ```text
 //! load(reference) --> LoadedKit (tree + open layers) --> FileSystem: lookup, read, …
@@ -7,16 +7,17 @@
 //! - [`load`](load()): from a reference to a [`LoadedKit`].
 //! - [`FileSystem`]: answers the requests of a kernel (or a test).
 //! - [`readahead`]: guesses the bytes that readers want next, and bounds the cost of guesses; pure.
-//! - [`tensors`]: the tensors of model files, and those that a reader is in; pure.
+//! - [`tensors`]: the tensors of model files, and the tensors that a reader is in; pure.
 //! - [`StoredFile`]: a file whose bytes lie in a layer.
-//! - `merging`: dates the files of open layers and makes the tree.
 //! - `tensor_prefetch`: reads headers in the background, and fetches tensors.
+//! - [`Trace`], [`Merger`]: access traces.
 //!
 //! Invariants:
-//! - Nothing about a mount lives only here: an inode number is a node's position in the tree, a
-//!   directory offset is a position among its children, and there are no file handles. Another
-//!   process that loads the same kit answers every request alike.
-//! - Only the future of a [`PendingRead`] waits for the network, and it has a deadline.
+//! - A process that takes over a mount needs no state from here. An inode number is a node's
+//!   position in the tree. A directory offset is a position among the children. There are no file
+//!   handles. So another process that loads the same kit gives the same answers.
+//! - No method of [`FileSystem`] waits for the network. A read of missing bytes returns a
+//!   [`PendingRead`], whose future has a deadline.
 //! - No errno, no HTTP and no command line here.
 
 mod attributes;

@@ -30,7 +30,7 @@ pub fn percent_decoded(text: &str) -> Option<Vec<u8>> {
             continue;
         }
         let hex = rest.split_off(..2)?;
-        // `from_str_radix` takes a sign, too.
+        // `from_str_radix` alone would accept a sign.
         if !hex.iter().all(u8::is_ascii_hexdigit) {
             return None;
         }

@@ -1,7 +1,7 @@
-//! Reads: resident bytes at once, others as a future with a deadline.
+//! The result of a read: resident bytes at once, other bytes as a future with a deadline.
 //!
-//! A future, not a wait: whoever serves a kernel moves it into a task, so that a stalled
-//! connection never holds one of the kernel's threads.
+//! The FUSE session moves the future into a task. So a stalled connection never blocks a thread
+//! that serves the kernel.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use crate::layer::Extents;
 use crate::process::running_time;
 use crate::source::Priority;
 
-/// What a read came to.
+/// The result of a read.
 pub enum Read<'a> {
-    /// The bytes; fewer than asked for only at the end of the file.
+    /// The bytes; fewer than requested only at the end of the file.
     Resident(&'a [u8]),
-    /// Some byte is not in the cache.
+    /// A read of which some byte is not in the cache.
     Pending(PendingRead),
 }
 
-/// The bytes of a read that had to wait, and the memory that is reserved for them.
+/// The bytes of a read that waited. Holds the memory reservation until the reply is sent.
 pub struct Reply {
     bytes: Bytes,
     _memory: OwnedSemaphorePermit,
@@ -39,7 +39,7 @@ impl std::ops::Deref for Reply {
     }
 }
 
-/// A read that has to wait for bytes. Owns all it needs.
+/// A read that has to wait for bytes. Borrows nothing, so a task can own it.
 pub struct PendingRead {
     pub(super) layer: Arc<Layer>,
     pub(super) extents: Extents,
@@ -51,13 +51,13 @@ impl PendingRead {
     /// Waits for the bytes.
     ///
     /// # Errors
-    /// [`FsError::TimedOut`] at the deadline, [`FsError::Fetch`] when they cannot be had.
+    /// [`FsError::TimedOut`] at the deadline, [`FsError::Fetch`] when the bytes cannot be fetched.
     pub async fn finish(self) -> Result<Reply, FsError> {
         let read = async {
             let file = StoredFile { layer: &self.layer, extents: &self.extents };
             file.bring(self.wanted.clone(), Priority::OnDemand).await?;
-            // From here on nothing waits for the network: the memory for a reply is held for as
-            // long as it takes to copy it, unless the bytes were evicted in between.
+            // The bytes are in the cache now. Memory is reserved only here, so that it is held for
+            // a copy and not for a fetch, unless the bytes were evicted in between.
             let memory = self.layer.reserve_reply(self.wanted.end - self.wanted.start).await;
             let bytes = file.read(self.wanted.clone()).await?;
             Ok(Reply { bytes, _memory: memory })

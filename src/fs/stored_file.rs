@@ -1,9 +1,9 @@
-//! A file whose bytes lie in a layer: the one place where offsets in a file become offsets in a
+//! A file whose bytes lie in a layer. Only this module turns offsets in a file into offsets in a
 //! stream.
 //!
-//! Readers, cursors and tensors count bytes of the file; layers count bytes of their stream. A file
-//! with holes needs at most one range of the stream for any range of its own ([`Extents::stored_of`]),
-//! and nothing at all for a hole.
+//! Readers, cursors and tensors count bytes of the file; layers count bytes of their stream. Any
+//! range of a file, with holes or without, needs at most one range of the stream
+//! ([`Extents::stored_of`]). A range inside a hole needs none.
 
 use std::future::Future;
 use std::ops::Range;
@@ -23,12 +23,12 @@ use crate::source::Priority;
 pub struct StoredFile<'a> {
     /// The layer.
     pub layer: &'a Arc<Layer>,
-    /// Where in its stream the bytes lie.
+    /// The places of the bytes in the layer's stream.
     pub extents: &'a Extents,
 }
 
 impl<'a> StoredFile<'a> {
-    /// The file at a node; `None` for the Kitfile and for what is no file.
+    /// The file at a node; `None` for the Kitfile, directories and links.
     pub fn of(kit: &'a LoadedKit, node: NodeId) -> Option<Self> {
         match kit.tree.kind(node) {
             NodeKind::File(Content::Stored { layer, extents }) => {
@@ -38,8 +38,11 @@ impl<'a> StoredFile<'a> {
         }
     }
 
-    /// Fills `buffer` with `range` of the file, of which it has the length; `false` (and an unspecified
-    /// buffer) when some bytes are not in the cache. Never waits for the network.
+    /// Fills `buffer`, which is as long as `range`, with that range of the file. Never waits for the
+    /// network.
+    ///
+    /// Returns `false` when some byte is not in the cache; the content of `buffer` is then
+    /// unspecified.
     ///
     /// # Errors
     /// As [`Layer::read_resident`].
@@ -58,7 +61,7 @@ impl<'a> StoredFile<'a> {
         Ok(true)
     }
 
-    /// Reads a range of the file, fetching what is missing.
+    /// Reads a range of the file, and fetches the missing bytes.
     ///
     /// # Errors
     /// As [`Layer::read`].
@@ -86,23 +89,24 @@ impl<'a> StoredFile<'a> {
         }
     }
 
-    /// Starts to fetch what is missing of a range of the file. Returns the bytes of the file that
-    /// nobody fetched before, in order: with the rest of their chunks, as far as it is the file's, and
-    /// with the holes between them.
+    /// Starts to fetch the missing bytes of a range of the file.
+    ///
+    /// Returns the ranges of the file for which a fetch starts with this call, in order. They are
+    /// rounded to chunks, cut to the file, and include the holes between the bytes.
     pub fn prefetch(self, range: Range<u64>, priority: Priority) -> Vec<Range<u64>> {
         let started = self.layer.prefetch(self.extents.stored_of(range), priority);
         let started = started.into_iter().map(|stream| self.extents.file_of(stream));
         started.filter(|range| !range.is_empty()).collect()
     }
 
-    /// The chunks that hold any byte of `range`, as far as they are the file's.
+    /// The range of the file that the chunks with bytes of `range` cover.
     pub fn chunks(self, range: &Range<u64>) -> Range<u64> {
         let layout = &self.layer.contents().layout;
         let chunks = layout.chunks_of(self.extents.stored_of(range.clone()));
         if chunks.is_empty() { 0..0 } else { self.extents.file_of(layout.chunk_range(chunks)) }
     }
 
-    /// Whether all data of a range of the file is in the cache.
+    /// `true` if all data of a range of the file is in the cache.
     pub fn is_resident(self, range: Range<u64>) -> bool {
         self.layer.is_resident(self.extents.stored_of(range))
     }

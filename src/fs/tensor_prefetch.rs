@@ -1,4 +1,4 @@
-//! Fetches the tensors of model files beforehand, as their headers tell.
+//! Fetches the tensors of model files beforehand, by the places in their headers.
 //!
 //! ```text
 //! first read of a *.safetensors or *.gguf --> task: header --> TensorMap --.
@@ -7,14 +7,14 @@
 //! ```
 //!
 //! Tensors are hints, and no read needs them. A read starts the fetches that follow from the known
-//! tensors; it waits for nothing here, and no failure here reaches it. Where a header is damaged, too
-//! long or cannot be fetched, the cursors of [`super::readahead`] serve its file alone.
+//! tensors. The read waits for nothing here, and no failure here fails the read. A file whose header
+//! is damaged, too long or out of reach has only the cursors of [`super::readahead`].
 //!
 //! Invariants:
 //! - No lock is held while anything is fetched or parsed.
 //! - Everything runs with [`Priority::Prefetch`], and ends when the file system is dropped.
 //! - The mount's ledger pays for every byte that no reader has asked for.
-//! - With `--no-tensor-prefetch` there is no [`TensorPrefetch`] at all.
+//! - With `--no-tensor-prefetch` there is no [`TensorPrefetch`].
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -40,35 +40,36 @@ use crate::layer::Extents;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::source::Priority;
 
-/// The table of files has this many parts, each with a lock of its own.
+/// The parts of the table of files. Each part has a lock of its own, so that readers of different
+/// files rarely meet at one.
 const SHARDS: usize = 16;
 
-/// Files remembered in each part: 256 in all, the shards of the largest models. A usual file takes
-/// some 20 KiB of memory, one with the most tensors 1 MiB.
+/// The files in each part: 256 in all, the shards of the largest models. A usual file takes some
+/// 20 KiB of memory, and a file with the most tensors 1 MiB.
 const MOST_FILES: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
 
-/// Headers that are read at a time. Each takes a round trip, and a thread for some milliseconds.
+/// The headers that are read at a time. Each takes a round trip, and a thread for some milliseconds.
 const MOST_RUNNING: usize = 4;
 
-/// Files that may wait for their headers to be read; further files get no hints. A loader opens all
-/// shards of a model at once.
+/// The most files that wait for their headers, running ones included; further files get no hints.
+/// A loader opens all shards of a model at once.
 const MOST_WAITING: usize = 256;
 
-/// The first part of a header that is fetched: a chunk, which holds most headers as a whole.
+/// The first part of a header that is fetched: one chunk, which holds most headers as a whole.
 const FIRST_HEADER_BYTES: u64 = CHUNK_BYTES;
 
-/// A longer header is fetched in parts, each this many times as long as all before it. So at most as
-/// many bytes as the header has are fetched for nothing, and 10 MiB take six round trips.
+/// Each fetch makes the known part of a longer header this many times as long. So at most as many
+/// bytes as the header has are fetched for nothing, and 10 MiB take six round trips.
 const HEADER_GROWTH: u64 = 2;
 
-/// Bytes that the parser of a header reads at a time.
+/// The buffer of a header's parser: large, because each refill looks into the cache.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// The most that is fetched of the next shard: its header, and the first bytes of a stream through it.
+/// The most bytes fetched of the next shard: its header, and the start of a stream through it.
 const NEXT_FILE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Bounds of the search for an index: entries of the folder, and indexes that are read. A model lies
-/// in a folder of some tens of files, and has one index, or one for each precision.
+/// Bounds of the search for an index: entries of the folder, and indexes that are parsed. A model
+/// lies in a folder of some tens of files. A model has one index, or one for each precision.
 const MOST_ENTRIES: u32 = 65_536;
 const MOST_INDEXES: usize = 4;
 
@@ -81,7 +82,7 @@ pub(super) struct TensorPrefetch {
     _close: DropGuard,
 }
 
-/// The part that the background tasks share.
+/// The state that background tasks share with reads.
 struct Shared {
     kit: Arc<LoadedKit>,
     readahead: Arc<Readahead>,
@@ -112,7 +113,7 @@ impl TensorPrefetch {
         Some(Self { shared, runtime, waiting, closed: closed.clone(), _close: closed.drop_guard() })
     }
 
-    /// Takes note of a read by a stream that has read `run`, and starts the fetches that follow.
+    /// Notes a read of a stream, which has read `run` so far, and starts the fetches that follow.
     pub(super) fn observe(&self, node: NodeId, run: &Range<u64>) {
         let tree = &self.shared.kit.tree;
         if run.is_empty() {
@@ -157,14 +158,14 @@ impl Shared {
         &self.files[node.0 as usize % SHARDS]
     }
 
-    /// A file whose bytes lie in a layer.
+    /// The file at a node; `None` if its bytes do not lie in a layer.
     fn file(&self, node: NodeId) -> Option<File> {
         let StoredFile { layer, extents } = StoredFile::of(&self.kit, node)?;
         let (layer, extents) = (layer.clone(), extents.clone());
         Some(File { bytes: extents.bytes(), layer, extents })
     }
 
-    /// The grants of the ledger for a tensor of this file.
+    /// The ledger's grants for the tensors of this file.
     fn grant(&self, file: &File) -> impl Fn(u64, u64) -> u64 {
         let rate = host_rate(&file.layer);
         move |bytes, ahead| {
@@ -182,7 +183,7 @@ impl Shared {
         self.readahead.started(node.0, &started, &(0..0), &(0..0), Some(&guess));
     }
 
-    /// Brings the first `bytes` of a file to the cache. Missing bytes are a guess.
+    /// Brings the first `bytes` of a file to the cache. The ledger pays for missing bytes.
     async fn bring_head(&self, node: NodeId, file: &File, bytes: u64) -> Result<(), HeaderError> {
         if !file.stored().is_resident(0..bytes) {
             let head_start_bytes = host_rate(&file.layer).head_start_bytes;
@@ -222,7 +223,7 @@ impl Shared {
         }
     }
 
-    /// Takes note of the tensors of a file, and fetches those that its streams are in.
+    /// Keeps the tensors of a file, and fetches the tensors that its streams are in.
     fn learn(&self, node: NodeId, file: &File, tensors: TensorMap) {
         let grant = self.grant(file);
         let mut files = self.part(node).lock();
@@ -233,7 +234,7 @@ impl Shared {
         }
     }
 
-    /// Fetches the beginning of the file that is read next.
+    /// Fetches the start of the file that a program is expected to read next.
     fn fetch_next(&self, file: Option<u32>) {
         let Some(node) = file.map(NodeId) else { return };
         let Some(file) = self.file(node) else { return };
@@ -276,7 +277,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// Finds the tensors of a file. Fetches as much of the header as the parser needs, in few steps.
+    /// Finds the tensors of a file. Fetches the header as far as the parser needs it, in few steps.
     async fn tensors(
         &self,
         node: NodeId,
@@ -288,7 +289,7 @@ impl Shared {
         loop {
             let mut bytes = needed.max(parsed * HEADER_GROWTH).min(most);
             match self.bring_head(node, file, bytes).await {
-                // Bytes that readers have brought cost nothing.
+                // The ledger does not pay for more, but bytes that readers have fetched are free.
                 Err(HeaderError::Dear { .. }) => bytes = file.resident_head(bytes),
                 result => result?,
             }
@@ -299,7 +300,7 @@ impl Shared {
             let parse = move |prefix| format.parse(prefix, bytes, file_bytes);
             match file.parse(bytes, parse).await {
                 Err(HeaderError::Ended { needed: more }) if bytes < most && more <= most => {
-                    // Each step needs a byte more at least, so the loop ends.
+                    // Each step parses at least one byte more, so the loop ends.
                     (parsed, needed) = (bytes, more.max(bytes + 1));
                 }
                 result => return result,
@@ -329,7 +330,7 @@ impl File {
         StoredFile { layer: &self.layer, extents: &self.extents }
     }
 
-    /// How many of the first `most` bytes are in the cache, in whole chunks or all of them.
+    /// The resident bytes at the start of the file, up to `most`, in whole chunks.
     fn resident_head(&self, most: u64) -> u64 {
         let ends = (CHUNK_BYTES..).step_by(CHUNK_BYTES as usize).map(|end| end.min(most));
         let mut start = 0;
@@ -342,7 +343,7 @@ impl File {
         start
     }
 
-    /// Parses the first `bytes` bytes, which are in the cache, on a thread that may block.
+    /// Parses the first `bytes` of the file on a thread that may block. The bytes are in the cache.
     async fn parse<T: Send + 'static>(
         &self,
         bytes: u64,
@@ -359,7 +360,7 @@ impl File {
 /// The resident start of a file.
 struct Prefix {
     file: File,
-    /// The bytes that are still to be read.
+    /// The bytes that the parser has not read so far.
     range: Range<u64>,
 }
 
@@ -370,7 +371,7 @@ impl io::Read for Prefix {
         let end = self.range.start + bytes as u64;
         match self.file.stored().read_resident(self.range.start..end, &mut buffer[..bytes]) {
             Ok(true) => {}
-            Ok(false) => return Err(io::Error::other("it was evicted")),
+            Ok(false) => return Err(io::Error::other("the bytes were evicted")),
             Err(error) => return Err(io::Error::other(error)),
         }
         self.range.start = end;

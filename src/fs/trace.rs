@@ -1,12 +1,12 @@
-//! Access traces: the ranges of files that were read, in order (docs/format/trace.md).
+//! Access traces: the ranges of files that readers read, in order (docs/format/trace.md).
 //!
 //! ```text
 //! FileSystem::read --AccessLog (bounded)--> Merger --Line--> a file
 //! a file --Trace::parse--> ranges in order --> fetched ahead of the next reader
 //! ```
 //!
-//! While nothing is recorded, a read costs one relaxed load more. A recorder that is too slow loses
-//! reads, and its trace says how many.
+//! Without a recorder, a read costs one relaxed load more. A recorder that is too slow loses reads;
+//! the trace tells the number of lost reads.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -18,18 +18,19 @@ use tokio::sync::mpsc;
 use super::percent::percent_decoded;
 use crate::kit::NodeId;
 
-/// Reads that may wait for a recorder: some MiB, a second of a fast reader.
+/// The most reads that wait for a recorder: about 2.5 MiB, a second of a fast reader.
 const QUEUE: usize = 65_536;
-/// The longest range of one trace entry. A longer read becomes several entries, so that a replay keeps
-/// the order in which several files were read side by side.
+/// The longest range that joined reads make. A long stream becomes several trace entries, so that a
+/// replay keeps the order of files that were read side by side.
 const MOST_LINE_BYTES: u64 = 8 * 1024 * 1024;
-/// Ranges that are held back, to be joined with the reads that follow.
+/// The most ranges that are held back, to be joined with later reads: as many as the streams that a
+/// usual program reads side by side.
 const MOST_OPEN_RANGES: usize = 16;
 /// The version of the format.
 const VERSION: u32 = 1;
-/// The longest line that is read: a path of 16 KiB, percent-encoded.
+/// The longest line that the parser accepts: room for a percent-encoded path of 16 KiB.
 const LINE_LIMIT_BYTES: usize = 64 * 1024;
-/// The most lines that are read, the header included: 10 TiB in the largest ranges.
+/// The most lines of a trace, the header included: 10 TB in the largest ranges.
 pub const TRACE_LINES: usize = 1_250_000;
 
 /// One read.
@@ -37,15 +38,15 @@ pub const TRACE_LINES: usize = 1_250_000;
 pub struct FileRead {
     /// The file.
     pub node: NodeId,
-    /// Its first byte.
+    /// The offset of the first byte.
     pub offset: u64,
-    /// How many bytes.
+    /// The number of bytes.
     pub length: u64,
-    /// When.
+    /// The time of the read.
     pub at: Instant,
 }
 
-/// The place where a file system reports its reads.
+/// The queue from a file system to its recorder.
 #[derive(Default)]
 pub(super) struct AccessLog {
     is_on: AtomicBool,
@@ -67,7 +68,7 @@ impl AccessLog {
         Some(receiver)
     }
 
-    /// Takes note of a read.
+    /// Queues a read for the recorder, or counts it as lost if the queue is full.
     pub(super) fn note(&self, node: NodeId, offset: u64, length: u64) {
         if !self.is_on.load(Ordering::Relaxed) || length == 0 {
             return;
@@ -86,7 +87,7 @@ impl AccessLog {
         }
     }
 
-    /// How many reads were lost since the last call.
+    /// The number of reads that were lost since the last call.
     pub(super) fn take_lost(&self) -> u64 {
         self.lost.swap(0, Ordering::Relaxed)
     }
@@ -102,25 +103,25 @@ pub enum Line {
         kitfs_trace: u32,
         /// The reference that was mounted.
         reference: String,
-        /// The digest of its manifest.
+        /// The digest of the kit's manifest.
         digest: String,
-        /// When recording began, in seconds since 1970.
+        /// The start of the recording, in seconds since 1970.
         started_at: i64,
     },
-    /// A range that was read.
+    /// A trace entry: a range that was read.
     Range {
-        /// Milliseconds since recording began.
+        /// Milliseconds since the start of the recording.
         at_ms: u64,
-        /// The file from the kit's root, percent-encoded where it is not plain text.
+        /// The path from the kit's root, percent-encoded where it is not plain text.
         path: String,
-        /// The first byte.
+        /// The offset of the first byte.
         offset: u64,
-        /// How many bytes.
+        /// The number of bytes.
         length: u64,
     },
     /// Reads that came faster than the recorder could take them.
     Lost {
-        /// How many.
+        /// The number of reads.
         lost: u64,
     },
 }
@@ -134,16 +135,16 @@ impl Line {
 
 /// Joins reads of a file that touch one another. Pure.
 ///
-/// The kernel reads ahead of a program on several threads, so its reads are not quite in order: one may
-/// come before, behind or between the reads before it. Ranges come out in the order in which they
-/// began, and cover exactly the bytes that went in.
+/// The kernel reads ahead of a program on several threads, so reads of a stream arrive out of order.
+/// The ranges that come out are in the order of their first reads. They cover exactly the bytes that
+/// went in.
 #[derive(Debug, Default)]
 pub struct Merger {
     open: Vec<FileRead>,
 }
 
 impl Merger {
-    /// Takes a read, and gives back a range that nothing can be joined to any more.
+    /// Takes a read. Returns the oldest range when too many are open; no later read joins it.
     pub fn push(&mut self, access: FileRead) -> Option<FileRead> {
         let join = |(at, open): (usize, &FileRead)| Some((at, joined(open, &access)?));
         let Some((at, range)) = self.open.iter().enumerate().find_map(join) else {
@@ -151,7 +152,7 @@ impl Merger {
             return (self.open.len() > MOST_OPEN_RANGES).then(|| self.open.remove(0));
         };
         self.open[at] = range;
-        // A range behind a gap may touch this one now. The range that began first stays.
+        // The read may have closed the gap to another open range. The older of the two stays.
         let other = self.open.iter().enumerate().filter(|(other, _)| *other != at);
         let gap = other.into_iter().find_map(|(other, open)| {
             let (first, second) = if other < at { (open, &range) } else { (&range, open) };
@@ -164,20 +165,20 @@ impl Merger {
         None
     }
 
-    /// The ranges that are left.
+    /// The ranges that are still open.
     pub fn finish(self) -> Vec<FileRead> {
         self.open
     }
 }
 
-/// The range that `first`, which began earlier, and `second` are together, where they touch and are
-/// not too long for a line.
+/// Joins `second` to `first`, the earlier range; `None` where the two do not touch or would be too
+/// long for a trace entry.
 fn joined(first: &FileRead, second: &FileRead) -> Option<FileRead> {
     let (first_end, second_end) = (first.offset + first.length, second.offset + second.length);
     let offset = first.offset.min(second.offset);
     let length = first_end.max(second_end) - offset;
     let touch = second.offset <= first_end && first.offset <= second_end;
-    // A read of bytes that are in the range already makes it no longer.
+    // A single read may be longer than an entry. A read inside such a range does not make it longer.
     let fits = length <= MOST_LINE_BYTES || length == first.length;
     (first.node == second.node && touch && fits).then_some(FileRead { offset, length, ..*first })
 }
@@ -185,28 +186,28 @@ fn joined(first: &FileRead, second: &FileRead) -> Option<FileRead> {
 /// A range of a file to be fetched beforehand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceRange {
-    /// When it was read, in milliseconds since recording began.
+    /// The time of its first read, in milliseconds since the start of the recording.
     pub at_ms: u64,
-    /// The file from the kit's root, as bytes.
+    /// The path from the kit's root, as bytes.
     pub path: Vec<u8>,
-    /// The first byte.
+    /// The offset of the first byte.
     pub offset: u64,
-    /// How many bytes.
+    /// The number of bytes.
     pub length: u64,
 }
 
-/// A trace that was read.
+/// A parsed trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
-    /// The reference that was recorded.
+    /// The reference of the recorded kit.
     pub reference: String,
-    /// The digest of its manifest.
+    /// The digest of the recorded kit's manifest.
     pub digest: String,
-    /// When, in seconds since 1970.
+    /// The start of the recording, in seconds since 1970.
     pub started_at: i64,
     /// The ranges, in order.
     pub ranges: Vec<TraceRange>,
-    /// Reads that were not written down.
+    /// The number of reads that the recorder lost.
     pub lost: u64,
 }
 
@@ -221,11 +222,11 @@ pub struct TraceError {
 }
 
 impl Trace {
-    /// Reads a trace. A last line without its newline is passed over: the recorder was killed while it
-    /// wrote the line.
+    /// Parses a trace. Ignores a last line without a newline: the recorder was killed while it wrote
+    /// the line.
     ///
     /// # Errors
-    /// [`TraceError`] for anything that no recorder writes.
+    /// [`TraceError`] for a line that is malformed, out of place or beyond a limit.
     pub fn parse(text: &[u8]) -> Result<Self, TraceError> {
         let mut trace: Option<Self> = None;
         let complete = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
@@ -241,7 +242,7 @@ impl Trace {
                 return Err(fail(format!("more than {TRACE_LINES} lines")));
             }
             let line = serde_json::from_slice(bytes)
-                .map_err(|_| fail("it is no line of an access trace".to_owned()))?;
+                .map_err(|_| fail("not a line of an access trace".to_owned()))?;
             match (line, &mut trace) {
                 (Line::Header { kitfs_trace, reference, digest, started_at }, None) => {
                     if kitfs_trace != VERSION {
@@ -256,10 +257,10 @@ impl Trace {
                 (Line::Header { .. }, Some(_)) => return Err(fail("a second header".to_owned())),
                 (Line::Range { at_ms, path, offset, length }, Some(trace)) => {
                     let path = percent_decoded(&path).ok_or_else(|| {
-                        fail("the path is not percent-encoded rightly".to_owned())
+                        fail("a % in the path needs two hexadecimal digits".to_owned())
                     })?;
                     if offset.checked_add(length).is_none() {
-                        return Err(fail("the range ends behind any file".to_owned()));
+                        return Err(fail("offset + length is larger than any file".to_owned()));
                     }
                     trace.ranges.push(TraceRange { at_ms, path, offset, length });
                 }
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_trace_is_read_back() {
         let lines = [
             Line::header("r/m:v1".into(), "sha256:0".into(), 7),
             Line::Range { at_ms: 3, path: percent_encoded(b"a%\xff\n"), offset: 1, length: 2 },
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_recorder_writes_is_refused_with_its_line() {
+    fn a_malformed_trace_is_refused_with_the_number_of_its_line() {
         let range = r#"{"at_ms":0,"path":"a","offset":0,"length":1}"#;
         for (text, line) in [
             (String::new(), 1),
@@ -319,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_trace_has_as_many_lines_as_a_recorder_writes_and_no_more() {
-        // Empty lines count, and are quick to read.
+        // Empty lines count as lines. They keep the test fast.
         let text = |empty| format!("{HEADER}{}\n{{\"lost\":1}}\n", "\n".repeat(empty));
         assert_eq!(Trace::parse(text(TRACE_LINES - 2).as_bytes()).unwrap().lost, 1);
         let error = Trace::parse(text(TRACE_LINES - 1).as_bytes()).unwrap_err();
@@ -328,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_up_to_the_last_offset_there_is_is_no_error() {
+    fn a_range_may_end_at_the_last_offset_of_64_bits() {
         let range =
             r#"{"at_ms":18446744073709551615,"path":"a","offset":1,"length":18446744073709551614}"#;
         let lost = r#"{"lost":18446744073709551615}"#;
@@ -343,13 +344,13 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_recorder_loses_reads_and_is_told_how_many() {
+    fn a_slow_recorder_loses_reads_and_gets_their_number() {
         let log = AccessLog::default();
         log.note(NodeId(1), 0, 1);
         let mut queue = log.start().unwrap();
         assert!(log.start().is_none(), "one at a time");
         (0..QUEUE as u64 + 5).for_each(|offset| log.note(NodeId(1), offset, 1));
-        assert_eq!(queue.try_recv().unwrap().offset, 0, "what was read before is not told");
+        assert_eq!(queue.try_recv().unwrap().offset, 0, "no read from before the recording");
         assert_eq!(log.take_lost(), 5);
         drop(queue);
         log.note(NodeId(1), 0, 1);
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sequential_reader_makes_one_line_however_its_requests_are_ordered() {
+    fn a_sequential_reader_makes_one_entry_in_any_order_of_its_requests() {
         const BLOCK: u64 = 128 * 1024;
         let merged = |blocks: &[u64]| {
             let mut merger = Merger::default();
@@ -378,7 +379,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn merged_ranges_cover_what_was_read_in_the_order_it_began(
+        fn merged_ranges_cover_the_bytes_read_in_the_order_of_their_first_reads(
             reads in prop::collection::vec((0..4u32, 0..12u64, 1..4u64), 0..80),
         ) {
             let mut merger = Merger::default();

@@ -8,11 +8,11 @@
 //! | `user.kitfs.media_type` | | the layer's media type | |
 //! | `user.kitfs.state`      | the worst of all layers | of its layer | |
 //!
-//! The Kitfile lies in no layer and has none of them. The state is read anew each time, because it
-//! moves from `unconfirmed` to `confirmed` while a mount is used.
+//! The Kitfile lies in no layer and has no attributes. The state is read anew each time, because a
+//! layer moves from `unconfirmed` to `confirmed` while a mount is used.
 //!
-//! A program gets them by name, and none is listed. `cp -a`, `rsync -X` and the copy-up of an
-//! overlay copy listed attributes. Such a copy can be changed, and would still say `confirmed`.
+//! Programs get attributes by name; `listxattr` lists none. `cp -a`, `rsync -X` and an overlay's
+//! copy-up copy every listed attribute. A changed copy would then still say `confirmed`.
 
 use super::kit::{LoadedKit, State};
 use crate::kit::{Content, NodeId, NodeKind, Tree};

@@ -1,4 +1,4 @@
-//! Answers to requests: what a route finds in a layout, as HTTP.
+//! HTTP answers to requests, from the contents of a layout.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::oci::{BlobId, Digest, Reference, Selector};
 use crate::source::oci_layout::OciLayout;
 use crate::source::{BlobSource, SourceError, Urgency};
 
-/// The header that names the digest of what is sent.
+/// The header with the digest of the blob or manifest.
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// An error as the distribution-spec writes it ("Error Codes").
@@ -135,7 +135,7 @@ async fn manifest(
         let Some(digest) = digest else { return Ok(None) };
         match layout.manifest_bytes(digest) {
             Ok(bytes) => Ok(StoredManifest::decode(&bytes).map(|read| (digest, bytes, read))),
-            // Layers are blobs, not manifests, however a client asks for them.
+            // A layer's digest on the manifests path finds nothing: a layer is no manifest.
             Err(SourceError::NotFound { .. } | SourceError::Protocol { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -230,7 +230,7 @@ async fn referrers(layout: Arc<OciLayout>, digest: &str, uri: &Uri) -> Result<Re
     Ok(response)
 }
 
-/// A tag or digest as a path writes it.
+/// The tag or digest in a path; `None` if it is neither.
 fn selector(name: &str, reference: &str) -> Option<Selector> {
     if let Ok(digest) = Digest::parse(reference) {
         return Some(Selector::Digest(digest));
@@ -261,7 +261,7 @@ fn unknown_name(name: &str) -> Refusal {
     Refusal { status: StatusCode::NOT_FOUND, code: "NAME_UNKNOWN", message }
 }
 
-/// JSON with its length, which HEAD needs too.
+/// A JSON answer with its length. HEAD needs the length although it sends no body.
 fn sized_json(media_type: &str, body: &serde_json::Value) -> Response {
     let body = Bytes::from(body.to_string());
     let headers = [(CONTENT_TYPE, media_type.to_owned()), (CONTENT_LENGTH, body.len().to_string())];
@@ -291,7 +291,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl From<SourceError> for Refusal {
-    /// What a folder cannot give is not found; the reason goes to the log, with its paths.
+    /// The message leaves out the server's paths. The full reason goes to the log.
     fn from(error: SourceError) -> Self {
         match error {
             SourceError::NotFound { what, .. } => Self {

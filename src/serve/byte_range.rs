@@ -2,19 +2,20 @@
 
 use std::ops::Range;
 
-/// What part of a blob is asked for.
+/// The requested part of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// All of it: no header, or one that may be ignored (another unit, several ranges, nonsense).
+    /// The whole blob: no header, or a header that a server may ignore (another unit, several ranges,
+    /// malformed).
     Whole,
-    /// These bytes, which are there.
+    /// A range inside the blob, not empty.
     Part(Range<u64>),
-    /// Bytes that lie behind the end.
+    /// A range beyond the end of the blob.
     Unsatisfiable,
 }
 
 impl Asked {
-    /// Reads a header for a blob of `size` bytes.
+    /// Parses the header for a blob of `size` bytes.
     pub(super) fn parse(header: Option<&str>, size: u64) -> Self {
         let Some(spec) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else {
             return Self::Whole;
@@ -41,7 +42,7 @@ impl Asked {
     }
 }
 
-/// Digits; a number beyond u64 is behind the end of anything.
+/// Parses digits. A number above 64 bits becomes `u64::MAX`, which is beyond the end of any blob.
 fn number(text: &str) -> Option<u64> {
     let text = text.trim();
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -74,7 +75,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_part_is_never_empty_and_never_behind_the_end(
+        fn a_part_is_never_empty_and_never_beyond_the_end(
             header in "bytes=[0-9]{0,3}-[0-9]{0,3}", size in 0u64..500
         ) {
             if let Asked::Part(range) = Asked::parse(Some(&header), size) {
@@ -83,7 +84,7 @@ mod tests {
         }
 
         #[test]
-        fn what_a_client_writes_is_what_it_gets(start in 0u64..100, length in 1u64..100) {
+        fn a_client_gets_the_range_that_it_asks_for(start in 0u64..100, length in 1u64..100) {
             let header = format!("bytes={start}-{}", start + length - 1);
             let asked = Asked::parse(Some(&header), 200);
             prop_assert_eq!(asked, Asked::Part(start..start + length));

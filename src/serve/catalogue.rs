@@ -1,7 +1,7 @@
-//! Which repositories a folder holds: the table in which the names of requests are looked up.
+//! The repositories of a folder, by name.
 //!
-//! A name from the network is only ever a key of this table, so no name can lead out of the
-//! folder. Names are made from folder names: `My Kit` becomes `my-kit`.
+//! A name from the network is only a key of this table and never becomes a path. So no request can
+//! leave the folder. The names come from folder names: `My Kit` becomes `my-kit`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use parking_lot::Mutex;
 use crate::oci::Reference;
 use crate::source::oci_layout::OciLayout;
 
-/// How deep layouts are looked for: HOST/ORGANISATION/NAME, as mirrors are often kept.
+/// The depth of the search for layouts: HOST/ORGANISATION/NAME, a usual form of mirrors.
 const DEPTH: usize = 3;
 
-/// The most repositories that are served; more is a mistaken folder, such as `/`.
+/// The most repositories that are served. A folder with more is a mistake, such as `/`.
 const LIMIT: usize = 10_000;
 
-/// How often at most the folder is looked through again.
+/// The least time between two searches of the folder.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(1);
 
 type Table = BTreeMap<String, Arc<OciLayout>>;
@@ -31,14 +31,14 @@ pub(super) struct Catalogue {
 }
 
 impl Catalogue {
-    /// Looks through `folder`. Blocks.
+    /// Searches `folder` for layouts. Blocks.
     pub(super) fn new(folder: PathBuf) -> Self {
         let table = scan(&folder);
         Self { folder, known: Mutex::new((table, Instant::now())) }
     }
 
-    /// The layout of a repository; looks through the folder again for one that is not known, so
-    /// that a new layout shows up. Blocks.
+    /// The layout of a repository. Searches the folder again for an unknown name, because the layout
+    /// may be new. Blocks.
     pub(super) fn find(&self, name: &str) -> Option<Arc<OciLayout>> {
         let mut known = self.known.lock();
         if !known.0.contains_key(name) {
@@ -60,7 +60,7 @@ impl Catalogue {
         }
     }
 
-    /// Every repository that was found last, by name.
+    /// The repositories that the last search found, by name.
     pub(super) fn all(&self) -> Vec<(String, Arc<OciLayout>)> {
         self.known.lock().0.iter().map(|(name, layout)| (name.clone(), layout.clone())).collect()
     }
@@ -81,7 +81,7 @@ fn descend(table: &mut Table, prefix: &str, folder: &Path, depth: usize) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     let mut folders: Vec<_> = entries
         .filter_map(Result::ok)
-        // Not through links, which could lead anywhere or round in a circle.
+        // Follows no links, which could leave the folder or form a circle.
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| entry.path())
         .collect();
@@ -116,7 +116,8 @@ fn add(table: &mut Table, name: String, folder: &Path) {
     }
 }
 
-/// A part of a repository's name made from a folder's name: lower case, `-` for what may not be.
+/// Makes a component of a repository's name from a folder's name: lower case, with `-` in place of
+/// other characters. `None` if nothing valid is left.
 fn component(folder_name: &str) -> Option<String> {
     let is_valid = |name: &str| Reference::parse(&format!("registry.invalid/{name}:v")).is_ok();
     let lower = folder_name.to_lowercase();

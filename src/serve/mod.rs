@@ -2,13 +2,17 @@
 //! sharing (distribution-spec v1.1, the pull part, with tag lists, referrers and ranges).
 //!
 //! ```text
-//! path --route--> question --catalogue--> layout --answer--> headers and a stream of its blobs
+//! path --route--> Route --catalogue--> layout --answer--> headers and a stream of bytes
 //! ```
 //!
-//! Invariants: nothing of a request becomes a path (names are keys of a table, digests are
-//! parsed); a body is streamed in pieces; `index.json` is read anew for each request, so kits
-//! copied into the folder are served at once. It speaks plain http and knows no users: listen on
-//! loopback, or put a proxy with TLS before it.
+//! Invariants:
+//! - No text of a request becomes a path: names are keys of a table, and digests are parsed.
+//! - The body of a blob is streamed in pieces.
+//! - `index.json` is read anew for each request, so a kit that is copied into a known layout is
+//!   served at once. A new layout in the folder is found within a second.
+//!
+//! The registry speaks plain http and has no users. Listen on loopback, or put a proxy with TLS in
+//! front of it.
 
 mod answer;
 mod byte_range;
@@ -30,13 +34,13 @@ use tokio::net::TcpListener;
 
 use crate::process::running_time;
 
-/// How long downloads that are under way may go on when the registry ends.
+/// The time that running downloads get when the registry ends: a user who pressed Ctrl-C waits.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Why a folder cannot be served.
+/// The reason why a folder cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The folder is no OCI layout and holds none.
+    /// The folder cannot be read, or it is no OCI layout and holds none.
     #[error("{0}")]
     Folder(String),
     /// The address cannot be listened on.
@@ -49,7 +53,7 @@ pub enum ServeError {
     },
 }
 
-/// A registry that listens.
+/// A registry that listens on an address.
 pub struct Registry {
     catalogue: Arc<Catalogue>,
     listener: TcpListener,
@@ -57,14 +61,15 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Finds the layouts in `folder` (itself, or folders below it) and listens on `address`.
+    /// Finds the layouts in `folder` (the folder itself, or folders below it), and listens on
+    /// `address`.
     ///
     /// # Errors
-    /// When there is no layout, or the address is in use.
+    /// [`ServeError::Folder`] without a layout, [`ServeError::Listen`] if the address is in use.
     pub async fn bind(folder: PathBuf, address: SocketAddr) -> Result<Self, ServeError> {
         let shown = folder.display().to_string();
         let look = move || {
-            // `.` has no name of its own.
+            // Resolves `.`, because a repository is named after its folder.
             folder.canonicalize().map(Catalogue::new)
         };
         let catalogue = match tokio::task::spawn_blocking(look).await {
@@ -86,19 +91,19 @@ impl Registry {
         Ok(Self { catalogue: Arc::new(catalogue), listener, address })
     }
 
-    /// The address it listens on.
+    /// The address that the registry listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// References of everything served, as one types them: `127.0.0.1:5000/article:v1`. Manifests
-    /// without a tag are named by their digest. Reads the folders.
+    /// The references of all served kits, as a user types them: `127.0.0.1:5000/article:v1`. A
+    /// manifest without a tag is named by its digest. Reads the folders.
     pub fn references(&self) -> Vec<String> {
         let mut references = Vec::new();
         for (name, layout) in self.catalogue.all() {
             let Ok(index) = layout.index() else { continue };
             for entry in &index.entries {
-                // A tag that several kits of the folder have answers for none of them.
+                // A tag that several manifests of a layout share finds none of them.
                 let mut tags = entry.names.iter().map(|name| &name.tag);
                 let selector = match tags.find(|tag| index.tagged(tag) == Some(entry.digest)) {
                     Some(tag) => format!(":{tag}"),
@@ -110,7 +115,7 @@ impl Registry {
         references
     }
 
-    /// Serves until `until` is done, and then lets downloads go on for some seconds.
+    /// Serves until `until` is done. Running downloads may then go on for 3 s.
     pub async fn run(
         self,
         until: impl Future<Output = ()> + Send + 'static,

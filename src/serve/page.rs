@@ -1,4 +1,4 @@
-//! Lists in pages (distribution-spec, "Listing tags"): `n` entries behind `last`. Pure.
+//! Lists in pages (distribution-spec, "Listing tags"): `n` entries after `last`. Pure.
 
 use serde::Deserialize;
 
@@ -14,7 +14,7 @@ pub(super) struct Query {
 pub(super) struct Page {
     /// The entries, sorted.
     pub(super) entries: Vec<String>,
-    /// The query of the next page, where there is one.
+    /// The query of the next page; `None` on the last page.
     pub(super) next: Option<String>,
 }
 

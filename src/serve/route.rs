@@ -1,9 +1,9 @@
-//! What a path asks for (distribution-spec, "Endpoints"). Pure.
+//! The routes of a registry (distribution-spec, "Endpoints"). Pure.
 
-/// A question to the registry. Names and references are as written, to be looked up or parsed.
+/// A parsed path. Names, references and digests are unchecked text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route<'a> {
-    /// `/v2/`: is this a registry?
+    /// `/v2/`: answers that this is a registry.
     Base,
     /// `/v2/_catalog`.
     Catalog,
@@ -18,7 +18,7 @@ pub(super) enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// Parses a path. A name may hold slashes, so it is read from its end.
+    /// Parses a path from its end, because a name may hold slashes.
     pub(super) fn parse(path: &'a str) -> Option<Self> {
         let rest = path.strip_prefix("/v2")?;
         if matches!(rest, "" | "/") {

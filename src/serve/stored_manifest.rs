@@ -1,7 +1,7 @@
-//! What the registry needs to know of a manifest it hands out. Pure.
+//! The fields of a manifest that a registry needs in order to serve it. Pure.
 //!
-//! Looser than [`crate::oci::Manifest`]: a registry passes on manifests it could not mount, image
-//! indexes for one.
+//! This type accepts more than [`crate::oci::Manifest`]: a registry also serves manifests that kitfs
+//! cannot mount, such as container images.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -39,13 +39,13 @@ struct WireSubject {
 }
 
 impl StoredManifest {
-    /// Decodes a manifest; `None` for other content, a layer or a config.
+    /// Decodes a manifest or index; `None` for other content, such as a layer or a config.
     pub(super) fn decode(json: &[u8]) -> Option<Self> {
         let read: Self = serde_json::from_slice(json).ok()?;
         (read.config.is_some() || read.manifests.is_some()).then_some(read)
     }
 
-    /// The media type to send it with.
+    /// The value for `Content-Type`: the written media type, or one that follows from the content.
     pub(super) fn media_type(&self) -> &str {
         let is_index = self.config.is_none();
         let default = if is_index { INDEX_TYPE } else { MANIFEST_TYPE };
@@ -62,12 +62,12 @@ impl StoredManifest {
         self.artifact_type.as_deref().filter(|given| !given.is_empty()).or_else(config)
     }
 
-    /// The manifest this one is about.
+    /// The digest of the manifest that this one refers to.
     pub(super) fn subject(&self) -> Option<Digest> {
         self.subject.as_ref().map(|subject| subject.digest)
     }
 
-    /// The descriptor in a list of referrers.
+    /// The descriptor of this manifest in a list of referrers.
     pub(super) fn descriptor(&self, digest: Digest, size: usize) -> Value {
         let mut descriptor =
             json!({"mediaType": self.media_type(), "digest": digest, "size": size});

@@ -1,13 +1,13 @@
-//! One stream through a file: where it stands, and how far ahead of it to fetch.
+//! One stream through a file: its position, and the window to fetch ahead of it.
 //!
 //! ```text
 //! forward    |  start =====read=====> next ----asked----> .        |
 //! backward   |        . <----asked---- next <=====read===== start  |
 //! ```
 //!
-//! A stream that goes backward counts offsets from the end of the file, and is a stream like others
-//! in all else. Copies out of a mapped file go backward where the target lies behind the source
-//! (glibc's memmove).
+//! The cursor of a backward stream counts offsets from the end of the file. All else is as for a
+//! forward stream. glibc's memmove copies a block of a mapped file backward when the target lies
+//! behind the source.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,46 +17,46 @@ use super::runs::{Expected, Run, Start};
 use super::{HostRate, Situation};
 use crate::layer::layout::CHUNK_BYTES;
 
-/// The largest window: half a second at 1 Gbit/s. More would only hold memory and disk.
+/// The largest window: half a second at 1 Gbit/s. A larger one would take disk and save no time.
 pub const MOST_WINDOW_BYTES: u64 = 64 * 1024 * 1024;
-/// The part of its run that a window is where the run is long: as much as the ledger gives a
-/// stream that is alone.
+/// The window of a long run is the run divided by this. The ledger allows a lone stream the same
+/// part.
 const RUN_SHARE: u64 = 10;
 /// Windows end at multiples of this, so that requests are few and large.
 const ALIGNMENT_BYTES: u64 = 4 * CHUNK_BYTES;
 
-/// How far from the expected place a read may lie and still belong to a stream: the kernel's
-/// readahead sends requests of up to 1 MiB on several threads, so they arrive out of order.
+/// The largest distance between the end of a stream and a read that belongs to it. The kernel's
+/// readahead sends requests of up to 1 MiB on several threads, so requests arrive out of order.
 const SLACK_BYTES: u64 = 2 * 1024 * 1024;
-/// The same for a stream of a single read: a request of the kernel's readahead (`fuse::readahead`),
-/// or two where it is 128 KiB.
+/// The same for a stream of a single read: one request of the kernel's readahead
+/// (`fuse::readahead`), or two of 128 KiB.
 const FIRST_SLACK_BYTES: u64 = CHUNK_BYTES;
-/// Reads within which a stream may still show which way it goes.
+/// The first reads of a stream, in which its direction may still change.
 const YOUNG_READS: u64 = 3;
 
-/// One stream. Offsets are counted from the end of the file where it goes backward.
+/// One stream. The offsets of a backward stream count from the end of the file.
 #[derive(Clone, Debug)]
 pub(super) struct Cursor {
     pub(super) is_backward: bool,
     /// The end of the furthest read.
     pub(super) next: u64,
-    /// Everything before this was read or asked for.
+    /// The end of the bytes that were read or asked for.
     pub(super) asked: u64,
-    /// The next question is due when the stream has come this far.
+    /// The position at which the next window is computed.
     ask_at: u64,
-    /// The bytes that the stream has come forward.
+    /// The bytes from the start of the stream to `next`.
     pub(super) run_bytes: u64,
-    /// How many reads belong to it.
+    /// The number of the stream's reads.
     pub(super) reads: u64,
-    /// The read of the file that was its last.
+    /// The number of its last read, counted in reads of the file.
     pub(super) used: u64,
-    /// The ledger has refused to this predictor what lies between [`Self::asked`] and this offset.
+    /// The ledger refused this predictor the bytes from [`Self::asked`] to this offset.
     refused: Option<(Predictor, u64)>,
-    /// The far end of a read that was there before the stream. A backward stream ends at it.
+    /// The far end of an earlier single read, at which this backward stream ends.
     pub(super) closed_at: Option<u64>,
-    /// The block that its first read let expect.
+    /// The block that is expected to be copied after the stream's only read.
     pub(super) announced: Option<Range<u64>>,
-    /// Its place in the tables of runs.
+    /// The kind of its start, as the tables of runs count it.
     pub(super) start: Start,
     pub(super) numbers: Numbers,
     pub(super) run: Arc<Run>,
@@ -69,16 +69,16 @@ pub(super) struct Numbers {
     pub(super) of_mount: u64,
 }
 
-/// What a stream would have asked for.
+/// The window that a stream would ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wish {
-    /// To this offset, as the stream counts.
+    /// The end of the window, as the stream counts.
     pub(super) end: u64,
-    /// Fewer bytes than this are not worth a request, unless they are all that is left.
+    /// The least bytes that are worth a request. The rest of a file may be shorter.
     pub(super) least_bytes: u64,
-    /// Whether other streams let expect that the stream comes as far.
+    /// Other streams ran as far as this window ([`Expected::bytes`]).
     pub(super) is_expected: bool,
-    /// Whether two others have come as far, and none had ended before.
+    /// Two other streams ran as far, and none was shorter ([`Expected::certain_bytes`]).
     pub(super) is_certain: bool,
 }
 
@@ -108,7 +108,7 @@ impl Cursor {
         }
     }
 
-    /// A stream of one read goes backward, and `asked` was asked for below its start.
+    /// Turns a stream of one read backward. `asked`, the range below its start, was asked for.
     pub(super) fn begin_backward(&mut self, range: &Range<u64>, asked: &Range<u64>, size: u64) {
         self.is_backward = true;
         self.run.turn(true);
@@ -117,12 +117,12 @@ impl Cursor {
         self.ask_at = self.next;
     }
 
-    /// The bytes it has read, holes included, where it goes forward; nothing otherwise.
+    /// The range that a forward stream has read, holes included; empty for a backward stream.
     pub(super) fn run(&self) -> Range<u64> {
         if self.is_backward { 0..0 } else { self.next - self.run_bytes..self.next }
     }
 
-    /// A range as this cursor counts; its own inverse.
+    /// Converts a range from the file's offsets to this cursor's, or back.
     pub(super) fn own(&self, range: &Range<u64>, size: u64) -> Range<u64> {
         match self.is_backward {
             true => size.saturating_sub(range.end)..size.saturating_sub(range.start),
@@ -130,7 +130,7 @@ impl Cursor {
         }
     }
 
-    /// How far a read lies from where this stream goes on; `None` where it is out of reach.
+    /// The distance from the end of this stream to a read; `None` if the read does not belong to it.
     pub(super) fn distance(&self, range: &Range<u64>, size: u64) -> Option<u64> {
         let own = self.own(range, size);
         if self.closed_at.is_some_and(|end| own.end > end) {
@@ -144,7 +144,7 @@ impl Cursor {
         (distance <= slack).then_some(distance)
     }
 
-    /// Turns a young stream whose read lies on the other side of what it has read; says whether.
+    /// Turns a young stream around if a read lies before its start. Returns `true` if it turned.
     pub(super) fn turn(&mut self, range: &Range<u64>, size: u64) -> bool {
         let (own, start) = (self.own(range, size), self.next - self.run_bytes);
         if self.reads > YOUNG_READS || own.start >= start || own.end > self.next {
@@ -152,7 +152,7 @@ impl Cursor {
         }
         self.is_backward = !self.is_backward;
         self.run.turn(self.is_backward);
-        // The stop was counted the other way, and the stream has left its own start behind.
+        // `closed_at` counts in the old direction, and the stream has passed that place.
         self.closed_at = None;
         self.run.close(false);
         self.next = size - start;
@@ -161,8 +161,8 @@ impl Cursor {
         true
     }
 
-    /// Goes on to `end`; says by which range the stream has moved, or nothing where the bytes were
-    /// read before.
+    /// Moves the stream on to `end`. Returns the new bytes as a range of the file; `None` if the stream
+    /// has come as far before.
     pub(super) fn advance(&mut self, end: u64, situation: &Situation) -> Option<Range<u64>> {
         let &Situation { size, now, ledger, .. } = situation;
         if end <= self.next {
@@ -182,12 +182,12 @@ impl Cursor {
         Some(passed)
     }
 
-    /// Whether it is time to look how far ahead to fetch.
+    /// `true` if it is time to compute the next window.
     pub(super) fn is_due(&self) -> bool {
         self.next >= self.ask_at
     }
 
-    /// How far ahead to fetch, by what is `expected` of streams like this one; not beyond `stop`.
+    /// The next window, at most to `stop`. `expected` is the expected length of the stream.
     pub(super) fn wish(
         &self,
         expected: Option<Expected>,
@@ -201,15 +201,15 @@ impl Cursor {
         if self.reads == 1 && likely == 0 {
             return None;
         }
-        // The host has enough to do for two round trips: one until the first byte of an answer, and
-        // one until the reader's next request is made.
+        // 1.5 round trips on their way, and the least head start, keep the host busy: the next request
+        // is made before the host has sent them.
         let needed = self.run_bytes.min(3 * rate.round_trip_bytes / 2).max(LEAST_HEAD_START_BYTES);
         let needed = needed.max(self.run_bytes / RUN_SHARE);
         let is_bounded = self.reads == 1 || expected.is_some_and(|expected| expected.is_end);
         let window = match is_bounded {
             true => likely.min(needed),
-            // A host near by is asked for more, which saves it requests; but for no more than a
-            // quarter of the run, which is lost when the stream stops.
+            // A near host gets larger requests, so that they are few. The limit is a quarter of the
+            // run, because the window is lost when the stream stops.
             false => needed.max((self.run_bytes / 4).min(2 * rate.request_bytes)),
         };
         let window = window.max(certain).min(MOST_WINDOW_BYTES);
@@ -217,8 +217,8 @@ impl Cursor {
         if window > likely && window >= ALIGNMENT_BYTES && end < stop {
             end -= end % ALIGNMENT_BYTES;
         }
-        // Each request costs the server time, so requests are large; but one that is made too late
-        // costs the reader a part of a round trip.
+        // Large requests cost the server less time. But a request that is made too late makes the
+        // reader wait for a part of a round trip.
         let least_bytes = rate.request_bytes.clamp(window / 4, window / 2);
         let is_late = window - least_bytes < 2 * rate.round_trip_bytes;
         let least_bytes = if is_late { window / 4 } else { least_bytes };
@@ -227,13 +227,13 @@ impl Cursor {
         (end > self.asked).then_some(Wish { end, least_bytes, is_expected, is_certain })
     }
 
-    /// Of `wanted` bytes the ledger has granted `granted` to a predictor.
+    /// Notes that the ledger granted a predictor `granted` of `wanted` bytes.
     pub(super) fn ask(&mut self, predictor: Predictor, wanted: u64, granted: u64) {
         self.refused = (granted < wanted).then(|| (predictor, self.asked + wanted));
         self.asked += granted;
     }
 
-    /// Asks for nothing before the stream has come `bytes` further.
+    /// Computes no window before the stream has moved on by `bytes`.
     pub(super) fn wait(&mut self, bytes: u64) {
         self.ask_at = self.next.saturating_add(bytes.max(1));
     }

@@ -1,9 +1,9 @@
-//! The streams through one file, and what each read of it lets guess.
+//! The streams through one file, and the guess that follows from each read.
 //!
-//! A file has up to [`MOST_CURSORS`] cursors, one for each stream, from whichever process or handle
-//! the stream comes: the kernel's own readahead names neither. A read near the place where a cursor
-//! stands moves that cursor; any other read begins one, in the place of the cursor that was used
-//! least recently. So streams do not disturb each other, and neither does a seek.
+//! A file has up to [`MOST_CURSORS`] cursors, one for each stream. Process and file handle play no
+//! part: the kernel's readahead names neither. A read near the end of a stream moves that cursor. Any
+//! other read begins a cursor, which replaces the least recently used one when there are too many. So
+//! streams do not disturb each other, and a seek does not end a stream.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -17,15 +17,15 @@ use super::unread::Unread;
 use super::{Guess, Observed, Situation, Wanted};
 use crate::layer::layout::CHUNK_BYTES;
 
-/// Streams recognised in one file. 32: twice the data-loader workers of a usual machine. A cursor
-/// has some 150 bytes, and looking through all of them takes tens of nanoseconds.
+/// The most streams of one file: twice the data-loader workers of a usual machine. A cursor has some
+/// 150 bytes, and a search through all of them takes tens of nanoseconds.
 pub(super) const MOST_CURSORS: usize = 32;
 
-/// The bytes below a first read that are asked for where streams go backward: enough for the
-/// second read, which tells, to come without waiting.
+/// The bytes to fetch below a first read where streams usually go backward. They are enough for the
+/// second read, which shows the direction, to find its bytes in the cache.
 const FIRST_BACKWARD_BYTES: u64 = 2 * CHUNK_BYTES;
 
-/// What is known of one file.
+/// The reads of one file so far.
 #[derive(Debug, Default)]
 pub(super) struct FileReads {
     pub(super) cursors: Vec<Cursor>,
@@ -36,7 +36,7 @@ pub(super) struct FileReads {
 }
 
 impl FileReads {
-    /// Takes note of a read, and says what to fetch beyond it.
+    /// Notes a read, and returns the bytes to fetch beyond it.
     pub(super) fn observe(&mut self, range: &Range<u64>, situation: &Situation) -> Observed {
         self.reads += 1;
         match self.cursor_at(range, situation.size) {
@@ -45,7 +45,7 @@ impl FileReads {
         }
     }
 
-    /// A read that belongs to a known stream.
+    /// Handles a read that belongs to a known stream.
     fn go_on(&mut self, index: usize, range: &Range<u64>, situation: &Situation) -> Observed {
         let size = situation.size;
         let cursor = &mut self.cursors[index];
@@ -65,17 +65,17 @@ impl FileReads {
         };
         let run = cursor.run();
         let is_due = cursor.is_due();
-        // Reads that came in the wrong order look like a turn. The next read tells, unless streams
-        // usually go backward.
+        // Two reads in the wrong order look like a turn. Where streams rarely go backward, the guess
+        // waits for the next read, which shows the direction.
         let is_doubtful = has_turned && !self.is_backward_usual(self.cursors[index].start);
         let guess =
             (is_due && !is_doubtful).then(|| self.window(index, range, situation)).flatten();
-        // Last: it changes the places of cursors.
+        // The last step, because it changes the indexes of cursors.
         self.absorb(index, &passed, size);
         Observed { guess, run }
     }
 
-    /// A read that begins a stream.
+    /// Handles a read that begins a stream.
     fn begin(&mut self, range: &Range<u64>, situation: &Situation) -> Observed {
         let size = situation.size;
         let start = Start::of(range);
@@ -95,7 +95,8 @@ impl FileReads {
         }
         let index = self.insert(cursor);
         let guess = match begins {
-            // Strides say exactly what comes, and the bytes that follow here are not part of it.
+            // Strides predict the exact ranges of the next reads. The bytes after this read are not
+            // among them.
             _ if next_strides.is_some() => {
                 next_strides.and_then(|next| self.stride(&next, situation))
             }
@@ -114,7 +115,7 @@ impl FileReads {
         Observed { guess, run: self.cursors[index].run() }
     }
 
-    /// The next reads at equal distances.
+    /// Guesses the next reads at equal distances.
     fn stride(&mut self, next: &NextStrides, situation: &Situation) -> Option<Guess> {
         let each_bytes = next.chunk_bytes();
         let granted = situation.grant(Predictor::Stride, Wanted::some(next.count * each_bytes));
@@ -124,7 +125,7 @@ impl FileReads {
         Some(Guess { predictor: Predictor::Stride, ranges, granted })
     }
 
-    /// The window in front of a stream.
+    /// Guesses the window ahead of a stream.
     fn window(&mut self, index: usize, read: &Range<u64>, situation: &Situation) -> Option<Guess> {
         let size = situation.size;
         let (expected, expecting) = self.expected(&self.cursors[index], situation);
@@ -153,8 +154,8 @@ impl FileReads {
         }
     }
 
-    /// The end of the file, as the stream counts, or a read in the way of a backward stream: copies
-    /// of blocks end at such a read ([`Self::absorb`]).
+    /// The furthest end of a window, as the stream counts: the end of the file, or a single read in
+    /// the way of a backward stream. Copies of blocks end at such a read ([`Self::absorb`]).
     fn stop(&self, index: usize, size: u64) -> u64 {
         let stream = &self.cursors[index];
         if !stream.is_backward {
@@ -165,7 +166,8 @@ impl FileReads {
         ahead.map(|it| size - (it.next - it.run_bytes)).min().unwrap_or(size)
     }
 
-    /// The far end of the block whose first bytes were read: what a copy from its end reads first.
+    /// Guesses the last bytes of a block whose first bytes were read. A copy from the block's end
+    /// reads them first.
     fn block(&mut self, index: usize, touch: &Range<u64>, situation: &Situation) -> Option<Guess> {
         let start = self.cursors[index].start;
         let (expected, _) = self.expect(start, None, 0, true, situation)?;
@@ -176,7 +178,7 @@ impl FileReads {
         Guess::downward(Predictor::Block, block, &(end..end))
     }
 
-    /// The block that an earlier touch let expect, and that this read begins to copy.
+    /// The block that [`Self::block`] guessed after an earlier read, if this read begins to copy it.
     fn announced(&self, range: &Range<u64>) -> Option<Range<u64>> {
         let announced =
             self.cursors.iter().filter(|it| it.reads == 1).filter_map(|it| it.announced.as_ref());
@@ -185,7 +187,7 @@ impl FileReads {
         near.next().cloned()
     }
 
-    /// How far streams like this one run, and who knows it.
+    /// The expected length of a stream, and the predictor that expects it.
     fn expected(&self, cursor: &Cursor, situation: &Situation) -> (Option<Expected>, Predictor) {
         let (own, bytes) = (Some(&cursor.run), cursor.run_bytes);
         match self.expect(cursor.start, own, bytes, cursor.is_backward, situation) {
@@ -194,7 +196,8 @@ impl FileReads {
         }
     }
 
-    /// From the file's own streams where there were any of this kind, else from those of the mount.
+    /// The expected length by the file's own streams of this kind, or by the mount's if the file had
+    /// none.
     fn expect(
         &self,
         start: Start,
@@ -216,8 +219,8 @@ impl FileReads {
         matches!(self.runs.begins(start), Begins::Backward | Begins::Closed)
     }
 
-    /// The cursor that a read goes on with: the nearest of those in reach that may go on, and of two
-    /// that are equally near the one that has come further.
+    /// The cursor that a read belongs to: the nearest one in reach. Of two that are equally near, the
+    /// one with the longer run.
     fn cursor_at(&self, range: &Range<u64>, size: u64) -> Option<usize> {
         let in_reach = self.cursors.iter().enumerate().filter_map(|(index, cursor)| {
             let distance = cursor.distance(range, size)?;
@@ -237,9 +240,11 @@ impl FileReads {
         index
     }
 
-    /// Forgets single reads in the way of a stream that has come by: they belong to the stream. A
-    /// loader that copies a block from its end down has touched the block's first bytes before, and
-    /// the pages around them are not read again: the stream ends where that read ends.
+    /// Forgets the single reads that a stream has passed: they belong to the stream.
+    ///
+    /// A loader that copies a block from its end down has touched the block's first bytes before. The
+    /// kernel keeps the pages around them and does not read them again. So the backward stream ends
+    /// where that first read ends.
     fn absorb(&mut self, stream: usize, passed: &Range<u64>, size: u64) {
         let is_backward = self.cursors[stream].is_backward;
         let read = |it: &Cursor| it.own(&(it.next - it.run_bytes..it.next), size);

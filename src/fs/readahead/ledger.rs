@@ -1,4 +1,4 @@
-//! The ledger of a mount: what its guesses cost, and what they brought.
+//! The ledger of a mount: the costs and gains of its guesses.
 //!
 //! A guess is a fetch of bytes that no reader has asked for. Each guess belongs to a [`Predictor`],
 //! and each predictor has an account.
@@ -9,24 +9,22 @@
 //!                        '-- nobody reads them: unread for ever
 //! ```
 //!
-//! Two limits bound the unread bytes at every moment, whatever readers do:
+//! Two limits bound the unread bytes at every moment, for any reads:
 //!
-//! - **The mount's.** All unread bytes together are at most a tenth of the bytes that were read, and
-//!   a head start once: the bytes that the host brings in [`HEAD_START`], at least
-//!   [`LEAST_HEAD_START_BYTES`]. Bytes on their way count as unread, so nobody has to find out
-//!   when a guess has failed.
-//! - **The predictor's.** Its unread bytes are at most a third of the head start, a tenth of the
-//!   bytes that it guessed right, and a sixty-fourth of all bytes that were read. A predictor that is
-//!   right nine times in ten is bounded by the mount's limit alone. One that is mostly wrong uses
-//!   up its third of the head start, and then asks for a small part of what is read. A guess that was
-//!   refused and would have been right counts as right, so the predictor comes back when readers do
-//!   as it says.
+//! - **The mount's limit** is a tenth of the bytes that were read, plus one head start. A head start
+//!   is the bytes that the host sends in [`HEAD_START`], at least [`LEAST_HEAD_START_BYTES`]. Bytes on
+//!   their way count as unread, so the ledger never has to decide that a guess has failed.
+//! - **A predictor's limit** is the sum of a third of the head start, a tenth of the bytes that it
+//!   guessed right, and a sixty-fourth of all bytes that were read. A predictor that is right nine
+//!   times in ten meets only the mount's limit. A predictor that is mostly wrong uses up its third of
+//!   the head start, and then gets a small part of what is read. A refused guess that would have been
+//!   right counts as right. So a predictor recovers when readers read as it predicts.
 //!
-//! Read bytes are those that this mount fetched and a reader then read. Bytes that were in the cache
-//! before the mount read them earn nothing: nothing was fetched for them.
+//! Read bytes are bytes that this mount fetched and a reader then read. Bytes that other mounts had
+//! brought to the cache count for nothing: this mount fetched nothing for them.
 //!
-//! A grant is a number of bytes, and fetching rounds to chunks. The next grant is smaller by what
-//! the last one was exceeded by, so the limits hold but for the chunks of one guess.
+//! A grant is a number of bytes, and fetching rounds to chunks. The excess of one guess makes the next
+//! grant smaller. So the limits are exceeded by the chunks of one guess at most.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,44 +32,45 @@ use std::time::Duration;
 use super::Wanted;
 use crate::layer::layout::CHUNK_BYTES;
 
-/// How long the host may work for guesses before anything was read: longer than most round trips,
-/// so that the first stream of a mount fills the line.
+/// The time of the host that guesses may use before any byte was read: longer than most round trips,
+/// so that the first stream of a mount uses the host's full rate.
 pub const HEAD_START: Duration = Duration::from_millis(50);
 
-/// The least head start: eight chunks. 1 Gbit/s brings them in 17 ms.
+/// The least head start: eight chunks, which take 17 ms at 1 Gbit/s.
 pub const LEAST_HEAD_START_BYTES: u64 = 8 * CHUNK_BYTES;
 
-/// A predictor may use this part of the head start: the first stream of a mount tells how far streams
-/// run, and should leave something for those that follow.
+/// A predictor may use one of this many parts of the head start. The rest is left for the streams
+/// that follow, because the first stream of a mount shows how far streams run.
 const HEAD_START_PARTS: u64 = 3;
-/// The mount may have one byte unread for this many that were read.
+/// The mount may have one unread byte for this many that were read.
 const READ_FOR_ONE_UNREAD: u64 = 10;
-/// A predictor may have one byte unread for this many that it guessed right: as many as the mount, so
-/// that a stream which nothing else is known of may use what it has earned.
+/// A predictor may have one unread byte for this many that it guessed right. The ratio is the
+/// mount's, so that a lone stream may use all that it has earned.
 const RIGHT_FOR_ONE_UNREAD: u64 = READ_FOR_ONE_UNREAD;
-/// A predictor may have one byte unread for this many that were read, however wrong it was. All of
-/// the predictors together then stay below the mount's limit, with room for those that are right.
+/// A predictor may have one unread byte for this many that were read, even if it is always wrong. For
+/// a few such predictors together this stays below the mount's limit, with room for those that are
+/// right.
 const READ_FOR_ONE_TRIAL: u64 = 64;
 
-/// What stays free beside the shares of streams, in sixteenths of a share.
+/// The free part beside the shares of streams, in sixteenths of a share.
 const SPARE_STREAMS: u64 = 4;
 
-/// The rule by which bytes were guessed.
+/// The rule of a guess.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Predictor {
-    /// A stream goes on: the bytes behind its last read.
+    /// A stream goes on with the bytes after its last read.
     Stream,
     /// A stream runs as far as earlier streams of its file.
     Run,
     /// A stream runs as far as the streams of other files.
     Habit,
-    /// A first read begins a stream that goes backward, as earlier streams of its file.
+    /// A first read begins a backward stream, as most earlier streams of its file or mount.
     Backward,
-    /// A read touches the start of a block that is then copied from its end downward.
+    /// A read touches the start of a block, which is then copied from its end downward.
     Block,
     /// Reads follow each other at equal distances.
     Stride,
-    /// A stream reads the tensor that it is in to its end.
+    /// A stream reads its tensor to the end.
     Tensor,
     /// A program that opens a model file reads its header, and the index beside it.
     Header,
@@ -80,7 +79,7 @@ pub enum Predictor {
 }
 
 impl Predictor {
-    /// All of them, in the order of their accounts.
+    /// All predictors, in the order of their accounts.
     pub const ALL: [Self; 9] = [
         Self::Stream,
         Self::Run,
@@ -114,7 +113,7 @@ impl Predictor {
 struct Account {
     asked: AtomicU64,
     read: AtomicU64,
-    /// Bytes that were refused, and that readers then read.
+    /// Refused bytes that readers then read.
     missed: AtomicU64,
 }
 
@@ -131,7 +130,7 @@ pub struct Ledger {
 pub struct LedgerState {
     /// Bytes that this mount fetched and readers read.
     pub read_bytes: u64,
-    /// Bytes that were guessed, and that nobody has read so far.
+    /// Guessed bytes that no reader has read so far.
     pub unread_bytes: u64,
     /// The account of each predictor.
     pub accounts: Vec<AccountState>,
@@ -140,23 +139,23 @@ pub struct LedgerState {
 /// The state of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccountState {
-    /// Whose it is.
+    /// The predictor of the account.
     pub predictor: Predictor,
-    /// Bytes that were fetched because of it.
+    /// The bytes that were fetched for the predictor.
     pub asked_bytes: u64,
-    /// Those of them that were then read.
+    /// The part of `asked_bytes` that readers then read.
     pub read_bytes: u64,
 }
 
 impl Ledger {
-    /// Reserves up to `wanted` for a guess, where `head_start_bytes` is what the host brings in
-    /// [`HEAD_START`]; whole chunks, unless all is granted. The guess ends with a call of
-    /// [`Self::settle`].
+    /// Reserves up to `wanted` for a guess: all of it, or less in whole chunks. `head_start_bytes` is
+    /// the number of bytes that the host sends in [`HEAD_START`]. A call of [`Self::settle`] ends the
+    /// guess.
     ///
-    /// A stream that is alone gets four fifths of what the mount has left, with the bytes that the
-    /// stream has under way; of several each gets an equal share, and a quarter of a share stays free.
-    /// So the loss of one that stops leaves something for the next. Where the end is certain, nothing
-    /// has to be left.
+    /// Streams that are read side by side get equal shares of the mount's limit. The bytes that a
+    /// stream has on their way count as part of its share. A quarter of a share stays free, so that
+    /// the next stream gets something when one stops and its bytes are lost. A lone stream thus gets
+    /// four fifths. Where the end of a stream is certain, nothing has to stay free.
     pub fn grant(&self, predictor: Predictor, wanted: Wanted, head_start_bytes: u64) -> u64 {
         let head_start = head_start_bytes.max(LEAST_HEAD_START_BYTES);
         let read = self.read.load(Ordering::Relaxed);
@@ -170,7 +169,7 @@ impl Ledger {
         let own_rest = own_limit.saturating_sub(own_unread);
         let limit = head_start + read / READ_FOR_ONE_UNREAD;
         let mut granted = 0;
-        // The closure runs again where another thread was granted something in between.
+        // The closure runs again if another thread got a grant in between.
         let _ = self.unread.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unread| {
             let rest = limit.saturating_sub(unread);
             let Wanted { ahead_bytes: ahead, streams, .. } = wanted;
@@ -189,8 +188,8 @@ impl Ledger {
         granted
     }
 
-    /// Ends a guess: of the bytes that were granted, `started_bytes` are being fetched. The others
-    /// were in the cache or on their way already.
+    /// Ends a guess. `started_bytes` are being fetched for it; the other granted bytes were in the
+    /// cache or on their way already, and return to the ledger.
     pub fn settle(&self, predictor: Predictor, granted_bytes: u64, started_bytes: u64) {
         let account = self.account(predictor);
         for counter in [&account.asked, &self.unread] {
@@ -199,23 +198,23 @@ impl Ledger {
         }
     }
 
-    /// `bytes` that this predictor had fetched were right.
+    /// Notes that readers have read `bytes` that were fetched for this predictor.
     pub(super) fn guessed_right(&self, predictor: Predictor, bytes: u64) {
         self.account(predictor).read.fetch_add(bytes, Ordering::Relaxed);
         self.unread.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// A reader has read `bytes` that were refused to this predictor.
+    /// Notes that readers have read `bytes` that were refused to this predictor.
     pub(super) fn would_have_been_right(&self, predictor: Predictor, bytes: u64) {
         self.account(predictor).missed.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// A reader has read `bytes` that this mount had fetched.
+    /// Notes that readers have read `bytes` that this mount had fetched.
     pub(super) fn was_read(&self, bytes: u64) {
         self.read.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The accounts as they stand.
+    /// The present state of the accounts.
     pub fn state(&self) -> LedgerState {
         let accounts = Predictor::ALL.map(|predictor| {
             let account = self.account(predictor);
@@ -245,7 +244,7 @@ mod tests {
     const MIB: u64 = 1024 * 1024;
 
     #[test]
-    fn a_predictor_that_is_always_wrong_ends_with_a_small_part_of_what_is_read() {
+    fn a_predictor_that_is_always_wrong_gets_a_small_part_of_the_bytes_read() {
         let ledger = Ledger::default();
         let mut asked = 0;
         for _ in 0..10_000 {
@@ -277,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_predictor_comes_back_when_what_was_refused_was_read() {
+    fn a_predictor_recovers_when_readers_read_the_refused_bytes() {
         let ledger = Ledger::default();
         let ask = || ledger.grant(Predictor::Run, Wanted::some(MIB), 0);
         while ask() > 0 {}
@@ -298,7 +297,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn unread_bytes_are_bounded_whatever_happens(
+        fn unread_bytes_are_bounded_for_any_reads_and_guesses(
             steps in prop::collection::vec(
                 (0..Predictor::ALL.len(), 0..64 * MIB, 0..=100u64, 0..MIB), 1..200,
             ),

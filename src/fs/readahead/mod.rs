@@ -1,4 +1,4 @@
-//! Which bytes the readers of a mount want next.
+//! Readahead: guesses the bytes that the readers of a mount want next.
 //!
 //! ```text
 //! a read --> FileReads (its stream, by cursors) --guess--> Ledger --grant--> Guess --> fetched
@@ -6,18 +6,19 @@
 //! later reads --> Unread --right or wrong--> Ledger
 //! ```
 //!
-//! Told of reads, it answers with ranges, and does no I/O. Each guess belongs to a [`Predictor`]:
+//! The input is reads and the output is ranges. This room does no I/O. Each guess belongs to a
+//! [`Predictor`]:
 //!
-//! | predictor | guesses |
+//! | predictor | guess |
 //! | --- | --- |
-//! | `stream` | a stream of two reads or more goes on: as far as it has come, until the host has enough to do; then a tenth of its run |
-//! | `run`, `habit` | a stream runs as far as those before it, in its file or in others; from its first read on where most first reads were followed by a second one |
-//! | `backward`, `block` | a stream goes backward, or a block is copied from its end (`file`) |
-//! | `stride` | reads follow each other at equal distances |
-//! | `tensor`, `header`, `next_shard` | what the headers of model files say ([`super::tensors`]) |
+//! | `stream` | A stream of two reads or more goes on. The window is as long as the stream's run until the host is busy all the time; later it is a tenth of the run. |
+//! | `run`, `habit` | A stream runs as far as earlier streams, of its file (`run`) or of the mount (`habit`). The guess begins with the first read where most first reads had a second one. |
+//! | `backward`, `block` | A stream goes backward, or a block is copied from its end (`file`). |
+//! | `stride` | Reads follow each other at equal distances. |
+//! | `tensor`, `header`, `next_shard` | Readers follow the headers of model files ([`super::tensors`]). |
 //!
-//! Everything else, random reads above all, lets guess nothing. No rule here says how much a wrong
-//! guess may cost. That is the [`ledger`]'s: its limits hold whatever the readers do.
+//! Other reads, above all random ones, lead to no guess. The rules here do not bound the cost of wrong
+//! guesses. The [`ledger`] does: its limits hold for any reads.
 
 mod cursor;
 mod file;
@@ -44,78 +45,83 @@ use ledger::{Ledger, Predictor};
 use runs::RunTable;
 use unread::Cause;
 
-/// Tables of files, so that readers of different files do not meet at one lock.
+/// The number of tables of files. Each has a lock of its own, so that readers of different files
+/// rarely meet at one.
 const SHARDS: usize = 16;
-/// Files remembered in each table, the least recently read one forgotten first. A training job has
-/// some hundred shards open.
+/// The files in each table; the least recently read file is forgotten first. A training job has some
+/// hundred shards open.
 const MOST_FILES: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
 
-/// The least that is asked for at a time of a stream that goes backward.
+/// The least request of a stream that goes backward, so that requests are few.
 const LEAST_PIECE_BYTES: u64 = 4 * CHUNK_BYTES;
 
-/// What is known of the host that a file comes from.
+/// The rate of the host that a file comes from, as numbers of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostRate {
     /// The bytes that one request should ask for.
     pub request_bytes: u64,
-    /// The bytes that the host brings in [`ledger::HEAD_START`]; 0 while that is not known.
+    /// The bytes that the host sends in [`ledger::HEAD_START`]; 0 while the rate is not known.
     pub head_start_bytes: u64,
-    /// The bytes that the host brings between a request and the first byte of its answer.
+    /// The bytes that the host sends in one round trip.
     pub round_trip_bytes: u64,
 }
 
-/// Bytes that a stream wants.
+/// The bytes that a predictor asks the ledger for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// As many as this.
+    /// The number of bytes.
     pub bytes: u64,
-    /// Bytes of the same stream that are under way already.
+    /// The bytes of the same stream that are on their way already.
     pub ahead_bytes: u64,
-    /// How many streams read side by side, in sixteenths.
+    /// The number of streams that are read side by side, in sixteenths.
     pub streams: u64,
-    /// Fewer than this are not worth a request.
+    /// The least grant that is worth a request.
     pub least_bytes: u64,
-    /// Whether nothing speaks against it that they will be read.
+    /// All earlier streams read these bytes (`runs`).
     pub is_certain: bool,
 }
 
 impl Wanted {
-    /// Bytes of which any part is welcome.
+    /// Bytes of which any part is worth a request.
     pub fn some(bytes: u64) -> Self {
         Self { bytes, ahead_bytes: 0, streams: 16, least_bytes: 0, is_certain: false }
     }
 
-    /// Bytes of a stream that has `ahead_bytes` under way. Where the ledger limits a window, a little
-    /// becomes free with each read, and each grant is a request.
+    /// Bytes of a stream that has `ahead_bytes` on their way.
+    ///
+    /// Small grants are refused while much is on its way. Each grant becomes a request, and a ledger
+    /// at its limit has a little more to grant after each read.
     pub fn more(bytes: u64, ahead_bytes: u64, streams: u64, rate: HostRate) -> Self {
         let least_bytes = rate.request_bytes.min(ahead_bytes / 2);
         Self { bytes, ahead_bytes, streams, least_bytes, is_certain: false }
     }
 }
 
-/// Bytes to fetch before a reader asks for them. A guess is told its outcome by
-/// [`Readahead::started`], also where nothing had to be fetched.
+/// Bytes to fetch before a reader asks for them.
+///
+/// The caller ends each guess with a call of [`Readahead::started`], even if nothing had to be
+/// fetched. That call gives the ledger back the bytes that it reserved in vain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guess {
-    /// The rule that it follows.
+    /// The rule that the guess follows.
     pub predictor: Predictor,
-    /// Ranges of the file in the order in which they are wanted: not empty, not beyond its end.
+    /// Ranges of the file, not empty and not beyond its end, in the order to fetch them.
     pub ranges: Vec<Range<u64>>,
-    /// The bytes that the ledger has reserved for it.
+    /// The bytes that the ledger has reserved for the guess.
     granted: u64,
 }
 
-/// What follows from a read.
+/// The result of observing a read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// What to fetch beyond it.
+    /// The bytes to fetch beyond the read.
     pub guess: Option<Guess>,
-    /// The bytes that the read's own stream has read, holes included; empty for a read that says
-    /// nothing new. Where they start names the stream.
+    /// The range that the read's stream has read so far, holes included. Its start identifies the
+    /// stream. Empty for a backward stream, and for a read of bytes that the stream has read before.
     pub run: Range<u64>,
 }
 
-/// What a guess depends on beside the file's reads.
+/// The input of a guess beside the file's reads.
 struct Situation<'a> {
     /// The number of the read in the mount.
     now: u64,
@@ -145,8 +151,8 @@ impl Default for Shards {
 }
 
 impl Readahead {
-    /// Takes note of a read of `range`, not empty, of a file of `size` bytes, and says what to fetch
-    /// beyond it.
+    /// Notes a read of `range`, not empty, of a file of `size` bytes. Returns the bytes to fetch
+    /// beyond the read.
     pub fn observe(&self, file: u32, range: &Range<u64>, size: u64, rate: HostRate) -> Observed {
         let now = self.reads.fetch_add(1, Ordering::Relaxed);
         let (ledger, habits) = (&self.ledger, &self.habits);
@@ -161,8 +167,10 @@ impl Readahead {
         reads.observe(range, &Situation { now, size, rate, ledger, habits })
     }
 
-    /// Takes note of ranges of a file that are fetched from now on. Of those, `wanted` is what a
-    /// reader has asked for, and `chunks` the chunks that hold it; the rest was guessed.
+    /// Notes ranges of a file whose fetch has started, and ends `guess`.
+    ///
+    /// `wanted` is the range of the read, and `chunks` is the range of the chunks that hold it. The
+    /// other bytes of `started` belong to the guess.
     pub fn started(
         &self,
         file: u32,
@@ -193,7 +201,8 @@ impl Readahead {
         }
     }
 
-    /// The kernel reads a file by itself from now on: nobody will tell what is read of it.
+    /// Forgets a file that the kernel reads by itself from now on. No later read will show which of
+    /// its guesses were right, so all of them count as right.
     pub fn forget(&self, file: u32) {
         let Some(mut reads) = self.files.of(file).lock().pop(&file) else { return };
         for taken in reads.unread.take(&(0..u64::MAX)) {
@@ -203,7 +212,7 @@ impl Readahead {
         }
     }
 
-    /// What the guesses of the mount cost and brought.
+    /// The costs and gains of the mount's guesses.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
@@ -222,13 +231,14 @@ impl Situation<'_> {
 }
 
 impl Guess {
-    /// All of `range`, for which its own length was granted.
+    /// A guess of `range`, for which the ledger granted its length; `None` if it is empty.
     pub(super) fn upward(predictor: Predictor, range: Range<u64>) -> Option<Self> {
         let granted = bytes_of(&range);
         (granted > 0).then(|| Self { predictor, ranges: vec![range], granted })
     }
 
-    /// What of a range that is fetched was guessed, and what comes with the first and the last chunk.
+    /// Splits a range that is fetched: the first chunk, the bytes in between, the last chunk. The
+    /// first and the last chunk are parts where they hold bytes outside of the guess.
     fn causes(&self, range: Range<u64>) -> [(Range<u64>, Cause); 3] {
         let of_range = self.ranges.iter().filter(|guess| bytes_of(&both(guess, &range)) > 0);
         let hull = of_range
@@ -247,9 +257,11 @@ impl Guess {
         ]
     }
 
-    /// All of `window`, for which its own length was granted, wanted from its end downward by a
-    /// stream that has come down to `read`. The bytes of a request come upward, so the reader waits
-    /// for all of one: requests are small near the reader, and grow with their distance.
+    /// A guess of `window`, for which the ledger granted its length, for a backward stream that has
+    /// come down to `read`.
+    ///
+    /// A backward reader needs the end of a request first, and that end arrives last. So the reader
+    /// waits for a whole request: requests are small near the reader and grow with the distance.
     fn downward(predictor: Predictor, window: Range<u64>, read: &Range<u64>) -> Option<Self> {
         let granted = bytes_of(&window);
         let mut end = window.end;

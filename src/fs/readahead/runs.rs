@@ -1,13 +1,12 @@
-//! How far streams run, learnt from those before them.
+//! Expected lengths of streams, learnt from earlier streams.
 //!
-//! A stream that is begun at the head of a file often reads a header and no more, one that is begun
-//! elsewhere a record or a tensor. So runs are remembered for each kind of [`Start`], in two tables:
-//! that of the file, and that of the mount for files of which nothing is known.
+//! A stream from the head of a file often reads a header only; a stream from elsewhere reads a record
+//! or a tensor. So a table keeps runs by kind of [`Start`]. Each file has a table. The mount has one
+//! too, for files without runs of their own.
 //!
-//! A run that has ended tells where streams end. One that goes on tells only how far they run at
-//! least. From both follows how many of the streams that came as far as this one will go on to a
-//! certain length (the estimate of Kaplan and Meier), and a stream is expected to run to where one in
-//! four will have ended:
+//! A run that has ended shows an end. A run that goes on shows only a least length. The estimate of
+//! Kaplan and Meier uses both: of the streams as long as this one, it tells the part that goes on to
+//! a certain length. A stream is expected to run to the length at which one in four will have ended:
 //!
 //! ```text
 //! streams that go on
@@ -19,7 +18,7 @@
 //!                  ^ expected
 //! ```
 //!
-//! Time is counted in reads of the mount, so that a program may pause for as long as it likes.
+//! The clock is the number of the mount's reads, so that a program may pause for any time.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -28,22 +27,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::layer::layout::CHUNK_BYTES;
 
-/// Runs remembered of each kind. Eight bound what one odd stream changes, and are soon replaced
+/// The runs kept of each kind. With eight, one odd stream changes little, and all are soon replaced
 /// when a program begins to read in another way.
 const MOST_RUNS: usize = 8;
-/// Starts of which it is remembered whether a second read followed.
+/// The last starts of each kind that count for "a second read followed".
 const MOST_STARTS: u32 = 8;
 
-/// How far runs of equal length may differ. The kernel reads up to a chunk around a page that is
-/// touched, so a run begins and ends up to that much outside of what the program reads.
+/// The largest difference between runs that count as equally long. The kernel reads up to a chunk
+/// around a touched page, so a run may begin and end so far outside of what the program reads.
 pub(super) const TOLERANCE_BYTES: u64 = CHUNK_BYTES;
 
-/// A run has ended when it was not read for this many of its own usual pauses, and this many reads
-/// more: streams that are read in turns pause for as many reads as there are streams.
+/// A run has ended after this many of its usual pauses plus this many reads of the mount. A stream
+/// that is read in turns with others pauses for as many reads as there are others.
 const ENDED_PAUSES: u64 = 4;
 const ENDED_READS: u64 = 8;
 
-/// Where in its file a stream begins.
+/// The place in a file where a stream begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
     /// In the first chunk.
@@ -58,12 +57,12 @@ impl Start {
     }
 }
 
-/// A stream, as others see it.
+/// The part of a stream's state that the tables share.
 #[derive(Debug, Default)]
 pub(super) struct Run {
     bytes: AtomicU64,
     last_read: AtomicU64,
-    /// Reads of the mount between two of its own, as a running mean; in sixteenths.
+    /// The reads of the mount from one read of the stream to the next: a running mean, in sixteenths.
     pause: AtomicU64,
     is_backward: AtomicBool,
     is_closed: AtomicBool,
@@ -78,7 +77,7 @@ impl Run {
         Arc::new(run)
     }
 
-    /// The stream has come to `bytes`.
+    /// Notes the stream's new length at the mount's read number `now`.
     pub(super) fn note(&self, bytes: u64, now: u64) {
         let pause = now.saturating_sub(self.last_read.swap(now, Ordering::Relaxed)) * 16;
         let mean = self.pause.load(Ordering::Relaxed);
@@ -86,27 +85,27 @@ impl Run {
         self.bytes.fetch_max(bytes, Ordering::Relaxed);
     }
 
-    /// The streams that are read in turns with this one, itself included; in sixteenths.
+    /// The number of streams that are read in turns with this one, including it; in sixteenths.
     pub(super) fn streams(&self) -> u64 {
         self.pause.load(Ordering::Relaxed).max(16)
     }
 
-    /// The stream goes backward, or no longer.
+    /// Sets the stream's direction.
     pub(super) fn turn(&self, is_backward: bool) {
         self.is_backward.store(is_backward, Ordering::Relaxed);
     }
 
-    /// The stream has come to a read that was there before it, and ends there.
+    /// Sets whether the stream has come to an earlier single read, where it ends.
     pub(super) fn close(&self, is_closed: bool) {
         self.is_closed.store(is_closed, Ordering::Relaxed);
     }
 
-    /// The stream has come to the end of its file: it might have gone on in a longer one.
+    /// Notes that the stream has come to the end of its file. In a longer file it might have gone on.
     pub(super) fn cut_short(&self) {
         self.is_cut_short.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the stream ended at its length, by its own choice.
+    /// `true` if the stream has ended, and not because its file ended.
     fn has_ended(&self, now: u64) -> bool {
         if self.is_cut_short.load(Ordering::Relaxed) {
             return false;
@@ -117,48 +116,48 @@ impl Run {
     }
 }
 
-/// Streams of one kind of start.
+/// The streams of one kind of start.
 #[derive(Debug, Default)]
 struct Kind {
-    /// Those that had a second read, the last one at the end.
+    /// The last streams that had a second read; the newest is at the end.
     runs: VecDeque<Arc<Run>>,
-    /// A bit for each of the last starts, the last one lowest: whether a second read followed.
+    /// A bit for each of the last starts; the newest is the lowest bit. 1: a second read followed.
     went_on: u64,
     starts: u64,
 }
 
-/// What is known of the streams of a file, or of a mount.
+/// The earlier streams of a file or of a mount.
 #[derive(Debug, Default)]
 pub(super) struct RunTable {
     kinds: [Kind; 2],
 }
 
-/// How far a stream is expected to run.
+/// The expected length of a stream, in bytes from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Expected {
-    /// To this length, in bytes from its start, if two others had it and none was shorter; else 0.
+    /// The length that two others had, if none was shorter; else 0.
     pub(super) certain_bytes: u64,
-    /// To this length, in three cases of four.
+    /// The length that three streams in four reach.
     pub(super) bytes: u64,
-    /// Whether streams end there, rather than go on to where nobody knows.
+    /// `true` if streams were seen to end there; `false` if the length is only the longest known one.
     pub(super) is_end: bool,
 }
 
-/// How a stream is expected to begin.
+/// The expected direction of a stream of a single read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begins {
-    /// As a stream that goes forward; most starts were followed by a second read.
+    /// Forward: most starts had a second read.
     Forward,
     /// Backward.
     Backward,
-    /// Backward, to end at a read that was there before. This first read may be such a one.
+    /// Backward, to end at an earlier single read. This first read may be that single read.
     Closed,
-    /// Nobody knows.
+    /// No second read is expected.
     Unknown,
 }
 
 impl RunTable {
-    /// A stream begins; its number tells it from the others.
+    /// Adds the start of a stream; returns the number that identifies the stream.
     pub(super) fn begin(&mut self, start: Start) -> u64 {
         let kind = &mut self.kinds[start as usize];
         kind.went_on <<= 1;
@@ -166,7 +165,7 @@ impl RunTable {
         kind.starts
     }
 
-    /// The stream with this number has had its second read.
+    /// Notes the second read of the stream with this number.
     pub(super) fn go_on(&mut self, start: Start, number: u64, run: &Arc<Run>) {
         let kind = &mut self.kinds[start as usize];
         let age = kind.starts.saturating_sub(number);
@@ -177,7 +176,7 @@ impl RunTable {
         kind.runs.push_back(run.clone());
     }
 
-    /// Whether a stream of this kind is known that is not `own`.
+    /// `true` if the table has a run of this kind other than `own`.
     pub(super) fn has_others(&self, start: Start, own: Option<&Arc<Run>>) -> bool {
         self.others(start, own).next().is_some()
     }
@@ -191,7 +190,7 @@ impl RunTable {
         runs.filter(move |run| own.is_none_or(|own| !Arc::ptr_eq(own, run)))
     }
 
-    /// How a stream begins of which there was one read.
+    /// The expected direction of a stream that had one read, and that was added last.
     pub(super) fn begins(&self, start: Start) -> Begins {
         let kind = &self.kinds[start as usize];
         let count = |is: fn(&Run) -> bool| kind.runs.iter().filter(|run| is(run)).count();
@@ -201,14 +200,14 @@ impl RunTable {
             let closed = count(|run| run.is_closed.load(Ordering::Relaxed));
             return if is_most(closed) { Begins::Closed } else { Begins::Backward };
         }
-        // The bits of the starts before this one, which is the lowest bit.
+        // Leaves out the lowest bit, which belongs to this start.
         let known = kind.starts.saturating_sub(1).min(u64::from(MOST_STARTS)) as u32;
         let went_on = (kind.went_on >> 1 & ((1 << MOST_STARTS) - 1)).count_ones();
         if known > 0 && went_on * 4 >= known * 3 { Begins::Forward } else { Begins::Unknown }
     }
 
-    /// How far a stream will run that has run `bytes`; nothing where none is known that ran as far.
-    /// `own` is its own run.
+    /// The expected length of a stream that has run `bytes`; `None` if no other stream ran as far.
+    /// `own` is the stream's own run.
     pub(super) fn expect(
         &self,
         start: Start,
@@ -227,8 +226,8 @@ impl RunTable {
     }
 }
 
-/// To where one in four of the streams ends, whose lengths are given in order, each with whether the
-/// stream has ended there.
+/// The length at which one stream in four has ended. `lengths` has each stream's length and whether
+/// the stream has ended, in the order of lengths.
 fn expected(lengths: &[(u64, bool)]) -> Option<Expected> {
     let last = lengths.last()?.0;
     let certain_bytes = match lengths {
@@ -267,7 +266,7 @@ mod tests {
         assert_eq!(expect(&[ended(8), ended(40)]), end(8));
         assert_eq!(expect(&[8, 10, 12, 14].map(ended)), end(10));
         assert_eq!(expect(&[1, 2, 3, 4, 5, 6, 7, 8].map(ended)), end(3));
-        // A stream that goes on tells how far at least.
+        // A stream that goes on shows a least length.
         let at_least = |bytes| Some((bytes, false));
         assert_eq!(expect(&[(8, false)]), at_least(8));
         assert_eq!(expect(&[(4, false), (8, false)]), at_least(8));
@@ -282,7 +281,7 @@ mod tests {
         assert_eq!(certain(&[ended(8 * MIB), ended(8 * MIB + TOLERANCE_BYTES)]), 8 * MIB);
     }
 
-    /// Streams of `bytes` each, one after another; the reads of the mount so far.
+    /// Runs a stream of `bytes`. `now` counts the reads of the mount.
     fn run(table: &mut RunTable, start: Start, bytes: u64, now: &mut u64) {
         let number = table.begin(start);
         let run = Run::begin(*now);
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_and_runs_are_told_apart() {
+    fn streams_from_the_head_and_from_inside_have_lengths_of_their_own() {
         let (mut table, mut now) = (RunTable::default(), 0);
         for _ in 0..4 {
             run(&mut table, Start::Head, MIB / 4, &mut now);
@@ -312,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_ends_when_it_pauses_much_longer_than_it_uses_to() {
+    fn a_run_ends_when_it_pauses_much_longer_than_usual() {
         let run = Run::begin(0);
         (1..100).for_each(|read| run.note(read, read * 16));
         assert!(!run.has_ended(99 * 16 + 48));
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_read_is_the_first_of_many_where_most_were() {
+    fn a_first_read_begins_a_stream_where_most_first_reads_did() {
         let (mut table, mut now) = (RunTable::default(), 0);
         table.begin(Start::Inside);
         assert_eq!(table.begins(Start::Inside), Begins::Unknown, "it is the first");

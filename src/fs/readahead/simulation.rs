@@ -1,7 +1,7 @@
-//! A host with a round trip and a rate, files in chunks, and readers that wait: how long reading
-//! takes with the guesses of this room, and what is fetched for nothing.
+//! A simulated host with a round trip and a rate, files in chunks, and readers that wait. Measures
+//! how long reading takes with the guesses of this room, and how many bytes are wasted.
 //!
-//! Time is simulated, so figures are exact and the same everywhere.
+//! Time is simulated, so the figures are exact and the same everywhere.
 //!
 //! ```text
 //! reader --misses--> flow --may it run?--> round trip --> shares the host's rate --> chunks are here
@@ -16,17 +16,17 @@ use super::*;
 
 pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
-/// A request of the kernel's readahead, where nobody may widen it.
+/// A request of the kernel's readahead with the kernel's default window.
 pub(super) const READ: u64 = 128 * KIB;
 
-/// Until a flow of this size has come, nobody knows how fast the host is.
+/// The host's rate is unknown until a flow of this size has arrived.
 const TELLING_BYTES: u64 = 512 * KIB;
 /// The largest request.
 const MOST_REQUEST_BYTES: u64 = 32 * MIB;
 /// The most flows of readahead beside each other.
 const MOST_FLOWS: usize = 8;
 
-/// Pages have 4 KiB, so that a chunk has a bit for each.
+/// The size of a page. A `u64` then has a bit for each page of a chunk.
 const PAGE_BYTES: u64 = CHUNK_BYTES / 64;
 
 /// A host, and how far away it is.
@@ -49,10 +49,10 @@ impl Host {
     }
 }
 
-/// A read that a program makes: which file, which bytes.
+/// A read of a program: the file, and the range.
 pub(super) type Access = (u32, Range<u64>);
 
-/// What readers did, and what it cost.
+/// The result of a simulation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcome {
     pub(super) seconds: f64,
@@ -86,16 +86,16 @@ struct Chunk {
 /// A request. Its chunks come in order.
 #[derive(Debug)]
 struct Flow {
-    /// The chunks that are not here, and their bytes.
+    /// The chunks that have not arrived, and their remaining bytes.
     chunks: VecDeque<((u32, u64), f64)>,
     bytes: u64,
-    /// Whether a reader waits for it.
+    /// `true` if a reader waits for the request.
     is_urgent: bool,
-    /// When its first byte comes, if it runs.
+    /// The time of its first byte, if the request runs.
     begins: Option<f64>,
 }
 
-/// Somebody who reads.
+/// A reader.
 struct Reader {
     accesses: VecDeque<Access>,
     /// The chunks that the last read waits for.
@@ -129,7 +129,7 @@ impl Simulation {
         }
     }
 
-    /// What is known of the host, as `fetch::pace` has it.
+    /// The measured rate of the host, as in `fetch::pace`.
     fn host_rate(&self) -> HostRate {
         if !self.is_rate_known {
             return HostRate { request_bytes: 4 * MIB, ..HostRate::default() };
@@ -142,7 +142,7 @@ impl Simulation {
         }
     }
 
-    /// Asks for what is missing of a range; says what that is.
+    /// Asks for the missing bytes of a range, and returns their ranges.
     fn fetch(&mut self, file: u32, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for chunk in range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES) {
@@ -174,7 +174,7 @@ impl Simulation {
         started
     }
 
-    /// Makes a read; says which chunks it waits for.
+    /// Makes a read, and returns the chunks that the read waits for.
     fn read(&mut self, (file, range): Access) -> Vec<(u32, u64)> {
         let range = range.start..range.end.min(self.file_bytes);
         if range.is_empty() {
@@ -219,7 +219,7 @@ impl Simulation {
         awaited
     }
 
-    /// Lets flows run that may, as `fetch::scheduler` does.
+    /// Starts the flows that the limits allow, as `fetch::scheduler` does.
     fn admit(&mut self) {
         let mut count = self.flows.iter().filter(|flow| flow.begins.is_some()).count();
         for flow in self.flows.iter_mut().filter(|flow| flow.begins.is_none()) {
@@ -230,7 +230,7 @@ impl Simulation {
         }
     }
 
-    /// Lets time pass until a chunk has come. There is a flow that runs.
+    /// Lets time pass until a chunk arrives. At least one flow must run.
     fn pass(&mut self) {
         loop {
             let now = self.now;
@@ -244,7 +244,7 @@ impl Simulation {
             let mut come = Vec::new();
             for flow in self.flows.iter_mut().filter(|flow| has_begun(flow)) {
                 flow.chunks[0].1 -= (to - now) * each;
-                // Less than a thousandth of a byte is rounding.
+                // A rest below a thousandth of a byte is a rounding error.
                 if flow.chunks[0].1 < 1e-3 {
                     come.push(flow.chunks.pop_front().expect("it has chunks").0);
                 }
@@ -264,7 +264,7 @@ impl Simulation {
         }
     }
 
-    /// Readers side by side, each of which reads its own accesses in order, and waits for each.
+    /// Runs readers side by side. Each reader makes its accesses in order, and waits for each.
     pub(super) fn run(&mut self, readers: Vec<Vec<Access>>) -> Outcome {
         let reader = |accesses: Vec<Access>| Reader { accesses: accesses.into(), awaited: vec![] };
         let mut readers: Vec<_> = readers.into_iter().map(reader).collect();
@@ -292,7 +292,7 @@ impl Simulation {
         self.outcome.clone()
     }
 
-    /// The bytes that were read, each counted once, and those of chunks of which nothing was.
+    /// The bytes that were read, each counted once, and the bytes of chunks that no reader touched.
     pub(super) fn read_and_wasted_bytes(&self) -> (u64, u64) {
         let read = self.chunks.values().map(|chunk| u64::from(chunk.read_pages.count_ones()));
         let wasted = self.chunks.values().filter(|chunk| chunk.read_pages == 0).count();
@@ -306,14 +306,14 @@ pub(super) fn through(file: u32, range: Range<u64>, step: u64) -> Vec<Access> {
     starts.map(|start| (file, start..(start + step).min(range.end))).collect()
 }
 
-/// What the kernel reads when a program reads a range from its start: pages in windows of a chunk,
-/// the next one while the program has not come to the end of the last, so one more than it needs.
+/// The kernel's reads for a program that reads a range from its start: windows of a chunk. The kernel
+/// reads a window before the program needs it, so it reads one more than the program.
 pub(super) fn by_kernel(file: u32, range: Range<u64>) -> Vec<Access> {
     let start = range.start - range.start % PAGE_BYTES;
     through(file, start..range.end.next_multiple_of(PAGE_BYTES) + CHUNK_BYTES, CHUNK_BYTES)
 }
 
-/// A file that is mapped: pages stay, and a fault of one reads those around it that are not there.
+/// A mapped file. Pages stay in memory; a page fault reads the missing pages around it.
 pub(super) struct Mapped {
     file: u32,
     is_resident: Vec<bool>,
@@ -354,7 +354,7 @@ impl Mapped {
         }
     }
 
-    /// As glibc's memmove copies to a place behind it: both ends first, and then downward.
+    /// Copies as glibc's memmove does to a place behind the source: both ends first, then downward.
     pub(super) fn copy(&mut self, block: Range<u64>) {
         self.touch(block.start);
         (block.start / Self::PAGE..block.end / Self::PAGE).rev().for_each(|page| {
@@ -362,7 +362,7 @@ impl Mapped {
         });
     }
 
-    /// What the kernel reads meanwhile.
+    /// The kernel's reads so far.
     pub(super) fn take_accesses(&mut self) -> Vec<Access> {
         std::mem::take(&mut self.accesses)
     }

@@ -4,19 +4,19 @@ use std::ops::Range;
 
 use crate::layer::layout::CHUNK_BYTES;
 
-/// Equal distances in a row after which the next ones are expected.
+/// The number of equal distances in a row after which further ones are expected.
 const TELLING_STRIDES: u32 = 2;
-/// How many reads are asked for ahead at most: as many as a host answers side by side.
+/// The most reads that are asked for ahead: as many as a host answers side by side.
 const MOST_AHEAD: u64 = 8;
 
-/// Reads that began streams, as far as they lie at equal distances.
+/// The distances between the reads that began streams.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Strides {
     last: Option<u64>,
     distance: u64,
-    /// How many distances in a row were equal.
+    /// The number of equal distances in a row.
     repeats: u32,
-    /// How many reads ahead of the last one were asked for.
+    /// The number of reads after the last one that were asked for.
     ahead: u64,
 }
 
@@ -29,12 +29,12 @@ pub(super) struct NextStrides {
 }
 
 impl NextStrides {
-    /// The bytes that one of them fetches at most: whole chunks.
+    /// The most bytes that one of the ranges fetches, in whole chunks.
     pub(super) fn chunk_bytes(&self) -> u64 {
         ((self.first.end - self.first.start).div_ceil(CHUNK_BYTES) + 1) * CHUNK_BYTES
     }
 
-    /// The first `count` of them, in order.
+    /// The first `count` ranges, in order.
     pub(super) fn ranges(&self, count: u64) -> impl Iterator<Item = Range<u64>> + use<> {
         let Self { first, distance, .. } = self.clone();
         (0..count).map(move |index| {
@@ -45,7 +45,7 @@ impl NextStrides {
 }
 
 impl Strides {
-    /// Takes note of a read that began a stream, and says which reads are to come.
+    /// Notes a read that began a stream. Returns the reads that are expected next, if there are any.
     pub(super) fn observe(&mut self, range: &Range<u64>, size: u64) -> Option<NextStrides> {
         let distance = self.last.and_then(|last| range.start.checked_sub(last)).unwrap_or(0);
         self.last = Some(range.start);
@@ -58,7 +58,7 @@ impl Strides {
         if self.repeats < TELLING_STRIDES {
             return None;
         }
-        // As many as end before the end of the file.
+        // No further than to the end of the file.
         let fitting = size.saturating_sub(range.end) / distance;
         let count = MOST_AHEAD.min(fitting).saturating_sub(self.ahead);
         if count == 0 {
@@ -68,7 +68,7 @@ impl Strides {
         Some(NextStrides { first: range.start + by..range.end + by, distance, count })
     }
 
-    /// The next `count` reads are asked for.
+    /// Notes that the next `count` reads were asked for.
     pub(super) fn asked(&mut self, count: u64) {
         self.ahead += count;
     }

@@ -1,4 +1,4 @@
-//! Programs that read in the ways that programs do, and in ways that nobody thought of.
+//! Readahead under the access patterns of real programs, and under random ones.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ fn one_reader(file_bytes: u64, accesses: Vec<Access>) -> Outcome {
     Simulation::new(Host::SHAPED, file_bytes).run(vec![accesses])
 }
 
-/// Numbers that nobody chose.
+/// A pseudo-random generator, the same in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -68,12 +68,12 @@ fn sixteen_streams_in_turns_are_all_recognised() {
     let outcome = Simulation::new(Host::SHAPED, FILE).run((0..16).map(readers).collect());
     assert!(outcome.share_of(Host::SHAPED) > 0.96, "{outcome:?}");
     assert_eq!(outcome.fetched_bytes, FILE);
-    // The same by one reader, who reads a little of each in turn.
+    // The same with one reader that reads a little of each stream in turn.
     let steps = (0..part / READ).flat_map(|step| {
         (0..16)
             .map(move |stream| (1, stream * part + step * READ..stream * part + (step + 1) * READ))
     });
-    // It has read some 100 MiB before the ledger allows each of them as much as a round trip takes.
+    // The reader has read some 100 MiB before the ledger allows each stream a round trip's bytes.
     let outcome = one_reader(FILE, steps.collect());
     assert!(outcome.share_of(Host::SHAPED) > 0.75, "{outcome:?}");
 }
@@ -135,7 +135,7 @@ fn a_stream_that_goes_backward_is_a_stream() {
     assert!(outcome.amplification() < 1.1, "{outcome:?}");
 }
 
-/// As glibc copies blocks out of a mapped file: its first bytes, and then from its end down.
+/// glibc copies a block out of a mapped file so: first bytes first, and then from the end down.
 #[test]
 fn mapped_blocks_that_are_copied_backward_are_fetched_ahead() {
     let block = 64 * MIB;
@@ -166,13 +166,13 @@ fn the_first_stream_of_a_file_runs_as_far_as_those_before_it() {
     let mut simulation = Simulation::new(Host::SHAPED, SHARD);
     let first = simulation.run(vec![(0..4).flat_map(run).collect()]);
     let outcome = simulation.run(vec![run(4)]);
-    // A round trip until the first byte, and then one read after the other.
+    // A round trip until the first byte, and no further wait.
     let seconds = outcome.seconds - first.seconds;
     assert!(seconds < 21.0 * MIB as f64 / Host::SHAPED.rate + 0.03, "{seconds} s");
     assert_eq!(outcome.fetched_bytes - first.fetched_bytes, 21 * MIB);
 }
 
-/// A loader that reads the header of each shard, and then a run somewhere in it; as the kernel asks.
+/// The kernel's reads for a loader that reads the header of each shard, and then a run inside it.
 fn headers_and_runs(numbers: &mut Numbers, header: u64, run: Range<u64>) -> Vec<Access> {
     let shards = (0..10).flat_map(|shard| {
         let bytes = run.start + numbers.below(run.end - run.start + 1);
@@ -185,7 +185,7 @@ fn headers_and_runs(numbers: &mut Numbers, header: u64, run: Range<u64>) -> Vec<
 }
 
 #[test]
-fn a_header_does_not_pass_for_a_run() {
+fn header_reads_do_not_change_the_expected_length_of_runs() {
     for seed in 0..5 {
         for host in [Host::SHAPED, Host::NEAR, Host::FAR] {
             for (header, run) in [(64 * KIB, 8 * MIB), (256 * KIB, 8 * MIB), (MIB, 30 * MIB)] {
@@ -225,16 +225,16 @@ fn records_of_one_length_are_fetched_as_a_whole() {
 fn reads_at_equal_distances_are_fetched_before_they_come() {
     let accesses = (0..250).map(|at| (1, at * 7 * MIB..at * 7 * MIB + 64 * KIB)).collect();
     let outcome = one_reader(FILE, accesses);
-    // Without it each waits for a round trip.
+    // Without the guess each read waits for a round trip.
     assert!(outcome.seconds < 250.0 * Host::SHAPED.round_trip / 3.0, "{outcome:?}");
     assert!(outcome.fetched_bytes <= (250 + 8) * CHUNK_BYTES, "{outcome:?}");
 }
 
 #[test]
-fn a_program_that_begins_to_read_in_another_way_is_followed() {
+fn readahead_follows_a_program_that_begins_to_read_in_another_way() {
     let mut simulation = Simulation::new(Host::SHAPED, SHARD);
     let mut numbers = Numbers(3);
-    // Short records for a long time, and then whole shards.
+    // The program reads short records for a long time, and then whole shards.
     let records = (0..400).flat_map(|_| {
         let start = numbers.below(400) * MIB;
         through(numbers.below(8) as u32, start..start + 384 * KIB, READ)
@@ -262,7 +262,7 @@ fn the_number_of_files_and_cursors_is_bounded() {
     assert_eq!(files.get(&1).unwrap().cursors.len(), super::file::MOST_CURSORS);
 }
 
-/// One thing that a reader does.
+/// One step of a reader.
 #[derive(Clone, Debug)]
 enum Doing {
     /// Reads a range from its start, in steps.
@@ -328,7 +328,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_is_fetched_for_nothing_is_a_tenth_of_what_is_read_and_a_head_start_once(
+    fn wasted_bytes_are_at_most_a_tenth_of_the_read_bytes_and_one_head_start(
         readers in prop::collection::vec(prop::collection::vec(any_doing(), 1..12), 1..4),
         host in prop::sample::select(vec![Host::SHAPED, Host::NEAR, Host::FAR]),
     ) {
@@ -338,7 +338,7 @@ proptest! {
         simulation.run(readers.collect());
         let (read_bytes, wasted_bytes) = simulation.read_and_wasted_bytes();
         let head_start = ((host.rate * 0.05) as u64).max(LEAST_HEAD_START_BYTES);
-        // One guess may exceed its grant by the chunks that it begins and ends in.
+        // One guess may exceed its grant by its first and its last chunk.
         let most = read_bytes / 10 + head_start + 2 * CHUNK_BYTES;
         prop_assert!(wasted_bytes <= most, "{wasted_bytes} of {read_bytes}: {:?}",
             simulation.readahead.ledger().state());

@@ -1,4 +1,4 @@
-//! The bytes of a file that were fetched and that nobody has read so far.
+//! The bytes of a file that were fetched and that no reader has read so far.
 //!
 //! ```text
 //! read        |####|                 |####|
@@ -6,52 +6,52 @@
 //! guessed            |-------------|      |------------|
 //! ```
 //!
-//! A read takes the ranges away that it covers, and so says which guesses were right.
+//! A read removes the ranges that it covers. The removed ranges show which guesses were right.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::ledger::Predictor;
 
-/// Ranges remembered of one file, some 50 KiB. Random reads leave two each; what is forgotten counts
+/// The most ranges of one file, some 50 KiB. A random read leaves two ranges. A forgotten range counts
 /// as unread for ever.
 const MOST_RANGES: usize = 1024;
 
-/// Why bytes were fetched before somebody read them.
+/// The reason why bytes were fetched before a reader read them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     /// They share a chunk with bytes that a reader asked for.
     Chunk,
-    /// A predictor guessed them.
+    /// A predictor guessed all of them.
     Guess(Predictor),
-    /// A predictor guessed a part of them, less than a chunk, and chunks come as a whole. The guess
-    /// is right when anything of them is read.
+    /// A predictor guessed a part of a chunk, and a chunk is fetched as a whole. The guess is right
+    /// when any byte of the range is read.
     Part(Predictor),
 }
 
-/// What a read took of a range.
+/// The part of a range that a read has removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
     pub(super) cause: Cause,
-    /// The bytes that were read.
+    /// The number of bytes that were read.
     pub(super) read_bytes: u64,
-    /// The bytes for which the cause has turned out to be right.
+    /// The number of bytes that count as guessed right.
     pub(super) right_bytes: u64,
 }
 
-/// Ranges that do not overlap, by their starts.
+/// Ranges that do not overlap: start -> (end, cause).
 #[derive(Debug, Default)]
 pub(super) struct Unread(BTreeMap<u64, (u64, Cause)>);
 
 impl Unread {
-    /// Takes note of bytes that are being fetched.
+    /// Adds bytes that are being fetched.
     pub(super) fn insert(&mut self, mut range: Range<u64>, cause: Cause) {
         if range.is_empty() {
             return;
         }
-        // A range that is there already was evicted, and comes again: it was unread for ever.
+        // A known range is fetched again only after its eviction: the first fetch stays unread for ever.
         self.take(&range).for_each(drop);
-        // Neighbours become one range, but for parts of chunks: each of them is right by itself.
+        // Neighbours become one range. Parts of chunks do not: each of them is right by itself.
         let joins = |other: Cause| other == cause && !matches!(cause, Cause::Part(_));
         if let Some((&start, &(end, before))) = self.0.range(..range.start).next_back()
             && end == range.start
@@ -71,7 +71,7 @@ impl Unread {
         }
     }
 
-    /// Takes away what lies in `range`.
+    /// Removes `range`, and returns the removed parts.
     pub(super) fn take(&mut self, range: &Range<u64>) -> impl Iterator<Item = Taken> {
         let mut taken = Vec::new();
         if range.is_empty() {
@@ -112,9 +112,9 @@ mod tests {
     }
 
     proptest! {
-        /// Compared with an array that has a cause for each byte.
+        /// Compares with an array that has a cause for each byte.
         #[test]
-        fn every_byte_is_taken_once_with_the_cause_it_was_fetched_for(
+        fn every_byte_is_taken_once_with_its_cause(
             steps in prop::collection::vec((any_range(), any::<bool>(), any::<bool>()), 1..80),
         ) {
             let (mut unread, mut model) = (Unread::default(), vec![None; 300]);

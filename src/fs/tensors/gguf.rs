@@ -7,13 +7,16 @@
 //! | padding to the alignment | tensors at their offsets from here |
 //! ```
 //!
-//! Little endian; a string is a u64 and that many bytes
-//! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>). Of all pairs only
-//! `general.alignment` matters. A tensor ends where the next one begins; its type is not looked at.
-//! New quantisations come every few months, and the padding in between is a few bytes.
+//! Numbers are little endian. A string is a u64 and that many bytes
+//! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>). The parser uses one pair,
+//! `general.alignment`, and skips all others.
+//!
+//! The parser takes the start of the next tensor for the end of a tensor, and ignores types. So new
+//! quantisations, which come every few months, need no change here. The error is the padding between
+//! two tensors, a few bytes.
 //!
 //! Two kinds of files give no tensors: version 1, which had 32-bit counts for some weeks in 2023, and
-//! big-endian files, which are for machines that no kit is mounted on.
+//! big-endian files, which kitfs's platforms do not use.
 
 use std::io::Read;
 
@@ -24,10 +27,10 @@ const MAGIC: &[u8; 4] = b"GGUF";
 /// The alignment of a file whose header has none.
 const USUAL_ALIGNMENT: u64 = 32;
 
-/// The largest alignment that is accepted: a page of 2 MiB. Usual are 32 bytes to 16 KiB.
+/// The largest accepted alignment: a page of 2 MiB. 32 bytes to 16 KiB are usual.
 const MOST_ALIGNMENT: u64 = 2 * 1024 * 1024;
 
-/// The most dimensions of a tensor: ggml has four.
+/// The most accepted dimensions of a tensor. ggml uses up to four.
 const MOST_DIMENSIONS: u32 = 8;
 
 /// The deepest nesting of arrays. The format allows any depth; files use one.
@@ -86,8 +89,8 @@ mod kind {
     pub const ARRAY: u32 = 9;
 }
 
-/// The first bytes of a file. `at` never passes `prefix_bytes`, and each step needs some bytes. So
-/// counts and lengths that are too large end the parse, and take no memory.
+/// A reader of the first bytes of a file. `at` never passes `prefix_bytes`, and each step consumes
+/// some bytes. So a count or length that is too large ends the parse, and takes no memory.
 struct Header<R> {
     prefix: R,
     at: u64,
@@ -95,7 +98,7 @@ struct Header<R> {
 }
 
 impl<R: Read> Header<R> {
-    /// Skips `bytes`, which have to be there.
+    /// Moves `at` on by `bytes`; fails if the prefix is shorter.
     fn advance(&mut self, bytes: u64) -> Result<(), HeaderError> {
         let end = self.at.saturating_add(bytes);
         if end > self.prefix_bytes {
@@ -157,7 +160,7 @@ impl<R: Read> Header<R> {
     }
 }
 
-/// The size of a value of one of the types that have one.
+/// The size of a value of a type with a fixed size; `None` for strings, arrays and unknown types.
 fn scalar_bytes(value: u32) -> Option<u64> {
     match value {
         0 | 1 | 7 => Some(1),

@@ -1,4 +1,4 @@
-//! The tensors of a model file: their places, and those that a reader is in. Pure.
+//! The tensors of a model file: their places, and the tensors that a reader is in. Pure.
 //!
 //! ```text
 //! safetensors   | n | header: n bytes of JSON | tensor | tensor | …
@@ -10,12 +10,13 @@
 //! - [`reading`]: the ranges to fetch of the tensors that a file's streams are in.
 //!
 //! A header is hostile until it is checked. Tensors outside of the file are left out, lengths and
-//! counts are bounded, and the map is small. No read needs a header, so a header that cannot be
-//! understood fails no read.
+//! counts are bounded, and the map is small. No read needs a header, so a malformed header fails no
+//! read.
 //!
-//! A parser reads from the file's start, and gets as many bytes as are there. If it needs more, it
-//! says how many, and is called again. So it holds none of the header in memory, however long the
-//! header is (the vocabulary of a GGUF file comes before its tensors and takes megabytes).
+//! A parser reads the resident start of a file. A parser that needs more bytes returns their number
+//! ([`HeaderError::Ended`]); the caller fetches them and parses again from the start. So a parser
+//! streams the header and never holds all of it in memory. A long header is usual: the vocabulary
+//! of a GGUF file comes before its tensors and takes megabytes.
 
 pub mod gguf;
 pub mod reading;
@@ -29,14 +30,14 @@ use std::ops::Range;
 
 use crate::layer::layout::CHUNK_BYTES;
 
-/// The first tensors of a file, which are kept: 1 MiB of memory. Models have some thousand a file.
+/// The most tensors kept of a file, the first ones: 1 MiB of memory. Usual files have some thousand.
 const MOST_TENSORS: usize = 65_536;
 
-/// The longest header that is read for a hint. A safetensors header has some 100 bytes a tensor; a
-/// GGUF header holds a vocabulary of up to 256,000 words, about 10 MiB.
+/// The longest header that is fetched for hints. A safetensors header has some 100 bytes a tensor.
+/// A GGUF header holds a vocabulary of up to 256,000 words, about 10 MiB.
 pub const MOST_HEADER_BYTES: u64 = 16 * 1024 * 1024;
 
-/// A format whose header has the places of the tensors.
+/// A file format with a header that tells the places of the tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `*.safetensors`
@@ -57,11 +58,10 @@ impl Format {
         }
     }
 
-    /// Reads the header of a file of `file_bytes` bytes, of which `prefix` yields the first
-    /// `prefix_bytes`.
+    /// Parses the header of a file of `file_bytes`. `prefix` yields the file's first `prefix_bytes`.
     ///
     /// # Errors
-    /// [`HeaderError::Ended`] when the header is longer than that.
+    /// [`HeaderError::Ended`] when the header is longer than `prefix_bytes`.
     pub fn parse(
         self,
         prefix: impl Read,
@@ -78,16 +78,16 @@ impl Format {
 /// The reason why a header gives no tensors.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// The header is longer than the bytes that were there.
+    /// The header is longer than the given prefix.
     #[error("the header needs {needed} bytes")]
     Ended {
-        /// The first bytes of the file that are needed at least.
+        /// The least prefix with which to parse again, in bytes.
         needed: u64,
     },
-    /// The ledger does not pay for a guess of so many bytes, and no reader has read them so far.
+    /// The ledger does not pay for this many bytes now, and no reader has fetched them so far.
     #[error("the header needs {needed} bytes, more than a guess may cost now")]
     Dear {
-        /// The first bytes of the file that are needed at least.
+        /// The least prefix with which to parse again, in bytes.
         needed: u64,
     },
     /// The header breaks the rules of its format.
@@ -110,15 +110,17 @@ impl From<std::io::Error> for HeaderError {
     }
 }
 
-/// The places of a file's tensors, in order and apart from each other.
+/// The places of a file's tensors, in order, without overlaps.
 ///
-/// Tensors smaller than a chunk are left out: they come with their chunk.
+/// Tensors smaller than a chunk are left out: any read fetches whole chunks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TensorMap(Box<[(u64, u64)]>);
 
 impl TensorMap {
-    /// Takes ranges of a file of `file_bytes` bytes, in any order. Ranges outside of the file are left
-    /// out, and ranges that begin within another one: a header that has them is wrong.
+    /// A map of ranges of a file of `file_bytes`, given in any order.
+    ///
+    /// Leaves out ranges beyond the end of the file and ranges that begin inside another one. Only a
+    /// wrong header has such ranges.
     pub fn new(ranges: impl IntoIterator<Item = Range<u64>>, file_bytes: u64) -> Self {
         let fits = |range: &Range<u64>| range.end <= file_bytes;
         let is_large = |range: &Range<u64>| range.end.saturating_sub(range.start) >= CHUNK_BYTES;

@@ -8,16 +8,17 @@
 //! ```
 //!
 //! A stream is expected to read the rest of a tensor in three cases:
-//! - The stream began at the tensor's start: from its first read on.
-//! - The stream came through the tensor before: once it is deeper in than the kernel reads ahead. A
-//!   stream that ends where a tensor ends has read that much of the next one, too. The header counts
-//!   as a tensor: a program that opens all shards of a model reads only the header of most of them.
-//! - The stream began in the tensor's first pages: from its second read on. The kernel may have had
+//! - The stream began at the tensor's start, or up to 128 KiB before: from its first read on.
+//! - The stream came through the tensor before: once it has read more of this one than the kernel
+//!   reads ahead. By readahead alone, a stream that ends where a tensor ends has read that much of
+//!   the next one. The header counts as a tensor: a program that opens all shards of a model reads
+//!   only the header of most of them.
+//! - The stream began in the tensor's first 1 MiB: once it has read a chunk. The kernel may have had
 //!   the pages before.
 //!
 //! Then the rest of the tensor is asked for, at most 64 MiB ahead, as far as the mount's ledger
-//! allows. A single read in the middle of a tensor asks for nothing. A stream that began there is left
-//! to its cursor, because it may want any part of the tensor; so are the bytes behind the tensor.
+//! allows. A read in the middle of a tensor asks for nothing here: its stream may want any part of
+//! the tensor, so the stream's cursor decides. The cursor decides for the bytes after a tensor too.
 
 use std::ops::Range;
 
@@ -27,38 +28,39 @@ use crate::layer::layout::CHUNK_BYTES;
 
 const MIB: u64 = 1024 * 1024;
 
-/// The most streams of a file: as many as it has cursors.
+/// The most streams of a file: as many as a file has cursors.
 const MOST_STREAMS: usize = 32;
 
-/// The most that is asked for ahead in a tensor: the largest window of a cursor.
+/// The largest window of a stream in a tensor: the largest window of a cursor.
 const MOST_BYTES: u64 = MOST_WINDOW_BYTES;
-/// The next question is due when a quarter of that was read, so that requests are few and large.
+/// Windows end at multiples of this, a quarter of the largest, so that requests are few and large.
 const STEP_BYTES: u64 = MOST_BYTES / 4;
 
-/// A stream that begins this near before a tensor means the tensor: a fault makes the kernel read up
-/// to 128 KiB around it, and a program reads whole pages.
+/// A stream that begins at most this far before a tensor means the tensor. A page fault makes the
+/// kernel read up to 128 KiB around the page, and a program reads whole pages.
 const LEAD_BYTES: u64 = 128 * 1024;
 
-/// The start of a tensor: more than any kernel reads ahead in one request. A stream from the tensor
-/// before that has come through it wants the tensor.
+/// The start of a tensor: more than any kernel reads ahead in one request. A stream that comes from
+/// the tensor before wants this tensor once it has read so much of it.
 const START_BYTES: u64 = MIB;
 
 /// A stream this near to the end of its file will soon want the next file: half a second at 1 Gbit/s.
 const NEAR_END_BYTES: u64 = 64 * MIB;
 
-/// The part of a file, in percent, that must have been read before the next file is fetched: wherever
-/// the readers are, and when one of them is near the end.
+/// The percentage of a file that readers must have read before the start of the next file is fetched.
+/// The second one applies when the last read was near the end of the file.
 const MOST_PERCENT: u64 = 75;
 const MOST_PERCENT_NEAR_END: u64 = 50;
 
 #[derive(Clone, Debug)]
 struct Stream {
-    /// Where it began. No two streams began at one place.
+    /// The offset of its first byte, which identifies the stream.
     start: u64,
+    /// The end of its furthest read.
     next: u64,
-    /// Everything of its tensor before this was read or asked for.
+    /// The end of the bytes that were read or asked for.
     asked: u64,
-    /// The read of the file that was its last.
+    /// The number of its last read, counted in reads of the file.
     used: u64,
 }
 
@@ -70,9 +72,9 @@ pub struct Reading {
     streams: Vec<Stream>,
     reads: u64,
     read_bytes: u64,
-    /// The length of a header that is looked at once a reader has read it.
+    /// The length of a header that is parsed once a reader has read so many bytes from the start.
     header_bytes: Option<u64>,
-    /// Where the last read ended, and the size of the file.
+    /// The end of the last read.
     last: u64,
     file_bytes: u64,
 }
@@ -80,19 +82,21 @@ pub struct Reading {
 /// The fetches that follow from a read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// A range of the tensor that is read.
+    /// A range of the tensor that the stream is in.
     pub tensor: Option<Range<u64>>,
-    /// The file that is read next; told once.
+    /// The file that a program is expected to read next; returned once.
     pub next_file: Option<u32>,
-    /// Whether a reader has come to the end of a header that was waited for; told once.
+    /// A reader has read the header for which [`Reading::wait_for_header`] waits; returned once.
     pub has_header: bool,
 }
 
-/// Says how many of `wanted` bytes may be fetched now, where `ahead` are on their way; both in bytes.
+/// `grant(wanted, ahead)` returns how many of `wanted` bytes may be fetched now, where `ahead` bytes
+/// of the same stream are on their way.
 pub type Grant<'a> = &'a dyn Fn(u64, u64) -> u64;
 
 impl Reading {
-    /// Takes note of a read by a stream that has read `run`, not empty, of a file of `file_bytes`.
+    /// Notes a read of a stream in a file of `file_bytes`. `run`, not empty, is the range that the
+    /// stream has read so far.
     pub fn observe(&mut self, run: &Range<u64>, file_bytes: u64, grant: Grant) -> Wanted {
         self.reads += 1;
         (self.last, self.file_bytes) = (run.end, file_bytes);
@@ -102,26 +106,25 @@ impl Reading {
         Wanted { tensor, next_file: self.successor(), has_header: header.is_some() }
     }
 
-    /// Takes note of the places of the tensors; returns the ranges that the file's streams want of
-    /// them.
+    /// Keeps the places of the tensors. Returns the ranges that the file's streams want of them.
     pub fn learn(&mut self, tensors: TensorMap, grant: Grant) -> Vec<Range<u64>> {
         self.tensors = tensors;
         self.streams.iter_mut().filter_map(|stream| stream.ask(&self.tensors, grant)).collect()
     }
 
-    /// Remembers that the header has `bytes` at least, and that the ledger did not pay for them: the
-    /// header is parsed once a reader has read it.
+    /// Waits until readers have read the first `bytes` of the file, because the ledger did not pay
+    /// for them. [`Wanted::has_header`] tells when that has happened.
     pub fn wait_for_header(&mut self, bytes: u64) {
         self.header_bytes = Some(bytes);
     }
 
-    /// Takes note of the file that is read after this one; returns it if it is wanted already.
+    /// Keeps the file that follows this one; returns that file if it is wanted already.
     pub fn learn_next(&mut self, file: u32) -> Option<u32> {
         self.next_file = Some(file);
         self.successor()
     }
 
-    /// Finds the stream that has read `run`, and brings it up to date.
+    /// Finds or makes the stream that has read `run`, updates it, and returns its index.
     fn stream_at(&mut self, run: &Range<u64>) -> usize {
         let found = self.streams.iter().position(|stream| stream.start == run.start);
         let at = match found {

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Offsets count from the end of the JSON (<https://github.com/huggingface/safetensors>). The parser
-//! passes through the JSON and keeps the offsets alone. `safetensors::SafeTensors::read_metadata`
-//! would need all of the header in memory, and keep every name and shape.
+//! streams the JSON and keeps only the offsets. `safetensors::SafeTensors::read_metadata` would hold
+//! the whole header in memory, and keep every name and shape.
 
 use std::io::Read;
 use std::ops::Range;
@@ -21,7 +21,7 @@ use crate::layer::layout::CHUNK_BYTES;
 /// The longest header that the reference implementation accepts.
 const MOST_LEGAL_BYTES: u64 = 100_000_000;
 
-/// The bytes of the length.
+/// The size of the length field.
 const LENGTH_BYTES: u64 = 8;
 
 /// See [`super::Format::parse`].
@@ -55,7 +55,7 @@ pub fn parse(
     Ok(TensorMap::new(offsets.into_iter().filter_map(in_file), file_bytes))
 }
 
-/// The offsets of all tensors of at least a chunk.
+/// The offsets of all tensors that are a chunk long or longer.
 struct Offsets(Vec<(u64, u64)>);
 
 #[derive(Deserialize)]

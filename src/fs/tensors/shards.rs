@@ -4,7 +4,7 @@
 //! model.safetensors.index.json   {"weight_map": {"layer.0": "model-00001-of-00002.safetensors", …}}
 //! ```
 //!
-//! Programs read shards in the order of their names, which have numbers.
+//! The names of shards have numbers, and programs read shards in the order of their names.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -13,19 +13,20 @@ use std::ops::Bound;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
-/// The end of an index's name.
+/// The end of the name of every index.
 pub const INDEX_SUFFIX: &[u8] = b".safetensors.index.json";
 
-/// The longest index that is read. The largest open model has 91,000 tensors and an index of 9 MB.
+/// The longest index that is fetched for hints. The largest open model has 91,000 tensors and an
+/// index of 9 MB.
 pub const MOST_INDEX_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The most shards of a model. The largest open models have some 200.
+/// The most shards of an accepted index. The largest open models have some 200.
 const MOST_SHARDS: usize = 4096;
 
 /// The longest name of a file (`NAME_MAX`).
 const MOST_NAME_BYTES: usize = 255;
 
-/// The names of the shards that an index names, in the order in which they are read.
+/// The names of the shards in an index, in the order in which programs read them.
 ///
 /// # Errors
 /// When the JSON is not an index, or names a file in another folder.
@@ -34,7 +35,7 @@ pub fn parse(index: impl Read) -> Result<BTreeSet<String>, serde_json::Error> {
     Ok(shards)
 }
 
-/// The shard that comes after `name`.
+/// The shard after `name`; `None` for the last shard, and for a name that is not in the index.
 pub fn after<'a>(shards: &'a BTreeSet<String>, name: &str) -> Option<&'a str> {
     let mut following = shards.range::<str, _>((Bound::Included(name), Bound::Unbounded));
     (following.next()? == name).then_some(())?;

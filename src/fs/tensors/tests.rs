@@ -76,7 +76,7 @@ fn a_safetensors_header_says_where_its_tensors_lie() {
 }
 
 #[test]
-fn a_header_that_is_not_all_there_says_how_much_it_needs() {
+fn an_incomplete_header_tells_the_bytes_it_needs() {
     let header = safetensors(&json!({"a": {"data_offsets": [0, MIB]}}).to_string());
     for there in 0..header.len() {
         let needed = if there < 8 { 8 } else { header.len() as u64 };
@@ -142,7 +142,7 @@ fn hostile_headers_are_refused() {
     let mut nested = Vec::new();
     (0..1000).for_each(|_| nested.extend(array(9, 1, &[])));
     malformed(Format::Gguf, &gguf(3, &[pair("a", 9, &nested)], &[]));
-    // Counts that no file can hold end where the file does, and take no memory before.
+    // A count that is too large ends the parse at the end of the file, and takes no memory.
     for pairs in [pair("a", 9, &array(8, u64::MAX, &[])), pair("a", 9, &array(10, u64::MAX, &[]))] {
         let got = parse(Format::Gguf, &gguf(3, &[pairs], &[]), GIB);
         assert!(matches!(got, Err(HeaderError::Ended { .. })), "{got:?}");
@@ -204,9 +204,9 @@ fn a_tensor_is_wanted_when_its_first_byte_is_read() {
     let mut file = reading(&[MIB..5 * MIB, 5 * MIB..9 * MIB]);
     let wanted = file.observe(&(5 * MIB..5 * MIB + KIB), GIB, ALL);
     assert_eq!(wanted, Wanted { tensor: Some(5 * MIB + KIB..9 * MIB), ..Wanted::default() });
-    // Once, not with each read.
+    // A range is wanted once, not with each read.
     assert_eq!(file.observe(&(5 * MIB..6 * MIB), GIB, ALL), Wanted::default());
-    // A fault before a tensor's start reads around it.
+    // A page fault shortly before a tensor's start reads the pages around it.
     let mut file = reading(&[5 * MIB + 100..9 * MIB]);
     let around = 5 * MIB - 64 * KIB..5 * MIB + 64 * KIB;
     assert_eq!(file.observe(&around, GIB, ALL).tensor, Some(5 * MIB + 64 * KIB..9 * MIB));
@@ -231,7 +231,7 @@ fn a_large_tensor_is_asked_for_in_few_steps_and_not_too_far_ahead() {
 }
 
 #[test]
-fn of_a_tensor_no_more_is_asked_for_than_the_ledger_allows() {
+fn a_stream_asks_for_no_more_of_a_tensor_than_the_ledger_grants() {
     let mut file = reading(&[0..900 * MIB]);
     let some = |wanted: u64, ahead: u64| (8 * MIB).saturating_sub(ahead).min(wanted);
     let mut asked = 2 * MIB;
@@ -243,7 +243,7 @@ fn of_a_tensor_no_more_is_asked_for_than_the_ledger_allows() {
 }
 
 #[test]
-fn a_long_header_is_looked_at_once_a_reader_has_read_it() {
+fn a_long_header_is_parsed_once_a_reader_has_read_it() {
     let mut file = Reading::default();
     file.wait_for_header(5 * MIB);
     assert!(!file.observe(&(100 * MIB..110 * MIB), GIB, ALL).has_header);
@@ -253,13 +253,13 @@ fn a_long_header_is_looked_at_once_a_reader_has_read_it() {
 }
 
 #[test]
-fn lone_reads_inside_a_tensor_and_streams_that_began_there_are_left_alone() {
+fn reads_and_streams_that_begin_inside_a_tensor_want_nothing() {
     let mut file = reading(&[0..MIB, 100 * MIB..900 * MIB]);
     for start in [100 * MIB + 4 * KIB, 101 * MIB, 500 * MIB, 899 * MIB] {
         assert_eq!(file.observe(&(start..start + 4 * KIB), GIB, ALL).tensor, None);
     }
     assert_eq!(file.observe(&(500 * MIB..600 * MIB), GIB, ALL).tensor, None);
-    // One that began in the tensor's first pages is after it, with its next read.
+    // A stream that began in the tensor's first pages wants the tensor, with its next read.
     let wanted = file.observe(&(100 * MIB + 4 * KIB..100 * MIB + 300 * KIB), GIB, ALL);
     assert_eq!(wanted.tensor.unwrap().start, 100 * MIB + 300 * KIB);
 }
@@ -275,7 +275,7 @@ fn the_next_tensor_is_wanted_by_a_stream_that_is_deeper_in_it_than_the_kernel_re
 }
 
 #[test]
-fn whoever_reads_the_header_wants_no_tensor() {
+fn a_reader_of_the_header_wants_no_tensor() {
     let first = 100 * KIB..50 * MIB;
     let mut file = reading(std::slice::from_ref(&first));
     assert_eq!(file.observe(&(0..128 * KIB), GIB, ALL).tensor, None);
@@ -284,7 +284,7 @@ fn whoever_reads_the_header_wants_no_tensor() {
 }
 
 #[test]
-fn what_streams_were_in_before_the_header_was_known_is_wanted_then() {
+fn a_tensor_that_a_stream_is_in_is_wanted_when_the_header_becomes_known() {
     let mut file = Reading::default();
     file.observe(&(4 * MIB..4 * MIB + KIB), GIB, ALL);
     file.observe(&(500 * MIB..500 * MIB + KIB), GIB, ALL);
@@ -302,12 +302,12 @@ fn the_next_shard_is_wanted_once_when_most_of_this_one_was_read() {
         Some((at, next))
     });
     assert_eq!(named.collect::<Vec<_>>(), [(300, 7)]);
-    // Also when it becomes known only after that.
+    // The same when the next shard becomes known only after that.
     let mut file = Reading::default();
     file.observe(&(0..size), size, ALL);
     assert_eq!(file.learn_next(7), Some(7));
     assert_eq!(file.observe(&(0..size), size, ALL).next_file, None);
-    // By tensors in any order as well.
+    // The same for tensors in any order.
     let mut file = Reading::default();
     assert_eq!(file.learn_next(7), None);
     let order = [3, 1, 2, 0].map(|part| part * 100 * MIB);
@@ -324,13 +324,13 @@ fn a_look_at_the_end_of_a_shard_does_not_begin_the_next_one() {
     assert_eq!(file.learn_next(7), None);
     assert_eq!(file.observe(&(340 * MIB..360 * MIB), 400 * MIB, ALL).next_file, None);
     assert_eq!(file.observe(&(0..180 * MIB), 400 * MIB, ALL).next_file, None);
-    // Half of it, and near the end.
+    // Half of the file and a read near its end begin the next one.
     assert_eq!(file.observe(&(390 * MIB..391 * MIB), 400 * MIB, ALL).next_file, Some(7));
 }
 
 proptest! {
     #[test]
-    fn what_is_wanted_lies_ahead_in_the_tensor_that_is_read(
+    fn a_wanted_range_lies_ahead_in_the_tensor_that_is_read(
         tensors in prop::collection::vec((0..GIB, 0..128 * MIB), 0..20),
         runs in prop::collection::vec((0..64 * MIB, 1..32 * MIB), 1..100),
     ) {
