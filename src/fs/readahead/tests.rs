@@ -185,7 +185,7 @@ fn headers_and_runs(numbers: &mut Numbers, header: u64, run: Range<u64>) -> Vec<
 }
 
 #[test]
-fn header_reads_do_not_change_the_expected_length_of_runs() {
+fn a_header_does_not_pass_for_a_run() {
     for seed in 0..5 {
         for host in [Host::SHAPED, Host::NEAR, Host::FAR] {
             for (header, run) in [(64 * KIB, 8 * MIB), (256 * KIB, 8 * MIB), (MIB, 30 * MIB)] {
@@ -231,7 +231,7 @@ fn reads_at_equal_distances_are_fetched_before_they_come() {
 }
 
 #[test]
-fn readahead_follows_a_program_that_begins_to_read_in_another_way() {
+fn a_program_that_begins_to_read_in_another_way_is_followed() {
     let mut simulation = Simulation::new(Host::SHAPED, SHARD);
     let mut numbers = Numbers(3);
     // The program reads short records for a long time, and then whole shards.
@@ -328,7 +328,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn wasted_bytes_are_at_most_a_tenth_of_the_read_bytes_and_one_head_start(
+    fn what_is_fetched_for_nothing_is_a_tenth_of_what_is_read_and_a_head_start_once(
         readers in prop::collection::vec(prop::collection::vec(any_doing(), 1..12), 1..4),
         host in prop::sample::select(vec![Host::SHAPED, Host::NEAR, Host::FAR]),
     ) {
