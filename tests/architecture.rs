@@ -1,14 +1,14 @@
-//! The map of the rooms in `src/lib.rs`, enforced: an import that the map does not allow fails
-//! here, and so do a file that grew too long, and a crate that left its room.
+//! Enforces the map of the rooms in `src/lib.rs`. Fails on an import that the map does not allow, on a
+//! file that is too long, and on a crate outside of its room.
 //!
-//! The check reads text, not types: comments are cut off, then every `crate::ROOM` counts, in
-//! tests too. It needs no build of kitfs.
+//! The check reads text: it cuts off comments and then counts every `crate::ROOM`, in tests too. So
+//! the check needs no types.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The arrows of the map; a room may import what it can reach by them, and [`SHARED`] rooms.
+/// The arrows of the map. A room may import each room that it reaches by arrows, and [`SHARED`] rooms.
 const ARROWS: [(&str, &[&str]); 13] = [
     ("oci", &[]),
     ("layer", &["oci"]),
@@ -28,7 +28,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
 /// Rooms that every room may import.
 const SHARED: [&str; 2] = ["observe", "process"];
 
-/// Crates that are to stay in a few rooms, so that the others can do without them.
+/// Crates that only a few rooms may use.
 const CRATES: [(&str, &[&str]); 10] = [
     ("reqwest", &["source", "daemon"]),
     ("rustls", &["source"]),
@@ -111,7 +111,7 @@ fn deadlines_count_the_time_that_the_process_runs() {
 }
 
 #[test]
-fn no_file_is_longer_than_a_reader_can_bear() {
+fn no_file_has_more_than_800_lines() {
     for source in sources() {
         let (path, lines) = (source.path.display(), source.lines);
         assert!(lines <= MOST_LINES, "{path} has {lines} lines: split it");
@@ -119,7 +119,7 @@ fn no_file_is_longer_than_a_reader_can_bear() {
 }
 
 #[test]
-fn the_check_sees_what_it_looks_for() {
+fn the_check_finds_imports_and_crates() {
     let code = without_comments(
         "use crate::cache::{Cache, LayerKey};\n// crate::daemon\nuse crate::{fs, oci::Digest};\n\
          fn f() { crate::kit::Tree::merge(\"// \", '\"') } // crate::cli\n/* crate::fuse */",
@@ -136,7 +136,7 @@ fn the_check_sees_what_it_looks_for() {
     assert!(!reachable()["source"].contains("cache"));
 }
 
-/// What each room may import.
+/// The rooms that each room may import.
 fn reachable() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let arrows = BTreeMap::from(ARROWS);
     let below = |room| {
@@ -180,8 +180,8 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// The text with comments cut off. Texts in quotes are cut off too, so that `//` in one is no
-/// comment; raw strings count as quoted from their first `"` on, which is near enough.
+/// The text without comments and quoted strings: `//` in a string is no comment. A raw string counts
+/// as quoted from its first `"` on, which is near enough.
 fn without_comments(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -231,7 +231,7 @@ fn rooms_named(code: &str) -> BTreeSet<String> {
     rooms
 }
 
-/// The items of a `{…}` list whose opening brace is cut off.
+/// The items of a `{…}` list. The text begins after the opening brace.
 fn first_level(list: &str) -> Vec<&str> {
     let (mut depth, mut start, mut items) = (0, 0, Vec::new());
     for (at, character) in list.char_indices() {
@@ -256,7 +256,7 @@ fn identifier(text: &str) -> String {
     text.chars().take_while(|it| it.is_alphanumeric() || *it == '_').collect()
 }
 
-/// Whether code names the crate by `NAME::`, not as a module of ours (`…::NAME::`).
+/// `true` if code names the crate by `NAME::`. `…::NAME::` is a module of kitfs.
 fn names_crate(code: &str, name: &str) -> bool {
     code.match_indices(&format!("{name}::")).any(|(at, _)| {
         let before = code[..at].chars().next_back().unwrap_or(' ');

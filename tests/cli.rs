@@ -1,7 +1,7 @@
-//! The commands that need no mount, as a user runs them: what they print, and how they fail.
+//! The commands that need no mount, as a user runs them: their output, and their failures.
 //!
-//! Most run twice: with a daemon that owns the cache, and taking the cache themselves. Nobody
-//! should be able to tell which.
+//! Most tests run twice: with a daemon that owns the cache, and without one. A user sees no
+//! difference.
 
 mod support;
 
@@ -124,7 +124,7 @@ fn options_for_few_people_are_in_help_all_and_in_the_manual_page() {
     for line in common.lines().filter(|line| line.trim_start().starts_with('-')) {
         assert!(all.contains(line.split("  ").find(|part| part.contains("--")).unwrap()), "{line}");
     }
-    // A name of a file is no flag.
+    // After `--`, `--help-all` is part of a file name.
     assert!(kitfs.fail(3, &["ls", "--", "oci:--help-all"]).contains("--help-all"));
 }
 
@@ -169,7 +169,7 @@ fn ls_shows_what_ls_shows() {
         assert_eq!(long, "-rw-r----- 300 2024-05-29 16:26 w.bin\n");
         let reference = golden_reference("article");
         let long = kitfs.succeed(&["ls", "-l", &format!("{reference}/src")]);
-        // This one has no date of its own: that of its first sight is between these columns.
+        // This file has no date of its own: the date of its first sight is between these columns.
         let columns = |line: &str| -> Vec<String> {
             let columns = line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
             [&columns[..2], &columns[4..]].concat()
@@ -238,7 +238,7 @@ fn wrong_paths_and_references_fail_with_their_names() {
 }
 
 #[test]
-fn kits_that_are_none_or_broken_are_refused_as_bad_content() {
+fn broken_kits_are_refused_as_bad_content() {
     let folder = TempDir::new().unwrap();
     let broken = |name: &str, kit: Kit| kit.write(&folder.path().join(name), "v1").reference;
     let stream = |stream| Kit::modelkit().with(Layer::of_stream("model", "model", stream));
@@ -310,7 +310,7 @@ fn bytes_that_are_not_what_their_digest_says_leave_no_file_behind() {
     fs::write(&blob, bytes).unwrap();
     either_way(|kitfs| {
         let reference = format!("{}/model.bin", written.reference);
-        // The first reader has the bytes before the last of them is in, and waits for the digest.
+        // The command has printed all bytes before the digest is known, and waits for the digest.
         assert_eq!(kitfs.run(&["cat", &reference]).code, Some(6));
         let said = kitfs.fail(6, &["cp", &reference, "copy.bin"]);
         assert!(said.contains("poisoned"), "{said}");
@@ -320,7 +320,7 @@ fn bytes_that_are_not_what_their_digest_says_leave_no_file_behind() {
     });
 }
 
-/// The first file of the layer is as its headers say; what is wrong is in the second.
+/// The wrong byte is in the second file of its layer. The first file of the layer must not stay either.
 #[test]
 fn cp_leaves_no_file_of_a_layer_that_is_not_what_its_digest_says() {
     let folder = TempDir::new().unwrap();
@@ -357,14 +357,14 @@ fn cp_follows_the_rules_of_cp() {
         kitfs.fail(2, &["cp", &format!("{reference}/src"), "there"]);
         fs::create_dir_all(at("other/train.py")).unwrap();
         kitfs.fail(2, &["cp", &format!("{reference}/src/train.py"), "other"]);
-        // A directory that is there keeps its mode, also when a whole kit goes into it.
+        // A directory that exists keeps its mode, also when a whole kit is copied into it.
         fs::create_dir(at("private")).unwrap();
         fs::set_permissions(at("private"), fs::Permissions::from_mode(0o700)).unwrap();
         symlink(at("private"), at("link")).unwrap();
         kitfs.succeed(&["cp", "-r", &reference, "link"]);
         assert!(at("private/src/train.py").is_file());
         assert_eq!(fs::metadata(at("private")).unwrap().permissions().mode() & 0o777, 0o700);
-        // A link that lies in the destination is not written through.
+        // `cp` does not write through a link in the destination.
         fs::create_dir_all(at("trap")).unwrap();
         fs::create_dir_all(at("outside")).unwrap();
         symlink(at("outside"), at("trap/src")).unwrap();
@@ -374,7 +374,7 @@ fn cp_follows_the_rules_of_cp() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     let kitfs = Kitfs::new();
     let mut command = kitfs.command(&["ls", "-R", &golden_reference("small5k")]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -391,7 +391,7 @@ fn a_message_that_cannot_be_written_changes_nothing() {
     let mut command = kitfs.command(&["ls", "oci:missing:v1"]);
     assert_eq!(command.stderr(full()).status().unwrap().code(), Some(3));
 
-    // A daemon whose log is on a full disk goes on, though every line of it is lost.
+    // A daemon whose log is on a full disk goes on, although every line of the log is lost.
     let mut command = kitfs.command(&["daemon", "run"]);
     command.env("KITFS_LOG", "trace").stdout(Stdio::null()).stderr(full());
     let mut daemon = command.spawn().unwrap();
@@ -411,10 +411,10 @@ fn without_a_daemon_nothing_is_mounted() {
     let mounts = kitfs.json(&["status", "--json"]);
     assert!(mounts.as_array().unwrap().iter().all(|mount| mount["state"] == "dead"), "{mounts}");
     assert!(kitfs.succeed(&["status"]).lines().skip(1).all(|line| line.contains("DEAD")));
-    assert!(!kitfs.cache().exists(), "to look is not to make");
+    assert!(!kitfs.cache().exists(), "looking makes no cache");
 }
 
-/// Sends a request to the control socket by hand; returns the answer, head and all.
+/// Sends a request to the control socket by hand; returns the answer with its head.
 fn ask(kitfs: &Kitfs, head: &str, body: &str) -> String {
     let mut socket = UnixStream::connect(kitfs.cache().join("control.sock")).unwrap();
     let length = body.len();
@@ -446,7 +446,7 @@ fn the_control_socket_refuses_other_versions_and_what_it_does_not_understand() {
     let too_long = ask(&kitfs, "POST /v1/info HTTP/1.1", &" ".repeat((1 << 20) + 1));
     assert!(too_long.contains(r#""kind":"usage""#), "{too_long}");
 
-    // A command of another version can still look, and stop.
+    // A command of another version can still ask for the status, and stop the daemon.
     let status = ask(&kitfs, "GET /v1/status HTTP/1.1\r\nkitfs-version: 0.0.1", "");
     assert!(status.starts_with("HTTP/1.1 200"), "{status}");
     let stop = ask(&kitfs, "POST /v1/stop HTTP/1.1\r\nkitfs-version: 0.0.1", "");
@@ -469,7 +469,7 @@ fn a_compressed_kit_is_opened_with_progress() {
     assert!(answer.contains(&format!(r#"{{"opened":{{"pinned":"{pinned}"}}}}"#)), "{answer}");
 }
 
-/// So that a command which reads thousands of files resolves the kit once.
+/// A command that reads thousands of files must resolve the kit once.
 #[test]
 fn a_kit_that_was_opened_is_read_without_asking_its_source_again() {
     let kitfs = Kitfs::new();
@@ -492,7 +492,7 @@ fn a_kit_that_was_opened_is_read_without_asking_its_source_again() {
 }
 
 #[test]
-fn what_is_cached_can_be_listed_checked_and_removed() {
+fn cached_layers_can_be_listed_checked_and_removed() {
     either_way(|kitfs| {
         let reference = golden_reference("article");
         assert_eq!(kitfs.run(&["cat", &format!("{reference}/models/model.h5")]).code, Some(0));
@@ -503,7 +503,7 @@ fn what_is_cached_can_be_listed_checked_and_removed() {
         kitfs.fail(3, &["cache", "rm", "ghcr.io/no/such:v1"]);
         kitfs.succeed(&["cache", "rm", layers[0]["digest"].as_str().unwrap()]);
         kitfs.succeed(&["cache", "rm", &reference]);
-        // A layer whose digest is being computed is still in use for a moment.
+        // A layer is still in use for a moment while its digest is computed.
         support::kitfs::wait_until("an empty cache", || {
             kitfs.succeed(&["cache", "clear"]);
             kitfs.json(&["cache", "ls", "--json"]) == Value::Array(Vec::new())

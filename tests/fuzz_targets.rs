@@ -1,5 +1,5 @@
-//! The fuzz targets on seeded inputs: good ones, damaged ones and noise. It keeps the targets
-//! working where no fuzzer is installed; it is no substitute for one.
+//! Runs the fuzz targets on seeded inputs: good ones, damaged ones and noise. This keeps the targets
+//! working without a fuzzer, and does not replace one.
 
 mod support;
 #[path = "../fuzz/src/lib.rs"]
@@ -12,10 +12,10 @@ use support::Random;
 use support::kit_builder::{Kit, Layer, Written};
 use support::tar_stream::{self, Stream};
 
-/// Damaged copies of each good input.
+/// The number of damaged copies of each good input.
 const MUTANTS: usize = 500;
 
-/// A kit with layers in all encodings, in a folder that lives as long.
+/// A kit with layers in all encodings, and the folder that holds it.
 fn kit() -> (Written, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let tar = Layer::tar("code", "code")
@@ -36,7 +36,7 @@ fn blobs(written: &Written) -> Vec<Vec<u8>> {
     written.layers.iter().map(|(digest, _)| blob(digest)).collect()
 }
 
-/// `good`, then copies of it with bytes changed, taken out, doubled and cut off, then noise.
+/// Runs `target` on `good`, on copies with bytes changed, removed, doubled and cut off, and on noise.
 fn each(seed: u64, good: &[u8], mut target: impl FnMut(&[u8])) {
     target(good);
     let mut random = Random::new(seed);
@@ -152,7 +152,7 @@ fn tar_scanner() {
     each(11, &odd_archive(), targets::tar_scanner);
 }
 
-/// A sparse file, a path that comes twice, and a second archive behind the end.
+/// A sparse file, a path that comes twice, and a second archive after the end.
 fn odd_archive() -> Vec<u8> {
     let mut stream = Stream::default();
     let content: Vec<u8> = (0..4000u32).map(|at| at as u8).collect();
@@ -181,7 +181,7 @@ fn toc_codec_file() {
     let mut scanner = Scanner::new();
     scanner.feed(StreamOffset(0), archive).unwrap();
     let file = toc_codec::encode(&scanner.finish(archive.len() as u64).unwrap());
-    // Without its checksum, which the target makes right.
+    // Without the checksum: the target computes it.
     let content = &file[..file.len() - 4];
     each(6, content, targets::toc_codec);
     let archive = odd_archive();
@@ -198,7 +198,7 @@ fn tensor_header() {
     let json = br#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F16","shape":[9],"data_offsets":[0,1048576]},"b":{"dtype":"F16","shape":[9],"data_offsets":[1048576,9437184]}}"#;
     let safetensors = [&(json.len() as u64).to_le_bytes(), &json[..]].concat();
     each(7, &safetensors, |header| targets::tensor_header(false, header));
-    // Behind the length, where most of the parser is.
+    // Noise after the length reaches most of the parser.
     each(8, json, |json| {
         let header = [&(json.len() as u64).to_le_bytes(), json].concat();
         targets::tensor_header(false, &header);

@@ -1,8 +1,8 @@
-//! Random kits, random operations, one answer: what a map from paths to bytes says.
+//! Random operations on random kits, compared with a map from paths to bytes.
 //!
-//! Lookups, listings and reads go on while bytes are evicted, requests break off and the whole
-//! engine is restarted over the same cache. A read is either right or, when a request of it was
-//! broken, an error; never wrong. Inode numbers are the same after every restart.
+//! Lookups, listings and reads go on while bytes are evicted, requests break off, and the whole
+//! engine is restarted over the same cache. A read is right, or fails because a request broke off; a
+//! read is never wrong. Inode numbers are the same after every restart.
 
 mod engine;
 mod support;
@@ -19,39 +19,39 @@ use proptest::prelude::*;
 use support::kit_builder::{Compression, Kit, Layer};
 use support::{Random, golden_reference};
 
-/// The cache of these tests: room for the passes over all compressed layers at once.
+/// The size of the cache: room for the passes over all compressed layers at once.
 const CACHE_BYTES: u64 = 24 * 1024 * 1024;
 
-/// Requests that break off at once are fewer.
+/// The number of requests that break off in a row is below this.
 const MOST_BROKEN: u64 = 4;
 
 #[derive(Clone, Debug)]
 struct LayerPlan {
     is_raw: bool,
     compression: Compression,
-    /// Directory numbers on the way, and the size of the file.
+    /// Inode numbers on the way, and the size of the file.
     files: Vec<(Vec<u8>, usize)>,
 }
 
 #[derive(Clone, Debug)]
 enum Operation {
-    /// Walks to a file and compares what `stat` says.
+    /// Walks to a file, and compares its attributes.
     Lookup(prop::sample::Index),
-    /// Looks for a name that is not there.
+    /// Looks up a name that does not exist.
     LookupMissing(prop::sample::Index),
-    /// Lists a directory, going on from every offset on the way.
+    /// Lists a directory, and lists it again from every offset.
     List(prop::sample::Index),
-    /// Reads somewhere in a file, or behind its end.
+    /// Reads inside a file, or beyond its end.
     Read { file: prop::sample::Index, at: prop::sample::Index, bytes: u32 },
     /// Reads a whole file in order.
     ReadAll(prop::sample::Index),
-    /// Evicts what can be, while the kit is in use.
+    /// Evicts all layers that can be evicted, while the kit is in use.
     Squeeze,
-    /// Closes the kit, drops its layers from the cache, loads it again.
+    /// Closes the kit, drops its layers from the cache, and loads the kit again.
     Evict,
-    /// A new engine over the same cache.
+    /// Starts a new engine over the same cache.
     Restart,
-    /// Lets requests break off.
+    /// Makes the next requests break off.
     Fault(u64),
 }
 
@@ -90,7 +90,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// What the kit holds.
+/// The expected content of the kit.
 #[derive(Default)]
 struct Model {
     files: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -141,7 +141,7 @@ fn write_kit(plans: &[LayerPlan], folder: &Path) -> (String, Model) {
             }
             // Names need not be UTF-8.
             path.push(0xff);
-            // What their headers say is noise, and looked at in the background.
+            // Their headers are noise. Tensor prefetch parses them in the background.
             if position % 2 == 0 {
                 path.extend_from_slice(b".safetensors");
             }
@@ -159,7 +159,7 @@ fn write_kit(plans: &[LayerPlan], folder: &Path) -> (String, Model) {
     (written.reference, model)
 }
 
-/// Makes holes of every other stretch, with lengths that fit no block; returns where data is left.
+/// Punches holes with lengths that fit no block; returns the ranges of the data that is left.
 fn punch_holes(content: &mut [u8]) -> Vec<Range<usize>> {
     let mut runs = Vec::new();
     let mut at = 0;
@@ -172,7 +172,7 @@ fn punch_holes(content: &mut [u8]) -> Vec<Range<usize>> {
     runs
 }
 
-/// The engine, the kit it has loaded, and what it is compared with.
+/// The engine, its loaded kit, and the model to compare with.
 struct World {
     engine: Option<Engine>,
     file_system: Option<FileSystem>,
@@ -198,7 +198,7 @@ impl World {
     }
 
     fn load(&mut self) {
-        // Compressed layers take their pass now, and may meet a fault.
+        // Compressed layers take their pass here, and may meet a fault.
         let kit = loop {
             match self.engine().load(&self.reference) {
                 Ok(kit) => break kit,
@@ -226,8 +226,8 @@ impl World {
         })
     }
 
-    /// Ends the faults; whether an error may come from one of them. A broken request may show long
-    /// after it was made, when a read waits for what was fetched beforehand; but only once.
+    /// Ends the faults. Returns `true` if a broken request can explain an error. A broken request may
+    /// cause an error long after it was made, when a read waits for prefetched bytes, but only once.
     fn is_explained(&self) -> bool {
         self.engine().faults.break_off(0);
         let take = |left: u64| left.checked_sub(1);
@@ -266,7 +266,7 @@ impl World {
                     self.read(path, offset, 128 * 1024);
                 }
             }
-            // It says that the cache is full when something cannot be evicted: that may be.
+            // The error says that the cache is full: some layers cannot be evicted now.
             Operation::Squeeze => drop(self.engine().cache().make_room(CACHE_BYTES)),
             Operation::Evict => self.evict(),
             Operation::Restart => {
@@ -311,7 +311,7 @@ impl World {
         let keys: Vec<_> = self.fs().kit().layers.iter().map(|layer| layer.key()).collect();
         self.file_system = None;
         for key in keys {
-            // A transfer that is under way may still hold it: then it simply stays.
+            // A running transfer may still hold the layer. Then the layer stays.
             let _ = self.engine().cache().remove_layer(key);
         }
         self.load();
@@ -351,7 +351,7 @@ fn a_golden_kit_has_its_kitfile_at_the_root() {
     assert_eq!(kitfile, std::fs::read(support::golden("yaml.Kitfile")).unwrap());
 }
 
-/// A read that broke off leaves the start of a chunk behind; the next one goes on from there.
+/// A read that broke off leaves the start of a chunk. The next read fetches the rest of the chunk.
 #[test]
 fn a_read_goes_on_where_one_broke_off() {
     let folder = tempfile::tempdir().unwrap();

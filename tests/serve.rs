@@ -1,4 +1,4 @@
-//! The embedded registry against the distribution-spec, and as other people's clients see it.
+//! The embedded registry against the distribution-spec, and with other clients (skopeo, oci-client).
 
 use std::path::Path;
 use std::process::Command;
@@ -133,7 +133,7 @@ async fn blobs_come_whole_and_in_ranges() {
 #[case::n("/v2/article/tags/list?n=x", 400, "PAGINATION_NUMBER_INVALID")]
 #[case::elsewhere("/metrics", 404, "NAME_UNKNOWN")]
 #[tokio::test]
-async fn what_is_not_there_is_an_error_in_the_form_of_the_spec(
+async fn missing_content_is_an_error_in_the_form_of_the_spec(
     #[case] path: &str,
     #[case] status: u16,
     #[case] code: &str,
@@ -231,13 +231,13 @@ async fn a_kit_that_is_added_shows_up_in_the_catalogue() {
     layout(&folder.path().join("two"), &[("v1", json!({"config": {}}))]);
     let deadline = Instant::now() + Duration::from_secs(30);
     while served.json("/v2/_catalog").await["repositories"] != json!(["one", "two"]) {
-        assert!(Instant::now() < deadline, "the folder is looked through again");
+        assert!(Instant::now() < deadline, "a new layout is found");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 #[tokio::test]
-async fn references_are_what_one_types_and_the_registry_ends_when_told() {
+async fn references_can_be_typed_and_the_registry_ends_when_told() {
     let folder = tempfile::tempdir().unwrap();
     layout(&folder.path().join("kit"), &[("v1", json!({"config": {}}))]);
     let address = "127.0.0.1:0".parse().unwrap();
@@ -253,7 +253,7 @@ async fn references_are_what_one_types_and_the_registry_ends_when_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn skopeo_copies_a_kit_out_of_it_as_out_of_a_real_registry() {
+async fn skopeo_copies_a_kit_from_the_registry() {
     let served = Served::golden().await;
     let folder = tempfile::tempdir().unwrap();
     let source = format!("docker://{}/article:v1", served.address);

@@ -1,5 +1,5 @@
-//! The shaped link itself: what it promises to tests and measurements. No bound here is near the
-//! figure it holds, so that a busy machine changes nothing.
+//! The promises of the shaped link to tests and measurements. All bounds are far from the expected
+//! figures, so that a busy machine changes nothing.
 
 #[path = "support/shaped_link.rs"]
 mod shaped_link;
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use shaped_link::{Shape, ShapedLink};
 
-/// How long a read may take: far more than any needs, so that a hang fails and does not stay.
+/// The time limit of a read: far more than any read needs, so that a hang becomes a failure.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 const REQUEST: &[u8] = b"GET /blob HTTP/1.1\r\nHost: here\r\n\r\n";
 
-/// A server that answers each request, one that ends in an empty line, with `answer`.
+/// A server that sends `answer` for each request. A request ends with an empty line.
 fn server(answer: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let address = listener.local_addr().expect("an address");
@@ -29,7 +29,7 @@ fn server(answer: Vec<u8>) -> SocketAddr {
                     seen.push(byte[0]);
                     if seen.ends_with(b"\r\n\r\n") {
                         seen.clear();
-                        // Clients of these tests may go away early.
+                        // Clients of these tests may disconnect early.
                         let _ = stream.write_all(&answer);
                     }
                 }
@@ -71,7 +71,7 @@ fn bytes_pass_unchanged_and_are_counted() {
 }
 
 #[test]
-fn requests_are_counted_however_they_are_cut() {
+fn requests_are_counted_in_pieces_of_any_size() {
     let link = ShapedLink::start(server(vec![1]), Shape::default()).expect("a link");
     let mut stream = connect(&link);
     stream.set_nodelay(true).expect("no delay");
@@ -142,7 +142,7 @@ fn the_rate_of_a_connection_holds_for_it_alone() {
 }
 
 #[test]
-fn rest_earns_no_burst() {
+fn an_idle_time_earns_no_burst() {
     let answer = pattern(400_000);
     let shape = Shape { rate: Some(1_000_000), ..Shape::default() };
     let link = ShapedLink::start(server(answer.clone()), shape).expect("a link");
@@ -166,7 +166,7 @@ fn a_stall_stops_a_connection_for_a_while() {
 }
 
 #[test]
-fn a_reset_comes_after_the_bytes_that_were_said() {
+fn a_reset_comes_after_the_given_number_of_bytes() {
     let answer = pattern(1_000_000);
     let shape = Shape { reset_after: Some(300_000), ..Shape::default() };
     let link = ShapedLink::start(server(answer), shape).expect("a link");

@@ -1,5 +1,5 @@
-//! One suite for all implementations of `BlobSource` and `Repository`: what
-//! `kitfs::source` promises holds for each of them.
+//! One suite for all implementations of `BlobSource` and `Repository`: each must keep the promises of
+//! `kitfs::source`.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -34,7 +34,7 @@ enum From {
     Registry,
 }
 
-/// A repository with the tags `v1` and `latest`, and its content.
+/// A repository with the tags `v1` and `latest`, and the content it was made of.
 struct Case {
     repository: Arc<dyn Repository>,
     manifest: Vec<u8>,
@@ -45,7 +45,7 @@ struct Case {
 impl Case {
     async fn new(from: From) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // One byte; less and more than a piece of any source, and not a multiple of one.
+        // One byte; and sizes below and above a piece of any source that are no multiple of a piece.
         let blobs: Vec<_> = [1, 4096, 1024 * 1024 + 7].map(content).into();
         let manifest = write(folder.path(), from, &blobs);
         let repository: Arc<dyn Repository> = match from {
@@ -68,7 +68,7 @@ fn blob(content: &[u8]) -> BlobId {
     BlobId { digest: Digest::of(content), size: content.len() as u64 }
 }
 
-/// Writes the blobs and a manifest of them as the source keeps them; returns the manifest.
+/// Writes the blobs and a manifest in the format of the source; returns the manifest.
 fn write(folder: &Path, from: From, blobs: &[Vec<u8>]) -> Vec<u8> {
     let descriptor = |content: &Vec<u8>| json!({"mediaType": "x/y", "digest": Digest::of(content), "size": content.len()});
     let layers: Vec<_> = blobs.iter().map(descriptor).collect();
@@ -108,7 +108,7 @@ async fn serve(folder: &Path) -> Arc<dyn Repository> {
     RegistryClient::new(config).unwrap().repository(&reference).unwrap()
 }
 
-/// Reads a range to its end and checks everything that is promised of a stream.
+/// Reads a range to its end, and checks all promises of a stream.
 async fn check_range(source: &dyn BlobSource, content: &[u8], range: Range<u64>) -> u64 {
     let mut stream = source.open(blob(content), range.clone(), Urgency::on_demand()).await.unwrap();
     let yields = stream.range.clone();
@@ -126,7 +126,7 @@ async fn check_range(source: &dyn BlobSource, content: &[u8], range: Range<u64>)
     got.len() as u64
 }
 
-/// The ranges that go wrong first: whole, first and last byte, across pieces.
+/// The ranges that are likely to fail: the whole blob, first and last byte, across pieces.
 fn ranges(size: u64) -> Vec<Range<u64>> {
     let mut ranges = vec![0..size, 0..1, size - 1..size];
     if size > 2 {
@@ -313,7 +313,7 @@ async fn a_layout_without_a_clear_choice_lists_its_tags() {
 }
 
 #[tokio::test]
-async fn an_index_within_a_layout_is_handed_out_as_it_is() {
+async fn an_index_within_a_layout_is_returned_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let manifest = write(folder.path(), From::OciLayout, &[content(1)]);
     let nested = json!({"manifests": [{"digest": Digest::of(&manifest)}]}).to_string();

@@ -1,8 +1,8 @@
-//! Archives that GNU tar and bsdtar pack, against what these tools extract.
+//! Archives of GNU tar and bsdtar, compared with the files that these tools extract.
 //!
-//! A tree on disk is packed by a tool, with options that nobody chose. The table of contents and the
-//! tree that kitfs makes of the archive are compared with the folder that the tool extracts: paths,
-//! kinds, modes, bytes, link targets, dates.
+//! A tool packs a random tree with random options, and extracts the archive to a folder. The tests
+//! compare kitfs's table of contents and tree with that folder: paths, kinds, modes, bytes, link
+//! targets, dates.
 
 mod support;
 
@@ -45,10 +45,10 @@ type Paths = BTreeMap<Vec<u8>, Shown>;
 #[derive(Clone, Debug)]
 enum Made {
     Directory,
-    /// Data and holes by turns, in bytes.
+    /// Lengths of data and holes in turns, in bytes.
     File(Vec<(bool, usize)>),
     Symlink(String),
-    /// A hard link to a file that was made earlier, counted back from the last.
+    /// A hard link to an earlier file, counted back from the last one.
     HardLink(usize),
 }
 
@@ -88,7 +88,7 @@ fn entry() -> impl Strategy<Value = Entry> {
     })
 }
 
-/// Makes the entries that can be made: others are in the way of some.
+/// Makes the entries on disk. Leaves out an entry if an earlier one is in its way.
 fn make(root: &Path, entries: &[Entry]) {
     fs::create_dir(root).unwrap();
     let mut files: Vec<PathBuf> = Vec::new();
@@ -128,7 +128,7 @@ fn make(root: &Path, entries: &[Entry]) {
     }
 }
 
-/// Runs a tool; its exit code does not matter, because what it could not pack is not in the archive.
+/// Runs a tool. The exit code does not matter: a file that was not packed is not in the archive.
 fn run(tool: &str, folder: &Path, arguments: &[&OsStr]) {
     let mut command = Command::new(tool);
     command.current_dir(folder).env("LC_ALL", "C.UTF-8").env("TZ", "UTC").args(arguments);
@@ -169,7 +169,7 @@ fn extracted(root: &Path) -> Paths {
 fn scanned(archive: &[u8]) -> Toc {
     let mut scanner = Scanner::new();
     let mut at = 0;
-    // From header to header, as a layer in a registry is read.
+    // Jumps from header to header, as for a layer in a registry.
     while at < archive.len() && !scanner.is_finished() {
         let piece = &archive[at..archive.len().min(at + 1000)];
         scanner.feed(StreamOffset(at as u64), piece).unwrap();
@@ -211,8 +211,8 @@ fn mounted(archive: &[u8], toc: &Toc) -> Paths {
     paths
 }
 
-/// Compares all but the dates that an archive does not have: those of symlinks on file systems, and
-/// of directories that it names nowhere.
+/// Compares the trees, except for dates that the archive does not have: dates of extracted symlinks,
+/// and of directories without an entry.
 fn assert_same(mounted: &Paths, extracted: &Paths, toc: &Toc) {
     let dated: Vec<&[u8]> = toc
         .shown()
@@ -239,7 +239,7 @@ fn assert_same(mounted: &Paths, extracted: &Paths, toc: &Toc) {
     }
 }
 
-/// Packs a tree, extracts it, compares; returns the archive's table of contents.
+/// Packs a tree, extracts the archive, and compares; returns the archive's table of contents.
 fn check(
     packer: &str,
     options: &str,
@@ -263,7 +263,7 @@ fn check(
     compare(folder.path(), unpacker, unpack_options)
 }
 
-/// Extracts `archive.tar` in a folder and compares.
+/// Extracts `archive.tar` in a folder, and compares.
 fn compare(folder: &Path, unpacker: &str, unpack_options: &str) -> Toc {
     let archive = fs::read(folder.join("archive.tar")).unwrap_or_default();
     let toc = scanned(&archive);
@@ -281,7 +281,7 @@ fn tree() -> impl Strategy<Value = Vec<Entry>> {
 }
 
 proptest! {
-    // Each case starts some processes; what fails is to become a test of the scanner.
+    // Each case starts some processes, so cases are few. A failure becomes a test of the scanner.
     #![proptest_config(ProptestConfig {
         cases: 40, max_shrink_iters: 60, failure_persistence: None, ..ProptestConfig::default()
     })]
@@ -313,8 +313,8 @@ proptest! {
         check("bsdtar", &options, unpacker, "", &entries, by_names);
     }
 
-    /// The pieces are extracted one after the other. A folder that a file is to replace is removed
-    /// before, which GNU tar leaves to `--recursive-unlink`.
+    /// The pieces are extracted one after the other. A folder that a file replaces is removed first,
+    /// as GNU tar does only with `--recursive-unlink`.
     #[test]
     fn in_a_history_of_appended_pieces_the_last_entry_of_a_path_counts(
         history in prop::collection::vec(("[ab](/[ab]){0,2}", any::<bool>()), 1..10),
@@ -333,7 +333,7 @@ proptest! {
                 true => fs::create_dir(&target).unwrap(),
                 false => fs::write(&target, format!("{number}")).unwrap(),
             }
-            // Folders above are named too: GNU tar does not replace a file for a folder unnamed.
+            // Parent folders have entries too: without one, GNU tar does not replace a file by a folder.
             let mut names: Vec<&str> =
                 path.match_indices('/').map(|(slash, _)| &path[..slash]).collect();
             names.push(path);
@@ -356,7 +356,7 @@ proptest! {
         let archive = fs::read(&archive).unwrap();
         let toc = scanned(&archive);
         let mut paths = (mounted(&archive, &toc), extracted(&unpacked));
-        // Folders change when something is removed from them, which no entry says.
+        // Removing a file changes the date of its folder. No entry has that date.
         for shown in paths.0.values_mut().chain(paths.1.values_mut()) {
             shown.seconds = 0;
         }
@@ -405,7 +405,7 @@ fn gnu_tar_packs_holes_in_four_ways_and_all_are_found() {
     }
 }
 
-/// The fields beyond the file's size: what a reader must skip, and where the next file begins.
+/// The fields beyond the size decide how much to skip, and where the next file begins.
 #[test]
 fn a_sparse_file_of_more_than_8_gib_is_followed_by_the_next_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -429,7 +429,7 @@ fn a_sparse_file_of_more_than_8_gib_is_followed_by_the_next_file() {
 }
 
 #[test]
-fn absolute_names_lose_their_slash_as_gnu_tar_takes_it() {
+fn absolute_names_lose_their_slash_as_in_gnu_tar() {
     let folder = tempfile::tempdir().unwrap();
     make(&folder.path().join("source"), &some_tree());
     let source = folder.path().join("source");
@@ -463,7 +463,7 @@ fn a_file_that_is_packed_twice_is_there_once() {
 }
 
 #[test]
-fn bsdtar_pads_and_writes_pax_for_what_needs_it() {
+fn bsdtar_pads_and_writes_pax_records_where_needed() {
     let toc = check("bsdtar", "--format pax -b 64", "bsdtar", "", &some_tree(), true);
     let mtimes: Vec<_> = toc.members.iter().filter_map(|member| member.mtime).collect();
     assert!(mtimes.contains(&Mtime::new(1_700_000_000, 123_456_789).unwrap()), "{mtimes:?}");
@@ -471,7 +471,7 @@ fn bsdtar_pads_and_writes_pax_for_what_needs_it() {
     assert!(toc.warnings.is_empty(), "{:?}", toc.warnings);
 }
 
-/// A header whose fields `change` has set after the usual ones, and its content.
+/// A header and its content. `change` overwrites fields after the usual ones are set.
 fn by_hand(kind: u8, name: &str, content: &[u8], change: impl Fn(&mut [u8; 512])) -> Vec<u8> {
     let size = content.len() as u64;
     let mut block = tar_stream::header(name.as_bytes(), kind, 0o640, size, b"");
@@ -488,7 +488,7 @@ fn plain(name: &str) -> Vec<u8> {
 
 /// Kinds of entries that GNU tar reads and does not write.
 #[test]
-fn what_other_tools_write_is_read_as_gnu_tar_extracts_it() {
+fn entries_of_other_tools_are_read_as_gnu_tar_extracts_them() {
     let star_sparse = by_hand(b'S', "star", b"datadata", |block| {
         block[345..512].fill(0);
         block[356..380].copy_from_slice(b"00000000100\x0000000000010\x00");

@@ -1,4 +1,4 @@
-//! What is fetched of model files beyond what is read, by what their headers say.
+//! Tensor prefetch: the bytes fetched ahead of readers by the headers of model files.
 
 mod engine;
 mod support;
@@ -16,10 +16,10 @@ use support::kit_builder::{Kit, Layer};
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
-/// What comes in the background comes long before this.
+/// The time limit for bytes in the background: far more than they need.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The kit's folder and cache, an engine over them, and the kit as a file system.
+/// A kit's folder and cache, an engine over them, and the kit as a file system.
 struct World {
     engine: Engine,
     file_system: FileSystem,
@@ -50,7 +50,7 @@ impl World {
         self.file_system.lookup(model, name.as_bytes()).unwrap().ino
     }
 
-    /// Reads and compares.
+    /// Reads a range, and compares it with the file's content.
     fn read(&self, name: &str, range: Range<u64>) {
         let bytes = (range.end - range.start) as u32;
         let ino = self.ino(name);
@@ -75,7 +75,7 @@ impl World {
     }
 }
 
-/// A file with tensors of these sizes, and where they lie.
+/// A file with tensors of these sizes, and the tensors' ranges.
 fn safetensors(sizes: &[u64]) -> (Vec<u8>, Vec<Range<u64>>) {
     let (mut header, mut at) = (json!({"__metadata__": {"format": "pt"}}), 0);
     for (number, bytes) in sizes.iter().enumerate() {
@@ -92,7 +92,7 @@ fn gguf(sizes: &[u64]) -> (Vec<u8>, Vec<Range<u64>>) {
     let mut start = b"GGUF\x03\0\0\0".to_vec();
     start.extend((sizes.len() as u64).to_le_bytes());
     start.extend(1u64.to_le_bytes());
-    // A vocabulary that is longer than what is looked at first.
+    // A vocabulary that is longer than the first fetch of a header.
     start.extend(6u64.to_le_bytes());
     start.extend(b"tokens\x09\0\0\0\x08\0\0\0");
     start.extend(50_000u64.to_le_bytes());
@@ -127,10 +127,10 @@ fn with_tensors(mut file: Vec<u8>, sizes: &[u64]) -> (Vec<u8>, Vec<Range<u64>>) 
 
 const SIZES: [u64; 4] = [3 * MIB, 5 * MIB, 4 * MIB, 6 * MIB];
 
-/// A file's name and content, and where its tensors lie.
+/// A file's name and content, and its tensors' ranges.
 type Model = (&'static str, Vec<u8>, Vec<Range<u64>>);
 
-/// Both formats.
+/// A model in each format.
 fn models() -> [Model; 2] {
     let (of_safetensors, of_gguf) = (safetensors(&SIZES), gguf(&SIZES));
     [
@@ -145,11 +145,11 @@ fn middle(tensor: &Range<u64>) -> Range<u64> {
     middle..middle + 4 * KIB
 }
 
-/// What comes of a tensor when its start is read, whatever the host: less than the least head start
-/// of the ledger allows one predictor.
+/// The least that is fetched of a tensor after a read of its start, for any host: less than one
+/// predictor's part of the ledger's least head start.
 const AHEAD_BYTES: u64 = 512 * KIB;
 
-/// Reads the first bytes of a tensor, and waits for what follows them.
+/// Reads the first bytes of a tensor, and waits for the bytes after them.
 fn begin(world: &World, name: &str, tensor: &Range<u64>) {
     world.read(name, tensor.start..tensor.start + KIB);
     world.wait_for(name, tensor.start..tensor.start + AHEAD_BYTES);
@@ -162,7 +162,7 @@ fn reading_the_start_of_a_tensor_brings_more_of_it_and_nothing_of_the_others() {
         world.read(name, 0..tensors[0].start);
         for tensor in [&tensors[1], &tensors[3]] {
             begin(&world, name, tensor);
-            // The more was read, the more comes.
+            // A longer run has a larger window.
             for at in (tensor.start + KIB..tensor.start + MIB).step_by(128 * KIB as usize) {
                 world.read(name, at..at + 128 * KIB);
                 world.wait_for(name, at..at + 256 * KIB);
@@ -182,7 +182,7 @@ fn a_lone_read_inside_a_tensor_brings_its_chunk_only() {
         begin(&world, name, &tensors[0]);
         world.read(name, middle(&tensors[1]));
         world.read(name, middle(&tensors[2]));
-        // What was asked for before this one would be here by now.
+        // Earlier requests would have arrived by now.
         begin(&world, name, &tensors[3]);
         for tensor in [&tensors[1], &tensors[2]] {
             let chunk_ahead = middle(tensor).start + 512 * KIB;
@@ -198,7 +198,7 @@ fn reading_a_header_brings_no_tensor() {
         let world = World::new(&[(name, &content)], true);
         world.read(name, 0..tensors[0].start + KIB);
         begin(&world, name, &tensors[3]);
-        // A stream of a file's first megabyte may have a window of its own.
+        // A stream through the first megabyte may have a window of its own.
         assert!(!world.is_resident(name, middle(&tensors[1])), "{name}");
     }
 }
@@ -229,7 +229,7 @@ fn a_header_that_is_damaged_changes_no_read() {
         for at in (0..content.len() as u64).step_by(MIB as usize + 7) {
             world.read(name, at..(at + 4 * KIB).min(content.len() as u64));
         }
-        // The next file's header is looked at all the same.
+        // The header of the next file is parsed all the same.
         begin(&world, other, &tensors[1]);
     }
 }

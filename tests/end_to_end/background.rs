@@ -28,7 +28,7 @@ fn warming_a_kit_fetches_every_byte_once_and_confirms_it() {
     assert_eq!(layers.len(), 3);
     assert!(layers.iter().all(|layer| layer["state"] == "confirmed"), "{report}");
     let config = counted.everything() - counted.written.layer_bytes();
-    // A command without a daemon asks for the config, and so does the mount.
+    // A command without a daemon fetches the config, and the mount fetches it again.
     let (fetched, all) = (counted.fetched(), counted.everything());
     assert!((all..=all + config).contains(&fetched), "{fetched} of {all} bytes");
     let mountpoint = counted.mount();
@@ -36,8 +36,8 @@ fn warming_a_kit_fetches_every_byte_once_and_confirms_it() {
     assert!(counted.fetched() <= fetched + config, "fetched again");
 }
 
-/// Makes the cache what a power cut leaves of one whose bytes were not synced: each layer was in use
-/// under another boot, and the first chunk of each big file never reached the disk.
+/// Changes the cache as a power cut does that comes before a sync: each layer was in use under another
+/// boot, and the first chunk of each big file never reached the disk.
 fn cut_power(cache: &Path) {
     for layer in fs::read_dir(cache.join("layers/sha256")).unwrap() {
         let folder = layer.unwrap().path();
@@ -157,7 +157,8 @@ fn a_kit_larger_than_the_cache_is_not_warmed() {
     counted.kitfs.succeed(&["warm", &counted.reference, "weights/shard-0"]);
 }
 
-/// The digest of a layer whose headers are known already, so that only its bytes go wrong from now.
+/// Scripts a fault for a layer, and returns its digest. The cache knows the layer's headers already, so
+/// the fault hits only its bytes.
 fn scripted(counted: &Counted, index: usize, fault: Fault) -> String {
     counted.kitfs.succeed(&["ls", &counted.reference]);
     let digest = counted.written.layers[index].0.clone();
@@ -270,11 +271,12 @@ fn read_some(path: &Path, mebibytes: u64) {
     }
 }
 
-/// Three files of 16 MiB, each a layer: one is read to a tenth, one to more than half, one not at all.
+/// Three files of 16 MiB, each in its own layer. A tenth of one is read, more than half of another, and
+/// nothing of the third.
 #[test]
 fn only_what_readers_have_begun_in_earnest_is_completed() {
     let counted = Counted::new(&big_files());
-    // Without prefetch of the next shard, which is begun for another reason.
+    // Without tensor prefetch, which would begin the next shard by another rule.
     let options = ["--hydrate-after", "0", "--no-tensor-prefetch"];
     let mountpoint = counted.kitfs.mount(&counted.reference, &options);
     assert_eq!(counted.kitfs.status_of(&mountpoint)["hydrate_mode"], "begun");
@@ -302,7 +304,7 @@ fn only_what_readers_have_begun_in_earnest_is_completed() {
 fn an_untouched_kit_is_not_fetched() {
     let counted = Counted::new(&big_files());
     let mountpoint = counted.kitfs.mount(&counted.reference, &["--hydrate-after", "0"]);
-    // As a person looks around.
+    // A person looks around.
     let mut look = Command::new("find");
     look.arg(&mountpoint).args(["-type", "f", "-exec", "head", "-c", "1000", "{}", ";"]);
     assert!(look.stdout(Stdio::null()).status().unwrap().success());
@@ -320,13 +322,13 @@ fn nothing_is_hydrated_where_it_is_switched_off_or_the_kit_is_local() {
     assert_eq!(hydrate(&counted.kitfs, &off), "off");
     let folder = tempfile::tempdir().unwrap();
     let written = big_files().write(folder.path(), "v1");
-    // A cache of its own: the layers are the same, and there they come from a registry.
+    // The local kit has the same layers as the kit of a registry, so it needs a cache of its own.
     let kitfs = Kitfs::new();
     let local = kitfs.mount(&written.reference, &["--hydrate", "all", "--hydrate-after", "0"]);
     assert_eq!(hydrate(&kitfs, &local), "local");
 }
 
-/// A mount whose hydration has begun, and gets no answer before the registry releases it.
+/// A mount that has begun to hydrate, and gets no answer before the registry releases the request.
 fn hydrating_and_held() -> (Counted, PathBuf) {
     let counted = Counted::new(&big_files());
     counted.kitfs.succeed(&["ls", &counted.reference]);
@@ -432,11 +434,11 @@ fn a_recorded_trace_tells_what_was_read_in_its_order() {
     assert!(range["length"].as_u64().unwrap() >= 2 * MIB, "{range}");
     let shown = counted.kitfs.succeed(&["trace", "show", &trace]);
     assert!(shown.contains("weights/shard-2") && shown.contains("5242880"), "{shown}");
-    // A second recording of the same mount begins where the first one ended.
+    // A second recording of the same mount has only reads after the end of the first one.
     recorded(&counted, &mountpoint);
 }
 
-/// The disk is full, say: the program has more to do than to be recorded.
+/// The program matters more than its trace, for example on a full disk.
 #[test]
 fn a_trace_that_cannot_be_written_does_not_end_the_program() {
     let counted = Counted::new(&big_files());
@@ -502,7 +504,7 @@ fn a_trace_of_another_kit_is_told_and_what_is_no_trace_is_refused() {
     counted.kitfs.fail(3, &["trace", "record", "/nowhere"]);
 }
 
-/// A trace of the kit itself, with these lines.
+/// A trace of the kit with these entries.
 fn trace_of(counted: &Counted, lines: &[&str]) -> String {
     let path = counted.kitfs.folder().join("made.trace");
     let digest = &counted.written.digest;
@@ -516,7 +518,7 @@ fn trace_of(counted: &Counted, lines: &[&str]) -> String {
 #[test]
 fn a_range_without_end_brings_the_rest_of_its_file_and_no_other() {
     let counted = Counted::new(&big_files());
-    // The file is 16 MiB long; the third line begins behind its end.
+    // The file is 16 MiB long. The third entry begins beyond its end.
     let trace = trace_of(
         &counted,
         &[
@@ -629,7 +631,7 @@ fn a_lazy_unmount_ends_a_recording_though_a_file_is_open() {
     assert_eq!(fs::read_to_string(&trace).unwrap(), text, "it has ended");
 }
 
-/// A recording without a command, once it has begun.
+/// Starts a recording without a command, and waits until it records.
 fn recording(counted: &Counted, mountpoint: &Path, name: &str) -> (Child, PathBuf) {
     let trace = counted.kitfs.folder().join(name);
     let mut command = counted.kitfs.command(&["trace", "record"]);
@@ -685,7 +687,7 @@ fn a_recorded_command_passes_its_end_on(
 #[rstest]
 #[case::that_succeeds(0, 130)]
 #[case::that_fails(7, 7)]
-fn who_does_not_wait_for_the_end_of_a_trace_is_let_go(
+fn an_interrupt_ends_the_wait_for_the_end_of_a_trace(
     #[case] commands_code: i32,
     #[case] code: i32,
 ) {
@@ -693,13 +695,13 @@ fn who_does_not_wait_for_the_end_of_a_trace_is_let_go(
     let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
     let daemon = counted.kitfs.daemon_pid();
     let at = |name: &str| counted.kitfs.folder().join(name);
-    // A daemon that stands still never sends the last lines.
+    // A stopped daemon never sends the last entries.
     let script = format!("kill -STOP {daemon}; touch began; exit {commands_code}");
     let mut command = counted.kitfs.command(&["trace", "record", "-o", "cut.trace"]);
     command.arg(&mountpoint).args(["--", "sh", "-c", &script]);
     let mut child = command.stderr(File::create(at("said")).unwrap()).spawn().unwrap();
     wait_until("the command", || at("began").exists());
-    // Interrupts while the command runs are the command's.
+    // An interrupt while the command runs goes to the command. Later ones end the wait.
     wait_until("the end", || {
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         child.try_wait().unwrap().is_some()
@@ -721,7 +723,7 @@ fn a_command_that_is_interrupted_leaves_a_whole_trace() {
         format!("head -c 1000 '{place}'/weights/shard-0 > /dev/null; touch began; exec sleep 60");
     let mut command = counted.kitfs.command(&["trace", "record", "-o", "whole.trace"]);
     command.arg(&mountpoint).args(["--", "sh", "-c", &script]);
-    // As a terminal does, which interrupts the command and who records it.
+    // A terminal interrupts the command and `kitfs trace record` together.
     let mut child = command.process_group(0).spawn().unwrap();
     wait_until("the reading", || at("began").exists());
     kill_process_group(Pid::from_child(&child), Signal::INT).unwrap();

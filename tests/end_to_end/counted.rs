@@ -11,7 +11,7 @@ use crate::support::kit_builder::{Kit, Layer, Written};
 use crate::support::kitfs::Kitfs;
 use crate::support::registry_double::{Options, RegistryDouble};
 
-/// A kit in a registry that counts, and a kitfs to mount it.
+/// A kit in a registry that counts bytes, and a kitfs to mount the kit.
 pub struct Counted {
     pub kitfs: Kitfs,
     pub registry: RegistryDouble,
@@ -46,7 +46,7 @@ impl Counted {
         self.registry.bytes_served()
     }
 
-    /// Bytes of everything that there is to fetch.
+    /// The bytes of all layers together.
     pub fn everything(&self) -> u64 {
         let config = fs::metadata(self.written.blob(&self.written.config)).unwrap().len();
         self.written.layer_bytes() + config
@@ -66,9 +66,9 @@ pub fn big_files() -> Kit {
     kit
 }
 
-/// The content of the file of the layer `index`, from the blob itself.
+/// The content of the file in the layer `index`, taken from the blob.
 pub fn expected_content(counted: &Counted, index: usize) -> Vec<u8> {
     let blob = fs::read(counted.written.blob(&counted.written.layers[index].0)).unwrap();
-    // The headers of the directory and of the file stand before it.
+    // The headers of the directory and of the file come first.
     blob[1024..1024 + (16 << 20)].to_vec()
 }

@@ -1,6 +1,6 @@
-//! Random kits, mounted and unpacked: the mounted tree must be the unpacked one, and random reads
-//! of the mount must give what reads of the unpacked files give. The unpacking is done by the `tar`
-//! crate's own extraction and by the system's gzip, which share nothing with kitfs's readers.
+//! Random kits, mounted and unpacked. The two trees must be equal, and random reads of both must give
+//! the same bytes. The `tar` crate and the system's gzip unpack the kits; kitfs's readers share no
+//! code with them.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
@@ -56,7 +56,7 @@ fn random_kit(random: &mut Random, compression: Compression) -> Kit {
             let parent = &directories[random.below(directories.len() as u64) as usize];
             if random.below(4) == 0 {
                 let path = format!("{parent}/d{number}");
-                // Owners keep their rights, or the unpacking could not fill the directory.
+                // The owner keeps all rights, so that unpacking can fill the directory.
                 layer = layer.directory(&path, 0o700 | random_mode(random));
                 directories.push(path);
             } else {
@@ -82,13 +82,13 @@ fn random_name(random: &mut Random) -> String {
     }
 }
 
-/// Sizes around the borders that matter: blocks, chunks, members with files of their own.
+/// Content with a size near a limit: of a block, of a chunk, of a member with its own file.
 fn random_content(random: &mut Random) -> Vec<u8> {
     let borders = [0, 1, 512, 1024, 4096, 256 << 10, 512 << 10, 1 << 20, (1 << 20) + 512];
     let border: usize = borders[random.below(borders.len() as u64) as usize];
     let length = (border + random.below(3) as usize).saturating_sub(1);
     let mut content = random.bytes(length);
-    // Half of it compresses, so that blobs and streams differ in length.
+    // Half of the content compresses, so that blobs and streams differ in length.
     content[..length / 2].fill(b'z');
     content
 }

@@ -1,4 +1,4 @@
-//! Real artifacts, mounted and compared entry by entry with what the real `kit unpack` wrote.
+//! Real artifacts, mounted and compared entry by entry with the output of the real `kit unpack`.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::support::registry_process::RegistryProcess;
 use crate::support::tree::{Kind, Tree};
 use crate::support::{golden, golden_reference, map_registry};
 
-/// The host that the golden kits with parents name.
+/// The host in the golden kits' references to parents.
 const PARENTS_HOST: &str = "127.0.0.1:5555";
 
 #[rstest]
@@ -71,7 +71,7 @@ fn a_kit_with_parents_is_merged_from_a_real_registry_under_another_address(#[cas
 }
 
 #[test]
-fn the_kitfile_is_byte_for_byte_what_kit_writes() {
+fn the_kitfile_is_byte_for_byte_that_of_kit() {
     let kitfs = Kitfs::new();
     let mountpoint = kitfs.mount(&golden_reference("yaml"), &[]);
     let written = fs::read_to_string(golden("yaml").with_file_name("yaml.Kitfile")).unwrap();
@@ -91,7 +91,7 @@ fn a_directory_that_no_archive_has_is_made() {
 }
 
 #[test]
-fn a_modelpack_without_a_kitfile_is_described_with_one_that_is_no_file() {
+fn info_describes_a_modelpack_by_a_kitfile_that_the_mount_does_not_have() {
     let kitfs = Kitfs::new();
     let info = kitfs.json(&["info", "--json", &golden_reference("modelpack-raw")]);
     let kitfile = info["kitfile"].as_str().unwrap();

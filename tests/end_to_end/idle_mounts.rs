@@ -18,7 +18,7 @@ const MOST_THREADS: u64 = 300;
 /// The threads of one mount and of 200 differ by those that work for a moment: opening kits in parallel.
 const PASSING_THREADS: u64 = 24;
 
-/// A field of /proc/PID/status: `VmRSS` in bytes, `Threads`.
+/// The field `VmRSS`, in bytes, or `Threads` of /proc/PID/status.
 fn field(pid: u32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(name)).expect("the field");
@@ -39,7 +39,7 @@ fn idle_mounts_take_little_memory_and_no_threads_and_give_both_back() {
     assert!(bytes <= MOST_BYTES, "{MOUNTS} mounts take {bytes} bytes, one {one_bytes}");
     assert!(threads <= MOST_THREADS, "{threads} threads");
     assert!(threads <= one_threads + PASSING_THREADS, "{threads} threads, one mount {one_threads}");
-    // By another program: what this one opens, a child that it is just starting has open, too.
+    // Another program reads: a child that another test starts has copies of this process's files.
     let files = mountpoints.iter().map(|mountpoint| mountpoint.join("Kitfile"));
     assert!(Command::new("cat").args(files).stdout(Stdio::null()).status().unwrap().success());
     kitfs.succeed(&["umount", "--all"]);

@@ -1,5 +1,4 @@
-//! Image indexes (OCI image-spec, image-index.md; kit 1.17): which kit is meant, and how a user
-//! says so.
+//! Image indexes (OCI image-spec, image-index.md; kit 1.17): the choice of a kit from an index.
 
 use std::fs;
 
@@ -69,7 +68,7 @@ fn every_command_chooses_a_kit_by_label() {
         assert_eq!(status["digest"], **digest);
         assert!(kitfs.succeed(&["status"]).contains(&format!("-l {label}")));
     }
-    // A label's value is compared as kit shows it.
+    // A label's value is compared in the form that kit shows.
     let info = kitfs.json(&["info", "--json", "-l", r#"archs=["a","b"]"#, &all]);
     assert_eq!(info["digest"], *pair.small.digest);
 }
@@ -92,7 +91,7 @@ fn an_index_that_leaves_a_choice_lists_what_there_is() {
     kitfs.fail(2, &["ls", &all, "--label", "size"]);
     let said = kitfs.fail(2, &["ls", &pair.layout("small"), "--label", "size=small"]);
     assert!(said.contains("leave --label out"), "{said}");
-    // A digest that the message lists can be pasted.
+    // The digests in the message can be pasted.
     let pasted = format!("oci:{}@{}", pair.folder.path().display(), pair.large.digest);
     assert_eq!(kitfs.succeed(&["cat", &format!("{pasted}/model.bin")]), "large");
 }
@@ -165,7 +164,7 @@ fn other_indexes_name_digests_and_platforms() {
 }
 
 #[test]
-fn what_labels_chose_mounts_again_without_the_network() {
+fn a_kit_chosen_by_labels_mounts_again_without_the_network() {
     let pair = Pair::labelled();
     let runtime = Runtime::new().unwrap();
     let registry = runtime.block_on(RegistryDouble::start(Options::default()));
@@ -187,7 +186,7 @@ fn manifests_of_a_layout_are_found_by_tag_and_by_whole_reference() {
     let pair = Pair::new();
     let index = pair.folder.path().join("index.json");
     let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
-    // As docker save and BuildKit write it, and as skopeo does.
+    // The annotations of docker save and BuildKit, and those of skopeo.
     json["manifests"][0]["annotations"] = json!({
         "io.containerd.image.name": "ghcr.io/org/one:v1",
         "org.opencontainers.image.ref.name": "v1",

@@ -1,5 +1,5 @@
-//! Every kind of kit that there is (modelkit-spec 1 to 4 and 6), built by the tests, mounted, and
-//! compared with the tree that `kit unpack` would write.
+//! Kits of every kind (modelkit-spec 1 to 4 and 6). The tests build and mount them, and compare them
+//! with the tree that `kit unpack` would write.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -236,7 +236,7 @@ fn the_umask_is_taken_from_every_mode() {
 }
 
 #[test]
-fn the_kitfile_reads_back_as_what_the_config_says() {
+fn the_kitfile_reads_back_as_the_config() {
     let folder = TempDir::new().unwrap();
     let kit = Kit::modelkit()
         .with(Layer::tar("model", "m").named("yes: no").file("m", 0o644, b"m"))
@@ -281,7 +281,7 @@ fn a_hostile_name_is_refused_by_layer_and_entry(#[case] name: &str) {
 
 #[test]
 fn a_nul_in_a_name_is_refused() {
-    // Only a PAX record can hold one: a ustar name ends at the first NUL.
+    // Only a PAX record can hold a NUL: a ustar name ends at the first one.
     let mut stream = Stream::default();
     let record = tar_stream::pax_record(b"path", b"model/we\0ights");
     stream.push(&tar_stream::header(b"pax", b'x', 0o644, record.len() as u64, b""));
@@ -300,7 +300,7 @@ fn a_malformed_archive_is_refused(#[case] stream: Stream) {
 }
 
 #[test]
-fn what_gnu_tar_extracts_in_its_own_way_is_mounted_so_with_a_warning() {
+fn odd_archives_are_mounted_as_gnu_tar_extracts_them_with_a_warning() {
     for (stream, path, content, words) in [
         (hostile::named(b"/etc/evil"), "etc/evil", None, "the leading `/` of `/etc/evil`"),
         (
@@ -406,7 +406,7 @@ fn a_parent_gives_its_model_and_nothing_else() {
     assert_eq!(paths, ["Kitfile", "base", "child.py", "lora"]);
 }
 
-/// Kits `k0` … `kN`, each the parent of the one before it, the last without a parent.
+/// Kits `k0` … `kN`. Each kit is the parent of the one before; the last one has no parent.
 fn chain(references: usize) -> Family {
     Family::new(|layouts| {
         for index in 0..=references {

@@ -54,7 +54,7 @@ fn a_pulled_kit_is_read_when_its_registry_does_not_answer_or_where_it_is_preferr
     assert!(registry.requests().is_empty());
     assert_eq!(kitfs.succeed(&["cat", &file, "--config", home.path()]), "newer");
 
-    // Another user, who never asked the registry.
+    // Another user has never asked the registry.
     drop((registry, runtime));
     let kitfs = Kitfs::new();
     let mountpoint = kitfs.mountpoint("mnt");
@@ -73,7 +73,7 @@ fn a_tag_under_which_kit_may_have_filed_a_parent_is_refused() {
     let parent = write(&kitfs, "parent", &kit(b"parent"));
     let child = Kit::modelkit().with_parent("127.0.0.1:1/team/base:v1");
     let child = write(&kitfs, "child", &child);
-    // As `kit pull 127.0.0.1:1/team/model:v1`.
+    // The storage after `kit pull 127.0.0.1:1/team/model:v1`.
     home.store("127.0.0.1:1/team/model", Some("v1"), &child);
     home.store("127.0.0.1:1/team/model", Some("v1"), &parent);
     for option in ["--prefer-local", "--retries=0"] {

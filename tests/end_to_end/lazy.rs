@@ -44,10 +44,10 @@ fn a_range_is_fetched_and_no_more_than_its_chunks() {
     let counted = Counted::new(&big_files());
     let mountpoint = counted.mount();
     let file = File::open(mountpoint.join("weights/shard-1")).unwrap();
-    // The kernel's own readahead is not what is counted here.
+    // Random access switches the kernel's readahead off, so that only the test's reads count.
     fadvise(&file, 0, None, Advice::Random).unwrap();
     let expected = expected_content(&counted, 1);
-    // Within a chunk, over the border of two, and the end of the file.
+    // Ranges within a chunk, across two chunks, and at the end of the file.
     for (start, length, chunks) in
         [(5 * MIB + 1000, 4096, 1), (9 * MIB - 2000, 4000, 2), (16 * MIB - 100, 100, 1)]
     {
@@ -71,7 +71,7 @@ fn many_readers_at_once_fetch_every_byte_once() {
     let expected = counted.written.tree.clone();
     std::thread::scope(|scope| {
         for reader in 0..READERS {
-            // Two mounts of the same kit share what is fetched, too.
+            // Two mounts of the same kit share the fetched bytes.
             let root = if reader % 2 == 0 { &mountpoint } else { &again };
             let expected = &expected;
             scope.spawn(move || {

@@ -1,5 +1,5 @@
-//! Kits, mounted by the `kitfs` binary as users run it. One binary for all of these: linking takes
-//! longer than most of the tests.
+//! Kits, mounted by the `kitfs` binary as users run it. All these tests are one binary, because linking
+//! takes longer than most of the tests.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! Mounts, the daemon and the cache over their life, and what is said when something is wrong.
+//! The life of mounts, of the daemon and of the cache, and the messages of failures.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -128,7 +128,7 @@ fn a_mount_in_use_is_unmounted_lazily_only() {
 }
 
 #[test]
-fn what_is_not_mounted_cannot_be_unmounted() {
+fn a_folder_without_a_mount_cannot_be_unmounted() {
     let kitfs = Kitfs::new();
     let folder = kitfs.mountpoint("mnt");
     let said = kitfs.fail(7, &[OsStr::new("umount"), folder.as_os_str()]);
@@ -155,9 +155,9 @@ fn mounting_starts_one_daemon() {
     assert_eq!(kitfs.daemon_pid(), pid);
 }
 
-/// A shell's locks and pipes are to end with the shell.
+/// A shell's locks and pipes must end with the shell.
 #[test]
-fn a_daemon_keeps_no_file_of_who_started_it() {
+fn a_daemon_keeps_no_file_of_the_program_that_started_it() {
     let kitfs = Kitfs::new();
     let lock = File::create(kitfs.folder().join("lock")).unwrap();
     rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty()).unwrap();
@@ -200,7 +200,7 @@ fn status_lists_the_mounts_of_a_dead_daemon_until_they_are_unmounted() {
         assert!(outcome.stderr.contains(&format!("kitfs umount {place}")), "{}", outcome.stderr);
     };
     is_told();
-    // The next daemon's mounts are no leftovers, and neither are another cache folder's.
+    // Neither mounts of the next daemon nor mounts of another cache folder are leftovers.
     let alive = kitfs.mount(&reference, &[]);
     let elsewhere = Kitfs::new();
     let other = elsewhere.mount(&reference, &[]);
@@ -232,7 +232,7 @@ fn a_passed_through_file_is_read_on_when_its_daemon_is_dead_and_another_one_evic
     let mut read = vec![0; content.len()];
     file.read_exact_at(&mut read, 0).unwrap();
     assert!(read == content, "without a daemon");
-    // Sixteen MiB through what the file leaves of eight.
+    // Reading 16 MiB through the rest of an 8 MiB cache forces evictions.
     let others = written(&folder.path().join("others"));
     let elsewhere = kitfs.mount(&others.reference, &[]);
     Tree::read(&elsewhere).without_kitfile().assert_equals(&others.tree, "by the next daemon");
@@ -288,7 +288,7 @@ fn a_repository_that_a_real_registry_does_not_have_is_not_found() {
 fn a_registry_that_does_not_answer_is_unavailable() {
     let kitfs = Kitfs::new();
     let mountpoint = kitfs.mountpoint("mnt");
-    // Port 1 of the loopback is reserved and nobody listens there.
+    // Port 1 of the loopback is reserved, and no program listens there.
     let once = ["--retries", "0"];
     let said = kitfs.fail(5, &arguments("127.0.0.1:1/org/kit:v1", &mountpoint, &once));
     assert!(said.contains("127.0.0.1:1"), "names no host: {said}");
@@ -368,7 +368,7 @@ fn a_layer_that_is_not_what_its_digest_says_is_poisoned() {
         let _ = fs::read(mountpoint.join(format!("m/{index}")));
     }
     wait_until("the digest", || kitfs.status_of(&mountpoint)["state"] == "poisoned");
-    // A mount that was never read has no pages that the kernel could still show.
+    // The kernel has no pages of a mount that was never read.
     let other = kitfs.mount(&written.reference, &[]);
     let error = fs::read(other.join("m/7")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}");
@@ -378,11 +378,12 @@ fn a_layer_that_is_not_what_its_digest_says_is_poisoned() {
     assert!(failure.starts_with("m/7: ") && failure.contains("is poisoned"), "{failure}");
 }
 
-/// Bytes that were written out already turn out to be wrong: whoever took them has to hear it.
+/// The command has written the bytes out before their digest turns out to be wrong. The command must
+/// fail.
 #[rstest]
 #[case::by_this_process(false)]
 #[case::by_the_daemon(true)]
-fn copying_what_is_not_what_its_digest_says_fails(#[case] has_daemon: bool) {
+fn copying_wrong_bytes_fails(#[case] has_daemon: bool) {
     for command in ["cp", "cat"] {
         let kitfs = Kitfs::new();
         if has_daemon {
@@ -406,7 +407,7 @@ fn copying_what_is_not_what_its_digest_says_fails(#[case] has_daemon: bool) {
 }
 
 #[test]
-fn a_mount_that_can_cache_nothing_says_so() {
+fn a_mount_that_cannot_cache_anything_says_so() {
     let kitfs = Kitfs::with_options(&["--keep-free", "8000TiB"]);
     let folder = TempDir::new().unwrap();
     let mountpoint = kitfs.mountpoint("mnt");
@@ -439,7 +440,7 @@ fn a_kit_with_a_poisoned_layer_is_mounted_again_once_that_is_removed() {
     Tree::read(&mountpoint).without_kitfile().assert_equals(&written.tree, "after the repair");
 }
 
-/// Bytes that the folder takes on disk.
+/// The bytes of the folder on disk.
 fn disk_bytes(folder: &Path) -> u64 {
     let mut bytes = 0;
     for entry in fs::read_dir(folder).unwrap() {
@@ -456,12 +457,12 @@ fn disk_bytes(folder: &Path) -> u64 {
 
 #[test]
 fn the_cache_holds_no_more_than_it_may_and_evicted_bytes_come_back() {
-    // Bytes that are on their way may come on top: a piece for each transfer (cache/eviction.rs).
+    // Bytes on their way may come on top: a piece for each transfer (cache/eviction.rs).
     let limit = 6 * MIB + MIB;
     let kitfs = Kitfs::with_options(&["--cache-size", "6MiB"]);
     let folder = TempDir::new().unwrap();
     let written = written(folder.path());
-    // Two mounts: what the kernel keeps of the first cannot answer for the second.
+    // Two mounts: the kernel's pages of the first mount do not serve the second.
     for _ in 0..2 {
         let mountpoint = kitfs.mount(&written.reference, &[]);
         for index in 0..8 {
@@ -473,7 +474,7 @@ fn the_cache_holds_no_more_than_it_may_and_evicted_bytes_come_back() {
             let resident = status["cache_resident_bytes"].as_u64().unwrap();
             assert!(resident <= limit, "{resident} bytes are resident");
         }
-        // The limit is on content; the tables beside it are small.
+        // The limit counts content; the tables are small.
         let on_disk = disk_bytes(&kitfs.cache().join("layers"));
         assert!(on_disk <= limit + MIB, "{on_disk} bytes are on disk");
     }
@@ -510,7 +511,7 @@ fn cache_ls_shows_each_layer_and_the_kits_that_use_it() {
 #[case::by_manifest(|written: &Written| written.digest.clone())]
 #[case::by_layer(|written: &Written| written.layers[0].0.clone())]
 #[case::by_a_layers_first_digits(|written: &Written| written.layers[0].0[..19].to_owned())]
-fn cache_rm_removes_what_is_not_mounted(#[case] what: fn(&Written) -> String) {
+fn cache_rm_removes_an_unmounted_kit(#[case] what: fn(&Written) -> String) {
     let (kitfs, _folder, written, mountpoint) = filled();
     let what = what(&written);
     let said = kitfs.fail(8, &["cache", "rm", &what]);
@@ -525,14 +526,14 @@ fn cache_rm_removes_what_is_not_mounted(#[case] what: fn(&Written) -> String) {
 }
 
 #[test]
-fn cache_rm_of_what_is_not_there_is_not_found() {
+fn cache_rm_of_a_missing_kit_is_not_found() {
     let (kitfs, ..) = filled();
     kitfs.fail(3, &["cache", "rm", "sha256:0123456789ab"]);
     kitfs.fail(3, &["cache", "rm", "example.com/never/seen:v1"]);
 }
 
 #[test]
-fn cache_clear_leaves_what_is_mounted() {
+fn cache_clear_leaves_mounted_kits() {
     let (kitfs, _folder, written, mountpoint) = filled();
     kitfs.succeed(&["cache", "clear"]);
     assert_eq!(layers(&kitfs.json(&["cache", "ls", "--json"])).len(), 1);
@@ -567,7 +568,7 @@ fn damage(folder: &Path) {
 }
 
 #[test]
-fn cache_verify_drops_what_the_disk_has_changed() {
+fn cache_verify_drops_bytes_that_the_disk_has_changed() {
     let (kitfs, _folder, written, _) = filled();
     kitfs.succeed(&["daemon", "stop"]);
     damage(&kitfs.cache().join("layers"));

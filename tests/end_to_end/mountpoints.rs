@@ -26,7 +26,7 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {arguments:?}: {words}");
 }
 
-/// A process that ends with this value.
+/// A process that is killed when this value is dropped.
 struct Running(Child);
 
 impl Running {
@@ -131,7 +131,7 @@ fn a_mountpoint_that_holds_the_kits_own_folder_is_refused() {
     let holder = folder.path().join("kits");
     let said = kitfs.fail(7, &["mount", "--nonempty", &written.reference, text(&holder)]);
     assert!(said.contains("the folder that the kit is read from"), "{said}");
-    // Beside it there is room.
+    // A folder beside it is no problem.
     let beside = folder.path().join("mnt");
     kitfs.succeed(&["mount", &written.reference, text(&beside)]);
     assert_eq!(fs::read(beside.join("README.md")).unwrap(), b"read me");
@@ -149,7 +149,7 @@ fn several_mounts_end_with_one_command_and_a_failure_leaves_the_others_to_end() 
     let said = kitfs.fail(7, &arguments);
     assert!(said.contains(text(&nothing)) && said.matches("kitfs: ").count() == 1, "{said}");
     assert!(!is_mounted(&places[0]) && !is_mounted(&places[1]) && is_mounted(&places[2]));
-    // Those of the cache folder that is named, and no others.
+    // `--all` ends the mounts of the named cache folder only.
     let elsewhere = Kitfs::new();
     let other = elsewhere.mount(&reference, &[]);
     kitfs.succeed(&["umount", "--all"]);
@@ -162,7 +162,7 @@ fn a_mount_ends_whichever_cache_folder_is_named() {
     let (kitfs, other) = (Kitfs::new(), Kitfs::new());
     let place = kitfs.folder().join("made");
     kitfs.succeed(&["mount", &golden_reference("article"), text(&place)]);
-    // A daemon that knows nothing of it, and no daemon at all.
+    // The daemon of the other cache folder does not know this mount.
     other.succeed(&["daemon", "start"]);
     other.succeed(&["umount", text(&place)]);
     assert!(!place.exists(), "its daemon has removed the folder that it had made");
@@ -181,7 +181,7 @@ fn who_uses_a_mount_is_named() {
     assert!(said.contains(&named) && said.contains("--lazy"), "{said}");
     drop(inside);
 
-    // A reader of its own: what this process opens, a child that another test starts has, too.
+    // A process of its own reads: a child that another test starts has copies of this process's files.
     let file = place.join("models/model.h5");
     let mut reading = Command::new("sh");
     let reading = Running::new(reading.args(["-c", "exec 3<\"$0\"; read line", text(&file)]));
@@ -221,12 +221,12 @@ fn a_mount_that_another_namespace_keeps_is_unmounted_here_and_that_is_said() {
     assert!(outcome.stderr.contains("another mount namespace"), "{}", outcome.stderr);
     assert!(outcome.stderr.contains(&format!("process {} ", holder.0.id())), "{}", outcome.stderr);
     assert!(!is_mounted(&place));
-    // The place is free, though the first session goes on.
+    // The mountpoint is free, although the first session goes on.
     kitfs.succeed(&["mount", &golden_reference("yaml"), text(&place)]);
     Tree::read(&place).assert_equals(&Tree::golden("yaml"), "at the same place");
 }
 
-/// Straight after the end of a mount, whoever ended it, the next one is made at the same place.
+/// A new mount at the same place succeeds at once after the end of a mount, however it ended.
 #[test]
 fn the_end_of_a_mount_is_its_end() {
     let kitfs = Kitfs::new();

@@ -1,4 +1,4 @@
-//! Registries that are connected and silent, as a cache is that fetches a blob before it sends it.
+//! Registries that are connected and silent, such as a pull-through cache that fetches a blob first.
 
 use std::time::{Duration, Instant};
 

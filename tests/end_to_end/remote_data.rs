@@ -1,4 +1,4 @@
-//! Data sets that lie elsewhere (`remotePath`): in another kit, and in an S3 store.
+//! Remote data sets (`remotePath`): in another kit, and in an S3 store.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -15,10 +15,10 @@ use crate::support::s3_double::{S3Double, S3Keys, S3Options};
 
 const REPOSITORY: &str = "org/model";
 const DATA_REPOSITORY: &str = "org/data";
-/// More than is read ahead at once, so that a read in the middle shows what is lazy.
+/// A size above any readahead, so that a read in the middle shows that the rest is not fetched.
 const OBJECT_BYTES: usize = 24 * 1024 * 1024;
 
-/// A kit whose data sets lie in another registry, which wants a password, and in an S3 store.
+/// A kit with data sets in another registry, which needs a password, and in an S3 store.
 struct World {
     runtime: Runtime,
     registry: RegistryDouble,
@@ -52,7 +52,7 @@ impl World {
         world
     }
 
-    /// Pushes the kit, with this ETag of the object.
+    /// Pushes the kit with this ETag of the object.
     fn push(&self, tag: &str, etag: &str) {
         let kit = self.folder.path().join(tag);
         Kit::modelkit()
@@ -68,7 +68,7 @@ impl World {
         self.registry.reference(REPOSITORY, "v1")
     }
 
-    /// A user who may read neither the data registry nor the store.
+    /// A user without access to the data registry and the store.
     fn stranger(&self) -> Kitfs {
         let kitfs = Kitfs::new();
         let aws = kitfs.folder().join("home/.aws");
@@ -127,12 +127,12 @@ fn remote_data_sets_are_part_of_the_mounted_kit() {
     let kitfs = world.user_with_keys();
     let mountpoint = kitfs.mount(&world.reference(), &["--no-hydrate"]);
     assert_eq!(names(&mountpoint), ["Kitfile", "model.bin", "objects", "own", "sets"]);
-    // The data sets of the other kit, and nothing else of it.
+    // The mount has the data sets of the other kit, and nothing else of that kit.
     assert_eq!(names(&mountpoint.join("sets")), ["test", "train"]);
     assert_eq!(fs::read(mountpoint.join("sets/train/a.csv")).unwrap(), b"a");
     assert_eq!(fs::read(mountpoint.join("model.bin")).unwrap(), b"model");
 
-    // The object is there with its size before a byte of it is read, and is read where it is asked.
+    // The object has its size before any read. A read fetches only its own range.
     assert_eq!(fs::metadata(big(&mountpoint)).unwrap().len(), OBJECT_BYTES as u64);
     assert_eq!(world.store.bytes_served(), 0);
     let middle = OBJECT_BYTES / 2;
@@ -172,10 +172,10 @@ fn keys_come_from_the_environment_of_the_command() {
     let output = command.envs(world.store.environment()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.stdout == world.object);
-    // Without the keys there is nothing.
+    // Without the keys the object is missing.
     let said = world.user().fail(5, &["cat", &format!("{}/objects/big.bin", world.reference())]);
     assert!(said.contains("objects/big.bin") && said.contains("AWS_PROFILE"), "{said}");
-    // They are no part of what the daemon tells.
+    // The daemon's answers do not have the keys.
     let status = format!("{}{}", kitfs.succeed(&["status", "--json"]), kitfs.log());
     assert!(!status.contains("secret/of+double"), "{status}");
 }

@@ -1,4 +1,4 @@
-//! A cache on a disk that is small, or that others fill: reads go on, whatever it takes.
+//! A cache on a small disk, or on a disk that others fill: reads go on.
 //!
 //! These tests mount a tmpfs of their own, for which only root has the right; `scripts/test.sh` says
 //! where they are left out.
@@ -21,7 +21,7 @@ use crate::support::tree::Tree;
 
 const MIB: u64 = 1 << 20;
 
-/// A tmpfs at the cache folder of a kitfs.
+/// A tmpfs on the cache folder of a kitfs.
 struct SmallDisk {
     place: PathBuf,
 }
@@ -61,7 +61,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Declared in this order, so that the daemon ends before its disk goes.
+/// The fields are in this order so that the daemon ends before its disk is unmounted.
 struct Run {
     counted: Counted,
     disk: SmallDisk,
@@ -84,7 +84,7 @@ impl Run {
     }
 }
 
-/// Reads a file from the daemon, whatever the kernel has of it.
+/// Reads a file from the daemon, not from the kernel's pages.
 fn read_anew(path: &Path) {
     let mut file = File::open(path).unwrap();
     rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
@@ -104,7 +104,7 @@ fn a_small_disk_holds_what_it_can_and_keeps_free_what_is_asked_for() {
     assert!((16 * MIB..=30 * MIB).contains(&resident), "{resident} bytes are kept");
 }
 
-/// The bytes of a kit that was warmed can go; it is ENOSPC that tells that they must.
+/// Warmed bytes may be evicted. ENOSPC is the signal that they must be.
 #[test]
 fn others_that_fill_a_small_disk_take_the_cache_s_room_and_no_read_fails() {
     for keep_free in ["0", "1MiB"] {
@@ -115,7 +115,7 @@ fn others_that_fill_a_small_disk_take_the_cache_s_room_and_no_read_fails() {
         let other = run.disk.fill(0);
         run.assert_right(&mountpoint);
         run.assert_right(&mountpoint);
-        // It does not take long to find room again.
+        // Finding room again takes little time.
         fs::remove_file(other).unwrap();
         run.assert_right(&mountpoint);
         wait_until("bytes are kept again", || {

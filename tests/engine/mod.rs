@@ -1,5 +1,4 @@
-//! Loads kits in this process, from OCI layouts behind sources that can be made to fail or to
-//! stall.
+//! Loads kits in this process, from OCI layouts behind sources that fail or stall on request.
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
 use std::ops::Range;
@@ -20,16 +19,16 @@ use kitfs::source::{BlobSource, BlobStream, Repositories, Repository, SourceErro
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-/// How long a cache may take to be closed.
+/// The time limit for closing a cache.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the sources do wrong.
+/// The faults of the sources.
 pub struct Faults {
-    /// How many of the next requests break off half-way.
+    /// The number of next requests that break off half-way.
     broken: AtomicU64,
-    /// Broken requests whose errors nobody has been told of.
+    /// The number of broken requests whose errors no reader has seen.
     pub fired: AtomicU64,
-    /// Whether requests wait.
+    /// `true` while requests wait.
     stalled: watch::Sender<bool>,
 }
 
@@ -41,12 +40,12 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// Lets the next `requests` requests break off half-way.
+    /// Makes the next `requests` requests break off half-way.
     pub fn break_off(&self, requests: u64) {
         self.broken.store(requests, Ordering::SeqCst);
     }
 
-    /// Lets requests wait until it is called with `false`.
+    /// Makes requests wait until a call with `false`.
     pub fn stall(&self, stalled: bool) {
         self.stalled.send_replace(stalled);
     }
@@ -61,7 +60,7 @@ impl Faults {
     }
 }
 
-/// The repositories of OCI layouts, with faults.
+/// Opens repositories of OCI layouts, with faults.
 struct Layouts(Arc<Faults>);
 
 impl Repositories for Layouts {
@@ -125,7 +124,7 @@ impl Repository for Faulty {
     }
 }
 
-/// What a daemon has, without a daemon: a runtime, a cache, a fetcher and sources.
+/// The parts of a daemon without a daemon: a runtime, a cache, a fetcher and sources.
 pub struct Engine {
     pub runtime: Runtime,
     pub faults: Arc<Faults>,
@@ -153,10 +152,10 @@ impl Engine {
     /// Ends this engine and starts another one over the same cache, as a new daemon would.
     pub fn restart(self) -> Self {
         let Self { runtime, faults, fetcher, config } = self;
-        // Transfers that are under way hold the cache; they end with their runtime.
+        // Running transfers hold the cache. They end with their runtime.
         drop(runtime);
         drop(fetcher);
-        // A thread that is just ending, of a check or a mount, may hold it a moment longer.
+        // An ending thread of a check or a mount may hold the cache a moment longer.
         let deadline = Instant::now() + CLOSE_PATIENCE;
         while Cache::is_held(&config.folder) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
@@ -182,7 +181,7 @@ impl Engine {
         self.runtime.block_on(fs::load(&self.fetcher, &layouts, &request, &|_, _| ()))
     }
 
-    /// Reads from a file system, waiting for what is not resident.
+    /// Reads from a file system, and waits for bytes that are not resident.
     pub fn read(
         &self,
         file_system: &FileSystem,

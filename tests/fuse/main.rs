@@ -1,6 +1,6 @@
 //! Real mounts. Each test's name is a sentence of docs/semantics.md.
 //!
-//! They need root and /dev/fuse, and fail where that is missing.
+//! The tests need root and /dev/fuse, and fail without them.
 #![allow(unsafe_code, reason = "mapping a file into memory")]
 
 #[path = "../engine/mod.rs"]
@@ -34,13 +34,13 @@ use support::Random;
 use support::kit_builder::{Kit, Layer, Written};
 use support::tar_stream::{self, Stream};
 
-/// How long anything here may take that should happen at once: generous, for a loaded machine.
+/// The time limit for things that should happen at once: generous, for a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Debian's nobody.
+/// The number of Debian's user nobody.
 const NOBODY: u32 = 65534;
 
-/// A kit that is mounted, and all that serves it. Dropping it unmounts.
+/// A mounted kit, and the engine that serves it. Dropping the value unmounts the kit.
 struct Mounted {
     mount: Option<Mount>,
     sessions: Arc<Sessions>,
@@ -50,7 +50,7 @@ struct Mounted {
     folder: tempfile::TempDir,
 }
 
-/// How a test wants its mount.
+/// The options of a test's mount.
 #[derive(Clone, Copy)]
 struct How {
     umask: u32,
@@ -85,7 +85,7 @@ impl Mounted {
     }
 
     fn in_folder(folder: tempfile::TempDir, kit: Kit, how: How) -> Self {
-        // Other users are to reach the mount, where it lets them.
+        // Other users must be able to reach the mountpoint.
         fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let written = kit.write(&folder.path().join("kit"), "v1");
         let root = folder.path().join("mount");
@@ -122,8 +122,8 @@ impl Mounted {
         File::open(self.path(path)).unwrap()
     }
 
-    /// Unmounts. What the test has closed may still be open for a moment: a program that another
-    /// test is starting has a copy of every descriptor until it runs.
+    /// Unmounts. Closed files may stay open for a moment: a program that another test starts has
+    /// copies of all descriptors until it runs.
     fn unmount(&self) {
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = self.mount().unmount(false) {
@@ -142,13 +142,13 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // A test that waits for a stalled source must not hold up its own end.
+        // A stalled source must not delay the end of the test.
         self.engine.faults.stall(false);
         drop(self.mount.take());
     }
 }
 
-/// A file in memory, to be read. Dropping it unmaps it.
+/// A mapped file, for reading. Dropping the value unmaps the file.
 struct Mapped {
     address: *mut std::ffi::c_void,
     length: usize,
@@ -157,21 +157,21 @@ struct Mapped {
 impl Mapped {
     fn new(file: &File, length: usize, kind: MapFlags) -> Self {
         let no_address = std::ptr::null_mut();
-        // SAFETY: a fresh mapping of a file that nobody can write.
+        // SAFETY: a fresh mapping of a read-only file.
         let address =
             unsafe { rustix::mm::mmap(no_address, length, ProtFlags::READ, kind, file, 0) };
         Self { address: address.unwrap(), length }
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping has this length, and is unmapped when `self` goes.
+        // SAFETY: the mapping has this length, and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.address.cast::<u8>(), self.length) }
     }
 }
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: `bytes` borrows from `self`, so nothing reads there any more.
+        // SAFETY: `bytes` borrows from `self`, so no reader is left.
         unsafe { rustix::mm::munmap(self.address, self.length) }.unwrap();
     }
 }
@@ -362,7 +362,7 @@ fn extended_attributes_tell_the_kit_the_layer_and_how_far_it_can_be_trusted() {
     let result = rustix::fs::getxattr(mounted.path(""), "user.kitfs.digest", &mut short[..]);
     assert_eq!(result, Err(Errno::RANGE));
 
-    // Once the last byte is in, the digest is computed.
+    // The digest is computed once the last byte has arrived.
     fs::read(mounted.path("weights.bin")).unwrap();
     let deadline = Instant::now() + PATIENCE;
     while value("weights.bin", "user.kitfs.state").unwrap() != "confirmed" {
@@ -464,7 +464,7 @@ fn deep_paths_long_names_and_empty_directories_are_all_there() {
     assert_eq!(fs::metadata(&empty).unwrap().mode() & 0o7777, 0o750);
     assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
     let inodes = rustix::fs::statvfs(&mounted.root).unwrap().f_files;
-    // The root, the Kitfile, `data` with two entries, and the deep file.
+    // The inodes: the root, the Kitfile, `data` with two entries, and the deep file.
     assert_eq!(inodes, 600 + 6);
 }
 
@@ -557,7 +557,7 @@ fn holes_of_a_sparse_file_are_zeros_that_no_one_fetches_and_that_tools_find() {
     assert_eq!(seek(4 * GIB + 7, true), Ok(4 * GIB + 4096));
     assert_eq!(seek(8 * GIB, true), Ok(size));
     assert_eq!(seek(size, false), Err(Errno::NXIO));
-    // A tool that looks for holes copies 8 GiB in a moment, and the copy is as sparse.
+    // A tool that looks for holes copies 8 GiB in a moment, and the copy has the same holes.
     let copy = mounted.folder.path().join("copy");
     let copied = Command::new("cp").arg("--sparse=auto").arg(&path).arg(&copy).status().unwrap();
     assert!(copied.success());
@@ -623,7 +623,7 @@ fn a_mount_is_read_only_nosuid_nodev_and_named_after_its_reference() {
     }
 }
 
-/// Who is not allowed to say so has the kernel's default.
+/// Only a daemon with the right to set readahead differs from the kernel's default.
 #[test]
 fn the_kernel_reads_ahead_by_a_chunk() {
     let layer = Layer::raw("model", "model.bin", 0o644, &[7; 1000]);
@@ -669,7 +669,7 @@ fn a_stalled_source_holds_up_only_the_reads_that_need_it() {
     fs::read(mounted.path("warm.bin")).unwrap();
     mounted.engine.faults.stall(true);
     std::thread::scope(|scope| {
-        // More readers than there are threads to serve them.
+        // More readers than threads that serve the kernel.
         let readers: Vec<_> = (0..12)
             .map(|reader| {
                 let file = mounted.open("cold.bin");
@@ -718,7 +718,7 @@ fn a_layer_that_is_not_what_its_digest_says_fails_with_eio_once_that_is_known() 
     let mut bytes = fs::read(&blob).unwrap();
     bytes[50_000] ^= 1;
     fs::write(&blob, bytes).unwrap();
-    // Past the kernel's pages: they are of the time before it was known.
+    // A read without the kernel's pages, which are from the time before the digest was known.
     let direct = OpenOptions::new()
         .read(true)
         .custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32)
@@ -823,7 +823,7 @@ fn a_mountpoint_that_is_a_kit_already_is_refused() {
     assert!(matches!(&error, MountError::Mountpoint(words) if words.contains("kitfs umount")));
 }
 
-/// The part of the next test that runs as another user: mounts, reads, unmounts.
+/// The part of the next test that runs as another user: it mounts, reads and unmounts.
 #[test]
 #[ignore = "run by an_ordinary_user_mounts_through_fusermount3_and_has_no_passthrough"]
 fn child_of_an_ordinary_user() {
@@ -869,7 +869,7 @@ fn an_ordinary_user_mounts_through_fusermount3_and_has_no_passthrough() {
         fs::create_dir(&path).unwrap();
         std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
     }
-    // A copy: the build's folder may be closed to other users.
+    // A copy of the test, because other users may have no access to the build's folder.
     let program = folder.path().join("program");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let output = Command::new("setpriv")

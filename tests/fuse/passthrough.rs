@@ -14,7 +14,7 @@ use super::support::Random;
 use super::support::kit_builder::{Kit, Layer};
 use super::{How, Mapped, Mounted, PATIENCE};
 
-/// Waits for what happens in the background.
+/// Waits until a background task has made a condition true.
 #[track_caller]
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -30,7 +30,7 @@ fn weights(seed: u64, length: usize) -> (Kit, Vec<u8>) {
 }
 
 impl Mounted {
-    /// Waits until a layer is confirmed, and the kernel has told of every close.
+    /// Waits until a layer is confirmed and the kernel has reported every close.
     #[track_caller]
     fn settle(&self, path: &str) {
         wait_until("the layer is confirmed", || self.is_confirmed(path));
@@ -43,7 +43,7 @@ impl Mounted {
         &state[..length.unwrap()] == b"confirmed"
     }
 
-    /// Files that are passed through now.
+    /// The number of files that are passed through now.
     fn passed(&self) -> u64 {
         match self.mount().passthrough() {
             PassthroughStatus::On { open_files, .. } => open_files,
@@ -71,7 +71,7 @@ impl Mounted {
     }
 }
 
-/// The bytes of a file as `read` and as a map give them.
+/// Compares `read` and a map of a file with its content.
 #[track_caller]
 fn assert_bytes(file: &File, content: &[u8]) {
     let mut read = vec![0; content.len() + 1];
@@ -108,7 +108,7 @@ fn a_complete_confirmed_file_is_read_by_the_kernel_itself() {
         drop(file);
         wait_until("the file is released", || mounted.passed() == 0);
     }
-    // What has no file of its own in the cache is read through the daemon, as ever.
+    // A small file has no file of its own in the cache, so reads of it go through the daemon.
     assert_eq!(fs::read(mounted.path("data/before")).unwrap(), b"small");
     assert_eq!(mounted.mount().open_files(), 0);
     let opened = PassthroughStatus::On { open_files: 0, opened_files: 2 };
@@ -195,7 +195,7 @@ fn what_the_kernel_reads_by_itself_is_not_evicted() {
     let mapped = Mapped::new(&file, held.len(), MapFlags::SHARED);
     assert!(fs::read(mounted.path("first.bin")).unwrap() == others);
     assert_bytes(&file, &held);
-    // The map alone has it now: the kernel tells of the close while it lives.
+    // Only the map holds the file now: the kernel reports the close although the map lives.
     drop(file);
     wait_until("the file is released", || mounted.passed() == 0);
     assert!(fs::read(mounted.path("second.bin")).unwrap() == others[1..]);

@@ -1,4 +1,4 @@
-//! Tar streams that no kit should have.
+//! Malformed and hostile tar streams.
 
 use super::tar_stream::{Stream, header, push_end, push_member, push_padded, seal};
 

@@ -1,6 +1,5 @@
-//! Kits made from what a test says, written as OCI layout folders: every family, format and
-//! compression of modelkit-spec 1 to 3 and 6. The builder knows the tree that `kit unpack` would
-//! write of it.
+//! Builds kits as OCI layout folders: every family, format and compression of modelkit-spec 1 to 3
+//! and 6. The builder also gives the tree that `kit unpack` would write of the kit.
 //!
 //! ```no_run
 //! let kit = Kit::modelkit()
@@ -26,7 +25,7 @@ const FILEPATH: &str = "org.cncf.model.filepath";
 const FILE_METADATA: &str = "org.cncf.model.file.metadata+json";
 const UMASK: u32 = 0o022;
 
-/// Which kind of artifact to write.
+/// The kind of artifact to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Family {
     ModelKit,
@@ -40,7 +39,7 @@ enum Format {
     Raw,
 }
 
-/// How a layer's blob is compressed.
+/// The compression of a layer's blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     None,
@@ -84,13 +83,13 @@ pub struct Kit {
 
 /// A kit on disk.
 pub struct Written {
-    /// The OCI layout.
+    /// The folder of the OCI layout.
     pub folder: PathBuf,
-    /// The reference to mount it from there.
+    /// The reference to mount the kit from there.
     pub reference: String,
-    /// The digest of its manifest.
+    /// The digest of the manifest.
     pub digest: String,
-    /// The bytes of its manifest.
+    /// The bytes of the manifest.
     pub manifest: Vec<u8>,
     /// Digest and size of each layer's blob.
     pub layers: Vec<(String, u64)>,
@@ -123,12 +122,12 @@ impl Layer {
         layer.file(path, mode, content)
     }
 
-    /// A tar layer of this stream, which may be no tar at all. The tree knows nothing of it.
+    /// A tar layer of this stream, which may be malformed. The tree leaves the layer out.
     pub fn of_stream(role: &str, path: &str, stream: Stream) -> Self {
         Self { stream: Some(stream), ..Self::tar(role, path) }
     }
 
-    /// The `name` of its Kitfile entry.
+    /// Sets the `name` of the layer's Kitfile entry.
     pub fn named(self, name: &str) -> Self {
         Self { name: Some(name.to_owned()), ..self }
     }
@@ -138,7 +137,7 @@ impl Layer {
         Self { subtype: Some("prompt"), ..self }
     }
 
-    /// Another media type than its role, format and compression give.
+    /// Sets another media type than the one that follows from role, format and compression.
     pub fn media_type(self, media_type: &str) -> Self {
         Self { media_type: Some(media_type.to_owned()), ..self }
     }
@@ -150,7 +149,7 @@ impl Layer {
         self
     }
 
-    /// Adds a file whose bytes outside `runs` are zeros and not stored, as GNU tar packs sparse files.
+    /// Adds a sparse file as GNU tar packs it: the bytes outside `runs` are zeros, and not stored.
     pub fn sparse_file(
         mut self,
         path: impl AsRef<[u8]>,
@@ -176,8 +175,8 @@ impl Layer {
         self
     }
 
-    /// Adds a file of zeros that takes no room. The layer's digest is then not that of its blob
-    /// (nobody reads so many bytes), and the tree does not have the file.
+    /// Adds a file of zeros that takes no room on disk. The tree leaves the file out. The layer's
+    /// digest is then not that of its blob, because hashing so many bytes takes too long.
     pub fn hole(mut self, path: impl AsRef<[u8]>, size: u64) -> Self {
         self.members.push(Member::Hole { path: path.as_ref().to_vec(), size });
         self
@@ -258,7 +257,7 @@ impl Layer {
 }
 
 impl Member {
-    /// Appends the member; legacy archives leave `strip` off the front of its path.
+    /// Appends the member. Legacy archives leave out the prefix `strip` of its path.
     fn push_to(&self, stream: &mut Stream, strip: &[u8]) {
         let path = match self {
             Self::Directory { path, .. }
@@ -291,17 +290,17 @@ impl Member {
 }
 
 impl Kit {
-    /// A ModelKit as kit writes it since v0.5.0.
+    /// A ModelKit as written by kit v0.5.0 and later.
     pub fn modelkit() -> Self {
         Self::of(Family::ModelKit)
     }
 
-    /// A ModelKit as kit wrote it before v0.5.0.
+    /// A ModelKit as written by kit before v0.5.0.
     pub fn legacy() -> Self {
         Self::of(Family::LegacyModelKit)
     }
 
-    /// A CNCF ModelPack as modctl writes it.
+    /// A CNCF ModelPack as written by modctl.
     pub fn modelpack() -> Self {
         Self::of(Family::ModelPack)
     }
@@ -323,7 +322,7 @@ impl Kit {
         Self { parent: Some(reference.to_owned()), ..self }
     }
 
-    /// Adds a data set that lies elsewhere. The tree knows nothing of it.
+    /// Adds a remote data set. The tree leaves it out.
     pub fn with_remote(mut self, path: &str, remote_path: &str, remote_hash: &str) -> Self {
         let mut entry = json!({"path": path, "remotePath": remote_path});
         if !remote_hash.is_empty() {
@@ -338,12 +337,12 @@ impl Kit {
         Self { kitfile_annotation: true, ..self }
     }
 
-    /// Another config blob than the layers give.
+    /// Sets another config blob than the one that follows from the layers.
     pub fn with_config(self, config: &[u8]) -> Self {
         Self { config: Some(config.to_vec()), ..self }
     }
 
-    /// Writes the kit into the OCI layout `folder` under `tag`; the folder may hold others.
+    /// Writes the kit into the OCI layout `folder` under `tag`. The folder may hold other kits.
     pub fn write(&self, folder: &Path, tag: &str) -> Written {
         let blobs = folder.join("blobs/sha256");
         fs::create_dir_all(&blobs).expect("the layout can be made");
@@ -457,7 +456,7 @@ impl Kit {
         }
     }
 
-    /// The Kitfile as JSON; without digests where `layers` is empty.
+    /// The Kitfile as JSON. If `layers` is empty, the entries have no digests.
     fn kitfile(&self, layers: &[(String, u64)], diff_ids: &[String]) -> Value {
         let mut kitfile = json!({"manifestVersion": "1.0.0", "package": {"name": "test"}});
         if let Some(parent) = &self.parent {

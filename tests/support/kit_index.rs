@@ -26,7 +26,7 @@ impl KitIndex {
         Self { artifact_type: None, entries: Vec::new() }
     }
 
-    /// Adds a kit with the tag it was added by, and its labels.
+    /// Adds a kit with its tag and its labels.
     pub fn with(self, kit: &Written, tag: &str, labels: Value) -> Self {
         let annotations = json!({"ml.kitops.modelkit.original-tag": tag});
         self.with_fields(kit, json!({"annotations": annotations, "modelMetadata": labels}))
@@ -45,7 +45,7 @@ impl KitIndex {
         self
     }
 
-    /// Writes it under `tag` into the layout that the kits are in; returns its digest.
+    /// Writes the index under `tag` into the layout of the kits; returns the index's digest.
     pub fn write(&self, beside: &Written, tag: &str) -> String {
         let mut index = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",

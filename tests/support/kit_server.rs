@@ -1,4 +1,4 @@
-//! `kitfs serve` over a folder of OCI layouts, until it is dropped.
+//! `kitfs serve` over a folder of OCI layouts. Dropping the value ends the registry.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -29,12 +29,12 @@ impl KitServer {
             .map_while(Result::ok)
             .find_map(|line| host_in(&line))
             .expect("kitfs serve says where it listens");
-        // Its further words go nowhere, but it must not be held up by a full pipe.
+        // Reads the rest of the output and drops it, because a full pipe would stop the registry.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         Self { child, host }
     }
 
-    /// Its host and port.
+    /// The registry's host and port.
     pub fn host(&self) -> &str {
         &self.host
     }

@@ -1,4 +1,4 @@
-//! kit's own local storage (modelkit-spec 5.4), as `kit pack` and `kit pull` leave it.
+//! kit's own local storage (modelkit-spec 5.4), as written by `kit pack` and `kit pull`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub struct KitHome {
 }
 
 impl KitHome {
-    /// An empty one in `folder`.
+    /// An empty storage in `folder`.
     pub fn new(folder: &Path) -> Self {
         let storage = folder.join("storage");
         fs::create_dir_all(storage.join("blobs/sha256")).expect("the storage can be made");
@@ -29,7 +29,7 @@ impl KitHome {
         self.folder.to_str().expect("the tests use plain paths")
     }
 
-    /// Files a kit under a repository with its host, and under a tag of it where one is given.
+    /// Files a kit under a repository with its host, and under a tag if one is given.
     pub fn store(&self, repository: &str, tag: Option<&str>, kit: &Written) {
         let storage = self.folder.join("storage");
         for blob in kit.folder.join("blobs/sha256").read_dir().expect("a layout has blobs") {

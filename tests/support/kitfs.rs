@@ -1,5 +1,5 @@
-//! The `kitfs` binary as a user runs it, with a cache folder, a home and an environment of its
-//! own, and a guard that leaves no daemon and no mount behind.
+//! The `kitfs` binary as a user runs it, with its own cache folder, home and environment. A guard
+//! ends the daemon and the mounts.
 
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long a command may take: far more than any needs, so that a hang fails and does not stay.
+/// The time limit of a command: far more than any command needs, so that a hang becomes a failure.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long something that happens in the background may take.
+/// The time limit for work in the background.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval between two looks at a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -22,7 +22,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// The outcome of a command.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Its exit code; `None` when a signal ended it.
+    /// The exit code; `None` if a signal ended the command.
     pub code: Option<i32>,
     pub stdout: Vec<u8>,
     pub stderr: String,
@@ -41,7 +41,7 @@ impl Kitfs {
         Self::with_options::<&str>(&[])
     }
 
-    /// As [`Kitfs::new`], with options that every command gets.
+    /// As [`Kitfs::new`], with options for every command.
     pub fn with_options<S: AsRef<OsStr>>(options: &[S]) -> Self {
         Self {
             folder: TempDir::with_prefix("kitfs-test-").expect("a folder for the test"),
@@ -60,7 +60,7 @@ impl Kitfs {
         self.folder.path().join("cache")
     }
 
-    /// The command, with nothing of the caller's environment but `PATH`.
+    /// The command. Of the caller's environment it has only `PATH`.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let home = self.folder.path().join("home");
         fs::create_dir_all(&home).expect("a home");
@@ -73,7 +73,7 @@ impl Kitfs {
         command
     }
 
-    /// The command, started by a shell that runs `before` first: limits, traps.
+    /// The command, started by a shell that first runs `before` (limits, traps).
     pub fn command_after<S: AsRef<OsStr>>(&self, before: &str, arguments: &[S]) -> Command {
         let inner = self.command(arguments);
         let mut command = Command::new("sh");
@@ -110,7 +110,7 @@ impl Kitfs {
         String::from_utf8(outcome.stdout).expect("the output is text")
     }
 
-    /// Runs a command that must fail with `code`; returns what it says.
+    /// Runs a command that must fail with `code`; returns its standard error.
     #[track_caller]
     pub fn fail<S: AsRef<OsStr>>(&self, code: i32, arguments: &[S]) -> String {
         let outcome = self.run(arguments);
@@ -128,7 +128,7 @@ impl Kitfs {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("not JSON: {error}: {text}"))
     }
 
-    /// A new empty folder to mount on, unmounted when this value goes.
+    /// A new empty folder to mount on. Dropping this value unmounts it.
     pub fn mountpoint(&self, name: &str) -> PathBuf {
         let path = self.folder.path().join(name);
         fs::create_dir_all(&path).expect("a mountpoint");
@@ -136,7 +136,7 @@ impl Kitfs {
         path
     }
 
-    /// Mounts a kit; returns where.
+    /// Mounts a kit; returns the mountpoint.
     #[track_caller]
     pub fn mount(&self, reference: &str, options: &[&str]) -> PathBuf {
         let mountpoint = self.mountpoint(&format!("mnt{}", self.mountpoints.borrow().len()));
@@ -152,14 +152,14 @@ impl Kitfs {
         self.succeed(&[OsStr::new("umount"), mountpoint.as_os_str()]);
     }
 
-    /// The process of the daemon.
+    /// The process number of the daemon.
     pub fn daemon_pid(&self) -> u32 {
         let status = self.json(&["daemon", "status", "--json"]);
         let pid = status["pid"].as_u64().unwrap_or_else(|| panic!("no pid in {status}"));
         pid.try_into().expect("a process number")
     }
 
-    /// Kills the daemon, as a lack of memory would, and waits until it is gone.
+    /// Kills the daemon with SIGKILL, and waits until the process is gone.
     pub fn kill_daemon(&self) {
         let number = self.daemon_pid();
         let pid = i32::try_from(number).ok().and_then(rustix::process::Pid::from_raw);
@@ -200,7 +200,7 @@ impl Drop for Kitfs {
         for mountpoint in self.mountpoints.borrow().iter().filter(|path| is_mounted(path)) {
             let _ = Command::new("fusermount3").arg("-uzq").arg(mountpoint).status();
         }
-        // Only a process of this very binary: the number may have been given away meanwhile.
+        // Checks the binary, because the kernel may have given the number to another process.
         if let (false, Some(pid)) = (stopped, pid) {
             let binary = fs::read_link(format!("/proc/{pid}/exe")).ok();
             if binary.as_deref() == Some(Path::new(env!("CARGO_BIN_EXE_kitfs"))) {
@@ -211,7 +211,7 @@ impl Drop for Kitfs {
     }
 }
 
-/// Whether something is mounted at `path`, as the kernel's table says.
+/// `true` if the kernel's table has a mount at `path`.
 pub fn is_mounted(path: &Path) -> bool {
     mount_type(path).is_some()
 }
@@ -224,7 +224,7 @@ pub fn mount_type(path: &Path) -> Option<String> {
     lines.into_iter().find(|fields| fields[1] == path).map(|fields| fields[2].to_owned())
 }
 
-/// Waits until `condition` holds, and fails when it does not come to.
+/// Waits until `condition` holds, and fails after the time limit.
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + WAIT_TIMEOUT;

@@ -38,12 +38,12 @@ pub fn map_registry(folder: &Path, host: &str, address: &str) {
     fs::write(folder.join("hosts.toml"), hosts).expect("the mapping can be written");
 }
 
-/// Numbers that look random and are the same on every run (splitmix64).
+/// Pseudo-random numbers that are the same on every run (splitmix64).
 #[derive(Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// Numbers that are a function of `seed`.
+    /// A generator whose numbers depend on `seed` only.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }

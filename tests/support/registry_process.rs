@@ -1,5 +1,5 @@
-//! A real registry: Debian's `docker-registry` on a free port of 127.0.0.1, with a folder of its
-//! own, and `skopeo` to push to it. It knows what no double knows: distribution's own behaviour.
+//! A real registry: Debian's `docker-registry` on a free port of 127.0.0.1, with a folder of its own,
+//! and `skopeo` to push to it. It shows distribution's real behaviour, which a double only imitates.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// How long the registry may take to answer; it needs about 0.1 s on an idle machine.
+/// The time limit for the registry's first answer. It needs about 0.1 s on an idle machine.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// Another process may take the free port before the registry does.
+/// The attempts to start: another process may take the free port before the registry does.
 const START_ATTEMPTS: usize = 5;
 /// The interval between two looks at a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A registry that runs until it is dropped.
+/// A running registry. Dropping the value ends it.
 pub struct RegistryProcess {
     child: Child,
     port: u16,
@@ -40,12 +40,12 @@ impl RegistryProcess {
         panic!("docker-registry does not start: is the package docker-registry installed?");
     }
 
-    /// Its host and port.
+    /// The registry's host and port.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Its storage folder.
+    /// The registry's storage folder.
     pub fn storage(&self) -> &Path {
         self.folder.path()
     }

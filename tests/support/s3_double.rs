@@ -1,7 +1,7 @@
-//! An S3 store in memory, which checks signatures by itself, with faults on request.
+//! An S3 store in memory that checks signatures with its own code, with faults on request.
 //!
-//! The signature is put together from the request as it arrived (AWS, "Signature Version 4"), so a
-//! client that signs something else than it sends is refused.
+//! The store computes the signature from the request that arrived (AWS, "Signature Version 4"). So it
+//! refuses a client that signs another request than it sends.
 //!
 //! ```no_run
 //! let store = S3Double::start(S3Options::default()).await;
@@ -36,12 +36,12 @@ pub struct S3Keys {
     pub token: Option<&'static str>,
 }
 
-/// How a double behaves when nothing fails.
+/// The behaviour of a double without faults.
 #[derive(Clone, Debug)]
 pub struct S3Options {
     /// The key that may read; `None` for everybody, signed or not.
     pub keys: Option<S3Keys>,
-    /// The region that its buckets are in.
+    /// The region of the buckets.
     pub region: &'static str,
 }
 
@@ -52,7 +52,7 @@ impl Default for S3Options {
     }
 }
 
-/// A running store; it stops when dropped.
+/// A running store. Dropping the value stops it.
 pub struct S3Double {
     shared: Arc<Shared>,
     host: String,
@@ -92,7 +92,7 @@ impl S3Double {
         format!("http://{}", self.host)
     }
 
-    /// The variables that lead the AWS tools here.
+    /// The environment variables that point the AWS tools to this store.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let options = self.shared.options.lock().unwrap();
         let mut environment =
@@ -120,27 +120,27 @@ impl S3Double {
         self.shared.objects.lock().unwrap().remove(&format!("{bucket}/{key}"));
     }
 
-    /// Accepts these keys and no others from now on.
+    /// Accepts only these keys from now on.
     pub fn accept(&self, keys: S3Keys) {
         self.shared.options.lock().unwrap().keys = Some(keys);
     }
 
-    /// Adds a rule behind those that are there.
+    /// Adds a rule after the existing ones.
     pub fn script(&self, rule: Rule) {
         self.shared.rules.lock().unwrap().push(rule);
     }
 
-    /// Everything that arrived, in order.
+    /// All requests, in order.
     pub fn requests(&self) -> Vec<Recorded> {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// The requests for bytes, that is without those for sizes.
+    /// The requests for bytes, without the requests for sizes.
     pub fn reads(&self) -> Vec<Recorded> {
         self.requests().into_iter().filter(|one| one.method == Method::GET).collect()
     }
 
-    /// Bytes of objects that left.
+    /// The bytes of objects that were sent.
     pub fn bytes_served(&self) -> u64 {
         self.shared.bytes_served.load(Ordering::SeqCst)
     }
@@ -186,7 +186,7 @@ fn error(status: u16, code: &str) -> Response {
 }
 
 impl Shared {
-    /// The answer to a request that is not signed as it must be.
+    /// The answer to a request without the right signature; `None` for a right one.
     fn refusal(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Response> {
         let options = self.options.lock().unwrap().clone();
         let keys = options.keys?;

@@ -1,9 +1,9 @@
-//! A shaped link: a TCP proxy that makes loopback behave like a network. It adds latency, limits
-//! the rate of all connections together and of each one, stalls and resets connections, and counts
-//! what passes. Tests use it for faults, `examples/shaped-link.rs` for measurements.
+//! A shaped link: a TCP proxy that makes loopback behave like a network. It adds latency, limits the
+//! rate of all connections together and of each one, stalls and resets connections, and counts bytes
+//! and requests. Tests use it for faults, `examples/shaped-link.rs` for measurements.
 //!
-//! Nothing is slowed down by sleeping between writes. Each piece that is read gets a time at which
-//! it is due at the other end, and waits for that time in a queue:
+//! The link does not sleep between writes. Each piece that it reads gets a time at which the piece is
+//! due at the other end, and waits for that time in a queue:
 //!
 //! ```text
 //! client --> read --> [ due = now + rtt/2 ] ------------------------------> write --> server
@@ -11,16 +11,16 @@
 //!                                    '--- the line: one clock for all, one for each connection
 //! ```
 //!
-//! The clock of the line says when the last byte of what was taken on has been sent. A piece that
-//! was ready while the line was busy starts where the clock stands, however late its task wakes up:
-//! a busy machine makes the link jitter, never slower. A piece that finds the line idle starts now:
-//! rest earns no burst. Nobody takes on more than [`AHEAD`] of the line, so a new connection gets
-//! its share at once, as with a fair queue in a router.
+//! The clock of the line is the time at which the line will have sent all its bytes. A piece that was
+//! ready while the line was busy starts at the clock's time, even if its task wakes up late. So a busy
+//! machine makes the link jitter, but never slower. A piece that finds the line idle starts now: an idle
+//! time earns no burst. No connection fills the line further ahead than [`AHEAD`]. So a new connection
+//! gets its share at once, as with a fair queue in a router.
 //!
-//! Setting up a connection costs one round trip: what a client sends before that has passed waits.
-//! There is no slow start, no loss, and no limit upwards (requests are small).
+//! A new connection costs one round trip: the first bytes of a client wait for that time. There is no
+//! slow start, no loss, and no limit towards the server (requests are small).
 //!
-//! The module stands alone, so that the example can include it by its path.
+//! The module uses no other module of the tests, so that the example can include it by its path.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -37,13 +37,13 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-/// The most that is read at once, and so what one connection may take of the line before the next
-/// one's turn: 1 ms at 1 Gbit/s.
+/// The most bytes of one read from the server, and so of one turn of a connection on the line: 1 ms at
+/// 1 Gbit/s.
 const PIECE_BYTES: usize = 128 << 10;
-/// Requests are small.
+/// The most bytes of one read from the client. Requests are small.
 const REQUEST_BYTES: usize = 16 << 10;
-/// Pieces under way in one direction of a connection: 32 MiB of full ones, which is what 20 ms of
-/// 10 Gbit/s need. A client that does not read fills it, and the sender then waits.
+/// The most pieces on their way in one direction of a connection: 32 MiB if all are full, enough for
+/// 20 ms of 10 Gbit/s. A client that does not read fills the queue, and the sender then waits.
 const MOST_UNDER_WAY: usize = 256;
 /// The time by which a piece is planned ahead: enough to bridge the wake-up of a task.
 const AHEAD: Duration = Duration::from_millis(2);
@@ -53,16 +53,16 @@ const AHEAD: Duration = Duration::from_millis(2);
 pub struct Shape {
     /// The round trip: half of it each way.
     pub rtt: Duration,
-    /// Bytes a second towards the clients, all connections together.
+    /// The rate towards the clients, in bytes a second, of all connections together.
     pub rate: Option<u64>,
-    /// Bytes a second towards the client, each connection.
+    /// The rate towards the client, in bytes a second, of each connection.
     pub connection_rate: Option<u64>,
-    /// A connection stands still for a while after each time so many bytes came down.
+    /// Stalls a connection for this time after each so many bytes towards the client.
     pub stall: Option<(u64, Duration)>,
-    /// A connection is reset after so many bytes came down.
+    /// Resets a connection after so many bytes towards the client.
     pub reset_after: Option<u64>,
-    /// Not zero: the distances of stalls and resets are drawn between a half and one and a half
-    /// of what was said, for each connection, as a function of this number.
+    /// If not zero, the seed of random distances between stalls and resets: 0.5 to 1.5 times the given
+    /// number of bytes.
     pub seed: u64,
 }
 
@@ -77,13 +77,13 @@ pub struct Counts {
     pub bytes_up: u64,
     /// Bytes towards clients.
     pub bytes_down: u64,
-    /// Pauses that were made.
+    /// Stalls that were made.
     pub stalls: u64,
     /// Connections that were reset on purpose.
     pub resets: u64,
 }
 
-/// A link that runs, on a thread of its own, until it is dropped.
+/// A running link with a thread of its own. Dropping the value ends it.
 pub struct ShapedLink {
     address: SocketAddr,
     counted: Arc<Counted>,
@@ -109,7 +109,7 @@ struct Link {
     counted: Arc<Counted>,
 }
 
-/// One direction of a line: when it will have sent what it took on.
+/// One direction of a line, with its clock.
 struct Line {
     free_at: Instant,
     rate: Option<u64>,
@@ -140,7 +140,7 @@ impl ShapedLink {
         let line = Mutex::new(Line::new(shape.rate));
         let link = Arc::new(Link { shape, to, line, counted: Arc::clone(&counted) });
         let (stop, stopped) = oneshot::channel();
-        // One thread: the link is to leave the processors to those who are measured.
+        // One thread leaves the other processors to the measured programs.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let serve = move || {
             runtime.block_on(async move {
@@ -185,7 +185,7 @@ impl Drop for ShapedLink {
 async fn accept(listener: std::net::TcpListener, link: Arc<Link>) {
     let Ok(listener) = TcpListener::from_std(listener) else { return };
     loop {
-        // An error here is one connection that went away, or no descriptor left: both pass.
+        // A failed accept is a closed connection or a lack of descriptors. Both are temporary.
         let Ok((client, _)) = listener.accept().await else {
             tokio::time::sleep(AHEAD).await;
             continue;
@@ -197,7 +197,7 @@ async fn accept(listener: std::net::TcpListener, link: Arc<Link>) {
 
 /// One connection, from its first byte to its last.
 async fn carry(mut client: TcpStream, link: Arc<Link>, number: u64) {
-    // Clients see the server's refusal as a connection that ends.
+    // If the server refuses, the client's connection ends.
     let opened = Instant::now() + link.shape.rtt;
     let Ok(mut server) = TcpStream::connect(link.to).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -220,7 +220,7 @@ async fn carry(mut client: TcpStream, link: Arc<Link>, number: u64) {
     }
 }
 
-/// Why a connection ends before both sides have said that they are done.
+/// The reason why a connection ends before both sides have closed it.
 enum Ended {
     Reset,
     Broken,
@@ -265,7 +265,7 @@ async fn read_answers(
         server.readable().await?;
         let ready = Instant::now();
         own.wait(&mut alarm).await?;
-        // Turns are taken in order of asking; who holds the line waits until it is nearly free.
+        // Connections take turns in the order of requests; the holder waits until the line is nearly free.
         let mut line = link.line.lock().await;
         line.wait(&mut alarm).await?;
         let mut bytes = Vec::with_capacity(PIECE_BYTES.min(faults.until_next()));
@@ -323,7 +323,7 @@ impl Line {
         }
     }
 
-    /// Takes on bytes that were there at `ready`; returns when the last of them is sent.
+    /// Adds bytes that were ready at `ready`; returns the time at which the last of them is sent.
     fn send(&mut self, bytes: usize, ready: Instant) -> Instant {
         self.free_at = self.free_at.max(ready);
         if let Some(rate) = self.rate {
@@ -365,7 +365,7 @@ impl Faults {
         faults
     }
 
-    /// A distance around `distance`, at least one byte (splitmix64).
+    /// A random number near `distance`, at least one byte (splitmix64).
     fn draw(&mut self, distance: u64) -> u64 {
         if self.random == 0 {
             return distance.max(1);
@@ -400,7 +400,7 @@ impl Faults {
 /// Counts request heads in a stream of requests without bodies.
 #[derive(Default)]
 struct Heads {
-    /// The first bytes of the head under way: enough to know GET and HEAD.
+    /// The first bytes of the present head: enough to recognise GET and HEAD.
     start: Vec<u8>,
     /// The part that was seen of the empty line that ends a head.
     end: usize,

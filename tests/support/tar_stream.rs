@@ -1,6 +1,6 @@
 //! Tar streams as Go's `archive/tar` writes them for kit (modelkit-spec 3.1): ustar headers, PAX
-//! records where ustar has no room, two zero blocks at the end. Written by hand so that the tests
-//! share no code with what they test, and so that hostile streams can be made.
+//! records where ustar has no room, two zero blocks at the end. This writer shares no code with
+//! kitfs, and can make hostile streams.
 //!
 //! A stream is a list of segments: a member of many gigabytes of zeros takes no memory, and no
 //! disk where the file system knows holes.
@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 
 const BLOCK: u64 = 512;
-/// Sizes from here on do not fit the eleven octal digits of a ustar header.
+/// The least size that does not fit the eleven octal digits of a ustar header.
 const USTAR_SIZE_END: u64 = 1 << 33;
 
 /// Bytes of a stream, or a hole.
@@ -60,7 +60,7 @@ impl Stream {
         self.segments.iter().map(length).sum()
     }
 
-    /// Whether it has holes; such a stream is not worth hashing.
+    /// `true` if the stream has holes. Hashing such a stream takes too long.
     pub fn is_sparse(&self) -> bool {
         self.segments.iter().any(|segment| matches!(segment, Segment::Zeros(_)))
     }
@@ -93,7 +93,7 @@ impl Stream {
     }
 }
 
-/// A header block: exactly these fields, whether they make sense or not.
+/// A header block with exactly these fields, valid or not.
 pub fn header(name: &[u8], typeflag: u8, mode: u32, size: u64, link: &[u8]) -> [u8; 512] {
     let mut block = [0; 512];
     let name = &name[..name.len().min(100)];
@@ -128,7 +128,7 @@ fn octal(field: &mut [u8], value: u64) {
     field[digits] = 0;
 }
 
-/// Appends what stands before the content of a member: PAX records where needed, and its header.
+/// Appends the PAX records of a member, if it needs any, and its header.
 pub fn push_member(
     stream: &mut Stream,
     path: &[u8],

@@ -1,5 +1,5 @@
-//! Trees of files as the tests compare them: the bytes of each path, what is there, its mode, its
-//! size and the digest of its content. Times and owners are left out: `kit unpack` sets neither.
+//! Trees of files to compare: the kind, mode, size and content digest of each path. Times and owners
+//! are left out, because `kit unpack` sets neither.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -25,7 +25,7 @@ pub enum Kind {
     Symlink(Vec<u8>),
 }
 
-/// One entry: permission bits and what it is. A symlink's mode is always 0777.
+/// One entry: permission bits and the node. A symlink's mode is always 0777.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub mode: u32,

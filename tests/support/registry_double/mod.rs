@@ -47,7 +47,7 @@ use tls_listener::{GO_ANSWER, TlsListener};
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Bytes of a body's pieces.
+/// The size of a body's pieces.
 const PIECE_BYTES: usize = 16 * 1024;
 
 /// The behaviour of a double without faults.
@@ -84,7 +84,7 @@ pub struct Tokens {
     pub password: Option<(String, String)>,
     /// The identity token to exchange.
     pub identity: Option<String>,
-    /// The `expires_in` of tokens, and how long they are accepted.
+    /// The `expires_in` of tokens, which is also their real lifetime.
     pub lifetime: Duration,
     /// Leave `expires_in` out of answers, and `token` in favour of `access_token`.
     pub terse: bool,
@@ -126,7 +126,7 @@ impl Recorded {
     }
 }
 
-/// A running registry; it stops when dropped.
+/// A running registry. Dropping the value stops it.
 pub struct RegistryDouble {
     shared: Arc<Shared>,
     servers: Vec<tokio::task::JoinHandle<()>>,
@@ -242,7 +242,7 @@ impl RegistryDouble {
         digest
     }
 
-    /// Stores all of an OCI layout folder, each manifest under its tag. Panics where it is none.
+    /// Stores all of an OCI layout folder, each manifest under its tag. Panics without a layout.
     pub fn push_layout(&self, repository: &str, folder: &Path) {
         let read = |path: &Path| {
             std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -269,7 +269,7 @@ impl RegistryDouble {
         self.change(repository, |content| content.blobs.remove(&digest));
     }
 
-    /// Adds a rule behind those that are there.
+    /// Adds a rule after the existing ones.
     pub fn script(&self, rule: Rule) {
         self.shared.rules.lock().unwrap().push(rule);
     }
@@ -309,8 +309,8 @@ impl RegistryDouble {
         self.shared.bytes_served.load(Ordering::SeqCst)
     }
 
-    /// The most requests for blobs that were being answered at once, from their arrival to the
-    /// end of the body.
+    /// The most requests for blobs that were open at once, each from its arrival to the end of the
+    /// body.
     pub fn peak(&self) -> usize {
         self.shared.peak.load(Ordering::SeqCst)
     }
@@ -386,7 +386,7 @@ fn error(status: u16, code: &str, message: &str) -> Response {
 }
 
 impl Shared {
-    /// Waits until so many requests for blobs are being answered, or have been.
+    /// Waits until so many requests for blobs are or were open at once.
     async fn gather(&self, requests: usize) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.peak.load(Ordering::SeqCst) < requests && Instant::now() < deadline {
@@ -570,7 +570,7 @@ impl Shared {
         answer.to_string().into_response()
     }
 
-    /// A blob, or the range of it that was asked for.
+    /// A blob, or the requested range of a blob.
     fn blob(
         self: &Arc<Self>,
         bytes: &Bytes,
@@ -586,8 +586,8 @@ impl Shared {
     }
 }
 
-/// Bytes, or the range of them that was asked for, changed by the fault. `sent` hears
-/// how many bytes leave, and lives as long as the body.
+/// Bytes or the requested range of them, changed by the fault. `sent` counts the bytes that leave,
+/// and lives as long as the body.
 pub(super) fn serve(
     bytes: &Bytes,
     headers: &HeaderMap,
@@ -668,7 +668,7 @@ fn body(bytes: Bytes, fault: Option<&Fault>, sent: impl Fn(usize) + Send + 'stat
     Body::from_stream(pieces.chain(stream::once(end).filter_map(std::future::ready)))
 }
 
-/// Counts the answers under way.
+/// Counts the open answers.
 struct Busy(Arc<Shared>);
 
 impl Busy {

@@ -21,9 +21,9 @@ pub enum Fault {
     Short { after_bytes: usize },
     /// The body goes on after its promised end, as far as HTTP lets it (no `Content-Length`).
     Long { extra_bytes: usize },
-    /// This `Content-Range`, whatever was asked.
+    /// This `Content-Range` for any request.
     ContentRange(String),
-    /// 200 and the whole blob, whatever range was asked.
+    /// 200 and the whole blob for any range.
     IgnoreRange,
     /// One bit of the body is wrong.
     Corrupt,
@@ -31,8 +31,7 @@ pub enum Fault {
     Redirect(String),
     /// The answer comes after this time.
     Late(Duration),
-    /// The answer comes when so many requests for blobs are being answered at once; after 10
-    /// seconds without that it comes all the same.
+    /// The answer comes when so many requests for blobs are open at once, or after 10 seconds.
     Gather(usize),
     /// The answer comes when [`RegistryDouble::release`] is called, or was.
     Hold,
