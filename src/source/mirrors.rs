@@ -139,7 +139,7 @@ fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, St
         Some(_) => return Err("`host` must hold tables, as in [host.\"https://…\"]".to_owned()),
     };
     let server = match table.remove("server") {
-        None => default_server(registry),
+        None => default_server(registry, &table),
         Some(Value::String(server)) => server,
         Some(_) => return Err("`server` must be a URL".to_owned()),
     };
@@ -160,8 +160,11 @@ fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, St
     Ok(endpoints)
 }
 
-/// The registry itself, reached as it is without a file: by https, and on this machine by http.
-fn default_server(registry: &str) -> String {
+/// The registry itself, reached as it is without a file: by https, and on this machine by http. A
+/// certificate or `skip_verify` at the top of the file means https there, too, as in containerd.
+fn default_server(registry: &str, table: &Table) -> String {
+    let has_tls_options =
+        ["ca", "client", "skip_verify"].iter().any(|key| table.contains_key(*key));
     let is_docker_hub = registry.eq_ignore_ascii_case("docker.io");
     let host = if is_docker_hub { "registry-1.docker.io" } else { registry };
     let is_loopback = Url::parse(&format!("http://{host}")).is_ok_and(|url| match url.host() {
@@ -170,7 +173,8 @@ fn default_server(registry: &str) -> String {
         Some(Host::Domain(domain)) => domain == "localhost",
         None => false,
     });
-    format!("{}://{host}", if is_loopback { "http" } else { "https" })
+    let is_plain = is_loopback && !has_tls_options;
+    format!("{}://{host}", if is_plain { "http" } else { "https" })
 }
 
 fn endpoint(key: &str, url: &str, host: Value, folder: &Path) -> Result<Endpoint, String> {
@@ -280,6 +284,9 @@ mod tests {
             ["https://z.example/", "http://a.example:81/proxy", "https://ghcr.io/"]
         );
         assert_eq!(urls("", "127.0.0.1:5555"), ["http://127.0.0.1:5555/"]);
+        for tls in ["ca = 'own.pem'", "skip_verify = true", "client = 'both.pem'"] {
+            assert_eq!(urls(tls, "127.0.0.1:5555"), ["https://127.0.0.1:5555/"], "{tls}");
+        }
         assert_eq!(urls("", "docker.io"), ["https://registry-1.docker.io/"]);
         assert_eq!(urls("", "Docker.IO"), ["https://registry-1.docker.io/"]);
         assert_eq!(urls(r#"server = "other.example/v2/""#, "h.io"), ["https://other.example/"]);

@@ -1,4 +1,4 @@
-//! Where a blob really lies: redirects, and the memory of their targets.
+//! The real place of a blob: redirects, and the memory of their targets.
 //!
 //! Registries answer a blob request with a redirect to a storage host and a signed URL. Asking the
 //! registry anew for every range would double the round trips, so the last target of a blob is
