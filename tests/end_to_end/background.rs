@@ -695,8 +695,11 @@ fn an_interrupt_ends_the_wait_for_the_end_of_a_trace(
     let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
     let daemon = counted.kitfs.daemon_pid();
     let at = |name: &str| counted.kitfs.folder().join(name);
-    // A stopped daemon never sends the last entries.
-    let script = format!("kill -STOP {daemon}; touch began; exit {commands_code}");
+    // A stopped daemon never sends the last entries. The signal stops one thread after another.
+    let is_running = format!("cat /proc/{daemon}/task/*/status | grep '^State:' | grep -qv T");
+    let script = format!(
+        "kill -STOP {daemon}; while {is_running}; do sleep 0.01; done; touch began; exit {commands_code}"
+    );
     let mut command = counted.kitfs.command(&["trace", "record", "-o", "cut.trace"]);
     command.arg(&mountpoint).args(["--", "sh", "-c", &script]);
     let mut child = command.stderr(File::create(at("said")).unwrap()).spawn().unwrap();

@@ -152,74 +152,79 @@ fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
     assert!(child.wait().unwrap().success());
 }
 
-/// A user with no line in /etc/passwd. Another number for each run of the tests, so that processes that
-/// one run leaves do not count for the next.
-fn stranger() -> u32 {
-    1_000_000 + std::process::id()
-}
+/// Only root can become another user.
+mod as_root {
+    use super::*;
 
-/// A command of a user that the machine does not know, with at most `processes` of that user.
-fn as_stranger(
-    kitfs: &Kitfs,
-    processes: Option<u32>,
-    arguments: &[&str],
-) -> crate::support::kitfs::Outcome {
-    let binary = kitfs.folder().join("kitfs");
-    if !binary.exists() {
-        // The build's folder may be closed to other users.
-        fs::copy(env!("CARGO_BIN_EXE_kitfs"), &binary).unwrap();
-        fs::set_permissions(kitfs.folder(), PermissionsExt::from_mode(0o755)).unwrap();
+    /// A user with no line in /etc/passwd. Another number for each run of the tests, so that processes that
+    /// one run leaves do not count for the next.
+    fn stranger() -> u32 {
+        1_000_000 + std::process::id()
     }
-    let mut command = std::process::Command::new("prlimit");
-    command.args(processes.map(|count| format!("--nproc={count}")));
-    command.args(["--", "setpriv", "--clear-groups"]);
-    command.args([format!("--reuid={}", stranger()), format!("--regid={}", stranger())]);
-    command.arg("--");
-    command.arg(&binary).args(arguments).env_clear().env("PATH", "/usr/bin:/bin");
-    Kitfs::run_command(command)
-}
 
-#[test]
-fn a_user_without_a_name_and_a_home_is_told_what_is_missing() {
-    let kitfs = Kitfs::new();
-    let reference = golden_reference("article");
-    let outcome = as_stranger(&kitfs, None, &["ls", &reference]);
-    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("--cache-dir"), "{}", outcome.stderr);
-    // A command that looks at no cache needs none.
-    let outcome = as_stranger(&kitfs, None, &["status"]);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-
-    let (cache, mountpoint) = (kitfs.cache(), kitfs.mountpoint("mnt"));
-    fs::create_dir(&cache).unwrap();
-    for path in [&cache, &mountpoint] {
-        std::os::unix::fs::chown(path, Some(stranger()), Some(stranger())).unwrap();
+    /// A command of a user that the machine does not know, with at most `processes` of that user.
+    fn as_stranger(
+        kitfs: &Kitfs,
+        processes: Option<u32>,
+        arguments: &[&str],
+    ) -> crate::support::kitfs::Outcome {
+        let binary = kitfs.folder().join("kitfs");
+        if !binary.exists() {
+            // The build's folder may be closed to other users.
+            fs::copy(env!("CARGO_BIN_EXE_kitfs"), &binary).unwrap();
+            fs::set_permissions(kitfs.folder(), PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let mut command = std::process::Command::new("prlimit");
+        command.args(processes.map(|count| format!("--nproc={count}")));
+        command.args(["--", "setpriv", "--clear-groups"]);
+        command.args([format!("--reuid={}", stranger()), format!("--regid={}", stranger())]);
+        command.arg("--");
+        command.arg(&binary).args(arguments).env_clear().env("PATH", "/usr/bin:/bin");
+        Kitfs::run_command(command)
     }
-    let cache = ["--cache-dir", cache.to_str().unwrap()];
-    let kit = TempDir::new_in(kitfs.folder()).unwrap();
-    fs::set_permissions(kit.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let reference = Kit::modelkit().write(&kit.path().join("kit"), "v1").reference;
-    let listed = as_stranger(&kitfs, None, &[&["ls", &reference], &cache[..]].concat());
-    assert_eq!(listed.code, Some(0), "{}", listed.stderr);
-    let mount = ["mount", &reference, mountpoint.to_str().unwrap()];
-    let refused = as_stranger(&kitfs, None, &[&mount, &cache[..]].concat());
-    assert_eq!(refused.code, Some(7), "{}", refused.stderr);
-    assert!(refused.stderr.contains("/etc/passwd"), "{}", refused.stderr);
-    as_stranger(&kitfs, None, &[&["daemon", "stop"], &cache[..]].concat());
 
-    // Not even the threads of a command. The daemon that was stopped may still count for a moment.
-    let ls = [&["ls", &reference], &cache[..]].concat();
-    let mut limited = as_stranger(&kitfs, Some(2), &ls);
-    wait_until("the end of the daemon", || {
-        limited = as_stranger(&kitfs, Some(2), &ls);
-        limited.stderr.starts_with("kitfs: ")
-    });
-    assert_eq!(limited.code, Some(1), "{}", limited.stderr);
-    for words in ["threads can be started", "--pids-limit", "ulimit -u"] {
-        assert!(limited.stderr.contains(words), "{}", limited.stderr);
+    #[test]
+    fn a_user_without_a_name_and_a_home_is_told_what_is_missing() {
+        let kitfs = Kitfs::new();
+        let reference = golden_reference("article");
+        let outcome = as_stranger(&kitfs, None, &["ls", &reference]);
+        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("--cache-dir"), "{}", outcome.stderr);
+        // A command that looks at no cache needs none.
+        let outcome = as_stranger(&kitfs, None, &["status"]);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+
+        let (cache, mountpoint) = (kitfs.cache(), kitfs.mountpoint("mnt"));
+        fs::create_dir(&cache).unwrap();
+        for path in [&cache, &mountpoint] {
+            std::os::unix::fs::chown(path, Some(stranger()), Some(stranger())).unwrap();
+        }
+        let cache = ["--cache-dir", cache.to_str().unwrap()];
+        let kit = TempDir::new_in(kitfs.folder()).unwrap();
+        fs::set_permissions(kit.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let reference = Kit::modelkit().write(&kit.path().join("kit"), "v1").reference;
+        let listed = as_stranger(&kitfs, None, &[&["ls", &reference], &cache[..]].concat());
+        assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+        let mount = ["mount", &reference, mountpoint.to_str().unwrap()];
+        let refused = as_stranger(&kitfs, None, &[&mount, &cache[..]].concat());
+        assert_eq!(refused.code, Some(7), "{}", refused.stderr);
+        assert!(refused.stderr.contains("/etc/passwd"), "{}", refused.stderr);
+        as_stranger(&kitfs, None, &[&["daemon", "stop"], &cache[..]].concat());
+
+        // Not even the threads of a command. The daemon that was stopped may still count for a moment.
+        let ls = [&["ls", &reference], &cache[..]].concat();
+        let mut limited = as_stranger(&kitfs, Some(2), &ls);
+        wait_until("the end of the daemon", || {
+            limited = as_stranger(&kitfs, Some(2), &ls);
+            limited.stderr.starts_with("kitfs: ")
+        });
+        assert_eq!(limited.code, Some(1), "{}", limited.stderr);
+        for words in ["threads can be started", "--pids-limit", "ulimit -u"] {
+            assert!(limited.stderr.contains(words), "{}", limited.stderr);
+        }
+        assert!(!limited.stderr.contains("panicked"), "{}", limited.stderr);
+        // Few, but enough.
+        let few = as_stranger(&kitfs, Some(6), &ls);
+        assert_eq!(few.code, Some(0), "{}", few.stderr);
     }
-    assert!(!limited.stderr.contains("panicked"), "{}", limited.stderr);
-    // Few, but enough.
-    let few = as_stranger(&kitfs, Some(6), &ls);
-    assert_eq!(few.code, Some(0), "{}", few.stderr);
 }

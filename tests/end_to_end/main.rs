@@ -19,7 +19,9 @@ mod listing;
 mod lost_cache;
 mod mounting;
 mod mountpoints;
-mod namespaces;
+#[path = "namespaces.rs"]
+mod namespaces_as_root;
 mod patience;
 mod remote_data;
-mod small_disk;
+#[path = "small_disk.rs"]
+mod small_disk_as_root;

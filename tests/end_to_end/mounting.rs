@@ -213,36 +213,6 @@ fn status_lists_the_mounts_of_a_dead_daemon_until_they_are_unmounted() {
 }
 
 #[test]
-fn a_passed_through_file_is_read_on_when_its_daemon_is_dead_and_another_one_evicts() {
-    let kitfs = Kitfs::with_options(&["--cache-size", "8MiB"]);
-    let folder = TempDir::new().unwrap();
-    let content = Random::new(4).bytes(4 << 20);
-    let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, &content));
-    let reference = kit.write(&folder.path().join("kit"), "v1").reference;
-    let mountpoint = kitfs.mount(&reference, &[]);
-    let path = mountpoint.join("weights.bin");
-    fs::read(&path).unwrap();
-    wait_until("it is passed through", || {
-        let _file = File::open(&path).unwrap();
-        kitfs.status_of(&mountpoint)["passthrough"]["on"]["open_files"] == 1
-    });
-    let file = File::open(&path).unwrap();
-    assert!(kitfs.succeed(&["status"]).contains("on (1 open"));
-    kitfs.kill_daemon();
-    let mut read = vec![0; content.len()];
-    file.read_exact_at(&mut read, 0).unwrap();
-    assert!(read == content, "without a daemon");
-    // Reading 16 MiB through the rest of an 8 MiB cache forces evictions.
-    let others = written(&folder.path().join("others"));
-    let elsewhere = kitfs.mount(&others.reference, &[]);
-    Tree::read(&elsewhere).without_kitfile().assert_equals(&others.tree, "by the next daemon");
-    file.read_exact_at(&mut read, 0).unwrap();
-    assert!(read == content, "after evictions");
-    drop(file);
-    kitfs.succeed(&["umount", "--lazy", mountpoint.to_str().unwrap()]);
-}
-
-#[test]
 fn a_foreground_mount_ends_with_its_process() {
     let kitfs = Kitfs::new();
     let mountpoint = kitfs.mountpoint("mnt");
@@ -588,4 +558,39 @@ fn bytes_that_the_disk_has_changed_are_never_served() {
     damage(&kitfs.cache().join("layers"));
     let again = kitfs.mount(&written.reference, &[]);
     Tree::read(&again).without_kitfile().assert_equals(&written.tree, "from a damaged cache");
+}
+
+/// Only root has passthrough.
+mod as_root {
+    use super::*;
+
+    #[test]
+    fn a_passed_through_file_is_read_on_when_its_daemon_is_dead_and_another_one_evicts() {
+        let kitfs = Kitfs::with_options(&["--cache-size", "8MiB"]);
+        let folder = TempDir::new().unwrap();
+        let content = Random::new(4).bytes(4 << 20);
+        let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, &content));
+        let reference = kit.write(&folder.path().join("kit"), "v1").reference;
+        let mountpoint = kitfs.mount(&reference, &[]);
+        let path = mountpoint.join("weights.bin");
+        fs::read(&path).unwrap();
+        wait_until("it is passed through", || {
+            let _file = File::open(&path).unwrap();
+            kitfs.status_of(&mountpoint)["passthrough"]["on"]["open_files"] == 1
+        });
+        let file = File::open(&path).unwrap();
+        assert!(kitfs.succeed(&["status"]).contains("on (1 open"));
+        kitfs.kill_daemon();
+        let mut read = vec![0; content.len()];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == content, "without a daemon");
+        // Reading 16 MiB through the rest of an 8 MiB cache forces evictions.
+        let others = written(&folder.path().join("others"));
+        let elsewhere = kitfs.mount(&others.reference, &[]);
+        Tree::read(&elsewhere).without_kitfile().assert_equals(&others.tree, "by the next daemon");
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == content, "after evictions");
+        drop(file);
+        kitfs.succeed(&["umount", "--lazy", mountpoint.to_str().unwrap()]);
+    }
 }

@@ -84,21 +84,8 @@ fn a_folder_that_was_there_stays() {
     assert!(place.is_dir());
 }
 
-/// A mount over its own cache would wait for itself.
-#[rstest]
-#[case::by_its_path(|home: &Path, _: &Path| home.to_owned())]
-#[case::through_a_symlink(|home: &Path, other: &Path| {
-    symlink(home, other.join("link")).unwrap();
-    other.join("link")
-})]
-#[case::through_a_bind_mount(|home: &Path, other: &Path| {
-    fs::create_dir(other.join("bound")).unwrap();
-    run("mount", &["--bind", text(home), text(&other.join("bound"))]);
-    other.join("bound")
-})]
-fn a_mountpoint_that_holds_the_cache_is_refused(
-    #[case] place: fn(&Path, &Path) -> std::path::PathBuf,
-) {
+/// A mount over its own cache would wait for itself. `place` leads to a folder `home` by another way.
+fn assert_holder_of_the_cache_is_refused(place: impl Fn(&Path, &Path) -> std::path::PathBuf) {
     let kitfs = Kitfs::new();
     let (home, other) = (kitfs.folder().join("user"), TempDir::new().unwrap());
     fs::create_dir_all(home.join(".cache")).unwrap();
@@ -116,10 +103,46 @@ fn a_mountpoint_that_holds_the_cache_is_refused(
     assert!(!inside.exists());
     assert_eq!(fs::read_to_string(home.join("mine")).unwrap(), "text");
     kitfs.succeed(&["daemon", "stop", "--cache-dir", text(&cache)]);
-    let bound = other.path().join("bound");
-    if is_mounted(&bound) {
-        run("umount", &[text(&bound)]);
+}
+
+#[test]
+fn a_mountpoint_that_holds_the_cache_is_refused_by_its_path() {
+    assert_holder_of_the_cache_is_refused(|home, _| home.to_owned());
+}
+
+#[test]
+fn a_mountpoint_that_holds_the_cache_is_refused_through_a_symlink() {
+    assert_holder_of_the_cache_is_refused(|home, other| {
+        symlink(home, other.join("link")).unwrap();
+        other.join("link")
+    });
+}
+
+#[rstest]
+#[case::kits_own_folder("--config", "kit's own folder")]
+#[case::mirrors("--registries-dir", "the folder of mirrors")]
+#[case::certificates("--ca-file", "a certificate authority")]
+#[case::a_client_certificate("--cert", "the client certificate")]
+#[case::a_trace("--trace", "the access trace")]
+fn a_mountpoint_that_holds_files_which_the_mount_needs_is_refused(
+    #[case] option: &str,
+    #[case] what: &str,
+) {
+    let kitfs = Kitfs::new();
+    let holder = kitfs.folder().join("holder");
+    let needed = holder.join("below/needed");
+    fs::create_dir_all(needed.parent().unwrap()).unwrap();
+    match option {
+        "--config" | "--registries-dir" => fs::create_dir(&needed).unwrap(),
+        _ => fs::write(&needed, "").unwrap(),
     }
+    let mut arguments = vec!["mount", "--nonempty", option, text(&needed)];
+    if option == "--cert" {
+        arguments.extend(["--key", text(&needed)]);
+    }
+    let reference = golden_reference("article");
+    let said = kitfs.fail(7, &[&arguments[..], &[&reference, text(&holder)]].concat());
+    assert!(said.contains(&format!("holds {what}")), "{said}");
 }
 
 #[test]
@@ -168,62 +191,6 @@ fn a_mount_ends_whichever_cache_folder_is_named() {
     assert!(!place.exists(), "its daemon has removed the folder that it had made");
     let status = kitfs.json(&["status", "--json"]);
     assert!(!status.to_string().contains(text(&place)), "{status}");
-}
-
-#[test]
-fn who_uses_a_mount_is_named() {
-    let kitfs = Kitfs::new();
-    let place = kitfs.mount(&golden_reference("article"), &[]);
-    let mut inside = Command::new("sleep");
-    let inside = Running::new(inside.arg("60").current_dir(&place));
-    let said = kitfs.fail(7, &["umount", text(&place)]);
-    let named = format!("process {} (sleep: its working folder)", inside.0.id());
-    assert!(said.contains(&named) && said.contains("--lazy"), "{said}");
-    drop(inside);
-
-    // A process of its own reads: a child that another test starts has copies of this process's files.
-    let file = place.join("models/model.h5");
-    let mut reading = Command::new("sh");
-    let reading = Running::new(reading.args(["-c", "exec 3<\"$0\"; read line", text(&file)]));
-    let mut said = String::new();
-    wait_until("the open file", || {
-        let outcome = kitfs.run(&["umount", text(&place)]);
-        said = outcome.stderr;
-        assert_eq!(outcome.code, Some(7), "it was unmounted: {said}");
-        said.contains("(sh: an open file)")
-    });
-    assert!(said.contains(&format!("process {} ", reading.0.id())), "{said}");
-    drop(reading);
-
-    let below = place.join("models");
-    run("mount", &["-t", "tmpfs", "none", text(&below)]);
-    let said = kitfs.fail(7, &["umount", text(&place)]);
-    assert!(
-        said.contains(&format!("the mount at {}, which lies on it", below.display())),
-        "{said}"
-    );
-    run("umount", &[text(&below)]);
-    kitfs.unmount(&place);
-}
-
-#[test]
-fn a_mount_that_another_namespace_keeps_is_unmounted_here_and_that_is_said() {
-    let kitfs = Kitfs::new();
-    let place = kitfs.mount(&golden_reference("article"), &[]);
-    let mut command = Command::new("unshare");
-    let script = "echo ready >\"$0\"; read line";
-    let ready = kitfs.folder().join("ready");
-    command.args(["-m", "--propagation", "private", "sh", "-c", script, text(&ready)]);
-    let holder = Running::new(&mut command);
-    wait_until("the namespace", || ready.exists());
-    let outcome = kitfs.run(&["umount", text(&place)]);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("another mount namespace"), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains(&format!("process {} ", holder.0.id())), "{}", outcome.stderr);
-    assert!(!is_mounted(&place));
-    // The mountpoint is free, although the first session goes on.
-    kitfs.succeed(&["mount", &golden_reference("yaml"), text(&place)]);
-    Tree::read(&place).assert_equals(&Tree::golden("yaml"), "at the same place");
 }
 
 /// A new mount at the same place succeeds at once after the end of a mount, however it ended.
@@ -278,4 +245,79 @@ fn the_end_of_a_daemon_names_programs_that_still_use_its_mounts() {
     // Nothing uses this one.
     kitfs.mount(&golden_reference("article"), &[]);
     assert_eq!(kitfs.run(&["daemon", "stop"]).stderr, "");
+}
+
+/// Only root can mount anything else, and make namespaces.
+mod as_root {
+    use super::*;
+
+    #[test]
+    fn a_mountpoint_that_holds_the_cache_is_refused_through_a_bind_mount() {
+        let bound = TempDir::new().unwrap();
+        assert_holder_of_the_cache_is_refused(|home, _| {
+            run("mount", &["--bind", text(home), text(bound.path())]);
+            bound.path().to_owned()
+        });
+        run("umount", &[text(bound.path())]);
+    }
+
+    #[test]
+    fn who_uses_a_mount_is_named() {
+        let kitfs = Kitfs::new();
+        let place = kitfs.mount(&golden_reference("article"), &[]);
+        let mut inside = Command::new("sleep");
+        let inside = Running::new(inside.arg("60").current_dir(&place));
+        let said = kitfs.fail(7, &["umount", text(&place)]);
+        let named = format!("process {} (sleep: its working folder)", inside.0.id());
+        assert!(said.contains(&named) && said.contains("--lazy"), "{said}");
+        drop(inside);
+
+        // A process of its own reads: a child that another test starts has copies of this process's files.
+        let file = place.join("models/model.h5");
+        let mut reading = Command::new("sh");
+        let reading = Running::new(reading.args(["-c", "exec 3<\"$0\"; read line", text(&file)]));
+        let mut said = String::new();
+        wait_until("the open file", || {
+            let outcome = kitfs.run(&["umount", text(&place)]);
+            said = outcome.stderr;
+            assert_eq!(outcome.code, Some(7), "it was unmounted: {said}");
+            said.contains("(sh: an open file)")
+        });
+        assert!(said.contains(&format!("process {} ", reading.0.id())), "{said}");
+        drop(reading);
+
+        let below = place.join("models");
+        run("mount", &["-t", "tmpfs", "none", text(&below)]);
+        let said = kitfs.fail(7, &["umount", text(&place)]);
+        assert!(
+            said.contains(&format!("the mount at {}, which lies on it", below.display())),
+            "{said}"
+        );
+        run("umount", &[text(&below)]);
+        kitfs.unmount(&place);
+    }
+
+    #[test]
+    fn a_mount_that_another_namespace_keeps_is_unmounted_here_and_that_is_said() {
+        let kitfs = Kitfs::new();
+        let place = kitfs.mount(&golden_reference("article"), &[]);
+        let mut command = Command::new("unshare");
+        let script = "echo ready >\"$0\"; read line";
+        let ready = kitfs.folder().join("ready");
+        command.args(["-m", "--propagation", "private", "sh", "-c", script, text(&ready)]);
+        let holder = Running::new(&mut command);
+        wait_until("the namespace", || ready.exists());
+        let outcome = kitfs.run(&["umount", text(&place)]);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("another mount namespace"), "{}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains(&format!("process {} ", holder.0.id())),
+            "{}",
+            outcome.stderr
+        );
+        assert!(!is_mounted(&place));
+        // The mountpoint is free, although the first session goes on.
+        kitfs.succeed(&["mount", &golden_reference("yaml"), text(&place)]);
+        Tree::read(&place).assert_equals(&Tree::golden("yaml"), "at the same place");
+    }
 }
