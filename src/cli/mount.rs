@@ -13,7 +13,7 @@ use super::reference::parse_reference;
 use super::runtime::block_on;
 use super::settings::{Settings, absolute, mountpoint};
 use super::sizes;
-use crate::daemon::api::{FailureKind, HydrateMode, KitRequest, MountRequest, MountStatus};
+use crate::daemon::api::{HydrateMode, KitRequest, MountRequest, MountStatus};
 use crate::daemon::{self, Backend, DaemonConfig};
 
 #[derive(Debug, clap::Args)]
@@ -159,26 +159,12 @@ async fn mount(
     config: DaemonConfig,
     request: MountRequest,
 ) -> Result<(), CliError> {
+    let backend = Backend::daemon(&config).await?;
+    settings.warn_of_other_bounds(&backend).await?;
     let bar = pass_bar();
-    let attempt = async || {
-        let backend = Backend::daemon(&config).await?;
-        settings.warn_of_other_bounds(&backend).await?;
-        let on_progress = &mut |progress| show_opening(&bar, progress);
-        match backend.mount(request.clone(), on_progress).await {
-            Ok(status) => Ok(Ok(status)),
-            // A daemon that is being killed may still take connections.
-            Err(failure) if failure.kind == FailureKind::Daemon && backend.has_ended().await => {
-                Ok(Err(failure))
-            }
-            Err(failure) => Err(CliError::from(failure)),
-        }
-    };
-    let status = match attempt().await {
-        Ok(Err(_)) => attempt().await,
-        done => done,
-    };
+    let status = backend.mount(request, &mut |progress| show_opening(&bar, progress)).await;
     bar.finish_and_clear();
-    announce(&status??)
+    announce(&status?)
 }
 
 fn announce(status: &MountStatus) -> Result<(), CliError> {

@@ -7,8 +7,8 @@ use tokio::task::spawn_blocking;
 use super::error::CliError;
 use super::output::{print_warnings, say};
 use super::settings::{Settings, mountpoint};
-use crate::daemon::Backend;
 use crate::daemon::api::{Failure, FailureKind, UnmountReport};
+use crate::daemon::{Backend, Server};
 use crate::fuse::{other_mounts, unmount_other};
 
 #[derive(Debug, clap::Args)]
@@ -60,7 +60,12 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
 async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
     let mut places = Vec::new();
     if let Ok(config) = settings.daemon() {
-        let running = Backend::running(&config).await?;
+        let running = match Backend::running(&config).await {
+            Ok(running) => running,
+            // Its mounts are in the list of all mounts.
+            Err(_) if !settings.names_cache_folder() => None,
+            Err(failure) => return Err(failure.into()),
+        };
         for daemon in running.into_iter().chain(Backend::lost(&config).await?) {
             places.extend(daemon.status().await?.mounts.into_iter().map(|mount| mount.mountpoint));
         }
@@ -79,17 +84,13 @@ async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
 
 /// Ends a mount: through its daemon, or without one when there is none.
 async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<UnmountReport, Failure> {
-    let config = settings.daemon().ok();
-    let daemons = async {
-        let by_mount = Backend::of_mount(place).await?;
-        // A mount that hangs does not name its daemon.
-        let by_folder = match (&by_mount, &config) {
-            (None, Some(config)) => Backend::running(config).await?,
-            _ => None,
-        };
-        Ok::<_, Failure>(by_mount.or(by_folder))
+    let daemon = match (Backend::of_mount(place).await?, settings.daemon()) {
+        (Server::Daemon(daemon), _) => Some(daemon),
+        // The daemon may still have a mount that it is making, or that this process does not see.
+        (Server::NoMount, Ok(config)) => Backend::running(&config).await?,
+        (Server::Unreachable | Server::NoMount, _) => None,
     };
-    if let Some(daemon) = daemons.await? {
+    if let Some(daemon) = daemon {
         match daemon.unmount(place, lazy).await {
             Ok(report) => return Ok(report),
             // Another daemon has it, or the mount is a leftover.

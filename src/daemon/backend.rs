@@ -1,6 +1,7 @@
 //! Runs the work of a command: in the daemon that owns the cache folder, or in this process.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::api::{
     KitRequest, ListRequest, Listing, MountRequest, MountStatus, OpenProgress, ReadRequest,
     RecordRequest, TagInfo, TagsRequest, UnmountReport, WarmEvent, WarmReport, WarmRequest,
 };
-use super::client::Client;
+use super::client::{Client, Liveness, silence};
 use super::failure::panicked;
 use super::lifecycle::{self, DaemonConfig};
 use super::seen;
@@ -29,6 +30,16 @@ pub type ByteStream = BoxStream<'static, Result<Bytes, Failure>>;
 pub struct Backend {
     cache_folder: PathBuf,
     kind: Kind,
+}
+
+/// The daemon that serves a mount.
+pub enum Server {
+    /// A daemon of this user.
+    Daemon(Backend),
+    /// It is dead, hangs, or is another user's.
+    Unreachable,
+    /// No kit is mounted there, as far as this process sees.
+    NoMount,
 }
 
 enum Kind {
@@ -71,28 +82,59 @@ impl Backend {
         })
     }
 
-    /// Connects to the daemon of the cache folder; `None` when none answers.
+    /// Connects to the daemon of the cache folder; `None` when none runs.
     ///
     /// # Errors
-    /// When the client cannot be made.
+    /// When the daemon hangs, or the folder is another user's.
     pub async fn running(config: &DaemonConfig) -> Result<Option<Self>, Failure> {
-        let Ok(socket) = SocketPath::new(&config.cache_folder) else { return Ok(None) };
-        if !socket.is_answered().await {
-            return Ok(None);
+        let folder = config.cache_folder.display();
+        let not_ours = || {
+            let message = format!(
+                "the cache folder {folder} is closed to this user: choose another one with --cache-dir"
+            );
+            Failure::new(FailureKind::Cache, message)
+        };
+        let socket = match SocketPath::new(&config.cache_folder) {
+            Ok(socket) => socket,
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(not_ours()),
+            Err(_) => return Ok(None),
+        };
+        let pid = match socket.listener().await {
+            Ok(pid) => pid,
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(not_ours()),
+            Err(_) => return Ok(None),
+        };
+        let client = Client::new(socket)?;
+        match client.liveness().await {
+            Liveness::Answers => {
+                let kind = Kind::Daemon(client);
+                Ok(Some(Self { cache_folder: config.cache_folder.clone(), kind }))
+            }
+            // The next one may start.
+            Liveness::Ends if lifecycle::falls_silent(client.socket()).await => Ok(None),
+            Liveness::Ends | Liveness::Silent => {
+                let message = format!(
+                    "the daemon of {folder}, process {pid}, does not answer ({}): it is stopped, or the \
+                     machine is overloaded. `kill -CONT {pid}` continues a stopped process, \
+                     `kill -KILL {pid}` ends it",
+                    silence()
+                );
+                Err(Failure::new(FailureKind::Daemon, message))
+            }
         }
-        let kind = Kind::Daemon(Client::new(socket)?);
-        Ok(Some(Self { cache_folder: config.cache_folder.clone(), kind }))
     }
 
-    /// Connects to the daemon of the mount at a canonical mountpoint, whatever its cache folder; `None`
-    /// when no daemon of this user answers.
-    pub async fn of_mount(mountpoint: &Path) -> Result<Option<Self>, Failure> {
+    /// Looks for the daemon of the mount at a canonical mountpoint, whatever its cache folder.
+    pub async fn of_mount(mountpoint: &Path) -> Result<Server, Failure> {
         let mountpoint = mountpoint.to_owned();
         let answer = spawn_blocking(move || daemon_of(&mountpoint)).await.map_err(panicked)?;
-        match answer {
-            Some(Answer::Daemon(told)) => Self::told(&told).await,
-            Some(Answer::Dead | Answer::Silent) | None => Ok(None),
-        }
+        Ok(match answer {
+            None => Server::NoMount,
+            Some(Answer::Daemon(told)) => {
+                Self::told(&told).await?.map_or(Server::Unreachable, Server::Daemon)
+            }
+            Some(Answer::Dead | Answer::Silent) => Server::Unreachable,
+        })
     }
 
     /// Connects to daemons that had this cache folder when somebody removed or replaced it. Their mounts

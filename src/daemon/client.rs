@@ -30,6 +30,16 @@ const LINE_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 /// a machine that is short of memory.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The way in which a daemon answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Liveness {
+    Answers,
+    /// It takes connections and breaks them: it is about to end.
+    Ends,
+    /// No answer came in time.
+    Silent,
+}
+
 /// A connection to a running daemon.
 pub(super) struct Client {
     http: reqwest::Client,
@@ -51,6 +61,16 @@ impl Client {
 
     pub(super) fn socket(&self) -> &SocketPath {
         &self.socket
+    }
+
+    /// Whether the daemon answers at all. Daemons of any version do.
+    pub(super) async fn liveness(&self) -> Liveness {
+        let answer = self.http.get("http://kitfs/v1/alive").send();
+        match running_time::timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(Ok(_)) => Liveness::Answers,
+            Ok(Err(_)) => Liveness::Ends,
+            Err(_) => Liveness::Silent,
+        }
     }
 
     pub(super) async fn status(&self) -> Result<DaemonStatus, Failure> {
@@ -242,7 +262,7 @@ fn not_understood(error: serde_json::Error) -> Failure {
 async fn in_time<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     match running_time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(answer) => answer,
-        Err(_) => Err(gone(&format!("no answer for {} s", ANSWER_TIMEOUT.as_secs()))),
+        Err(_) => Err(gone(&silence())),
     }
 }
 
@@ -254,6 +274,11 @@ fn broken(error: &reqwest::Error) -> Failure {
         cause = below;
     }
     gone(&cause.to_string())
+}
+
+/// The detail of [`Liveness::Silent`].
+pub(super) fn silence() -> String {
+    format!("no answer for {} s", ANSWER_TIMEOUT.as_secs())
 }
 
 fn gone(detail: &str) -> Failure {

@@ -52,6 +52,6 @@ mod upkeep;
 mod waiting;
 mod warming;
 
-pub use backend::{Backend, ByteStream};
+pub use backend::{Backend, ByteStream, Server};
 pub use lifecycle::{DaemonConfig, detach, report_ready, run};
 pub use replay::{TRACE_LIMIT_BYTES, read_trace};

@@ -50,6 +50,7 @@ pub(super) fn router(service: Arc<Service>) -> Router {
         .route_layer(middleware::from_fn(check_version));
     // A command of another version may still ask for the status, unmount and stop.
     Router::new()
+        .route("/v1/alive", get(async || StatusCode::NO_CONTENT))
         .route("/v1/status", get(status))
         .route("/v1/stop", post(stop))
         .route("/v1/mounts", delete(unmount))

@@ -104,6 +104,15 @@ impl SocketPath {
         &self.path
     }
 
+    /// The process that listens; zero where the kernel does not tell.
+    ///
+    /// # Errors
+    /// When none listens, or this user may not connect.
+    pub(super) async fn listener(&self) -> io::Result<i32> {
+        let stream = UnixStream::connect(&self.path).await?;
+        Ok(stream.peer_cred()?.pid().unwrap_or_default())
+    }
+
     /// Whether somebody listens.
     pub(super) async fn is_answered(&self) -> bool {
         UnixStream::connect(&self.path).await.is_ok()
@@ -204,6 +213,8 @@ mod tests {
         assert!(!socket.is_answered().await);
         let (listening, _listener) = FolderSocket::listen(&folder).unwrap();
         assert!(SocketPath::new(&folder).unwrap().is_answered_by_own_user().await);
+        let listener = SocketPath::new(&folder).unwrap().listener().await.unwrap();
+        assert_eq!(listener, std::process::id().cast_signed());
         assert!(folder.join(NAME).exists() && listening.is_reachable());
         listening.remove();
         assert!(!folder.join(NAME).exists());

@@ -162,7 +162,14 @@ pub fn unmount_other(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
     // Only the topmost can be taken away.
     let entry = mount_table::kit_at(mountpoint)
         .map_err(|error| MountError::Io(format!("cannot read the mount table: {error}")))?;
-    let device = entry.ok_or_else(not_ours)?.device;
+    let entry = entry.ok_or_else(not_ours)?;
+    let own = rustix::process::getuid().as_raw();
+    if let Some(other) = uid_of(&entry.options).filter(|&uid| uid != own && own != 0) {
+        return Err(MountError::Mountpoint(format!(
+            "{place} was mounted by the user with the number {other}: that user or root can unmount it"
+        )));
+    }
+    let device = entry.device;
     let unmounted = device::unmount_patiently(mountpoint, lazy, ChildLimits::default());
     unmounted.map_err(|failure| match failure {
         UnmountFailure::Busy => busy(mountpoint, Some(&Holders::of(device, mountpoint))),

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::counted::Counted;
 use crate::support::kit_builder::{Kit, Layer};
-use crate::support::kitfs::{Kitfs, wait_until};
+use crate::support::kitfs::{Kitfs, is_mounted, wait_until};
 use crate::support::registry_double::{Fault, Rule};
 
 /// Longer than the deadline of the tests, with room for a loaded machine.
@@ -60,4 +60,31 @@ fn a_mount_goes_on_after_a_freeze() {
     kill_process(pid, Signal::CONT).unwrap();
     assert_eq!(reading.join().unwrap().unwrap(), b"weights");
     counted.kitfs.unmount(Path::new(&mountpoint));
+}
+
+#[test]
+fn no_command_waits_for_ever_for_a_frozen_daemon() {
+    let counted = held();
+    counted.registry.release();
+    let mountpoints = [counted.mount(), counted.mount()];
+    let daemon = counted.kitfs.daemon_pid();
+    let pid = Pid::from_raw(daemon.cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let asking = counted.kitfs.command(&["status"]);
+    let asking = std::thread::spawn(move || Kitfs::run_command(asking));
+    // Unmounting needs no daemon.
+    counted.kitfs.unmount(&mountpoints[0]);
+    counted.kitfs.succeed(&["umount", "--lazy", mountpoints[1].to_str().unwrap()]);
+    let outcome = asking.join().unwrap();
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(outcome.code, Some(9), "{}", outcome.stderr);
+    for words in [format!("process {daemon}"), format!("kill -CONT {daemon}")] {
+        assert!(outcome.stderr.contains(&words), "{}", outcome.stderr);
+    }
+    assert!(!mountpoints.iter().any(|place| is_mounted(place)));
+    // The daemon has noticed.
+    wait_until("the end of both mounts", || {
+        let status = counted.kitfs.json(&["daemon", "status", "--json"]);
+        status["mounts"].as_array().unwrap().is_empty()
+    });
 }
