@@ -57,7 +57,7 @@ pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
 }
 
 fn is_layout(folder: &Path) -> bool {
-    // One without its other file is named as what it is.
+    // One of the two is enough: the message about the other one then names the layout.
     ["index.json", "oci-layout"].iter().any(|file| folder.join(file).is_file())
 }
 

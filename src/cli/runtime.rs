@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use tokio::runtime::Runtime;
 
 use super::error::CliError;
+use crate::process::limits::MORE_PROCESSES;
 
 /// The most threads that run tasks. Hashing and decoding have threads of their own, so more cores
 /// gain nothing here.
@@ -35,8 +36,7 @@ fn runtime() -> Result<Runtime, CliError> {
         None => {
             let why = error.map_or_else(String::new, |error| format!(" ({error})"));
             return Err(CliError::internal(format!(
-                "only {startable} threads can be started{why}, and kitfs needs {}: allow more processes \
-                 (`--pids-limit` of the container, TasksMax= of the service, `ulimit -u`)",
+                "only {startable} threads can be started{why}, and kitfs needs {}: {MORE_PROCESSES}",
                 1 + LEAST_OTHERS
             )));
         }

@@ -151,7 +151,7 @@ pub struct WarmReport {
     pub layers: Vec<WarmedLayer>,
     /// Warnings about the kit, or about the trace if one was replayed.
     pub warnings: Vec<String>,
-    /// Files and directories of what was wanted whose content cannot be had, because their data sets
+    /// Files and directories in the request whose content cannot be had, because their data sets
     /// lie elsewhere; the warnings say why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<RawPath>,
@@ -362,7 +362,7 @@ pub struct MountStatus {
 pub struct ReadaheadStatus {
     /// Bytes that the mount fetched and readers read.
     pub read_bytes: u64,
-    /// Bytes that were guessed, and that nobody has read so far: at most a tenth of `read_bytes`, and
+    /// Bytes that were guessed, and not read so far: at most a tenth of `read_bytes`, and
     /// a head start once.
     pub unread_bytes: u64,
     /// The account of each predictor.
@@ -434,7 +434,7 @@ pub struct DaemonStatus {
     pub cache_capacity_bytes: Option<u64>,
     /// Free bytes that the cache leaves on its file system.
     pub cache_keep_free_bytes: u64,
-    /// Why the cache does not keep what is read at the moment, where it does not: reads go through
+    /// The reason why the cache keeps no bytes at the moment, if it keeps none: reads go through
     /// without it.
     #[serde(default)]
     pub cache_trouble: Option<String>,
@@ -703,7 +703,7 @@ pub enum CacheRequest {
     Remove(String),
     /// Removes everything that is not in use.
     Clear,
-    /// Checks every resident byte against the recorded digests, and drops what is wrong.
+    /// Checks every resident byte against the recorded digests, and drops wrong bytes.
     Verify,
 }
 

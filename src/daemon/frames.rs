@@ -67,7 +67,7 @@ impl Reader {
         self.buffer.extend_from_slice(piece);
     }
 
-    /// The next thing in what was pushed; `is_complete` when the whole body was.
+    /// The next thing in the bytes that were pushed; `is_complete` when these are the whole body.
     pub(super) fn next(&mut self, is_complete: bool) -> Result<Next, FramesError> {
         if self.left == 0 && !self.is_at_end && self.buffer.len() >= 4 {
             self.left = self.buffer.get_u32() as usize;

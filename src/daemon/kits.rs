@@ -24,7 +24,7 @@ const MOST_KEPT: usize = 8;
 #[derive(Default)]
 pub(super) struct Kits {
     kits: Mutex<Vec<Known>>,
-    /// Whether a task closes what is kept; one does for all. Changed under the lock of `kits`.
+    /// Whether a task closes kept kits; one task is enough for all. Changed under the lock of `kits`.
     is_expiring: AtomicBool,
 }
 
@@ -89,7 +89,7 @@ impl Kits {
         kits.push(new);
     }
 
-    /// Closes what was last used [`KEEP`] before `now`; says when there is more to close.
+    /// Closes the kits that were last used [`KEEP`] before `now`; returns when the next one is due.
     fn expire(&self, now: Instant) -> Option<Instant> {
         let mut kits = self.kits.lock();
         for known in kits.iter_mut() {

@@ -296,7 +296,7 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     }
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
     command.stderr(log.try_clone().map_err(failed)?);
-    // The daemon outlives whoever called this command, and would keep their files open.
+    // The daemon outlives the program that called this command, and would keep its files open.
     descriptors::close_on_exec().map_err(failed)?;
     let mut child = command.spawn().map_err(failed)?;
     let output = child.stdout.take().expect("the standard output is piped");

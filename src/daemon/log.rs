@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// The log's name in the cache folder.
 const NAME: &str = "daemon.log";
-/// The size from which a log is put aside as `daemon.log.1`: weeks of what is worth reading.
+/// The size from which a log is put aside as `daemon.log.1`: weeks of entries.
 const LIMIT_BYTES: u64 = 8 * 1024 * 1024;
 /// The interval between two looks at the size of the log.
 const INTERVAL: Duration = Duration::from_secs(60);

@@ -1,6 +1,6 @@
 //! Memory that mounts took, given back to the system.
 //!
-//! The allocator keeps what is freed for the next allocation. A daemon that had many mounts or big
+//! The allocator keeps freed memory for the next allocation. A daemon that had many mounts or big
 //! trees would stay as large as it ever was, and count against the limit of its container.
 
 #![allow(unsafe_code, reason = "malloc_trim(3), which no safe interface has")]

@@ -5,10 +5,10 @@
 //!                '------ no daemon -------------------^  '--> kits (ls, cat, info, …)
 //! ```
 //!
-//! - [`api`]: what is said over the socket; plain data.
+//! - [`api`]: the messages on the socket; plain data.
 //! - [`Backend`]: the daemon when one runs, else a service in this process.
-//! - `service`: the work itself; `mounts`: its table of mounts; `kits`: what it has open;
-//!   `networks`: its connections; `paths`, `listing`, `reading`, `describing`, `upkeep`: what it
+//! - `service`: the work itself; `mounts`: its table of mounts; `kits`: the kits that it has open;
+//!   `networks`: its connections; `paths`, `listing`, `reading`, `describing`, `upkeep`: its
 //!   answers.
 //! - `server`, `client`, `frames`, `socket`: the control socket, on both sides.
 //! - `seen`: commands and daemons that see different file trees.

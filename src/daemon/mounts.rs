@@ -38,7 +38,7 @@ use crate::process::running_time::{self, Stopwatch};
 /// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
 /// 10 s after which container runtimes kill.
 const BUSY_GRACE: Duration = Duration::from_secs(5);
-/// How long an unmount waits for what was served to be let go. It is gone in milliseconds, unless
+/// The time for which an unmount waits until the kit is released. That takes milliseconds, unless
 /// another mount namespace still holds the mount.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of mounts in use that a daemon names when it ends. Finding the users of one takes up to
@@ -68,7 +68,7 @@ enum Entry {
     Served(Arc<Served>),
 }
 
-/// A mount, and what is served there.
+/// A mount, and its kit.
 pub(super) struct Served {
     mount: Mount,
     kit: Arc<LoadedKit>,
@@ -174,7 +174,7 @@ impl Mounts {
         served.iter().find(has_layer).map(|served| served.mount.mountpoint().to_owned())
     }
 
-    /// Ends the mount at `mountpoint`; says who still uses it elsewhere.
+    /// Ends the mount at `mountpoint`; returns warnings about programs that still use it elsewhere.
     ///
     /// # Errors
     /// `NotFound` when none is there, `Mountpoint` when programs use it.
@@ -190,7 +190,7 @@ impl Mounts {
         let released = served.released.clone();
         drop(served);
         if !lazy && warnings.is_empty() {
-            // So that whoever removes its layers next finds that nobody has them open.
+            // The next command may remove the layers, and must find that nothing has them open.
             let _ = running_time::timeout(RELEASE_TIMEOUT, released.cancelled()).await;
         }
         Ok(warnings)
@@ -352,7 +352,7 @@ impl Served {
         }
     }
 
-    /// Ends what nobody asked of a mount that is out of the tree: programs that still have files of
+    /// Ends the background work of a mount that is out of the tree: programs that still have files of
     /// it open are served, and no more.
     fn end_background(&self) {
         drop(self.background.lock().take());

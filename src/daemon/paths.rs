@@ -1,6 +1,6 @@
 //! Paths inside a kit, as a user types them, followed in its tree. Pure.
 //!
-//! Nothing here can leave the kit: `..` is refused in what is typed, and a symlink that leads out
+//! Nothing here can leave the kit: `..` is refused in paths that a user types, and a symlink that leads out
 //! of the kit (an absolute one, or one with too many `..`) is an error, not a look at this
 //! machine's files.
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::mounts::Served;
 use crate::fs::{FileRead, FileSystem, Line, Merger, percent_encoded};
 
-/// After how long without a read what is held back is written, and lost reads are looked for.
+/// The time without a read after which held entries are written, and lost reads are looked for.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a new recording waits for an earlier one that is about to end. The daemon learns only
@@ -38,7 +38,7 @@ struct Recording {
     is_over: bool,
 }
 
-/// Begins to record what is read from a mount; `None` while somebody else records.
+/// Begins to record the reads from a mount; `None` while another recording runs.
 pub(super) async fn begin(served: &Served) -> Option<mpsc::Receiver<FileRead>> {
     let began = Instant::now();
     loop {
@@ -50,7 +50,7 @@ pub(super) async fn begin(served: &Served) -> Option<mpsc::Receiver<FileRead>> {
     }
 }
 
-/// Records from now on until `stop` or the end of the mount; the stream ends with what was read
+/// Records from now on until `stop` or the end of the mount; the stream ends with the last reads
 /// last.
 pub(super) fn lines(
     served: &Arc<Served>,

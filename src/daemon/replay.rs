@@ -82,7 +82,7 @@ pub(super) fn load(kit: &LoadedKit, file: &Path) -> Result<Replay, Failure> {
 /// A trace file's bytes. Blocking.
 ///
 /// # Errors
-/// For what is no regular file, or has more bytes than a trace may have.
+/// For a path that is no regular file, or a file with more bytes than a trace may have.
 pub fn read_trace(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
@@ -178,7 +178,7 @@ impl Replay {
         stream::iter(self.ranges.into_iter().flat_map(cut))
             .map(|(layer, range)| async move {
                 let bytes = range.end - range.start;
-                // Pieces are far shorter than all of it; who comes first is served first.
+                // Pieces are far shorter than all of it; requests are served in their order.
                 let units = bytes.min(MOST_BYTES).div_ceil(UNIT_BYTES) as u32;
                 let _permit = budget.acquire_many(units).await.expect("it is never closed");
                 layer.bring(range, Priority::Prefetch).await.map(|()| bytes)

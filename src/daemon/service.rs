@@ -1,7 +1,7 @@
-//! The work itself, whoever asks: the control socket or a command in the same process.
+//! The work itself, for the control socket or for a command in the same process.
 //!
 //! One service owns one cache folder: its fetcher, its connections, the kits it has open and the
-//! mounts it serves. What is pure or has a table of its own lies in a file of its own; here they
+//! mounts it serves. Pure parts, and parts with a table of their own, lie in files of their own; here they
 //! are put together.
 
 use std::future::Future;
@@ -39,7 +39,7 @@ use crate::fs::{self, FsConfig, Line, LoadRequest, LoadedKit};
 use crate::fuse::{Mount, MountOptions, Mountpoint, Sessions, mount_warnings};
 use crate::kit::Filters;
 use crate::oci::{Digest, LabelSelector, Origin};
-use crate::process::limits::ChildLimits;
+use crate::process::limits::{ChildLimits, MORE_PROCESSES};
 use crate::process::running_time;
 use crate::process::view::own_view;
 
@@ -197,7 +197,8 @@ impl Service {
             return Ok(sessions.clone());
         }
         let started = Sessions::start().map_err(|error| {
-            let message = format!("no thread can be started to serve mounts: {error}");
+            let message =
+                format!("no thread can be started to serve mounts ({error}): {MORE_PROCESSES}");
             Failure::new(FailureKind::Internal, message)
         })?;
         Ok(sessions.insert(started).clone())
@@ -230,7 +231,7 @@ impl Service {
         let work = async {
             let kit = match self.known(&request.kit).await? {
                 Some(kit) => kit,
-                // Not kept: when the command is gone, what is under way for it ends.
+                // Not kept: when the command is gone, its requests end.
                 None => Arc::new(self.load(&request.kit, &on_pass).await?),
             };
             match request.trace {
@@ -254,7 +255,7 @@ impl Service {
         }
     }
 
-    /// Records what is read from a mount. The stream ends when the mount ends, or when
+    /// Records the reads from a mount. The stream ends when the mount ends, or when
     /// [`Service::stop_recording`] says so.
     pub(super) async fn record(
         &self,
@@ -277,7 +278,7 @@ impl Service {
         Ok(())
     }
 
-    /// Ends a mount; says who still uses it elsewhere.
+    /// Ends a mount; returns warnings about programs that still use it elsewhere.
     pub(super) async fn unmount(
         &self,
         mountpoint: &Path,

@@ -1,12 +1,12 @@
 //! The control socket: where a daemon listens, for its own user only.
 //!
 //! A daemon listens at two addresses:
-//! - `control.sock` in the cache folder, which commands find by the folder. Whoever holds the folder's
+//! - `control.sock` in the cache folder, which commands find by the folder. The holder of the folder's
 //!   lock owns the name, so a socket that is there while the lock is free is a leftover.
 //! - an abstract address (unix(7)), which its mounts tell ([`Address`]). It is there however the cache
 //!   folder is named, and also when somebody has removed the folder.
 //!
-//! The folder is 0700; an abstract address has no mode. The kernel's word on who connects
+//! The folder is 0700; an abstract address has no mode. The kernel's word on the user that connects
 //! (`SO_PEERCRED`) is checked at both.
 
 use std::fs::File;
@@ -152,7 +152,7 @@ impl FolderSocket {
     }
 
     /// Whether commands still find the daemon by its cache folder. Not so when somebody has removed or
-    /// replaced the folder, or what is in it.
+    /// replaced the folder, or its content.
     pub(super) fn is_reachable(&self) -> bool {
         let there = std::fs::symlink_metadata(self.cache_folder.join(NAME));
         there.is_ok_and(|there| (there.dev(), there.ino()) == self.identity)

@@ -24,6 +24,7 @@ use super::passthrough::{Passthrough, PassthroughStatus};
 use super::sessions::Sessions;
 use super::{MountError, MountOptions, device, readahead};
 use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
+use crate::process::limits::MORE_PROCESSES;
 use crate::process::running_time::{self, Stopwatch};
 
 /// How long a fresh mount may take to answer its first `stat`.
@@ -236,7 +237,8 @@ impl Mount {
         });
         let words = match asking.map(|_| running_time::receive(&answer, FIRST_ANSWER_TIMEOUT)) {
             Ok(Ok(Ok(()))) => return Ok(()),
-            Ok(Ok(Err(error))) | Err(error) => error.to_string(),
+            Ok(Ok(Err(error))) => error.to_string(),
+            Err(error) => format!("no thread can be started ({error}): {MORE_PROCESSES}"),
             Ok(Err(_)) => format!("no answer within {} s", FIRST_ANSWER_TIMEOUT.as_secs()),
         };
         let place = self.mountpoint().display();

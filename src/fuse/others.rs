@@ -145,9 +145,9 @@ fn is_dead(mountpoint: &Path) -> bool {
     })
 }
 
-/// Takes a mount of kitfs out of the tree, whichever daemon serves or served it; `lazy` even while
-/// programs use it. Blocking, bounded. The mountpoint is canonical, and is not touched: a mount
-/// whose daemon is stuck would hold whoever looks.
+/// Takes a mount of kitfs out of the tree, whichever daemon serves or served it; with `lazy` also while
+/// programs use it. Blocks for a limited time. The mountpoint is canonical. This function does not touch
+/// it, because a mount whose daemon is stuck would block the caller.
 ///
 /// # Errors
 /// [`MountError::Mountpoint`] when it is no mount of kitfs, [`MountError::Busy`] when something uses

@@ -1,7 +1,8 @@
-//! The limit of open files (RLIMIT_NOFILE, getrlimit(2)).
+//! Limits of this process: open files (RLIMIT_NOFILE, getrlimit(2)), and the advice for a limit of
+//! processes.
 //!
 //! The soft limit is 1,024 on most machines, because older programs cannot count further (select(2)).
-//! A program that can is expected to raise it to the hard limit. Programs that it starts get the old
+//! A program that can count further is expected to raise it to the hard limit. Programs that it starts get the old
 //! limit back: some of them close every descriptor up to the limit, or use select(2).
 
 #![allow(unsafe_code, reason = "a limit can only be set for a child between fork and exec")]
@@ -10,6 +11,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The advice when a thread cannot be started (RLIMIT_NPROC, the pids controller of cgroups).
+pub const MORE_PROCESSES: &str = "allow more processes (`--pids-limit` of the container, TasksMax= of the \
+                                  service, `ulimit -u`)";
 
 /// The limits that programs get which this process starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +35,7 @@ impl ChildLimits {
         match setrlimit(Resource::Nofile, raised) {
             Ok(()) => Self { open_files: Some(before) },
             Err(error) => {
-                // Above /proc/sys/fs/nr_open nobody may go.
+                // /proc/sys/fs/nr_open is the most that is allowed.
                 tracing::warn!(%error, "the limit of open files stays as it is");
                 Self::default()
             }

@@ -8,9 +8,9 @@
 //!  '-- only what was begun is completed, and is in <-------------------'
 //! ```
 //!
-//! - What is completed is the mount's choice ([`HydrateMode`]): all of the kit, what readers have begun
+//! - The mount chooses what to complete ([`HydrateMode`]): all of the kit, the files that readers have begun
 //!   in earnest (`fs::begun`), or nothing.
-//! - Nothing is evicted for it: it goes on only while what is missing fits the cache.
+//! - It evicts nothing: it goes on only while the missing bytes fit the cache.
 //! - Layers on this machine's own disk are left alone: a second copy of them there gains little.
 //! - One mount is hydrated at a time, in the order of mounting.
 //! - It is complete only when every digest was computed and is right. A layer that is poisoned is not
@@ -219,7 +219,7 @@ impl Work {
         tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }
 
-    /// Brings what is missing, and says in `has_brought` whether any of it came. A layer that
+    /// Brings the missing bytes, and says in `has_brought` whether any of it came. A layer that
     /// cannot be had does not hold up the others; the first failure is told in the end.
     async fn bring_missing(&self, has_brought: &mut bool) -> Result<(), Pause> {
         let pieces = self.missing().await;
@@ -249,7 +249,7 @@ impl Work {
         }
     }
 
-    /// Brings a piece, unless a reader comes: what is under way then gives way to it.
+    /// Brings a piece, unless a reader comes: requests under way then give way to it.
     async fn bring(&self, piece: &MissingPiece) -> Result<(), Pause> {
         if self.quiet.is_over() {
             return Err(Pause::Reader);

@@ -1,4 +1,4 @@
-//! The handshake: what the kernel offers, and what is taken of it.
+//! The handshake: the features that the kernel offers, and those that kitfs takes.
 
 use super::request::{RequestError, split};
 use super::{Fields, MAJOR, MINOR, OLDEST_MINOR};

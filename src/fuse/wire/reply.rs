@@ -281,7 +281,7 @@ mod tests {
     }
 
     proptest! {
-        /// Entries are padded to 8 bytes, hold what was pushed, and never exceed what was asked for.
+        /// Entries are padded to 8 bytes, hold the pushed names, and never exceed the requested size.
         #[test]
         fn entries_are_read_back_as_readdir_reads_them(
             names in prop::collection::vec(prop::collection::vec(1..=255u8, 1..255), 0..20),

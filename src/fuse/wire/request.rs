@@ -66,7 +66,7 @@ pub(in crate::fuse) enum Operation<'a> {
 /// A request that does not follow the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(in crate::fuse) enum RequestError {
-    /// Its header is cut off, or has another length than what was read.
+    /// Its header is cut off, or has another length than the bytes that were read.
     #[error("a request of {0} bytes has no valid header")]
     Header(usize),
     /// Its arguments are cut off.
