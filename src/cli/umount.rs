@@ -9,7 +9,7 @@ use super::output::{print_warnings, say};
 use super::settings::{Settings, mountpoint};
 use crate::daemon::api::{Failure, FailureKind, UnmountReport};
 use crate::daemon::{Backend, Server};
-use crate::fuse::{other_mounts, unmount_other};
+use crate::fuse::{MountError, other_mounts, unmount_other};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -84,11 +84,14 @@ async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
 
 /// Ends a mount: through its daemon, or without one when there is none.
 async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<UnmountReport, Failure> {
-    let daemon = match (Backend::of_mount(place).await?, settings.daemon()) {
+    let server = Backend::of_mount(place).await?;
+    // The question for the daemon hangs, too, and keeps the mount busy.
+    let is_silent = matches!(server, Server::Silent);
+    let daemon = match (server, settings.daemon()) {
         (Server::Daemon(daemon), _) => Some(daemon),
         // The daemon may still have a mount that it is making, or that this process does not see.
         (Server::NoMount, Ok(config)) => Backend::running(&config).await?,
-        (Server::Unreachable | Server::NoMount, _) => None,
+        (Server::Silent | Server::Gone | Server::NoMount, _) => None,
     };
     if let Some(daemon) = daemon {
         match daemon.unmount(place, lazy).await {
@@ -100,9 +103,17 @@ async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<Unmoun
             Err(failure) => return Err(failure),
         }
     }
-    let place = place.to_owned();
-    let ended = spawn_blocking(move || unmount_other(&place, lazy)).await;
+    let mountpoint = place.to_owned();
+    let ended = spawn_blocking(move || unmount_other(&mountpoint, lazy)).await;
     match ended {
+        Ok(Err(MountError::Busy(_))) if is_silent => {
+            let place = place.display();
+            let message = format!(
+                "{place} does not answer: its daemon is stopped or hangs. `kitfs umount --lazy {place}` \
+                 takes the mount out of the tree at once"
+            );
+            Err(Failure::new(FailureKind::Mountpoint, message))
+        }
         Ok(ended) => Ok(ended.map(|()| UnmountReport::default())?),
         Err(error) => Err(Failure::new(FailureKind::Internal, error.to_string())),
     }

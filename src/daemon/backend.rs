@@ -36,8 +36,10 @@ pub struct Backend {
 pub enum Server {
     /// A daemon of this user.
     Daemon(Backend),
-    /// It is dead, hangs, or is another user's.
-    Unreachable,
+    /// It hangs, or is another user's.
+    Silent,
+    /// It is gone, or cannot be reached.
+    Gone,
     /// No kit is mounted there, as far as this process sees.
     NoMount,
 }
@@ -131,9 +133,10 @@ impl Backend {
         Ok(match answer {
             None => Server::NoMount,
             Some(Answer::Daemon(told)) => {
-                Self::told(&told).await?.map_or(Server::Unreachable, Server::Daemon)
+                Self::told(&told).await?.map_or(Server::Gone, Server::Daemon)
             }
-            Some(Answer::Dead | Answer::Silent) => Server::Unreachable,
+            Some(Answer::Silent) => Server::Silent,
+            Some(Answer::Dead) => Server::Gone,
         })
     }
 

@@ -72,9 +72,11 @@ fn no_command_waits_for_ever_for_a_frozen_daemon() {
     kill_process(pid, Signal::STOP).unwrap();
     let asking = counted.kitfs.command(&["status"]);
     let asking = std::thread::spawn(move || Kitfs::run_command(asking));
-    // Unmounting needs no daemon.
-    counted.kitfs.unmount(&mountpoints[0]);
-    counted.kitfs.succeed(&["umount", "--lazy", mountpoints[1].to_str().unwrap()]);
+    let places = mountpoints.each_ref().map(|place| place.to_str().unwrap());
+    let said = counted.kitfs.fail(7, &["umount", places[0]]);
+    assert!(said.contains("its daemon is stopped or hangs") && said.contains("--lazy"), "{said}");
+    // This needs no daemon.
+    counted.kitfs.succeed(&["umount", "--lazy", places[0], places[1]]);
     let outcome = asking.join().unwrap();
     kill_process(pid, Signal::CONT).unwrap();
     assert_eq!(outcome.code, Some(9), "{}", outcome.stderr);
