@@ -224,7 +224,7 @@ fn a_warm_that_is_interrupted_ends_in_the_daemon_too() {
     wait_until("the start of the work", || reserved_bytes(&counted) > 0);
     child.kill().unwrap();
     child.wait().unwrap();
-    // The registry never sends what it holds: only giving the request up frees its memory.
+    // The registry never sends the held answer, so memory is freed only if the request is given up.
     wait_until("the end of the work", || reserved_bytes(&counted) == 0);
 }
 

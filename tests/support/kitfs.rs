@@ -165,7 +165,8 @@ impl Kitfs {
         let pid = i32::try_from(number).ok().and_then(rustix::process::Pid::from_raw);
         let pid = pid.expect("a process number");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
-        // It is nobody's child here: whoever inherited it may take a while to collect it.
+        // The daemon is no child of this process. The process that inherited the daemon may take a
+        // while to collect it, so a zombie counts as gone.
         wait_until("the end of the daemon", || {
             let state = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
             state.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))

@@ -39,7 +39,7 @@ pub struct S3Keys {
 /// The behaviour of a double without faults.
 #[derive(Clone, Debug)]
 pub struct S3Options {
-    /// The key that may read; `None` for everybody, signed or not.
+    /// The key that may read. `None`: every request may read, signed or not.
     pub keys: Option<S3Keys>,
     /// The region of the buckets.
     pub region: &'static str,

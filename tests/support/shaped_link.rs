@@ -436,8 +436,8 @@ impl Heads {
 struct Alarm(AsyncFd<OwnedFd>);
 
 impl Alarm {
-    // What replaces it is unsafe, for descriptors that may change while they are watched; an
-    // `OwnedFd` does not.
+    // The replacement of `AsyncFd::new` is unsafe, because some descriptors change while they are
+    // watched. An `OwnedFd` does not change.
     #[allow(deprecated, reason = "sound for an OwnedFd")]
     fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;

@@ -6,7 +6,7 @@
 //! ```text
 //!             grant                      a reader reads the bytes
 //! (nothing) ---------> asked, unread ------------------------------> asked, read
-//!                        '-- nobody reads them: unread for ever
+//!                        '-- no reader reads them: unread for ever
 //! ```
 //!
 //! Two limits bound the unread bytes at every moment, for any reads:
