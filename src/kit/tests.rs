@@ -374,7 +374,7 @@ fn layers_of_any_type_are_files_where_the_config_is_the_oci_placeholder() {
 #[case("application/vnd.docker.ai.model.config.v0.1+json", "Docker")]
 #[case("application/vnd.oci.image.config.v1+json", "container image")]
 #[case("application/vnd.cncf.helm.config.v1+json", "helm")]
-fn what_is_no_kit_is_told_by_name(#[case] config: &str, #[case] expected: &str) {
+fn an_artifact_that_is_no_kit_is_named(#[case] config: &str, #[case] expected: &str) {
     let error = Kit::decode(&manifest(config, None, vec![]), b"{}").unwrap_err();
     assert!(matches!(&error, KitError::NotAKit(reason) if reason.contains(expected)), "{error}");
 }

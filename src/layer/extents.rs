@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_map_cannot_be_is_named() {
+    fn impossible_maps_are_named() {
         let sparse = |file_bytes, runs: &[Range<u64>]| {
             Extents::sparse(START..START + 10, file_bytes, runs.iter().cloned())
         };

@@ -182,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_parses_is_clean_and_parses_to_itself(
+        fn a_parsed_path_is_clean_and_parses_to_itself(
             name in prop::collection::vec(prop::sample::select(b"ab./\0\xff".to_vec()), 0..24),
         ) {
             let Ok(path) = MemberPath::parse(&name) else { return Ok(()) };

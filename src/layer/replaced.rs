@@ -239,7 +239,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_left_is_what_extracting_in_order_leaves(
+        fn the_rest_is_that_of_extracting_in_order(
             members in prop::collection::vec(("[ab.]{1,2}(/[ab.]{1,2}){0,3}", any::<bool>()), 0..12),
         ) {
             let members: Vec<_> =

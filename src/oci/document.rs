@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_named() {
+    fn bytes_that_are_no_json_are_named() {
         let with_mark = [BYTE_ORDER_MARK, manifest().to_string().as_bytes()].concat();
         for (bytes, words) in [
             (b"\r\n<!DOCTYPE html><html>".as_slice(), "web page"),

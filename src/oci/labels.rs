@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_label_is_refused_with_the_reason() {
+    fn a_text_that_is_no_label_is_refused_with_the_reason() {
         for (texts, words) in [
             (vec!["a"], "KEY=VALUE"),
             (vec![""], "KEY=VALUE"),

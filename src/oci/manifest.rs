@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_producers_leave_out_is_tolerated() {
+    fn fields_that_producers_leave_out_may_be_missing() {
         let bare = decode(&json!({ "schemaVersion": 2, "config": descriptor(2) })).unwrap();
         assert_eq!(bare.layers, []);
         assert_eq!(bare.artifact_type, None);

@@ -179,7 +179,7 @@ mod tests {
     #[case("s3://bucket/%+1")]
     #[case("s3://bucket/%2")]
     #[case("s3://bucket/%ff")]
-    fn what_is_no_object_is_refused(#[case] text: &str) {
+    fn a_text_that_names_no_object_is_refused(#[case] text: &str) {
         assert!(parse(text).is_err(), "{text}");
     }
 

@@ -378,7 +378,7 @@ fn every_byte_is_right_or_an_error_whatever_the_form_of_the_answers() {
 }
 
 #[test]
-fn what_leaves_no_doubt_is_read_whatever_the_form_of_the_answers() {
+fn answers_that_leave_no_doubt_are_read_whatever_their_form() {
     let forms = prop_oneof![
         prop::collection::vec(ranged(), 1..5),
         prop::collection::vec(whole_or_ranged(), 1..5),

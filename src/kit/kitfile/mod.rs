@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_list_of_kits_shows_is_there() {
+    fn a_list_of_kits_has_its_columns() {
         let json = br#"{"package":{"name":"n","version":"1","authors":["a","b"]}}"#;
         let kitfile = Kitfile::decode(json).unwrap();
         assert_eq!(kitfile.package_name(), Some("n"));

@@ -121,7 +121,7 @@ fn files_at_one_path_collide_unless_they_are_the_same_bytes() {
 }
 
 #[test]
-fn what_is_replaced_in_its_layer_is_not_there() {
+fn a_member_that_is_replaced_in_its_layer_is_not_there() {
     let history = toc(vec![file("f", 0), file("d/x", 512), file("f", 1024), file("d", 1536)]);
     let tree = merge(&[history], None).unwrap();
     assert_eq!(paths(&tree), ["", "d", "f"]);
@@ -272,7 +272,7 @@ fn a_path_that_becomes_too_long_below_its_directory_is_refused() {
 }
 
 #[test]
-fn what_cannot_be_had_is_there_with_its_reason() {
+fn missing_data_has_a_node_with_its_reason() {
     let missing = |name: &str, is_directory, reason: &str| Missing {
         path: path(name),
         is_directory,

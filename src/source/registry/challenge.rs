@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_ends_the_list() {
+    fn broken_text_ends_the_list() {
         assert_eq!(Challenge::parse(""), []);
         assert_eq!(Challenge::parse("=, ="), []);
         assert_eq!(Challenge::parse("Basic, \"x\""), [challenge("basic", &[])]);

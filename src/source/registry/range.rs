@@ -361,7 +361,7 @@ mod tests {
         /// Whatever a head says, a body that is taken begins where the request does, or is the whole
         /// blob, and lies in the blob.
         #[test]
-        fn what_is_taken_lies_where_the_request_says(
+        fn a_body_that_is_taken_lies_where_the_request_says(
             (size, start, length) in (1u64..40).prop_flat_map(|size| (Just(size), 0..size))
                 .prop_flat_map(|(size, start)| (Just(size), Just(start), 1..=size - start)),
             status in prop::sample::select(vec![200u16, 206, 416, 203]),

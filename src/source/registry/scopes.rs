@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_for_before_is_asked_for_again() {
+    fn earlier_scopes_are_asked_for_again() {
         let (tags, blobs) = (Some("repository:m:metadata_read"), Some("repository:m:pull"));
         assert_eq!(asked(&[tags, blobs, tags]), ["repository:m:metadata_read,pull"]);
     }

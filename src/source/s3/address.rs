@@ -159,7 +159,7 @@ mod tests {
     #[case("ftp://minio.test")]
     #[case("https://user:secret@minio.test")]
     #[case("https://minio.test?x=y")]
-    fn what_is_no_endpoint_is_refused_and_not_repeated(#[case] endpoint: &str) {
+    fn a_text_that_is_no_endpoint_is_refused_and_not_repeated(#[case] endpoint: &str) {
         let error = object_url(Some(endpoint), "r", &location("s3://bucket/k")).unwrap_err();
         assert!(!error.to_string().contains("secret"), "{error}");
         assert!(error.to_string().contains("AWS_ENDPOINT_URL"), "{error}");

@@ -532,7 +532,7 @@ async fn labels_for_a_single_kit_are_refused() {
 }
 
 #[tokio::test]
-async fn what_labels_chose_is_loaded_again_while_the_registry_is_down() {
+async fn a_choice_by_labels_is_loaded_again_while_the_registry_is_down() {
     let bench = Bench::new();
     let [small, large] = labelled(&bench);
     bench.load_labelled(INDEX, &["size=small"]).await.unwrap();

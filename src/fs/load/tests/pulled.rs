@@ -119,7 +119,7 @@ async fn text(kit: &LoadedKit, path: &str) -> Bytes {
 }
 
 #[tokio::test]
-async fn what_kit_has_pulled_is_there_when_the_registry_does_not_answer() {
+async fn a_pulled_kit_is_there_when_the_registry_does_not_answer() {
     let machine = Machine::new();
     machine.bench.registry.push(KIT, None, CONTENT);
     machine.pull(KIT);

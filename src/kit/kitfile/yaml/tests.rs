@@ -172,7 +172,7 @@ fn as_floats(value: &serde_json::Value) -> serde_json::Value {
 
 proptest! {
     #[test]
-    fn what_is_written_reads_back_as_the_same_values(
+    fn the_yaml_reads_back_as_the_same_values(
         parameters in any_json().prop_filter("null is left out", |json| !json.is_null()),
         name in "[ -~é\t🚀]{1,12}",
         authors in prop::collection::vec("[ -~é\t🚀]{0,8}", 1..4),

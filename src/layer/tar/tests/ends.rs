@@ -54,7 +54,7 @@ fn global_records_end_with_their_archive() {
 }
 
 #[test]
-fn what_is_no_archive_behind_the_end_is_left_out_with_a_warning() {
+fn bytes_behind_the_end_that_are_no_archive_are_left_out_with_a_warning() {
     let archive = [entry(b'0', b"a", b"x"), vec![0; 1024], vec![7; 3000]].concat();
     assert_eq!(scan(&archive, 100, false).unwrap().members.len(), 1);
     assert_eq!(
@@ -78,7 +78,7 @@ fn what_is_no_archive_behind_the_end_is_left_out_with_a_warning() {
 }
 
 #[test]
-fn what_is_compressed_is_named() {
+fn compressed_archives_are_named() {
     for (start, tool) in
         [(&b"\x1f\x8b\x08"[..], "gzip"), (b"BZh9", "bzip2"), (b"PK\x03\x04", "zip")]
     {

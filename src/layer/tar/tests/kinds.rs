@@ -163,7 +163,7 @@ fn types_of_tapes_and_of_other_tools_leave_the_rest_alone() {
 }
 
 #[test]
-fn what_no_tree_shows_is_passed_over_with_bounded_warnings() {
+fn entries_that_no_tree_shows_are_passed_over_with_bounded_warnings() {
     let mut archive = entry(b'6', b"fi\x1bfo", b"");
     for _ in 0..40 {
         archive.extend(entry(b'3', b"dev", b""));
