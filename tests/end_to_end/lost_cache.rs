@@ -76,47 +76,52 @@ fn stopping_ends_all_daemons_that_had_the_folder() {
     assert!(!is_mounted(&old) && !is_mounted(&new));
 }
 
-/// A mount of another folder at the same place, gone with this value.
-struct Covered(PathBuf);
+/// Only root may mount another folder over the cache.
+mod as_root {
+    use super::*;
 
-impl Drop for Covered {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
+    /// A mount of another folder at the same place, gone with this value.
+    struct Covered(PathBuf);
 
-/// Each way in which a path may lead to another folder while the daemon has the first one open.
-#[test]
-fn a_cache_folder_that_another_one_replaces_is_noticed_and_reads_go_on() {
-    for way in ["moved", "covered", "emptied"] {
-        let counted = Counted::new(&big_files());
-        let kitfs = &counted.kitfs;
-        let mountpoint = kitfs.mount(&counted.reference, &["--no-hydrate"]);
-        fs::read(mountpoint.join("weights/shard-0")).unwrap();
-        let (cache, other) = (kitfs.cache(), kitfs.folder().join("other"));
-        let mut covered = None;
-        match way {
-            "moved" => {
-                fs::rename(&cache, &other).unwrap();
-                fs::create_dir(&cache).unwrap();
-            }
-            "covered" => {
-                fs::create_dir(&other).unwrap();
-                mount_bind(&other, &cache).expect("only root may mount");
-                covered = Some(Covered(cache.clone()));
-            }
-            _ => {
-                fs::remove_dir_all(&cache).unwrap();
-                fs::create_dir(&cache).unwrap();
-            }
+    impl Drop for Covered {
+        fn drop(&mut self) {
+            let _ = unmount(&self.0, UnmountFlags::DETACH);
         }
-        wait_until("it is noticed", || {
-            kitfs.json(&["daemon", "status", "--json"])["cache_folder_is_lost"] == true
-        });
-        let what = format!("the cache folder was {way}");
-        Tree::read(&mountpoint).without_kitfile().assert_equals(&counted.written.tree, &what);
-        assert!(!cache.join("layers").exists(), "{way}: the new folder is another's");
-        kitfs.unmount(&mountpoint);
-        drop(covered);
+    }
+
+    /// Each way in which a path may lead to another folder while the daemon has the first one open.
+    #[test]
+    fn a_cache_folder_that_another_one_replaces_is_noticed_and_reads_go_on() {
+        for way in ["moved", "covered", "emptied"] {
+            let counted = Counted::new(&big_files());
+            let kitfs = &counted.kitfs;
+            let mountpoint = kitfs.mount(&counted.reference, &["--no-hydrate"]);
+            fs::read(mountpoint.join("weights/shard-0")).unwrap();
+            let (cache, other) = (kitfs.cache(), kitfs.folder().join("other"));
+            let mut covered = None;
+            match way {
+                "moved" => {
+                    fs::rename(&cache, &other).unwrap();
+                    fs::create_dir(&cache).unwrap();
+                }
+                "covered" => {
+                    fs::create_dir(&other).unwrap();
+                    mount_bind(&other, &cache).expect("only root may mount");
+                    covered = Some(Covered(cache.clone()));
+                }
+                _ => {
+                    fs::remove_dir_all(&cache).unwrap();
+                    fs::create_dir(&cache).unwrap();
+                }
+            }
+            wait_until("it is noticed", || {
+                kitfs.json(&["daemon", "status", "--json"])["cache_folder_is_lost"] == true
+            });
+            let what = format!("the cache folder was {way}");
+            Tree::read(&mountpoint).without_kitfile().assert_equals(&counted.written.tree, &what);
+            assert!(!cache.join("layers").exists(), "{way}: the new folder is another's");
+            kitfs.unmount(&mountpoint);
+            drop(covered);
+        }
     }
 }

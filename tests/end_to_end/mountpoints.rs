@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rstest::rstest;
 use tempfile::TempDir;
@@ -18,12 +19,24 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("the tests use plain paths")
 }
 
-/// Runs a program that must succeed.
+/// Runs a program that must succeed. Commands of other tests look at every mount of the machine, which is
+/// busy for that moment: umount(8) and fusermount3 do not try again by themselves.
 #[track_caller]
 fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {words}");
+    let mut words = String::new();
+    let mut succeeds = || {
+        let output = Command::new(program).args(arguments).output().unwrap();
+        words = String::from_utf8_lossy(&output.stderr).into_owned();
+        output.status.success()
+    };
+    let has_succeeded = (0..100).any(|_| {
+        let is_done = succeeds();
+        if !is_done {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        is_done
+    });
+    assert!(has_succeeded, "{program} {arguments:?}: {words}");
 }
 
 /// A process that is killed when this value is dropped.
