@@ -56,8 +56,8 @@ impl PendingRead {
         let read = async {
             let file = StoredFile { layer: &self.layer, extents: &self.extents };
             file.bring(self.wanted.clone(), Priority::OnDemand).await?;
-            // The bytes are in the cache now. Memory is reserved only here, so that it is held for
-            // a copy and not for a fetch, unless the bytes were evicted in between.
+            // The bytes are in the cache now. Memory is reserved only here, so that the read holds
+            // it for a copy and not for a fetch. Only an eviction in between causes a fetch again.
             let memory = self.layer.reserve_reply(self.wanted.end - self.wanted.start).await;
             let bytes = file.read(self.wanted.clone()).await?;
             Ok(Reply { bytes, _memory: memory })

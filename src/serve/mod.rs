@@ -1,5 +1,5 @@
 //! A small read-only OCI registry over OCI image layout folders, for demos, tests and air-gapped
-//! sharing (distribution-spec v1.1, the pull part, with tag lists, referrers and ranges).
+//! sharing. It has the pull part of distribution-spec v1.1, with tag lists, referrers and ranges.
 //!
 //! ```text
 //! path --route--> Route --catalogue--> layout --answer--> headers and a stream of bytes

@@ -2,8 +2,8 @@
 //! rate of all connections together and of each one, stalls and resets connections, and counts bytes
 //! and requests. Tests use it for faults, `examples/shaped-link.rs` for measurements.
 //!
-//! The link does not sleep between writes. Each piece that it reads gets a time at which the piece is
-//! due at the other end, and waits for that time in a queue:
+//! The link does not sleep between writes. Each piece gets a time at which it is due at the other
+//! end, and waits for that time in a queue:
 //!
 //! ```text
 //! client --> read --> [ due = now + rtt/2 ] ------------------------------> write --> server

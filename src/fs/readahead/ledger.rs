@@ -14,11 +14,11 @@
 //! - **The mount's limit** is a tenth of the bytes that were read, plus one head start. A head start
 //!   is the bytes that the host sends in [`HEAD_START`], at least [`LEAST_HEAD_START_BYTES`]. Bytes on
 //!   their way count as unread, so the ledger never has to decide that a guess has failed.
-//! - **A predictor's limit** is the sum of a third of the head start, a tenth of the bytes that it
-//!   guessed right, and a sixty-fourth of all bytes that were read. A predictor that is right nine
-//!   times in ten meets only the mount's limit. A predictor that is mostly wrong uses up its third of
-//!   the head start, and then gets a small part of what is read. A refused guess that would have been
-//!   right counts as right. So a predictor recovers when readers read as it predicts.
+//! - **A predictor's limit** is a sum: a third of the head start, a tenth of the bytes that it guessed
+//!   right, and a sixty-fourth of all read bytes. A predictor that is right nine times in ten meets
+//!   only the mount's limit. A predictor that is mostly wrong uses up its third of the head start.
+//!   Then it gets a small part of the bytes read. A refused guess that would have been right counts
+//!   as right. So a predictor recovers when readers read as it predicts.
 //!
 //! Read bytes are bytes that this mount fetched and a reader then read. Bytes that other mounts had
 //! brought to the cache count for nothing: this mount fetched nothing for them.

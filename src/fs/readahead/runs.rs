@@ -34,7 +34,7 @@ const MOST_RUNS: usize = 8;
 const MOST_STARTS: u32 = 8;
 
 /// The largest difference between runs that count as equally long. The kernel reads up to a chunk
-/// around a touched page, so a run may begin and end so far outside of what the program reads.
+/// around a touched page. So a run may begin before and end after the program's own reads.
 pub(super) const TOLERANCE_BYTES: u64 = CHUNK_BYTES;
 
 /// A run has ended after this many of its usual pauses plus this many reads of the mount. A stream

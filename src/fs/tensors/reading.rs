@@ -90,8 +90,8 @@ pub struct Wanted {
     pub has_header: bool,
 }
 
-/// `grant(wanted, ahead)` returns how many of `wanted` bytes may be fetched now, where `ahead` bytes
-/// of the same stream are on their way.
+/// `grant(wanted, ahead)` returns how many of `wanted` bytes may be fetched now. `ahead` bytes of the
+/// same stream are on their way.
 pub type Grant<'a> = &'a dyn Fn(u64, u64) -> u64;
 
 impl Reading {

@@ -1,8 +1,8 @@
 //! A registry in memory, with faults on request.
 //!
 //! Three listeners on 127.0.0.1 stand for the hosts of a real registry: the registry itself, the
-//! storage that it may redirect blobs to (it refuses an `Authorization` header, as S3 does, and
-//! signatures that have ended), and the token server. Everything that arrives is recorded.
+//! storage host for redirected blobs, and the token server. The storage host refuses an
+//! `Authorization` header, as S3 does, and expired signatures. All requests are recorded.
 //!
 //! ```no_run
 //! let registry = RegistryDouble::start(Options::default()).await;
