@@ -275,3 +275,26 @@ fn looking_at_a_cache_on_a_small_disk_takes_nothing_from_it() {
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     assert_eq!(resident(kitfs), run.counted.written.layer_bytes());
 }
+
+/// The kit has more big files, each with a file of its own in the cache, than the daemon may open.
+#[test]
+fn a_process_without_descriptors_left_closes_files_of_the_cache() {
+    let mut random = Random::new(9);
+    let mut layer = Layer::tar("model", "many");
+    for number in 0..60 {
+        layer = layer.file(&format!("many/{number}"), 0o644, &random.bytes((1 << 20) + number));
+    }
+    let counted = Counted::new(&Kit::modelkit().with(layer));
+    let kitfs = &counted.kitfs;
+    let mountpoint = kitfs.mount(&counted.reference, &["--no-hydrate"]);
+    // Connections are there already, and stay open.
+    fs::read(mountpoint.join("many/0")).unwrap();
+    let number = kitfs.daemon_pid();
+    let open = || fs::read_dir(format!("/proc/{number}/fd")).unwrap().count() as u64;
+    let pid = Pid::from_raw(number.try_into().unwrap());
+    let most = open() + 25;
+    prlimit(pid, Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).unwrap();
+    let what = format!("with {most} descriptors");
+    Tree::read(&mountpoint).without_kitfile().assert_equals(&counted.written.tree, &what);
+    assert!(open() <= most);
+}
