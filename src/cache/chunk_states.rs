@@ -32,6 +32,9 @@ const _: () = assert!(CHUNK_BYTES <= FILLED as u64, "a full chunk's length must 
 /// is judged together.
 pub(super) const GROUP_CHUNKS: u32 = 16;
 
+/// The stamp of a group that never had bytes in this process. The clock begins at 1.
+const UNUSED: u64 = 0;
+
 /// The state of one chunk at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChunkState(u32);
@@ -82,15 +85,21 @@ pub(super) struct ChunkStates {
 }
 
 impl ChunkStates {
-    /// States with these many filled bytes, none of them checked, last used at `stamp`.
-    pub(super) fn new(filled: &[u32], stamp: u64) -> Self {
-        let groups = filled.len().div_ceil(GROUP_CHUNKS as usize);
-        Self {
-            states: filled.iter().map(|&filled| AtomicU32::new(filled & FILLED)).collect(),
-            stamps: (0..groups).map(|_| AtomicU64::new(stamp)).collect(),
+    /// The states of `chunks` chunks, of which those in `filled` have bytes: none of them checked, all last
+    /// used at `stamp`.
+    pub(super) fn new(chunks: u32, filled: &[(u32, u32)], stamp: u64) -> Self {
+        let groups = chunks.div_ceil(GROUP_CHUNKS);
+        let states = Self {
+            states: (0..chunks).map(|_| AtomicU32::new(0)).collect(),
+            stamps: (0..groups).map(|_| AtomicU64::new(UNUSED)).collect(),
             waiting: Mutex::new(()),
             released: Condvar::new(),
+        };
+        for &(chunk, filled) in filled.iter().filter(|(_, filled)| *filled > 0) {
+            states.states[chunk as usize].store(filled & FILLED, Ordering::Relaxed);
+            states.touch(chunk, stamp.max(1));
         }
+        states
     }
 
     pub(super) fn count(&self) -> u32 {
@@ -158,7 +167,8 @@ impl ChunkStates {
     /// The groups in which something is resident, and when each was last used; in order.
     pub(super) fn resident_groups(&self) -> impl Iterator<Item = (u32, u64)> {
         let has_bytes = |group: &(u32, u64)| self.group(group.0).any(|c| self.load(c).filled() > 0);
-        (0..).zip(self.stamps()).filter(has_bytes)
+        let is_used = |group: &(u32, u64)| group.1 != UNUSED;
+        (0..).zip(self.stamps()).filter(is_used).filter(has_bytes)
     }
 
     /// The chunks of a group.
@@ -179,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_chunk_has_one_owner() {
-        let states = ChunkStates::new(&[0, 5], 0);
+        let states = ChunkStates::new(2, &[(1, 5)], 0);
         let state = states.claim(1).unwrap();
         assert_eq!(state.filled(), 5);
         assert!(states.claim(1).is_none());
@@ -194,7 +204,7 @@ mod tests {
     #[test]
     fn emptying_is_seen_even_after_the_chunk_is_full_again() {
         let full = CHUNK_BYTES as u32;
-        let states = ChunkStates::new(&[full], 0);
+        let states = ChunkStates::new(1, &[(0, full)], 0);
         let seen = states.load(0);
         for _ in 0..3 {
             let state = states.claim(0).unwrap().emptied();
@@ -216,7 +226,7 @@ mod tests {
 
     #[test]
     fn only_the_state_that_was_checked_is_marked() {
-        let states = ChunkStates::new(&[5], 0);
+        let states = ChunkStates::new(1, &[(0, 5)], 0);
         let seen = states.load(0);
         let owned = states.claim(0).unwrap();
         states.publish(0, owned.emptied());
@@ -227,17 +237,15 @@ mod tests {
 
     #[test]
     fn groups_without_bytes_are_passed_over() {
-        let mut filled = [0; 5 * GROUP_CHUNKS as usize];
-        filled[2 * GROUP_CHUNKS as usize - 1] = 1;
-        filled[3 * GROUP_CHUNKS as usize] = 2;
-        let states = ChunkStates::new(&filled, 7);
+        let filled = [(2 * GROUP_CHUNKS - 1, 1), (3 * GROUP_CHUNKS, 2)];
+        let states = ChunkStates::new(5 * GROUP_CHUNKS, &filled, 7);
         states.touch(3 * GROUP_CHUNKS, 9);
         assert_eq!(states.resident_groups().collect::<Vec<_>>(), [(1, 7), (3, 9)]);
     }
 
     #[test]
     fn who_waits_for_a_busy_chunk_gets_it() {
-        let states = ChunkStates::new(&[0], 0);
+        let states = ChunkStates::new(1, &[], 0);
         let owned = states.claim(0).unwrap();
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| states.claim_waiting(0).filled());

@@ -9,9 +9,9 @@
 //!
 //! - Room is made for bytes that are about to be written (`room`), and never by looking at the cache. A
 //!   smaller limit than that of the last run takes effect with the next write.
-//! - What was used during the last few writes counts as used at the same time, and lower groups go first. A
-//!   stream runs forward: in a cache of few groups the chunks that its reader has passed must go before
-//!   those that were just written for it.
+//! - Groups of a layer that were used within a few writes of each other, at last, count as used at the same
+//!   time, and the lower one goes first. A stream runs forward: in a cache of few groups the chunks that its
+//!   reader has passed must go before those that were just written for it.
 //! - Chunks of a group go one by one until there is room. What is being filled, what is pinned and
 //!   the spools of running passes stay.
 //! - A fully evicted layer keeps its table of contents: it can be listed without the network, and costs
@@ -50,7 +50,7 @@ impl Shared {
             .filter(|known| known.resident_bytes() > 0)
             .map(|known| (known.clone(), known.open_store()))
             .collect();
-        let mut candidates = candidates(&layers, self.budget.now().saturating_sub(RECENT_TICKS));
+        let mut candidates = candidates(&layers);
         candidates.sort_unstable();
         let mut freed = 0;
         let mut failed = HashSet::new();
@@ -95,18 +95,19 @@ impl Shared {
     }
 }
 
-/// The candidates, of which those used at `recent` or later count as used at the same time.
-fn candidates(layers: &[(Arc<Known>, Option<Arc<LayerStore>>)], recent: u64) -> Vec<Candidate> {
+fn candidates(layers: &[(Arc<Known>, Option<Arc<LayerStore>>)]) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     for (layer, (known, store)) in layers.iter().enumerate() {
         let is_warmed =
             known.meta.read().as_ref().is_some_and(|meta| meta.warmed_seconds.is_some());
-        let candidate =
-            |stamp: u64, group| Candidate { is_warmed, stamp: stamp.min(recent), layer, group };
+        let candidate = |stamp, group| Candidate { is_warmed, stamp, layer, group };
         match store {
             Some(store) => {
-                let groups = store.resident_groups();
-                candidates.extend(groups.map(|(group, stamp)| candidate(stamp, Some(group))));
+                let groups: Vec<(u32, u64)> = store.resident_groups().collect();
+                let latest = groups.iter().map(|(_, stamp)| *stamp).max().unwrap_or(0);
+                let moment = |stamp| if latest - stamp <= RECENT_TICKS { latest } else { stamp };
+                candidates
+                    .extend(groups.iter().map(|&(group, it)| candidate(moment(it), Some(group))));
             }
             None => candidates.push(candidate(known.stamp.load(Ordering::Relaxed), None)),
         }

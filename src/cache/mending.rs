@@ -16,7 +16,7 @@
 //! - An old `meta` tells what the layer is. How far to trust it is found out anew: residency counts as
 //!   unchecked, and the digest of an uncompressed layer is computed once more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::chunk_table::{self, Loaded, Record};
@@ -154,30 +154,39 @@ impl LayerStore {
         if !has_copy()? {
             note(&copy, chunk_table::copy(&place, &copy, Durability::Atomic).map(drop));
         } else if must_have_seals || !loaded.damaged.is_empty() {
-            self.mend_records(&mut loaded, must_have_seals)?;
+            self.mend_records(&mut loaded, chunks, must_have_seals)?;
         }
         Ok(Some(loaded))
     }
 
     /// Takes the records that cannot be believed from the copy; all records without a seal, where each
     /// must have one.
-    fn mend_records(&self, loaded: &mut Loaded, must_have_seals: bool) -> Result<(), CacheError> {
+    fn mend_records(
+        &self,
+        loaded: &mut Loaded,
+        chunks: u32,
+        must_have_seals: bool,
+    ) -> Result<(), CacheError> {
         let table = self.folder.join(CHUNKS).open()?;
         let copy = self.folder.join(CHUNKS_COPY).open()?;
         let suspects = match must_have_seals {
-            true => (0..loaded.filled.len() as u32).collect(),
+            true => (0..chunks).collect(),
             false => std::mem::take(&mut loaded.damaged),
         };
+        let mut mended = BTreeMap::new();
         for chunk in suspects {
             let found = chunk_table::read_record(&table, chunk)?;
             if found.is_some_and(|found| !must_have_seals || found.seal.is_some()) {
                 continue;
             }
             let Some(record) = chunk_table::read_record(&copy, chunk)? else { continue };
-            loaded.filled[chunk as usize] = record.filled;
+            mended.insert(chunk, record.filled);
             loaded.sealed += u32::from(record.seal.is_some());
             note(&self.folder.join(CHUNKS), chunk_table::write_record(&table, chunk, &record));
         }
+        loaded.filled.retain(|(chunk, _)| !mended.contains_key(chunk));
+        loaded.filled.extend(mended.into_iter().filter(|(_, filled)| *filled > 0));
+        loaded.filled.sort_unstable();
         Ok(())
     }
 

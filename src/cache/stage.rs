@@ -273,12 +273,10 @@ impl Stage {
 
     fn ready_on_disk(&mut self, contents: &Arc<Contents>, records: &[(u32, Record)]) -> Ready {
         let store = &self.store;
-        let mut filled = vec![0; contents.layout.chunks() as usize];
-        for (chunk, record) in records {
-            filled[*chunk as usize] = record.filled;
-        }
-        let chunks = ChunkStates::new(&filled, store.shared.budget.now());
-        store.count_resident(chunks.resident_bytes());
+        let filled: Vec<(u32, u32)> = records.iter().map(|(c, it)| (*c, it.filled)).collect();
+        let chunks = contents.layout.chunks();
+        let chunks = ChunkStates::new(chunks, &filled, store.shared.budget.now());
+        store.count_resident(filled.iter().map(|(_, filled)| u64::from(*filled)).sum());
         store.known.changes.opened(0);
         store.shared.budget.subtract(std::mem::take(&mut self.staged_bytes));
         Ready { contents: contents.clone(), chunks, records: Records::on_disk() }
@@ -301,7 +299,7 @@ impl Stage {
         store.set_state_in_memory(state, Some(stream_bytes));
         // As far as the disk lets go of it.
         let _ = self.drop_content();
-        let chunks = ChunkStates::new(&vec![0; layout.chunks() as usize], 0);
+        let chunks = ChunkStates::new(layout.chunks(), &[], 0);
         Ready { contents: contents.clone(), chunks, records }
     }
 

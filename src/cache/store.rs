@@ -18,7 +18,7 @@ use std::time::SystemTime;
 use parking_lot::{Condvar, Mutex};
 
 use super::chunk_states::{ChunkState, ChunkStates};
-use super::chunk_table::{Loaded, Record};
+use super::chunk_table::{FilledChunks, Loaded, Record};
 use super::disk::{DiskFile, Durability, FileKey, LayerFile, Place};
 use super::emptying::Pins;
 use super::known::{Known, Shared, Storing, put_meta, remove_content, seconds};
@@ -127,16 +127,16 @@ impl LayerStore {
             Some(meta) => return Err(store.wrong_blob_bytes(meta.blob_bytes, blob_bytes)),
         }
         if !matches!(store.state(), LayerState::Poisoned { .. })
-            && let Some(ready) = store.load()?
+            && let Some((ready, filled)) = store.load()?
         {
-            store.take_up(ready)?;
+            store.take_up(ready, &filled)?;
         }
         Ok(store)
     }
 
-    /// The contents and chunks as the last process left them; a layer whose files do not fit each
-    /// other is emptied.
-    fn load(&self) -> Result<Option<Ready>, CacheError> {
+    /// The contents and chunks as the last process left them, and the chunks that have bytes; a layer
+    /// whose files do not fit each other is emptied.
+    fn load(&self) -> Result<Option<(Ready, FilledChunks)>, CacheError> {
         let folder = &self.folder;
         let Some((contents, toc_digest)) = self.load_toc()? else {
             if self.known.resident_bytes() > 0 || self.state() == LayerState::Confirmed {
@@ -159,14 +159,15 @@ impl LayerStore {
             self.reset()?;
             return Ok(None);
         }
-        for (chunk, filled) in (0..).zip(&mut filled) {
-            let span = contents.layout.chunk(ChunkId(chunk)).stream;
-            if u64::from(*filled) > span.end - span.start {
-                *filled = 0;
-            }
-        }
-        let chunks = ChunkStates::new(&filled, self.known.stamp.load(Ordering::Relaxed));
-        Ok(Some(Ready { contents: Arc::new(contents), chunks, records: Records::on_disk() }))
+        // Nothing here looks at chunks without bytes: a layer may say that it has millions.
+        filled.retain(|(chunk, filled)| {
+            let span = contents.layout.chunk(ChunkId(*chunk)).stream;
+            u64::from(*filled) <= span.end - span.start
+        });
+        let stamp = self.known.stamp.load(Ordering::Relaxed);
+        let chunks = ChunkStates::new(chunks, &filled, stamp);
+        let contents = Arc::new(contents);
+        Ok(Some((Ready { contents, chunks, records: Records::on_disk() }, filled)))
     }
 
     /// Takes a confirmed layer for unconfirmed, because the seal of a chunk was lost: it is
@@ -216,16 +217,15 @@ impl LayerStore {
 
     /// Makes what is on disk available, after a look at the chunks that will be appended to: they
     /// are few and small, and who plans a fetch must be able to rely on their length.
-    fn take_up(&self, ready: Ready) -> Result<(), CacheError> {
-        let resident_bytes = ready.chunks.resident_bytes();
+    fn take_up(&self, ready: Ready, filled: &[(u32, u32)]) -> Result<(), CacheError> {
+        let resident_bytes = filled.iter().map(|(_, filled)| u64::from(*filled)).sum();
         self.count_resident(resident_bytes);
         self.known.changes.opened(resident_bytes);
         self.ready.set(ready).ok().expect("the store is being opened");
         let ready = self.ready.get().expect("it was set in the line before");
-        for chunk in 0..ready.chunks.count() {
-            let filled = u64::from(ready.chunks.load(chunk).filled());
+        for &(chunk, filled) in filled {
             let placed = ready.contents.layout.chunk(ChunkId(chunk));
-            if filled > 0 && filled < placed.stream.end - placed.stream.start {
+            if u64::from(filled) < placed.stream.end - placed.stream.start {
                 self.check(ready, chunk, &placed)?;
             }
         }

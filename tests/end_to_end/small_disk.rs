@@ -282,7 +282,7 @@ fn a_process_without_descriptors_left_closes_files_of_the_cache() {
     let mut random = Random::new(9);
     let mut layer = Layer::tar("model", "many");
     for number in 0..60 {
-        layer = layer.file(&format!("many/{number}"), 0o644, &random.bytes((1 << 20) + number));
+        layer = layer.file(format!("many/{number}"), 0o644, &random.bytes((1 << 20) + number));
     }
     let counted = Counted::new(&Kit::modelkit().with(layer));
     let kitfs = &counted.kitfs;
