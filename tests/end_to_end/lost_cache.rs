@@ -110,7 +110,11 @@ mod as_root {
                     covered = Some(Covered(cache.clone()));
                 }
                 _ => {
-                    fs::remove_dir_all(&cache).unwrap();
+                    // The daemon may make a file in a folder that was just emptied.
+                    wait_until("it is removed", || {
+                        let _ = fs::remove_dir_all(&cache);
+                        !cache.exists()
+                    });
                     fs::create_dir(&cache).unwrap();
                 }
             }
