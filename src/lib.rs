@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! cli -> daemon -> fuse -> fs -> fetch -> cache  -> layer -> oci
-//!  |                       |        '--> source -> oci
+//!  |       '-> keeper      |        '--> source -> oci
 //!  '--> serve -> source    '--> kit -> layer, oci
 //! ```
 //!
@@ -19,6 +19,7 @@
 //! - [`fuse`]: the kernel's FUSE protocol, and mounting.
 //! - [`serve`]: a small read-only OCI registry over OCI layout folders.
 //! - [`daemon`]: lifecycle, control socket, table of mounts.
+//! - [`keeper`]: the process that holds mounts while their daemon is replaced.
 //! - [`cli`]: one file per command.
 //! - [`observe`]: metric names, status model, tracing set-up.
 //! - [`process`]: the time that this process ran, its limits and its children's.
@@ -31,6 +32,7 @@ pub mod daemon;
 pub mod fetch;
 pub mod fs;
 pub mod fuse;
+pub mod keeper;
 pub mod kit;
 pub mod layer;
 pub mod observe;

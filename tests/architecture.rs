@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The arrows of the map. A room may import each room that it reaches by arrows, and [`SHARED`] rooms.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("oci", &[]),
     ("layer", &["oci"]),
     ("kit", &["layer", "oci"]),
@@ -19,7 +19,8 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("fs", &["fetch", "kit"]),
     ("fuse", &["fs"]),
     ("serve", &["source"]),
-    ("daemon", &["fuse"]),
+    ("daemon", &["fuse", "keeper"]),
+    ("keeper", &[]),
     ("cli", &["daemon", "serve"]),
     ("observe", &[]),
     ("process", &[]),
@@ -36,7 +37,7 @@ const CRATES: [(&str, &[&str]); 10] = [
     ("axum", &["serve", "daemon"]),
     ("clap", &["cli"]),
     ("redb", &["cache"]),
-    ("libc", &["cache", "daemon"]),
+    ("libc", &["cache", "daemon", "keeper"]),
     ("tar", &["layer"]),
     ("zstd", &["layer"]),
     ("libz_rs_sys", &["layer"]),

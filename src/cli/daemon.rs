@@ -1,6 +1,9 @@
 //! `kitfs daemon start|stop|status`, and the hidden `kitfs daemon run`.
 
+use std::process::ExitCode;
+
 use clap::Subcommand;
+use rustix::process::Pid;
 
 use super::arguments::LogFormat;
 use super::error::CliError;
@@ -29,6 +32,12 @@ pub(super) enum Command {
     Start,
     /// End all mounts of the daemon, then the daemon.
     Stop,
+    /// Replace the daemon's process; its mounts go on.
+    #[command(after_help = "\
+Programs that read from a mount wait for a moment. After an upgrade of kitfs
+the new process runs the new version. A daemon that `kitfs mount --foreground`
+has started cannot be replaced.")]
+    Restart,
     /// Show the daemon, its cache and its mounts.
     Status {
         /// Print a JSON object.
@@ -41,22 +50,36 @@ pub(super) enum Command {
         /// Format of the log.
         #[arg(long, value_enum, default_value_t)]
         log_format: LogFormat,
+        /// The standard input leads to a keeper.
+        #[arg(long)]
+        kept: bool,
+    },
+    /// Hold the mounts of a daemon, and start it again when it dies.
+    #[command(hide = true)]
+    Keep {
+        /// Do so for a running daemon, over the standard input.
+        #[arg(long, value_name = "PID")]
+        adopt: Option<i32>,
     },
 }
 
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let config = settings.daemon()?;
     match arguments.command {
+        Command::Restart => block_on(restart(config)),
+        Command::Keep { .. } => {
+            Err(CliError::internal("the keeper is started by `main`".to_owned()))
+        }
         Command::Start => block_on(start(settings, config)),
         Command::Stop => block_on(stop(config)),
         Command::Status { json } => block_on(status(config, json)),
-        Command::Run { .. } => {
+        Command::Run { kept, .. } => {
             daemon::detach();
             let is_ready = |_: Option<&_>| {
                 daemon::report_ready();
                 notify_ready();
             };
-            block_on(async { Ok(daemon::run(config, None, is_ready).await?) })
+            block_on(async { Ok(daemon::run(config, None, kept, is_ready).await?) })
         }
     }
 }
@@ -67,6 +90,28 @@ async fn start(settings: &Settings, config: DaemonConfig) -> Result<(), CliError
     let status = backend.status().await?;
     let folder = status.cache_folder.display();
     print_line(format_args!("the daemon of {folder} runs as process {}", status.pid))
+}
+
+/// Runs the keeper. It has no runtime and no log, so that it stays small.
+pub(super) fn keep(settings: &Settings, adopt: Option<i32>) -> ExitCode {
+    match settings.daemon() {
+        Ok(config) => daemon::keep(&config, adopt.and_then(Pid::from_raw)),
+        Err(error) => error.report(),
+    }
+}
+
+async fn restart(config: DaemonConfig) -> Result<(), CliError> {
+    let Some(daemon) = Backend::running(&config).await? else {
+        let message = format!("no daemon runs for {}", config.cache_folder.display());
+        return Err(CliError::new(FailureKind::Daemon, message));
+    };
+    let status = daemon.replace(&config).await?;
+    print_line(format_args!(
+        "kitfs {} goes on with {} as process {}",
+        status.version,
+        count_of(status.mounts.len() as u64, "mount", "mounts"),
+        status.worker_pid
+    ))
 }
 
 async fn stop(config: DaemonConfig) -> Result<(), CliError> {

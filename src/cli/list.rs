@@ -24,8 +24,11 @@ Examples:
   kitfs list registry.example.com             its repositories
   kitfs list oci:./kits/article")]
 pub(super) struct Arguments {
-    /// HOST/REPO[:TAG], HOST, localhost/REPO, or oci:FOLDER [default: kit's local storage]
-    #[arg(value_name = "WHAT")]
+    // No doc comment: rustdoc would take the brackets for links.
+    #[arg(
+        value_name = "WHAT",
+        help = "HOST/REPO[:TAG], HOST, localhost/REPO, or oci:FOLDER [default: kit's local storage]"
+    )]
     what: Option<String>,
     /// Print a JSON array.
     #[arg(long)]

@@ -59,6 +59,11 @@ pub fn main() -> ExitCode {
         }
     };
     let environment = Environment::read();
+    if let Command::Daemon(daemon::Arguments { command: daemon::Command::Keep { adopt } }) =
+        arguments.command
+    {
+        return daemon::keep(&Settings::new(arguments.cache, environment), adopt);
+    }
     start_log(&arguments, &environment);
     match run(arguments, environment) {
         Ok(()) => ExitCode::SUCCESS,
@@ -92,7 +97,7 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
 fn start_log(arguments: &Arguments, environment: &Environment) {
     let (is_daemon, format) = match &arguments.command {
         Command::Mount(command) => (command.foreground, command.log_format),
-        Command::Daemon(daemon::Arguments { command: daemon::Command::Run { log_format } }) => {
+        Command::Daemon(daemon::Arguments { command: daemon::Command::Run { log_format, .. } }) => {
             (true, *log_format)
         }
         _ => (false, LogFormat::Text),

@@ -144,7 +144,7 @@ async fn serve(config: DaemonConfig, request: MountRequest) -> Result<(), CliErr
         }
         notify_ready();
     };
-    Ok(daemon::run(config, Some(request), is_ready).await?)
+    Ok(daemon::run(config, Some(request), false, is_ready).await?)
 }
 
 /// Tells systemd that the mount is ready, for services with `Type=notify`.

@@ -1,6 +1,8 @@
 //! The messages on the control socket, and between the commands and a service in the same
 //! process: plain data, JSON on the wire (docs/format/control.md).
 
+mod failure;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -8,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::{percent_decoded, percent_encoded};
 use crate::source::s3::S3Config;
+
+pub use failure::{Failure, FailureKind};
 
 /// How to reach registries. Read from flags and environment by the commands; mounts with
 /// different options share a daemon, not connections.
@@ -415,8 +419,11 @@ pub struct FetchStatus {
 /// A daemon, as `kitfs daemon status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonStatus {
-    /// The process.
+    /// The process that stays: the keeper, or the worker where there is no keeper.
     pub pid: u32,
+    /// The process that serves the mounts. Another one takes its place when it dies.
+    #[serde(default)]
+    pub worker_pid: u32,
     /// The version of kitfs it runs.
     pub version: String,
     /// The cache folder it owns.
@@ -725,47 +732,6 @@ pub struct CacheReport {
     pub kept: Vec<String>,
     /// The parts that failed, and why; the rest was done.
     pub failed: Vec<String>,
-}
-
-/// The kind of a failure, for exit codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailureKind {
-    /// The request itself: a malformed reference or filter, a path that is not in the kit.
-    Usage,
-    /// No such kit, tag, repository or path.
-    NotFound,
-    /// Credentials are missing or refused.
-    Unauthorized,
-    /// The registry or the network.
-    Unavailable,
-    /// Not a kit, malformed, hostile, or not what its digest says.
-    BadContent,
-    /// The mountpoint: missing, not empty, busy, not a mount of kitfs.
-    Mountpoint,
-    /// The cache folder: held, unwritable, full.
-    Cache,
-    /// The daemon does not run, or does not answer.
-    Daemon,
-    /// Anything else.
-    Internal,
-}
-
-/// A failure with its words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
-pub struct Failure {
-    /// The kind.
-    pub kind: FailureKind,
-    /// The message: the failure, its reference or path, and the next step.
-    pub message: String,
-}
-
-impl Failure {
-    /// A failure of `kind` with these words.
-    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
-    }
 }
 
 impl Serialize for RawPath {

@@ -17,11 +17,13 @@ use super::api::{
 };
 use super::client::{Client, Liveness, silence};
 use super::failure::panicked;
+use super::keeping::Keeping;
 use super::lifecycle::{self, DaemonConfig};
 use super::seen;
 use super::service::Service;
 use super::socket::{Address, SocketPath};
 use crate::fuse::{Answer, daemon_of, other_mounts};
+use crate::process::running_time::Stopwatch;
 
 /// The bytes of files, as they arrive.
 pub type ByteStream = BoxStream<'static, Result<Bytes, Failure>>;
@@ -61,7 +63,7 @@ impl Backend {
         }
         match lifecycle::open_cache(config).await? {
             Some((cache, child_limits)) => {
-                let service = Service::new(cache, config, child_limits, None);
+                let service = Service::new(cache, config, child_limits, None, Keeping::none());
                 Ok(Self { cache_folder: config.cache_folder.clone(), kind: Kind::Local(service) })
             }
             None => Self::daemon(config).await,
@@ -84,11 +86,24 @@ impl Backend {
         })
     }
 
-    /// Connects to the daemon of the cache folder; `None` when none runs.
+    /// Connects to the daemon of the cache folder; `None` when none runs. Waits for a daemon whose process
+    /// is being replaced.
     ///
     /// # Errors
     /// When the daemon hangs, or the folder is another user's.
     pub async fn running(config: &DaemonConfig) -> Result<Option<Self>, Failure> {
+        let mut watch = Stopwatch::start();
+        loop {
+            match Self::answering(config).await? {
+                None if lifecycle::is_being_replaced(config, watch.look()) => {
+                    tokio::time::sleep(lifecycle::POLL_INTERVAL).await;
+                }
+                daemon => return Ok(daemon),
+            }
+        }
+    }
+
+    async fn answering(config: &DaemonConfig) -> Result<Option<Self>, Failure> {
         let folder = config.cache_folder.display();
         let not_ours = || {
             let message = format!(
@@ -292,6 +307,17 @@ impl Backend {
         }
     }
 
+    /// Has another process go on with the mounts of the daemon, and returns its status.
+    ///
+    /// # Errors
+    /// When the daemon has no keeper, or the other process does not answer.
+    pub async fn replace(&self, config: &DaemonConfig) -> Result<DaemonStatus, Failure> {
+        let Kind::Daemon(client) = &self.kind else { return Err(no_daemon(config)) };
+        let before = client.status().await?;
+        client.replace().await?;
+        lifecycle::wait_for_successor(config, &before).await
+    }
+
     /// Describes a kit or an index. Reads no layer.
     pub async fn info(&self, request: KitRequest) -> Result<Info, Failure> {
         match &self.kind {
@@ -344,6 +370,11 @@ impl Backend {
             Kind::Local(service) => service.cache(request).await,
         }
     }
+}
+
+fn no_daemon(config: &DaemonConfig) -> Failure {
+    let message = format!("no daemon runs for {}", config.cache_folder.display());
+    Failure::new(FailureKind::Daemon, message)
 }
 
 fn no_mounts(request: &RecordRequest) -> Failure {

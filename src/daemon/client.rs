@@ -88,6 +88,10 @@ impl Client {
         in_time(report).await
     }
 
+    pub(super) async fn replace(&self) -> Result<(), Failure> {
+        in_time(self.send(Method::POST, "replace", &())).await.map(|_| ())
+    }
+
     pub(super) async fn mount(
         &self,
         request: &MountRequest,

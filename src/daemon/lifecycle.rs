@@ -22,9 +22,12 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
-use super::api::{Failure, FailureKind, MountRequest, MountStatus};
+use super::api::{DaemonStatus, Failure, FailureKind, MountRequest, MountStatus};
+use super::backend::Backend;
 use super::descriptors;
 use super::failure::cache_failure;
+use super::keep;
+use super::keeping::Keeping;
 use super::log::{self, Log};
 use super::machine;
 use super::server;
@@ -32,6 +35,7 @@ use super::service::{At, Service};
 use super::signals::{self, Place, Signals, Told};
 use super::socket::{Address, FolderSocket, OwnerOnly, SocketPath};
 use crate::cache::{Cache, CacheConfig};
+use crate::keeper::Order;
 use crate::process::limits::ChildLimits;
 use crate::process::running_time::{self, Stopwatch};
 
@@ -75,20 +79,32 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) const HELD_PATIENCE: Duration = Duration::from_secs(1);
 /// The interval between two looks whether the cache folder is still there.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a process that goes on with mounts may take for all of them before a command says so.
+const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a command waits for a daemon whose process is being replaced.
+const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait before another keeper is started.
+const KEEPER_INTERVAL: Duration = Duration::from_millis(500);
 /// The interval between two looks at a condition outside this process.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Runs a daemon in this process until a signal, `kitfs daemon stop` or the end of `mount`.
 ///
-/// `mount` is made first, and `ready` is called once the socket listens and the mount is made.
+/// `mount` is made first, and `ready` is called once the socket listens and the mount is made. With
+/// `is_kept`, the standard input leads to a keeper, which hands over the mounts of an earlier process.
 ///
 /// # Errors
 /// When the cache folder is held or unusable, or the mount cannot be made.
 pub async fn run(
     config: DaemonConfig,
     mount: Option<MountRequest>,
+    is_kept: bool,
     ready: impl FnOnce(Option<&MountStatus>) + Send,
 ) -> Result<(), Failure> {
+    let (keeping, held) = match is_kept {
+        true => Keeping::from_keeper().map_err(|error| keeper_failure(&error))?,
+        false => (Keeping::none(), Vec::new()),
+    };
     let child_limits = prepare();
     let cache = config.open_cache()?;
     let (socket, listener) = FolderSocket::listen(&config.cache_folder)
@@ -102,7 +118,7 @@ pub async fn run(
         address.control = None;
     }
     let at = At { socket: Arc::new(socket), address };
-    let service = Service::new(cache, &config, child_limits, Some(at));
+    let service = Service::new(cache, &config, child_limits, Some(at), keeping.clone());
     let listeners = [Some(listener), by_name].into_iter().flatten();
     let mut servers: JoinSet<io::Result<()>> = listeners
         .map(|listener| {
@@ -112,6 +128,10 @@ pub async fn run(
         })
         .collect();
 
+    let taking_over = tokio::spawn({
+        let service = service.clone();
+        async move { service.take_over(held).await }
+    });
     let log = Log::of_this_process(&config.cache_folder);
     let keep_short = async {
         match &log {
@@ -123,8 +143,23 @@ pub async fn run(
         outcome = serve_until_told(&service, mount, ready, log.as_ref()) => outcome,
         never = keep_short => match never {},
         never = watch_folder(&service) => match never {},
+        never = keep_keeper(&config, &keeping) => match never {},
     };
+    if service.is_to_be_replaced() {
+        // The next process goes on with every mount, so none may be released from here on.
+        keeping.note_end(Order::Replace);
+        service.settle().await;
+        service.drain();
+        let drained = async { while servers.join_next().await.is_some() {} };
+        let _ = running_time::timeout(DRAIN_TIMEOUT, drained).await;
+        // Dropping a mount would unmount it.
+        std::mem::forget(service);
+        return outcome;
+    }
+    keeping.note_end(Order::End);
     service.end_mounts().await;
+    // Mounts that were not taken over yet end, too.
+    let _ = running_time::timeout(STOP_TIMEOUT, taking_over).await;
     service.settle().await;
     service.drain();
     let drained = async { while servers.join_next().await.is_some() {} };
@@ -132,6 +167,19 @@ pub async fn run(
     let _ = running_time::timeout(DRAIN_TIMEOUT, drained).await;
     service.remove_socket();
     outcome
+}
+
+/// Starts another keeper whenever the keeper is gone. Never done.
+async fn keep_keeper(config: &DaemonConfig, keeping: &Keeping) -> std::convert::Infallible {
+    loop {
+        keeping.lost().await;
+        tracing::warn!("the keeper is gone: starting another one");
+        if let Err(error) = keeping.start_keeper(config) {
+            tracing::error!(%error, "no keeper: mounts end with this process");
+        }
+        // A keeper that ends at once must not take the processor.
+        tokio::time::sleep(KEEPER_INTERVAL).await;
+    }
 }
 
 /// Notices that the cache folder was removed or replaced. A daemon that commands no longer find ends when
@@ -225,14 +273,14 @@ pub fn report_ready() {
 pub(super) async fn start(config: &DaemonConfig) -> Result<(), Failure> {
     let mut watch = Stopwatch::start();
     loop {
-        let was_held = Cache::is_held(&config.cache_folder);
+        let was_held = is_held(&config.cache_folder);
         match spawn(config).await {
             Ok(()) => return Ok(()),
             // Another command was faster, or a daemon is on its way out. What makes a folder
             // unusable does not pass.
             Err(failure)
                 if failure.kind == FailureKind::Cache
-                    && (was_held || Cache::is_held(&config.cache_folder))
+                    && (was_held || is_held(&config.cache_folder))
                     && watch.look() < HELD_PATIENCE =>
             {
                 tokio::time::sleep(POLL_INTERVAL).await;
@@ -264,9 +312,14 @@ pub(super) async fn open_cache(
     let child_limits = prepare();
     let mut watch = Stopwatch::start();
     loop {
-        match config.open_cache() {
+        // The folder of a worker that died is free for a moment, and belongs to the next worker.
+        let opened = match keep::is_kept(&config.cache_folder) {
+            true => Err(starting(config)),
+            false => config.open_cache(),
+        };
+        match opened {
             Ok(cache) => return Ok(Some((cache, child_limits))),
-            Err(_) if Cache::is_held(&config.cache_folder) && watch.look() < HELD_PATIENCE => {
+            Err(_) if is_held(&config.cache_folder) && watch.look() < HELD_PATIENCE => {
                 let socket = SocketPath::new(&config.cache_folder)
                     .map_err(|error| socket_failure(config, &error))?;
                 if socket.is_answered().await {
@@ -279,6 +332,11 @@ pub(super) async fn open_cache(
     }
 }
 
+/// Whether a daemon, or a command, holds a cache folder.
+fn is_held(folder: &Path) -> bool {
+    keep::is_kept(folder) || Cache::is_held(folder)
+}
+
 async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     let failed = |error: io::Error| {
         let folder = config.cache_folder.display();
@@ -287,13 +345,8 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     let (mut log, log_path) =
         log::open(&config.cache_folder).map_err(|error| socket_failure(config, &error))?;
     let log_start = log.seek(SeekFrom::End(0)).map_err(failed)?;
-    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-    command.args(["daemon", "run"]).arg("--cache-dir").arg(&config.cache_folder);
-    command.arg("--keep-free").arg(config.keep_free_bytes.to_string());
-    command.arg("--memory").arg(config.memory_bytes.to_string());
-    if let Some(capacity_bytes) = config.cache_capacity_bytes {
-        command.arg("--cache-size").arg(capacity_bytes.to_string());
-    }
+    let program = std::env::current_exe().map_err(failed)?;
+    let mut command = Command::from(keep::keeper_command(&program, config));
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
     command.stderr(log.try_clone().map_err(failed)?);
     // The daemon outlives the program that called this command, and would keep its files open.
@@ -306,7 +359,10 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     if matches!(read, Ok(Ok(_))) && line.trim_end() == READY_LINE {
         return Ok(());
     }
-    let _ = child.start_kill();
+    // A keeper whose first worker died ends with the exit code of that worker.
+    if running_time::timeout(HELD_PATIENCE, child.wait()).await.is_err() {
+        let _ = child.start_kill();
+    }
     let code = child.wait().await.ok().and_then(|status| status.code());
     let mut words = String::new();
     let _ = log.seek(SeekFrom::Start(log_start)).and_then(|_| log.read_to_string(&mut words));
@@ -322,8 +378,40 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
 
 /// Waits until the daemon of `folder` has let go of its cache.
 pub(super) async fn wait_until_gone(folder: &Path) -> Result<(), Failure> {
-    let is_gone = async || !Cache::is_held(folder);
+    let is_gone = async || !is_held(folder);
     wait_until(is_gone, &format!("the daemon of {}", folder.display())).await
+}
+
+/// Whether a daemon that does not answer for `silence` is worth waiting for: its keeper starts the next
+/// process.
+pub(super) fn is_being_replaced(config: &DaemonConfig, silence: Duration) -> bool {
+    silence < REPLACEMENT_PATIENCE && keep::is_kept(&config.cache_folder)
+}
+
+/// Waits until a process other than that of `before` answers. Gives it some time to go on with all mounts.
+pub(super) async fn wait_for_successor(
+    config: &DaemonConfig,
+    before: &DaemonStatus,
+) -> Result<DaemonStatus, Failure> {
+    let mut watch = Stopwatch::start();
+    loop {
+        let answer = async { Backend::running(config).await.ok().flatten()?.status().await.ok() };
+        match answer.await {
+            Some(status)
+                if status.worker_pid != before.worker_pid
+                    && (status.mounts.len() >= before.mounts.len()
+                        || watch.look() > SUCCESSOR_PATIENCE) =>
+            {
+                return Ok(status);
+            }
+            _ if watch.look() > START_TIMEOUT => {
+                let message =
+                    "the next process does not answer; see daemon.log in the cache folder";
+                return Err(Failure::new(FailureKind::Daemon, message));
+            }
+            _ => tokio::time::sleep(POLL_INTERVAL).await,
+        }
+    }
 }
 
 /// Waits until nobody answers at a socket any more.
@@ -354,6 +442,20 @@ pub(super) async fn falls_silent(socket: &SocketPath) -> bool {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     true
+}
+
+fn starting(config: &DaemonConfig) -> Failure {
+    let folder = config.cache_folder.display();
+    let message = format!(
+        "the daemon of {folder} is starting and does not answer yet: try again in a moment; its log is \
+         daemon.log in that folder"
+    );
+    Failure::new(FailureKind::Cache, message)
+}
+
+fn keeper_failure(error: &io::Error) -> Failure {
+    let message = format!("--kept is for the keeper, which starts this process itself: {error}");
+    Failure::new(FailureKind::Usage, message)
 }
 
 fn socket_failure(config: &DaemonConfig, error: &io::Error) -> Failure {

@@ -29,6 +29,8 @@ mod failure;
 mod fitting;
 mod frames;
 mod hydrate;
+mod keep;
+mod keeping;
 mod kits;
 mod lifecycle;
 mod listing;
@@ -53,5 +55,6 @@ mod waiting;
 mod warming;
 
 pub use backend::{Backend, ByteStream, Server};
+pub use keep::keep;
 pub use lifecycle::{DaemonConfig, detach, report_ready, run};
 pub use replay::{TRACE_LIMIT_BYTES, read_trace};

@@ -27,6 +27,7 @@ use super::api::{
 };
 use super::failure::panicked;
 use super::hydrate::Hydrating;
+use super::keeping::Kept;
 use super::memory::Memory;
 use super::upkeep::kit_state;
 use crate::cache::LayerKey;
@@ -78,6 +79,8 @@ pub(super) struct Served {
     background: Mutex<Option<Background>>,
     /// Ends the recording that runs.
     recording: Mutex<Option<CancellationToken>>,
+    /// The keeper's hold on the mount, while the mount has open files too.
+    _kept: Option<Kept>,
     /// Cancelled when all of the above is gone: the fields of a struct are dropped in order.
     _release: DropGuard,
     released: CancellationToken,
@@ -277,6 +280,7 @@ impl Reservation {
         reference: String,
         mounted_at: i64,
         background: Background,
+        kept: Option<Kept>,
     ) -> Result<MountStatus, Failure> {
         let released = CancellationToken::new();
         let release = released.clone().drop_guard();
@@ -287,6 +291,7 @@ impl Reservation {
             mounted_at,
             background: Mutex::new(Some(background)),
             recording: Mutex::default(),
+            _kept: kept,
             _release: release,
             released,
         });

@@ -48,11 +48,12 @@ pub(super) fn router(service: Arc<Service>) -> Router {
         .route("/v1/trace", post(record).delete(stop_recording))
         .route("/v1/cache", post(cache))
         .route_layer(middleware::from_fn(check_version));
-    // A command of another version may still ask for the status, unmount and stop.
+    // A command of another version may still ask for the status, unmount, stop and replace.
     Router::new()
         .route("/v1/alive", get(async || StatusCode::NO_CONTENT))
         .route("/v1/status", get(status))
         .route("/v1/stop", post(stop))
+        .route("/v1/replace", post(replace))
         .route("/v1/mounts", delete(unmount))
         .merge(versioned)
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
@@ -95,6 +96,10 @@ async fn status(State(service): State<Arc<Service>>) -> Response {
 
 async fn stop(State(service): State<Arc<Service>>) -> Json<UnmountReport> {
     Json(service.stop().await)
+}
+
+async fn replace(State(service): State<Arc<Service>>) -> Response {
+    answer(service.request_replacement())
 }
 
 async fn info(State(service): State<Arc<Service>>, Asked(request): Asked<KitRequest>) -> Response {

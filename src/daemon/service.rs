@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream::BoxStream;
@@ -25,6 +25,7 @@ use super::api::{
 use super::backend::ByteStream;
 use super::failure::panicked;
 use super::hydrate::Hydration;
+use super::keeping::{Announced, Keeping, Record, TreeMark};
 use super::kits::{Kits, pinned_reference};
 use super::lifecycle::DaemonConfig;
 use super::mounts::{Background, Mounts, stopping};
@@ -36,12 +37,16 @@ use super::{describing, fitting, listing, reading, recording, tags, upkeep, wait
 use crate::cache::Cache;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{self, FsConfig, Line, LoadRequest, LoadedKit};
-use crate::fuse::{Mount, MountOptions, Mountpoint, Sessions, mount_warnings};
+use crate::fuse::{
+    Attached, Mount, MountError, MountOptions, Mountpoint, Sessions, mount_warnings,
+};
 use crate::kit::Filters;
 use crate::oci::{Digest, LabelSelector, Origin};
 use crate::process::limits::{ChildLimits, MORE_PROCESSES};
 use crate::process::running_time;
 use crate::process::view::own_view;
+
+mod taking_over;
 
 /// The version that commands and daemon compare.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -66,6 +71,7 @@ pub(super) struct Service {
     child_limits: ChildLimits,
     /// The address for commands; nothing for a command that does the work itself.
     at: Option<At>,
+    keeping: Arc<Keeping>,
     kits: Arc<Kits>,
     mounts: Arc<Mounts>,
     /// Started with the first mount: most commands make none.
@@ -75,6 +81,10 @@ pub(super) struct Service {
     stopping: CancellationToken,
     /// Set when [`Self::end_mounts`] is done.
     ended: watch::Sender<Option<UnmountReport>>,
+    /// Set when the mounts of the process before are served, or had their time.
+    has_taken_over: watch::Sender<bool>,
+    /// Set before `stopping` where another process goes on with the mounts.
+    is_to_be_replaced: AtomicBool,
     draining: CancellationToken,
 }
 
@@ -85,6 +95,7 @@ impl Service {
         config: &DaemonConfig,
         child_limits: ChildLimits,
         at: Option<At>,
+        keeping: Arc<Keeping>,
     ) -> Arc<Self> {
         tracing::debug!(?config, "the cache is open");
         let fetch_config = FetchConfig { memory_bytes: config.memory_bytes };
@@ -96,20 +107,25 @@ impl Service {
             networks: Networks::new(child_limits),
             child_limits,
             at,
+            has_taken_over: watch::Sender::new(!keeping.is_kept()),
+            keeping,
             kits: Arc::default(),
             mounts: Arc::default(),
             sessions: Mutex::default(),
             started_at: now(),
             stopping: CancellationToken::new(),
             ended: watch::Sender::default(),
+            is_to_be_replaced: AtomicBool::new(false),
             draining: CancellationToken::new(),
         })
     }
 
     pub(super) async fn status(&self) -> DaemonStatus {
+        self.taken_over().await;
         let mounts = self.mounts.statuses().await;
         DaemonStatus {
-            pid: std::process::id(),
+            pid: self.keeping.keeper().unwrap_or_else(std::process::id),
+            worker_pid: std::process::id(),
             version: VERSION.to_owned(),
             cache_folder: self.cache.folder().to_owned(),
             cache_folder_is_lost: !self.is_reachable(),
@@ -135,17 +151,9 @@ impl Service {
                 format!("the mountpoint {} is not absolute", request.mountpoint.display());
             return Err(Failure::new(FailureKind::Usage, message));
         }
+        self.taken_over().await;
         let reservation = self.mounts.reserve(&request.mountpoint).await?;
-        let options = MountOptions {
-            mountpoint: request.mountpoint.clone(),
-            allow_other: request.allow_other,
-            nonempty: request.nonempty,
-            noexec: request.noexec,
-            passthrough: !request.no_passthrough,
-            child_limits: self.child_limits,
-            own_paths: own_paths(self.cache.folder(), &request),
-            daemon: self.at.as_ref().map(|at| at.address.to_text()).unwrap_or_default(),
-        };
+        let options = self.mount_options(&request);
         let config = FsConfig { tensor_prefetch: request.tensor_prefetch, ..FsConfig::default() };
         let checked = options.clone();
         let mountpoint =
@@ -165,13 +173,30 @@ impl Service {
         if !kit.has_missing() {
             self.kits.share(pinned_request(&request.kit, &kit.origin, kit.manifest), &kit);
         }
-        let trace = match request.trace {
+        let trace = match request.trace.clone() {
             Some(file) => Some(self.load_replay(&kit, file).await?),
             None => None,
         };
-        let (served, sessions) = (kit.clone(), self.sessions()?);
-        let mount = move || Mount::new(served, mountpoint, &options, config, sessions);
-        let mount = spawn_blocking(mount).await.map_err(panicked)??;
+        let mounted_at = now();
+        let (served, sessions, keeping) = (kit.clone(), self.sessions()?, self.keeping.clone());
+        let wanted = request.clone();
+        let mount = move || {
+            let attached = Attached::new(&served.origin.to_string(), mountpoint, &options)?;
+            let unkept = |error: std::io::Error| {
+                MountError::Io(format!("the mount cannot be handed to the keeper: {error}"))
+            };
+            let kept = keeping.hold(&attached, wanted.clone()).map_err(unkept)?;
+            let tree = TreeMark::of(&served);
+            let pinned = pinned_reference(&served.origin, served.manifest);
+            let mount = Mount::serve(attached, served, &options, config, sessions)?;
+            if let Some(kept) = &kept {
+                let announced = Announced { pinned, tree, state: mount.state(), mounted_at };
+                let record = Record { request: wanted, announced: Some(announced) };
+                kept.note(&record).map_err(unkept)?;
+            }
+            Ok::<_, MountError>((mount, kept))
+        };
+        let (mount, kept) = spawn_blocking(mount).await.map_err(panicked)??;
         let quiet = Duration::from_secs(request.hydrate_after_seconds);
         let warnings = trace.as_ref().map(Replay::warnings).unwrap_or_default();
         let background = Background {
@@ -180,7 +205,7 @@ impl Service {
         };
         let reference = request.kit.reference;
         let no_room = self.no_room(&kit).await;
-        let mut status = reservation.fulfil(mount, kit, reference, now(), background)?;
+        let mut status = reservation.fulfil(mount, kit, reference, mounted_at, background, kept)?;
         status.warnings.extend(replaced);
         status.warnings.extend(warnings);
         status.warnings.extend(mount_warnings());
@@ -188,6 +213,19 @@ impl Service {
         tracing::info!(reference = status.reference, digest = status.digest,
             mountpoint = %status.mountpoint.display(), "mounted");
         Ok(status)
+    }
+
+    fn mount_options(&self, request: &MountRequest) -> MountOptions {
+        MountOptions {
+            mountpoint: request.mountpoint.clone(),
+            allow_other: request.allow_other,
+            nonempty: request.nonempty,
+            noexec: request.noexec,
+            passthrough: !request.no_passthrough,
+            child_limits: self.child_limits,
+            own_paths: own_paths(self.cache.folder(), request),
+            daemon: self.at.as_ref().map(|at| at.address.to_text()).unwrap_or_default(),
+        }
     }
 
     /// The threads that answer the kernel.
@@ -261,6 +299,7 @@ impl Service {
         &self,
         mountpoint: &Path,
     ) -> Result<BoxStream<'static, Line>, Failure> {
+        self.taken_over().await;
         let served = self.mounts.at(mountpoint)?;
         let Some(reads) = recording::begin(&served).await else {
             let message = format!("reads from {} are being recorded already", mountpoint.display());
@@ -284,6 +323,7 @@ impl Service {
         mountpoint: &Path,
         lazy: bool,
     ) -> Result<UnmountReport, Failure> {
+        self.taken_over().await;
         let warnings = self.mounts.unmount(mountpoint, lazy).await?;
         // Without a mount no command finds this daemon again.
         if !self.is_reachable() && self.has_no_mounts() {
@@ -347,6 +387,26 @@ impl Service {
 
     pub(super) fn request_stop(&self) {
         self.stopping.cancel();
+    }
+
+    /// Ends this process, and has the keeper start another one that goes on with the mounts.
+    ///
+    /// # Errors
+    /// `Daemon` where this process has no keeper.
+    pub(super) fn request_replacement(&self) -> Result<(), Failure> {
+        if !self.keeping.is_kept() {
+            let message = "this daemon has no keeper that could start it again: it was started by \
+                `kitfs mount --foreground` or `kitfs daemon run`";
+            return Err(Failure::new(FailureKind::Daemon, message));
+        }
+        self.is_to_be_replaced.store(true, Ordering::SeqCst);
+        self.stopping.cancel();
+        Ok(())
+    }
+
+    /// Whether this process ends for another one.
+    pub(super) fn is_to_be_replaced(&self) -> bool {
+        self.is_to_be_replaced.load(Ordering::SeqCst)
     }
 
     pub(super) async fn stop_requested(&self) {

@@ -116,8 +116,8 @@ impl Adapter {
                 }
             }
             Operation::Release { handle } => {
-                self.passthrough.release(ino, handle);
                 reply.ok();
+                self.passthrough.release(ino, handle);
             }
             Operation::Read { offset, bytes } => self.read(ino, offset, bytes, reply, buffer),
             Operation::OpenDirectory => match self.features.has(Features::NO_OPENDIR) {

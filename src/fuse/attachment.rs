@@ -58,6 +58,11 @@ impl Attachment {
         self.device = table.ok().and_then(|table| Some(table.at(&self.path).last()?.device));
     }
 
+    /// Knows the device number from the process that has made the mount.
+    pub(super) fn set_device(&mut self, device: Option<Device>) {
+        self.device = device;
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

@@ -40,6 +40,14 @@ impl Connection {
         Ok(&buffer[..length])
     }
 
+    /// Has the kernel send again what a process that is gone has read and not answered.
+    ///
+    /// # Errors
+    /// `INVAL` before Linux 6.9.
+    pub(super) fn resend(&self) -> rustix::io::Result<()> {
+        rustix::io::write(&self.0, &reply::resend()).map(drop)
+    }
+
     /// Makes the reply to a request.
     pub(super) fn reply_to(self: &Arc<Self>, unique: u64) -> Reply {
         Reply { connection: self.clone(), unique, is_sent: false }
@@ -55,6 +63,11 @@ impl Connection {
             Err(Errno::NOENT | Errno::NODEV) => {}
             Err(error) => tracing::warn!(%error, "the kernel did not take a reply"),
         }
+    }
+
+    /// A file that another process has registered.
+    pub(super) fn known_backing(self: &Arc<Self>, id: u32) -> BackingId {
+        BackingId { connection: Arc::downgrade(self), id }
     }
 
     /// Registers a file that the kernel may read itself, and returns the kernel's number for it.

@@ -1,7 +1,8 @@
 //! Mounts kits and answers the kernel's requests.
 //!
 //! ```text
-//! Mountpoint::prepare --> Mount::new: mount (direct, or fusermount3) --> INIT --> Sessions
+//! Mountpoint::prepare --> Attached: mount (direct, or fusermount3) --> Mount::serve: INIT --> Sessions
+//! the descriptors of a process that is gone ----> Mount::take_over: requests again ----> Sessions
 //!                                                              requests --> adapter --> fs
 //! Mount::unmount, `umount`, a drop --> the kernel closes the connection --> Mount::ended
 //! ```
@@ -17,7 +18,8 @@
 //! - `handshake`: the first request. `wire`: the kernel's protocol, pure.
 //! - `connection`: reads requests and sends answers.
 //! - `adapter`: answers requests from [`crate::fs::FileSystem`].
-//! - `passthrough`: the open files that the kernel reads by itself.
+//! - `passthrough`: the open files that the kernel reads by itself. `opens`: where they are noted for a
+//!   process that takes the mount over.
 //! - `checks`: checks cached files in the background for passthrough.
 //! - `failure_log`: limits the log of failed reads.
 //! - `errno`: the only table from errors to errno.
@@ -37,6 +39,7 @@ mod holders;
 mod mount;
 mod mount_table;
 mod mountpoint;
+mod opens;
 mod others;
 mod passthrough;
 mod readahead;
@@ -48,7 +51,7 @@ use std::path::PathBuf;
 use crate::process::limits::ChildLimits;
 
 pub use hidden::OwnPath;
-pub use mount::Mount;
+pub use mount::{Attached, Mount, MountState};
 pub use mount_table::MountTable;
 pub use mountpoint::{Mountpoint, mount_warnings};
 pub use others::{

@@ -1,15 +1,18 @@
 //! The life of a mount.
 //!
 //! ```text
-//! Mountpoint::prepare --> Mount::new --mount--> attached --INIT--> served --its root answers--> Mount
-//!                                       '--any failure--> detached (lazily), error
+//! Mountpoint::prepare --mount--> Attached --INIT--> served --its root answers--> Mount
+//!                                   '--any failure--> detached (lazily), error
+//! a process that is gone --its descriptors, MountState--> Mount::take_over --> Mount
 //! Mount --unmount, umount(8), drop--> the kernel closes the connection --> ended
 //! ```
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -18,10 +21,12 @@ use super::attachment::{Attachment, DetachFailure};
 use super::connection::Connection;
 use super::handshake::shake_hands;
 use super::holders::Holders;
-use super::mount_table::MountTable;
+use super::mount_table::{Device, MountTable};
 use super::mountpoint::Mountpoint;
+use super::opens::OpenRecords;
 use super::passthrough::{Passthrough, PassthroughStatus};
 use super::sessions::Sessions;
+use super::wire::init::Features;
 use super::{MountError, MountOptions, device, readahead};
 use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
 use crate::process::limits::MORE_PROCESSES;
@@ -46,9 +51,67 @@ pub struct Mount {
     attachment: Attachment,
     mountpoint: Mountpoint,
     failures: Arc<Failures>,
-    passthrough: Arc<Passthrough>,
     /// The passthrough state. Outlives the session, because callers may still ask for it.
+    passthrough: Arc<Passthrough>,
+    features: Features,
     _sessions: Arc<Sessions>,
+}
+
+/// A mount that is in the tree. Its requests wait in the kernel. Dropping it unmounts lazily.
+pub struct Attached {
+    // Dropped in this order: the mount must be gone before its directory can be removed.
+    attachment: Attachment,
+    mountpoint: Mountpoint,
+    device: OwnedFd,
+    opens: OpenRecords,
+    end: watch::Sender<bool>,
+}
+
+impl Attached {
+    /// Mounts. `origin` is the name of the mount in the kernel's table. Blocking.
+    ///
+    /// # Errors
+    /// When the mountpoint is no longer free, or the kernel or fusermount3 refuse. Nothing is mounted
+    /// then, and a directory that [`Mountpoint`] has made is removed.
+    pub fn new(
+        origin: &str,
+        mountpoint: Mountpoint,
+        options: &MountOptions,
+    ) -> Result<Self, MountError> {
+        mountpoint.check_again(options)?;
+        let io = io_error(mountpoint.path());
+        let path = mountpoint.path().canonicalize().map_err(&io)?;
+        let opens = OpenRecords::new().map_err(&io)?;
+        let name = mount_name(origin);
+        let MountOptions { allow_other, noexec, child_limits, .. } = *options;
+        let request =
+            device::MountRequest { mountpoint: &path, name, allow_other, noexec, child_limits };
+        let device = device::mount(&request)?;
+        let (end, ended) = watch::channel(false);
+        let attachment = Attachment::new(path, ended, child_limits);
+        Ok(Self { attachment, mountpoint, device, opens, end })
+    }
+
+    /// The FUSE device, for another process that holds it.
+    pub fn device(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    /// The file with the open files, for another process that holds it.
+    pub fn opens(&self) -> BorrowedFd<'_> {
+        self.opens.as_fd()
+    }
+}
+
+/// The state of a mount that a process needs to take it over, beside its descriptors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountState {
+    /// The flags that the handshake has agreed on.
+    features: u64,
+    /// The device number of the mount.
+    device: Option<(u32, u32)>,
+    /// The device and inode of the mountpoint, if kitfs has made it.
+    made: Option<(u64, u64)>,
 }
 
 impl Mount {
@@ -56,8 +119,7 @@ impl Mount {
     /// Blocking: call it in `spawn_blocking` of a tokio runtime. That runtime downloads missing bytes.
     ///
     /// # Errors
-    /// When the mountpoint is no longer free, or the kernel or fusermount3 refuse. Nothing is mounted
-    /// then, and a directory that [`Mountpoint`] has made is removed.
+    /// As [`Attached::new`] and [`Mount::serve`].
     pub fn new(
         kit: Arc<LoadedKit>,
         mountpoint: Mountpoint,
@@ -65,46 +127,98 @@ impl Mount {
         config: FsConfig,
         sessions: Arc<Sessions>,
     ) -> Result<Self, MountError> {
-        mountpoint.check_again(options)?;
-        let place = mountpoint.path().display().to_string();
-        let io =
-            |error: std::io::Error| MountError::Io(format!("cannot mount on {place}: {error}"));
-        let path = mountpoint.path().canonicalize().map_err(io)?;
-        let owner = Owner {
-            uid: rustix::process::getuid().as_raw(),
-            gid: rustix::process::getgid().as_raw(),
-        };
-        let name = mount_name(&kit.origin.to_string());
-        let file_system = Arc::new(FileSystem::new(kit, owner, config));
-        let passthrough = Arc::new(Passthrough::new(file_system.clone(), options.passthrough));
+        let attached = Attached::new(&kit.origin.to_string(), mountpoint, options)?;
+        Self::serve(attached, kit, options, config, sessions)
+    }
 
-        let MountOptions { allow_other, noexec, child_limits, .. } = *options;
-        let request =
-            device::MountRequest { mountpoint: &path, name, allow_other, noexec, child_limits };
-        let device = device::mount(&request)?;
+    /// Serves a mount that is in the tree, and returns when its tree can be listed. Blocking, as
+    /// [`Mount::new`].
+    ///
+    /// # Errors
+    /// When the kernel's handshake fails, or the root does not answer. Nothing is mounted then.
+    pub fn serve(
+        attached: Attached,
+        kit: Arc<LoadedKit>,
+        options: &MountOptions,
+        config: FsConfig,
+        sessions: Arc<Sessions>,
+    ) -> Result<Self, MountError> {
+        let Attached { mut attachment, mountpoint, device, opens, end } = attached;
+        let io = io_error(mountpoint.path());
         // From here on an error drops the attachment, which unmounts.
-        let (end, ended) = watch::channel(false);
-        let mut attachment = Attachment::new(path, ended, child_limits);
+        let file_system = Arc::new(FileSystem::new(kit, owner(), config));
+        let passthrough =
+            Arc::new(Passthrough::new(file_system.clone(), options.passthrough, opens));
         let connection = Connection::new(device).map_err(|error| io(error.into()))?;
-        let features = shake_hands(&connection, &passthrough).map_err(io)?;
-        let runtime = Handle::current();
+        let features = shake_hands(&connection, &passthrough).map_err(&io)?;
         let adapter = Adapter::new(
             file_system,
             passthrough.clone(),
             features,
             options.daemon.clone(),
-            runtime,
+            Handle::current(),
         );
         let failures = adapter.failures();
-        sessions.add(connection, adapter, end).map_err(io)?;
+        sessions.add(connection, adapter, end).map_err(&io)?;
         attachment.find_device();
-        let mount = Self { attachment, mountpoint, failures, passthrough, _sessions: sessions };
+        let mount =
+            Self { attachment, mountpoint, failures, passthrough, features, _sessions: sessions };
         mount.wait_for_first_answer()?;
         // The handshake resets the kernel's limit, so this must come after it.
         if let Some(device) = mount.attachment.device() {
             readahead::widen(device);
         }
         Ok(mount)
+    }
+
+    /// Goes on with the mount of a process that is gone. The kernel sends again what that process has
+    /// read and not answered. `options` are those of the mount. Blocking, as [`Mount::new`].
+    ///
+    /// # Errors
+    /// When the kernel cannot send requests again (before Linux 6.9), or the descriptors are not those of
+    /// a mount. The mount is unmounted lazily then, so that no program waits for ever.
+    pub fn take_over(
+        descriptors: (OwnedFd, OwnedFd),
+        state: &MountState,
+        kit: Arc<LoadedKit>,
+        options: &MountOptions,
+        config: FsConfig,
+        sessions: Arc<Sessions>,
+    ) -> Result<Self, MountError> {
+        let (device, opens) = descriptors;
+        let path = options.mountpoint.clone();
+        let io = io_error(&options.mountpoint);
+        let (end, ended) = watch::channel(false);
+        let mut attachment = Attachment::new(path.clone(), ended, options.child_limits);
+        attachment.set_device(state.device.map(|(major, minor)| Device(major, minor)));
+        let mountpoint = Mountpoint::taken_over(path, state.made);
+        let (opens, open) = OpenRecords::taken_over(opens).map_err(&io)?;
+        let connection = Connection::new(device).map_err(|error| io(error.into()))?;
+        let features = Features::from_bits(state.features);
+        let file_system = Arc::new(FileSystem::new(kit, owner(), config));
+        let passthrough =
+            Arc::new(Passthrough::new(file_system.clone(), options.passthrough, opens));
+        passthrough.take_over(open, &connection, features.has(Features::PASSTHROUGH));
+        let adapter = Adapter::new(
+            file_system,
+            passthrough.clone(),
+            features,
+            options.daemon.clone(),
+            Handle::current(),
+        );
+        let failures = adapter.failures();
+        sessions.add(connection.clone(), adapter, end).map_err(&io)?;
+        connection.resend().map_err(|error| io(error.into()))?;
+        Ok(Self { attachment, mountpoint, failures, passthrough, features, _sessions: sessions })
+    }
+
+    /// The state of the mount, for a process that takes it over.
+    pub fn state(&self) -> MountState {
+        MountState {
+            features: self.features.bits(),
+            device: self.attachment.device().map(|Device(major, minor)| (major, minor)),
+            made: self.mountpoint.made(),
+        }
     }
 
     /// The path and the reason of the last failed read. Its program has seen only an errno.
@@ -244,6 +358,17 @@ impl Mount {
         let place = self.mountpoint().display();
         Err(MountError::Io(format!("mounted on {place}, but its root cannot be read: {words}")))
     }
+}
+
+/// The user of this process, who owns the files of its mounts.
+fn owner() -> Owner {
+    Owner { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() }
+}
+
+/// Makes the error of a mount that the system refuses.
+fn io_error(place: &Path) -> impl Fn(std::io::Error) -> MountError + use<> {
+    let place = place.display().to_string();
+    move |error| MountError::Io(format!("cannot mount on {place}: {error}"))
 }
 
 /// The error for a busy mount: its users and the next step.

@@ -56,6 +56,16 @@ impl Mountpoint {
         Ok(this)
     }
 
+    /// The mountpoint of a mount that another process has made.
+    pub(super) fn taken_over(path: PathBuf, made: Option<(u64, u64)>) -> Self {
+        Self { path, made: Mutex::new(made), was_dead: false }
+    }
+
+    /// The device and inode of the directory, if kitfs has made it and should remove it.
+    pub(super) fn made(&self) -> Option<(u64, u64)> {
+        *self.made.lock()
+    }
+
     /// Checks the directory again: it may have changed while the kit was loaded.
     pub(super) fn check_again(&self, options: &MountOptions) -> Result<(), MountError> {
         let place = self.path.display();

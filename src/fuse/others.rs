@@ -59,7 +59,7 @@ pub enum Answer {
     Silent,
 }
 
-/// The mounts of kitfs except those at `served`. Blocks for [`LIST_TIMEOUT`] at most.
+/// The mounts of kitfs except those at `served`. Blocks for `LIST_TIMEOUT` at most.
 ///
 /// # Errors
 /// When the mount table cannot be read, or no thread can be started.
@@ -90,7 +90,7 @@ pub fn other_mounts(served: &[PathBuf]) -> std::io::Result<Vec<OtherMount>> {
 }
 
 /// Asks the mount of kitfs at a canonical mountpoint for its daemon; `None` when there is no such mount.
-/// Blocks for [`ANSWER_TIMEOUT`] at most.
+/// Blocks for `ANSWER_TIMEOUT` at most.
 pub fn daemon_of(mountpoint: &Path) -> Option<Answer> {
     mount_table::kit_at(mountpoint).ok().flatten()?;
     let (sender, answer) = mpsc::channel();

@@ -18,8 +18,8 @@
 //! the kernel refuses decides the rest. The decision is final.
 //!
 //! An entry has an inode, a number of opens and a backing id. A process that takes over a running mount
-//! needs them, because open files keep their id, and further opens must get the same id
-//! ([`Passthrough::backing_ids`]).
+//! needs them, because open files keep their id, and further opens must get the same id. So each change is
+//! noted in [`OpenRecords`], which outlive the process.
 //!
 //! A file that has no file of its own in the cache has no entry. Its handle says so, and has the same
 //! meaning in every process.
@@ -35,6 +35,7 @@ use rustix::thread::CapabilitySet;
 
 use super::checks::Checks;
 use super::connection::{BackingId, Connection, Reply};
+use super::opens::{OpenRecord, OpenRecords};
 use super::wire::reply::{open, open_out};
 use crate::cache::{Backing, BackingLookup, MemberPin, UncheckedMember};
 use crate::fs::{FileSystem, Ino};
@@ -90,14 +91,19 @@ pub(super) struct Passthrough {
     off: OnceLock<Off>,
     /// False while a recording needs all reads.
     is_allowed: AtomicBool,
-    table: Mutex<HashMap<Ino, OpenFile>>,
+    table: Mutex<Table>,
     opened_files: AtomicU64,
     reads: AtomicU64,
     checks: Checks,
 }
 
+struct Table {
+    files: HashMap<Ino, OpenFile>,
+    records: OpenRecords,
+}
+
 struct OpenFile {
-    opens: u64,
+    opens: u32,
     mode: Mode,
 }
 
@@ -110,18 +116,20 @@ enum Mode {
 /// A file that the kernel knows by a number. Dropped in this order, so that the pin outlives the number.
 struct Registered {
     id: BackingId,
-    _pin: MemberPin,
+    /// `None` for a file of an earlier process that is not checked in this one. The kernel has it open,
+    /// which the cache notices, so its bytes stay.
+    _pin: Option<MemberPin>,
 }
 
 impl Passthrough {
     /// An empty table for a new mount. Finds the reason why the mount cannot have passthrough.
-    pub(super) fn new(file_system: Arc<FileSystem>, is_wanted: bool) -> Self {
+    pub(super) fn new(file_system: Arc<FileSystem>, is_wanted: bool, records: OpenRecords) -> Self {
         let hindrance = hindrance(&file_system, is_wanted);
         let this = Self {
             file_system,
             off: OnceLock::new(),
             is_allowed: AtomicBool::new(true),
-            table: Mutex::default(),
+            table: Mutex::new(Table { files: HashMap::new(), records }),
             opened_files: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             checks: Checks::default(),
@@ -130,6 +138,32 @@ impl Passthrough {
             this.turn_off(off);
         }
         this
+    }
+
+    /// Takes over the open files of a process that is gone. `features_have_it` says whether that process
+    /// has agreed on passthrough with the kernel.
+    pub(super) fn take_over(
+        &self,
+        open: Vec<OpenRecord>,
+        connection: &Arc<Connection>,
+        features_have_it: bool,
+    ) {
+        self.is_wanted_of(features_have_it);
+        let mut table = self.table.lock();
+        for OpenRecord { ino, opens, backing_id } in open {
+            let mode = match backing_id {
+                None => Mode::Cached(None),
+                Some(id) => {
+                    let pin = match self.file_system.backing(ino) {
+                        Ok(BackingLookup::Ready(backing)) => Some(backing.into_pin()),
+                        _ => None,
+                    };
+                    let id = connection.known_backing(id);
+                    Mode::Passthrough(Arc::new(Registered { id, _pin: pin }))
+                }
+            };
+            table.files.insert(ino, OpenFile { opens, mode });
+        }
     }
 
     /// Whether to ask the kernel for passthrough, when it does or does not offer it.
@@ -176,7 +210,7 @@ impl Passthrough {
     /// The files that the kernel reads itself, with their backing ids.
     pub(super) fn backing_ids(&self) -> Vec<(Ino, u32)> {
         let table = self.table.lock();
-        let ids = table.iter().filter_map(|(ino, file)| match &file.mode {
+        let ids = table.files.iter().filter_map(|(ino, file)| match &file.mode {
             Mode::Passthrough(registered) => Some((*ino, registered.id.raw())),
             Mode::Cached(_) => None,
         });
@@ -185,7 +219,7 @@ impl Passthrough {
 
     /// The number of entries in the table.
     pub(super) fn open_files(&self) -> usize {
-        self.table.lock().len()
+        self.table.lock().files.len()
     }
 
     /// Counts a read request.
@@ -199,8 +233,9 @@ impl Passthrough {
 
     /// Answers an open of a file whose content is there.
     pub(super) fn open(&self, ino: Ino, mut reply: Reply) {
-        let mut table = self.table.lock();
-        let file = match table.entry(ino) {
+        let mut locked = self.table.lock();
+        let table = &mut *locked;
+        let file = match table.files.entry(ino) {
             hash_map::Entry::Occupied(entry) => entry.into_mut(),
             hash_map::Entry::Vacant(entry) => match self.first_mode(ino, reply.connection()) {
                 Some(mode) => entry.insert(OpenFile { opens: 0, mode }),
@@ -208,37 +243,43 @@ impl Passthrough {
             },
         };
         file.opens += 1;
+        // Before the reply: an open that a killed process has noted and not answered is counted twice,
+        // and its inode stays as it is. An open that is not noted could be answered in another way.
+        table.records.set(file.record(ino));
         match &file.mode {
             Mode::Cached(_) => {
-                drop(table);
+                drop(locked);
                 reply.data(&open_out(TRACKED, CACHED, 0));
             }
             Mode::Passthrough(registered) => {
                 // Must live until the kernel has the answer.
                 let registered = registered.clone();
-                drop(table);
+                drop(locked);
                 reply.data(&open_out(TRACKED, PASSED_THROUGH, registered.id.raw()));
             }
         }
     }
 
-    /// Removes an open.
+    /// Removes an open. The kernel must have its answer before, so that a later process does not hear of
+    /// the same release again.
     pub(super) fn release(&self, ino: Ino, handle: u64) {
         if handle != TRACKED {
             return;
         }
-        let mut table = self.table.lock();
-        let hash_map::Entry::Occupied(mut entry) = table.entry(ino) else { return };
+        let mut locked = self.table.lock();
+        let table = &mut *locked;
+        let hash_map::Entry::Occupied(mut entry) = table.files.entry(ino) else { return };
         entry.get_mut().opens -= 1;
+        table.records.set(entry.get().record(ino));
         if entry.get().opens > 0 {
             return;
         }
         let closed = entry.remove();
-        if table.is_empty() {
+        if table.files.is_empty() {
             // The table may have grown for many files at once.
-            table.shrink_to_fit();
+            table.files.shrink_to_fit();
         }
-        drop(table);
+        drop(locked);
         if let Mode::Cached(Some(unchecked)) = closed.mode {
             self.checks.add(unchecked);
         }
@@ -270,7 +311,7 @@ impl Passthrough {
         match connection.open_backing(&backing) {
             Ok(id) => {
                 self.opened_files.fetch_add(1, Ordering::Relaxed);
-                Some(Registered { id, _pin: backing.into_pin() })
+                Some(Registered { id, _pin: Some(backing.into_pin()) })
             }
             Err(error) if will_fail_again(error) => {
                 self.turn_off(match error {
@@ -284,6 +325,16 @@ impl Passthrough {
                 None
             }
         }
+    }
+}
+
+impl OpenFile {
+    fn record(&self, ino: Ino) -> OpenRecord {
+        let backing_id = match &self.mode {
+            Mode::Cached(_) => None,
+            Mode::Passthrough(registered) => Some(registered.id.raw()),
+        };
+        OpenRecord { ino, opens: self.opens, backing_id }
     }
 }
 

@@ -693,7 +693,7 @@ fn an_interrupt_ends_the_wait_for_the_end_of_a_trace(
 ) {
     let counted = Counted::new(&big_files());
     let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
-    let daemon = counted.kitfs.daemon_pid();
+    let daemon = counted.kitfs.worker_pid();
     let at = |name: &str| counted.kitfs.folder().join(name);
     // A stopped daemon never sends the last entries. The signal stops one thread after another.
     let is_running = format!("cat /proc/{daemon}/task/*/status | grep '^State:' | grep -qv T");

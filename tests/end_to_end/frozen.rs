@@ -27,7 +27,7 @@ fn held() -> Counted {
 /// Freezes the daemon once the registry holds a request, and lets the registry answer afterwards.
 fn freeze_and_release(counted: &Counted) {
     wait_until("a request that the registry holds", || counted.registry.peak() > 0);
-    let pid = Pid::from_raw(counted.kitfs.daemon_pid().cast_signed()).unwrap();
+    let pid = Pid::from_raw(counted.kitfs.worker_pid().cast_signed()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     std::thread::sleep(FREEZE);
     kill_process(pid, Signal::CONT).unwrap();
@@ -52,7 +52,7 @@ fn a_mount_goes_on_after_a_freeze() {
     let counted = held();
     counted.registry.release();
     let mountpoint = counted.mount();
-    let pid = Pid::from_raw(counted.kitfs.daemon_pid().cast_signed()).unwrap();
+    let pid = Pid::from_raw(counted.kitfs.worker_pid().cast_signed()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     let file: PathBuf = mountpoint.join("model.bin");
     let reading = std::thread::spawn(move || fs::read(file));
@@ -67,7 +67,7 @@ fn no_command_waits_for_ever_for_a_frozen_daemon() {
     let counted = held();
     counted.registry.release();
     let mountpoints = [counted.mount(), counted.mount()];
-    let daemon = counted.kitfs.daemon_pid();
+    let daemon = counted.kitfs.worker_pid();
     let pid = Pid::from_raw(daemon.cast_signed()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     let asking = counted.kitfs.command(&["status"]);

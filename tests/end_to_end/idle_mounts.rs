@@ -31,7 +31,7 @@ fn idle_mounts_take_little_memory_and_no_threads_and_give_both_back() {
     let kitfs = Kitfs::new();
     let reference = golden_reference("article");
     let mut mountpoints = vec![kitfs.mount(&reference, &[])];
-    let pid = kitfs.daemon_pid();
+    let pid = kitfs.worker_pid();
     let measured = || (field(pid, "VmRSS"), field(pid, "Threads"));
     let (one_bytes, one_threads) = measured();
     mountpoints.extend((1..MOUNTS).map(|_| kitfs.mount(&reference, &[])));

@@ -49,7 +49,7 @@ fn a_daemon_may_open_as_many_files_as_its_hard_limit_allows() {
     let arguments = ["mount", &reference, mountpoint.to_str().unwrap()];
     let outcome = Kitfs::run_command(kitfs.command_after("ulimit -Sn 64", &arguments));
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    let (soft, hard) = open_files(kitfs.daemon_pid());
+    let (soft, hard) = open_files(kitfs.worker_pid());
     assert_eq!(soft, hard);
     for index in 0..200u32 {
         let path = mountpoint.join(format!("{index}.bin"));
@@ -94,12 +94,12 @@ fn a_daemon_survives_a_limit_of_file_sizes() {
     let arguments = ["mount", &reference, mountpoint.to_str().unwrap()];
     let outcome = Kitfs::run_command(kitfs.command_after("ulimit -f 8192", &arguments));
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    let pid = kitfs.daemon_pid();
+    let pid = kitfs.worker_pid();
     // Right bytes or an error, and no wrong ones.
     if let Ok(read) = fs::read(mountpoint.join("weights.bin")) {
         assert!(read == content);
     }
-    assert_eq!(kitfs.daemon_pid(), pid, "the daemon has ended");
+    assert_eq!(kitfs.worker_pid(), pid, "the daemon has ended");
     assert!(fs::read_dir(&mountpoint).unwrap().count() > 0);
 }
 

@@ -7,6 +7,7 @@ mod support;
 mod background;
 mod counted;
 mod differential;
+mod failover;
 mod frozen;
 mod golden_kits;
 mod idle_mounts;

@@ -162,7 +162,7 @@ fn a_daemon_keeps_no_file_of_the_program_that_started_it() {
     let lock = File::create(kitfs.folder().join("lock")).unwrap();
     rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty()).unwrap();
     kitfs.succeed(&["daemon", "start"]);
-    let open = fs::read_dir(format!("/proc/{}/fd", kitfs.daemon_pid())).unwrap();
+    let open = fs::read_dir(format!("/proc/{}/fd", kitfs.worker_pid())).unwrap();
     let open = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
     let open: Vec<_> = open.collect();
     assert!(open.contains(&kitfs.cache().join("lock")), "the cache's own lock: {open:?}");

@@ -201,7 +201,7 @@ fn files_that_may_not_grow_cost_no_read() {
     let counted = Counted::new(&big_files());
     let kitfs = &counted.kitfs;
     let mountpoint = kitfs.mount(&counted.reference, &["--no-hydrate"]);
-    let pid = Pid::from_raw(kitfs.daemon_pid().try_into().unwrap());
+    let pid = Pid::from_raw(kitfs.worker_pid().try_into().unwrap());
     let limit = |bytes| {
         let limits = Rlimit { current: bytes, maximum: None };
         prlimit(pid, Resource::Fsize, limits).unwrap();
@@ -289,7 +289,7 @@ fn a_process_without_descriptors_left_closes_files_of_the_cache() {
     let mountpoint = kitfs.mount(&counted.reference, &["--no-hydrate"]);
     // Connections are there already, and stay open.
     fs::read(mountpoint.join("many/0")).unwrap();
-    let number = kitfs.daemon_pid();
+    let number = kitfs.worker_pid();
     let open = || fs::read_dir(format!("/proc/{number}/fd")).unwrap().count() as u64;
     let pid = Pid::from_raw(number.try_into().unwrap());
     let most = open() + 25;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -152,25 +153,30 @@ impl Kitfs {
         self.succeed(&[OsStr::new("umount"), mountpoint.as_os_str()]);
     }
 
-    /// The process number of the daemon.
+    /// The daemon's process that stays: its keeper.
     pub fn daemon_pid(&self) -> u32 {
+        self.daemon_process("pid")
+    }
+
+    /// The daemon's process that serves the mounts.
+    pub fn worker_pid(&self) -> u32 {
+        self.daemon_process("worker_pid")
+    }
+
+    fn daemon_process(&self, which: &str) -> u32 {
         let status = self.json(&["daemon", "status", "--json"]);
-        let pid = status["pid"].as_u64().unwrap_or_else(|| panic!("no pid in {status}"));
+        let pid = status[which].as_u64().unwrap_or_else(|| panic!("no {which} in {status}"));
         pid.try_into().expect("a process number")
     }
 
-    /// Kills the daemon with SIGKILL, and waits until the process is gone.
+    /// Kills the daemon, keeper and worker, and waits until both are gone. Its mounts are dead then.
     pub fn kill_daemon(&self) {
-        let number = self.daemon_pid();
-        let pid = i32::try_from(number).ok().and_then(rustix::process::Pid::from_raw);
-        let pid = pid.expect("a process number");
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
-        // The daemon is no child of this process. The process that inherited the daemon may take a
-        // while to collect it, so a zombie counts as gone.
-        wait_until("the end of the daemon", || {
-            let state = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
-            state.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
-        });
+        let (keeper, worker) = (self.daemon_pid(), self.worker_pid());
+        // A stopped worker starts no other keeper.
+        signal(worker, Signal::STOP);
+        for process in [keeper, worker] {
+            kill_and_wait(process);
+        }
     }
 
     /// The one mount of `kitfs status --json` at `mountpoint`.
@@ -205,11 +211,27 @@ impl Drop for Kitfs {
         if let (false, Some(pid)) = (stopped, pid) {
             let binary = fs::read_link(format!("/proc/{pid}/exe")).ok();
             if binary.as_deref() == Some(Path::new(env!("CARGO_BIN_EXE_kitfs"))) {
-                let pid = rustix::process::Pid::from_raw(pid).expect("not zero");
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                let pid = Pid::from_raw(pid).expect("not zero");
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
             }
         }
     }
+}
+
+/// Sends a signal to a process of this test.
+pub fn signal(process: u32, signal: Signal) {
+    let pid = i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process number");
+    rustix::process::kill_process(pid, signal).expect("it is ours");
+}
+
+/// Kills a process, and waits until it is gone.
+pub fn kill_and_wait(process: u32) {
+    signal(process, Signal::KILL);
+    // It is nobody's child here: whoever inherited it may take a while to collect it.
+    wait_until("the end of a process", || {
+        let state = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        state.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+    });
 }
 
 /// `true` if the kernel's table has a mount at `path`.

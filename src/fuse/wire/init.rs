@@ -45,6 +45,16 @@ impl Features {
             | Self::EXTENDED.0,
     );
 
+    /// The flags as a number, for a process that takes the mount over.
+    pub(in crate::fuse) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The flags that another process has agreed on.
+    pub(in crate::fuse) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// Whether all of `other` is in it.
     pub(in crate::fuse) fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0

@@ -32,6 +32,17 @@ pub(in crate::fuse) fn header(
     bytes.filled()
 }
 
+/// A notification without a body (`struct fuse_out_header` with no unique number): the kernel should send
+/// the requests again that a process has read and not answered (`FUSE_NOTIFY_RESEND`, Linux 6.9).
+pub(in crate::fuse) fn resend() -> [u8; REPLY_HEADER_BYTES] {
+    const RESEND: u32 = 7;
+    let mut bytes = Struct::new();
+    bytes.u32(REPLY_HEADER_BYTES as u32);
+    bytes.u32(RESEND);
+    bytes.u64(0);
+    bytes.filled()
+}
+
 /// A struct that is written field by field, into as many bytes as it has.
 struct Struct<const BYTES: usize> {
     bytes: [u8; BYTES],

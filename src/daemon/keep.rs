@@ -1,0 +1,129 @@
+//! The keeper's process: `kitfs daemon keep`.
+//!
+//! ```text
+//! kitfs daemon keep (holds keeper.lock) --> kitfs daemon run --kept (holds lock, serves)
+//! kitfs daemon run --kept --its keeper died--> kitfs daemon keep --adopt PID
+//! ```
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use rustix::process::Pid;
+
+use super::api::FailureKind;
+use super::descriptors;
+use super::lifecycle::DaemonConfig;
+use crate::keeper::{self, Line};
+use crate::process::limits::ChildLimits;
+
+/// The name of the lock in the cache folder.
+const LOCK_NAME: &str = "keeper.lock";
+
+/// How often the lock is tried. A command that looks whether it is held holds it for a moment.
+const LOCK_TRIES: u32 = 10;
+const LOCK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Holds the mounts of the daemon of a cache folder until it ends for good. With `adopt`, goes on for a
+/// running worker, whose line is the standard input.
+pub fn keep(config: &DaemonConfig, adopt: Option<Pid>) -> ExitCode {
+    super::detach();
+    let lock = match lock(&config.cache_folder) {
+        Ok(Some(lock)) => lock,
+        Ok(None) => {
+            eprintln!("kitfs: another daemon holds {}", config.cache_folder.display());
+            return ExitCode::from(FailureKind::Cache.exit_code());
+        }
+        Err(error) => {
+            let folder = config.cache_folder.display();
+            eprintln!(
+                "kitfs: cannot use the cache folder {folder}: {error}; choose another one with --cache-dir"
+            );
+            return ExitCode::from(FailureKind::Cache.exit_code());
+        }
+    };
+    // The path, because the file may be replaced by a newer version.
+    let Ok(program) = std::env::current_exe() else { return ExitCode::FAILURE };
+    // A mount has three descriptors here. Workers raise the limit themselves.
+    let child_limits = ChildLimits::raise_own();
+    let worker = |socket: OwnedFd| {
+        let mut command = command(&program, "run", config);
+        command.arg("--kept").stdin(socket);
+        child_limits.give_back(&mut command);
+        Ok(command)
+    };
+    let code = match adopt {
+        Some(process) => match io::stdin().as_fd().try_clone_to_owned() {
+            Ok(socket) => {
+                silence_input();
+                keeper::adopt(worker, socket, process)
+            }
+            Err(_) => ExitCode::FAILURE,
+        },
+        None => keeper::run(worker),
+    };
+    drop(lock);
+    code
+}
+
+/// Whether a keeper holds the cache folder: its worker answers, or will in a moment.
+pub(super) fn is_kept(folder: &Path) -> bool {
+    let Ok(file) = File::open(folder.join(LOCK_NAME)) else { return false };
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
+/// Starts a keeper for this process, whose keeper is gone.
+pub(super) fn start_for_this_process(config: &DaemonConfig) -> io::Result<(Line, u32)> {
+    let (line, theirs) = Line::new()?;
+    let mut command = command(&std::env::current_exe()?, "keep", config);
+    command.arg("--adopt").arg(std::process::id().to_string());
+    command.stdin(theirs).stdout(Stdio::null());
+    descriptors::close_on_exec()?;
+    let mut child = command.spawn()?;
+    let pid = child.id();
+    // Collects its exit status, whenever that comes.
+    std::thread::Builder::new().name("kitfs-keeper".to_owned()).spawn(move || child.wait())?;
+    Ok((line, pid))
+}
+
+/// The keeper's command line, for a daemon that is started.
+pub(super) fn keeper_command(program: &Path, config: &DaemonConfig) -> Command {
+    command(program, "keep", config)
+}
+
+fn command(program: &Path, word: &str, config: &DaemonConfig) -> Command {
+    let mut command = Command::new(program);
+    command.args(["daemon", word]).arg("--cache-dir").arg(&config.cache_folder);
+    command.arg("--keep-free").arg(config.keep_free_bytes.to_string());
+    command.arg("--memory").arg(config.memory_bytes.to_string());
+    if let Some(capacity_bytes) = config.cache_capacity_bytes {
+        command.arg("--cache-size").arg(capacity_bytes.to_string());
+    }
+    command
+}
+
+/// Takes the keeper's lock; `None` when another keeper has it.
+fn lock(folder: &Path) -> io::Result<Option<File>> {
+    let path = folder.join(LOCK_NAME);
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_INTERVAL),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Points the standard input to nothing: the socket must close when its last owner closes it.
+pub(super) fn silence_input() {
+    if let Ok(null) = File::open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdin(&null);
+    }
+}

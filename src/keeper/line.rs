@@ -1,0 +1,95 @@
+//! The worker's end of the socket between keeper and worker.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::Held;
+use super::message::Message;
+use super::socket::{self, Received};
+
+/// The worker's end. Its methods may be called from any thread.
+#[derive(Debug)]
+pub struct Line {
+    socket: OwnedFd,
+}
+
+/// How the worker ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// No other worker is wanted.
+    End,
+    /// Another worker goes on with the mounts.
+    Replace,
+}
+
+impl Line {
+    /// The line that the keeper gave this process as its standard input, and the mounts of its
+    /// predecessor.
+    ///
+    /// # Errors
+    /// When the standard input is no such socket, or the keeper is gone.
+    pub fn from_keeper(standard_input: OwnedFd) -> io::Result<(Self, Vec<Held>)> {
+        let mut held = Vec::new();
+        loop {
+            match socket::receive(&standard_input, true)? {
+                Received::Held(mount) => held.push(mount),
+                Received::Message(Message::Complete) => break,
+                Received::End => return Err(io::Error::other("the keeper is gone")),
+                Received::Message(_) | Received::Unknown | Received::Nothing => {
+                    return Err(io::Error::other("the keeper speaks another protocol"));
+                }
+            }
+        }
+        Ok((Self { socket: standard_input }, held))
+    }
+
+    /// A line for a worker that starts a keeper itself, and the end for that keeper.
+    pub fn new() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = socket::pair()?;
+        Ok((Self { socket: ours }, theirs))
+    }
+
+    /// Has the keeper hold the descriptors of a mount from now on.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn hold(
+        &self,
+        number: u64,
+        device: BorrowedFd<'_>,
+        record: BorrowedFd<'_>,
+        opens: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        self.send(Message::Hold(number), Some([device, record, opens]))
+    }
+
+    /// The mount has ended.
+    pub fn release(&self, number: u64) -> io::Result<()> {
+        self.send(Message::Release(number), None)
+    }
+
+    /// This worker answers commands.
+    pub fn serving(&self) -> io::Result<()> {
+        self.send(Message::Serving, None)
+    }
+
+    /// This worker is about to end.
+    pub fn ending(&self, order: Order) -> io::Result<()> {
+        let message = match order {
+            Order::End => Message::Ending,
+            Order::Replace => Message::Replacing,
+        };
+        self.send(message, None)
+    }
+
+    fn send(&self, message: Message, descriptors: Option<[BorrowedFd<'_>; 3]>) -> io::Result<()> {
+        Ok(socket::send(&self.socket, message, descriptors, true)?)
+    }
+}
+
+impl AsFd for Line {
+    /// Readable once the keeper is gone: a keeper sends nothing after its mounts.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,44 @@
+//! Keeps the descriptors of mounts while the process that serves them is replaced.
+//!
+//! The kernel ends a FUSE mount when its last device descriptor is closed. So a daemon is two processes: a
+//! *keeper*, which holds the descriptors and does nothing else, and a *worker*, which serves the mounts.
+//! When the worker dies, the keeper starts the next one and hands it the descriptors. Readers see a pause.
+//!
+//! ```text
+//! command --starts--> keeper --starts, hands over--> worker 1 --dies
+//!                       |  <--hold, release---------'
+//!                       '--starts, hands over------> worker 2
+//! ```
+//!
+//! - [`run`]: the keeper. It has no runtime, and knows neither kits nor FUSE.
+//! - [`Line`]: the worker's end of the socket between both.
+//! - `message`: the datagrams on that socket, pure.
+//! - `budget`: how often a worker that dies at its start is started again.
+//!
+//! A keeper that dies takes nothing with it: the worker has descriptors of its own, and starts another
+//! keeper.
+
+mod budget;
+mod line;
+mod message;
+mod process;
+mod signals;
+mod socket;
+
+pub use line::{Line, Order};
+pub use process::{adopt, run};
+
+use std::os::fd::OwnedFd;
+
+/// The descriptors of a mount. Their meaning is the worker's.
+#[derive(Debug)]
+pub struct Held {
+    /// The number that the worker gave the mount.
+    pub number: u64,
+    /// The FUSE device.
+    pub device: OwnedFd,
+    /// A file with the settings of the mount.
+    pub record: OwnedFd,
+    /// A file with the open files of the mount.
+    pub opens: OwnedFd,
+}

@@ -1,0 +1,281 @@
+//! The keeper's loop.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, ExitCode};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::Held;
+use super::budget::Budget;
+use super::message::Message;
+use super::signals;
+use super::socket::{self, Received};
+
+/// A process that serves the mounts.
+struct Worker {
+    /// The keeper's end of the socket.
+    socket: OwnedFd,
+    process: OwnedFd,
+    /// `None` for a worker that another process has started.
+    child: Option<Child>,
+    has_served: bool,
+    /// The worker has said that it ends, and whether another one is wanted.
+    is_replaced: Option<bool>,
+    /// Mounts that are still to be handed over, the first ones first.
+    to_hand_over: VecDeque<u64>,
+    is_handed_over: bool,
+}
+
+/// Holds the mounts of workers until one ends for good. `command` makes the command of a
+/// worker, whose standard input is to be the socket.
+///
+/// Returns the exit code for this process: the worker's own, when the first worker never served.
+pub fn run(command: impl FnMut(OwnedFd) -> io::Result<Command>) -> ExitCode {
+    Keeper::new(command).run(None)
+}
+
+/// Holds the mounts of a running worker, whose keeper is gone. `socket` is the keeper's end of the
+/// worker's new line.
+pub fn adopt(
+    command: impl FnMut(OwnedFd) -> io::Result<Command>,
+    socket: OwnedFd,
+    worker: Pid,
+) -> ExitCode {
+    let process = match pidfd_open(worker, PidfdFlags::empty()) {
+        Ok(process) => process,
+        // It is gone, and its mounts with it.
+        Err(_) => return ExitCode::FAILURE,
+    };
+    let worker = Worker {
+        socket,
+        process,
+        child: None,
+        has_served: true,
+        is_replaced: None,
+        to_hand_over: VecDeque::new(),
+        is_handed_over: true,
+    };
+    Keeper::new(command).run(Some(worker))
+}
+
+struct Keeper<F> {
+    command: F,
+    held: BTreeMap<u64, Held>,
+    budget: Budget,
+    has_ever_served: bool,
+}
+
+impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
+    fn new(command: F) -> Self {
+        Self { command, held: BTreeMap::new(), budget: Budget::default(), has_ever_served: false }
+    }
+
+    fn run(mut self, first: Option<Worker>) -> ExitCode {
+        let signals = match signals::listen() {
+            Ok(signals) => signals,
+            Err(error) => {
+                log(format_args!("cannot listen to signals: {error}"));
+                return ExitCode::FAILURE;
+            }
+        };
+        self.has_ever_served = first.is_some();
+        let mut next = first;
+        let mut is_told_to_end = false;
+        loop {
+            let started = next.take().map_or_else(|| self.start_worker(), Ok);
+            let mut worker = match started {
+                Ok(worker) => worker,
+                Err(error) => {
+                    log(format_args!("cannot start a worker: {error}"));
+                    if !self.pause(false) {
+                        return ExitCode::FAILURE;
+                    }
+                    continue;
+                }
+            };
+            is_told_to_end |= self.watch(&mut worker, &signals);
+            let code = worker.code();
+            match worker.is_replaced {
+                Some(true) => {}
+                Some(false) => return code,
+                None if is_told_to_end => return code,
+                None if !self.has_ever_served => return code,
+                None => {
+                    log(format_args!(
+                        "the worker died; {} mounts wait for the next",
+                        self.held.len()
+                    ));
+                    if !self.pause(worker.has_served) {
+                        return ExitCode::FAILURE;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits before the next start. Returns false when the keeper gives up; its end ends the mounts, so
+    /// that no reader waits for ever.
+    fn pause(&mut self, has_served: bool) -> bool {
+        match self.budget.note_death(has_served) {
+            Some(Duration::ZERO) => true,
+            Some(pause) => {
+                std::thread::sleep(pause);
+                true
+            }
+            None => {
+                log(format_args!("too many workers died at their start: the mounts end"));
+                false
+            }
+        }
+    }
+
+    fn start_worker(&mut self) -> io::Result<Worker> {
+        let (ours, theirs) = socket::pair()?;
+        let mut command = (self.command)(theirs)?;
+        signals::unblock_in(&mut command);
+        let mut child = command.spawn()?;
+        // The worker alone tells the command that started the daemon when it is ready. So the output must
+        // close when that worker dies.
+        drop(command);
+        silence_output();
+        let pid = Pid::from_child(&child);
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(error) => {
+                let _ = child.kill();
+                return Err(error.into());
+            }
+        };
+        Ok(Worker {
+            socket: ours,
+            process,
+            child: Some(child),
+            has_served: false,
+            is_replaced: None,
+            to_hand_over: self.held.keys().copied().collect(),
+            is_handed_over: false,
+        })
+    }
+
+    /// Does what a worker says until it has ended. Returns whether a signal told it to end.
+    fn watch(&mut self, worker: &mut Worker, signals: &OwnedFd) -> bool {
+        let mut is_told_to_end = false;
+        loop {
+            self.hand_over(worker);
+            let mut wanted = PollFlags::IN;
+            if !worker.is_handed_over {
+                wanted |= PollFlags::OUT;
+            }
+            let mut descriptors = [
+                PollFd::new(&worker.socket, wanted),
+                PollFd::new(&worker.process, PollFlags::IN),
+                PollFd::new(signals, PollFlags::IN),
+            ];
+            match poll(&mut descriptors, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => log(format_args!("cannot wait: {error}")),
+            }
+            let has_ended = !descriptors[1].revents().is_empty();
+            // What a worker said before its end counts.
+            let is_open = self.hear(worker);
+            if has_ended {
+                return is_told_to_end;
+            }
+            while let Some(signal) = signals::next(signals) {
+                is_told_to_end |= signal != Signal::HUP;
+                // It may have just ended.
+                let _ = pidfd_send_signal(&worker.process, signal);
+            }
+            if !is_open {
+                // The worker has closed its line, and is about to end.
+                let mut end = [
+                    PollFd::new(&worker.process, PollFlags::IN),
+                    PollFd::new(signals, PollFlags::IN),
+                ];
+                let _ = poll(&mut end, None);
+            }
+        }
+    }
+
+    /// Hands over as many mounts as the socket takes.
+    fn hand_over(&mut self, worker: &mut Worker) {
+        while let Some(number) = worker.to_hand_over.front() {
+            let Some(held) = self.held.get(number) else {
+                worker.to_hand_over.pop_front();
+                continue;
+            };
+            match socket::send(
+                &worker.socket,
+                Message::Hold(*number),
+                Some(held.descriptors()),
+                false,
+            ) {
+                Ok(()) => {
+                    worker.to_hand_over.pop_front();
+                }
+                // The worker is gone, which its process will tell.
+                Err(_) => return,
+            }
+        }
+        if !worker.is_handed_over
+            && socket::send(&worker.socket, Message::Complete, None, false).is_ok()
+        {
+            worker.is_handed_over = true;
+        }
+    }
+
+    /// Takes what the worker has said. Returns false when its end of the socket is closed.
+    fn hear(&mut self, worker: &mut Worker) -> bool {
+        loop {
+            match socket::receive(&worker.socket, false) {
+                Ok(Received::Held(held)) => _ = self.held.insert(held.number, held),
+                Ok(Received::Message(Message::Release(number))) => _ = self.held.remove(&number),
+                Ok(Received::Message(Message::Serving)) => {
+                    worker.has_served = true;
+                    self.has_ever_served = true;
+                    self.budget.note_serving();
+                }
+                Ok(Received::Message(Message::Ending)) => worker.is_replaced = Some(false),
+                Ok(Received::Message(Message::Replacing)) => worker.is_replaced = Some(true),
+                Ok(Received::Message(Message::Hold(_) | Message::Complete) | Received::Unknown) => {
+                    log(format_args!("the worker sent a message of another version"));
+                }
+                Ok(Received::Nothing) => return true,
+                Ok(Received::End) => return false,
+                Err(error) => {
+                    log(format_args!("cannot hold a mount: {error}"));
+                    return true;
+                }
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// The exit code of a worker that has ended, as a shell tells it.
+    fn code(&mut self) -> ExitCode {
+        let status = self.child.as_mut().and_then(|child| child.wait().ok());
+        match status.and_then(|status| status.code()) {
+            Some(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+            None => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Points the standard output to nothing. Later workers get that one, too.
+fn silence_output() {
+    if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+/// Writes a line to the daemon's log. The keeper has no other output.
+fn log(words: std::fmt::Arguments<'_>) {
+    use io::Write as _;
+    let _ = writeln!(io::stderr(), "keeper: {words}");
+}

@@ -1,0 +1,257 @@
+//! Mounts outlive the process that serves them: readers see a pause, and no error.
+
+#![allow(unsafe_code, reason = "mmap(2) of a mounted file")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::process::Signal;
+
+use crate::counted::{Counted, big_files, expected_content};
+use crate::support::golden_reference;
+use crate::support::kitfs::{Kitfs, is_mounted, kill_and_wait, signal, wait_until};
+use crate::support::tree::Tree;
+
+/// How long the workers are killed under readers. The soak script runs for longer.
+const KILLING: Duration = Duration::from_secs(8);
+/// The longest pause between two kills. Some of them hit a worker that does not serve yet.
+const LONGEST_PAUSE_MS: u64 = 400;
+/// A reader that waits longer has been forgotten.
+const LONGEST_READ: Duration = Duration::from_secs(20);
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the tests use plain paths")
+}
+
+/// Reads files of a mount in different ways until it is told to end, and compares every byte.
+struct Readers {
+    is_over: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<u64>>,
+}
+
+impl Readers {
+    fn start(mountpoint: &Path, contents: &[Vec<u8>]) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let contents: Arc<Vec<Vec<u8>>> = Arc::new(contents.to_vec());
+        let reads: [fn(&Path, &[u8]); 4] = [read_all, read_directly, read_mapped, list];
+        let threads = reads.into_iter().enumerate().map(|(index, read)| {
+            let (is_over, contents) = (is_over.clone(), contents.clone());
+            let mountpoint = mountpoint.to_owned();
+            thread::spawn(move || {
+                let mut rounds = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    let shard = (index + rounds as usize) % contents.len();
+                    let path = mountpoint.join(format!("weights/shard-{shard}"));
+                    let began = Instant::now();
+                    read(&path, &contents[shard]);
+                    assert!(began.elapsed() < LONGEST_READ, "{path:?} took {:?}", began.elapsed());
+                    rounds += 1;
+                }
+                rounds
+            })
+        });
+        let threads = threads.collect();
+        Self { is_over, threads }
+    }
+
+    /// Ends the readers, and returns how often each has read.
+    fn end(self) -> Vec<u64> {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.threads.into_iter().map(|thread| thread.join().expect("a reader failed")).collect()
+    }
+}
+
+fn read_all(path: &Path, expected: &[u8]) {
+    assert!(fs::read(path).unwrap() == expected, "wrong bytes in {path:?}");
+    drop_pages(path);
+}
+
+fn read_directly(path: &Path, expected: &[u8]) {
+    const PAGE: usize = 4096;
+    const PIECE: usize = 1 << 20;
+    let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(direct).open(path).unwrap();
+    let mut memory = vec![0; PIECE + PAGE];
+    let start = memory.as_ptr().align_offset(PAGE);
+    let memory = &mut memory[start..start + PIECE];
+    for at in (0..expected.len()).step_by(PIECE * 3) {
+        let read = file.read_at(memory, at as u64).unwrap();
+        assert!(memory[..read] == expected[at..at + read], "wrong bytes in {path:?} at {at}");
+    }
+}
+
+fn read_mapped(path: &Path, expected: &[u8]) {
+    let file = File::open(path).unwrap();
+    // SAFETY: a read-only mapping of a file that never changes, unmapped below.
+    unsafe {
+        let start =
+            mmap(std::ptr::null_mut(), expected.len(), ProtFlags::READ, MapFlags::SHARED, &file, 0)
+                .unwrap();
+        let mapped = std::slice::from_raw_parts(start.cast::<u8>(), expected.len());
+        assert!(mapped == expected, "wrong bytes in the map of {path:?}");
+        munmap(start, expected.len()).unwrap();
+    }
+    drop_pages(path);
+}
+
+fn list(path: &Path, expected: &[u8]) {
+    let folder = path.parent().unwrap();
+    let names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3);
+    assert_eq!(fs::metadata(path).unwrap().len(), expected.len() as u64);
+    thread::sleep(Duration::from_millis(5));
+}
+
+/// Has the kernel forget a file's pages, so that the next read comes to the daemon.
+fn drop_pages(path: &Path) {
+    let file = File::open(path).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+fn contents(counted: &Counted) -> Vec<Vec<u8>> {
+    (0..3).map(|index| expected_content(counted, index)).collect()
+}
+
+fn mount(counted: &Counted, options: &[&str]) -> PathBuf {
+    counted.kitfs.mount(&counted.reference, options)
+}
+
+/// Kills workers, and now and then the keeper, at random moments under readers.
+fn kill_under_readers(counted: &Counted, mountpoint: &Path, with_keepers: bool) {
+    let readers = Readers::start(mountpoint, &contents(counted));
+    let mut random = crate::support::Random::new(u64::from(std::process::id()));
+    let (began, mut kills) = (Instant::now(), 0);
+    while began.elapsed() < KILLING {
+        let pause = u64::from(random.bytes(1)[0]) * LONGEST_PAUSE_MS / 255;
+        thread::sleep(Duration::from_millis(pause));
+        let is_keeper = with_keepers && kills % 4 == 3;
+        let process = match is_keeper {
+            true => counted.kitfs.daemon_pid(),
+            false => counted.kitfs.worker_pid(),
+        };
+        kill_and_wait(process);
+        kills += 1;
+        if is_keeper {
+            wait_until("another keeper", || counted.kitfs.daemon_pid() != process);
+        }
+    }
+    let rounds = readers.end();
+    assert!(rounds.iter().all(|&rounds| rounds > 0), "{rounds:?} rounds, {kills} kills");
+    assert!(kills > 3, "{kills}");
+    assert!(is_mounted(mountpoint));
+    counted.kitfs.unmount(mountpoint);
+}
+
+#[test]
+fn readers_outlive_workers_that_are_killed() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = mount(&counted, &["--hydrate", "none"]);
+    kill_under_readers(&counted, &mountpoint, false);
+}
+
+#[test]
+fn readers_outlive_workers_and_keepers_that_are_killed_in_turns() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = mount(&counted, &["--hydrate", "none", "--no-passthrough"]);
+    kill_under_readers(&counted, &mountpoint, true);
+}
+
+#[test]
+fn files_that_the_kernel_reads_itself_stay_open_over_a_restart() {
+    let counted = Counted::new(&big_files());
+    let expected = contents(&counted);
+    counted.kitfs.succeed(&["warm", &counted.reference]);
+    let mountpoint = mount(&counted, &[]);
+    let path = |shard: usize| mountpoint.join(format!("weights/shard-{shard}"));
+    // One that is passed through, if this user may; one that the daemon serves; one that is closed.
+    let open = File::open(path(0)).unwrap();
+    drop(File::open(path(2)).unwrap());
+    let before = counted.kitfs.worker_pid();
+    let said = counted.kitfs.succeed(&["daemon", "restart"]);
+    assert!(said.contains("1 mount"), "{said}");
+    assert_ne!(counted.kitfs.worker_pid(), before);
+    for round in 0..2 {
+        for (shard, expected) in expected.iter().enumerate() {
+            assert!(fs::read(path(shard)).unwrap() == *expected, "round {round}, shard {shard}");
+        }
+        kill_and_wait(counted.kitfs.worker_pid());
+    }
+    let mut read = Vec::new();
+    (&open).read_to_end(&mut read).unwrap();
+    assert!(read == expected[0]);
+    drop(open);
+    assert_eq!(counted.kitfs.status_of(&mountpoint)["state"], "confirmed");
+    counted.kitfs.unmount(&mountpoint);
+}
+
+#[test]
+fn every_mount_of_a_daemon_goes_on() {
+    let kitfs = Kitfs::new();
+    let names = ["article", "yaml"];
+    let mounts: Vec<_> =
+        (0..20).map(|at| kitfs.mount(&golden_reference(names[at % 2]), &[])).collect();
+    kill_and_wait(kitfs.worker_pid());
+    for (at, mountpoint) in mounts.iter().enumerate() {
+        Tree::read(mountpoint).assert_equals(&Tree::golden(names[at % 2]), "after a kill");
+    }
+    wait_until("all mounts are listed", || {
+        kitfs.json(&["daemon", "status", "--json"])["mounts"].as_array().unwrap().len() == 20
+    });
+    // The end of a mount is its end for later workers, too.
+    kitfs.unmount(&mounts[0]);
+    kill_and_wait(kitfs.worker_pid());
+    assert!(!is_mounted(&mounts[0]));
+    Tree::read(&mounts[1]).assert_equals(&Tree::golden("yaml"), "after two kills");
+    assert!(kitfs.succeed(&["status"]).lines().count() >= 20);
+    kitfs.succeed(&["daemon", "stop"]);
+    assert!(mounts.iter().all(|mountpoint| !is_mounted(mountpoint)));
+}
+
+#[test]
+fn a_mount_that_was_being_made_by_a_killed_worker_is_not_left() {
+    let kitfs = Kitfs::new();
+    let first = kitfs.mount(&golden_reference("article"), &[]);
+    let place = kitfs.mountpoint("second");
+    for _ in 0..10 {
+        let worker = kitfs.worker_pid();
+        let killer = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(15));
+            kill_and_wait(worker);
+        });
+        let outcome = kitfs.run(&["mount", &golden_reference("yaml"), text(&place)]);
+        killer.join().unwrap();
+        // Mounted or not: what the command says is so, and the place can be used again.
+        if outcome.code == Some(0) {
+            Tree::read(&place).assert_equals(&Tree::golden("yaml"), "mounted under a kill");
+            kitfs.unmount(&place);
+        }
+        wait_until("the place is free", || !is_mounted(&place));
+    }
+    Tree::read(&first).assert_equals(&Tree::golden("article"), "beside it");
+}
+
+#[test]
+fn a_daemon_that_is_told_to_stop_is_not_started_again() {
+    let kitfs = Kitfs::new();
+    for told in ["stop", "TERM"] {
+        let mountpoint = kitfs.mount(&golden_reference("article"), &[]);
+        let (keeper, worker) = (kitfs.daemon_pid(), kitfs.worker_pid());
+        match told {
+            "stop" => _ = kitfs.succeed(&["daemon", "stop"]),
+            _ => signal(keeper, Signal::TERM),
+        }
+        wait_until("the end of both", || {
+            [keeper, worker].iter().all(|pid| !Path::new(&format!("/proc/{pid}/exe")).exists())
+        });
+        assert!(!is_mounted(&mountpoint), "{told}");
+        assert_ne!(kitfs.run(&["daemon", "status"]).code, Some(0));
+    }
+}
