@@ -75,6 +75,7 @@ pub use key::LayerKey;
 pub use meta::BootId;
 pub use mtimes::Dated;
 pub use page_aligned::page_aligned;
+pub use room::LEAST_BYTES;
 pub use stage::Stage;
 pub use store::{Contents, LayerStore, Lookup};
 

@@ -29,7 +29,7 @@ const MOST_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 /// A cache that may hold less keeps nothing: its chunks would be gone before a reader of a few of them
 /// has taken the last one. The kernel asks for at most four at a time (1 MiB); as many more may be on
 /// their way behind them.
-const LEAST_BYTES: u64 = 8 * CHUNK_BYTES;
+pub const LEAST_BYTES: u64 = 8 * CHUNK_BYTES;
 
 /// The attempts of a write that finds the file system full, each after an eviction: others may
 /// take what was freed, but not for ever.
@@ -73,7 +73,10 @@ struct TroubleState {
     reason: Option<String>,
     /// The end of the pause.
     pause_ends: Option<Instant>,
+    /// The last log line about it.
     said: Option<Instant>,
+    /// Whether the log says that nothing is kept, and not yet that it is over.
+    is_told: bool,
 }
 
 impl Shared {
@@ -186,7 +189,8 @@ impl Shared {
         let mut trouble = self.trouble.state.lock();
         self.trouble.is_on.store(false, Ordering::Relaxed);
         trouble.pause_ends = None;
-        if trouble.reason.take().is_some() {
+        trouble.reason = None;
+        if std::mem::take(&mut trouble.is_told) {
             tracing::info!("the cache keeps bytes again");
         }
     }
@@ -199,9 +203,9 @@ impl Shared {
         if error.is_about_the_disk() {
             trouble.pause_ends = Some(now + PAUSE);
         }
-        let is_news = trouble.reason.replace(error.to_string()).is_none();
+        trouble.reason = Some(error.to_string());
         let is_due = trouble.said.is_none_or(|said| now - said >= LOG_INTERVAL);
-        if is_news && is_due {
+        if is_due && !std::mem::replace(&mut trouble.is_told, true) {
             trouble.said = Some(now);
             tracing::warn!(%error, "the cache cannot keep what is read: reads go through without it");
         }

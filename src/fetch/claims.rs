@@ -72,10 +72,11 @@ impl Inner {
         };
         let mut claims = self.claims.lock();
         let runs = plan::transfers(wanted.clone(), limit, |chunk| {
+            // In this order: a chunk that passes in between is here.
+            let is_claimed = self.is_coming(&claims, chunk);
             if is_for_readers && self.is_here(ChunkId(chunk)) {
                 return ChunkStatus::Resident;
             }
-            let is_claimed = self.is_coming(&claims, chunk);
             self.status(ChunkId(chunk), is_claimed)
         });
         if !runs.is_empty() && self.is_compressed() {
@@ -119,7 +120,7 @@ impl Inner {
         Plan { started: runs, waits }
     }
 
-    /// Makes those who are waited for at least as urgent as who waits.
+    /// Makes transfers at least as urgent as the reader that waits for them.
     pub(super) fn raise(&self, waits: &[Wait], priority: Priority) {
         let mut is_raised = false;
         for (transfer, _) in waits {

@@ -12,11 +12,13 @@
 //!
 //! It does not wait when somebody waits for it, and not for a reader that has stopped.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::layer::Inner;
 use super::transfer::Transfer;
+use crate::cache::LEAST_BYTES;
 use crate::layer::StreamOffset;
 use crate::layer::layout::CHUNK_BYTES;
 
@@ -62,9 +64,35 @@ impl Follower {
 }
 
 /// The rule for one stream over a whole layer.
+#[derive(Clone)]
 pub(super) struct Leash {
-    /// The bytes that it may be ahead of its reader.
+    follower: Arc<Follower>,
+    /// The bytes that it may be ahead of its reader when it takes the next ones.
     ahead_bytes: u64,
+}
+
+impl Leash {
+    /// A leash of that length behind `follower`, which takes notes from here on.
+    pub(super) fn new(follower: &Arc<Follower>, ahead_bytes: u64) -> Self {
+        follower.is_watched.store(true, Ordering::Relaxed);
+        follower.now_ms();
+        Self { follower: follower.clone(), ahead_bytes: ahead_bytes.max(CHUNK_BYTES) }
+    }
+
+    /// Whether the stream must wait at `at`.
+    fn must_wait(&self, at: StreamOffset) -> bool {
+        self.follower.end().is_some_and(|end| at.get() > end.saturating_add(self.ahead_bytes))
+    }
+
+    /// Whether a chunk that starts at `at` may be read soon.
+    ///
+    /// The stream takes a chunk's length at a time once it need not wait. So a chunk may start that much
+    /// further ahead: a small one between two big members, behind the end of the first.
+    pub(super) fn is_followed(&self, at: StreamOffset) -> bool {
+        let most = self.ahead_bytes + CHUNK_BYTES;
+        let ahead = |end: u64| end <= at.get() + CHUNK_BYTES && at.get() <= end + most;
+        self.follower.end().is_some_and(ahead)
+    }
 }
 
 impl Inner {
@@ -76,47 +104,54 @@ impl Inner {
         if most_bytes >= stream_bytes && !self.cache.is_in_trouble() {
             return None;
         }
-        self.follower.is_watched.store(true, Ordering::Relaxed);
-        self.follower.now_ms();
-        let held_bytes = match self.cache.is_in_trouble() {
-            true => self.scheduler.free_aside_bytes(),
-            false => most_bytes,
+        // Whether the cache keeps bytes may change on the way: they must fit the smaller of both places.
+        let aside_bytes = self.scheduler.free_aside_bytes();
+        let held_bytes = match most_bytes {
+            0..LEAST_BYTES => aside_bytes,
+            most_bytes => most_bytes.min(aside_bytes),
         };
-        Some(Leash { ahead_bytes: (held_bytes / AHEAD_SHARE).max(CHUNK_BYTES) })
+        Some(Leash::new(&self.follower, held_bytes / AHEAD_SHARE))
     }
 
     /// Waits until a stream that has reached `at` may go on. Blocking.
     pub(super) fn wait_for_reader(&self, leash: &Leash, at: StreamOffset, transfer: &Transfer) {
-        while !self.closed.is_cancelled() && !transfer.is_awaited() {
-            match self.follower.end() {
-                Some(end) if at.get() > end.saturating_add(leash.ahead_bytes) => {
-                    std::thread::sleep(LOOK_INTERVAL);
-                }
-                _ => return,
-            }
+        while !self.closed.is_cancelled() && !transfer.is_awaited() && leash.must_wait(at) {
+            std::thread::sleep(LOOK_INTERVAL);
         }
-    }
-
-    /// Whether the bytes from `at` on may be read soon.
-    pub(super) fn is_followed(&self, leash: &Leash, at: StreamOffset) -> bool {
-        let ahead = |end: u64| end <= at.get() + CHUNK_BYTES && at.get() <= end + leash.ahead_bytes;
-        self.follower.end().is_some_and(ahead)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn a_reader_is_followed_from_its_first_read_on_and_only_while_somebody_watches() {
-        let follower = Follower::default();
+        let follower = Arc::new(Follower::default());
         follower.note(StreamOffset(7));
         assert_eq!(follower.end(), None, "nobody watched");
-        follower.is_watched.store(true, Ordering::Relaxed);
-        follower.now_ms();
+        let _leash = Leash::new(&follower, 0);
         assert_eq!(follower.end(), None, "nobody has read");
         follower.note(StreamOffset(9));
         assert_eq!(follower.end(), Some(9));
+    }
+
+    proptest! {
+        /// A stream takes a chunk's length or less whenever it need not wait. Every chunk that starts in it
+        /// is followed, so its bytes are not thrown away.
+        #[test]
+        fn whatever_a_stream_takes_before_it_waits_is_followed(
+            read in 0..100 * CHUNK_BYTES, ahead_bytes in 0..20 * CHUNK_BYTES,
+            ahead in 0..30 * CHUNK_BYTES, taken in 0..=CHUNK_BYTES,
+        ) {
+            let follower = Arc::new(Follower::default());
+            let leash = Leash::new(&follower, ahead_bytes);
+            follower.note(StreamOffset(read));
+            let at = StreamOffset(read + ahead);
+            prop_assert!(leash.must_wait(at) || leash.is_followed(at + taken));
+            prop_assert!(!leash.is_followed(StreamOffset(read + ahead_bytes.max(CHUNK_BYTES) + CHUNK_BYTES + 1)));
+        }
     }
 }

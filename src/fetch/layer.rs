@@ -40,12 +40,12 @@ use crate::source::{BlobSource, Priority};
 /// Sources remembered for one layer: mounts of several repositories may share it, and any of
 /// them may lose its credentials first.
 const MOST_SOURCES: usize = 4;
-/// The times in a row that a reader plans again without getting any further, because the bytes that it waited
-/// for was evicted before it could read it.
+/// The times in a row that a reader plans again without getting any further, because its bytes were evicted
+/// before it could read them.
 const MOST_PLANS: usize = 16;
 
 /// The longest wait of `confirmed` for bytes that belong to no file: they are
-/// one request, and who has read all files should not hang on a registry that has gone.
+/// one request, and a reader of all files should not hang on a registry that has gone.
 const LONGEST_WAIT_FOR_REST: Duration = Duration::from_secs(5);
 
 /// An open layer. When it is dropped and its last read is done, running transfers are given up.
@@ -76,7 +76,7 @@ pub(super) struct Inner {
     pub(super) cache: Arc<Cache>,
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) passing: Arc<Passing>,
-    pub(super) follower: Follower,
+    pub(super) follower: Arc<Follower>,
     pub(super) retries: Retries,
     /// In the order in which they are asked; never none.
     pub(super) sources: RwLock<Vec<Way>>,
@@ -106,7 +106,7 @@ impl Layer {
             cache,
             scheduler,
             passing,
-            follower: Follower::default(),
+            follower: Arc::default(),
             retries: Retries::default(),
             sources: RwLock::new(vec![way]),
             has_large_windows: AtomicBool::new(false),
@@ -190,7 +190,7 @@ impl Layer {
     ///
     /// # Errors
     /// When the sources fail, the layer is poisoned or the cache cannot take the bytes. There is
-    /// no deadline here: who serves a reader sets one.
+    /// no deadline here: the caller that serves a reader sets one.
     pub fn read(
         &self,
         range: Range<StreamOffset>,

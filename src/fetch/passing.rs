@@ -14,7 +14,8 @@
 //! - Many readers may displace each other's bytes. A reader that lost some begins a retry (`retry`), and
 //!   nothing displaces its bytes meanwhile. So every reader ends.
 //! - Nothing is held for long: what no reader comes for goes after 2 s, and anything after 10 s, so that
-//!   the cache is offered it again.
+//!   the cache is offered it again. But for bytes in front of a reader that a stream waits for: a slow
+//!   reader that lost them would need another stream over the whole layer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +26,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
+use super::follower::Leash;
 use super::scheduler::Scheduler;
+use crate::layer::StreamOffset;
 use crate::layer::layout::CHUNK_BYTES;
 
 /// The time that bytes wait for a reader: a reader that waits takes its bytes within milliseconds, and one
@@ -54,6 +57,13 @@ pub(super) enum Need {
     Ahead,
 }
 
+/// The place of a chunk in a stream that waits for its reader.
+pub(super) struct Front {
+    pub(super) leash: Leash,
+    /// The offset at which the chunk starts.
+    pub(super) start: StreamOffset,
+}
+
 /// Bytes that are held in memory.
 pub(super) struct Passing {
     scheduler: Arc<Scheduler>,
@@ -77,6 +87,7 @@ struct Held {
     read_to: u32,
     /// Whether nothing displaces it before it was read to its end, or the retry is over.
     is_pinned: bool,
+    front: Option<Front>,
     used: Instant,
     began: Instant,
 }
@@ -88,6 +99,12 @@ impl Held {
 
     fn is_done(&self) -> bool {
         self.read_to >= self.end
+    }
+
+    /// Whether a reader comes for the rest of it, however slowly.
+    fn is_followed(&self) -> bool {
+        let front = self.front.as_ref().filter(|_| !self.is_done());
+        front.is_some_and(|front| front.leash.is_followed(front.start))
     }
 
     fn may_go_for(&self, need: Need) -> bool {
@@ -137,6 +154,7 @@ impl Passing {
         start: u32,
         bytes: Bytes,
         need: Need,
+        front: Option<Front>,
         runtime: &Handle,
     ) -> bool {
         let mut table = self.table.lock();
@@ -157,6 +175,7 @@ impl Passing {
             pieces: Vec::new(),
             read_to: start,
             is_pinned: false,
+            front: None,
             used: now,
             began: now,
         });
@@ -164,6 +183,7 @@ impl Passing {
         held.pieces.push(bytes);
         held.used = now;
         held.is_pinned |= need == Need::Retried;
+        held.front = front;
         self.held_bytes.fetch_add(length.into(), Ordering::Release);
         if !std::mem::replace(&mut table.is_swept, true) {
             runtime.spawn(self.clone().sweep());
@@ -252,7 +272,8 @@ impl Passing {
     /// Lets go of bytes that were idle for so long; says whether any are left.
     fn sweep_once(&self, idle: Duration) -> bool {
         self.remove_where(|_, held| {
-            held.used.elapsed() >= idle || held.began.elapsed() >= MOST_HELD
+            let is_old = held.used.elapsed() >= idle || held.began.elapsed() >= MOST_HELD;
+            is_old && !held.is_followed()
         })
     }
 }
@@ -282,7 +303,7 @@ mod tests {
     async fn what_no_reader_comes_for_goes_and_its_memory_too() {
         let passing = passing(64 * MIB);
         let runtime = Handle::current();
-        assert!(passing.put(key(0), 0, chunk(1), Need::Awaited, &runtime));
+        assert!(passing.put(key(0), 0, chunk(1), Need::Awaited, None, &runtime));
         assert_eq!(passing.scheduler.reserved_bytes(), CHUNK_BYTES);
         let mut buffer = [0; 10];
         assert!(passing.read(key(0), 100, &mut buffer) && buffer == [1; 10]);
@@ -295,21 +316,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn bytes_in_front_of_a_reader_stay_until_it_has_passed_them() {
+        let (passing, follower) = (passing(64 * MIB), Arc::default());
+        let leash = Leash::new(&follower, MIB);
+        let put = |number: u32| {
+            let start = StreamOffset(u64::from(number) * CHUNK_BYTES);
+            let front = Some(Front { leash: leash.clone(), start });
+            passing.put(key(number), 0, chunk(1), Need::Ahead, front, &Handle::current())
+        };
+        assert!((0..8).all(put));
+        follower.note(StreamOffset(2 * CHUNK_BYTES + 1));
+        assert!(passing.sweep_once(Duration::ZERO));
+        let here: Vec<u32> = (0..8).filter(|&number| passing.has(key(number), 0, 1)).collect();
+        assert_eq!(here, [2, 3, 4, 5, 6, 7], "what the reader has passed goes");
+        let mut all = vec![0; CHUNK_BYTES as usize];
+        assert!(passing.read(key(2), 0, &mut all));
+        follower.note(StreamOffset(100 * CHUNK_BYTES));
+        assert!(!passing.sweep_once(Duration::ZERO), "the reader is elsewhere");
+    }
+
+    #[tokio::test]
     async fn what_is_awaited_displaces_what_is_not_and_what_is_ahead_only_what_was_read() {
         let passing = passing(8 * MIB);
         let runtime = Handle::current();
         let most = passing.free_chunks();
         assert!(most >= 4, "{most}");
         for number in 0..most {
-            assert!(passing.put(key(number), 0, chunk(number as u8), Need::Ahead, &runtime));
+            assert!(passing.put(key(number), 0, chunk(number as u8), Need::Ahead, None, &runtime));
         }
         assert_eq!(passing.free_chunks(), 0);
-        assert!(!passing.put(key(99), 0, chunk(9), Need::Ahead, &runtime), "nothing was read");
+        assert!(
+            !passing.put(key(99), 0, chunk(9), Need::Ahead, None, &runtime),
+            "nothing was read"
+        );
         let mut all = vec![0; CHUNK_BYTES as usize];
         assert!(passing.read(key(2), 0, &mut all));
-        assert!(passing.put(key(99), 0, chunk(9), Need::Ahead, &runtime));
+        assert!(passing.put(key(99), 0, chunk(9), Need::Ahead, None, &runtime));
         assert!(!passing.has(key(2), 0, 1) && passing.has(key(0), 0, 1));
-        assert!(passing.put(key(100), 0, chunk(9), Need::Awaited, &runtime));
+        assert!(passing.put(key(100), 0, chunk(9), Need::Awaited, None, &runtime));
         assert!(!passing.has(key(0), 0, 1) && passing.has(key(1), 0, 1), "the oldest went");
         passing.forget(1);
         assert_eq!((passing.is_empty(), passing.scheduler.reserved_bytes()), (true, 0));
@@ -321,10 +365,10 @@ mod tests {
         let runtime = Handle::current();
         let put_many = |need| {
             for number in 100..200 {
-                assert!(passing.put(key(number), 0, chunk(1), need, &runtime));
+                assert!(passing.put(key(number), 0, chunk(1), need, None, &runtime));
             }
         };
-        assert!(passing.put(key(0), 0, chunk(7), Need::Retried, &runtime));
+        assert!(passing.put(key(0), 0, chunk(7), Need::Retried, None, &runtime));
         put_many(Need::Awaited);
         let mut all = vec![0; CHUNK_BYTES as usize];
         assert!(passing.read(key(0), 0, &mut all[..10]) && all[..10] == [7; 10]);
@@ -332,7 +376,7 @@ mod tests {
         assert!(passing.read(key(0), 0, &mut all), "it was read in part");
         put_many(Need::Awaited);
         assert!(!passing.has(key(0), 0, 1), "it was read to its end");
-        assert!(passing.put(key(0), 0, chunk(7), Need::Retried, &runtime));
+        assert!(passing.put(key(0), 0, chunk(7), Need::Retried, None, &runtime));
         passing.unpin(2);
         put_many(Need::Awaited);
         assert!(passing.has(key(0), 0, 1), "that was another layer's retry");
@@ -359,7 +403,7 @@ mod tests {
                 let place = *start + bytes.len() as u32;
                 bytes.extend(std::iter::repeat_n(byte, length));
                 let piece = Bytes::from(vec![byte; length]);
-                prop_assert!(passing.put(key(number), place, piece, Need::Awaited, runtime.handle()));
+                prop_assert!(passing.put(key(number), place, piece, Need::Awaited, None, runtime.handle()));
             }
             for (number, (start, bytes)) in &expected {
                 let from = at.index(bytes.len());

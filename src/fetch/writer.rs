@@ -11,7 +11,7 @@ use super::FetchError;
 use super::download::Batch;
 use super::follower::Leash;
 use super::layer::Inner;
-use super::passing::{Key, Need};
+use super::passing::{Front, Key, Need};
 use super::transfer::Transfer;
 use crate::cache::{Appended, Appender, Lookup, page_aligned};
 use crate::layer::decode::Decoder;
@@ -171,7 +171,8 @@ impl Writer {
         let mut bytes = page_aligned((readable.end - readable.start) as usize);
         if matches!(self.inner.store.read(readable.start, &mut bytes), Ok(Lookup::Hit)) {
             let (bytes, runtime) = (bytes.freeze(), &self.inner.runtime);
-            self.inner.passing.put(key, 0, bytes, Need::Retried, runtime);
+            let front = self.front(readable.start);
+            self.inner.passing.put(key, 0, bytes, Need::Retried, front, runtime);
         }
     }
 
@@ -193,12 +194,18 @@ impl Writer {
             None if priority == Priority::OnDemand => Need::Awaited,
             None => Need::Ahead,
             Some(_) if self.transfer.wants(&span) => Need::Awaited,
-            Some(leash) if self.inner.is_followed(leash, span.start) || is_begun() => Need::Ahead,
+            Some(leash) if leash.is_followed(span.start) || is_begun() => Need::Ahead,
             // A stream over the whole layer passes it on its way to what is wanted of it.
             Some(_) => return Ok(Written::All),
         };
-        let is_held = self.inner.passing.put(key, start, bytes, need, &self.inner.runtime);
+        let front = self.front(span.start);
+        let is_held = self.inner.passing.put(key, start, bytes, need, front, &self.inner.runtime);
         Ok(if is_held || self.leash.is_some() { Written::All } else { Written::Stopped })
+    }
+
+    /// The place of a chunk in front of the reader that the stream waits for.
+    fn front(&self, start: StreamOffset) -> Option<Front> {
+        self.leash.clone().map(|leash| Front { leash, start })
     }
 }
 
