@@ -178,6 +178,10 @@ pub(super) fn prepare(root: &Arc<Root>) -> Result<(), CacheError> {
     root.place("kits").sync_folder()?;
     for hex in kits.names()? {
         let folder: Place = kits.join(hex);
+        if !folder.is_folder() {
+            // Somebody else's file: it has no temporary files.
+            continue;
+        }
         for name in folder.names()? {
             if name.ends_with(TEMPORARY) {
                 folder.join(name).remove_file()?;

@@ -29,9 +29,9 @@ pub(super) struct Shared {
     pub(super) root: Arc<Root>,
     pub(super) boot: BootId,
     pub(super) budget: Budget,
-    /// Held by who evicts or removes: one at a time.
+    /// Held during an eviction or removal: one at a time.
     pub(super) evicting: Mutex<()>,
-    /// Held by who checks a member in the background: one at a time.
+    /// Held while a member is checked in the background: one at a time.
     pub(super) checking: Mutex<()>,
     pub(super) trouble: Trouble,
     layers: Mutex<HashMap<LayerKey, Arc<Known>>>,
@@ -124,7 +124,7 @@ impl Shared {
         for name in layers.names()? {
             match LayerKey::parse_folder_name(&name) {
                 Some(key) => found.extend(shared.take_stock(key)),
-                None => layers.join(&name).remove_folder()?,
+                None => layers.join(&name).remove()?,
             }
         }
         found.sort_by_key(|known| known.last_used.load(Ordering::Relaxed));

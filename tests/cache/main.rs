@@ -206,6 +206,18 @@ fn the_folder_has_one_owner_and_must_be_writable() {
 }
 
 #[test]
+fn files_in_the_place_of_folders_do_not_keep_the_cache_from_opening() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = content(1, MIB);
+    drop(confirmed_layer(&open(folder.path(), None), &bytes));
+    let strays = ["layers/sha256/.nfs0001", "kits/sha256/.nfs0002"];
+    strays.iter().for_each(|stray| fs::write(folder.path().join(stray), b"x").unwrap());
+    let cache = open(folder.path(), None);
+    assert_eq!(cache.layers().unwrap().len(), 1);
+    assert_eq!(cache.resident_bytes(), MIB as u64);
+}
+
+#[test]
 fn a_folder_of_another_version_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path(), None));

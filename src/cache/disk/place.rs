@@ -238,6 +238,11 @@ impl Place {
         }
     }
 
+    /// Removes what is there, a folder with all in it.
+    pub(in crate::cache) fn remove(&self) -> Result<(), CacheError> {
+        if self.is_folder() { self.remove_folder() } else { self.remove_file() }
+    }
+
     /// The names in a folder, sorted; none where the folder is not there. kitfs gives no names but
     /// ASCII; other names are left out.
     pub(in crate::cache) fn names(&self) -> Result<Vec<String>, CacheError> {
@@ -274,7 +279,7 @@ impl Place {
         Ok(entries)
     }
 
-    fn is_folder(&self) -> bool {
+    pub(in crate::cache) fn is_folder(&self) -> bool {
         self.stat().is_some_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir())
     }
 
