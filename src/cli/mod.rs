@@ -103,7 +103,7 @@ fn start_log(arguments: &Arguments, environment: &Environment) {
         _ => (false, LogFormat::Text),
     };
     let default = match (is_daemon, arguments.verbose) {
-        (false, 0) => "error",
+        (false, 0) => "error,kitfs::poisoned=off",
         (true, 0) | (false, 1) => "warn,kitfs=info",
         (true, 1) | (false, 2) => "info,kitfs=debug",
         _ => "debug,kitfs=trace",

@@ -10,7 +10,7 @@ use crate::kit::{Content, NodeId, NodeKind, Tree};
 /// Answers a [`ListRequest`] about a loaded kit.
 pub(super) fn list(kit: &Arc<LoadedKit>, request: &ListRequest) -> Result<Listing, Failure> {
     let tree = &kit.tree;
-    let node = paths::resolve(tree, &request.path, LastLink::Keep)?;
+    let node = paths::find(kit, &request.path, LastLink::Keep)?;
     if matches!(tree.kind(node), NodeKind::Directory) {
         paths::check_is_there(tree, node)?;
     }

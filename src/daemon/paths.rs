@@ -5,10 +5,14 @@
 //! machine's files.
 
 use super::api::{Failure, FailureKind, RawPath};
+use crate::fs::LoadedKit;
 use crate::kit::{NodeId, NodeKind, Tree};
 
 /// Symlinks followed for one path, as in Linux (path_resolution(7)).
 const MOST_LINKS: usize = 40;
+/// Warnings in the message about a path that is not there: a kit may have a hundred, and the message is one
+/// line.
+const MOST_TOLD: usize = 3;
 
 /// Whether a symlink at the end of a path stands for itself or for its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +36,28 @@ pub(super) fn check_is_there(tree: &Tree, node: NodeId) -> Result<(), Failure> {
         }
         None => Ok(()),
     }
+}
+
+/// The node that `path` names in a kit. Where it is not there, the kit's warnings are told too: the layer
+/// that has it may have been left out.
+///
+/// # Errors
+/// As [`resolve`].
+pub(super) fn find(kit: &LoadedKit, path: &RawPath, last: LastLink) -> Result<NodeId, Failure> {
+    resolve(&kit.tree, path, last).map_err(|failure| match failure.kind {
+        FailureKind::NotFound => with_warnings(failure, &kit.warnings),
+        _ => failure,
+    })
+}
+
+fn with_warnings(mut failure: Failure, warnings: &[String]) -> Failure {
+    for warning in warnings.iter().take(MOST_TOLD) {
+        failure.message += &format!("; {warning}");
+    }
+    if warnings.len() > MOST_TOLD {
+        failure.message += &format!("; and {} more warnings", warnings.len() - MOST_TOLD);
+    }
+    failure
 }
 
 /// The node that `path` names; empty components and `.` are passed over.
@@ -162,6 +188,17 @@ mod tests {
             assert_eq!(path(name, LastLink::Follow), Err(FailureKind::BadContent), "{name}");
             assert_eq!(path(name, LastLink::Keep).unwrap(), name);
         }
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_is_told_with_a_few_of_the_warnings() {
+        let told = |count: usize| {
+            let warnings: Vec<String> = (0..count).map(|number| format!("w{number}")).collect();
+            with_warnings(Failure::new(FailureKind::NotFound, "no"), &warnings).message
+        };
+        assert_eq!(told(0), "no");
+        assert_eq!(told(2), "no; w0; w1");
+        assert_eq!(told(5), "no; w0; w1; w2; and 2 more warnings");
     }
 
     #[test]

@@ -69,7 +69,7 @@ async fn fault(layer: &Layer, title: &str) -> Option<Failure> {
 }
 
 fn find(kit: &LoadedKit, path: &RawPath) -> Result<Rest, Failure> {
-    let node = paths::resolve(&kit.tree, path, LastLink::Follow)?;
+    let node = paths::find(kit, path, LastLink::Follow)?;
     paths::check_is_there(&kit.tree, node)?;
     match kit.tree.kind(node) {
         NodeKind::File(Content::Inline(bytes)) => Ok(Rest::Inline(bytes.as_ref().clone())),

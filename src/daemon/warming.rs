@@ -138,7 +138,7 @@ fn files_of(
 ) -> Result<Vec<Want>, Failure> {
     let mut ranges: BTreeMap<u32, Vec<Range<StreamOffset>>> = BTreeMap::new();
     for path in paths {
-        let node = paths::resolve(&kit.tree, path, LastLink::Follow);
+        let node = paths::find(kit, path, LastLink::Follow);
         let node = node.map_err(|failure| match filters {
             Some(filters) if failure.kind == FailureKind::NotFound => {
                 not_taken(&kit.kit, filters, path)

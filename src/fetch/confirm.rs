@@ -81,7 +81,9 @@ impl Inner {
         let computed = self.store.confirm(&|| !self.closed.is_cancelled());
         match &computed {
             Ok(LayerState::Poisoned { got }) => {
-                tracing::error!(%layer, %got, "digest mismatch: the layer is poisoned, its reads fail");
+                // A target of its own: a command without a mount tells of it itself, with the layer's entry.
+                tracing::error!(target: "kitfs::poisoned", %layer, %got,
+                    "the digest of a layer is wrong: it is poisoned, and its reads fail");
             }
             Ok(LayerState::Confirmed) => tracing::info!(%layer, "layer complete and confirmed"),
             Ok(LayerState::Unconfirmed) => {}

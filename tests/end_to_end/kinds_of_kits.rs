@@ -181,6 +181,11 @@ fn an_unknown_layer_type_is_passed_over_with_a_warning() {
     assert!(outcome.stderr.contains(unknown), "no warning: {}", outcome.stderr);
     assert!(!mountpoint.join("h").exists());
     assert!(kitfs.status_of(&mountpoint)["warnings"].to_string().contains(unknown));
+    let path = format!("{}/h/x", written.reference);
+    for command in [&["cat", &*path][..], &["ls", &path], &["cp", &path, "copy"]] {
+        let said = kitfs.fail(3, command);
+        assert!(said.contains("not in the kit") && said.contains(unknown), "{said}");
+    }
 }
 
 /// A kit with a layer of each type, for filters.
