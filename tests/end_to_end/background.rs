@@ -137,7 +137,7 @@ fn warming_says_what_it_cannot_do_as_asked() {
 }
 
 #[test]
-fn what_is_not_what_its_digest_says_cannot_be_warmed() {
+fn a_layer_with_a_wrong_digest_cannot_be_warmed() {
     let kitfs = Kitfs::new();
     let folder = tempfile::tempdir().unwrap();
     let written = big_files().write(folder.path(), "v1");

@@ -106,7 +106,7 @@ fn a_small_disk_holds_what_it_can_and_keeps_free_what_is_asked_for() {
 
 /// Warmed bytes may be evicted. ENOSPC is the signal that they must be.
 #[test]
-fn others_that_fill_a_small_disk_take_the_cache_s_room_and_no_read_fails() {
+fn others_that_fill_a_small_disk_take_the_caches_room_and_no_read_fails() {
     for keep_free in ["0", "1MiB"] {
         let run = Run::new(&big_files(), 80, &["--keep-free", keep_free]);
         let kitfs = &run.counted.kitfs;

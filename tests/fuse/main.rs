@@ -287,7 +287,7 @@ fn offsets_beyond_4_gib_are_read_without_what_lies_before_them() {
 }
 
 #[test]
-fn a_directory_lists_dot_dot_dot_and_every_name_once() {
+fn a_directory_lists_itself_its_parent_and_every_name_once() {
     let names: BTreeSet<String> = (0..3000).map(|n| format!("file-{n:05}-{:->60}", "")).collect();
     let mut layer = Layer::tar("dataset", "many");
     for name in &names {

@@ -181,7 +181,7 @@ fn many_opens_and_closes_leave_nothing_behind() {
 }
 
 #[test]
-fn what_the_kernel_reads_by_itself_is_not_evicted() {
+fn a_file_that_programs_have_open_by_passthrough_is_not_evicted() {
     let (held, others) = (Random::new(6).bytes(4_000_000), Random::new(7).bytes(9_000_000));
     let kit = Kit::modelkit()
         .with(Layer::raw("model", "held.bin", 0o644, &held))

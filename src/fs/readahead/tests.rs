@@ -185,7 +185,7 @@ fn headers_and_runs(numbers: &mut Numbers, header: u64, run: Range<u64>) -> Vec<
 }
 
 #[test]
-fn a_header_does_not_pass_for_a_run() {
+fn headers_followed_by_runs_cost_15_percent_more_than_is_read_at_most() {
     for seed in 0..5 {
         for host in [Host::SHAPED, Host::NEAR, Host::FAR] {
             for (header, run) in [(64 * KIB, 8 * MIB), (256 * KIB, 8 * MIB), (MIB, 30 * MIB)] {
@@ -328,7 +328,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_is_fetched_for_nothing_is_a_tenth_of_what_is_read_and_a_head_start_once(
+    fn waste_is_a_tenth_of_what_is_read_and_one_head_start_at_most(
         readers in prop::collection::vec(prop::collection::vec(any_doing(), 1..12), 1..4),
         host in prop::sample::select(vec![Host::SHAPED, Host::NEAR, Host::FAR]),
     ) {
