@@ -13,8 +13,8 @@
 //! these means:
 //! - It is handed out only when this process wrote each of its chunks or compared it with its
 //!   record, and the layer's own digest was computed: a confirmed layer is never poisoned later.
-//! - The pin comes first, then the look at the chunks: who takes a chunk away looks at the pins
-//!   after it was shown, and leaves it (`emptying`).
+//! - The pin comes first, then the look at the chunks. An eviction looks at the pins after the pin was
+//!   shown, and leaves the chunk (`emptying`).
 //! - No hole is punched while anybody may read the file past this process. A pin says so as long
 //!   as a file is open here; but a map outlives its file's last close, and open files outlive
 //!   their mount's daemon. So the pin of a file that was handed out stays until a lease tells that

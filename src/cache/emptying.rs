@@ -114,8 +114,8 @@ impl LayerStore {
         placed: &Placed,
         seen: Option<ChunkState>,
     ) -> Option<Emptied> {
-        // A member is pinned under the same lock: who pins sees the chunk resident and keeps it,
-        // or sees it empty.
+        // A member is pinned under the same lock: a pin finds the chunk resident and keeps it, or finds it
+        // empty.
         let mut pins = self.pins.lock();
         let is_held = self.is_held(placed.file, &mut pins);
         if seen.is_none() && is_held {

@@ -7,7 +7,7 @@ use crate::oci::{Compression, Digest, Encoding, Format};
 pub struct LayerKey {
     /// The digest of the blob as stored.
     pub digest: Digest,
-    /// How its bytes become the bytes of files.
+    /// The way from its bytes to the bytes of files.
     pub encoding: Encoding,
 }
 

@@ -138,7 +138,7 @@ fn resident(store: &LayerStore, kind: &Kind) -> BTreeMap<u32, u32> {
     resident
 }
 
-/// What was promised to survive: of each layer, the chunks that were resident at its last sync, until
+/// The promised survivors: of each layer, the chunks that were resident at its last sync, until
 /// something took them away.
 type Promises = BTreeMap<usize, BTreeMap<u32, u32>>;
 

@@ -35,7 +35,7 @@ pub struct LayerStore {
     pub(super) known: Arc<Known>,
     pub(super) folder: Place,
     pub(super) ready: OnceLock<Ready>,
-    /// Counts chunks that were emptied: who looks at the whole layer can tell that it changed.
+    /// Counts chunks that were emptied: a look at the whole layer can tell that it changed.
     pub(super) emptied: AtomicU64,
     pub(super) pins: Mutex<Pins>,
     pub(super) is_staging: Mutex<bool>,
@@ -216,7 +216,7 @@ impl LayerStore {
     }
 
     /// Makes what is on disk available, after a look at the chunks that will be appended to: they
-    /// are few and small, and who plans a fetch must be able to rely on their length.
+    /// are few and small, and a plan of a fetch relies on their length.
     fn take_up(&self, ready: Ready, filled: &[(u32, u32)]) -> Result<(), CacheError> {
         let resident_bytes = filled.iter().map(|(_, filled)| u64::from(*filled)).sum();
         self.count_resident(resident_bytes);

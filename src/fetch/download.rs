@@ -126,7 +126,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Waits for a transfer that streams the whole layer, which is as urgent as who waits for it.
+    /// Waits for a transfer that streams the whole layer, and makes it as urgent as this one.
     async fn wait_behind(&self, other: &Arc<Transfer>, urgency: &Urgency) {
         let waits = [(other.clone(), StreamOffset(u64::MAX))];
         loop {

@@ -97,7 +97,7 @@ pub struct FetchUsage {
 pub struct LayerSpec {
     /// The blob as the manifest names it.
     pub blob: BlobId,
-    /// How its bytes become the bytes of files.
+    /// The way from its bytes to the bytes of files.
     pub encoding: crate::oci::Encoding,
 }
 

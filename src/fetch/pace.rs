@@ -1,4 +1,4 @@
-//! How large requests should be and how many it takes, from how fast bytes come. Pure, but for the
+//! The size and number of requests, from the rate at which bytes come. Pure, but for the
 //! clock of [`Line`].
 //!
 //! A request of the right size takes some tens of milliseconds: long enough to hide the round trip
@@ -65,7 +65,7 @@ struct Pace {
     now: Duration,
 }
 
-/// How things stood when a transfer began.
+/// The state of the line when a transfer began.
 #[derive(Clone, Copy, Debug)]
 struct Begun {
     at: Duration,

@@ -79,7 +79,7 @@ pub(super) struct Scheduler {
     replies: Arc<Semaphore>,
     reply_units: u32,
     hashing: Arc<Semaphore>,
-    /// Held by who has a large reservation, or stands in the queue for it.
+    /// Held with a large reservation, and in the queue for one.
     large: Arc<Semaphore>,
     /// Readers that wait for bytes.
     readers: AtomicUsize,

@@ -1,4 +1,4 @@
-//! One transfer: a run of chunks on its way from a source to the cache, and who waits for it.
+//! One transfer: a run of chunks on its way from a source to the cache, and the readers that wait for it.
 //!
 //! ```text
 //!            batches (bounded)          append

@@ -1,4 +1,4 @@
-//! The layout of a layer's stream in cache files and chunks (design.md 4).
+//! The layout of a layer's stream in cache files and chunks (docs/design/002-cache.md).
 //!
 //! ```text
 //! stream   | headers, small members | big member 0    | hdr | big member 1 | end |

@@ -69,7 +69,7 @@ pub enum ChoiceError {
     Several {
         /// The things that there are several of.
         what: String,
-        /// How one of them is chosen.
+        /// The way to choose one of them.
         how: &'static str,
         /// Whether labels have left these of more.
         is_narrowed: bool,

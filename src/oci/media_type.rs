@@ -8,7 +8,7 @@
 //! The whole text must match: a type with a word more or less is another type, and what is
 //! unknown is `None`, for the caller to pass over or refuse.
 
-/// How the content of a layer is laid out before compression.
+/// The form of a layer's content before compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// A tar archive of files and directories.
@@ -20,7 +20,7 @@ pub enum Format {
     Object,
 }
 
-/// How a layer's content is compressed in the blob.
+/// The compression of a layer's content in the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// Stored as it is: blob offsets are stream offsets.
@@ -31,7 +31,7 @@ pub enum Compression {
     Zstd,
 }
 
-/// How the bytes of a blob become the bytes of files.
+/// The way from the bytes of a blob to the bytes of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Encoding {
     /// The layout of the uncompressed stream.
@@ -97,7 +97,7 @@ pub enum LayerContent {
 pub struct LayerType {
     /// Its content.
     pub content: LayerContent,
-    /// How its bytes become files.
+    /// The way from its bytes to files.
     pub encoding: Encoding,
 }
 

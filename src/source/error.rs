@@ -34,7 +34,7 @@ pub enum SourceError {
     Throttled {
         /// The host.
         place: String,
-        /// How long the host asks to wait.
+        /// The wait that the host asks for.
         retry_after: Option<Duration>,
     },
     /// Not reachable, or failing: no such host, no connection, time-out, 5xx, a stream that broke off.

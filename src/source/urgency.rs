@@ -1,12 +1,12 @@
 //! The priority of requests, and the patience with a silent host.
 //!
-//! The order is that of design.md 8: a reader that waits; the bytes that a reader's pattern predicts;
-//! prefetching on request; and the rest of the kit in the background.
+//! The order: a reader that waits; the bytes that a reader's pattern predicts; prefetching on request; and
+//! the rest of the kit in the background.
 //!
-//! Patience is another question (design.md 16): a reader has a deadline, so its request gives up on a
-//! host that is silent for long. A command that opens a kit waits as long as the connection lives, and
-//! so does fetching in the background: a pull-through cache may fetch a blob for minutes before its
-//! first byte, and starts anew where its client goes away.
+//! Patience is another question (docs/design/003-registry-client.md). A reader has a deadline, so its
+//! request gives up on a host that is silent for long. A command that opens a kit waits as long as the
+//! connection lives, and so does fetching in the background. A pull-through cache may fetch a blob for
+//! minutes before its first byte, and starts anew where its client goes away.
 
 use std::pin::pin;
 use std::sync::Arc;

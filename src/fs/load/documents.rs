@@ -29,7 +29,7 @@ use crate::source::{BlobSource, Pulled, Repositories, Repository, SourceError, r
 /// The largest config that is read: a larger one would be refused when it is decoded.
 const CONFIG_LIMIT_BYTES: u64 = KITFILE_LIMIT_BYTES as u64;
 
-/// How long a registry may take to say what a tag stands for, where that is known here.
+/// The time that a registry has to say what a tag stands for, where that is known here.
 ///
 /// 40 s: the time in which a reader's request is answered by a registry that is only slow. A longer
 /// wait would hold up the start of a job that has all it needs.

@@ -30,11 +30,11 @@ use crate::process::limits::ChildLimits;
 /// most a few thousand.
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
 
-/// How long a helper may take. 10 s: a keyring may have to be started, but a question to the user would
+/// The time that a helper has. 10 s: a keyring may have to be started, but a question to the user would
 /// never be answered.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How kitfs identifies itself to a registry.
+/// The identity that kitfs shows to a registry.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum Credential {
     /// Not at all: no file knows the host.

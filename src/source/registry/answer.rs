@@ -21,7 +21,7 @@ use crate::source::{SourceError, Urgency};
 /// The most of an error's body that is read for its words.
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
 
-/// How long to wait for the words of an error. 5 s: the next step after a refusal must not depend on
+/// The wait for the words of an error. 5 s: the next step after a refusal must not depend on
 /// them.
 const WORDS_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -43,7 +43,7 @@ pub(super) struct Answer {
 /// The patience with a body that is silent in the midst of it. A pull-through cache may send a head,
 /// or half a body, and then fetch the rest.
 pub(super) struct Patience {
-    /// How long each silence may be.
+    /// The longest silence.
     pub(super) limit: Duration,
     /// Ends when a reader begins to wait.
     pub(super) urgency: Urgency,
@@ -52,7 +52,7 @@ pub(super) struct Patience {
     pub(super) host: String,
 }
 
-/// How long a body was silent, and whether the patience of an opener ended with that.
+/// The length of a body's silence, and whether the patience of an opener ended with that.
 struct Silent {
     time: Duration,
     is_patience: bool,

@@ -29,7 +29,7 @@ use crate::source::SourceError;
 /// a pause between two bursts costs no handshakes.
 const IDLE_PER_HOST: usize = DEFAULT_REQUESTS_PER_HOST;
 
-/// How long a connection is silent before TCP asks the other end for a sign of life, and how long TCP
+/// The silence of a connection before TCP asks the other end for a sign of life, and how long TCP
 /// waits for each answer.
 ///
 /// 15 s: a request may wait for minutes for a registry that fetches first, but for a minute at most

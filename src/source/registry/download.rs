@@ -30,7 +30,7 @@ use crate::source::{BlobStream, SourceError, Urgency};
 /// break more than a few times in all.
 const PROGRESS_BYTES: u64 = 1024 * 1024;
 
-/// How long the end of a body without a length is waited for once all bytes are there.
+/// The wait for the end of a body without a length, once all bytes are there.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The number of answers that may hold only the start of the range that was asked for, however little.

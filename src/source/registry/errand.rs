@@ -42,7 +42,7 @@ impl Errand {
         self.has_others.store(has_others, Ordering::Relaxed);
     }
 
-    /// How long its requests have waited for permits.
+    /// The time for which its requests have waited for permits.
     pub(super) fn queued(&self) -> Duration {
         Duration::from_micros(self.queued_us.load(Ordering::Relaxed))
     }

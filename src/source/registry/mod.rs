@@ -69,7 +69,7 @@ pub use timing::Timing;
 /// answer 429 to so few. A host gets fewer at first, and where it refuses some.
 pub const DEFAULT_REQUESTS_PER_HOST: usize = 16;
 
-/// How to reach registries.
+/// The ways to reach registries.
 pub struct RegistryConfig {
     /// Speak plain http to every registry. A loopback host is asked for its scheme.
     pub plain_http: bool,

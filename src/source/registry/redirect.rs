@@ -36,7 +36,7 @@ const REGISTRIES: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero")
 /// Blobs whose targets are remembered. 4,096 signed URLs of about 1 KiB are 4 MiB.
 const BLOBS: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
 
-/// How long before its end a target counts as expired: clocks differ, and a request takes time.
+/// The time before its end at which a target counts as expired: clocks differ, and a request takes time.
 const EXPIRY_MARGIN: SignedDuration = SignedDuration::from_secs(10);
 
 /// Whether an answer sends the client elsewhere.

@@ -35,7 +35,7 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// How long a mirror that does not answer is not asked again. 30 s: without this pause, every read
+/// The time in which a mirror that did not answer is not asked again. 30 s: without this pause, every read
 /// would first wait for the mirror's time-out.
 const MIRROR_PAUSE: Duration = Duration::from_secs(30);
 

@@ -22,7 +22,7 @@ pub(super) enum Failure {
     /// The same request may succeed a little later.
     Transient {
         error: SourceError,
-        /// How long the host asks to wait.
+        /// The wait that the host asks for.
         retry_after: Option<Duration>,
     },
     /// No connection can be made; that may change, too.
@@ -97,7 +97,7 @@ impl RegistryClient {
     }
 }
 
-/// How one question is repeated. Pure but for the jitter of its waits.
+/// The repetitions of one question. Pure but for the jitter of their waits.
 struct Repeats {
     timing: Timing,
     is_patient: bool,
@@ -118,7 +118,7 @@ impl Repeats {
         Self { timing, is_patient, backoff, repeats: 0, waited: Duration::ZERO }
     }
 
-    /// How long to wait after `failure`, where all so far has taken `elapsed`; `None` to give up.
+    /// The wait after `failure`, where all so far has taken `elapsed`; `None` to give up.
     fn next_wait(&mut self, failure: &Failure, elapsed: Duration) -> Option<Duration> {
         let timing = self.timing;
         let asked = match failure {
@@ -144,7 +144,7 @@ impl Repeats {
     }
 }
 
-/// How long a `Retry-After` header asks to wait (RFC 9110, 10.2.3): seconds, or an HTTP date.
+/// The wait that a `Retry-After` header asks for (RFC 9110, 10.2.3): seconds, or an HTTP date.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse::<u64>() {

@@ -17,14 +17,14 @@ use crate::process::running_time;
 pub struct Silence {
     /// `HOST[:PORT]`.
     pub host: String,
-    /// How long nothing has come.
+    /// The time in which nothing has come.
     pub silent_for: Duration,
 }
 
 /// The hosts that are silent now.
 #[derive(Debug)]
 pub(super) struct Silences {
-    /// How long a host is silent before it is entered.
+    /// The silence after which a host is entered.
     untold: Duration,
     table: Mutex<Table>,
 }

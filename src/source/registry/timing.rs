@@ -1,4 +1,4 @@
-//! How long to wait for a registry, and how often to ask again.
+//! The waits for a registry, and the number of times to ask again.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub struct Timing {
     /// longest that one question with all its repetitions may take there. 5 min: a pull-through cache
     /// sends nothing before it has fetched a blob itself, at 100 MB/s 30 GB in that time.
     pub open: Duration,
-    /// How long a host is silent before the user is told of it. 10 s: shorter waits are ordinary.
+    /// The silence of a host after which the user is told. 10 s: shorter waits are ordinary.
     pub untold: Duration,
     /// The longest without a byte once a body streams, for a reader. 30 s: as long as TCP needs to give
     /// up hope in practice; a reader with a deadline has no use for later bytes.

@@ -1,4 +1,4 @@
-//! How kitfs checks the certificate of a host, and which certificate it shows.
+//! The check of a host's certificate, and the certificate that kitfs shows.
 //!
 //! ```text
 //! certificate of the server --is one of those given--> dates, name and use are checked --> trusted

@@ -18,7 +18,7 @@ const DEFAULT_LIFETIME_SECONDS: f64 = 60.0;
 /// The longest life that kitfs believes. A day: renewing a token too early costs one request.
 const MAX_LIFETIME_SECONDS: f64 = 86_400.0;
 
-/// How long before its end a token is renewed, at most: a request that starts now must still be
+/// The longest time before its end at which a token is renewed: a request that starts now must still be
 /// under way when the registry looks at the token.
 const MARGIN: Duration = Duration::from_secs(10);
 
@@ -73,7 +73,7 @@ impl Server {
 pub(super) struct Token {
     /// The value of an `Authorization` header.
     pub(super) header: HeaderValue,
-    /// How long after the request it is time for the next one.
+    /// The time from the request to the next one.
     pub(super) renew_after: Duration,
 }
 

@@ -37,11 +37,11 @@ pub(super) struct Upstream {
     pub(super) account: String,
     /// The registry, as messages name it.
     pub(super) name: String,
-    /// How kitfs comes to this address.
+    /// The reason for which kitfs asks this address.
     way: Way,
 }
 
-/// How kitfs comes to the address of an upstream.
+/// The reason for which kitfs asks an address.
 enum Way {
     /// It is the registry's own address.
     Own,

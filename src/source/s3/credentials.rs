@@ -29,9 +29,9 @@ use crate::source::blob_folder::{off_the_runtime, read_small};
 
 /// The largest file that is read; real ones have some kilobytes.
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
-/// How long what the files said counts. Short, since temporary keys are replaced without a word.
+/// The time for which the files' content counts. Short, since temporary keys are replaced without a word.
 const KEEP: Duration = Duration::from_secs(60);
-/// How long a `credential_process` may take. It may ask an identity provider.
+/// The time that a `credential_process` has. It may ask an identity provider.
 const PROCESS_LIMIT: Duration = Duration::from_secs(30);
 /// The most that is read of its output.
 const OUTPUT_LIMIT_BYTES: u64 = 256 * 1024;

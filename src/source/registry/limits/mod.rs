@@ -37,7 +37,7 @@ use crate::source::Urgency;
 /// to ever new hosts. A host that falls out of the table starts with a fresh count.
 const HOSTS: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero");
 
-/// How long a request waits in vain before it is lent a slot.
+/// The wait in vain after which a request is lent a slot.
 ///
 /// 5 s: a connection of 30 MB/s brings 16 streams of 8 MiB in that time. So where mounting models makes
 /// sense, slots come back sooner and the limit is kept.
@@ -61,7 +61,7 @@ pub struct HostUsage {
     pub running: usize,
     /// Requests in the queue.
     pub waiting: usize,
-    /// How long the host wants no requests, by its `Retry-After`.
+    /// The time in which the host wants no requests, by its `Retry-After`.
     pub paused_for: Option<Duration>,
     /// Requests sent so far, with and without an answer.
     pub requests: u64,
