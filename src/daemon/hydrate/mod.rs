@@ -224,10 +224,9 @@ impl Work {
     async fn bring_missing(&self, has_brought: &mut bool) -> Result<(), Pause> {
         let pieces = self.missing().await;
         let mut left_bytes = pieces.iter().map(|it| it.missing_bytes).fold(0, u64::saturating_add);
-        let mut failed: Option<(Arc<Layer>, FetchError)> = None;
+        let mut failed: Vec<(Arc<Layer>, FetchError)> = Vec::new();
         for piece in pieces {
-            let has_failed = |it: &(Arc<Layer>, _)| Arc::ptr_eq(&it.0, &piece.layer);
-            if failed.as_ref().is_some_and(has_failed) {
+            if failed.iter().any(|(layer, _)| Arc::ptr_eq(layer, &piece.layer)) {
                 continue;
             }
             if !self.hydration.has_room_for(left_bytes) {
@@ -236,14 +235,12 @@ impl Work {
             self.set(HydrateState::Running);
             match self.bring(&piece).await {
                 Ok(()) => *has_brought = true,
-                Err(Pause::Failed(error)) => {
-                    failed = failed.or(Some((piece.layer.clone(), error)));
-                }
+                Err(Pause::Failed(error)) => failed.push((piece.layer.clone(), error)),
                 Err(pause) => return Err(pause),
             }
             left_bytes -= piece.missing_bytes;
         }
-        match failed {
+        match failed.into_iter().next() {
             Some((_, error)) => Err(Pause::Failed(error)),
             None => self.verify().await,
         }
