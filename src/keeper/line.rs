@@ -2,12 +2,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use super::Held;
 use super::message::Message;
 use super::socket::{self, Received};
 
-/// The worker's end. Its methods may be called from any thread.
+/// How long a message may wait for a keeper that reads none. It reads at once, unless it is stopped
+/// (SIGSTOP); the socket takes some 200 messages before.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The worker's end. Its methods block for a second at most, and may be called from any thread.
 #[derive(Debug)]
 pub struct Line {
     socket: OwnedFd,
@@ -40,13 +45,18 @@ impl Line {
                 }
             }
         }
-        Ok((Self { socket: standard_input }, held))
+        Ok((Self::over(standard_input)?, held))
     }
 
     /// A line for a worker that starts a keeper itself, and the end for that keeper.
     pub fn new() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = socket::pair()?;
-        Ok((Self { socket: ours }, theirs))
+        Ok((Self::over(ours)?, theirs))
+    }
+
+    fn over(socket: OwnedFd) -> io::Result<Self> {
+        socket::limit_sends(&socket, SEND_TIMEOUT)?;
+        Ok(Self { socket })
     }
 
     /// Has the keeper hold the descriptors of a mount from now on.

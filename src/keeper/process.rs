@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -23,7 +23,10 @@ struct Worker {
     process: OwnedFd,
     /// `None` for a worker that another process has started.
     child: Option<Child>,
-    has_served: bool,
+    /// The signal that ends the daemon was passed on.
+    is_told_to_end: bool,
+    /// When the worker began to answer commands, if it did.
+    serves_since: Option<Instant>,
     /// The worker has said that it ends, and whether another one is wanted.
     is_replaced: Option<bool>,
     /// Mounts that are still to be handed over, the first ones first.
@@ -55,7 +58,8 @@ pub fn adopt(
         socket,
         process,
         child: None,
-        has_served: true,
+        is_told_to_end: false,
+        serves_since: Some(Instant::now()),
         is_replaced: None,
         to_hand_over: VecDeque::new(),
         is_handed_over: true,
@@ -68,11 +72,19 @@ struct Keeper<F> {
     held: BTreeMap<u64, Held>,
     budget: Budget,
     has_ever_served: bool,
+    /// A signal has told the daemon to end.
+    end: Option<Signal>,
 }
 
 impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
     fn new(command: F) -> Self {
-        Self { command, held: BTreeMap::new(), budget: Budget::default(), has_ever_served: false }
+        Self {
+            command,
+            held: BTreeMap::new(),
+            budget: Budget::default(),
+            has_ever_served: false,
+            end: None,
+        }
     }
 
     fn run(mut self, first: Option<Worker>) -> ExitCode {
@@ -85,32 +97,33 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
         };
         self.has_ever_served = first.is_some();
         let mut next = first;
-        let mut is_told_to_end = false;
         loop {
             let started = next.take().map_or_else(|| self.start_worker(), Ok);
             let mut worker = match started {
                 Ok(worker) => worker,
                 Err(error) => {
                     log(format_args!("cannot start a worker: {error}"));
-                    if !self.pause(false) {
+                    // Without mounts, the command that started the daemon waits for its answer.
+                    if !self.has_ever_served || !self.pause(None) {
                         return ExitCode::FAILURE;
                     }
                     continue;
                 }
             };
-            is_told_to_end |= self.watch(&mut worker, &signals);
+            self.watch(&mut worker, &signals);
             let code = worker.code();
             match worker.is_replaced {
                 Some(true) => {}
                 Some(false) => return code,
-                None if is_told_to_end => return code,
+                // With mounts, another worker ends them.
+                None if self.end.is_some() && self.held.is_empty() => return code,
                 None if !self.has_ever_served => return code,
                 None => {
                     log(format_args!(
                         "the worker died; {} mounts wait for the next",
                         self.held.len()
                     ));
-                    if !self.pause(worker.has_served) {
+                    if !self.pause(worker.serves_since.map(|since| since.elapsed())) {
                         return ExitCode::FAILURE;
                     }
                 }
@@ -120,8 +133,8 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
 
     /// Waits before the next start. Returns false when the keeper gives up; its end ends the mounts, so
     /// that no reader waits for ever.
-    fn pause(&mut self, has_served: bool) -> bool {
-        match self.budget.note_death(has_served) {
+    fn pause(&mut self, served_for: Option<Duration>) -> bool {
+        match self.budget.note_death(served_for) {
             Some(Duration::ZERO) => true,
             Some(pause) => {
                 std::thread::sleep(pause);
@@ -147,7 +160,7 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
         let process = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(process) => process,
             Err(error) => {
-                let _ = child.kill();
+                let _ = child.kill().and_then(|()| child.wait());
                 return Err(error.into());
             }
         };
@@ -155,26 +168,35 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
             socket: ours,
             process,
             child: Some(child),
-            has_served: false,
+            is_told_to_end: false,
+            serves_since: None,
             is_replaced: None,
             to_hand_over: self.held.keys().copied().collect(),
             is_handed_over: false,
         })
     }
 
-    /// Does what a worker says until it has ended. Returns whether a signal told it to end.
-    fn watch(&mut self, worker: &mut Worker, signals: &OwnedFd) -> bool {
-        let mut is_told_to_end = false;
+    /// Does what a worker says until it has ended, and passes signals on.
+    fn watch(&mut self, worker: &mut Worker, signals: &OwnedFd) {
         loop {
             self.hand_over(worker);
             let mut wanted = PollFlags::IN;
             if !worker.is_handed_over {
                 wanted |= PollFlags::OUT;
             }
+            // A signal would end a worker that is not ready for it, and leave its mounts in the tree.
+            let passes_on = worker.serves_since.is_some() || self.held.is_empty();
+            if passes_on
+                && let Some(signal) = self.end
+                && !std::mem::replace(&mut worker.is_told_to_end, true)
+            {
+                worker.signal(signal);
+            }
+            let awaited = if passes_on { PollFlags::IN } else { PollFlags::empty() };
             let mut descriptors = [
                 PollFd::new(&worker.socket, wanted),
                 PollFd::new(&worker.process, PollFlags::IN),
-                PollFd::new(signals, PollFlags::IN),
+                PollFd::new(signals, awaited),
             ];
             match poll(&mut descriptors, None) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -184,19 +206,20 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
             // What a worker said before its end counts.
             let is_open = self.hear(worker);
             if has_ended {
-                return is_told_to_end;
+                return;
             }
-            while let Some(signal) = signals::next(signals) {
-                is_told_to_end |= signal != Signal::HUP;
-                // It may have just ended.
-                let _ = pidfd_send_signal(&worker.process, signal);
+            while passes_on && let Some(signal) = signals::next(signals) {
+                if signal == Signal::HUP {
+                    worker.signal(signal);
+                } else {
+                    self.end = Some(signal);
+                    worker.is_told_to_end = false;
+                }
             }
             if !is_open {
                 // The worker has closed its line, and is about to end.
-                let mut end = [
-                    PollFd::new(&worker.process, PollFlags::IN),
-                    PollFd::new(signals, PollFlags::IN),
-                ];
+                let mut end =
+                    [PollFd::new(&worker.process, PollFlags::IN), PollFd::new(signals, awaited)];
                 let _ = poll(&mut end, None);
             }
         }
@@ -236,9 +259,8 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
                 Ok(Received::Held(held)) => _ = self.held.insert(held.number, held),
                 Ok(Received::Message(Message::Release(number))) => _ = self.held.remove(&number),
                 Ok(Received::Message(Message::Serving)) => {
-                    worker.has_served = true;
+                    worker.serves_since = Some(Instant::now());
                     self.has_ever_served = true;
-                    self.budget.note_serving();
                 }
                 Ok(Received::Message(Message::Ending)) => worker.is_replaced = Some(false),
                 Ok(Received::Message(Message::Replacing)) => worker.is_replaced = Some(true),
@@ -257,6 +279,11 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
 }
 
 impl Worker {
+    fn signal(&self, signal: Signal) {
+        // The worker may have just ended.
+        let _ = pidfd_send_signal(&self.process, signal);
+    }
+
     /// The exit code of a worker that has ended, as a shell tells it.
     fn code(&mut self) -> ExitCode {
         let status = self.child.as_mut().and_then(|child| child.wait().ok());

@@ -16,16 +16,19 @@ use rustix::process::Signal;
 /// The signals that are passed on: the ones that end a daemon, and the one that reopens its log.
 const PASSED_ON: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
-/// Blocks the signals that are passed on, and returns a descriptor that gives them out.
+/// Blocks the signals that are passed on, and returns a descriptor that gives them out. Blocks `SIGXFSZ`,
+/// too: a log at the limit of file sizes must not end the keeper.
 pub(super) fn listen() -> io::Result<OwnedFd> {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: `sigemptyset` initialises the set, and the other calls read it.
+    // SAFETY: `sigemptyset` initialises the set, and the other calls read or change it.
     let descriptor = unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         for signal in PASSED_ON {
             libc::sigaddset(set.as_mut_ptr(), signal);
         }
-        if libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) == -1 {
+        let mut blocked = set;
+        libc::sigaddset(blocked.as_mut_ptr(), libc::SIGXFSZ);
+        if libc::sigprocmask(libc::SIG_BLOCK, blocked.as_ptr(), std::ptr::null_mut()) == -1 {
             return Err(io::Error::last_os_error());
         }
         libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)

@@ -3,8 +3,10 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::sockopt::Timeout;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -32,6 +34,11 @@ pub(super) enum Received {
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC;
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+/// Limits how long [`send`] waits. It fails with `AGAIN` then.
+pub(super) fn limit_sends(socket: impl AsFd, timeout: Duration) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_timeout(socket, Timeout::Send, Some(timeout))?)
 }
 
 /// Sends a message, with the descriptors of a mount if it has any.
