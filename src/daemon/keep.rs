@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use rustix::process::Pid;
 use super::api::FailureKind;
 use super::descriptors;
 use super::lifecycle::DaemonConfig;
+use super::log::Log;
 use crate::keeper::{self, Line};
 use crate::process::limits::ChildLimits;
 
@@ -46,11 +47,13 @@ pub fn keep(config: &DaemonConfig, adopt: Option<Pid>) -> ExitCode {
             return ExitCode::from(FailureKind::Cache.exit_code());
         }
     };
-    // The path, because the file may be replaced by a newer version.
-    let Ok(program) = std::env::current_exe() else { return ExitCode::FAILURE };
+    let Ok(program) = Program::of_this_process() else { return ExitCode::FAILURE };
+    let log = Log::of_this_process(&config.cache_folder);
     // A mount has three descriptors here. Workers raise the limit themselves.
     let child_limits = ChildLimits::raise_own();
     let worker = |socket: OwnedFd| {
+        // The worker before may have put the log aside.
+        log.iter().for_each(Log::reopen);
         let mut command = command(&program, "run", config);
         command.arg("--kept").stdin(socket);
         child_limits.give_back(&mut command);
@@ -77,26 +80,52 @@ pub(super) fn is_kept(folder: &Path) -> bool {
 }
 
 /// Starts a keeper for this process, whose keeper is gone.
-pub(super) fn start_for_this_process(config: &DaemonConfig) -> io::Result<(Line, u32)> {
+pub(super) fn start_for_this_process(
+    program: &Program,
+    config: &DaemonConfig,
+    child_limits: ChildLimits,
+) -> io::Result<(Line, u32)> {
     let (line, theirs) = Line::new()?;
-    let mut command = command(&std::env::current_exe()?, "keep", config);
+    let mut command = command(program, "keep", config);
+    child_limits.give_back(&mut command);
     command.arg("--adopt").arg(std::process::id().to_string());
     command.stdin(theirs).stdout(Stdio::null());
     descriptors::close_on_exec()?;
     let mut child = command.spawn()?;
     let pid = child.id();
-    // Collects its exit status, whenever that comes.
-    std::thread::Builder::new().name("kitfs-keeper".to_owned()).spawn(move || child.wait())?;
+    // Collects its exit status, whenever that comes. Without the thread, the end of this process does.
+    let thread = std::thread::Builder::new().name("kitfs-keeper".to_owned());
+    let _ = thread.spawn(move || child.wait());
     Ok((line, pid))
 }
 
 /// The keeper's command line, for a daemon that is started.
-pub(super) fn keeper_command(program: &Path, config: &DaemonConfig) -> Command {
-    command(program, "keep", config)
+pub(super) fn keeper_command(config: &DaemonConfig) -> io::Result<Command> {
+    Ok(command(&Program::of_this_process()?, "keep", config))
 }
 
-fn command(program: &Path, word: &str, config: &DaemonConfig) -> Command {
-    let mut command = Command::new(program);
+/// The file of this program.
+#[derive(Debug)]
+pub(super) struct Program(PathBuf);
+
+impl Program {
+    /// The path that this process was started from. To be called at its start: a newer version may replace
+    /// the file, and the kernel's answer is no path then.
+    pub(super) fn of_this_process() -> io::Result<Self> {
+        std::env::current_exe().map(Self)
+    }
+
+    /// The file at the path, of a newer version perhaps; without one, the file that this process runs.
+    fn path(&self) -> &Path {
+        match self.0.exists() {
+            true => &self.0,
+            false => Path::new("/proc/self/exe"),
+        }
+    }
+}
+
+fn command(program: &Program, word: &str, config: &DaemonConfig) -> Command {
+    let mut command = Command::new(program.path());
     command.args(["daemon", word]).arg("--cache-dir").arg(&config.cache_folder);
     command.arg("--keep-free").arg(config.keep_free_bytes.to_string());
     command.arg("--memory").arg(config.memory_bytes.to_string());

@@ -16,11 +16,11 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use super::api::{DaemonStatus, Failure, FailureKind, MountRequest, MountStatus};
 use super::backend::Backend;
@@ -83,8 +83,9 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a command waits for a daemon whose process is being replaced.
 const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait before another keeper is started.
+/// How long to wait between two starts of a keeper: at first, and at most.
 const KEEPER_INTERVAL: Duration = Duration::from_millis(500);
+const LONGEST_KEEPER_INTERVAL: Duration = Duration::from_secs(30);
 /// The interval between two looks at a condition outside this process.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -101,11 +102,12 @@ pub async fn run(
     is_kept: bool,
     ready: impl FnOnce(Option<&MountStatus>) + Send,
 ) -> Result<(), Failure> {
+    // First of all: the keeper hands over three descriptors for each mount.
+    let child_limits = prepare();
     let (keeping, held) = match is_kept {
         true => Keeping::from_keeper().map_err(|error| keeper_failure(&error))?,
         false => (Keeping::none(), Vec::new()),
     };
-    let child_limits = prepare();
     let cache = config.open_cache()?;
     let (socket, listener) = FolderSocket::listen(&config.cache_folder)
         .map_err(|error| socket_failure(&config, &error))?;
@@ -143,7 +145,7 @@ pub async fn run(
         outcome = serve_until_told(&service, mount, ready, log.as_ref()) => outcome,
         never = keep_short => match never {},
         never = watch_folder(&service) => match never {},
-        never = keep_keeper(&config, &keeping) => match never {},
+        never = keep_keeper(&config, &keeping, child_limits) => match never {},
     };
     if service.is_to_be_replaced() {
         // The next process goes on with every mount, so none may be released from here on.
@@ -152,14 +154,18 @@ pub async fn run(
         service.drain();
         let drained = async { while servers.join_next().await.is_some() {} };
         let _ = running_time::timeout(DRAIN_TIMEOUT, drained).await;
-        // Dropping a mount would unmount it.
-        std::mem::forget(service);
-        return outcome;
+        // At once: to drop a mount would unmount it, and to drop a task would answer its read with EIO. The
+        // kernel repeats both to the next process.
+        std::process::exit(0);
     }
     keeping.note_end(Order::End);
     service.end_mounts().await;
     // Mounts that were not taken over yet end, too.
-    let _ = running_time::timeout(STOP_TIMEOUT, taking_over).await;
+    let given_up = async {
+        let _ = taking_over.await;
+        service.all_taken_over().await;
+    };
+    let _ = running_time::timeout(STOP_TIMEOUT, given_up).await;
     service.settle().await;
     service.drain();
     let drained = async { while servers.join_next().await.is_some() {} };
@@ -170,15 +176,29 @@ pub async fn run(
 }
 
 /// Starts another keeper whenever the keeper is gone. Never done.
-async fn keep_keeper(config: &DaemonConfig, keeping: &Keeping) -> std::convert::Infallible {
+async fn keep_keeper(
+    config: &DaemonConfig,
+    keeping: &Arc<Keeping>,
+    child_limits: ChildLimits,
+) -> std::convert::Infallible {
+    let mut pause = KEEPER_INTERVAL;
     loop {
+        let began = Instant::now();
         keeping.lost().await;
-        tracing::warn!("the keeper is gone: starting another one");
-        if let Err(error) = keeping.start_keeper(config) {
-            tracing::error!(%error, "no keeper: mounts end with this process");
+        if began.elapsed() > LONGEST_KEEPER_INTERVAL {
+            pause = KEEPER_INTERVAL;
         }
-        // A keeper that ends at once must not take the processor.
-        tokio::time::sleep(KEEPER_INTERVAL).await;
+        tracing::warn!("the keeper is gone: starting another one");
+        let (config, keeping) = (config.clone(), keeping.clone());
+        let start = move || keeping.start_keeper(&config, child_limits);
+        let started =
+            spawn_blocking(start).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        if let Err(error) = started {
+            tracing::error!(%error, "no keeper: until there is one, mounts end with this process");
+        }
+        // A keeper that ends at once must fill neither the processor nor the log.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_KEEPER_INTERVAL);
     }
 }
 
@@ -345,8 +365,7 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     let (mut log, log_path) =
         log::open(&config.cache_folder).map_err(|error| socket_failure(config, &error))?;
     let log_start = log.seek(SeekFrom::End(0)).map_err(failed)?;
-    let program = std::env::current_exe().map_err(failed)?;
-    let mut command = Command::from(keep::keeper_command(&program, config));
+    let mut command = Command::from(keep::keeper_command(config).map_err(failed)?);
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
     command.stderr(log.try_clone().map_err(failed)?);
     // The daemon outlives the program that called this command, and would keep its files open.

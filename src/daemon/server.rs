@@ -69,8 +69,9 @@ async fn check_version(request: Request, next: Next) -> Response {
     }
     let version = version.and_then(|version| version.to_str().ok()).unwrap_or("another version");
     let message = format!(
-        "the running daemon is kitfs {VERSION} and this command is kitfs {version}: end the \
-         daemon with `kitfs daemon stop` (it ends its mounts too) and try again"
+        "the running daemon is kitfs {VERSION} and this command is kitfs {version}: replace it with \
+         `kitfs daemon restart` (its mounts go on), or end it and its mounts with `kitfs daemon stop`, \
+         and try again"
     );
     Failure::new(FailureKind::Daemon, message).into_response()
 }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::api::{
     CacheReport, CacheRequest, CatalogueRequest, DaemonStatus, Failure, FailureKind, Info,
@@ -25,7 +25,7 @@ use super::api::{
 use super::backend::ByteStream;
 use super::failure::panicked;
 use super::hydrate::Hydration;
-use super::keeping::{Announced, Keeping, Record, TreeMark};
+use super::keeping::{Announced, Keeping, TreeMark};
 use super::kits::{Kits, pinned_reference};
 use super::lifecycle::DaemonConfig;
 use super::mounts::{Background, Mounts, stopping};
@@ -83,6 +83,8 @@ pub(super) struct Service {
     ended: watch::Sender<Option<UnmountReport>>,
     /// Set when the mounts of the process before are served, or had their time.
     has_taken_over: watch::Sender<bool>,
+    /// The tasks that go on with the mounts of the process before.
+    taking_over: TaskTracker,
     /// Set before `stopping` where another process goes on with the mounts.
     is_to_be_replaced: AtomicBool,
     draining: CancellationToken,
@@ -108,6 +110,7 @@ impl Service {
             child_limits,
             at,
             has_taken_over: watch::Sender::new(!keeping.is_kept()),
+            taking_over: TaskTracker::new(),
             keeping,
             kits: Arc::default(),
             mounts: Arc::default(),
@@ -185,14 +188,13 @@ impl Service {
             let unkept = |error: std::io::Error| {
                 MountError::Io(format!("the mount cannot be handed to the keeper: {error}"))
             };
-            let kept = keeping.hold(&attached, wanted.clone()).map_err(unkept)?;
+            let kept = keeping.hold(&attached, &wanted).map_err(unkept)?;
             let tree = TreeMark::of(&served);
             let pinned = pinned_reference(&served.origin, served.manifest);
             let mount = Mount::serve(attached, served, &options, config, sessions)?;
             if let Some(kept) = &kept {
                 let announced = Announced { pinned, tree, state: mount.state(), mounted_at };
-                let record = Record { request: wanted, announced: Some(announced) };
-                kept.note(&record).map_err(unkept)?;
+                kept.announce(&announced).map_err(unkept)?;
             }
             Ok::<_, MountError>((mount, kept))
         };

@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, opcode};
 
@@ -40,14 +41,6 @@ impl Connection {
         Ok(&buffer[..length])
     }
 
-    /// Has the kernel send again what a process that is gone has read and not answered.
-    ///
-    /// # Errors
-    /// `INVAL` before Linux 6.9.
-    pub(super) fn resend(&self) -> rustix::io::Result<()> {
-        rustix::io::write(&self.0, &reply::resend()).map(drop)
-    }
-
     /// Makes the reply to a request.
     pub(super) fn reply_to(self: &Arc<Self>, unique: u64) -> Reply {
         Reply { connection: self.clone(), unique, is_sent: false }
@@ -80,6 +73,24 @@ impl Connection {
         let id = unsafe { rustix::ioctl::ioctl(&self.0, OpenBacking(map)) }?;
         Ok(BackingId { connection: Arc::downgrade(self), id })
     }
+}
+
+/// Has the kernel send again what a process that is gone has read from its device and not answered. Until
+/// then no signal ends a program that waits for such an answer.
+///
+/// # Errors
+/// `INVAL` before Linux 6.9.
+pub fn resend(device: impl AsFd) -> std::io::Result<()> {
+    Ok(rustix::io::write(device, &reply::resend()).map(drop)?)
+}
+
+/// Whether the kernel has ended the connection of a device: its mount is out of the tree and out of use.
+pub fn has_ended(device: impl AsFd) -> bool {
+    let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    // The kernel tells an error without being asked for it.
+    let mut descriptors = [PollFd::new(&device, PollFlags::empty())];
+    poll(&mut descriptors, Some(&at_once)).is_ok()
+        && descriptors[0].revents().contains(PollFlags::ERR)
 }
 
 impl AsFd for Connection {

@@ -8,7 +8,7 @@
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ use tokio::sync::watch;
 
 use super::adapter::{Adapter, Failures};
 use super::attachment::{Attachment, DetachFailure};
-use super::connection::Connection;
+use super::connection::{self, Connection};
 use super::handshake::shake_hands;
 use super::holders::Holders;
 use super::mount_table::{Device, MountTable};
-use super::mountpoint::Mountpoint;
+use super::mountpoint::{self, Mountpoint};
 use super::opens::OpenRecords;
 use super::passthrough::{Passthrough, PassthroughStatus};
 use super::sessions::Sessions;
@@ -106,12 +106,27 @@ impl Attached {
 /// The state of a mount that a process needs to take it over, beside its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountState {
+    /// The canonical mountpoint. Nobody can look it up while the mount is not served.
+    path: PathBuf,
     /// The flags that the handshake has agreed on.
     features: u64,
     /// The device number of the mount.
     device: Option<(u32, u32)>,
     /// The device and inode of the mountpoint, if kitfs has made it.
     made: Option<(u64, u64)>,
+}
+
+impl MountState {
+    /// The place of the mount in the tree, and its directory.
+    fn place(
+        &self,
+        ended: watch::Receiver<bool>,
+        options: &MountOptions,
+    ) -> (Attachment, Mountpoint) {
+        let mut attachment = Attachment::new(self.path.clone(), ended, options.child_limits);
+        attachment.set_device(self.device.map(|(major, minor)| Device(major, minor)));
+        (attachment, Mountpoint::taken_over(self.path.clone(), self.made))
+    }
 }
 
 impl Mount {
@@ -171,12 +186,12 @@ impl Mount {
         Ok(mount)
     }
 
-    /// Goes on with the mount of a process that is gone. The kernel sends again what that process has
-    /// read and not answered. `options` are those of the mount. Blocking, as [`Mount::new`].
+    /// Goes on with the mount of a process that is gone, after [`resend`](super::resend). `options` are
+    /// those of the mount. Blocking, as [`Mount::new`].
     ///
     /// # Errors
-    /// When the kernel cannot send requests again (before Linux 6.9), or the descriptors are not those of
-    /// a mount. The mount is unmounted lazily then, so that no program waits for ever.
+    /// When the descriptors are not those of a mount, or cannot be watched. The mount is unmounted lazily
+    /// then, so that no program waits for ever.
     pub fn take_over(
         descriptors: (OwnedFd, OwnedFd),
         state: &MountState,
@@ -186,12 +201,9 @@ impl Mount {
         sessions: Arc<Sessions>,
     ) -> Result<Self, MountError> {
         let (device, opens) = descriptors;
-        let path = options.mountpoint.clone();
-        let io = io_error(&options.mountpoint);
-        let (end, ended) = watch::channel(false);
-        let mut attachment = Attachment::new(path.clone(), ended, options.child_limits);
-        attachment.set_device(state.device.map(|(major, minor)| Device(major, minor)));
-        let mountpoint = Mountpoint::taken_over(path, state.made);
+        let io = io_error(&state.path);
+        let (end, ended) = watch::channel(connection::has_ended(&device));
+        let (attachment, mountpoint) = state.place(ended, options);
         let (opens, open) = OpenRecords::taken_over(opens).map_err(&io)?;
         let connection = Connection::new(device).map_err(|error| io(error.into()))?;
         let features = Features::from_bits(state.features);
@@ -207,14 +219,31 @@ impl Mount {
             Handle::current(),
         );
         let failures = adapter.failures();
-        sessions.add(connection.clone(), adapter, end).map_err(&io)?;
-        connection.resend().map_err(|error| io(error.into()))?;
+        sessions.add(connection, adapter, end).map_err(&io)?;
         Ok(Self { attachment, mountpoint, failures, passthrough, features, _sessions: sessions })
+    }
+
+    /// Takes the mount of a process that is gone out of the tree, and removes the directory if kitfs has
+    /// made it. Without `state` the mount was being made. Programs that use the mount get errors once the
+    /// last copy of `device` is closed. Blocking.
+    pub fn give_up(device: impl AsFd, state: Option<&MountState>, options: &MountOptions) {
+        // Nothing is left of a connection that has ended, and another mount may have its number by now.
+        let (_end, ended) = watch::channel(connection::has_ended(device));
+        match state {
+            // Dropped in this order: the mount must be gone before its directory can be removed.
+            Some(state) => drop(state.place(ended, options)),
+            None => {
+                let path = mountpoint::canonical(&options.mountpoint);
+                let path = path.unwrap_or_else(|_| options.mountpoint.clone());
+                drop(Attachment::new(path, ended, options.child_limits));
+            }
+        }
     }
 
     /// The state of the mount, for a process that takes it over.
     pub fn state(&self) -> MountState {
         MountState {
+            path: self.attachment.path().to_owned(),
             features: self.features.bits(),
             device: self.attachment.device().map(|Device(major, minor)| (major, minor)),
             made: self.mountpoint.made(),

@@ -199,7 +199,7 @@ fn check_folder(path: &Path, metadata: &Metadata, nonempty: bool) -> Result<(), 
 }
 
 /// The canonical path of a mountpoint. Looks up its parent only, because a mount there may not answer.
-fn canonical(mountpoint: &Path) -> io::Result<PathBuf> {
+pub(super) fn canonical(mountpoint: &Path) -> io::Result<PathBuf> {
     match (mountpoint.parent(), mountpoint.file_name()) {
         (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
         _ => mountpoint.canonicalize(),

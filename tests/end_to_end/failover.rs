@@ -17,6 +17,7 @@ use rustix::process::Signal;
 use crate::counted::{Counted, big_files, expected_content};
 use crate::support::golden_reference;
 use crate::support::kitfs::{Kitfs, is_mounted, kill_and_wait, signal, wait_until};
+use crate::support::registry_double::{Fault, Rule};
 use crate::support::tree::Tree;
 
 /// How long the workers are killed under readers. The soak script runs for longer.
@@ -253,5 +254,90 @@ fn a_daemon_that_is_told_to_stop_is_not_started_again() {
         });
         assert!(!is_mounted(&mountpoint), "{told}");
         assert_ne!(kitfs.run(&["daemon", "status"]).code, Some(0));
+    }
+}
+
+#[test]
+fn more_mounts_go_on_than_the_first_limit_of_open_files_allows() {
+    let kitfs = Kitfs::new();
+    let start = kitfs.command_after("ulimit -Sn 64", &["daemon", "start"]);
+    assert_eq!(Kitfs::run_command(start).code, Some(0));
+    let mounts: Vec<_> = (0..30).map(|_| kitfs.mount(&golden_reference("article"), &[])).collect();
+    kill_and_wait(kitfs.worker_pid());
+    for mountpoint in &mounts {
+        Tree::read(mountpoint).assert_equals(&Tree::golden("article"), "after a kill");
+    }
+    // Another keeper gives the next worker the first limit, too.
+    let keeper = kitfs.daemon_pid();
+    kill_and_wait(keeper);
+    wait_until("another keeper", || kitfs.daemon_pid() != keeper);
+    kill_and_wait(kitfs.worker_pid());
+    Tree::read(&mounts[0]).assert_equals(&Tree::golden("article"), "after three kills");
+    kitfs.succeed(&["daemon", "stop"]);
+}
+
+#[test]
+fn a_read_that_waits_for_its_registry_outlives_a_restart() {
+    let counted = Counted::new(&big_files());
+    let mountpoint = mount(&counted, &["--hydrate", "none"]);
+    counted.registry.script(Rule::on("/blobs/").then(Fault::Hold));
+    let reader = thread::spawn(move || fs::read(mountpoint.join("weights/shard-0")));
+    wait_until("a request", || counted.registry.held() > 0);
+    counted.kitfs.succeed(&["daemon", "restart"]);
+    counted.registry.release();
+    assert!(reader.join().unwrap().unwrap() == expected_content(&counted, 0));
+}
+
+/// A mount whose worker was killed, and whose next worker waits for the kit's manifest.
+fn waiting_for_its_kit() -> (Counted, PathBuf) {
+    let counted = Counted::new(&big_files());
+    let mountpoint = mount(&counted, &["--hydrate", "none"]);
+    counted.registry.script(Rule::on("/v2/").then(Fault::Hold));
+    let worker = counted.kitfs.worker_pid();
+    fs::remove_dir_all(counted.kitfs.cache().join("kits")).unwrap();
+    kill_and_wait(worker);
+    wait_until("a request", || counted.registry.held() > 0);
+    (counted, mountpoint)
+}
+
+#[test]
+fn a_mount_that_waits_for_its_kit_outlives_a_restart() {
+    let (counted, mountpoint) = waiting_for_its_kit();
+    counted.kitfs.succeed(&["daemon", "restart"]);
+    assert!(is_mounted(&mountpoint));
+    counted.registry.release();
+    let path = mountpoint.join("weights/shard-1");
+    assert!(fs::read(path).unwrap() == expected_content(&counted, 1));
+    counted.kitfs.unmount(&mountpoint);
+}
+
+#[test]
+fn a_daemon_that_stops_ends_a_mount_that_waits_for_its_kit() {
+    let (counted, mountpoint) = waiting_for_its_kit();
+    counted.kitfs.succeed(&["daemon", "stop"]);
+    assert!(!is_mounted(&mountpoint));
+}
+
+#[test]
+fn a_mount_that_waits_for_its_kit_can_be_unmounted_and_made_again() {
+    let (counted, mountpoint) = waiting_for_its_kit();
+    counted.kitfs.succeed(&["umount", "--lazy", text(&mountpoint)]);
+    counted.registry.release();
+    let arguments = ["mount", &counted.reference, text(&mountpoint)];
+    wait_until("the place is free", || counted.kitfs.run(&arguments).code == Some(0));
+    let path = mountpoint.join("weights/shard-2");
+    assert!(fs::read(path).unwrap() == expected_content(&counted, 2));
+}
+
+#[test]
+fn a_daemon_that_is_told_to_stop_between_two_workers_ends_its_mounts() {
+    let kitfs = Kitfs::new();
+    for _ in 0..5 {
+        let mountpoint = kitfs.mount(&golden_reference("article"), &[]);
+        let (keeper, worker) = (kitfs.daemon_pid(), kitfs.worker_pid());
+        signal(worker, Signal::KILL);
+        signal(keeper, Signal::TERM);
+        wait_until("the end of the keeper", || !Path::new(&format!("/proc/{keeper}/exe")).exists());
+        assert!(!is_mounted(&mountpoint), "{}", kitfs.log());
     }
 }

@@ -115,6 +115,11 @@ fn sighup_has_a_daemon_in_the_background_open_its_log_anew() {
     assert_eq!(kitfs.daemon_pid(), pid);
     kitfs.unmount(&mountpoint);
     wait_until("a line in the new log", || fs::metadata(&log).is_ok_and(|log| log.len() > 0));
+    // So does the next worker.
+    let length = fs::metadata(&log).unwrap().len();
+    crate::support::kitfs::kill_and_wait(kitfs.worker_pid());
+    kitfs.mount(&golden_reference("article"), &[]);
+    wait_until("a line of the next worker", || fs::metadata(&log).unwrap().len() > length);
 }
 
 /// A mount in the foreground, started by a shell that ran `before`.

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use super::super::api::{Failure, FailureKind, KitRequest, MountRequest};
 use super::super::failure::panicked;
 use super::super::keeping::{Announced, Kept, Record, TreeMark};
 use super::super::mounts::{Background, Reservation};
-use super::Service;
+use super::{Service, stopping};
 use crate::fs::{FsConfig, LoadedKit};
-use crate::fuse::{Mount, unmount_other};
+use crate::fuse::{self, Mount, MountState};
 use crate::keeper::Held;
 use crate::process::running_time;
 
@@ -23,31 +23,33 @@ const SETTLED_AFTER: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// The interval between two looks whether a mount that waits for its kit was unmounted.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
 impl Service {
     /// Goes on with mounts, and tells the keeper when that is done. Each mount waits for its own kit only.
     pub(in crate::daemon) async fn take_over(self: &Arc<Self>, mounts: Vec<Held>) {
-        let mut tasks = JoinSet::new();
         for held in mounts {
             let (kept, record) = self.keeping.taken_over(held);
             match record {
-                Ok(Record { request, announced: Some(announced) }) => {
+                Ok(record) => {
                     let this = self.clone();
-                    tasks.spawn(async move { this.go_on(kept, request, announced).await });
-                }
-                Ok(Record { request, announced: None }) => {
-                    // Its command was told that there is no mount.
-                    tasks.spawn(async move { give_up(kept, &request, "it was being made").await });
+                    self.taking_over.spawn(async move { this.go_on(kept, record).await });
                 }
                 Err(error) => {
                     tracing::error!(%error, "a mount ends: its record cannot be read");
                 }
             }
         }
-        let all = async { while tasks.join_next().await.is_some() {} };
-        let _ = running_time::timeout(SETTLED_AFTER, all).await;
+        self.taking_over.close();
+        let _ = running_time::timeout(SETTLED_AFTER, self.all_taken_over()).await;
         self.has_taken_over.send_replace(true);
         self.keeping.note_serving();
-        tasks.detach_all();
+    }
+
+    /// Waits until every mount of the process before is served or given up.
+    pub(in crate::daemon) async fn all_taken_over(&self) {
+        self.taking_over.wait().await;
     }
 
     /// Waits until the mounts of the process before are served, or had their time.
@@ -57,24 +59,28 @@ impl Service {
         let _ = has_taken_over.wait_for(|is_over| *is_over).await;
     }
 
-    async fn go_on(&self, kept: Kept, request: MountRequest, announced: Announced) {
-        let place = request.mountpoint.display().to_string();
-        let reservation = match self.mounts.reserve(&request.mountpoint).await {
-            Ok(reservation) => reservation,
-            Err(failure) => {
-                tracing::error!(mountpoint = place, %failure, "a mount ends");
-                return give_up(kept, &request, &failure.to_string()).await;
+    async fn go_on(&self, kept: Kept, record: Record) {
+        let Record { request, announced } = record;
+        let Some(announced) = announced else {
+            // Its command was told that there is no mount.
+            return self.give_up(kept, &request, None, "it was being made").await;
+        };
+        let state = announced.state.clone();
+        let served = match fuse::resend(kept.device()) {
+            Ok(()) => self.serve_again(kept, &request, announced).await,
+            Err(error) => {
+                let message =
+                    format!("the kernel does not repeat requests ({error}); Linux 6.9 does");
+                Err((kept, Failure::new(FailureKind::Internal, message)))
             }
         };
-        if let Err((kept, failure)) = self.serve_again(reservation, kept, &request, announced).await
-        {
-            give_up(kept, &request, &failure.to_string()).await;
+        if let Err((kept, failure)) = served {
+            self.give_up(kept, &request, Some(state), &failure.to_string()).await;
         }
     }
 
     async fn serve_again(
         &self,
-        reservation: Reservation,
         kept: Kept,
         request: &MountRequest,
         announced: Announced,
@@ -84,34 +90,39 @@ impl Service {
         // The labels have chosen the manifest that the pinned reference names.
         kit_request.labels.clear();
         kit_request.reference = pinned;
-        let kit = match self.load_patiently(&kit_request).await {
-            Ok(kit) => kit,
+        let ready = async {
+            let reservation = self.mounts.reserve(&request.mountpoint).await?;
+            let kit = self.load_patiently(&kit_request, &kept).await?;
+            Ok((reservation, kit))
+        };
+        let (reservation, kit): (Reservation, _) = match ready.await {
+            Ok(ready) => ready,
             Err(failure) => return Err((kept, failure)),
         };
-        if TreeMark::of(&kit) != tree {
-            let message = "its remote data sets have changed: mount the kit again";
-            return Err((kept, Failure::new(FailureKind::NotFound, message)));
-        }
-        if !kit.has_missing() {
-            self.kits.share(kit_request, &kit);
-        }
         let options = self.mount_options(request);
         let config = FsConfig { tensor_prefetch: request.tensor_prefetch, ..FsConfig::default() };
         let mount = async {
-            let copied = kept.descriptors().map_err(|error| {
+            let (served, sessions) = (kit.clone(), self.sessions()?);
+            let descriptors = kept.descriptors().map_err(|error| {
                 let message = format!("its descriptors cannot be copied: {error}");
                 Failure::new(FailureKind::Internal, message)
-            });
-            let (descriptors, sessions) = (copied?, self.sessions()?);
-            let served = kit.clone();
-            let mount =
-                move || Mount::take_over(descriptors, &state, served, &options, config, sessions);
-            Ok::<_, Failure>(spawn_blocking(mount).await.map_err(panicked)??)
+            })?;
+            let mount = move || {
+                if TreeMark::of(&served) != tree {
+                    let message = "its files are not those that were mounted: mount the kit again";
+                    return Err(Failure::new(FailureKind::NotFound, message));
+                }
+                Ok(Mount::take_over(descriptors, &state, served, &options, config, sessions)?)
+            };
+            spawn_blocking(mount).await.map_err(panicked)?
         };
         let mount = match mount.await {
             Ok(mount) => mount,
             Err(failure) => return Err((kept, failure)),
         };
+        if !kit.has_missing() {
+            self.kits.share(kit_request, &kit);
+        }
         let quiet = Duration::from_secs(request.hydrate_after_seconds);
         let background = Background {
             hydrating: self.hydration.begin(mount.file_system(), request.hydrate, quiet),
@@ -128,33 +139,64 @@ impl Service {
     }
 
     /// Loads a kit, and tries again for as long as its registry is away: readers wait for it.
-    async fn load_patiently(&self, request: &KitRequest) -> Result<Arc<LoadedKit>, Failure> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let failure = match self.load(request, &|_, _| {}).await {
-                Ok(kit) => return Ok(Arc::new(kit)),
-                Err(failure) => failure,
-            };
-            if !matches!(failure.kind, FailureKind::Unavailable | FailureKind::Unauthorized) {
-                return Err(failure);
+    async fn load_patiently(
+        &self,
+        request: &KitRequest,
+        kept: &Kept,
+    ) -> Result<Arc<LoadedKit>, Failure> {
+        let load = async {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let failure = match self.load(request, &|_, _| {}).await {
+                    Ok(kit) => return Ok(Arc::new(kit)),
+                    Err(failure) => failure,
+                };
+                if !matches!(failure.kind, FailureKind::Unavailable | FailureKind::Unauthorized) {
+                    return Err(failure);
+                }
+                tracing::warn!(reference = request.reference, %failure, "a mount waits for its kit");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            tracing::warn!(reference = request.reference, %failure, "a mount waits for its kit");
-            tokio::select! {
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
-                () = self.stopping.cancelled() => return Err(super::stopping()),
+        };
+        let unmounted = async {
+            while !fuse::has_ended(kept.device()) {
+                tokio::time::sleep(LOOK_INTERVAL).await;
             }
+        };
+        tokio::select! {
+            kit = load => kit,
+            () = unmounted => Err(Failure::new(FailureKind::NotFound, "it was unmounted meanwhile")),
+            () = self.told_to_stop() => Err(stopping()),
         }
     }
-}
 
-/// Ends a mount that this process cannot serve: its readers get an error, and do not wait for ever.
-async fn give_up(kept: Kept, request: &MountRequest, why: &str) {
-    let mountpoint = request.mountpoint.clone();
-    tracing::error!(mountpoint = %mountpoint.display(), why, "a mount ends with the daemon that served it");
-    // Without its descriptors the kernel answers every request of the mount with an error.
-    drop(kept);
-    let unmounted = spawn_blocking(move || unmount_other(&mountpoint, true)).await;
-    if let Ok(Err(error)) = unmounted {
-        tracing::debug!(%error, "nothing to unmount");
+    /// Waits until this process should end its mounts. A process that is replaced leaves them as they are.
+    async fn told_to_stop(&self) {
+        self.stop_requested().await;
+        if self.is_to_be_replaced() {
+            std::future::pending().await
+        }
+    }
+
+    /// Ends a mount that this process cannot serve: its readers get an error, and do not wait for ever.
+    async fn give_up(
+        &self,
+        kept: Kept,
+        request: &MountRequest,
+        state: Option<MountState>,
+        why: &str,
+    ) {
+        let mountpoint = request.mountpoint.display();
+        tracing::error!(%mountpoint, why, "a mount ends with the daemon that served it");
+        let options = self.mount_options(request);
+        let end = move || {
+            Mount::give_up(kept.device(), state.as_ref(), &options);
+            // Without its descriptors the kernel answers every request of the mount with an error.
+            drop(kept);
+        };
+        if let Err(error) = spawn_blocking(end).await {
+            tracing::error!(%mountpoint, %error, "ending a mount failed");
+        }
     }
 }

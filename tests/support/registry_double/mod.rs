@@ -145,6 +145,7 @@ struct Shared {
     bytes_served: AtomicU64,
     busy: AtomicUsize,
     peak: AtomicUsize,
+    held: AtomicUsize,
     /// Connections that were accepted, by host.
     connections: [AtomicUsize; 3],
     is_released: watch::Sender<bool>,
@@ -181,6 +182,7 @@ impl RegistryDouble {
             bytes_served: AtomicU64::new(0),
             busy: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
             connections: Default::default(),
             is_released: watch::Sender::new(false),
         });
@@ -320,6 +322,11 @@ impl RegistryDouble {
         self.shared.connections[at as usize].load(Ordering::SeqCst)
     }
 
+    /// The requests that [`Fault::Hold`] has held so far.
+    pub fn held(&self) -> usize {
+        self.shared.held.load(Ordering::SeqCst)
+    }
+
     /// Answers the requests that [`Fault::Hold`] holds, and holds none any more.
     pub fn release(&self) {
         self.shared.is_released.send_replace(true);
@@ -354,6 +361,7 @@ async fn answer(State((shared, at)): State<Served>, request: Request) -> Respons
         Some(Fault::Late(delay)) => tokio::time::sleep(delay).await,
         Some(Fault::Gather(requests)) => shared.gather(requests).await,
         Some(Fault::Hold) => {
+            shared.held.fetch_add(1, Ordering::SeqCst);
             let _ = shared.is_released.subscribe().wait_for(|is_released| *is_released).await;
         }
         _ => {}
