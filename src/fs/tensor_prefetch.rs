@@ -195,20 +195,26 @@ impl Shared {
             }
             self.fetch(node, file, Guess::upward(Predictor::Header, 0..bytes));
         }
-        let brought = file.stored().bring(0..bytes, Priority::Prefetch).await;
-        brought.map_err(|error| HeaderError::Unreadable(error.to_string()))
+        file.bring_free(bytes).await
     }
 
     async fn look(&self, node: NodeId, format: Format) {
         let Ok(_turn) = self.running.acquire().await else { return };
         let Some(file) = self.file(node) else { return };
-        let found = self.tensors(node, &file, format).await;
-        if let Err(HeaderError::Dear { needed }) = found {
-            if let Some(reading) = self.part(node).lock().peek_mut(&node.0) {
-                reading.wait_for_header(needed);
+        let found = loop {
+            match self.tensors(node, &file, format).await {
+                Err(HeaderError::Dear { needed }) => {
+                    let mut files = self.part(node).lock();
+                    let is_waiting =
+                        files.peek_mut(&node.0).is_none_or(|it| it.wait_for_header(needed));
+                    if is_waiting {
+                        return;
+                    }
+                    // A reader has asked for these bytes meanwhile, so the next look takes them.
+                }
+                found => break found,
             }
-            return;
-        }
+        };
         match found {
             Ok(tensors) => self.learn(node, &file, tensors),
             Err(error) => self.say(node, &error),
@@ -289,12 +295,18 @@ impl Shared {
         loop {
             let mut bytes = needed.max(parsed * HEADER_GROWTH).min(most);
             match self.bring_head(node, file, bytes).await {
-                // The ledger does not pay for more, but bytes that readers have fetched are free.
-                Err(HeaderError::Dear { .. }) => bytes = file.resident_head(bytes),
+                // The ledger does not pay for more, but bytes that readers have fetched, or have on
+                // their way, are free.
+                Err(HeaderError::Dear { .. }) => {
+                    let readers = self.part(node).lock().peek(&node.0).map(Reading::head_bytes);
+                    let readers = readers.unwrap_or_default().min(bytes);
+                    bytes = file.resident_head(bytes).max(readers);
+                    if bytes < needed {
+                        return Err(HeaderError::Dear { needed });
+                    }
+                    file.bring_free(bytes).await?;
+                }
                 result => result?,
-            }
-            if bytes < needed {
-                return Err(HeaderError::Dear { needed });
             }
             let file_bytes = file.bytes;
             let parse = move |prefix| format.parse(prefix, bytes, file_bytes);
@@ -328,6 +340,12 @@ impl Shared {
 impl File {
     fn stored(&self) -> StoredFile<'_> {
         StoredFile { layer: &self.layer, extents: &self.extents }
+    }
+
+    /// Waits for the first `bytes` of the file, which somebody has paid for.
+    async fn bring_free(&self, bytes: u64) -> Result<(), HeaderError> {
+        let brought = self.stored().bring(0..bytes, Priority::Prefetch).await;
+        brought.map_err(|error| HeaderError::Unreadable(error.to_string()))
     }
 
     /// The resident bytes at the start of the file, up to `most`, in whole chunks.

@@ -113,9 +113,19 @@ impl Reading {
     }
 
     /// Waits until readers have read the first `bytes` of the file, because the ledger did not pay
-    /// for them. [`Wanted::has_header`] tells when that has happened.
-    pub fn wait_for_header(&mut self, bytes: u64) {
-        self.header_bytes = Some(bytes);
+    /// for them. [`Wanted::has_header`] tells when that has happened. Returns `false`, and does not wait,
+    /// if it has happened already.
+    pub fn wait_for_header(&mut self, bytes: u64) -> bool {
+        let is_early = self.head_bytes() < bytes;
+        self.header_bytes = is_early.then_some(bytes);
+        is_early
+    }
+
+    /// The bytes that a reader has asked for from the start of the file on. Some of them may still be on
+    /// their way.
+    pub fn head_bytes(&self) -> u64 {
+        let head = self.streams.iter().filter(|stream| stream.start == 0);
+        head.map(|stream| stream.next).max().unwrap_or_default()
     }
 
     /// Keeps the file that follows this one; returns that file if it is wanted already.

@@ -245,11 +245,15 @@ fn a_stream_asks_for_no_more_of_a_tensor_than_the_ledger_grants() {
 #[test]
 fn a_long_header_is_parsed_once_a_reader_has_read_it() {
     let mut file = Reading::default();
-    file.wait_for_header(5 * MIB);
+    assert!(file.wait_for_header(5 * MIB));
     assert!(!file.observe(&(100 * MIB..110 * MIB), GIB, ALL).has_header);
     assert!(!file.observe(&(0..5 * MIB - 1), GIB, ALL).has_header);
     assert!(file.observe(&(0..5 * MIB), GIB, ALL).has_header);
     assert!(!file.observe(&(0..6 * MIB), GIB, ALL).has_header);
+    // There is nothing to wait for where the reader was faster than the parser.
+    assert!(!file.wait_for_header(6 * MIB));
+    assert!(!file.observe(&(0..7 * MIB), GIB, ALL).has_header);
+    assert!(file.wait_for_header(7 * MIB + 1));
 }
 
 #[test]
