@@ -35,6 +35,8 @@ pub(super) struct Filling {
     /// right.
     held: Vec<u8>,
     is_recorded: bool,
+    /// The bytes of the chunk's start that `warm` has promised.
+    promised: u32,
 }
 
 /// The file that takes the bytes.
@@ -129,6 +131,7 @@ impl LayerStore {
             held: Vec::with_capacity(if expected.is_some() { length } else { 0 }),
             expected,
             is_recorded: false,
+            promised: if self.is_warmed() { state.filled() } else { 0 },
         })))
     }
 
@@ -361,10 +364,24 @@ impl LayerStore {
     }
 
     /// Records what was written, and what it must be when it is read again.
+    ///
+    /// The record takes the place of that of the chunk's start. Where `warm` promised the start, the bytes
+    /// reach the disk first: a power cut leaves the one record or the other, and the bytes of both.
     fn record_filled(self: &Arc<Self>, ready: &Ready, filling: &Filling) -> Result<(), CacheError> {
-        let Filling { chunk, written, checksum, expected, .. } = filling;
+        let Filling { chunk, written, checksum, expected, promised, target, .. } = filling;
+        if *promised > 0
+            && promised < written
+            && let Some(target) = target
+        {
+            target.file.sync()?;
+        }
         let record = Record { filled: *written, checksum: *checksum, seal: *expected };
         self.shared.with_room(CHUNK_BYTES, || self.put_record(ready, *chunk, &record))
+    }
+
+    /// Whether `warm` brought some of the layer, and promised to keep it over a power cut.
+    fn is_warmed(&self) -> bool {
+        self.known.meta.read().as_ref().is_some_and(|meta| meta.warmed_seconds.is_some())
     }
 
     /// Lets readers see what was written.
