@@ -144,7 +144,11 @@ async fn status(config: DaemonConfig, is_json: bool) -> Result<(), CliError> {
     if status.cache_folder_is_lost {
         warn("the cache folder was removed or replaced; the daemon ends with its last mount");
     }
-    print_line(format_args!("kitfs {}, process {}", status.version, status.pid))?;
+    let worker = match status.worker_pid == status.pid {
+        true => String::new(),
+        false => format!(", with its worker, process {}", status.worker_pid),
+    };
+    print_line(format_args!("kitfs {}, process {}{worker}", status.version, status.pid))?;
     print_line(format_args!(
         "cache {}: {} of {capacity}",
         status.cache_folder.display(),

@@ -108,6 +108,9 @@ pub async fn run(
         true => Keeping::from_keeper().map_err(|error| keeper_failure(&error))?,
         false => (Keeping::none(), Vec::new()),
     };
+    if !is_kept && keep::is_kept(&config.cache_folder) {
+        return Err(used_by_daemon(&config));
+    }
     let cache = config.open_cache()?;
     let (socket, listener) = FolderSocket::listen(&config.cache_folder)
         .map_err(|error| socket_failure(&config, &error))?;
@@ -468,6 +471,15 @@ fn starting(config: &DaemonConfig) -> Failure {
     let message = format!(
         "the daemon of {folder} is starting and does not answer yet: try again in a moment; its log is \
          daemon.log in that folder"
+    );
+    Failure::new(FailureKind::Cache, message)
+}
+
+fn used_by_daemon(config: &DaemonConfig) -> Failure {
+    let folder = config.cache_folder.display();
+    let message = format!(
+        "a daemon uses the cache folder {folder}: end it with `kitfs daemon stop`, or give this mount a folder \
+         of its own with --cache-dir"
     );
     Failure::new(FailureKind::Cache, message)
 }

@@ -64,6 +64,8 @@ fn every_command_chooses_a_kit_by_label() {
         assert_eq!(fs::read_to_string(mountpoint.join("model.bin")).unwrap(), content);
         let status = kitfs.status_of(&mountpoint);
         assert_eq!(status["labels"], json!([label, "vram=6"]));
+        kitfs.succeed(&["daemon", "restart"]);
+        assert_eq!(kitfs.status_of(&mountpoint)["labels"], json!([label, "vram=6"]));
         let digest = if content == "small" { &pair.small.digest } else { &pair.large.digest };
         assert_eq!(status["digest"], **digest);
         assert!(kitfs.succeed(&["status"]).contains(&format!("-l {label}")));

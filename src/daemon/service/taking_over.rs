@@ -13,6 +13,7 @@ use super::{Service, stopping};
 use crate::fs::{FsConfig, LoadedKit};
 use crate::fuse::{self, Mount, MountState};
 use crate::keeper::Held;
+use crate::oci::LabelSelector;
 use crate::process::running_time;
 
 /// How long mounts may take before this process counts as one that serves. A registry that is away holds up
@@ -92,7 +93,8 @@ impl Service {
         kit_request.reference = pinned;
         let ready = async {
             let reservation = self.mounts.reserve(&request.mountpoint).await?;
-            let kit = self.load_patiently(&kit_request, &kept).await?;
+            let labels = LabelSelector::parse(&request.kit.labels)?;
+            let kit = self.load_patiently(&kit_request, &labels, &kept).await?;
             Ok((reservation, kit))
         };
         let (reservation, kit): (Reservation, _) = match ready.await {
@@ -142,13 +144,18 @@ impl Service {
     async fn load_patiently(
         &self,
         request: &KitRequest,
+        labels: &LabelSelector,
         kept: &Kept,
     ) -> Result<Arc<LoadedKit>, Failure> {
         let load = async {
             let mut pause = FIRST_PAUSE;
             loop {
                 let failure = match self.load(request, &|_, _| {}).await {
-                    Ok(kit) => return Ok(Arc::new(kit)),
+                    Ok(mut kit) => {
+                        // They have chosen the pinned manifest, and `status` shows them.
+                        kit.labels = labels.clone();
+                        return Ok(Arc::new(kit));
+                    }
                     Err(failure) => failure,
                 };
                 if !matches!(failure.kind, FailureKind::Unavailable | FailureKind::Unauthorized) {
