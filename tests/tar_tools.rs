@@ -309,6 +309,9 @@ proptest! {
         unpacker in prop::sample::select(vec!["bsdtar", "tar"]),
         by_names in any::<bool>(),
     ) {
+        // bsdtar takes leading backslashes off names that it is given. Two folders may then have one name,
+        // and bsdtar dates such a folder by its first entry, GNU tar and kitfs by its last.
+        let by_names = by_names && !entries.iter().any(|entry| entry.path.starts_with(b"\\"));
         let options = format!("--format {format} {sparse}");
         check("bsdtar", &options, unpacker, "", &entries, by_names);
     }
