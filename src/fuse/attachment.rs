@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::device::{self, UnmountFailure};
 use super::holders::Holders;
-use super::mount_table::{Device, Entry, MountTable};
+use super::mount_table::{Device, Entry, FILE_SYSTEM, MountTable};
 use crate::process::limits::ChildLimits;
 
 /// The place of a mount in the tree. Dropping it unmounts lazily.
@@ -99,7 +99,8 @@ impl Attachment {
         let mut position = Position::Gone;
         for entry in at_path {
             position = match position {
-                _ if entry.device == ours => Position::Topmost,
+                // The kernel may give the number to the next mount before this process hears of the end.
+                _ if entry.device == ours && entry.file_system == FILE_SYSTEM => Position::Topmost,
                 Position::Topmost => Position::Covered,
                 position => position,
             };
