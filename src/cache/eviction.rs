@@ -98,8 +98,7 @@ impl Shared {
 fn candidates(layers: &[(Arc<Known>, Option<Arc<LayerStore>>)]) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     for (layer, (known, store)) in layers.iter().enumerate() {
-        let is_warmed =
-            known.meta.read().as_ref().is_some_and(|meta| meta.warmed_seconds.is_some());
+        let is_warmed = known.is_warmed();
         let candidate = |stamp, group| Candidate { is_warmed, stamp, layer, group };
         match store {
             Some(store) => {

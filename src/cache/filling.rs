@@ -131,7 +131,7 @@ impl LayerStore {
             held: Vec::with_capacity(if expected.is_some() { length } else { 0 }),
             expected,
             is_recorded: false,
-            promised: if self.is_warmed() { state.filled() } else { 0 },
+            promised: if state.filled() > 0 && self.known.is_warmed() { state.filled() } else { 0 },
         })))
     }
 
@@ -377,11 +377,6 @@ impl LayerStore {
         }
         let record = Record { filled: *written, checksum: *checksum, seal: *expected };
         self.shared.with_room(CHUNK_BYTES, || self.put_record(ready, *chunk, &record))
-    }
-
-    /// Whether `warm` brought some of the layer, and promised to keep it over a power cut.
-    fn is_warmed(&self) -> bool {
-        self.known.meta.read().as_ref().is_some_and(|meta| meta.warmed_seconds.is_some())
     }
 
     /// Lets readers see what was written.

@@ -354,6 +354,11 @@ impl Known {
     pub(super) fn state(&self) -> LayerState {
         self.meta.read().as_ref().map_or(LayerState::Unconfirmed, |meta| meta.state.clone())
     }
+
+    /// `true` if `warm` brought some of the layer, and promised to keep it over a power cut.
+    pub(super) fn is_warmed(&self) -> bool {
+        self.meta.read().as_ref().is_some_and(|meta| meta.warmed_seconds.is_some())
+    }
 }
 
 pub(super) fn seconds(time: SystemTime) -> i64 {

@@ -6,7 +6,7 @@
 use std::env;
 use std::path::PathBuf;
 
-use crate::source::s3::Keys;
+use crate::source::s3::{Keys, S3Config};
 
 /// The variables that kitfs knows.
 #[derive(Clone, Debug, Default)]
@@ -38,49 +38,28 @@ pub(super) struct Environment {
     /// `NO_PROXY` or `no_proxy`.
     pub no_proxy: Option<String>,
     /// The S3 store of remote objects.
-    pub s3: S3Environment,
+    pub s3: S3Config,
     /// `KITFS_LOG`: a filter for the log, in the grammar of `tracing_subscriber::EnvFilter`.
     pub log: Option<String>,
 }
 
-/// The variables for S3. kit's own variables win over those of the AWS tools.
-#[derive(Clone, Debug, Default)]
-pub(super) struct S3Environment {
-    /// `S3_API_ENDPOINT`, `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
-    pub endpoint: Option<String>,
-    /// `S3_REGION`, `AWS_REGION` or `AWS_DEFAULT_REGION`.
-    pub region: Option<String>,
-    /// `S3_ACCESS_KEY_ID` and `S3_SECRET_KEY`, or `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
-    /// `AWS_SESSION_TOKEN`.
-    pub keys: Option<Keys>,
-    /// `AWS_PROFILE`.
-    pub profile: Option<String>,
-    /// `AWS_SHARED_CREDENTIALS_FILE`.
-    pub credentials_file: Option<PathBuf>,
-    /// `AWS_CONFIG_FILE`.
-    pub config_file: Option<PathBuf>,
-    /// `AWS_SKIP_SIGNATURE`.
-    pub anonymous: bool,
-}
-
-impl S3Environment {
-    fn read() -> Self {
-        let first = |names: &[&str]| names.iter().find_map(|name| text(name));
-        let keys = |id, secret, token: Option<&str>| {
-            Some(Keys::new(&text(id)?, &text(secret)?, token.and_then(text).as_deref()))
-        };
-        Self {
-            endpoint: first(&["S3_API_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]),
-            region: first(&["S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"]),
-            keys: keys("S3_ACCESS_KEY_ID", "S3_SECRET_KEY", None).or_else(|| {
-                keys("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", Some("AWS_SESSION_TOKEN"))
-            }),
-            profile: text("AWS_PROFILE"),
-            credentials_file: path("AWS_SHARED_CREDENTIALS_FILE"),
-            config_file: path("AWS_CONFIG_FILE"),
-            anonymous: text("AWS_SKIP_SIGNATURE")
-                .is_some_and(|value| matches!(value.to_lowercase().as_str(), "true" | "1" | "yes")),
-        }
+/// Reads the variables for S3. kit's own variables win over those of the AWS tools.
+fn s3() -> S3Config {
+    let first = |names: &[&str]| names.iter().find_map(|name| text(name));
+    let keys = |id, secret, token: Option<&str>| {
+        Some(Keys::new(&text(id)?, &text(secret)?, token.and_then(text).as_deref()))
+    };
+    S3Config {
+        endpoint: first(&["S3_API_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]),
+        region: first(&["S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"]),
+        keys: keys("S3_ACCESS_KEY_ID", "S3_SECRET_KEY", None).or_else(|| {
+            keys("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", Some("AWS_SESSION_TOKEN"))
+        }),
+        profile: text("AWS_PROFILE"),
+        credentials_file: path("AWS_SHARED_CREDENTIALS_FILE"),
+        config_file: path("AWS_CONFIG_FILE"),
+        anonymous: text("AWS_SKIP_SIGNATURE")
+            .is_some_and(|value| matches!(value.to_lowercase().as_str(), "true" | "1" | "yes")),
     }
 }
 
@@ -104,7 +83,7 @@ impl Environment {
             http_proxy: either("HTTP_PROXY", "http_proxy"),
             https_proxy: either("HTTPS_PROXY", "https_proxy"),
             no_proxy: either("NO_PROXY", "no_proxy"),
-            s3: S3Environment::read(),
+            s3: s3(),
             log: text("KITFS_LOG"),
         }
     }

@@ -173,13 +173,9 @@ impl Settings {
             file.map(|file| absolute(&file)).transpose()
         };
         Ok(S3Config {
-            endpoint: s3.endpoint.clone(),
-            region: s3.region.clone(),
-            keys: s3.keys.clone(),
-            profile: s3.profile.clone(),
             credentials_file: file(&s3.credentials_file, "credentials")?,
             config_file: file(&s3.config_file, "config")?,
-            anonymous: s3.anonymous,
+            ..s3.clone()
         })
     }
 

@@ -25,7 +25,7 @@ use crate::process::limits::ChildLimits;
 /// The name of the lock in the cache folder.
 const LOCK_NAME: &str = "keeper.lock";
 
-/// How often the lock is tried. A command that looks whether it is held holds it for a moment.
+/// The tries to take the lock. A command that looks at the lock holds it for a moment.
 const LOCK_TRIES: u32 = 10;
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 

@@ -78,7 +78,7 @@ pub(super) struct Record {
     pub(super) announced: Option<Announced>,
 }
 
-/// What a later process needs to go on with a mount.
+/// The data with which a later process goes on with a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Announced {
     /// The reference with the digest of the manifest.

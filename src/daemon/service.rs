@@ -157,7 +157,7 @@ impl Service {
         self.taken_over().await;
         let reservation = self.mounts.reserve(&request.mountpoint).await?;
         let options = self.mount_options(&request);
-        let config = FsConfig { tensor_prefetch: request.tensor_prefetch, ..FsConfig::default() };
+        let config = fs_config(&request);
         let checked = options.clone();
         let mountpoint =
             spawn_blocking(move || Mountpoint::prepare(&checked)).await.map_err(panicked)??;
@@ -199,12 +199,8 @@ impl Service {
             Ok::<_, MountError>((mount, kept))
         };
         let (mount, kept) = spawn_blocking(mount).await.map_err(panicked)??;
-        let quiet = Duration::from_secs(request.hydrate_after_seconds);
         let warnings = trace.as_ref().map(Replay::warnings).unwrap_or_default();
-        let background = Background {
-            hydrating: self.hydration.begin(mount.file_system(), request.hydrate, quiet),
-            _replay: trace.map(|trace| AbortOnDropHandle::new(tokio::spawn(replay_quietly(trace)))),
-        };
+        let background = self.background(&mount, &request, trace);
         let reference = request.kit.reference;
         let no_room = self.no_room(&kit).await;
         let mut status = reservation.fulfil(mount, kit, reference, mounted_at, background, kept)?;
@@ -227,6 +223,20 @@ impl Service {
             child_limits: self.child_limits,
             own_paths: own_paths(self.cache.folder(), request),
             daemon: self.at.as_ref().map(|at| at.address.to_text()).unwrap_or_default(),
+        }
+    }
+
+    /// Starts the work beside a mount.
+    fn background(
+        &self,
+        mount: &Mount,
+        request: &MountRequest,
+        trace: Option<Replay>,
+    ) -> Background {
+        let quiet = Duration::from_secs(request.hydrate_after_seconds);
+        Background {
+            hydrating: self.hydration.begin(mount.file_system(), request.hydrate, quiet),
+            _replay: trace.map(|trace| AbortOnDropHandle::new(tokio::spawn(replay_quietly(trace)))),
         }
     }
 
@@ -553,6 +563,10 @@ impl Service {
 fn pinned_request(request: &KitRequest, origin: &Origin, manifest: Digest) -> KitRequest {
     let reference = pinned_reference(origin, manifest);
     KitRequest { reference, labels: Vec::new(), ..request.clone() }
+}
+
+fn fs_config(request: &MountRequest) -> FsConfig {
+    FsConfig { tensor_prefetch: request.tensor_prefetch, ..FsConfig::default() }
 }
 
 /// Replays a trace beside a mount, whose readers hear of what fails by themselves.

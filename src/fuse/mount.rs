@@ -103,6 +103,50 @@ impl Attached {
     }
 }
 
+/// A mount whose requests are about to be answered. Dropping it unmounts lazily.
+struct Prepared {
+    // Dropped in this order, as in [`Attached`].
+    attachment: Attachment,
+    mountpoint: Mountpoint,
+    connection: Arc<Connection>,
+    end: watch::Sender<bool>,
+    file_system: Arc<FileSystem>,
+    passthrough: Arc<Passthrough>,
+}
+
+impl Prepared {
+    fn new(
+        attached: Attached,
+        kit: Arc<LoadedKit>,
+        options: &MountOptions,
+        config: FsConfig,
+    ) -> Result<Self, MountError> {
+        let Attached { attachment, mountpoint, device, opens, end } = attached;
+        let io = io_error(mountpoint.path());
+        let file_system = Arc::new(FileSystem::new(kit, owner(), config));
+        let passthrough =
+            Arc::new(Passthrough::new(file_system.clone(), options.passthrough, opens));
+        let connection = Connection::new(device).map_err(|error| io(error.into()))?;
+        Ok(Self { attachment, mountpoint, connection, end, file_system, passthrough })
+    }
+
+    /// Has `sessions` answer the requests, by the features that kernel and kitfs have agreed on.
+    fn serve(
+        self,
+        features: Features,
+        options: &MountOptions,
+        sessions: Arc<Sessions>,
+    ) -> Result<Mount, MountError> {
+        let Self { attachment, mountpoint, connection, end, file_system, passthrough } = self;
+        let runtime = Handle::current();
+        let daemon = options.daemon.clone();
+        let adapter = Adapter::new(file_system, passthrough.clone(), features, daemon, runtime);
+        let failures = adapter.failures();
+        sessions.add(connection, adapter, end).map_err(io_error(mountpoint.path()))?;
+        Ok(Mount { attachment, mountpoint, failures, passthrough, features, _sessions: sessions })
+    }
+}
+
 /// The state of a mount that a process needs to take it over, beside its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountState {
@@ -158,26 +202,11 @@ impl Mount {
         config: FsConfig,
         sessions: Arc<Sessions>,
     ) -> Result<Self, MountError> {
-        let Attached { mut attachment, mountpoint, device, opens, end } = attached;
-        let io = io_error(mountpoint.path());
-        // From here on an error drops the attachment, which unmounts.
-        let file_system = Arc::new(FileSystem::new(kit, owner(), config));
-        let passthrough =
-            Arc::new(Passthrough::new(file_system.clone(), options.passthrough, opens));
-        let connection = Connection::new(device).map_err(|error| io(error.into()))?;
-        let features = shake_hands(&connection, &passthrough).map_err(&io)?;
-        let adapter = Adapter::new(
-            file_system,
-            passthrough.clone(),
-            features,
-            options.daemon.clone(),
-            Handle::current(),
-        );
-        let failures = adapter.failures();
-        sessions.add(connection, adapter, end).map_err(&io)?;
-        attachment.find_device();
-        let mount =
-            Self { attachment, mountpoint, failures, passthrough, features, _sessions: sessions };
+        let io = io_error(attached.mountpoint.path());
+        let prepared = Prepared::new(attached, kit, options, config)?;
+        let features = shake_hands(&prepared.connection, &prepared.passthrough).map_err(io)?;
+        let mut mount = prepared.serve(features, options, sessions)?;
+        mount.attachment.find_device();
         mount.wait_for_first_answer()?;
         // The handshake resets the kernel's limit, so this must come after it.
         if let Some(device) = mount.attachment.device() {
@@ -204,23 +233,13 @@ impl Mount {
         let io = io_error(&state.path);
         let (end, ended) = watch::channel(connection::has_ended(&device));
         let (attachment, mountpoint) = state.place(ended, options);
-        let (opens, open) = OpenRecords::taken_over(opens).map_err(&io)?;
-        let connection = Connection::new(device).map_err(|error| io(error.into()))?;
+        let (opens, open) = OpenRecords::taken_over(opens).map_err(io)?;
+        let attached = Attached { attachment, mountpoint, device, opens, end };
+        let prepared = Prepared::new(attached, kit, options, config)?;
         let features = Features::from_bits(state.features);
-        let file_system = Arc::new(FileSystem::new(kit, owner(), config));
-        let passthrough =
-            Arc::new(Passthrough::new(file_system.clone(), options.passthrough, opens));
-        passthrough.take_over(open, &connection, features.has(Features::PASSTHROUGH));
-        let adapter = Adapter::new(
-            file_system,
-            passthrough.clone(),
-            features,
-            options.daemon.clone(),
-            Handle::current(),
-        );
-        let failures = adapter.failures();
-        sessions.add(connection, adapter, end).map_err(&io)?;
-        Ok(Self { attachment, mountpoint, failures, passthrough, features, _sessions: sessions })
+        let has_passthrough = features.has(Features::PASSTHROUGH);
+        prepared.passthrough.take_over(open, &prepared.connection, has_passthrough);
+        prepared.serve(features, options, sessions)
     }
 
     /// Takes the mount of a process that is gone out of the tree, and removes the directory if kitfs has
@@ -266,8 +285,7 @@ impl Mount {
         self.passthrough.allow(is_allowed);
     }
 
-    /// The files that the kernel reads itself, with their backing ids. A process that takes over the
-    /// mount needs them.
+    /// The files that the kernel reads itself, with their backing ids.
     pub fn backing_ids(&self) -> Vec<(Ino, u32)> {
         self.passthrough.backing_ids()
     }

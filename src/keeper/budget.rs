@@ -1,4 +1,4 @@
-//! How often a worker is started again.
+//! Decides whether and when a worker is started again.
 
 use std::time::Duration;
 

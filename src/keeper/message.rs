@@ -3,7 +3,7 @@
 /// The length of a datagram, in bytes: the kind, and the number in little-endian order.
 pub(super) const BYTES: usize = 9;
 
-/// How many descriptors come with [`Message::Hold`].
+/// The number of descriptors that come with [`Message::Hold`].
 pub(super) const DESCRIPTORS: usize = 3;
 
 /// A datagram.

@@ -203,7 +203,7 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
                 Err(error) => log(format_args!("cannot wait: {error}")),
             }
             let has_ended = !descriptors[1].revents().is_empty();
-            // What a worker said before its end counts.
+            // Messages that a worker sent before its end count.
             let is_open = self.hear(worker);
             if has_ended {
                 return;

@@ -530,7 +530,7 @@ proptest! {
     }
 }
 
-/// What the cache may hold, by the layer's size: nothing, a part, or all of it and its spool.
+/// The capacity of the cache, by the layer's size: nothing, a part, or all of it and its spool.
 fn any_room() -> impl Strategy<Value = f64> {
     prop_oneof![1 => Just(0.0), 2 => 0.0..1.0, 2 => Just(2.1)]
 }

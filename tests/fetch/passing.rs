@@ -125,7 +125,7 @@ async fn what_is_fetched_for_the_cache_alone_says_that_it_cannot_be_kept() {
     assert!(read(&layer, 0..1000).await.unwrap() == source.bytes[..1000]);
 }
 
-/// What is read ahead fills the memory that is set aside, and no more.
+/// Bytes that are read ahead fill the memory that is set aside, and no more.
 #[tokio::test]
 async fn reading_ahead_is_bounded_by_the_memory_for_it() {
     let folder = tempfile::tempdir().unwrap();

@@ -210,7 +210,11 @@ impl Place {
 
     /// Removes a file; that it is not there is fine.
     pub(in crate::cache) fn remove_file(&self) -> Result<(), CacheError> {
-        match rustix::fs::unlinkat(&*self.root, &self.below, AtFlags::empty()) {
+        self.unlink(AtFlags::empty())
+    }
+
+    fn unlink(&self, flags: AtFlags) -> Result<(), CacheError> {
+        match rustix::fs::unlinkat(&*self.root, &self.below, flags) {
             Ok(()) => {
                 #[cfg(test)]
                 self.root.journal.removed(&self.below);
@@ -227,15 +231,7 @@ impl Place {
             let entry = self.join(name);
             if is_folder { entry.remove_folder()? } else { entry.remove_file()? }
         }
-        match rustix::fs::unlinkat(&*self.root, &self.below, AtFlags::REMOVEDIR) {
-            Ok(()) => {
-                #[cfg(test)]
-                self.root.journal.removed(&self.below);
-                Ok(())
-            }
-            Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(self.error("remove")(error)),
-        }
+        self.unlink(AtFlags::REMOVEDIR)
     }
 
     /// Removes what is there, a folder with all in it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::fetch::Fetcher;
 use crate::process::running_time;
 
-/// How often readers are looked for: soon to a person, nothing to a processor.
+/// The interval between two looks at readers: short for a person, and long for a processor.
 pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 /// The longest wait between two looks: what a daemon that was frozen meanwhile counts for at most.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);

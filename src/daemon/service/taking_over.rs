@@ -8,9 +8,9 @@ use tokio::task::spawn_blocking;
 use super::super::api::{Failure, FailureKind, KitRequest, MountRequest};
 use super::super::failure::panicked;
 use super::super::keeping::{Announced, Kept, Record, TreeMark};
-use super::super::mounts::{Background, Reservation};
-use super::{Service, stopping};
-use crate::fs::{FsConfig, LoadedKit};
+use super::super::mounts::Reservation;
+use super::{Service, fs_config, stopping};
+use crate::fs::LoadedKit;
 use crate::fuse::{self, Mount, MountState};
 use crate::keeper::Held;
 use crate::oci::LabelSelector;
@@ -102,7 +102,7 @@ impl Service {
             Err(failure) => return Err((kept, failure)),
         };
         let options = self.mount_options(request);
-        let config = FsConfig { tensor_prefetch: request.tensor_prefetch, ..FsConfig::default() };
+        let config = fs_config(request);
         let mount = async {
             let (served, sessions) = (kit.clone(), self.sessions()?);
             let descriptors = kept.descriptors().map_err(|error| {
@@ -125,11 +125,7 @@ impl Service {
         if !kit.has_missing() {
             self.kits.share(kit_request, &kit);
         }
-        let quiet = Duration::from_secs(request.hydrate_after_seconds);
-        let background = Background {
-            hydrating: self.hydration.begin(mount.file_system(), request.hydrate, quiet),
-            _replay: None,
-        };
+        let background = self.background(&mount, request, None);
         let reference = request.kit.reference.clone();
         let mountpoint = request.mountpoint.display();
         match reservation.fulfil(mount, kit, reference, mounted_at, background, Some(kept)) {
