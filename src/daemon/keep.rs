@@ -19,7 +19,7 @@ use super::api::FailureKind;
 use super::descriptors;
 use super::lifecycle::DaemonConfig;
 use super::log::Log;
-use crate::keeper::{self, Line};
+use crate::keeper::{self, Channel};
 use crate::process::limits::ChildLimits;
 
 /// The name of the lock in the cache folder.
@@ -30,7 +30,7 @@ const LOCK_TRIES: u32 = 10;
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Holds the mounts of the daemon of a cache folder until it ends for good. With `adopt`, goes on for a
-/// running worker, whose line is the standard input.
+/// running worker, whose channel is the standard input.
 pub fn keep(config: &DaemonConfig, adopt: Option<Pid>) -> ExitCode {
     super::detach();
     let lock = match lock(&config.cache_folder) {
@@ -84,8 +84,8 @@ pub(super) fn start_for_this_process(
     program: &Program,
     config: &DaemonConfig,
     child_limits: ChildLimits,
-) -> io::Result<(Line, u32)> {
-    let (line, theirs) = Line::new()?;
+) -> io::Result<(Channel, u32)> {
+    let (channel, theirs) = Channel::new()?;
     let mut command = command(program, "keep", config);
     child_limits.give_back(&mut command);
     command.arg("--adopt").arg(std::process::id().to_string());
@@ -96,7 +96,7 @@ pub(super) fn start_for_this_process(
     // Collects its exit status, whenever that comes. Without the thread, the end of this process does.
     let thread = std::thread::Builder::new().name("kitfs-keeper".to_owned());
     let _ = thread.spawn(move || child.wait());
-    Ok((line, pid))
+    Ok((channel, pid))
 }
 
 /// The keeper's command line, for a daemon that is started.

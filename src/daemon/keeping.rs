@@ -30,7 +30,7 @@ use super::keep::{self, Program};
 use super::lifecycle::DaemonConfig;
 use crate::fs::LoadedKit;
 use crate::fuse::{Attached, MountState};
-use crate::keeper::{Held, Line, Order};
+use crate::keeper::{Channel, Held, Order};
 use crate::kit::NodeId;
 use crate::oci::Digest;
 use crate::process::limits::ChildLimits;
@@ -44,7 +44,7 @@ pub(super) struct Keeping {
     /// `None` where this process has no keeper for good: commands, and mounts in the foreground.
     program: Option<Program>,
     /// `None` while the keeper is gone, and once another process is to go on with the mounts.
-    line: Mutex<Option<Arc<Line>>>,
+    channel: Mutex<Option<Arc<Channel>>>,
     /// Another process goes on with the mounts.
     is_handed_on: AtomicBool,
     /// The keeper's process.
@@ -128,17 +128,21 @@ impl Keeping {
     /// Has mounts held by the keeper that has started this process, and takes over those of the process
     /// before.
     pub(super) fn from_keeper() -> io::Result<(Arc<Self>, Vec<Held>)> {
-        let (line, held) = Line::from_keeper(io::stdin().as_fd().try_clone_to_owned()?)?;
+        let (channel, held) = Channel::from_keeper(io::stdin().as_fd().try_clone_to_owned()?)?;
         keep::silence_input();
         let keeper = rustix::process::getppid().map(|pid| pid.as_raw_pid().unsigned_abs());
         let program = Program::of_this_process()?;
-        Ok((Self::new(Some(program), Some(Arc::new(line)), keeper), held))
+        Ok((Self::new(Some(program), Some(Arc::new(channel)), keeper), held))
     }
 
-    fn new(program: Option<Program>, line: Option<Arc<Line>>, keeper: Option<u32>) -> Arc<Self> {
-        let (line, keeper, held) = (Mutex::new(line), Mutex::new(keeper), Mutex::default());
+    fn new(
+        program: Option<Program>,
+        channel: Option<Arc<Channel>>,
+        keeper: Option<u32>,
+    ) -> Arc<Self> {
+        let (channel, keeper, held) = (Mutex::new(channel), Mutex::new(keeper), Mutex::default());
         let (is_handed_on, next_number) = (AtomicBool::new(false), Mutex::new(1));
-        Arc::new(Self { program, line, is_handed_on, keeper, held, next_number })
+        Arc::new(Self { program, channel, is_handed_on, keeper, held, next_number })
     }
 
     /// The keeper's process.
@@ -177,7 +181,7 @@ impl Keeping {
             *next - 1
         };
         let kept = self.know(number, descriptors);
-        self.tell("of a new mount", |line| kept.descriptors.send(line, number));
+        self.tell("of a new mount", |channel| kept.descriptors.send(channel, number));
         // Looked at after the message: a keeper that has not heard of the mount must not have it announced.
         if self.is_handed_on.load(Ordering::SeqCst) {
             return Err(io::Error::other("the daemon is being replaced: try again"));
@@ -205,7 +209,7 @@ impl Keeping {
 
     /// Tells the keeper that this process answers commands.
     pub(super) fn note_serving(&self) {
-        self.tell("that it serves", Line::serving);
+        self.tell("that it serves", Channel::serving);
     }
 
     /// Tells the keeper how this process ends. For [`Order::Replace`] the keeper hears nothing more, so that
@@ -214,17 +218,17 @@ impl Keeping {
         if order == Order::Replace {
             self.is_handed_on.store(true, Ordering::SeqCst);
         }
-        self.tell("its end", |line| line.ending(order));
+        self.tell("its end", |channel| channel.ending(order));
         if order == Order::Replace {
             // The descriptor stays open until this process ends.
-            std::mem::forget(self.line.lock().take());
+            std::mem::forget(self.channel.lock().take());
         }
     }
 
-    fn tell(&self, what: &str, tell: impl FnOnce(&Line) -> io::Result<()>) {
-        let line = self.line.lock().clone();
-        if let Some(line) = line
-            && let Err(error) = tell(&line)
+    fn tell(&self, what: &str, tell: impl FnOnce(&Channel) -> io::Result<()>) {
+        let channel = self.channel.lock().clone();
+        if let Some(channel) = channel
+            && let Err(error) = tell(&channel)
         {
             tracing::debug!(%error, "the keeper does not hear {what}");
         }
@@ -235,16 +239,16 @@ impl Keeping {
         if !self.is_kept() {
             return std::future::pending().await;
         }
-        let Some(line) = self.line.lock().clone() else { return };
+        let Some(channel) = self.channel.lock().clone() else { return };
         // A thread of its own: the runtime's watchers of descriptors need a promise that nobody else closes
         // them. The thread ends with the keeper or with this process.
         let (gone, is_gone) = oneshot::channel();
         let watch = move || {
-            let mut socket = [PollFd::new(&*line, PollFlags::IN)];
+            let mut socket = [PollFd::new(&*channel, PollFlags::IN)];
             while poll(&mut socket, None) == Err(Errno::INTR) {}
             let _ = gone.send(());
         };
-        let thread = std::thread::Builder::new().name("kitfs-line".to_owned());
+        let thread = std::thread::Builder::new().name("kitfs-channel".to_owned());
         if thread.spawn(watch).is_err() || is_gone.await.is_err() {
             tracing::warn!("the keeper cannot be watched");
             std::future::pending::<()>().await;
@@ -262,15 +266,15 @@ impl Keeping {
     ) -> io::Result<()> {
         let Some(program) = &self.program else { return Ok(()) };
         // Meanwhile nothing is sent to the old one, and each new mount is sent to the new one.
-        let mut current = self.line.lock();
+        let mut current = self.channel.lock();
         *current = None;
         *self.keeper.lock() = None;
-        let (line, keeper) = keep::start_for_this_process(program, config, child_limits)?;
+        let (channel, keeper) = keep::start_for_this_process(program, config, child_limits)?;
         for (number, descriptors) in &*self.held.lock() {
-            descriptors.send(&line, *number)?;
+            descriptors.send(&channel, *number)?;
         }
-        line.serving()?;
-        *current = Some(Arc::new(line));
+        channel.serving()?;
+        *current = Some(Arc::new(channel));
         *self.keeper.lock() = Some(keeper);
         Ok(())
     }
@@ -297,13 +301,13 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         self.keeping.held.lock().remove(&self.number);
-        self.keeping.tell("the end of a mount", |line| line.release(self.number));
+        self.keeping.tell("the end of a mount", |channel| channel.release(self.number));
     }
 }
 
 impl Descriptors {
-    fn send(&self, line: &Line, number: u64) -> io::Result<()> {
-        line.hold(number, self.device.as_fd(), self.record.as_fd(), self.opens.as_fd())
+    fn send(&self, channel: &Channel, number: u64) -> io::Result<()> {
+        channel.hold(number, self.device.as_fd(), self.record.as_fd(), self.opens.as_fd())
     }
 
     fn read(&self) -> io::Result<Record> {

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! command --socket answers?--> use it
-//!    '--no--> spawn `kitfs daemon run`, wait for its "ready" line --> use it
-//!                  |
+//!    '--no--> spawn `kitfs daemon keep`, wait for its "ready" line --> use it
+//!                  |  its worker, `kitfs daemon run`:
 //!                  lock cache --> listen --> serve --signal or stop--> unmount --> close --> unlock
 //! ```
 //!

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! - [`run`]: the keeper. It has no runtime, and knows neither kits nor FUSE.
-//! - [`Line`]: the worker's end of the socket between both.
+//! - [`Channel`]: the worker's end of the socket between both.
 //! - `message`: the datagrams on that socket, pure.
 //! - `budget`: how often a worker that dies at its start is started again.
 //!
@@ -19,13 +19,13 @@
 //! keeper.
 
 mod budget;
-mod line;
+mod channel;
 mod message;
 mod process;
 mod signals;
 mod socket;
 
-pub use line::{Line, Order};
+pub use channel::{Channel, Order};
 pub use process::{adopt, run};
 
 use std::os::fd::OwnedFd;

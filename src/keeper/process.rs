@@ -43,7 +43,7 @@ pub fn run(command: impl FnMut(OwnedFd) -> io::Result<Command>) -> ExitCode {
 }
 
 /// Holds the mounts of a running worker, whose keeper is gone. `socket` is the keeper's end of the
-/// worker's new line.
+/// worker's new channel.
 pub fn adopt(
     command: impl FnMut(OwnedFd) -> io::Result<Command>,
     socket: OwnedFd,
@@ -217,7 +217,7 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
                 }
             }
             if !is_open {
-                // The worker has closed its line, and is about to end.
+                // The worker has closed its channel, and is about to end.
                 let mut end =
                     [PollFd::new(&worker.process, PollFlags::IN), PollFd::new(signals, awaited)];
                 let _ = poll(&mut end, None);

@@ -14,7 +14,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The worker's end. Its methods block for a second at most, and may be called from any thread.
 #[derive(Debug)]
-pub struct Line {
+pub struct Channel {
     socket: OwnedFd,
 }
 
@@ -27,8 +27,8 @@ pub enum Order {
     Replace,
 }
 
-impl Line {
-    /// The line that the keeper gave this process as its standard input, and the mounts of its
+impl Channel {
+    /// The channel that the keeper gave this process as its standard input, and the mounts of its
     /// predecessor.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Line {
         Ok((Self::over(standard_input)?, held))
     }
 
-    /// A line for a worker that starts a keeper itself, and the end for that keeper.
+    /// A channel for a worker that starts a keeper itself, and the end for that keeper.
     pub fn new() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = socket::pair()?;
         Ok((Self::over(ours)?, theirs))
@@ -97,7 +97,7 @@ impl Line {
     }
 }
 
-impl AsFd for Line {
+impl AsFd for Channel {
     /// Readable once the keeper is gone: a keeper sends nothing after its mounts.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
