@@ -4,9 +4,9 @@
 //! allowed (`tests/architecture.rs` fails on one):
 //!
 //! ```text
-//! cli -> daemon -> fuse -> fs -> fetch -> cache  -> layer -> oci
-//!  |       '-> keeper      |        '--> source -> oci
-//!  '--> serve -> source    '--> kit -> layer, oci
+//! cli -> daemon -> control -> fuse -> fs -> fetch -> cache  -> layer -> oci
+//!  |       '-> keeper                 |        '--> source -> oci
+//!  '--> serve -> source               '--> kit -> layer, oci
 //! ```
 //!
 //! - [`oci`]: values, valid by construction: digests, references, descriptors, manifests.
@@ -18,7 +18,8 @@
 //! - [`fs`]: the read-only file system, without FUSE.
 //! - [`fuse`]: the kernel's FUSE protocol, and mounting.
 //! - [`serve`]: a small read-only OCI registry over OCI layout folders.
-//! - [`daemon`]: lifecycle, control socket, table of mounts.
+//! - [`control`]: the operations of a daemon, and the socket between commands and daemon.
+//! - [`daemon`]: lifecycle, table of mounts, the work of the operations.
 //! - [`keeper`]: the process that holds mounts while their daemon is replaced.
 //! - [`cli`]: one file per command.
 //! - [`observe`]: metric names, status model, tracing set-up.
@@ -28,6 +29,7 @@
 
 pub mod cache;
 pub mod cli;
+pub mod control;
 pub mod daemon;
 pub mod fetch;
 pub mod fs;

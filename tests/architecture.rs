@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The arrows of the map. A room may import each room that it reaches by arrows, and [`SHARED`] rooms.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("oci", &[]),
     ("layer", &["oci"]),
     ("kit", &["layer", "oci"]),
@@ -19,7 +19,8 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("fs", &["fetch", "kit"]),
     ("fuse", &["fs"]),
     ("serve", &["source"]),
-    ("daemon", &["fuse", "keeper"]),
+    ("control", &["fuse"]),
+    ("daemon", &["control", "keeper"]),
     ("keeper", &[]),
     ("cli", &["daemon", "serve"]),
     ("observe", &[]),
@@ -31,10 +32,10 @@ const SHARED: [&str; 2] = ["observe", "process"];
 
 /// Crates that only a few rooms may use.
 const CRATES: [(&str, &[&str]); 10] = [
-    ("reqwest", &["source", "daemon"]),
+    ("reqwest", &["source"]),
     ("rustls", &["source"]),
     ("rustls_native_certs", &["source"]),
-    ("axum", &["serve", "daemon"]),
+    ("axum", &["serve"]),
     ("clap", &["cli"]),
     ("redb", &["cache"]),
     ("libc", &["cache", "daemon", "keeper"]),

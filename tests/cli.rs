@@ -6,9 +6,8 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
+
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -412,83 +411,6 @@ fn without_a_daemon_nothing_is_mounted() {
     assert!(mounts.as_array().unwrap().iter().all(|mount| mount["state"] == "dead"), "{mounts}");
     assert!(kitfs.succeed(&["status"]).lines().skip(1).all(|line| line.contains("DEAD")));
     assert!(!kitfs.cache().exists(), "looking makes no cache");
-}
-
-/// Sends a request to the control socket by hand; returns the answer with its head.
-fn ask(kitfs: &Kitfs, head: &str, body: &str) -> String {
-    let mut socket = UnixStream::connect(kitfs.cache().join("control.sock")).unwrap();
-    let length = body.len();
-    let text = format!(
-        "{head}\r\nHost: kitfs\r\nConnection: close\r\nContent-Length: {length}\r\n\
-         Content-Type: application/json\r\n\r\n{body}"
-    );
-    socket.write_all(text.as_bytes()).unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-#[test]
-fn the_control_socket_refuses_other_versions_and_what_it_does_not_understand() {
-    let kitfs = Kitfs::new();
-    kitfs.succeed(&["daemon", "start"]);
-    let other = "POST /v1/info HTTP/1.1\r\nkitfs-version: 0.0.1";
-    let answer = ask(&kitfs, other, r#"{"unknown": 1}"#);
-    assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
-    assert!(answer.contains("this command is kitfs 0.0.1"), "{answer}");
-    assert!(answer.contains("kitfs daemon stop"), "says not what to do: {answer}");
-
-    for body in ["", "{", r#"{"unknown": 1}"#, &"[".repeat(100_000)] {
-        let answer = ask(&kitfs, "POST /v1/info HTTP/1.1", body);
-        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-        assert!(answer.contains(r#""kind":"usage""#), "{answer}");
-    }
-    let too_long = ask(&kitfs, "POST /v1/info HTTP/1.1", &" ".repeat((1 << 20) + 1));
-    assert!(too_long.contains(r#""kind":"usage""#), "{too_long}");
-
-    // A command of another version can still ask for the status, and stop the daemon.
-    let status = ask(&kitfs, "GET /v1/status HTTP/1.1\r\nkitfs-version: 0.0.1", "");
-    assert!(status.starts_with("HTTP/1.1 200"), "{status}");
-    let stop = ask(&kitfs, "POST /v1/stop HTTP/1.1\r\nkitfs-version: 0.0.1", "");
-    assert!(stop.starts_with("HTTP/1.1 200"), "{stop}");
-    support::kitfs::wait_until("the end of the daemon", || {
-        kitfs.run(&["daemon", "status"]).code == Some(9)
-    });
-}
-
-#[test]
-fn a_compressed_kit_is_opened_with_progress() {
-    let kitfs = Kitfs::new();
-    kitfs.succeed(&["daemon", "start"]);
-    let reference = golden_reference("comp-gzip");
-    let body = serde_json::json!({"reference": reference, "umask": 18}).to_string();
-    let answer = ask(&kitfs, "POST /v1/open HTTP/1.1", &body);
-    assert!(answer.contains(r#"{"progress":{"passing":{"passed_bytes":"#), "{answer}");
-    let digest = kitfs.json(&["info", "--json", &reference])["digest"].clone();
-    let pinned = format!("oci:{}@{}", golden("comp-gzip").display(), digest.as_str().unwrap());
-    assert!(answer.contains(&format!(r#"{{"opened":{{"pinned":"{pinned}"}}}}"#)), "{answer}");
-}
-
-/// A command that reads thousands of files must resolve the kit once.
-#[test]
-fn a_kit_that_was_opened_is_read_without_asking_its_source_again() {
-    let kitfs = Kitfs::new();
-    kitfs.succeed(&["daemon", "start"]);
-    let folder = TempDir::new().unwrap();
-    let kit = Kit::modelkit().with(Layer::raw("docs", "README.md", 0o644, b"read me"));
-    let layout = folder.path().join("kit");
-    let reference = kit.write(&layout, "v1").reference;
-    kitfs.succeed(&["cat", &format!("{reference}/README.md")]);
-    let kit = |reference: &str| serde_json::json!({"reference": reference, "umask": 18});
-    let answer = ask(&kitfs, "POST /v1/open HTTP/1.1", &kit(&reference).to_string());
-    let pinned = answer.split(r#""pinned":""#).nth(1).unwrap().split('"').next().unwrap();
-    fs::remove_dir_all(layout).unwrap();
-    let list = |reference: &str| {
-        let request = serde_json::json!({"kit": kit(reference), "path": ""}).to_string();
-        ask(&kitfs, "POST /v1/list HTTP/1.1", &request)
-    };
-    assert!(list(pinned).contains("README.md"), "{}", list(pinned));
-    assert!(list(&reference).contains(r#""kind":"not_found""#), "{}", list(&reference));
 }
 
 #[test]

@@ -7,8 +7,8 @@ use super::output::{count_of, print_json, print_line, print_table, print_warning
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::sizes;
+use crate::control::api::{CacheReport, CacheRequest, CachedLayer, FailureKind};
 use crate::daemon::Backend;
-use crate::daemon::api::{CacheReport, CacheRequest, CachedLayer, FailureKind};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -54,7 +54,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         Command::Clear => CacheRequest::Clear,
         Command::Verify => CacheRequest::Verify,
     };
-    let report = Backend::open(&settings.daemon()?).await?.cache(request).await?;
+    let report = Backend::open(&settings.daemon()?).await?.ask(request).await?;
     match arguments.command {
         Command::Ls { json: true } => print_json(&report.layers),
         Command::Ls { json: false } => print_layers(&report.layers),

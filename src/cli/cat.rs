@@ -10,8 +10,8 @@ use super::error::CliError;
 use super::output::open_kit;
 use super::reference::{KitPath, parse_kit_path};
 use super::settings::Settings;
+use crate::control::api::RawPath;
 use crate::daemon::Backend;
-use crate::daemon::api::{RawPath, ReadRequest};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -38,7 +38,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     for (reference, paths) in wanted {
         let kit = open_kit(&backend, settings.kit(reference, &arguments.kit, &arguments.network)?)
             .await?;
-        let mut bytes = backend.read(ReadRequest { kit, paths }).await?;
+        let mut bytes = kit.read(paths).await?;
         while let Some(piece) = bytes.next().await {
             io::stdout().lock().write_all(&piece?)?;
         }

@@ -16,8 +16,8 @@ use super::error::CliError;
 use super::output::{byte_bar, count_of, open_kit, print_warnings, printable};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
-use crate::daemon::Backend;
-use crate::daemon::api::{Entry, EntryKind, FailureKind, KitRequest, ListRequest, Listing};
+use crate::control::api::{Entry, EntryKind, FailureKind, Listing};
+use crate::daemon::{Backend, OpenKit};
 
 mod destination;
 mod writing;
@@ -54,11 +54,9 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let wanted = parse_kit_path(&arguments.from)?;
     let kit = settings.kit(wanted.reference.clone(), &arguments.kit, &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
-    // The pinned request names the manifest's digest, so a tag that moves cannot mix two kits.
+    // The kit stays open, so a tag that moves cannot mix two kits.
     let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
-    let request =
-        ListRequest { kit: kit.clone(), path: wanted.path, recursive: arguments.recursive };
-    let listing = backend.list(request).await?;
+    let listing = kit.list(wanted.path, arguments.recursive).await?;
     print_warnings(&listing.warnings);
     if listing.entry.kind == EntryKind::Directory && !arguments.recursive {
         let name = printable(&listing.entry.path.0);
@@ -69,7 +67,6 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let total_bytes = std::iter::once(&listing.entry).chain(&listing.below).map(|entry| entry.size);
     let bar = byte_bar(total_bytes.fold(0, u64::saturating_add), "copying");
     let copying = Copying {
-        backend,
         kit,
         destination,
         bar,
@@ -119,8 +116,7 @@ impl Layers {
 }
 
 struct Copying {
-    backend: Backend,
-    kit: KitRequest,
+    kit: OpenKit,
     destination: Destination,
     bar: ProgressBar,
     is_recursive: bool,
@@ -195,12 +191,9 @@ impl Copying {
         size: Option<u64>,
     ) -> Result<Unfinished, CliError> {
         let mode = if size.is_some() { entry.mode } else { 0o644 };
-        let request = crate::daemon::api::ReadRequest {
-            kit: self.kit.clone(),
-            paths: vec![entry.path.clone()],
-        };
         let about = |error: CliError| error.about(&printable(&entry.path.0));
-        let bytes = self.backend.read(request).await.map_err(CliError::from).map_err(about)?;
+        let bytes =
+            self.kit.read(vec![entry.path.clone()]).await.map_err(CliError::from).map_err(about)?;
         let file = writing::file(&self.numbers, target, bytes, mode, size, &self.bar);
         file.await.map_err(about)
     }

@@ -13,7 +13,7 @@ use super::runtime::block_on;
 use super::settings::Settings;
 use super::sizes;
 use super::status::print_mounts;
-use crate::daemon::api::FailureKind;
+use crate::control::api::FailureKind;
 use crate::daemon::{self, Backend, DaemonConfig};
 
 #[derive(Debug, clap::Args)]

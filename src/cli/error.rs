@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use super::output::say;
-use crate::daemon::api::{Failure, FailureKind};
+use crate::control::api::{Failure, FailureKind};
 
 /// Why a command failed.
 #[derive(Debug)]

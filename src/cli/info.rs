@@ -8,8 +8,8 @@ use super::output::{
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::sizes;
+use crate::control::api::{IndexEntryInfo, IndexInfo, Info, InfoRequest, KitInfo, RemoteInfo};
 use crate::daemon::Backend;
-use crate::daemon::api::{IndexEntryInfo, IndexInfo, Info, KitInfo, RemoteInfo};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -38,7 +38,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let kit = KitArguments { choice: arguments.choice, no_remote: false };
     let request = settings.kit(reference, &kit, &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
-    let info = say_while_waiting(&arguments.reference, backend.info(request)).await?;
+    let info =
+        say_while_waiting(&arguments.reference, backend.ask(InfoRequest { kit: request })).await?;
     match (info, arguments.json) {
         (Info::Kit(kit), true) => print_json(&kit),
         (Info::Kit(kit), false) => print_kit(kit),

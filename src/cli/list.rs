@@ -6,8 +6,8 @@ use super::output::{count_of, print_json, print_table, print_warnings, say_while
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::sizes;
+use crate::control::api::{CatalogueRequest, TagInfo, TagsRequest};
 use crate::daemon::Backend;
-use crate::daemon::api::{CatalogueRequest, TagInfo, TagsRequest};
 
 /// The text in the place of a tag where a kit has none, as in kit and Docker.
 const NO_TAG: &str = "<none>";
@@ -43,7 +43,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     if let Some(host) = what.and_then(host) {
         let request = CatalogueRequest { host: host.to_owned(), network };
         let backend = Backend::open(&settings.daemon()?).await?;
-        let repositories = say_while_waiting(host, backend.catalogue(request)).await?;
+        let repositories = say_while_waiting(host, backend.ask(request)).await?;
         return match arguments.json {
             true => print_json(&repositories),
             false => print_table(&["REPOSITORY"], &[], repositories.into_iter().map(|it| vec![it])),
@@ -56,7 +56,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     };
     let is_storage = request.reference.is_none();
     let backend = Backend::open(&settings.daemon()?).await?;
-    let kits = say_while_waiting(what.unwrap_or_default(), backend.tags(request)).await?;
+    let kits = say_while_waiting(what.unwrap_or_default(), backend.ask(request)).await?;
     if arguments.json {
         return print_json(&kits);
     }

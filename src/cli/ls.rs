@@ -9,8 +9,8 @@ use super::help::MORE_OPTIONS;
 use super::output::{Colour, Names, open_kit, print_json, print_warnings};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
+use crate::control::api::{Entry, EntryKind, Listing};
 use crate::daemon::Backend;
-use crate::daemon::api::{Entry, EntryKind, ListRequest, Listing};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -50,8 +50,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let kit = settings.kit(wanted.reference.clone(), &kit, &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
     let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
-    let request = ListRequest { kit, path: wanted.path, recursive: arguments.recursive };
-    let listing = backend.list(request).await?;
+    let listing = kit.list(wanted.path, arguments.recursive).await?;
     print_warnings(&listing.warnings);
     let base = base_length(&listing, arguments.recursive);
     let entries = match listing.entry.kind {
@@ -121,7 +120,7 @@ fn time(entry: &Entry) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::api::RawPath;
+    use crate::control::api::RawPath;
 
     #[test]
     fn modes_and_times_read_as_in_ls() {

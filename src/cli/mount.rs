@@ -13,7 +13,7 @@ use super::reference::parse_reference;
 use super::runtime::block_on;
 use super::settings::{Settings, absolute, mountpoint};
 use super::sizes;
-use crate::daemon::api::{HydrateMode, KitRequest, MountRequest, MountStatus};
+use crate::control::api::{HydrateMode, KitRequest, MountDescription, MountStatus};
 use crate::daemon::{self, Backend, DaemonConfig};
 
 #[derive(Debug, clap::Args)]
@@ -107,7 +107,7 @@ impl From<Hydrate> for HydrateMode {
 
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let config = settings.daemon()?;
-    let request = MountRequest {
+    let request = MountDescription {
         kit: KitRequest {
             reference: parse_reference(&arguments.reference)?,
             labels: arguments.kit.choice.labels,
@@ -136,7 +136,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
     }
 }
 
-async fn serve(config: DaemonConfig, request: MountRequest) -> Result<(), CliError> {
+async fn serve(config: DaemonConfig, request: MountDescription) -> Result<(), CliError> {
     let is_ready = |status: Option<&MountStatus>| {
         if let Some(status) = status {
             // A failure to print must not end the mount.
@@ -157,7 +157,7 @@ pub(super) fn notify_ready() {
 async fn mount(
     settings: &Settings,
     config: DaemonConfig,
-    request: MountRequest,
+    request: MountDescription,
 ) -> Result<(), CliError> {
     let backend = Backend::daemon(&config).await?;
     settings.warn_of_other_bounds(&backend).await?;

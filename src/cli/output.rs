@@ -13,8 +13,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::error::CliError;
-use crate::daemon::Backend;
-use crate::daemon::api::{KitRequest, KitState, OpenProgress, PassProgress, Waiting};
+use crate::control::api::{KitRequest, KitState, OpenProgress, PassProgress, Waiting};
+use crate::daemon::{Backend, OpenKit};
 use crate::oci::Origin;
 
 /// Directories.
@@ -179,13 +179,12 @@ pub(super) fn byte_bar(total_bytes: u64, what: impl Into<Cow<'static, str>>) -> 
     bar.with_style(style.progress_chars("=> ")).with_message(what)
 }
 
-/// Opens a kit, and shows a bar while kitfs reads compressed layers. Returns the request with the
-/// manifest's digest instead of the tag.
-pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<KitRequest, CliError> {
+/// Opens a kit, and shows a bar while kitfs reads compressed layers.
+pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<OpenKit, CliError> {
     let bar = pass_bar();
-    let pinned = backend.open_kit(kit, &mut |progress| show_opening(&bar, progress)).await;
+    let opened = backend.open_kit(kit, &mut |progress| show_opening(&bar, progress)).await;
     bar.finish_and_clear();
-    Ok(pinned?)
+    Ok(opened?)
 }
 
 /// The bar for compressed layers, which are read once from start to end.

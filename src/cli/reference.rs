@@ -11,7 +11,7 @@ use std::path::Path;
 
 use super::error::CliError;
 use super::settings::absolute;
-use crate::daemon::api::{FailureKind, RawPath};
+use crate::control::api::{FailureKind, RawPath};
 use crate::oci::{Origin, Reference};
 use crate::source::oci_layout::OciLayout;
 

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::error::CliError;
 use super::output::print_line;
 use super::settings::{Settings, absolute};
-use crate::daemon::api::FailureKind;
+use crate::control::api::FailureKind;
 use crate::serve::{Registry, ServeError};
 
 #[derive(Debug, clap::Args)]

@@ -9,7 +9,7 @@ use super::environment::Environment;
 use super::error::CliError;
 use super::output::warn;
 use super::sizes;
-use crate::daemon::api::{KitRequest, NetworkOptions};
+use crate::control::api::{KitRequest, NetworkOptions};
 use crate::daemon::{Backend, DaemonConfig};
 use crate::source::s3::S3Config;
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -11,9 +12,10 @@ use super::output::{
 };
 use super::settings::Settings;
 use super::sizes;
+use crate::control::api::{DaemonStatus, HydrateState, MountStatus, PassthroughState};
 use crate::daemon::Backend;
-use crate::daemon::api::{DaemonStatus, HydrateState, MountStatus, PassthroughState};
 use crate::fuse::{Answer, OtherMount, other_mounts};
+use crate::process::view::own_view;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -51,8 +53,12 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         }
         Err(_) => (None, Vec::new()),
     };
+    let mut seen = Vec::new();
     let (mut mounts, trouble) = match running {
-        Some(status) => (status.mounts, status.cache_trouble),
+        Some(status) => {
+            seen.extend(seen_mounts(&status));
+            (status.mounts, status.cache_trouble)
+        }
         None => (Vec::new(), None),
     };
     for daemon in lost {
@@ -63,10 +69,10 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             path_text(&status.cache_folder),
             status.pid
         ));
+        seen.extend(seen_mounts(&status));
         mounts.extend(status.mounts);
     }
-    let served: Vec<_> = mounts.iter().map(|mount| mount.mountpoint.clone()).collect();
-    let others = tokio::task::spawn_blocking(move || other_mounts(&served));
+    let others = tokio::task::spawn_blocking(move || other_mounts(&seen));
     let others = others.await.map_err(|error| CliError::internal(error.to_string()))?;
     let mut dead = others.unwrap_or_else(|error| {
         warn(format_args!("cannot look for mounts whose daemon is gone: {error}"));
@@ -98,6 +104,13 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// The mountpoints in the part of the file tree that this process sees.
+fn seen_mounts(status: &DaemonStatus) -> Vec<PathBuf> {
+    let (own, theirs) = (own_view().ok(), status.view.as_deref());
+    let seen = status.mounts.iter().filter(|mount| mount.is_seen_from(own.as_deref(), theirs));
+    seen.map(|mount| mount.mountpoint.clone()).collect()
 }
 
 async fn status_of(daemon: Option<Backend>) -> Result<Option<DaemonStatus>, CliError> {
@@ -134,7 +147,7 @@ fn print_table_of(mounts: &[MountStatus], dead: &[OtherMount]) -> Result<(), Cli
         ["MOUNT", "REFERENCE", "DIGEST", "TOTAL", "RESIDENT", "STATE", "REST", "PASSTHROUGH"];
     let mounts = mounts.iter().map(|mount| {
         vec![
-            path_text(&mount.mountpoint),
+            mountpoint_text(mount),
             reference_text(mount),
             short_digest(&mount.digest).to_owned(),
             sizes::show(mount.total_bytes),
@@ -158,6 +171,16 @@ fn print_table_of(mounts: &[MountStatus], dead: &[OtherMount]) -> Result<(), Cli
         ]
     });
     print_table(&headings, &[3, 4], mounts.chain(dead))
+}
+
+/// The mountpoint. It may lie in another container, where the path means another directory.
+fn mountpoint_text(mount: &MountStatus) -> String {
+    let place = path_text(&mount.mountpoint);
+    let own = own_view().ok();
+    match &mount.elsewhere {
+        Some(view) if Some(view) != own.as_ref() => format!("{place} (in another namespace)"),
+        _ => place,
+    }
 }
 
 /// The reference, and the labels that chose a kit of an index.

@@ -18,9 +18,11 @@ use super::error::CliError;
 use super::output::{count_of, print_line, print_table, printable, say, warn};
 use super::settings::{Settings, mountpoint};
 use super::sizes;
-use crate::daemon::api::{Failure, FailureKind, RecordRequest};
-use crate::daemon::{Backend, ByteStream, TRACE_LIMIT_BYTES, read_trace};
+use crate::control::ByteStream;
+use crate::control::api::{Failure, FailureKind, RecordRequest, StopRecordingRequest};
+use crate::daemon::{Backend, TRACE_LIMIT_BYTES, read_trace};
 use crate::fs::{TRACE_LINES, Trace, percent_encoded};
+use crate::process::view::own_view;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -66,7 +68,7 @@ enum Command {
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     match arguments.command {
         Command::Record { mountpoint: place, output, command } => {
-            let request = RecordRequest { mountpoint: mountpoint(&place)? };
+            let request = RecordRequest { mountpoint: mountpoint(&place)?, view: own_view().ok() };
             record(settings, request, output.as_deref(), &command).await
         }
         Command::Show { file, summary } => show(&file, summary),
@@ -86,7 +88,7 @@ async fn record(
     if output.is_none() && !command.is_empty() {
         return Err(CliError::usage("the command's output would mix with the trace: add -o FILE"));
     }
-    let lines = backend.record(&request).await?;
+    let lines = backend.stream(request.clone()).await?;
     let output = Output::new(output)?;
     let (path, is_new) = (output.path.clone(), matches!(output.sink, Sink::Started(_)));
     let mut interrupts = Interrupts { signal: signal(SignalKind::interrupt())?, skips_next: false };
@@ -225,7 +227,9 @@ impl Recorder {
         if self.lines.is_none() || std::mem::replace(&mut self.is_stopped, true) {
             return;
         }
-        if self.backend.stop_recording(&self.request).await.is_err() {
+        let RecordRequest { mountpoint, view } = self.request.clone();
+        let request = StopRecordingRequest { mountpoint, view };
+        if self.backend.ask(request).await.is_err() {
             // The mount has ended meanwhile, and with it the recording.
             self.lines = None;
         }

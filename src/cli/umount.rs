@@ -7,9 +7,10 @@ use tokio::task::spawn_blocking;
 use super::error::CliError;
 use super::output::{print_warnings, say};
 use super::settings::{Settings, mountpoint};
-use crate::daemon::api::{Failure, FailureKind, UnmountReport};
+use crate::control::api::{Failure, FailureKind, MountStatus, UnmountReport, UnmountRequest};
 use crate::daemon::{Backend, Server};
 use crate::fuse::{MountError, other_mounts, unmount_other};
+use crate::process::view::own_view;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -59,6 +60,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
 /// The mounts of this user, or the mounts that use the cache folder of `--cache-dir`.
 async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
     let mut places = Vec::new();
+    let own = own_view().ok();
     if let Ok(config) = settings.daemon() {
         let running = match Backend::running(&config).await {
             Ok(running) => running,
@@ -67,7 +69,10 @@ async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
             Err(failure) => return Err(failure.into()),
         };
         for daemon in running.into_iter().chain(Backend::lost(&config).await?) {
-            places.extend(daemon.status().await?.mounts.into_iter().map(|mount| mount.mountpoint));
+            let status = daemon.status().await?;
+            let is_seen =
+                |mount: &MountStatus| mount.is_seen_from(own.as_deref(), status.view.as_deref());
+            places.extend(status.mounts.into_iter().filter(is_seen).map(|mount| mount.mountpoint));
         }
     }
     if !settings.names_cache_folder() {
@@ -94,9 +99,10 @@ async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<Unmoun
         (Server::Silent | Server::Gone | Server::NoMount, _) => None,
     };
     if let Some(daemon) = daemon {
-        match daemon.unmount(place, lazy).await {
+        let request = UnmountRequest { mountpoint: place.to_owned(), lazy, view: own_view().ok() };
+        match daemon.ask(request).await {
             Ok(report) => return Ok(report),
-            // Another daemon has it, or the mount is a leftover.
+            // Another daemon has it, the mount is a leftover, or the daemon does not see it.
             Err(failure) if failure.kind == FailureKind::NotFound => {}
             // The daemon was killed before it answered.
             Err(failure) if failure.kind == FailureKind::Daemon && daemon.has_ended().await => {}

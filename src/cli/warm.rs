@@ -19,11 +19,11 @@ use super::output::{
 use super::reference::parse_reference;
 use super::settings::{DEFAULT_UMASK, Settings, absolute};
 use super::sizes;
-use crate::daemon::Backend;
-use crate::daemon::api::{
+use crate::control::api::{
     FailureKind, KitRequest, KitState, LayerProgress, RawPath, WarmEvent, WarmReport, WarmRequest,
     WarmedLayer,
 };
+use crate::daemon::Backend;
 
 /// The interval of progress lines where no terminal shows bars.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -85,7 +85,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let backend = Backend::open(&config).await?;
     settings.warn_of_other_bounds(&backend).await?;
     let mut display = Display::new();
-    let report = backend.warm(request, &mut |event| display.show(event)).await;
+    let report = backend.call(request, &mut |event| display.show(event)).await;
     display.clear();
     let report = report?;
     print_warnings(&report.warnings);
@@ -186,7 +186,6 @@ impl Display {
                 let total_bytes = layers.iter().map(|layer| layer.total_bytes).sum();
                 self.say_now_and_then(done_bytes, total_bytes);
             }
-            WarmEvent::Warmed(_) | WarmEvent::Failed(_) => {}
         }
     }
 

@@ -1,37 +1,42 @@
-//! Runs the work of a command: in the daemon that owns the cache folder, or in this process.
+//! Finds the daemon that owns a cache folder, or does its work in this process.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::stream::BoxStream;
-use parking_lot::Mutex;
+use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use super::api::{
-    CacheReport, CacheRequest, CatalogueRequest, DaemonStatus, Failure, FailureKind, Info,
-    KitRequest, ListRequest, Listing, MountRequest, MountStatus, OpenProgress, ReadRequest,
-    RecordRequest, TagInfo, TagsRequest, UnmountReport, WarmEvent, WarmReport, WarmRequest,
-};
-use super::client::{Client, Liveness, silence};
 use super::failure::panicked;
 use super::keeping::Keeping;
 use super::lifecycle::{self, DaemonConfig};
-use super::seen;
 use super::service::Service;
-use super::socket::{Address, SocketPath};
-use crate::fuse::{Answer, daemon_of, other_mounts};
+use super::{mounting, seen};
+use crate::control::api::{
+    DaemonStatus, Failure, FailureKind, KitHandle, KitRequest, ListRequest, Listing,
+    MountDescription, MountRequest, MountStatus, OpenProgress, OpenRequest, RawPath, ReadRequest,
+    ReplaceRequest, StatusRequest, StopRequest, UnmountReport,
+};
+use crate::control::socket::{Address, SocketPath};
+use crate::control::{self, ByteStream, Client, Connection, Handle, Lease, Liveness, Operation};
+use crate::fuse::{Answer, Attached, daemon_of, other_mounts};
 use crate::process::running_time::Stopwatch;
 
-/// The bytes of files, as they arrive.
-pub type ByteStream = BoxStream<'static, Result<Bytes, Failure>>;
-
 /// A running daemon, or a service in this process.
+#[derive(Clone)]
 pub struct Backend {
     cache_folder: PathBuf,
-    kind: Kind,
+    connection: Arc<Connection<Service>>,
+}
+
+/// A kit that the backend has open. It stays open as long as this value lives.
+pub struct OpenKit {
+    backend: Backend,
+    /// Names this very kit, also to the next process of the daemon.
+    pinned: KitRequest,
+    open: Mutex<(KitHandle, Lease)>,
 }
 
 /// The daemon that serves a mount.
@@ -44,11 +49,6 @@ pub enum Server {
     Gone,
     /// No kit is mounted there, as far as this process sees.
     NoMount,
-}
-
-enum Kind {
-    Daemon(Client),
-    Local(Arc<Service>),
 }
 
 impl Backend {
@@ -64,7 +64,8 @@ impl Backend {
         match lifecycle::open_cache(config).await? {
             Some((cache, child_limits)) => {
                 let service = Service::new(cache, config, child_limits, None, Keeping::none());
-                Ok(Self { cache_folder: config.cache_folder.clone(), kind: Kind::Local(service) })
+                let connection = Arc::new(Connection::InProcess(service));
+                Ok(Self { cache_folder: config.cache_folder.clone(), connection })
             }
             None => Self::daemon(config).await,
         }
@@ -121,24 +122,18 @@ impl Backend {
             Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(not_ours()),
             Err(_) => return Ok(None),
         };
-        let client = Client::new(socket)?;
+        let client = Client::new(socket);
         match client.liveness().await {
-            Liveness::Answers => {
-                let kind = Kind::Daemon(client);
-                Ok(Some(Self { cache_folder: config.cache_folder.clone(), kind }))
-            }
+            Liveness::Answers => Ok(Some(Self::over(config.cache_folder.clone(), client))),
+            Liveness::Foreign(failure) => Err(failure),
             // The next one may start.
             Liveness::Ends if lifecycle::falls_silent(client.socket()).await => Ok(None),
-            Liveness::Ends | Liveness::Silent => {
-                let message = format!(
-                    "the daemon of {folder}, process {pid}, does not answer ({}): it is stopped, or the \
-                     machine is overloaded. `kill -CONT {pid}` continues a stopped process, \
-                     `kill -KILL {pid}` ends it",
-                    silence()
-                );
-                Err(Failure::new(FailureKind::Daemon, message))
-            }
+            Liveness::Ends | Liveness::Silent => Err(silent(&config.cache_folder, pid)),
         }
+    }
+
+    fn over(cache_folder: PathBuf, client: Client) -> Self {
+        Self { cache_folder, connection: Arc::new(Connection::Daemon(client)) }
     }
 
     /// Looks for the daemon of the mount at a canonical mountpoint, whatever its cache folder.
@@ -182,8 +177,7 @@ impl Backend {
         let Some(address) = Address::parse(told) else { return Ok(None) };
         for socket in address.sockets() {
             if socket.is_answered_by_own_user().await {
-                let kind = Kind::Daemon(Client::new(socket)?);
-                return Ok(Some(Self { cache_folder: address.cache_folder.clone(), kind }));
+                return Ok(Some(Self::over(address.cache_folder.clone(), Client::new(socket))));
             }
         }
         Ok(None)
@@ -192,119 +186,136 @@ impl Backend {
     /// Whether the daemon has ended, or ends within a moment. For a request that failed without an
     /// answer.
     pub async fn has_ended(&self) -> bool {
-        match &self.kind {
-            Kind::Daemon(client) => lifecycle::falls_silent(client.socket()).await,
-            Kind::Local(_) => false,
+        match &*self.connection {
+            Connection::Daemon(client) => lifecycle::falls_silent(client.socket()).await,
+            Connection::InProcess(_) => false,
         }
     }
 
-    /// Returns the process, its cache and its mounts.
+    /// Sends a request, and waits for its answer.
+    ///
+    /// # Errors
+    /// The failure of the operation, or that the daemon does not answer.
+    pub async fn ask<O: Operation>(&self, request: O) -> Result<O::Answer, Failure>
+    where
+        Service: Handle<O>,
+    {
+        self.call(request, &mut |_| {}).await
+    }
+
+    /// Sends a request, and waits for its answer. Calls `on_event` meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn call<O: Operation>(
+        &self,
+        request: O,
+        on_event: &mut (dyn FnMut(O::Event) + Send),
+    ) -> Result<O::Answer, Failure>
+    where
+        Service: Handle<O>,
+    {
+        self.call_and_keep(request, on_event).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`Self::call`]. The lease keeps what the daemon keeps for this command.
+    async fn call_and_keep<O: Operation>(
+        &self,
+        request: O,
+        on_event: &mut (dyn FnMut(O::Event) + Send),
+    ) -> Result<(O::Answer, Lease), Failure>
+    where
+        Service: Handle<O>,
+    {
+        self.send(request, &[], on_event).await
+    }
+
+    async fn send<O: Operation>(
+        &self,
+        request: O,
+        descriptors: &[BorrowedFd<'_>],
+        on_event: &mut (dyn FnMut(O::Event) + Send),
+    ) -> Result<(O::Answer, Lease), Failure>
+    where
+        Service: Handle<O>,
+    {
+        let has_paths = request.has_paths();
+        match (self.connection.call(request, descriptors, on_event).await, &*self.connection) {
+            (Err(failure), Connection::Daemon(_)) if has_paths => {
+                Err(seen::explained(self, failure).await)
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// Sends a request whose answer is bytes. Returns when the first of them are there, or their end.
+    ///
+    /// # Errors
+    /// The failure of the operation before its first bytes. A later one is an item of the stream.
+    pub async fn stream<O: Operation>(&self, request: O) -> Result<ByteStream, Failure>
+    where
+        Service: Handle<O>,
+    {
+        self.connection.stream(request).await
+    }
+
+    /// The process, its cache and its mounts.
     pub async fn status(&self) -> Result<DaemonStatus, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => client.status().await,
-            Kind::Local(service) => Ok(service.status().await),
+        // Not by `ask`, which asks for the status itself to explain a failure.
+        let status = self.connection.call(StatusRequest {}, &[], &mut |event| match event {}).await;
+        match (status, &*self.connection) {
+            (Err(failure), Connection::Daemon(client)) if failure == control::silence() => {
+                let pid = client.socket().listener().await.unwrap_or_default();
+                Err(silent(&self.cache_folder, pid))
+            }
+            (status, _) => Ok(status?.0),
         }
     }
 
-    /// Mounts a kit, and returns when its files can be listed. Calls `on_progress` meanwhile.
+    /// The cache folder, as this command names it.
+    pub(super) fn cache_folder(&self) -> &Path {
+        &self.cache_folder
+    }
+
+    /// Mounts a kit in the part of the file tree that this process sees, and returns when its files can be
+    /// listed. Calls `on_progress` meanwhile. The backend must be a daemon, which serves the mount.
+    ///
+    /// # Errors
+    /// When the mountpoint is not usable, the kit cannot be opened, or the kernel refuses. Nothing is mounted
+    /// then.
     pub async fn mount(
         &self,
-        request: MountRequest,
+        description: MountDescription,
         on_progress: &mut (dyn FnMut(OpenProgress) + Send),
     ) -> Result<MountStatus, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => seen::mount(client, &request, on_progress).await,
-            Kind::Local(service) => {
-                let heard = Mutex::new(on_progress);
-                service.mount(request, &|progress| heard.lock()(progress)).await
-            }
-        }
+        mounting::mount(self, description, on_progress).await
     }
 
-    /// Opens a kit for [`Backend::list`] and [`Backend::read`]. Returns the request with the manifest's
-    /// digest, which names the same kit when the tag moves. Calls `on_progress` meanwhile.
+    /// Opens a kit. Calls `on_progress` meanwhile.
     pub async fn open_kit(
         &self,
-        request: KitRequest,
+        kit: KitRequest,
         on_progress: &mut (dyn FnMut(OpenProgress) + Send),
-    ) -> Result<KitRequest, Failure> {
-        let reference = match &self.kind {
-            Kind::Daemon(client) => {
-                let opened = client.open_kit(&request, on_progress).await;
-                seen::explained(client, &request.reference, opened).await?
-            }
-            Kind::Local(service) => {
-                let heard = Mutex::new(on_progress);
-                service.open_kit(&request, &|progress| heard.lock()(progress)).await?
-            }
-        };
-        // The digest is that of the kit that the labels chose.
-        Ok(KitRequest { reference, labels: Vec::new(), ..request })
-    }
-
-    /// Downloads a kit, files of it, or the ranges of a trace into the cache. Calls `on_event` meanwhile.
-    pub async fn warm(
-        &self,
-        request: WarmRequest,
-        on_event: &mut (dyn FnMut(WarmEvent) + Send),
-    ) -> Result<WarmReport, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => {
-                let warmed = client.warm(&request, on_event).await;
-                seen::explained(client, &request.kit.reference, warmed).await
-            }
-            Kind::Local(service) => {
-                let heard = Mutex::new(on_event);
-                service.warm(request, &|event| heard.lock()(event)).await
-            }
-        }
-    }
-
-    /// Records the reads from a mount, as lines of an access trace, until [`Self::stop_recording`] or the
-    /// end of the mount. Only a daemon has mounts.
-    pub async fn record(&self, request: &RecordRequest) -> Result<ByteStream, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => client.record(request).await,
-            Kind::Local(_) => Err(no_mounts(request)),
-        }
-    }
-
-    /// Ends a recording. Its last lines are still to come.
-    pub async fn stop_recording(&self, request: &RecordRequest) -> Result<(), Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => client.stop_recording(request).await,
-            Kind::Local(_) => Err(no_mounts(request)),
-        }
-    }
-
-    /// Ends a mount, with `lazy` also while programs use it. The report names other namespaces that
-    /// still have the mount.
-    pub async fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<UnmountReport, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => client.unmount(mountpoint, lazy).await,
-            Kind::Local(service) => service.unmount(mountpoint, lazy).await,
-        }
+    ) -> Result<OpenKit, Failure> {
+        let (opened, lease) = self.call_and_keep(OpenRequest { kit }, on_progress).await?;
+        let open = Mutex::new((opened.kit, lease));
+        Ok(OpenKit { backend: self.clone(), pinned: opened.pinned, open })
     }
 
     /// Ends the daemon and its mounts, and returns when the cache folder is free. The report names
     /// programs that still used a mount.
     pub async fn stop(&self) -> Result<UnmountReport, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => {
-                // The folder of a lost daemon may have another daemon now.
-                let is_lost = client.status().await.is_ok_and(|it| it.cache_folder_is_lost);
-                let report = client.stop().await?;
-                match is_lost {
-                    true => lifecycle::wait_until_silent(client.socket()).await,
-                    false => lifecycle::wait_until_gone(&self.cache_folder).await,
-                }?;
-                Ok(report)
-            }
-            Kind::Local(service) => {
-                service.end_mounts().await;
-                Ok(UnmountReport::default())
-            }
-        }
+        let Connection::Daemon(client) = &*self.connection else {
+            return self.ask(StopRequest {}).await;
+        };
+        // The folder of a lost daemon may have another daemon now.
+        let is_lost = self.status().await.is_ok_and(|it| it.cache_folder_is_lost);
+        let report = self.ask(StopRequest {}).await?;
+        match is_lost {
+            true => lifecycle::wait_until_silent(client.socket()).await,
+            false => lifecycle::wait_until_gone(&self.cache_folder).await,
+        }?;
+        Ok(report)
     }
 
     /// Has another process go on with the mounts of the daemon, and returns its status.
@@ -312,75 +323,80 @@ impl Backend {
     /// # Errors
     /// When the daemon has no keeper, or the other process does not answer.
     pub async fn replace(&self, config: &DaemonConfig) -> Result<DaemonStatus, Failure> {
-        let Kind::Daemon(client) = &self.kind else { return Err(no_daemon(config)) };
-        let before = client.status().await?;
-        client.replace().await?;
+        let before = self.status().await?;
+        self.ask(ReplaceRequest {}).await?;
         lifecycle::wait_for_successor(config, &before).await
-    }
-
-    /// Describes a kit or an index. Reads no layer.
-    pub async fn info(&self, request: KitRequest) -> Result<Info, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => {
-                seen::explained(client, &request.reference, client.info(&request).await).await
-            }
-            Kind::Local(service) => service.info(&request).await,
-        }
-    }
-
-    /// Lists the repositories of a registry.
-    pub async fn catalogue(&self, request: CatalogueRequest) -> Result<Vec<String>, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => client.catalogue(&request).await,
-            Kind::Local(service) => service.catalogue(&request).await,
-        }
-    }
-
-    /// Lists the tags of a repository.
-    pub async fn tags(&self, request: TagsRequest) -> Result<Vec<TagInfo>, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => {
-                let reference = request.reference.clone().unwrap_or_default();
-                seen::explained(client, &reference, client.tags(&request).await).await
-            }
-            Kind::Local(service) => service.tags(&request).await,
-        }
-    }
-
-    /// Lists the entries of a kit's tree.
-    pub async fn list(&self, request: ListRequest) -> Result<Listing, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => client.list(&request).await,
-            Kind::Local(service) => service.list(&request).await,
-        }
-    }
-
-    /// Reads files of a kit.
-    pub async fn read(&self, request: ReadRequest) -> Result<ByteStream, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => client.read(&request).await,
-            Kind::Local(service) => service.read(&request).await,
-        }
-    }
-
-    /// Lists, removes or checks layers in the cache.
-    pub async fn cache(&self, request: CacheRequest) -> Result<CacheReport, Failure> {
-        match &self.kind {
-            Kind::Daemon(client) => client.cache(&request).await,
-            Kind::Local(service) => service.cache(request).await,
-        }
     }
 }
 
-fn no_daemon(config: &DaemonConfig) -> Failure {
-    let message = format!("no daemon runs for {}", config.cache_folder.display());
+/// The failure of a daemon that neither answers nor ends.
+fn silent(cache_folder: &Path, pid: i32) -> Failure {
+    let message = format!(
+        "the daemon of {}, process {pid}, does not answer (no answer for {} s): it is stopped, or the machine \
+         is overloaded. `kill -CONT {pid}` continues a stopped process, `kill -KILL {pid}` ends it",
+        cache_folder.display(),
+        control::ANSWER_TIMEOUT.as_secs()
+    );
     Failure::new(FailureKind::Daemon, message)
 }
 
-fn no_mounts(request: &RecordRequest) -> Failure {
-    let message = format!(
-        "no daemon serves a mount on {}; `kitfs status` lists the mounts",
-        request.mountpoint.display()
-    );
-    Failure::new(FailureKind::NotFound, message)
+impl OpenKit {
+    /// Lists entries of the kit's tree: those of a directory, or with `recursive` all below it.
+    pub async fn list(&self, path: RawPath, recursive: bool) -> Result<Listing, Failure> {
+        let request = |kit| ListRequest { kit, path: path.clone(), recursive };
+        let kit = self.handle().await;
+        match self.backend.ask(request(kit)).await {
+            Err(failure) if failure.kind == FailureKind::Stale => {
+                self.backend.ask(request(self.open_again(kit).await?)).await
+            }
+            listing => listing,
+        }
+    }
+
+    /// Reads files of the kit, one behind the other.
+    pub async fn read(&self, paths: Vec<RawPath>) -> Result<ByteStream, Failure> {
+        let request = |kit| ReadRequest { kit, paths: paths.clone() };
+        let kit = self.handle().await;
+        match self.backend.stream(request(kit)).await {
+            Err(failure) if failure.kind == FailureKind::Stale => {
+                self.backend.stream(request(self.open_again(kit).await?)).await
+            }
+            bytes => bytes,
+        }
+    }
+
+    /// Has the daemon serve a mount of the kit.
+    pub(super) async fn serve(
+        &self,
+        attached: &Attached,
+        mount: MountDescription,
+    ) -> Result<MountStatus, Failure> {
+        let request = |kit| MountRequest { kit, mount: mount.clone(), place: attached.place() };
+        let descriptors = [attached.device()];
+        let kit = self.handle().await;
+        let status = match self.backend.send(request(kit), &descriptors, &mut |_| {}).await {
+            Err(failure) if failure.kind == FailureKind::Stale => {
+                let request = request(self.open_again(kit).await?);
+                self.backend.send(request, &descriptors, &mut |_| {}).await
+            }
+            status => status,
+        };
+        status.map(|(status, _)| status)
+    }
+
+    async fn handle(&self) -> KitHandle {
+        self.open.lock().await.0
+    }
+
+    /// Opens the kit again, because the process that had it open is gone.
+    async fn open_again(&self, stale: KitHandle) -> Result<KitHandle, Failure> {
+        let mut open = self.open.lock().await;
+        // Another task may have been faster.
+        if open.0 == stale {
+            let request = OpenRequest { kit: self.pinned.clone() };
+            let (opened, lease) = self.backend.call_and_keep(request, &mut |_| {}).await?;
+            *open = (opened.kit, lease);
+        }
+        Ok(open.0)
+    }
 }

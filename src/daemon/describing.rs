@@ -1,6 +1,8 @@
 //! Descriptions for users: a kit without a look into its layers (`kitfs info`), and the fetched bytes.
 
-use super::api::{FetchStatus, IndexEntryInfo, IndexInfo, Info, KitInfo, LayerInfo, RemoteInfo};
+use crate::control::api::{
+    FetchStatus, IndexEntryInfo, IndexInfo, Info, KitInfo, LayerInfo, RemoteInfo,
+};
 use crate::fetch::FetchUsage;
 use crate::fs::{Described, Description, IndexDescription};
 use crate::kit::{Family, GoYaml, Kit, KitLayer, RemoteData, RemoteTarget, Role};

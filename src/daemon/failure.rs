@@ -4,8 +4,8 @@
 
 use std::io;
 
-use super::api::{Failure, FailureKind};
 use crate::cache::CacheError;
+use crate::control::api::{Failure, FailureKind};
 use crate::fetch::FetchError;
 use crate::fs::LoadError;
 use crate::fuse::MountError;
@@ -14,7 +14,7 @@ use crate::oci::{ChoiceError, Digest, LabelError, ReferenceError};
 use crate::source::SourceError;
 
 impl FailureKind {
-    /// Every kind.
+    /// Every kind that ends a command.
     const ALL: [Self; 9] = [
         Self::Internal,
         Self::Usage,
@@ -38,7 +38,7 @@ impl FailureKind {
             Self::BadContent => 6,
             Self::Mountpoint => 7,
             Self::Cache => 8,
-            Self::Daemon => 9,
+            Self::Daemon | Self::Stale => 9,
         }
     }
 }

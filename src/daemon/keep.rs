@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-use super::api::FailureKind;
 use super::descriptors;
 use super::lifecycle::DaemonConfig;
 use super::log::Log;
+use crate::control::api::FailureKind;
 use crate::keeper::{self, Channel};
 use crate::process::limits::ChildLimits;
 

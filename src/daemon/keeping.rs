@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
-use super::api::MountRequest;
 use super::keep::{self, Program};
 use super::lifecycle::DaemonConfig;
+use crate::control::api::MountDescription;
 use crate::fs::LoadedKit;
 use crate::fuse::{Attached, MountState};
 use crate::keeper::{Channel, Held, Order};
@@ -73,7 +73,7 @@ pub(super) struct Kept {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// The request of the command.
-    pub(super) request: MountRequest,
+    pub(super) request: MountDescription,
     /// The state of a mount that was announced to its command.
     pub(super) announced: Option<Announced>,
 }
@@ -163,7 +163,7 @@ impl Keeping {
     pub(super) fn hold(
         self: &Arc<Self>,
         attached: &Attached,
-        request: &MountRequest,
+        request: &MountDescription,
     ) -> io::Result<Option<Kept>> {
         if !self.is_kept() {
             return Ok(None);
@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_record_that_a_kill_has_cut_is_of_a_mount_that_was_not_announced() {
-        let request: MountRequest = serde_json::from_value(json!({
+        let request: MountDescription = serde_json::from_value(json!({
             "kit": {"reference": "ghcr.io/org/kit:v1", "umask": 18}, "mountpoint": "/a\nb", "tensor_prefetch": true,
             "hydrate": "begun", "hydrate_after_seconds": 30,
         }))

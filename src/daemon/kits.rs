@@ -1,17 +1,21 @@
-//! Kits that were loaded a moment ago, so that `ls` and then `cat` load once.
+//! Open kits.
 //!
-//! A kit is found again by its manifest's digest, never by its tag: the caller resolves the tag
-//! first, so a tag that moved is seen. What a mount serves is found too, without being kept for
-//! it. An open kit keeps its layers in the cache, so [`Kits::let_go`] comes before an eviction by
-//! hand.
+//! - A command that has opened a kit names it by a handle, until the command ends ([`Kits::lend`]).
+//! - A kit stays open for a moment afterwards, so that `ls` and then `cat` load once ([`Kits::keep`]). It is
+//!   found again by its manifest's digest, never by its tag: a tag may move.
+//! - The kit of a mount is found as long as the mount has it open ([`Kits::share`]).
+//!
+//! An open kit keeps its layers in the cache, so [`Kits::let_go`] comes before an eviction by hand.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::api::KitRequest;
+use crate::control::api::{Failure, FailureKind, KitHandle, KitRequest};
 use crate::fs::LoadedKit;
 use crate::oci::{Digest, Origin, Selector};
 
@@ -24,8 +28,27 @@ const MOST_KEPT: usize = 8;
 #[derive(Default)]
 pub(super) struct Kits {
     kits: Mutex<Vec<Known>>,
+    lent: Mutex<HashMap<u64, Lent>>,
     /// Whether a task closes kept kits; one task is enough for all. Changed under the lock of `kits`.
     is_expiring: AtomicBool,
+}
+
+/// A kit that a command of this user has open.
+struct Lent {
+    uid: u32,
+    kit: Arc<LoadedKit>,
+}
+
+/// Keeps a handle valid. Dropping it closes the kit.
+pub(super) struct Loan {
+    kits: Arc<Kits>,
+    number: u64,
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.kits.lent.lock().remove(&self.number);
+    }
 }
 
 struct Known {
@@ -36,6 +59,33 @@ struct Known {
 }
 
 impl Kits {
+    /// Lends a kit to a command of the user `uid`.
+    pub(super) fn lend(self: &Arc<Self>, kit: Arc<LoadedKit>, uid: u32) -> (KitHandle, Loan) {
+        let mut lent = self.lent.lock();
+        // Keyed by the system's random numbers. They do not repeat in the life of a process.
+        let number = loop {
+            let number = RandomState::new().build_hasher().finish();
+            if !lent.contains_key(&number) {
+                break number;
+            }
+        };
+        lent.insert(number, Lent { uid, kit });
+        (KitHandle(number), Loan { kits: self.clone(), number })
+    }
+
+    /// The kit that a command of the user `uid` has open.
+    ///
+    /// # Errors
+    /// `Stale` when there is none: another process of the daemon has lent it.
+    pub(super) fn lent(&self, handle: KitHandle, uid: u32) -> Result<Arc<LoadedKit>, Failure> {
+        let lent = self.lent.lock();
+        let lent = lent.get(&handle.0).filter(|lent| lent.uid == uid);
+        lent.map(|lent| lent.kit.clone()).ok_or_else(|| {
+            let message = "the daemon was replaced meanwhile: try again";
+            Failure::new(FailureKind::Stale, message)
+        })
+    }
+
     /// Whether no kit is known, so that looking for one is in vain.
     pub(super) fn is_empty(&self) -> bool {
         self.kits.lock().is_empty()
@@ -107,4 +157,9 @@ impl Kits {
 /// The reference that names the same kit for ever: `origin`'s repository at `manifest`.
 pub(super) fn pinned_reference(origin: &Origin, manifest: Digest) -> String {
     origin.with_selector(Selector::Digest(manifest)).to_string()
+}
+
+/// The request that names the same kit for ever: its labels have chosen the manifest.
+pub(super) fn pinned_request(request: &KitRequest, pinned: String) -> KitRequest {
+    KitRequest { reference: pinned, labels: Vec::new(), ..request.clone() }
 }

@@ -22,7 +22,6 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use super::api::{DaemonStatus, Failure, FailureKind, MountRequest, MountStatus};
 use super::backend::Backend;
 use super::descriptors;
 use super::failure::cache_failure;
@@ -30,11 +29,13 @@ use super::keep;
 use super::keeping::Keeping;
 use super::log::{self, Log};
 use super::machine;
-use super::server;
+use super::mounts::MountKey;
 use super::service::{At, Service};
 use super::signals::{self, Place, Signals, Told};
-use super::socket::{Address, FolderSocket, OwnerOnly, SocketPath};
 use crate::cache::{Cache, CacheConfig};
+use crate::control;
+use crate::control::api::{DaemonStatus, Failure, FailureKind, MountDescription, MountStatus};
+use crate::control::socket::{Address, FolderSocket, SocketPath};
 use crate::keeper::Order;
 use crate::process::limits::ChildLimits;
 use crate::process::running_time::{self, Stopwatch};
@@ -98,7 +99,7 @@ pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// When the cache folder is held or unusable, or the mount cannot be made.
 pub async fn run(
     config: DaemonConfig,
-    mount: Option<MountRequest>,
+    mount: Option<MountDescription>,
     is_kept: bool,
     ready: impl FnOnce(Option<&MountStatus>) + Send,
 ) -> Result<(), Failure> {
@@ -125,11 +126,10 @@ pub async fn run(
     let at = At { socket: Arc::new(socket), address };
     let service = Service::new(cache, &config, child_limits, Some(at), keeping.clone());
     let listeners = [Some(listener), by_name].into_iter().flatten();
-    let mut servers: JoinSet<io::Result<()>> = listeners
+    let admits: control::Admission = Arc::new(is_owner);
+    let mut servers: JoinSet<()> = listeners
         .map(|listener| {
-            axum::serve(OwnerOnly(listener), server::router(service.clone()))
-                .with_graceful_shutdown(service.drained())
-                .into_future()
+            control::serve(listener, service.clone(), admits.clone(), service.draining())
         })
         .collect();
 
@@ -176,6 +176,11 @@ pub async fn run(
     let _ = running_time::timeout(DRAIN_TIMEOUT, drained).await;
     service.remove_socket();
     outcome
+}
+
+/// The user of the daemon, and root, may send requests.
+fn is_owner(peer: control::Peer) -> bool {
+    peer.uid == rustix::process::geteuid().as_raw() || peer.uid == 0
 }
 
 /// Starts another keeper whenever the keeper is gone. Never done.
@@ -228,7 +233,7 @@ async fn watch_folder(service: &Service) -> std::convert::Infallible {
 
 async fn serve_until_told(
     service: &Arc<Service>,
-    mount: Option<MountRequest>,
+    mount: Option<MountDescription>,
     ready: impl FnOnce(Option<&MountStatus>) + Send,
     log: Option<&Log>,
 ) -> Result<(), Failure> {
@@ -247,7 +252,8 @@ async fn serve_until_told(
         }
     };
     tokio::pin!(told);
-    let only_mount = mount.as_ref().map(|mount| mount.mountpoint.clone());
+    let only_mount: Option<MountKey> =
+        mount.as_ref().map(|mount| service.mount_key(None, mount.mountpoint.clone()));
     let status = match mount {
         None => None,
         Some(mount) => tokio::select! {
@@ -261,9 +267,9 @@ async fn serve_until_told(
     ready(status.as_ref());
     let reason = match only_mount {
         None => told.await,
-        Some(mountpoint) => tokio::select! {
+        Some(key) => tokio::select! {
             reason = told => reason,
-            () = service.ended(&mountpoint) => "the mount ended",
+            () = service.ended(&key) => "the mount ended",
         },
     };
     tracing::info!(reason, "stopping");

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::api::{Entry, EntryKind, Failure, ListRequest, Listing, RawPath};
 use super::paths::{self, LastLink};
+use crate::control::api::{Entry, EntryKind, Failure, ListRequest, Listing, RawPath};
 use crate::fs::LoadedKit;
 use crate::kit::{Content, NodeId, NodeKind, Tree};
 

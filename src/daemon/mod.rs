@@ -1,33 +1,29 @@
-//! Lifecycle: the daemon that owns a cache folder, its control socket and its table of mounts.
+//! The daemon that owns a cache folder, and its mounts.
 //!
 //! ```text
-//! command --> Backend --unix socket--> server --> Service --> mounts --> fuse
-//!                '------ no daemon -------------------^  '--> kits (ls, cat, info, …)
+//! command --> Backend --control--> Service --> mounts --> fuse
+//!                                     '------> kits (ls, cat, info, …)
 //! ```
 //!
-//! - [`api`]: the messages on the socket; plain data.
 //! - [`Backend`]: the daemon when one runs, else a service in this process.
-//! - `service`: the work itself; `mounts`: its table of mounts; `kits`: the kits that it has open;
-//!   `networks`: its connections; `paths`, `listing`, `reading`, `describing`, `upkeep`: its
-//!   answers.
-//! - `server`, `client`, `frames`, `socket`: the control socket, on both sides.
-//! - `seen`: commands and daemons that see different file trees.
+//! - `service`: the work of each operation; `mounts`: its table of mounts; `kits`: the kits that it has open;
+//!   `networks`: its connections; `paths`, `listing`, `reading`, `describing`, `upkeep`: its answers.
+//! - `mounting`: mounts for a command, in the part of the file tree that the command sees.
+//! - `seen`: daemons that see another file tree than a command.
 //! - `failure`: the meaning of every room's errors to a user.
 //! - `lifecycle`: starting, running and ending a daemon; `log`: its log in the background.
+//! - `keep`, `keeping`: the keeper's process, and the mounts that it holds.
 //!
 //! One daemon owns one cache folder: one budget, one single flight, one limiter per registry host
 //! for all mounts of a user. A daemon stays until it is told to stop: it is idle at no cost, and
 //! the next mount finds its connections and its cache open.
 
-pub mod api;
 mod backend;
 mod bringing;
-mod client;
 mod describing;
 mod descriptors;
 mod failure;
 mod fitting;
-mod frames;
 mod hydrate;
 mod keep;
 mod keeping;
@@ -37,6 +33,7 @@ mod listing;
 mod log;
 mod machine;
 mod memory;
+mod mounting;
 mod mounts;
 mod networks;
 mod own_paths;
@@ -45,16 +42,14 @@ mod reading;
 mod recording;
 mod replay;
 mod seen;
-mod server;
 mod service;
 mod signals;
-mod socket;
 mod tags;
 mod upkeep;
 mod waiting;
 mod warming;
 
-pub use backend::{Backend, ByteStream, Server};
+pub use backend::{Backend, OpenKit, Server};
 pub use keep::keep;
 pub use lifecycle::{DaemonConfig, detach, report_ready, run};
 pub use replay::{TRACE_LIMIT_BYTES, read_trace};

@@ -12,7 +12,7 @@
 //! added to it: a mount that comes too late is taken out of the tree again.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -21,19 +21,20 @@ use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::api::{
-    Failure, FailureKind, HydrateMode, HydrateState, MountStatus, PassthroughState,
-    PredictorStatus, ReadaheadStatus,
-};
 use super::failure::panicked;
 use super::hydrate::Hydrating;
 use super::keeping::Kept;
 use super::memory::Memory;
 use super::upkeep::kit_state;
 use crate::cache::LayerKey;
+use crate::control::api::{
+    Failure, FailureKind, HydrateMode, HydrateState, KitRequest, MountStatus, PassthroughState,
+    PredictorStatus, ReadaheadStatus,
+};
 use crate::fs::readahead::ledger::LedgerState;
 use crate::fs::{FileSystem, LoadedKit};
 use crate::fuse::{Mount, MountError, MountTable, PassthroughStatus};
+use crate::oci::LabelSelector;
 use crate::process::running_time::{self, Stopwatch};
 
 /// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
@@ -48,7 +49,16 @@ const MOST_TOLD: usize = 3;
 /// The interval between two tries to unmount a busy mount.
 const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The mounts of a process, by mountpoint.
+/// The place of a mount, as the table names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct MountKey {
+    /// The mountpoint.
+    pub(super) mountpoint: PathBuf,
+    /// The part of the file tree in which it lies, where this process sees another one.
+    pub(super) elsewhere: Option<String>,
+}
+
+/// The mounts of a process, by place.
 #[derive(Default)]
 pub(super) struct Mounts {
     table: Mutex<Table>,
@@ -57,7 +67,7 @@ pub(super) struct Mounts {
 
 #[derive(Default)]
 struct Table {
-    entries: BTreeMap<PathBuf, Entry>,
+    entries: BTreeMap<MountKey, Entry>,
     /// Mounts that are out of the tree, and may still be served: for open files, or for another mount
     /// namespace.
     leaving: Vec<Weak<Served>>,
@@ -71,9 +81,12 @@ enum Entry {
 
 /// A mount, and its kit.
 pub(super) struct Served {
+    key: MountKey,
     mount: Mount,
     kit: Arc<LoadedKit>,
+    /// The reference and the labels of the command.
     reference: String,
+    labels: LabelSelector,
     mounted_at: i64,
     /// Nothing once the mount is out of the tree.
     background: Mutex<Option<Background>>,
@@ -97,28 +110,27 @@ pub(super) struct Background {
 /// A mountpoint that is kept for the mount being made. Dropping it gives it up.
 pub(super) struct Reservation {
     mounts: Arc<Mounts>,
-    mountpoint: PathBuf,
+    key: MountKey,
     is_fulfilled: bool,
 }
 
 impl Mounts {
-    /// Keeps `mountpoint` for the caller.
+    /// Keeps a place for the caller.
     ///
     /// # Errors
     /// When it is taken, or the daemon is stopping.
-    pub(super) async fn reserve(
-        self: &Arc<Self>,
-        mountpoint: &Path,
-    ) -> Result<Reservation, Failure> {
-        if self.has(mountpoint) {
+    pub(super) async fn reserve(self: &Arc<Self>, key: MountKey) -> Result<Reservation, Failure> {
+        if self.has(&key) {
             self.forget_detached().await;
         }
         let mut table = self.table.lock();
-        let place = mountpoint.display();
+        let place = key.mountpoint.display();
         if table.is_closed {
             return Err(stopping());
         }
-        match table.entries.get(mountpoint) {
+        match table.entries.get(&key) {
+            // The command has mounted there, so the earlier mount is out of its tree.
+            None | Some(Entry::Served(_)) if key.elsewhere.is_some() => {}
             None => {}
             Some(Entry::BeingMade) => {
                 let message = format!("{place} is being mounted by another command");
@@ -132,9 +144,10 @@ impl Mounts {
                 return Err(Failure::new(FailureKind::Mountpoint, message));
             }
         }
-        table.entries.insert(mountpoint.to_owned(), Entry::BeingMade);
-        let mountpoint = mountpoint.to_owned();
-        Ok(Reservation { mounts: self.clone(), mountpoint, is_fulfilled: false })
+        if let Some(Entry::Served(before)) = table.entries.insert(key.clone(), Entry::BeingMade) {
+            table.leaving.push(Arc::downgrade(&before));
+        }
+        Ok(Reservation { mounts: self.clone(), key, is_fulfilled: false })
     }
 
     /// Every mount, by mountpoint.
@@ -148,8 +161,8 @@ impl Mounts {
         self.table.lock().entries.is_empty()
     }
 
-    fn has(&self, mountpoint: &Path) -> bool {
-        self.table.lock().entries.contains_key(mountpoint)
+    fn has(&self, key: &MountKey) -> bool {
+        self.table.lock().entries.contains_key(key)
     }
 
     /// Forgets mounts that other programs have taken out of the tree: umount(8), fusermount3. Of those that
@@ -177,16 +190,12 @@ impl Mounts {
         served.iter().find(has_layer).map(|served| served.mount.mountpoint().to_owned())
     }
 
-    /// Ends the mount at `mountpoint`; returns warnings about programs that still use it elsewhere.
+    /// Ends the mount at `key`; returns warnings about programs that still use it elsewhere.
     ///
     /// # Errors
     /// `NotFound` when none is there, `Mountpoint` when programs use it.
-    pub(super) async fn unmount(
-        &self,
-        mountpoint: &Path,
-        lazy: bool,
-    ) -> Result<Vec<String>, Failure> {
-        let served = self.at(mountpoint)?;
+    pub(super) async fn unmount(&self, key: &MountKey, lazy: bool) -> Result<Vec<String>, Failure> {
+        let served = self.at(key)?;
         let warnings = unmount(&served, lazy).await?;
         served.end_background();
         self.forget(&served);
@@ -199,13 +208,13 @@ impl Mounts {
         Ok(warnings)
     }
 
-    /// The mount at `mountpoint`.
+    /// The mount at `key`.
     ///
     /// # Errors
     /// `NotFound` when none is there, `Mountpoint` while it is being made.
-    pub(super) fn at(&self, mountpoint: &Path) -> Result<Arc<Served>, Failure> {
-        let place = mountpoint.display();
-        match self.table.lock().entries.get(mountpoint) {
+    pub(super) fn at(&self, key: &MountKey) -> Result<Arc<Served>, Failure> {
+        let place = key.mountpoint.display();
+        match self.table.lock().entries.get(key) {
             Some(Entry::Served(served)) => Ok(served.clone()),
             Some(Entry::BeingMade) => {
                 let message = format!("{place} is being mounted: try again in a moment");
@@ -236,9 +245,9 @@ impl Mounts {
         warnings.await.unwrap_or_default()
     }
 
-    /// Done when nothing is mounted at `mountpoint` by this process.
-    pub(super) async fn ended(&self, mountpoint: &Path) {
-        let served = match self.table.lock().entries.get(mountpoint) {
+    /// Done when nothing is mounted at `key` by this process.
+    pub(super) async fn ended(&self, key: &MountKey) {
+        let served = match self.table.lock().entries.get(key) {
             Some(Entry::Served(served)) => served.clone(),
             Some(Entry::BeingMade) | None => return,
         };
@@ -257,11 +266,10 @@ impl Mounts {
     /// Takes `served` out of the table, unless another mount has its place by now.
     fn forget(&self, served: &Arc<Served>) {
         let mut table = self.table.lock();
-        let mountpoint = served.mount.mountpoint();
-        if let Some(Entry::Served(there)) = table.entries.get(mountpoint)
+        if let Some(Entry::Served(there)) = table.entries.get(&served.key)
             && Arc::ptr_eq(there, served)
         {
-            table.entries.remove(mountpoint);
+            table.entries.remove(&served.key);
             table.leaving.retain(|leaving| leaving.strong_count() > 0);
             table.leaving.push(Arc::downgrade(served));
         }
@@ -277,17 +285,20 @@ impl Reservation {
         mut self,
         mount: Mount,
         kit: Arc<LoadedKit>,
-        reference: String,
+        request: &KitRequest,
         mounted_at: i64,
         background: Background,
         kept: Option<Kept>,
     ) -> Result<MountStatus, Failure> {
+        let labels = LabelSelector::parse(&request.labels)?;
         let released = CancellationToken::new();
         let release = released.clone().drop_guard();
         let served = Arc::new(Served {
+            key: self.key.clone(),
             mount,
             kit,
-            reference,
+            reference: request.reference.clone(),
+            labels,
             mounted_at,
             background: Mutex::new(Some(background)),
             recording: Mutex::default(),
@@ -300,7 +311,7 @@ impl Reservation {
             if table.is_closed {
                 return Err(stopping());
             }
-            table.entries.insert(self.mountpoint.clone(), Entry::Served(served.clone()));
+            table.entries.insert(self.key.clone(), Entry::Served(served.clone()));
         }
         self.is_fulfilled = true;
         let status = served.status();
@@ -320,7 +331,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.is_fulfilled {
-            self.mounts.table.lock().entries.remove(&self.mountpoint);
+            self.mounts.table.lock().entries.remove(&self.key);
         }
     }
 }
@@ -382,8 +393,9 @@ impl Served {
         };
         MountStatus {
             mountpoint: self.mount.mountpoint().to_owned(),
+            elsewhere: self.key.elsewhere.clone(),
             reference: self.reference.clone(),
-            labels: self.kit.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+            labels: self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
             digest: self.kit.manifest.to_string(),
             entries: u64::from(self.kit.tree.len()) - 1,
             total_bytes: self.kit.total_bytes(),

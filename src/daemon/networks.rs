@@ -8,7 +8,7 @@ use std::time::Duration;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::api::NetworkOptions;
+use crate::control::api::NetworkOptions;
 use crate::process::limits::ChildLimits;
 use crate::source::credentials::CredentialStore;
 use crate::source::mirrors::Mirrors;

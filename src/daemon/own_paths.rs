@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::api::{MountRequest, NetworkOptions};
+use crate::control::api::{MountDescription, NetworkOptions};
 use crate::fuse::OwnPath;
 use crate::oci::Origin;
 
 /// The paths that a mount needs, beside the kernel's own.
-pub(super) fn own_paths(cache_folder: &Path, request: &MountRequest) -> Vec<OwnPath> {
+pub(super) fn own_paths(cache_folder: &Path, request: &MountDescription) -> Vec<OwnPath> {
     let open = |what: &str, path: &Path| OwnPath {
         what: what.to_owned(),
         path: path.to_owned(),

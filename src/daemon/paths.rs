@@ -4,7 +4,7 @@
 //! of the kit (an absolute one, or one with too many `..`) is an error, not a look at this
 //! machine's files.
 
-use super::api::{Failure, FailureKind, RawPath};
+use crate::control::api::{Failure, FailureKind, RawPath};
 use crate::fs::LoadedKit;
 use crate::kit::{NodeId, NodeKind, Tree};
 

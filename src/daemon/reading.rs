@@ -7,10 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
-use super::api::{Failure, FailureKind, RawPath};
-use super::backend::ByteStream;
 use super::paths::{self, LastLink};
 use crate::cache::LayerState;
+use crate::control::ByteStream;
+use crate::control::api::{Failure, FailureKind, RawPath};
 use crate::fetch::Layer;
 use crate::fs::{LoadedKit, StoredFile};
 use crate::kit::{Content, NodeKind};

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 
-use super::api::{Failure, FailureKind, RawPath};
 use super::bringing::pieces;
 use super::paths::{self, LastLink};
 use super::warming::Want;
+use crate::control::api::{Failure, FailureKind, RawPath};
 use crate::fetch::{FetchError, Layer};
 use crate::fs::{LoadedKit, Trace};
 use crate::kit::{Content, NodeKind};

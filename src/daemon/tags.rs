@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 
-use super::api::{Failure, TagInfo, TagsRequest};
+use crate::control::api::{Failure, TagInfo, TagsRequest};
 use crate::fetch::Fetcher;
 use crate::fs::{self, Described, IndexDescription};
 use crate::oci::{LabelSelector, Origin, Reference, Selector};

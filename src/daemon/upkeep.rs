@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::api::{CacheReport, CacheRequest, CachedLayer, Failure, FailureKind, KitState};
 use super::mounts::Mounts;
 use crate::cache::{Cache, CacheError, LayerKey, LayerUsage};
+use crate::control::api::{CacheReport, CacheRequest, CachedLayer, Failure, FailureKind, KitState};
 use crate::fs::State;
 use crate::oci::{Compression, Digest, Encoding, Format, Origin};
 

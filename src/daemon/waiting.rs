@@ -9,8 +9,8 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use super::api::{Failure, NetworkOptions, Waiting};
 use super::networks::{Networks, open_timeout};
+use crate::control::api::{Failure, NetworkOptions, Waiting};
 
 /// The interval between two looks at the silent hosts. 2 s: the first line comes soon after a wait has
 /// become a long one.

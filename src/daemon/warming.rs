@@ -9,12 +9,12 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 
-use super::api::{Failure, FailureKind, LayerProgress, RawPath, WarmReport, WarmedLayer};
 use super::bringing;
 use super::paths::{self, LastLink};
 use super::replay::Replay;
 use super::upkeep::kit_state;
 use crate::cache::{Cache, LayerState};
+use crate::control::api::{Failure, FailureKind, LayerProgress, RawPath, WarmReport, WarmedLayer};
 use crate::fetch::Layer;
 use crate::fs::LoadedKit;
 use crate::kit::{Content, Filters, Kit, KitLayer, NodeId, NodeKind, Placement, Tree};

@@ -5,14 +5,12 @@ use std::sync::Arc;
 use crate::cache::LayerState;
 use crate::fetch::Layer;
 use crate::kit::{Kit, Tree};
-use crate::oci::{Digest, LabelSelector, Origin};
+use crate::oci::{Digest, Origin};
 
 /// A kit that can be read.
 pub struct LoadedKit {
     /// The reference or folder that the kit was loaded from.
     pub origin: Origin,
-    /// The labels that chose the kit, where the origin is an index.
-    pub labels: LabelSelector,
     /// The digest of the manifest.
     pub manifest: Digest,
     /// The contents of manifest and config.

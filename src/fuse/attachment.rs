@@ -1,22 +1,29 @@
 //! A mount's place in the tree of folders.
 //!
-//! A mount is taken out of the tree by path, and only while the mount table says that what lies there
-//! is this mount: another program may have unmounted it and mounted something else.
+//! A mount is taken out of the tree by its path, and only while the mount table has this mount there:
+//! another program may have unmounted it and mounted something else. In a part of the tree that this process
+//! does not see, the mount is found by its device number.
 
 use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 
 use super::device::{self, UnmountFailure};
+use super::elsewhere;
 use super::holders::Holders;
 use super::mount_table::{Device, Entry, FILE_SYSTEM, MountTable};
+use super::place::MountPlace;
 use crate::process::limits::ChildLimits;
+use crate::process::view::own_view;
 
 /// The place of a mount in the tree. Dropping it unmounts lazily.
 pub(super) struct Attachment {
     path: PathBuf,
     /// The mount's device number; `None` when the mount table could not be read.
     device: Option<Device>,
+    /// The part of the file tree in which `path` lies, and whether this process sees another one.
+    view: Option<String>,
+    is_elsewhere: bool,
     ended: watch::Receiver<bool>,
     child_limits: ChildLimits,
 }
@@ -48,23 +55,38 @@ impl Attachment {
         ended: watch::Receiver<bool>,
         child_limits: ChildLimits,
     ) -> Self {
-        Self { path, device: None, ended, child_limits }
+        let view = own_view().ok();
+        Self { path, device: None, view, is_elsewhere: false, ended, child_limits }
     }
 
-    /// Finds the device number in the mount table. Call it when requests are answered: /proc may lie below
-    /// the mount.
+    /// The place of a mount that another process has made.
+    pub(super) fn at(
+        place: &MountPlace,
+        ended: watch::Receiver<bool>,
+        child_limits: ChildLimits,
+    ) -> Self {
+        let (path, view) = (place.path.clone(), place.view.clone());
+        let is_elsewhere = view.is_some() && own_view().ok() != view;
+        Self { path, device: place.device(), view, is_elsewhere, ended, child_limits }
+    }
+
+    /// Finds the device number in the mount table.
     pub(super) fn find_device(&mut self) {
         let table = MountTable::read();
         self.device = table.ok().and_then(|table| Some(table.at(&self.path).last()?.device));
     }
 
-    /// Knows the device number from the process that has made the mount.
-    pub(super) fn set_device(&mut self, device: Option<Device>) {
-        self.device = device;
+    /// Whether this process sees another part of the file tree, so that the path may be another one for it.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.is_elsewhere
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn view(&self) -> Option<&String> {
+        self.view.as_ref()
     }
 
     pub(super) fn device(&self) -> Option<Device> {
@@ -85,7 +107,8 @@ impl Attachment {
 
     /// Whether the mount is in the tree. Another mount may cover it.
     pub(super) fn is_attached(&self, table: &MountTable) -> bool {
-        !self.has_ended() && self.position(table.at(&self.path)) != Position::Gone
+        let is_there = || self.position(table.at(&self.path)) != Position::Gone;
+        !self.has_ended() && (self.is_elsewhere || is_there())
     }
 
     /// The users of the mount.
@@ -116,6 +139,10 @@ impl Attachment {
         if self.has_ended() {
             return Ok(());
         }
+        if self.is_elsewhere {
+            let Some(device) = self.device else { return Ok(()) };
+            return detached(elsewhere::unmount(device, lazy, self.child_limits));
+        }
         let table = MountTable::read();
         let position = table.map_or(Position::Unknown, |table| self.position(table.at(&self.path)));
         match position {
@@ -123,11 +150,15 @@ impl Attachment {
             Position::Covered => return Err(DetachFailure::Covered),
             Position::Topmost | Position::Unknown => {}
         }
-        match device::unmount_patiently(&self.path, lazy, self.child_limits) {
-            Ok(()) | Err(UnmountFailure::NotMounted) => Ok(()),
-            Err(UnmountFailure::Busy) => Err(DetachFailure::Busy),
-            Err(UnmountFailure::Other(words)) => Err(DetachFailure::Other(words)),
-        }
+        detached(device::unmount_patiently(&self.path, lazy, self.child_limits))
+    }
+}
+
+fn detached(unmounted: Result<(), UnmountFailure>) -> Result<(), DetachFailure> {
+    match unmounted {
+        Ok(()) | Err(UnmountFailure::NotMounted) => Ok(()),
+        Err(UnmountFailure::Busy) => Err(DetachFailure::Busy),
+        Err(UnmountFailure::Other(words)) => Err(DetachFailure::Other(words)),
     }
 }
 

@@ -26,6 +26,10 @@ use crate::process::running_time::Stopwatch;
 /// The kernel's device for file systems in user space.
 pub(super) const DEVICE: &str = "/dev/fuse";
 
+/// The number of the device (the kernel's devices.txt: 10 229, /dev/fuse).
+const MISC_MAJOR: u32 = 10;
+const FUSE_MINOR: u32 = 229;
+
 /// The program that mounts for ordinary users.
 pub(super) const FUSERMOUNT: &str = "fusermount3";
 
@@ -82,6 +86,16 @@ pub(super) fn open_device() -> Result<File, MountError> {
             _ => format!("cannot open {DEVICE}: {error}"),
         })
     })
+}
+
+/// Checks that a descriptor from another process is of the FUSE device.
+pub(super) fn check(device: &OwnedFd) -> std::io::Result<()> {
+    let stat = rustix::fs::fstat(device)?;
+    let is_character = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device();
+    if is_character && stat.st_rdev == rustix::fs::makedev(MISC_MAJOR, FUSE_MINOR) {
+        return Ok(());
+    }
+    Err(std::io::Error::other("the descriptor is of no FUSE device"))
 }
 
 fn mount_directly(request: &MountRequest<'_>, device: &File) -> rustix::io::Result<()> {

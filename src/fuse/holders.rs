@@ -138,13 +138,13 @@ impl Process {
 }
 
 /// The processes in /proc.
-fn processes() -> impl Iterator<Item = u32> {
+pub(super) fn processes() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// The mount namespace of a process; `None` without the right to see it.
-fn namespace(pid: &str) -> Option<OsString> {
+pub(super) fn namespace(pid: &str) -> Option<OsString> {
     fs::read_link(format!("/proc/{pid}/ns/mnt")).ok().map(PathBuf::into_os_string)
 }
 

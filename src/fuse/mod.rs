@@ -13,7 +13,8 @@
 //! - `device`: mounts and unmounts, as root or through fusermount3.
 //! - `mount_table`: reads the kernel's mount table, and touches no file system.
 //! - [`other_mounts`], [`daemon_of`], [`unmount_other`]: mounts of other processes.
-//! - `attachment`: a mount's place in the tree. `holders`: the programs that use a mount.
+//! - [`MountPlace`]: the place of a mount, for another process. `elsewhere`: mounts in other namespaces.
+//! - `attachment`: a mount in the tree. `holders`: the programs that use a mount.
 //! - [`Sessions`]: the threads that answer requests, for all mounts of a process.
 //! - `handshake`: the first request. `wire`: the kernel's protocol, pure.
 //! - `connection`: reads requests and sends answers. [`resend`], [`has_ended`]: of another process's mount.
@@ -31,6 +32,7 @@ mod attachment;
 mod checks;
 mod connection;
 mod device;
+mod elsewhere;
 mod errno;
 mod failure_log;
 mod handshake;
@@ -42,6 +44,7 @@ mod mountpoint;
 mod opens;
 mod others;
 mod passthrough;
+mod place;
 mod readahead;
 mod sessions;
 mod wire;
@@ -55,10 +58,9 @@ pub use hidden::OwnPath;
 pub use mount::{Attached, Mount, MountState};
 pub use mount_table::MountTable;
 pub use mountpoint::{Mountpoint, mount_warnings};
-pub use others::{
-    Answer, DAEMON_ATTRIBUTE, OtherMount, daemon_of, is_visible, other_mounts, unmount_other,
-};
+pub use others::{Answer, DAEMON_ATTRIBUTE, OtherMount, daemon_of, other_mounts, unmount_other};
 pub use passthrough::PassthroughStatus;
+pub use place::MountPlace;
 pub use sessions::Sessions;
 
 /// How to mount a kit.

@@ -8,7 +8,7 @@
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use super::mount_table::{Device, MountTable};
 use super::mountpoint::{self, Mountpoint};
 use super::opens::OpenRecords;
 use super::passthrough::{Passthrough, PassthroughStatus};
+use super::place::MountPlace;
 use super::sessions::Sessions;
 use super::wire::init::Features;
 use super::{MountError, MountOptions, device, readahead};
@@ -88,8 +89,45 @@ impl Attached {
             device::MountRequest { mountpoint: &path, name, allow_other, noexec, child_limits };
         let device = device::mount(&request)?;
         let (end, ended) = watch::channel(false);
-        let attachment = Attachment::new(path, ended, child_limits);
+        let mut attachment = Attachment::new(path, ended, child_limits);
+        attachment.find_device();
         Ok(Self { attachment, mountpoint, device, opens, end })
+    }
+
+    /// A mount that another process has made, and hands over to this one. That process may see another part
+    /// of the file tree.
+    ///
+    /// # Errors
+    /// When `device` is no FUSE device.
+    pub fn from_command(
+        device: OwnedFd,
+        place: &MountPlace,
+        options: &MountOptions,
+    ) -> Result<Self, MountError> {
+        let io = io_error(&place.path);
+        device::check(&device).map_err(&io)?;
+        let opens = OpenRecords::new().map_err(&io)?;
+        let (end, ended) = watch::channel(false);
+        let attachment = Attachment::at(place, ended, options.child_limits);
+        let mountpoint = Mountpoint::taken_over(place.path.clone(), place.made);
+        Ok(Self { attachment, mountpoint, device, opens, end })
+    }
+
+    /// The place of the mount, for the process that serves it.
+    pub fn place(&self) -> MountPlace {
+        place_of(&self.attachment, &self.mountpoint)
+    }
+
+    /// Leaves the mount to the process that serves it.
+    ///
+    /// # Errors
+    /// When its root does not answer. The mount is unmounted lazily then.
+    pub fn hand_over(self) -> Result<(), MountError> {
+        wait_for_first_answer(self.attachment.path())?;
+        let Self { attachment, mountpoint, .. } = self;
+        // The other process unmounts and removes the directory.
+        std::mem::forget((attachment, mountpoint));
+        Ok(())
     }
 
     /// The FUSE device, for another process that holds it.
@@ -150,26 +188,26 @@ impl Prepared {
 /// The state of a mount that a process needs to take it over, beside its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountState {
-    /// The canonical mountpoint. Nobody can look it up while the mount is not served.
-    path: PathBuf,
+    #[serde(flatten)]
+    place: MountPlace,
     /// The flags that the handshake has agreed on.
     features: u64,
-    /// The device number of the mount.
-    device: Option<(u32, u32)>,
-    /// The device and inode of the mountpoint, if kitfs has made it.
-    made: Option<(u64, u64)>,
 }
 
 impl MountState {
-    /// The place of the mount in the tree, and its directory.
-    fn place(
+    /// The place of the mount.
+    pub fn place(&self) -> &MountPlace {
+        &self.place
+    }
+
+    /// The mount in the tree, and its directory.
+    fn taken_over(
         &self,
         ended: watch::Receiver<bool>,
         options: &MountOptions,
     ) -> (Attachment, Mountpoint) {
-        let mut attachment = Attachment::new(self.path.clone(), ended, options.child_limits);
-        attachment.set_device(self.device.map(|(major, minor)| Device(major, minor)));
-        (attachment, Mountpoint::taken_over(self.path.clone(), self.made))
+        let attachment = Attachment::at(&self.place, ended, options.child_limits);
+        (attachment, Mountpoint::taken_over(self.place.path.clone(), self.place.made))
     }
 }
 
@@ -205,9 +243,11 @@ impl Mount {
         let io = io_error(attached.mountpoint.path());
         let prepared = Prepared::new(attached, kit, options, config)?;
         let features = shake_hands(&prepared.connection, &prepared.passthrough).map_err(io)?;
-        let mut mount = prepared.serve(features, options, sessions)?;
-        mount.attachment.find_device();
-        mount.wait_for_first_answer()?;
+        let mount = prepared.serve(features, options, sessions)?;
+        // In another part of the tree the command looks itself.
+        if !mount.attachment.is_elsewhere() {
+            wait_for_first_answer(mount.attachment.path())?;
+        }
         // The handshake resets the kernel's limit, so this must come after it.
         if let Some(device) = mount.attachment.device() {
             readahead::widen(device);
@@ -230,9 +270,9 @@ impl Mount {
         sessions: Arc<Sessions>,
     ) -> Result<Self, MountError> {
         let (device, opens) = descriptors;
-        let io = io_error(&state.path);
+        let io = io_error(&state.place.path);
         let (end, ended) = watch::channel(connection::has_ended(&device));
-        let (attachment, mountpoint) = state.place(ended, options);
+        let (attachment, mountpoint) = state.taken_over(ended, options);
         let (opens, open) = OpenRecords::taken_over(opens).map_err(io)?;
         let attached = Attached { attachment, mountpoint, device, opens, end };
         let prepared = Prepared::new(attached, kit, options, config)?;
@@ -250,7 +290,7 @@ impl Mount {
         let (_end, ended) = watch::channel(connection::has_ended(device));
         match state {
             // Dropped in this order: the mount must be gone before its directory can be removed.
-            Some(state) => drop(state.place(ended, options)),
+            Some(state) => drop(state.taken_over(ended, options)),
             None => {
                 let path = mountpoint::canonical(&options.mountpoint);
                 let path = path.unwrap_or_else(|_| options.mountpoint.clone());
@@ -261,12 +301,12 @@ impl Mount {
 
     /// The state of the mount, for a process that takes it over.
     pub fn state(&self) -> MountState {
-        MountState {
-            path: self.attachment.path().to_owned(),
-            features: self.features.bits(),
-            device: self.attachment.device().map(|Device(major, minor)| (major, minor)),
-            made: self.mountpoint.made(),
-        }
+        MountState { place: self.place(), features: self.features.bits() }
+    }
+
+    /// The place of the mount.
+    pub fn place(&self) -> MountPlace {
+        place_of(&self.attachment, &self.mountpoint)
     }
 
     /// The path and the reason of the last failed read. Its program has seen only an errno.
@@ -385,26 +425,35 @@ impl Mount {
             }
         }
     }
+}
 
-    /// Waits for the first `stat` of the root. A thread of its own calls `stat`, because a mount that does
-    /// not answer must not block the caller.
-    fn wait_for_first_answer(&self) -> Result<(), MountError> {
-        let (sender, answer) = std::sync::mpsc::channel();
-        let path = self.attachment.path().to_owned();
-        let asker = std::thread::Builder::new().name("kitfs-first-stat".to_owned());
-        let asking = asker.spawn(move || {
-            // The receiver is gone after the timeout.
-            let _ = sender.send(std::fs::metadata(path).map(drop));
-        });
-        let words = match asking.map(|_| running_time::receive(&answer, FIRST_ANSWER_TIMEOUT)) {
-            Ok(Ok(Ok(()))) => return Ok(()),
-            Ok(Ok(Err(error))) => error.to_string(),
-            Err(error) => format!("no thread can be started ({error}): {MORE_PROCESSES}"),
-            Ok(Err(_)) => format!("no answer within {} s", FIRST_ANSWER_TIMEOUT.as_secs()),
-        };
-        let place = self.mountpoint().display();
-        Err(MountError::Io(format!("mounted on {place}, but its root cannot be read: {words}")))
+fn place_of(attachment: &Attachment, mountpoint: &Mountpoint) -> MountPlace {
+    MountPlace {
+        path: attachment.path().to_owned(),
+        device: attachment.device().map(|Device(major, minor)| (major, minor)),
+        made: mountpoint.made(),
+        view: attachment.view().cloned(),
     }
+}
+
+/// Waits for the first `stat` of a mount's root. A thread of its own calls `stat`, because a mount that does
+/// not answer must not block the caller.
+fn wait_for_first_answer(path: &Path) -> Result<(), MountError> {
+    let (sender, answer) = std::sync::mpsc::channel();
+    let asked = path.to_owned();
+    let asker = std::thread::Builder::new().name("kitfs-first-stat".to_owned());
+    let asking = asker.spawn(move || {
+        // The receiver is gone after the timeout.
+        let _ = sender.send(std::fs::metadata(asked).map(drop));
+    });
+    let words = match asking.map(|_| running_time::receive(&answer, FIRST_ANSWER_TIMEOUT)) {
+        Ok(Ok(Ok(()))) => return Ok(()),
+        Ok(Ok(Err(error))) => error.to_string(),
+        Err(error) => format!("no thread can be started ({error}): {MORE_PROCESSES}"),
+        Ok(Err(_)) => format!("no answer within {} s", FIRST_ANSWER_TIMEOUT.as_secs()),
+    };
+    let place = path.display();
+    Err(MountError::Io(format!("mounted on {place}, but its root cannot be read: {words}")))
 }
 
 /// The user of this process, who owns the files of its mounts.

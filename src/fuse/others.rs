@@ -100,14 +100,6 @@ pub fn daemon_of(mountpoint: &Path) -> Option<Answer> {
     Some(answer.unwrap_or(Answer::Silent))
 }
 
-/// Whether this process sees a mount of kitfs at a canonical mountpoint.
-///
-/// # Errors
-/// When the mount table cannot be read.
-pub fn is_visible(mountpoint: &Path) -> std::io::Result<bool> {
-    Ok(mount_table::kit_at(mountpoint)?.is_some())
-}
-
 /// The mounts of kitfs that programs can reach: the topmost one of each mountpoint.
 fn topmost() -> std::io::Result<Vec<Entry>> {
     let mut entries = MountTable::read()?.entries().to_vec();

@@ -3,9 +3,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use crate::support::kitfs::{Kitfs, Outcome, is_mounted};
+use crate::support::kitfs::{Kitfs, Outcome, is_mounted, wait_until};
 use crate::support::{golden, golden_reference};
 
 fn text(path: &Path) -> &str {
@@ -21,49 +20,54 @@ fn in_namespace(kitfs: &Kitfs, propagation: &str, before: &str, arguments: &[&st
 }
 
 #[test]
-fn a_mount_that_the_command_cannot_see_is_removed_again_with_the_reason() {
+fn a_command_mounts_in_its_own_namespace_through_a_daemon_outside() {
     let kitfs = Kitfs::new();
     kitfs.succeed(&["daemon", "start"]);
     let place = kitfs.mountpoint("mnt");
     let reference = golden_reference("article");
-    let outcome = in_namespace(&kitfs, "private", "", &["mount", &reference, text(&place)]);
-    assert_eq!(outcome.code, Some(7), "{}", outcome.stderr);
-    for words in ["another mount namespace", "--cache-dir", &kitfs.daemon_pid().to_string()] {
-        assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
+    for propagation in ["private", "slave"] {
+        let script = format!(
+            "unshare --mount --propagation {propagation} sh -ec '\"$0\" \"$@\"; cat {0}/Kitfile; \"$0\" status; \
+             \"$0\" umount {0}; \"$0\" mount {1} {0}; ls {0}' \"$@\"; exit $?",
+            text(&place),
+            reference
+        );
+        let outcome =
+            Kitfs::run_command(kitfs.command_after(&script, &["mount", &reference, text(&place)]));
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let said = String::from_utf8(outcome.stdout).unwrap();
+        assert!(said.contains("manifestVersion"), "{said}");
+        // The command that asks sees the mountpoint, so nothing is to be said about it.
+        assert!(!said.contains("another namespace"), "{said}");
+        assert!(!is_mounted(&place), "it is mounted outside, too");
+        // The kernel ends the mount with its namespace.
+        wait_until("the end of the mount", || {
+            kitfs.json(&["daemon", "status", "--json"])["mounts"] == serde_json::json!([])
+        });
     }
-    assert!(!is_mounted(&place), "it is still mounted outside");
-    // In the foreground the command serves the mount itself.
-    let own = kitfs.folder().join("own");
-    let foreground = ["mount", "--foreground", "--cache-dir", text(&own), &reference, text(&place)];
-    let seen = kitfs.folder().join("seen");
-    let before = format!(
-        "(until ls {0}/Kitfile; do sleep 0.1; done; ls {0} >{1}; umount {0}) 2>/dev/null &",
-        text(&place),
-        text(&seen)
-    );
-    let outcome = in_namespace(&kitfs, "private", &before, &foreground);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(fs::read_to_string(&seen).unwrap().contains("Kitfile"));
 }
 
 #[test]
-fn a_mount_that_propagates_to_the_command_is_a_mount() {
+fn the_end_of_a_daemon_takes_mounts_out_of_other_namespaces() {
     let kitfs = Kitfs::new();
     kitfs.succeed(&["daemon", "start"]);
-    let shared = kitfs.mountpoint("shared");
-    for arguments in
-        [["--bind", text(&shared), text(&shared)], ["--make-shared", text(&shared), ""]]
-    {
-        let arguments = arguments.iter().filter(|argument| !argument.is_empty());
-        assert!(Command::new("mount").args(arguments).status().unwrap().success());
-    }
-    let place = shared.join("mnt");
+    let place = kitfs.mountpoint("mnt");
     let reference = golden_reference("article");
-    let outcome = in_namespace(&kitfs, "slave", "", &["mount", &reference, text(&place)]);
+    let script = format!(
+        "unshare --mount --propagation private sh -ec '\"$0\" \"$@\"; touch {1}; \
+         for i in $(seq 300); do grep -q \" {0} fuse.kitfs\" /proc/mounts || exit 0; sleep 0.1; done; exit 9' \
+         \"$@\"; exit $?",
+        text(&place),
+        text(&kitfs.folder().join("made"))
+    );
+    let command = kitfs.command_after(&script, &["mount", &reference, text(&place)]);
+    let inside = std::thread::spawn(move || Kitfs::run_command(command));
+    wait_until("the mount", || kitfs.folder().join("made").exists());
+    let status = kitfs.succeed(&["status"]);
+    assert!(status.contains("(in another namespace)"), "{status}");
+    kitfs.succeed(&["daemon", "stop"]);
+    let outcome = inside.join().unwrap();
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(place.join("Kitfile").exists());
-    kitfs.unmount(&place);
-    assert!(Command::new("umount").arg(&shared).status().unwrap().success());
 }
 
 #[test]

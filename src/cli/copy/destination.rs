@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::super::error::CliError;
 use super::super::output::printable;
-use crate::daemon::api::{Entry, EntryKind, FailureKind};
+use crate::control::api::{Entry, EntryKind, FailureKind};
 
 /// The destination of the entry in the arguments.
 #[derive(Debug, PartialEq, Eq)]
@@ -105,7 +105,7 @@ pub(super) fn stays_inside(base: &[u8], path: &[u8], target: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::api::RawPath;
+    use crate::control::api::RawPath;
 
     fn entry(path: &str, kind: EntryKind) -> Entry {
         Entry {

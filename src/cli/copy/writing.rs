@@ -16,8 +16,8 @@ use indicatif::ProgressBar;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 
 use super::super::error::CliError;
-use crate::daemon::ByteStream;
-use crate::daemon::api::FailureKind;
+use crate::control::ByteStream;
+use crate::control::api::FailureKind;
 
 /// The number of leftovers of killed copies in one folder that a copy passes over. A folder with more of them
 /// has another problem.

@@ -29,8 +29,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::quiet::{Quiet, SHORTEST_WAIT};
 use self::want::{MissingPiece, Want, missing_pieces};
-use super::api::{HydrateMode, HydrateState};
 use crate::cache::{Cache, LayerState};
+use crate::control::api::{HydrateMode, HydrateState};
 use crate::fetch::{FetchError, Fetcher, Layer};
 use crate::fs::FileSystem;
 use crate::process::running_time;

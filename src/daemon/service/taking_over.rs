@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 
-use super::super::api::{Failure, FailureKind, KitRequest, MountRequest};
 use super::super::failure::panicked;
 use super::super::keeping::{Announced, Kept, Record, TreeMark};
 use super::super::mounts::Reservation;
-use super::{Service, fs_config, stopping};
+use super::mounting::fs_config;
+use super::{Service, stopping};
+use crate::control::api::{Failure, FailureKind, KitRequest, MountDescription};
 use crate::fs::LoadedKit;
 use crate::fuse::{self, Mount, MountState};
 use crate::keeper::Held;
-use crate::oci::LabelSelector;
 use crate::process::running_time;
 
 /// How long mounts may take before this process counts as one that serves. A registry that is away holds up
@@ -83,7 +83,7 @@ impl Service {
     async fn serve_again(
         &self,
         kept: Kept,
-        request: &MountRequest,
+        request: &MountDescription,
         announced: Announced,
     ) -> Result<(), (Kept, Failure)> {
         let Announced { pinned, tree, state, mounted_at } = announced;
@@ -92,9 +92,9 @@ impl Service {
         kit_request.labels.clear();
         kit_request.reference = pinned;
         let ready = async {
-            let reservation = self.mounts.reserve(&request.mountpoint).await?;
-            let labels = LabelSelector::parse(&request.kit.labels)?;
-            let kit = self.load_patiently(&kit_request, &labels, &kept).await?;
+            let key = self.mount_key(state.place().view(), request.mountpoint.clone());
+            let reservation = self.mounts.reserve(key).await?;
+            let kit = self.load_patiently(&kit_request, &kept).await?;
             Ok((reservation, kit))
         };
         let (reservation, kit): (Reservation, _) = match ready.await {
@@ -126,9 +126,8 @@ impl Service {
             self.kits.share(kit_request, &kit);
         }
         let background = self.background(&mount, request, None);
-        let reference = request.kit.reference.clone();
         let mountpoint = request.mountpoint.display();
-        match reservation.fulfil(mount, kit, reference, mounted_at, background, Some(kept)) {
+        match reservation.fulfil(mount, kit, &request.kit, mounted_at, background, Some(kept)) {
             Ok(_) => tracing::info!(%mountpoint, "the mount goes on"),
             // The daemon stops, and the mount has ended with its reservation.
             Err(failure) => tracing::debug!(%mountpoint, %failure, "not taken over"),
@@ -140,18 +139,13 @@ impl Service {
     async fn load_patiently(
         &self,
         request: &KitRequest,
-        labels: &LabelSelector,
         kept: &Kept,
     ) -> Result<Arc<LoadedKit>, Failure> {
         let load = async {
             let mut pause = FIRST_PAUSE;
             loop {
                 let failure = match self.load(request, &|_, _| {}).await {
-                    Ok(mut kit) => {
-                        // They have chosen the pinned manifest, and `status` shows them.
-                        kit.labels = labels.clone();
-                        return Ok(Arc::new(kit));
-                    }
+                    Ok(kit) => return Ok(Arc::new(kit)),
                     Err(failure) => failure,
                 };
                 if !matches!(failure.kind, FailureKind::Unavailable | FailureKind::Unauthorized) {
@@ -186,7 +180,7 @@ impl Service {
     async fn give_up(
         &self,
         kept: Kept,
-        request: &MountRequest,
+        request: &MountDescription,
         state: Option<MountState>,
         why: &str,
     ) {

@@ -141,8 +141,7 @@ pub async fn load(
     warnings.extend(opened.warnings());
     let warnings = bounded(warnings);
     let (layers, media_types, titles) = (opened.layers, opened.media_types, opened.titles);
-    let labels = request.labels.clone();
-    Ok(LoadedKit { origin, labels, manifest, kit, tree, layers, media_types, titles, warnings })
+    Ok(LoadedKit { origin, manifest, kit, tree, layers, media_types, titles, warnings })
 }
 
 fn bounded(mut warnings: Vec<String>) -> Vec<String> {

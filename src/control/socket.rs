@@ -1,4 +1,4 @@
-//! The control socket: where a daemon listens, for its own user only.
+//! The addresses of a daemon.
 //!
 //! A daemon listens at two addresses:
 //! - `control.sock` in the cache folder, which commands find by the folder. The holder of the folder's
@@ -6,8 +6,8 @@
 //! - an abstract address (unix(7)), which its mounts tell ([`Address`]). It is there however the cache
 //!   folder is named, and also when somebody has removed the folder.
 //!
-//! The folder is 0700; an abstract address has no mode. The kernel's word on the user that connects
-//! (`SO_PEERCRED`) is checked at both.
+//! The folder is 0700; an abstract address has no mode. So the server asks the kernel at both who connects
+//! (`SO_PEERCRED`).
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -27,18 +27,18 @@ const LONGEST_PATH: usize = 107;
 
 /// The address of a daemon, as its mounts tell it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Address {
+pub struct Address {
     /// The process.
-    pub(super) pid: u32,
+    pub pid: u32,
     /// The cache folder, as the daemon was started with it.
-    pub(super) cache_folder: PathBuf,
+    pub cache_folder: PathBuf,
     /// The abstract address, without its leading NUL; none where there is no such address.
-    pub(super) control: Option<String>,
+    pub control: Option<String>,
 }
 
 impl Address {
     /// An address for this process that no other one has or had.
-    pub(super) fn new(cache_folder: &Path) -> Self {
+    pub fn new(cache_folder: &Path) -> Self {
         // Keyed by the system's random numbers.
         let random = RandomState::new().build_hasher().finish();
         let pid = std::process::id();
@@ -47,7 +47,7 @@ impl Address {
     }
 
     /// Reads what a mount tells. Another user's mount may tell anything.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let address: Self = serde_json::from_str(text).ok()?;
         let is_plain = |name: &str| {
             name.len() < LONGEST_PATH
@@ -59,17 +59,17 @@ impl Address {
     }
 
     /// As mounts tell it.
-    pub(super) fn to_text(&self) -> String {
+    pub fn to_text(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 
     /// Listens at the abstract address.
-    pub(super) fn listen(&self) -> io::Result<Option<UnixListener>> {
+    pub fn listen(&self) -> io::Result<Option<UnixListener>> {
         self.control.as_deref().map(|name| UnixListener::bind(abstract_path(name))).transpose()
     }
 
     /// The ways to the daemon, in the order in which they are tried.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = SocketPath> {
+    pub fn sockets(&self) -> impl Iterator<Item = SocketPath> {
         let name = self.control.as_deref();
         let by_name = name.map(|name| SocketPath { path: abstract_path(name), _folder: None });
         by_name.into_iter().chain(SocketPath::new(&self.cache_folder).ok())
@@ -84,13 +84,13 @@ fn abstract_path(name: &str) -> PathBuf {
 ///
 /// A longer path is reached through the open folder in `/proc/self/fd`, which stays valid as long
 /// as this value lives.
-pub(super) struct SocketPath {
+pub struct SocketPath {
     path: PathBuf,
     _folder: Option<File>,
 }
 
 impl SocketPath {
-    pub(super) fn new(cache_folder: &Path) -> io::Result<Self> {
+    pub fn new(cache_folder: &Path) -> io::Result<Self> {
         let path = cache_folder.join(NAME);
         if path.as_os_str().len() <= LONGEST_PATH {
             return Ok(Self { path, _folder: None });
@@ -100,7 +100,7 @@ impl SocketPath {
         Ok(Self { path, _folder: Some(folder) })
     }
 
-    pub(super) fn as_path(&self) -> &Path {
+    pub fn as_path(&self) -> &Path {
         &self.path
     }
 
@@ -108,18 +108,18 @@ impl SocketPath {
     ///
     /// # Errors
     /// When none listens, or this user may not connect.
-    pub(super) async fn listener(&self) -> io::Result<i32> {
+    pub async fn listener(&self) -> io::Result<i32> {
         let stream = UnixStream::connect(&self.path).await?;
         Ok(stream.peer_cred()?.pid().unwrap_or_default())
     }
 
     /// Whether somebody listens.
-    pub(super) async fn is_answered(&self) -> bool {
+    pub async fn is_answered(&self) -> bool {
         UnixStream::connect(&self.path).await.is_ok()
     }
 
     /// Whether a process of this user listens. An address that a mount tells may lead anywhere.
-    pub(super) async fn is_answered_by_own_user(&self) -> bool {
+    pub async fn is_answered_by_own_user(&self) -> bool {
         let own = rustix::process::geteuid().as_raw();
         let stream = UnixStream::connect(&self.path).await;
         stream.and_then(|stream| stream.peer_cred()).is_ok_and(|peer| peer.uid() == own)
@@ -127,7 +127,7 @@ impl SocketPath {
 }
 
 /// The socket in the cache folder, while a daemon listens there.
-pub(super) struct FolderSocket {
+pub struct FolderSocket {
     cache_folder: PathBuf,
     /// The folder as it was then: another one may take its place.
     folder: File,
@@ -137,7 +137,7 @@ pub(super) struct FolderSocket {
 
 impl FolderSocket {
     /// Listens. The caller holds the cache folder's lock.
-    pub(super) fn listen(cache_folder: &Path) -> io::Result<(Self, UnixListener)> {
+    pub fn listen(cache_folder: &Path) -> io::Result<(Self, UnixListener)> {
         let socket = SocketPath::new(cache_folder)?;
         match std::fs::remove_file(&socket.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -153,49 +153,18 @@ impl FolderSocket {
 
     /// Whether commands still find the daemon by its cache folder. Not so when somebody has removed or
     /// replaced the folder, or its content.
-    pub(super) fn is_reachable(&self) -> bool {
+    pub fn is_reachable(&self) -> bool {
         let there = std::fs::symlink_metadata(self.cache_folder.join(NAME));
         there.is_ok_and(|there| (there.dev(), there.ino()) == self.identity)
     }
 
     /// Removes the socket, and never one that another daemon has put in its place.
-    pub(super) fn remove(&self) {
+    pub fn remove(&self) {
         let there = rustix::fs::statat(&self.folder, NAME, AtFlags::SYMLINK_NOFOLLOW);
         if there.is_ok_and(|there| (there.st_dev, there.st_ino) == self.identity) {
             let _ = rustix::fs::unlinkat(&self.folder, NAME, AtFlags::empty());
         }
     }
-}
-
-/// Accepts connections of this process's own user (and root's) only.
-pub(super) struct OwnerOnly(pub(super) UnixListener);
-
-impl axum::serve::Listener for OwnerOnly {
-    type Io = UnixStream;
-    type Addr = tokio::net::unix::SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            match self.0.accept().await {
-                Ok((stream, address)) if is_owner(&stream) => return (stream, address),
-                Ok(_) => tracing::warn!("refused a control connection of another user"),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a control connection");
-                    // Out of descriptors: give those in use time to close.
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.0.local_addr()
-    }
-}
-
-fn is_owner(stream: &UnixStream) -> bool {
-    let own = rustix::process::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
 }
 
 #[cfg(test)]

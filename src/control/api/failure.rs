@@ -22,6 +22,8 @@ pub enum FailureKind {
     Cache,
     /// The daemon does not run, or does not answer.
     Daemon,
+    /// The handle of a kit is of a process that is gone. A command opens the kit again, so no user meets it.
+    Stale,
     /// Anything else.
     Internal,
 }

@@ -1,0 +1,109 @@
+//! The daemon itself: `kitfs daemon`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{MountStatus, UnmountReport};
+use crate::control::{NoEvent, Operation};
+
+/// Asks whether the daemon answers.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct AliveRequest {}
+
+impl Operation for AliveRequest {
+    const NAME: &'static str = "alive";
+    const IS_FOR_ALL_VERSIONS: bool = true;
+    const IS_QUICK: bool = true;
+    type Event = NoEvent;
+    type Answer = ();
+}
+
+/// Asks for the process, its cache and its mounts.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct StatusRequest {}
+
+impl Operation for StatusRequest {
+    const NAME: &'static str = "status";
+    const IS_FOR_ALL_VERSIONS: bool = true;
+    const IS_QUICK: bool = true;
+    type Event = NoEvent;
+    type Answer = DaemonStatus;
+}
+
+/// Ends the mounts, then the daemon. The answer comes when the mounts have ended, and names programs that
+/// still used one.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct StopRequest {}
+
+impl Operation for StopRequest {
+    const NAME: &'static str = "stop";
+    const IS_FOR_ALL_VERSIONS: bool = true;
+    const IS_QUICK: bool = true;
+    type Event = NoEvent;
+    type Answer = UnmountReport;
+}
+
+/// Ends this process of the daemon, and has the keeper start another one that goes on with the mounts.
+///
+/// Fails with `Daemon` where the daemon has no keeper.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ReplaceRequest {}
+
+impl Operation for ReplaceRequest {
+    const NAME: &'static str = "replace";
+    const IS_FOR_ALL_VERSIONS: bool = true;
+    const IS_QUICK: bool = true;
+    type Event = NoEvent;
+    type Answer = ();
+}
+
+/// The traffic of a daemon since it was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchStatus {
+    /// Requests for ranges of layers, those that scan headers included.
+    pub requests: u64,
+    /// Bytes of layers that came.
+    pub fetched_bytes: u64,
+    /// Memory that is reserved for bytes under way; 0 when nothing is.
+    pub reserved_bytes: u64,
+    /// The most memory that may be reserved (`--memory`).
+    pub memory_bytes: u64,
+}
+
+/// A daemon, as `kitfs daemon status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// The process that stays: the keeper, or the worker where there is no keeper.
+    pub pid: u32,
+    /// The process that serves the mounts. Another one takes its place when it dies.
+    #[serde(default)]
+    pub worker_pid: u32,
+    /// The version of kitfs it runs.
+    pub version: String,
+    /// The cache folder it owns.
+    pub cache_folder: PathBuf,
+    /// Whether somebody has removed or replaced the folder since: the daemon goes on with the files that
+    /// it has open, commands find it by its mounts only, and it ends with the last of them.
+    #[serde(default)]
+    pub cache_folder_is_lost: bool,
+    /// The part of the file tree that it sees ([`crate::process::view`]); none where it cannot tell.
+    #[serde(default)]
+    pub view: Option<String>,
+    /// Bytes of content in the cache.
+    pub cache_resident_bytes: u64,
+    /// The most bytes of content the cache may hold, if bounded.
+    pub cache_capacity_bytes: Option<u64>,
+    /// Free bytes that the cache leaves on its file system.
+    pub cache_keep_free_bytes: u64,
+    /// The reason why the cache keeps no bytes at the moment, if it keeps none: reads go through
+    /// without it.
+    #[serde(default)]
+    pub cache_trouble: Option<String>,
+    /// The traffic since its start, and the bytes under way.
+    pub fetch: FetchStatus,
+    /// Seconds since 1970.
+    pub started_at: i64,
+    /// Its mounts, by mountpoint.
+    pub mounts: Vec<MountStatus>,
+}

@@ -1,0 +1,38 @@
+//! The operations of a daemon: plain data, JSON on the wire (docs/format/control.md).
+//!
+//! - [`AliveRequest`], [`StatusRequest`], [`StopRequest`], [`ReplaceRequest`]: the daemon.
+//! - [`OpenRequest`], [`ListRequest`], [`ReadRequest`]: an open kit.
+//! - [`InfoRequest`], [`TagsRequest`], [`CatalogueRequest`]: looking at registries.
+//! - [`MountRequest`], [`UnmountRequest`], [`RecordRequest`], [`StopRecordingRequest`]: mounts.
+//! - [`WarmRequest`], [`CacheRequest`]: the cache.
+
+mod cache;
+mod daemon;
+mod describe;
+mod failure;
+mod kits;
+mod mounts;
+mod network;
+mod progress;
+mod tree;
+mod warm;
+
+pub use cache::{CacheReport, CacheRequest, CachedLayer};
+pub use daemon::{
+    AliveRequest, DaemonStatus, FetchStatus, ReplaceRequest, StatusRequest, StopRequest,
+};
+pub use describe::{
+    CatalogueRequest, IndexEntryInfo, IndexInfo, Info, InfoRequest, KitInfo, LayerInfo, RemoteInfo,
+    TagInfo, TagsRequest,
+};
+pub use failure::{Failure, FailureKind};
+pub use kits::{KitHandle, KitRequest, KitState, OpenRequest, Opened};
+pub use mounts::{
+    HydrateMode, HydrateState, MountDescription, MountRequest, MountStatus, PassthroughState,
+    PredictorStatus, ReadaheadStatus, RecordRequest, StopRecordingRequest, UnmountReport,
+    UnmountRequest,
+};
+pub use network::NetworkOptions;
+pub use progress::{OpenProgress, PassProgress, Waiting};
+pub use tree::{Entry, EntryKind, ListRequest, Listing, RawPath, ReadRequest};
+pub use warm::{LayerProgress, WarmEvent, WarmReport, WarmRequest, WarmedLayer};

@@ -1,0 +1,269 @@
+//! Mounts, and the reads from them.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{KitHandle, KitRequest, KitState};
+use crate::control::{NoEvent, Operation};
+use crate::fuse::MountPlace;
+
+/// A mount, as its command describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountDescription {
+    /// The kit.
+    pub kit: KitRequest,
+    /// The mountpoint, absolute.
+    pub mountpoint: PathBuf,
+    /// Let other users read the mount (`allow_other`).
+    #[serde(default)]
+    pub allow_other: bool,
+    /// Mount over a folder that is not empty.
+    #[serde(default)]
+    pub nonempty: bool,
+    /// Refuse to run programs from the mount.
+    #[serde(default)]
+    pub noexec: bool,
+    /// Read every file through the daemon, never from the cache by the kernel itself.
+    #[serde(default)]
+    pub no_passthrough: bool,
+    /// Fetch tensors beforehand as the headers of safetensors and GGUF files tell.
+    pub tensor_prefetch: bool,
+    /// The files to complete in the background.
+    pub hydrate: HydrateMode,
+    /// Seconds without a waiting reader before that begins.
+    pub hydrate_after_seconds: u64,
+    /// An access trace to be fetched in its order, absolute.
+    #[serde(default)]
+    pub trace: Option<PathBuf>,
+}
+
+/// Serves a mount. The command has made it in the part of the file tree that it sees, and sends its FUSE
+/// device with the request. The answer comes when the handshake is done. The command ends the mount when
+/// it hears of a failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountRequest {
+    /// The kit.
+    pub kit: KitHandle,
+    /// The options of the command.
+    pub mount: MountDescription,
+    /// The place of the mount.
+    pub place: MountPlace,
+}
+
+/// Records the reads from a mount. The bytes of the answer are the lines of an access trace
+/// (docs/format/trace.md). They end with the mount, or when [`StopRecordingRequest`] says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordRequest {
+    /// The mountpoint, absolute.
+    pub mountpoint: PathBuf,
+    /// The part of the file tree that the command sees ([`crate::process::view`]); that of the daemon where it
+    /// is missing.
+    #[serde(default)]
+    pub view: Option<String>,
+}
+
+impl Operation for MountRequest {
+    const NAME: &'static str = "mount";
+    type Event = NoEvent;
+    type Answer = MountStatus;
+
+    fn has_paths(&self) -> bool {
+        self.mount.trace.is_some()
+    }
+}
+
+impl Operation for RecordRequest {
+    const NAME: &'static str = "record";
+    type Event = NoEvent;
+    type Answer = ();
+}
+
+/// Ends a recording. Its last lines still come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopRecordingRequest {
+    /// The mountpoint, absolute.
+    pub mountpoint: PathBuf,
+    /// The part of the file tree that the command sees ([`crate::process::view`]); that of the daemon where it
+    /// is missing.
+    #[serde(default)]
+    pub view: Option<String>,
+}
+
+impl Operation for StopRecordingRequest {
+    const NAME: &'static str = "stop-recording";
+    type Event = NoEvent;
+    type Answer = ();
+}
+
+impl Operation for UnmountRequest {
+    const NAME: &'static str = "unmount";
+    const IS_FOR_ALL_VERSIONS: bool = true;
+    type Event = NoEvent;
+    type Answer = UnmountReport;
+}
+
+/// The files of a mounted kit that are completed in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HydrateMode {
+    /// All of it.
+    All,
+    /// The files of which readers have read half or more.
+    Begun,
+    /// Nothing.
+    None,
+}
+
+impl HydrateMode {
+    /// The default of a daemon of an earlier version, which does not say.
+    fn none() -> Self {
+        Self::None
+    }
+}
+
+/// The state of the rest of a mounted kit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HydrateState {
+    /// Nothing: it was switched off.
+    Off,
+    /// Nothing: the kit lies on this machine already.
+    Local,
+    /// The files that readers have begun in earnest are here. Other files come when they are read.
+    Begun,
+    /// It is fetched once the readers are quiet.
+    Waiting,
+    /// It is being fetched.
+    Running,
+    /// It is here.
+    Complete,
+    /// It does not fit the cache.
+    NoRoom,
+    /// It cannot be fetched at the moment, or is not what its digests say.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One mount, as `kitfs status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// The mountpoint.
+    pub mountpoint: PathBuf,
+    /// The part of the file tree in which it lies, where the daemon sees another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<String>,
+    /// The reference as the user typed it.
+    pub reference: String,
+    /// The labels that chose the kit from an index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// The digest of the manifest the reference was pinned to.
+    pub digest: String,
+    /// Files, directories and symlinks.
+    pub entries: u64,
+    /// The sum of the layers' content in bytes.
+    pub total_bytes: u64,
+    /// The part of that which is in the cache.
+    pub resident_bytes: u64,
+    /// The part of that which came shortly before the machine went down, and was not checked since.
+    #[serde(default)]
+    pub unchecked_bytes: u64,
+    /// The trust that the bytes have.
+    pub state: KitState,
+    /// Seconds since 1970.
+    pub mounted_at: i64,
+    /// Warnings about parts that were passed over: unknown layer types, devices in tars.
+    pub warnings: Vec<String>,
+    /// The path and the reason of the last read that failed, which its reader saw as an errno.
+    pub last_failure: Option<String>,
+    /// Whether the kernel reads complete files from the cache by itself.
+    pub passthrough: PassthroughState,
+    /// The files that are completed in the background.
+    #[serde(default = "HydrateMode::none")]
+    pub hydrate_mode: HydrateMode,
+    /// The state of that.
+    pub hydrate: HydrateState,
+    /// The bytes that were fetched before readers asked for them.
+    pub readahead: ReadaheadStatus,
+}
+
+impl MountStatus {
+    /// Whether a process that sees the part `view` of the file tree finds the mount at its mountpoint. `daemon`
+    /// is the part that the daemon sees.
+    pub fn is_seen_from(&self, view: Option<&str>, daemon: Option<&str>) -> bool {
+        let place = self.elsewhere.as_deref().or(daemon);
+        place.is_none() || view.is_none() || place == view
+    }
+}
+
+/// The bytes that a mount has fetched before readers asked for them. Bytes that were in the cache already do not
+/// count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadaheadStatus {
+    /// Bytes that the mount fetched and readers read.
+    pub read_bytes: u64,
+    /// Bytes that were guessed, and not read so far: at most a tenth of `read_bytes`, and
+    /// a head start once.
+    pub unread_bytes: u64,
+    /// The account of each predictor.
+    pub predictors: Vec<PredictorStatus>,
+}
+
+/// The account of one predictor (docs/semantics.md).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PredictorStatus {
+    /// Its name: `stream`, `run`, `habit`, `backward`, `block`, `stride`, `tensor`, `header` or
+    /// `next_shard`.
+    pub name: String,
+    /// Bytes that were fetched because of it.
+    pub asked_bytes: u64,
+    /// Those of them that were then read.
+    pub read_bytes: u64,
+}
+
+/// The state of FUSE passthrough for a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PassthroughState {
+    /// Complete, verified files are read from the cache by the kernel itself.
+    On {
+        /// Files that are open so now.
+        open_files: u64,
+        /// The number of times that a file was opened so; further opens of an open file are not counted.
+        opened_files: u64,
+    },
+    /// Every read goes through the daemon.
+    Off {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Ends a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnmountRequest {
+    /// The mountpoint, absolute.
+    pub mountpoint: PathBuf,
+    /// Take it out of the tree at once, even while programs use it.
+    #[serde(default)]
+    pub lazy: bool,
+    /// The part of the file tree that the command sees ([`crate::process::view`]); that of the daemon where it
+    /// is missing.
+    #[serde(default)]
+    pub view: Option<String>,
+}
+
+/// The outcome of ending a mount, or all mounts of a daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmountReport {
+    /// Warnings about programs that still use a mount.
+    pub warnings: Vec<String>,
+}

@@ -1,0 +1,33 @@
+//! How opening a kit goes.
+
+use serde::{Deserialize, Serialize};
+
+/// How opening a kit goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpenProgress {
+    /// Compressed layers are being passed over: nothing can be listed before their end.
+    Passing(PassProgress),
+    /// A host is silent.
+    Waiting(Waiting),
+}
+
+/// A host that has sent nothing for a while, and is still waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// `HOST[:PORT]`.
+    pub host: String,
+    /// How long nothing has come.
+    pub silent_seconds: u64,
+    /// How long a host may be silent (`--open-timeout`).
+    pub limit_seconds: u64,
+}
+
+/// The progress of the passes over compressed layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassProgress {
+    /// Compressed bytes passed so far.
+    pub passed_bytes: u64,
+    /// Compressed bytes of all layers that need a pass.
+    pub total_bytes: u64,
+}

@@ -1,0 +1,121 @@
+//! The tree of an open kit.
+
+use serde::{Deserialize, Serialize};
+
+use super::KitHandle;
+use crate::control::{NoEvent, Operation};
+use crate::fs::{percent_decoded, percent_encoded};
+
+impl Operation for ListRequest {
+    const NAME: &'static str = "list";
+    type Event = NoEvent;
+    type Answer = Listing;
+}
+
+impl Operation for ReadRequest {
+    const NAME: &'static str = "read";
+    type Event = NoEvent;
+    type Answer = ();
+}
+
+/// Bytes of a path or name that need not be UTF-8; percent-encoded on the wire.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RawPath(pub Vec<u8>);
+
+/// The kind of an entry of a kit's tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link and its target.
+    Symlink(RawPath),
+}
+
+/// One entry of a kit's tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The path from the kit's root, without a leading slash; empty for the root itself.
+    pub path: RawPath,
+    /// Its kind.
+    pub kind: EntryKind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Bytes of a file; 0 for others.
+    pub size: u64,
+    /// Seconds since 1970.
+    pub mtime_seconds: i64,
+    /// Of a file: the layer that has its bytes. The number says no more than that files with the same
+    /// are verified together; none is that of bytes which no digest of a layer covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<u32>,
+    /// Why its content cannot be had: it belongs to a data set that lies elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+}
+
+/// Lists entries: those of a directory, or the one that `path` names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListRequest {
+    /// The kit.
+    pub kit: KitHandle,
+    /// The directory or file, from the kit's root.
+    pub path: RawPath,
+    /// Everything below it, not only its children.
+    #[serde(default)]
+    pub recursive: bool,
+}
+
+/// The answer to a [`ListRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// The entry that was asked for.
+    pub entry: Entry,
+    /// Its children, or all below it, parents before children, siblings by name.
+    pub below: Vec<Entry>,
+    /// Warnings about parts that were passed over.
+    pub warnings: Vec<String>,
+}
+
+/// Reads files. Their bytes follow one another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadRequest {
+    /// The kit.
+    pub kit: KitHandle,
+    /// The files, from the kit's root.
+    pub paths: Vec<RawPath>,
+}
+
+impl Serialize for RawPath {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&percent_encoded(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for RawPath {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = percent_decoded(&text);
+        bytes.map(Self).ok_or_else(|| serde::de::Error::custom("malformed percent-encoding"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_survive_the_wire(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let path = RawPath(bytes);
+            let text = serde_json::to_string(&path).unwrap();
+            prop_assert_eq!(serde_json::from_str::<RawPath>(&text).unwrap(), path);
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Mounts in the part of the file tree that this process sees, for a daemon that may see another one.
+
+use std::path::Path;
+
+use tokio::task::spawn_blocking;
+
+use super::backend::Backend;
+use super::failure::panicked;
+use super::own_paths::own_paths;
+use crate::control::api::{Failure, FailureKind, MountDescription, MountStatus, OpenProgress};
+use crate::fuse::{Attached, MountOptions, Mountpoint};
+use crate::oci::Origin;
+
+/// Mounts a kit, and has the daemon serve it. Returns when its files can be listed. Calls `on_progress`
+/// meanwhile.
+///
+/// # Errors
+/// When the mountpoint is not usable, the kit cannot be opened, or the kernel refuses. Nothing is mounted
+/// then.
+pub(super) async fn mount(
+    daemon: &Backend,
+    description: MountDescription,
+    on_progress: &mut (dyn FnMut(OpenProgress) + Send),
+) -> Result<MountStatus, Failure> {
+    let options = options(daemon.cache_folder(), &description);
+    let mountpoint = prepare(&options).await?;
+    let replaced = mountpoint.warnings();
+    let kit = daemon.open_kit(description.kit.clone(), on_progress).await?;
+    let attached = attach(&description.kit.reference, mountpoint, options).await?;
+    let mut status = kit.serve(&attached, description).await?;
+    spawn_blocking(move || attached.hand_over()).await.map_err(panicked)??;
+    status.warnings.splice(0..0, replaced);
+    Ok(status)
+}
+
+/// The options of a mount, as far as mounting needs them.
+pub(super) fn options(cache_folder: &Path, description: &MountDescription) -> MountOptions {
+    MountOptions {
+        allow_other: description.allow_other,
+        nonempty: description.nonempty,
+        noexec: description.noexec,
+        own_paths: own_paths(cache_folder, description),
+        ..MountOptions::at(description.mountpoint.clone())
+    }
+}
+
+/// Checks the mountpoint, and makes it where it is missing.
+pub(super) async fn prepare(options: &MountOptions) -> Result<Mountpoint, Failure> {
+    if !options.mountpoint.is_absolute() {
+        let message = format!("the mountpoint {} is not absolute", options.mountpoint.display());
+        return Err(Failure::new(FailureKind::Usage, message));
+    }
+    let options = options.clone();
+    Ok(spawn_blocking(move || Mountpoint::prepare(&options)).await.map_err(panicked)??)
+}
+
+/// Mounts. Requests wait in the kernel until a process serves the mount.
+pub(super) async fn attach(
+    reference: &str,
+    mountpoint: Mountpoint,
+    options: MountOptions,
+) -> Result<Attached, Failure> {
+    let name = Origin::parse(reference)?.to_string();
+    let attach = move || Attached::new(&name, mountpoint, &options);
+    Ok(spawn_blocking(attach).await.map_err(panicked)??)
+}

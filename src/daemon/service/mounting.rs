@@ -1,0 +1,175 @@
+//! Serves mounts.
+//!
+//! ```text
+//! command: Mountpoint::prepare, open, mount(2) --MountRequest, the device--> serve
+//! this process, for `--foreground`:      the same three, then                serve
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::super::failure::panicked;
+use super::super::hydrate::Hydrating;
+use super::super::keeping::{Announced, Kept, TreeMark};
+use super::super::kits::{pinned_reference, pinned_request};
+use super::super::mounts::{Background, MountKey};
+use super::super::own_paths::own_paths;
+use super::super::replay::{self, Replay};
+use super::super::{fitting, mounting};
+use super::{Service, now, stopping};
+use crate::control::api::{Failure, FailureKind, MountDescription, MountStatus, OpenProgress};
+use crate::fs::{FsConfig, LoadedKit};
+use crate::fuse::{Attached, Mount, MountError, MountOptions, Sessions, mount_warnings};
+use crate::process::limits::MORE_PROCESSES;
+
+impl Service {
+    /// Mounts a kit in the tree that this process sees, and serves it.
+    pub(in crate::daemon) async fn mount(
+        self: &Arc<Self>,
+        description: MountDescription,
+        tell: &(dyn Fn(OpenProgress) + Send + Sync),
+    ) -> Result<MountStatus, Failure> {
+        let mut options = mounting::options(self.cache.folder(), &description);
+        options.child_limits = self.child_limits;
+        let mountpoint = mounting::prepare(&options).await?;
+        let replaced = mountpoint.warnings();
+        let kit = tokio::select! {
+            kit = self.open(&description.kit, tell) => kit?,
+            () = self.stopping.cancelled() => return Err(stopping()),
+        };
+        let attached = mounting::attach(&description.kit.reference, mountpoint, options).await?;
+        let mut status = self.serve(kit, description, attached).await?;
+        status.warnings.extend(replaced);
+        Ok(status)
+    }
+
+    /// Serves a mount that is in the tree. Dropping the future, or an error, leaves nothing mounted.
+    pub(super) async fn serve(
+        &self,
+        kit: Arc<LoadedKit>,
+        description: MountDescription,
+        attached: Attached,
+    ) -> Result<MountStatus, Failure> {
+        self.taken_over().await;
+        let place = attached.place();
+        let key = self.mount_key(place.view(), description.mountpoint.clone());
+        let reservation = self.mounts.reserve(key).await?;
+        let options = self.mount_options(&description);
+        let pinned = pinned_reference(&kit.origin, kit.manifest);
+        if !kit.has_missing() {
+            self.kits.share(pinned_request(&description.kit, pinned.clone()), &kit);
+        }
+        let trace = match description.trace.clone() {
+            Some(file) => Some(self.load_replay(&kit, file).await?),
+            None => None,
+        };
+        let mounted_at = now();
+        let (served, sessions, keeping) = (kit.clone(), self.sessions()?, self.keeping.clone());
+        let (wanted, config) = (description.clone(), fs_config(&description));
+        let mount = move || {
+            let unkept = |error: std::io::Error| {
+                MountError::Io(format!("the mount cannot be handed to the keeper: {error}"))
+            };
+            let kept = keeping.hold(&attached, &wanted).map_err(unkept)?;
+            let tree = TreeMark::of(&served);
+            let mount = Mount::serve(attached, served, &options, config, sessions)?;
+            if let Some(kept) = &kept {
+                let announced = Announced { pinned, tree, state: mount.state(), mounted_at };
+                kept.announce(&announced).map_err(unkept)?;
+            }
+            Ok::<(Mount, Option<Kept>), MountError>((mount, kept))
+        };
+        let (mount, kept) = spawn_blocking(mount).await.map_err(panicked)??;
+        let warnings = trace.as_ref().map(Replay::warnings).unwrap_or_default();
+        let background = self.background(&mount, &description, trace);
+        let no_room = self.no_room(&kit).await;
+        let request = &description.kit;
+        let mut status = reservation.fulfil(mount, kit, request, mounted_at, background, kept)?;
+        status.warnings.extend(warnings);
+        status.warnings.extend(mount_warnings());
+        status.warnings.extend(no_room);
+        tracing::info!(reference = status.reference, digest = status.digest,
+            mountpoint = %status.mountpoint.display(), "mounted");
+        Ok(status)
+    }
+
+    /// Names a mount in the table. `view` is the part of the file tree that its command sees.
+    pub(in crate::daemon) fn mount_key(&self, view: Option<&str>, mountpoint: PathBuf) -> MountKey {
+        let view = view.filter(|view| Some(*view) != self.view.as_deref());
+        MountKey { elsewhere: view.map(str::to_owned), mountpoint }
+    }
+
+    pub(super) fn mount_options(&self, description: &MountDescription) -> MountOptions {
+        MountOptions {
+            mountpoint: description.mountpoint.clone(),
+            allow_other: description.allow_other,
+            nonempty: description.nonempty,
+            noexec: description.noexec,
+            passthrough: !description.no_passthrough,
+            child_limits: self.child_limits,
+            own_paths: own_paths(self.cache.folder(), description),
+            daemon: self.at.as_ref().map(|at| at.address.to_text()).unwrap_or_default(),
+        }
+    }
+
+    /// Starts the work beside a mount.
+    pub(super) fn background(
+        &self,
+        mount: &Mount,
+        description: &MountDescription,
+        trace: Option<Replay>,
+    ) -> Background {
+        let quiet = Duration::from_secs(description.hydrate_after_seconds);
+        let hydrating: Hydrating =
+            self.hydration.begin(mount.file_system(), description.hydrate, quiet);
+        Background {
+            hydrating,
+            _replay: trace.map(|trace| AbortOnDropHandle::new(tokio::spawn(replay_quietly(trace)))),
+        }
+    }
+
+    /// The threads that answer the kernel.
+    pub(super) fn sessions(&self) -> Result<Arc<Sessions>, Failure> {
+        let mut sessions = self.sessions.lock();
+        if let Some(sessions) = &*sessions {
+            return Ok(sessions.clone());
+        }
+        let started = Sessions::start().map_err(|error| {
+            let message =
+                format!("no thread can be started to serve mounts ({error}): {MORE_PROCESSES}");
+            Failure::new(FailureKind::Internal, message)
+        })?;
+        Ok(sessions.insert(started).clone())
+    }
+
+    /// A warning about a kit that does not fit the cache.
+    async fn no_room(&self, kit: &Arc<LoadedKit>) -> Option<String> {
+        let (cache, kit) = (self.cache.clone(), kit.clone());
+        // A file system that does not answer must not hold up others.
+        spawn_blocking(move || fitting::warning(&cache, &kit)).await.ok().flatten()
+    }
+
+    pub(super) async fn load_replay(
+        &self,
+        kit: &Arc<LoadedKit>,
+        file: PathBuf,
+    ) -> Result<Replay, Failure> {
+        let kit = kit.clone();
+        spawn_blocking(move || replay::load(&kit, &file)).await.map_err(panicked)?
+    }
+}
+
+pub(super) fn fs_config(description: &MountDescription) -> FsConfig {
+    FsConfig { tensor_prefetch: description.tensor_prefetch, ..FsConfig::default() }
+}
+
+/// Replays a trace beside a mount, whose readers hear of what fails by themselves.
+async fn replay_quietly(replay: Replay) {
+    if let Err(error) = replay.run(|_| {}).await {
+        tracing::warn!(%error, "replaying an access trace ended early");
+    }
+}

@@ -1,0 +1,80 @@
+//! Opens kits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::kits::{pinned_reference, pinned_request};
+use super::super::waiting;
+use super::Service;
+use crate::control::api::{Failure, KitRequest, OpenProgress, PassProgress};
+use crate::fs::{self, LoadRequest, LoadedKit};
+use crate::kit::Filters;
+use crate::oci::{LabelSelector, Origin};
+
+impl Service {
+    /// Opens a kit, or finds it open. Calls `tell` meanwhile. The caller keeps it open.
+    pub(super) async fn open(
+        &self,
+        request: &KitRequest,
+        tell: &(dyn Fn(OpenProgress) + Send + Sync),
+    ) -> Result<Arc<LoadedKit>, Failure> {
+        let on_pass = |passed_bytes, total_bytes| {
+            tell(OpenProgress::Passing(PassProgress { passed_bytes, total_bytes }));
+        };
+        let on_wait = |waiting| tell(OpenProgress::Waiting(waiting));
+        let kit = async {
+            match self.known(request).await? {
+                Some(kit) => Ok(kit),
+                None => self.load(request, &on_pass).await.map(Arc::new),
+            }
+        };
+        waiting::told(&self.networks, &request.network, &on_wait, kit).await
+    }
+
+    /// A kit that is open. A tag is resolved again: it may have moved.
+    pub(super) async fn known(
+        &self,
+        request: &KitRequest,
+    ) -> Result<Option<Arc<LoadedKit>>, Failure> {
+        if self.kits.is_empty() {
+            return Ok(None);
+        }
+        if let Some(kit) = self.kits.find(request) {
+            return Ok(Some(kit));
+        }
+        let origin = Origin::parse(&request.reference)?;
+        let sources = self.networks.sources(&request.network)?;
+        let labels = LabelSelector::parse(&request.labels)?;
+        let description = fs::describe(&self.fetcher, &*sources, &origin, &labels).await?;
+        let pinned = pinned_reference(&origin, description.digest);
+        Ok(self.kits.find(&pinned_request(request, pinned)))
+    }
+
+    /// Loads a kit. Calls `progress` with the compressed bytes that were read, and their sum.
+    pub(super) async fn load(
+        &self,
+        request: &KitRequest,
+        progress: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<LoadedKit, Failure> {
+        let sources = self.networks.sources(&request.network)?;
+        let request = LoadRequest {
+            origin: Origin::parse(&request.reference)?,
+            labels: LabelSelector::parse(&request.labels)?,
+            filters: Filters::parse(&request.filters)?,
+            allow_empty: request.allow_empty,
+            remote: !request.no_remote,
+            umask: request.umask & 0o777,
+        };
+        // The log of a mount in the foreground is all that its user sees.
+        let logged_tenths = AtomicU64::new(0);
+        let on_pass = |passed_bytes: u64, total_bytes: u64| {
+            progress(passed_bytes, total_bytes);
+            let tenths = passed_bytes / (total_bytes / 10).max(1);
+            if logged_tenths.fetch_max(tenths, Ordering::Relaxed) < tenths {
+                tracing::info!(origin = %request.origin, passed_bytes, total_bytes,
+                    "reading compressed layers");
+            }
+        };
+        Ok(fs::load(&self.fetcher, &*sources, &request, &on_pass).await?)
+    }
+}

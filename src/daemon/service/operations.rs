@@ -1,0 +1,284 @@
+//! The work of each operation.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::task::spawn_blocking;
+
+use super::super::failure::panicked;
+use super::super::kits::{pinned_reference, pinned_request};
+use super::super::{describing, listing, reading, recording, tags, upkeep, waiting, warming};
+use super::{Service, now, stopping};
+use crate::control::api::{
+    AliveRequest, CacheReport, CacheRequest, CatalogueRequest, DaemonStatus, Failure, FailureKind,
+    Info, InfoRequest, ListRequest, Listing, MountRequest, MountStatus, OpenRequest, Opened,
+    PassProgress, ReadRequest, RecordRequest, ReplaceRequest, StatusRequest, StopRecordingRequest,
+    StopRequest, TagInfo, TagsRequest, UnmountReport, UnmountRequest, WarmEvent, WarmReport,
+    WarmRequest,
+};
+use crate::control::{Caller, Handle};
+use crate::fs::{self, Line};
+use crate::fuse::Attached;
+use crate::kit::Filters;
+use crate::oci::{LabelSelector, Origin};
+
+impl Handle<AliveRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        _: AliveRequest,
+        _: &Caller<AliveRequest>,
+    ) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+impl Handle<StatusRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        _: StatusRequest,
+        _: &Caller<StatusRequest>,
+    ) -> Result<DaemonStatus, Failure> {
+        Ok(self.status().await)
+    }
+}
+
+impl Handle<StopRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        _: StopRequest,
+        _: &Caller<StopRequest>,
+    ) -> Result<UnmountReport, Failure> {
+        Ok(self.stop().await)
+    }
+}
+
+impl Handle<ReplaceRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        _: ReplaceRequest,
+        _: &Caller<ReplaceRequest>,
+    ) -> Result<(), Failure> {
+        self.request_replacement()
+    }
+}
+
+impl Handle<OpenRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: OpenRequest,
+        caller: &Caller<OpenRequest>,
+    ) -> Result<Opened, Failure> {
+        let kit = self.open(&request.kit, &|progress| caller.tell(progress)).await?;
+        let pinned = pinned_request(&request.kit, pinned_reference(&kit.origin, kit.manifest));
+        // The next command looks anew for data that could not be had.
+        if !kit.has_missing() {
+            self.kits.keep(pinned.clone(), &kit);
+        }
+        let (handle, lease) = self.kits.lend(kit, caller.peer().uid);
+        caller.keep(lease);
+        Ok(Opened { kit: handle, pinned })
+    }
+}
+
+impl Handle<ListRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: ListRequest,
+        caller: &Caller<ListRequest>,
+    ) -> Result<Listing, Failure> {
+        let kit = self.kits.lent(request.kit, caller.peer().uid)?;
+        listing::list(&kit, &request)
+    }
+}
+
+impl Handle<ReadRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: ReadRequest,
+        caller: &Caller<ReadRequest>,
+    ) -> Result<(), Failure> {
+        let kit = self.kits.lent(request.kit, caller.peer().uid)?;
+        let mut bytes = reading::open(kit, &request.paths)?;
+        while let Some(piece) = bytes.next().await {
+            caller.send(piece?).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Handle<InfoRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: InfoRequest,
+        _: &Caller<InfoRequest>,
+    ) -> Result<Info, Failure> {
+        let kit = request.kit;
+        let origin = Origin::parse(&kit.reference)?;
+        let labels = LabelSelector::parse(&kit.labels)?;
+        let sources = self.networks.sources(&kit.network)?;
+        let described = fs::look(&self.fetcher, &*sources, &origin, &labels).await?;
+        Ok(describing::info(&kit.reference, &described))
+    }
+}
+
+impl Handle<TagsRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: TagsRequest,
+        _: &Caller<TagsRequest>,
+    ) -> Result<Vec<TagInfo>, Failure> {
+        let sources = self.networks.sources(&request.network)?;
+        tags::tags(&self.fetcher, &sources, &request).await
+    }
+}
+
+impl Handle<CatalogueRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: CatalogueRequest,
+        _: &Caller<CatalogueRequest>,
+    ) -> Result<Vec<String>, Failure> {
+        let sources = self.networks.sources(&request.network)?;
+        Ok(sources.catalogue(&request.host).await?)
+    }
+}
+
+impl Handle<WarmRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: WarmRequest,
+        caller: &Caller<WarmRequest>,
+    ) -> Result<WarmReport, Failure> {
+        let on_pass = |passed_bytes, total_bytes| {
+            caller.tell(WarmEvent::Passing(PassProgress { passed_bytes, total_bytes }));
+        };
+        let on_wait = |waiting| caller.tell(WarmEvent::Waiting(waiting));
+        let progress = |layers| caller.tell(WarmEvent::Layers(layers));
+        let network = request.kit.network.clone();
+        let work = async {
+            let kit = match self.known(&request.kit).await? {
+                Some(kit) => kit,
+                // Not kept: when the command is gone, its requests end.
+                None => Arc::new(self.load(&request.kit, &on_pass).await?),
+            };
+            match request.trace {
+                Some(file) => {
+                    let replay = self.load_replay(&kit, file).await?;
+                    warming::replay(&self.cache, &kit, replay, &progress).await
+                }
+                None => {
+                    let filters = match request.kit.filters.is_empty() {
+                        true => None,
+                        false => Some(Filters::parse(&request.kit.filters)?),
+                    };
+                    let (paths, filters) = (&request.paths, filters.as_ref());
+                    warming::warm(&self.cache, &kit, paths, filters, &progress).await
+                }
+            }
+        };
+        tokio::select! {
+            report = waiting::told(&self.networks, &network, &on_wait, work) => report,
+            () = self.stopping.cancelled() => Err(stopping()),
+        }
+    }
+}
+
+impl Handle<MountRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: MountRequest,
+        caller: &Caller<MountRequest>,
+    ) -> Result<MountStatus, Failure> {
+        let MountRequest { kit, mount, place } = request;
+        let kit = self.kits.lent(kit, caller.peer().uid)?;
+        let Some(device) = caller.take_descriptors().into_iter().next() else {
+            let message = "the FUSE device is missing: this request is for commands of kitfs";
+            return Err(Failure::new(FailureKind::Usage, message));
+        };
+        let attached = Attached::from_command(device, &place, &self.mount_options(&mount))?;
+        tokio::select! {
+            status = self.serve(kit, mount, attached) => status,
+            () = self.stopping.cancelled() => Err(stopping()),
+        }
+    }
+}
+
+impl Handle<UnmountRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: UnmountRequest,
+        _: &Caller<UnmountRequest>,
+    ) -> Result<UnmountReport, Failure> {
+        self.taken_over().await;
+        let key = self.mount_key(request.view.as_deref(), request.mountpoint);
+        if key.elsewhere.is_some() {
+            let place = key.mountpoint.display();
+            let message =
+                format!("the daemon does not see {place}: the command unmounts it itself");
+            return Err(Failure::new(FailureKind::NotFound, message));
+        }
+        let warnings = self.mounts.unmount(&key, request.lazy).await?;
+        // Without a mount no command finds this daemon again.
+        if !self.is_reachable() && self.has_no_mounts() {
+            self.request_stop();
+        }
+        Ok(UnmountReport { warnings })
+    }
+}
+
+impl Handle<RecordRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: RecordRequest,
+        caller: &Caller<RecordRequest>,
+    ) -> Result<(), Failure> {
+        self.taken_over().await;
+        let key = self.mount_key(request.view.as_deref(), request.mountpoint);
+        let served = self.mounts.at(&key)?;
+        let Some(reads) = recording::begin(&served).await else {
+            let place = key.mountpoint.display();
+            let message = format!("reads from {place} are being recorded already");
+            return Err(Failure::new(FailureKind::Mountpoint, message));
+        };
+        let stop = served.new_recording();
+        let digest = served.kit().manifest.to_string();
+        let header = Line::header(served.reference().to_owned(), digest, now());
+        let mut lines = recording::lines(&served, reads, header, stop);
+        // The recording ends with the mount.
+        drop(served);
+        while let Some(line) = lines.next().await {
+            let mut line = serde_json::to_vec(&line)
+                .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
+            line.push(b'\n');
+            caller.send(Bytes::from(line)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Handle<StopRecordingRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: StopRecordingRequest,
+        _: &Caller<StopRecordingRequest>,
+    ) -> Result<(), Failure> {
+        let key = self.mount_key(request.view.as_deref(), request.mountpoint);
+        self.mounts.at(&key)?.stop_recording();
+        Ok(())
+    }
+}
+
+impl Handle<CacheRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: CacheRequest,
+        _: &Caller<CacheRequest>,
+    ) -> Result<CacheReport, Failure> {
+        if matches!(request, CacheRequest::Remove(_) | CacheRequest::Clear) {
+            self.kits.let_go();
+        }
+        let (cache, mounts) = (self.cache.clone(), self.mounts.clone());
+        spawn_blocking(move || upkeep::run(&cache, &mounts, &request)).await.map_err(panicked)?
+    }
+}
