@@ -1,5 +1,5 @@
 //! Connections by network options: mounts with the same options share connections and tokens,
-//! and all of them share one limit for each registry host.
+//! and all of them share one admission.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -10,11 +10,10 @@ use parking_lot::Mutex;
 
 use crate::control::api::NetworkOptions;
 use crate::process::limits::ChildLimits;
+use crate::source::admission::Admission;
 use crate::source::credentials::CredentialStore;
 use crate::source::mirrors::Mirrors;
-use crate::source::registry::{
-    DEFAULT_REQUESTS_PER_HOST, HostLimits, RegistryClient, RegistryConfig, Timing,
-};
+use crate::source::registry::{RegistryClient, RegistryConfig, Timing};
 use crate::source::{SourceError, Sources};
 
 /// Sets of options whose connections are kept; a person uses one or two, and mounts hold theirs.
@@ -22,16 +21,15 @@ const MOST_NETWORKS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero
 
 /// The sources of each set of network options.
 pub(super) struct Networks {
-    limits: Arc<HostLimits>,
+    admission: Arc<Admission>,
     child_limits: ChildLimits,
     sources: Mutex<LruCache<NetworkOptions, Arc<Sources>>>,
 }
 
 impl Networks {
     /// No sources yet; credential helpers will get `child_limits`.
-    pub(super) fn new(child_limits: ChildLimits) -> Self {
-        let limits = HostLimits::new(DEFAULT_REQUESTS_PER_HOST);
-        Self { limits, child_limits, sources: Mutex::new(LruCache::new(MOST_NETWORKS)) }
+    pub(super) fn new(admission: Arc<Admission>, child_limits: ChildLimits) -> Self {
+        Self { admission, child_limits, sources: Mutex::new(LruCache::new(MOST_NETWORKS)) }
     }
 
     /// The sources for `options`, made the first time; reads the certificate files then.
@@ -74,7 +72,7 @@ impl Networks {
             credentials: CredentialStore::new(options.credential_files.clone())
                 .with_helper_limits(self.child_limits),
             mirrors: Mirrors::new(options.registries_dir.clone()),
-            limits: self.limits.clone(),
+            admission: self.admission.clone(),
             timing: Timing {
                 retries: options.retries.unwrap_or(Timing::default().retries),
                 open: open_timeout(options),

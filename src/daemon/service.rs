@@ -93,9 +93,9 @@ impl Service {
         let fetcher = Fetcher::new(cache.clone(), fetch_config);
         Arc::new(Self {
             hydration: Hydration::new(cache.clone(), fetcher.clone()),
+            networks: Networks::new(fetcher.admission().clone(), child_limits),
             fetcher,
             cache,
-            networks: Networks::new(child_limits),
             child_limits,
             at,
             view: own_view().ok(),

@@ -15,10 +15,10 @@ use std::sync::Arc;
 use super::FetchError;
 use super::layer::Inner;
 use super::plan::{self, ChunkStatus};
-use super::scheduler::Permit;
 use super::transfer::{EndOnDrop, Transfer, Wait};
 use crate::layer::{ChunkId, StreamOffset};
 use crate::source::Priority;
+use crate::source::admission::{Reservation, UserId};
 
 /// The most bytes of a layer that are fetched although nobody reads them: padding and end
 /// marker belong to no file, and without them the layer's digest is never computed. Python's tars
@@ -43,7 +43,7 @@ pub(super) struct Plan {
 
 /// The right of a transfer to the stream that its source opened.
 #[derive(Debug)]
-pub(super) enum Admission {
+pub(super) enum Right {
     /// Write it to the chunks that the transfer claimed.
     Write,
     /// The source ignores ranges: write all of it, from the layer's start on.
@@ -55,8 +55,13 @@ pub(super) enum Admission {
 }
 
 impl Inner {
-    /// Starts the transfers that `range` needs, and makes those on their way at least as urgent.
-    pub(super) fn plan(self: &Arc<Self>, range: &Range<StreamOffset>, priority: Priority) -> Plan {
+    /// Starts the transfers that `range` needs for `user`, and makes those on their way at least as urgent.
+    pub(super) fn plan(
+        self: &Arc<Self>,
+        range: &Range<StreamOffset>,
+        priority: Priority,
+        user: UserId,
+    ) -> Plan {
         let layout = &self.contents.layout;
         let mut wanted = layout.chunks_of(range.clone());
         if self.cache.is_in_trouble() && priority == Priority::Readahead {
@@ -84,13 +89,13 @@ impl Inner {
                 // It has passed what is missing: the next pass starts when this one is done.
                 let waits = vec![(whole, StreamOffset(u64::MAX))];
                 drop(claims);
-                self.raise(&waits, priority);
+                self.join(&waits, priority, user);
                 return Plan { started: Vec::new(), waits };
             }
-            self.start_whole(&mut claims, priority);
+            self.start_whole(&mut claims, priority, user);
         } else {
             for run in &runs {
-                self.start(&mut claims, run.clone(), priority);
+                self.start(&mut claims, run.clone(), priority, user);
             }
         }
         let mut waits: Vec<Wait> = Vec::new();
@@ -116,21 +121,16 @@ impl Inner {
             waits.iter().for_each(|(transfer, _)| transfer.want(range.clone()));
         }
         drop(claims);
-        self.raise(&waits, priority);
+        self.join(&waits, priority, user);
         Plan { started: runs, waits }
     }
 
-    /// Makes transfers at least as urgent as the reader that waits for them.
-    pub(super) fn raise(&self, waits: &[Wait], priority: Priority) {
-        let mut is_raised = false;
-        for (transfer, _) in waits {
-            if transfer.urgency().get() < priority {
-                transfer.urgency().raise(priority);
-                is_raised = true;
-            }
-        }
-        if is_raised {
-            self.scheduler.reconsider();
+    /// Makes transfers at least as urgent as the user who waits for them.
+    fn join(&self, waits: &[Wait], priority: Priority, user: UserId) {
+        let join =
+            |changed, (transfer, _): &Wait| transfer.urgency().join(priority, user) || changed;
+        if waits.iter().fold(false, join) {
+            self.admission.reconsider();
         }
     }
 
@@ -151,12 +151,18 @@ impl Inner {
         }
     }
 
-    fn start(self: &Arc<Self>, claims: &mut Claims, run: Range<u32>, priority: Priority) {
+    fn start(
+        self: &Arc<Self>,
+        claims: &mut Claims,
+        run: Range<u32>,
+        priority: Priority,
+        user: UserId,
+    ) {
         let layout = &self.contents.layout;
         let first = layout.chunk(ChunkId(run.start)).stream.start;
         let start = first + u64::from(self.store.filled(ChunkId(run.start)));
         let end = layout.chunk(ChunkId(run.end - 1)).stream.end;
-        let transfer = Transfer::new(start, priority);
+        let transfer = Transfer::new(start, priority, user);
         for chunk in run {
             claims.chunks.insert(chunk, transfer.clone());
         }
@@ -164,8 +170,8 @@ impl Inner {
     }
 
     /// Claims every chunk that nobody brings yet, and starts one pass over all of the layer.
-    fn start_whole(self: &Arc<Self>, claims: &mut Claims, priority: Priority) {
-        let transfer = Transfer::new(StreamOffset(0), priority);
+    fn start_whole(self: &Arc<Self>, claims: &mut Claims, priority: Priority, user: UserId) {
+        let transfer = Transfer::new(StreamOffset(0), priority, user);
         self.claim_rest(claims, &transfer);
         self.spawn(transfer, StreamOffset(0)..StreamOffset(self.contents.layout.stream_bytes()));
     }
@@ -207,15 +213,15 @@ impl Inner {
             drop(guard);
             inner.confirm_when_complete();
             if is_done {
-                inner.fetch_small_rest();
+                inner.fetch_small_rest(transfer.urgency().user());
             }
         });
     }
 
     /// Takes a place in the queue, for as much memory as it may need.
-    fn turn(&self, transfer: &Transfer) -> impl Future<Output = Permit> + Send + use<> {
+    fn turn(&self, transfer: &Transfer) -> impl Future<Output = Reservation> + Send + use<> {
         let bytes = self.transfer_memory_bytes();
-        self.scheduler.acquire(self.whose(), bytes, transfer.urgency().clone())
+        self.admission.transfer(self.whose(), bytes, transfer.urgency().clone())
     }
 
     fn release(&self, transfer: &Arc<Transfer>) {
@@ -226,19 +232,19 @@ impl Inner {
 
     /// The right of `transfer` to the stream that it has opened; `is_whole` where that is not the
     /// range asked for but the whole blob.
-    pub(super) fn admit(&self, transfer: &Arc<Transfer>, is_whole: bool) -> Admission {
+    pub(super) fn admit(&self, transfer: &Arc<Transfer>, is_whole: bool) -> Right {
         let mut claims = self.claims.lock();
         if transfer.has_ended() {
-            return Admission::TakenOver;
+            return Right::TakenOver;
         }
         match &claims.whole {
             Some(other) if is_whole && !Arc::ptr_eq(other, transfer) => {
-                return Admission::After(other.clone());
+                return Right::After(other.clone());
             }
             None if is_whole => {}
             _ => {
                 transfer.begin_to_write();
-                return Admission::Write;
+                return Right::Write;
             }
         }
         transfer.begin_to_write();
@@ -252,16 +258,16 @@ impl Inner {
             keeps
         });
         self.claim_rest(&mut claims, transfer);
-        Admission::WriteWhole
+        Right::WriteWhole
     }
 
     /// Fetches what no reader will ask for, once all else is in. One time: what fails or is
     /// evicted again is not worth a second.
-    fn fetch_small_rest(self: &Arc<Self>) {
+    fn fetch_small_rest(self: &Arc<Self>, user: UserId) {
         if self.lacks_small_rest()
             && !std::mem::replace(&mut self.claims.lock().has_asked_for_rest, true)
         {
-            self.plan(&self.contents.layout.stream(), Priority::Prefetch);
+            self.plan(&self.contents.layout.stream(), Priority::Prefetch, user);
         }
     }
 

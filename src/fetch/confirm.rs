@@ -44,7 +44,7 @@ impl Inner {
             return;
         }
         let mut end = End { inner: self.clone(), outcome: Confirming::Failed };
-        let turn = self.scheduler.hashing_turn();
+        let turn = self.turns.hashing();
         self.runtime.spawn(async move {
             let turn = turn.await;
             let layer = end.inner.spec.blob.digest;

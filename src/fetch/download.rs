@@ -12,14 +12,14 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::FetchError;
-use super::claims::Admission;
+use super::claims::Right;
 use super::layer::{Inner, Way};
 use super::pace::Streaming;
-use super::scheduler::Permit;
 use super::transfer::Transfer;
 use super::writer::{Writer, Written};
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, StreamOffset};
+use crate::source::admission::Reservation;
 use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 
 /// Batches between the network and the writer.
@@ -64,7 +64,7 @@ impl Inner {
         self: &Arc<Self>,
         transfer: &Arc<Transfer>,
         range: Range<StreamOffset>,
-        turn: impl Future<Output = Permit>,
+        turn: impl Future<Output = Reservation>,
     ) -> Result<(), FetchError> {
         let urgency = transfer.urgency();
         let permit = turn.await;
@@ -82,10 +82,10 @@ impl Inner {
         let (stream, way) = self.open_next(&mut untried, &asked, urgency, None).await?;
         way.line.answered(asked_at.elapsed());
         match self.admit(transfer, stream.range == whole && asked != whole) {
-            Admission::Write => {}
-            Admission::WriteWhole => (asked, is_whole) = (whole, true),
-            Admission::TakenOver => return Ok(()),
-            Admission::After(other) => {
+            Right::Write => {}
+            Right::WriteWhole => (asked, is_whole) = (whole, true),
+            Right::TakenOver => return Ok(()),
+            Right::After(other) => {
                 drop((stream, permit));
                 self.wait_behind(&other, urgency).await;
                 return Ok(());
@@ -128,13 +128,14 @@ impl Inner {
 
     /// Waits for a transfer that streams the whole layer, and makes it as urgent as this one.
     async fn wait_behind(&self, other: &Arc<Transfer>, urgency: &Urgency) {
-        let waits = [(other.clone(), StreamOffset(u64::MAX))];
         loop {
-            let priority = urgency.get();
-            self.raise(&waits, priority);
+            let changes = urgency.changes();
+            if other.urgency().join_all(urgency) {
+                self.admission.reconsider();
+            }
             tokio::select! {
                 () = other.ended() => return,
-                () = urgency.raised_above(priority) => {}
+                () = urgency.changed_since(changes) => {}
             }
         }
     }
@@ -199,10 +200,10 @@ impl Inner {
                 return Err(Stopped::Writer);
             }
             *sent = pieces.next;
-            if *sent < end && self.scheduler.must_give_way(transfer.urgency()) {
+            if *sent < end && self.admission.must_give_way(transfer.urgency()) {
                 transfer.rested();
                 streaming.rest();
-                self.scheduler.give_way(transfer.urgency()).await;
+                self.admission.give_way(transfer.urgency()).await;
                 streaming.go_on();
             }
         }

@@ -105,7 +105,7 @@ impl Inner {
             return None;
         }
         // Whether the cache keeps bytes may change on the way: they must fit the smaller of both places.
-        let aside_bytes = self.scheduler.free_aside_bytes();
+        let aside_bytes = self.admission.free_aside_bytes();
         let held_bytes = match most_bytes {
             0..LEAST_BYTES => aside_bytes,
             most_bytes => most_bytes.min(aside_bytes),

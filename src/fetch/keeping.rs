@@ -54,7 +54,7 @@ impl Inner {
     /// Syncs a layer that was just confirmed, in a quiet moment. On a thread of its own.
     pub(super) fn sync_quietly(self: &Arc<Self>) {
         let deadline = Instant::now() + LONGEST_WAIT;
-        while self.scheduler.quiet_for() < QUIET && Instant::now() < deadline {
+        while self.admission.quiet_for() < QUIET && Instant::now() < deadline {
             if self.closed.is_cancelled() {
                 // The process may be about to end, and a layer that is not synced is only checked once
                 // more.

@@ -8,8 +8,8 @@
 
 use std::future::Future;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -27,14 +27,15 @@ use super::pace::Line;
 use super::passing::Passing;
 use super::plan::ChunkStatus;
 use super::retry::Retries;
-use super::scheduler::{Scheduler, Whose};
 use super::transfer::Waited;
+use super::turns::Turns;
 use super::{FetchError, LayerSpec};
 use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore, Lookup, page_aligned};
 use crate::layer::decode::Windows;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, StreamOffset};
 use crate::process::running_time;
+use crate::source::admission::{Admission, UserId, Whose};
 use crate::source::{BlobSource, Priority};
 
 /// Sources remembered for one layer: mounts of several repositories may share it, and any of
@@ -53,6 +54,27 @@ pub struct Layer {
     pub(super) inner: Arc<Inner>,
     /// Held by running reads too.
     open: Arc<DropGuard>,
+    /// The user who waits for what is read here.
+    user: UserId,
+}
+
+/// A layer that others may have open, for any user.
+#[derive(Default)]
+pub(super) struct WeakLayer {
+    inner: Weak<Inner>,
+    open: Weak<DropGuard>,
+}
+
+impl WeakLayer {
+    /// The layer, for `user`; `None` if nobody has it open any more.
+    pub(super) fn upgrade(&self, user: UserId) -> Option<Arc<Layer>> {
+        let (inner, open) = (self.inner.upgrade()?, self.open.upgrade()?);
+        Some(Arc::new(Layer { inner, open, user }))
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open.strong_count() > 0
+    }
 }
 
 /// A source of a layer, and what is known of the way to it.
@@ -65,7 +87,8 @@ pub(super) struct Way {
 /// The parts that all layers share.
 pub(super) struct Shared {
     pub(super) cache: Arc<Cache>,
-    pub(super) scheduler: Arc<Scheduler>,
+    pub(super) admission: Arc<Admission>,
+    pub(super) turns: Arc<Turns>,
     pub(super) passing: Arc<Passing>,
 }
 
@@ -74,7 +97,8 @@ pub(super) struct Inner {
     pub(super) store: Arc<LayerStore>,
     pub(super) contents: Arc<Contents>,
     pub(super) cache: Arc<Cache>,
-    pub(super) scheduler: Arc<Scheduler>,
+    pub(super) admission: Arc<Admission>,
+    pub(super) turns: Arc<Turns>,
     pub(super) passing: Arc<Passing>,
     pub(super) follower: Arc<Follower>,
     pub(super) retries: Retries,
@@ -96,15 +120,17 @@ impl Layer {
         contents: Arc<Contents>,
         way: Way,
         shared: Shared,
+        user: UserId,
     ) -> Arc<Self> {
-        let Shared { cache, scheduler, passing } = shared;
+        let Shared { cache, admission, turns, passing } = shared;
         let closed = CancellationToken::new();
         let inner = Arc::new(Inner {
             spec,
             store,
             contents,
             cache,
-            scheduler,
+            admission,
+            turns,
             passing,
             follower: Arc::default(),
             retries: Retries::default(),
@@ -116,7 +142,16 @@ impl Layer {
             closed: closed.clone(),
         });
         inner.confirm_when_complete();
-        Arc::new(Self { inner, open: Arc::new(closed.drop_guard()) })
+        Arc::new(Self { inner, open: Arc::new(closed.drop_guard()), user })
+    }
+
+    pub(super) fn downgrade(&self) -> WeakLayer {
+        WeakLayer { inner: Arc::downgrade(&self.inner), open: Arc::downgrade(&self.open) }
+    }
+
+    /// The same layer, whose reads another user waits for.
+    pub fn for_user(&self, user: UserId) -> Arc<Self> {
+        Arc::new(Self { inner: self.inner.clone(), open: self.open.clone(), user })
     }
 
     pub(super) fn add_source(&self, source: Arc<dyn BlobSource>, line: Arc<Line>) {
@@ -195,9 +230,9 @@ impl Layer {
         &self,
         range: Range<StreamOffset>,
     ) -> impl Future<Output = Result<Bytes, FetchError>> + Send + use<> {
-        let (inner, open) = (self.inner.clone(), self.open.clone());
+        let (inner, open, user) = (self.inner.clone(), self.open.clone(), self.user);
         async move {
-            let result = inner.read(range).await;
+            let result = inner.read(range, user).await;
             drop(open);
             result
         }
@@ -217,7 +252,7 @@ impl Layer {
         if layout.chunks_of(range.clone()).is_empty() {
             return Vec::new();
         }
-        let started = self.inner.plan(&range, priority).started;
+        let started = self.inner.plan(&range, priority, self.user).started;
         started.into_iter().map(|run| layout.chunk_range(run)).collect()
     }
 
@@ -236,10 +271,10 @@ impl Layer {
         range: Range<StreamOffset>,
         priority: Priority,
     ) -> impl Future<Output = Result<(), FetchError>> + Send + use<> {
-        let (inner, open) = (self.inner.clone(), self.open.clone());
+        let (inner, open, user) = (self.inner.clone(), self.open.clone(), self.user);
         async move {
-            let _reader = (priority == Priority::OnDemand).then(|| inner.scheduler.reader());
-            let result = inner.clone().bring(range, priority).await;
+            let _reader = (priority == Priority::OnDemand).then(|| inner.admission.reader());
+            let result = inner.clone().bring(range, priority, user).await;
             drop(open);
             result
         }
@@ -251,8 +286,8 @@ impl Layer {
         &self,
         bytes: u64,
     ) -> impl Future<Output = OwnedSemaphorePermit> + Send + use<> {
-        let scheduler = self.inner.scheduler.clone();
-        async move { scheduler.reserve_reply(bytes).await }
+        let turns = self.inner.turns.clone();
+        async move { turns.reserve_reply(bytes).await }
     }
 
     /// Whether every byte of `range` is in the cache.
@@ -292,7 +327,7 @@ impl Layer {
         let inner = self.inner.clone();
         if self.state() == LayerState::Unconfirmed && inner.lacks_small_rest() {
             let stream = inner.contents.layout.stream();
-            let rest = inner.clone().bring(stream, Priority::OnDemand);
+            let rest = inner.clone().bring(stream, Priority::OnDemand, self.user);
             let brought = running_time::timeout(LONGEST_WAIT_FOR_REST, rest).await;
             if !matches!(brought, Ok(Ok(()))) {
                 tracing::debug!(layer = %inner.spec.blob.digest, "the rest of a layer does not come");
@@ -369,13 +404,17 @@ impl Inner {
 
     /// Takes bytes as they arrive, so that a range larger than what the cache can hold at a time
     /// is read all the same.
-    async fn read(self: Arc<Self>, range: Range<StreamOffset>) -> Result<Bytes, FetchError> {
+    async fn read(
+        self: Arc<Self>,
+        range: Range<StreamOffset>,
+        user: UserId,
+    ) -> Result<Bytes, FetchError> {
         self.check_range(&range)?;
         let mut buffer = page_aligned((range.end - range.start) as usize);
         if self.fill(&mut buffer, &range, range.clone()).await? {
             return Ok(buffer.freeze());
         }
-        let _reader = self.scheduler.reader();
+        let _reader = self.admission.reader();
         let mut at = range.start;
         let mut plans_in_vain = 0;
         let mut retry = None;
@@ -399,7 +438,7 @@ impl Inner {
             let before = at;
             let mut failed = None;
             let has_lost = retry.is_some();
-            let plan = self.plan(&(at..range.end), Priority::OnDemand);
+            let plan = self.plan(&(at..range.end), Priority::OnDemand, user);
             for (transfer, end) in plan.waits {
                 // Where bytes are gone before all have come, they are taken chunk by chunk.
                 for end in self.steps(at, end, has_lost) {
@@ -429,6 +468,7 @@ impl Inner {
         self: Arc<Self>,
         range: Range<StreamOffset>,
         priority: Priority,
+        user: UserId,
     ) -> Result<(), FetchError> {
         self.check_range(&range)?;
         let mut at = range.start;
@@ -439,7 +479,7 @@ impl Inner {
             }
             let before = at;
             let mut is_taken_over = false;
-            for (transfer, end) in self.plan(&(at..range.end), priority).waits {
+            for (transfer, end) in self.plan(&(at..range.end), priority, user).waits {
                 is_taken_over = transfer.wait(end).await? == Waited::TakenOver;
                 if is_taken_over {
                     break;
@@ -473,15 +513,15 @@ impl Inner {
     /// Reserves memory for large windows from now on; `false` where there is not as much.
     pub(super) fn use_large_windows(&self) -> bool {
         self.has_large_windows.store(true, Ordering::Relaxed);
-        self.scheduler.can_hold(self.transfer_memory_bytes())
+        self.admission.can_hold(self.transfer_memory_bytes())
     }
 
-    /// A number that stands for the layer in the scheduler.
+    /// A number that stands for the layer in the admission.
     pub(super) fn number(&self) -> usize {
         std::ptr::from_ref(self) as usize
     }
 
-    /// Whose a transfer is, for the scheduler: that it may go on at another source does not count.
+    /// The layer and the host of a transfer. The host is that of the first source, though it may go on at another.
     pub(super) fn whose(&self) -> Whose {
         let host = self.sources.read().first().and_then(|way| way.source.host());
         Whose { layer: self.number(), host }

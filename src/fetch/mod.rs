@@ -3,7 +3,7 @@
 //! ```text
 //! Layer::read(range) --resident?--> cache
 //!        |  '--missing--> plan (pure) --> claims (single flight) --> Transfer --> cache
-//!        |                                                  scheduler: whose turn it is
+//!        |                                     source::admission: which transfer runs next
 //!        '<------------------- woken as bytes reach the cache ----------'
 //! ```
 //!
@@ -11,7 +11,7 @@
 //!   how many.
 //! - [`layer`]: a layer that can be read. `claims`: its chunks in flight, so that a chunk has one
 //!   transfer at a time in the whole process, whichever mount or handle asked for it.
-//! - `scheduler`: which transfer runs next, and the memory of all of them.
+//! - `turns`: the memory of replies, and digests one after the other.
 //! - `transfer`: one request on its way to the cache, and its waiters.
 //! - `download`, `writer`: the two sides of a transfer, network and disk.
 //! - `scan`: finds the table of contents of an uncompressed tar by its headers alone.
@@ -36,13 +36,13 @@ pub mod plan;
 mod reading;
 mod retry;
 mod scan;
-mod scheduler;
 mod staging;
 mod transfer;
+mod turns;
 mod writer;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -51,16 +51,17 @@ use crate::cache::{Cache, Contents, LayerKey, LayerState, LayerStore};
 use crate::layer::decode::Windows;
 use crate::layer::{RangeSet, Toc};
 use crate::oci::{BlobId, Format};
+use crate::source::admission::{Admission, AdmissionConfig, UserId, Whose};
 use crate::source::decorators::{Counted, Counts};
 use crate::source::{BlobSource, Urgency};
 
 pub use error::FetchError;
 pub use layer::Layer;
 
-use layer::Way;
+use layer::{Way, WeakLayer};
 use pace::Line;
 use passing::Passing;
-use scheduler::{Scheduler, Whose};
+use turns::Turns;
 
 /// The memory that a scan of headers takes: its pieces are written as they come.
 const SCAN_MEMORY_BYTES: u64 = 1024 * 1024;
@@ -117,7 +118,8 @@ async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 's
 pub struct Fetcher {
     cache: Arc<Cache>,
     layers: Mutex<HashMap<LayerKey, Slot>>,
-    scheduler: Arc<Scheduler>,
+    admission: Arc<Admission>,
+    turns: Arc<Turns>,
     passing: Arc<Passing>,
     /// By host; a few for each registry that was ever mounted from.
     lines: Mutex<HashMap<Arc<str>, Arc<Line>>>,
@@ -128,30 +130,39 @@ pub struct Fetcher {
 
 /// One layer's place in the table. The async mutex is held while the layer is opened, so a second
 /// caller waits for the first one's scan instead of doing its own.
-type Slot = Arc<tokio::sync::Mutex<Weak<Layer>>>;
+type Slot = Arc<tokio::sync::Mutex<WeakLayer>>;
 
 impl Fetcher {
     /// A fetcher over `cache`.
     pub fn new(cache: Arc<Cache>, config: FetchConfig) -> Arc<Self> {
-        let (scheduler, counts) = (Scheduler::new(config), Arc::default());
+        let reply_bytes = config.memory_bytes / 4;
+        let transfer_memory_bytes = config.memory_bytes - reply_bytes;
+        let admission =
+            Admission::new(AdmissionConfig { transfer_memory_bytes, ..AdmissionConfig::default() });
+        let (turns, counts) = (Turns::new(reply_bytes), Arc::default());
         let (layers, lines) = <(Mutex<HashMap<_, _>>, Mutex<HashMap<_, _>>)>::default();
-        let passing = Passing::new(scheduler.clone());
-        Arc::new(Self { cache, layers, scheduler, passing, lines, counts, config })
+        let passing = Passing::new(admission.clone());
+        Arc::new(Self { cache, layers, admission, turns, passing, lines, counts, config })
     }
 
     /// Its present work, for `kitfs status`.
     pub fn usage(&self) -> FetchUsage {
         FetchUsage {
-            reserved_bytes: self.scheduler.reserved_bytes(),
+            reserved_bytes: self.admission.reserved_bytes() + self.turns.reserved_bytes(),
             memory_bytes: self.config.memory_bytes,
             requests: self.counts.requests(),
             fetched_bytes: self.counts.yielded_bytes(),
         }
     }
 
+    /// Decides which transfer and which request runs next: to be shared with the sources.
+    pub fn admission(&self) -> &Arc<Admission> {
+        &self.admission
+    }
+
     /// The time in which no reader has had to wait for bytes; background work waits for a quiet moment.
     pub fn quiet_for(&self) -> Duration {
-        self.scheduler.quiet_for()
+        self.admission.quiet_for()
     }
 
     /// The cache that the layers lie in.
@@ -164,7 +175,7 @@ impl Fetcher {
     /// The contents of a layer that the cache does not know are found out from `source`: by the headers alone for an
     /// uncompressed tar, by one sequential pass for a compressed layer (`progress` is told the
     /// blob bytes passed so far). A layer that is open already is shared, and remembers `source`
-    /// as another place to fetch from.
+    /// as another place to fetch from. `user` waits for the contents, and for all reads of the returned layer.
     ///
     /// # Errors
     /// When the source fails, the content is malformed, or the layer is poisoned.
@@ -172,12 +183,13 @@ impl Fetcher {
         &self,
         spec: LayerSpec,
         source: Arc<dyn BlobSource>,
+        user: UserId,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Arc<Layer>, FetchError> {
         let source: Arc<dyn BlobSource> = Arc::new(Counted::with(source, self.counts.clone()));
         let slot = self.layers.lock().entry(spec.key()).or_default().clone();
         let mut open = slot.lock().await;
-        if let Some(layer) = open.upgrade() {
+        if let Some(layer) = open.upgrade(user) {
             let line = self.line_to(&source);
             layer.add_source(source, line);
             return Ok(layer);
@@ -188,7 +200,7 @@ impl Fetcher {
         }
         let contents = match store.contents() {
             Some(contents) => contents,
-            None => match self.find_contents(spec, &store, &source, progress).await {
+            None => match self.find_contents(spec, &store, &source, user, progress).await {
                 Ok(contents) => contents,
                 // A pass whose command had gone away came to its end while this one waited for it.
                 Err(error) => store.contents().ok_or(error)?,
@@ -197,11 +209,12 @@ impl Fetcher {
         let line = self.line_to(&source);
         let shared = layer::Shared {
             cache: self.cache.clone(),
-            scheduler: self.scheduler.clone(),
+            admission: self.admission.clone(),
+            turns: self.turns.clone(),
             passing: self.passing.clone(),
         };
-        let layer = Layer::new(spec, store, contents, Way { source, line }, shared);
-        *open = Arc::downgrade(&layer);
+        let layer = Layer::new(spec, store, contents, Way { source, line }, shared, user);
+        *open = layer.downgrade();
         drop(open);
         self.forget_closed();
         Ok(layer)
@@ -233,21 +246,23 @@ impl Fetcher {
         spec: LayerSpec,
         store: &Arc<LayerStore>,
         source: &Arc<dyn BlobSource>,
+        user: UserId,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Arc<Contents>, FetchError> {
         let whose = || Whose { layer: 0, host: source.host() };
-        let permit = |bytes| self.scheduler.acquire(whose(), bytes, Urgency::on_demand());
+        let permit =
+            |bytes| self.admission.transfer(whose(), bytes, Urgency::on_demand().of_user(user));
         // The command that opens a kit waits for it.
-        let _reader = self.scheduler.reader();
+        let _reader = self.admission.reader();
         if spec.encoding.is_compressed() {
             let pass = async |windows| {
                 let bytes = pass::memory_bytes(spec.encoding.compression, windows);
                 let _permit = permit(bytes).await;
-                pass::run(spec, windows, store, source, progress).await
+                pass::run(spec, windows, store, source, user, progress).await
             };
             let large_bytes = pass::memory_bytes(spec.encoding.compression, Windows::Large);
             return match pass(Windows::Usual).await {
-                Err(FetchError::LargeWindow(_)) if self.scheduler.can_hold(large_bytes) => {
+                Err(FetchError::LargeWindow(_)) if self.admission.can_hold(large_bytes) => {
                     pass(Windows::Large).await
                 }
                 result => result,
@@ -255,7 +270,7 @@ impl Fetcher {
         }
         let _permit = permit(SCAN_MEMORY_BYTES).await;
         match spec.encoding.format {
-            Format::Tar => scan::run(spec.blob, store, source).await,
+            Format::Tar => scan::run(spec.blob, store, source, user).await,
             Format::Raw | Format::Object => {
                 let toc = Toc::raw(spec.blob.size);
                 staging::finish(staging::begin(store).await?, toc, RangeSet::new()).await
@@ -266,7 +281,7 @@ impl Fetcher {
     /// Drops the table's entries of layers that nobody has open.
     fn forget_closed(&self) {
         self.layers.lock().retain(|_, slot| match slot.try_lock() {
-            Ok(layer) => layer.strong_count() > 0,
+            Ok(layer) => layer.is_open(),
             Err(_) => true,
         });
     }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::scheduler::MOST_OF_A_LAYER;
 use crate::layer::layout::CHUNK_BYTES;
+use crate::source::admission::MOST_OF_A_LAYER;
 
 /// The time that a request should take when the line is its own: two to three usual round trips.
 const TARGET: Duration = Duration::from_millis(33);

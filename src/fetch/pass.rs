@@ -29,6 +29,7 @@ use crate::layer::layout::MOST_STREAM_BYTES;
 use crate::layer::tar::Scanner;
 use crate::layer::{StreamOffset, Toc};
 use crate::oci::{Compression, Digest, Format};
+use crate::source::admission::UserId;
 use crate::source::{BlobSource, Urgency};
 
 /// Pieces between the network and the writer: at the usual 16-64 KiB a piece about 1 MiB, enough
@@ -56,15 +57,17 @@ pub(super) async fn run(
     windows: Windows,
     store: &Arc<LayerStore>,
     source: &Arc<dyn BlobSource>,
+    user: UserId,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Arc<Contents>, FetchError> {
+    let opening = Urgency::opening().of_user(user);
     let mut staging = staging_of(spec, staging::begin(store).await?);
     let mut resumed = staging.stage().spool_bytes();
     if resumed > spec.blob.size {
         staging.restart()?;
         resumed = 0;
     }
-    let mut result = attempt(spec, windows, staging, source, resumed, progress).await;
+    let mut result = attempt(spec, windows, staging, source, resumed, &opening, progress).await;
     if resumed > 0
         && let Err(error) = &result
         && is_about_content(error)
@@ -73,7 +76,7 @@ pub(super) async fn run(
         tracing::warn!(layer = %spec.blob.digest, %error, "fetching a compressed layer again from its start");
         let mut staging = staging_of(spec, staging::begin(store).await?);
         staging.restart()?;
-        result = attempt(spec, windows, staging, source, 0, progress).await;
+        result = attempt(spec, windows, staging, source, 0, &opening, progress).await;
     }
     if result.as_ref().is_err_and(is_about_content) {
         // Wrong bytes are not worth the disk they take.
@@ -102,13 +105,14 @@ async fn attempt(
     staging: Staging,
     source: &Arc<dyn BlobSource>,
     resumed: u64,
+    urgency: &Urgency,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Arc<Contents>, FetchError> {
     let passed = Arc::new(AtomicU64::new(0));
     let (pieces, incoming) = mpsc::channel::<Bytes>(PIECES);
     let pass = Pass::new(spec, windows, staging, passed.clone());
     let mut writer = tokio::task::spawn_blocking(move || pass.drain(incoming));
-    let feed = feed(spec, source, resumed, pieces);
+    let feed = feed(spec, source, resumed, urgency.clone(), pieces);
     tokio::pin!(feed);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     let mut fed = Ok(());
@@ -131,12 +135,13 @@ async fn feed(
     spec: LayerSpec,
     source: &Arc<dyn BlobSource>,
     resumed: u64,
+    urgency: Urgency,
     pieces: mpsc::Sender<Bytes>,
 ) -> Result<(), FetchError> {
     if resumed >= spec.blob.size {
         return Ok(());
     }
-    let mut stream = source.open(spec.blob, resumed..spec.blob.size, Urgency::opening()).await?;
+    let mut stream = source.open(spec.blob, resumed..spec.blob.size, urgency).await?;
     let mut skip = resumed - stream.range.start;
     while let Some(piece) = stream.bytes.next().await {
         let mut piece = piece?;

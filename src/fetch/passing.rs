@@ -6,7 +6,7 @@
 //!                       '--> the least useful go first ----------------'
 //! ```
 //!
-//! - The memory is a part of `--memory`: it is set aside at the scheduler before bytes are held, and no
+//! - The memory is a part of `--memory`: it is set aside at the admission before bytes are held, and no
 //!   transfer gets it meanwhile.
 //! - A chunk that was read to its end goes first, then the one that was used longest ago. Bytes that
 //!   somebody waits for may displace any others. Bytes that were only fetched ahead displace none that
@@ -27,9 +27,9 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::follower::Leash;
-use super::scheduler::Scheduler;
 use crate::layer::StreamOffset;
 use crate::layer::layout::CHUNK_BYTES;
+use crate::source::admission::Admission;
 
 /// The time that bytes wait for a reader: a reader that waits takes its bytes within milliseconds, and one
 /// that reads in order comes back for the rest of a chunk within a second or two.
@@ -39,7 +39,7 @@ const MOST_HELD: Duration = Duration::from_secs(10);
 /// The interval at which idle bytes are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A chunk of a layer, which is named by its number in the scheduler.
+/// A chunk of a layer, which is named by its number in the admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) layer: usize,
@@ -66,7 +66,7 @@ pub(super) struct Front {
 
 /// Bytes that are held in memory.
 pub(super) struct Passing {
-    scheduler: Arc<Scheduler>,
+    admission: Arc<Admission>,
     table: Mutex<Table>,
     /// Looked at by every read that misses the cache, without the lock.
     held_bytes: AtomicU64,
@@ -132,8 +132,8 @@ impl Held {
 }
 
 impl Passing {
-    pub(super) fn new(scheduler: Arc<Scheduler>) -> Arc<Self> {
-        Arc::new(Self { scheduler, table: Mutex::default(), held_bytes: AtomicU64::new(0) })
+    pub(super) fn new(admission: Arc<Admission>) -> Arc<Self> {
+        Arc::new(Self { admission, table: Mutex::default(), held_bytes: AtomicU64::new(0) })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -142,7 +142,7 @@ impl Passing {
 
     /// The chunks that can still be held of bytes that are only fetched ahead.
     pub(super) fn free_chunks(&self) -> u32 {
-        let free_bytes = self.scheduler.free_aside_bytes();
+        let free_bytes = self.admission.free_aside_bytes();
         u32::try_from(free_bytes / CHUNK_BYTES).unwrap_or(u32::MAX)
     }
 
@@ -193,7 +193,7 @@ impl Passing {
 
     /// Takes memory, from what is less useful where none is free.
     fn set_aside(&self, table: &mut Table, key: Key, bytes: u64, need: Need) -> bool {
-        while !self.scheduler.set_aside(bytes) {
+        while !self.admission.set_aside(bytes) {
             let others = table.chunks.iter().filter(|(other, _)| **other != key);
             let least = others
                 .filter(|(_, held)| held.may_go_for(need))
@@ -204,7 +204,7 @@ impl Passing {
                 (None, Need::Ahead) => return false,
                 (None, Need::Awaited | Need::Retried) => {
                     // A chunk that somebody waits for is always held, however little memory there is.
-                    self.scheduler.set_aside_anyway(bytes);
+                    self.admission.set_aside_anyway(bytes);
                     return true;
                 }
             }
@@ -215,7 +215,7 @@ impl Passing {
     fn remove(&self, table: &mut Table, key: Key) {
         if let Some(held) = table.chunks.remove(&key) {
             self.held_bytes.fetch_sub(held.bytes(), Ordering::Release);
-            self.scheduler.give_back_aside(held.bytes());
+            self.admission.give_back_aside(held.bytes());
         }
     }
 
@@ -282,13 +282,15 @@ impl Passing {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::FetchConfig;
     use super::*;
+    use crate::source::admission::AdmissionConfig;
 
     const MIB: u64 = 1024 * 1024;
 
     fn passing(memory_bytes: u64) -> Arc<Passing> {
-        Passing::new(Scheduler::new(FetchConfig { memory_bytes }))
+        let transfer_memory_bytes = memory_bytes / 4 * 3;
+        let config = AdmissionConfig { transfer_memory_bytes, ..AdmissionConfig::default() };
+        Passing::new(Admission::new(config))
     }
 
     fn key(chunk: u32) -> Key {
@@ -304,7 +306,7 @@ mod tests {
         let passing = passing(64 * MIB);
         let runtime = Handle::current();
         assert!(passing.put(key(0), 0, chunk(1), Need::Awaited, None, &runtime));
-        assert_eq!(passing.scheduler.reserved_bytes(), CHUNK_BYTES);
+        assert_eq!(passing.admission.reserved_bytes(), CHUNK_BYTES);
         let mut buffer = [0; 10];
         assert!(passing.read(key(0), 100, &mut buffer) && buffer == [1; 10]);
         assert!(!passing.read(key(0), CHUNK_BYTES as u32 - 9, &mut buffer), "beyond its end");
@@ -312,7 +314,7 @@ mod tests {
         assert!(passing.sweep_once(Duration::from_secs(1000)) && !passing.is_empty());
         assert!(!passing.sweep_once(Duration::ZERO));
         assert!(passing.is_empty() && !passing.read(key(0), 0, &mut buffer));
-        assert_eq!(passing.scheduler.reserved_bytes(), 0);
+        assert_eq!(passing.admission.reserved_bytes(), 0);
     }
 
     #[tokio::test]
@@ -356,7 +358,7 @@ mod tests {
         assert!(passing.put(key(100), 0, chunk(9), Need::Awaited, None, &runtime));
         assert!(!passing.has(key(0), 0, 1) && passing.has(key(1), 0, 1), "the oldest went");
         passing.forget(1);
-        assert_eq!((passing.is_empty(), passing.scheduler.reserved_bytes()), (true, 0));
+        assert_eq!((passing.is_empty(), passing.admission.reserved_bytes()), (true, 0));
     }
 
     #[tokio::test]

@@ -26,6 +26,7 @@ use crate::layer::StreamOffset;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::tar::Scanner;
 use crate::oci::BlobId;
+use crate::source::admission::UserId;
 use crate::source::{BlobSource, BlobStream, Urgency};
 
 /// The first read at an unknown place: a header, its PAX records and a few small members.
@@ -49,23 +50,22 @@ pub(super) async fn run(
     blob: BlobId,
     store: &Arc<LayerStore>,
     source: &Arc<dyn BlobSource>,
+    user: UserId,
 ) -> Result<Arc<Contents>, FetchError> {
     let staging = Staging::new(staging::begin(store).await?);
     let headers = Headers { blob, scanner: Scanner::new(), staging };
-    let mut scan = Scan { blob, headers: Arc::new(Mutex::new(headers)), tail: None };
+    let mut scan = Scan { blob, user, headers: Arc::new(Mutex::new(headers)), tail: None };
     if blob.size <= SMALL_LAYER_BYTES {
         if blob.size > 0 {
-            scan.read(source.open(blob, 0..blob.size, Urgency::opening()).await?).await?;
+            scan.read(source.open(blob, 0..blob.size, opening(user)).await?).await?;
         }
     } else {
         let tail_range = blob.size - TAIL_BYTES..blob.size;
         // The head is read to its end here: its stream holds a place among the requests to its
         // host, and the tail may be waiting for one.
         let (head, tail) = tokio::join!(
-            async {
-                scan.read(source.open(blob, 0..FIRST_READ_BYTES, Urgency::opening()).await?).await
-            },
-            read_exactly(source.as_ref(), blob, tail_range.clone()),
+            async { scan.read(source.open(blob, 0..FIRST_READ_BYTES, opening(user)).await?).await },
+            read_exactly(source.as_ref(), blob, tail_range.clone(), user),
         );
         head?;
         // Without it the scan asks for the same bytes when it gets there, and tells what is wrong.
@@ -77,6 +77,7 @@ pub(super) async fn run(
 
 struct Scan {
     blob: BlobId,
+    user: UserId,
     headers: Arc<Mutex<Headers>>,
     tail: Option<(StreamOffset, Bytes)>,
 }
@@ -143,7 +144,7 @@ impl Scan {
             if known - end <= RECORD_BYTES {
                 end = known;
             }
-            self.read(source.open(self.blob, start..end, Urgency::opening()).await?).await?;
+            self.read(source.open(self.blob, start..end, opening(self.user)).await?).await?;
             last_end = end;
         }
         if let Some((tail, bytes)) = self.tail.take() {
@@ -180,13 +181,18 @@ impl Scan {
     }
 }
 
+fn opening(user: UserId) -> Urgency {
+    Urgency::opening().of_user(user)
+}
+
 /// The bytes of a small range, or nothing where the source would send the whole blob for it.
 async fn read_exactly(
     source: &dyn BlobSource,
     blob: BlobId,
     range: Range<u64>,
+    user: UserId,
 ) -> Result<Option<Bytes>, FetchError> {
-    let mut stream = source.open(blob, range.clone(), Urgency::opening()).await?;
+    let mut stream = source.open(blob, range.clone(), opening(user)).await?;
     if stream.range != range {
         return Ok(None);
     }

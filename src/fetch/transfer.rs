@@ -20,6 +20,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::FetchError;
 use crate::layer::StreamOffset;
+use crate::source::admission::UserId;
 use crate::source::{Priority, Urgency};
 
 /// The ranges that are noted one by one of what readers want of a transfer. More readers of one stream
@@ -60,11 +61,11 @@ pub(super) enum Waited {
 }
 
 impl Transfer {
-    pub(super) fn new(start: StreamOffset, priority: Priority) -> Arc<Self> {
+    pub(super) fn new(start: StreamOffset, priority: Priority, user: UserId) -> Arc<Self> {
         let progress =
             Progress { reached: start, ended: None, waiters: Vec::new(), wanted: Vec::new() };
         Arc::new(Self {
-            urgency: Urgency::new(priority),
+            urgency: Urgency::new(priority).of_user(user),
             progress: Mutex::new(progress),
             wanted: Notify::new(),
             is_writing: AtomicBool::new(false),
@@ -248,7 +249,7 @@ mod tests {
     use super::*;
 
     fn transfer() -> Arc<Transfer> {
-        Transfer::new(StreamOffset(10), Priority::OnDemand)
+        Transfer::new(StreamOffset(10), Priority::OnDemand, UserId::default())
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! Limits, counting and faults are decorators over [`BlobSource`].
 //! This room never sees the cache.
 
+pub mod admission;
 mod blob_folder;
 pub mod credentials;
 pub mod decorators;

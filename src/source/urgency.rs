@@ -10,9 +10,18 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use super::admission::UserId;
+
+/// The most users that are kept of one request.
+///
+/// 64: more users of one machine rarely wait for one chunk, and the queue looks at each of them. With more,
+/// the request counts as one of the first 64, and comes all the same.
+const MOST_USERS: usize = 64;
 
 /// The reason for a request; a later variant goes before an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,14 +52,20 @@ impl Priority {
     }
 }
 
-/// The priority of a request, and its patience, shared by all clones. The priority can be raised while
-/// the request waits or runs, because a reader began to wait for its bytes; it never falls.
+/// The priority of a request, the users who wait for it, and its patience, shared by all clones.
+///
+/// The priority can be raised while the request waits or runs, because a reader began to wait for its
+/// bytes; it never falls. Users of the highest priority count: a reader of one user takes over what was
+/// fetched ahead for another.
 #[derive(Clone, Debug)]
 pub struct Urgency(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     priority: AtomicU8,
+    users: Mutex<Vec<UserId>>,
+    /// Grows with each change of the priority or of the users.
+    changes: AtomicU32,
     /// Whether a kit is being opened: that is as urgent as a reader, and as patient as a warm.
     is_opening: bool,
     is_in_the_way: AtomicBool,
@@ -58,14 +73,21 @@ struct Shared {
 }
 
 impl Urgency {
-    /// A request that starts with this priority.
+    /// A request of user 0 that starts with this priority; see [`Urgency::of_user`].
     pub fn new(priority: Priority) -> Self {
-        Self::with(priority, false)
+        Self::with(priority, false, UserId::default())
     }
 
-    fn with(priority: Priority, is_opening: bool) -> Self {
+    /// The same for another user.
+    pub fn of_user(self, user: UserId) -> Self {
+        Self::with(self.get(), self.0.is_opening, user)
+    }
+
+    fn with(priority: Priority, is_opening: bool, user: UserId) -> Self {
         Self(Arc::new(Shared {
             priority: AtomicU8::new(priority as u8),
+            users: Mutex::new(vec![user]),
+            changes: AtomicU32::new(0),
             is_opening,
             is_in_the_way: AtomicBool::new(false),
             changed: Notify::new(),
@@ -79,7 +101,7 @@ impl Urgency {
 
     /// A request that opens a kit: patient, though a person waits for it.
     pub fn opening() -> Self {
-        Self::with(Priority::OnDemand, true)
+        Self::with(Priority::OnDemand, true, UserId::default())
     }
 
     /// Whether the request waits for a silent host as long as the connection lives.
@@ -92,11 +114,67 @@ impl Urgency {
         Priority::ALL[usize::from(self.0.priority.load(Ordering::SeqCst))]
     }
 
-    /// Raises the priority to at least `priority`.
+    /// Raises the priority to at least `priority`, for the same users.
     pub fn raise(&self, priority: Priority) {
         if self.0.priority.fetch_max(priority as u8, Ordering::SeqCst) < priority as u8 {
-            self.0.changed.notify_waiters();
+            self.tell();
         }
+    }
+
+    /// Notes that `user` waits for the request with `priority`; `true` if that changes its place among
+    /// the waiting ones.
+    pub fn join(&self, priority: Priority, user: UserId) -> bool {
+        let mut users = self.0.users.lock();
+        let before = self.get();
+        let is_raised = priority > before;
+        if is_raised {
+            users.clear();
+        }
+        let is_new = priority >= before && users.len() < MOST_USERS && !users.contains(&user);
+        if is_new {
+            users.push(user);
+        }
+        self.0.priority.fetch_max(priority as u8, Ordering::SeqCst);
+        drop(users);
+        if is_raised || is_new {
+            self.tell();
+        }
+        is_raised || is_new
+    }
+
+    /// Notes that the users of another request wait for this one too, as urgently.
+    pub(crate) fn join_all(&self, other: &Urgency) -> bool {
+        let (priority, users) = (other.get(), other.0.users.lock().clone());
+        users.into_iter().fold(false, |changed, user| self.join(priority, user) || changed)
+    }
+
+    /// Calls `visit` for each user who waits for the request; at least one.
+    pub(crate) fn each_user(&self, visit: impl FnMut(UserId)) {
+        self.0.users.lock().iter().copied().for_each(visit);
+    }
+
+    /// One of its users.
+    pub(crate) fn user(&self) -> UserId {
+        self.0.users.lock().first().copied().unwrap_or_default()
+    }
+
+    pub(crate) fn is_of(&self, user: UserId) -> bool {
+        self.0.users.lock().contains(&user)
+    }
+
+    fn tell(&self) {
+        self.0.changes.fetch_add(1, Ordering::SeqCst);
+        self.0.changed.notify_waiters();
+    }
+
+    /// The number of changes of its priority and its users so far.
+    pub(crate) fn changes(&self) -> u32 {
+        self.0.changes.load(Ordering::SeqCst)
+    }
+
+    /// Waits until there were more changes than `seen`.
+    pub(crate) async fn changed_since(&self, seen: u32) {
+        self.until(|| self.changes() != seen).await;
     }
 
     /// Waits until patience ends, because a reader began to wait; for ever where that cannot be.
@@ -189,6 +267,35 @@ mod tests {
         let opening = Urgency::opening();
         assert_eq!((opening.get(), opening.is_patient()), (Priority::OnDemand, true));
         assert!(futures_util::poll!(Box::pin(opening.until_impatient())).is_pending());
+    }
+
+    #[test]
+    fn users_of_the_highest_priority_count() {
+        let users = |urgency: &Urgency| {
+            let mut users = Vec::new();
+            urgency.each_user(|user| users.push(user.0));
+            users
+        };
+        let urgency = Urgency::new(Priority::Readahead).of_user(UserId(1));
+        assert!(!urgency.join(Priority::Readahead, UserId(1)), "nothing changes");
+        assert!(!urgency.join(Priority::Hydrate, UserId(2)) && urgency.changes() == 0);
+        assert!(urgency.join(Priority::Readahead, UserId(2)));
+        assert_eq!(users(&urgency), [1, 2]);
+        assert!(urgency.join(Priority::OnDemand, UserId(3)));
+        assert_eq!((users(&urgency), urgency.get()), (vec![3], Priority::OnDemand));
+        assert!(urgency.join_all(&Urgency::on_demand().of_user(UserId(4))));
+        assert_eq!(users(&urgency), [3, 4]);
+        (0..200).for_each(|user| _ = urgency.join(Priority::OnDemand, UserId(user)));
+        assert_eq!(users(&urgency).len(), MOST_USERS);
+    }
+
+    #[tokio::test]
+    async fn a_user_who_joins_is_told_to_what_waits_for_a_change() {
+        let urgency = Urgency::on_demand();
+        let mut changed = Box::pin(urgency.changed_since(urgency.changes()));
+        assert!(futures_util::poll!(&mut changed).is_pending());
+        urgency.join(Priority::OnDemand, UserId(7));
+        changed.await;
     }
 
     #[test]

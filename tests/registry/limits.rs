@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use kitfs::oci::BlobId;
-use kitfs::source::registry::{HostLimits, HostUsage};
+use kitfs::source::admission::{Admission, HostUsage};
 use kitfs::source::{Priority, Repository, Urgency};
 use tokio::task::JoinHandle;
 
-use crate::setup::{NAME, client_with, content, read, repository};
+use crate::setup::{NAME, admission, client_with, content, read, repository};
 use crate::support::registry_double::{At, Fault, Options, RegistryDouble, Rule};
 
 /// Longer than anything here takes that does not hang.
@@ -19,11 +19,11 @@ const HANG: Duration = Duration::from_secs(60);
 /// A patience that never ends here, so that no slot is lent.
 const NEVER: Duration = Duration::from_secs(3600);
 
-/// A registry with a blob, its repository, and the limits of the client.
+/// A registry with a blob, its repository, and the admission of the client.
 struct Fixture {
     registry: RegistryDouble,
     blob: BlobId,
-    limits: Arc<HostLimits>,
+    admission: Arc<Admission>,
     repository: Arc<dyn Repository>,
 }
 
@@ -31,14 +31,14 @@ impl Fixture {
     async fn new(most: usize) -> Self {
         let registry = RegistryDouble::start(Options::default()).await;
         let blob = registry.push_blob(NAME, content(300_000));
-        let limits = HostLimits::with_patience(most, NEVER);
-        let client = client_with(|config| config.limits = limits.clone());
+        let admission = admission(most, NEVER);
+        let client = client_with(|config| config.admission = admission.clone());
         let repository = repository(&client, &registry.host());
-        Self { registry, blob, limits, repository }
+        Self { registry, blob, admission, repository }
     }
 
     fn usage(&self) -> HostUsage {
-        let mut hosts = self.limits.snapshot();
+        let mut hosts = self.admission.snapshot();
         hosts.retain(|one| one.host == self.registry.host());
         hosts.pop().expect("the registry was asked")
     }
@@ -46,7 +46,7 @@ impl Fixture {
     /// Waits until the usage of the host is as wanted.
     async fn until(&self, wanted: impl Fn(&HostUsage) -> bool) {
         let wait = async {
-            while !self.limits.snapshot().iter().any(&wanted) {
+            while !self.admission.snapshot().iter().any(&wanted) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use kitfs::oci::{BlobId, Reference};
+use kitfs::source::admission::{Admission, AdmissionConfig};
 use kitfs::source::registry::{RegistryClient, RegistryConfig, Timing};
 use kitfs::source::{Repository, SourceError, Urgency};
 use serde_json::json;
@@ -39,6 +40,11 @@ pub fn client_with(change: impl FnOnce(&mut RegistryConfig)) -> Arc<RegistryClie
     let mut config = RegistryConfig { timing: timing(), ..RegistryConfig::default() };
     change(&mut config);
     RegistryClient::new(config).expect("the settings can be used")
+}
+
+/// An admission with at most so many requests at once for each host, and another patience.
+pub fn admission(requests_per_host: usize, patience: Duration) -> Arc<Admission> {
+    Admission::new(AdmissionConfig { requests_per_host, patience, ..AdmissionConfig::default() })
 }
 
 /// The repository at a host, as a client sees it.

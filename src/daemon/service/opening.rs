@@ -10,6 +10,7 @@ use crate::control::api::{Failure, KitRequest, OpenProgress, PassProgress};
 use crate::fs::{self, LoadRequest, LoadedKit};
 use crate::kit::Filters;
 use crate::oci::{LabelSelector, Origin};
+use crate::source::admission::UserId;
 
 impl Service {
     /// Opens a kit, or finds it open. Calls `tell` meanwhile. The caller keeps it open.
@@ -64,6 +65,7 @@ impl Service {
             allow_empty: request.allow_empty,
             remote: !request.no_remote,
             umask: request.umask & 0o777,
+            user: UserId::of_process(),
         };
         // The log of a mount in the foreground is all that its user sees.
         let logged_tenths = AtomicU64::new(0);

@@ -38,6 +38,7 @@ use crate::fetch::Fetcher;
 use crate::kit::{Additions, Filters};
 use crate::oci::{LabelSelector, Origin};
 use crate::source::Repositories;
+use crate::source::admission::UserId;
 
 use error::For;
 use gather::Site;
@@ -72,13 +73,23 @@ pub struct LoadRequest {
     pub remote: bool,
     /// Permission bits that files and directories do not get.
     pub umask: u32,
+    /// The user who waits for the kit, and for what is read of it.
+    pub user: UserId,
 }
 
 impl LoadRequest {
-    /// All of the kit at `origin`, with the modes that its layers say.
+    /// All of the kit at `origin`, for user 0, with the modes that its layers say.
     pub fn all_of(origin: Origin) -> Self {
         let (labels, filters) = <(LabelSelector, Filters)>::default();
-        Self { origin, labels, filters, allow_empty: false, remote: true, umask: 0 }
+        Self {
+            origin,
+            labels,
+            filters,
+            allow_empty: false,
+            remote: true,
+            umask: 0,
+            user: UserId::default(),
+        }
     }
 }
 
@@ -108,7 +119,7 @@ pub async fn load(
         }
         gathered.warnings.push(format!("{idle} takes nothing; the kit has {offered}"));
     }
-    let opened = open_layers(fetcher, wanted, &mut gathered, progress).await?;
+    let opened = open_layers(fetcher, wanted, &mut gathered, request.user, progress).await?;
 
     let kit = description.kit;
     let kitfile = kit.kitfile_yaml.clone().filter(|_| request.filters.takes_kitfile());

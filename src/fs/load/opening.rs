@@ -17,6 +17,7 @@ use super::wanted::Wanted;
 use crate::cache::{Contents, LayerKey};
 use crate::fetch::{FetchError, Fetcher, Layer};
 use crate::kit::{Tree, TreeError};
+use crate::source::admission::UserId;
 
 /// Layers opened at once: enough to hide the round trips of a kit of hundreds of shards (each
 /// costs one or two small requests), and within what a registry client's own limit per host lets
@@ -79,6 +80,7 @@ pub(super) async fn open_layers(
     fetcher: &Arc<Fetcher>,
     wanted: Vec<Wanted>,
     gathered: &mut Gathered,
+    user: UserId,
     progress: Progress<'_>,
 ) -> Result<Opened, LoadError> {
     let unique = unique(&wanted);
@@ -86,7 +88,7 @@ pub(super) async fn open_layers(
     let opening: Vec<_> = unique
         .iter()
         .enumerate()
-        .map(|(position, layer)| open_layer(fetcher, layer, position, &passes, progress))
+        .map(|(position, layer)| open_layer(fetcher, layer, position, user, &passes, progress))
         .collect();
     // Unordered: the first layer to fail ends it, though earlier ones still take their pass.
     let mut opening = stream::iter(opening).buffer_unordered(OPEN_AT_ONCE);
@@ -137,16 +139,17 @@ async fn open_layer<'a>(
     fetcher: &Fetcher,
     layer: &'a Wanted,
     position: usize,
+    user: UserId,
     passes: &Passes,
     progress: Progress<'_>,
 ) -> (&'a Wanted, Result<Arc<Layer>, LoadError>) {
     let hear = |passed| passes.hear(position, passed, progress);
-    let mut opened = fetcher.open(layer.spec, layer.source.clone(), &hear).await;
+    let mut opened = fetcher.open(layer.spec, layer.source.clone(), user, &hear).await;
     if let Some(fallback) = &layer.fallback {
         match &opened {
             Ok(opened) => fetcher.add_fallback(opened, fallback.clone()),
             Err(FetchError::Source(_)) => {
-                opened = fetcher.open(layer.spec, fallback.clone(), &hear).await;
+                opened = fetcher.open(layer.spec, fallback.clone(), user, &hear).await;
             }
             Err(_) => {}
         }

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! reader --misses--> flow --may it run?--> round trip --> shares the host's rate --> chunks are here
-//!           '--guess--'    (`fetch::scheduler`)
+//!           '--guess--'    (`source::admission`)
 //! ```
 
 use std::collections::{HashMap, VecDeque};
@@ -219,7 +219,7 @@ impl Simulation {
         awaited
     }
 
-    /// Starts the flows that the limits allow, as `fetch::scheduler` does.
+    /// Starts the flows that the limits allow, as `source::admission` does.
     fn admit(&mut self) {
         let mut count = self.flows.iter().filter(|flow| flow.begins.is_some()).count();
         for flow in self.flows.iter_mut().filter(|flow| flow.begins.is_none()) {

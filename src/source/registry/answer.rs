@@ -10,12 +10,12 @@ use jiff::Timestamp;
 use url::Url;
 
 use super::encoding;
-use super::limits::Slot;
 use super::message::{self, Cause};
 use super::redirect;
 use super::retry::{self, Failure};
 use super::silences::Silences;
 use crate::process::running_time;
+use crate::source::admission::Slot;
 use crate::source::{SourceError, Urgency};
 
 /// The most of an error's body that is read for its words.

@@ -18,12 +18,13 @@ use parking_lot::Mutex;
 use reqwest::{Client, Proxy};
 use url::Url;
 
+use super::RegistryConfig;
 use super::encoding;
 use super::message;
 use super::proxies::Proxies;
 use super::tls::{Machine, Tls};
-use super::{DEFAULT_REQUESTS_PER_HOST, RegistryConfig};
 use crate::source::SourceError;
+use crate::source::admission::DEFAULT_REQUESTS_PER_HOST;
 
 /// Idle connections that are kept for each host: one for each request that may run at once, so that
 /// a pause between two bursts costs no handshakes.

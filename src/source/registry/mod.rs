@@ -8,8 +8,8 @@
 //!
 //! Pure: `range` and `encoding` (heads of answers), `challenge`, `scopes` and `token` (authorization),
 //! `redirect` (Location, signed URLs), `tags` (pages), `proxies` (NO_PROXY), `certificate` (DER),
-//! `message` (words without secrets), and the rules of `limits` and `retry`. Why not oci-client:
-//! docs/design/003-registry-client.md.
+//! `message` (words without secrets), and the rules of `retry`. Why not oci-client:
+//! docs/design/003-registry-client.md. `source::admission` decides when a request is sent.
 //!
 //! Invariants:
 //! - A credential goes to the host that it is for, and to the token server that this host's own answer
@@ -31,7 +31,6 @@ mod download;
 mod encoding;
 mod errand;
 mod exchange;
-mod limits;
 mod listing;
 mod message;
 mod proxies;
@@ -53,21 +52,15 @@ pub(super) mod web;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::admission::{Admission, AdmissionConfig};
 use super::credentials::CredentialStore;
 use super::mirrors::Mirrors;
 use super::{Repository, SourceError};
 use crate::oci::Reference;
 use crate::process::limits::ChildLimits;
 
-pub use limits::{HostLimits, HostUsage};
 pub use silences::Silence;
 pub use timing::Timing;
-
-/// The most requests at once for each host, unless configured otherwise.
-///
-/// 16: ranges of a few MiB over http/1.1 fill a fast connection with them, and most registries do not
-/// answer 429 to so few. A host gets fewer at first, and where it refuses some.
-pub const DEFAULT_REQUESTS_PER_HOST: usize = 16;
 
 /// The ways to reach registries.
 pub struct RegistryConfig {
@@ -89,8 +82,8 @@ pub struct RegistryConfig {
     pub credentials: CredentialStore,
     /// The folder that maps registry hosts to other addresses.
     pub mirrors: Mirrors,
-    /// The limits of each host and its queue, shared by all clients of the process.
-    pub limits: Arc<HostLimits>,
+    /// Decides which request is sent next; shared by all clients of the process.
+    pub admission: Arc<Admission>,
     /// Time-outs and retries.
     pub timing: Timing,
 }
@@ -108,7 +101,7 @@ impl Default for RegistryConfig {
             no_proxy: None,
             credentials: CredentialStore::default(),
             mirrors: Mirrors::default(),
-            limits: HostLimits::new(DEFAULT_REQUESTS_PER_HOST),
+            admission: Admission::new(AdmissionConfig::default()),
             timing: Timing::default(),
         }
     }
@@ -120,7 +113,7 @@ pub struct RegistryClient {
     tls: tls::Tls,
     credentials: CredentialStore,
     mirrors: Mirrors,
-    limits: Arc<HostLimits>,
+    admission: Arc<Admission>,
     timing: Timing,
     connections: connections::Connections,
     authorizations: auth::Authorizations,
@@ -147,7 +140,7 @@ impl RegistryClient {
             tls,
             credentials: config.credentials,
             mirrors: config.mirrors,
-            limits: config.limits,
+            admission: config.admission,
             timing: config.timing,
             connections,
             authorizations: auth::Authorizations::new(),

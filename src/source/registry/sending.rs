@@ -59,7 +59,7 @@ impl RegistryClient {
         errand: &Errand,
     ) -> Result<Answer, Failure> {
         let asked = Instant::now();
-        let slot = self.limits.acquire(&message::authority(url), errand.urgency()).await;
+        let slot = self.admission.request(&message::authority(url), errand.urgency()).await;
         errand.has_queued(asked.elapsed());
         let answer = self.send_unlimited(request, url, place, errand).await?;
         let pause = retry::retry_after(answer.headers(), Timestamp::now());

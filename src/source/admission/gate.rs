@@ -4,18 +4,9 @@
 //! ask --> waiting --admit--> running --leave--> (gone)
 //!            '------------leave-------------------^
 //!
-//! which: the most urgent that waits; of equals, the earliest
-//! when:  there is room for its priority, and the host has not asked for a pause
-//!
-//! limit  |<----------------------- on demand ------------------------>|
-//!        |<----------------- readahead ----------------->|  1 is left |
-//!        |<-------- prefetch: a half ------->|
-//!        |<- hydrate: 1/4 ->|
+//! which: the first in the order of `order` that has room
+//! when:  there is room for its priority (`rooms`), and the host has not asked for a pause
 //! ```
-//!
-//! The rooms lie within one another: all background requests together hold half of the limit, not a
-//! half and a quarter. So a reader finds a slot unless other readers hold all of them. Where nothing
-//! runs, any request may start, so that a limit of 1 starves none.
 //!
 //! The gate reads a priority when it needs it. A request that is raised while it waits moves forward in
 //! the queue. One that is raised while it runs leaves the room of its old priority.
@@ -33,11 +24,12 @@
 //! after N + 1 times the patience at the latest. Streams that are never read cost time, and cause no
 //! deadlock. Only a pause stops the lending; a pause is bounded, and patience begins anew behind it.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::allowance::Allowance;
+use super::order::{Rank, Shares, Standing};
+use super::{UserId, rooms};
 use crate::source::{Priority, Urgency};
 
 /// Which request; later ones have larger numbers.
@@ -52,6 +44,7 @@ pub(super) struct Gate<W> {
     asked: u64,
     waiting: BTreeMap<Ticket, Waiting<W>>,
     running: BTreeMap<Ticket, Running>,
+    shares: Shares,
     /// The last admission of a request of each priority.
     admitted: [Option<Instant>; Priority::ALL.len()],
     /// The last loan of a slot.
@@ -68,6 +61,8 @@ struct Waiting<W> {
 #[derive(Debug)]
 struct Running {
     urgency: Urgency,
+    /// The user that it is charged to.
+    user: UserId,
     since: Instant,
 }
 
@@ -79,6 +74,7 @@ impl<W> Gate<W> {
             asked: 0,
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
+            shares: Shares::default(),
             admitted: [None; Priority::ALL.len()],
             lent: None,
         }
@@ -96,8 +92,16 @@ impl<W> Gate<W> {
         self.running.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn users(&self) -> usize {
+        self.shares.users()
+    }
+
     /// Puts a request at the end of the queue.
     pub(super) fn ask(&mut self, urgency: Urgency, bell: W, now: Instant) -> Ticket {
+        let mut active: Vec<_> = self.running.values().map(|one| one.user).collect();
+        self.waiting.values().for_each(|one| one.urgency.each_user(|user| active.push(user)));
+        self.shares.arrive(&urgency, &active);
         self.asked += 1;
         let ticket = Ticket(self.asked);
         self.waiting.insert(ticket, Waiting { urgency, since: now, bell });
@@ -105,9 +109,11 @@ impl<W> Gate<W> {
     }
 
     /// Ends a request, or takes it out of the queue.
-    pub(super) fn leave(&mut self, ticket: Ticket) {
+    pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) {
         self.waiting.remove(&ticket);
-        self.running.remove(&ticket);
+        if let Some(ended) = self.running.remove(&ticket) {
+            self.shares.end(ended.user, now.saturating_duration_since(ended.since));
+        }
     }
 
     /// The host has answered a request. That says something about the limit only where all of the
@@ -131,78 +137,75 @@ impl<W> Gate<W> {
         if self.allowance.paused_until(now).is_some() {
             return turns;
         }
-        // A less urgent request has no more room than the first.
-        while let Some(first) = self.first(|_| true)
-            && self.has_room(first.1)
-        {
+        let mut standing = self.standing(now);
+        let priorities = self.running.values().map(|one| one.urgency.get());
+        let mut running = rooms::Running::of(priorities);
+        let limit = self.allowance.limit();
+        let has_room =
+            |running: &rooms::Running, kind| running.has_room(limit, kind, Priority::OnDemand);
+        while let Some(first) = self.first(&standing, |rank| has_room(&running, rank.priority)) {
+            running.add(first.1.priority);
+            self.shares.start(first.1.user, &standing);
+            standing.start(first.1.user);
             turns.extend(self.start(first, now));
         }
-        let starved = Priority::ALL.into_iter().rev().find_map(|kind| self.due(kind, now));
-        if let Some(first) = starved {
+        let starved = Priority::ALL.into_iter().rev().find(|&kind| self.is_due(kind, now));
+        if let Some(kind) = starved
+            && let Some(first) = self.first(&standing, |rank| rank.priority == kind)
+        {
             self.lent = Some(now);
+            self.shares.start(first.1.user, &standing);
             turns.extend(self.start(first, now));
         }
         turns
     }
 
+    fn standing(&self, now: Instant) -> Standing {
+        let waiting = self.waiting.values().map(|one| &one.urgency);
+        let running = self.running.values().map(|one| (one.user, one.since));
+        self.shares.standing(waiting, running, now)
+    }
+
     /// Of each running request, whether a more urgent request waits for its slot.
     pub(super) fn in_the_way(&self) -> impl Iterator<Item = (&Urgency, bool)> {
-        let first = self.first(|_| true).map(|one| one.1);
+        let first = self.waiting.values().map(|one| one.urgency.get()).max();
         let urgencies = self.running.values().map(|one| &one.urgency);
         urgencies.map(move |one| (one, first.is_some_and(|first| first > one.get())))
     }
 
     /// The time of the next useful [`Gate::admit`] if no request leaves; `None` without a queue.
     pub(super) fn next_look(&self, now: Instant) -> Option<Instant> {
-        let lending =
-            Priority::ALL.into_iter().filter_map(|kind| self.lending(kind)).map(|it| it.1);
-        let next = lending.min()?;
+        let next = Priority::ALL.into_iter().filter_map(|kind| self.lending(kind)).min()?;
         Some(self.allowance.paused_until(now).unwrap_or(next))
     }
 
-    /// The first request of the queue whose priority `may` be considered.
-    fn first(&self, may: impl Fn(Priority) -> bool) -> Option<(Ticket, Priority)> {
-        let queue = self.waiting.iter().map(|(ticket, one)| (*ticket, one.urgency.get()));
-        queue.filter(|one| may(one.1)).max_by_key(|&(ticket, priority)| (priority, Reverse(ticket)))
+    /// The first request of the queue that `may` be considered.
+    fn first(&self, standing: &Standing, may: impl Fn(&Rank) -> bool) -> Option<(Ticket, Rank)> {
+        let rank = |(ticket, one): (&Ticket, &Waiting<W>)| {
+            (*ticket, standing.rank(&one.urgency, ticket.0))
+        };
+        let queue = self.waiting.iter().map(rank);
+        queue.filter(|one| may(&one.1)).max_by_key(|one| one.1)
     }
 
-    /// Whether one more request of this priority may run.
-    fn has_room(&self, priority: Priority) -> bool {
-        let limit = self.allowance.limit();
-        let kinds: Vec<_> = self.running.values().map(|one| one.urgency.get()).collect();
-        let wider = Priority::ALL.into_iter().filter(|&kind| kind >= priority);
-        let fits = |kind| kinds.iter().filter(|&&one| one <= kind).count() < room(limit, kind);
-        kinds.is_empty() || wider.into_iter().all(fits)
-    }
-
-    /// The first request of a priority, and when it may be lent a slot.
-    fn lending(&self, kind: Priority) -> Option<((Ticket, Priority), Instant)> {
-        let first = self.first(|priority| priority == kind)?;
-        let since = self.waiting.get(&first.0)?.since;
+    /// The time at which a request of a priority may be lent a slot; `None` without one in the queue.
+    fn lending(&self, kind: Priority) -> Option<Instant> {
+        let alike = self.waiting.values().filter(|one| one.urgency.get() == kind);
+        // Of the one that waits longest: another user's request may come and be the first.
+        let since = alike.map(|one| one.since).min()?;
         let others = [self.admitted[kind as usize], self.lent, self.allowance.last_pause()];
         let last = others.into_iter().flatten().fold(since, Instant::max);
-        Some((first, last + self.patience))
+        Some(last + self.patience)
     }
 
-    /// The first request of a priority, if it may be lent a slot now.
-    fn due(&self, kind: Priority, now: Instant) -> Option<(Ticket, Priority)> {
-        self.lending(kind).filter(|(_, due)| *due <= now).map(|(first, _)| first)
+    fn is_due(&self, kind: Priority, now: Instant) -> bool {
+        self.lending(kind).is_some_and(|due| due <= now)
     }
 
-    fn start(&mut self, (ticket, priority): (Ticket, Priority), now: Instant) -> Option<W> {
+    fn start(&mut self, (ticket, rank): (Ticket, Rank), now: Instant) -> Option<W> {
         let Waiting { urgency, bell, .. } = self.waiting.remove(&ticket)?;
-        self.running.insert(ticket, Running { urgency, since: now });
-        self.admitted[priority as usize] = Some(now);
+        self.running.insert(ticket, Running { urgency, user: rank.user, since: now });
+        self.admitted[rank.priority as usize] = Some(now);
         Some(bell)
-    }
-}
-
-/// The slots of `limit` that requests of this priority and of lower ones may hold together.
-fn room(limit: usize, priority: Priority) -> usize {
-    match priority {
-        Priority::Hydrate => limit / 4,
-        Priority::Prefetch => limit / 2,
-        Priority::Readahead => limit.saturating_sub(1),
-        Priority::OnDemand => limit,
     }
 }

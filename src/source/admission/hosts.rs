@@ -1,21 +1,10 @@
-//! Requests at once for each host: how many run, which runs next, and when a host wants none.
-//!
-//! ```text
-//! acquire --> gate: the queue, by urgency, and room for readers
-//!              '--> allowance: how many at once, learnt from 429 and Retry-After
-//! ```
+//! The hosts: how many requests each takes at once, and which runs next.
 //!
 //! A request takes a slot before it is sent, and gives the slot back when its body was read or
 //! dropped. A token request takes none: each repository asks for one token at a time, and the streams
 //! of a host must not keep the token away without which they cannot start.
 //!
-//! This file has the locks, the clock and the wake-ups. The rules are in `gate` and `allowance`, which
-//! are pure.
-
-mod allowance;
-mod gate;
-#[cfg(test)]
-mod gate_tests;
+//! This file has the locks and the wake-ups. The rules are in `gate` and `allowance`, which are pure.
 
 use std::num::NonZeroUsize;
 use std::pin::pin;
@@ -27,8 +16,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use gate::{Gate, Ticket};
-
+use super::gate::{Gate, Ticket};
+use super::{Admission, now};
 use crate::source::Urgency;
 
 /// Hosts whose limits are remembered.
@@ -36,19 +25,6 @@ use crate::source::Urgency;
 /// 256: far more than a process talks to. The bound holds against a hostile registry that redirects
 /// to ever new hosts. A host that falls out of the table starts with a fresh count.
 const HOSTS: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero");
-
-/// The wait in vain after which a request is lent a slot.
-///
-/// 5 s: a connection of 30 MB/s brings 16 streams of 8 MiB in that time. So where mounting models makes
-/// sense, slots come back sooner and the limit is kept.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// A limit on requests at once for each registry or storage host.
-pub struct HostLimits {
-    most: usize,
-    patience: Duration,
-    hosts: Mutex<LruCache<String, Arc<Host>>>,
-}
 
 /// The requests to one host, and its answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,53 +57,66 @@ struct Host {
 }
 
 /// The right to one request, or a place in the queue for it; given back when dropped.
-pub(super) struct Slot {
+pub(crate) struct Slot {
     host: Arc<Host>,
     ticket: Ticket,
 }
 
-impl HostLimits {
-    /// At most `most` requests at once for each host; 0 counts as 1. A host gets fewer at first and
-    /// where it refuses some, and one more for each 5 seconds in which a request waits in vain.
-    pub fn new(most: usize) -> Arc<Self> {
-        Self::with_patience(most, PATIENCE)
+/// The table of hosts.
+pub(super) struct Hosts {
+    most: usize,
+    patience: Duration,
+    hosts: Mutex<LruCache<String, Arc<Host>>>,
+}
+
+impl Hosts {
+    pub(super) fn new(most: usize, patience: Duration) -> Self {
+        Self { most, patience, hosts: Mutex::new(LruCache::new(HOSTS)) }
     }
 
-    /// As [`HostLimits::new`], with another time than 5 seconds.
-    pub fn with_patience(most: usize, patience: Duration) -> Arc<Self> {
-        Arc::new(Self { most, patience, hosts: Mutex::new(LruCache::new(HOSTS)) })
+    /// The requests that `host` may get at once, as far as its refusals tell: the most before the first
+    /// refusal. A host that redirects all requests is asked for little, and its limit stays where it began.
+    pub(super) fn ceiling(&self, host: Option<&str>) -> usize {
+        let host = host.and_then(|host| self.hosts.lock().peek(host).cloned());
+        host.map_or(self.most, |host| host.gate.lock().allowance().ceiling())
     }
 
-    /// The usage of each host that is remembered, by name.
-    pub fn snapshot(&self) -> Vec<HostUsage> {
+    fn snapshot(&self) -> Vec<HostUsage> {
         let now = now();
         let hosts = self.hosts.lock();
         let mut all: Vec<_> = hosts.iter().map(|(name, host)| host.usage(name, now)).collect();
         all.sort_unstable_by(|one, other| one.host.cmp(&other.host));
         all
     }
+}
 
-    /// Waits until a request to `host` (`HOST[:PORT]`) may be sent; the most urgent first.
-    pub(super) async fn acquire(&self, host: &str, urgency: &Urgency) -> Slot {
+impl Admission {
+    /// The usage of each host that is remembered, by name.
+    pub fn snapshot(&self) -> Vec<HostUsage> {
+        self.hosts.snapshot()
+    }
+
+    /// Waits until a request to `host` (`HOST[:PORT]`) may be sent; see [`super::order`].
+    pub(crate) async fn request(&self, host: &str, urgency: &Urgency) -> Slot {
+        let Hosts { most, patience, hosts } = &self.hosts;
         let host = {
-            let mut hosts = self.hosts.lock();
-            let new = || Arc::new(Host::new(self.most, self.patience));
-            Arc::clone(hosts.get_or_insert_ref(host, new))
+            let new = || Arc::new(Host::new(*most, *patience));
+            Arc::clone(hosts.lock().get_or_insert_ref(host, new))
         };
         let (bell, mut turn) = oneshot::channel();
         let ticket = host.gate.lock().ask(urgency.clone(), bell, now());
         // From here on, dropping this future gives up the place in the queue.
         let slot = Slot { host, ticket };
         loop {
-            // Read before `look`, so that a raise between the two is seen.
-            let priority = urgency.get();
+            // Read before `look`, so that a change between the two is seen.
+            let changes = urgency.changes();
             let mut paused = pin!(slot.host.paused.notified());
             paused.as_mut().enable();
-            let next_look = slot.host.look().unwrap_or_else(|| now() + self.patience);
+            let next_look = slot.host.look().unwrap_or_else(|| now() + *patience);
             tokio::select! {
                 biased;
                 _ = &mut turn => break,
-                () = urgency.raised_above(priority) => {}
+                () = urgency.changed_since(changes) => {}
                 () = paused => {}
                 () = tokio::time::sleep_until(next_look.into()) => {}
             }
@@ -183,44 +172,44 @@ impl Host {
 
 impl Slot {
     /// The host has accepted the request.
-    pub(super) fn accepted(&self) {
+    pub(crate) fn accepted(&self) {
         self.host.gate.lock().accepted(self.ticket);
         self.host.look();
     }
 
     /// The host has refused the request, and wants no others for `pause`.
-    pub(super) fn refused(&self, pause: Option<Duration>) {
+    pub(crate) fn refused(&self, pause: Option<Duration>) {
         self.host.refusals.fetch_add(1, Ordering::Relaxed);
         self.host.gate.lock().refused(self.ticket, now(), pause);
         self.host.paused.notify_waiters();
     }
 
     /// Counts received bytes of the body.
-    pub(super) fn received(&self, bytes: usize) {
+    pub(crate) fn received(&self, bytes: usize) {
         self.host.body_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.host.gate.lock().leave(self.ticket);
+        self.host.gate.lock().leave(self.ticket, now());
         self.host.look();
     }
-}
-
-/// The time by the clock of the runtime's timers.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
 
+    use super::super::AdmissionConfig;
     use super::*;
     use crate::source::Priority;
 
     const NEVER: Duration = Duration::from_secs(3600);
+
+    fn limits(requests_per_host: usize, patience: Duration) -> Arc<Admission> {
+        Admission::new(AdmissionConfig { requests_per_host, patience, ..Default::default() })
+    }
 
     fn on_demand() -> Urgency {
         Urgency::on_demand()
@@ -228,20 +217,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_host_holds_up_no_other() {
-        let limits = HostLimits::with_patience(1, NEVER);
-        let held = limits.acquire("a", &on_demand()).await;
-        assert!(limits.acquire("a", &on_demand()).now_or_never().is_none());
-        assert!(limits.acquire("b", &on_demand()).now_or_never().is_some());
+        let limits = limits(1, NEVER);
+        let held = limits.request("a", &on_demand()).await;
+        assert!(limits.request("a", &on_demand()).now_or_never().is_none());
+        assert!(limits.request("b", &on_demand()).now_or_never().is_some());
         drop(held);
-        assert!(limits.acquire("a", &on_demand()).now_or_never().is_some());
+        assert!(limits.request("a", &on_demand()).now_or_never().is_some());
     }
 
     #[tokio::test]
     async fn a_request_that_is_dropped_leaves_nothing_behind() {
-        let limits = HostLimits::with_patience(1, NEVER);
-        let (urgency, held) = (on_demand(), limits.acquire("a", &on_demand()).await);
-        let mut first = Box::pin(limits.acquire("a", &urgency));
-        let mut second = Box::pin(limits.acquire("a", &urgency));
+        let limits = limits(1, NEVER);
+        let (urgency, held) = (on_demand(), limits.request("a", &on_demand()).await);
+        let mut first = Box::pin(limits.request("a", &urgency));
+        let mut second = Box::pin(limits.request("a", &urgency));
         assert!(futures_util::poll!(&mut first).is_pending());
         assert!(futures_util::poll!(&mut second).is_pending());
         // It is the turn of the first, which is dropped before it hears of that.
@@ -254,16 +243,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_is_admitted_though_no_slot_ever_comes_back() {
-        let limits = HostLimits::with_patience(2, Duration::from_millis(5));
+        let limits = limits(2, Duration::from_millis(5));
         let mut held = Vec::new();
         for _ in 0..7 {
-            held.push(limits.acquire("a", &on_demand()).await);
+            held.push(limits.request("a", &on_demand()).await);
         }
         assert_eq!(limits.snapshot()[0].running, 7);
         // Ending requests pay back what was lent, and the limit is as it was.
         held.truncate(2);
         let urgency = on_demand();
-        let mut waiting = Box::pin(limits.acquire("a", &urgency));
+        let mut waiting = Box::pin(limits.request("a", &urgency));
         assert!(futures_util::poll!(&mut waiting).is_pending());
         drop(held);
         waiting.await;
@@ -271,10 +260,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_is_raised_finds_the_room_of_its_new_priority() {
-        let limits = HostLimits::with_patience(4, NEVER);
-        let held = limits.acquire("a", &Urgency::new(Priority::Hydrate)).await;
+        let limits = limits(4, NEVER);
+        let held = limits.request("a", &Urgency::new(Priority::Hydrate)).await;
         let urgency = Urgency::new(Priority::Hydrate);
-        let mut waiting = Box::pin(limits.acquire("a", &urgency));
+        let mut waiting = Box::pin(limits.request("a", &urgency));
         assert!(futures_util::poll!(&mut waiting).is_pending());
         urgency.raise(Priority::OnDemand);
         waiting.await;
@@ -284,13 +273,13 @@ mod tests {
     #[tokio::test]
     async fn the_queue_goes_on_when_a_pause_ends_the_most_urgent_first() {
         const PAUSE: Duration = Duration::from_millis(20);
-        let limits = HostLimits::with_patience(1, NEVER);
-        let refused = limits.acquire("a", &on_demand()).await;
+        let limits = limits(1, NEVER);
+        let refused = limits.request("a", &on_demand()).await;
         let (order, mut waiting) = (Arc::new(Mutex::new(Vec::new())), Vec::new());
         for priority in [Priority::Hydrate, Priority::OnDemand] {
             let (limits, order) = (limits.clone(), order.clone());
             waiting.push(tokio::spawn(async move {
-                let slot = limits.acquire("a", &Urgency::new(priority)).await;
+                let slot = limits.request("a", &Urgency::new(priority)).await;
                 order.lock().push(priority);
                 drop(slot);
             }));
@@ -308,16 +297,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_is_told_that_a_reader_waits_for_its_slot() {
-        let limits = HostLimits::with_patience(1, NEVER);
+        let limits = limits(1, NEVER);
         let hydrate = Urgency::new(Priority::Hydrate);
         let is_hurried = || hydrate.hurried(Priority::Hydrate).now_or_never().is_some();
-        let _held = limits.acquire("a", &hydrate).await;
+        let _held = limits.request("a", &hydrate).await;
         let (equal, reader) = (Urgency::new(Priority::Hydrate), on_demand());
-        let mut next = Box::pin(limits.acquire("a", &equal));
+        let mut next = Box::pin(limits.request("a", &equal));
         assert!(futures_util::poll!(&mut next).is_pending());
-        assert!(limits.acquire("b", &reader).now_or_never().is_some());
+        assert!(limits.request("b", &reader).now_or_never().is_some());
         assert!(!is_hurried());
-        let mut waiting = Box::pin(limits.acquire("a", &reader));
+        let mut waiting = Box::pin(limits.request("a", &reader));
         assert!(futures_util::poll!(&mut waiting).is_pending());
         assert!(is_hurried());
         drop(waiting);
@@ -329,12 +318,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_pause_holds_for_all_requests_to_its_host() {
-        let limits = HostLimits::new(4);
-        let refused = limits.acquire("a", &on_demand()).await;
+        let limits = limits(4, super::super::PATIENCE);
+        let refused = limits.request("a", &on_demand()).await;
         refused.refused(Some(NEVER));
         drop(refused);
-        assert!(limits.acquire("a", &on_demand()).now_or_never().is_none());
-        assert!(limits.acquire("b", &on_demand()).now_or_never().is_some());
+        assert!(limits.request("a", &on_demand()).now_or_never().is_none());
+        assert!(limits.request("b", &on_demand()).now_or_never().is_some());
         let usage = &limits.snapshot()[0];
         assert_eq!((usage.limit, usage.running, usage.refusals), (2, 0, 1));
         assert!(usage.paused_for.is_some());

@@ -50,6 +50,11 @@ impl Allowance {
         self.limit
     }
 
+    /// The limit as far as refusals tell: the most before the first one.
+    pub(super) fn ceiling(&self) -> usize {
+        if self.cut.is_some() { self.limit } else { self.most }
+    }
+
     /// The end of the pause that the host has asked for; `None` when it is over.
     pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
         self.resume.filter(|&resume| resume > now)
@@ -104,9 +109,9 @@ mod tests {
         let mut allowance = Allowance::new(64);
         assert_eq!(allowance.limit(), 8);
         (0..8).for_each(|_| allowance.accepted(begin));
-        assert_eq!(allowance.limit(), 16);
+        assert_eq!((allowance.limit(), allowance.ceiling()), (16, 64));
         allowance.refused(begin, begin, None);
-        assert_eq!(allowance.limit(), 8);
+        assert_eq!((allowance.limit(), allowance.ceiling()), (8, 8));
         (0..7).for_each(|_| allowance.accepted(begin + SECOND));
         assert_eq!(allowance.limit(), 8);
         allowance.accepted(begin + SECOND);

@@ -40,7 +40,7 @@ impl Queue {
     }
 
     fn leave(&mut self, number: usize) {
-        self.gate.leave(self.requests[number].0);
+        self.gate.leave(self.requests[number].0, self.now);
     }
 
     fn refuse(&mut self, number: usize, pause: Option<Duration>) {

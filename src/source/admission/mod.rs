@@ -1,0 +1,111 @@
+//! Admission: which transfer and which request runs next, by host, priority and user. The only place
+//! that decides it.
+//!
+//! ```text
+//! a transfer (fetch): its memory and its thread     a request (registry, S3): a slot of its host
+//!   transfer --> transfers --> Reservation            request --> gate of the host --> Slot
+//!                      |                                                  |
+//!                      '--------- order, rooms, allowance ----------------'
+//! ```
+//!
+//! There are two queues because the two are known at two times. The memory of a transfer is known
+//! when it is planned; the host of a request is known after mirrors and redirects. A manifest is a
+//! request without a transfer. Both queues have the same rules:
+//!
+//! - `order`: the priority, and fair shares for users.
+//! - `rooms`: the part of a host's limit that each priority may use.
+//! - `allowance`: the limit of a host, learnt from 429, 503 and `Retry-After`.
+//!
+//! `transfers` and `gate` are the two queues. They and the rules are pure: time is an argument.
+//! `hosts`, `reservations` and `readers` have the locks and the wake-ups.
+
+mod allowance;
+mod gate;
+#[cfg(test)]
+mod gate_tests;
+mod hosts;
+mod order;
+#[cfg(test)]
+mod order_tests;
+mod readers;
+mod reservations;
+mod rooms;
+mod transfers;
+#[cfg(test)]
+mod transfers_tests;
+mod user;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+pub use hosts::HostUsage;
+pub use user::UserId;
+
+pub(crate) use hosts::Slot;
+pub(crate) use reservations::Reservation;
+pub(crate) use transfers::{MOST_OF_A_LAYER, Whose};
+
+use hosts::Hosts;
+use readers::Readers;
+use transfers::Transfers;
+
+/// The most requests at once for each host, unless configured otherwise.
+///
+/// 16: ranges of a few MiB over http/1.1 fill a fast connection with them, and most registries do not
+/// answer 429 to so few. A host gets fewer at first, and where it refuses some.
+pub const DEFAULT_REQUESTS_PER_HOST: usize = 16;
+
+/// The wait in vain after which a request is lent a slot.
+///
+/// 5 s: a connection of 30 MB/s brings 16 streams of 8 MiB in that time. So where mounting models makes
+/// sense, slots come back sooner and the limit is kept.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The bounds of an [`Admission`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdmissionConfig {
+    /// The most requests at once for each host; 0 counts as 1. A host gets fewer at first and where it
+    /// refuses some, and one more for each `patience` in which a request waits in vain.
+    pub requests_per_host: usize,
+    /// The wait in vain after which a request is lent a slot.
+    pub patience: Duration,
+    /// Memory for transfers, in bytes.
+    pub transfer_memory_bytes: u64,
+}
+
+impl Default for AdmissionConfig {
+    /// 16 requests, 5 s, and 384 MiB: three quarters of the default of `--memory`.
+    fn default() -> Self {
+        Self {
+            requests_per_host: DEFAULT_REQUESTS_PER_HOST,
+            patience: PATIENCE,
+            transfer_memory_bytes: 384 * 1024 * 1024,
+        }
+    }
+}
+
+/// The queues of one process: for transfers, and for the requests to each host.
+pub struct Admission {
+    hosts: Hosts,
+    transfers: Mutex<Transfers<oneshot::Sender<()>>>,
+    readers: Readers,
+}
+
+impl Admission {
+    /// Nothing runs and nothing waits.
+    pub fn new(config: AdmissionConfig) -> Arc<Self> {
+        Arc::new(Self {
+            hosts: Hosts::new(config.requests_per_host, config.patience),
+            transfers: Mutex::new(Transfers::new(config.transfer_memory_bytes)),
+            readers: Readers::new(),
+        })
+    }
+}
+
+/// The time by the clock of the runtime's timers.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

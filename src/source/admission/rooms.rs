@@ -1,0 +1,48 @@
+//! The part of a host's limit that each priority may use.
+//!
+//! ```text
+//! limit  |<----------------------- on demand ------------------------>|
+//!        |<----------------- readahead ----------------->|  1 is left |
+//!        |<-------- prefetch: a half ------->|
+//!        |<- hydrate: 1/4 ->|
+//! ```
+//!
+//! The rooms lie within one another: all background requests together hold half of the limit, not a
+//! half and a quarter. So a reader finds a slot unless other readers hold all of them.
+
+use crate::source::Priority;
+
+/// The slots of `limit` that requests of this priority and of lower ones may hold together.
+fn room(limit: usize, priority: Priority) -> usize {
+    match priority {
+        Priority::Hydrate => limit / 4,
+        Priority::Prefetch => limit / 2,
+        Priority::Readahead => limit.saturating_sub(1),
+        Priority::OnDemand => limit,
+    }
+}
+
+/// The requests that run, counted by priority.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Running([usize; Priority::ALL.len()]);
+
+impl Running {
+    pub(super) fn of(priorities: impl Iterator<Item = Priority>) -> Self {
+        let mut running = Self::default();
+        priorities.for_each(|priority| running.add(priority));
+        running
+    }
+
+    pub(super) fn add(&mut self, priority: Priority) {
+        self.0[priority as usize] += 1;
+    }
+
+    /// Whether one more request of this priority has room within `limit`, and within each wider room up
+    /// to that of `widest`. Where nothing of these runs, any request has, so that a limit of 1 starves
+    /// none.
+    pub(super) fn has_room(&self, limit: usize, priority: Priority, widest: Priority) -> bool {
+        let up_to = |kind: Priority| self.0[..=kind as usize].iter().sum::<usize>();
+        let rooms = &Priority::ALL[priority as usize..=widest as usize];
+        up_to(widest) == 0 || rooms.iter().all(|&kind| up_to(kind) < room(limit, kind))
+    }
+}
