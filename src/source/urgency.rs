@@ -145,7 +145,8 @@ impl Urgency {
     /// Notes that the users of another request wait for this one too, as urgently.
     pub(crate) fn join_all(&self, other: &Urgency) -> bool {
         let (priority, users) = (other.get(), other.0.users.lock().clone());
-        users.into_iter().fold(false, |changed, user| self.join(priority, user) || changed)
+        let joined = users.into_iter().filter(|&user| self.join(priority, user));
+        joined.count() > 0
     }
 
     /// Calls `visit` for each user who waits for the request; at least one.

@@ -114,9 +114,10 @@ impl Shares {
         }
         for urgency in waiting {
             // A user who joined a request in the queue has no entry before a request of the user's own.
-            urgency.each_user(|user| match self.ended.get(&user) {
-                Some(ended) => _ = used.entry(user).or_insert(*ended),
-                None => {}
+            urgency.each_user(|user| {
+                if let Some(ended) = self.ended.get(&user) {
+                    used.entry(user).or_insert(*ended);
+                }
             });
         }
         let most = used.values().copied().max().unwrap_or_default();

@@ -24,6 +24,7 @@
 //! - Where there are several users, each has such a share too.
 //! - One large reservation runs at a time, and the others of that size block nothing.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -223,7 +224,7 @@ impl<W> Transfers<W> {
             (index, standing.rank(&entry.urgency, entry.id))
         };
         let mut all: Vec<_> = self.waiting.iter().enumerate().map(rank).collect();
-        all.sort_unstable_by(|one, other| other.1.cmp(&one.1));
+        all.sort_unstable_by_key(|one| Reverse(one.1));
         all
     }
 
