@@ -14,6 +14,7 @@ mod cat;
 mod completions;
 mod copy;
 mod daemon;
+mod durations;
 mod environment;
 mod error;
 mod help;

@@ -1,11 +1,13 @@
 //! `kitfs mount REF DIR`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use sd_notify::NotifyState;
 
 use super::arguments::{KitArguments, LogFormat, NetworkArguments, parse_umask};
+use super::durations::parse_duration;
 use super::error::CliError;
 use super::help::MORE_OPTIONS;
 use super::output::{count_of, pass_bar, print_line, print_warnings, short_digest, show_opening};
@@ -40,6 +42,14 @@ pub(super) struct Arguments {
     /// Let other users read the mount.
     #[arg(long)]
     allow_other: bool,
+    /// Take the place of the kit mounted there. No open fails (as root on Linux 6.5 or later;
+    /// else the directory is empty for some milliseconds).
+    #[arg(long)]
+    replace: bool,
+    /// Look at the tag every INTERVAL [default: 1m], and --replace the kit when the tag moves.
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "1m", value_parser = parse_duration, help_heading = MORE_OPTIONS)]
+    follow: Option<Duration>,
     /// Serve the mount from this process, until Ctrl-C or the end of the mount.
     #[arg(long)]
     pub foreground: bool,
@@ -129,10 +139,11 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
             false => arguments.hydrate.into(),
         },
         hydrate_after_seconds: arguments.hydrate_after,
+        follow_seconds: arguments.follow.map(|interval| interval.as_secs().max(1)),
     };
     match arguments.foreground {
         true => block_on(serve(config, request)),
-        false => block_on(mount(settings, config, request)),
+        false => block_on(mount(settings, config, request, arguments.replace)),
     }
 }
 
@@ -158,11 +169,13 @@ async fn mount(
     settings: &Settings,
     config: DaemonConfig,
     request: MountDescription,
+    replace: bool,
 ) -> Result<(), CliError> {
     let backend = Backend::daemon(&config).await?;
     settings.warn_of_other_bounds(&backend).await?;
     let bar = pass_bar();
-    let status = backend.mount(request, &mut |progress| show_opening(&bar, progress)).await;
+    let status =
+        backend.mount(request, replace, &mut |progress| show_opening(&bar, progress)).await;
     bar.finish_and_clear();
     announce(&status?)
 }

@@ -99,6 +99,15 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         if let HydrateState::Failed { reason } = &mount.hydrate {
             warn(format_args!("{place}: the background download failed: {reason}"));
         }
+        if let Some(digest) = &mount.moved_to {
+            let why = match &mount.follow_failure {
+                Some(failure) => format!("that kit could not take its place: {failure}"),
+                None => {
+                    format!("`kitfs mount --replace {} {place}` mounts that kit", mount.reference)
+                }
+            };
+            warn(format_args!("{place}: {} names {digest} by now; {why}", mount.reference));
+        }
         if let Some(failure) = &mount.last_failure {
             warn(format_args!("{place}: a read failed: {failure}"));
         }

@@ -99,7 +99,12 @@ async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<Unmoun
         (Server::Silent | Server::Gone | Server::NoMount, _) => None,
     };
     if let Some(daemon) = daemon {
-        let request = UnmountRequest { mountpoint: place.to_owned(), lazy, view: own_view().ok() };
+        let request = UnmountRequest {
+            mountpoint: place.to_owned(),
+            lazy,
+            device: None,
+            view: own_view().ok(),
+        };
         match daemon.ask(request).await {
             Ok(report) => return Ok(report),
             // Another daemon has it, the mount is a leftover, or the daemon does not see it.

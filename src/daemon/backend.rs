@@ -21,7 +21,7 @@ use crate::control::api::{
 };
 use crate::control::socket::{Address, SocketPath};
 use crate::control::{self, ByteStream, Client, Connection, Handle, Lease, Liveness, Operation};
-use crate::fuse::{Answer, Attached, daemon_of, other_mounts};
+use crate::fuse::{Answer, Attached, DeviceNumber, daemon_of, other_mounts};
 use crate::process::running_time::Stopwatch;
 
 /// A running daemon, or a service in this process.
@@ -278,7 +278,8 @@ impl Backend {
     }
 
     /// Mounts a kit in the part of the file tree that this process sees, and returns when its files can be
-    /// listed. Calls `on_progress` meanwhile. The backend must be a daemon, which serves the mount.
+    /// listed. With `replace`, the mount takes the place of a mount of kitfs that is there. Calls
+    /// `on_progress` meanwhile. The backend must be a daemon, which serves the mount.
     ///
     /// # Errors
     /// When the mountpoint is not usable, the kit cannot be opened, or the kernel refuses. Nothing is mounted
@@ -286,9 +287,13 @@ impl Backend {
     pub async fn mount(
         &self,
         description: MountDescription,
+        replace: bool,
         on_progress: &mut (dyn FnMut(OpenProgress) + Send),
     ) -> Result<MountStatus, Failure> {
-        mounting::mount(self, description, on_progress).await
+        match replace {
+            true => mounting::replace(self, description, on_progress).await,
+            false => mounting::mount(self, description, on_progress).await,
+        }
     }
 
     /// Opens a kit. Calls `on_progress` meanwhile.
@@ -365,13 +370,15 @@ impl OpenKit {
         }
     }
 
-    /// Has the daemon serve a mount of the kit.
+    /// Has the daemon serve a mount of the kit, which may be to replace another one.
     pub(super) async fn serve(
         &self,
         attached: &Attached,
         mount: MountDescription,
+        replaces: Option<DeviceNumber>,
     ) -> Result<MountStatus, Failure> {
-        let request = |kit| MountRequest { kit, mount: mount.clone(), place: attached.place() };
+        let place = || attached.place();
+        let request = |kit| MountRequest { kit, mount: mount.clone(), place: place(), replaces };
         let descriptors = [attached.device()];
         let kit = self.handle().await;
         let status = match self.backend.send(request(kit), &descriptors, &mut |_| {}).await {

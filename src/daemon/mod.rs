@@ -9,6 +9,7 @@
 //! - `service`: the work of each operation; `mounts`: its table of mounts; `kits`: the kits that it has open;
 //!   `networks`: its connections; `paths`, `listing`, `reading`, `describing`, `upkeep`: its answers.
 //! - `mounting`: mounts for a command, in the part of the file tree that the command sees.
+//! - `following`: tags that move under a mount.
 //! - `seen`: daemons that see another file tree than a command.
 //! - `failure`: the meaning of every room's errors to a user.
 //! - `lifecycle`: starting, running and ending a daemon; `log`: its log in the background.
@@ -24,6 +25,7 @@ mod describing;
 mod descriptors;
 mod failure;
 mod fitting;
+mod following;
 mod hydrate;
 mod keep;
 mod keeping;

@@ -7,9 +7,12 @@ use tokio::task::spawn_blocking;
 use super::backend::Backend;
 use super::failure::panicked;
 use super::own_paths::own_paths;
-use crate::control::api::{Failure, FailureKind, MountDescription, MountStatus, OpenProgress};
-use crate::fuse::{Attached, MountOptions, Mountpoint};
+use crate::control::api::{
+    Failure, FailureKind, MountDescription, MountStatus, OpenProgress, UnmountRequest,
+};
+use crate::fuse::{Attached, Before, MountError, MountOptions, Mountpoint, unmount_other};
 use crate::oci::Origin;
+use crate::process::view::own_view;
 
 /// Mounts a kit, and has the daemon serve it. Returns when its files can be listed. Calls `on_progress`
 /// meanwhile.
@@ -27,9 +30,69 @@ pub(super) async fn mount(
     let replaced = mountpoint.warnings();
     let kit = daemon.open_kit(description.kit.clone(), on_progress).await?;
     let attached = attach(&description.kit.reference, mountpoint, options).await?;
-    let mut status = kit.serve(&attached, description).await?;
+    let mut status = kit.serve(&attached, description, None).await?;
     spawn_blocking(move || attached.hand_over()).await.map_err(panicked)??;
     status.warnings.splice(0..0, replaced);
+    Ok(status)
+}
+
+/// Mounts a kit in the place of another one. Programs that open files meet either kit, and files that are open
+/// stay with the kit in which they were opened. Ordinary users cannot do that: for them the mountpoint is
+/// empty for a moment. Mounts as [`mount`] where no kit is mounted.
+///
+/// # Errors
+/// As [`mount`]. The kit that is there stays.
+pub(super) async fn replace(
+    daemon: &Backend,
+    description: MountDescription,
+    on_progress: &mut (dyn FnMut(OpenProgress) + Send),
+) -> Result<MountStatus, Failure> {
+    let options = options(daemon.cache_folder(), &description);
+    let looked = options.clone();
+    let look = move || {
+        let before = Before::at(&looked.mountpoint)?;
+        if let Some(before) = &before {
+            Mountpoint::check_replacing(before.path(), &looked)?;
+        }
+        Ok::<_, MountError>(before)
+    };
+    let Some(before) = spawn_blocking(look).await.map_err(panicked)?? else {
+        return mount(daemon, description, on_progress).await;
+    };
+    let kit = daemon.open_kit(description.kit.clone(), on_progress).await?;
+    let name = Origin::parse(&description.kit.reference)?.to_string();
+    let (seen, wanted) = (before.clone(), options.clone());
+    let outside = move || Attached::outside(&name, &seen, &wanted);
+    let attached = spawn_blocking(outside).await.map_err(panicked)??;
+    let device = before.device();
+    let request = UnmountRequest {
+        mountpoint: description.mountpoint.clone(),
+        lazy: true,
+        device: Some(device),
+        view: own_view().ok(),
+    };
+    let status = match attached {
+        Some(mut attached) => {
+            let status = kit.serve(&attached, description, Some(device)).await?;
+            let swap = move || {
+                attached.swap().put_in_place(&before)?;
+                attached.hand_over()
+            };
+            spawn_blocking(swap).await.map_err(panicked)??;
+            status
+        }
+        None => {
+            let unmount = move || unmount_other(before.path(), true);
+            spawn_blocking(unmount).await.map_err(panicked)??;
+            let mountpoint = prepare(&options).await?;
+            let attached = attach(&description.kit.reference, mountpoint, options).await?;
+            let status = kit.serve(&attached, description, None).await?;
+            spawn_blocking(move || attached.hand_over()).await.map_err(panicked)??;
+            status
+        }
+    };
+    // Another daemon may serve the kit before. That one notices by itself.
+    let _ = daemon.ask(request).await;
     Ok(status)
 }
 

@@ -22,6 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::failure::panicked;
+use super::following::Following;
 use super::hydrate::Hydrating;
 use super::keeping::Kept;
 use super::memory::Memory;
@@ -33,7 +34,7 @@ use crate::control::api::{
 };
 use crate::fs::readahead::ledger::LedgerState;
 use crate::fs::{FileSystem, LoadedKit};
-use crate::fuse::{Mount, MountError, MountTable, PassthroughStatus};
+use crate::fuse::{DeviceNumber, Mount, MountError, MountPlace, MountTable, PassthroughStatus};
 use crate::oci::LabelSelector;
 use crate::process::running_time::{self, Stopwatch};
 
@@ -68,6 +69,8 @@ pub(super) struct Mounts {
 #[derive(Default)]
 struct Table {
     entries: BTreeMap<MountKey, Entry>,
+    /// Mounts whose place another one in `entries` is about to take, or has just taken.
+    replaced: Vec<Arc<Served>>,
     /// Mounts that are out of the tree, and may still be served: for open files, or for another mount
     /// namespace.
     leaving: Vec<Weak<Served>>,
@@ -105,21 +108,29 @@ pub(super) struct Background {
     pub(super) hydrating: Hydrating,
     /// Fetches what an access trace says.
     pub(super) _replay: Option<AbortOnDropHandle<()>>,
+    /// Looks whether the tag has moved.
+    pub(super) following: Following,
 }
 
 /// A mountpoint that is kept for the mount being made. Dropping it gives it up.
 pub(super) struct Reservation {
     mounts: Arc<Mounts>,
     key: MountKey,
+    /// Another mount has the place, and this one is to take it.
+    replaces: bool,
     is_fulfilled: bool,
 }
 
 impl Mounts {
-    /// Keeps a place for the caller.
+    /// Keeps a place for the caller. The new mount may replace the one with the device number `before`.
     ///
     /// # Errors
-    /// When it is taken, or the daemon is stopping.
-    pub(super) async fn reserve(self: &Arc<Self>, key: MountKey) -> Result<Reservation, Failure> {
+    /// When the place is taken, or the daemon is stopping.
+    pub(super) async fn reserve(
+        self: &Arc<Self>,
+        key: MountKey,
+        before: Option<DeviceNumber>,
+    ) -> Result<Reservation, Failure> {
         if self.has(&key) {
             self.forget_detached().await;
         }
@@ -128,7 +139,16 @@ impl Mounts {
         if table.is_closed {
             return Err(stopping());
         }
+        let reservation = |replaces| Reservation {
+            mounts: self.clone(),
+            key: key.clone(),
+            replaces,
+            is_fulfilled: false,
+        };
         match table.entries.get(&key) {
+            Some(Entry::Served(served)) if before.is_some() && served.device() == before => {
+                return Ok(reservation(true));
+            }
             // The command has mounted there, so the earlier mount is out of its tree.
             None | Some(Entry::Served(_)) if key.elsewhere.is_some() => {}
             None => {}
@@ -147,7 +167,7 @@ impl Mounts {
         if let Some(Entry::Served(before)) = table.entries.insert(key.clone(), Entry::BeingMade) {
             table.leaving.push(Arc::downgrade(&before));
         }
-        Ok(Reservation { mounts: self.clone(), key, is_fulfilled: false })
+        Ok(reservation(false))
     }
 
     /// Every mount, by mountpoint.
@@ -190,12 +210,20 @@ impl Mounts {
         served.iter().find(has_layer).map(|served| served.mount.mountpoint().to_owned())
     }
 
-    /// Ends the mount at `key`; returns warnings about programs that still use it elsewhere.
+    /// Ends the mount at `key`, or the one with this device number there; returns warnings about programs that still use it elsewhere.
     ///
     /// # Errors
     /// `NotFound` when none is there, `Mountpoint` when programs use it.
-    pub(super) async fn unmount(&self, key: &MountKey, lazy: bool) -> Result<Vec<String>, Failure> {
-        let served = self.at(key)?;
+    pub(super) async fn unmount(
+        &self,
+        key: &MountKey,
+        device: Option<DeviceNumber>,
+        lazy: bool,
+    ) -> Result<Vec<String>, Failure> {
+        let served = match device {
+            None => self.at(key)?,
+            Some(device) => self.with_device(key, device)?,
+        };
         let warnings = unmount(&served, lazy).await?;
         served.end_background();
         self.forget(&served);
@@ -220,12 +248,19 @@ impl Mounts {
                 let message = format!("{place} is being mounted: try again in a moment");
                 Err(Failure::new(FailureKind::Mountpoint, message))
             }
-            None => {
-                let message =
-                    format!("no kit is mounted on {place}; `kitfs status` lists the mounts");
-                Err(Failure::new(FailureKind::NotFound, message))
-            }
+            None => Err(no_mount(key)),
         }
+    }
+
+    /// The mount with a device number, which another mount may have replaced.
+    pub(super) fn with_device(
+        &self,
+        key: &MountKey,
+        device: DeviceNumber,
+    ) -> Result<Arc<Served>, Failure> {
+        let is_it = |served: &&Arc<Served>| served.key == *key && served.device() == Some(device);
+        let served = self.served();
+        served.iter().find(is_it).cloned().ok_or_else(|| no_mount(key))
     }
 
     /// Closes the table, and ends every mount: gently at first, and lazily once the grace is over. Returns
@@ -260,18 +295,25 @@ impl Mounts {
             Entry::Served(served) => Some(served.clone()),
             Entry::BeingMade => None,
         });
-        served.collect()
+        served.chain(table.replaced.iter().cloned()).collect()
     }
 
-    /// Takes `served` out of the table, unless another mount has its place by now.
+    /// Takes `served` out of the table, unless another mount has its place by now. If `served` was to replace a
+    /// mount that is still there, that one keeps its place.
     fn forget(&self, served: &Arc<Served>) {
         let mut table = self.table.lock();
+        table.leaving.retain(|leaving| leaving.strong_count() > 0);
+        table.leaving.push(Arc::downgrade(served));
+        table.replaced.retain(|replaced| !Arc::ptr_eq(replaced, served));
         if let Some(Entry::Served(there)) = table.entries.get(&served.key)
             && Arc::ptr_eq(there, served)
         {
             table.entries.remove(&served.key);
-            table.leaving.retain(|leaving| leaving.strong_count() > 0);
-            table.leaving.push(Arc::downgrade(served));
+            let before = table.replaced.iter().rposition(|replaced| replaced.key == served.key);
+            if let Some(before) = before {
+                let before = table.replaced.remove(before);
+                table.entries.insert(served.key.clone(), Entry::Served(before));
+            }
         }
     }
 }
@@ -311,7 +353,10 @@ impl Reservation {
             if table.is_closed {
                 return Err(stopping());
             }
-            table.entries.insert(self.key.clone(), Entry::Served(served.clone()));
+            let before = table.entries.insert(self.key.clone(), Entry::Served(served.clone()));
+            if let Some(Entry::Served(before)) = before {
+                table.replaced.push(before);
+            }
         }
         self.is_fulfilled = true;
         let status = served.status();
@@ -330,13 +375,27 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if !self.is_fulfilled {
+        if !self.is_fulfilled && !self.replaces {
             self.mounts.table.lock().entries.remove(&self.key);
         }
     }
 }
 
 impl Served {
+    /// The place of the mount.
+    pub(super) fn place(&self) -> MountPlace {
+        self.mount.place()
+    }
+
+    fn device(&self) -> Option<DeviceNumber> {
+        self.mount.place().device_number()
+    }
+
+    /// Leaves the removal of the mountpoint to another mount there.
+    pub(super) fn leave_directory(&self) {
+        self.mount.leave_directory();
+    }
+
     pub(super) fn kit(&self) -> &Arc<LoadedKit> {
         &self.kit
     }
@@ -387,6 +446,10 @@ impl Served {
     }
 
     fn status(&self) -> MountStatus {
+        let (moved_to, follow_failure) = match &*self.background.lock() {
+            Some(Background { following, .. }) => following.state(),
+            None => (None, None),
+        };
         let (hydrate_mode, hydrate) = match &*self.background.lock() {
             Some(Background { hydrating, .. }) => (hydrating.mode(), hydrating.state()),
             None => (HydrateMode::None, HydrateState::Off),
@@ -397,6 +460,8 @@ impl Served {
             reference: self.reference.clone(),
             labels: self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
             digest: self.kit.manifest.to_string(),
+            moved_to: moved_to.map(|digest| digest.to_string()),
+            follow_failure,
             entries: u64::from(self.kit.tree.len()) - 1,
             total_bytes: self.kit.total_bytes(),
             resident_bytes: self.kit.resident_bytes(),
@@ -465,6 +530,12 @@ async fn end(served: &Arc<Served>) {
     if let Err(failure) = unmount(served, true).await {
         tracing::error!(%mountpoint, %failure, "a mount is left behind");
     }
+}
+
+fn no_mount(key: &MountKey) -> Failure {
+    let place = key.mountpoint.display();
+    let message = format!("no kit is mounted on {place}; `kitfs status` lists the mounts");
+    Failure::new(FailureKind::NotFound, message)
 }
 
 pub(super) fn stopping() -> Failure {

@@ -143,6 +143,11 @@ impl Service {
         self.at.iter().for_each(|at| at.socket.remove());
     }
 
+    /// The table of mounts.
+    pub(super) fn mounts(&self) -> &Arc<Mounts> {
+        &self.mounts
+    }
+
     /// Whether nothing is mounted, and nothing is being mounted.
     pub(super) fn has_no_mounts(&self) -> bool {
         self.mounts.is_empty()

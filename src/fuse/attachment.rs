@@ -5,6 +5,7 @@
 //! does not see, the mount is found by its device number.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
@@ -24,6 +25,8 @@ pub(super) struct Attachment {
     /// The part of the file tree in which `path` lies, and whether this process sees another one.
     view: Option<String>,
     is_elsewhere: bool,
+    /// Whether the mount was in the tree. A mount that is to replace another one comes there later.
+    was_there: AtomicBool,
     ended: watch::Receiver<bool>,
     child_limits: ChildLimits,
 }
@@ -56,7 +59,8 @@ impl Attachment {
         child_limits: ChildLimits,
     ) -> Self {
         let view = own_view().ok();
-        Self { path, device: None, view, is_elsewhere: false, ended, child_limits }
+        let was_there = AtomicBool::new(true);
+        Self { path, device: None, view, is_elsewhere: false, was_there, ended, child_limits }
     }
 
     /// The place of a mount that another process has made.
@@ -66,8 +70,30 @@ impl Attachment {
         child_limits: ChildLimits,
     ) -> Self {
         let (path, view) = (place.path.clone(), place.view.clone());
-        let is_elsewhere = view.is_some() && own_view().ok() != view;
-        Self { path, device: place.device(), view, is_elsewhere, ended, child_limits }
+        let is_elsewhere = place.is_elsewhere();
+        let was_there = AtomicBool::new(true);
+        Self { path, device: place.device(), view, is_elsewhere, was_there, ended, child_limits }
+    }
+
+    /// The same mount at another place, to which it comes later.
+    pub(super) fn moved_to(self, place: &MountPlace) -> Self {
+        Self::at(place, self.ended.clone(), self.child_limits).awaited()
+    }
+
+    /// The same place, for a mount that comes there later.
+    pub(super) fn awaited(self) -> Self {
+        self.was_there.store(false, Ordering::Relaxed);
+        self
+    }
+
+    /// Whether the mount comes there later.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.was_there.load(Ordering::Relaxed)
+    }
+
+    /// Knows the device number.
+    pub(super) fn set_device(&mut self, device: Option<Device>) {
+        self.device = device;
     }
 
     /// Finds the device number in the mount table.
@@ -105,10 +131,11 @@ impl Attachment {
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
-    /// Whether the mount is in the tree. Another mount may cover it.
+    /// Whether the mount is in the tree, or still to come there. Another mount may cover it.
     pub(super) fn is_attached(&self, table: &MountTable) -> bool {
-        let is_there = || self.position(table.at(&self.path)) != Position::Gone;
-        !self.has_ended() && (self.is_elsewhere || is_there())
+        let is_there = self.position(table.at(&self.path)) != Position::Gone;
+        let was_there = self.was_there.fetch_or(is_there, Ordering::Relaxed);
+        !self.has_ended() && (self.is_elsewhere || is_there || !was_there)
     }
 
     /// The users of the mount.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -29,24 +30,59 @@ pub(super) fn unmount(
     for path in table.iter().flat_map(|table| paths(table, device)) {
         unmount_patiently(&path, lazy, child_limits)?;
     }
-    let mut known: HashSet<_> = namespace("self").into_iter().collect();
-    for pid in processes().map(|pid| pid.to_string()) {
-        let Some(namespace) = namespace(&pid) else { continue };
-        if known.contains(&namespace) {
-            continue;
-        }
-        // Below another root the table has other paths. Another process may have the root of the namespace.
-        if fs::read_link(format!("/proc/{pid}/root")).ok().as_deref() != Some(Path::new("/")) {
-            continue;
-        }
-        known.insert(namespace);
-        let Ok(table) = MountTable::of_process(&pid) else { continue };
-        let paths: Vec<PathBuf> = paths(&table, device).collect();
-        if !paths.is_empty() {
-            unmount_in_namespace_of(&pid, paths, lazy)?;
+    for (pid, paths) in namespaces_with(device) {
+        let failed = |error: io::Error| UnmountFailure::Other(error.to_string());
+        in_namespace_of(&pid, move || unmount_all(&paths, lazy)).map_err(failed)??;
+    }
+    Ok(())
+}
+
+/// Runs `work` in a mount namespace that has a mount with this device number.
+///
+/// # Errors
+/// When this process sees no such namespace, or may not enter it, and those of `work`.
+pub(super) fn within<T: Send + 'static>(
+    device: Device,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let found = namespaces_with(device).next();
+    let (pid, _) = found
+        .ok_or_else(|| io::Error::other("no process of its mount namespace is seen from here"))?;
+    in_namespace_of(&pid, work)?
+}
+
+fn unmount_all(paths: &[PathBuf], lazy: bool) -> Result<(), UnmountFailure> {
+    let mut flags = UnmountFlags::NOFOLLOW;
+    if lazy {
+        flags |= UnmountFlags::DETACH;
+    }
+    for path in paths {
+        match rustix::mount::unmount(path, flags) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(Errno::BUSY) => return Err(UnmountFailure::Busy),
+            Err(error) => return Err(UnmountFailure::Other(io::Error::from(error).to_string())),
         }
     }
     Ok(())
+}
+
+/// A process of each other mount namespace that has the mount, and the mountpoints there.
+fn namespaces_with(device: Device) -> impl Iterator<Item = (String, Vec<PathBuf>)> {
+    let mut known: HashSet<_> = namespace("self").into_iter().collect();
+    processes().filter_map(move |pid| {
+        let pid = pid.to_string();
+        let namespace = namespace(&pid)?;
+        // Below another root the table has other paths. Another process may have the root of the namespace.
+        let has_its_root =
+            || fs::read_link(format!("/proc/{pid}/root")).ok().as_deref() == Some(Path::new("/"));
+        if known.contains(&namespace) || !has_its_root() {
+            return None;
+        }
+        known.insert(namespace);
+        let table = MountTable::of_process(&pid).ok()?;
+        let paths: Vec<PathBuf> = paths(&table, device).collect();
+        (!paths.is_empty()).then_some((pid, paths))
+    })
 }
 
 fn paths(table: &MountTable, device: Device) -> impl Iterator<Item = PathBuf> {
@@ -56,32 +92,19 @@ fn paths(table: &MountTable, device: Device) -> impl Iterator<Item = PathBuf> {
     ours.map(|entry| entry.mountpoint.clone()).rev()
 }
 
-/// A thread of its own enters the namespace: a thread cannot leave it again without more rights.
-fn unmount_in_namespace_of(
+/// Runs `work` in the mount namespace of a process. A thread of its own enters the namespace: a thread cannot
+/// leave it again without more rights.
+fn in_namespace_of<T: Send + 'static>(
     pid: &str,
-    paths: Vec<PathBuf>,
-    lazy: bool,
-) -> Result<(), UnmountFailure> {
-    let failed = |error: std::io::Error| UnmountFailure::Other(error.to_string());
-    let namespace = File::open(format!("/proc/{pid}/ns/mnt")).map_err(failed)?;
-    let unmount = move || -> Result<(), UnmountFailure> {
-        enter(&namespace).map_err(|error| failed(error.into()))?;
-        let mut flags = UnmountFlags::NOFOLLOW;
-        if lazy {
-            flags |= UnmountFlags::DETACH;
-        }
-        for path in paths {
-            match rustix::mount::unmount(&path, flags) {
-                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-                Err(Errno::BUSY) => return Err(UnmountFailure::Busy),
-                Err(error) => return Err(failed(error.into())),
-            }
-        }
-        Ok(())
-    };
-    let thread = std::thread::Builder::new().name("kitfs-elsewhere".to_owned()).spawn(unmount);
-    let outcome = thread.map_err(failed)?.join();
-    outcome.unwrap_or_else(|_| Err(UnmountFailure::Other("a thread failed".to_owned())))
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
+    let thread = std::thread::Builder::new().name("kitfs-elsewhere".to_owned());
+    let thread = thread.spawn(move || {
+        enter(&namespace)?;
+        Ok(work())
+    })?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread failed")))
 }
 
 #[allow(unsafe_code, reason = "unshare(2), which changes this thread only")]

@@ -14,6 +14,7 @@
 //! - `mount_table`: reads the kernel's mount table, and touches no file system.
 //! - [`other_mounts`], [`daemon_of`], [`unmount_other`]: mounts of other processes.
 //! - [`MountPlace`]: the place of a mount, for another process. `elsewhere`: mounts in other namespaces.
+//! - `swap`: a mount in the place of another one.
 //! - `attachment`: a mount in the tree. `holders`: the programs that use a mount.
 //! - [`Sessions`]: the threads that answer requests, for all mounts of a process.
 //! - `handshake`: the first request. `wire`: the kernel's protocol, pure.
@@ -47,6 +48,7 @@ mod passthrough;
 mod place;
 mod readahead;
 mod sessions;
+mod swap;
 mod wire;
 
 use std::path::PathBuf;
@@ -60,8 +62,9 @@ pub use mount_table::MountTable;
 pub use mountpoint::{Mountpoint, mount_warnings};
 pub use others::{Answer, DAEMON_ATTRIBUTE, OtherMount, daemon_of, other_mounts, unmount_other};
 pub use passthrough::PassthroughStatus;
-pub use place::MountPlace;
+pub use place::{DeviceNumber, MountPlace};
 pub use sessions::Sessions;
+pub use swap::{Before, Swap};
 
 /// How to mount a kit.
 #[derive(Clone, Debug)]

@@ -27,6 +27,7 @@ use super::opens::OpenRecords;
 use super::passthrough::{Passthrough, PassthroughStatus};
 use super::place::MountPlace;
 use super::sessions::Sessions;
+use super::swap::{self, Before, Swap};
 use super::wire::init::Features;
 use super::{MountError, MountOptions, device, readahead};
 use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
@@ -66,6 +67,8 @@ pub struct Attached {
     device: OwnedFd,
     opens: OpenRecords,
     end: watch::Sender<bool>,
+    /// The mount itself, before it takes the place of another one.
+    outside: Option<OwnedFd>,
 }
 
 impl Attached {
@@ -91,17 +94,58 @@ impl Attached {
         let (end, ended) = watch::channel(false);
         let mut attachment = Attachment::new(path, ended, child_limits);
         attachment.find_device();
-        Ok(Self { attachment, mountpoint, device, opens, end })
+        Ok(Self { attachment, mountpoint, device, opens, end, outside: None })
+    }
+
+    /// A mount outside of the tree, which is to take the place of `before`. `None` for users who may not make
+    /// one. Blocking.
+    ///
+    /// # Errors
+    /// When the mount would hide files that it needs, or the kernel refuses it.
+    pub fn outside(
+        origin: &str,
+        before: &Before,
+        options: &MountOptions,
+    ) -> Result<Option<Self>, MountError> {
+        let path = before.path();
+        let io = io_error(path);
+        let opens = OpenRecords::new().map_err(&io)?;
+        let name = mount_name(origin);
+        let MountOptions { allow_other, noexec, child_limits, .. } = *options;
+        let request =
+            device::MountRequest { mountpoint: path, name, allow_other, noexec, child_limits };
+        let Some((device, outside)) = swap::mount(&request).map_err(&io)? else { return Ok(None) };
+        let (end, ended) = watch::channel(false);
+        let mut attachment = Attachment::new(path.to_owned(), ended, child_limits).awaited();
+        attachment.set_device(Some(swap::device_of(outside.as_fd()).map_err(&io)?));
+        let mountpoint = Mountpoint::taken_over(path.to_owned(), None);
+        Ok(Some(Self { attachment, mountpoint, device, opens, end, outside: Some(outside) }))
+    }
+
+    /// The mount itself, which another one is to make way for. To be called once.
+    pub fn swap(&mut self) -> Swap {
+        Swap::new(self.outside.take())
+    }
+
+    /// The mount that this one replaces lies at `place`: in that part of the file tree, in that directory.
+    pub fn with_place(self, place: &MountPlace) -> Self {
+        let Self { attachment, mountpoint, device, opens, end, outside } = self;
+        let place =
+            MountPlace { device: place_of(&attachment, &mountpoint).device, ..place.clone() };
+        let mountpoint = Mountpoint::taken_over(place.path.clone(), place.made);
+        let attachment = attachment.moved_to(&place);
+        Self { attachment, mountpoint, device, opens, end, outside }
     }
 
     /// A mount that another process has made, and hands over to this one. That process may see another part
-    /// of the file tree.
+    /// of the file tree. A mount that `replaces` another one comes into the tree later.
     ///
     /// # Errors
     /// When `device` is no FUSE device.
     pub fn from_command(
         device: OwnedFd,
         place: &MountPlace,
+        replaces: bool,
         options: &MountOptions,
     ) -> Result<Self, MountError> {
         let io = io_error(&place.path);
@@ -109,8 +153,9 @@ impl Attached {
         let opens = OpenRecords::new().map_err(&io)?;
         let (end, ended) = watch::channel(false);
         let attachment = Attachment::at(place, ended, options.child_limits);
+        let attachment = if replaces { attachment.awaited() } else { attachment };
         let mountpoint = Mountpoint::taken_over(place.path.clone(), place.made);
-        Ok(Self { attachment, mountpoint, device, opens, end })
+        Ok(Self { attachment, mountpoint, device, opens, end, outside: None })
     }
 
     /// The place of the mount, for the process that serves it.
@@ -123,7 +168,7 @@ impl Attached {
     /// # Errors
     /// When its root does not answer. The mount is unmounted lazily then.
     pub fn hand_over(self) -> Result<(), MountError> {
-        wait_for_first_answer(self.attachment.path())?;
+        wait_for_first_answer(self.attachment.path(), self.attachment.path())?;
         let Self { attachment, mountpoint, .. } = self;
         // The other process unmounts and removes the directory.
         std::mem::forget((attachment, mountpoint));
@@ -159,7 +204,7 @@ impl Prepared {
         options: &MountOptions,
         config: FsConfig,
     ) -> Result<Self, MountError> {
-        let Attached { attachment, mountpoint, device, opens, end } = attached;
+        let Attached { attachment, mountpoint, device, opens, end, outside: _ } = attached;
         let io = io_error(mountpoint.path());
         let file_system = Arc::new(FileSystem::new(kit, owner(), config));
         let passthrough =
@@ -244,9 +289,9 @@ impl Mount {
         let prepared = Prepared::new(attached, kit, options, config)?;
         let features = shake_hands(&prepared.connection, &prepared.passthrough).map_err(io)?;
         let mount = prepared.serve(features, options, sessions)?;
-        // In another part of the tree the command looks itself.
-        if !mount.attachment.is_elsewhere() {
-            wait_for_first_answer(mount.attachment.path())?;
+        // In another part of the tree, or before it is there, the command looks itself.
+        if !mount.attachment.is_elsewhere() && !mount.attachment.is_awaited() {
+            wait_for_first_answer(mount.attachment.path(), mount.attachment.path())?;
         }
         // The handshake resets the kernel's limit, so this must come after it.
         if let Some(device) = mount.attachment.device() {
@@ -274,7 +319,7 @@ impl Mount {
         let (end, ended) = watch::channel(connection::has_ended(&device));
         let (attachment, mountpoint) = state.taken_over(ended, options);
         let (opens, open) = OpenRecords::taken_over(opens).map_err(io)?;
-        let attached = Attached { attachment, mountpoint, device, opens, end };
+        let attached = Attached { attachment, mountpoint, device, opens, end, outside: None };
         let prepared = Prepared::new(attached, kit, options, config)?;
         let features = Features::from_bits(state.features);
         let has_passthrough = features.has(Features::PASSTHROUGH);
@@ -307,6 +352,11 @@ impl Mount {
     /// The place of the mount.
     pub fn place(&self) -> MountPlace {
         place_of(&self.attachment, &self.mountpoint)
+    }
+
+    /// Leaves the removal of the mountpoint to another mount there.
+    pub fn leave_directory(&self) {
+        self.mountpoint.leave();
     }
 
     /// The path and the reason of the last failed read. Its program has seen only an errno.
@@ -436,11 +486,11 @@ fn place_of(attachment: &Attachment, mountpoint: &Mountpoint) -> MountPlace {
     }
 }
 
-/// Waits for the first `stat` of a mount's root. A thread of its own calls `stat`, because a mount that does
+/// Waits for the first `stat` of a mount's root. `place` is its name in messages. A thread of its own calls `stat`, because a mount that does
 /// not answer must not block the caller.
-fn wait_for_first_answer(path: &Path) -> Result<(), MountError> {
+pub(super) fn wait_for_first_answer(root: &Path, place: &Path) -> Result<(), MountError> {
     let (sender, answer) = std::sync::mpsc::channel();
-    let asked = path.to_owned();
+    let asked = root.to_owned();
     let asker = std::thread::Builder::new().name("kitfs-first-stat".to_owned());
     let asking = asker.spawn(move || {
         // The receiver is gone after the timeout.
@@ -452,7 +502,7 @@ fn wait_for_first_answer(path: &Path) -> Result<(), MountError> {
         Err(error) => format!("no thread can be started ({error}): {MORE_PROCESSES}"),
         Ok(Err(_)) => format!("no answer within {} s", FIRST_ANSWER_TIMEOUT.as_secs()),
     };
-    let place = path.display();
+    let place = place.display();
     Err(MountError::Io(format!("mounted on {place}, but its root cannot be read: {words}")))
 }
 
@@ -462,7 +512,7 @@ fn owner() -> Owner {
 }
 
 /// Makes the error of a mount that the system refuses.
-fn io_error(place: &Path) -> impl Fn(std::io::Error) -> MountError + use<> {
+pub(super) fn io_error(place: &Path) -> impl Fn(std::io::Error) -> MountError + use<> {
     let place = place.display().to_string();
     move |error| MountError::Io(format!("cannot mount on {place}: {error}"))
 }

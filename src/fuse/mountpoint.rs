@@ -56,6 +56,22 @@ impl Mountpoint {
         Ok(this)
     }
 
+    /// Checks that a mount may take the place of the mount at a canonical path.
+    ///
+    /// # Errors
+    /// When it would hide files that kitfs needs, or the user may not mount.
+    pub fn check_replacing(path: &Path, options: &MountOptions) -> Result<(), MountError> {
+        // A mount that does not answer would block the check, and holds nothing that kitfs could use.
+        if matches!(daemon_of(path), Some(Answer::Daemon(_))) {
+            hidden::check(path, &options.own_paths).map_err(MountError::Mountpoint)?;
+        }
+        device::open_device()?;
+        match rustix::process::geteuid().is_root() {
+            true => Ok(()),
+            false => check_fusermount(options.allow_other),
+        }
+    }
+
     /// The mountpoint of a mount that another process has made.
     pub(super) fn taken_over(path: PathBuf, made: Option<(u64, u64)>) -> Self {
         Self { path, made: Mutex::new(made), was_dead: false }
@@ -64,6 +80,11 @@ impl Mountpoint {
     /// The device and inode of the directory, if kitfs has made it and should remove it.
     pub(super) fn made(&self) -> Option<(u64, u64)> {
         *self.made.lock()
+    }
+
+    /// Leaves the removal of the directory to another mount there.
+    pub(super) fn leave(&self) {
+        self.made.lock().take();
     }
 
     /// Checks the directory again: it may have changed while the kit was loaded.

@@ -24,5 +24,6 @@ mod mountpoints;
 mod namespaces_as_root;
 mod patience;
 mod remote_data;
+mod replacing;
 #[path = "small_disk.rs"]
 mod small_disk_as_root;

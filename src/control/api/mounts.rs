@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{KitHandle, KitRequest, KitState};
 use crate::control::{NoEvent, Operation};
-use crate::fuse::MountPlace;
+use crate::fuse::{DeviceNumber, MountPlace};
 
 /// A mount, as its command describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct MountDescription {
     /// An access trace to be fetched in its order, absolute.
     #[serde(default)]
     pub trace: Option<PathBuf>,
+    /// Seconds between two looks whether the tag names another kit, which then takes the place of this one.
+    #[serde(default)]
+    pub follow_seconds: Option<u64>,
 }
 
 /// Serves a mount. The command has made it in the part of the file tree that it sees, and sends its FUSE
@@ -51,6 +54,10 @@ pub struct MountRequest {
     pub mount: MountDescription,
     /// The place of the mount.
     pub place: MountPlace,
+    /// The device number of the mount whose place this one will take. The command puts it there after the
+    /// answer, and unmounts the other one.
+    #[serde(default)]
+    pub replaces: Option<DeviceNumber>,
 }
 
 /// Records the reads from a mount. The bytes of the answer are the lines of an access trace
@@ -166,6 +173,12 @@ pub struct MountStatus {
     pub labels: Vec<String>,
     /// The digest of the manifest the reference was pinned to.
     pub digest: String,
+    /// The digest of the manifest that the tag names by now, where it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_to: Option<String>,
+    /// Why the kit that the tag names could not take the place of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow_failure: Option<String>,
     /// Files, directories and symlinks.
     pub entries: u64,
     /// The sum of the layers' content in bytes.
@@ -255,6 +268,9 @@ pub struct UnmountRequest {
     /// Take it out of the tree at once, even while programs use it.
     #[serde(default)]
     pub lazy: bool,
+    /// The device number of the mount, where another one may have its place by now.
+    #[serde(default)]
+    pub device: Option<DeviceNumber>,
     /// The part of the file tree that the command sees ([`crate::process::view`]); that of the daemon where it
     /// is missing.
     #[serde(default)]

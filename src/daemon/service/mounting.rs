@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::failure::panicked;
+use super::super::following::Following;
 use super::super::hydrate::Hydrating;
 use super::super::keeping::{Announced, Kept, TreeMark};
 use super::super::kits::{pinned_reference, pinned_request};
@@ -23,7 +24,9 @@ use super::super::{fitting, mounting};
 use super::{Service, now, stopping};
 use crate::control::api::{Failure, FailureKind, MountDescription, MountStatus, OpenProgress};
 use crate::fs::{FsConfig, LoadedKit};
-use crate::fuse::{Attached, Mount, MountError, MountOptions, Sessions, mount_warnings};
+use crate::fuse::{
+    Attached, DeviceNumber, Mount, MountError, MountOptions, Sessions, mount_warnings,
+};
 use crate::process::limits::MORE_PROCESSES;
 
 impl Service {
@@ -42,22 +45,23 @@ impl Service {
             () = self.stopping.cancelled() => return Err(stopping()),
         };
         let attached = mounting::attach(&description.kit.reference, mountpoint, options).await?;
-        let mut status = self.serve(kit, description, attached).await?;
+        let mut status = self.serve(kit, description, attached, None).await?;
         status.warnings.extend(replaced);
         Ok(status)
     }
 
-    /// Serves a mount that is in the tree. Dropping the future, or an error, leaves nothing mounted.
-    pub(super) async fn serve(
-        &self,
+    /// Serves a mount that is in the tree, or will be once it replaces another one. Dropping the future, or an error, leaves nothing mounted.
+    pub(in crate::daemon) async fn serve(
+        self: &Arc<Self>,
         kit: Arc<LoadedKit>,
         description: MountDescription,
         attached: Attached,
+        replaces: Option<DeviceNumber>,
     ) -> Result<MountStatus, Failure> {
         self.taken_over().await;
         let place = attached.place();
         let key = self.mount_key(place.view(), description.mountpoint.clone());
-        let reservation = self.mounts.reserve(key).await?;
+        let reservation = self.mounts.reserve(key.clone(), replaces).await?;
         let options = self.mount_options(&description);
         let pinned = pinned_reference(&kit.origin, kit.manifest);
         if !kit.has_missing() {
@@ -85,7 +89,7 @@ impl Service {
         };
         let (mount, kept) = spawn_blocking(mount).await.map_err(panicked)??;
         let warnings = trace.as_ref().map(Replay::warnings).unwrap_or_default();
-        let background = self.background(&mount, &description, trace);
+        let background = self.background(&mount, &description, &kit, trace);
         let no_room = self.no_room(&kit).await;
         let request = &description.kit;
         let mut status = reservation.fulfil(mount, kit, request, mounted_at, background, kept)?;
@@ -103,7 +107,7 @@ impl Service {
         MountKey { elsewhere: view.map(str::to_owned), mountpoint }
     }
 
-    pub(super) fn mount_options(&self, description: &MountDescription) -> MountOptions {
+    pub(in crate::daemon) fn mount_options(&self, description: &MountDescription) -> MountOptions {
         MountOptions {
             mountpoint: description.mountpoint.clone(),
             allow_other: description.allow_other,
@@ -118,9 +122,10 @@ impl Service {
 
     /// Starts the work beside a mount.
     pub(super) fn background(
-        &self,
+        self: &Arc<Self>,
         mount: &Mount,
         description: &MountDescription,
+        kit: &LoadedKit,
         trace: Option<Replay>,
     ) -> Background {
         let quiet = Duration::from_secs(description.hydrate_after_seconds);
@@ -129,6 +134,7 @@ impl Service {
         Background {
             hydrating,
             _replay: trace.map(|trace| AbortOnDropHandle::new(tokio::spawn(replay_quietly(trace)))),
+            following: Following::begin(self, description, &mount.place(), kit.manifest),
         }
     }
 

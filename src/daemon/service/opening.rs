@@ -9,12 +9,12 @@ use super::Service;
 use crate::control::api::{Failure, KitRequest, OpenProgress, PassProgress};
 use crate::fs::{self, LoadRequest, LoadedKit};
 use crate::kit::Filters;
-use crate::oci::{LabelSelector, Origin};
+use crate::oci::{Digest, LabelSelector, Origin};
 use crate::source::admission::UserId;
 
 impl Service {
     /// Opens a kit, or finds it open. Calls `tell` meanwhile. The caller keeps it open.
-    pub(super) async fn open(
+    pub(in crate::daemon) async fn open(
         &self,
         request: &KitRequest,
         tell: &(dyn Fn(OpenProgress) + Send + Sync),
@@ -44,11 +44,19 @@ impl Service {
             return Ok(Some(kit));
         }
         let origin = Origin::parse(&request.reference)?;
+        let pinned = pinned_reference(&origin, self.resolve(request, &origin).await?);
+        Ok(self.kits.find(&pinned_request(request, pinned)))
+    }
+
+    /// The manifest that a request names at the moment. `origin` is that of the request.
+    pub(in crate::daemon) async fn resolve(
+        &self,
+        request: &KitRequest,
+        origin: &Origin,
+    ) -> Result<Digest, Failure> {
         let sources = self.networks.sources(&request.network)?;
         let labels = LabelSelector::parse(&request.labels)?;
-        let description = fs::describe(&self.fetcher, &*sources, &origin, &labels).await?;
-        let pinned = pinned_reference(&origin, description.digest);
-        Ok(self.kits.find(&pinned_request(request, pinned)))
+        Ok(fs::describe(&self.fetcher, &*sources, origin, &labels).await?.digest)
     }
 
     /// Loads a kit. Calls `progress` with the compressed bytes that were read, and their sum.

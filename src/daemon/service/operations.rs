@@ -190,17 +190,25 @@ impl Handle<MountRequest> for Service {
         request: MountRequest,
         caller: &Caller<MountRequest>,
     ) -> Result<MountStatus, Failure> {
-        let MountRequest { kit, mount, place } = request;
+        let MountRequest { kit, mount, mut place, replaces } = request;
         let kit = self.kits.lent(kit, caller.peer().uid)?;
         let Some(device) = caller.take_descriptors().into_iter().next() else {
             let message = "the FUSE device is missing: this request is for commands of kitfs";
             return Err(Failure::new(FailureKind::Usage, message));
         };
-        let attached = Attached::from_command(device, &place, &self.mount_options(&mount))?;
-        tokio::select! {
-            status = self.serve(kit, mount, attached) => status,
-            () = self.stopping.cancelled() => Err(stopping()),
+        let key = self.mount_key(place.view(), mount.mountpoint.clone());
+        let before = replaces.and_then(|before| self.mounts.with_device(&key, before).ok());
+        if let Some(before) = &before {
+            place = place.takes_directory_of(&before.place());
         }
+        let options = self.mount_options(&mount);
+        let attached = Attached::from_command(device, &place, replaces.is_some(), &options)?;
+        let status = tokio::select! {
+            status = self.serve(kit, mount, attached, replaces) => status?,
+            () = self.stopping.cancelled() => return Err(stopping()),
+        };
+        before.iter().for_each(|before| before.leave_directory());
+        Ok(status)
     }
 }
 
@@ -218,7 +226,7 @@ impl Handle<UnmountRequest> for Service {
                 format!("the daemon does not see {place}: the command unmounts it itself");
             return Err(Failure::new(FailureKind::NotFound, message));
         }
-        let warnings = self.mounts.unmount(&key, request.lazy).await?;
+        let warnings = self.mounts.unmount(&key, request.device, request.lazy).await?;
         // Without a mount no command finds this daemon again.
         if !self.is_reachable() && self.has_no_mounts() {
             self.request_stop();

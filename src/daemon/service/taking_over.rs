@@ -60,7 +60,7 @@ impl Service {
         let _ = has_taken_over.wait_for(|is_over| *is_over).await;
     }
 
-    async fn go_on(&self, kept: Kept, record: Record) {
+    async fn go_on(self: &Arc<Self>, kept: Kept, record: Record) {
         let Record { request, announced } = record;
         let Some(announced) = announced else {
             // Its command was told that there is no mount.
@@ -81,7 +81,7 @@ impl Service {
     }
 
     async fn serve_again(
-        &self,
+        self: &Arc<Self>,
         kept: Kept,
         request: &MountDescription,
         announced: Announced,
@@ -93,7 +93,7 @@ impl Service {
         kit_request.reference = pinned;
         let ready = async {
             let key = self.mount_key(state.place().view(), request.mountpoint.clone());
-            let reservation = self.mounts.reserve(key).await?;
+            let reservation = self.mounts.reserve(key, None).await?;
             let kit = self.load_patiently(&kit_request, &kept).await?;
             Ok((reservation, kit))
         };
@@ -125,7 +125,7 @@ impl Service {
         if !kit.has_missing() {
             self.kits.share(kit_request, &kit);
         }
-        let background = self.background(&mount, request, None);
+        let background = self.background(&mount, request, &kit, None);
         let mountpoint = request.mountpoint.display();
         match reservation.fulfil(mount, kit, &request.kit, mounted_at, background, Some(kept)) {
             Ok(_) => tracing::info!(%mountpoint, "the mount goes on"),

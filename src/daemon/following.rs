@@ -1,0 +1,154 @@
+//! Tags that move under a mount.
+//!
+//! Every mount of a tag looks now and then which manifest the tag names, and `kitfs status` tells of another
+//! one. With `--follow` the kit of that manifest takes the place of the mounted one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::task::spawn_blocking;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::failure::panicked;
+use super::kits::{pinned_reference, pinned_request};
+use super::service::Service;
+use crate::control::api::{Failure, FailureKind, MountDescription};
+use crate::fuse::{Attached, Before, MountPlace, Mountpoint, unmount_other};
+use crate::oci::{Digest, Origin, Selector};
+
+/// The interval between two looks without `--follow`: one small request, for a line in `kitfs status`.
+const LOOK_INTERVAL: Duration = Duration::from_secs(600);
+
+/// The look at the tag of one mount. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Following {
+    state: Arc<Mutex<State>>,
+    _task: Option<AbortOnDropHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    moved_to: Option<Digest>,
+    failure: Option<String>,
+}
+
+/// A mount, and the tag that it was made from.
+struct Followed {
+    service: Arc<Service>,
+    description: MountDescription,
+    place: MountPlace,
+    origin: Origin,
+    manifest: Digest,
+    state: Arc<Mutex<State>>,
+}
+
+impl Following {
+    /// Begins to look at the tag of a mount. A digest does not move.
+    pub(super) fn begin(
+        service: &Arc<Service>,
+        description: &MountDescription,
+        place: &MountPlace,
+        manifest: Digest,
+    ) -> Self {
+        let state = Arc::<Mutex<State>>::default();
+        let origin = Origin::parse(&description.kit.reference).ok();
+        let origin = origin.filter(|it| !matches!(it.selector(), Some(Selector::Digest(_))));
+        let task = origin.map(|origin| {
+            let (description, place) = (description.clone(), place.clone());
+            let (service, state) = (service.clone(), state.clone());
+            let followed = Followed { service, description, place, origin, manifest, state };
+            AbortOnDropHandle::new(tokio::spawn(followed.follow()))
+        });
+        Self { state, _task: task }
+    }
+
+    /// The manifest that the tag names by now, if it is another one, and why its kit could not take the place
+    /// of the mounted one.
+    pub(super) fn state(&self) -> (Option<Digest>, Option<String>) {
+        let state = self.state.lock();
+        (state.moved_to, state.failure.clone())
+    }
+}
+
+impl Followed {
+    async fn follow(self) {
+        let follow = self.description.follow_seconds.map(Duration::from_secs);
+        loop {
+            tokio::time::sleep(follow.unwrap_or(LOOK_INTERVAL)).await;
+            let kit = &self.description.kit;
+            let named = match self.service.resolve(kit, &self.origin).await {
+                Ok(named) => named,
+                Err(failure) => {
+                    tracing::debug!(reference = kit.reference, %failure, "no look at the tag");
+                    continue;
+                }
+            };
+            self.state.lock().moved_to = Some(named).filter(|named| *named != self.manifest);
+            if named == self.manifest || follow.is_none() {
+                continue;
+            }
+            match self.swap(named).await {
+                Ok(()) => return,
+                Err(failure) => {
+                    let place = self.description.mountpoint.display();
+                    tracing::warn!(%place, %named, %failure, "the tag has moved, and the mount stays");
+                    self.state.lock().failure = Some(failure.message);
+                }
+            }
+        }
+    }
+
+    /// Puts the kit of another manifest in the place of this one.
+    async fn swap(&self, manifest: Digest) -> Result<(), Failure> {
+        let Self { service, description, place, origin, .. } = self;
+        let Some(before) = Before::of(place) else {
+            let message = "the device number of the mount is not known";
+            return Err(Failure::new(FailureKind::Internal, message));
+        };
+        let pinned = pinned_request(&description.kit, pinned_reference(origin, manifest));
+        let kit = service.open(&pinned, &|_| {}).await?;
+        let options = service.mount_options(description);
+        let (name, seen) = (origin.to_string(), before.clone());
+        let attach = move || Attached::outside(&name, &seen, &options);
+        let attached = spawn_blocking(attach).await.map_err(panicked)??;
+        let key = service.mount_key(place.view(), description.mountpoint.clone());
+        let mounts = service.mounts().clone();
+        let served = mounts.with_device(&key, before.device())?;
+        match attached {
+            Some(attached) => {
+                let mut attached = attached.with_place(place);
+                let swap = attached.swap();
+                let device = Some(before.device());
+                service.serve(kit, description.clone(), attached, device).await?;
+                spawn_blocking(move || swap.put_in_place(&before)).await.map_err(panicked)??;
+            }
+            None if key.elsewhere.is_some() => {
+                let message =
+                    "only root can mount in another namespace: use `kitfs mount --replace`";
+                return Err(Failure::new(FailureKind::Mountpoint, message));
+            }
+            None => {
+                let (options, name) = (service.mount_options(description), origin.to_string());
+                let attach = move || {
+                    unmount_other(before.path(), true)?;
+                    let mountpoint = Mountpoint::prepare(&options)?;
+                    Attached::new(&name, mountpoint, &options)
+                };
+                let attached = spawn_blocking(attach).await.map_err(panicked)??;
+                service.serve(kit, description.clone(), attached, None).await?;
+            }
+        }
+        served.leave_directory();
+        tracing::info!(place = %key.mountpoint.display(), %manifest, "the mount follows its tag");
+        // The end of the mount before ends this task.
+        let device = self.place.device_number();
+        drop(served);
+        tokio::spawn(async move {
+            if let Err(failure) = mounts.unmount(&key, device, true).await {
+                tracing::debug!(%failure, "the mount before has ended already");
+            }
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,172 @@
+//! Another kit in the place of a mounted one.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::support::kit_builder::{Kit, Layer};
+use crate::support::kitfs::{Kitfs, is_mounted, wait_until};
+
+const FILES: usize = 40;
+
+/// A layout whose tag can be moved from one version to the next.
+struct Versions {
+    folder: tempfile::TempDir,
+}
+
+impl Versions {
+    fn new() -> Self {
+        let this = Self { folder: tempfile::tempdir().unwrap() };
+        this.tag("1");
+        this
+    }
+
+    /// Lets the tag name a kit whose files have `version` as their content.
+    fn tag(&self, version: &str) -> String {
+        let layer = Layer::tar("dataset", "data");
+        let layer = (0..FILES).fold(layer, |layer, file| {
+            layer.file(format!("data/{file}"), 0o644, &content(version))
+        });
+        let kit = Kit::modelkit().with(layer);
+        kit.write(&self.layout(), "v").digest
+    }
+
+    fn layout(&self) -> std::path::PathBuf {
+        self.folder.path().join("kit")
+    }
+
+    fn reference(&self) -> String {
+        format!("oci:{}:v", self.layout().display())
+    }
+
+    fn pinned(&self, digest: &str) -> String {
+        format!("oci:{}@{digest}", self.layout().display())
+    }
+}
+
+fn content(version: &str) -> Vec<u8> {
+    version.repeat(5000).into_bytes()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the tests use plain paths")
+}
+
+#[test]
+fn no_open_fails_while_versions_are_swapped_as_root() {
+    let (versions, kitfs) = (Versions::new(), Kitfs::new());
+    let first = versions.tag("1");
+    let place = kitfs.mountpoint("mnt");
+    kitfs.succeed(&["mount", &versions.reference(), text(&place)]);
+    let held = File::open(place.join("data/0")).unwrap();
+    let (is_over, opens) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for reader in 0..8 {
+            let (place, is_over, opens) = (&place, &is_over, &opens);
+            scope.spawn(move || {
+                let mut file = reader;
+                while !is_over.load(Ordering::Relaxed) {
+                    file = (file + 1) % FILES;
+                    let mut bytes = Vec::new();
+                    let mut open = File::open(place.join(format!("data/{file}"))).unwrap();
+                    open.read_to_end(&mut bytes).unwrap();
+                    let is_whole = ["1", "2", "3"].iter().any(|version| bytes == content(version));
+                    assert!(is_whole, "bytes of two versions, or none: {}", bytes.len());
+                    assert!(fs::read_dir(place).unwrap().count() > 0);
+                    opens.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for version in ["2", "3"] {
+            let before = opens.load(Ordering::Relaxed);
+            wait_until("some reads", || opens.load(Ordering::Relaxed) > before + 50);
+            versions.tag(version);
+            kitfs.succeed(&["mount", "--replace", &versions.reference(), text(&place)]);
+            assert_eq!(fs::read(place.join("data/1")).unwrap(), content(version));
+        }
+        // Back, by digest.
+        kitfs.succeed(&["mount", "--replace", &versions.pinned(&first), text(&place)]);
+        assert_eq!(fs::read(place.join("data/1")).unwrap(), content("1"));
+        is_over.store(true, Ordering::Relaxed);
+    });
+    // An open file stays with its version, also over a restart of the daemon.
+    kitfs.succeed(&["daemon", "restart"]);
+    let mut bytes = Vec::new();
+    (&held).read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, content("1"));
+    drop(held);
+    let status = kitfs.json(&["status", "--json"]);
+    assert_eq!(status.as_array().unwrap().len(), 1, "{status}");
+    assert_eq!(status[0]["digest"], *first);
+    kitfs.unmount(&place);
+    assert!(!is_mounted(&place));
+    wait_until("the end of all", || {
+        kitfs.json(&["daemon", "status", "--json"])["mounts"] == serde_json::json!([])
+    });
+}
+
+#[test]
+fn a_mount_follows_its_tag() {
+    let (versions, kitfs) = (Versions::new(), Kitfs::new());
+    let place = kitfs.folder().join("made");
+    kitfs.succeed(&["mount", "--follow=1s", &versions.reference(), text(&place)]);
+    for version in ["2", "3"] {
+        let digest = versions.tag(version);
+        wait_until("the next version", || {
+            fs::read(place.join("data/7")).unwrap() == content(version)
+        });
+        wait_until("one mount", || {
+            let status = kitfs.json(&["status", "--json"]);
+            status.as_array().unwrap().len() == 1 && status[0]["digest"] == *digest
+        });
+    }
+    // The directory that the first mount made goes with the last one.
+    kitfs.succeed(&["umount", text(&place)]);
+    wait_until("the end of the directory", || !place.exists());
+}
+
+#[test]
+fn where_no_kit_is_mounted_it_is_an_ordinary_mount() {
+    let (versions, kitfs) = (Versions::new(), Kitfs::new());
+    let place = kitfs.mountpoint("mnt");
+    kitfs.succeed(&["mount", "--replace", &versions.reference(), text(&place)]);
+    assert_eq!(fs::read(place.join("data/7")).unwrap(), content("1"));
+    // A kit that cannot be had leaves the one that is there.
+    kitfs.fail(3, &["mount", "--replace", "oci:missing:v1", text(&place)]);
+    assert_eq!(fs::read(place.join("data/7")).unwrap(), content("1"));
+    // The mount of a dead daemon is replaced, too.
+    kitfs.kill_daemon();
+    let digest = versions.tag("2");
+    kitfs.succeed(&["mount", "--replace", &versions.pinned(&digest), text(&place)]);
+    assert_eq!(fs::read(place.join("data/7")).unwrap(), content("2"));
+}
+
+#[test]
+fn a_mount_in_another_namespace_follows_its_tag_as_root() {
+    let (versions, kitfs) = (Versions::new(), Kitfs::new());
+    kitfs.succeed(&["daemon", "start"]);
+    let place = kitfs.mountpoint("mnt");
+    let (made, over) = (kitfs.folder().join("made"), kitfs.folder().join("over"));
+    let script = format!(
+        "unshare --mount --propagation private sh -ec '\"$0\" \"$@\"; touch {made}; \
+         for i in $(seq 600); do grep -q 222 {place}/data/3 && break; sleep 0.1; done; \
+         grep -q 222 {place}/data/3; touch {over}; \"$0\" mount --replace {reference} {place}; \
+         cat {place}/data/3 >/dev/null; \"$0\" umount {place}' \"$@\"; exit $?",
+        made = text(&made),
+        over = text(&over),
+        place = text(&place),
+        reference = versions.reference(),
+    );
+    let arguments = ["mount", "--follow=1s", &versions.reference(), text(&place)];
+    let command = kitfs.command_after(&script, &arguments);
+    let inside = std::thread::spawn(move || Kitfs::run_command(command));
+    wait_until("the mount", || made.exists());
+    versions.tag("2");
+    let outcome = inside.join().unwrap();
+    assert_eq!(outcome.code, Some(0), "{}{}", outcome.stderr, kitfs.log());
+    assert!(over.exists() && !is_mounted(&place));
+    wait_until("the end of all", || {
+        kitfs.json(&["daemon", "status", "--json"])["mounts"] == serde_json::json!([])
+    });
+}
