@@ -5,8 +5,9 @@
 //! ```text
 //! header, 64 bytes: 0 magic | 8 version | 12 bytes in a chunk | 16 number of chunks | 20 zeros
 //!                   28 blake3 of the toc file | 60 crc32c of 0..60
-//! record, 80 bytes: 0 filled bytes | 4 crc32c of them | 8 kind of seal | 12 seal, 64 bytes
+//! record, 80 bytes: 0 filled bytes | 4 crc32c of them | 8 kind | 12 seal or earlier bytes, 64 bytes
 //!                   76 crc32c of (chunk number, 0..76)
+//! earlier bytes:    12 their number | 16 crc32c of them | 20 zeros
 //! ```
 //!
 //! A record is written after the bytes it speaks of, into its own place, without a sync. A record with
@@ -15,7 +16,9 @@
 //! a chunk, and never yields a wrong byte.
 //!
 //! A record of zeros is an empty chunk. A record with a seal but nothing filled is an evicted chunk of
-//! a confirmed layer: the bytes that come in its place must come to that seal.
+//! a confirmed layer: the bytes that come in its place must come to that seal. Before its layer is
+//! confirmed, an emptied chunk has no seal. Its record keeps the checksum of the bytes that were here
+//! ([`Earlier`]), so that a reader's pages are dropped when other bytes come.
 //!
 //! A table is sparse: a layer may say that it has as many chunks as it likes. Reading a table looks at
 //! the stretches that hold data only, so its cost is that of the records that were written.
@@ -38,10 +41,11 @@ const RECORDS_AT_ONCE: usize = 1024;
 /// The place of a record's own checksum.
 const CHECKSUM_AT: usize = RECORD_BYTES - 4;
 
-/// Kinds of seals. A record with another one is not believed.
-const NO_SEAL: u32 = 0;
+/// Kinds of records. A record of another kind is not believed.
+const PLAIN: u32 = 0;
 const BLAKE3: u32 = 1;
 const SHA256: u32 = 2;
+const EARLIER: u32 = 3;
 
 /// The table's record of one chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +56,18 @@ pub(super) struct Record {
     pub(super) checksum: u32,
     /// The seal of the whole chunk, if it was full when its layer was confirmed.
     pub(super) seal: Option<Seal>,
+    /// The bytes that were here before, of a chunk without a seal.
+    pub(super) earlier: Option<Earlier>,
+}
+
+/// The bytes that a chunk had from its start when it was emptied. Readers may have them, in the
+/// kernel's pages too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Earlier {
+    /// Their number; not 0.
+    pub(super) bytes: u32,
+    /// The CRC32C of them.
+    pub(super) checksum: u32,
 }
 
 impl Record {
@@ -68,13 +84,18 @@ impl Record {
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0, &self.filled.to_le_bytes());
         put(4, &self.checksum.to_le_bytes());
-        match &self.seal {
-            None => put(8, &NO_SEAL.to_le_bytes()),
-            Some(Seal::Blake3(digest)) => {
+        match (&self.seal, &self.earlier) {
+            (None, None) => put(8, &PLAIN.to_le_bytes()),
+            (None, Some(earlier)) => {
+                put(8, &EARLIER.to_le_bytes());
+                put(12, &earlier.bytes.to_le_bytes());
+                put(16, &earlier.checksum.to_le_bytes());
+            }
+            (Some(Seal::Blake3(digest)), _) => {
                 put(8, &BLAKE3.to_le_bytes());
                 put(12, digest);
             }
-            Some(Seal::Sha256 { before, after }) => {
+            (Some(Seal::Sha256 { before, after }), _) => {
                 put(8, &SHA256.to_le_bytes());
                 put(12, before);
                 put(44, after);
@@ -85,7 +106,7 @@ impl Record {
         bytes
     }
 
-    /// `None` where the checksum is wrong, the length impossible or the seal unknown.
+    /// `None` where the checksum is wrong, a length impossible or the kind unknown.
     fn decode(chunk: u32, bytes: &[u8; RECORD_BYTES]) -> Option<Self> {
         if bytes == &[0; RECORD_BYTES] {
             return Some(Self::default());
@@ -97,13 +118,19 @@ impl Record {
         if !is_right || u64::from(filled) > CHUNK_BYTES {
             return None;
         }
-        let seal = match u32_at(8) {
-            NO_SEAL => None,
-            BLAKE3 => Some(Seal::Blake3(value_at(12))),
-            SHA256 => Some(Seal::Sha256 { before: value_at(12), after: value_at(44) }),
+        let mut record = Self { filled, checksum: u32_at(4), seal: None, earlier: None };
+        match u32_at(8) {
+            PLAIN => {}
+            BLAKE3 => record.seal = Some(Seal::Blake3(value_at(12))),
+            SHA256 => {
+                record.seal = Some(Seal::Sha256 { before: value_at(12), after: value_at(44) });
+            }
+            EARLIER if (1..=CHUNK_BYTES as u32).contains(&u32_at(12)) => {
+                record.earlier = Some(Earlier { bytes: u32_at(12), checksum: u32_at(16) });
+            }
             _ => return None,
-        };
-        Some(Self { filled, checksum: u32_at(4), seal })
+        }
+        Some(record)
     }
 }
 
@@ -328,12 +355,14 @@ mod tests {
         let blake3 = any::<Value>().prop_map(Seal::Blake3);
         let sha256 = any::<(Value, Value)>();
         let sha256 = sha256.prop_map(|(before, after)| Seal::Sha256 { before, after });
-        let seal = prop::option::of(prop_oneof![blake3, sha256]);
-        (0..=CHUNK_BYTES as u32, any::<u32>(), seal).prop_map(|(filled, checksum, seal)| Record {
-            filled,
-            checksum,
-            seal,
-        })
+        let seal = prop_oneof![blake3, sha256].prop_map(|seal| (Some(seal), None));
+        let earlier = (1..=CHUNK_BYTES as u32, any::<u32>());
+        let earlier =
+            earlier.prop_map(|(bytes, checksum)| (None, Some(Earlier { bytes, checksum })));
+        let kind = prop_oneof![Just((None, None)), seal, earlier];
+        (0..=CHUNK_BYTES as u32, any::<u32>(), kind).prop_map(
+            |(filled, checksum, (seal, earlier))| Record { filled, checksum, seal, earlier },
+        )
     }
 
     proptest! {
@@ -433,24 +462,29 @@ mod tests {
     #[test]
     fn the_bytes_are_those_of_the_format_page() {
         let seal = Seal::Sha256 { before: [0xcd; 32], after: [0xef; 32] };
-        let confirmed = Record { filled: 0x0102, checksum: 0x1234_5678, seal: Some(seal) };
+        let filled = Record { filled: 0x0102, checksum: 0x1234_5678, ..Record::default() };
+        let confirmed = Record { seal: Some(seal), ..filled };
         let evicted = Record { seal: Some(Seal::Blake3([0x11; 32])), ..Record::default() };
-        let bytes = encode(&[0xab; 32], &[confirmed, evicted, Record::default()]);
-        assert_eq!(bytes.len(), 304);
-        assert_eq!(&bytes[..28], b"kitfsCHK\x02\0\0\0\0\0\x04\0\x03\0\0\0\0\0\0\0\0\0\0\0");
+        let earlier = Some(Earlier { bytes: 0x0304, checksum: 0x8765_4321 });
+        let emptied = Record { earlier, ..Record::default() };
+        let bytes = encode(&[0xab; 32], &[confirmed, evicted, Record::default(), emptied]);
+        assert_eq!(bytes.len(), 384);
+        assert_eq!(&bytes[..28], b"kitfsCHK\x02\0\0\0\0\0\x04\0\x04\0\0\0\0\0\0\0\0\0\0\0");
         assert_eq!(bytes[28..60], [0xab; 32]);
         assert_eq!(&bytes[64..76], b"\x02\x01\0\0\x78\x56\x34\x12\x02\0\0\0");
         assert_eq!(bytes[76..140], [[0xcd; 32], [0xef; 32]].concat());
         assert_eq!(&bytes[144..156], b"\0\0\0\0\0\0\0\0\x01\0\0\0");
         assert_eq!(bytes[156..220], [[0x11; 32], [0; 32]].concat());
-        assert_eq!(bytes[224..], [0; 80]);
+        assert_eq!(bytes[224..304], [0; 80]);
+        assert_eq!(&bytes[304..324], b"\0\0\0\0\0\0\0\0\x03\0\0\0\x04\x03\0\0\x21\x43\x65\x87");
+        assert_eq!(bytes[324..380], [0; 56]);
     }
 
     #[test]
-    fn a_seal_of_an_unknown_kind_is_not_believed() {
+    fn a_record_of_an_unknown_kind_is_not_believed() {
         let seal = Some(Seal::Blake3([1; 32]));
-        let mut bytes = Record { filled: 7, checksum: 9, seal }.encode(3);
-        bytes[8] = 3;
+        let mut bytes = Record { filled: 7, checksum: 9, seal, earlier: None }.encode(3);
+        bytes[8] = 4;
         let crc = checksum(3, &bytes[..CHECKSUM_AT]);
         bytes[CHECKSUM_AT..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(Record::decode(3, &bytes), None);

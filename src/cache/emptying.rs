@@ -1,4 +1,4 @@
-//! Taking bytes away: evicting chunks, dropping those the disk changed, and pins against it.
+//! Taking bytes away: evicting chunks, dropping wrong ones, and pins against it.
 //!
 //! A held file, one that is pinned or that somebody reads past this process (`backing`), is not
 //! evicted from. A chunk of it that the disk changed is dropped, but without a hole: its readers
@@ -21,11 +21,22 @@ use std::sync::atomic::Ordering;
 
 use super::backing::{chunks_of_member, piece_of};
 use super::chunk_states::ChunkState;
-use super::chunk_table::Record;
+use super::chunk_table::{Earlier, Record};
 use super::store::Ready;
-use super::{CacheError, LayerStore};
+use super::{CacheError, LayerState, LayerStore};
 use crate::layer::layout::Placed;
 use crate::layer::{CacheFile, ChunkId};
+
+/// Why a chunk is emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Its room is needed.
+    Evicted,
+    /// Its bytes in this state are not what its record says, or cannot be read.
+    Changed(ChunkState),
+    /// The digest of its layer is wrong, and any chunk may be the reason.
+    Doubted,
+}
 
 /// A chunk that was just emptied.
 struct Emptied {
@@ -55,28 +66,25 @@ pub struct MemberPin {
 }
 
 impl LayerStore {
-    /// Empties a chunk, unless somebody owns it, it is pinned, or it is not in the state `seen` any
-    /// more. Returns how many bytes went.
+    /// Empties a chunk. Returns how many bytes went.
+    ///
+    /// A chunk that another thread owns stays, unless it is doubted: then this waits for the owner. A held
+    /// chunk stays unless it has changed. A changed one stays if it is in another state by now.
     ///
     /// # Errors
     /// When the disk does not take the change. A chunk that was to be evicted is still resident then. One
     /// whose bytes are wrong is empty for this process all the same.
-    pub(super) fn empty(
-        &self,
-        ready: &Ready,
-        chunk: u32,
-        seen: Option<ChunkState>,
-    ) -> Result<u64, CacheError> {
+    pub(super) fn empty(&self, ready: &Ready, chunk: u32, why: Why) -> Result<u64, CacheError> {
         if ready.chunks.load(chunk).filled() == 0 {
             return Ok(0);
         }
         let placed = ready.contents.layout.chunk(ChunkId(chunk));
-        let is_evicted = seen.is_none();
+        let is_evicted = why == Why::Evicted;
         let change = self.change(Some(placed.file));
         if is_evicted && let Err(error) = change {
             return Err(error);
         }
-        let Some(emptied) = self.claim_and_empty(ready, chunk, &placed, seen) else { return Ok(0) };
+        let Some(emptied) = self.claim_and_empty(ready, chunk, &placed, why) else { return Ok(0) };
         let filled = emptied.state.filled();
         let cleared = self.clear_record(ready, chunk);
         if is_evicted && let Err(error) = cleared {
@@ -91,13 +99,28 @@ impl LayerStore {
             self.known.changes.no_longer_unchecked(u64::from(filled));
         }
         ready.chunks.release(chunk);
+        if matches!(why, Why::Changed(_)) && emptied.state.is_checked() {
+            // They were right at the check. Nobody knows which readers came since they changed.
+            self.tell_replaced(placed.stream.start.range(filled.into()));
+        }
         change.and(cleared).and(given_back).map(|()| u64::from(filled))
+    }
+
+    /// Empties every chunk of a layer whose digest is wrong, but for those of held files: their layer was
+    /// confirmed before. The disk may not take all of it: what this process then does not believe, the next
+    /// one finds as unconfirmed as it was.
+    pub(super) fn empty_doubted(&self, ready: &Ready) {
+        for chunk in 0..ready.chunks.count() {
+            if let Err(error) = self.empty(ready, chunk, Why::Doubted) {
+                self.shared.note_trouble(&error);
+            }
+        }
     }
 
     /// Empties a chunk whose bytes in the state `seen` are wrong or cannot be read. Returns whether it
     /// went. The disk may not take the change: then the next process finds out the same.
     pub(super) fn drop_wrong(&self, ready: &Ready, chunk: u32, seen: ChunkState) -> bool {
-        match self.empty(ready, chunk, Some(seen)) {
+        match self.empty(ready, chunk, Why::Changed(seen)) {
             Ok(dropped) => dropped > 0,
             Err(error) => {
                 self.shared.note_trouble(&error);
@@ -112,19 +135,32 @@ impl LayerStore {
         ready: &Ready,
         chunk: u32,
         placed: &Placed,
-        seen: Option<ChunkState>,
+        why: Why,
     ) -> Option<Emptied> {
+        let waited_for = match why {
+            // An owner may need the lock below, so nobody waits for it while having the lock.
+            Why::Doubted => Some(ready.chunks.claim_waiting(chunk)),
+            Why::Evicted | Why::Changed(_) => None,
+        };
         // A member is pinned under the same lock: a pin finds the chunk resident and keeps it, or finds it
         // empty.
         let mut pins = self.pins.lock();
         let is_held = self.is_held(placed.file, &mut pins);
-        if seen.is_none() && is_held {
+        if why == Why::Evicted && is_held {
             return None;
         }
-        let state = ready.chunks.claim(chunk)?;
-        let is_other = seen
-            .is_some_and(|seen| !seen.is_same_generation(state) || seen.filled() != state.filled());
-        if state.filled() == 0 || is_other {
+        let state = match waited_for {
+            Some(state) => state,
+            None => ready.chunks.claim(chunk)?,
+        };
+        let stays = match why {
+            Why::Evicted => false,
+            Why::Changed(seen) => {
+                !seen.is_same_generation(state) || seen.filled() != state.filled()
+            }
+            Why::Doubted => is_held,
+        };
+        if state.filled() == 0 || stays {
             ready.chunks.release(chunk);
             return None;
         }
@@ -138,15 +174,23 @@ impl LayerStore {
         Some(Emptied { state, is_held })
     }
 
-    /// Clears the record of an emptied chunk, but for its seal.
+    /// Clears the record of an emptied chunk, but for the seal of a confirmed layer. Of any other layer the
+    /// checksum stays, because other bytes may come back.
     fn clear_record(&self, ready: &Ready, chunk: u32) -> Result<(), CacheError> {
-        let full = ready.contents.layout.chunk(ChunkId(chunk)).stream;
+        let stream = ready.contents.layout.chunk(ChunkId(chunk)).stream;
+        let is_confirmed = self.state() == LayerState::Confirmed;
         let cleared = self.record(ready, chunk).and_then(|record| {
-            let is_full = u64::from(record.filled) == full.end - full.start;
-            // The bytes that come back to a confirmed layer must be those that were confirmed. A layer
-            // that is being confirmed has seals, too; they are overwritten by what comes back.
-            let seal = record.seal.filter(|_| is_full);
-            self.put_record(ready, chunk, &Record { seal, ..Record::default() })
+            let is_full = u64::from(record.filled) == stream.end - stream.start;
+            // A layer that is being confirmed has seals, too. They are worth nothing before it is.
+            let seal = record.seal.filter(|_| is_full && is_confirmed);
+            let (bytes, checksum) = (record.filled, record.checksum);
+            let earlier = (bytes > 0 && seal.is_none()).then_some(Earlier { bytes, checksum });
+            if let Some(earlier) = record.earlier.filter(|_| earlier.is_some()) {
+                // The chunk has had two beginnings, and one record has place for one.
+                self.tell_replaced(stream.start.range(earlier.bytes.into()));
+            }
+            let earlier = earlier.or(record.earlier);
+            self.put_record(ready, chunk, &Record { seal, earlier, ..Record::default() })
         });
         match cleared {
             // A table that somebody removed speaks of nothing.
@@ -175,7 +219,7 @@ impl LayerStore {
             if freed >= wanted {
                 break;
             }
-            freed += self.empty(ready, chunk, None)?;
+            freed += self.empty(ready, chunk, Why::Evicted)?;
         }
         Ok(freed)
     }

@@ -60,8 +60,8 @@ pub enum CacheError {
     InUse(Digest),
     /// The bytes of the layer are not what its digest says; none of them is kept or served.
     #[error(
-        "layer {} is poisoned: its bytes have the digest {}; repair it where it came from, then run \
-         `kitfs cache rm {layer}`", layer.short(), got.short()
+        "layer {} is poisoned: {}; repair it where it came from, then run `kitfs cache rm {layer}`",
+        layer.short(), why_poisoned(*layer, *got)
     )]
     Poisoned {
         /// The digest in the manifest.
@@ -171,5 +171,15 @@ impl CacheError {
     /// An error of kitfs' own about a file.
     pub(super) fn other(action: &'static str, path: &Path, why: impl Into<String>) -> Self {
         Self::Io { action, path: path.to_owned(), error: std::io::Error::other(why.into()) }
+    }
+}
+
+/// The fault of a poisoned layer, as a part of a sentence. `got` is the digest that its bytes have.
+pub fn why_poisoned(layer: Digest, got: Digest) -> String {
+    match got == layer {
+        true => {
+            "its headers came otherwise than its bytes, so unmount the kits that have it".to_owned()
+        }
+        false => format!("its bytes have the digest {}", got.short()),
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::append::{Stage, concat};
 use super::chunk_states::ChunkState;
-use super::chunk_table::Record;
+use super::chunk_table::{Earlier, Record};
 use super::disk::DiskFile;
 use super::durable::Change;
 use super::page_aligned::page_aligned;
@@ -31,6 +31,10 @@ pub(super) struct Filling {
     written: u32,
     /// The seal that the whole chunk must come to.
     expected: Option<Seal>,
+    /// The bytes that were here before, until as many have come.
+    earlier: Option<Earlier>,
+    /// How many bytes were here before that are not the same, to be told once these can be read.
+    replaced: u32,
     /// The bytes of a chunk with a seal: none of them is written or shown before all are known to be
     /// right.
     held: Vec<u8>,
@@ -113,13 +117,15 @@ impl LayerStore {
         if target.is_none() && expected.is_none() {
             return Ok(Stage::Unkept);
         }
-        let mut checksum = 0;
-        if state.filled() > 0 {
-            match self.checked_prefix(ready, chunk, placed, state)? {
-                Some(record) => checksum = record.checksum,
+        let record = match state.filled() {
+            // Of a chunk without a record, nothing is known of earlier bytes.
+            0 => self.record(ready, chunk).unwrap_or_default(),
+            _ => match self.checked_prefix(ready, chunk, placed, state)? {
+                Some(record) => record,
                 None => return Ok(Stage::PassedOver),
-            }
-        }
+            },
+        };
+        let checksum = if state.filled() > 0 { record.checksum } else { 0 };
         let length = (placed.stream.end - placed.stream.start) as usize;
         Ok(Stage::Filling(Box::new(Filling {
             chunk,
@@ -130,6 +136,8 @@ impl LayerStore {
             written: state.filled(),
             held: Vec::with_capacity(if expected.is_some() { length } else { 0 }),
             expected,
+            earlier: record.earlier,
+            replaced: 0,
             is_recorded: false,
             promised: if state.filled() > 0 && self.known.is_warmed() { state.filled() } else { 0 },
         })))
@@ -185,7 +193,10 @@ impl LayerStore {
         if is_there && record.matches(&prefix) {
             return Ok(Some(record));
         }
-        self.put_record(ready, chunk, &Record::default())?;
+        let (bytes, checksum) = (record.filled, record.checksum);
+        let before = (bytes > 0).then_some(Earlier { bytes, checksum });
+        let earlier = record.earlier.or(before);
+        self.put_record(ready, chunk, &Record { earlier, ..Record::default() })?;
         ready.chunks.publish(chunk, state.emptied());
         self.emptied.fetch_add(1, Ordering::SeqCst);
         if let Ok(file) = self.file(placed.file, false) {
@@ -241,8 +252,7 @@ impl LayerStore {
             self.write_at(filling, filling.written, pieces)?;
         }
         for piece in pieces {
-            filling.checksum = crc32c::crc32c_append(filling.checksum, piece);
-            filling.written += piece.len() as u32;
+            filling.count(piece);
             if is_held {
                 filling.held.extend_from_slice(piece);
             }
@@ -368,14 +378,15 @@ impl LayerStore {
     /// The record takes the place of that of the chunk's start. Where `warm` promised the start, the bytes
     /// reach the disk first: a power cut leaves the one record or the other, and the bytes of both.
     fn record_filled(self: &Arc<Self>, ready: &Ready, filling: &Filling) -> Result<(), CacheError> {
-        let Filling { chunk, written, checksum, expected, promised, target, .. } = filling;
+        let Filling { chunk, written, checksum, expected, earlier, promised, target, .. } = filling;
         if *promised > 0
             && promised < written
             && let Some(target) = target
         {
             target.file.sync()?;
         }
-        let record = Record { filled: *written, checksum: *checksum, seal: *expected };
+        let (filled, checksum, seal) = (*written, *checksum, *expected);
+        let record = Record { filled, checksum, seal, earlier: *earlier };
         self.shared.with_room(CHUNK_BYTES, || self.put_record(ready, *chunk, &record))
     }
 
@@ -383,5 +394,26 @@ impl LayerStore {
     fn show(&self, ready: &Ready, filling: &mut Filling) {
         filling.state = filling.state.with_checked(filling.written);
         ready.chunks.publish(filling.chunk, filling.state);
+        match std::mem::take(&mut filling.replaced) {
+            0 => {}
+            bytes => self.tell_replaced(filling.placed.stream.start.range(bytes.into())),
+        }
+    }
+}
+
+impl Filling {
+    /// Counts bytes that came, and compares them with those that were here before.
+    fn count(&mut self, bytes: &[u8]) {
+        let missing = self.earlier.map_or(0, |earlier| earlier.bytes.saturating_sub(self.written));
+        let (first, rest) = bytes.split_at(bytes.len().min(missing as usize));
+        self.checksum = crc32c::crc32c_append(self.checksum, first);
+        self.written += first.len() as u32;
+        if let Some(earlier) = self.earlier.take_if(|earlier| earlier.bytes <= self.written)
+            && earlier.checksum != self.checksum
+        {
+            self.replaced = earlier.bytes;
+        }
+        self.checksum = crc32c::crc32c_append(self.checksum, rest);
+        self.written += rest.len() as u32;
     }
 }

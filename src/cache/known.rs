@@ -262,13 +262,16 @@ impl Shared {
         self.layer_folder(known.key).join(META).set_modified(now);
     }
 
-    /// Removes a layer that is not open. Returns the bytes of content that were freed.
+    /// Removes a layer that is not open; one that is open and poisoned begins anew. Returns the bytes of
+    /// content that were freed.
     pub(super) fn remove_layer(&self, key: LayerKey) -> Result<u64, CacheError> {
-        let _nobody_evicts = self.evicting.lock();
+        let nobody_evicts = self.evicting.lock();
         let Some(known) = self.layers.lock().get(&key).cloned() else { return Ok(0) };
         let slot = known.store.lock();
-        if slot.strong_count() > 0 {
-            return Err(CacheError::InUse(key.digest));
+        if let Some(store) = slot.upgrade() {
+            // It writes tables, for which something may have to be evicted.
+            drop((slot, nobody_evicts));
+            return store.begin_anew().map(|()| 0);
         }
         // Out of sight in one step, so that a crash in the middle leaves no half of a layer.
         let folder = self.layer_folder(key);

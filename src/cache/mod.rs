@@ -45,6 +45,7 @@ mod meta;
 mod mtimes;
 mod page_aligned;
 mod records;
+mod replaced;
 mod room;
 mod seal;
 mod stage;
@@ -70,11 +71,12 @@ pub use append::{Appended, Appender};
 pub use backing::{Backing, BackingLookup, UncheckedMember};
 pub use documents::Cleared;
 pub use emptying::MemberPin;
-pub use error::CacheError;
+pub use error::{CacheError, why_poisoned};
 pub use key::LayerKey;
 pub use meta::BootId;
 pub use mtimes::Dated;
 pub use page_aligned::page_aligned;
+pub use replaced::Listener;
 pub use room::LEAST_BYTES;
 pub use stage::Stage;
 pub use store::{Contents, LayerStore, Lookup};
@@ -137,7 +139,8 @@ pub enum LayerState {
     Confirmed,
     /// The digest does not match: reads fail.
     Poisoned {
-        /// The digest of the bytes that came.
+        /// The digest of the bytes that came. The layer's own, if only its table of contents came from other
+        /// bytes.
         got: Digest,
     },
 }
@@ -307,10 +310,12 @@ impl Cache {
         Ok(layers)
     }
 
-    /// Removes a layer, poisoned ones too; returns the bytes of content that were freed.
+    /// Removes a layer, poisoned ones too; returns the bytes of content that were freed. A poisoned layer
+    /// that is open stays open: it is empty and unconfirmed from then on, and fetched again.
     ///
     /// # Errors
-    /// [`CacheError::InUse`] while a [`LayerStore`] of it is alive.
+    /// [`CacheError::InUse`] while a [`LayerStore`] of it is alive. So it is with a poisoned one whose table
+    /// of contents came wrong: those who have it open have wrong names and sizes.
     pub fn remove_layer(&self, key: LayerKey) -> Result<u64, CacheError> {
         self.shared.remove_layer(key)
     }

@@ -44,7 +44,10 @@ fn kinds() -> Vec<Kind> {
     }
     let tar = Toc { members, stream_bytes: at + 1024, warnings: Vec::new() };
     let plain = |toc: Toc, format, seed| {
-        let stream = bytes(seed, toc.stream_bytes);
+        let mut stream = bytes(seed, toc.stream_bytes);
+        if format == Format::Tar {
+            add_headers(&mut stream, &toc);
+        }
         let encoding = Encoding { format, compression: Compression::None };
         let key = LayerKey { digest: Digest::of(&stream), encoding };
         Kind { key, blob_bytes: toc.stream_bytes, toc, stream }
@@ -57,6 +60,35 @@ fn kinds() -> Vec<Kind> {
         blob_bytes: 10,
     };
     vec![plain(tar, Format::Tar, 1), plain(Toc::raw(600_000), Format::Raw, 2), compressed]
+}
+
+/// Makes an archive of random bytes: a header before each member, zeros behind it.
+fn add_headers(stream: &mut [u8], toc: &Toc) {
+    let mut at = 0;
+    for (index, member) in toc.members.iter().enumerate() {
+        let stored = member.kind.extents().unwrap().stored();
+        let (start, end) = (stored.start.get() as usize, stored.end.get() as usize);
+        stream[at..start].fill(0);
+        stream[start - 512..start].copy_from_slice(&header(&format!("file-{index}"), end - start));
+        at = end;
+    }
+    stream[at..].fill(0);
+}
+
+/// The header of a file (POSIX.1-1988 ustar).
+fn header(name: &str, bytes: usize) -> [u8; 512] {
+    let mut header = [0; 512];
+    let mut put = |at: usize, field: &[u8]| header[at..at + field.len()].copy_from_slice(field);
+    put(0, name.as_bytes());
+    put(100, b"0000644");
+    put(124, format!("{bytes:011o}").as_bytes());
+    put(136, b"00000000000");
+    put(148, b"        ");
+    put(156, b"0");
+    put(257, b"ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    header
 }
 
 #[derive(Clone, Debug)]

@@ -132,19 +132,38 @@ impl LayerStore {
                 false => remove_content(&self.folder),
             }
         });
-        let stored = stored.and_then(|()| self.store_tables_of(ready));
+        let stored = stored.and_then(|()| self.store_tables_of(ready, self.state()));
         if let Err(error) = &stored {
             self.shared.note_trouble(error);
         }
         stored.is_ok()
     }
 
-    fn store_tables_of(&self, ready: &Ready) -> Result<(), CacheError> {
+    /// Lets an open, poisoned layer begin anew with the contents that it had, so that its mounts fetch it
+    /// again.
+    ///
+    /// # Errors
+    /// [`CacheError::InUse`] where the layer is not poisoned, or its table of contents came wrong, and when
+    /// the disk does not take the tables.
+    pub(super) fn begin_anew(&self) -> Result<(), CacheError> {
+        let in_use = || CacheError::InUse(self.key().digest);
+        let LayerState::Poisoned { got } = self.state() else { return Err(in_use()) };
+        let ready = self.ready.get().filter(|_| got != self.key().digest).ok_or_else(in_use)?;
+        drop(self.change(None)?);
+        remove_content(&self.folder)?;
+        ready.records.memory.write().get_or_insert_default().clear();
+        self.store_tables_of(ready, LayerState::Unconfirmed)?;
+        self.tell_all_replaced();
+        Ok(())
+    }
+
+    /// Writes tables that are in memory to the disk.
+    fn store_tables_of(&self, ready: &Ready, state: LayerState) -> Result<(), CacheError> {
         let mut memory = ready.records.memory.write();
         let Some(records) = &*memory else { return Ok(()) };
         let mut records: Vec<(u32, Record)> = records.iter().map(|(c, r)| (*c, *r)).collect();
         records.sort_unstable_by_key(|(chunk, _)| *chunk);
-        self.store_tables(&ready.contents, &records, self.state())?;
+        self.store_tables(&ready.contents, &records, state)?;
         *memory = None;
         self.known.is_unstored.store(false, Ordering::SeqCst);
         self.known.changes.begin();

@@ -406,7 +406,7 @@ impl ChunkHasher {
 
     fn record(&self) -> Record {
         let seal = self.seal.as_ref().map(|hasher| Seal::Blake3(*hasher.finalize().as_bytes()));
-        Record { filled: self.filled, checksum: self.checksum, seal }
+        Record { filled: self.filled, checksum: self.checksum, seal, earlier: None }
     }
 }
 
@@ -528,7 +528,7 @@ mod tests {
                         let bytes = &file[start..end];
                         let seal = Some(Seal::blake3(bytes));
                         let checksum = crc32c::crc32c(bytes);
-                        prop_assert_eq!(record, Record { filled, checksum, seal });
+                        prop_assert_eq!(record, Record { filled, checksum, seal, earlier: None });
                     }
                 }
             }

@@ -26,6 +26,7 @@ use super::mending;
 use super::meta::{Meta, Residency};
 use super::page_aligned::page_aligned;
 use super::records::Records;
+use super::replaced::Listeners;
 use super::{CacheError, LayerKey, LayerState};
 use crate::layer::{CacheFile, ChunkId, Layout, StreamOffset, Toc, layout::Placed};
 
@@ -38,6 +39,9 @@ pub struct LayerStore {
     /// Counts chunks that were emptied: a look at the whole layer can tell that it changed.
     pub(super) emptied: AtomicU64,
     pub(super) pins: Mutex<Pins>,
+    pub(super) listeners: Listeners,
+    /// Whether the digest was wrong once, and everything was emptied to be fetched again.
+    pub(super) is_doubted: AtomicBool,
     pub(super) is_staging: Mutex<bool>,
     pub(super) staging_ended: Condvar,
     /// Whether somebody opened it to read, not only to evict or check.
@@ -104,6 +108,8 @@ impl LayerStore {
             ready: OnceLock::new(),
             emptied: AtomicU64::new(0),
             pins: Mutex::default(),
+            listeners: Listeners::default(),
+            is_doubted: AtomicBool::new(false),
             is_staging: Mutex::new(false),
             staging_ended: Condvar::new(),
             is_used: AtomicBool::new(false),
@@ -321,6 +327,12 @@ impl LayerStore {
     /// The trust in the layer's bytes.
     pub fn state(&self) -> LayerState {
         self.known.state()
+    }
+
+    /// Whether the layer's digest was wrong once, and it is not confirmed since: [`Self::judge`] has emptied
+    /// it, and all of it is to be fetched again.
+    pub fn is_doubted(&self) -> bool {
+        self.is_doubted.load(Ordering::SeqCst)
     }
 
     /// The time at which this cache first saw the layer, in seconds since 1970: the same for the layer's life here,

@@ -1,12 +1,20 @@
 //! Checking whole layers: against the blob's digest once, and against the chunks' records again.
 //!
 //! ```text
-//! unconfirmed --every chunk resident, sha256 right--> confirmed
-//!      '------every chunk resident, sha256 wrong--> poisoned --remove_layer--> (gone)
+//!      .--doubted: emptied, fetched again <--wrong, the first time--.
+//!      v                                                             |
+//! unconfirmed --every chunk resident--> sha256 and table of contents +--right--> confirmed
+//!      ^                                                             |
+//!      '--remove_layer-- poisoned <-----------wrong again------------'
 //! ```
 //!
-//! The bytes of a poisoned layer are removed at once; its meta file stays and says so, over
-//! restarts too, until somebody removes the layer.
+//! The first wrong digest may be the fault of one transfer, so the layer gets a second chance. The cache
+//! does not know which chunk is wrong, and serves none of them until it came again. The bytes of a poisoned
+//! layer are removed at once; its meta file stays and says so, over restarts too, until somebody removes the
+//! layer.
+//!
+//! The table of contents was read from bytes that came before the digest was known. So it is read once more
+//! from the bytes that have the digest.
 
 use std::sync::atomic::Ordering;
 
@@ -18,9 +26,10 @@ use super::page_aligned::page_aligned;
 use super::seal::{Part, RunningSha256, Seal};
 use super::store::{Read, Ready, Wait};
 use super::{CacheError, LayerState, LayerStore, Verification};
-use crate::layer::ChunkId;
 use crate::layer::layout::{CHUNK_BYTES, Placed};
-use crate::oci::Digest;
+use crate::layer::tar::Scanner;
+use crate::layer::{ChunkId, StreamOffset, Toc};
+use crate::oci::{Digest, Format};
 
 /// The chunks that a pass over a layer compares with their checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,33 +40,120 @@ enum Blames {
     TheDisk,
 }
 
+/// The headers of a stream that passes by.
+enum Headers {
+    Tar(Box<Scanner>),
+    /// A layer without headers.
+    None,
+    /// They cannot be read.
+    Malformed,
+}
+
+impl Headers {
+    fn of(format: Format) -> Self {
+        match format {
+            Format::Tar => Self::Tar(Box::default()),
+            Format::Raw | Format::Object => Self::None,
+        }
+    }
+
+    fn take(&mut self, at: StreamOffset, bytes: &[u8]) {
+        if let Self::Tar(scanner) = self
+            && at <= scanner.next_offset()
+            && scanner.feed(at, bytes).is_err()
+        {
+            *self = Self::Malformed;
+        }
+    }
+
+    /// Whether they are those of `toc`, of which the whole stream has passed by. Warnings are for people, and
+    /// another version of kitfs may have written them.
+    fn come_to(self, toc: &Toc) -> bool {
+        match self {
+            Self::None => true,
+            Self::Malformed => false,
+            Self::Tar(scanner) => {
+                let found = scanner.finish(toc.stream_bytes);
+                found.is_ok_and(|found| found.members == toc.members)
+            }
+        }
+    }
+}
+
+/// The treatment of a layer whose digest is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mercy {
+    /// It is emptied and stays unconfirmed, the first time.
+    Once,
+    /// It is poisoned.
+    None,
+}
+
+/// The result of a look at all bytes of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Found {
+    /// The sha256 of the stream.
+    digest: Digest,
+    /// Whether the headers in the stream come to the table of contents that the layer has.
+    has_its_toc: bool,
+}
+
 impl LayerStore {
+    /// As [`Self::judge`], without a second chance: a layer with a wrong digest is poisoned.
+    ///
+    /// # Errors
+    /// As [`Self::judge`].
+    pub fn confirm(&self, is_wanted: &dyn Fn() -> bool) -> Result<LayerState, CacheError> {
+        self.compute(is_wanted, Mercy::None)
+    }
+
     /// Computes the blob's digest over all chunks of a complete, uncompressed layer, and moves the
-    /// state to confirmed or poisoned. Chunks the local disk has changed are dropped instead; then,
+    /// state to confirmed or poisoned. A layer whose digest is wrong for the first time is emptied instead,
+    /// and [`Self::is_doubted`] from then on. Chunks the local disk has changed are dropped; then,
     /// and when a chunk is evicted meanwhile, the layer stays unconfirmed. Each chunk gets its seal
     /// on the way: what it must come to if it is evicted and fetched again.
     /// Blocking, about 1 s per GiB; gives up, leaving the layer unconfirmed, once `is_wanted` says
     /// no.
-    pub fn confirm(&self, is_wanted: &dyn Fn() -> bool) -> Result<LayerState, CacheError> {
+    ///
+    /// # Errors
+    /// When cache files cannot be read or written.
+    pub fn judge(&self, is_wanted: &dyn Fn() -> bool) -> Result<LayerState, CacheError> {
+        self.compute(is_wanted, Mercy::Once)
+    }
+
+    fn compute(
+        &self,
+        is_wanted: &dyn Fn() -> bool,
+        mercy: Mercy,
+    ) -> Result<LayerState, CacheError> {
         let Some(ready) = self.ready.get() else { return Ok(self.state()) };
         if self.key().encoding.is_compressed() || self.state() != LayerState::Unconfirmed {
             return Ok(self.state());
         }
         let _change = self.change(None)?;
         let before = self.emptied.load(Ordering::SeqCst);
-        let digest = |blames| self.stream_digest(ready, blames, is_wanted);
-        let wanted = self.key().digest;
+        let look = |blames| self.look_at_stream(ready, blames, is_wanted);
+        let is_right = |found: &Found| found.digest == self.key().digest && found.has_its_toc;
         // Right bytes need no checksums. Of wrong ones they tell whether the disk changed them or
         // they came so.
-        let got = match digest(Blames::Nobody)? {
-            Some(got) if got != wanted => digest(Blames::TheDisk)?,
-            got => got,
+        let found = match look(Blames::Nobody)? {
+            Some(found) if !is_right(&found) => look(Blames::TheDisk)?,
+            found => found,
         };
-        let Some(got) = got else { return Ok(LayerState::Unconfirmed) };
+        let Some(found) = found else { return Ok(LayerState::Unconfirmed) };
+        let is_right = is_right(&found);
+        // Other bytes do not mend a table of contents that came wrong.
+        let may_mend = found.digest != self.key().digest && mercy == Mercy::Once;
+        if !is_right && may_mend && !self.is_doubted.swap(true, Ordering::SeqCst) {
+            self.empty_doubted(ready);
+            return Ok(LayerState::Unconfirmed);
+        }
         // A confirmed layer relies on the seals of its chunks.
         self.sync_records()?;
-        let is_right = got == wanted;
-        let state = if is_right { LayerState::Confirmed } else { LayerState::Poisoned { got } };
+        let state = match is_right {
+            true => LayerState::Confirmed,
+            false => LayerState::Poisoned { got: found.digest },
+        };
         {
             // Chunks are emptied under this lock: none goes between the look and the new state.
             let _pins = self.pins.lock();
@@ -68,21 +164,24 @@ impl LayerStore {
             let stream_bytes = Some(ready.contents.layout.stream_bytes());
             self.put_state(state, stream_bytes, Durability::Synced)?;
         }
+        self.is_doubted.store(false, Ordering::SeqCst);
         if !is_right {
             self.remove_poisoned(ready)?;
+            self.tell_all_replaced();
         }
         Ok(self.state())
     }
 
-    /// The sha256 of the stream, after sealing each chunk; `None` where a byte is not
-    /// resident, or it is not wanted any more.
-    fn stream_digest(
+    /// The sha256 of the stream and what its headers say, after sealing each chunk; `None` where a byte is
+    /// not resident, or it is not wanted any more.
+    fn look_at_stream(
         &self,
         ready: &Ready,
         blames: Blames,
         is_wanted: &dyn Fn() -> bool,
-    ) -> Result<Option<Digest>, CacheError> {
+    ) -> Result<Option<Found>, CacheError> {
         let mut sha256 = RunningSha256::new();
+        let mut headers = Headers::of(self.key().encoding.format);
         let mut buffer = page_aligned(CHUNK_BYTES as usize);
         for chunk in 0..ready.chunks.count() {
             if !is_wanted() {
@@ -95,11 +194,13 @@ impl LayerStore {
                 return Ok(None);
             }
             let seal = sha256.seal(bytes, self.part(ready, &placed));
+            headers.take(placed.stream.start, bytes);
             if !self.seal(ready, chunk, seen, bytes, seal, blames)? {
                 return Ok(None);
             }
         }
-        Ok(Some(Digest::from_sha256(sha256.digest())))
+        let digest = Digest::from_sha256(sha256.digest());
+        Ok(Some(Found { digest, has_its_toc: headers.come_to(&ready.contents.toc) }))
     }
 
     /// The place of a chunk in the stream.

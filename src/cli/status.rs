@@ -111,6 +111,17 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         if let Some(failure) = &mount.last_failure {
             warn(format_args!("{place}: a read failed: {failure}"));
         }
+        if let [first, rest @ ..] = &mount.replaced[..] {
+            let others = match rest.len() as u64 + mount.replaced_others {
+                0 => String::new(),
+                others => format!(", and {others} more ranges (`kitfs status --json`, daemon.log)"),
+            };
+            warn(format_args!(
+                "{place}: {} came with wrong bytes from {} to {}{others}; they are right now, and programs that \
+                 read them before may have wrong ones",
+                first.path, first.start, first.end
+            ));
+        }
     }
     Ok(())
 }

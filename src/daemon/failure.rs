@@ -4,7 +4,7 @@
 
 use std::io;
 
-use crate::cache::CacheError;
+use crate::cache::{CacheError, why_poisoned};
 use crate::control::api::{Failure, FailureKind};
 use crate::fetch::FetchError;
 use crate::fs::LoadError;
@@ -54,10 +54,9 @@ impl Failure {
     /// That the bytes of the layer `digest` have the digest `got`. `title` names the layer.
     pub(super) fn poisoned(title: &str, digest: Digest, got: Digest) -> Self {
         let message = format!(
-            "{title} is poisoned: its bytes have the digest {}, and nothing of it is served. Repair it \
-             where it came from, unmount the kits that have it, run `kitfs cache rm {digest}`, and try \
-             again",
-            got.short()
+            "{title} is poisoned: {}, and nothing of it is served. Repair it where it came from, run \
+             `kitfs cache rm {digest}`, and try again",
+            why_poisoned(digest, got)
         );
         Self::new(FailureKind::BadContent, message)
     }

@@ -30,11 +30,14 @@ use super::upkeep::kit_state;
 use crate::cache::LayerKey;
 use crate::control::api::{
     Failure, FailureKind, HydrateMode, HydrateState, KitRequest, MountStatus, PassthroughState,
-    PredictorStatus, ReadaheadStatus,
+    PredictorStatus, ReadaheadStatus, ReplacedStatus,
 };
 use crate::fs::readahead::ledger::LedgerState;
 use crate::fs::{FileSystem, LoadedKit};
-use crate::fuse::{DeviceNumber, Mount, MountError, MountPlace, MountTable, PassthroughStatus};
+use crate::fuse::{
+    DeviceNumber, Mount, MountError, MountPlace, MountTable, PassthroughStatus, ReplacedRange,
+    ReplacedRanges,
+};
 use crate::oci::LabelSelector;
 use crate::process::running_time::{self, Stopwatch};
 
@@ -454,6 +457,12 @@ impl Served {
             Some(Background { hydrating, .. }) => (hydrating.mode(), hydrating.state()),
             None => (HydrateMode::None, HydrateState::Off),
         };
+        let ReplacedRanges { named, others: replaced_others } = self.mount.replaced();
+        let replaced = named.into_iter().map(|ReplacedRange { path, range }| ReplacedStatus {
+            path,
+            start: range.start,
+            end: range.end,
+        });
         MountStatus {
             mountpoint: self.mount.mountpoint().to_owned(),
             elsewhere: self.key.elsewhere.clone(),
@@ -470,6 +479,8 @@ impl Served {
             mounted_at: self.mounted_at,
             warnings: self.kit.warnings.clone(),
             last_failure: self.mount.last_failure(),
+            replaced: replaced.collect(),
+            replaced_others,
             passthrough: match self.mount.passthrough() {
                 PassthroughStatus::On { open_files, opened_files } => {
                     PassthroughState::On { open_files, opened_files }

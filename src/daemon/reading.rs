@@ -41,21 +41,28 @@ pub(super) fn open(kit: Arc<LoadedKit>, paths: &[RawPath]) -> Result<ByteStream,
         Rest::Inline(_) => None,
     });
     let layers = layers.collect::<HashMap<_, _>>().into_values();
-    let layers: Vec<_> = layers.map(|layer| (kit.title_of(&layer), layer)).collect();
+    let layers = layers.map(|layer| (kit.title_of(&layer), layer.store().replacements(), layer));
+    let layers: Vec<_> = layers.collect();
     // The kit stays open as long as it is read.
     let pieces = stream::unfold((files, kit), |(mut files, kit)| async {
         let piece = next_piece(&mut files).await?;
         Some((piece, (files, kit)))
     });
-    let wrong = stream::iter(layers)
-        .filter_map(|(title, layer)| async move { fault(&layer, &title).await.map(Err) });
+    let wrong = stream::iter(layers).filter_map(|(title, before, layer)| async move {
+        fault(&layer, &title, before).await.map(Err)
+    });
     Ok(pieces.chain(wrong).boxed())
 }
 
-/// Waits for the digest of a layer that is complete.
-async fn fault(layer: &Layer, title: &str) -> Option<Failure> {
+/// Waits for the digest of a layer that is complete. `before` is the number of replacements before the first
+/// byte was read.
+async fn fault(layer: &Layer, title: &str, before: u64) -> Option<Failure> {
     let digest = layer.key().digest;
     match layer.confirmed().await {
+        LayerState::Confirmed if layer.store().replacements() != before => {
+            let why = "came with wrong bytes at first, and is right now: run the command again";
+            Some(Failure::new(FailureKind::BadContent, format!("{title} {why}")))
+        }
         LayerState::Confirmed => None,
         LayerState::Poisoned { got } => Some(Failure::poisoned(title, digest, got)),
         // Nobody has a digest of it; its ETag was compared with each answer.

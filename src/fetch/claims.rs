@@ -20,17 +20,11 @@ use crate::layer::{ChunkId, StreamOffset};
 use crate::source::Priority;
 use crate::source::admission::{Reservation, UserId};
 
-/// The most bytes of a layer that are fetched although nobody reads them: padding and end
-/// marker belong to no file, and without them the layer's digest is never computed. Python's tars
-/// end with up to 10 KiB of zeros; headers behind members of some 100 KiB come to a few more.
-const SMALL_REST_BYTES: u64 = 64 * 1024;
-
 /// The transfers of a layer by chunk.
 #[derive(Default)]
 pub(super) struct Claims {
     chunks: HashMap<u32, Arc<Transfer>>,
     whole: Option<Arc<Transfer>>,
-    has_asked_for_rest: bool,
 }
 
 /// The outcome of a wish for a range.
@@ -198,6 +192,10 @@ impl Inner {
                     Err(FetchError::LargeWindow(_)) if inner.use_large_windows() => {
                         inner.fetch(&transfer, range, inner.turn(&transfer)).await
                     }
+                    // A byte may have changed on its way. There is no other source to ask.
+                    Err(error) if error.is_about_other_bytes() => {
+                        inner.fetch(&transfer, range, inner.turn(&transfer)).await
+                    }
                     result => result,
                 }
             };
@@ -213,7 +211,7 @@ impl Inner {
             drop(guard);
             inner.confirm_when_complete();
             if is_done {
-                inner.fetch_small_rest(transfer.urgency().user());
+                inner.complete_quietly(Some(transfer.urgency().user()));
             }
         });
     }
@@ -259,22 +257,5 @@ impl Inner {
         });
         self.claim_rest(&mut claims, transfer);
         Right::WriteWhole
-    }
-
-    /// Fetches what no reader will ask for, once all else is in. One time: what fails or is
-    /// evicted again is not worth a second.
-    fn fetch_small_rest(self: &Arc<Self>, user: UserId) {
-        if self.lacks_small_rest()
-            && !std::mem::replace(&mut self.claims.lock().has_asked_for_rest, true)
-        {
-            self.plan(&self.contents.layout.stream(), Priority::Prefetch, user);
-        }
-    }
-
-    /// Whether all is in but a rest that belongs to no file, as far as its length tells.
-    pub(super) fn lacks_small_rest(&self) -> bool {
-        let stream_bytes = self.contents.layout.stream_bytes();
-        let missing = stream_bytes.saturating_sub(self.store.resident_bytes());
-        !self.is_compressed() && (1..=SMALL_REST_BYTES).contains(&missing)
     }
 }

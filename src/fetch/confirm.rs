@@ -3,7 +3,8 @@
 //! ```text
 //! last chunk --> confirm_when_complete --its turn--> thread of low priority --> confirmed
 //!                         ^                                  |           '--> poisoned
-//!                         '--a chunk went, and came again----'
+//!                         |--a chunk went, and came again----|
+//!                         '--wrong once: all comes again-----'
 //! ```
 
 use std::sync::Arc;
@@ -23,8 +24,17 @@ pub(super) enum Confirming {
     Idle,
     /// A thread is at it, or waits for its turn.
     Running,
+    /// It was wrong, and all of the layer is fetched again.
+    FetchingAgain,
     /// It could not be, the last time.
     Failed,
+}
+
+impl Confirming {
+    /// Whether something will come of it without a reader.
+    pub(super) fn goes_on(self) -> bool {
+        matches!(self, Self::Running | Self::FetchingAgain)
+    }
 }
 
 impl Inner {
@@ -54,15 +64,18 @@ impl Inner {
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
                 let inner = end.inner.clone();
                 let computed = inner.confirm();
-                if computed.is_some() {
-                    end.outcome = Confirming::Idle;
-                }
+                end.outcome = match computed {
+                    Some(_) if inner.store.is_doubted() => Confirming::FetchingAgain,
+                    Some(_) => Confirming::Idle,
+                    None => Confirming::Failed,
+                };
                 drop(end);
                 drop(turn);
                 match computed {
                     Some(LayerState::Confirmed) => inner.sync_quietly(),
                     Some(LayerState::Unconfirmed) if !inner.closed.is_cancelled() => {
                         inner.confirm_when_complete();
+                        inner.complete_quietly(None);
                     }
                     _ => {}
                 }
@@ -78,14 +91,23 @@ impl Inner {
     /// now.
     fn confirm(&self) -> Option<LayerState> {
         let layer = self.spec.blob.digest;
-        let computed = self.store.confirm(&|| !self.closed.is_cancelled());
+        let was_doubted = self.store.is_doubted();
+        let computed = self.store.judge(&|| !self.closed.is_cancelled());
         match &computed {
             Ok(LayerState::Poisoned { got }) => {
                 // A target of its own: a command without a mount tells of it itself, with the layer's entry.
                 tracing::error!(target: "kitfs::poisoned", %layer, %got,
                     "the digest of a layer is wrong: it is poisoned, and its reads fail");
             }
+            Ok(LayerState::Confirmed) if was_doubted => {
+                tracing::warn!(%layer, "the layer came right the second time: complete and confirmed");
+            }
             Ok(LayerState::Confirmed) => tracing::info!(%layer, "layer complete and confirmed"),
+            Ok(LayerState::Unconfirmed) if self.store.is_doubted() && !was_doubted => {
+                tracing::warn!(%layer, "the digest of a layer is wrong: all of it is fetched again");
+                self.passing.forget(self.number());
+                self.ask_next_source_first();
+            }
             Ok(LayerState::Unconfirmed) => {}
             Err(error) => tracing::warn!(%layer, %error, "could not verify a complete layer"),
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::cache::CacheError;
+use crate::cache::{CacheError, why_poisoned};
 use crate::layer::decode::DecodeError;
 use crate::oci::{BlobId, Digest};
 use crate::source::SourceError;
@@ -18,9 +18,8 @@ pub enum FetchError {
     Cache(Arc<CacheError>),
     /// All bytes of the blob came, and they are not what its digest says.
     #[error(
-        "layer {} is poisoned: its bytes have the digest {}, and nothing of it is served. Repair it \
-         where it came from, unmount the kits that have it, run `kitfs cache rm {expected}`, and try \
-         again", expected.short(), got.short()
+        "layer {} is poisoned: {}, and nothing of it is served. Repair it where it came from, run `kitfs \
+         cache rm {expected}`, and try again", expected.short(), why_poisoned(*expected, *got)
     )]
     Poisoned {
         /// The digest in the manifest.

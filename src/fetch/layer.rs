@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::claims::Claims;
+use super::completing::Completing;
 use super::confirm::Confirming;
 use super::download::TRANSFER_MEMORY_BYTES;
 use super::follower::Follower;
@@ -110,6 +111,7 @@ pub(super) struct Inner {
     pub(super) runtime: Handle,
     pub(super) claims: Mutex<Claims>,
     pub(super) confirming: watch::Sender<Confirming>,
+    pub(super) completing: Mutex<Completing>,
     pub(super) closed: CancellationToken,
 }
 
@@ -139,9 +141,11 @@ impl Layer {
             runtime: Handle::current(),
             claims: Mutex::default(),
             confirming: watch::Sender::default(),
+            completing: Mutex::default(),
             closed: closed.clone(),
         });
         inner.confirm_when_complete();
+        inner.complete_quietly(None);
         Arc::new(Self { inner, open: Arc::new(closed.drop_guard()), user })
     }
 
@@ -321,8 +325,9 @@ impl Layer {
     }
 
     /// Waits until the digest of a layer all of whose bytes are in has been computed, and says
-    /// what came of it; at once for one that is not complete. Where nothing but a small rest that
-    /// belongs to no file is missing, that is fetched first, if it comes in a few seconds.
+    /// what came of it; at once for one that is not complete. Where nothing but a rest that
+    /// belongs to no file is missing, that is fetched first, if it comes in a few seconds. Of a layer whose
+    /// digest was wrong once, this waits for the second copy, as long as its sources have it.
     pub async fn confirmed(&self) -> LayerState {
         let inner = self.inner.clone();
         if self.state() == LayerState::Unconfirmed && inner.lacks_small_rest() {
@@ -336,7 +341,7 @@ impl Layer {
         let mut confirming = inner.confirming.subscribe();
         for _ in 0..MOST_PLANS {
             inner.confirm_when_complete();
-            let ended = confirming.wait_for(|confirming| *confirming != Confirming::Running).await;
+            let ended = confirming.wait_for(|confirming| !confirming.goes_on()).await;
             let ended = *ended.expect("the sender lives in inner");
             // A chunk may have gone meanwhile, and have come again.
             if ended == Confirming::Failed
@@ -464,7 +469,7 @@ impl Inner {
     }
 
     /// Waits until every byte of `range` was in the cache at some time since the call.
-    async fn bring(
+    pub(super) async fn bring(
         self: Arc<Self>,
         range: Range<StreamOffset>,
         priority: Priority,
@@ -497,6 +502,11 @@ impl Inner {
     /// The way to the source that is asked first.
     pub(super) fn line(&self) -> Arc<Line> {
         self.sources.read()[0].line.clone()
+    }
+
+    /// Asks the source last that was asked first.
+    pub(super) fn ask_next_source_first(&self) {
+        self.sources.write().rotate_left(1);
     }
 
     /// Asks a source no more, if there is another one; says whether there is.

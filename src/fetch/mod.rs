@@ -18,11 +18,13 @@
 //! - `pass`: the one sequential pass that a compressed layer takes.
 //! - `passing`: bytes that the cache could not keep, in memory. `retry`: readers that lost such bytes.
 //!   `follower`: how far ahead of its reader a stream over such a layer may run.
-//! - `confirm`: the digest of a whole layer, once its last byte is in.
+//! - `confirm`: the digest of a whole layer, once its last byte is in. `completing`: brings what no reader asks
+//!   for, and a layer that came wrong once more.
 //!
 //! It decides nothing about files, kits or mounts, and speaks no HTTP.
 
 mod claims;
+mod completing;
 mod confirm;
 mod download;
 mod error;
@@ -200,11 +202,13 @@ impl Fetcher {
         }
         let contents = match store.contents() {
             Some(contents) => contents,
-            None => match self.find_contents(spec, &store, &source, user, progress).await {
-                Ok(contents) => contents,
-                // A pass whose command had gone away came to its end while this one waited for it.
-                Err(error) => store.contents().ok_or(error)?,
-            },
+            None => {
+                match self.find_contents_or_again(spec, &store, &source, user, progress).await {
+                    Ok(contents) => contents,
+                    // A pass whose command had gone away came to its end while this one waited for it.
+                    Err(error) => store.contents().ok_or(error)?,
+                }
+            }
         };
         let line = self.line_to(&source);
         let shared = layer::Shared {
@@ -239,6 +243,31 @@ impl Fetcher {
     async fn open_store(&self, spec: LayerSpec) -> Result<Arc<LayerStore>, FetchError> {
         let cache = self.cache.clone();
         Ok(off_the_runtime(move || cache.layer(spec.key(), spec.blob.size)).await?)
+    }
+
+    /// Finds the contents; once more where other bytes came than those of the layer, as far as that is
+    /// known. A compressed layer with its digest that cannot be decoded would come to the same again.
+    async fn find_contents_or_again(
+        &self,
+        spec: LayerSpec,
+        store: &Arc<LayerStore>,
+        source: &Arc<dyn BlobSource>,
+        user: UserId,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Arc<Contents>, FetchError> {
+        let found = self.find_contents(spec, store, source, user, progress).await;
+        let may_differ = |error: &FetchError| match error {
+            FetchError::Poisoned { .. } => true,
+            FetchError::Malformed { .. } => !spec.encoding.is_compressed(),
+            _ => false,
+        };
+        match found {
+            Err(error) if may_differ(&error) && store.contents().is_none() => {
+                tracing::warn!(layer = %spec.blob.digest, %error, "a layer came wrong: it is opened once more");
+                self.find_contents(spec, store, source, user, progress).await
+            }
+            found => found,
+        }
     }
 
     async fn find_contents(

@@ -31,6 +31,7 @@ mod load;
 mod percent;
 mod read;
 pub mod readahead;
+mod sharers;
 mod stored_file;
 mod tensor_prefetch;
 pub mod tensors;

@@ -6,13 +6,14 @@
 //!
 //! The adapter answers the first open with ENOSYS. Afterwards the kernel opens and closes files and
 //! directories without a request, and keeps their pages and entries. Opens of files that may become
-//! passthrough get a real answer (`passthrough`). Kits never change, so every answer is valid for ever,
-//! and the adapter never invalidates one.
+//! passthrough get a real answer (`passthrough`). Kits never change, so every answer is valid for ever.
+//! The one exception is bytes that came wrong: their pages are dropped (`stale_pages`).
 //!
 //! A read of resident bytes allocates nothing. It copies the bytes from the cache file into the thread's
 //! buffer, and writev(2) copies them to the kernel. A read that waits has a buffer of its own and the
 //! same two copies.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,6 +28,7 @@ use super::errno::errno;
 use super::failure_log::{Entry, FailureLog};
 use super::others::DAEMON_ATTRIBUTE;
 use super::passthrough::Passthrough;
+use super::stale_pages::StalePages;
 use super::wire::init::Features;
 use super::wire::reply as wire;
 use super::wire::request::{Operation, Request, RequestError};
@@ -42,6 +44,7 @@ pub(super) struct Adapter {
     file_system: Arc<FileSystem>,
     failures: Arc<Failures>,
     passthrough: Arc<Passthrough>,
+    stale_pages: Arc<StalePages>,
     runtime: Handle,
     /// The flags that the handshake has agreed on.
     features: Features,
@@ -54,6 +57,7 @@ impl Adapter {
     pub(super) fn new(
         file_system: Arc<FileSystem>,
         passthrough: Arc<Passthrough>,
+        stale_pages: Arc<StalePages>,
         features: Features,
         daemon: String,
         runtime: Handle,
@@ -64,7 +68,7 @@ impl Adapter {
             last: Mutex::default(),
         };
         let failures = Arc::new(failures);
-        Self { file_system, failures, passthrough, runtime, features, daemon }
+        Self { file_system, failures, passthrough, stale_pages, runtime, features, daemon }
     }
 
     /// The failed reads. They outlive the session.
@@ -196,18 +200,23 @@ impl Adapter {
         self.passthrough.note_read();
         match self.file_system.read(ino, offset, bytes, buffer) {
             Ok(Read::Resident(bytes)) => reply.data(bytes),
-            Ok(Read::Pending(read)) => self.finish(ino, read, reply.take()),
+            Ok(Read::Pending(read)) => {
+                let range = offset..offset.saturating_add(bytes.into());
+                self.finish(ino, range, read, reply.take());
+            }
             Err(error) => reply.error(self.failures.errno(ino, &error)),
         }
     }
 
-    fn finish(&self, ino: Ino, read: PendingRead, mut reply: Reply) {
+    fn finish(&self, ino: Ino, range: Range<u64>, read: PendingRead, mut reply: Reply) {
         let failures = self.failures.clone();
+        let waiting = self.stale_pages.waiting_read(ino, range);
         self.runtime.spawn(async move {
             match read.finish().await {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(failures.errno(ino, &error)),
             }
+            drop(waiting);
         });
     }
 }

@@ -3,6 +3,7 @@
 
 use std::ffi::c_void;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
@@ -11,6 +12,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, opcode};
 
 use super::wire::reply;
+use crate::fs::Ino;
 
 /// The number of the FUSE device's ioctls (`FUSE_DEV_IOC_MAGIC`).
 const IOCTL_GROUP: u8 = 229;
@@ -56,6 +58,16 @@ impl Connection {
             Err(Errno::NOENT | Errno::NODEV) => {}
             Err(error) => tracing::warn!(%error, "the kernel did not take a reply"),
         }
+    }
+
+    /// Has the kernel drop the pages that it has of a range of an inode, and unmap them. Waits for reads of
+    /// these pages that are under way; no signal ends that wait.
+    ///
+    /// # Errors
+    /// `NOENT` when the kernel does not know the inode, `NODEV` when the connection has ended.
+    pub(super) fn drop_pages(&self, ino: Ino, range: Range<u64>) -> rustix::io::Result<()> {
+        let notification = reply::drop_pages(ino, range.start, range.end - range.start);
+        rustix::io::write(&self.0, &notification).map(drop)
     }
 
     /// A file that another process has registered.

@@ -22,6 +22,7 @@
 //! - `adapter`: answers requests from [`crate::fs::FileSystem`].
 //! - `passthrough`: the open files that the kernel reads by itself. `opens`: where they are noted for a
 //!   process that takes the mount over.
+//! - `stale_pages`: drops pages of the kernel whose bytes turned out to be wrong.
 //! - `checks`: checks cached files in the background for passthrough.
 //! - `failure_log`: limits the log of failed reads.
 //! - `errno`: the only table from errors to errno.
@@ -48,6 +49,7 @@ mod passthrough;
 mod place;
 mod readahead;
 mod sessions;
+mod stale_pages;
 mod swap;
 mod wire;
 
@@ -64,6 +66,7 @@ pub use others::{Answer, DAEMON_ATTRIBUTE, OtherMount, daemon_of, other_mounts, 
 pub use passthrough::PassthroughStatus;
 pub use place::{DeviceNumber, MountPlace};
 pub use sessions::Sessions;
+pub use stale_pages::{ReplacedRange, ReplacedRanges};
 pub use swap::{Before, Swap};
 
 /// How to mount a kit.

@@ -27,6 +27,7 @@ use super::opens::OpenRecords;
 use super::passthrough::{Passthrough, PassthroughStatus};
 use super::place::MountPlace;
 use super::sessions::Sessions;
+use super::stale_pages::{ReplacedRanges, StalePages};
 use super::swap::{self, Before, Swap};
 use super::wire::init::Features;
 use super::{MountError, MountOptions, device, readahead};
@@ -55,6 +56,8 @@ pub struct Mount {
     failures: Arc<Failures>,
     /// The passthrough state. Outlives the session, because callers may still ask for it.
     passthrough: Arc<Passthrough>,
+    /// The ranges that came wrong. Outlives the session, as `passthrough` does.
+    stale_pages: Arc<StalePages>,
     features: Features,
     _sessions: Arc<Sessions>,
 }
@@ -223,10 +226,22 @@ impl Prepared {
         let Self { attachment, mountpoint, connection, end, file_system, passthrough } = self;
         let runtime = Handle::current();
         let daemon = options.daemon.clone();
-        let adapter = Adapter::new(file_system, passthrough.clone(), features, daemon, runtime);
+        // Before the first answer: no byte is served whose end would not be heard of.
+        let stale_pages = StalePages::new(&connection, file_system.clone());
+        let (passing, stale) = (passthrough.clone(), stale_pages.clone());
+        let adapter = Adapter::new(file_system, passing, stale, features, daemon, runtime);
         let failures = adapter.failures();
         sessions.add(connection, adapter, end).map_err(io_error(mountpoint.path()))?;
-        Ok(Mount { attachment, mountpoint, failures, passthrough, features, _sessions: sessions })
+        let _sessions = sessions;
+        Ok(Mount {
+            attachment,
+            mountpoint,
+            failures,
+            passthrough,
+            stale_pages,
+            features,
+            _sessions,
+        })
     }
 }
 
@@ -362,6 +377,12 @@ impl Mount {
     /// The path and the reason of the last failed read. Its program has seen only an errno.
     pub fn last_failure(&self) -> Option<String> {
         self.failures.last()
+    }
+
+    /// The ranges of files whose bytes were replaced while this process served the mount: a program that read
+    /// them before may have wrong bytes.
+    pub fn replaced(&self) -> ReplacedRanges {
+        self.stale_pages.replaced()
     }
 
     /// The state of passthrough.

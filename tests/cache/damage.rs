@@ -333,7 +333,7 @@ proptest! {
     ) {
         let sizes = [100, 300_000, 5, MIB + 300_000, 70_000, MIB];
         let toc = toc(&sizes);
-        let bytes = content(9, toc.stream_bytes as usize);
+        let bytes = archive(&toc, 9);
         let key = key(&bytes, Format::Tar);
         let folder = tempfile::tempdir().unwrap();
         let mut cache = Some(open(folder.path(), Some(3 * MIB as u64)));
@@ -392,8 +392,7 @@ struct Full {
 impl Full {
     fn fill(cache: &Arc<Cache>) -> Self {
         let toc = toc(&[100, 300_000, MIB + 5, 70_000]);
-        let (tar, raw, packed) =
-            (content(1, toc.stream_bytes as usize), content(2, MIB), content(3, MIB + 7));
+        let (tar, raw, packed) = (archive(&toc, 1), content(2, MIB), content(3, MIB + 7));
         let store = cache.layer(key(&tar, Format::Tar), tar.len() as u64).unwrap();
         store.stage().unwrap().finish(toc, &RangeSet::new(), None).unwrap();
         fill_all(cache, &store, &tar);

@@ -56,6 +56,23 @@ fn toc(sizes: &[usize]) -> Toc {
     Toc { members, stream_bytes: at + 1024, warnings: Vec::new() }
 }
 
+/// The bytes of an archive with this table of contents: headers, random files, zeros between them.
+fn archive(toc: &Toc, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; toc.stream_bytes as usize];
+    for (index, member) in toc.members.iter().enumerate() {
+        let stored = member.kind.extents().unwrap().stored();
+        let (start, end) = (stored.start.get() as usize, stored.end.get() as usize);
+        bytes[start..end].copy_from_slice(&content(seed + index as u64, end - start));
+        let mut header = tar::Header::new_ustar();
+        header.set_path(format!("file-{index}")).unwrap();
+        header.set_size((end - start) as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        bytes[start - 512..start].copy_from_slice(header.as_bytes());
+    }
+    bytes
+}
+
 /// A layer of one raw file with known contents and nothing resident.
 fn raw_layer(cache: &Arc<Cache>, bytes: &[u8]) -> Arc<LayerStore> {
     let store = cache.layer(key(bytes, Format::Raw), bytes.len() as u64).unwrap();
@@ -497,7 +514,7 @@ fn an_absurd_wish_for_free_space_is_a_full_disk() {
 fn each_chunk_of_a_confirmed_archive_comes_back_as_it_was_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let toc = toc(&[MIB + 13, 700, MIB, 3 * MIB / 2 + 64, 5]);
-    let bytes = content(1, toc.stream_bytes as usize);
+    let bytes = archive(&toc, 1);
     let layer = |cache: &Arc<Cache>| {
         let store = cache.layer(key(&bytes, Format::Tar), bytes.len() as u64).unwrap();
         if store.contents().is_none() {

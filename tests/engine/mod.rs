@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use kitfs::cache::{Cache, CacheConfig};
 use kitfs::fetch::{FetchConfig, Fetcher};
@@ -16,6 +17,7 @@ use kitfs::fs::{self, FileSystem, FsError, Ino, LoadError, LoadRequest, LoadedKi
 use kitfs::oci::{BlobId, Digest, Origin, Selector};
 use kitfs::source::oci_layout::OciLayout;
 use kitfs::source::{BlobSource, BlobStream, Repositories, Repository, SourceError, Urgency};
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -30,12 +32,25 @@ pub struct Faults {
     pub fired: AtomicU64,
     /// `true` while requests wait.
     stalled: watch::Sender<bool>,
+    /// The byte that comes wrong.
+    flip: Mutex<Option<Flip>>,
+    /// `true` while requests for the byte that came wrong wait.
+    held: watch::Sender<bool>,
+}
+
+/// A byte of a blob of this size that comes wrong.
+struct Flip {
+    blob_bytes: u64,
+    at: u64,
+    /// How often it comes wrong from now on.
+    times: u32,
 }
 
 impl Default for Faults {
     fn default() -> Self {
         let (broken, fired) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { broken, fired, stalled: watch::Sender::new(false) }
+        let (stalled, held) = (watch::Sender::new(false), watch::Sender::new(false));
+        Self { broken, fired, stalled, flip: Mutex::default(), held }
     }
 }
 
@@ -48,6 +63,35 @@ impl Faults {
     /// Makes requests wait until a call with `false`.
     pub fn stall(&self, stalled: bool) {
         self.stalled.send_replace(stalled);
+    }
+
+    /// Changes the byte `at` of the blob of `blob_bytes` bytes the next `times` times that it comes. A
+    /// request for it that comes later waits for [`Self::release`].
+    pub fn flip(&self, blob_bytes: u64, at: u64, times: u32) {
+        *self.flip.lock() = Some(Flip { blob_bytes, at, times });
+        self.held.send_replace(true);
+    }
+
+    /// Lets requests for the byte that came wrong go on.
+    pub fn release(&self) {
+        self.held.send_replace(false);
+    }
+
+    /// The byte that is to be changed in an answer.
+    async fn next_flip(&self, blob: BlobId, range: &Range<u64>) -> Option<u64> {
+        let flip = {
+            let mut flip = self.flip.lock();
+            let flip =
+                flip.as_mut().filter(|it| it.blob_bytes == blob.size && range.contains(&it.at))?;
+            let is_left = flip.times > 0;
+            flip.times = flip.times.saturating_sub(1);
+            is_left.then_some(flip.at)
+        };
+        if flip.is_none() {
+            let mut held = self.held.subscribe();
+            held.wait_for(|held| !held).await.expect("the sender lives in self");
+        }
+        flip
     }
 
     fn is_next_broken(&self) -> bool {
@@ -88,7 +132,11 @@ impl BlobSource for Faulty {
             let mut stalled = self.faults.stalled.subscribe();
             stalled.wait_for(|stalled| !stalled).await.expect("the sender lives in self");
             let is_broken = self.faults.is_next_broken();
-            let stream = self.inner.open(blob, range, urgency).await?;
+            let flip = self.faults.next_flip(blob, &range).await;
+            let mut stream = self.inner.open(blob, range, urgency).await?;
+            if let Some(at) = flip {
+                stream.bytes = flipped(stream.bytes, stream.range.start, at);
+            }
             if !is_broken {
                 return Ok(stream);
             }
@@ -105,6 +153,25 @@ impl BlobSource for Faulty {
         }
         .boxed()
     }
+}
+
+/// The bytes of a stream that starts at `start`, with one of them changed.
+fn flipped(
+    bytes: BoxStream<'static, Result<Bytes, SourceError>>,
+    mut start: u64,
+    at: u64,
+) -> BoxStream<'static, Result<Bytes, SourceError>> {
+    let change = move |piece: Result<Bytes, SourceError>| {
+        let piece = piece?;
+        let within = at.checked_sub(start).filter(|within| *within < piece.len() as u64);
+        start += piece.len() as u64;
+        let mut changed = piece.to_vec();
+        if let Some(within) = within {
+            changed[within as usize] ^= 1;
+        }
+        Ok(changed.into())
+    };
+    bytes.map(change).boxed()
 }
 
 impl Repository for Faulty {

@@ -24,6 +24,8 @@ pub struct Memory {
     piece_bytes: usize,
     /// What goes wrong with the next streams, in order.
     pub faults: Mutex<Vec<Fault>>,
+    /// Bytes that are changed the next time that they are asked for.
+    pub flips: Mutex<Vec<usize>>,
     /// Pieces that may be yielded; more are waited for.
     pub gate: Arc<Semaphore>,
     pub requests: AtomicUsize,
@@ -52,6 +54,7 @@ impl Memory {
             host: None,
             piece_bytes: PIECE,
             faults: Mutex::default(),
+            flips: Mutex::default(),
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             requests: AtomicUsize::new(0),
             yielded_bytes: Arc::default(),
@@ -88,6 +91,19 @@ impl Memory {
 
     pub fn raw(&self) -> LayerSpec {
         self.spec(Format::Raw, Compression::None)
+    }
+
+    /// The bytes of a range that starts at `start`, with what changes on the way.
+    fn with_flips(&self, bytes: Bytes, start: usize) -> Bytes {
+        let mut flips = self.flips.lock();
+        let end = start + bytes.len();
+        let here: Vec<usize> = flips.extract_if(.., |at| (start..end).contains(at)).collect();
+        if here.is_empty() {
+            return bytes;
+        }
+        let mut changed = bytes.to_vec();
+        here.iter().for_each(|at| changed[at - start] ^= 1);
+        changed.into()
     }
 
     pub fn yielded(&self) -> u64 {
@@ -129,6 +145,7 @@ impl BlobSource for Memory {
         let is_whole = self.is_without_ranges || matches!(fault, Fault::Whole);
         let range = if is_whole { 0..blob.size } else { range };
         let bytes = self.bytes.slice(range.start as usize..range.end as usize);
+        let bytes = self.with_flips(bytes, range.start as usize);
         let mut pieces: Vec<Result<Bytes, SourceError>> = Vec::new();
         match fault {
             Fault::Refuse => return Box::pin(async { Err(unavailable()) }),

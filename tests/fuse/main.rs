@@ -7,6 +7,7 @@
 mod as_root;
 #[path = "../engine/mod.rs"]
 mod engine;
+mod healing;
 #[path = "passthrough.rs"]
 mod passthrough_as_root;
 #[path = "../support/mod.rs"]

@@ -196,6 +196,13 @@ pub struct MountStatus {
     pub warnings: Vec<String>,
     /// The path and the reason of the last read that failed, which its reader saw as an errno.
     pub last_failure: Option<String>,
+    /// Ranges of files that came wrong at first, and are right now: programs that read them before may have
+    /// wrong bytes. The first ones, since this daemon serves the mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<ReplacedStatus>,
+    /// The number of such ranges that are not named.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub replaced_others: u64,
     /// Whether the kernel reads complete files from the cache by itself.
     pub passthrough: PassthroughState,
     /// The files that are completed in the background.
@@ -214,6 +221,21 @@ impl MountStatus {
         let place = self.elsewhere.as_deref().or(daemon);
         place.is_none() || view.is_none() || place == view
     }
+}
+
+/// A range of a file that came wrong at first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplacedStatus {
+    /// The path of the file in the mount.
+    pub path: String,
+    /// The first byte.
+    pub start: u64,
+    /// The byte behind the last one.
+    pub end: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The bytes that a mount has fetched before readers asked for them. Bytes that were in the cache already do not

@@ -29,7 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::quiet::{Quiet, SHORTEST_WAIT};
 use self::want::{MissingPiece, Want, missing_pieces};
-use crate::cache::{Cache, LayerState};
+use crate::cache::{Cache, LayerState, why_poisoned};
 use crate::control::api::{HydrateMode, HydrateState};
 use crate::fetch::{FetchError, Fetcher, Layer};
 use crate::fs::FileSystem;
@@ -280,9 +280,8 @@ impl Work {
             match layer.confirmed().await {
                 LayerState::Confirmed => {}
                 LayerState::Poisoned { got } => {
-                    let got = got.short();
-                    wrong =
-                        Some(format!("{} is poisoned: its bytes have the digest {got}", title()));
+                    let why = why_poisoned(layer.key().digest, got);
+                    wrong = Some(format!("{} is poisoned: {why}", title()));
                 }
                 // Others needed the room meanwhile.
                 LayerState::Unconfirmed if !layer.store().is_complete() => {

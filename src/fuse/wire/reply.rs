@@ -43,6 +43,24 @@ pub(in crate::fuse) fn resend() -> [u8; REPLY_HEADER_BYTES] {
     bytes.filled()
 }
 
+/// The bytes of a notification about pages.
+const DROP_PAGES_BYTES: usize = REPLY_HEADER_BYTES + 24;
+
+/// A notification that the kernel should drop the pages with `bytes` bytes of an inode from `offset` on
+/// (`FUSE_NOTIFY_INVAL_INODE`, `struct fuse_notify_inval_inode_out`).
+pub(in crate::fuse) fn drop_pages(ino: Ino, offset: u64, bytes: u64) -> [u8; DROP_PAGES_BYTES] {
+    const INVAL_INODE: u32 = 2;
+    let mut out = Struct::new();
+    out.u32(DROP_PAGES_BYTES as u32);
+    out.u32(INVAL_INODE);
+    out.u64(0);
+    out.u64(ino.0);
+    // Both are signed for the kernel, and a file has less than 2^63 bytes.
+    out.u64(offset);
+    out.u64(bytes);
+    out.filled()
+}
+
 /// A struct that is written field by field, into as many bytes as it has.
 struct Struct<const BYTES: usize> {
     bytes: [u8; BYTES],
@@ -274,6 +292,8 @@ mod tests {
     fn structs_lie_as_the_kernel_reads_them() {
         assert_eq!(numbers(&header(9, 0, 4), 4), [20, 0, 9, 0]);
         assert_eq!(numbers(&header(9, 5, 0), 4), [16, u64::from(-5i32 as u32), 9, 0]);
+        assert_eq!(numbers(&drop_pages(Ino(7), 5, 9)[..16], 4), [40, 2, 0, 0]);
+        assert_eq!(numbers(&drop_pages(Ino(7), 5, 9)[16..], 8), [7, 5, 9]);
         let out = attributes_out(&file());
         assert_eq!(numbers(&out[..16], 8), [u64::from(u32::MAX), 0]);
         let attributes = numbers(&out[16..], 4);

@@ -1,0 +1,66 @@
+//! Telling of bytes that readers may have got otherwise than they are.
+//!
+//! Bytes of an unconfirmed layer are served before its digest is known, and the kernel keeps them in its
+//! pages. So other bytes in the place of those that were here before are told to the layer's listeners:
+//!
+//! ```text
+//! chunk emptied --record keeps the checksum--> other bytes come --> told, once they can be read
+//! chunk changed on the disk after its check, layer poisoned or begun anew ----------> told
+//! ```
+//!
+//! A CRC32C tells them apart. It notices every change of up to 32 bits in a row, and one in 4 billion of the
+//! others escapes: then a page stays, and no byte of the cache is wrong.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::RwLock;
+
+use super::{LayerKey, LayerStore};
+use crate::layer::StreamOffset;
+
+/// Hears of bytes of a layer that readers may have got otherwise than they are.
+pub trait Listener: Send + Sync {
+    /// Called after the right bytes, a miss or an error have taken the place of the others in `range`. A
+    /// thread that writes or reads the cache calls this, so it must not wait.
+    fn replaced(&self, layer: LayerKey, range: Range<StreamOffset>);
+}
+
+/// The listeners of a layer, and what they were told.
+#[derive(Default)]
+pub(super) struct Listeners {
+    all: RwLock<Vec<Weak<dyn Listener>>>,
+    told: AtomicU64,
+}
+
+impl LayerStore {
+    /// Tells `listener` of replaced bytes from now on, while it lives.
+    pub fn listen(&self, listener: Weak<dyn Listener>) {
+        let mut listeners = self.listeners.all.write();
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(listener);
+    }
+
+    /// How often bytes of the layer were replaced since it was opened. A reader that sees another number
+    /// after its reads may have got wrong bytes.
+    pub fn replacements(&self) -> u64 {
+        self.listeners.told.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn tell_replaced(&self, range: Range<StreamOffset>) {
+        self.listeners.told.fetch_add(1, Ordering::SeqCst);
+        let listeners: Vec<Arc<dyn Listener>> =
+            self.listeners.all.read().iter().filter_map(Weak::upgrade).collect();
+        for listener in listeners {
+            listener.replaced(self.key(), range.clone());
+        }
+    }
+
+    /// The same for all bytes of the layer.
+    pub(super) fn tell_all_replaced(&self) {
+        if let Some(ready) = self.ready.get() {
+            self.tell_replaced(ready.contents.layout.stream());
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The files that have given bytes of a layer.
+//!
+//! Several files may share bytes (hard links, a layer that is in the kit twice), and padding belongs to none.
+
+use std::ops::Range;
+
+use super::attributes::Ino;
+use super::file_system::FileSystem;
+use crate::cache::LayerKey;
+use crate::kit::{Content, NodeId, NodeKind};
+use crate::layer::{RangeSet, StreamOffset};
+
+impl FileSystem {
+    /// The files with bytes of `ranges` of a layer's stream, and their parts with these bytes. Looks at
+    /// every file of the kit.
+    pub fn sharers(&self, layer: LayerKey, ranges: &RangeSet) -> Vec<(Ino, Range<u64>)> {
+        let kit = self.kit();
+        let is_meant: Vec<bool> = kit.layers.iter().map(|own| own.key() == layer).collect();
+        let mut sharers = Vec::new();
+        for node in (0..kit.tree.len()).map(NodeId) {
+            let NodeKind::File(Content::Stored { layer, extents }) = kit.tree.kind(node) else {
+                continue;
+            };
+            if !is_meant[*layer as usize] {
+                continue;
+            }
+            let stored = extents.stored();
+            let shared = ranges.intersections(stored.start.get()..stored.end.get());
+            let parts = shared
+                .map(|part| extents.file_of(StreamOffset(part.start)..StreamOffset(part.end)));
+            let parts = parts.filter(|part| !part.is_empty());
+            sharers.extend(parts.map(|part| (Ino::of(node), part)));
+        }
+        sharers
+    }
+}
