@@ -153,8 +153,8 @@ async fn the_second_copy_comes_from_the_next_source() {
             let got = Digest::of(&wrong);
             until("poisoned", || layer.state() == LayerState::Poisoned { got }).await;
             let all = 0..3 * MIB as u64;
-            until("told", || replaced.0.lock().iter().all(|range| *range == all)).await;
-            assert_eq!(replaced.0.lock().len(), 1);
+            until("told", || !replaced.0.lock().is_empty()).await;
+            assert!(replaced.0.lock().iter().all(|range| *range == all));
         }
         assert_eq!(other.yielded(), 3 * MIB as u64);
         assert_eq!(source.yielded(), 3 * MIB as u64);
