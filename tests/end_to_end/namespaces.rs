@@ -3,8 +3,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
+use crate::counted::{Counted, big_files, expected_content};
 use crate::support::kitfs::{Kitfs, Outcome, is_mounted, wait_until};
+use crate::support::tree::sha256;
 use crate::support::{golden, golden_reference};
 
 fn text(path: &Path) -> &str {
@@ -90,4 +93,71 @@ fn a_folder_that_the_daemon_cannot_see_is_explained() {
     // A daemon that sees the same tree has nothing to explain.
     let said = kitfs.fail(3, &["ls", &reference]);
     assert!(!said.contains("namespace"), "{said}");
+}
+
+/// Two containers that share the folder of the cache: each has its own processes, network and mounts.
+#[test]
+fn containers_share_a_daemon_outside_or_in_another_container_and_fetch_a_byte_once() {
+    const CONTAINER: &str = "unshare --mount --propagation private --pid --fork --mount-proc";
+    for is_daemon_outside in [true, false] {
+        let counted = Counted::new(&big_files());
+        let kitfs = &counted.kitfs;
+        let place = kitfs.mountpoint("mnt");
+        let over = kitfs.folder().join("over");
+        // The daemon's container lives until its cache is no longer needed.
+        let daemon = match is_daemon_outside {
+            true => {
+                kitfs.succeed(&["daemon", "start"]);
+                None
+            }
+            false => {
+                let script = format!("{CONTAINER} \"$@\"; exit $?");
+                let mut daemon = kitfs.command_after(&script, &["daemon", "run"]);
+                Some(daemon.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+            }
+        };
+        wait_until("the daemon", || kitfs.run(&["daemon", "status"]).code == Some(0));
+        let mut mounted = Vec::new();
+        for name in ["one", "two"] {
+            let made = kitfs.folder().join(name);
+            // Another network: the daemon is not found by its abstract address from there.
+            let network = if name == "two" { "--net" } else { "" };
+            let script = format!(
+                "{CONTAINER} {network} sh -ec '\"$0\" \"$@\"; sha256sum {0}/weights/* >{1}.part; \
+                 mv {1}.part {1}; until test -e {2}; do sleep 0.1; done; \"$0\" umount {0}' \"$@\"; \
+                 exit $?",
+                text(&place),
+                text(&made),
+                text(&over)
+            );
+            let arguments = ["mount", &counted.reference, text(&place)];
+            let command = kitfs.command_after(&script, &arguments);
+            mounted.push((made, std::thread::spawn(move || Kitfs::run_command(command))));
+        }
+        let sums: Vec<String> = mounted
+            .iter()
+            .map(|(made, _)| {
+                wait_until("the sums", || made.exists());
+                fs::read_to_string(made).unwrap()
+            })
+            .collect();
+        let status = kitfs.json(&["status", "--json"]);
+        assert_eq!(status.as_array().unwrap().len(), 2, "{status}");
+        fs::write(&over, "").unwrap();
+        for (_, thread) in mounted {
+            let outcome = thread.join().unwrap();
+            assert_eq!(outcome.code, Some(0), "{}{}", outcome.stderr, kitfs.log());
+        }
+        assert_eq!(sums[0], sums[1]);
+        for index in 0..3 {
+            assert!(sums[0].contains(&sha256(&expected_content(&counted, index))), "{sums:?}");
+        }
+        // Both containers may have asked for the config before one had it.
+        let config = fs::metadata(counted.written.blob(&counted.written.config)).unwrap().len();
+        let (fetched, everything) = (counted.fetched(), counted.everything());
+        assert!(fetched <= everything + config, "{fetched} of {everything}");
+        assert!(!is_mounted(&place));
+        kitfs.succeed(&["daemon", "stop"]);
+        daemon.into_iter().for_each(|mut daemon| _ = daemon.wait());
+    }
 }
