@@ -96,7 +96,7 @@ impl Backend {
         let mut watch = Stopwatch::start();
         loop {
             match Self::answering(config).await? {
-                None if lifecycle::is_being_replaced(config, watch.look()) => {
+                None if lifecycle::is_being_replaced(config, watch.look())? => {
                     tokio::time::sleep(lifecycle::POLL_INTERVAL).await;
                 }
                 daemon => return Ok(daemon),

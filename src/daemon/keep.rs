@@ -5,8 +5,9 @@
 //! kitfs daemon run --kept --its keeper died--> kitfs daemon keep --adopt PID
 //! ```
 
+use std::fmt::Display;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ use crate::process::limits::ChildLimits;
 /// The name of the lock in the cache folder.
 const LOCK_NAME: &str = "keeper.lock";
 
+/// The longest number of a process, with a newline, and room to spare.
+const LONGEST_PID: u64 = 16;
+
 /// The tries to take the lock. A command that looks at the lock holds it for a moment.
 const LOCK_TRIES: u32 = 10;
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
@@ -36,7 +40,7 @@ pub fn keep(config: &DaemonConfig, adopt: Option<Pid>) -> ExitCode {
     let lock = match lock(&config.cache_folder) {
         Ok(Some(lock)) => lock,
         Ok(None) => {
-            eprintln!("kitfs: another daemon holds {}", config.cache_folder.display());
+            eprintln!("kitfs: {}", held_by_keeper(&config.cache_folder));
             return ExitCode::from(FailureKind::Cache.exit_code());
         }
         Err(error) => {
@@ -77,6 +81,48 @@ pub fn keep(config: &DaemonConfig, adopt: Option<Pid>) -> ExitCode {
 pub(super) fn is_kept(folder: &Path) -> bool {
     let Ok(file) = File::open(folder.join(LOCK_NAME)) else { return false };
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
+/// Says that the keeper of a cache folder holds it, though no worker answers.
+pub(super) fn held_by_keeper(folder: &Path) -> String {
+    let place = folder.display();
+    match keeper_of(folder) {
+        Some(pid) if is_stopped(pid) => stopped(place, pid),
+        Some(pid) => format!(
+            "the daemon of {place} (its keeper is process {pid}) does not answer yet: try again in a moment; its \
+             log is daemon.log in that folder"
+        ),
+        None => format!(
+            "the daemon of {place} does not answer yet: try again in a moment; its log is daemon.log in that \
+             folder"
+        ),
+    }
+}
+
+/// The advice for a keeper that is stopped (SIGSTOP), if it is: it starts no worker then.
+pub(super) fn stopped_keeper(folder: &Path) -> Option<String> {
+    let pid = keeper_of(folder).filter(|&pid| is_stopped(pid))?;
+    Some(stopped(folder.display(), pid))
+}
+
+fn stopped(place: impl Display, pid: u32) -> String {
+    format!(
+        "the daemon of {place} does not answer: its keeper, process {pid}, is stopped. `kill -CONT {pid}` \
+         continues it, `kill -KILL {pid}` ends it"
+    )
+}
+
+/// The process that has written itself into the lock.
+fn keeper_of(folder: &Path) -> Option<u32> {
+    let mut text = String::new();
+    File::open(folder.join(LOCK_NAME)).ok()?.take(LONGEST_PID).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Whether a process is stopped, as proc_pid_stat(5) has it.
+fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 /// Starts a keeper for this process, whose keeper is gone.
@@ -142,7 +188,11 @@ fn lock(folder: &Path) -> io::Result<Option<File>> {
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
     for _ in 0..LOCK_TRIES {
         match file.try_lock() {
-            Ok(()) => return Ok(Some(file)),
+            Ok(()) => {
+                // Only a name for messages: a full disk does not keep the daemon from its work.
+                let _ = file.set_len(0).and_then(|()| writeln!(&file, "{}", std::process::id()));
+                return Ok(Some(file));
+            }
             Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_INTERVAL),
             Err(TryLockError::Error(error)) => return Err(error),
         }

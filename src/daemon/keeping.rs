@@ -6,14 +6,13 @@
 //! the mount ended --drop--> released
 //! ```
 //!
-//! The record of a mount is a file in memory. It has the options of the command, secrets of S3 stores
-//! among them, so it never goes to the disk.
+//! `record` says what a later process needs of a mount.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,22 +20,15 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
 use super::keep::{self, Program};
 use super::lifecycle::DaemonConfig;
+use super::record::{self, Announced, Record, Unreadable};
 use crate::control::api::MountDescription;
-use crate::fs::LoadedKit;
-use crate::fuse::{Attached, MountState};
+use crate::fuse::Attached;
 use crate::keeper::{Channel, Held, Order};
-use crate::kit::NodeId;
-use crate::oci::Digest;
 use crate::process::limits::ChildLimits;
-
-/// The longest record, in bytes: as long as the longest request.
-const RECORD_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The mounts that a keeper holds for this process.
 #[derive(Debug)]
@@ -56,6 +48,8 @@ pub(super) struct Keeping {
 /// The descriptors of a mount, for the next keeper if this one dies.
 #[derive(Debug)]
 struct Descriptors {
+    /// The number of the FUSE connection.
+    connection: Option<NonZeroU32>,
     device: OwnedFd,
     record: File,
     opens: OwnedFd,
@@ -67,56 +61,6 @@ pub(super) struct Kept {
     keeping: Arc<Keeping>,
     number: u64,
     descriptors: Arc<Descriptors>,
-}
-
-/// The content of a record: a line of JSON for each field.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
-    /// The request of the command.
-    pub(super) request: MountDescription,
-    /// The state of a mount that was announced to its command.
-    pub(super) announced: Option<Announced>,
-}
-
-/// The data with which a later process goes on with a mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Announced {
-    /// The reference with the digest of the manifest.
-    pub(super) pinned: String,
-    /// The tree whose inodes the kernel knows.
-    pub(super) tree: TreeMark,
-    pub(super) state: MountState,
-    /// Seconds since 1970.
-    pub(super) mounted_at: i64,
-}
-
-/// Tells apart trees with other inodes. A kit's own layers follow from its digest, but a remote data set
-/// may have moved, and another version of kitfs may order a tree in another way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct TreeMark {
-    manifest: String,
-    layers: Vec<String>,
-    /// The SHA-256 digest of all names and sizes, in the order of the inodes.
-    nodes: String,
-}
-
-impl TreeMark {
-    /// The mark of a kit. Blocks: a tree of a million nodes takes a tenth of a second.
-    pub(super) fn of(kit: &LoadedKit) -> Self {
-        let mut nodes = Sha256::new();
-        for node in (0..kit.tree.len()).map(NodeId) {
-            let name = kit.tree.name(node);
-            nodes.update(kit.tree.parent(node).0.to_le_bytes());
-            nodes.update(kit.tree.size(node).to_le_bytes());
-            nodes.update((name.len() as u64).to_le_bytes());
-            nodes.update(name);
-        }
-        Self {
-            manifest: kit.manifest.to_string(),
-            layers: kit.layers.iter().map(|layer| layer.key().digest.to_string()).collect(),
-            nodes: Digest::from_sha256(nodes.finalize().into()).to_string(),
-        }
-    }
 }
 
 impl Keeping {
@@ -170,11 +114,12 @@ impl Keeping {
         }
         let record = rustix::fs::memfd_create("kitfs-mount", MemfdFlags::CLOEXEC)?;
         let descriptors = Descriptors {
+            connection: attached.place().connection(),
             device: attached.device().try_clone_to_owned()?,
             record: record.into(),
             opens: attached.opens().try_clone_to_owned()?,
         };
-        descriptors.record.write_all_at(&line_of(request)?, 0)?;
+        record::begin(&descriptors.record, request)?;
         let number = {
             let mut next = self.next_number.lock();
             *next += 1;
@@ -190,14 +135,15 @@ impl Keeping {
     }
 
     /// Knows a mount that the keeper has handed over, and returns its record.
-    pub(super) fn taken_over(self: &Arc<Self>, held: Held) -> (Kept, io::Result<Record>) {
-        let Held { number, device, record, opens } = held;
+    pub(super) fn taken_over(self: &Arc<Self>, held: Held) -> (Kept, Result<Record, Unreadable>) {
+        let Held { number, connection, device, record, opens } = held;
         {
             let mut next = self.next_number.lock();
             *next = (*next).max(number + 1);
         }
-        let kept = self.know(number, Descriptors { device, record: record.into(), opens });
-        let record = kept.descriptors.read();
+        let descriptors = Descriptors { connection, device, record: record.into(), opens };
+        let kept = self.know(number, descriptors);
+        let record = record::read(&kept.descriptors.record);
         (kept, record)
     }
 
@@ -223,6 +169,12 @@ impl Keeping {
             // The descriptor stays open until this process ends.
             std::mem::forget(self.channel.lock().take());
         }
+    }
+
+    /// Tells the keeper that the mounts of this process have ended. Programs may still use some that are out
+    /// of the tree.
+    pub(super) fn note_ended(&self) {
+        self.tell("the end of its mounts", Channel::ended);
     }
 
     fn tell(&self, what: &str, tell: impl FnOnce(&Channel) -> io::Result<()>) {
@@ -283,8 +235,7 @@ impl Keeping {
 impl Kept {
     /// Notes that the mount is announced to its command, and what a later process needs.
     pub(super) fn announce(&self, announced: &Announced) -> io::Result<()> {
-        let record = &self.descriptors.record;
-        record.write_all_at(&line_of(announced)?, record.metadata()?.len())
+        record::announce(&self.descriptors.record, announced)
     }
 
     /// The FUSE device.
@@ -307,65 +258,8 @@ impl Drop for Kept {
 
 impl Descriptors {
     fn send(&self, channel: &Channel, number: u64) -> io::Result<()> {
-        channel.hold(number, self.device.as_fd(), self.record.as_fd(), self.opens.as_fd())
-    }
-
-    fn read(&self) -> io::Result<Record> {
-        let length = self.record.metadata()?.len();
-        if length > RECORD_LIMIT_BYTES {
-            return Err(io::Error::other("the record of a mount is too long"));
-        }
-        let mut bytes = vec![0; length as usize];
-        self.record.read_exact_at(&mut bytes, 0)?;
-        Record::decode(&bytes)
-    }
-}
-
-impl Record {
-    /// Decodes a record. The first line is complete before the keeper gets the record. A kill may cut the
-    /// second one: the mount was not announced then.
-    fn decode(bytes: &[u8]) -> io::Result<Self> {
-        let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
-        let request = serde_json::from_slice(lines.next().unwrap_or_default())?;
-        let announced = lines.next().filter(|line| line.ends_with(b"\n"));
-        let announced = announced.map(serde_json::from_slice).transpose()?;
-        Ok(Self { request, announced })
-    }
-}
-
-fn line_of(value: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(value)?;
-    line.push(b'\n');
-    Ok(line)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_record_that_a_kill_has_cut_is_of_a_mount_that_was_not_announced() {
-        let request: MountDescription = serde_json::from_value(json!({
-            "kit": {"reference": "ghcr.io/org/kit:v1", "umask": 18}, "mountpoint": "/a\nb", "tensor_prefetch": true,
-            "hydrate": "begun", "hydrate_after_seconds": 30,
-        }))
-        .unwrap();
-        let announced: Announced = serde_json::from_value(json!({
-            "pinned": "ghcr.io/org/kit@sha256:00", "mounted_at": 7,
-            "tree": {"manifest": "sha256:00", "layers": ["sha256:01"], "nodes": "sha256:02"},
-            "state": {"path": "/a\nb", "features": 5, "device": [0, 44], "made": null},
-        }))
-        .unwrap();
-        let first = line_of(&request).unwrap();
-        let whole = [first.clone(), line_of(&announced).unwrap()].concat();
-        for cut in first.len()..whole.len() {
-            let record = Record::decode(&whole[..cut]).unwrap();
-            assert_eq!(record, Record { request: request.clone(), announced: None }, "{cut}");
-        }
-        let record = Record::decode(&whole).unwrap();
-        assert_eq!(record, Record { request, announced: Some(announced) });
-        assert!(Record::decode(b"").is_err() && Record::decode(&whole[1..]).is_err());
+        let (device, record, opens) =
+            (self.device.as_fd(), self.record.as_fd(), self.opens.as_fd());
+        channel.hold(number, self.connection, device, record, opens)
     }
 }

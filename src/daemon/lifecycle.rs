@@ -168,7 +168,10 @@ pub async fn run(
         let _ = taking_over.await;
         service.all_taken_over().await;
     };
-    let _ = running_time::timeout(STOP_TIMEOUT, given_up).await;
+    let is_given_up = running_time::timeout(STOP_TIMEOUT, given_up).await.is_ok();
+    if is_given_up {
+        keeping.note_ended();
+    }
     service.settle().await;
     service.drain();
     let drained = async { while servers.join_next().await.is_some() {} };
@@ -412,8 +415,18 @@ pub(super) async fn wait_until_gone(folder: &Path) -> Result<(), Failure> {
 
 /// Whether a daemon that does not answer for `silence` is worth waiting for: its keeper starts the next
 /// process.
-pub(super) fn is_being_replaced(config: &DaemonConfig, silence: Duration) -> bool {
-    silence < REPLACEMENT_PATIENCE && keep::is_kept(&config.cache_folder)
+///
+/// # Errors
+/// When the keeper is stopped: it starts none.
+pub(super) fn is_being_replaced(config: &DaemonConfig, silence: Duration) -> Result<bool, Failure> {
+    let folder = &config.cache_folder;
+    if !keep::is_kept(folder) {
+        return Ok(false);
+    }
+    match keep::stopped_keeper(folder) {
+        Some(words) if silence > HELD_PATIENCE => Err(Failure::new(FailureKind::Daemon, words)),
+        _ => Ok(silence < REPLACEMENT_PATIENCE),
+    }
 }
 
 /// Waits until a process other than that of `before` answers. Gives it some time to go on with all mounts.
@@ -473,12 +486,7 @@ pub(super) async fn falls_silent(socket: &SocketPath) -> bool {
 }
 
 fn starting(config: &DaemonConfig) -> Failure {
-    let folder = config.cache_folder.display();
-    let message = format!(
-        "the daemon of {folder} is starting and does not answer yet: try again in a moment; its log is \
-         daemon.log in that folder"
-    );
-    Failure::new(FailureKind::Cache, message)
+    Failure::new(FailureKind::Cache, keep::held_by_keeper(&config.cache_folder))
 }
 
 fn used_by_daemon(config: &DaemonConfig) -> Failure {

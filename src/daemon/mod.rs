@@ -41,6 +41,7 @@ mod networks;
 mod own_paths;
 mod paths;
 mod reading;
+mod record;
 mod recording;
 mod replay;
 mod seen;

@@ -32,7 +32,7 @@ use super::swap::{self, Before, Swap};
 use super::wire::init::Features;
 use super::{MountError, MountOptions, device, readahead};
 use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
-use crate::process::limits::MORE_PROCESSES;
+use crate::process::limits::{ChildLimits, MORE_PROCESSES};
 use crate::process::running_time::{self, Stopwatch};
 
 /// How long a fresh mount may take to answer its first `stat`.
@@ -247,8 +247,8 @@ impl Prepared {
 
 /// The state of a mount that a process needs to take it over, beside its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MountState {
-    #[serde(flatten)]
     place: MountPlace,
     /// The flags that the handshake has agreed on.
     features: u64,
@@ -264,9 +264,9 @@ impl MountState {
     fn taken_over(
         &self,
         ended: watch::Receiver<bool>,
-        options: &MountOptions,
+        child_limits: ChildLimits,
     ) -> (Attachment, Mountpoint) {
-        let attachment = Attachment::at(&self.place, ended, options.child_limits);
+        let attachment = Attachment::at(&self.place, ended, child_limits);
         (attachment, Mountpoint::taken_over(self.place.path.clone(), self.place.made))
     }
 }
@@ -332,7 +332,7 @@ impl Mount {
         let (device, opens) = descriptors;
         let io = io_error(&state.place.path);
         let (end, ended) = watch::channel(connection::has_ended(&device));
-        let (attachment, mountpoint) = state.taken_over(ended, options);
+        let (attachment, mountpoint) = state.taken_over(ended, options.child_limits);
         let (opens, open) = OpenRecords::taken_over(opens).map_err(io)?;
         let attached = Attached { attachment, mountpoint, device, opens, end, outside: None };
         let prepared = Prepared::new(attached, kit, options, config)?;
@@ -345,16 +345,21 @@ impl Mount {
     /// Takes the mount of a process that is gone out of the tree, and removes the directory if kitfs has
     /// made it. Without `state` the mount was being made. Programs that use the mount get errors once the
     /// last copy of `device` is closed. Blocking.
-    pub fn give_up(device: impl AsFd, state: Option<&MountState>, options: &MountOptions) {
+    pub fn give_up(
+        device: impl AsFd,
+        state: Option<&MountState>,
+        mountpoint: &Path,
+        child_limits: ChildLimits,
+    ) {
         // Nothing is left of a connection that has ended, and another mount may have its number by now.
         let (_end, ended) = watch::channel(connection::has_ended(device));
         match state {
             // Dropped in this order: the mount must be gone before its directory can be removed.
-            Some(state) => drop(state.taken_over(ended, options)),
+            Some(state) => drop(state.taken_over(ended, child_limits)),
             None => {
-                let path = mountpoint::canonical(&options.mountpoint);
-                let path = path.unwrap_or_else(|_| options.mountpoint.clone());
-                drop(Attachment::new(path, ended, options.child_limits));
+                let path = mountpoint::canonical(mountpoint);
+                let path = path.unwrap_or_else(|_| mountpoint.to_owned());
+                drop(Attachment::new(path, ended, child_limits));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The place of a mount, for other processes.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ pub type DeviceNumber = (u32, u32);
 
 /// The place of a mount in the tree that its command sees.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MountPlace {
     /// The canonical mountpoint. Nobody can look it up while the mount is not served.
     pub(super) path: PathBuf,
@@ -44,6 +46,12 @@ impl MountPlace {
     /// Whether this process sees another part of the file tree, so that the path may be another one for it.
     pub(super) fn is_elsewhere(&self) -> bool {
         self.view.is_some() && own_view().ok() != self.view
+    }
+
+    /// The number of the mount's connection in `/sys/fs/fuse/connections`: its device number. The major number
+    /// of a file system without a disk is zero.
+    pub fn connection(&self) -> Option<NonZeroU32> {
+        self.device.filter(|&(major, _)| major == 0).and_then(|(_, minor)| NonZeroU32::new(minor))
     }
 
     pub(super) fn device(&self) -> Option<Device> {

@@ -1,6 +1,7 @@
 //! The worker's end of the socket between keeper and worker.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ pub struct Channel {
 /// How the worker ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// No other worker is wanted.
+    /// The worker ends its mounts first. Another worker does so if this one is killed before.
     End,
     /// Another worker goes on with the mounts.
     Replace,
@@ -59,18 +60,20 @@ impl Channel {
         Ok(Self { socket })
     }
 
-    /// Has the keeper hold the descriptors of a mount from now on.
+    /// Has the keeper hold the descriptors of a mount from now on. `connection` is the number of its FUSE
+    /// connection.
     ///
     /// # Errors
     /// When the keeper is gone.
     pub fn hold(
         &self,
         number: u64,
+        connection: Option<NonZeroU32>,
         device: BorrowedFd<'_>,
         record: BorrowedFd<'_>,
         opens: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        self.send(Message::Hold(number), Some([device, record, opens]))
+        self.send(Message::Hold { number, connection }, Some([device, record, opens]))
     }
 
     /// The mount has ended.
@@ -90,6 +93,11 @@ impl Channel {
             Order::Replace => Message::Replacing,
         };
         self.send(message, None)
+    }
+
+    /// All mounts of this worker have ended.
+    pub fn ended(&self) -> io::Result<()> {
+        self.send(Message::Ended, None)
     }
 
     fn send(&self, message: Message, descriptors: Option<[BorrowedFd<'_>; 3]>) -> io::Result<()> {

@@ -14,12 +14,15 @@
 //! - [`Channel`]: the worker's end of the socket between both.
 //! - `message`: the datagrams on that socket, pure.
 //! - `budget`: how often a worker that dies at its start is started again.
+//! - `connections`: ends the mounts that nobody will serve. `memory`: keeps the process small.
 //!
 //! A keeper that dies takes nothing with it: the worker has descriptors of its own, and starts another
 //! keeper.
 
 mod budget;
 mod channel;
+mod connections;
+mod memory;
 mod message;
 mod process;
 mod signals;
@@ -28,6 +31,7 @@ mod socket;
 pub use channel::{Channel, Order};
 pub use process::{adopt, run};
 
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 
 /// The descriptors of a mount. Their meaning is the worker's.
@@ -35,6 +39,8 @@ use std::os::fd::OwnedFd;
 pub struct Held {
     /// The number that the worker gave the mount.
     pub number: u64,
+    /// The number of its FUSE connection (`/sys/fs/fuse/connections`), if the worker knows it.
+    pub connection: Option<NonZeroU32>,
     /// The FUSE device.
     pub device: OwnedFd,
     /// A file with the settings of the mount.

@@ -97,12 +97,12 @@ pub(super) fn receive(socket: impl AsFd, may_wait: bool) -> rustix::io::Result<R
         return Err(Errno::MFILE);
     }
     Ok(match (Message::decode(&bytes[..received.bytes]), descriptors.len()) {
-        (Some(Message::Hold(number)), DESCRIPTORS) => {
+        (Some(Message::Hold { number, connection }), DESCRIPTORS) => {
             let [device, record, opens] =
                 <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).expect("they were counted");
-            Received::Held(Held { number, device, record, opens })
+            Received::Held(Held { number, connection, device, record, opens })
         }
-        (Some(Message::Hold(_)) | None, _) => Received::Unknown,
+        (Some(Message::Hold { .. }) | None, _) => Received::Unknown,
         (Some(message), _) => Received::Message(message),
     })
 }

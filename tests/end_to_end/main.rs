@@ -12,6 +12,7 @@ mod frozen;
 mod golden_kits;
 mod idle_mounts;
 mod indexes;
+mod keeper;
 mod kinds_of_kits;
 mod kit_storage;
 mod lazy;

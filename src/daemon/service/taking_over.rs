@@ -1,13 +1,15 @@
 //! Goes on with the mounts of a process that is gone.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 
 use super::super::failure::panicked;
-use super::super::keeping::{Announced, Kept, Record, TreeMark};
+use super::super::keeping::Kept;
 use super::super::mounts::Reservation;
+use super::super::record::{Announced, Record, TreeMark, Unreadable};
 use super::mounting::fs_config;
 use super::{Service, stopping};
 use crate::control::api::{Failure, FailureKind, KitRequest, MountDescription};
@@ -37,8 +39,16 @@ impl Service {
                     let this = self.clone();
                     self.taking_over.spawn(async move { this.go_on(kept, record).await });
                 }
-                Err(error) => {
-                    tracing::error!(%error, "a mount ends: its record cannot be read");
+                Err(Unreadable { mountpoint: Some(mountpoint), why }) => {
+                    let this = self.clone();
+                    self.taking_over
+                        .spawn(async move { this.give_up(kept, &mountpoint, None, &why).await });
+                }
+                Err(Unreadable { mountpoint: None, why }) => {
+                    tracing::error!(
+                        why,
+                        "a mount ends, and stays in the tree: `kitfs status` lists it"
+                    );
                 }
             }
         }
@@ -64,7 +74,7 @@ impl Service {
         let Record { request, announced } = record;
         let Some(announced) = announced else {
             // Its command was told that there is no mount.
-            return self.give_up(kept, &request, None, "it was being made").await;
+            return self.give_up(kept, &request.mountpoint, None, "it was being made").await;
         };
         let state = announced.state.clone();
         let served = match fuse::resend(kept.device()) {
@@ -76,7 +86,7 @@ impl Service {
             }
         };
         if let Err((kept, failure)) = served {
-            self.give_up(kept, &request, Some(state), &failure.to_string()).await;
+            self.give_up(kept, &request.mountpoint, Some(state), &failure.to_string()).await;
         }
     }
 
@@ -177,23 +187,16 @@ impl Service {
     }
 
     /// Ends a mount that this process cannot serve: its readers get an error, and do not wait for ever.
-    async fn give_up(
-        &self,
-        kept: Kept,
-        request: &MountDescription,
-        state: Option<MountState>,
-        why: &str,
-    ) {
-        let mountpoint = request.mountpoint.display();
-        tracing::error!(%mountpoint, why, "a mount ends with the daemon that served it");
-        let options = self.mount_options(request);
+    async fn give_up(&self, kept: Kept, mountpoint: &Path, state: Option<MountState>, why: &str) {
+        tracing::error!(mountpoint = %mountpoint.display(), why, "a mount ends with the daemon that served it");
+        let (place, child_limits) = (mountpoint.to_owned(), self.child_limits);
         let end = move || {
-            Mount::give_up(kept.device(), state.as_ref(), &options);
+            Mount::give_up(kept.device(), state.as_ref(), &place, child_limits);
             // Without its descriptors the kernel answers every request of the mount with an error.
             drop(kept);
         };
         if let Err(error) = spawn_blocking(end).await {
-            tracing::error!(%mountpoint, %error, "ending a mount failed");
+            tracing::error!(mountpoint = %mountpoint.display(), %error, "ending a mount failed");
         }
     }
 }

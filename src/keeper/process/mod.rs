@@ -8,27 +8,37 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal};
+use rustix::time::Timespec;
 
-use super::Held;
 use super::budget::Budget;
+use super::memory::FilePages;
 use super::message::Message;
-use super::signals;
 use super::socket::{self, Received};
+use super::{Held, Order, connections, signals};
+
+/// How long nothing may happen before memory is given back. Workers that die one after another must not
+/// wait for the keeper's own pages.
+const QUIET: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// How long a worker may live on after its channel was closed. The kernel closes the channel of a worker that
+/// dies, and tells its end within milliseconds. A worker that lives on wants another keeper.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process that serves the mounts.
 struct Worker {
     /// The keeper's end of the socket.
     socket: OwnedFd,
-    process: OwnedFd,
+    /// `None` for a worker that was gone before it could be watched.
+    process: Option<OwnedFd>,
     /// `None` for a worker that another process has started.
     child: Option<Child>,
     /// The signal that ends the daemon was passed on.
     is_told_to_end: bool,
     /// When the worker began to answer commands, if it did.
     serves_since: Option<Instant>,
-    /// The worker has said that it ends, and whether another one is wanted.
-    is_replaced: Option<bool>,
+    /// The worker has said that it ends, and how.
+    order: Option<Order>,
     /// Mounts that are still to be handed over, the first ones first.
     to_hand_over: VecDeque<u64>,
     is_handed_over: bool,
@@ -49,22 +59,32 @@ pub fn adopt(
     socket: OwnedFd,
     worker: Pid,
 ) -> ExitCode {
-    let process = match pidfd_open(worker, PidfdFlags::empty()) {
-        Ok(process) => process,
-        // It is gone, and its mounts with it.
-        Err(_) => return ExitCode::FAILURE,
-    };
-    let worker = Worker {
+    Keeper::new(command).run(Some(adopted(socket, worker)))
+}
+
+fn adopted(socket: OwnedFd, worker: Pid) -> Worker {
+    // The worker has started this process. Another process may have the number of a worker that died.
+    let process = pidfd_open(worker, PidfdFlags::empty());
+    let process = process.ok().filter(|_| getppid() == Some(worker));
+    Worker {
         socket,
         process,
         child: None,
         is_told_to_end: false,
         serves_since: Some(Instant::now()),
-        is_replaced: None,
+        order: None,
         to_hand_over: VecDeque::new(),
         is_handed_over: true,
-    };
-    Keeper::new(command).run(Some(worker))
+    }
+}
+
+/// The end of [`Keeper::watch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watched {
+    /// The worker has ended.
+    Ended,
+    /// The worker lives, and has closed its channel.
+    Left,
 }
 
 struct Keeper<F> {
@@ -72,8 +92,11 @@ struct Keeper<F> {
     held: BTreeMap<u64, Held>,
     budget: Budget,
     has_ever_served: bool,
-    /// A signal has told the daemon to end.
+    /// The daemon is to end: a signal or its worker said so.
     end: Option<Signal>,
+    pages: FilePages,
+    /// How long a worker may live on without its channel.
+    end_timeout: Duration,
 }
 
 impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
@@ -84,6 +107,8 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
             budget: Budget::default(),
             has_ever_served: false,
             end: None,
+            pages: FilePages::of_this_process(),
+            end_timeout: END_TIMEOUT,
         }
     }
 
@@ -110,38 +135,38 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
                     continue;
                 }
             };
-            self.watch(&mut worker, &signals);
+            if self.watch(&mut worker, &signals) == Watched::Left {
+                log(format_args!("the worker has another keeper"));
+                return ExitCode::FAILURE;
+            }
             let code = worker.code();
-            match worker.is_replaced {
-                Some(true) => {}
-                Some(false) => return code,
-                // With mounts, another worker ends them.
+            match worker.order {
+                Some(Order::Replace) => continue,
+                Some(Order::End) if self.held.is_empty() => return code,
+                // The next worker ends the mounts that are left.
+                Some(Order::End) => self.end = Some(Signal::TERM),
                 None if self.end.is_some() && self.held.is_empty() => return code,
                 None if !self.has_ever_served => return code,
-                None => {
-                    log(format_args!(
-                        "the worker died; {} mounts wait for the next",
-                        self.held.len()
-                    ));
-                    if !self.pause(worker.serves_since.map(|since| since.elapsed())) {
-                        return ExitCode::FAILURE;
-                    }
-                }
+                None => {}
+            }
+            log(format_args!("the worker died; {} mounts wait for the next", self.held.len()));
+            if !self.pause(worker.serves_since.map(|since| since.elapsed())) {
+                return ExitCode::FAILURE;
             }
         }
     }
 
-    /// Waits before the next start. Returns false when the keeper gives up; its end ends the mounts, so
-    /// that no reader waits for ever.
+    /// Waits before the next start. Returns false when the keeper gives up, and has ended the mounts, so that
+    /// no reader waits for ever.
     fn pause(&mut self, served_for: Option<Duration>) -> bool {
         match self.budget.note_death(served_for) {
-            Some(Duration::ZERO) => true,
             Some(pause) => {
                 std::thread::sleep(pause);
                 true
             }
             None => {
                 log(format_args!("too many workers died at their start: the mounts end"));
+                connections::abort(self.held.values());
                 false
             }
         }
@@ -155,7 +180,9 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
         // The worker alone tells the command that started the daemon when it is ready. So the output must
         // close when that worker dies.
         drop(command);
-        silence_output();
+        if !self.has_ever_served {
+            silence_output();
+        }
         let pid = Pid::from_child(&child);
         let process = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(process) => process,
@@ -166,18 +193,19 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
         };
         Ok(Worker {
             socket: ours,
-            process,
+            process: Some(process),
             child: Some(child),
             is_told_to_end: false,
             serves_since: None,
-            is_replaced: None,
+            order: None,
             to_hand_over: self.held.keys().copied().collect(),
             is_handed_over: false,
         })
     }
 
     /// Does what a worker says until it has ended, and passes signals on.
-    fn watch(&mut self, worker: &mut Worker, signals: &OwnedFd) {
+    fn watch(&mut self, worker: &mut Worker, signals: &OwnedFd) -> Watched {
+        let mut is_quiet = false;
         loop {
             self.hand_over(worker);
             let mut wanted = PollFlags::IN;
@@ -193,20 +221,29 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
                 worker.signal(signal);
             }
             let awaited = if passes_on { PollFlags::IN } else { PollFlags::empty() };
+            let Some(process) = &worker.process else {
+                self.hear(worker);
+                return Watched::Ended;
+            };
             let mut descriptors = [
                 PollFd::new(&worker.socket, wanted),
-                PollFd::new(&worker.process, PollFlags::IN),
+                PollFd::new(process, PollFlags::IN),
                 PollFd::new(signals, awaited),
             ];
-            match poll(&mut descriptors, None) {
-                Ok(_) | Err(Errno::INTR) => {}
+            match poll(&mut descriptors, (!is_quiet).then_some(&QUIET)) {
+                Ok(0) => {
+                    self.pages.give_back();
+                    is_quiet = true;
+                    continue;
+                }
+                Ok(_) | Err(Errno::INTR) => is_quiet = false,
                 Err(error) => log(format_args!("cannot wait: {error}")),
             }
             let has_ended = !descriptors[1].revents().is_empty();
             // Messages that a worker sent before its end count.
             let is_open = self.hear(worker);
             if has_ended {
-                return;
+                return Watched::Ended;
             }
             while passes_on && let Some(signal) = signals::next(signals) {
                 if signal == Signal::HUP {
@@ -217,10 +254,7 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
                 }
             }
             if !is_open {
-                // The worker has closed its channel, and is about to end.
-                let mut end =
-                    [PollFd::new(&worker.process, PollFlags::IN), PollFd::new(signals, awaited)];
-                let _ = poll(&mut end, None);
+                return worker.wait_for_end(self.end_timeout);
             }
         }
     }
@@ -234,7 +268,7 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
             };
             match socket::send(
                 &worker.socket,
-                Message::Hold(*number),
+                Message::Hold { number: *number, connection: held.connection },
                 Some(held.descriptors()),
                 false,
             ) {
@@ -262,11 +296,13 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
                     worker.serves_since = Some(Instant::now());
                     self.has_ever_served = true;
                 }
-                Ok(Received::Message(Message::Ending)) => worker.is_replaced = Some(false),
-                Ok(Received::Message(Message::Replacing)) => worker.is_replaced = Some(true),
-                Ok(Received::Message(Message::Hold(_) | Message::Complete) | Received::Unknown) => {
-                    log(format_args!("the worker sent a message of another version"));
-                }
+                Ok(Received::Message(Message::Ending)) => worker.order = Some(Order::End),
+                Ok(Received::Message(Message::Replacing)) => worker.order = Some(Order::Replace),
+                // Programs may still use mounts that are out of the tree.
+                Ok(Received::Message(Message::Ended)) => self.held.clear(),
+                Ok(
+                    Received::Message(Message::Hold { .. } | Message::Complete) | Received::Unknown,
+                ) => log(format_args!("the worker sent a message of another version")),
                 Ok(Received::Nothing) => return true,
                 Ok(Received::End) => return false,
                 Err(error) => {
@@ -280,8 +316,27 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
 
 impl Worker {
     fn signal(&self, signal: Signal) {
-        // The worker may have just ended.
-        let _ = pidfd_send_signal(&self.process, signal);
+        if let Some(process) = &self.process {
+            // The worker may have just ended.
+            let _ = pidfd_send_signal(process, signal);
+        }
+    }
+
+    /// Waits for the end of a worker that has closed its channel.
+    fn wait_for_end(&self, timeout: Duration) -> Watched {
+        let Some(process) = &self.process else { return Watched::Ended };
+        let timeout = Timespec {
+            tv_sec: timeout.as_secs().cast_signed(),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        loop {
+            match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) => return Watched::Left,
+                Ok(_) => return Watched::Ended,
+                Err(Errno::INTR) => {}
+                Err(_) => return Watched::Left,
+            }
+        }
     }
 
     /// The exit code of a worker that has ended, as a shell tells it.
@@ -306,3 +361,6 @@ fn log(words: std::fmt::Arguments<'_>) {
     use io::Write as _;
     let _ = writeln!(io::stderr(), "keeper: {words}");
 }
+
+#[cfg(test)]
+mod tests;

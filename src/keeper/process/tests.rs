@@ -1,0 +1,90 @@
+//! Tests of the keeper's loop, with shells as workers.
+
+use std::num::NonZeroU32;
+use std::os::fd::AsFd;
+use std::sync::mpsc;
+use std::thread;
+
+use super::super::Channel;
+use super::*;
+
+/// A worker that a keeper has started: the worker's end of the socket.
+fn started(heads: &mpsc::Sender<OwnedFd>) -> impl FnMut(OwnedFd) -> io::Result<Command> + use<> {
+    let heads = heads.clone();
+    move |socket| {
+        let _ = heads.send(socket.try_clone()?);
+        let mut command = Command::new("sleep");
+        command.arg("0.3").stdin(socket);
+        Ok(command)
+    }
+}
+
+/// The number of a process that is gone.
+fn gone() -> Pid {
+    let mut child = Command::new("true").spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    child.wait().unwrap();
+    pid
+}
+
+fn hold(channel: &Channel, number: u64, connection: u32) {
+    let file = tempfile::tempfile().unwrap();
+    let file = file.as_fd();
+    channel.hold(number, NonZeroU32::new(connection), file, file, file).unwrap();
+}
+
+#[test]
+fn mounts_of_a_worker_that_was_gone_before_its_keeper_looked_go_on() {
+    let (channel, theirs) = Channel::new().unwrap();
+    hold(&channel, 7, 0);
+    hold(&channel, 8, 40);
+    hold(&channel, 7, 41);
+    drop(channel);
+    let (heads, workers) = mpsc::channel();
+    let command = started(&heads);
+    let keeper = thread::spawn(move || Keeper::new(command).run(Some(adopted(theirs, gone()))));
+    let (channel, held) = Channel::from_keeper(workers.recv().unwrap()).unwrap();
+    let known: Vec<_> =
+        held.iter().map(|held| (held.number, held.connection.map(NonZeroU32::get))).collect();
+    assert_eq!(known, [(7, Some(41)), (8, Some(40))]);
+    channel.serving().unwrap();
+    channel.ending(Order::End).unwrap();
+    channel.ended().unwrap();
+    keeper.join().unwrap();
+}
+
+#[test]
+fn a_worker_that_dies_before_its_mounts_have_ended_is_followed_by_one_that_ends_them() {
+    let (channel, theirs) = Channel::new().unwrap();
+    hold(&channel, 1, 0);
+    channel.ending(Order::End).unwrap();
+    drop(channel);
+    let (heads, workers) = mpsc::channel();
+    let command = started(&heads);
+    let keeper = thread::spawn(move || Keeper::new(command).run(Some(adopted(theirs, gone()))));
+    // This worker serves, and is told to end, which kills it: it knows no better.
+    let (channel, held) = Channel::from_keeper(workers.recv().unwrap()).unwrap();
+    assert_eq!(held.len(), 1);
+    channel.serving().unwrap();
+    let (channel, held) = Channel::from_keeper(workers.recv().unwrap()).unwrap();
+    assert_eq!(held.len(), 1);
+    channel.serving().unwrap();
+    channel.release(1).unwrap();
+    keeper.join().unwrap();
+    assert!(workers.try_recv().is_err(), "nothing is left for another worker");
+}
+
+#[test]
+fn a_keeper_that_its_worker_has_left_ends() {
+    let (channel, theirs) = Channel::new().unwrap();
+    hold(&channel, 1, 0);
+    let (heads, workers) = mpsc::channel();
+    let mut keeper = Keeper::new(started(&heads));
+    keeper.end_timeout = Duration::from_millis(50);
+    // The parent of this process lives on.
+    let parent = getppid().unwrap();
+    let keeper = thread::spawn(move || keeper.run(Some(adopted(theirs, parent))));
+    drop(channel);
+    keeper.join().unwrap();
+    assert!(workers.try_recv().is_err(), "the worker is alive, and needs no other");
+}
