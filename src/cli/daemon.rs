@@ -8,12 +8,12 @@ use rustix::process::Pid;
 use super::arguments::LogFormat;
 use super::error::CliError;
 use super::mount::notify_ready;
-use super::output::{count_of, print_json, print_line, print_warnings, warn};
+use super::output::{count_of, path_text, print_json, print_line, print_warnings, warn};
 use super::runtime::block_on;
 use super::settings::Settings;
 use super::sizes;
 use super::status::print_mounts;
-use crate::control::api::FailureKind;
+use crate::control::api::{FailureKind, RestoreRequest, Unrestored};
 use crate::daemon::{self, Backend, DaemonConfig};
 
 #[derive(Debug, clap::Args)]
@@ -29,7 +29,19 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Start the daemon, if it does not run.
-    Start,
+    #[command(after_help = "\
+A daemon that starts mounts again what died with the daemon before it, when
+both of its processes were killed. With --restore it also mounts what was
+mounted when the machine went down, and what a signal (SIGTERM, as systemd
+sends it) has ended: the same versions at the same places. Mounts that
+`kitfs umount` or `kitfs daemon stop` has ended stay as they are. A place where
+something else is mounted now is left alone, with a warning. Mounts whose
+registry does not answer are tried again in the background.")]
+    Start {
+        /// Mount again what was mounted when the machine went down, or a signal ended the daemon.
+        #[arg(long)]
+        restore: bool,
+    },
     /// End all mounts of the daemon, then the daemon.
     Stop,
     /// Replace the daemon's process; its mounts go on.
@@ -70,7 +82,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         Command::Keep { .. } => {
             Err(CliError::internal("the keeper is started by `main`".to_owned()))
         }
-        Command::Start => block_on(start(settings, config)),
+        Command::Start { restore } => block_on(start(settings, config, restore)),
         Command::Stop => block_on(stop(config)),
         Command::Status { json } => block_on(status(config, json)),
         Command::Run { kept, .. } => {
@@ -84,12 +96,30 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
     }
 }
 
-async fn start(settings: &Settings, config: DaemonConfig) -> Result<(), CliError> {
+async fn start(
+    settings: &Settings,
+    config: DaemonConfig,
+    is_to_restore: bool,
+) -> Result<(), CliError> {
     let backend = Backend::daemon(&config).await?;
     settings.warn_of_other_bounds(&backend).await?;
     let status = backend.status().await?;
     let folder = status.cache_folder.display();
-    print_line(format_args!("the daemon of {folder} runs as process {}", status.pid))
+    print_line(format_args!("the daemon of {folder} runs as process {}", status.pid))?;
+    if !is_to_restore {
+        return Ok(());
+    }
+    let report = backend.ask(RestoreRequest {}).await?;
+    for mountpoint in &report.restored {
+        print_line(format_args!("mounted again: {}", path_text(mountpoint)))?;
+    }
+    for Unrestored { mountpoint, reason } in &report.waiting {
+        warn(format_args!("{} waits for its kit: {reason}", path_text(mountpoint)));
+    }
+    for Unrestored { mountpoint, reason } in &report.failed {
+        warn(format_args!("{} is not mounted again: {reason}", path_text(mountpoint)));
+    }
+    Ok(())
 }
 
 /// Runs the keeper. It has no runtime and no log, so that it stays small.

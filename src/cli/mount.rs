@@ -171,6 +171,8 @@ async fn mount(
     request: MountDescription,
     replace: bool,
 ) -> Result<(), CliError> {
+    // The mount takes the place of one that died with its daemon.
+    daemon::forget_dead(&config, &request.mountpoint).await?;
     let backend = Backend::daemon(&config).await?;
     settings.warn_of_other_bounds(&backend).await?;
     let bar = pass_bar();

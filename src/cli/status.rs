@@ -13,7 +13,7 @@ use super::output::{
 use super::settings::Settings;
 use super::sizes;
 use crate::control::api::{DaemonStatus, HydrateState, MountStatus, PassthroughState};
-use crate::daemon::Backend;
+use crate::daemon::{self, Backend};
 use crate::fuse::{Answer, OtherMount, other_mounts};
 use crate::process::view::own_view;
 
@@ -48,9 +48,10 @@ pub(super) struct Arguments {
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     // Without a cache folder there is no daemon of it, but there may be mounts of other daemons.
     let (running, lost) = match settings.daemon() {
-        Ok(config) => {
-            (status_of(Backend::running(&config).await?).await?, Backend::lost(&config).await?)
-        }
+        Ok(config) => (
+            status_of(daemon::running_or_restoring(&config).await?).await?,
+            Backend::lost(&config).await?,
+        ),
         Err(_) => (None, Vec::new()),
     };
     let mut seen = Vec::new();

@@ -8,7 +8,7 @@ use super::error::CliError;
 use super::output::{print_warnings, say};
 use super::settings::{Settings, mountpoint};
 use crate::control::api::{Failure, FailureKind, MountStatus, UnmountReport, UnmountRequest};
-use crate::daemon::{Backend, Server};
+use crate::daemon::{self, Backend, Server};
 use crate::fuse::{MountError, other_mounts, unmount_other};
 use crate::process::view::own_view;
 
@@ -125,7 +125,13 @@ async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<Unmoun
             );
             Err(Failure::new(FailureKind::Mountpoint, message))
         }
-        Ok(ended) => Ok(ended.map(|()| UnmountReport::default())?),
+        Ok(ended) => {
+            ended?;
+            if let Ok(config) = settings.daemon() {
+                daemon::forget_dead(&config, place).await?;
+            }
+            Ok(UnmountReport::default())
+        }
         Err(error) => Err(Failure::new(FailureKind::Internal, error.to_string())),
     }
 }

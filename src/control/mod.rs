@@ -80,6 +80,7 @@ operations![
     api::StatusRequest,
     api::StopRequest,
     api::ReplaceRequest,
+    api::RestoreRequest,
     api::OpenRequest,
     api::InfoRequest,
     api::TagsRequest,

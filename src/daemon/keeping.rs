@@ -13,8 +13,9 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -22,6 +23,7 @@ use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
+use super::journal::{Journal, Noted};
 use super::keep::{self, Program};
 use super::lifecycle::DaemonConfig;
 use super::record::{self, Announced, Record, Unreadable};
@@ -29,6 +31,9 @@ use crate::control::api::MountDescription;
 use crate::fuse::Attached;
 use crate::keeper::{Channel, Held, Order};
 use crate::process::limits::ChildLimits;
+
+/// The consequence for a mount that is not in the journal.
+const UNNOTED: &str = "it is not made again if both processes of the daemon are killed";
 
 /// The mounts that a keeper holds for this process.
 #[derive(Debug)]
@@ -42,6 +47,8 @@ pub(super) struct Keeping {
     /// The keeper's process.
     keeper: Mutex<Option<u32>>,
     held: Mutex<BTreeMap<u64, Arc<Descriptors>>>,
+    /// None without a keeper, and where the cache folder takes no journal.
+    journal: OnceLock<Arc<Journal>>,
     next_number: Mutex<u64>,
 }
 
@@ -61,6 +68,8 @@ pub(super) struct Kept {
     keeping: Arc<Keeping>,
     number: u64,
     descriptors: Arc<Descriptors>,
+    /// The mount in the journal.
+    noted: Mutex<Option<Noted>>,
 }
 
 impl Keeping {
@@ -86,7 +95,26 @@ impl Keeping {
     ) -> Arc<Self> {
         let (channel, keeper, held) = (Mutex::new(channel), Mutex::new(keeper), Mutex::default());
         let (is_handed_on, next_number) = (AtomicBool::new(false), Mutex::new(1));
-        Arc::new(Self { program, channel, is_handed_on, keeper, held, next_number })
+        let journal = OnceLock::new();
+        Arc::new(Self { program, channel, is_handed_on, keeper, held, journal, next_number })
+    }
+
+    /// Has mounts noted in the journal of a cache folder, if this process has a keeper.
+    pub(super) fn open_journal(&self, cache_folder: &Path) {
+        if !self.is_kept() {
+            return;
+        }
+        match Journal::open(cache_folder) {
+            Ok(journal) => _ = self.journal.set(journal),
+            Err(error) => {
+                tracing::warn!(%error, "mounts cannot be noted in the cache folder: {UNNOTED}");
+            }
+        }
+    }
+
+    /// The journal of mounts.
+    pub(super) fn journal(&self) -> Option<Arc<Journal>> {
+        self.journal.get().cloned()
     }
 
     /// The keeper's process.
@@ -144,13 +172,18 @@ impl Keeping {
         let descriptors = Descriptors { connection, device, record: record.into(), opens };
         let kept = self.know(number, descriptors);
         let record = record::read(&kept.descriptors.record);
+        if let (Some(journal), Ok(Record { announced: Some(announced), .. })) =
+            (self.journal(), &record)
+        {
+            *kept.noted.lock() = journal.taken_over(announced);
+        }
         (kept, record)
     }
 
     fn know(self: &Arc<Self>, number: u64, descriptors: Descriptors) -> Kept {
         let descriptors = Arc::new(descriptors);
         self.held.lock().insert(number, descriptors.clone());
-        Kept { keeping: self.clone(), number, descriptors }
+        Kept { keeping: self.clone(), number, descriptors, noted: Mutex::default() }
     }
 
     /// Tells the keeper that this process answers commands.
@@ -233,9 +266,39 @@ impl Keeping {
 }
 
 impl Kept {
-    /// Notes that the mount is announced to its command, and what a later process needs.
-    pub(super) fn announce(&self, announced: &Announced) -> io::Result<()> {
-        record::announce(&self.descriptors.record, announced)
+    /// Notes what a later process needs of a mount that is about to be announced to its command. Returns a
+    /// warning where the journal does not take it.
+    pub(super) fn announce(
+        &self,
+        description: &MountDescription,
+        announced: &Announced,
+    ) -> io::Result<Option<String>> {
+        let warning = self.note(description, announced);
+        record::announce(&self.descriptors.record, announced)?;
+        Ok(warning)
+    }
+
+    fn note(&self, description: &MountDescription, announced: &Announced) -> Option<String> {
+        let journal = self.keeping.journal()?;
+        // This process cannot mount in another part of the file tree.
+        if announced.state.place().view().is_some_and(|view| view != journal.view()) {
+            return None;
+        }
+        match journal.note(description, announced) {
+            Ok(noted) => {
+                *self.noted.lock() = Some(noted);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the mount cannot be noted in the cache folder: {UNNOTED}");
+                Some(format!("the mount cannot be noted in the cache folder ({error}): {UNNOTED}"))
+            }
+        }
+    }
+
+    /// The mount is out of the tree: no later daemon makes it again.
+    pub(super) fn strike(&self) {
+        drop(self.noted.lock().take());
     }
 
     /// The FUSE device.

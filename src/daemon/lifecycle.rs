@@ -113,6 +113,7 @@ pub async fn run(
         return Err(used_by_daemon(&config));
     }
     let cache = config.open_cache()?;
+    keeping.open_journal(&config.cache_folder);
     let (socket, listener) = FolderSocket::listen(&config.cache_folder)
         .map_err(|error| socket_failure(&config, &error))?;
     let mut address = Address::new(&config.cache_folder);
@@ -145,7 +146,7 @@ pub async fn run(
         }
     };
     let outcome = tokio::select! {
-        outcome = serve_until_told(&service, mount, ready, log.as_ref()) => outcome,
+        outcome = serve_until_told(&service, &keeping, mount, ready, log.as_ref()) => outcome,
         never = keep_short => match never {},
         never = watch_folder(&service) => match never {},
         never = keep_keeper(&config, &keeping, child_limits) => match never {},
@@ -236,6 +237,7 @@ async fn watch_folder(service: &Service) -> std::convert::Infallible {
 
 async fn serve_until_told(
     service: &Arc<Service>,
+    keeping: &Keeping,
     mount: Option<MountDescription>,
     ready: impl FnOnce(Option<&MountStatus>) + Send,
     log: Option<&Log>,
@@ -247,7 +249,11 @@ async fn serve_until_told(
         loop {
             tokio::select! {
                 told = signals.next() => match told {
-                    Told::End(signal) => return signal,
+                    Told::End(signal) => {
+                        // The machine may go down: `daemon start --restore` makes them again.
+                        keeping.journal().iter().for_each(|journal| journal.park());
+                        return signal;
+                    }
                     Told::ReopenLog => log.into_iter().for_each(Log::reopen),
                 },
                 () = service.stop_requested() => return "a stop request",

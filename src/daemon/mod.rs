@@ -21,12 +21,14 @@
 
 mod backend;
 mod bringing;
+mod dead;
 mod describing;
 mod descriptors;
 mod failure;
 mod fitting;
 mod following;
 mod hydrate;
+mod journal;
 mod keep;
 mod keeping;
 mod kits;
@@ -53,6 +55,7 @@ mod waiting;
 mod warming;
 
 pub use backend::{Backend, OpenKit, Server};
+pub use dead::{forget_dead, running_or_restoring};
 pub use keep::keep;
 pub use lifecycle::{DaemonConfig, detach, report_ready, run};
 pub use replay::{TRACE_LIMIT_BYTES, read_trace};

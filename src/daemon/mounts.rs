@@ -99,7 +99,7 @@ pub(super) struct Served {
     /// Ends the recording that runs.
     recording: Mutex<Option<CancellationToken>>,
     /// The keeper's hold on the mount, while the mount has open files too.
-    _kept: Option<Kept>,
+    kept: Option<Kept>,
     /// Cancelled when all of the above is gone: the fields of a struct are dropped in order.
     _release: DropGuard,
     released: CancellationToken,
@@ -318,6 +318,8 @@ impl Mounts {
                 table.entries.insert(served.key.clone(), Entry::Served(before));
             }
         }
+        drop(table);
+        served.kept.iter().for_each(Kept::strike);
     }
 }
 
@@ -347,7 +349,7 @@ impl Reservation {
             mounted_at,
             background: Mutex::new(Some(background)),
             recording: Mutex::default(),
-            _kept: kept,
+            kept,
             _release: release,
             released,
         });

@@ -5,7 +5,7 @@
 //!
 //! - `operations`: the work of each operation of the control plane.
 //! - `opening`: opens kits. `mounting`: serves mounts. `taking_over`: goes on with the mounts of a process
-//!   that is gone.
+//!   that is gone. `restoring`: makes mounts again that died with their daemon.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +36,7 @@ use crate::process::view::own_view;
 mod mounting;
 mod opening;
 mod operations;
+mod restoring;
 mod taking_over;
 
 /// How long a daemon that ends may take to sync its cache: well below the time that `daemon stop` and
@@ -72,6 +73,10 @@ pub struct Service {
     ended: watch::Sender<Option<UnmountReport>>,
     /// Set when the mounts of the process before are served, or had their time.
     has_taken_over: watch::Sender<bool>,
+    /// Set when dead mounts of the journal are made again, or had their time.
+    has_restored: watch::Sender<bool>,
+    /// Held while mounts of the journal are made again.
+    restoring: tokio::sync::Mutex<()>,
     /// The tasks that go on with the mounts of the process before.
     taking_over: TaskTracker,
     /// Set before `stopping` where another process goes on with the mounts.
@@ -100,6 +105,8 @@ impl Service {
             at,
             view: own_view().ok(),
             has_taken_over: watch::Sender::new(!keeping.is_kept()),
+            has_restored: watch::Sender::new(!keeping.is_kept()),
+            restoring: tokio::sync::Mutex::default(),
             taking_over: TaskTracker::new(),
             keeping,
             kits: Arc::default(),
@@ -115,6 +122,7 @@ impl Service {
 
     pub(super) async fn status(&self) -> DaemonStatus {
         self.taken_over().await;
+        self.restored().await;
         let mounts = self.mounts.statuses().await;
         DaemonStatus {
             pid: self.keeping.keeper().unwrap_or_else(std::process::id),

@@ -61,8 +61,11 @@ pub use connection::{has_ended, resend};
 pub use hidden::OwnPath;
 pub use mount::{Attached, Mount, MountState};
 pub use mount_table::MountTable;
-pub use mountpoint::{Mountpoint, mount_warnings};
-pub use others::{Answer, DAEMON_ATTRIBUTE, OtherMount, daemon_of, other_mounts, unmount_other};
+pub use mountpoint::{Mountpoint, canonical, mount_warnings};
+pub use others::{
+    Answer, DAEMON_ATTRIBUTE, Occupant, OtherMount, daemon_of, occupant, other_mounts,
+    unmount_other,
+};
 pub use passthrough::PassthroughStatus;
 pub use place::{DeviceNumber, MountPlace};
 pub use sessions::Sessions;

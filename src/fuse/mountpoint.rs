@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::device::{self, FUSERMOUNT};
 use super::others::{Answer, daemon_of, unmount_other};
+use super::place::MountPlace;
 use super::{MountError, MountOptions, hidden};
 
 /// The settings of fusermount3 for ordinary users.
@@ -75,6 +76,12 @@ impl Mountpoint {
     /// The mountpoint of a mount that another process has made.
     pub(super) fn taken_over(path: PathBuf, made: Option<(u64, u64)>) -> Self {
         Self { path, made: Mutex::new(made), was_dead: false }
+    }
+
+    /// Knows that kitfs has made the directory for an earlier mount at `place`, and should remove it.
+    pub fn was_made_by(&mut self, place: &MountPlace) {
+        let made = self.made.get_mut();
+        *made = made.or(place.made);
     }
 
     /// The device and inode of the directory, if kitfs has made it and should remove it.
@@ -220,7 +227,10 @@ fn check_folder(path: &Path, metadata: &Metadata, nonempty: bool) -> Result<(), 
 }
 
 /// The canonical path of a mountpoint. Looks up its parent only, because a mount there may not answer.
-pub(super) fn canonical(mountpoint: &Path) -> io::Result<PathBuf> {
+///
+/// # Errors
+/// When the parent cannot be looked up.
+pub fn canonical(mountpoint: &Path) -> io::Result<PathBuf> {
     match (mountpoint.parent(), mountpoint.file_name()) {
         (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
         _ => mountpoint.canonicalize(),

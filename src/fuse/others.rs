@@ -100,6 +100,30 @@ pub fn daemon_of(mountpoint: &Path) -> Option<Answer> {
     Some(answer.unwrap_or(Answer::Silent))
 }
 
+/// What lies at a canonical mountpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Occupant {
+    /// No mount.
+    Nothing,
+    /// A kit, and its answer.
+    Kit(Answer),
+    /// Another mount.
+    Other,
+}
+
+/// Looks at a canonical mountpoint. Blocks for `ANSWER_TIMEOUT` at most.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn occupant(mountpoint: &Path) -> std::io::Result<Occupant> {
+    let table = MountTable::read()?;
+    Ok(match table.at(mountpoint).last() {
+        None => Occupant::Nothing,
+        Some(entry) if entry.file_system != FILE_SYSTEM => Occupant::Other,
+        Some(_) => daemon_of(mountpoint).map_or(Occupant::Nothing, Occupant::Kit),
+    })
+}
+
 /// The mounts of kitfs that programs can reach: the topmost one of each mountpoint.
 fn topmost() -> std::io::Result<Vec<Entry>> {
     let mut entries = MountTable::read()?.entries().to_vec();

@@ -1,7 +1,7 @@
 //! The place of a mount, for other processes.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,11 @@ pub struct MountPlace {
 }
 
 impl MountPlace {
+    /// The canonical mountpoint.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The part of the file tree in which the mountpoint lies, if it is known.
     pub fn view(&self) -> Option<&str> {
         self.view.as_deref()

@@ -26,5 +26,6 @@ mod namespaces_as_root;
 mod patience;
 mod remote_data;
 mod replacing;
+mod restoring;
 #[path = "small_disk.rs"]
 mod small_disk_as_root;

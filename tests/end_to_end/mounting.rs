@@ -186,6 +186,8 @@ fn status_lists_the_mounts_of_a_dead_daemon_until_they_are_unmounted() {
     let reference = golden_reference("article");
     let dead = kitfs.mount(&reference, &[]);
     kitfs.kill_daemon();
+    // Without its journal no daemon makes it again.
+    fs::remove_dir_all(kitfs.cache().join("mounts")).unwrap();
     let place = dead.to_str().unwrap();
     let is_told = || {
         let status = kitfs.status_of(&dead);

@@ -58,6 +58,37 @@ impl Operation for ReplaceRequest {
     type Answer = ();
 }
 
+/// Makes the mounts of the journal again that have ended with an earlier boot of the machine, or with a
+/// signal to the daemon.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct RestoreRequest {}
+
+impl Operation for RestoreRequest {
+    const NAME: &'static str = "restore";
+    type Event = NoEvent;
+    type Answer = RestoreReport;
+}
+
+/// The outcome of a [`RestoreRequest`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreReport {
+    /// The mountpoints that are mounted again.
+    pub restored: Vec<PathBuf>,
+    /// Mounts that the daemon goes on trying, because their registry is away.
+    pub waiting: Vec<Unrestored>,
+    /// Mounts that are not made again.
+    pub failed: Vec<Unrestored>,
+}
+
+/// A mount that was not made again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unrestored {
+    /// The mountpoint; the file of the journal where that is unknown.
+    pub mountpoint: PathBuf,
+    /// Why.
+    pub reason: String,
+}
+
 /// The traffic of a daemon since it was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FetchStatus {

@@ -51,7 +51,8 @@ impl Service {
         Ok(status)
     }
 
-    /// Serves a mount that is in the tree, or will be once it replaces another one. Dropping the future, or an error, leaves nothing mounted.
+    /// Serves a mount that is in the tree, or will be once it replaces another one. Dropping the future, or
+    /// an error, leaves nothing mounted.
     pub(in crate::daemon) async fn serve(
         self: &Arc<Self>,
         kit: Arc<LoadedKit>,
@@ -60,6 +61,17 @@ impl Service {
         replaces: Option<DeviceNumber>,
     ) -> Result<MountStatus, Failure> {
         self.taken_over().await;
+        self.serve_now(kit, description, attached, replaces).await
+    }
+
+    /// As [`Self::serve`], while mounts of the process before may be missing from the table.
+    pub(super) async fn serve_now(
+        self: &Arc<Self>,
+        kit: Arc<LoadedKit>,
+        description: MountDescription,
+        attached: Attached,
+        replaces: Option<DeviceNumber>,
+    ) -> Result<MountStatus, Failure> {
         let place = attached.place();
         let key = self.mount_key(place.view(), description.mountpoint.clone());
         let reservation = self.mounts.reserve(key.clone(), replaces).await?;
@@ -80,15 +92,16 @@ impl Service {
                 MountError::Io(format!("the mount cannot be handed to the keeper: {error}"))
             };
             let kept = keeping.hold(&attached, &wanted).map_err(unkept)?;
+            let mut unnoted = None;
             let tree = TreeMark::of(&served);
             let mount = Mount::serve(attached, served, &options, config, sessions)?;
             if let Some(kept) = &kept {
                 let announced = Announced { pinned, tree, state: mount.state(), mounted_at };
-                kept.announce(&announced).map_err(unkept)?;
+                unnoted = kept.announce(&wanted, &announced).map_err(unkept)?;
             }
-            Ok::<(Mount, Option<Kept>), MountError>((mount, kept))
+            Ok::<(Mount, Option<Kept>, Option<String>), MountError>((mount, kept, unnoted))
         };
-        let (mount, kept) = spawn_blocking(mount).await.map_err(panicked)??;
+        let (mount, kept, unnoted) = spawn_blocking(mount).await.map_err(panicked)??;
         let warnings = trace.as_ref().map(Replay::warnings).unwrap_or_default();
         let background = self.background(&mount, &description, &kit, trace);
         let no_room = self.no_room(&kit).await;
@@ -97,6 +110,7 @@ impl Service {
         status.warnings.extend(warnings);
         status.warnings.extend(mount_warnings());
         status.warnings.extend(no_room);
+        status.warnings.extend(unnoted);
         tracing::info!(reference = status.reference, digest = status.digest,
             mountpoint = %status.mountpoint.display(), "mounted");
         Ok(status)

@@ -13,9 +13,9 @@ use super::{Service, now, stopping};
 use crate::control::api::{
     AliveRequest, CacheReport, CacheRequest, CatalogueRequest, DaemonStatus, Failure, FailureKind,
     Info, InfoRequest, ListRequest, Listing, MountRequest, MountStatus, OpenRequest, Opened,
-    PassProgress, ReadRequest, RecordRequest, ReplaceRequest, StatusRequest, StopRecordingRequest,
-    StopRequest, TagInfo, TagsRequest, UnmountReport, UnmountRequest, WarmEvent, WarmReport,
-    WarmRequest,
+    PassProgress, ReadRequest, RecordRequest, ReplaceRequest, RestoreReport, RestoreRequest,
+    StatusRequest, StopRecordingRequest, StopRequest, TagInfo, TagsRequest, UnmountReport,
+    UnmountRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use crate::control::{Caller, Handle};
 use crate::fs::{self, Line};
@@ -60,6 +60,17 @@ impl Handle<ReplaceRequest> for Service {
         _: &Caller<ReplaceRequest>,
     ) -> Result<(), Failure> {
         self.request_replacement()
+    }
+}
+
+impl Handle<RestoreRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        _: RestoreRequest,
+        _: &Caller<RestoreRequest>,
+    ) -> Result<RestoreReport, Failure> {
+        self.taken_over().await;
+        Ok(self.restore(true).await)
     }
 }
 

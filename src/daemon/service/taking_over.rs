@@ -56,6 +56,7 @@ impl Service {
         let _ = running_time::timeout(SETTLED_AFTER, self.all_taken_over()).await;
         self.has_taken_over.send_replace(true);
         self.keeping.note_serving();
+        self.restore_dead().await;
     }
 
     /// Waits until every mount of the process before is served or given up.
