@@ -404,6 +404,15 @@ fn a_message_that_cannot_be_written_changes_nothing() {
 }
 
 #[test]
+fn a_kit_and_a_directory_in_the_wrong_order_are_noticed() {
+    let kitfs = Kitfs::new();
+    let place = kitfs.mountpoint("mnt");
+    let said = kitfs.fail(2, &["mount", place.to_str().unwrap(), "ghcr.io/org/model:v1"]);
+    let advice = format!("`kitfs mount ghcr.io/org/model:v1 {}`", place.display());
+    assert!(said.contains(&advice), "{said}");
+}
+
+#[test]
 fn without_a_daemon_nothing_is_mounted() {
     let kitfs = Kitfs::new();
     // Mounts that dead daemons left elsewhere on this machine are listed too.

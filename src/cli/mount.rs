@@ -1,6 +1,6 @@
 //! `kitfs mount REF DIR`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -117,6 +117,7 @@ impl From<Hydrate> for HydrateMode {
 
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let config = settings.daemon()?;
+    check_order(&arguments)?;
     let request = MountDescription {
         kit: KitRequest {
             reference: parse_reference(&arguments.reference)?,
@@ -145,6 +146,18 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         true => block_on(serve(config, request)),
         false => block_on(mount(settings, config, request, arguments.replace)),
     }
+}
+
+/// Notices a directory in the place of the kit, which would become an unknown repository.
+fn check_order(arguments: &Arguments) -> Result<(), CliError> {
+    let (first, second) = (&arguments.reference, &arguments.mountpoint);
+    let is_kit = |text: &str| text.starts_with("oci:") || text.contains([':', '@']);
+    if Path::new(first).is_dir() && !second.is_dir() && second.to_str().is_some_and(is_kit) {
+        let second = second.display();
+        let message = format!("the kit comes first: `kitfs mount {second} {first}`");
+        return Err(CliError::usage(message));
+    }
+    Ok(())
 }
 
 async fn serve(config: DaemonConfig, request: MountDescription) -> Result<(), CliError> {

@@ -43,6 +43,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             places.collect::<Result<_, _>>()?
         }
     };
+    // A command that is run in the mount must not be named as its user.
+    std::env::set_current_dir("/")?;
     let mut failures = Vec::new();
     for place in places {
         match unmount(settings, &place, arguments.lazy).await {

@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::failure::panicked;
 use super::following::Following;
-use super::hydrate::Hydrating;
+use super::hydrate::{Hydrating, is_here};
 use super::keeping::Kept;
 use super::memory::Memory;
 use super::upkeep::kit_state;
@@ -450,12 +450,23 @@ impl Served {
         Some(format!("{place} was still in use by {users}: reads there fail from now on"))
     }
 
+    /// Whether every byte is in the cache, and its digest is right.
+    fn is_here(&self) -> bool {
+        self.kit.layers.iter().all(|layer| is_here(layer))
+    }
+
     fn status(&self) -> MountStatus {
         let (moved_to, follow_failure) = match &*self.background.lock() {
             Some(Background { following, .. }) => following.state(),
             None => (None, None),
         };
         let (hydrate_mode, hydrate) = match &*self.background.lock() {
+            // Readers may have brought the rest.
+            Some(Background { hydrating, .. })
+                if hydrating.state() == HydrateState::Waiting && self.is_here() =>
+            {
+                (hydrating.mode(), HydrateState::Complete)
+            }
             Some(Background { hydrating, .. }) => (hydrating.mode(), hydrating.state()),
             None => (HydrateMode::None, HydrateState::Off),
         };

@@ -297,6 +297,6 @@ impl Work {
 }
 
 /// Whether nothing of a layer is left to be fetched or verified.
-fn is_here(layer: &Layer) -> bool {
+pub(super) fn is_here(layer: &Layer) -> bool {
     layer.state() == LayerState::Confirmed && layer.store().is_complete()
 }
