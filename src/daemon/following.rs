@@ -1,7 +1,7 @@
 //! Tags that move under a mount.
 //!
-//! Every mount of a tag looks now and then which manifest the tag names, and `kitfs status` tells of another
-//! one. With `--follow` the kit of that manifest takes the place of the mounted one.
+//! Every mount of a tag looks now and then which manifest the tag names, and hears of it from each command that
+//! opens the tag. `kitfs status` tells of another manifest. With `--follow` the kit of that manifest takes the place of the mounted one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(600);
 /// The look at the tag of one mount. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Following {
+    manifest: Digest,
     state: Arc<Mutex<State>>,
     _task: Option<AbortOnDropHandle<()>>,
 }
@@ -60,7 +61,12 @@ impl Following {
             let followed = Followed { service, description, place, origin, manifest, state };
             AbortOnDropHandle::new(tokio::spawn(followed.follow()))
         });
-        Self { state, _task: task }
+        Self { manifest, state, _task: task }
+    }
+
+    /// Notes the manifest that the tag names by now.
+    pub(super) fn note(&self, named: Digest) {
+        self.state.lock().moved_to = Some(named).filter(|named| *named != self.manifest);
     }
 
     /// The manifest that the tag names by now, if it is another one, and why its kit could not take the place

@@ -38,7 +38,7 @@ use crate::fuse::{
     DeviceNumber, Mount, MountError, MountPlace, MountTable, PassthroughStatus, ReplacedRange,
     ReplacedRanges,
 };
-use crate::oci::LabelSelector;
+use crate::oci::{Digest, LabelSelector};
 use crate::process::running_time::{self, Stopwatch};
 
 /// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
@@ -290,6 +290,18 @@ impl Mounts {
             Some(Entry::BeingMade) | None => return,
         };
         served.mount.ended().await;
+    }
+
+    /// Tells the mounts of a reference which manifest it names by now.
+    pub(super) fn note_tag(&self, reference: &str, manifest: Digest) {
+        for served in self.served().iter().filter(|served| served.reference == reference) {
+            // With labels, a reference names several kits.
+            if served.labels.is_empty()
+                && let Some(background) = &*served.background.lock()
+            {
+                background.following.note(manifest);
+            }
+        }
     }
 
     fn served(&self) -> Vec<Arc<Served>> {

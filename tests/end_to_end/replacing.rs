@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::support::kit_builder::{Kit, Layer};
 use crate::support::kitfs::{Kitfs, is_mounted, wait_until};
+use crate::support::registry_double::{Options, RegistryDouble};
 
 const FILES: usize = 40;
 
@@ -169,4 +170,47 @@ fn a_mount_in_another_namespace_follows_its_tag_as_root() {
     wait_until("the end of all", || {
         kitfs.json(&["daemon", "status", "--json"])["mounts"] == serde_json::json!([])
     });
+}
+
+#[test]
+fn the_way_back_needs_no_network() {
+    let (versions, kitfs) = (Versions::new(), Kitfs::new());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let registry = runtime.block_on(RegistryDouble::start(Options::default()));
+    let first = versions.tag("1");
+    registry.push_layout("org/kit", &versions.layout());
+    let reference = registry.reference("org/kit", "v");
+    let place = kitfs.mountpoint("mnt");
+    kitfs.succeed(&["mount", "--hydrate", "all", &reference, text(&place)]);
+    let read_all = |version: &str| {
+        for file in 0..FILES {
+            let bytes = fs::read(place.join(format!("data/{file}"))).unwrap();
+            assert_eq!(bytes, content(version));
+        }
+    };
+    read_all("1");
+    versions.tag("2");
+    registry.push_layout("org/kit", &versions.layout());
+    kitfs.succeed(&["mount", "--replace", &reference, text(&place)]);
+    read_all("2");
+    // The registry is gone.
+    drop(registry);
+    drop(runtime);
+    let pinned = format!("{}@{first}", reference.rsplit_once(':').unwrap().0);
+    kitfs.succeed(&["mount", "--replace", &pinned, text(&place)]);
+    read_all("1");
+    assert_eq!(kitfs.status_of(&place)["digest"], *first);
+}
+
+#[test]
+fn status_tells_that_a_tag_has_moved() {
+    let (versions, kitfs) = (Versions::new(), Kitfs::new());
+    let place = kitfs.mountpoint("mnt");
+    kitfs.succeed(&["mount", &versions.reference(), text(&place)]);
+    let digest = versions.tag("2");
+    // Any command that resolves the tag tells the daemon.
+    kitfs.succeed(&["ls", &versions.reference()]);
+    wait_until("the note", || kitfs.status_of(&place)["moved_to"] == *digest);
+    let said = kitfs.run(&["status"]).stderr;
+    assert!(said.contains(&digest) && said.contains("kitfs mount --replace"), "{said}");
 }

@@ -29,7 +29,9 @@ impl Service {
                 None => self.load(request, &on_pass).await.map(Arc::new),
             }
         };
-        waiting::told(&self.networks, &request.network, &on_wait, kit).await
+        let kit = waiting::told(&self.networks, &request.network, &on_wait, kit).await?;
+        self.mounts.note_tag(&request.reference, kit.manifest);
+        Ok(kit)
     }
 
     /// A kit that is open. A tag is resolved again: it may have moved.
