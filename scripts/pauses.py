@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measures how long a reader waits when the process that serves its mount is killed.
 
-    scripts/pauses.py REF [--kills 100] [--mounts 1] [--kitfs target/release/kitfs]
+    scripts/pauses.py REF [REF…] [--kills 100] [--mounts 1] [--kitfs target/release/kitfs]
 
-Mounts REF with a cache of its own and reads its largest file from end to end, again and again, 1 MiB at a
+Mounts each REF in turns with a cache of its own and reads the largest file of the first mount from end to end, again and again, 1 MiB at a
 time; the kernel drops the pages after each round. Meanwhile the worker is killed with SIGKILL at random
 moments. Prints the median, the 99th percentile and the longest of the pauses: for each kill, the longest
 read that ended within a second after it.
@@ -25,9 +25,10 @@ PIECE = 1 << 20
 
 def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reference", metavar="REF")
+    parser.add_argument("references", metavar="REF", nargs="+")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--mounts", type=int, default=1, help="mounts of the daemon (1)")
+    parser.add_argument("--log", type=int, default=0, metavar="LINES", help="last lines of the log to show")
     parser.add_argument("--kitfs", default="target/release/kitfs")
     return parser.parse_args()
 
@@ -63,11 +64,16 @@ def main():
         kitfs = lambda *words: subprocess.run(
             [arguments.kitfs, *words, "--cache-dir", f"{folder}/cache"], check=True, capture_output=True).stdout
         places = [f"{folder}/mount-{index}" for index in range(arguments.mounts)]
-        kitfs("warm", arguments.reference)
-        for place in places:
-            kitfs("mount", arguments.reference, place, "--no-passthrough")
+        for reference in arguments.references:
+            kitfs("warm", reference)
+        for index, place in enumerate(places):
+            reference = arguments.references[index % len(arguments.references)]
+            kitfs("mount", reference, place, "--no-passthrough")
         try:
             measure(kitfs, Reader(largest_file(places[0])), arguments.kills)
+            with open(f"{folder}/cache/daemon.log") as log:
+                for line in log.readlines()[-arguments.log:] if arguments.log else []:
+                    print(line, end="")
         finally:
             kitfs("daemon", "stop")
 

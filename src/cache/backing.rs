@@ -1,9 +1,9 @@
 //! Handing a complete big member to the kernel: the file that holds it, and what keeps it whole.
 //!
 //! ```text
-//!            confirmed layer, every chunk full and checked, room to pin
+//!            confirmed layer, every chunk full, checked or trusted, room to pin
 //! member --------------------------------------------------------------> Backing: file + pin
-//!    |   every chunk full, some not checked since this process started
+//!    |   every chunk full, some neither checked by this process nor trusted
 //!    |-----------------------------------------------------------------> Unchecked --check--.
 //!    |   anything else                                                                       |
 //!    '------------------------------> NotNow          (ask again) <--------------------------'
@@ -12,7 +12,8 @@
 //! Nobody checks the bytes that the kernel reads by itself, so the promises of the room hold by
 //! these means:
 //! - It is handed out only when this process wrote each of its chunks or compared it with its
-//!   record, and the layer's own digest was computed: a confirmed layer is never poisoned later.
+//!   record, or an earlier process did and the file was not written since (`trust`). And the layer's own
+//!   digest was computed: a confirmed layer is never poisoned later.
 //! - The pin comes first, then the look at the chunks. An eviction looks at the pins after the pin was
 //!   shown, and leaves the chunk (`emptying`).
 //! - No hole is punched while anybody may read the file past this process. A pin says so as long
@@ -108,6 +109,7 @@ impl UncheckedMember {
                 self.store.check(ready, chunk, &placed)?;
             }
         }
+        self.store.trust(ready, piece_of(ready, self.index).into_iter());
         Ok(())
     }
 }
@@ -139,20 +141,37 @@ impl LayerStore {
             }
             is_checked &= state.is_checked();
         }
-        if !is_checked {
-            return Ok(BackingLookup::Unchecked(UncheckedMember { store: self.clone(), index }));
+        let place = self.place(CacheFile::Member(index));
+        let unchecked =
+            || Ok(BackingLookup::Unchecked(UncheckedMember { store: self.clone(), index }));
+        // Before the file is opened: a lease tells of every opener, this process too.
+        if !is_checked && !place.stamp().is_some_and(|stamp| self.is_trusted(index, stamp)) {
+            return unchecked();
         }
         if !pin.hand_out()? {
             return Ok(BackingLookup::NotNow);
         }
-        let file = self.place(CacheFile::Member(index)).open_to_read()?;
+        let file = place.open_to_read()?;
         let bytes = file.length()?;
         if !file.is_regular() || bytes != range.end - range.start {
             tracing::warn!(file = %file.path().display(), bytes,
                 "a cache file has another size than its member: it is read through the daemon");
             return Ok(BackingLookup::NotNow);
         }
+        // Another file may have taken the name since.
+        if !is_checked && !self.is_trusted(index, file.stamp()?) {
+            return unchecked();
+        }
         Ok(BackingLookup::Ready(Backing { file, pin }))
+    }
+
+    /// The pin of a member's file that an earlier process has handed to the kernel, which still has the file
+    /// open; `None` for a range that is no big member's.
+    pub fn handed_out_before(self: &Arc<Self>, range: &Range<StreamOffset>) -> Option<MemberPin> {
+        let index = member_at(self.ready.get()?, range)?;
+        let pin = self.pin_member(index);
+        pin.was_handed_out();
+        Some(pin)
     }
 
     /// Whether any member of the layer has a file of its own.
@@ -222,6 +241,10 @@ pub(super) fn piece_of(ready: &Ready, index: u32) -> Option<&Piece> {
 
 /// The chunks of the big member `index`.
 pub(super) fn chunks_of_member(ready: &Ready, index: u32) -> Range<u32> {
-    let chunks_of = |piece: &Piece| ready.contents.layout.chunks_of(piece.stream.clone());
-    piece_of(ready, index).map_or(0..0, chunks_of)
+    piece_of(ready, index).map_or(0..0, |piece| chunks_of_piece(ready, piece))
+}
+
+/// The chunks of a piece.
+pub(super) fn chunks_of_piece(ready: &Ready, piece: &Piece) -> Range<u32> {
+    ready.contents.layout.chunks_of(piece.stream.clone())
 }

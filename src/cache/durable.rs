@@ -115,6 +115,16 @@ impl Changes {
         self.is_in_use.load(Ordering::SeqCst)
     }
 
+    /// The number of changes that were begun.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// Whether a change is under way.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way.load(Ordering::SeqCst) > 0
+    }
+
     /// Bytes that count as resident, and were not checked since the machine died.
     pub(super) fn unchecked_bytes(&self) -> u64 {
         match self.is_unclean.load(Ordering::SeqCst) {
@@ -158,10 +168,11 @@ impl LayerStore {
                 changes.is_in_use.store(true, Ordering::SeqCst);
             }
         }
-        if let Some(file) = file
-            && let Unsynced::Files(files) = &mut *changes.unsynced.lock()
-        {
-            files.insert(file);
+        if let Some(file) = file {
+            self.end_trust_in(file)?;
+            if let Unsynced::Files(files) = &mut *changes.unsynced.lock() {
+                files.insert(file);
+            }
         }
         Ok(change)
     }
@@ -184,7 +195,7 @@ impl LayerStore {
             changes.unsynced.lock().add(unsynced);
             return Err(error);
         }
-        let _one_at_a_time = changes.marking.lock();
+        let marking = changes.marking.lock();
         // From here on a new change waits for the lock, and marks the layer as in use again.
         changes.is_in_use.store(false, Ordering::SeqCst);
         let is_unchanged = changes.under_way.load(Ordering::SeqCst) == 0
@@ -202,7 +213,12 @@ impl LayerStore {
             }
         };
         changes.is_in_use.store(!is_clean || marked.is_err(), Ordering::SeqCst);
-        marked.map(|()| is_clean)
+        drop(marking);
+        marked?;
+        if is_clean {
+            self.trust_checked_members();
+        }
+        Ok(is_clean)
     }
 
     fn sync_files(&self, unsynced: &Unsynced) -> Result<(), CacheError> {

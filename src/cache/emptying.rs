@@ -287,6 +287,13 @@ impl MemberPin {
         }
         Ok(pinned.is_handed_out)
     }
+
+    /// Notes that others have the member's file open since an earlier process.
+    pub(super) fn was_handed_out(&self) {
+        if let Some(pinned) = self.store.pins.lock().0.get_mut(&self.index) {
+            pinned.is_handed_out = true;
+        }
+    }
 }
 
 impl Drop for MemberPin {

@@ -22,6 +22,7 @@ use super::durable::Changes;
 use super::mending::{self, CHUNKS, CHUNKS_COPY, META, TOC, TOC_COPY};
 use super::meta::{BootId, META_BYTES, Meta, Residency};
 use super::room::Trouble;
+use super::trust::TRUSTED;
 use super::{CacheConfig, CacheError, LayerKey, LayerState, LayerStore};
 
 /// The state that all layers of a cache folder share.
@@ -323,6 +324,7 @@ pub(super) fn remove_content(folder: &Place) -> Result<(), CacheError> {
     for name in [TOC_COPY, TOC, CHUNKS_COPY, CHUNKS] {
         folder.join(name).remove_file()?;
     }
+    folder.join(TRUSTED).remove_file()?;
     folder.join("stream").remove_file()?;
     folder.join("members").remove_folder()
 }

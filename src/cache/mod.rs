@@ -11,6 +11,7 @@
 //!     chunks              how much of each chunk is here, its check   chunk_table, records
 //!     *.copy              each of these three once more               mending
 //!     stream, members/<n> the bytes, sparse                           append, stage
+//!     trusted             the member files that need no other check   trust
 //!     spool               an interrupted pass over a compressed blob  stage
 //! ```
 //!
@@ -51,6 +52,7 @@ mod seal;
 mod stage;
 mod state;
 mod store;
+mod trust;
 mod verify;
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use super::meta::{Meta, Residency};
 use super::page_aligned::page_aligned;
 use super::records::Records;
 use super::replaced::Listeners;
+use super::trust::Trusted;
 use super::{CacheError, LayerKey, LayerState};
 use crate::layer::{CacheFile, ChunkId, Layout, StreamOffset, Toc, layout::Placed};
 
@@ -42,6 +43,7 @@ pub struct LayerStore {
     pub(super) listeners: Listeners,
     /// Whether the digest was wrong once, and everything was emptied to be fetched again.
     pub(super) is_doubted: AtomicBool,
+    pub(super) trusted: Mutex<Trusted>,
     pub(super) is_staging: Mutex<bool>,
     pub(super) staging_ended: Condvar,
     /// Whether somebody opened it to read, not only to evict or check.
@@ -110,6 +112,7 @@ impl LayerStore {
             pins: Mutex::default(),
             listeners: Listeners::default(),
             is_doubted: AtomicBool::new(false),
+            trusted: Mutex::default(),
             is_staging: Mutex::new(false),
             staging_ended: Condvar::new(),
             is_used: AtomicBool::new(false),

@@ -83,6 +83,10 @@ pub(super) struct Arguments {
     /// cache by itself, where it can.
     #[arg(long, help_heading = MORE_OPTIONS)]
     no_passthrough: bool,
+    /// Check every cached file again before the kernel reads it by itself. Without it, a file that an
+    /// earlier daemon has checked is read at once, if its inode number, size and ctime are the same.
+    #[arg(long, help_heading = MORE_OPTIONS)]
+    recheck: bool,
     /// Do not download tensors in the order of safetensors and GGUF headers.
     #[arg(long, help_heading = MORE_OPTIONS)]
     no_tensor_prefetch: bool,
@@ -133,6 +137,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         nonempty: arguments.nonempty,
         noexec: arguments.noexec,
         no_passthrough: arguments.no_passthrough,
+        recheck: arguments.recheck,
         tensor_prefetch: !arguments.no_tensor_prefetch,
         trace: arguments.trace.as_deref().map(absolute).transpose()?,
         hydrate: match arguments.no_hydrate {

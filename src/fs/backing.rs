@@ -7,7 +7,7 @@
 use super::attributes::Ino;
 use super::error::FsError;
 use super::file_system::FileSystem;
-use crate::cache::BackingLookup;
+use crate::cache::{BackingLookup, MemberPin};
 use crate::fetch::FetchError;
 use crate::kit::{Content, NodeKind};
 
@@ -33,6 +33,20 @@ impl FileSystem {
             self.handed_over(node);
         }
         Ok(lookup)
+    }
+
+    /// Finds the pin of an inode's backing file that the kernel has open since an earlier process.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] for an unknown inode.
+    pub fn handed_out_before(&self, ino: Ino) -> Result<Option<MemberPin>, FsError> {
+        let kit = self.kit();
+        let NodeKind::File(Content::Stored { layer, extents }) = kit.tree.kind(self.node(ino)?)
+        else {
+            return Ok(None);
+        };
+        let store = kit.layers[*layer as usize].store();
+        Ok(store.handed_out_before(&extents.stored()))
     }
 
     /// `true` if any layer has a member that is large enough for a backing file.

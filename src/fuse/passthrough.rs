@@ -116,8 +116,7 @@ enum Mode {
 /// A file that the kernel knows by a number. Dropped in this order, so that the pin outlives the number.
 struct Registered {
     id: BackingId,
-    /// `None` for a file of an earlier process that is not checked in this one. The kernel has it open,
-    /// which the cache notices, so its bytes stay.
+    /// `None` where an earlier process handed out a file that is not in the cache any more.
     _pin: Option<MemberPin>,
 }
 
@@ -154,10 +153,7 @@ impl Passthrough {
             let mode = match backing_id {
                 None => Mode::Cached(None),
                 Some(id) => {
-                    let pin = match self.file_system.backing(ino) {
-                        Ok(BackingLookup::Ready(backing)) => Some(backing.into_pin()),
-                        _ => None,
-                    };
+                    let pin = self.file_system.handed_out_before(ino).ok().flatten();
                     let id = connection.known_backing(id);
                     Mode::Passthrough(Arc::new(Registered { id, _pin: pin }))
                 }

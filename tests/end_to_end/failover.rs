@@ -179,6 +179,18 @@ fn files_that_the_kernel_reads_itself_stay_open_over_a_restart() {
     let said = counted.kitfs.succeed(&["daemon", "restart"]);
     assert!(said.contains("1 mount"), "{said}");
     assert_ne!(counted.kitfs.worker_pid(), before);
+    // The next process checks nothing, and hands out what the process before has checked.
+    let passed_through = |expected: u64| match &counted.kitfs.status_of(&mountpoint)["passthrough"]
+    {
+        status if status["on"].is_null() => assert!(!rustix::process::geteuid().is_root()),
+        status => assert_eq!(status["on"]["open_files"], expected),
+    };
+    let newly_opened = File::open(path(1)).unwrap();
+    passed_through(2);
+    kill_and_wait(counted.kitfs.worker_pid());
+    let another = File::open(path(2)).unwrap();
+    passed_through(3);
+    drop((newly_opened, another));
     for round in 0..2 {
         for (shard, expected) in expected.iter().enumerate() {
             assert!(fs::read(path(shard)).unwrap() == *expected, "round {round}, shard {shard}");

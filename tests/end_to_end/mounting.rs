@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -594,5 +595,32 @@ mod as_root {
         assert!(read == content, "after evictions");
         drop(file);
         kitfs.succeed(&["umount", "--lazy", mountpoint.to_str().unwrap()]);
+    }
+
+    #[test]
+    fn a_mount_that_rechecks_trusts_no_file_of_an_earlier_process() {
+        let kitfs = Kitfs::new();
+        let folder = TempDir::new().unwrap();
+        let content = Random::new(4).bytes(4 << 20);
+        let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, &content));
+        let reference = kit.write(&folder.path().join("kit"), "v1").reference;
+        kitfs.succeed(&["warm", &reference]);
+        let mut is_on = Vec::new();
+        for options in [&[][..], &["--recheck"], &[]] {
+            kitfs.succeed(&["daemon", "stop"]);
+            let mountpoint = kitfs.mount(&reference, options);
+            let open = File::open(mountpoint.join("weights.bin")).unwrap();
+            is_on.push(kitfs.status_of(&mountpoint)["passthrough"]["on"]["open_files"] == 1);
+            let mut read = Vec::new();
+            (&open).read_to_end(&mut read).unwrap();
+            assert!(read == content);
+            drop(open);
+            wait_until("it is checked, and passed through", || {
+                let _file = File::open(mountpoint.join("weights.bin")).unwrap();
+                kitfs.status_of(&mountpoint)["passthrough"]["on"]["open_files"] == 1
+            });
+            kitfs.unmount(&mountpoint);
+        }
+        assert_eq!(is_on, [true, false, true]);
     }
 }

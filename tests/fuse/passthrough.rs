@@ -205,32 +205,53 @@ fn a_file_that_programs_have_open_by_passthrough_is_not_evicted() {
     assert_bytes(&mounted.open("held.bin"), &held);
 }
 
+/// Waits until the layer's sync has left a record of its checked files.
+fn wait_until_trusted(folder: &Path) {
+    wait_until("the layer is synced", || trusted_file(folder).exists());
+}
+
 #[test]
-fn after_a_restart_a_file_is_checked_before_the_kernel_reads_it_by_itself() {
+fn after_a_restart_a_file_is_read_by_the_kernel_itself_at_its_first_open() {
     let (kit, content) = weights(8, 3_000_000);
     let mut mounted = Mounted::new(kit);
     fs::read(mounted.path("weights.bin")).unwrap();
     mounted.settle("weights.bin");
-    for damaged in [false, true] {
-        mounted.restart(|folder| {
-            if damaged {
-                let file = File::options().write(true).open(member_file(folder)).unwrap();
-                file.write_all_at(b"a bad sector", 1_700_000).unwrap();
-            }
-        });
-        let first = mounted.open("weights.bin");
-        assert_eq!(mounted.passed(), 0, "nothing of it is checked");
-        if damaged {
-            assert_bytes(&first, &content);
-        }
-        drop(first);
-        wait_until("it is passed through", || {
-            let file = mounted.open("weights.bin");
-            assert_bytes(&file, &content);
-            mounted.passed() == 1
-        });
-        mounted.settle("weights.bin");
+    wait_until_trusted(mounted.folder.path());
+    for _ in 0..2 {
+        mounted.restart(|_| {});
+        let file = mounted.open("weights.bin");
+        assert_eq!(mounted.passed(), 1);
+        assert_bytes(&file, &content);
+        assert_eq!(mounted.mount().reads(), 0, "the daemon was asked");
+        drop(file);
+        wait_until("the file is released", || mounted.mount().open_files() == 0);
     }
+}
+
+#[test]
+fn a_file_that_was_changed_on_the_disk_is_checked_before_the_kernel_reads_it_by_itself() {
+    let (kit, content) = weights(8, 3_000_000);
+    let mut mounted = Mounted::new(kit);
+    fs::read(mounted.path("weights.bin")).unwrap();
+    mounted.settle("weights.bin");
+    wait_until_trusted(mounted.folder.path());
+    mounted.restart(|folder| {
+        let file = File::options().write(true).open(member_file(folder)).unwrap();
+        file.write_all_at(b"a bad sector", 1_700_000).unwrap();
+    });
+    let first = mounted.open("weights.bin");
+    assert_eq!(mounted.passed(), 0, "nothing of it is checked");
+    assert_bytes(&first, &content);
+    drop(first);
+    wait_until("it is passed through", || {
+        let file = mounted.open("weights.bin");
+        assert_bytes(&file, &content);
+        mounted.passed() == 1
+    });
+}
+
+fn trusted_file(folder: &Path) -> PathBuf {
+    member_file(folder).ancestors().nth(2).unwrap().join("trusted")
 }
 
 fn member_file(folder: &Path) -> PathBuf {
@@ -245,7 +266,8 @@ fn a_file_that_was_only_opened_after_a_restart_is_checked_in_the_background() {
     let mut mounted = Mounted::new(kit);
     fs::read(mounted.path("weights.bin")).unwrap();
     mounted.settle("weights.bin");
-    mounted.restart(|_| {});
+    wait_until_trusted(mounted.folder.path());
+    mounted.restart(|folder| fs::remove_file(trusted_file(folder)).unwrap());
     wait_until("it is passed through", || {
         let _file = mounted.open("weights.bin");
         mounted.passed() == 1

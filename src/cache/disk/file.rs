@@ -23,6 +23,35 @@ pub(in crate::cache) struct DiskFile {
     pub(super) journal: Option<super::journal::Writer>,
 }
 
+/// The part of a file's status that changes with each write to the file (inode(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cache) struct FileStamp {
+    /// The number of its inode.
+    pub(in crate::cache) inode: u64,
+    /// Its length.
+    pub(in crate::cache) bytes: u64,
+    /// Its ctime: seconds since 1970, and nanoseconds.
+    pub(in crate::cache) changed_seconds: i64,
+    pub(in crate::cache) changed_nanoseconds: u32,
+}
+
+impl FileStamp {
+    #[allow(clippy::useless_conversion, reason = "the types of a status differ between machines")]
+    pub(super) fn of(stat: &rustix::fs::Stat) -> Self {
+        Self {
+            inode: stat.st_ino.into(),
+            bytes: stat.st_size.cast_unsigned(),
+            changed_seconds: stat.st_ctime.into(),
+            changed_nanoseconds: u32::try_from(stat.st_ctime_nsec).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// The ctime: seconds since 1970, and nanoseconds.
+    pub(in crate::cache) fn changed(&self) -> (i64, u32) {
+        (self.changed_seconds, self.changed_nanoseconds)
+    }
+}
+
 impl AsFd for DiskFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -59,6 +88,12 @@ impl DiskFile {
     /// The file's length in bytes.
     pub(in crate::cache) fn length(&self) -> Result<u64, CacheError> {
         Ok(self.file.metadata().map_err(self.error("look at"))?.len())
+    }
+
+    /// The status that changes with each write.
+    pub(in crate::cache) fn stamp(&self) -> Result<FileStamp, CacheError> {
+        let stat = rustix::fs::fstat(&self.file).map_err(|e| self.error("look at")(e.into()))?;
+        Ok(FileStamp::of(&stat))
     }
 
     /// Whether it is a file, rather than a folder or a device that took its name.

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 
 use super::CacheError;
 
-pub(super) use file::DiskFile;
+pub(super) use file::{DiskFile, FileStamp};
 pub(super) use open_files::{FileKey, LayerFile, OpenFiles};
 pub(super) use place::{Durability, Place, TEMPORARY};
 

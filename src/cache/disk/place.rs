@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::super::CacheError;
-use super::{DiskFile, Root};
+use super::{DiskFile, FileStamp, Root};
 
 /// The ending of files that are not yet what they will be.
 pub(in crate::cache) const TEMPORARY: &str = "temp";
@@ -290,6 +290,11 @@ impl Place {
     /// The length of a file; `None` where it is not there.
     pub(in crate::cache) fn length(&self) -> Option<u64> {
         self.stat().map(|stat| stat.st_size.cast_unsigned())
+    }
+
+    /// The status of a file that changes with each write; `None` where it is not there.
+    pub(in crate::cache) fn stamp(&self) -> Option<FileStamp> {
+        self.stat().as_ref().map(FileStamp::of)
     }
 
     /// The bytes of the disk that a file takes; 0 where it is not there.

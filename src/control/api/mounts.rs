@@ -28,6 +28,10 @@ pub struct MountDescription {
     /// Read every file through the daemon, never from the cache by the kernel itself.
     #[serde(default)]
     pub no_passthrough: bool,
+    /// Check cached files again before the kernel reads them by itself, those too that an earlier process has
+    /// checked.
+    #[serde(default)]
+    pub recheck: bool,
     /// Fetch tensors beforehand as the headers of safetensors and GGUF files tell.
     pub tensor_prefetch: bool,
     /// The files to complete in the background.

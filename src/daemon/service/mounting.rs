@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::super::failure::panicked;
+use super::super::failure::{cache_failure, panicked};
 use super::super::following::Following;
 use super::super::hydrate::Hydrating;
 use super::super::keeping::Kept;
@@ -79,6 +79,9 @@ impl Service {
         let pinned = pinned_reference(&kit.origin, kit.manifest);
         if !kit.has_missing() {
             self.kits.share(pinned_request(&description.kit, pinned.clone()), &kit);
+        }
+        if description.recheck {
+            recheck(kit.clone()).await?;
         }
         let trace = match description.trace.clone() {
             Some(file) => Some(self.load_replay(&kit, file).await?),
@@ -182,6 +185,12 @@ impl Service {
         let kit = kit.clone();
         spawn_blocking(move || replay::load(&kit, &file)).await.map_err(panicked)?
     }
+}
+
+/// Has files of a kit checked again that an earlier process has checked.
+async fn recheck(kit: Arc<LoadedKit>) -> Result<(), Failure> {
+    let end_trust = move || kit.layers.iter().try_for_each(|layer| layer.store().end_trust());
+    spawn_blocking(end_trust).await.map_err(panicked)?.map_err(|error| cache_failure(&error))
 }
 
 pub(super) fn fs_config(description: &MountDescription) -> FsConfig {
