@@ -66,6 +66,9 @@ fn left_layer(folder: &Path, bytes: &[u8]) {
     assert!(store.sync().unwrap(), "it is clean");
 }
 
+/// A change of a member's file, and whether the file is trusted afterwards.
+type Damage = (fn(&Path), bool);
+
 fn trusted_file(folder: &Path) -> PathBuf {
     member_file(folder).ancestors().nth(2).unwrap().join("trusted")
 }
@@ -96,7 +99,7 @@ fn a_member_that_an_earlier_process_checked_is_handed_out_as_long_as_nobody_writ
         fs::copy(file, file.with_extension("copy")).unwrap();
         fs::rename(file.with_extension("copy"), file).unwrap();
     };
-    let damages: [(fn(&Path), bool); 5] = [
+    let damages: [Damage; 5] = [
         (same, true),
         (written, false),
         (written_with_the_same_bytes, false),
