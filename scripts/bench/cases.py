@@ -62,6 +62,12 @@ def engine(bench):
     def cached(hot):
         return lambda subject, _: from_folder(bench, subject, ["sequential", "@" + FILE], hot)
 
+    def restarted(*options):
+        def read(subject, _):
+            subject.restart(*options)
+            return from_folder(bench, subject, ["sequential", "@" + FILE], False)
+        return read
+
     def native(hot):
         return lambda *_: from_copy(bench, big(), "sequential", "@" + FILE, hot=hot)
 
@@ -127,6 +133,11 @@ def engine(bench):
             Row("ext4 copy, hot", native(True)),
             Row("kitfs, hot", cached(True), [Bar("x ext4", speed, least=0.9)],
                 against="ext4 copy, hot"),
+        ], filled),
+        Case("restarted", f"{size}, all in the cache, from disk, right after a restart of the daemon", [
+            Row("ext4 copy", native(False)),
+            Row("kitfs", restarted(), [Bar("x ext4", speed, least=0.95), memory]),
+            Row("kitfs mount --recheck", restarted("--recheck"), []),
         ], filled),
         Case("readers-8", f"8 readers at 8 offsets of {size}, cold, loopback", [
             Row("kitfs, 1 reader", whole(Kitfs, False, "sequential")),

@@ -68,8 +68,15 @@ class Kitfs(Subject):
 
     def find_daemon(self):
         status = json.loads(run([self.bench.kitfs, "daemon", "status", "--json"], env=self.env))
-        self.pid = status["pid"]
+        self.keeper, self.pid = status["pid"], status["worker_pid"]
         return status
+
+    def restart(self, *options):
+        """Ends the mount and its daemon, and mounts again from the same cache."""
+        self.stop()
+        unmount(self.folder)
+        self.options = list(options)
+        self.start()
 
     def state(self):
         """The state of the kit's bytes: `confirmed` when all were checked against its digests."""
@@ -80,7 +87,7 @@ class Kitfs(Subject):
                                  stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
         if stopped.returncode != 0 and self.pid:
             unmount(self.folder)
-            end_foreign(self.pid, self.bench.kitfs)
+            end_foreign(self.keeper, self.bench.kitfs)
 
 
 class NotMounted(Kitfs):
