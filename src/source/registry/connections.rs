@@ -10,6 +10,7 @@
 //! it), so pieces are large exactly where the network is fast.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -44,7 +45,7 @@ const KEEPALIVE_RETRIES: u32 = 3;
 pub(super) struct Connections {
     proxies: Proxies,
     connect_timeout: Duration,
-    machine: Machine,
+    machine: Arc<Machine>,
     clients: Mutex<HashMap<Tls, Client>>,
     plain: Client,
 }
@@ -64,7 +65,7 @@ impl Connections {
             ca_files: config.ca_files.clone(),
             client_identity: None,
         };
-        let machine = Machine::read();
+        let machine = Arc::default();
         let plain = build(&tls, &machine, &proxies, config.timing.connect)?;
         let clients = Mutex::new(HashMap::from([(tls, plain.clone())]));
         Ok(Self { proxies, connect_timeout: config.timing.connect, machine, clients, plain })
@@ -94,7 +95,7 @@ impl Connections {
 
 fn build(
     tls: &Tls,
-    machine: &Machine,
+    machine: &Arc<Machine>,
     proxies: &Proxies,
     connect_timeout: Duration,
 ) -> Result<Client, SourceError> {

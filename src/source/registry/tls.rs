@@ -11,7 +11,7 @@
 //! and so does kitfs. The server still proves that it has the key.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -41,18 +41,22 @@ pub(super) struct Tls {
     pub(super) client_identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// The authorities that this machine trusts.
-pub(super) struct Machine(RootCertStore);
+/// The authorities that this machine trusts: some hundred files, which are read for the first certificate that
+/// needs one. A process that goes on with mounts answers its readers from the cache before.
+#[derive(Debug, Default)]
+pub(super) struct Machine(OnceLock<RootCertStore>);
 
 impl Machine {
-    /// Reads the authorities. A bare container has none: it can still speak plain http, and https to
-    /// hosts whose authority is given.
-    pub(super) fn read() -> Self {
-        let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        let (added, ignored) = roots.add_parsable_certificates(found.certs);
-        tracing::debug!(added, ignored, errors = ?found.errors, "read the machine's authorities");
-        Self(roots)
+    /// The authorities. A bare container has none: it can still speak plain http, and https to hosts
+    /// whose authority is given.
+    fn roots(&self) -> &RootCertStore {
+        self.0.get_or_init(|| {
+            let mut roots = RootCertStore::empty();
+            let found = rustls_native_certs::load_native_certs();
+            let (added, ignored) = roots.add_parsable_certificates(found.certs);
+            tracing::debug!(added, ignored, errors = ?found.errors, "read the machine's authorities");
+            roots
+        })
     }
 }
 
@@ -61,7 +65,7 @@ impl Tls {
     ///
     /// # Errors
     /// [`SourceError::Configuration`] or [`SourceError::Io`], naming the file.
-    pub(super) fn configure(&self, machine: &Machine) -> Result<ClientConfig, SourceError> {
+    pub(super) fn configure(&self, machine: &Arc<Machine>) -> Result<ClientConfig, SourceError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = Arc::new(self.verifier(machine, provider.clone())?);
         let builder = ClientConfig::builder_with_provider(provider)
@@ -85,10 +89,10 @@ impl Tls {
 
     fn verifier(
         &self,
-        machine: &Machine,
+        machine: &Arc<Machine>,
         provider: Arc<CryptoProvider>,
     ) -> Result<Verifier, SourceError> {
-        let mut roots = machine.0.clone();
+        let mut roots = RootCertStore::empty();
         let mut given = Vec::new();
         for path in &self.ca_files {
             for certificate in certificates(path)? {
@@ -98,10 +102,8 @@ impl Tls {
                 given.push(certificate);
             }
         }
-        // Without a single authority there is no chain to follow, and no verifier of chains.
-        let chains = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone());
-        let chains = chains.build().ok();
-        Ok(Verifier { trusts_all: self.insecure, given, chains, provider })
+        let (machine, chains) = (machine.clone(), OnceLock::new());
+        Ok(Verifier { trusts_all: self.insecure, given, roots, machine, chains, provider })
     }
 }
 
@@ -111,7 +113,12 @@ struct Verifier {
     /// Whether every certificate passes (`--tls-verify=false`), even if its key cannot be read.
     trusts_all: bool,
     given: Vec<CertificateDer<'static>>,
-    chains: Option<Arc<WebPkiServerVerifier>>,
+    /// The given ones as authorities.
+    roots: RootCertStore,
+    machine: Arc<Machine>,
+    /// Made for the first certificate. Without a single authority there is no chain to follow, and no verifier
+    /// of chains.
+    chains: OnceLock<Option<Arc<WebPkiServerVerifier>>>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -130,7 +137,7 @@ impl ServerCertVerifier for Verifier {
         if self.given.iter().any(|given| given == end_entity) {
             return verify_given(end_entity, server_name, now);
         }
-        match &self.chains {
+        match self.chains() {
             Some(chains) => chains.verify_server_cert(
                 end_entity,
                 intermediates,
@@ -166,6 +173,15 @@ impl ServerCertVerifier for Verifier {
 }
 
 impl Verifier {
+    fn chains(&self) -> &Option<Arc<WebPkiServerVerifier>> {
+        self.chains.get_or_init(|| {
+            let mut roots = self.machine.roots().clone();
+            roots.extend(self.roots.roots.iter().cloned());
+            let provider = self.provider.clone();
+            WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().ok()
+        })
+    }
+
     /// Checks the signature of a handshake with the algorithms of the provider.
     fn signature(
         &self,
@@ -272,7 +288,7 @@ mod tests {
         let file = folder.path().join("ca.pem");
         std::fs::write(&file, pem(given)).unwrap();
         let tls = Tls { ca_files: vec![file], ..Tls::default() };
-        let machine = Machine(RootCertStore::empty());
+        let machine = Arc::new(Machine(RootCertStore::empty().into()));
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = tls.verifier(&machine, provider).unwrap();
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
@@ -327,7 +343,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let empty = folder.path().join("empty.pem");
         std::fs::write(&empty, "nothing of use").unwrap();
-        let machine = Machine(RootCertStore::empty());
+        let machine = Arc::new(Machine(RootCertStore::empty().into()));
         let configure = |tls: Tls| tls.configure(&machine).map(drop).unwrap_err();
         let error = configure(Tls { ca_files: vec![empty.clone()], ..Tls::default() });
         assert!(
@@ -345,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_machine_without_authorities_can_be_configured() {
-        let machine = Machine(RootCertStore::empty());
+        let machine = Arc::new(Machine(RootCertStore::empty().into()));
         Tls::default().configure(&machine).unwrap();
         Tls { insecure: true, ..Tls::default() }.configure(&machine).unwrap();
     }
