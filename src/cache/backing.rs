@@ -217,9 +217,7 @@ impl LayerStore {
 impl Shared {
     /// Gives up the pins of members that nobody reads any more.
     fn let_go_of_pins(&self) {
-        for store in self.all_known().iter().filter_map(|known| known.open_store()) {
-            store.let_go_of_pins();
-        }
+        self.open_stores().iter().for_each(|store| store.let_go_of_pins());
     }
 }
 

@@ -24,6 +24,10 @@ const UNLOOKED_SHARE: u64 = 4;
 /// is read through the daemon, which must always find something to evict.
 const PINNED_QUARTERS: u64 = 3;
 
+/// The moment at which the clock begins. Moments before it stand for seconds since 1970: those of a use by an
+/// earlier process. 2^40 seconds are 34,000 years.
+const FIRST_MOMENT: u64 = 1 << 40;
+
 /// The account of one cache folder.
 pub(super) struct Budget {
     capacity_bytes: Option<u64>,
@@ -59,7 +63,7 @@ impl Budget {
             keep_free_bytes: config.keep_free_bytes,
             used_bytes: AtomicU64::new(0),
             pinned_bytes: AtomicU64::new(0),
-            clock: AtomicU64::new(1),
+            clock: AtomicU64::new(FIRST_MOMENT),
             unlooked_bytes: AtomicU64::new(0),
         }
     }
@@ -112,6 +116,11 @@ impl Budget {
     /// The present, for noting a use.
     pub(super) fn now(&self) -> u64 {
         self.clock.load(Ordering::Relaxed)
+    }
+
+    /// The moment of a use by an earlier process, at that time in seconds since 1970.
+    pub(super) fn moment_before(&self, used_seconds: i64) -> u64 {
+        u64::try_from(used_seconds).unwrap_or(0).clamp(1, FIRST_MOMENT - 1)
     }
 
     /// Lets time pass; returns the moment that ends, so that reads behind a write are later than

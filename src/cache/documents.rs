@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::disk::{Durability, Place, Root, TEMPORARY};
+use super::known::Shared;
 use super::{Cache, CacheError};
 use crate::layer::Mtime;
 use crate::oci::{Descriptor, Digest, Document};
@@ -54,6 +55,7 @@ impl Cache {
     }
 
     fn write_document(&self, digest: Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        let _no_clean_up = self.shared.keeping_documents.lock();
         let folder = self.folder_of(digest);
         folder.create_folder()?;
         folder.join(NAME).write(bytes, Durability::Synced)?;
@@ -73,6 +75,7 @@ impl Cache {
         let bytes = read(&copy, digest)?;
         tracing::warn!(%digest, "a document of the cache was damaged: it is made again from its copy");
         let document = folder.join(NAME);
+        let _no_clean_up = self.shared.keeping_documents.lock();
         match document.write(&bytes, Durability::Synced) {
             Ok(()) => document.set_modified(copy.modified()),
             Err(error) => tracing::warn!(%error, "a document was not made again"),
@@ -90,6 +93,7 @@ impl Cache {
             let Some(bytes) = self.document(digest) else { continue };
             let copy = self.folder_of(digest).join(COPY);
             if read(&copy, digest).is_none() {
+                let _no_clean_up = self.shared.keeping_documents.lock();
                 copy.write(&bytes, Durability::Synced)?;
             }
         }
@@ -171,22 +175,33 @@ fn read(place: &Place, digest: Digest) -> Option<Bytes> {
     }
 }
 
-/// Makes the folder of documents, and removes the temporary files that an interrupted process left.
+/// Makes the folder of documents.
 pub(super) fn prepare(root: &Arc<Root>) -> Result<(), CacheError> {
     let kits = root.place(KITS);
-    kits.create_folder()?;
-    root.place("kits").sync_folder()?;
-    for hex in kits.names()? {
-        let folder: Place = kits.join(hex);
-        if !folder.is_folder() {
-            // Somebody else's file: it has no temporary files.
-            continue;
-        }
-        for name in folder.names()? {
-            if name.ends_with(TEMPORARY) {
-                folder.join(name).remove_file()?;
-            }
-        }
+    if kits.exists() {
+        return Ok(());
     }
-    Ok(())
+    kits.create_folder()?;
+    root.place("kits").sync_folder()
+}
+
+/// Removes the temporary files that an interrupted process left; ends early once `is_wanted` says no.
+pub(super) fn clean_up(shared: &Shared, is_wanted: &dyn Fn() -> bool) {
+    let kits = shared.root.place(KITS);
+    let clean = |folder: &Place| -> Result<(), CacheError> {
+        // A document that is being written has a temporary file, too.
+        let _nobody_writes = shared.keeping_documents.lock();
+        for name in folder.names()?.iter().filter(|name| name.ends_with(TEMPORARY)) {
+            folder.join(name).remove_file()?;
+        }
+        Ok(())
+    };
+    let cleaned = kits.names().and_then(|names| {
+        let folders = names.iter().map(|hex| kits.join(hex)).filter(Place::is_folder);
+        folders.take_while(|_| is_wanted()).try_for_each(|folder| clean(&folder))
+    });
+    let synced = || shared.root.place("kits").sync_folder();
+    if let Err(error) = cleaned.and_then(|()| synced()) {
+        tracing::warn!(%error, "the documents of the cache were not cleaned up");
+    }
 }

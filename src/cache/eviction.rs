@@ -44,6 +44,7 @@ impl Shared {
     /// Evicts at least `wanted` bytes, if that many can be; returns how many went, as far as that is
     /// known of layers that fail. [`Shared::evicting`] is held.
     pub(super) fn evict(self: &Arc<Self>, wanted: u64) -> u64 {
+        self.count_all(&|| true);
         let layers: Vec<(Arc<Known>, Option<Arc<LayerStore>>)> = self
             .all_known()
             .into_iter()

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Locks are taken in this order, and none of them is held while content is read or written:
-//! the eviction lock, a layer's `store` slot, the table of layers, the locks of a layer's meta file.
+//! the eviction lock, a layer's `store` slot, its `stock`, the table of layers, the locks of a layer's meta file.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -17,11 +17,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 
 use super::budget::Budget;
-use super::disk::{Durability, Place, Root, TEMPORARY};
+use super::disk::{Durability, Place, Root};
 use super::durable::Changes;
 use super::mending::{self, CHUNKS, CHUNKS_COPY, META, TOC, TOC_COPY};
-use super::meta::{BootId, META_BYTES, Meta, Residency};
+use super::meta::{BootId, META_BYTES, Meta};
 use super::room::Trouble;
+use super::stock::Stock;
 use super::trust::TRUSTED;
 use super::{CacheConfig, CacheError, LayerKey, LayerState, LayerStore};
 
@@ -34,6 +35,12 @@ pub(super) struct Shared {
     pub(super) evicting: Mutex<()>,
     /// Held while a member is checked in the background: one at a time.
     pub(super) checking: Mutex<()>,
+    /// Held while documents are written or cleaned up.
+    pub(super) keeping_documents: Mutex<()>,
+    /// Whether every layer that the folder named was looked at, and stands in the account.
+    is_seen: AtomicBool,
+    /// Whether the account of every layer is exact.
+    pub(super) is_counted: AtomicBool,
     pub(super) trouble: Trouble,
     layers: Mutex<HashMap<LayerKey, Arc<Known>>>,
     serials: AtomicU64,
@@ -55,7 +62,10 @@ pub(super) struct Known {
     pub(super) is_unstored: AtomicBool,
     /// Held while the meta file is written, so that no change of it is lost.
     pub(super) writing_meta: Mutex<()>,
-    store: Mutex<Weak<LayerStore>>,
+    /// Whether the folder was looked at: as `stock` says, for a look without its lock.
+    pub(super) is_seen: AtomicBool,
+    pub(super) stock: Mutex<Stock>,
+    pub(super) store: Mutex<Weak<LayerStore>>,
 }
 
 /// Why a layer is opened.
@@ -88,6 +98,8 @@ impl Known {
             changes: Changes::new(),
             is_unstored: AtomicBool::new(false),
             writing_meta: Mutex::new(()),
+            is_seen: AtomicBool::new(false),
+            stock: Mutex::default(),
             store: Mutex::new(Weak::new()),
         })
     }
@@ -107,107 +119,28 @@ impl Known {
 }
 
 impl Shared {
-    /// Takes stock of the folder: cleans up what an interrupted process left, and counts.
-    pub(super) fn open(root: Arc<Root>, config: &CacheConfig) -> Result<Arc<Self>, CacheError> {
+    /// The shared state of a cache folder, and what an interrupted process left in it. No layer is looked at yet
+    /// (`stock`).
+    pub(super) fn open(
+        root: Arc<Root>,
+        config: &CacheConfig,
+    ) -> Result<(Arc<Self>, Vec<Place>), CacheError> {
         let shared = Self {
             root,
             boot: config.boot,
             budget: Budget::new(config),
             evicting: Mutex::new(()),
             checking: Mutex::new(()),
+            keeping_documents: Mutex::new(()),
+            is_seen: AtomicBool::new(false),
+            is_counted: AtomicBool::new(false),
             trouble: Trouble::default(),
             layers: Mutex::default(),
             serials: AtomicU64::new(0),
         };
-        let layers = shared.layers_folder();
-        super::unless_full(layers.create_folder())?;
-        let mut found = Vec::new();
-        for name in layers.names()? {
-            match LayerKey::parse_folder_name(&name) {
-                Some(key) => found.extend(shared.take_stock(key)),
-                None => layers.join(&name).remove()?,
-            }
-        }
-        found.sort_by_key(|known| known.last_used.load(Ordering::Relaxed));
-        for known in found {
-            known.stamp.store(shared.budget.tick(), Ordering::Relaxed);
-            shared.budget.add(known.resident_bytes() + known.spool_bytes());
-            shared.layers.lock().insert(known.key, known);
-        }
-        shared.budget.tick();
-        Ok(Arc::new(shared))
-    }
-
-    /// Takes stock of a layer's folder; a folder without a usable meta file is removed. Of one that
-    /// cannot be read its size stands for what it has: it can be listed and removed, and the others
-    /// can be used all the same.
-    fn take_stock(&self, key: LayerKey) -> Option<Arc<Known>> {
-        let folder = self.layer_folder(key);
-        let meta = match mending::read_meta(&folder, key) {
-            Ok(meta) => meta,
-            Err(error) => {
-                tracing::warn!(%error, "cannot use a layer of the cache");
-                return None;
-            }
-        };
-        let Some(meta) = meta else {
-            tracing::warn!(%folder, "removing a layer without a usable meta file");
-            if let Err(error) = folder.remove_folder() {
-                tracing::warn!(%error, "cannot remove it");
-            }
-            return None;
-        };
-        let known = Known::new(key);
-        let last_used = seconds(folder.join(META).modified());
-        known.last_used.store(last_used, Ordering::Relaxed);
-        if let Err(error) = self.take_stock_of_content(&known, &folder, meta.clone()) {
-            tracing::warn!(%error, "cannot use a layer of the cache");
-            known.resident_bytes.store(bytes_on_disk(&folder), Ordering::Relaxed);
-            *known.meta.write() = Some(meta);
-        }
-        Some(known)
-    }
-
-    /// Counts what the folder has, after cleaning it up. The summary of a clean layer is believed; else
-    /// the chunk table is read.
-    fn take_stock_of_content(
-        &self,
-        known: &Known,
-        folder: &Place,
-        meta: Meta,
-    ) -> Result<(), CacheError> {
-        for name in folder.names()? {
-            if name.ends_with(TEMPORARY) {
-                folder.join(name).remove_file()?;
-            }
-        }
-        let has_content =
-            !matches!(meta.state, LayerState::Poisoned { .. }) && mending::has_toc(folder);
-        let counted = match meta.residency {
-            _ if !has_content => None,
-            Residency::Clean { resident_bytes } => Some(resident_bytes),
-            Residency::InUse(_) => mending::count_resident(folder)?,
-        };
-        let meta = match counted {
-            Some(_) => meta,
-            None => empty_folder(folder, meta)?,
-        };
-        let resident_bytes = counted.unwrap_or(0);
-        known.resident_bytes.store(resident_bytes, Ordering::Relaxed);
-        known.changes.found(meta.residency, self.is_unclean(meta.residency), resident_bytes);
-        let spool_bytes = folder.join("spool").length().unwrap_or(0);
-        known.spool_bytes.store(spool_bytes, Ordering::Relaxed);
-        *known.meta.write() = Some(meta);
-        Ok(())
-    }
-
-    /// Whether the machine may have died since the layer was last written. It counts as dead where
-    /// nobody knows.
-    fn is_unclean(&self, residency: Residency) -> bool {
-        match residency {
-            Residency::Clean { .. } => false,
-            Residency::InUse(boot) => boot == BootId::default() || boot != self.boot,
-        }
+        super::unless_full(shared.layers_folder().create_folder())?;
+        let leftovers = shared.list()?;
+        Ok((Arc::new(shared), leftovers))
     }
 
     pub(super) fn layers_folder(&self) -> Place {
@@ -223,13 +156,47 @@ impl Shared {
         self.serials.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Every layer that is or was in the folder.
+    /// Every layer that is or was in the folder, each looked at.
     pub(super) fn all_known(&self) -> Vec<Arc<Known>> {
+        let all = self.all_named();
+        all.iter().for_each(|known| self.see(known));
+        self.is_seen.store(true, Ordering::Release);
+        all
+    }
+
+    /// Looks at every layer that nobody has looked at: a limit counts for all of them.
+    pub(super) fn see_all(&self) {
+        if !self.is_seen.load(Ordering::Acquire) {
+            self.all_known();
+        }
+    }
+
+    fn all_named(&self) -> Vec<Arc<Known>> {
         self.layers.lock().values().cloned().collect()
     }
 
+    /// Every open layer.
+    pub(super) fn open_stores(&self) -> Vec<Arc<LayerStore>> {
+        self.all_named().iter().filter_map(|known| known.open_store()).collect()
+    }
+
+    /// Takes note of a layer that the folder names.
+    pub(super) fn name(&self, key: LayerKey) {
+        self.layers.lock().entry(key).or_insert_with(|| Known::new(key));
+    }
+
+    /// A layer, looked at.
     pub(super) fn known(&self, key: LayerKey) -> Arc<Known> {
-        self.layers.lock().entry(key).or_insert_with(|| Known::new(key)).clone()
+        let known = self.layers.lock().entry(key).or_insert_with(|| Known::new(key)).clone();
+        self.see(&known);
+        known
+    }
+
+    /// A layer that is or was in the folder, looked at.
+    pub(super) fn find(&self, key: LayerKey) -> Option<Arc<Known>> {
+        let known = self.layers.lock().get(&key).cloned()?;
+        self.see(&known);
+        Some(known)
     }
 
     /// The one store of a layer in this process.
@@ -267,7 +234,8 @@ impl Shared {
     /// content that were freed.
     pub(super) fn remove_layer(&self, key: LayerKey) -> Result<u64, CacheError> {
         let nobody_evicts = self.evicting.lock();
-        let Some(known) = self.layers.lock().get(&key).cloned() else { return Ok(0) };
+        let Some(known) = self.find(key) else { return Ok(0) };
+        self.count(&known);
         let slot = known.store.lock();
         if let Some(store) = slot.upgrade() {
             // It writes tables, for which something may have to be evicted.
@@ -291,31 +259,6 @@ impl Shared {
         self.budget.subtract(freed);
         Ok(freed)
     }
-}
-
-/// The bytes that the files of a folder and its `members` take of the disk, as far as that can be told.
-fn bytes_on_disk(folder: &Place) -> u64 {
-    let taken = |folder: &Place| {
-        let names = folder.names().unwrap_or_default();
-        names.into_iter().map(|name| folder.join(name).bytes_on_disk()).sum::<u64>()
-    };
-    taken(folder) + taken(&folder.join("members"))
-}
-
-/// Removes the content of a layer of which nothing says what is there, and what its meta file said
-/// of it; that a layer is poisoned stays known.
-fn empty_folder(folder: &Place, meta: Meta) -> Result<Meta, CacheError> {
-    let has_toc = mending::has_toc(folder);
-    remove_content(folder)?;
-    if matches!(meta.state, LayerState::Poisoned { .. }) {
-        return Ok(meta);
-    }
-    let emptied = Meta { stream_bytes: None, state: LayerState::Unconfirmed, ..meta.clone() };
-    if emptied != meta || has_toc {
-        tracing::warn!(%folder, "emptied a layer whose files do not fit each other");
-        folder.join(META).write(&emptied.encode(), Durability::Atomic)?;
-    }
-    Ok(emptied)
 }
 
 /// Removes the files of a layer that are not its meta or spool.

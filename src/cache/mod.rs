@@ -5,7 +5,7 @@
 //! <cache>/format          the version of all that follows            mod
 //! <cache>/state.redb      origin -> manifest, kit -> layers           state
 //! <cache>/kits/sha256/<hex>/document                                  documents
-//! <cache>/layers/sha256/<hex>[.encoding]/                             known, store
+//! <cache>/layers/sha256/<hex>[.encoding]/                             stock, known, store
 //!     meta                which blob, how far to trust it, its date   meta, mtimes
 //!     toc                 its members                                 layer::toc_codec
 //!     chunks              how much of each chunk is here, its check   chunk_table, records
@@ -51,6 +51,7 @@ mod room;
 mod seal;
 mod stage;
 mod state;
+mod stock;
 mod store;
 mod trust;
 mod verify;
@@ -68,6 +69,7 @@ use disk::{Durability, Place, Root};
 use known::{Purpose, Shared, Storing};
 use lock::FolderLock;
 use state::State;
+use stock::StockTaker;
 
 pub use append::{Appended, Appender};
 pub use backing::{Backing, BackingLookup, UncheckedMember};
@@ -126,9 +128,11 @@ impl CacheConfig {
 /// One cache folder, held by this process (flock).
 pub struct Cache {
     shared: Arc<Shared>,
-    state: State,
+    state: Arc<State>,
     /// Held while layers are dated.
     dating: Mutex<()>,
+    // Dropped in this order: the thread writes to the folder.
+    _stock_taker: StockTaker,
     _lock: FolderLock,
 }
 
@@ -184,9 +188,10 @@ pub struct Verification {
 }
 
 impl Cache {
-    /// Opens or creates the folder and takes its lock. Temporary files of an interrupted process are
-    /// removed, and resident bytes are counted. Nothing is evicted: other bounds than those of the last
-    /// run take effect with the next write.
+    /// Opens or creates the folder and takes its lock. Costs a listing of the layers' names, whatever is in
+    /// them: a thread looks at each layer afterwards, removes temporary files of an interrupted process,
+    /// and counts resident bytes. Nothing is evicted: other bounds than those of the last run take effect
+    /// with the next write.
     ///
     /// # Errors
     /// [`CacheError::Held`] when another process has the folder, [`CacheError::Io`] when it cannot
@@ -200,12 +205,17 @@ impl Cache {
         // A full disk is no reason to serve nothing: what cannot be kept goes through.
         unless_full(check_format(&root))?;
         unless_full(documents::prepare(&root))?;
-        let state = State::open(&root);
-        let shared = Shared::open(root.clone(), config)?;
-        // The names of new folders and of the state files.
-        unless_full(root.place("layers").sync_folder())?;
-        root.place("").sync_folder()?;
-        Ok(Arc::new(Self { shared, state, dating: Mutex::new(()), _lock: lock }))
+        let is_new = !root.place("layers/sha256").exists();
+        let state = Arc::new(State::new(&root));
+        let (shared, leftovers) = Shared::open(root.clone(), config)?;
+        if is_new {
+            // The names of new folders. Later openings sync them once more, in the background.
+            unless_full(root.place("layers").sync_folder())?;
+            root.place("").sync_folder()?;
+        }
+        let stock_taker = StockTaker::start(shared.clone(), state.clone(), leftovers);
+        let dating = Mutex::new(());
+        Ok(Arc::new(Self { shared, state, dating, _stock_taker: stock_taker, _lock: lock }))
     }
 
     /// The one store of this layer in this process (same `Arc` for the same key). Where the disk does
@@ -249,8 +259,10 @@ impl Cache {
         self.shared.root.path()
     }
 
-    /// Bytes of content on disk, those of running passes included.
+    /// Bytes of content on disk, those of running passes included. Blocking where layers that were in use
+    /// are not counted yet.
     pub fn resident_bytes(&self) -> u64 {
+        self.shared.count_all(&|| true);
         self.shared.budget.used_bytes()
     }
 
@@ -269,6 +281,7 @@ impl Cache {
     /// # Errors
     /// When the file system cannot be asked.
     pub fn free_bytes(&self) -> Result<u64, CacheError> {
+        self.shared.see_all();
         self.shared.budget.free_bytes(&self.shared.root)
     }
 
@@ -278,11 +291,13 @@ impl Cache {
     /// # Errors
     /// When the file system cannot be asked.
     pub fn most_bytes(&self) -> Result<u64, CacheError> {
+        self.shared.see_all();
         self.shared.budget.most_bytes(&self.shared.root)
     }
 
     /// Every layer in the folder, the least recently used first.
     pub fn layers(&self) -> Result<Vec<LayerUsage>, CacheError> {
+        self.shared.count_all(&|| true);
         let kits = self.recorded_kits();
         let mut layers = Vec::new();
         for known in self.shared.all_known() {
@@ -325,7 +340,7 @@ impl Cache {
     /// Re-checks every resident byte of a layer against the records of its chunks and drops what
     /// is wrong. Blocking.
     pub fn verify_layer(self: &Arc<Self>, key: LayerKey) -> Result<Verification, CacheError> {
-        let known = self.shared.all_known().into_iter().find(|known| known.key == key);
+        let known = self.shared.find(key);
         let meta = known.and_then(|known| known.meta.read().clone());
         match meta {
             Some(meta) => {
@@ -353,6 +368,14 @@ impl Cache {
                 // The next start counts again, and checks what the disk has.
                 tracing::warn!(layer = %known.key.digest, %error, "a layer was not synced");
             }
+        }
+    }
+
+    /// Returns when the thread has looked at everything in the folder.
+    #[cfg(test)]
+    fn wait_for_stock(&self) {
+        while !self._stock_taker.has_ended() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
 

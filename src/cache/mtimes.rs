@@ -43,6 +43,13 @@ impl Cache {
     pub fn date_layers(&self, layers: &[(LayerKey, Dated)], kit: &HashSet<LayerKey>) -> Vec<Mtime> {
         // One load at a time: two versions must not choose the same second.
         let _one_at_a_time = self.dating.lock();
+        let mtime_of =
+            |key| self.shared.known(key).meta.read().as_ref().and_then(|meta| meta.mtime);
+        let given: Option<Vec<Mtime>> = layers.iter().map(|&(key, _)| mtime_of(key)).collect();
+        if let Some(given) = given {
+            // No look at the other layers: the kit was mounted before.
+            return given;
+        }
         let mut taken = HashSet::new();
         let mut taken_with_size = HashSet::new();
         for known in self.shared.all_known() {

@@ -87,12 +87,15 @@ impl Shared {
         {
             return Err(CacheError::Full { capacity_bytes });
         }
+        self.see_all();
         self.budget.add(bytes);
         let reserved = Reserved { shared: self.clone(), bytes };
         if self.budget.excess(&self.root, bytes)?.is_none() {
             return Ok(reserved);
         }
         let _one_at_a_time = self.evicting.lock();
+        // Layers that were in use count for more than they have until they are counted.
+        self.count_all(&|| true);
         let Some(excess) = self.budget.excess(&self.root, bytes)? else { return Ok(reserved) };
         // Nothing goes for a wish that cannot be met, though everything went.
         if excess.bytes() <= self.evictable_bytes() {

@@ -14,8 +14,9 @@
 //! A change is not made where the disk has too little room for it: a database that met a full disk in
 //! the middle of a commit is of no use until it is opened again.
 
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use redb::backends::FileBackend;
 use redb::{
@@ -36,6 +37,10 @@ const MEMORY_BYTES: usize = 4 * 1024 * 1024;
 /// kit this is 100 MB.
 const MOST_ROWS: u64 = 10_000;
 
+/// The age at which the time of a kit's record is brought up to date: a day. The time only decides which kit
+/// is forgotten first.
+const RECORD_AGAIN_SECONDS: i64 = 24 * 60 * 60;
+
 /// The files, in the order in which they are read.
 const NAMES: [&str; 2] = ["state.redb", "state.copy.redb"];
 
@@ -43,9 +48,11 @@ const NAMES: [&str; 2] = ["state.redb", "state.copy.redb"];
 /// at most 1.5 MiB at a time while it is small.
 pub(super) const CHANGE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// The open state files; none where the disk took neither.
+/// The state files, opened when they are first needed: all of their pages are checked then.
 pub(super) struct State {
-    databases: Vec<Database>,
+    root: Arc<Root>,
+    /// None where the disk took neither.
+    databases: OnceLock<Vec<Database>>,
 }
 
 /// A kit that was recorded.
@@ -57,14 +64,31 @@ pub(super) struct RecordedKit {
 }
 
 impl State {
-    /// Opens the state files of a cache folder.
-    pub(super) fn open(root: &Arc<Root>) -> Self {
-        let opened = NAMES.map(|name| open_existing(&root.place(name)));
-        let rows = opened.iter().flatten().find_map(|database| Rows::read(database).ok());
-        let databases = NAMES.into_iter().zip(opened).filter_map(|(name, opened)| {
-            opened.or_else(|| make(&root.place(name), rows.as_ref().unwrap_or(&Rows::default())))
-        });
-        Self { databases: databases.collect() }
+    /// The state files of a cache folder.
+    pub(super) fn new(root: &Arc<Root>) -> Self {
+        Self { root: root.clone(), databases: OnceLock::new() }
+    }
+
+    /// Opens the files, unless they are open.
+    pub(super) fn open_files(&self) {
+        self.databases();
+    }
+
+    fn databases(&self) -> &[Database] {
+        self.databases.get_or_init(|| {
+            let opened = NAMES.map(|name| open_existing(&self.root.place(name)));
+            let rows = opened.iter().flatten().find_map(|database| Rows::read(database).ok());
+            let rows = rows.unwrap_or_default();
+            let is_new = opened.iter().any(Option::is_none);
+            let databases = NAMES.into_iter().zip(opened).filter_map(|(name, opened)| {
+                opened.or_else(|| make(&self.root.place(name), &rows))
+            });
+            let databases = databases.collect();
+            if is_new && let Err(error) = self.root.place("").sync_folder() {
+                tracing::warn!(%error, "the names of the state files were not synced");
+            }
+            databases
+        })
     }
 
     pub(super) fn remember(&self, origin: &str, manifest: Digest) -> Result<(), redb::Error> {
@@ -80,7 +104,7 @@ impl State {
 
     /// The manifest that an origin was last resolved to.
     pub(super) fn recall(&self, origin: &str) -> Result<Option<Digest>, redb::Error> {
-        let Some(database) = self.databases.first() else { return Ok(None) };
+        let Some(database) = self.databases().first() else { return Ok(None) };
         let read = database.begin_read()?;
         let origins = match read.open_table(ORIGINS) {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
@@ -96,6 +120,9 @@ impl State {
         layers: &[LayerKey],
         now_seconds: i64,
     ) -> Result<(), redb::Error> {
+        if self.has_recorded(origin, manifest, layers, now_seconds)? {
+            return Ok(());
+        }
         self.change(|write| {
             let mut names: Vec<String> = layers.iter().map(LayerKey::folder_name).collect();
             let mut kits = write.open_table(KITS)?;
@@ -116,6 +143,26 @@ impl State {
         })
     }
 
+    /// Whether a kit is recorded with these layers, not long ago: a commit costs two syncs of the disk.
+    fn has_recorded(
+        &self,
+        origin: &str,
+        manifest: Digest,
+        layers: &[LayerKey],
+        now_seconds: i64,
+    ) -> Result<bool, redb::Error> {
+        let Some(database) = self.databases().first() else { return Ok(false) };
+        let kits = match database.begin_read()?.open_table(KITS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(false),
+            kits => kits?,
+        };
+        let Some(row) = kits.get((origin, *manifest.as_bytes()))? else { return Ok(false) };
+        let (seconds, names) = row.value();
+        let names: HashSet<&str> = names.lines().collect();
+        let is_recent = (0..RECORD_AGAIN_SECONDS).contains(&now_seconds.saturating_sub(seconds));
+        Ok(is_recent && layers.iter().all(|layer| names.contains(layer.folder_name().as_str())))
+    }
+
     /// Forgets the kits and origins of manifests that `is_gone`.
     pub(super) fn forget(&self, is_gone: impl Fn(&Digest) -> bool) -> Result<(), redb::Error> {
         self.change(|write| {
@@ -132,7 +179,7 @@ impl State {
         change: impl Fn(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), redb::Error> {
         let mut outcome = Ok(());
-        for database in &self.databases {
+        for database in self.databases() {
             let changed = database.begin_write().map_err(redb::Error::from).and_then(|write| {
                 change(&write)?;
                 Ok(write.commit()?)
@@ -145,7 +192,7 @@ impl State {
 
     /// Every recorded kit, by origin.
     pub(super) fn kits(&self) -> Result<Vec<RecordedKit>, redb::Error> {
-        let Some(database) = self.databases.first() else { return Ok(Vec::new()) };
+        let Some(database) = self.databases().first() else { return Ok(Vec::new()) };
         let rows = Rows::read(database)?.kits.into_iter();
         let kits = rows.map(|(origin, manifest, _, names)| RecordedKit {
             origin,
@@ -280,7 +327,7 @@ mod tests {
     use crate::oci::{Compression, Encoding, Format};
 
     fn open(folder: &std::path::Path) -> State {
-        State::open(&Root::open(folder, 1).unwrap())
+        State::new(&Root::open(folder, 1).unwrap())
     }
 
     fn key(name: &str) -> LayerKey {
@@ -298,15 +345,35 @@ mod tests {
         state.remember("a", Digest::of(b"2")).unwrap();
         state.record_kit("a", Digest::of(b"2"), &[key("x"), key("y")], 5).unwrap();
         state.record_kit("a", Digest::of(b"2"), &[key("y")], 6).unwrap();
+        state.record_kit("a", Digest::of(b"2"), &[key("z")], 7).unwrap();
         drop(state);
         let state = open(folder.path());
         assert_eq!(state.recall("a").unwrap(), Some(Digest::of(b"2")));
         let kit = RecordedKit {
             origin: "a".into(),
             manifest: Digest::of(b"2"),
-            layers: vec![key("y"), key("x")],
+            layers: vec![key("z"), key("x"), key("y")],
         };
         assert_eq!(state.kits().unwrap(), [kit]);
+    }
+
+    #[test]
+    fn a_kit_that_is_recorded_is_written_again_after_a_day_or_with_another_layer() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = open(folder.path());
+        let manifest = Digest::of(b"2");
+        let is_written = |layers: &[LayerKey], now| {
+            let has_it = state.has_recorded("a", manifest, layers, now).unwrap();
+            state.record_kit("a", manifest, layers, now).unwrap();
+            !has_it
+        };
+        assert!(is_written(&[key("x"), key("y")], 500));
+        assert!(!is_written(&[key("y")], 500));
+        assert!(!is_written(&[key("x"), key("y")], 499 + RECORD_AGAIN_SECONDS));
+        assert!(is_written(&[key("x")], 500 + RECORD_AGAIN_SECONDS));
+        assert!(is_written(&[key("x")], 3), "the clock went back");
+        assert!(is_written(&[key("z")], 3));
+        assert!(!is_written(&[key("x"), key("y"), key("z")], 3));
     }
 
     fn damage(folder: &std::path::Path, name: &str) {
@@ -333,7 +400,7 @@ mod tests {
                 let state = open(folder.path());
                 assert_eq!(state.recall("a").unwrap(), Some(Digest::of(b"1")));
                 assert_eq!(state.kits().unwrap().len(), 1);
-                assert_eq!(state.databases.len(), 2);
+                assert_eq!(state.databases().len(), 2);
                 let aside = folder.path().join(format!("{name}.damaged"));
                 assert_eq!(aside.exists(), !is_lost);
                 drop(state);
@@ -375,7 +442,7 @@ mod tests {
         for (origin, seconds) in [("a", 7), ("b", 5), ("c", 6)] {
             state.record_kit(origin, Digest::of(b"1"), &[], seconds).unwrap();
         }
-        let write = state.databases[0].begin_write().unwrap();
+        let write = state.databases()[0].begin_write().unwrap();
         forget_oldest(&mut write.open_table(KITS).unwrap()).unwrap();
         write.commit().unwrap();
         let origins: Vec<String> =

@@ -221,8 +221,8 @@ fn a_layer_whose_table_of_chunks_cannot_be_used_is_emptied() {
     // The version.
     both_named(folder.path(), "chunks").iter().for_each(|file| flip(file, 8));
     let cache = open(folder.path(), None);
-    assert!(!files_below(folder.path()).iter().any(|path| path.ends_with("members/0")));
     let [usage] = &cache.layers().unwrap()[..] else { panic!("one layer is known") };
+    assert!(!files_below(folder.path()).iter().any(|path| path.ends_with("members/0")));
     assert_eq!((&usage.state, usage.resident_bytes), (&LayerState::Unconfirmed, 0));
     assert_eq!(cache.resident_bytes(), 0);
     let store = cache.layer(key(&bytes, Format::Raw), bytes.len() as u64).unwrap();

@@ -103,7 +103,8 @@ impl Place {
     /// Reads a file of at most `limit_bytes`; `None` where there is none, or it is larger.
     pub(in crate::cache) fn read(&self, limit_bytes: u64) -> Result<Option<Vec<u8>>, CacheError> {
         let Some(file) = self.open_if_there()? else { return Ok(None) };
-        let mut bytes = Vec::new();
+        // A table of contents has megabytes: to grow into them takes as long as to read them.
+        let mut bytes = Vec::with_capacity(file.length()?.min(limit_bytes) as usize + 1);
         let mut limited = file.as_std().take(limit_bytes + 1);
         limited.read_to_end(&mut bytes).map_err(CacheError::io("read", &self.path()))?;
         Ok((bytes.len() as u64 <= limit_bytes).then_some(bytes))
