@@ -29,6 +29,9 @@ const VERSION: u32 = 1;
 /// The longest record, in bytes: as long as the longest request.
 const LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 
+/// The bytes of names and sizes that are hashed at once: they stay in the processor's cache.
+const MARK_PIECE_BYTES: usize = 16 * 1024;
+
 /// The content of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
@@ -46,6 +49,9 @@ pub(super) struct Announced {
     pub(super) pinned: String,
     /// The tree whose inodes the kernel knows.
     pub(super) tree: TreeMark,
+    /// The number of the tree's nodes: small trees are loaded first. 0 in records of an earlier version.
+    #[serde(default)]
+    pub(super) nodes: u32,
     pub(super) state: MountState,
     /// Seconds since 1970.
     pub(super) mounted_at: i64,
@@ -81,13 +87,20 @@ impl TreeMark {
     /// The mark of a kit. Blocks: a tree of a million nodes takes a tenth of a second.
     pub(super) fn of(kit: &LoadedKit) -> Self {
         let mut nodes = Sha256::new();
+        // Hashing each field by itself takes three times as long.
+        let mut fields = Vec::with_capacity(2 * MARK_PIECE_BYTES);
         for node in (0..kit.tree.len()).map(NodeId) {
             let name = kit.tree.name(node);
-            nodes.update(kit.tree.parent(node).0.to_le_bytes());
-            nodes.update(kit.tree.size(node).to_le_bytes());
-            nodes.update((name.len() as u64).to_le_bytes());
-            nodes.update(name);
+            fields.extend_from_slice(&kit.tree.parent(node).0.to_le_bytes());
+            fields.extend_from_slice(&kit.tree.size(node).to_le_bytes());
+            fields.extend_from_slice(&(name.len() as u64).to_le_bytes());
+            fields.extend_from_slice(name);
+            if fields.len() >= MARK_PIECE_BYTES {
+                nodes.update(&fields);
+                fields.clear();
+            }
         }
+        nodes.update(&fields);
         Self {
             manifest: kit.manifest.to_string(),
             layers: kit.layers.iter().map(|layer| layer.key().digest.to_string()).collect(),

@@ -98,11 +98,22 @@ pub fn resend(device: impl AsFd) -> std::io::Result<()> {
 
 /// Whether the kernel has ended the connection of a device: its mount is out of the tree and out of use.
 pub fn has_ended(device: impl AsFd) -> bool {
-    let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
     // The kernel tells an error without being asked for it.
-    let mut descriptors = [PollFd::new(&device, PollFlags::empty())];
-    poll(&mut descriptors, Some(&at_once)).is_ok()
-        && descriptors[0].revents().contains(PollFlags::ERR)
+    events(device, PollFlags::empty()).contains(PollFlags::ERR)
+}
+
+/// Whether the kernel has requests for a device, so that programs wait for an answer.
+pub fn has_requests(device: impl AsFd) -> bool {
+    events(device, PollFlags::IN).contains(PollFlags::IN)
+}
+
+fn events(device: impl AsFd, wanted: PollFlags) -> PollFlags {
+    let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut descriptors = [PollFd::new(&device, wanted)];
+    match poll(&mut descriptors, Some(&at_once)) {
+        Ok(_) => descriptors[0].revents(),
+        Err(_) => PollFlags::empty(),
+    }
 }
 
 impl AsFd for Connection {

@@ -18,7 +18,8 @@
 //! - `attachment`: a mount in the tree. `holders`: the programs that use a mount.
 //! - [`Sessions`]: the threads that answer requests, for all mounts of a process.
 //! - `handshake`: the first request. `wire`: the kernel's protocol, pure.
-//! - `connection`: reads requests and sends answers. [`resend`], [`has_ended`]: of another process's mount.
+//! - `connection`: reads requests and sends answers. [`resend`], [`has_ended`],
+//!   [`has_requests`]: of another process's mount.
 //! - `adapter`: answers requests from [`crate::fs::FileSystem`].
 //! - `passthrough`: the open files that the kernel reads by itself. `opens`: where they are noted for a
 //!   process that takes the mount over.
@@ -57,7 +58,7 @@ use std::path::PathBuf;
 
 use crate::process::limits::ChildLimits;
 
-pub use connection::{has_ended, resend};
+pub use connection::{has_ended, has_requests, resend};
 pub use hidden::OwnPath;
 pub use mount::{Attached, Mount, MountState};
 pub use mount_table::MountTable;

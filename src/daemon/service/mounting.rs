@@ -96,10 +96,11 @@ impl Service {
             };
             let kept = keeping.hold(&attached, &wanted).map_err(unkept)?;
             let mut unnoted = None;
-            let tree = TreeMark::of(&served);
+            let (tree, nodes) = (TreeMark::of(&served), served.tree.len());
             let mount = Mount::serve(attached, served, &options, config, sessions)?;
             if let Some(kept) = &kept {
-                let announced = Announced { pinned, tree, state: mount.state(), mounted_at };
+                let state = mount.state();
+                let announced = Announced { pinned, tree, nodes, state, mounted_at };
                 unnoted = kept.announce(&wanted, &announced).map_err(unkept)?;
             }
             Ok::<(Mount, Option<Kept>, Option<String>), MountError>((mount, kept, unnoted))

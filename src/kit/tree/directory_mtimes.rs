@@ -32,6 +32,11 @@ struct Below {
 }
 
 impl DirectoryMtimes {
+    /// Takes the memory for that many more nodes.
+    pub(super) fn reserve(&mut self, nodes: usize) {
+        self.0.reserve(nodes);
+    }
+
     /// Takes note of the next node.
     pub(super) fn push(&mut self, mtime: Dated) {
         self.0.push(mtime);

@@ -119,6 +119,7 @@ impl Tree {
         }
         pending.sort_by(|a, b| tree_order(&a.path, &b.path));
         let mut drafts = Drafts::new(umask, MOST_NODES, mtime);
+        drafts.reserve(&pending);
         let mut pending = pending.into_iter().peekable();
         while let Some(mut first) = pending.next() {
             while let Some(next) = pending.next_if(|next| next.path == first.path) {
@@ -296,6 +297,16 @@ impl Drafts {
         let root = drafts.node(0, 0, 0, NodeKind::Directory, PARENT_MODE, Dated::ByItsLayer(mtime));
         drafts.nodes.push(root);
         drafts
+    }
+
+    /// Takes the memory for these members at once: to grow into it takes a tenth of the time of a merge.
+    fn reserve(&mut self, pending: &[Pending<'_>]) {
+        self.nodes.reserve(pending.len());
+        self.mtimes.reserve(pending.len());
+        let name = |path: &[u8]| {
+            path.len() - path.iter().rposition(|&it| it == b'/').map_or(0, |at| at + 1)
+        };
+        self.names.reserve(pending.iter().map(|pending| name(&pending.path)).sum());
     }
 
     /// Adds the node of a path, and the missing directories above.
