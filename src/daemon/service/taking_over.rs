@@ -373,7 +373,9 @@ mod tests {
         let announced = serde_json::from_value(json!({
             "pinned": format!("{kit}@sha256:00"), "mounted_at": 7, "nodes": nodes,
             "tree": {"manifest": "sha256:00", "layers": ["sha256:01"], "nodes": "sha256:02"},
-            "state": {"path": "/a", "features": 5, "device": [0, 44], "made": null},
+            "state": {
+                "place": {"path": "/a", "device": [0, 44], "made": null, "view": null}, "features": 5,
+            },
         }));
         (Interrupted { kept, request: request.unwrap(), announced: announced.unwrap() }, kernel)
     }
