@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -124,6 +125,9 @@ impl Service {
         self.taken_over().await;
         self.restored().await;
         let mounts = self.mounts.statuses().await;
+        // Counts layers that nobody has counted since the start.
+        let cache = self.cache.clone();
+        let resident_bytes = spawn_blocking(move || cache.resident_bytes()).await;
         DaemonStatus {
             pid: self.keeping.keeper().unwrap_or_else(std::process::id),
             worker_pid: std::process::id(),
@@ -131,7 +135,7 @@ impl Service {
             cache_folder: self.cache.folder().to_owned(),
             cache_folder_is_lost: !self.is_reachable(),
             view: self.view.clone(),
-            cache_resident_bytes: self.cache.resident_bytes(),
+            cache_resident_bytes: resident_bytes.unwrap_or_default(),
             cache_capacity_bytes: self.cache.capacity_bytes(),
             cache_keep_free_bytes: self.cache.keep_free_bytes(),
             cache_trouble: self.cache.trouble(),
