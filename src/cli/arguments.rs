@@ -203,6 +203,21 @@ fn parse_seconds(text: &str) -> Result<u64, String> {
     })
 }
 
+/// The seconds after which a read fails; `None` for never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReadDeadline(pub Option<u64>);
+
+/// Parses a time, or `never`.
+pub(super) fn parse_read_deadline(text: &str) -> Result<ReadDeadline, String> {
+    match text {
+        "never" => Ok(ReadDeadline(None)),
+        text => match parse_seconds(text) {
+            Ok(seconds) => Ok(ReadDeadline(Some(seconds))),
+            Err(error) => Err(format!("{error}, or `never`")),
+        },
+    }
+}
+
 /// Parses permission bits in octal, as umask(1) takes them.
 pub(super) fn parse_umask(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
@@ -229,6 +244,15 @@ mod tests {
         }
         for text in ["", "0", "m", "-5", "1.5m", "5 m", "5d", "18446744073709551615h"] {
             assert!(parse_seconds(text).unwrap_err().contains("such as 10m"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_read_deadline_is_a_time_or_never() {
+        assert_eq!(parse_read_deadline("never"), Ok(ReadDeadline(None)));
+        assert_eq!(parse_read_deadline("10m"), Ok(ReadDeadline(Some(600))));
+        for text in ["", "0", "Never", "10d"] {
+            assert!(parse_read_deadline(text).unwrap_err().contains("`never`"), "{text}");
         }
     }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 use clap::ValueEnum;
 use sd_notify::NotifyState;
 
-use super::arguments::{KitArguments, LogFormat, NetworkArguments, parse_umask};
+use super::arguments::{
+    KitArguments, LogFormat, NetworkArguments, ReadDeadline, parse_read_deadline, parse_umask,
+};
 use super::durations::parse_duration;
 use super::error::CliError;
 use super::help::MORE_OPTIONS;
@@ -60,6 +62,11 @@ pub(super) struct Arguments {
     /// Seconds without a waiting reader before --hydrate begins.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = MORE_OPTIONS)]
     hydrate_after: u64,
+    /// How long a program waits for bytes that do not come before its read fails: seconds, a time
+    /// such as 10m, or never. Ctrl-C and `kill -9` end a waiting program at any time.
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_read_deadline)]
+    #[arg(help_heading = MORE_OPTIONS)]
+    read_deadline: ReadDeadline,
     /// The same as --hydrate none.
     #[arg(long, hide = true, conflicts_with = "hydrate")]
     no_hydrate: bool,
@@ -146,6 +153,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         },
         hydrate_after_seconds: arguments.hydrate_after,
         follow_seconds: arguments.follow.map(|interval| interval.as_secs().max(1)),
+        read_deadline_seconds: arguments.read_deadline.0,
     };
     match arguments.foreground {
         true => block_on(serve(config, request)),

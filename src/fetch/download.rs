@@ -1,7 +1,8 @@
 //! The network side of a transfer: opens a stream and passes its pieces on to the writer.
 //!
 //! A stream that breaks off is taken up by the layer's next source where it stopped; each source
-//! gets one chance in a transfer (it retries by itself), and a reader's next read starts anew.
+//! gets one chance in a transfer (it retries by itself). A reader that waits plans again (`outage`).
+//! A stream that stalls while a reader waits is given up, and its source asked for the rest (`stall`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,10 +16,12 @@ use super::FetchError;
 use super::claims::Right;
 use super::layer::{Inner, Way};
 use super::pace::Streaming;
+use super::stall::Stalls;
 use super::transfer::Transfer;
 use super::writer::{Writer, Written};
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, StreamOffset};
+use crate::process::running_time::Stopwatch;
 use crate::source::admission::Reservation;
 use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 
@@ -47,12 +50,15 @@ struct Feeding<'a> {
     source: Arc<dyn BlobSource>,
     untried: Untried,
     streaming: &'a mut Streaming,
+    stalls: Stalls,
 }
 
 /// Why pieces stopped coming.
 enum Stopped {
     /// The source broke off; another one may go on.
     Source(SourceError),
+    /// Too little came while a reader waits; another connection may do better.
+    Stalled,
     /// The writer has met an error, and tells it itself.
     Writer,
 }
@@ -100,8 +106,8 @@ impl Inner {
         let writer = tokio::task::spawn_blocking(move || {
             Writer::new(inner, to, start, is_whole).drain(incoming)
         });
-        let mut feeding =
-            Feeding { source: way.source.clone(), untried, streaming: &mut streaming };
+        let (source, stalls) = (way.source.clone(), Stalls::default());
+        let mut feeding = Feeding { source, untried, streaming: &mut streaming, stalls };
         let fed = self.feed(stream, asked, &mut feeding, transfer, batches).await;
         let source = feeding.source;
         let has_changed = !Arc::ptr_eq(&source, &way.source);
@@ -151,18 +157,37 @@ impl Inner {
     ) -> Result<(), FetchError> {
         let mut sent = asked.start;
         loop {
-            let forwarded =
-                self.forward(stream, &mut sent, asked.end, transfer, feeding.streaming, &batches);
-            match forwarded.await {
+            let forwarded = self.forward(stream, &mut sent, asked.end, transfer, feeding, &batches);
+            let mut failed = match forwarded.await {
                 Ok(()) | Err(Stopped::Writer) => return Ok(()),
-                Err(Stopped::Source(error)) => {
-                    let missing = sent..asked.end;
-                    let urgency = transfer.urgency();
-                    let next = self.open_next(&mut feeding.untried, &missing, urgency, Some(error));
-                    let (next, way) = next.await?;
-                    (stream, feeding.source) = (next, way.source);
+                Err(Stopped::Source(error)) => Some(error),
+                Err(Stopped::Stalled) => None,
+            };
+            let (missing, urgency) = (sent..asked.end, transfer.urgency());
+            if failed.is_none() {
+                let place = feeding.source.host().unwrap_or_else(|| "the source".into());
+                let detail = format!("the transfer stalled at byte {sent}");
+                let stalled = SourceError::Unavailable { place: place.to_string(), detail };
+                tracing::debug!(error = %stalled, layer = %self.spec.blob.digest, "asking again");
+                // What came cannot be told from a break: the rest may lie anywhere.
+                transfer.rested();
+                if feeding.stalls.give_up() {
+                    let again =
+                        feeding.source.open(self.spec.blob, missing.clone(), urgency.clone());
+                    match again.await.and_then(|stream| self.check_covers(stream, &missing)) {
+                        Ok(next) => {
+                            stream = next;
+                            continue;
+                        }
+                        Err(error) => failed = Some(error),
+                    }
+                } else {
+                    failed = Some(stalled);
                 }
             }
+            let next = self.open_next(&mut feeding.untried, &missing, urgency, failed);
+            let (next, way) = next.await?;
+            (stream, feeding.source) = (next, way.source);
         }
     }
 
@@ -177,12 +202,16 @@ impl Inner {
         sent: &mut u64,
         end: u64,
         transfer: &Transfer,
-        streaming: &mut Streaming,
+        feeding: &mut Feeding<'_>,
         batches: &mpsc::Sender<Batch>,
     ) -> Result<(), Stopped> {
+        let Feeding { streaming, stalls, .. } = feeding;
         let at = stream.range.start;
         let mut pieces = Pieces { at, stream, rest: Bytes::new(), next: *sent, end };
         let mut failed = None;
+        stalls.begin();
+        // Runs from the moment at which a reader waits for the next piece.
+        let mut silence = None;
         while *sent < end && failed.is_none() {
             let mut batch = Batch::new();
             let batch_end = self.batch_end(*sent, end);
@@ -190,9 +219,16 @@ impl Inner {
                 tokio::select! {
                     biased;
                     piece = pieces.next(batch_end) => match piece {
-                        Ok(piece) => batch.push(piece),
-                        Err(error) => failed = Some(error),
+                        Ok(piece) => {
+                            let waited = silence.take().map(|mut watch: Stopwatch| watch.look());
+                            stalls.came(waited.unwrap_or_default(), piece.len() as u64);
+                            batch.push(piece);
+                        }
+                        Err(error) => failed = Some(Stopped::Source(error)),
                     },
+                    () = overdue(stalls, &mut silence, transfer.urgency()) => {
+                        failed = Some(Stopped::Stalled);
+                    }
                     () = transfer.wanted() => {}
                 }
             }
@@ -207,10 +243,7 @@ impl Inner {
                 streaming.go_on();
             }
         }
-        match failed {
-            Some(error) => Err(Stopped::Source(error)),
-            None => Ok(()),
-        }
+        failed.map_or(Ok(()), Err)
     }
 
     /// The end of the batch that begins at `sent`: that of its chunk, so that a chunk is one write.
@@ -244,22 +277,36 @@ impl Inner {
         mut failed: Option<SourceError>,
     ) -> Result<(BlobStream, Way), FetchError> {
         for way in untried {
-            match way.source.open(self.spec.blob, range.clone(), urgency.clone()).await {
-                Ok(stream)
-                    if stream.range.start <= range.start && stream.range.end >= range.end =>
-                {
-                    return Ok((stream, way));
-                }
-                Ok(stream) => {
-                    let detail = format!("bytes {:?} instead of {range:?}", stream.range);
-                    let place = self.spec.blob.digest.to_string();
-                    failed = failed.or(Some(SourceError::Protocol { place, detail }));
-                }
+            let opened = way.source.open(self.spec.blob, range.clone(), urgency.clone()).await;
+            match opened.and_then(|stream| self.check_covers(stream, range)) {
+                Ok(stream) => return Ok((stream, way)),
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
         Err(failed.expect("a layer is opened with a source").into())
     }
+
+    /// The stream, if it has the bytes `range`.
+    fn check_covers(
+        &self,
+        stream: BlobStream,
+        range: &Range<u64>,
+    ) -> Result<BlobStream, SourceError> {
+        if stream.range.start <= range.start && stream.range.end >= range.end {
+            return Ok(stream);
+        }
+        let detail = format!("bytes {:?} instead of {range:?}", stream.range);
+        Err(SourceError::Protocol { place: self.spec.blob.digest.to_string(), detail })
+    }
+}
+
+/// Waits until a stream has brought too little for a reader. Background work is patient: what it fetches
+/// from may be a cache that fetches first. May be dropped and called again.
+async fn overdue(stalls: &Stalls, silence: &mut Option<Stopwatch>, urgency: &Urgency) {
+    if silence.is_none() {
+        urgency.until_impatient().await;
+    }
+    silence.get_or_insert_with(Stopwatch::start).reach(stalls.left()).await;
 }
 
 /// The pieces of a stream, cut to the bytes that are wanted of it.

@@ -24,6 +24,7 @@ use super::confirm::Confirming;
 use super::download::TRANSFER_MEMORY_BYTES;
 use super::follower::Follower;
 use super::off_the_runtime;
+use super::outage::Outage;
 use super::pace::Line;
 use super::passing::Passing;
 use super::plan::ChunkStatus;
@@ -103,6 +104,7 @@ pub(super) struct Inner {
     pub(super) passing: Arc<Passing>,
     pub(super) follower: Arc<Follower>,
     pub(super) retries: Retries,
+    pub(super) outage: Outage,
     /// In the order in which they are asked; never none.
     pub(super) sources: RwLock<Vec<Way>>,
     /// Whether it has zstd frames with windows beyond the usual.
@@ -136,6 +138,7 @@ impl Layer {
             passing,
             follower: Arc::default(),
             retries: Retries::default(),
+            outage: Outage::default(),
             sources: RwLock::new(vec![way]),
             has_large_windows: AtomicBool::new(false),
             runtime: Handle::current(),
@@ -228,8 +231,8 @@ impl Layer {
     /// Reads a range of the stream, fetching what is missing; yields exactly the range's bytes.
     ///
     /// # Errors
-    /// When the sources fail, the layer is poisoned or the cache cannot take the bytes. There is
-    /// no deadline here: the caller that serves a reader sets one.
+    /// When the sources fail, the layer is poisoned or the cache cannot take the bytes. A reader of a
+    /// mount wants more: [`Self::persist`] asks again until its deadline.
     pub fn read(
         &self,
         range: Range<StreamOffset>,

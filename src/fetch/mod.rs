@@ -14,6 +14,8 @@
 //! - `turns`: the memory of replies, and digests one after the other.
 //! - `transfer`: one request on its way to the cache, and its waiters.
 //! - `download`, `writer`: the two sides of a transfer, network and disk.
+//! - `outage`: how long a reader waits for a source that fails. `stall`: when a stream that brings too
+//!   little is given up.
 //! - `scan`: finds the table of contents of an uncompressed tar by its headers alone.
 //! - `pass`: the one sequential pass that a compressed layer takes.
 //! - `passing`: bytes that the cache could not keep, in memory. `retry`: readers that lost such bytes.
@@ -31,6 +33,7 @@ mod error;
 mod follower;
 mod keeping;
 pub mod layer;
+mod outage;
 mod pace;
 mod pass;
 mod passing;
@@ -39,6 +42,7 @@ mod reading;
 mod retry;
 mod scan;
 mod staging;
+mod stall;
 mod transfer;
 mod turns;
 mod writer;
@@ -59,6 +63,7 @@ use crate::source::{BlobSource, Urgency};
 
 pub use error::FetchError;
 pub use layer::Layer;
+pub use outage::GaveUp;
 
 use layer::{Way, WeakLayer};
 use pace::Line;

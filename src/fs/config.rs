@@ -5,16 +5,19 @@ use std::time::Duration;
 /// The settings of a [`FileSystem`](super::FileSystem).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FsConfig {
-    /// The time after which a read that waits for the network fails.
-    pub read_deadline: Duration,
+    /// The time after which a read that waits for the network fails; `None` for never.
+    pub read_deadline: Option<Duration>,
     /// Fetch tensors beforehand, by the headers of `*.safetensors` and `*.gguf` files.
     pub tensor_prefetch: bool,
 }
 
+/// The usual deadline of a read. 5 min: registries restart, and networks come back, within it. Frameworks
+/// that watch a data loader allow as much (PyTorch: 300 s and more).
+pub const READ_DEADLINE: Duration = Duration::from_secs(300);
+
 impl Default for FsConfig {
-    /// 60 s: longer than the registry client retries before it succeeds, and shorter than the
-    /// timeouts of frameworks that watch a data loader (PyTorch: 300 s and more).
+    /// [`READ_DEADLINE`], with tensor prefetch.
     fn default() -> Self {
-        Self { read_deadline: Duration::from_secs(60), tensor_prefetch: true }
+        Self { read_deadline: Some(READ_DEADLINE), tensor_prefetch: true }
     }
 }

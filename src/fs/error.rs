@@ -1,8 +1,6 @@
 //! The errors of requests to a loaded kit.
 
-use std::time::Duration;
-
-use crate::fetch::FetchError;
+use crate::fetch::{FetchError, GaveUp};
 
 /// An error of a request to the file system. Each variant is one errno (`fuse/errno.rs`).
 #[derive(Clone, Debug, thiserror::Error)]
@@ -43,10 +41,10 @@ pub enum FsError {
     /// The content is a remote data set, which was not available when the kit was loaded.
     #[error("{0}; mount the kit again once that is mended")]
     Missing(String),
-    /// The bytes did not come in time.
-    #[error("no answer within {} s: the registry or the network is too slow or stalled", .0.as_secs())]
-    TimedOut(Duration),
-    /// The bytes cannot be fetched or read.
+    /// The bytes did not come by the deadline, or cannot come at all.
+    #[error(transparent)]
+    GaveUp(#[from] GaveUp),
+    /// The bytes in the cache cannot be read.
     #[error(transparent)]
     Fetch(#[from] FetchError),
 }

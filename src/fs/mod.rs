@@ -39,7 +39,7 @@ mod trace;
 mod xattr;
 
 pub use attributes::{Attributes, FileKind, Ino, Owner, Totals};
-pub use config::FsConfig;
+pub use config::{FsConfig, READ_DEADLINE};
 pub use error::FsError;
 pub use file_system::{Access, DirectoryEntry, FileSystem, Seek};
 pub use kit::{LoadedKit, State};

@@ -14,7 +14,6 @@ use super::FsError;
 use super::stored_file::StoredFile;
 use crate::fetch::Layer;
 use crate::layer::Extents;
-use crate::process::running_time;
 use crate::source::Priority;
 
 /// The result of a read.
@@ -44,17 +43,17 @@ pub struct PendingRead {
     pub(super) layer: Arc<Layer>,
     pub(super) extents: Extents,
     pub(super) wanted: Range<u64>,
-    pub(super) deadline: Duration,
+    pub(super) deadline: Option<Duration>,
 }
 
 impl PendingRead {
-    /// Waits for the bytes.
+    /// Waits for the bytes. Asks for them again while that can help, until the deadline.
     ///
     /// # Errors
-    /// [`FsError::TimedOut`] at the deadline, [`FsError::Fetch`] when the bytes cannot be fetched.
+    /// [`FsError::GaveUp`] at the deadline, and for failures that waiting does not mend.
     pub async fn finish(self) -> Result<Reply, FsError> {
-        let read = async {
-            let file = StoredFile { layer: &self.layer, extents: &self.extents };
+        let file = StoredFile { layer: &self.layer, extents: &self.extents };
+        let attempt = || async {
             file.bring(self.wanted.clone(), Priority::OnDemand).await?;
             // The bytes are in the cache now. Memory is reserved only here, so that the read holds
             // it for a copy and not for a fetch. Only an eviction in between causes a fetch again.
@@ -62,9 +61,7 @@ impl PendingRead {
             let bytes = file.read(self.wanted.clone()).await?;
             Ok(Reply { bytes, _memory: memory })
         };
-        match running_time::timeout(self.deadline, read).await {
-            Ok(result) => result,
-            Err(_) => Err(FsError::TimedOut(self.deadline)),
-        }
+        let stored = self.extents.stored_of(self.wanted.clone());
+        Ok(self.layer.persist(stored, self.deadline, attempt).await?)
     }
 }

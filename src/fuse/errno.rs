@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use crate::fetch::FetchError;
+use crate::fetch::{FetchError, GaveUp};
 use crate::fs::FsError;
 
 /// The errno of an error. The match is exhaustive, so a new error needs a decision here.
@@ -18,16 +18,20 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::NoSuchAttribute => Errno::NODATA,
         FsError::Denied => Errno::ACCESS,
         FsError::ReadOnly => Errno::ROFS,
-        FsError::TimedOut(_) | FsError::Missing(_) => Errno::IO,
-        // Programs expect EIO from a read, but not EACCES or ENOSPC. The log has the reason.
-        FsError::Fetch(
-            FetchError::Source(_)
-            | FetchError::Cache(_)
-            | FetchError::Poisoned { .. }
-            | FetchError::Malformed { .. }
-            | FetchError::NotKept { .. }
-            | FetchError::LargeWindow(_)
-            | FetchError::Thrashing(_),
-        ) => Errno::IO,
+        FsError::GaveUp(GaveUp::Deadline { .. }) | FsError::Missing(_) => Errno::IO,
+        FsError::Fetch(error) | FsError::GaveUp(GaveUp::Failed(error)) => errno_of_fetch(error),
+    }
+}
+
+/// Programs expect EIO from a read, but not EACCES or ENOSPC. The log has the reason.
+fn errno_of_fetch(error: &FetchError) -> Errno {
+    match error {
+        FetchError::Source(_)
+        | FetchError::Cache(_)
+        | FetchError::Poisoned { .. }
+        | FetchError::Malformed { .. }
+        | FetchError::NotKept { .. }
+        | FetchError::LargeWindow(_)
+        | FetchError::Thrashing(_) => Errno::IO,
     }
 }

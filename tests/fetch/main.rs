@@ -1,5 +1,6 @@
 //! Where a source meets the cache: what is fetched, how often, and what a reader gets.
 
+mod deadlines;
 mod healing;
 mod memory;
 mod passing;

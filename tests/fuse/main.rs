@@ -680,7 +680,8 @@ fn a_stalled_source_holds_up_only_the_reads_that_need_it() {
 #[test]
 fn a_read_that_gets_no_answer_fails_with_eio_at_its_deadline() {
     let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, &[7; 100_000]));
-    let config = FsConfig { read_deadline: Duration::from_millis(200), ..FsConfig::default() };
+    let config =
+        FsConfig { read_deadline: Some(Duration::from_millis(200)), ..FsConfig::default() };
     let mounted = Mounted::with(kit, How { config, ..How::default() });
     mounted.engine.faults.stall(true);
     let failed = errno(fs::read(mounted.path("weights.bin")));

@@ -44,6 +44,14 @@ pub struct MountDescription {
     /// Seconds between two looks whether the tag names another kit, which then takes the place of this one.
     #[serde(default)]
     pub follow_seconds: Option<u64>,
+    /// Seconds after which a read fails that gets no bytes; `None` for never.
+    #[serde(default = "usual_read_deadline")]
+    pub read_deadline_seconds: Option<u64>,
+}
+
+/// A request without the field is of an earlier version, which had no such option.
+fn usual_read_deadline() -> Option<u64> {
+    Some(READ_DEADLINE.as_secs())
 }
 
 /// Serves a mount. The command has made it in the part of the file tree that it sees, and sends its FUSE

@@ -195,7 +195,10 @@ async fn recheck(kit: Arc<LoadedKit>) -> Result<(), Failure> {
 }
 
 pub(super) fn fs_config(description: &MountDescription) -> FsConfig {
-    FsConfig { tensor_prefetch: description.tensor_prefetch, ..FsConfig::default() }
+    FsConfig {
+        read_deadline: description.read_deadline_seconds.map(Duration::from_secs),
+        tensor_prefetch: description.tensor_prefetch,
+    }
 }
 
 /// Replays a trace beside a mount, whose readers hear of what fails by themselves.

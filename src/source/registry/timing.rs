@@ -29,7 +29,8 @@ pub struct Timing {
     pub backoff_min: Duration,
     /// The longest wait that is our own idea.
     pub backoff_max: Duration,
-    /// The longest `Retry-After` that a reader waits for.
+    /// The longest pause that a reader makes for a `Retry-After`; a longer one is cut to it. 10 s: a host
+    /// that is well earlier is noticed within seconds.
     pub retry_after_max: Duration,
     /// The longest that a reader's request and its repetitions may take before the last repetition.
     pub retry_total: Duration,
@@ -70,7 +71,7 @@ impl Default for Timing {
             retries: 5,
             backoff_min: Duration::from_millis(200),
             backoff_max: Duration::from_secs(5),
-            retry_after_max: Duration::from_secs(30),
+            retry_after_max: Duration::from_secs(10),
             retry_total: Duration::from_secs(60),
             unreachable_total: Duration::from_secs(10),
             resumes: 5,

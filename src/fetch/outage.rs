@@ -1,0 +1,402 @@
+//! How long a reader waits while the sources of a layer fail.
+//!
+//! ```text
+//! attempt --bytes--> done
+//!    ^  |--unavailable, or an odd answer--> pause --.
+//!    |  |--refused (404, 401)-------------> pause --|   refused again and again --> failed
+//!    |  '--nothing that waiting mends-------------------------------------------> failed
+//!    '----------------------------------------------'   the deadline ------------> failed
+//! ```
+//!
+//! The kernel repeats a failed request at once: first the window that it reads ahead, then the page that
+//! the program wants, and more often for a mapped page. The program waits for all of these requests. So
+//! the deadline of the first one counts for the reader, and a repeated request waits for a moment only.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{FetchError, Layer};
+use crate::layer::StreamOffset;
+use crate::process::running_time::{self, Stopwatch};
+use crate::source::SourceError;
+
+/// The first pause after a failure. A source has repeated its requests by itself before it fails.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest pause of our own. 5 s: a registry that is back is noticed within seconds.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The longest pause that a source can ask for with `Retry-After`. 10 s: a reader waits meanwhile, and
+/// few hosts that say `Retry-After: 100` need all of that.
+const LONGEST_ASKED_PAUSE: Duration = Duration::from_secs(10);
+
+/// The time for which a source must refuse a layer before a reader hears of it. 5 s: a load balancer
+/// answers 404 or 401 for a moment while the registry behind it starts.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
+
+/// The refusals in a row before a reader hears of them. The second one already had fresh credentials.
+const LEAST_REFUSALS: u32 = 3;
+
+/// The time in which a refusal of a layer counts for other ranges of the layer, too. 60 s: `cp -r` of a
+/// thousand files from a deleted layer should not confirm the refusal for each file.
+const REFUSAL_COUNTS_FOR: Duration = Duration::from_secs(60);
+
+/// The time after a failure in which a request for the same bytes is a repetition by the kernel. The
+/// kernel repeats a request within milliseconds; 2 s allow for a loaded machine.
+const REPEATED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The deadline of such a repetition. 1 s: long enough for one request to a healthy source.
+const DEADLINE_OF_REPEATED: Duration = Duration::from_secs(1);
+
+/// The failures that are remembered for a layer. More readers rarely fail within two seconds, and each
+/// entry has 32 bytes.
+const MOST_FAILURES: usize = 1024;
+
+/// The reason why a reader was given no bytes.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum GaveUp {
+    /// The deadline has passed.
+    #[error("no answer within {} s: {}", .deadline.as_secs_f32(), reason(.last))]
+    Deadline {
+        /// The deadline of the reader.
+        deadline: Duration,
+        /// The last failure; none where nothing came at all.
+        last: Option<FetchError>,
+    },
+    /// A failure that waiting does not mend.
+    #[error(transparent)]
+    Failed(FetchError),
+}
+
+fn reason(last: &Option<FetchError>) -> String {
+    match last {
+        Some(error) => error.to_string(),
+        None => "the registry or the network is too slow or stalled".to_owned(),
+    }
+}
+
+/// The recent failures of a layer's readers.
+#[derive(Debug, Default)]
+pub(super) struct Outage {
+    failures: Mutex<VecDeque<(Range<StreamOffset>, Instant)>>,
+    /// The time of the last refusal that a reader heard of. Cleared when bytes come.
+    refused: Mutex<Option<Instant>>,
+}
+
+impl Outage {
+    /// Notes that a reader of `range` got an error.
+    fn failed(&self, range: Range<StreamOffset>, now: Instant) {
+        let mut failures = self.failures.lock();
+        failures.retain(|(known, at)| *known != range && now - *at < REPEATED_WITHIN);
+        if failures.len() == MOST_FAILURES {
+            failures.pop_front();
+        }
+        failures.push_back((range, now));
+    }
+
+    /// Whether a request for `range` repeats one that has just failed.
+    fn is_repeated(&self, range: &Range<StreamOffset>, now: Instant) -> bool {
+        let failures = self.failures.lock();
+        failures.iter().any(|(failed, at)| {
+            now - *at < REPEATED_WITHIN && failed.start < range.end && range.start < failed.end
+        })
+    }
+
+    /// Notes that bytes of `range` came.
+    fn succeeded(&self, range: &Range<StreamOffset>) {
+        *self.refused.lock() = None;
+        let mut failures = self.failures.lock();
+        failures.retain(|(failed, _)| range.end <= failed.start || failed.end <= range.start);
+    }
+
+    fn refused(&self, now: Instant) {
+        *self.refused.lock() = Some(now);
+    }
+
+    fn is_refused(&self, now: Instant) -> bool {
+        self.refused.lock().is_some_and(|at| now - at < REFUSAL_COUNTS_FOR)
+    }
+}
+
+impl Layer {
+    /// Repeats `attempt`, which reads `range`, until it succeeds, the deadline passes, or it fails with
+    /// an error that waiting does not mend. Without a deadline it may wait for ever.
+    ///
+    /// # Errors
+    /// [`GaveUp`]. Where the same bytes were given up a moment ago, after a second at most.
+    pub async fn persist<T, Attempt>(
+        &self,
+        range: Range<StreamOffset>,
+        deadline: Option<Duration>,
+        mut attempt: impl FnMut() -> Attempt,
+    ) -> Result<T, GaveUp>
+    where
+        Attempt: Future<Output = Result<T, FetchError>>,
+    {
+        let outage = &self.inner.outage;
+        let now = Instant::now();
+        let is_repeated = outage.is_repeated(&range, now);
+        let limit = match (deadline, is_repeated) {
+            (deadline, true) => Some(deadline.unwrap_or(Duration::MAX).min(DEADLINE_OF_REPEATED)),
+            (deadline, false) => deadline,
+        };
+        let mut pauses = Pauses::new(is_repeated || outage.is_refused(now));
+        let mut last = None;
+        let persisting = async {
+            let mut ran = Stopwatch::start();
+            loop {
+                let error = match attempt().await {
+                    Ok(bytes) => return Ok(bytes),
+                    Err(error) => error,
+                };
+                let Some(pause) = pauses.after(&error, ran.look()) else { return Err(error) };
+                let layer = self.inner.spec.blob.digest;
+                tracing::debug!(%layer, %error, ?pause, "a reader's bytes are asked for again");
+                last = Some(error);
+                // The stopwatch must be looked at every second to count.
+                let end = ran.look() + pause;
+                ran.reach(end).await;
+            }
+        };
+        let persisted = match limit {
+            Some(limit) => running_time::timeout(limit, persisting).await.ok(),
+            None => Some(persisting.await),
+        };
+        let gave_up = match persisted {
+            Some(Ok(bytes)) => {
+                outage.succeeded(&range);
+                return Ok(bytes);
+            }
+            Some(Err(error)) => GaveUp::Failed(error),
+            None => GaveUp::Deadline { deadline: limit.unwrap_or_default(), last },
+        };
+        let now = Instant::now();
+        if matches!(&gave_up, GaveUp::Failed(error) if hope(error) == Hope::Refused) {
+            outage.refused(now);
+        }
+        outage.failed(range, now);
+        Err(gave_up)
+    }
+}
+
+/// What waiting can do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hope {
+    /// The source may be back at any time, or answer rightly.
+    Passing {
+        /// The pause that the source asks for.
+        asked: Option<Duration>,
+    },
+    /// The source says no. It may be starting, or the credentials are being renewed.
+    Refused,
+    /// None.
+    Final,
+}
+
+fn hope(error: &FetchError) -> Hope {
+    match error {
+        FetchError::Source(error) => match error {
+            SourceError::Throttled { retry_after, .. } => Hope::Passing { asked: *retry_after },
+            SourceError::Unavailable { .. }
+            | SourceError::Protocol { .. }
+            | SourceError::Untrusted { .. } => Hope::Passing { asked: None },
+            SourceError::NotFound { .. }
+            | SourceError::Unauthorized { .. }
+            | SourceError::Changed { .. } => Hope::Refused,
+            SourceError::DigestMismatch { .. }
+            | SourceError::Io { .. }
+            | SourceError::Configuration { .. } => Hope::Final,
+        },
+        FetchError::Thrashing(_) => Hope::Passing { asked: None },
+        FetchError::Cache(_)
+        | FetchError::Poisoned { .. }
+        | FetchError::Malformed { .. }
+        | FetchError::NotKept { .. }
+        | FetchError::LargeWindow(_) => Hope::Final,
+    }
+}
+
+/// The pauses between the attempts of one reader. Pure but for their jitter.
+struct Pauses {
+    backoff: ExponentialBackoff,
+    /// Whether the first refusal counts.
+    is_refusal_known: bool,
+    refusals: u32,
+    /// When the first refusal of the present row came.
+    first_refusal: Duration,
+}
+
+impl Pauses {
+    fn new(is_refusal_known: bool) -> Self {
+        let backoff = ExponentialBuilder::new()
+            .with_jitter()
+            .with_min_delay(FIRST_PAUSE)
+            .with_max_delay(LONGEST_PAUSE)
+            .without_max_times()
+            .build();
+        Self { backoff, is_refusal_known, refusals: 0, first_refusal: Duration::ZERO }
+    }
+
+    /// The pause after `error`, which came when the reader had waited for `waited`; `None` to give up.
+    fn after(&mut self, error: &FetchError, waited: Duration) -> Option<Duration> {
+        let asked = match hope(error) {
+            Hope::Final => return None,
+            Hope::Refused => {
+                self.refusals += 1;
+                if self.refusals == 1 {
+                    self.first_refusal = waited;
+                }
+                let is_confirmed = self.refusals >= LEAST_REFUSALS
+                    && waited.saturating_sub(self.first_refusal) >= REFUSED_FOR;
+                if self.is_refusal_known || is_confirmed {
+                    return None;
+                }
+                None
+            }
+            Hope::Passing { asked } => {
+                self.refusals = 0;
+                asked
+            }
+        };
+        // The jitter adds to the longest pause.
+        let own = self.backoff.next().unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE);
+        Some(own.max(asked.unwrap_or_default().min(LONGEST_ASKED_PAUSE)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::oci::Digest;
+
+    fn unavailable() -> FetchError {
+        SourceError::Unavailable { place: "p".into(), detail: "d".into() }.into()
+    }
+
+    fn throttled(seconds: u64) -> FetchError {
+        let retry_after = Some(Duration::from_secs(seconds));
+        SourceError::Throttled { place: "p".into(), retry_after }.into()
+    }
+
+    fn refusal() -> FetchError {
+        SourceError::NotFound { what: "w".into(), place: "p".into(), hint: "h".into() }.into()
+    }
+
+    fn odd() -> FetchError {
+        SourceError::Protocol { place: "p".into(), detail: "416".into() }.into()
+    }
+
+    fn poisoned() -> FetchError {
+        let (expected, got) = (Digest::of(b"a"), Digest::of(b"b"));
+        FetchError::Poisoned { expected, got }
+    }
+
+    fn range(start: u64, end: u64) -> Range<StreamOffset> {
+        StreamOffset(start)..StreamOffset(end)
+    }
+
+    /// How long a reader waits, without a deadline, for a source that always fails in this way.
+    fn waited_for(error: &FetchError, is_refusal_known: bool, most: Duration) -> Duration {
+        let mut pauses = Pauses::new(is_refusal_known);
+        let mut waited = Duration::ZERO;
+        while waited < most {
+            match pauses.after(error, waited) {
+                Some(pause) => waited += pause,
+                None => break,
+            }
+        }
+        waited
+    }
+
+    #[test]
+    fn a_source_that_may_come_back_is_asked_for_ever() {
+        let day = Duration::from_secs(24 * 3600);
+        for error in [unavailable(), odd(), throttled(100)] {
+            assert!(waited_for(&error, false, day) >= day, "{error}");
+            assert!(waited_for(&error, true, day) >= day, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_heard_of_when_it_was_confirmed_and_then_at_once() {
+        let most = Duration::from_secs(3600);
+        let waited = waited_for(&refusal(), false, most);
+        assert!(waited >= REFUSED_FOR && waited <= 3 * REFUSED_FOR, "{waited:?}");
+        assert_eq!(waited_for(&refusal(), true, most), Duration::ZERO);
+        assert_eq!(waited_for(&poisoned(), false, most), Duration::ZERO);
+    }
+
+    proptest! {
+        /// Recovery is noticed within seconds, whatever went before, and no source is asked in a row.
+        #[test]
+        fn pauses_are_bounded_from_both_sides(
+            failures in prop::collection::vec((0..4u8, 0..1_000u64), 1..60),
+        ) {
+            let mut pauses = Pauses::new(false);
+            let mut waited = Duration::ZERO;
+            let mut refused_since = None;
+            for (kind, seconds) in failures {
+                let error = match kind {
+                    0 => unavailable(),
+                    1 => odd(),
+                    2 => throttled(seconds),
+                    _ => refusal(),
+                };
+                match kind {
+                    3 => refused_since = refused_since.or(Some(waited)),
+                    _ => refused_since = None,
+                }
+                let Some(pause) = pauses.after(&error, waited) else {
+                    let since = refused_since.expect("only a refusal ends it");
+                    prop_assert!(waited - since >= REFUSED_FOR);
+                    return Ok(());
+                };
+                prop_assert!(pause >= FIRST_PAUSE && pause <= LONGEST_ASKED_PAUSE, "{pause:?}");
+                prop_assert!(kind == 2 || pause <= LONGEST_PAUSE, "{pause:?}");
+                waited += pause;
+            }
+        }
+
+        /// A request repeats a failed one where they share a byte, for two seconds.
+        #[test]
+        fn a_request_is_a_repetition_where_it_shares_bytes_with_a_recent_failure(
+            failures in prop::collection::vec((0..40u64, 1..9u64, 0..4_000u64), 0..20),
+            (start, length) in (0..40u64, 1..9u64),
+        ) {
+            let outage = Outage::default();
+            let begin = Instant::now();
+            let mut failures = failures;
+            failures.sort_by_key(|failure| failure.2);
+            for &(start, length, at_ms) in &failures {
+                outage.failed(range(start, start + length), begin + Duration::from_millis(at_ms));
+            }
+            let now_ms = 4_000;
+            let expected = failures.iter().any(|&(failed, failed_length, at_ms)| {
+                now_ms - at_ms < 2_000 && failed < start + length && start < failed + failed_length
+            });
+            let now = begin + Duration::from_millis(now_ms);
+            prop_assert_eq!(outage.is_repeated(&range(start, start + length), now), expected);
+        }
+    }
+
+    #[test]
+    fn failures_are_forgotten_when_bytes_come_and_never_too_many() {
+        let outage = Outage::default();
+        let now = Instant::now();
+        for at in 0..3 * MOST_FAILURES as u64 {
+            outage.failed(range(at, at + 1), now);
+        }
+        assert_eq!(outage.failures.lock().len(), MOST_FAILURES);
+        outage.refused(now);
+        assert!(outage.is_refused(now) && !outage.is_refused(now + REFUSAL_COUNTS_FOR));
+        outage.succeeded(&range(0, u64::MAX));
+        assert!(outage.failures.lock().is_empty() && !outage.is_refused(now));
+    }
+}
