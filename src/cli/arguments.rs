@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use super::durations::parse_duration;
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
     cache, cat, completions, copy, daemon, info, list, ls, mount, serve, sizes, status, trace,
@@ -211,8 +212,9 @@ pub(super) struct ReadDeadline(pub Option<u64>);
 pub(super) fn parse_read_deadline(text: &str) -> Result<ReadDeadline, String> {
     match text {
         "never" => Ok(ReadDeadline(None)),
-        text => match parse_seconds(text) {
-            Ok(seconds) => Ok(ReadDeadline(Some(seconds))),
+        text => match parse_duration(text) {
+            Ok(deadline) if deadline.is_zero() => Err("write a longer time, or `never`".to_owned()),
+            Ok(deadline) => Ok(ReadDeadline(Some(deadline.as_secs()))),
             Err(error) => Err(format!("{error}, or `never`")),
         },
     }
@@ -251,7 +253,7 @@ mod tests {
     fn a_read_deadline_is_a_time_or_never() {
         assert_eq!(parse_read_deadline("never"), Ok(ReadDeadline(None)));
         assert_eq!(parse_read_deadline("10m"), Ok(ReadDeadline(Some(600))));
-        for text in ["", "0", "Never", "10d"] {
+        for text in ["", "0", "Never", "10w"] {
             assert!(parse_read_deadline(text).unwrap_err().contains("`never`"), "{text}");
         }
     }

@@ -21,7 +21,7 @@ pub(super) fn list(kit: &Arc<LoadedKit>, request: &ListRequest) -> Result<Listin
     Ok(Listing {
         entry: entry(tree, node),
         below: below.into_iter().map(|node| entry(tree, node)).collect(),
-        warnings: kit.warnings.clone(),
+        warnings: kit.all_warnings(),
     })
 }
 

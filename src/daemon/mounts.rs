@@ -502,7 +502,7 @@ impl Served {
             unchecked_bytes: self.kit.unchecked_bytes(),
             state: kit_state(self.kit.state()),
             mounted_at: self.mounted_at,
-            warnings: self.kit.warnings.clone(),
+            warnings: self.kit.all_warnings(),
             last_failure: self.mount.last_failure(),
             replaced: replaced.collect(),
             replaced_others,

@@ -45,7 +45,7 @@ pub(super) fn check_is_there(tree: &Tree, node: NodeId) -> Result<(), Failure> {
 /// As [`resolve`].
 pub(super) fn find(kit: &LoadedKit, path: &RawPath, last: LastLink) -> Result<NodeId, Failure> {
     resolve(&kit.tree, path, last).map_err(|failure| match failure.kind {
-        FailureKind::NotFound => with_warnings(failure, &kit.warnings),
+        FailureKind::NotFound => with_warnings(failure, &kit.all_warnings()),
         _ => failure,
     })
 }

@@ -57,7 +57,7 @@ pub(super) async fn warm(
     check_room(cache, &wants)?;
     fetch(&wants, progress).await;
     let missing = missing_of(&kit.tree, paths);
-    Ok(WarmReport { missing, ..report(&wants, kit.warnings.clone()) })
+    Ok(WarmReport { missing, ..report(&wants, kit.all_warnings()) })
 }
 
 /// The files that cannot be had, of those at and below `paths`, or of all of the kit where there are none.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::cache::LayerState;
 use crate::fetch::Layer;
 use crate::kit::{Kit, Tree};
@@ -25,6 +27,9 @@ pub struct LoadedKit {
     pub titles: Vec<String>,
     /// Warnings about parts that were left out, in the kit, its parents and its layers.
     pub warnings: Vec<String>,
+    /// The reason to doubt that the reference stands for this kit: its registry did not answer, or kit's
+    /// storage has a kit that may be another one.
+    pub doubt: Mutex<Option<String>>,
 }
 
 /// The state of verification, from best to worst.
@@ -60,6 +65,18 @@ impl From<LayerState> for State {
 }
 
 impl LoadedKit {
+    /// The reference was looked up again, and stands for this kit; `doubt` is set where the registry did
+    /// not answer.
+    pub fn resolved_again(&self, doubt: Option<String>) {
+        *self.doubt.lock() = doubt;
+    }
+
+    /// The doubt about the reference, and the warnings.
+    pub fn all_warnings(&self) -> Vec<String> {
+        let doubt = self.doubt.lock().clone();
+        doubt.into_iter().chain(self.warnings.iter().cloned()).collect()
+    }
+
     /// The name in messages of one of its layers.
     pub fn title_of(&self, layer: &Layer) -> String {
         let position = self.layers.iter().position(|own| own.key() == layer.key());

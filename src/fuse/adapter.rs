@@ -15,17 +15,15 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::BytesMut;
-use parking_lot::Mutex;
 use rustix::fs::{Access as AccessMask, OFlags};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use super::connection::{Connection, Reply};
-use super::errno::errno;
-use super::failure_log::{Entry, FailureLog};
+use super::failures::Failures;
+use super::interrupts::Interrupts;
 use super::others::DAEMON_ATTRIBUTE;
 use super::passthrough::Passthrough;
 use super::stale_pages::StalePages;
@@ -43,6 +41,7 @@ const SEEK_HOLE: u32 = 4;
 pub(super) struct Adapter {
     file_system: Arc<FileSystem>,
     failures: Arc<Failures>,
+    interrupts: Arc<Interrupts>,
     passthrough: Arc<Passthrough>,
     stale_pages: Arc<StalePages>,
     runtime: Handle,
@@ -62,13 +61,18 @@ impl Adapter {
         daemon: String,
         runtime: Handle,
     ) -> Self {
-        let failures = Failures {
-            file_system: file_system.clone(),
-            log: Mutex::default(),
-            last: Mutex::default(),
-        };
-        let failures = Arc::new(failures);
-        Self { file_system, failures, passthrough, stale_pages, runtime, features, daemon }
+        let failures = Arc::new(Failures::new(file_system.clone()));
+        let interrupts = Arc::default();
+        Self {
+            file_system,
+            failures,
+            interrupts,
+            passthrough,
+            stale_pages,
+            runtime,
+            features,
+            daemon,
+        }
     }
 
     /// The failed reads. They outlive the session.
@@ -123,7 +127,7 @@ impl Adapter {
                 reply.ok();
                 self.passthrough.release(ino, handle);
             }
-            Operation::Read { offset, bytes } => self.read(ino, offset, bytes, reply, buffer),
+            Operation::Read { offset, bytes } => self.read(request, offset, bytes, reply, buffer),
             Operation::OpenDirectory => match self.features.has(Features::NO_OPENDIR) {
                 true => reply.error(Errno::NOSYS),
                 false => {
@@ -182,8 +186,11 @@ impl Adapter {
             // root has remounted it as writable.
             Operation::Change => reply.error(Errno::ROFS),
             Operation::Ioctl => reply.error(Errno::NOTTY),
-            // The deadline ends a waiting read. After ENOSYS the kernel sends no more interrupts.
-            Operation::Interrupt => reply.error(Errno::NOSYS),
+            // The kernel expects no reply: the interrupted request gets one.
+            Operation::Interrupt { unique } => {
+                reply.none();
+                self.interrupts.interrupt(unique);
+            }
             Operation::Other { opcode } => {
                 tracing::debug!(opcode, "not supported: the kernel does without");
                 reply.error(Errno::NOSYS);
@@ -196,69 +203,51 @@ impl Adapter {
         ino == Ino::ROOT && name == DAEMON_ATTRIBUTE.as_bytes() && !self.daemon.is_empty()
     }
 
-    fn read(&self, ino: Ino, offset: u64, bytes: u32, reply: &mut Reply, buffer: &mut BytesMut) {
+    fn read(
+        &self,
+        request: &Request<'_>,
+        offset: u64,
+        bytes: u32,
+        reply: &mut Reply,
+        buffer: &mut BytesMut,
+    ) {
+        let ino = request.ino;
+        let wanted = offset..offset.saturating_add(u64::from(bytes));
         self.passthrough.note_read();
         match self.file_system.read(ino, offset, bytes, buffer) {
-            Ok(Read::Resident(bytes)) => reply.data(bytes),
-            Ok(Read::Pending(read)) => {
-                let range = offset..offset.saturating_add(bytes.into());
-                self.finish(ino, range, read, reply.take());
+            Ok(Read::Resident(bytes)) => {
+                reply.data(bytes);
+                self.failures.succeeded(ino, &wanted);
             }
-            Err(error) => reply.error(self.failures.errno(ino, &error)),
+            Ok(Read::Pending(read)) => self.finish(request, wanted, read, reply.take()),
+            Err(error) => reply.error(self.failures.read_failed(ino, &wanted, &error)),
         }
     }
 
-    fn finish(&self, ino: Ino, range: Range<u64>, read: PendingRead, mut reply: Reply) {
-        let failures = self.failures.clone();
-        let waiting = self.stale_pages.waiting_read(ino, range);
+    fn finish(
+        &self,
+        request: &Request<'_>,
+        wanted: Range<u64>,
+        read: PendingRead,
+        mut reply: Reply,
+    ) {
+        let (failures, ino) = (self.failures.clone(), request.ino);
+        let waiting = self.interrupts.begin(request.unique, request.thread);
+        let waits_for_pages = self.stale_pages.waiting_read(ino, wanted.clone());
         self.runtime.spawn(async move {
-            match read.finish().await {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(failures.errno(ino, &error)),
+            tokio::select! {
+                biased;
+                finished = read.finish() => match finished {
+                    Ok(bytes) => {
+                        reply.data(&bytes);
+                        failures.succeeded(ino, &wanted);
+                    }
+                    Err(error) => reply.error(failures.read_failed(ino, &wanted, &error)),
+                },
+                () = waiting.killed() => reply.error(Errno::INTR),
             }
-            drop(waiting);
+            drop(waits_for_pages);
         });
-    }
-}
-
-/// Failed reads of a mount.
-pub(super) struct Failures {
-    file_system: Arc<FileSystem>,
-    log: Mutex<FailureLog>,
-    last: Mutex<Option<String>>,
-}
-
-impl Failures {
-    pub(super) fn file_system(&self) -> &Arc<FileSystem> {
-        &self.file_system
-    }
-
-    /// The path and the reason of the last failed read that was logged.
-    pub(super) fn last(&self) -> Option<String> {
-        self.last.lock().clone()
-    }
-
-    /// The errno of a failed open or listing. Counts as a failed read only when the content is missing.
-    fn refusal(&self, ino: Ino, error: &FsError) -> Errno {
-        match error {
-            FsError::Missing(_) => self.errno(ino, error),
-            error => errno(error),
-        }
-    }
-
-    /// The errno of a failed read. The reason goes to the log, because the reader sees only the errno.
-    fn errno(&self, ino: Ino, error: &FsError) -> Errno {
-        let entry = self.log.lock().note(Instant::now());
-        if let Entry::Full { left_out } = entry {
-            let kit = &self.file_system.kit().origin;
-            if left_out > 0 {
-                tracing::error!(%kit, left_out, "more reads failed than were logged");
-            }
-            let path = self.file_system.path(ino);
-            tracing::error!(%kit, path, %error, "a read failed");
-            *self.last.lock() = Some(format!("{path}: {error}"));
-        }
-        errno(error)
     }
 }
 

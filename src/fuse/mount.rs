@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::adapter::{Adapter, Failures};
+use super::adapter::Adapter;
 use super::attachment::{Attachment, DetachFailure};
 use super::connection::{self, Connection};
+use super::failures::Failures;
 use super::handshake::shake_hands;
 use super::holders::Holders;
 use super::mount_table::{Device, MountTable};

@@ -23,6 +23,7 @@ mod mounting;
 mod mountpoints;
 #[path = "namespaces.rs"]
 mod namespaces_as_root;
+mod outages;
 mod patience;
 mod remote_data;
 mod replacing;

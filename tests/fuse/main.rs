@@ -690,6 +690,86 @@ fn a_read_that_gets_no_answer_fails_with_eio_at_its_deadline() {
     assert_eq!(fs::read(mounted.path("weights.bin")).unwrap(), [7; 100_000]);
 }
 
+/// Runs dd(1) over a file of a mount whose source is silent, until the read waits.
+fn waiting_reader(mounted: &Mounted, file: &str, flags: &[&str]) -> std::process::Child {
+    let reader = std::process::Command::new("dd")
+        .arg(format!("if={}", mounted.path(file).display()))
+        .args(["of=/dev/null", "bs=4096", "count=1", "status=none"])
+        .args(flags)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let wchan = format!("/proc/{}/wchan", reader.id());
+    let deadline = Instant::now() + PATIENCE;
+    let waits = |wchan: &str| {
+        let place = fs::read_to_string(wchan).unwrap_or_default();
+        place.contains("fuse") || place.contains("request_wait") || place.contains("folio")
+    };
+    while !waits(&wchan) {
+        assert!(Instant::now() < deadline, "dd does not read: {:?}", fs::read_to_string(&wchan));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    reader
+}
+
+fn signal(process: &std::process::Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_child(process);
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+fn ended(process: &mut std::process::Child) -> std::process::ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "the reader does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_killed_reader_ends_at_once_and_other_signals_end_no_read() {
+    use rustix::process::Signal;
+    let kit = Kit::modelkit()
+        .with(Layer::raw("model", "cached", 0o644, &[7; 100_000]))
+        .with(Layer::raw("dataset", "direct", 0o644, &[8; 100_000]));
+    let mounted = Mounted::new(kit);
+    for (file, flags) in [("cached", &[][..]), ("direct", &["iflag=direct"])] {
+        mounted.engine.faults.stall(true);
+        // dd(1) has a handler for Ctrl-C, and none for these.
+        for kill in [Signal::KILL, Signal::TERM, Signal::HUP] {
+            let mut reader = waiting_reader(&mounted, file, flags);
+            signal(&reader, kill);
+            assert!(!ended(&mut reader).success(), "{flags:?} {kill:?}");
+        }
+        // dd(1) handles this one, and reads on. It is killed all the same afterwards.
+        let [mut reading, mut killed] = [(); 2].map(|()| waiting_reader(&mounted, file, flags));
+        [&reading, &killed].iter().for_each(|reader| signal(reader, Signal::USR1));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(reading.try_wait().unwrap().is_none() && killed.try_wait().unwrap().is_none());
+        signal(&killed, Signal::KILL);
+        assert!(!ended(&mut killed).success());
+        mounted.engine.faults.stall(false);
+        assert!(ended(&mut reading).success());
+    }
+}
+
+#[test]
+fn a_failure_is_not_told_of_a_read_that_succeeded_at_last() {
+    let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, &[7; 100_000]));
+    let config =
+        FsConfig { read_deadline: Some(Duration::from_millis(200)), ..FsConfig::default() };
+    let mounted = Mounted::with(kit, How { config, ..How::default() });
+    mounted.engine.faults.stall(true);
+    fs::read(mounted.path("weights.bin")).unwrap_err();
+    let told = mounted.mount().last_failure().unwrap();
+    assert!(told.starts_with("weights.bin: no answer within"), "{told}");
+    mounted.engine.faults.stall(false);
+    fs::read(mounted.path("weights.bin")).unwrap();
+    assert_eq!(mounted.mount().last_failure(), None);
+}
+
 #[test]
 fn a_layer_that_is_not_what_its_digest_says_fails_with_eio_once_that_is_known() {
     let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, &[7; 100_000]));

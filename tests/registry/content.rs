@@ -164,13 +164,15 @@ async fn a_429_after_all_retries_is_throttled() {
 }
 
 #[tokio::test]
-async fn a_host_that_asks_a_reader_to_wait_for_too_long_is_not_asked_again() {
+async fn a_host_that_asks_a_reader_to_wait_for_too_long_is_asked_earlier_and_not_for_ever() {
     let (registry, blob) = registry().await;
     registry.script(Rule::on("/blobs/").then(Fault::RetryAfter(429, "3600".into())));
-    let error = read(&open(&registry), blob, 0..1000).await.unwrap_err();
+    let client = client_with(|config| config.timing.retry_after_max = Duration::from_millis(50));
+    let repository = repository(&client, &registry.host());
+    let error = read(&repository, blob, 0..1000).await.unwrap_err();
     let hour = Some(Duration::from_secs(3600));
     assert!(matches!(error, SourceError::Throttled { retry_after, .. } if retry_after == hour));
-    assert_eq!(registry.requests().len(), 1);
+    assert_eq!(registry.requests().len(), 1 + timing().retries);
 }
 
 #[tokio::test]

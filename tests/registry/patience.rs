@@ -21,6 +21,7 @@ fn impatient(change: impl FnOnce(&mut RegistryConfig)) -> Arc<RegistryClient> {
     client_with(|config| {
         config.timing.connect = Duration::from_millis(250);
         config.timing.answer = Duration::from_millis(250);
+        config.timing.hedge = Duration::from_millis(1500);
         config.timing.stall = Duration::from_millis(500);
         config.timing.open = Duration::from_secs(60);
         change(config);

@@ -22,6 +22,7 @@ pub fn timing() -> Timing {
     Timing {
         connect: Duration::from_secs(10),
         answer: Duration::from_secs(10),
+        hedge: Duration::from_secs(10),
         open: Duration::from_secs(20),
         untold: Duration::from_secs(10),
         stall: Duration::from_secs(10),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{KitHandle, KitRequest, KitState};
 use crate::control::{NoEvent, Operation};
+use crate::fs::READ_DEADLINE;
 use crate::fuse::{DeviceNumber, MountPlace};
 
 /// A mount, as its command describes it.

@@ -7,7 +7,7 @@ use super::super::kits::{pinned_reference, pinned_request};
 use super::super::waiting;
 use super::Service;
 use crate::control::api::{Failure, KitRequest, OpenProgress, PassProgress};
-use crate::fs::{self, LoadRequest, LoadedKit};
+use crate::fs::{self, Description, LoadRequest, LoadedKit};
 use crate::kit::Filters;
 use crate::oci::{Digest, LabelSelector, Origin};
 use crate::source::admission::UserId;
@@ -46,8 +46,13 @@ impl Service {
             return Ok(Some(kit));
         }
         let origin = Origin::parse(&request.reference)?;
-        let pinned = pinned_reference(&origin, self.resolve(request, &origin).await?);
-        Ok(self.kits.find(&pinned_request(request, pinned)))
+        let description = self.describe(request, &origin).await?;
+        let pinned = pinned_reference(&origin, description.digest);
+        let known = self.kits.find(&pinned_request(request, pinned));
+        if let Some(kit) = &known {
+            kit.resolved_again(description.warning);
+        }
+        Ok(known)
     }
 
     /// The manifest that a request names at the moment. `origin` is that of the request.
@@ -56,9 +61,17 @@ impl Service {
         request: &KitRequest,
         origin: &Origin,
     ) -> Result<Digest, Failure> {
+        Ok(self.describe(request, origin).await?.digest)
+    }
+
+    async fn describe(
+        &self,
+        request: &KitRequest,
+        origin: &Origin,
+    ) -> Result<Description, Failure> {
         let sources = self.networks.sources(&request.network)?;
         let labels = LabelSelector::parse(&request.labels)?;
-        Ok(fs::describe(&self.fetcher, &*sources, origin, &labels).await?.digest)
+        Ok(fs::describe(&self.fetcher, &*sources, origin, &labels).await?)
     }
 
     /// Loads a kit. Calls `progress` with the compressed bytes that were read, and their sum.

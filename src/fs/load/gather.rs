@@ -281,9 +281,10 @@ impl Gathered {
     /// Adds a kit, and what there is to say about it; `place` is set for remote data.
     fn take(&mut self, taken: Taken, place: Option<Arc<Place>>) {
         let Description { origin, warning, kit, .. } = &taken.resolved.description;
-        self.warnings.extend(warning.clone());
         // The requested kit is the one whose name is its origin: it needs no introduction.
         let is_own = taken.name == origin.to_string();
+        // The loaded kit has the doubt about its own reference, which may end.
+        self.warnings.extend(warning.clone().filter(|_| !is_own));
         self.warnings.extend(kit.warnings.iter().map(|warning| match is_own {
             true => warning.clone(),
             false => format!("{origin}: {warning}"),

@@ -32,6 +32,8 @@ mod wanted;
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::kit::LoadedKit;
 use crate::cache::LayerKey;
 use crate::fetch::Fetcher;
@@ -152,7 +154,18 @@ pub async fn load(
     warnings.extend(opened.warnings());
     let warnings = bounded(warnings);
     let (layers, media_types, titles) = (opened.layers, opened.media_types, opened.titles);
-    Ok(LoadedKit { origin, manifest, kit, tree, layers, media_types, titles, warnings })
+    let doubt = Mutex::new(description.warning.clone());
+    Ok(LoadedKit {
+        origin,
+        manifest,
+        kit,
+        tree,
+        layers,
+        media_types,
+        titles,
+        warnings,
+        doubt,
+    })
 }
 
 fn bounded(mut warnings: Vec<String>) -> Vec<String> {

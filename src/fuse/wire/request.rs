@@ -12,6 +12,9 @@ pub(in crate::fuse) struct Request<'a> {
     pub(in crate::fuse) ino: Ino,
     /// The user and group of the calling process. The kernel's own requests have zeros.
     pub(in crate::fuse) caller: Owner,
+    /// The calling thread, as its number in the PID namespace of the mount; 0 where it is none of it, and
+    /// for the kernel's own requests.
+    pub(in crate::fuse) thread: u32,
     /// The operation.
     pub(in crate::fuse) operation: Operation<'a>,
 }
@@ -51,8 +54,8 @@ pub(in crate::fuse) enum Operation<'a> {
     Seek { offset: u64, whence: u32 },
     /// `access`, with the mask of access(2).
     Access { mask: u32 },
-    /// A signal came to the process that waits for another reply.
-    Interrupt,
+    /// A signal came to the thread that waits for the reply to the request `unique`.
+    Interrupt { unique: u64 },
     /// The file system goes away.
     Destroy,
     /// Anything that would change a file or directory.
@@ -125,6 +128,7 @@ pub(super) struct Header {
     pub(super) unique: u64,
     pub(super) node: u64,
     pub(super) caller: Owner,
+    pub(super) thread: u32,
 }
 
 /// Splits a request into its header and its arguments.
@@ -135,7 +139,8 @@ pub(super) fn split(bytes: &[u8]) -> Result<(Header, &[u8]), RequestError> {
         let opcode = fields.u32()?;
         let (unique, node) = (fields.u64()?, fields.u64()?);
         let caller = Owner { uid: fields.u32()?, gid: fields.u32()? };
-        Some((length, Header { opcode, unique, node, caller }))
+        let thread = fields.u32()?;
+        Some((length, Header { opcode, unique, node, caller, thread }))
     };
     match (header(bytes), bytes.get(REQUEST_HEADER_BYTES..)) {
         (Some((length, header)), Some(arguments)) if length == bytes.len() => {
@@ -152,9 +157,9 @@ impl<'a> Request<'a> {
     /// [`RequestError::Arguments`] for a request that can still be refused by its number.
     pub(in crate::fuse) fn decode(bytes: &'a [u8]) -> Result<Self, RequestError> {
         let (header, arguments) = split(bytes)?;
-        let Header { opcode, unique, node, caller } = header;
+        let Header { opcode, unique, node, caller, thread } = header;
         match operation(opcode, Fields(arguments)) {
-            Some(operation) => Ok(Self { unique, ino: Ino(node), caller, operation }),
+            Some(operation) => Ok(Self { unique, ino: Ino(node), caller, thread, operation }),
             None => Err(RequestError::Arguments { unique, opcode }),
         }
     }
@@ -195,7 +200,7 @@ fn operation(opcode: u32, mut arguments: Fields<'_>) -> Option<Operation<'_>> {
             Op::Seek { offset, whence }
         }
         opcode::ACCESS => Op::Access { mask: arguments.u32()? },
-        opcode::INTERRUPT => Op::Interrupt,
+        opcode::INTERRUPT => Op::Interrupt { unique: arguments.u64()? },
         opcode::DESTROY => Op::Destroy,
         opcode::IOCTL => Op::Ioctl,
         opcode::SETATTR
@@ -285,12 +290,13 @@ mod tests {
             (23, xattr_in(9, b""), Operation::XattrNames { bytes: 9 }),
             (46, read_in(7, 4), Operation::Seek { offset: 7, whence: 4 }),
             (34, [five, five].concat(), Operation::Access { mask: 5 }),
+            (36, 9u64.to_ne_bytes().to_vec(), Operation::Interrupt { unique: 9 }),
             (16, vec![], Operation::Change),
             (52, vec![0; 40], Operation::Other { opcode: 52 }),
         ];
         for (opcode, arguments, operation) in cases {
             let caller = Owner { uid: 1000, gid: 100 };
-            let expected = Request { unique: 77, ino: Ino(5), caller, operation };
+            let expected = Request { unique: 77, ino: Ino(5), caller, thread: 4711, operation };
             let bytes = encoded(opcode, &arguments);
             assert_eq!(Request::decode(&bytes), Ok(expected), "opcode {opcode}");
         }

@@ -70,9 +70,8 @@ impl RegistryClient {
         Attempt: FnMut() -> Future,
         Future: std::future::Future<Output = Result<T, Failure>>,
     {
-        let is_patient = errand.is_patient();
-        let timing = if is_patient { timing.of_patience() } else { timing };
-        let mut repeats = Repeats::new(timing, is_patient);
+        let of = |is_patient: bool| if is_patient { timing.of_patience() } else { timing };
+        let mut repeats = Repeats::new(of(errand.is_patient()), errand.is_patient());
         let mut ran = Duration::ZERO;
         loop {
             let (outcome, attempted) = running_time::timed(Box::pin(attempt())).await;
@@ -81,6 +80,9 @@ impl RegistryClient {
                 Ok(done) => return Ok(done),
                 Err(failure) => failure,
             };
+            // A reader may have begun to wait.
+            let is_patient = errand.is_patient();
+            (repeats.timing, repeats.is_patient) = (of(is_patient), is_patient);
             // The time in the queue is not the host's.
             let elapsed = ran.saturating_sub(errand.queued());
             let Some(wait) = repeats.next_wait(&failure, elapsed) else {
@@ -89,7 +91,15 @@ impl RegistryClient {
             if let Failure::Transient { error, .. } | Failure::Unreachable(error) = &failure {
                 tracing::info!(%error, ?wait, "asking again");
             }
-            let pause = running_time::timed(tokio::time::sleep(wait));
+            let pause = running_time::timed(async {
+                if is_patient {
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => return,
+                        () = errand.urgency().until_impatient() => {}
+                    }
+                }
+                tokio::time::sleep(wait.min(timing.retry_after_max)).await;
+            });
             let ((), paused) =
                 if is_patient { self.silences.watch(host, pause).await } else { pause.await };
             ran += paused;
@@ -134,7 +144,8 @@ impl Repeats {
             }
         }
         // A reader that waits looks earlier than the host says; an opener gives up where it may not wait.
-        let is_too_long = self.is_patient && asked.is_some_and(|asked| asked > timing.retry_after_max);
+        let is_too_long =
+            self.is_patient && asked.is_some_and(|asked| asked > timing.retry_after_max);
         let delay = self.backoff.next().unwrap_or(timing.backoff_max);
         let wait = delay.max(asked.unwrap_or_default().min(timing.retry_after_max));
         if matches!(failure, Failure::Unreachable(_)) {

@@ -1,11 +1,10 @@
 //! Sends one request: when its host has a slot for it, and for as long as its errand has patience.
 
-use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::{self, Either};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::StatusCode;
 use jiff::Timestamp;
 use reqwest::RequestBuilder;
@@ -28,24 +27,12 @@ enum Unanswered {
     Silent(Duration),
 }
 
-/// The first answer to one of two requests. Where one fails, the other still counts.
-async fn either(
-    first: impl Future<Output = reqwest::Result<reqwest::Response>>,
-    second: impl Future<Output = reqwest::Result<reqwest::Response>>,
-    mut waited: Stopwatch,
-    limit: Duration,
-) -> Result<reqwest::Response, Unanswered> {
-    let answer = async {
-        match future::select(pin!(first), pin!(second)).await {
-            Either::Left((Ok(answer), _)) | Either::Right((Ok(answer), _)) => Ok(answer),
-            Either::Left((Err(_), other)) => other.await,
-            Either::Right((Err(_), other)) => other.await,
-        }
-    };
-    tokio::select! {
-        biased;
-        answer = answer => answer.map_err(Unanswered::Failed),
-        () = waited.reach(limit) => Err(Unanswered::Silent(limit)),
+type Sent = BoxFuture<'static, reqwest::Result<reqwest::Response>>;
+
+async fn answer_of(sent: &mut Option<Sent>) -> reqwest::Result<reqwest::Response> {
+    match sent {
+        Some(sent) => sent.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -106,12 +93,13 @@ impl RegistryClient {
         }
     }
 
-    /// Sends a request. Where a reader waits for long, sends a second one beside the first: the
-    /// connection may be stuck, or the host about to answer, and the two look the same.
+    /// Sends a request. Where a reader waits for long, sends others beside the first: the connection may be
+    /// stuck, or the host about to answer, and the two look the same. The first one stays, since a cache
+    /// that fetches first may start again for a new one. At most two run.
     ///
     /// ```text
     /// patient:                  sent ------------------------------------------> `open` is over
-    /// a reader:                 sent --`connect` and `answer`--> sent again ---> `open` is over
+    /// a reader:                 sent --`hedge`--> again --twice that--> again..> `open` is over
     /// a reader, with mirrors:   sent --`connect` and `answer`--> the next endpoint is asked
     /// ```
     async fn first_answer(
@@ -119,26 +107,52 @@ impl RegistryClient {
         request: RequestBuilder,
         errand: &Errand,
     ) -> Result<reqwest::Response, Unanswered> {
-        let (short, long) = (self.timing.reader(), self.timing.open.max(self.timing.reader()));
+        let long = self.timing.open.max(self.timing.reader());
         let again = request.try_clone();
         let mut waited = Stopwatch::start();
-        let mut first = pin!(request.send());
+        let mut first: Option<Sent> = Some(request.send().boxed());
+        let mut beside: Option<Sent> = None;
+        let (mut gap, mut next) = (self.timing.hedge, self.timing.hedge);
         loop {
             let is_patient = errand.is_patient();
-            let limit = if is_patient { self.timing.open } else { short };
-            tokio::select! {
+            let end = match (is_patient, errand.has_others()) {
+                (true, _) => self.timing.open,
+                (false, true) => self.timing.reader(),
+                (false, false) => long,
+            };
+            let can_hedge = !is_patient && !errand.has_others() && again.is_some();
+            let limit = if can_hedge { next.min(end) } else { end };
+            let failed = tokio::select! {
                 biased;
-                answer = &mut first => return answer.map_err(Unanswered::Failed),
-                () = waited.reach(limit) => {
-                    match again {
-                        Some(again) if !is_patient && !errand.has_others() => {
-                            let second = again.send();
-                            return either(first, second, waited, long).await;
-                        }
-                        _ => return Err(Unanswered::Silent(limit)),
+                answer = answer_of(&mut first), if first.is_some() => match answer {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => {
+                        first = None;
+                        error
                     }
+                },
+                answer = answer_of(&mut beside), if beside.is_some() => match answer {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => {
+                        beside = None;
+                        error
+                    }
+                },
+                () = waited.reach(limit) => {
+                    if limit == end {
+                        return Err(Unanswered::Silent(end));
+                    }
+                    beside = again.as_ref().and_then(RequestBuilder::try_clone)
+                        .map(|again| again.send().boxed());
+                    gap *= 2;
+                    next = waited.look() + gap;
+                    continue;
                 }
-                () = errand.urgency().until_impatient(), if is_patient => {}
+                () = errand.urgency().until_impatient(), if is_patient => continue,
+            };
+            // Where one fails, the other still counts.
+            if first.is_none() && beside.is_none() {
+                return Err(Unanswered::Failed(failed));
             }
         }
     }

@@ -10,10 +10,13 @@ use std::time::Duration;
 pub struct Timing {
     /// The longest a connection may take, TLS included. 10 s: three lost SYNs and a slow handshake.
     pub connect: Duration,
-    /// The longest from a request to the head of its answer, for a reader. 30 s: registries that
-    /// fetch from an upstream of their own are slow with the first byte. Then the request is sent a
-    /// second time beside the first, which may be stuck, or be about to succeed.
+    /// The longest from a request to the head of its answer, for a reader who can be served by another
+    /// endpoint. 30 s: registries that fetch from an upstream of their own are slow with the first byte.
     pub answer: Duration,
+    /// The silence after which a reader's request is sent again beside the first, which may be stuck, or
+    /// be about to succeed. It doubles each time. 5 s: longer than a healthy registry takes, and a small
+    /// part of a reader's deadline.
+    pub hedge: Duration,
     /// The longest silence of a host where a kit is opened, before its answer and within it; and the
     /// longest that one question with all its repetitions may take there. 5 min: a pull-through cache
     /// sends nothing before it has fetched a blob itself, at 100 MB/s 30 GB in that time.
@@ -54,7 +57,7 @@ impl Timing {
         Self { retry_after_max: self.open, retry_total: self.open, ..self }
     }
 
-    /// The longest from a request to the head of its answer, for a reader.
+    /// The longest from a request to the head of its answer, for a reader with other endpoints.
     pub(super) fn reader(self) -> Duration {
         self.connect + self.answer
     }
@@ -65,6 +68,7 @@ impl Default for Timing {
         Self {
             connect: Duration::from_secs(10),
             answer: Duration::from_secs(30),
+            hedge: Duration::from_secs(5),
             open: Duration::from_secs(300),
             untold: Duration::from_secs(10),
             stall: Duration::from_secs(30),

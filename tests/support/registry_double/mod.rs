@@ -276,6 +276,11 @@ impl RegistryDouble {
         self.shared.rules.lock().unwrap().push(rule);
     }
 
+    /// Ends all faults.
+    pub fn heal(&self) {
+        self.shared.rules.lock().unwrap().clear();
+    }
+
     /// Every token that was issued is refused from now on.
     pub fn revoke_tokens(&self) {
         self.shared.tokens.lock().unwrap().clear();

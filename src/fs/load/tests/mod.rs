@@ -444,7 +444,7 @@ async fn a_kit_loaded_once_is_loaded_again_while_the_registry_is_down() {
     bench.registry.is_down.store(true, Ordering::SeqCst);
     let kit = bench.load(KIT, &[]).await.unwrap();
     assert_eq!(kit.layers.len(), 3);
-    assert!(kit.warnings.iter().any(|warning| warning.contains("no route to host")));
+    assert!(kit.all_warnings().iter().any(|warning| warning.contains("no route to host")));
     let never = bench.load("registry.test/org/other:v1", &[]).await;
     assert!(matches!(never, Err(LoadError::Source { .. })));
 }
@@ -544,7 +544,7 @@ async fn a_choice_by_labels_is_loaded_again_while_the_registry_is_down() {
     bench.registry.is_down.store(true, Ordering::SeqCst);
     let kit = bench.load_labelled(INDEX, &["size=small"]).await.unwrap();
     assert_eq!(kit.manifest, small);
-    assert!(kit.warnings.iter().any(|warning| warning.contains("no route to host")));
+    assert!(kit.all_warnings().iter().any(|warning| warning.contains("no route to host")));
     // With other labels the index that is known is chosen from.
     let error = bench.load_labelled(INDEX, &["size=tiny"]).await.err().unwrap();
     assert!(matches!(error, LoadError::Choice { .. }), "{error}");

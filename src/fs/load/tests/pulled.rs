@@ -129,7 +129,7 @@ async fn a_pulled_kit_is_there_when_the_registry_does_not_answer() {
         assert_eq!(text(&kit, "main.py").await, "code");
     }
     let kit = machine.load_with(KIT, false).await.unwrap();
-    let warning = &kit.warnings[0];
+    let warning = &kit.all_warnings()[0];
     assert!(warning.contains("kit's storage") && warning.contains("no route"), "{warning}");
     assert_eq!(machine.blob_requests(), 0);
 }
@@ -146,7 +146,7 @@ async fn a_registry_that_answers_is_believed() {
     machine.bench.registry.push(KIT, None, &[("code", "new.py", b"new")]);
     let kit = machine.load_with(KIT, false).await.unwrap();
     assert_eq!(paths_of(&kit), ["Kitfile", "new.py"]);
-    assert_eq!(kit.warnings, [""; 0]);
+    assert_eq!(kit.all_warnings(), [""; 0]);
     // The registry's answer goes before the kit that was pulled earlier.
     machine.go_offline();
     assert_eq!(paths_of(&machine.load_with(KIT, false).await.unwrap()), ["Kitfile", "new.py"]);
@@ -163,7 +163,7 @@ async fn preferred_kits_of_kits_storage_cost_no_request() {
     for reference in [KIT.to_owned(), by_digest(&machine)] {
         let kit = machine.load_with(&reference, true).await.unwrap();
         assert_eq!(text(&kit, "main.py").await, "code");
-        assert_eq!(kit.warnings, [""; 0]);
+        assert_eq!(kit.all_warnings(), [""; 0]);
     }
     assert_eq!((machine.manifest_requests(), machine.blob_requests()), (0, 0));
     // A kit that was not pulled is asked for as ever.
@@ -182,7 +182,7 @@ async fn a_tag_that_may_name_a_parent_is_not_believed() {
     // The registry says which kit it is, and the user hears why it was asked.
     let kit = machine.load_with(KIT, true).await.unwrap();
     assert_eq!(paths_of(&kit), ["Kitfile", "m.bin", "main.py"]);
-    assert!(kit.warnings[0].contains("may name a parent"), "{:?}", kit.warnings);
+    assert!(kit.all_warnings()[0].contains("may name a parent"), "{:?}", kit.all_warnings());
 
     let offline = Machine { bench: Bench::new(), home: machine.home };
     offline.go_offline();

@@ -1,0 +1,89 @@
+//! The failed reads of a mount: the errno for the program, and the reason for the log and `kitfs status`.
+//!
+//! The kernel repeats a failed request. A failure is forgotten when its bytes are read after all, so that
+//! `status` tells what a program saw.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::errno::errno;
+use super::failure_log::{Entry, FailureLog};
+use crate::fs::{FileSystem, FsError, Ino};
+
+/// The failed reads of a mount. They outlive the session.
+pub(super) struct Failures {
+    file_system: Arc<FileSystem>,
+    log: Mutex<FailureLog>,
+    last: Mutex<Option<Failure>>,
+    /// Whether there is a last failure. Looked at for each read, without the lock.
+    has_failed: AtomicBool,
+}
+
+/// The last failure.
+struct Failure {
+    ino: Ino,
+    /// The bytes of the file that could not be read; all where the file could not be opened.
+    range: Range<u64>,
+    /// The path and the reason.
+    words: String,
+}
+
+impl Failures {
+    pub(super) fn new(file_system: Arc<FileSystem>) -> Self {
+        let (log, last) = (Mutex::default(), Mutex::default());
+        Self { file_system, log, last, has_failed: AtomicBool::new(false) }
+    }
+
+    pub(super) fn file_system(&self) -> &Arc<FileSystem> {
+        &self.file_system
+    }
+
+    /// The path and the reason of the last failed read, unless its bytes were read since.
+    pub(super) fn last(&self) -> Option<String> {
+        self.last.lock().as_ref().map(|failure| failure.words.clone())
+    }
+
+    /// The errno of a failed open or listing. Counts as a failed read only when the content is missing.
+    pub(super) fn refusal(&self, ino: Ino, error: &FsError) -> Errno {
+        match error {
+            FsError::Missing(_) => self.read_failed(ino, &(0..u64::MAX), error),
+            error => errno(error),
+        }
+    }
+
+    /// The errno of a failed read. The reason goes to the log, because the reader sees only the errno.
+    pub(super) fn read_failed(&self, ino: Ino, range: &Range<u64>, error: &FsError) -> Errno {
+        let path = self.file_system.path(ino);
+        let entry = self.log.lock().note(Instant::now());
+        if let Entry::Full { left_out } = entry {
+            let kit = &self.file_system.kit().origin;
+            if left_out > 0 {
+                tracing::error!(%kit, left_out, "more reads failed than were logged");
+            }
+            tracing::error!(%kit, path, %error, "a read failed");
+        }
+        let words = format!("{path}: {error}");
+        *self.last.lock() = Some(Failure { ino, range: range.clone(), words });
+        self.has_failed.store(true, Ordering::Release);
+        errno(error)
+    }
+
+    /// Bytes of a file were read: a failure to read some of them is over.
+    pub(super) fn succeeded(&self, ino: Ino, range: &Range<u64>) {
+        if !self.has_failed.load(Ordering::Acquire) {
+            return;
+        }
+        let mut last = self.last.lock();
+        let is_over = |failure: &mut Failure| {
+            failure.ino == ino && failure.range.start < range.end && range.start < failure.range.end
+        };
+        if last.take_if(is_over).is_some() {
+            self.has_failed.store(false, Ordering::Release);
+        }
+    }
+}
