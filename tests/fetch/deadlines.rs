@@ -13,6 +13,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use kitfs::fetch::{FetchError, GaveUp, Layer, LayerSpec};
 use kitfs::layer::StreamOffset;
 use kitfs::oci::{BlobId, Compression, Digest, Encoding, Format};
+use kitfs::source::admission::UserId;
 use kitfs::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 use parking_lot::Mutex;
 use rstest::rstest;
@@ -250,7 +251,7 @@ async fn read_for(
 
 async fn open(folder: &std::path::Path, source: &Arc<Scripted>) -> Arc<Layer> {
     let fetcher = fetcher(folder, Some(4 * MIB as u64));
-    fetcher.open(source.spec(), source.clone(), &|_| {}).await.unwrap()
+    fetcher.open(source.spec(), source.clone(), UserId::of_process(), &|_| {}).await.unwrap()
 }
 
 #[rstest]

@@ -155,17 +155,7 @@ pub async fn load(
     let warnings = bounded(warnings);
     let (layers, media_types, titles) = (opened.layers, opened.media_types, opened.titles);
     let doubt = Mutex::new(description.warning.clone());
-    Ok(LoadedKit {
-        origin,
-        manifest,
-        kit,
-        tree,
-        layers,
-        media_types,
-        titles,
-        warnings,
-        doubt,
-    })
+    Ok(LoadedKit { origin, manifest, kit, tree, layers, media_types, titles, warnings, doubt })
 }
 
 fn bounded(mut warnings: Vec<String>) -> Vec<String> {
