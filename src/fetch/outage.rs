@@ -66,14 +66,14 @@ pub enum GaveUp {
         /// The deadline of the reader.
         deadline: Duration,
         /// The last failure; none where nothing came at all.
-        last: Option<FetchError>,
+        last: Option<Box<FetchError>>,
     },
     /// A failure that waiting does not mend.
     #[error(transparent)]
     Failed(FetchError),
 }
 
-fn reason(last: &Option<FetchError>) -> String {
+fn reason(last: &Option<Box<FetchError>>) -> String {
     match last {
         Some(error) => error.to_string(),
         None => "the registry or the network is too slow or stalled".to_owned(),
@@ -157,7 +157,7 @@ impl Layer {
                 let Some(pause) = pauses.after(&error, ran.look()) else { return Err(error) };
                 let layer = self.inner.spec.blob.digest;
                 tracing::debug!(%layer, %error, ?pause, "a reader's bytes are asked for again");
-                last = Some(error);
+                last = Some(Box::new(error));
                 // The stopwatch must be looked at every second to count.
                 let end = ran.look() + pause;
                 ran.reach(end).await;

@@ -16,6 +16,7 @@
 //! - [`MountPlace`]: the place of a mount, for another process. `elsewhere`: mounts in other namespaces.
 //! - `swap`: a mount in the place of another one.
 //! - `attachment`: a mount in the tree. `holders`: the programs that use a mount.
+//! - `failures`: failed reads, for the log and `status`. `interrupts`: ends the reads of killed programs.
 //! - [`Sessions`]: the threads that answer requests, for all mounts of a process.
 //! - `handshake`: the first request. `wire`: the kernel's protocol, pure.
 //! - `connection`: reads requests and sends answers. [`resend`], [`has_ended`],
