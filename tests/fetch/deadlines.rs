@@ -2,6 +2,7 @@
 //!
 //! `KITFS_FAULTED_READS=COUNT` is the number of faulted reads, `KITFS_SEED=SEED` the first seed.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,8 +92,8 @@ impl Scripted {
 
     /// The first streams have these faults, later ones none.
     fn with_faults(bytes: Vec<u8>, faults: &[Fault]) -> Arc<Self> {
-        let mut faults = faults.to_vec().into_iter();
-        Self::new(bytes, move |_| faults.next())
+        let mut faults = VecDeque::from(faults.to_vec());
+        Self::new(bytes, move |_| faults.pop_front())
     }
 
     fn spec(&self) -> LayerSpec {
