@@ -65,6 +65,16 @@ cargo test --locked --no-fail-fast "${arguments[@]}" -- "${skipped[@]}" "$@" || 
 say "cargo test --doc"
 cargo test --locked --doc -- "$@" || status=$?
 
+# Kills under readers, the same ones each time.
+if [ $# -eq 0 ] && [ -z "$FUSE_PROBLEM" ]; then
+    if command -v python3 >/dev/null; then
+        say "scripts/soak.sh"
+        scripts/soak.sh --mode short --seconds 36 --seed 13 --kitfs "$(target_folder)/debug/kitfs" || status=1
+    else
+        left_out+=("scripts/soak.sh: python3 is missing")
+    fi
+fi
+
 if [ "$status" -ne 0 ]; then
     say "some tests FAILED"
 elif [ "${#left_out[@]}" -eq 0 ]; then

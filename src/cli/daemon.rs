@@ -14,7 +14,7 @@ use super::settings::Settings;
 use super::sizes;
 use super::status::print_mounts;
 use crate::control::api::{FailureKind, RestoreRequest, Unrestored};
-use crate::daemon::{self, Backend, DaemonConfig};
+use crate::daemon::{self, Backend, Beginning, DaemonConfig};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -44,12 +44,21 @@ registry does not answer are tried again in the background.")]
     },
     /// End all mounts of the daemon, then the daemon.
     Stop,
-    /// Replace the daemon's process; its mounts go on.
+    /// Replace the daemon's processes; its mounts go on.
     #[command(after_help = "\
-Programs that read from a mount wait for a moment. After an upgrade of kitfs
-the new process runs the new version. A daemon that `kitfs mount --foreground`
-has started cannot be replaced.")]
+Programs that read from a mount wait for a moment. The new processes run the
+program that the daemon was started from, which may be a newer version by now.
+If that version cannot go on with the mounts, the daemon stays as it is and the
+command fails. A daemon that `kitfs mount --foreground` has started cannot be
+replaced.")]
     Restart,
+    /// Have the daemon go on as this version of kitfs; its mounts go on.
+    #[command(after_help = "\
+As `kitfs daemon restart`, but the new processes run the program of this
+command, wherever it lies. Programs that read from a mount wait for a moment. If
+this version cannot go on with the mounts of the running daemon, that daemon
+stays as it is and the command fails.")]
+    Upgrade,
     /// Show the daemon, its cache and its mounts.
     Status {
         /// Print a JSON object.
@@ -65,6 +74,9 @@ has started cannot be replaced.")]
         /// The standard input leads to a keeper.
         #[arg(long)]
         kept: bool,
+        /// Say whether this version can go on with a daemon of this version of the hand-over.
+        #[arg(long, value_name = "VERSION", conflicts_with = "kept")]
+        can_take_over: Option<u32>,
     },
     /// Hold the mounts of a daemon, and start it again when it dies.
     #[command(hide = true)]
@@ -72,19 +84,26 @@ has started cannot be replaced.")]
         /// Do so for a running daemon, over the standard input.
         #[arg(long, value_name = "PID")]
         adopt: Option<i32>,
+        /// Go on as the keeper that this process was, by the state in this descriptor.
+        #[arg(long, value_name = "NUMBER", conflicts_with = "adopt")]
+        resume: Option<i32>,
     },
 }
 
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let config = settings.daemon()?;
     match arguments.command {
-        Command::Restart => block_on(restart(config)),
+        Command::Restart => block_on(replace(config, Replacement::Restart)),
+        Command::Upgrade => block_on(replace(config, Replacement::Upgrade)),
         Command::Keep { .. } => {
             Err(CliError::internal("the keeper is started by `main`".to_owned()))
         }
         Command::Start { restore } => block_on(start(settings, config, restore)),
         Command::Stop => block_on(stop(config)),
         Command::Status { json } => block_on(status(config, json)),
+        Command::Run { can_take_over: Some(version), .. } => {
+            print_line(daemon::can_take_over(version)?)
+        }
         Command::Run { kept, .. } => {
             daemon::detach();
             let is_ready = |_: Option<&_>| {
@@ -123,19 +142,35 @@ async fn start(
 }
 
 /// Runs the keeper. It has no runtime and no log, so that it stays small.
-pub(super) fn keep(settings: &Settings, adopt: Option<i32>) -> ExitCode {
+pub(super) fn keep(settings: &Settings, adopt: Option<i32>, resume: Option<i32>) -> ExitCode {
+    let beginning = match (adopt.and_then(Pid::from_raw), resume) {
+        (Some(worker), _) => Beginning::Adopt(worker),
+        (None, Some(state)) => Beginning::Resume(state),
+        (None, None) => Beginning::Anew,
+    };
     match settings.daemon() {
-        Ok(config) => daemon::keep(&config, adopt.and_then(Pid::from_raw)),
+        Ok(config) => daemon::keep(&config, beginning),
         Err(error) => error.report(),
     }
 }
 
-async fn restart(config: DaemonConfig) -> Result<(), CliError> {
+/// The program of the next process.
+enum Replacement {
+    /// The one that the daemon was started from.
+    Restart,
+    /// The one of this command.
+    Upgrade,
+}
+
+async fn replace(config: DaemonConfig, replacement: Replacement) -> Result<(), CliError> {
     let Some(daemon) = Backend::running(&config).await? else {
         let message = format!("no daemon runs for {}", config.cache_folder.display());
         return Err(CliError::new(FailureKind::Daemon, message));
     };
-    let status = daemon.replace(&config).await?;
+    let status = match replacement {
+        Replacement::Restart => daemon.replace(&config).await?,
+        Replacement::Upgrade => daemon.upgrade(&config).await?,
+    };
     print_line(format_args!(
         "kitfs {} goes on with {} as process {}",
         status.version,

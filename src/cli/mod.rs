@@ -60,10 +60,10 @@ pub fn main() -> ExitCode {
         }
     };
     let environment = Environment::read();
-    if let Command::Daemon(daemon::Arguments { command: daemon::Command::Keep { adopt } }) =
+    if let Command::Daemon(daemon::Arguments { command: daemon::Command::Keep { adopt, resume } }) =
         arguments.command
     {
-        return daemon::keep(&Settings::new(arguments.cache, environment), adopt);
+        return daemon::keep(&Settings::new(arguments.cache, environment), adopt, resume);
     }
     start_log(&arguments, &environment);
     match run(arguments, environment) {

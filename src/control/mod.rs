@@ -80,6 +80,7 @@ operations![
     api::StatusRequest,
     api::StopRequest,
     api::ReplaceRequest,
+    api::UpgradeRequest,
     api::RestoreRequest,
     api::OpenRequest,
     api::InfoRequest,

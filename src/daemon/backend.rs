@@ -14,10 +14,11 @@ use super::keeping::Keeping;
 use super::lifecycle::{self, DaemonConfig};
 use super::service::Service;
 use super::{mounting, seen};
+use crate::control::VERSION;
 use crate::control::api::{
     DaemonStatus, Failure, FailureKind, KitHandle, KitRequest, ListRequest, Listing,
     MountDescription, MountRequest, MountStatus, OpenProgress, OpenRequest, RawPath, ReadRequest,
-    ReplaceRequest, StatusRequest, StopRequest, UnmountReport,
+    ReplaceRequest, StatusRequest, StopRequest, UnmountReport, UpgradeRequest,
 };
 use crate::control::socket::{Address, SocketPath};
 use crate::control::{self, ByteStream, Client, Connection, Handle, Lease, Liveness, Operation};
@@ -331,6 +332,26 @@ impl Backend {
         let before = self.status().await?;
         self.ask(ReplaceRequest {}).await?;
         lifecycle::wait_for_successor(config, &before).await
+    }
+
+    /// Has keeper and worker of the daemon go on as the program of this command, and returns the status then.
+    ///
+    /// # Errors
+    /// As [`Self::replace`], and when the daemon does not go on as this program.
+    pub async fn upgrade(&self, config: &DaemonConfig) -> Result<DaemonStatus, Failure> {
+        let daemon = |message: String| Failure::new(FailureKind::Daemon, message);
+        let program = std::env::current_exe()
+            .map_err(|error| daemon(format!("the path of this program is unknown: {error}")))?;
+        let before = self.status().await?;
+        self.ask(UpgradeRequest { program }).await?;
+        let status = lifecycle::wait_for_successor(config, &before).await?;
+        match status.version == VERSION {
+            true => Ok(status),
+            false => Err(daemon(format!(
+                "the daemon goes on as kitfs {}, and not as {VERSION}: daemon.log in the cache folder says why",
+                status.version
+            ))),
+        }
     }
 }
 

@@ -5,10 +5,12 @@
 //! kitfs daemon run --kept --its keeper died--> kitfs daemon keep --adopt PID
 //! ```
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -26,6 +28,9 @@ use crate::process::limits::ChildLimits;
 /// The name of the lock in the cache folder.
 const LOCK_NAME: &str = "keeper.lock";
 
+/// The longest path of a program, in bytes (`PATH_MAX`).
+const LONGEST_PATH: u64 = 4096;
+
 /// The longest number of a process, with a newline, and room to spare.
 const LONGEST_PID: u64 = 16;
 
@@ -33,10 +38,42 @@ const LONGEST_PID: u64 = 16;
 const LOCK_TRIES: u32 = 10;
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Holds the mounts of the daemon of a cache folder until it ends for good. With `adopt`, goes on for a
-/// running worker, whose channel is the standard input.
-pub fn keep(config: &DaemonConfig, adopt: Option<Pid>) -> ExitCode {
+/// How a keeper begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// It starts the first worker.
+    Anew,
+    /// It goes on for a running worker, whose channel is the standard input.
+    Adopt(Pid),
+    /// It was the keeper of another version of kitfs, which has left its state in the descriptor.
+    Resume(RawFd),
+}
+
+/// Holds the mounts of the daemon of a cache folder until it ends for good.
+pub fn keep(config: &DaemonConfig, beginning: Beginning) -> ExitCode {
     super::detach();
+    let Ok(program) = Program::of_this_process() else { return ExitCode::FAILURE };
+    let log = Log::of_this_process(&config.cache_folder);
+    // A mount has three descriptors here. Workers raise the limit themselves.
+    let child_limits = ChildLimits::raise_own();
+    let programs = Programs { program, config, log, child_limits };
+    let adopted = match beginning {
+        Beginning::Anew => None,
+        Beginning::Adopt(process) => match io::stdin().as_fd().try_clone_to_owned() {
+            Ok(socket) => {
+                silence_input();
+                Some((socket, process))
+            }
+            Err(_) => return ExitCode::FAILURE,
+        },
+        // The lock is in the state.
+        Beginning::Resume(state) => {
+            return keeper::resume(programs, state).unwrap_or_else(|error| {
+                eprintln!("kitfs: --resume is for the keeper, which calls it itself: {error}");
+                ExitCode::from(FailureKind::Usage.exit_code())
+            });
+        }
+    };
     let lock = match lock(&config.cache_folder) {
         Ok(Some(lock)) => lock,
         Ok(None) => {
@@ -51,30 +88,38 @@ pub fn keep(config: &DaemonConfig, adopt: Option<Pid>) -> ExitCode {
             return ExitCode::from(FailureKind::Cache.exit_code());
         }
     };
-    let Ok(program) = Program::of_this_process() else { return ExitCode::FAILURE };
-    let log = Log::of_this_process(&config.cache_folder);
-    // A mount has three descriptors here. Workers raise the limit themselves.
-    let child_limits = ChildLimits::raise_own();
-    let worker = |socket: OwnedFd| {
+    match adopted {
+        Some((socket, process)) => keeper::adopt(programs, lock, socket, process),
+        None => keeper::run(programs, lock),
+    }
+}
+
+/// The programs that a keeper starts, or becomes.
+struct Programs<'a> {
+    program: Program,
+    config: &'a DaemonConfig,
+    log: Option<Log>,
+    child_limits: ChildLimits,
+}
+
+impl keeper::Programs for Programs<'_> {
+    fn worker(&mut self, socket: OwnedFd) -> io::Result<Command> {
         // The worker before may have put the log aside.
-        log.iter().for_each(Log::reopen);
-        let mut command = command(&program, "run", config);
+        self.log.iter().for_each(Log::reopen);
+        let mut command = command(&self.program, "run", self.config);
         command.arg("--kept").stdin(socket);
-        child_limits.give_back(&mut command);
+        self.child_limits.give_back(&mut command);
         Ok(command)
-    };
-    let code = match adopt {
-        Some(process) => match io::stdin().as_fd().try_clone_to_owned() {
-            Ok(socket) => {
-                silence_input();
-                keeper::adopt(worker, socket, process)
-            }
-            Err(_) => ExitCode::FAILURE,
-        },
-        None => keeper::run(worker),
-    };
-    drop(lock);
-    code
+    }
+
+    fn successor(&mut self, program: File, state: RawFd) -> io::Result<Command> {
+        let mut path = Vec::new();
+        program.take(LONGEST_PATH).read_to_end(&mut path)?;
+        let program = Program(PathBuf::from(OsString::from_vec(path)));
+        let mut command = command(&program, "keep", self.config);
+        command.arg("--resume").arg(state.to_string());
+        Ok(command)
+    }
 }
 
 /// Whether a keeper holds the cache folder: its worker answers, or will in a moment.
@@ -161,12 +206,14 @@ impl Program {
         std::env::current_exe().map(Self)
     }
 
+    /// The path, where a file is there: of a newer version perhaps.
+    pub(super) fn on_disk(&self) -> Option<&Path> {
+        Some(&*self.0).filter(|path| path.exists())
+    }
+
     /// The file at the path, of a newer version perhaps; without one, the file that this process runs.
     fn path(&self) -> &Path {
-        match self.0.exists() {
-            true => &self.0,
-            false => Path::new("/proc/self/exe"),
-        }
+        self.on_disk().unwrap_or(Path::new("/proc/self/exe"))
     }
 }
 

@@ -13,7 +13,9 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -44,6 +46,8 @@ pub(super) struct Keeping {
     channel: Mutex<Option<Arc<Channel>>>,
     /// Another process goes on with the mounts.
     is_handed_on: AtomicBool,
+    /// The program that keeper and worker are to become.
+    successor: Mutex<Option<PathBuf>>,
     /// The keeper's process.
     keeper: Mutex<Option<u32>>,
     held: Mutex<BTreeMap<u64, Arc<Descriptors>>>,
@@ -96,7 +100,17 @@ impl Keeping {
         let (channel, keeper, held) = (Mutex::new(channel), Mutex::new(keeper), Mutex::default());
         let (is_handed_on, next_number) = (AtomicBool::new(false), Mutex::new(1));
         let journal = OnceLock::new();
-        Arc::new(Self { program, channel, is_handed_on, keeper, held, journal, next_number })
+        let successor = Mutex::default();
+        Arc::new(Self {
+            program,
+            channel,
+            is_handed_on,
+            successor,
+            keeper,
+            held,
+            journal,
+            next_number,
+        })
     }
 
     /// Has mounts noted in the journal of a cache folder, if this process has a keeper.
@@ -115,6 +129,16 @@ impl Keeping {
     /// The journal of mounts.
     pub(super) fn journal(&self) -> Option<Arc<Journal>> {
         self.journal.get().cloned()
+    }
+
+    /// The path that this program was started from, where a file is there.
+    pub(super) fn program_on_disk(&self) -> Option<&Path> {
+        self.program.as_ref()?.on_disk()
+    }
+
+    /// Has keeper and worker become another program, once this process is replaced.
+    pub(super) fn set_successor(&self, program: PathBuf) {
+        *self.successor.lock() = Some(program);
     }
 
     /// The keeper's process.
@@ -197,7 +221,15 @@ impl Keeping {
         if order == Order::Replace {
             self.is_handed_on.store(true, Ordering::SeqCst);
         }
-        self.tell("its end", |channel| channel.ending(order));
+        match self.successor.lock().take().filter(|_| order == Order::Replace) {
+            Some(program) => self.tell("its upgrade", |channel| {
+                let file = rustix::fs::memfd_create("kitfs-program", MemfdFlags::CLOEXEC)?;
+                let file = File::from(file);
+                file.write_all_at(program.as_os_str().as_bytes(), 0)?;
+                channel.upgrading(file)
+            }),
+            None => self.tell("its end", |channel| channel.ending(order)),
+        }
         if order == Order::Replace {
             // The descriptor stays open until this process ends.
             std::mem::forget(self.channel.lock().take());

@@ -49,6 +49,7 @@ mod replay;
 mod seen;
 mod service;
 mod signals;
+mod successor;
 mod tags;
 mod upkeep;
 mod waiting;
@@ -56,6 +57,7 @@ mod warming;
 
 pub use backend::{Backend, OpenKit, Server};
 pub use dead::{forget_dead, running_or_restoring};
-pub use keep::keep;
+pub use keep::{Beginning, keep};
 pub use lifecycle::{DaemonConfig, detach, report_ready, run};
 pub use replay::{TRACE_LIMIT_BYTES, read_trace};
+pub use successor::{CAN_TAKE_OVER, can_take_over};

@@ -7,6 +7,7 @@
 //! - `opening`: opens kits. `mounting`: serves mounts. `taking_over`: goes on with the mounts of a process
 //!   that is gone. `restoring`: makes mounts again that died with their daemon.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -17,13 +18,13 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::describing;
 use super::hydrate::Hydration;
 use super::keeping::Keeping;
 use super::kits::Kits;
 use super::lifecycle::DaemonConfig;
 use super::mounts::{MountKey, Mounts, stopping};
 use super::networks::Networks;
+use super::{describing, successor};
 use crate::cache::Cache;
 use crate::control::VERSION;
 use crate::control::api::{DaemonStatus, Failure, FailureKind, UnmountReport};
@@ -207,15 +208,25 @@ impl Service {
         self.stopping.cancel();
     }
 
-    /// Ends this process, and has the keeper start another one that goes on with the mounts.
+    /// Ends this process, and has the keeper start another one that goes on with the mounts. That is of
+    /// `program`, else of the program that this one was started from, which may be a newer version by now.
     ///
     /// # Errors
-    /// `Daemon` where this process has no keeper.
-    pub(super) fn request_replacement(&self) -> Result<(), Failure> {
+    /// `Daemon` where this process has no keeper, or the program cannot go on with its mounts.
+    pub(super) async fn request_replacement(
+        &self,
+        program: Option<PathBuf>,
+    ) -> Result<(), Failure> {
         if !self.keeping.is_kept() {
             let message = "this daemon has no keeper that could start it again: it was started by \
                 `kitfs mount --foreground` or `kitfs daemon run`";
             return Err(Failure::new(FailureKind::Daemon, message));
+        }
+        if let Some(program) =
+            program.or_else(|| self.keeping.program_on_disk().map(Path::to_owned))
+        {
+            successor::ask(&program).await?;
+            self.keeping.set_successor(program);
         }
         self.is_to_be_replaced.store(true, Ordering::SeqCst);
         self.stopping.cancel();

@@ -41,7 +41,10 @@ impl Channel {
                 Received::Held(mount) => held.push(mount),
                 Received::Message(Message::Complete) => break,
                 Received::End => return Err(io::Error::other("the keeper is gone")),
-                Received::Message(_) | Received::Unknown | Received::Nothing => {
+                Received::Program(_)
+                | Received::Message(_)
+                | Received::Unknown
+                | Received::Nothing => {
                     return Err(io::Error::other("the keeper speaks another protocol"));
                 }
             }
@@ -73,17 +76,17 @@ impl Channel {
         record: BorrowedFd<'_>,
         opens: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        self.send(Message::Hold { number, connection }, Some([device, record, opens]))
+        self.send(Message::Hold { number, connection }, &[device, record, opens])
     }
 
     /// The mount has ended.
     pub fn release(&self, number: u64) -> io::Result<()> {
-        self.send(Message::Release(number), None)
+        self.send(Message::Release(number), &[])
     }
 
     /// This worker answers commands.
     pub fn serving(&self) -> io::Result<()> {
-        self.send(Message::Serving, None)
+        self.send(Message::Serving, &[])
     }
 
     /// This worker is about to end.
@@ -92,15 +95,21 @@ impl Channel {
             Order::End => Message::Ending,
             Order::Replace => Message::Replacing,
         };
-        self.send(message, None)
+        self.send(message, &[])
+    }
+
+    /// This worker is about to end, and keeper and next worker are to be of the program whose path is in the
+    /// file `program`.
+    pub fn upgrading(&self, program: impl AsFd) -> io::Result<()> {
+        self.send(Message::Replacing, &[program.as_fd()])
     }
 
     /// All mounts of this worker have ended.
     pub fn ended(&self) -> io::Result<()> {
-        self.send(Message::Ended, None)
+        self.send(Message::Ended, &[])
     }
 
-    fn send(&self, message: Message, descriptors: Option<[BorrowedFd<'_>; 3]>) -> io::Result<()> {
+    fn send(&self, message: Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         Ok(socket::send(&self.socket, message, descriptors, true)?)
     }
 }

@@ -26,7 +26,8 @@ pub(super) enum Message {
     Serving,
     /// To the keeper: the worker is about to end its mounts and itself.
     Ending,
-    /// To the keeper: the worker ends, and another is wanted.
+    /// To the keeper: the worker ends, and another is wanted. With a file that has the path of a program, the
+    /// keeper becomes that program first.
     Replacing,
     /// To the keeper: the worker has ended all its mounts.
     Ended,

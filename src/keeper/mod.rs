@@ -11,6 +11,7 @@
 //! ```
 //!
 //! - [`run`]: the keeper. It has no runtime, and knows neither kits nor FUSE.
+//! - [`resume`]: the keeper of another version of kitfs. `state`: what it gets.
 //! - [`Channel`]: the worker's end of the socket between both.
 //! - `message`: the datagrams on that socket, pure.
 //! - `budget`: how often a worker that dies at its start is started again.
@@ -27,12 +28,18 @@ mod message;
 mod process;
 mod signals;
 mod socket;
+mod state;
 
 pub use channel::{Channel, Order};
-pub use process::{adopt, run};
+pub use process::{Programs, adopt, resume, run};
 
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
+
+/// The version of everything that a daemon hands to the next version of kitfs: the keeper's state, the
+/// datagrams, the records and open files of mounts, and the journal. A version of kitfs that knows another one
+/// cannot take over.
+pub const HAND_OVER: u32 = 1;
 
 /// The descriptors of a mount. Their meaning is the worker's.
 #[derive(Debug)]

@@ -20,6 +20,8 @@ use super::message::{BYTES, DESCRIPTORS, Message};
 pub(super) enum Received {
     /// A mount.
     Held(Held),
+    /// [`Message::Replacing`] with the program of the next keeper and worker.
+    Program(OwnedFd),
     /// Another message.
     Message(Message),
     /// A datagram that this version does not know.
@@ -41,17 +43,17 @@ pub(super) fn limit_sends(socket: impl AsFd, timeout: Duration) -> io::Result<()
     Ok(rustix::net::sockopt::set_socket_timeout(socket, Timeout::Send, Some(timeout))?)
 }
 
-/// Sends a message, with the descriptors of a mount if it has any.
+/// Sends a message with its descriptors.
 pub(super) fn send(
     socket: impl AsFd,
     message: Message,
-    descriptors: Option<[BorrowedFd<'_>; DESCRIPTORS]>,
+    descriptors: &[BorrowedFd<'_>],
     may_wait: bool,
 ) -> rustix::io::Result<()> {
     let bytes = message.encode();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if let Some(descriptors) = &descriptors {
+    if !descriptors.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(descriptors));
     }
     let flags = SendFlags::NOSIGNAL;
@@ -101,6 +103,9 @@ pub(super) fn receive(socket: impl AsFd, may_wait: bool) -> rustix::io::Result<R
             let [device, record, opens] =
                 <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).expect("they were counted");
             Received::Held(Held { number, connection, device, record, opens })
+        }
+        (Some(Message::Replacing), 1) => {
+            Received::Program(descriptors.pop().expect("it was counted"))
         }
         (Some(Message::Hold { .. }) | None, _) => Received::Unknown,
         (Some(message), _) => Received::Message(message),

@@ -32,13 +32,13 @@ fn text(path: &Path) -> &str {
 }
 
 /// Reads files of a mount in different ways until it is told to end, and compares every byte.
-struct Readers {
+pub struct Readers {
     is_over: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<u64>>,
 }
 
 impl Readers {
-    fn start(mountpoint: &Path, contents: &[Vec<u8>]) -> Self {
+    pub fn start(mountpoint: &Path, contents: &[Vec<u8>]) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let contents: Arc<Vec<Vec<u8>>> = Arc::new(contents.to_vec());
         let reads: [fn(&Path, &[u8]); 4] = [read_all, read_directly, read_mapped, list];
@@ -63,7 +63,7 @@ impl Readers {
     }
 
     /// Ends the readers, and returns how often each has read.
-    fn end(self) -> Vec<u64> {
+    pub fn end(self) -> Vec<u64> {
         self.is_over.store(true, Ordering::Relaxed);
         self.threads.into_iter().map(|thread| thread.join().expect("a reader failed")).collect()
     }

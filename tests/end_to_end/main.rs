@@ -30,3 +30,4 @@ mod replacing;
 mod restoring;
 #[path = "small_disk.rs"]
 mod small_disk_as_root;
+mod upgrading;

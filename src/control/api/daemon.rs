@@ -53,7 +53,23 @@ pub struct ReplaceRequest {}
 impl Operation for ReplaceRequest {
     const NAME: &'static str = "replace";
     const IS_FOR_ALL_VERSIONS: bool = true;
-    const IS_QUICK: bool = true;
+    type Event = NoEvent;
+    type Answer = ();
+}
+
+/// Ends this process of the daemon, and has keeper and worker go on as another program.
+///
+/// Fails with `Daemon` where the daemon has no keeper, or the program cannot go on with its mounts. The daemon
+/// stays as it is then.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpgradeRequest {
+    /// The path of the program, absolute: a kitfs of any version.
+    pub program: PathBuf,
+}
+
+impl Operation for UpgradeRequest {
+    const NAME: &'static str = "upgrade";
+    const IS_FOR_ALL_VERSIONS: bool = true;
     type Event = NoEvent;
     type Answer = ();
 }

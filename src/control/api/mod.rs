@@ -1,6 +1,7 @@
 //! The operations of a daemon: plain data, JSON on the wire (docs/format/control.md).
 //!
-//! - [`AliveRequest`], [`StatusRequest`], [`StopRequest`], [`ReplaceRequest`], [`RestoreRequest`]: the daemon.
+//! - [`AliveRequest`], [`StatusRequest`], [`StopRequest`], [`ReplaceRequest`], [`UpgradeRequest`],
+//!   [`RestoreRequest`]: the daemon.
 //! - [`OpenRequest`], [`ListRequest`], [`ReadRequest`]: an open kit.
 //! - [`InfoRequest`], [`TagsRequest`], [`CatalogueRequest`]: looking at registries.
 //! - [`MountRequest`], [`UnmountRequest`], [`RecordRequest`], [`StopRecordingRequest`]: mounts.
@@ -20,7 +21,7 @@ mod warm;
 pub use cache::{CacheReport, CacheRequest, CachedLayer};
 pub use daemon::{
     AliveRequest, DaemonStatus, FetchStatus, ReplaceRequest, RestoreReport, RestoreRequest,
-    StatusRequest, StopRequest, Unrestored,
+    StatusRequest, StopRequest, Unrestored, UpgradeRequest,
 };
 pub use describe::{
     CatalogueRequest, IndexEntryInfo, IndexInfo, Info, InfoRequest, KitInfo, LayerInfo, RemoteInfo,

@@ -15,7 +15,7 @@ use crate::control::api::{
     Info, InfoRequest, ListRequest, Listing, MountRequest, MountStatus, OpenRequest, Opened,
     PassProgress, ReadRequest, RecordRequest, ReplaceRequest, RestoreReport, RestoreRequest,
     StatusRequest, StopRecordingRequest, StopRequest, TagInfo, TagsRequest, UnmountReport,
-    UnmountRequest, WarmEvent, WarmReport, WarmRequest,
+    UnmountRequest, UpgradeRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use crate::control::{Caller, Handle};
 use crate::fs::{self, Line};
@@ -59,7 +59,17 @@ impl Handle<ReplaceRequest> for Service {
         _: ReplaceRequest,
         _: &Caller<ReplaceRequest>,
     ) -> Result<(), Failure> {
-        self.request_replacement()
+        self.request_replacement(None).await
+    }
+}
+
+impl Handle<UpgradeRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: UpgradeRequest,
+        _: &Caller<UpgradeRequest>,
+    ) -> Result<(), Failure> {
+        self.request_replacement(Some(request.program)).await
     }
 }
 

@@ -1,8 +1,10 @@
 //! The keeper's loop.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,7 @@ use super::budget::Budget;
 use super::memory::FilePages;
 use super::message::Message;
 use super::socket::{self, Received};
-use super::{Held, Order, connections, signals};
+use super::{Held, Order, connections, signals, state};
 
 /// How long nothing may happen before memory is given back. Workers that die one after another must not
 /// wait for the keeper's own pages.
@@ -44,22 +46,40 @@ struct Worker {
     is_handed_over: bool,
 }
 
-/// Holds the mounts of workers until one ends for good. `command` makes the command of a
-/// worker, whose standard input is to be the socket.
+/// The programs that a keeper starts.
+pub trait Programs {
+    /// The command of a worker, whose standard input is to be `socket`.
+    fn worker(&mut self, socket: OwnedFd) -> io::Result<Command>;
+
+    /// The command with which this process becomes the keeper of another program, which calls [`resume`] with
+    /// the number `state`. The file `program` has the path of the program.
+    fn successor(&mut self, program: File, state: RawFd) -> io::Result<Command>;
+}
+
+/// Holds the mounts of workers until one ends for good. `lock` stays open as long as the keeper lives, however
+/// often it becomes another program.
 ///
 /// Returns the exit code for this process: the worker's own, when the first worker never served.
-pub fn run(command: impl FnMut(OwnedFd) -> io::Result<Command>) -> ExitCode {
-    Keeper::new(command).run(None)
+pub fn run(programs: impl Programs, lock: File) -> ExitCode {
+    Keeper::new(programs, lock.into()).run(None)
+}
+
+/// Goes on as the keeper that this process was, before it became another program.
+///
+/// # Errors
+/// When the state is not one that this version of kitfs has left.
+pub fn resume(programs: impl Programs, state: RawFd) -> io::Result<ExitCode> {
+    let (lock, held) = state::take(state::inherited(state)?)?;
+    let mut keeper = Keeper::new(programs, lock);
+    keeper.has_ever_served = true;
+    keeper.held = held.into_iter().map(|held| (held.number, held)).collect();
+    Ok(keeper.run(None))
 }
 
 /// Holds the mounts of a running worker, whose keeper is gone. `socket` is the keeper's end of the
 /// worker's new channel.
-pub fn adopt(
-    command: impl FnMut(OwnedFd) -> io::Result<Command>,
-    socket: OwnedFd,
-    worker: Pid,
-) -> ExitCode {
-    Keeper::new(command).run(Some(adopted(socket, worker)))
+pub fn adopt(programs: impl Programs, lock: File, socket: OwnedFd, worker: Pid) -> ExitCode {
+    Keeper::new(programs, lock.into()).run(Some(adopted(socket, worker)))
 }
 
 fn adopted(socket: OwnedFd, worker: Pid) -> Worker {
@@ -87,27 +107,32 @@ enum Watched {
     Left,
 }
 
-struct Keeper<F> {
-    command: F,
+struct Keeper<P> {
+    programs: P,
+    lock: OwnedFd,
     held: BTreeMap<u64, Held>,
     budget: Budget,
     has_ever_served: bool,
     /// The daemon is to end: a signal or its worker said so.
     end: Option<Signal>,
     pages: FilePages,
+    /// A file with the path of the program that this process is to become.
+    program: Option<OwnedFd>,
     /// How long a worker may live on without its channel.
     end_timeout: Duration,
 }
 
-impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
-    fn new(command: F) -> Self {
+impl<P: Programs> Keeper<P> {
+    fn new(programs: P, lock: OwnedFd) -> Self {
         Self {
-            command,
+            programs,
+            lock,
             held: BTreeMap::new(),
             budget: Budget::default(),
             has_ever_served: false,
             end: None,
             pages: FilePages::of_this_process(),
+            program: None,
             end_timeout: END_TIMEOUT,
         }
     }
@@ -120,7 +145,7 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
                 return ExitCode::FAILURE;
             }
         };
-        self.has_ever_served = first.is_some();
+        self.has_ever_served |= first.is_some();
         let mut next = first;
         loop {
             let started = next.take().map_or_else(|| self.start_worker(), Ok);
@@ -141,7 +166,10 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
             }
             let code = worker.code();
             match worker.order {
-                Some(Order::Replace) => continue,
+                Some(Order::Replace) => {
+                    self.become_program();
+                    continue;
+                }
                 Some(Order::End) if self.held.is_empty() => return code,
                 // The next worker ends the mounts that are left.
                 Some(Order::End) => self.end = Some(Signal::TERM),
@@ -172,9 +200,24 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
         }
     }
 
+    /// Becomes another program, if the worker has named one. Returns when that fails; the next worker is then of
+    /// this program.
+    fn become_program(&mut self) {
+        // The state has no signal, and a daemon that ends needs no other program.
+        let Some(program) = self.program.take().filter(|_| self.end.is_none()) else { return };
+        let exec = || -> io::Result<io::Error> {
+            let state = state::leave(self.lock.as_fd(), self.held.values())?;
+            let mut command = self.programs.successor(program.into(), state.as_raw_fd())?;
+            Ok(command.exec())
+        };
+        let error = exec().unwrap_or_else(|error| error);
+        log(format_args!("the new program cannot be started, the old one goes on: {error}"));
+        state::keep_from_children(self.lock.as_fd(), self.held.values());
+    }
+
     fn start_worker(&mut self) -> io::Result<Worker> {
         let (ours, theirs) = socket::pair()?;
-        let mut command = (self.command)(theirs)?;
+        let mut command = self.programs.worker(theirs)?;
         signals::unblock_in(&mut command);
         let mut child = command.spawn()?;
         // The worker alone tells the command that started the daemon when it is ready. So the output must
@@ -269,7 +312,7 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
             match socket::send(
                 &worker.socket,
                 Message::Hold { number: *number, connection: held.connection },
-                Some(held.descriptors()),
+                &held.descriptors(),
                 false,
             ) {
                 Ok(()) => {
@@ -280,7 +323,7 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
             }
         }
         if !worker.is_handed_over
-            && socket::send(&worker.socket, Message::Complete, None, false).is_ok()
+            && socket::send(&worker.socket, Message::Complete, &[], false).is_ok()
         {
             worker.is_handed_over = true;
         }
@@ -298,6 +341,10 @@ impl<F: FnMut(OwnedFd) -> io::Result<Command>> Keeper<F> {
                 }
                 Ok(Received::Message(Message::Ending)) => worker.order = Some(Order::End),
                 Ok(Received::Message(Message::Replacing)) => worker.order = Some(Order::Replace),
+                Ok(Received::Program(program)) => {
+                    worker.order = Some(Order::Replace);
+                    self.program = Some(program);
+                }
                 // Programs may still use mounts that are out of the tree.
                 Ok(Received::Message(Message::Ended)) => self.held.clear(),
                 Ok(

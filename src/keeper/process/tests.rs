@@ -8,15 +8,24 @@ use std::thread;
 use super::super::Channel;
 use super::*;
 
-/// A worker that a keeper has started: the worker's end of the socket.
-fn started(heads: &mpsc::Sender<OwnedFd>) -> impl FnMut(OwnedFd) -> io::Result<Command> + use<> {
-    let heads = heads.clone();
-    move |socket| {
-        let _ = heads.send(socket.try_clone()?);
+/// Workers that do nothing. The test gets the worker's end of each socket.
+struct Sleepers(mpsc::Sender<OwnedFd>);
+
+impl Programs for Sleepers {
+    fn worker(&mut self, socket: OwnedFd) -> io::Result<Command> {
+        let _ = self.0.send(socket.try_clone()?);
         let mut command = Command::new("sleep");
         command.arg("0.3").stdin(socket);
         Ok(command)
     }
+
+    fn successor(&mut self, _: File, _: RawFd) -> io::Result<Command> {
+        Ok(Command::new("/no/such/program"))
+    }
+}
+
+fn sleepers(heads: mpsc::Sender<OwnedFd>) -> Keeper<Sleepers> {
+    Keeper::new(Sleepers(heads), tempfile::tempfile().unwrap().into())
 }
 
 /// The number of a process that is gone.
@@ -41,8 +50,7 @@ fn mounts_of_a_worker_that_was_gone_before_its_keeper_looked_go_on() {
     hold(&channel, 7, 41);
     drop(channel);
     let (heads, workers) = mpsc::channel();
-    let command = started(&heads);
-    let keeper = thread::spawn(move || Keeper::new(command).run(Some(adopted(theirs, gone()))));
+    let keeper = thread::spawn(move || sleepers(heads).run(Some(adopted(theirs, gone()))));
     let (channel, held) = Channel::from_keeper(workers.recv().unwrap()).unwrap();
     let known: Vec<_> =
         held.iter().map(|held| (held.number, held.connection.map(NonZeroU32::get))).collect();
@@ -60,8 +68,7 @@ fn a_worker_that_dies_before_its_mounts_have_ended_is_followed_by_one_that_ends_
     channel.ending(Order::End).unwrap();
     drop(channel);
     let (heads, workers) = mpsc::channel();
-    let command = started(&heads);
-    let keeper = thread::spawn(move || Keeper::new(command).run(Some(adopted(theirs, gone()))));
+    let keeper = thread::spawn(move || sleepers(heads).run(Some(adopted(theirs, gone()))));
     // This worker serves, and is told to end, which kills it: it knows no better.
     let (channel, held) = Channel::from_keeper(workers.recv().unwrap()).unwrap();
     assert_eq!(held.len(), 1);
@@ -79,7 +86,7 @@ fn a_keeper_that_its_worker_has_left_ends() {
     let (channel, theirs) = Channel::new().unwrap();
     hold(&channel, 1, 0);
     let (heads, workers) = mpsc::channel();
-    let mut keeper = Keeper::new(started(&heads));
+    let mut keeper = sleepers(heads);
     keeper.end_timeout = Duration::from_millis(50);
     // The parent of this process lives on.
     let parent = getppid().unwrap();
@@ -87,4 +94,20 @@ fn a_keeper_that_its_worker_has_left_ends() {
     drop(channel);
     keeper.join().unwrap();
     assert!(workers.try_recv().is_err(), "the worker is alive, and needs no other");
+}
+
+#[test]
+fn a_program_that_cannot_be_started_leaves_the_mounts_to_the_old_one() {
+    let (channel, theirs) = Channel::new().unwrap();
+    hold(&channel, 1, 0);
+    channel.upgrading(tempfile::tempfile().unwrap()).unwrap();
+    drop(channel);
+    let (heads, workers) = mpsc::channel();
+    let keeper = thread::spawn(move || sleepers(heads).run(Some(adopted(theirs, gone()))));
+    let (channel, held) = Channel::from_keeper(workers.recv().unwrap()).unwrap();
+    let flags = rustix::io::fcntl_getfd(&held[0].device).unwrap();
+    assert_eq!((held.len(), flags), (1, rustix::io::FdFlags::CLOEXEC));
+    channel.ending(Order::End).unwrap();
+    channel.ended().unwrap();
+    keeper.join().unwrap();
 }
