@@ -193,7 +193,7 @@ pub(super) mod tests {
         r#""region":null,"keys":null,"profile":null,"credentials_file":null,"config_file":null,"#,
         r#""anonymous":false},"open_timeout_seconds":null}},"mountpoint":"/models","allow_other":false,"#,
         r#""nonempty":false,"noexec":false,"no_passthrough":false,"tensor_prefetch":true,"hydrate":"begun","#,
-        r#""hydrate_after_seconds":30,"trace":null,"follow_seconds":null},"left_out":["s3_keys"]}"#,
+        r#""hydrate_after_seconds":30,"trace":null,"follow_seconds":null,"read_deadline_seconds":300},"left_out":["s3_keys"]}"#,
         "\n",
     );
 
