@@ -10,8 +10,8 @@ use super::error::CliError;
 use super::output::open_kit;
 use super::reference::{KitPath, parse_kit_path};
 use super::settings::Settings;
+use super::system::{self, Otherwise};
 use crate::control::api::RawPath;
-use crate::daemon::Backend;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -34,10 +34,10 @@ pub(super) struct Arguments {
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let wanted = arguments.paths.iter().map(|path| parse_kit_path(path));
     let wanted = by_kit(wanted.collect::<Result<Vec<_>, _>>()?);
-    let backend = Backend::open(&settings.daemon()?).await?;
     for (reference, paths) in wanted {
-        let kit = open_kit(&backend, settings.kit(reference, &arguments.kit, &arguments.network)?)
-            .await?;
+        let mut kit = settings.kit(reference, &arguments.kit, &arguments.network)?;
+        let backend = system::backend(settings, &mut kit, false, Otherwise::AnyBackend).await?;
+        let kit = open_kit(&backend, kit).await?;
         let mut bytes = kit.read(paths).await?;
         while let Some(piece) = bytes.next().await {
             io::stdout().lock().write_all(&piece?)?;

@@ -16,8 +16,9 @@ use super::error::CliError;
 use super::output::{byte_bar, count_of, open_kit, print_warnings, printable};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
+use super::system::{self, Otherwise};
 use crate::control::api::{Entry, EntryKind, FailureKind, Listing};
-use crate::daemon::{Backend, OpenKit};
+use crate::daemon::OpenKit;
 
 mod destination;
 mod writing;
@@ -52,8 +53,8 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let wanted = parse_kit_path(&arguments.from)?;
-    let kit = settings.kit(wanted.reference.clone(), &arguments.kit, &arguments.network)?;
-    let backend = Backend::open(&settings.daemon()?).await?;
+    let mut kit = settings.kit(wanted.reference.clone(), &arguments.kit, &arguments.network)?;
+    let backend = system::backend(settings, &mut kit, false, Otherwise::AnyBackend).await?;
     // The kit stays open, so a tag that moves cannot mix two kits.
     let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
     let listing = kit.list(wanted.path, arguments.recursive).await?;

@@ -13,14 +13,23 @@ use super::runtime::block_on;
 use super::settings::Settings;
 use super::sizes;
 use super::status::print_mounts;
-use crate::control::api::{FailureKind, RestoreRequest, Unrestored};
+use crate::control::api::{DaemonStatus, FailureKind, RestoreRequest, Unrestored};
 use crate::daemon::{self, Backend, Beginning, DaemonConfig};
+
+/// The group whose members may use the system daemon, unless `--group` names another one.
+const GROUP: &str = "kitfs";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A daemon owns a cache folder and serves all mounts that use it. `kitfs mount`
 starts it. It runs until `kitfs daemon stop` ends it. Its log is the file
-daemon.log in the cache folder.")]
+daemon.log in the cache folder.
+
+With --system, root starts one daemon for all users. It listens in /run/kitfs
+(KITFS_RUNTIME_DIR names another folder) for root and the members of --group,
+and its cache is /var/cache/kitfs. Commands of these users that read a kit from
+a registry then use it, unless --cache-dir names a cache. Users see and end
+their own mounts only, and download a kit only if its registry lets them.")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -41,9 +50,15 @@ registry does not answer are tried again in the background.")]
         /// Mount again what was mounted when the machine went down, or a signal ended the daemon.
         #[arg(long)]
         restore: bool,
+        #[command(flatten)]
+        system: SystemArguments,
     },
     /// End all mounts of the daemon, then the daemon.
-    Stop,
+    Stop {
+        /// The daemon of all users.
+        #[arg(long)]
+        system: bool,
+    },
     /// Replace the daemon's processes; its mounts go on.
     #[command(after_help = "\
 Programs that read from a mount wait for a moment. The new processes run the
@@ -51,19 +66,30 @@ program that the daemon was started from, which may be a newer version by now.
 If that version cannot go on with the mounts, the daemon stays as it is and the
 command fails. A daemon that `kitfs mount --foreground` has started cannot be
 replaced.")]
-    Restart,
+    Restart {
+        /// The daemon of all users.
+        #[arg(long)]
+        system: bool,
+    },
     /// Have the daemon go on as this version of kitfs; its mounts go on.
     #[command(after_help = "\
 As `kitfs daemon restart`, but the new processes run the program of this
 command, wherever it lies. Programs that read from a mount wait for a moment. If
 this version cannot go on with the mounts of the running daemon, that daemon
 stays as it is and the command fails.")]
-    Upgrade,
+    Upgrade {
+        /// The daemon of all users.
+        #[arg(long)]
+        system: bool,
+    },
     /// Show the daemon, its cache and its mounts.
     Status {
         /// Print a JSON object.
         #[arg(long)]
         json: bool,
+        /// The daemon of all users.
+        #[arg(long)]
+        system: bool,
     },
     /// Run as the daemon, in the foreground.
     #[command(hide = true)]
@@ -77,6 +103,8 @@ stays as it is and the command fails.")]
         /// Say whether this version can go on with a daemon of this version of the hand-over.
         #[arg(long, value_name = "VERSION", conflicts_with = "kept")]
         can_take_over: Option<u32>,
+        #[command(flatten)]
+        system: SystemArguments,
     },
     /// Hold the mounts of a daemon, and start it again when it dies.
     #[command(hide = true)]
@@ -87,24 +115,70 @@ stays as it is and the command fails.")]
         /// Go on as the keeper that this process was, by the state in this descriptor.
         #[arg(long, value_name = "NUMBER", conflicts_with = "adopt")]
         resume: Option<i32>,
+        #[command(flatten)]
+        system: SystemArguments,
     },
 }
 
+/// The daemon of all users.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(super) struct SystemArguments {
+    /// Serve all users of the machine, as root.
+    #[arg(long)]
+    system: bool,
+    /// Group whose members may use the daemon [default: kitfs, or root alone where it is missing].
+    #[arg(long, value_name = "GROUP", requires = "system")]
+    group: Option<String>,
+}
+
+impl SystemArguments {
+    fn config(&self, settings: &Settings) -> Result<DaemonConfig, CliError> {
+        if !self.system {
+            return settings.daemon();
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err(CliError::usage("only root can start a daemon for all users"));
+        }
+        let group = match &self.group {
+            Some(name) => Some(daemon::group(name).ok_or_else(|| {
+                CliError::usage(format!("--group: this machine has no group `{name}`"))
+            })?),
+            None => daemon::group(GROUP),
+        };
+        settings.system_daemon(group)
+    }
+}
+
+/// The configuration by which commands find a daemon that runs.
+fn running(settings: &Settings, is_system: bool) -> Result<DaemonConfig, CliError> {
+    match is_system {
+        true => settings.system_daemon(None),
+        false => settings.daemon(),
+    }
+}
+
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    let config = settings.daemon()?;
     match arguments.command {
-        Command::Restart => block_on(replace(config, Replacement::Restart)),
-        Command::Upgrade => block_on(replace(config, Replacement::Upgrade)),
+        Command::Restart { system } => {
+            block_on(replace(settings, running(settings, system)?, Replacement::Restart))
+        }
+        Command::Upgrade { system } => {
+            block_on(replace(settings, running(settings, system)?, Replacement::Upgrade))
+        }
         Command::Keep { .. } => {
             Err(CliError::internal("the keeper is started by `main`".to_owned()))
         }
-        Command::Start { restore } => block_on(start(settings, config, restore)),
-        Command::Stop => block_on(stop(config)),
-        Command::Status { json } => block_on(status(config, json)),
+        Command::Start { restore, system } => {
+            block_on(start(settings, system.config(settings)?, restore))
+        }
+        Command::Stop { system } => block_on(stop(settings, running(settings, system)?)),
+        Command::Status { json, system: false } => block_on(status(settings.daemon()?, json)),
+        Command::Status { json, system: true } => block_on(system_status(settings, json)),
         Command::Run { can_take_over: Some(version), .. } => {
             print_line(daemon::can_take_over(version)?)
         }
-        Command::Run { kept, .. } => {
+        Command::Run { kept, system, .. } => {
+            let config = system.config(settings)?;
             daemon::detach();
             let is_ready = |_: Option<&_>| {
                 daemon::report_ready();
@@ -142,16 +216,29 @@ async fn start(
 }
 
 /// Runs the keeper. It has no runtime and no log, so that it stays small.
-pub(super) fn keep(settings: &Settings, adopt: Option<i32>, resume: Option<i32>) -> ExitCode {
+pub(super) fn keep(
+    settings: &Settings,
+    adopt: Option<i32>,
+    resume: Option<i32>,
+    system: &SystemArguments,
+) -> ExitCode {
     let beginning = match (adopt.and_then(Pid::from_raw), resume) {
         (Some(worker), _) => Beginning::Adopt(worker),
         (None, Some(state)) => Beginning::Resume(state),
         (None, None) => Beginning::Anew,
     };
-    match settings.daemon() {
+    match system.config(settings) {
         Ok(config) => daemon::keep(&config, beginning),
         Err(error) => error.report(),
     }
+}
+
+/// The daemon that runs. Users of a system daemon other than root reach it by its socket for users alone.
+async fn find(settings: &Settings, config: &DaemonConfig) -> Result<Option<Backend>, CliError> {
+    if config.system.is_some() && !rustix::process::geteuid().is_root() {
+        return Ok(Backend::of_system(&settings.runtime_folder()).await?);
+    }
+    Ok(Backend::running(config).await?)
 }
 
 /// The program of the next process.
@@ -162,8 +249,12 @@ enum Replacement {
     Upgrade,
 }
 
-async fn replace(config: DaemonConfig, replacement: Replacement) -> Result<(), CliError> {
-    let Some(daemon) = Backend::running(&config).await? else {
+async fn replace(
+    settings: &Settings,
+    config: DaemonConfig,
+    replacement: Replacement,
+) -> Result<(), CliError> {
+    let Some(daemon) = find(settings, &config).await? else {
         let message = format!("no daemon runs for {}", config.cache_folder.display());
         return Err(CliError::new(FailureKind::Daemon, message));
     };
@@ -179,9 +270,9 @@ async fn replace(config: DaemonConfig, replacement: Replacement) -> Result<(), C
     ))
 }
 
-async fn stop(config: DaemonConfig) -> Result<(), CliError> {
+async fn stop(settings: &Settings, config: DaemonConfig) -> Result<(), CliError> {
     let folder = config.cache_folder.display();
-    let running = Backend::running(&config).await?;
+    let running = find(settings, &config).await?;
     let mut has_stopped = false;
     for daemon in running.into_iter().chain(Backend::lost(&config).await?) {
         print_warnings(&daemon.stop().await?.warnings);
@@ -201,9 +292,25 @@ async fn status(config: DaemonConfig, is_json: bool) -> Result<(), CliError> {
         let message = format!("no daemon runs for {}", config.cache_folder.display());
         return Err(CliError::new(FailureKind::Daemon, message));
     };
-    let status = daemon.status().await?;
+    show(&daemon.status().await?, is_json)
+}
+
+/// The status of the system daemon, over the socket for its users.
+async fn system_status(settings: &Settings, is_json: bool) -> Result<(), CliError> {
+    let folder = settings.runtime_folder();
+    let Some(daemon) = Backend::of_system(&folder).await? else {
+        let message = format!(
+            "no system daemon listens in {}, or this user may not connect to it",
+            folder.display()
+        );
+        return Err(CliError::new(FailureKind::Daemon, message));
+    };
+    show(&daemon.status().await?, is_json)
+}
+
+fn show(status: &DaemonStatus, is_json: bool) -> Result<(), CliError> {
     if is_json {
-        return print_json(&status);
+        return print_json(status);
     }
     let capacity = status.cache_capacity_bytes.map_or("no limit".to_owned(), sizes::show);
     if status.cache_folder_is_lost {

@@ -19,6 +19,8 @@ pub(super) struct Environment {
     pub xdg_data_home: Option<PathBuf>,
     /// `KITFS_CACHE_DIR`; `--cache-dir` wins.
     pub cache_dir: Option<PathBuf>,
+    /// `KITFS_RUNTIME_DIR`: the folder with the socket of the system daemon.
+    pub runtime_dir: Option<PathBuf>,
     /// `KITFS_CACHE_SIZE`, in the form of `--cache-size`, which wins.
     pub cache_size: Option<String>,
     /// `KITFS_REGISTRIES_DIR`; `--registries-dir` wins.
@@ -74,6 +76,7 @@ impl Environment {
             xdg_cache_home: path("XDG_CACHE_HOME").filter(|path| path.is_absolute()),
             xdg_data_home: path("XDG_DATA_HOME").filter(|path| path.is_absolute()),
             cache_dir: path("KITFS_CACHE_DIR"),
+            runtime_dir: path("KITFS_RUNTIME_DIR").filter(|path| path.is_absolute()),
             cache_size: text("KITFS_CACHE_SIZE"),
             registries_dir: path("KITFS_REGISTRIES_DIR"),
             kitops_home: path("KITOPS_HOME"),

@@ -9,8 +9,8 @@ use super::help::MORE_OPTIONS;
 use super::output::{Colour, Names, open_kit, print_json, print_warnings};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
+use super::system::{self, Otherwise};
 use crate::control::api::{Entry, EntryKind, Listing};
-use crate::daemon::Backend;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -47,8 +47,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let wanted = parse_kit_path(&arguments.path)?;
     let choice = LabelArguments { labels: arguments.labels };
     let kit = KitArguments { choice, no_remote: arguments.no_remote };
-    let kit = settings.kit(wanted.reference.clone(), &kit, &arguments.network)?;
-    let backend = Backend::open(&settings.daemon()?).await?;
+    let mut kit = settings.kit(wanted.reference.clone(), &kit, &arguments.network)?;
+    let backend = system::backend(settings, &mut kit, false, Otherwise::AnyBackend).await?;
     let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
     let listing = kit.list(wanted.path, arguments.recursive).await?;
     print_warnings(&listing.warnings);

@@ -30,6 +30,7 @@ mod serve;
 mod settings;
 mod sizes;
 mod status;
+mod system;
 mod trace;
 mod umount;
 mod warm;
@@ -60,10 +61,11 @@ pub fn main() -> ExitCode {
         }
     };
     let environment = Environment::read();
-    if let Command::Daemon(daemon::Arguments { command: daemon::Command::Keep { adopt, resume } }) =
-        arguments.command
+    if let Command::Daemon(daemon::Arguments {
+        command: daemon::Command::Keep { adopt, resume, system },
+    }) = arguments.command
     {
-        return daemon::keep(&Settings::new(arguments.cache, environment), adopt, resume);
+        return daemon::keep(&Settings::new(arguments.cache, environment), adopt, resume, &system);
     }
     start_log(&arguments, &environment);
     match run(arguments, environment) {

@@ -17,8 +17,9 @@ use super::reference::parse_reference;
 use super::runtime::block_on;
 use super::settings::{Settings, absolute, mountpoint};
 use super::sizes;
+use super::system::{self, Otherwise};
 use crate::control::api::{HydrateMode, KitRequest, MountDescription, MountStatus};
-use crate::daemon::{self, Backend, DaemonConfig};
+use crate::daemon::{self, DaemonConfig};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -97,6 +98,12 @@ pub(super) struct Arguments {
     /// Do not download tensors in the order of safetensors and GGUF headers.
     #[arg(long, help_heading = MORE_OPTIONS)]
     no_tensor_prefetch: bool,
+    /// User that the files belong to [default: you].
+    #[arg(long, value_name = "UID", help_heading = MORE_OPTIONS)]
+    uid: Option<u32>,
+    /// Group that the files belong to [default: yours].
+    #[arg(long, value_name = "GID", help_heading = MORE_OPTIONS)]
+    gid: Option<u32>,
     /// Format of the log of --foreground.
     #[arg(long, value_enum, default_value_t, requires = "foreground")]
     #[arg(help_heading = MORE_OPTIONS)]
@@ -127,7 +134,6 @@ impl From<Hydrate> for HydrateMode {
 }
 
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    let config = settings.daemon()?;
     check_order(&arguments)?;
     let request = MountDescription {
         kit: KitRequest {
@@ -154,10 +160,12 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         hydrate_after_seconds: arguments.hydrate_after,
         follow_seconds: arguments.follow.map(|interval| interval.as_secs().max(1)),
         read_deadline_seconds: arguments.read_deadline.0,
+        uid: arguments.uid,
+        gid: arguments.gid,
     };
     match arguments.foreground {
-        true => block_on(serve(config, request)),
-        false => block_on(mount(settings, config, request, arguments.replace)),
+        true => block_on(serve(settings.daemon()?, request)),
+        false => block_on(mount(settings, request, arguments.replace)),
     }
 }
 
@@ -193,13 +201,17 @@ pub(super) fn notify_ready() {
 
 async fn mount(
     settings: &Settings,
-    config: DaemonConfig,
-    request: MountDescription,
+    mut request: MountDescription,
     replace: bool,
 ) -> Result<(), CliError> {
-    // The mount takes the place of one that died with its daemon.
-    daemon::forget_dead(&config, &request.mountpoint).await?;
-    let backend = Backend::daemon(&config).await?;
+    // A system daemon reads no trace of a user, and makes no mount for one.
+    let needs_own = request.trace.is_some() || request.follow_seconds.is_some();
+    if let Ok(config) = settings.daemon() {
+        // The mount takes the place of one that died with its daemon.
+        daemon::forget_dead(&config, &request.mountpoint).await?;
+    }
+    let kit = &mut request.kit;
+    let backend = system::backend(settings, kit, needs_own, Otherwise::Daemon).await?;
     settings.warn_of_other_bounds(&backend).await?;
     let bar = pass_bar();
     let status =

@@ -10,11 +10,16 @@ use super::error::CliError;
 use super::output::warn;
 use super::sizes;
 use crate::control::api::{KitRequest, NetworkOptions};
-use crate::daemon::{Backend, DaemonConfig};
+use crate::daemon::{Backend, DaemonConfig, SystemConfig};
 use crate::source::s3::S3Config;
 
 /// The permission bits that commands without `--umask` take away, as `kit unpack` does.
 pub(super) const DEFAULT_UMASK: u32 = 0o022;
+
+/// The cache of the system daemon (file-hierarchy(7)).
+const SYSTEM_CACHE_FOLDER: &str = "/var/cache/kitfs";
+/// The folder of the system daemon's socket.
+const SYSTEM_RUNTIME_FOLDER: &str = "/run/kitfs";
 
 /// The default of `--keep-free`: enough for the logs of the program that fills the disk.
 const DEFAULT_KEEP_FREE_BYTES: u64 = 1 << 30;
@@ -53,6 +58,11 @@ impl Settings {
                            folder. Name a folder with --cache-dir or KITFS_CACHE_DIR";
             return Err(CliError::usage(message));
         };
+        self.daemon_at(cache_folder)
+    }
+
+    fn daemon_at(&self, cache_folder: PathBuf) -> Result<DaemonConfig, CliError> {
+        let environment = &self.environment;
         let of_environment = || environment.cache_size.as_deref().map(sizes::parse).transpose();
         let cache_capacity_bytes = match self.cache.cache_size {
             Some(bytes) => Some(bytes),
@@ -64,7 +74,30 @@ impl Settings {
             cache_capacity_bytes,
             keep_free_bytes: self.cache.keep_free.unwrap_or(DEFAULT_KEEP_FREE_BYTES),
             memory_bytes: self.cache.memory.unwrap_or(DEFAULT_MEMORY_BYTES),
+            system: None,
         })
+    }
+
+    /// The configuration of the system daemon, with `--cache-dir` or in its usual folder.
+    pub(super) fn system_daemon(&self, group: Option<u32>) -> Result<DaemonConfig, CliError> {
+        let runtime_folder = self.runtime_folder();
+        let folder = self.names_cache_folder().then(|| self.daemon()).transpose()?;
+        let cache = match folder {
+            Some(config) => config.cache_folder,
+            None => PathBuf::from(SYSTEM_CACHE_FOLDER),
+        };
+        let system = Some(SystemConfig { runtime_folder, group });
+        Ok(DaemonConfig { cache_folder: cache.clone(), system, ..self.daemon_at(cache)? })
+    }
+
+    /// The folder of the system daemon that commands use; `None` where a cache folder was named.
+    pub(super) fn system_folder(&self) -> Option<PathBuf> {
+        (!self.names_cache_folder()).then(|| self.runtime_folder())
+    }
+
+    pub(super) fn runtime_folder(&self) -> PathBuf {
+        let folder = self.environment.runtime_dir.clone();
+        folder.unwrap_or_else(|| PathBuf::from(SYSTEM_RUNTIME_FOLDER))
     }
 
     /// Warns when the running daemon has other limits than the arguments name. A daemon keeps its
@@ -161,6 +194,8 @@ impl Settings {
             retries: network.retries,
             open_timeout_seconds: network.open_timeout,
             s3: self.s3()?,
+            carried: Vec::new(),
+            user: None,
         })
     }
 

@@ -62,6 +62,13 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         }
         None => (Vec::new(), None),
     };
+    if let Some(folder) = settings.system_folder()
+        && let Some(system) = Backend::of_system(&folder).await?
+    {
+        let status = system.status().await?;
+        seen.extend(seen_mounts(&status));
+        mounts.extend(status.mounts);
+    }
     for daemon in lost {
         let status = daemon.status().await?;
         warn(format_args!(

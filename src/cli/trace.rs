@@ -19,7 +19,7 @@ use super::output::{count_of, print_line, print_table, printable, say, warn};
 use super::settings::{Settings, mountpoint};
 use super::sizes;
 use crate::control::ByteStream;
-use crate::control::api::{Failure, FailureKind, RecordRequest, StopRecordingRequest};
+use crate::control::api::{Failure, FailureKind, MountStatus, RecordRequest, StopRecordingRequest};
 use crate::daemon::{Backend, TRACE_LIMIT_BYTES, read_trace};
 use crate::fs::{TRACE_LINES, Trace, percent_encoded};
 use crate::process::view::own_view;
@@ -81,7 +81,16 @@ async fn record(
     output: Option<&Path>,
     command: &[OsString],
 ) -> Result<(), CliError> {
-    let Some(backend) = Backend::running(&settings.daemon()?).await? else {
+    let mut backend = Backend::running(&settings.daemon()?).await?;
+    if let Some(folder) = settings.system_folder()
+        && let Some(system) = Backend::of_system(&folder).await?
+    {
+        let is_there = |mount: &MountStatus| mount.mountpoint == request.mountpoint;
+        if backend.is_none() || system.status().await?.mounts.iter().any(is_there) {
+            backend = Some(system);
+        }
+    }
+    let Some(backend) = backend else {
         let message = "no daemon runs, so there is no mount to record from; see `kitfs mount`";
         return Err(CliError::new(FailureKind::Daemon, message));
     };

@@ -19,11 +19,11 @@ use super::output::{
 use super::reference::parse_reference;
 use super::settings::{DEFAULT_UMASK, Settings, absolute};
 use super::sizes;
+use super::system::{self, Otherwise};
 use crate::control::api::{
     FailureKind, KitRequest, KitState, LayerProgress, RawPath, WarmEvent, WarmReport, WarmRequest,
     WarmedLayer,
 };
-use crate::daemon::Backend;
 
 /// The interval of progress lines where no terminal shows bars.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -68,7 +68,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    let request = WarmRequest {
+    let mut request = WarmRequest {
         kit: KitRequest {
             reference: parse_reference(&arguments.reference)?,
             labels: arguments.kit.choice.labels,
@@ -81,8 +81,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         paths: arguments.paths.into_iter().map(|path| RawPath(path.into_vec())).collect(),
         trace: arguments.trace.as_deref().map(absolute).transpose()?,
     };
-    let config = settings.daemon()?;
-    let backend = Backend::open(&config).await?;
+    let (kit, needs_own) = (&mut request.kit, request.trace.is_some());
+    let backend = system::backend(settings, kit, needs_own, Otherwise::AnyBackend).await?;
     settings.warn_of_other_bounds(&backend).await?;
     let mut display = Display::new();
     let report = backend.call(request, &mut |event| display.show(event)).await;

@@ -118,6 +118,15 @@ impl SocketPath {
         UnixStream::connect(&self.path).await.is_ok()
     }
 
+    /// Whether a process of root or of this user listens. A command tells it passwords.
+    pub async fn is_answered_by_trusted_user(&self) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        let stream = UnixStream::connect(&self.path).await;
+        stream
+            .and_then(|stream| stream.peer_cred())
+            .is_ok_and(|peer| [0, own].contains(&peer.uid()))
+    }
+
     /// Whether a process of this user listens. An address that a mount tells may lead anywhere.
     pub async fn is_answered_by_own_user(&self) -> bool {
         let own = rustix::process::geteuid().as_raw();
@@ -149,6 +158,32 @@ impl FolderSocket {
         let folder = File::open(cache_folder)?;
         let identity = (made.dev(), made.ino());
         Ok((Self { cache_folder: cache_folder.to_owned(), folder, identity }, listener))
+    }
+
+    /// Listens for other users: members of `group`, or root alone. Makes the folder.
+    ///
+    /// # Errors
+    /// Also when another user could replace the socket, because the folder is that user's or open to others.
+    pub fn listen_for(folder: &Path, group: Option<u32>) -> io::Result<(Self, UnixListener)> {
+        match std::fs::create_dir(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Err(_) => {}
+            Ok(()) => std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?,
+        }
+        let there = std::fs::symlink_metadata(folder)?;
+        let own = rustix::process::geteuid().as_raw();
+        if !there.is_dir() || there.uid() != own || there.mode() & 0o022 != 0 {
+            let message = "another user could put a socket there: it must be a directory of this user that \
+                           nobody else can write";
+            return Err(io::Error::other(message));
+        }
+        let (socket, listener) = Self::listen(folder)?;
+        if let Some(group) = group {
+            let path = folder.join(NAME);
+            std::os::unix::fs::lchown(&path, None, Some(group))?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660))?;
+        }
+        Ok((socket, listener))
     }
 
     /// Whether commands still find the daemon by its cache folder. Not so when somebody has removed or
@@ -187,6 +222,21 @@ mod tests {
         assert!(folder.join(NAME).exists() && listening.is_reachable());
         listening.remove();
         assert!(!folder.join(NAME).exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_for_other_users_lies_where_none_of_them_can_replace_it() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("run");
+        let (listening, _listener) = FolderSocket::listen_for(&folder, None).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&folder), mode(&folder.join(NAME))), (0o755, 0o600));
+        assert!(SocketPath::new(&folder).unwrap().is_answered_by_trusted_user().await);
+        drop(listening);
+        let (_listening, _listener) = FolderSocket::listen_for(&folder, Some(0)).unwrap();
+        assert_eq!(mode(&folder.join(NAME)), 0o660);
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(FolderSocket::listen_for(&folder, None).is_err());
     }
 
     #[tokio::test]

@@ -105,6 +105,28 @@ impl Backend {
         }
     }
 
+    /// Connects to the system daemon that listens in a runtime folder; `None` when none runs, or this user may
+    /// not connect.
+    ///
+    /// # Errors
+    /// When the daemon hangs, or speaks another protocol.
+    pub async fn of_system(runtime_folder: &Path) -> Result<Option<Self>, Failure> {
+        let Ok(socket) = SocketPath::new(runtime_folder) else { return Ok(None) };
+        if !socket.is_answered_by_trusted_user().await {
+            return Ok(None);
+        }
+        let client = Client::new(socket);
+        match client.liveness().await {
+            Liveness::Answers => Ok(Some(Self::over(runtime_folder.to_owned(), client))),
+            Liveness::Foreign(failure) => Err(failure),
+            Liveness::Ends => Ok(None),
+            Liveness::Silent => {
+                let pid = client.socket().listener().await.unwrap_or_default();
+                Err(silent(runtime_folder, pid))
+            }
+        }
+    }
+
     async fn answering(config: &DaemonConfig) -> Result<Option<Self>, Failure> {
         let folder = config.cache_folder.display();
         let not_ours = || {

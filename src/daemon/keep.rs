@@ -225,6 +225,12 @@ fn command(program: &Program, word: &str, config: &DaemonConfig) -> Command {
     if let Some(capacity_bytes) = config.cache_capacity_bytes {
         command.arg("--cache-size").arg(capacity_bytes.to_string());
     }
+    if let Some(system) = &config.system {
+        command.arg("--system");
+        if let Some(group) = system.group {
+            command.arg("--group").arg(group.to_string());
+        }
+    }
     command
 }
 

@@ -51,6 +51,17 @@ pub struct DaemonConfig {
     pub keep_free_bytes: u64,
     /// Memory for bytes under way, in bytes.
     pub memory_bytes: u64,
+    /// Set for a daemon of several users.
+    pub system: Option<SystemConfig>,
+}
+
+/// The settings of a daemon that runs as root for several users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemConfig {
+    /// The folder of the socket for the users; made when it is missing.
+    pub runtime_folder: PathBuf,
+    /// The group whose members may connect; `None` for root alone.
+    pub group: Option<u32>,
 }
 
 impl DaemonConfig {
@@ -124,6 +135,15 @@ pub async fn run(
     if by_name.is_none() {
         address.control = None;
     }
+    let for_users = config.system.as_ref().map(|system| {
+        FolderSocket::listen_for(&system.runtime_folder, system.group).map_err(|error| {
+            let folder = system.runtime_folder.display();
+            let message =
+                format!("cannot listen for the users of the machine in {folder}: {error}");
+            Failure::new(FailureKind::Daemon, message)
+        })
+    });
+    let (socket_for_users, for_users) = for_users.transpose()?.unzip();
     let at = At { socket: Arc::new(socket), address };
     let service = Service::new(cache, &config, child_limits, Some(at), keeping.clone());
     let listeners = [Some(listener), by_name].into_iter().flatten();
@@ -133,6 +153,11 @@ pub async fn run(
             control::serve(listener, service.clone(), admits.clone(), service.draining())
         })
         .collect();
+    if let Some(listener) = for_users {
+        // The mode of the socket has let them connect.
+        let admits: control::Admission = Arc::new(|_| true);
+        servers.spawn(control::serve(listener, service.clone(), admits, service.draining()));
+    }
 
     let taking_over = tokio::spawn({
         let service = service.clone();
@@ -179,6 +204,7 @@ pub async fn run(
     // Connections that are left end with the process.
     let _ = running_time::timeout(DRAIN_TIMEOUT, drained).await;
     service.remove_socket();
+    socket_for_users.iter().for_each(FolderSocket::remove);
     outcome
 }
 

@@ -27,6 +27,7 @@ mod descriptors;
 mod failure;
 mod fitting;
 mod following;
+mod group;
 mod hydrate;
 mod journal;
 mod keep;
@@ -57,7 +58,8 @@ mod warming;
 
 pub use backend::{Backend, OpenKit, Server};
 pub use dead::{forget_dead, running_or_restoring};
+pub use group::group;
 pub use keep::{Beginning, keep};
-pub use lifecycle::{DaemonConfig, detach, report_ready, run};
+pub use lifecycle::{DaemonConfig, SystemConfig, detach, report_ready, run};
 pub use replay::{TRACE_LIMIT_BYTES, read_trace};
 pub use successor::{CAN_TAKE_OVER, can_take_over};

@@ -491,6 +491,7 @@ impl Served {
         MountStatus {
             mountpoint: self.mount.mountpoint().to_owned(),
             elsewhere: self.key.elsewhere.clone(),
+            user: None,
             reference: self.reference.clone(),
             labels: self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
             digest: self.kit.manifest.to_string(),

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::control::api::NetworkOptions;
 use crate::process::limits::ChildLimits;
-use crate::source::admission::Admission;
+use crate::source::admission::{Admission, UserId};
 use crate::source::credentials::CredentialStore;
 use crate::source::mirrors::Mirrors;
 use crate::source::registry::{RegistryClient, RegistryConfig, Timing};
@@ -43,7 +43,8 @@ impl Networks {
         }
         let registries = RegistryClient::new(self.config(options)?)?;
         let made = Sources::new(registries, options.kitops_home.clone(), options.s3.clone());
-        let made = Arc::new(made.prefer_pulled(options.prefer_local));
+        let made = made.prefer_pulled(options.prefer_local).for_user(options.user.map(UserId));
+        let made = Arc::new(made);
         sources.put(options.clone(), made.clone());
         Ok(made)
     }
@@ -70,6 +71,7 @@ impl Networks {
             https_proxy: options.https_proxy.clone(),
             no_proxy: options.no_proxy.clone(),
             credentials: CredentialStore::new(options.credential_files.clone())
+                .with_carried(options.carried.clone())
                 .with_helper_limits(self.child_limits),
             mirrors: Mirrors::new(options.registries_dir.clone()),
             admission: self.admission.clone(),

@@ -5,7 +5,8 @@
 //!
 //! - `operations`: the work of each operation of the control plane.
 //! - `opening`: opens kits. `mounting`: serves mounts. `taking_over`: goes on with the mounts of a process
-//!   that is gone. `restoring`: makes mounts again that died with their daemon.
+//!   that is gone. `restoring`: makes mounts again that died with their daemon. `users`: what the users of a
+//!   system daemon may do.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +41,7 @@ mod opening;
 mod operations;
 mod restoring;
 mod taking_over;
+mod users;
 
 /// How long a daemon that ends may take to sync its cache: well below the time that `daemon stop` and
 /// systemd's units wait for its end.
@@ -63,6 +65,8 @@ pub struct Service {
     at: Option<At>,
     /// The part of the file tree that this process sees; `None` where it cannot tell.
     view: Option<String>,
+    /// Whether it has several users: a system daemon.
+    has_users: bool,
     keeping: Arc<Keeping>,
     kits: Arc<Kits>,
     mounts: Arc<Mounts>,
@@ -96,7 +100,8 @@ impl Service {
         keeping: Arc<Keeping>,
     ) -> Arc<Self> {
         tracing::debug!(?config, "the cache is open");
-        let fetch_config = FetchConfig { memory_bytes: config.memory_bytes };
+        let fetch_config =
+            FetchConfig { memory_bytes: config.memory_bytes, has_users: config.system.is_some() };
         let fetcher = Fetcher::new(cache.clone(), fetch_config);
         Arc::new(Self {
             hydration: Hydration::new(cache.clone(), fetcher.clone()),
@@ -106,6 +111,7 @@ impl Service {
             child_limits,
             at,
             view: own_view().ok(),
+            has_users: config.system.is_some(),
             has_taken_over: watch::Sender::new(!keeping.is_kept()),
             has_restored: watch::Sender::new(!keeping.is_kept()),
             restoring: tokio::sync::Mutex::default(),

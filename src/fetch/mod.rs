@@ -20,6 +20,7 @@
 //! - `pass`: the one sequential pass that a compressed layer takes.
 //! - `passing`: bytes that the cache could not keep, in memory. `retry`: readers that lost such bytes.
 //!   `follower`: how far ahead of its reader a stream over such a layer may run.
+//! - `sharing`: which users of a shared cache may have a layer.
 //! - `confirm`: the digest of a whole layer, once its last byte is in. `completing`: brings what no reader asks
 //!   for, and a layer that came wrong once more.
 //!
@@ -41,6 +42,7 @@ pub mod plan;
 mod reading;
 mod retry;
 mod scan;
+mod sharing;
 mod staging;
 mod stall;
 mod transfer;
@@ -78,12 +80,14 @@ const SCAN_MEMORY_BYTES: u64 = 1024 * 1024;
 pub struct FetchConfig {
     /// Memory for bytes under way, in bytes; reserved before it is used (`--memory`).
     pub memory_bytes: u64,
+    /// Whether the cache has several users, who may read different things (`sharing`).
+    pub has_users: bool,
 }
 
 impl Default for FetchConfig {
     /// 512 MiB.
     fn default() -> Self {
-        Self { memory_bytes: 512 * 1024 * 1024 }
+        Self { memory_bytes: 512 * 1024 * 1024, has_users: false }
     }
 }
 
@@ -197,11 +201,13 @@ impl Fetcher {
         let slot = self.layers.lock().entry(spec.key()).or_default().clone();
         let mut open = slot.lock().await;
         if let Some(layer) = open.upgrade(user) {
+            self.admit(spec, layer.store(), &source, user).await?;
             let line = self.line_to(&source);
             layer.add_source(source, line);
             return Ok(layer);
         }
         let store = self.open_store(spec).await?;
+        self.admit(spec, &store, &source, user).await?;
         if let LayerState::Poisoned { got } = store.state() {
             return Err(FetchError::Poisoned { expected: spec.blob.digest, got });
         }
@@ -227,6 +233,19 @@ impl Fetcher {
         drop(open);
         self.forget_closed();
         Ok(layer)
+    }
+
+    async fn admit(
+        &self,
+        spec: LayerSpec,
+        store: &Arc<LayerStore>,
+        source: &Arc<dyn BlobSource>,
+        user: UserId,
+    ) -> Result<(), FetchError> {
+        if !self.config.has_users {
+            return Ok(());
+        }
+        sharing::admit(&self.cache, spec, store, source, user).await
     }
 
     /// Adds a source that is asked for a layer's bytes when those before it fail.

@@ -59,6 +59,7 @@ mod wire;
 
 use std::path::PathBuf;
 
+use crate::fs::Owner;
 use crate::process::limits::ChildLimits;
 
 pub use connection::{has_ended, has_requests, resend};
@@ -95,6 +96,8 @@ pub struct MountOptions {
     pub own_paths: Vec<OwnPath>,
     /// The value of the root's [`DAEMON_ATTRIBUTE`]; empty for none.
     pub daemon: String,
+    /// The user and the group of the files; those of this process where it is missing.
+    pub files_owner: Option<Owner>,
 }
 
 impl MountOptions {
@@ -109,6 +112,7 @@ impl MountOptions {
             child_limits: ChildLimits::default(),
             own_paths: Vec::new(),
             daemon: String::new(),
+            files_owner: None,
         }
     }
 }

@@ -210,7 +210,8 @@ impl Prepared {
     ) -> Result<Self, MountError> {
         let Attached { attachment, mountpoint, device, opens, end, outside: _ } = attached;
         let io = io_error(mountpoint.path());
-        let file_system = Arc::new(FileSystem::new(kit, owner(), config));
+        let file_system =
+            Arc::new(FileSystem::new(kit, options.files_owner.unwrap_or_else(owner), config));
         let passthrough =
             Arc::new(Passthrough::new(file_system.clone(), options.passthrough, opens));
         let connection = Connection::new(device).map_err(|error| io(error.into()))?;

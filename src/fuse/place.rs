@@ -59,6 +59,12 @@ impl MountPlace {
         self.device.filter(|&(major, _)| major == 0).and_then(|(_, minor)| NonZeroU32::new(minor))
     }
 
+    /// The same place, where this process unmounts nothing and removes no directory: the place is told by
+    /// another user, who could name anything. `view` names the part of the file tree for this process.
+    pub fn of_other_user(self, view: String) -> Self {
+        Self { device: None, made: None, view: Some(view), ..self }
+    }
+
     pub(super) fn device(&self) -> Option<Device> {
         self.device.map(|(major, minor)| Device(major, minor))
     }

@@ -28,6 +28,8 @@ use futures_util::stream::BoxStream;
 
 use crate::oci::{BlobId, Digest, Origin, Selector};
 
+use admission::UserId;
+
 pub use error::SourceError;
 pub use objects::{ObjectHead, ObjectId, Objects};
 pub use sources::Sources;
@@ -158,6 +160,12 @@ pub trait Repositories: Send + Sync + 'static {
 
     /// The S3 store that objects are read from, where there is one.
     fn objects(&self) -> Option<&dyn Objects> {
+        None
+    }
+
+    /// The user whose credentials are used, where the cache has several users. A kit of the cache is given
+    /// to a user whom its registry lets have it.
+    fn user(&self) -> Option<UserId> {
         None
     }
 }

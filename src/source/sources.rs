@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::admission::UserId;
 use super::kit_storage::KitStorage;
 use super::oci_layout::OciLayout;
 use super::registry::{RegistryClient, Silence};
@@ -16,6 +17,7 @@ pub struct Sources {
     kitops_home: Option<PathBuf>,
     is_pulled_preferred: bool,
     s3: S3,
+    user: Option<UserId>,
 }
 
 impl Sources {
@@ -27,7 +29,12 @@ impl Sources {
         s3: S3Config,
     ) -> Self {
         let s3 = S3::new(registries.clone(), s3);
-        Self { registries, kitops_home, is_pulled_preferred: false, s3 }
+        Self { registries, kitops_home, is_pulled_preferred: false, s3, user: None }
+    }
+
+    /// For a user who is not the owner of the cache; see [`Repositories::user`].
+    pub fn for_user(self, user: Option<UserId>) -> Self {
+        Self { user, ..self }
     }
 
     /// With what kit itself has pulled asked before the registry, or after it.
@@ -88,5 +95,9 @@ impl Repositories for Sources {
 
     fn objects(&self) -> Option<&dyn Objects> {
         Some(&self.s3)
+    }
+
+    fn user(&self) -> Option<UserId> {
+        self.user
     }
 }

@@ -30,4 +30,6 @@ mod replacing;
 mod restoring;
 #[path = "small_disk.rs"]
 mod small_disk_as_root;
+#[path = "system_daemon.rs"]
+mod system_daemon_as_root;
 mod upgrading;

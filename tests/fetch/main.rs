@@ -5,6 +5,7 @@ mod healing;
 mod memory;
 mod passing;
 mod scheduling;
+mod sharing;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -5,7 +5,10 @@ use super::*;
 pub fn small(folder: &Path, capacity_bytes: u64, memory_mib: u64) -> Arc<Fetcher> {
     let config = CacheConfig { capacity_bytes: Some(capacity_bytes), ..CacheConfig::new(folder) };
     let memory_bytes = memory_mib * MIB as u64;
-    Fetcher::new(Cache::open(config).unwrap(), FetchConfig { memory_bytes })
+    Fetcher::new(
+        Cache::open(config).unwrap(),
+        FetchConfig { memory_bytes, ..FetchConfig::default() },
+    )
 }
 
 /// Reads a stream as a program does, 128 KiB after 128 KiB.

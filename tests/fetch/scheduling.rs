@@ -112,7 +112,10 @@ async fn a_small_memory_bounds_what_is_under_way_and_all_comes_in_the_end() {
     let source = Memory::gated(content(1, 64 * MIB), 0);
     let config = CacheConfig::new(folder.path());
     let memory_bytes = 16 * MIB as u64;
-    let fetcher = Fetcher::new(Cache::open(config).unwrap(), FetchConfig { memory_bytes });
+    let fetcher = Fetcher::new(
+        Cache::open(config).unwrap(),
+        FetchConfig { memory_bytes, ..FetchConfig::default() },
+    );
     let layer = open(&fetcher, source.raw(), &source).await.unwrap();
     layer.prefetch(range(0, 64 * MIB), Priority::Readahead);
     until("transfers run", || source.streams.load(Ordering::SeqCst) > 1).await;

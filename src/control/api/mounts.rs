@@ -48,6 +48,12 @@ pub struct MountDescription {
     /// Seconds after which a read fails that gets no bytes; `None` for never.
     #[serde(default = "usual_read_deadline")]
     pub read_deadline_seconds: Option<u64>,
+    /// The user whom the files belong to; the user of the command where it is missing.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// The group of the files; that of the command where it is missing.
+    #[serde(default)]
+    pub gid: Option<u32>,
 }
 
 /// A request without the field is of an earlier version, which had no such option.
@@ -179,6 +185,9 @@ pub struct MountStatus {
     /// The part of the file tree in which it lies, where the daemon sees another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elsewhere: Option<String>,
+    /// The user who has mounted it, where the daemon has several users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
     /// The reference as the user typed it.
     pub reference: String,
     /// The labels that chose the kit from an index.

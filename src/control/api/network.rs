@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::source::s3::S3Config;
+use crate::source::s3::{S3Config, Secret};
 
 /// How to reach registries. Read from flags and environment by the commands; mounts with
 /// different options share a daemon, not connections.
@@ -42,4 +42,51 @@ pub struct NetworkOptions {
     /// How long opening and warming wait for a host that is silent; `None` for the usual.
     #[serde(default)]
     pub open_timeout_seconds: Option<u64>,
+    /// Credentials that the command has read for a daemon of another user, in Docker's config format.
+    #[serde(default)]
+    pub carried: Vec<Secret>,
+    /// The user of the command. Set by a daemon with several users; what a command says here is ignored.
+    #[serde(default)]
+    pub user: Option<u32>,
+}
+
+impl NetworkOptions {
+    /// Whether the options name files that a daemon would read.
+    pub fn has_paths(&self) -> bool {
+        let Self { ca_files, client_certificate, client_key, registries_dir, .. } = self;
+        let Self { credential_files, kitops_home, s3, .. } = self;
+        let files = [client_certificate, client_key, registries_dir, kitops_home];
+        !(ca_files.is_empty() && credential_files.is_empty())
+            || files.into_iter().any(Option::is_some)
+            || s3.credentials_file.is_some()
+            || s3.config_file.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_among_the_options_counts_as_one() {
+        assert!(!NetworkOptions::default().has_paths());
+        let file = || PathBuf::from("/etc/shadow");
+        let s3 = |s3| NetworkOptions { s3, ..Default::default() };
+        let with_paths = [
+            NetworkOptions { ca_files: vec![file()], ..Default::default() },
+            NetworkOptions { client_certificate: Some(file()), ..Default::default() },
+            NetworkOptions { client_key: Some(file()), ..Default::default() },
+            NetworkOptions { registries_dir: Some(file()), ..Default::default() },
+            NetworkOptions { credential_files: vec![file()], ..Default::default() },
+            NetworkOptions { kitops_home: Some(file()), ..Default::default() },
+            s3(S3Config { credentials_file: Some(file()), ..Default::default() }),
+            s3(S3Config { config_file: Some(file()), ..Default::default() }),
+        ];
+        for options in &with_paths {
+            assert!(options.has_paths(), "{options:?}");
+            // A path that is added to the options must be added here, too.
+            let json = serde_json::to_string(options).unwrap();
+            assert_eq!(json.matches("/etc/shadow").count(), 1);
+        }
+    }
 }

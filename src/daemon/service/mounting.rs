@@ -23,8 +23,9 @@ use super::super::record::{Announced, TreeMark};
 use super::super::replay::{self, Replay};
 use super::super::{fitting, mounting};
 use super::{Service, now, stopping};
+use crate::control::Peer;
 use crate::control::api::{Failure, FailureKind, MountDescription, MountStatus, OpenProgress};
-use crate::fs::{FsConfig, LoadedKit};
+use crate::fs::{FsConfig, LoadedKit, Owner};
 use crate::fuse::{
     Attached, DeviceNumber, Mount, MountError, MountOptions, Sessions, mount_warnings,
 };
@@ -136,6 +137,7 @@ impl Service {
             child_limits: self.child_limits,
             own_paths: own_paths(self.cache.folder(), description),
             daemon: self.at.as_ref().map(|at| at.address.to_text()).unwrap_or_default(),
+            files_owner: files_owner(description),
         }
     }
 
@@ -192,6 +194,14 @@ impl Service {
 async fn recheck(kit: Arc<LoadedKit>) -> Result<(), Failure> {
     let end_trust = move || kit.layers.iter().try_for_each(|layer| layer.store().end_trust());
     spawn_blocking(end_trust).await.map_err(panicked)?.map_err(|error| cache_failure(&error))
+}
+
+/// The user and the group of the files, where the command has said so.
+fn files_owner(description: &MountDescription) -> Option<Owner> {
+    let own = Peer::own();
+    let owner =
+        Owner { uid: description.uid.unwrap_or(own.uid), gid: description.gid.unwrap_or(own.gid) };
+    (description.uid.is_some() || description.gid.is_some()).then_some(owner)
 }
 
 pub(super) fn fs_config(description: &MountDescription) -> FsConfig {

@@ -81,6 +81,7 @@ impl Service {
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<LoadedKit, Failure> {
         let sources = self.networks.sources(&request.network)?;
+        let user = request.network.user;
         let request = LoadRequest {
             origin: Origin::parse(&request.reference)?,
             labels: LabelSelector::parse(&request.labels)?,
@@ -88,7 +89,7 @@ impl Service {
             allow_empty: request.allow_empty,
             remote: !request.no_remote,
             umask: request.umask & 0o777,
-            user: UserId::of_process(),
+            user: user.map_or_else(UserId::of_process, UserId),
         };
         // The log of a mount in the foreground is all that its user sees.
         let logged_tenths = AtomicU64::new(0);

@@ -37,9 +37,11 @@ impl Handle<StatusRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
         _: StatusRequest,
-        _: &Caller<StatusRequest>,
+        caller: &Caller<StatusRequest>,
     ) -> Result<DaemonStatus, Failure> {
-        Ok(self.status().await)
+        let mut status = self.status().await;
+        status.mounts = self.seen_by(caller.peer(), status.mounts);
+        Ok(status)
     }
 }
 
@@ -47,8 +49,9 @@ impl Handle<StopRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
         _: StopRequest,
-        _: &Caller<StopRequest>,
+        caller: &Caller<StopRequest>,
     ) -> Result<UnmountReport, Failure> {
+        self.for_root(caller.peer(), "end the process")?;
         Ok(self.stop().await)
     }
 }
@@ -57,8 +60,9 @@ impl Handle<ReplaceRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
         _: ReplaceRequest,
-        _: &Caller<ReplaceRequest>,
+        caller: &Caller<ReplaceRequest>,
     ) -> Result<(), Failure> {
+        self.for_root(caller.peer(), "replace the process")?;
         self.request_replacement(None).await
     }
 }
@@ -67,8 +71,10 @@ impl Handle<UpgradeRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
         request: UpgradeRequest,
-        _: &Caller<UpgradeRequest>,
+        caller: &Caller<UpgradeRequest>,
     ) -> Result<(), Failure> {
+        // The daemon runs the program with its own rights.
+        self.for_root(caller.peer(), "replace the process")?;
         self.request_replacement(Some(request.program)).await
     }
 }
@@ -77,8 +83,9 @@ impl Handle<RestoreRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
         _: RestoreRequest,
-        _: &Caller<RestoreRequest>,
+        caller: &Caller<RestoreRequest>,
     ) -> Result<RestoreReport, Failure> {
+        self.for_root(caller.peer(), "restore the mounts")?;
         self.taken_over().await;
         Ok(self.restore(true).await)
     }
@@ -87,9 +94,10 @@ impl Handle<RestoreRequest> for Service {
 impl Handle<OpenRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
-        request: OpenRequest,
+        mut request: OpenRequest,
         caller: &Caller<OpenRequest>,
     ) -> Result<Opened, Failure> {
+        self.admit(&mut request.kit, caller.peer())?;
         let kit = self.open(&request.kit, &|progress| caller.tell(progress)).await?;
         let pinned = pinned_request(&request.kit, pinned_reference(&kit.origin, kit.manifest));
         // The next command looks anew for data that could not be had.
@@ -132,9 +140,10 @@ impl Handle<InfoRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
         request: InfoRequest,
-        _: &Caller<InfoRequest>,
+        caller: &Caller<InfoRequest>,
     ) -> Result<Info, Failure> {
-        let kit = request.kit;
+        let mut kit = request.kit;
+        self.admit(&mut kit, caller.peer())?;
         let origin = Origin::parse(&kit.reference)?;
         let labels = LabelSelector::parse(&kit.labels)?;
         let sources = self.networks.sources(&kit.network)?;
@@ -149,6 +158,7 @@ impl Handle<TagsRequest> for Service {
         request: TagsRequest,
         _: &Caller<TagsRequest>,
     ) -> Result<Vec<TagInfo>, Failure> {
+        self.refuse_lists()?;
         let sources = self.networks.sources(&request.network)?;
         tags::tags(&self.fetcher, &sources, &request).await
     }
@@ -160,6 +170,7 @@ impl Handle<CatalogueRequest> for Service {
         request: CatalogueRequest,
         _: &Caller<CatalogueRequest>,
     ) -> Result<Vec<String>, Failure> {
+        self.refuse_lists()?;
         let sources = self.networks.sources(&request.network)?;
         Ok(sources.catalogue(&request.host).await?)
     }
@@ -168,9 +179,11 @@ impl Handle<CatalogueRequest> for Service {
 impl Handle<WarmRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
-        request: WarmRequest,
+        mut request: WarmRequest,
         caller: &Caller<WarmRequest>,
     ) -> Result<WarmReport, Failure> {
+        self.admit(&mut request.kit, caller.peer())?;
+        self.refuse_paths(request.trace.is_some())?;
         let on_pass = |passed_bytes, total_bytes| {
             caller.tell(WarmEvent::Passing(PassProgress { passed_bytes, total_bytes }));
         };
@@ -211,7 +224,9 @@ impl Handle<MountRequest> for Service {
         request: MountRequest,
         caller: &Caller<MountRequest>,
     ) -> Result<MountStatus, Failure> {
-        let MountRequest { kit, mount, mut place, replaces } = request;
+        let MountRequest { kit, mut mount, place, replaces } = request;
+        self.admit_mount(&mut mount, caller.peer())?;
+        let mut place = self.place_of(place, caller.peer());
         let kit = self.kits.lent(kit, caller.peer().uid)?;
         let Some(device) = caller.take_descriptors().into_iter().next() else {
             let message = "the FUSE device is missing: this request is for commands of kitfs";
@@ -237,10 +252,11 @@ impl Handle<UnmountRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
         request: UnmountRequest,
-        _: &Caller<UnmountRequest>,
+        caller: &Caller<UnmountRequest>,
     ) -> Result<UnmountReport, Failure> {
         self.taken_over().await;
-        let key = self.mount_key(request.view.as_deref(), request.mountpoint);
+        let view = self.view_of(request.view, caller.peer());
+        let key = self.mount_key(view.as_deref(), request.mountpoint);
         if key.elsewhere.is_some() {
             let place = key.mountpoint.display();
             let message =
@@ -263,7 +279,8 @@ impl Handle<RecordRequest> for Service {
         caller: &Caller<RecordRequest>,
     ) -> Result<(), Failure> {
         self.taken_over().await;
-        let key = self.mount_key(request.view.as_deref(), request.mountpoint);
+        let view = self.view_of(request.view, caller.peer());
+        let key = self.mount_key(view.as_deref(), request.mountpoint);
         let served = self.mounts.at(&key)?;
         let Some(reads) = recording::begin(&served).await else {
             let place = key.mountpoint.display();
@@ -290,9 +307,10 @@ impl Handle<StopRecordingRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
         request: StopRecordingRequest,
-        _: &Caller<StopRecordingRequest>,
+        caller: &Caller<StopRecordingRequest>,
     ) -> Result<(), Failure> {
-        let key = self.mount_key(request.view.as_deref(), request.mountpoint);
+        let view = self.view_of(request.view, caller.peer());
+        let key = self.mount_key(view.as_deref(), request.mountpoint);
         self.mounts.at(&key)?.stop_recording();
         Ok(())
     }
@@ -302,8 +320,9 @@ impl Handle<CacheRequest> for Service {
     async fn handle(
         self: &Arc<Self>,
         request: CacheRequest,
-        _: &Caller<CacheRequest>,
+        caller: &Caller<CacheRequest>,
     ) -> Result<CacheReport, Failure> {
+        self.for_root(caller.peer(), "look at the cache")?;
         if matches!(request, CacheRequest::Remove(_) | CacheRequest::Clear) {
             self.kits.let_go();
         }

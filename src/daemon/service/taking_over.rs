@@ -337,8 +337,12 @@ impl Service {
     async fn give_up(&self, kept: Kept, mountpoint: &Path, state: Option<MountState>, why: &str) {
         tracing::error!(mountpoint = %mountpoint.display(), why, "a mount ends with the daemon that served it");
         let (place, child_limits) = (mountpoint.to_owned(), self.child_limits);
+        // A mountpoint that a user of a system daemon names may be anything, so nothing is unmounted there.
+        let is_known = state.is_some() || !self.has_users;
         let end = move || {
-            Mount::give_up(kept.device(), state.as_ref(), &place, child_limits);
+            if is_known {
+                Mount::give_up(kept.device(), state.as_ref(), &place, child_limits);
+            }
             // Without its descriptors the kernel answers every request of the mount with an error.
             drop(kept);
         };

@@ -24,6 +24,7 @@ use crate::kit::Kit;
 use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
 use crate::oci::{BlobId, Digest, Document, Manifest, Selector};
 use crate::process::running_time;
+use crate::source::admission::UserId;
 use crate::source::{BlobSource, Pulled, Repositories, Repository, SourceError, read_blob};
 
 /// The largest config that is read: a larger one would be refused when it is decoded.
@@ -42,6 +43,8 @@ pub(super) struct Documents<'a> {
     repository: Arc<dyn Repository>,
     /// The copy of the repository that kit itself has.
     pulled: Option<Pulled>,
+    /// The user whom the registry must let have the kit; `None` for the owner of the cache.
+    user: Option<UserId>,
     /// Whether the registry did not answer.
     is_unreachable: AtomicBool,
 }
@@ -94,12 +97,16 @@ impl<'a> Documents<'a> {
     ) -> Result<Self, LoadError> {
         let repository = repositories.open(kin.origin).of(kin)?;
         let pulled = repositories.pulled(kin.origin);
-        Ok(Self { cache, kin, repository, pulled, is_unreachable: AtomicBool::new(false) })
+        let user = repositories.user();
+        Ok(Self { cache, kin, repository, pulled, user, is_unreachable: AtomicBool::new(false) })
     }
 
     /// The document that the origin names.
     pub(super) async fn find(&self) -> Result<Found, LoadError> {
         if let Some(&Selector::Digest(digest)) = self.kin.origin.selector() {
+            if self.user.is_some() {
+                return self.find_for_user(digest).await;
+            }
             let document = self.by_digest(digest).await?;
             return Ok(Found { digest, document, warning: None, is_chosen: false });
         }
@@ -114,13 +121,65 @@ impl<'a> Documents<'a> {
         match self.ask_registry().await {
             Ok((digest, bytes)) => {
                 let document = self.keep(digest, &bytes).await?;
-                let name = self.kin.origin.to_string();
-                let remembered = with_cache(self.cache, move |it| it.remember(&name, digest));
-                remembered.await.of(self.kin)?;
+                self.remember(self.kin.origin.to_string(), digest).await?;
+                self.note_right(digest).await?;
                 Ok(Found { digest, document, warning: doubt, is_chosen: false })
             }
             Err(error) if error.is_retryable() => self.find_without_registry(error).await,
             Err(error) => Err(error).of(self.kin),
+        }
+    }
+
+    /// The document of a digest, for a user of a cache with several users. The registry is asked although the
+    /// cache may have the document: the bytes of the kit may be in the cache for another user only. Where the
+    /// registry is away, the right that it has confirmed before counts.
+    async fn find_for_user(&self, digest: Digest) -> Result<Found, LoadError> {
+        let warning = match Question::Document(digest).answer(&*self.repository).await {
+            Ok(bytes) => {
+                let document = self.keep(digest, &bytes).await?;
+                self.note_right(digest).await?;
+                return Ok(Found { digest, document, warning: None, is_chosen: false });
+            }
+            Err(error) if error.is_retryable() && self.has_right(digest).await => {
+                self.is_unreachable.store(true, Ordering::Relaxed);
+                format!("{} is read from the cache, because {error}", self.kin)
+            }
+            Err(error) => return Err(error).of(self.kin),
+        };
+        let document = self.by_digest(digest).await?;
+        Ok(Found { digest, document, warning: Some(warning), is_chosen: false })
+    }
+
+    /// Notes that the registry lets the user have a manifest.
+    async fn note_right(&self, digest: Digest) -> Result<(), LoadError> {
+        match self.user {
+            Some(_) => self.remember(self.pinned(digest), digest).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn has_right(&self, digest: Digest) -> bool {
+        let name = self.remembered_name(self.pinned(digest));
+        with_cache(self.cache, move |cache| cache.recall(&name)).await == Some(digest)
+    }
+
+    fn pinned(&self, digest: Digest) -> String {
+        self.kin.origin.with_selector(Selector::Digest(digest)).to_string()
+    }
+
+    /// Remembers what the registry has said a name stands for, to this user.
+    pub(super) async fn remember(&self, name: String, digest: Digest) -> Result<(), LoadError> {
+        let name = self.remembered_name(name);
+        let remembered = with_cache(self.cache, move |cache| cache.remember(&name, digest));
+        remembered.await.of(self.kin)
+    }
+
+    /// The name of an entry. Each user has entries of the user's own: what a registry tells one user, it may
+    /// not tell another.
+    fn remembered_name(&self, name: String) -> String {
+        match self.user {
+            Some(UserId(user)) => format!("{name} for user {user}"),
+            None => name,
         }
     }
 
@@ -241,6 +300,7 @@ impl<'a> Documents<'a> {
         for (name, is_chosen) in
             [(kin.remembered_as(), !kin.labels.is_empty()), (kin.origin.to_string(), false)]
         {
+            let name = self.remembered_name(name);
             let recalled = with_cache(self.cache, move |cache| {
                 let digest = cache.recall(&name)?;
                 Some((digest, cache.document(digest)?))

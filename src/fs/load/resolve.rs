@@ -13,7 +13,6 @@ use std::sync::Arc;
 use super::LoadRequest;
 use super::documents::{Documents, Found, LayerSources};
 use super::error::{For, LoadError};
-use super::waiting::with_cache;
 use crate::cache::Cache;
 use crate::fetch::Fetcher;
 use crate::kit::Kit;
@@ -146,7 +145,7 @@ pub async fn look(
         let Found { digest, warning, .. } = found;
         return Ok(Described::Index(IndexDescription { digest, index: index.clone(), warning }));
     }
-    let description = understand(cache, &documents, &kin, found).await?;
+    let description = understand(&documents, &kin, found).await?;
     Ok(Described::Kit(Box::new(description)))
 }
 
@@ -158,14 +157,13 @@ pub(super) async fn resolve(
 ) -> Result<Resolved, LoadError> {
     let documents = Documents::open(cache, repositories, kin)?;
     let found = documents.find().await?;
-    let description = understand(cache, &documents, kin, found).await?;
+    let description = understand(&documents, kin, found).await?;
     let sources = documents.layer_sources(&description.kit).await;
     Ok(Resolved { description, sources })
 }
 
 /// Follows indexes to a manifest, and decodes the kit.
 async fn understand(
-    cache: &Arc<Cache>,
     documents: &Documents<'_>,
     kin: &Kin<'_>,
     found: Found,
@@ -195,8 +193,7 @@ async fn understand(
         if !is_chosen {
             return Err(ChoiceError::NotAnIndex).of(kin);
         }
-        let name = kin.remembered_as();
-        with_cache(cache, move |cache| cache.remember(&name, digest)).await.of(kin)?;
+        documents.remember(kin.remembered_as(), digest).await?;
     }
     let config = documents.config(&manifest).await?;
     let kit = Kit::decode(&manifest, &config).of(kin)?;

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use proptest::prelude::*;
 
 use super::transfers::{MOST_RUNNING, Whose};
-use super::{Admission, AdmissionConfig};
+use super::{Admission, AdmissionConfig, UserId};
 use crate::source::{Priority, Urgency};
 
 const MIB: u64 = 1024 * 1024;
@@ -131,6 +131,26 @@ async fn a_host_that_does_not_answer_leaves_threads_and_memory_for_others() {
         held.remove(0);
         let first = dead[0].as_mut().now_or_never();
         assert!(first.is_none(), "the share is of what others leave");
+    }
+}
+
+#[tokio::test]
+async fn a_user_whose_hosts_do_not_answer_leaves_threads_and_memory_for_others() {
+    for memory_mib in [512, 16] {
+        let admission = admission(memory_mib);
+        let ask = |user, host: usize| {
+            let urgency = Urgency::on_demand().of_user(UserId(user));
+            Box::pin(admission.transfer(at(&format!("dead-{host}.example")), MIB, urgency))
+        };
+        // Another user was here before, so there are several.
+        drop(ask(2, 0).await);
+        let mut held = Vec::new();
+        let mut waiting: Vec<_> = (0..200).map(|host| ask(1, host)).collect();
+        waiting.retain_mut(|one| one.now_or_never().map(|permit| held.push(permit)).is_none());
+        assert_eq!(held.len(), if memory_mib == 16 { 9 } else { MOST_RUNNING / 4 * 3 });
+        for host in 0..3 {
+            held.push(ask(2, host).now_or_never().expect("the other user has room"));
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! Why not the crate docker_credential: it fails on an empty `credsStore`, waits for helpers without
 //! end, and searches the ambient PATH.
 
+mod carried;
 mod docker_config;
 mod helper;
 
@@ -19,11 +20,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+pub use carried::MOST_CARRIED;
+
 use docker_config::DockerConfig;
 use helper::Helper;
 
 use super::SourceError;
 use super::blob_folder::{off_the_runtime, read_small};
+use super::s3::Secret;
 use crate::process::limits::ChildLimits;
 
 /// The largest file of credentials that is read; one entry has some 200 bytes, an OAuth token at
@@ -81,6 +85,8 @@ struct FileVersion {
 /// Files in Docker's config format; the first that knows a host wins.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialStore {
+    /// Configurations that a command has carried here. They come before the files.
+    carried: Vec<Secret>,
     files: Vec<PathBuf>,
     helper_path: Option<OsString>,
     helper_timeout: Option<Duration>,
@@ -92,6 +98,12 @@ impl CredentialStore {
     /// A store over these files; missing ones are passed over.
     pub fn new(files: Vec<PathBuf>) -> Self {
         Self { files, ..Self::default() }
+    }
+
+    /// Looks into these configurations first, which [`CredentialStore::carry`] has made.
+    pub fn with_carried(mut self, carried: Vec<Secret>) -> Self {
+        self.carried = carried;
+        self
     }
 
     /// Searches helpers in these folders (as in `PATH`) instead of where the process would.
@@ -120,6 +132,12 @@ impl CredentialStore {
         // Taken before the files are read, so that a change meanwhile is noticed later.
         let version = self.version().await?;
         let mut known = Known { version, ..Known::default() };
+        for carried in &self.carried {
+            known.credential = carried::find(carried, registry, repository)?;
+            if known.credential != Credential::Anonymous {
+                return Ok(known);
+            }
+        }
         for path in &self.files {
             let (file, limit) = (path.clone(), FILE_LIMIT_BYTES);
             let json = match off_the_runtime(move || read_small(&file, limit)).await {

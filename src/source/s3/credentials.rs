@@ -65,6 +65,24 @@ pub(super) struct Access {
     pub(super) endpoint: Option<String>,
 }
 
+impl S3Config {
+    /// The settings for a daemon of another user, which must not read the user's files: with the keys that
+    /// these files and the `credential_process` have now.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] for a profile that is not there or that leads to no keys.
+    pub async fn carry(&self, child_limits: ChildLimits) -> Result<Self, SourceError> {
+        let access = Credentials::new(self.clone(), child_limits).read().await?;
+        Ok(Self {
+            endpoint: access.endpoint,
+            region: Some(access.region),
+            keys: access.keys,
+            anonymous: self.anonymous,
+            ..Self::default()
+        })
+    }
+}
+
 /// The settings, and what they led to.
 pub(super) struct Credentials {
     config: S3Config,

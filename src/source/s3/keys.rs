@@ -28,7 +28,7 @@ impl Secret {
     }
 
     /// The text, to be sent or signed with and nothing else.
-    pub(super) fn expose(&self) -> &str {
+    pub(in crate::source) fn expose(&self) -> &str {
         &self.0
     }
 }

@@ -1,0 +1,78 @@
+//! The system daemon: which commands use it, and what they tell it.
+//!
+//! The daemon runs as root and opens no file for its users. So a command reads its files itself, and sends
+//! their content. Requests that need a folder on this machine go to a daemon of the user's own.
+
+use super::error::CliError;
+use super::settings::Settings;
+use crate::control::api::{KitRequest, NetworkOptions};
+use crate::daemon::Backend;
+use crate::oci::Origin;
+use crate::process::limits::ChildLimits;
+use crate::source::credentials::CredentialStore;
+
+/// The backend that a command wants where it does not use the system daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Otherwise {
+    /// A daemon, which is started when none runs.
+    Daemon,
+    /// A daemon that runs, or this process.
+    AnyBackend,
+}
+
+/// The backend for a kit: the system daemon, where it runs and this user may use it. The request is changed
+/// for it. Requests that need more than a system daemon does for a user go to a daemon of the user's own: with
+/// `needs_own`, for a trace to be read or a mount to be made later.
+pub(super) async fn backend(
+    settings: &Settings,
+    kit: &mut KitRequest,
+    needs_own: bool,
+    otherwise: Otherwise,
+) -> Result<Backend, CliError> {
+    if let Some(folder) = settings.system_folder()
+        && !needs_own
+        && is_for_system(kit)
+        && let Some(system) = Backend::of_system(&folder).await?
+    {
+        kit.network = carried(kit).await?;
+        return Ok(system);
+    }
+    let config = settings.daemon()?;
+    Ok(match otherwise {
+        Otherwise::Daemon => Backend::daemon(&config).await?,
+        Otherwise::AnyBackend => Backend::open(&config).await?,
+    })
+}
+
+/// Whether the system daemon can have what the request needs: a kit of a registry, and no files but those of
+/// credentials.
+fn is_for_system(kit: &KitRequest) -> bool {
+    let NetworkOptions {
+        prefer_local,
+        ca_files,
+        client_certificate,
+        client_key,
+        registries_dir,
+        ..
+    } = &kit.network;
+    let files = [client_certificate, client_key, registries_dir];
+    !kit.has_paths()
+        && !prefer_local
+        && ca_files.is_empty()
+        && files.into_iter().all(Option::is_none)
+}
+
+/// The options with what the files say, instead of the files.
+async fn carried(kit: &KitRequest) -> Result<NetworkOptions, CliError> {
+    let network = kit.network.clone();
+    let mut carried = Vec::new();
+    if let Ok(Origin::Registry(reference)) = Origin::parse(&kit.reference) {
+        let store = CredentialStore::new(network.credential_files.clone());
+        let (registry, repository) = (reference.registry(), reference.repository());
+        carried =
+            store.carry(registry, repository).await.map_err(crate::control::api::Failure::from)?;
+    }
+    // Few kits need a store, so a profile without keys is no error here.
+    let s3 = network.s3.carry(ChildLimits::default()).await.unwrap_or_default();
+    Ok(NetworkOptions { carried, s3, credential_files: Vec::new(), kitops_home: None, ..network })
+}

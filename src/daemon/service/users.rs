@@ -1,0 +1,121 @@
+//! The users of a daemon: one, or in a system daemon several.
+//!
+//! A system daemon runs as root, so for its users it
+//! - opens no file that a request names ([`Service::admit`]),
+//! - unmounts nothing, and removes no directory ([`Service::place_of`]),
+//! - shows and ends a mount only for the user who has mounted it.
+
+use super::Service;
+use crate::control::Peer;
+use crate::control::api::{Failure, FailureKind, KitRequest, MountDescription, MountStatus};
+use crate::fuse::MountPlace;
+use crate::source::credentials::MOST_CARRIED;
+
+/// What separates the user from the view in the name that a mount of another user has.
+const SEPARATOR: &str = " of user ";
+
+impl Service {
+    /// Makes a request for a kit one of the user who sends it.
+    ///
+    /// # Errors
+    /// `Usage` where it needs files that only the command may read.
+    pub(super) fn admit(&self, kit: &mut KitRequest, peer: Peer) -> Result<(), Failure> {
+        kit.network.user = self.has_users.then_some(peer.uid);
+        if kit.network.carried.len() > MOST_CARRIED {
+            let message = "the request carries too many files of credentials";
+            return Err(Failure::new(FailureKind::Usage, message));
+        }
+        let has_paths = kit.has_paths() || kit.network.has_paths();
+        self.refuse_paths(has_paths)
+    }
+
+    /// The same for a mount.
+    ///
+    /// # Errors
+    /// As for [`Self::admit`].
+    pub(super) fn admit_mount(
+        &self,
+        mount: &mut MountDescription,
+        peer: Peer,
+    ) -> Result<(), Failure> {
+        self.admit(&mut mount.kit, peer)?;
+        mount.uid.get_or_insert(peer.uid);
+        mount.gid.get_or_insert(peer.gid);
+        self.refuse_paths(mount.trace.is_some())
+    }
+
+    pub(super) fn refuse_paths(&self, has_paths: bool) -> Result<(), Failure> {
+        if !self.has_users || !has_paths {
+            return Ok(());
+        }
+        let message = "the system daemon opens no files for its users: add --cache-dir, which gives the \
+                       command a cache and a daemon of its own";
+        Err(Failure::new(FailureKind::Usage, message))
+    }
+
+    /// # Errors
+    /// `Usage` in a system daemon: its commands list repositories themselves, because no byte of a list is
+    /// shared.
+    pub(super) fn refuse_lists(&self) -> Result<(), Failure> {
+        self.refuse_paths(true)
+    }
+
+    /// The place of a mount, as far as the word of the user counts.
+    pub(super) fn place_of(&self, place: MountPlace, peer: Peer) -> MountPlace {
+        if !self.has_users || self.is_trusted(peer) && place.view() == self.view.as_deref() {
+            return place;
+        }
+        let view = place.view().unwrap_or("an unknown part of the file tree");
+        let view = format!("{view}{SEPARATOR}{}", peer.uid);
+        place.of_other_user(view)
+    }
+
+    /// Names the mount that a command of this user sees at a mountpoint.
+    pub(super) fn view_of(&self, view: Option<String>, peer: Peer) -> Option<String> {
+        if !self.has_users || self.is_trusted(peer) {
+            return view;
+        }
+        view.map(|view| format!("{view}{SEPARATOR}{}", peer.uid))
+    }
+
+    /// Whether a user may do what concerns all users.
+    fn is_trusted(&self, peer: Peer) -> bool {
+        peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw()
+    }
+
+    /// # Errors
+    /// `Unauthorized` for users of a system daemon other than root.
+    pub(super) fn for_root(&self, peer: Peer, what: &str) -> Result<(), Failure> {
+        if !self.has_users || self.is_trusted(peer) {
+            return Ok(());
+        }
+        let message =
+            format!("only root may {what} of the system daemon, which has other users too");
+        Err(Failure::new(FailureKind::Unauthorized, message))
+    }
+
+    /// The mounts that a user may see: the user's own, and for root all.
+    pub(super) fn seen_by(&self, peer: Peer, mounts: Vec<MountStatus>) -> Vec<MountStatus> {
+        if !self.has_users {
+            return mounts;
+        }
+        let own_view = self.view.as_deref();
+        let mounts = mounts.into_iter().map(|mount| with_user(mount, own_view));
+        let is_seen = |mount: &MountStatus| self.is_trusted(peer) || mount.user == Some(peer.uid);
+        mounts.filter(is_seen).collect()
+    }
+}
+
+/// Takes the user out of the name of the view.
+fn with_user(mut mount: MountStatus, own_view: Option<&str>) -> MountStatus {
+    let named = mount.elsewhere.take();
+    mount.user = Some(0);
+    mount.elsewhere = match named.as_deref().and_then(|named| named.rsplit_once(SEPARATOR)) {
+        Some((view, user)) => {
+            mount.user = user.parse().ok();
+            Some(view.to_owned()).filter(|view| Some(view.as_str()) != own_view)
+        }
+        None => named,
+    };
+    mount
+}

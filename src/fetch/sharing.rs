@@ -1,0 +1,164 @@
+//! Which users of a shared cache may have a layer that is in it.
+//!
+//! A registry that lets a user have a manifest answers for the layers that the manifest names. But a digest
+//! is no secret, and a user may have a registry of the user's own: its manifest could name a private layer of
+//! another registry, whose bytes are in the cache, or bring wrong bytes for a layer that others read.
+//!
+//! ```text
+//! layer not in the cache ------------------------------> taken from this host, which is remembered
+//! layer from this host --------------------------------> shared
+//! confirmed layer from another host --has the bytes?---> shared, and the host is remembered
+//!                                        '--no---------> refused
+//! layer from another host, not confirmed --------------> refused: its bytes may be wrong
+//! ```
+//!
+//! A host proves that it has the bytes by some of them, from places that only this process chooses. Where
+//! few are in the cache to compare with, and for compressed layers, by all of them.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::future::try_join_all;
+use sha2::{Digest as _, Sha256};
+
+use super::{FetchError, LayerSpec, off_the_runtime};
+use crate::cache::{Cache, LayerState, LayerStore, Lookup};
+use crate::layer::StreamOffset;
+use crate::oci::Digest;
+use crate::source::admission::UserId;
+use crate::source::{BlobSource, SourceError, Urgency};
+
+/// The bytes that are compared at each place: a page.
+const SAMPLE_BYTES: u64 = 4096;
+/// The places that are compared. 16: whoever has nine tenths of the bytes passes one time in five, and gets
+/// a tenth of a layer; whoever has half of them passes one time in 65,000.
+const SAMPLES: usize = 16;
+/// The places that are looked at to find resident ones.
+const MOST_LOOKS: usize = 256;
+
+/// Lets a user have a layer from `source`, or tells why not.
+///
+/// # Errors
+/// [`SourceError::Unauthorized`] where the host does not prove that it has the layer, and what the source
+/// fails with.
+pub(super) async fn admit(
+    cache: &Arc<Cache>,
+    spec: LayerSpec,
+    store: &Arc<LayerStore>,
+    source: &Arc<dyn BlobSource>,
+    user: UserId,
+) -> Result<(), FetchError> {
+    let host = source.host().unwrap_or_else(|| "this machine".into());
+    let name = format!("layer {} at {host}", spec.blob.digest);
+    let (known, recalled) = (cache.clone(), name.clone());
+    if off_the_runtime(move || known.recall(&recalled)).await == Some(spec.blob.digest) {
+        return Ok(());
+    }
+    if store.contents().is_some() || store.resident_bytes() > 0 {
+        if store.state() != LayerState::Confirmed {
+            let detail = "the cache has a part of it from another host, and its digest is not known to be \
+                          right yet";
+            return Err(refused(spec, &host, detail));
+        }
+        if !has_the_bytes(spec, store, source, user).await? {
+            return Err(refused(spec, &host, "that host has other bytes"));
+        }
+    }
+    let (cache, digest) = (cache.clone(), spec.blob.digest);
+    off_the_runtime(move || cache.remember(&name, digest)).await?;
+    Ok(())
+}
+
+fn refused(spec: LayerSpec, host: &str, detail: &str) -> FetchError {
+    FetchError::Source(SourceError::Unauthorized {
+        place: host.to_owned(),
+        detail: format!("layer {}: {detail}", spec.blob.digest),
+        hint: "--cache-dir gives the command a cache of its own".to_owned(),
+    })
+}
+
+async fn has_the_bytes(
+    spec: LayerSpec,
+    store: &Arc<LayerStore>,
+    source: &Arc<dyn BlobSource>,
+    user: UserId,
+) -> Result<bool, FetchError> {
+    let looked = store.clone();
+    let samples = match spec.encoding.is_compressed() {
+        true => Vec::new(),
+        false => off_the_runtime(move || samples(&looked, spec.blob.size)).await,
+    };
+    if samples.len() < SAMPLES {
+        return Ok(digest_of(spec, source, user).await? == spec.blob.digest);
+    }
+    let compare = |(range, ours): (Range<u64>, Vec<u8>)| async move {
+        Ok::<bool, SourceError>(bytes_of(spec, range, source, user).await? == ours)
+    };
+    let compared = try_join_all(samples.into_iter().map(compare)).await?;
+    Ok(compared.into_iter().all(|is_equal| is_equal))
+}
+
+/// Resident bytes at places that nobody can foretell.
+fn samples(store: &LayerStore, size: u64) -> Vec<(Range<u64>, Vec<u8>)> {
+    let pages = size / SAMPLE_BYTES;
+    let mut samples = Vec::new();
+    for _ in 0..MOST_LOOKS {
+        if samples.len() == SAMPLES || pages == 0 {
+            break;
+        }
+        // Keyed by the system's random numbers.
+        let start = RandomState::new().build_hasher().finish() % pages * SAMPLE_BYTES;
+        let mut bytes = vec![0; SAMPLE_BYTES as usize];
+        // Bytes that cannot be read prove nothing.
+        if matches!(store.read(StreamOffset(start), &mut bytes), Ok(Lookup::Hit)) {
+            samples.push((start..start + SAMPLE_BYTES, bytes));
+        }
+    }
+    samples
+}
+
+/// The bytes that a source has at a place.
+async fn bytes_of(
+    spec: LayerSpec,
+    range: Range<u64>,
+    source: &Arc<dyn BlobSource>,
+    user: UserId,
+) -> Result<Vec<u8>, SourceError> {
+    let urgency = Urgency::opening().of_user(user);
+    let mut stream = source.open(spec.blob, range.clone(), urgency).await?;
+    let (mut at, mut bytes) = (stream.range.start, Vec::new());
+    // A source without ranges sends all of the blob.
+    while at < range.end
+        && let Some(piece) = stream.bytes.next().await
+    {
+        let piece = piece?;
+        let end = at + piece.len() as u64;
+        let wanted = range.start.max(at)..range.end.min(end);
+        if !wanted.is_empty() {
+            bytes.extend_from_slice(
+                &piece[(wanted.start - at) as usize..(wanted.end - at) as usize],
+            );
+        }
+        at = end;
+    }
+    Ok(bytes)
+}
+
+/// The digest of the bytes that a source has.
+async fn digest_of(
+    spec: LayerSpec,
+    source: &Arc<dyn BlobSource>,
+    user: UserId,
+) -> Result<Digest, SourceError> {
+    let mut hasher = Sha256::new();
+    if spec.blob.size > 0 {
+        let urgency = Urgency::opening().of_user(user);
+        let mut stream = source.open(spec.blob, 0..spec.blob.size, urgency).await?;
+        while let Some(piece) = stream.bytes.next().await {
+            hasher.update(&piece?);
+        }
+    }
+    Ok(Digest::from_sha256(hasher.finalize().into()))
+}
