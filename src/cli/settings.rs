@@ -194,7 +194,7 @@ impl Settings {
             retries: network.retries,
             open_timeout_seconds: network.open_timeout,
             s3: self.s3()?,
-            carried: Vec::new(),
+            carried: None,
             user: None,
         })
     }

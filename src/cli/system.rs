@@ -5,7 +5,7 @@
 
 use super::error::CliError;
 use super::settings::Settings;
-use crate::control::api::{KitRequest, NetworkOptions};
+use crate::control::api::{Failure, KitRequest, NetworkOptions};
 use crate::daemon::Backend;
 use crate::oci::Origin;
 use crate::process::limits::ChildLimits;
@@ -65,12 +65,11 @@ fn is_for_system(kit: &KitRequest) -> bool {
 /// The options with what the files say, instead of the files.
 async fn carried(kit: &KitRequest) -> Result<NetworkOptions, CliError> {
     let network = kit.network.clone();
-    let mut carried = Vec::new();
+    let mut carried = None;
     if let Ok(Origin::Registry(reference)) = Origin::parse(&kit.reference) {
         let store = CredentialStore::new(network.credential_files.clone());
         let (registry, repository) = (reference.registry(), reference.repository());
-        carried =
-            store.carry(registry, repository).await.map_err(crate::control::api::Failure::from)?;
+        carried = Some(store.carry(registry, repository).await.map_err(Failure::from)?);
     }
     // Few kits need a store, so a profile without keys is no error here.
     let s3 = network.s3.carry(ChildLimits::default()).await.unwrap_or_default();

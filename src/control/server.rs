@@ -1,9 +1,11 @@
 //! The daemon's end of the control socket.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt;
@@ -22,6 +24,10 @@ use crate::process::running_time;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to wait after a failure to accept. Descriptors may be freed meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The most connections of a user other than root. A command has one for each request under way, and one for
+/// each kit that it has open; a hundred commands at once stay below.
+const MOST_OF_A_USER: usize = 256;
 
 /// Decides which users may connect.
 pub type Admission = Arc<dyn Fn(Peer) -> bool + Send + Sync>;
@@ -51,6 +57,7 @@ pub async fn serve<S: Service>(
     draining: CancellationToken,
 ) {
     let connections = TaskTracker::new();
+    let counts = Arc::<Mutex<HashMap<u32, usize>>>::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -58,8 +65,13 @@ pub async fn serve<S: Service>(
         };
         match accepted.and_then(|(stream, _)| Ok((peer(&stream)?, stream))) {
             Ok((peer, stream)) if admits(peer) => {
+                let Some(counted) = Counted::new(&counts, peer.uid) else {
+                    tracing::warn!(uid = peer.uid, "a user has too many control connections");
+                    continue;
+                };
                 let (service, draining) = (service.clone(), draining.clone());
                 connections.spawn(async move {
+                    let _counted = counted;
                     if let Err(error) = answer(stream, peer, &service, draining).await {
                         tracing::debug!(%error, "a control connection broke");
                     }
@@ -76,6 +88,38 @@ pub async fn serve<S: Service>(
     }
     connections.close();
     connections.wait().await;
+}
+
+/// A connection of a user, for as long as the value lives.
+struct Counted {
+    counts: Arc<Mutex<HashMap<u32, usize>>>,
+    uid: u32,
+}
+
+impl Counted {
+    /// `None` where the user has as many as allowed.
+    fn new(counts: &Arc<Mutex<HashMap<u32, usize>>>, uid: u32) -> Option<Self> {
+        let mut table = counts.lock();
+        let count = table.entry(uid).or_default();
+        if uid != 0 && *count >= MOST_OF_A_USER {
+            return None;
+        }
+        *count += 1;
+        drop(table);
+        Some(Self { counts: counts.clone(), uid })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut table = self.counts.lock();
+        if let Some(count) = table.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                table.remove(&self.uid);
+            }
+        }
+    }
 }
 
 fn peer(stream: &UnixStream) -> io::Result<Peer> {
@@ -231,4 +275,21 @@ fn parse<O: Operation>(received: &Received) -> Result<O, Failure> {
     }
     serde_json::from_str(received.request.get())
         .map_err(|error| Failure::new(FailureKind::Usage, format!("malformed request: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_holds_a_bounded_number_of_connections_and_takes_none_from_others() {
+        let counts = Arc::default();
+        let mut held: Vec<_> = (0..).map_while(|_| Counted::new(&counts, 7)).collect();
+        assert_eq!(held.len(), MOST_OF_A_USER);
+        assert!(Counted::new(&counts, 8).is_some() && Counted::new(&counts, 0).is_some());
+        held.pop();
+        assert!(Counted::new(&counts, 7).is_some());
+        drop(held);
+        assert!(counts.lock().is_empty());
+    }
 }

@@ -1,6 +1,7 @@
 //! Connections by network options: mounts with the same options share connections and tokens,
 //! and all of them share one admission.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 use crate::control::api::NetworkOptions;
 use crate::process::limits::ChildLimits;
 use crate::source::admission::{Admission, UserId};
-use crate::source::credentials::CredentialStore;
+use crate::source::credentials::{CarriedStore, CredentialStore};
 use crate::source::mirrors::Mirrors;
 use crate::source::registry::{RegistryClient, RegistryConfig, Timing};
 use crate::source::{SourceError, Sources};
@@ -24,12 +25,19 @@ pub(super) struct Networks {
     admission: Arc<Admission>,
     child_limits: ChildLimits,
     sources: Mutex<LruCache<NetworkOptions, Arc<Sources>>>,
+    /// The credentials that each user of a system daemon has carried here.
+    carried: Mutex<HashMap<u32, Arc<CarriedStore>>>,
 }
 
 impl Networks {
     /// No sources yet; credential helpers will get `child_limits`.
     pub(super) fn new(admission: Arc<Admission>, child_limits: ChildLimits) -> Self {
-        Self { admission, child_limits, sources: Mutex::new(LruCache::new(MOST_NETWORKS)) }
+        Self {
+            admission,
+            child_limits,
+            carried: Mutex::default(),
+            sources: Mutex::new(LruCache::new(MOST_NETWORKS)),
+        }
     }
 
     /// The sources for `options`, made the first time; reads the certificate files then.
@@ -37,6 +45,10 @@ impl Networks {
     /// # Errors
     /// [`SourceError::Configuration`] when a certificate or proxy cannot be used.
     pub(super) fn sources(&self, options: &NetworkOptions) -> Result<Arc<Sources>, SourceError> {
+        if let (Some(user), Some(carried)) = (options.user, &options.carried) {
+            self.carried_by(user).take(carried)?;
+        }
+        let options = &NetworkOptions { carried: None, ..options.clone() };
         let mut sources = self.sources.lock();
         if let Some(sources) = sources.get(options) {
             return Ok(sources.clone());
@@ -47,6 +59,10 @@ impl Networks {
         let made = Arc::new(made);
         sources.put(options.clone(), made.clone());
         Ok(made)
+    }
+
+    fn carried_by(&self, user: u32) -> Arc<CarriedStore> {
+        self.carried.lock().entry(user).or_default().clone()
     }
 
     fn config(&self, options: &NetworkOptions) -> Result<RegistryConfig, SourceError> {
@@ -62,6 +78,12 @@ impl Networks {
                 });
             }
         };
+        let credentials = CredentialStore::new(options.credential_files.clone())
+            .with_helper_limits(self.child_limits);
+        let credentials = match options.user {
+            Some(user) => credentials.with_carried(self.carried_by(user)),
+            None => credentials,
+        };
         Ok(RegistryConfig {
             plain_http: options.plain_http,
             insecure_tls: options.insecure_tls,
@@ -70,11 +92,10 @@ impl Networks {
             http_proxy: options.http_proxy.clone(),
             https_proxy: options.https_proxy.clone(),
             no_proxy: options.no_proxy.clone(),
-            credentials: CredentialStore::new(options.credential_files.clone())
-                .with_carried(options.carried.clone())
-                .with_helper_limits(self.child_limits),
+            credentials,
             mirrors: Mirrors::new(options.registries_dir.clone()),
             admission: self.admission.clone(),
+            user: options.user.map_or_else(UserId::of_process, UserId),
             timing: Timing {
                 retries: options.retries.unwrap_or(Timing::default().retries),
                 open: open_timeout(options),

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::source::s3::{S3Config, Secret};
+use crate::source::credentials::CarriedCredentials;
+use crate::source::s3::S3Config;
 
 /// How to reach registries. Read from flags and environment by the commands; mounts with
 /// different options share a daemon, not connections.
@@ -42,9 +43,9 @@ pub struct NetworkOptions {
     /// How long opening and warming wait for a host that is silent; `None` for the usual.
     #[serde(default)]
     pub open_timeout_seconds: Option<u64>,
-    /// Credentials that the command has read for a daemon of another user, in Docker's config format.
+    /// Credentials that the command has read for a daemon of another user.
     #[serde(default)]
-    pub carried: Vec<Secret>,
+    pub carried: Option<CarriedCredentials>,
     /// The user of the command. Set by a daemon with several users; what a command says here is ignored.
     #[serde(default)]
     pub user: Option<u32>,

@@ -5,6 +5,8 @@
 //! - unmounts nothing, and removes no directory ([`Service::place_of`]),
 //! - shows and ends a mount only for the user who has mounted it.
 
+use std::time::SystemTime;
+
 use super::Service;
 use crate::control::Peer;
 use crate::control::api::{Failure, FailureKind, KitRequest, MountDescription, MountStatus};
@@ -21,9 +23,14 @@ impl Service {
     /// `Usage` where it needs files that only the command may read.
     pub(super) fn admit(&self, kit: &mut KitRequest, peer: Peer) -> Result<(), Failure> {
         kit.network.user = self.has_users.then_some(peer.uid);
-        if kit.network.carried.len() > MOST_CARRIED {
-            let message = "the request carries too many files of credentials";
-            return Err(Failure::new(FailureKind::Usage, message));
+        if let Some(carried) = &mut kit.network.carried {
+            if carried.configurations.len() > MOST_CARRIED {
+                let message = "the request carries too many files of credentials";
+                return Err(Failure::new(FailureKind::Usage, message));
+            }
+            let since =
+                SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            carried.at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         }
         let has_paths = kit.has_paths() || kit.network.has_paths();
         self.refuse_paths(has_paths)

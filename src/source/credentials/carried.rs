@@ -5,6 +5,12 @@
 //! only: first the credential of the registry that is asked, from a helper perhaps, and then the `auths` of
 //! each file, for parents and data sets at other registries.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::docker_config::DockerConfig;
@@ -12,6 +18,12 @@ use super::{Credential, CredentialStore, FILE_LIMIT_BYTES, configuration};
 use crate::source::SourceError;
 use crate::source::blob_folder::{off_the_runtime, read_small};
 use crate::source::s3::Secret;
+
+/// The name of the credentials in messages.
+const WHAT: &str = "the credentials of the command";
+
+/// The most hosts of a user whose credentials are kept: far more than anybody logs in to.
+const MOST_ENTRIES: usize = 1_000;
 
 /// The most bytes of all configurations of a request. A request has at most 1 MiB; files of credentials have
 /// some kilobytes.
@@ -21,7 +33,7 @@ const MOST_BYTES: usize = 512 * 1024;
 pub const MOST_CARRIED: usize = 8;
 
 impl CredentialStore {
-    /// The configurations that a daemon needs to read `repository` at `registry` (`HOST[:PORT]`).
+    /// The credentials that a daemon needs to read `repository` at `registry` (`HOST[:PORT]`).
     ///
     /// # Errors
     /// As for [`CredentialStore::find`].
@@ -29,7 +41,7 @@ impl CredentialStore {
         &self,
         registry: &str,
         repository: &str,
-    ) -> Result<Vec<Secret>, SourceError> {
+    ) -> Result<CarriedCredentials, SourceError> {
         let mut carried = Vec::new();
         let known = self.find(registry, repository).await?;
         if let Some(entry) = entry(&known.credential) {
@@ -51,7 +63,8 @@ impl CredentialStore {
             // The first ones count most.
             carried.pop();
         }
-        Ok(carried)
+        let host = registry.to_owned();
+        Ok(CarriedCredentials { host, configurations: carried, at_ms: 0 })
     }
 }
 
@@ -67,16 +80,93 @@ fn entry(credential: &Credential) -> Option<Value> {
     }
 }
 
-/// The credential of a registry in a configuration. A helper that it names is not run.
-pub(super) fn find(
-    carried: &Secret,
-    registry: &str,
-    repository: &str,
-) -> Result<Credential, SourceError> {
-    const WHAT: &str = "the credentials of the command";
-    let config = DockerConfig::decode(carried.expose().as_bytes())
-        .map_err(|detail| configuration(WHAT, detail))?;
-    config.auth(registry, repository).map_err(|detail| configuration(WHAT, detail))
+/// The credentials that a command carries.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CarriedCredentials {
+    /// The registry that the command asks (`HOST[:PORT]`). Where no configuration knows it, the user has logged
+    /// out there.
+    pub host: String,
+    /// Texts in Docker's config format, the first that knows a host wins.
+    pub configurations: Vec<Secret>,
+    /// The time at which the daemon got them, in milliseconds since 1970. Set by the daemon.
+    #[serde(default)]
+    pub at_ms: u64,
+}
+
+/// Requests of a user are the same whatever they carry, because the newest credentials count for all.
+impl PartialEq for CarriedCredentials {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for CarriedCredentials {}
+
+impl Hash for CarriedCredentials {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+/// The credentials that the commands of one user have carried here. A mount that goes on for weeks uses the
+/// newest ones, of whatever command.
+#[derive(Default)]
+pub struct CarriedStore(Mutex<Auths>);
+
+#[derive(Default)]
+struct Auths {
+    entries: BTreeMap<String, (u64, Value)>,
+    changes: u64,
+}
+
+impl fmt::Debug for CarriedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CarriedStore")
+    }
+}
+
+impl CarriedStore {
+    /// Takes credentials over, as far as none of a later command are known.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] for a malformed configuration.
+    pub fn take(&self, carried: &CarriedCredentials) -> Result<(), SourceError> {
+        let mut taken = BTreeMap::new();
+        for text in carried.configurations.iter().rev() {
+            let config: Value = serde_json::from_str(text.expose())
+                .map_err(|_| configuration(WHAT, "not JSON".to_owned()))?;
+            if let Some(auths) = config.get("auths").and_then(Value::as_object) {
+                taken.extend(auths.clone());
+            }
+        }
+        let mut auths = self.0.lock();
+        let Auths { entries, changes } = &mut *auths;
+        let is_of_host = |key: &str| key.contains(&carried.host);
+        entries.retain(|key, (at_ms, _)| !is_of_host(key) || *at_ms > carried.at_ms);
+        for (key, value) in taken {
+            let is_newer = entries.get(&key).is_none_or(|(at_ms, _)| *at_ms <= carried.at_ms);
+            if is_newer && (entries.len() < MOST_ENTRIES || entries.contains_key(&key)) {
+                entries.insert(key, (carried.at_ms, value));
+            }
+        }
+        *changes += 1;
+        Ok(())
+    }
+
+    /// Grows with each change.
+    pub(super) fn changes(&self) -> u64 {
+        self.0.lock().changes
+    }
+
+    /// The credential of a registry. A helper that a configuration names is not run.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] for a malformed entry.
+    pub(super) fn find(&self, registry: &str, repository: &str) -> Result<Credential, SourceError> {
+        let auths = self.0.lock();
+        let entries = auths.entries.iter().map(|(key, (_, value))| (key.clone(), value.clone()));
+        let config = DockerConfig::of_auths(entries.collect());
+        config.auth(registry, repository).map_err(|detail| configuration(WHAT, detail))
+    }
 }
 
 #[cfg(test)]
@@ -94,20 +184,62 @@ mod tests {
         ]
     }
 
+    fn carried(host: &str, at_ms: u64, configurations: &[Value]) -> CarriedCredentials {
+        let configurations = configurations.iter().map(|it| Secret::new(it.to_string())).collect();
+        CarriedCredentials { host: host.to_owned(), configurations, at_ms }
+    }
+
+    fn password(password: &str) -> Value {
+        json!({ "username": "user", "password": password })
+    }
+
+    fn is(store: &CarriedStore, host: &str, expected: &str) -> bool {
+        match store.find(host, "org/model").unwrap() {
+            Credential::Basic { password, .. } => password == expected,
+            _ => expected.is_empty(),
+        }
+    }
+
     proptest! {
         #[test]
         fn a_carried_credential_is_found_at_its_registry_only(credential in any_credential()) {
-            let auths = json!({ "registry.example:5000": entry(&credential) });
-            let carried = Secret::new(json!({ "auths": auths }).to_string());
-            prop_assert!(find(&carried, "registry.example:5000", "org/model").unwrap() == credential);
-            let other = find(&carried, "other.example", "org/model").unwrap();
+            let auths = json!({ "auths": { "registry.example:5000": entry(&credential) } });
+            let store = CarriedStore::default();
+            store.take(&carried("registry.example:5000", 1, &[auths])).unwrap();
+            prop_assert!(store.find("registry.example:5000", "org/model").unwrap() == credential);
+            let other = store.find("other.example", "org/model").unwrap();
             prop_assert!(other == Credential::Anonymous);
         }
 
         #[test]
         fn a_hostile_configuration_is_an_error_or_has_no_credential(text in ".{0,200}") {
-            let _ = find(&Secret::new(text), "registry.example", "org/model");
+            let store = CarriedStore::default();
+            let configurations = vec![Secret::new(text)];
+            let host = "registry.example".to_owned();
+            let _ = store.take(&CarriedCredentials { host, configurations, at_ms: 1 });
+            let _ = store.find("registry.example", "org/model");
         }
+    }
+
+    #[test]
+    fn the_newest_credentials_of_a_host_count() {
+        let store = CarriedStore::default();
+        let of = |host: &str, text: &str| json!({ "auths": { host: password(text) } });
+        store
+            .take(&carried("a.example", 5, &[of("a.example", "new"), of("b.example", "b")]))
+            .unwrap();
+        // As a process that goes on with a mount of before does.
+        store.take(&carried("a.example", 3, &[of("a.example", "old")])).unwrap();
+        assert!(is(&store, "a.example", "new") && is(&store, "b.example", "b"));
+        let before = store.changes();
+        store
+            .take(&carried("b.example", 7, &[of("b.example", "first"), of("b.example", "second")]))
+            .unwrap();
+        assert!(is(&store, "b.example", "first") && is(&store, "a.example", "new"));
+        assert!(store.changes() > before);
+        // The user has logged out.
+        store.take(&carried("b.example", 8, &[])).unwrap();
+        assert!(is(&store, "b.example", "") && is(&store, "a.example", "new"));
     }
 
     #[tokio::test]
@@ -120,8 +252,10 @@ mod tests {
         std::fs::write(&docker, config).unwrap();
         let files = vec![kit, folder.path().join("missing"), docker];
         let carried = CredentialStore::new(files).carry("a.example", "org/model").await.unwrap();
-        assert!(carried.iter().all(|it| !it.expose().contains("credHelpers")));
-        let store = CredentialStore::default().with_carried(carried);
+        assert!(carried.configurations.iter().all(|it| !it.expose().contains("credHelpers")));
+        let carried_store = std::sync::Arc::new(CarriedStore::default());
+        carried_store.take(&carried).unwrap();
+        let store = CredentialStore::default().with_carried(carried_store);
         for (host, is_known) in [("a.example", true), ("b.example", true), ("c.example", false)] {
             let known = store.find(host, "org/model").await.unwrap();
             assert_eq!(known.credential != Credential::Anonymous, is_known, "{host}");

@@ -55,6 +55,11 @@ impl DockerConfig {
         Ok(config)
     }
 
+    /// A configuration with entries of hosts only.
+    pub(super) fn of_auths(auths: BTreeMap<String, Value>) -> Self {
+        Self { auths: Some(auths), ..Self::default() }
+    }
+
     /// The helper that `credHelpers` names for this host.
     pub(super) fn helper(&self, registry: &str, repository: &str) -> Option<&str> {
         let helper = best(self.cred_helpers.as_ref()?, registry, repository)?;

@@ -20,14 +20,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-pub use carried::MOST_CARRIED;
+pub use carried::{CarriedCredentials, CarriedStore, MOST_CARRIED};
 
 use docker_config::DockerConfig;
 use helper::Helper;
 
 use super::SourceError;
 use super::blob_folder::{off_the_runtime, read_small};
-use super::s3::Secret;
 use crate::process::limits::ChildLimits;
 
 /// The largest file of credentials that is read; one entry has some 200 bytes, an OAuth token at
@@ -70,7 +69,7 @@ pub struct Known {
 
 /// The state of the files that was read. In another state they may say something else.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct FilesVersion(Vec<Option<FileVersion>>);
+struct FilesVersion(Vec<Option<FileVersion>>, u64);
 
 /// The properties of a file that change when it is written or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,8 +84,8 @@ struct FileVersion {
 /// Files in Docker's config format; the first that knows a host wins.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialStore {
-    /// Configurations that a command has carried here. They come before the files.
-    carried: Vec<Secret>,
+    /// Credentials that commands have carried here. They come before the files.
+    carried: Option<Arc<CarriedStore>>,
     files: Vec<PathBuf>,
     helper_path: Option<OsString>,
     helper_timeout: Option<Duration>,
@@ -100,9 +99,9 @@ impl CredentialStore {
         Self { files, ..Self::default() }
     }
 
-    /// Looks into these configurations first, which [`CredentialStore::carry`] has made.
-    pub fn with_carried(mut self, carried: Vec<Secret>) -> Self {
-        self.carried = carried;
+    /// Looks among these first, which [`CredentialStore::carry`] has found.
+    pub fn with_carried(mut self, carried: Arc<CarriedStore>) -> Self {
+        self.carried = Some(carried);
         self
     }
 
@@ -132,8 +131,8 @@ impl CredentialStore {
         // Taken before the files are read, so that a change meanwhile is noticed later.
         let version = self.version().await?;
         let mut known = Known { version, ..Known::default() };
-        for carried in &self.carried {
-            known.credential = carried::find(carried, registry, repository)?;
+        if let Some(carried) = &self.carried {
+            known.credential = carried.find(registry, repository)?;
             if known.credential != Credential::Anonymous {
                 return Ok(known);
             }
@@ -171,6 +170,7 @@ impl CredentialStore {
 
     async fn version(&self) -> Result<FilesVersion, SourceError> {
         let files = self.files.clone();
+        let changes = self.carried.as_ref().map_or(0, |carried| carried.changes());
         off_the_runtime(move || {
             let version = |path: &PathBuf| {
                 let metadata = path.metadata().ok()?;
@@ -181,7 +181,7 @@ impl CredentialStore {
                     changed: (metadata.ctime(), metadata.ctime_nsec()),
                 })
             };
-            Ok(FilesVersion(files.iter().map(version).collect()))
+            Ok(FilesVersion(files.iter().map(version).collect(), changes))
         })
         .await
     }

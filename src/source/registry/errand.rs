@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::source::Urgency;
+use crate::source::admission::UserId;
 
 /// The urgency of one question, and the time that its requests have stood in the queue.
 ///
@@ -21,8 +22,8 @@ impl Errand {
     }
 
     /// To open a kit, or to list a repository: manifests, tags.
-    pub(super) fn opening() -> Self {
-        Self::new(Urgency::opening())
+    pub(super) fn opening(user: UserId) -> Self {
+        Self::new(Urgency::opening().of_user(user))
     }
 
     pub(super) fn urgency(&self) -> &Urgency {

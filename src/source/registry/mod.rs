@@ -52,7 +52,7 @@ pub(super) mod web;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::admission::{Admission, AdmissionConfig};
+use super::admission::{Admission, AdmissionConfig, UserId};
 use super::credentials::CredentialStore;
 use super::mirrors::Mirrors;
 use super::{Repository, SourceError};
@@ -84,6 +84,8 @@ pub struct RegistryConfig {
     pub mirrors: Mirrors,
     /// Decides which request is sent next; shared by all clients of the process.
     pub admission: Arc<Admission>,
+    /// The user of the requests that open kits and list repositories.
+    pub user: UserId,
     /// Time-outs and retries.
     pub timing: Timing,
 }
@@ -102,6 +104,7 @@ impl Default for RegistryConfig {
             credentials: CredentialStore::default(),
             mirrors: Mirrors::default(),
             admission: Admission::new(AdmissionConfig::default()),
+            user: UserId::default(),
             timing: Timing::default(),
         }
     }
@@ -114,6 +117,7 @@ pub struct RegistryClient {
     credentials: CredentialStore,
     mirrors: Mirrors,
     admission: Arc<Admission>,
+    user: UserId,
     timing: Timing,
     connections: connections::Connections,
     authorizations: auth::Authorizations,
@@ -141,6 +145,7 @@ impl RegistryClient {
             credentials: config.credentials,
             mirrors: config.mirrors,
             admission: config.admission,
+            user: config.user,
             timing: config.timing,
             connections,
             authorizations: auth::Authorizations::new(),

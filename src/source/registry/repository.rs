@@ -159,7 +159,7 @@ impl Remote {
             Selector::Tag(_) => endpoint.can_resolve,
             Selector::Digest(_) => endpoint.can_pull,
         };
-        let errand = &Errand::opening();
+        let errand = &Errand::opening(self.client.user);
         let ask = |upstream: Arc<Upstream>| async move {
             self.manifest_once(&upstream, selector, errand).await
         };
@@ -167,7 +167,7 @@ impl Remote {
     }
 
     async fn names(&self, listed: Listed) -> Result<Vec<String>, SourceError> {
-        let errand = &Errand::opening();
+        let errand = &Errand::opening(self.client.user);
         let ask = |upstream: Arc<Upstream>| async move {
             self.names_once(listed, &upstream, errand).await
         };

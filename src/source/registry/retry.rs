@@ -171,6 +171,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::source::admission::UserId;
     use crate::source::registry::RegistryConfig;
 
     fn unavailable() -> SourceError {
@@ -270,7 +271,7 @@ mod tests {
         let attempts = Cell::new(0);
         let timing = Timing { backoff_min: Duration::from_micros(10), ..Timing::default() };
         let client = RegistryClient::new(RegistryConfig::default()).unwrap();
-        let errand = Errand::opening();
+        let errand = Errand::opening(UserId::default());
         let result: Result<(), _> = client
             .repeat(timing, &errand, "host", || async {
                 attempts.set(attempts.get() + 1);

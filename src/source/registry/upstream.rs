@@ -253,7 +253,7 @@ impl RegistryClient {
         let cell = Arc::clone(self.schemes.hosts.lock().entry(registry.clone()).or_default());
         let timing = self.timing.of_a_command();
         // Not patient: a host on this machine has nothing to fetch before it answers for its API.
-        let errand = Errand::new(Urgency::on_demand());
+        let errand = Errand::new(Urgency::on_demand().of_user(self.user));
         let probe = || self.repeat(timing, &errand, registry, || self.probe(registry));
         cell.get_or_try_init(probe).await.map(Arc::clone)
     }

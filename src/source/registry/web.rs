@@ -58,7 +58,7 @@ impl<'a> Way<'a> {
     /// For what a command has to know before it can go on.
     pub(in crate::source) fn of_command(client: &'a RegistryClient) -> Self {
         let timing = client.timing.of_a_command();
-        Self { client, errand: Errand::opening(), timing }
+        Self { client, errand: Errand::opening(client.user), timing }
     }
 
     /// Repeats `attempt`, which asks `host`, while its failures may pass.
