@@ -49,10 +49,10 @@ pub struct MountDescription {
     #[serde(default = "usual_read_deadline")]
     pub read_deadline_seconds: Option<u64>,
     /// The user whom the files belong to; the user of the command where it is missing.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
     /// The group of the files; that of the command where it is missing.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
 }
 

@@ -44,10 +44,10 @@ pub struct NetworkOptions {
     #[serde(default)]
     pub open_timeout_seconds: Option<u64>,
     /// Credentials that the command has read for a daemon of another user.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried: Option<CarriedCredentials>,
     /// The user of the command. Set by a daemon with several users; what a command says here is ignored.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
 }
 

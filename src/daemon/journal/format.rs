@@ -43,6 +43,8 @@ pub(in crate::daemon) enum LeftOut {
     ProxyPassword,
     /// The user and the password in the URL of an S3 store.
     EndpointPassword,
+    /// The credentials that the command has read for a system daemon.
+    Credentials,
 }
 
 impl LeftOut {
@@ -52,6 +54,7 @@ impl LeftOut {
             Self::S3Keys => "the S3 access key of its command's environment",
             Self::ProxyPassword => "the password of its proxy",
             Self::EndpointPassword => "the password in the URL of its S3 store",
+            Self::Credentials => "the credentials of its command",
         }
     }
 }
@@ -85,9 +88,14 @@ pub(super) fn without_secrets(description: &MountDescription) -> (MountDescripti
         retries: _,
         s3,
         open_timeout_seconds: _,
+        carried,
+        user: _,
     } = &mut description.kit.network;
     if s3.keys.take().is_some() {
         left_out.push(LeftOut::S3Keys);
+    }
+    if carried.take().is_some_and(|carried| !carried.configurations.is_empty()) {
+        left_out.push(LeftOut::Credentials);
     }
     for (url, secret) in [
         (http_proxy, LeftOut::ProxyPassword),
@@ -160,6 +168,8 @@ pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::source::credentials::CarriedCredentials;
+    use crate::source::s3::Secret;
 
     pub(in crate::daemon) fn entry() -> Entry {
         Entry {
@@ -216,6 +226,11 @@ pub(super) mod tests {
         .unwrap();
         network.http_proxy = Some("http://ada:tiger@proxy:3128".to_owned());
         network.https_proxy = Some("ada:ti/ger@proxy:3128".to_owned());
+        network.carried = Some(CarriedCredentials {
+            host: "registry.example".to_owned(),
+            configurations: vec![Secret::new("tiger")],
+            at_ms: 1,
+        });
         let (plain, left_out) = without_secrets(&description);
         let text = serde_json::to_string(&plain).unwrap();
         for secret in ["tiger", "ti/ger", "ada:", "AKIA"] {
@@ -224,8 +239,14 @@ pub(super) mod tests {
         for kept in ["https://minio:9000/x", "http://proxy:3128", "/home/ada/.aws/c", "training"] {
             assert!(text.contains(kept), "{text}");
         }
-        let all = [LeftOut::S3Keys, LeftOut::ProxyPassword, LeftOut::EndpointPassword];
+        let all = [
+            LeftOut::S3Keys,
+            LeftOut::Credentials,
+            LeftOut::ProxyPassword,
+            LeftOut::EndpointPassword,
+        ];
         assert_eq!(left_out, all);
+        assert_eq!(plain.kit.network.carried, None);
         assert_eq!(without_secrets(&plain), (plain, Vec::new()));
     }
 
