@@ -222,6 +222,9 @@ impl LayerStore {
     }
 
     fn sync_files(&self, unsynced: &Unsynced) -> Result<(), CacheError> {
+        if let (Unsynced::Any, Some(ready)) = (unsynced, self.ready.get()) {
+            self.give_back_leftovers(ready)?;
+        }
         let files: Vec<CacheFile> = match unsynced {
             Unsynced::Files(files) => files.iter().copied().collect(),
             Unsynced::Any => self.files_of_content(),

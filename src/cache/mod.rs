@@ -40,6 +40,7 @@ mod key;
 mod kits;
 mod known;
 mod lease;
+mod leftovers;
 mod lock;
 mod mending;
 mod meta;
@@ -56,6 +57,8 @@ mod store;
 mod trust;
 mod verify;
 
+#[cfg(test)]
+mod killed_tests;
 #[cfg(test)]
 mod power_cut_tests;
 

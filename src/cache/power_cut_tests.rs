@@ -15,18 +15,18 @@ use crate::layer::{
 };
 use crate::oci::{Compression, Encoding, Format};
 
-const BEFORE: BootId = BootId([1; 16]);
+pub(super) const BEFORE: BootId = BootId([1; 16]);
 const AFTER: BootId = BootId([2; 16]);
 
 /// The layers of the test: big members, small ones, a raw one, a compressed one.
-struct Kind {
-    key: LayerKey,
+pub(super) struct Kind {
+    pub(super) key: LayerKey,
     toc: Toc,
-    stream: Vec<u8>,
-    blob_bytes: u64,
+    pub(super) stream: Vec<u8>,
+    pub(super) blob_bytes: u64,
 }
 
-fn kinds() -> Vec<Kind> {
+pub(super) fn kinds() -> Vec<Kind> {
     let mib = 1024 * 1024;
     let bytes = |seed: u8, length: u64| {
         let mut bytes = vec![0; length as usize];
@@ -129,14 +129,14 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn open(folder: &Path, boot: BootId, journal: &Journal) -> Arc<Cache> {
+pub(super) fn open(folder: &Path, boot: BootId, journal: &Journal) -> Arc<Cache> {
     let capacity_bytes = Some(8 * 1024 * 1024);
     let config = CacheConfig { capacity_bytes, boot, ..CacheConfig::new(folder) };
     Cache::open_at(Root::open_with(folder, journal.clone()), &config).unwrap()
 }
 
 /// The layer with known contents; a compressed one with all of its bytes, as its pass leaves it.
-fn layer(cache: &Arc<Cache>, kind: &Kind) -> Arc<LayerStore> {
+pub(super) fn layer(cache: &Arc<Cache>, kind: &Kind) -> Arc<LayerStore> {
     let store = cache.layer(kind.key, kind.blob_bytes).unwrap();
     if store.contents().is_some() {
         return store;

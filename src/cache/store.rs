@@ -139,6 +139,7 @@ impl LayerStore {
             && let Some((ready, filled)) = store.load()?
         {
             store.take_up(ready, &filled)?;
+            store.remove_old_spool();
         }
         Ok(store)
     }
@@ -239,6 +240,20 @@ impl LayerStore {
             }
         }
         Ok(())
+    }
+
+    /// Removes the spool of a pass that came to its end in a process that was killed right then.
+    fn remove_old_spool(&self) {
+        if self.known.spool_bytes() == 0 {
+            return;
+        }
+        match self.folder.join("spool").remove_file() {
+            Ok(()) => {
+                let spooled = self.known.spool_bytes.swap(0, Ordering::Relaxed);
+                self.shared.budget.subtract(spooled);
+            }
+            Err(error) => self.shared.note_trouble(&error),
+        }
     }
 
     /// Corrects the account of what is resident.

@@ -293,6 +293,7 @@ impl LayerStore {
                 found.checked_bytes += filled;
             }
         }
+        self.give_back_leftovers(ready)?;
         self.mend(ready)?;
         Ok(found)
     }

@@ -119,6 +119,9 @@ impl Inner {
             Ok(Written::Stopped) => return Ok(()),
             Err(error) => {
                 // A reader that waits plans again, and asks the others.
+                if error.is_about_other_bytes() {
+                    source.distrust();
+                }
                 let goes_on = error.is_about_other_bytes() && self.leave(&source);
                 return if goes_on { Ok(()) } else { Err(error) };
             }

@@ -507,9 +507,11 @@ impl Inner {
         self.sources.read()[0].line.clone()
     }
 
-    /// Asks the source last that was asked first.
+    /// Asks the source last that was asked first, and has it ask another address first.
     pub(super) fn ask_next_source_first(&self) {
-        self.sources.write().rotate_left(1);
+        let mut sources = self.sources.write();
+        sources[0].source.distrust();
+        sources.rotate_left(1);
     }
 
     /// Asks a source no more, if there is another one; says whether there is.

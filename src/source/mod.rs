@@ -67,6 +67,9 @@ pub trait BlobSource: Send + Sync + 'static {
     fn place(&self) -> Option<String> {
         None
     }
+
+    /// Notes that the last bytes were wrong: another address is asked next, where the source has several.
+    fn distrust(&self) {}
 }
 
 /// Bytes of a blob as they arrive.
@@ -115,6 +118,10 @@ impl<S: BlobSource + ?Sized> BlobSource for Arc<S> {
 
     fn place(&self) -> Option<String> {
         (**self).place()
+    }
+
+    fn distrust(&self) {
+        (**self).distrust();
     }
 }
 

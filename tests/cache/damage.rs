@@ -384,13 +384,13 @@ proptest! {
 
 /// A cache with a tar of big and small members, a raw layer and a compressed one, all of them here, and
 /// what it takes to mount their kit offline.
-struct Full {
-    layers: Vec<(LayerKey, u64, Vec<u8>)>,
-    document: Digest,
+pub(super) struct Full {
+    pub(super) layers: Vec<(LayerKey, u64, Vec<u8>)>,
+    pub(super) document: Digest,
 }
 
 impl Full {
-    fn fill(cache: &Arc<Cache>) -> Self {
+    pub(super) fn fill(cache: &Arc<Cache>) -> Self {
         let toc = toc(&[100, 300_000, MIB + 5, 70_000]);
         let (tar, raw, packed) = (archive(&toc, 1), content(2, MIB), content(3, MIB + 7));
         let store = cache.layer(key(&tar, Format::Tar), tar.len() as u64).unwrap();

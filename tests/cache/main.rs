@@ -1,6 +1,7 @@
 //! The cache folder as a whole: what is kept over restarts, damage and evictions.
 
 mod damage;
+mod pages;
 mod passthrough;
 #[path = "../support/mod.rs"]
 mod support;

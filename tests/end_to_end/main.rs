@@ -10,6 +10,7 @@ mod differential;
 mod failover;
 mod frozen;
 mod golden_kits;
+mod healing;
 mod idle_mounts;
 mod indexes;
 mod keeper;

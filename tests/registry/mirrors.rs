@@ -1,7 +1,7 @@
 //! Registries that are reached at other addresses.
 
 use kitfs::source::mirrors::Mirrors;
-use kitfs::source::{Repository, SourceError};
+use kitfs::source::{BlobSource, Repository, SourceError};
 use std::sync::Arc;
 
 use crate::setup::{NAME, client_with, content, manifest, read, repository};
@@ -85,4 +85,24 @@ async fn tags_are_not_resolved_by_a_mirror_that_may_only_be_pulled_from() {
     assert_eq!(server.requests_to(At::Registry, "/manifests/").len(), 1);
     assert_eq!(mirror.requests_to(At::Registry, "/blobs/").len(), 1);
     assert_eq!(mirror.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_mirror_that_sent_wrong_bytes_is_left_alone() {
+    let [mirror, server] = [registry().await, registry().await];
+    let blob = mirror.push_blob(NAME, content(1000));
+    server.push_blob(NAME, content(1000));
+    let far = open_far(&format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+        server.host(),
+        mirror.host()
+    ));
+    read(&far, blob, 0..10).await.unwrap();
+    // Each address but the last is left alone once it is distrusted.
+    for _ in 0..2 {
+        far.distrust();
+        read(&far, blob, 0..10).await.unwrap();
+    }
+    assert_eq!(mirror.requests_to(At::Registry, "/blobs/").len(), 1);
+    assert_eq!(server.requests_to(At::Registry, "/blobs/").len(), 2);
 }

@@ -1,4 +1,4 @@
-//! The writes and syncs of the cache in order, and the states that a power cut may leave (tests only).
+//! The writes and syncs of the cache in order, and the states that a power cut or a kill may leave (tests only).
 //!
 //! A disk keeps what was synced. Of everything after the last sync it keeps anything: any of the
 //! writes to a file, in a file whose name may be lost; of the names in a folder, those of the changes
@@ -135,13 +135,31 @@ impl Journal {
         survives: &mut dyn FnMut() -> bool,
     ) {
         let steps = self.0.lock().steps[..steps].to_vec();
-        let files = contents(&steps, survives);
-        let mut names = HashMap::new();
-        for step in surviving_names(&steps, survives) {
-            apply(step, &mut names);
-        }
-        write_out(&names, &files, to);
+        write_out_after(&steps, to, survives);
     }
+
+    /// Makes in the empty folder `to` what a process leaves that is killed after the first `steps` steps:
+    /// all of them, and `share` of the next one where that is a write.
+    pub(in crate::cache) fn kill(&self, steps: usize, share: f64, to: &Path) {
+        let record = self.0.lock();
+        let mut done = record.steps[..steps].to_vec();
+        if let Some(Step::Write { file, at, bytes }) = record.steps.get(steps) {
+            let length = (bytes.len() as f64 * share) as usize;
+            done.push(Step::Write { file: *file, at: *at, bytes: bytes[..length].to_vec() });
+        }
+        drop(record);
+        write_out_after(&done, to, &mut || true);
+    }
+}
+
+/// Makes what is left of these steps.
+fn write_out_after(steps: &[Step], to: &Path, survives: &mut dyn FnMut() -> bool) {
+    let files = contents(steps, survives);
+    let mut names = HashMap::new();
+    for step in surviving_names(steps, survives) {
+        apply(step, &mut names);
+    }
+    write_out(&names, &files, to);
 }
 
 /// The bytes of each file: all that was synced, and any of what was not.

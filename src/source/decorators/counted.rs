@@ -89,6 +89,10 @@ impl<S: BlobSource> BlobSource for Counted<S> {
     fn place(&self) -> Option<String> {
         self.source.place()
     }
+
+    fn distrust(&self) {
+        self.source.distrust();
+    }
 }
 
 super::pass_on_manifests_and_tags!(Counted);

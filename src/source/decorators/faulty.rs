@@ -121,6 +121,10 @@ impl<S: BlobSource> BlobSource for Faulty<S> {
     fn place(&self) -> Option<String> {
         self.source.place()
     }
+
+    fn distrust(&self) {
+        self.source.distrust();
+    }
 }
 
 type Pieces = futures_util::stream::BoxStream<'static, Result<Bytes, SourceError>>;

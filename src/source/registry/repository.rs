@@ -39,6 +39,10 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
 /// would first wait for the mirror's time-out.
 const MIRROR_PAUSE: Duration = Duration::from_secs(30);
 
+/// The time in which a mirror that sent wrong bytes is not asked again: a layer of 60 GB comes in it from
+/// elsewhere, at 1 Gbit/s.
+const DISTRUST: Duration = Duration::from_secs(600);
+
 /// One repository of a registry.
 pub(super) struct RegistryRepository(Arc<Remote>);
 
@@ -116,6 +120,10 @@ impl BlobSource for RegistryRepository {
         // Each set of network options has its own client, which lives as long as its sources.
         Some(format!("{:p} {}", Arc::as_ptr(&self.0.client), self.0.name))
     }
+
+    fn distrust(&self) {
+        self.0.distrust();
+    }
 }
 
 impl Repository for RegistryRepository {
@@ -175,6 +183,20 @@ impl Remote {
         self.first_of(timing, errand, |endpoint| endpoint.can_resolve, ask).await
     }
 
+    /// Leaves the mirror alone that is asked for content first. The registry itself is always asked.
+    fn distrust(&self) {
+        let pulled = self.endpoints.iter().filter(|(endpoint, _)| endpoint.can_pull);
+        let mut mirrors: Vec<_> = pulled.map(|(_, pause)| pause).collect();
+        mirrors.pop();
+        if let Some(pause) = mirrors.into_iter().find(|pause| !pause.is_on()) {
+            tracing::warn!(
+                repository = self.name,
+                "a mirror sent wrong bytes: leaving it alone for {DISTRUST:?}"
+            );
+            pause.begin(DISTRUST);
+        }
+    }
+
     /// The first answer of the endpoints that `may` be asked.
     pub(super) async fn first_of<T, Ask, Asked>(
         &self,
@@ -210,7 +232,7 @@ impl Remote {
                     // A missing blob says nothing about the mirror, and the next one may have it.
                     if error.is_retryable() || matches!(error, SourceError::Untrusted { .. }) {
                         tracing::warn!(%error, "leaving a mirror alone for {MIRROR_PAUSE:?}");
-                        pause.begin();
+                        pause.begin(MIRROR_PAUSE);
                     } else {
                         tracing::debug!(%error, "a mirror failed, asking the next");
                     }
@@ -286,8 +308,8 @@ impl Pause {
         self.0.lock().is_some_and(|until| Instant::now() < until)
     }
 
-    fn begin(&self) {
-        *self.0.lock() = Some(Instant::now() + MIRROR_PAUSE);
+    fn begin(&self, time: Duration) {
+        *self.0.lock() = Some(Instant::now() + time);
     }
 }
 
