@@ -110,7 +110,7 @@ fn check(left: &Path, kinds: &[Kind]) {
             }
         }
         counted += store.resident_bytes();
-        let known = ["meta", "meta.copy", "toc", "toc.copy", "chunks", "chunks.copy"];
+        let known = ["meta", "meta.copy", "toc", "toc.copy", "chunks", "chunks.copy", "trusted"];
         for entry in std::fs::read_dir(&folder).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             let is_content = ["stream", "members"].contains(&&*name) && store.contents().is_some();

@@ -11,11 +11,15 @@
 //! is lost, or cannot be used, is made again from the other one. A file that cannot be used is set aside
 //! (`*.damaged`).
 //!
+//! A disk may change a file that is open, and redb panics on pages that contradict each other. Such a file is
+//! not used any more until the next start, and the other one stands for it.
+//!
 //! A change is not made where the disk has too little room for it: a database that met a full disk in
 //! the middle of a commit is of no use until it is opened again.
 
 use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use redb::backends::FileBackend;
@@ -52,7 +56,54 @@ pub(super) const CHANGE_BYTES: u64 = 4 * 1024 * 1024;
 pub(super) struct State {
     root: Arc<Root>,
     /// None where the disk took neither.
-    databases: OnceLock<Vec<Database>>,
+    files: OnceLock<Vec<StateFile>>,
+}
+
+/// An open state file, which something may damage.
+struct StateFile {
+    /// `None` only while it is dropped.
+    database: Option<Database>,
+    /// Whether its pages turned out to contradict each other.
+    is_broken: AtomicBool,
+}
+
+impl StateFile {
+    fn new(database: Database) -> Self {
+        Self { database: Some(database), is_broken: AtomicBool::new(false) }
+    }
+
+    fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::SeqCst)
+    }
+
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        let database = self.database.as_ref().filter(|_| !self.is_broken());
+        let worked = database.map(|database| unless_broken(|| work(database)));
+        worked.flatten().unwrap_or_else(|| {
+            self.is_broken.store(true, Ordering::SeqCst);
+            Err(redb::Error::Corrupted(CONTRADICTION.to_owned()))
+        })
+    }
+}
+
+impl Drop for StateFile {
+    fn drop(&mut self) {
+        let database = self.database.take();
+        // A clean end writes to the file. Without one, all of it is checked when it is next opened, as always.
+        unless_broken(|| drop(database));
+    }
+}
+
+/// The reason in words of a panic in redb.
+const CONTRADICTION: &str = "its pages contradict each other";
+
+/// Does work with a file that anything may have changed; `None` where redb panics. It asserts what its own
+/// files promise.
+fn unless_broken<T>(work: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
 /// A kit that was recorded.
@@ -66,28 +117,28 @@ pub(super) struct RecordedKit {
 impl State {
     /// The state files of a cache folder.
     pub(super) fn new(root: &Arc<Root>) -> Self {
-        Self { root: root.clone(), databases: OnceLock::new() }
+        Self { root: root.clone(), files: OnceLock::new() }
     }
 
     /// Opens the files, unless they are open.
     pub(super) fn open_files(&self) {
-        self.databases();
+        self.files();
     }
 
-    fn databases(&self) -> &[Database] {
-        self.databases.get_or_init(|| {
+    fn files(&self) -> &[StateFile] {
+        self.files.get_or_init(|| {
             let opened = NAMES.map(|name| open_existing(&self.root.place(name)));
-            let rows = opened.iter().flatten().find_map(|database| Rows::read(database).ok());
+            let rows = opened.iter().flatten().find_map(|file| file.with(Rows::read).ok());
             let rows = rows.unwrap_or_default();
             let is_new = opened.iter().any(Option::is_none);
-            let databases = NAMES.into_iter().zip(opened).filter_map(|(name, opened)| {
+            let files = NAMES.into_iter().zip(opened).filter_map(|(name, opened)| {
                 opened.or_else(|| make(&self.root.place(name), &rows))
             });
-            let databases = databases.collect();
+            let files = files.collect();
             if is_new && let Err(error) = self.root.place("").sync_folder() {
                 tracing::warn!(%error, "the names of the state files were not synced");
             }
-            databases
+            files
         })
     }
 
@@ -104,13 +155,29 @@ impl State {
 
     /// The manifest that an origin was last resolved to.
     pub(super) fn recall(&self, origin: &str) -> Result<Option<Digest>, redb::Error> {
-        let Some(database) = self.databases().first() else { return Ok(None) };
-        let read = database.begin_read()?;
-        let origins = match read.open_table(ORIGINS) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-            origins => origins?,
-        };
-        Ok(origins.get(origin)?.map(|digest| Digest::from_sha256(digest.value())))
+        self.read(|database| {
+            let read = database.begin_read()?;
+            let origins = match read.open_table(ORIGINS) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                origins => origins?,
+            };
+            Ok(origins.get(origin)?.map(|digest| Digest::from_sha256(digest.value())))
+        })
+    }
+
+    /// Reads from the first file that can be used.
+    fn read<T: Default>(
+        &self,
+        read: impl Fn(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        let mut outcome = Ok(T::default());
+        for file in self.files() {
+            outcome = file.with(&read);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
     }
 
     pub(super) fn record_kit(
@@ -151,16 +218,18 @@ impl State {
         layers: &[LayerKey],
         now_seconds: i64,
     ) -> Result<bool, redb::Error> {
-        let Some(database) = self.databases().first() else { return Ok(false) };
-        let kits = match database.begin_read()?.open_table(KITS) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(false),
-            kits => kits?,
-        };
-        let Some(row) = kits.get((origin, *manifest.as_bytes()))? else { return Ok(false) };
-        let (seconds, names) = row.value();
-        let names: HashSet<&str> = names.lines().collect();
-        let is_recent = (0..RECORD_AGAIN_SECONDS).contains(&now_seconds.saturating_sub(seconds));
-        Ok(is_recent && layers.iter().all(|layer| names.contains(layer.folder_name().as_str())))
+        self.read(|database| {
+            let kits = match database.begin_read()?.open_table(KITS) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(false),
+                kits => kits?,
+            };
+            let Some(row) = kits.get((origin, *manifest.as_bytes()))? else { return Ok(false) };
+            let (seconds, names) = row.value();
+            let names: HashSet<&str> = names.lines().collect();
+            let age_seconds = now_seconds.saturating_sub(seconds);
+            let is_recent = (0..RECORD_AGAIN_SECONDS).contains(&age_seconds);
+            Ok(is_recent && layers.iter().all(|layer| names.contains(layer.folder_name().as_str())))
+        })
     }
 
     /// Forgets the kits and origins of manifests that `is_gone`.
@@ -179,21 +248,23 @@ impl State {
         change: impl Fn(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), redb::Error> {
         let mut outcome = Ok(());
-        for database in self.databases() {
-            let changed = database.begin_write().map_err(redb::Error::from).and_then(|write| {
+        for file in self.files() {
+            let changed = file.with(|database| {
+                let write = database.begin_write()?;
                 change(&write)?;
                 Ok(write.commit()?)
             });
-            // The first file is the one that is read.
-            outcome = outcome.and(changed);
+            // Nobody reads a broken file while there is another one.
+            if !file.is_broken() || self.files().iter().all(StateFile::is_broken) {
+                outcome = outcome.and(changed);
+            }
         }
         outcome
     }
 
     /// Every recorded kit, by origin.
     pub(super) fn kits(&self) -> Result<Vec<RecordedKit>, redb::Error> {
-        let Some(database) = self.databases().first() else { return Ok(Vec::new()) };
-        let rows = Rows::read(database)?.kits.into_iter();
+        let rows = self.read(Rows::read)?.kits.into_iter();
         let kits = rows.map(|(origin, manifest, _, names)| RecordedKit {
             origin,
             manifest: Digest::from_sha256(manifest),
@@ -253,12 +324,12 @@ impl Rows {
 }
 
 /// A state file as it is; one that cannot be used is set aside.
-fn open_existing(place: &Place) -> Option<Database> {
+fn open_existing(place: &Place) -> Option<StateFile> {
     if !place.exists() {
         return None;
     }
     match open_database(place) {
-        Ok(database) => Some(database),
+        Ok(file) => Some(file),
         Err(reason) => {
             let name = place.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
             let aside = place.with_name(format!("{name}.damaged"));
@@ -270,13 +341,13 @@ fn open_existing(place: &Place) -> Option<Database> {
 }
 
 /// A new state file with these rows; none where the disk does not take it.
-fn make(place: &Place, rows: &Rows) -> Option<Database> {
-    let made = open_database(place).and_then(|database| {
-        rows.write(&database).map_err(|error| error.to_string())?;
-        Ok(database)
+fn make(place: &Place, rows: &Rows) -> Option<StateFile> {
+    let made = open_database(place).and_then(|file| {
+        file.with(|database| rows.write(database)).map_err(|error| error.to_string())?;
+        Ok(file)
     });
     match made {
-        Ok(database) => Some(database),
+        Ok(file) => Some(file),
         Err(reason) => {
             tracing::warn!(file = %place, reason, "a state file of the cache cannot be made");
             // A half of it would be in the way of the next try.
@@ -305,7 +376,7 @@ fn forget_oldest(kits: &mut Kits<'_>) -> Result<(), redb::Error> {
 }
 
 /// Opens or creates a database, all of its pages checked; a reason in words where it cannot be used.
-fn open_database(place: &Place) -> Result<Database, String> {
+fn open_database(place: &Place) -> Result<StateFile, String> {
     let file = place.open_or_create().map_err(|error| error.to_string())?.into_std();
     let open = || {
         redb::Builder::new()
@@ -313,11 +384,10 @@ fn open_database(place: &Place) -> Result<Database, String> {
             .set_check_integrity_on_open(true)
             .create_with_backend(FileBackend::new(file)?)
     };
-    // redb asserts what its own files promise; those on disk may have been changed by anything.
-    match std::panic::catch_unwind(AssertUnwindSafe(open)) {
-        Ok(Ok(database)) => Ok(database),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("its pages contradict each other".to_owned()),
+    match unless_broken(open) {
+        Some(Ok(database)) => Ok(StateFile::new(database)),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err(CONTRADICTION.to_owned()),
     }
 }
 
@@ -400,7 +470,7 @@ mod tests {
                 let state = open(folder.path());
                 assert_eq!(state.recall("a").unwrap(), Some(Digest::of(b"1")));
                 assert_eq!(state.kits().unwrap().len(), 1);
-                assert_eq!(state.databases().len(), 2);
+                assert_eq!(state.files().len(), 2);
                 let aside = folder.path().join(format!("{name}.damaged"));
                 assert_eq!(aside.exists(), !is_lost);
                 drop(state);
@@ -442,7 +512,7 @@ mod tests {
         for (origin, seconds) in [("a", 7), ("b", 5), ("c", 6)] {
             state.record_kit(origin, Digest::of(b"1"), &[], seconds).unwrap();
         }
-        let write = state.databases()[0].begin_write().unwrap();
+        let write = state.files()[0].database.as_ref().unwrap().begin_write().unwrap();
         forget_oldest(&mut write.open_table(KITS).unwrap()).unwrap();
         write.commit().unwrap();
         let origins: Vec<String> =
