@@ -9,7 +9,8 @@ use super::*;
 use crate::layer::layout::Placed;
 use crate::layer::{CacheFile, ChunkId};
 
-/// The kills of an ordinary run. `KITFS_KILLS` asks for another number, up to one before each step.
+/// The kills of an ordinary run. `KITFS_KILLS`, when the test is compiled, asks for another number, up to one
+/// before each step.
 const KILLS: usize = 40;
 
 /// A byte of the second kind that comes wrong at first.
@@ -133,7 +134,7 @@ fn check(left: &Path, kinds: &[Kind]) {
 fn a_process_killed_at_any_step_leaves_no_wrong_byte_and_none_that_nobody_counts() {
     let (folder, journal, kinds) = (tempfile::tempdir().unwrap(), Journal::default(), kinds());
     work(folder.path(), &journal, &kinds);
-    let wanted = std::env::var("KITFS_KILLS").map_or(KILLS, |number| number.parse().unwrap());
+    let wanted = option_env!("KITFS_KILLS").map_or(KILLS, |number| number.parse().unwrap());
     let stride = journal.len().div_ceil(wanted).max(1);
     let first = rand_below(stride);
     for (index, steps) in (first..=journal.len()).step_by(stride).enumerate() {
