@@ -143,7 +143,7 @@ impl<W> Gate<W> {
         let limit = self.allowance.limit();
         let has_room =
             |running: &rooms::Running, kind| running.has_room(limit, kind, Priority::OnDemand);
-        while let Some(first) = self.first(&standing, |rank| has_room(&running, rank.priority)) {
+        while let Some(first) = self.first(&standing, |rank| has_room(&running, rank.room())) {
             running.add(first.1.priority);
             self.shares.start(first.1.user, &standing);
             standing.start(first.1.user);

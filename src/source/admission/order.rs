@@ -132,6 +132,15 @@ impl Shares {
 }
 
 impl Rank {
+    /// The priority whose room the request may use. The readahead of a user who is behind may use the slot that
+    /// is kept for readers: else the readers of one user would keep it from the other for ever.
+    pub(super) fn room(&self) -> Priority {
+        match self.is_behind && self.priority == Priority::Readahead {
+            true => Priority::OnDemand,
+            false => self.priority,
+        }
+    }
+
     /// Whether a reader waits for it, or a user who is behind.
     pub(super) fn is_urgent(&self) -> bool {
         self.is_behind || self.priority == Priority::OnDemand

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The rooms lie within one another: all background requests together hold half of the limit, not a
-//! half and a quarter. So a reader finds a slot unless other readers hold all of them.
+//! half and a quarter. So a reader finds a slot unless other readers hold all of them, or the readahead of a
+//! user who is behind.
 
 use crate::source::Priority;
 
