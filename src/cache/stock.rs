@@ -152,6 +152,10 @@ impl Shared {
 
     fn look_at(&self, known: &Known) -> Stock {
         let folder = self.layer_folder(known.key);
+        if !folder.exists() {
+            // A layer that is new to the cache.
+            return Stock::Counted;
+        }
         let meta = match mending::read_meta(&folder, known.key) {
             Ok(meta) => meta,
             Err(error) => {

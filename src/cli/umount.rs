@@ -94,6 +94,7 @@ async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<Unmoun
     let server = Backend::of_mount(place).await?;
     // The question for the daemon hangs, too, and keeps the mount busy.
     let is_silent = matches!(server, Server::Silent);
+    let is_dead = matches!(server, Server::Gone);
     let daemon = match (server, settings.daemon()) {
         (Server::Daemon(daemon), _) => Some(daemon),
         // The daemon may still have a mount that it is making, or that this process does not see.
@@ -129,7 +130,7 @@ async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<Unmoun
         }
         Ok(ended) => {
             ended?;
-            if let Ok(config) = settings.daemon() {
+            if is_dead && let Ok(config) = settings.daemon() {
                 daemon::forget_dead(&config, place).await?;
             }
             Ok(UnmountReport::default())
