@@ -104,6 +104,22 @@ pub struct FetchUsage {
     pub fetched_bytes: u64,
 }
 
+/// The user for whom a layer is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opener {
+    /// The user.
+    pub user: UserId,
+    /// Whether the host of the source is the one that other users reach by the same name. A user who skips the
+    /// check of certificates, or has a proxy for plain http, may reach a host of the user's own.
+    pub is_vouched: bool,
+}
+
+impl From<UserId> for Opener {
+    fn from(user: UserId) -> Self {
+        Self { user, is_vouched: true }
+    }
+}
+
 /// Which layer to open, and what its manifest says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
@@ -186,7 +202,7 @@ impl Fetcher {
     /// The contents of a layer that the cache does not know are found out from `source`: by the headers alone for an
     /// uncompressed tar, by one sequential pass for a compressed layer (`progress` is told the
     /// blob bytes passed so far). A layer that is open already is shared, and remembers `source`
-    /// as another place to fetch from. `user` waits for the contents, and for all reads of the returned layer.
+    /// as another place to fetch from. The user of `opener` waits for the contents, and for all reads of the returned layer.
     ///
     /// # Errors
     /// When the source fails, the content is malformed, or the layer is poisoned.
@@ -194,20 +210,22 @@ impl Fetcher {
         &self,
         spec: LayerSpec,
         source: Arc<dyn BlobSource>,
-        user: UserId,
+        opener: impl Into<Opener>,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Arc<Layer>, FetchError> {
+        let opener = opener.into();
+        let user = opener.user;
         let source: Arc<dyn BlobSource> = Arc::new(Counted::with(source, self.counts.clone()));
         let slot = self.layers.lock().entry(spec.key()).or_default().clone();
         let mut open = slot.lock().await;
         if let Some(layer) = open.upgrade(user) {
-            self.admit(spec, layer.store(), &source, user).await?;
+            self.admit(spec, layer.store(), &source, opener).await?;
             let line = self.line_to(&source);
             layer.add_source(source, line);
             return Ok(layer);
         }
         let store = self.open_store(spec).await?;
-        self.admit(spec, &store, &source, user).await?;
+        self.admit(spec, &store, &source, opener).await?;
         if let LayerState::Poisoned { got } = store.state() {
             return Err(FetchError::Poisoned { expected: spec.blob.digest, got });
         }
@@ -240,12 +258,12 @@ impl Fetcher {
         spec: LayerSpec,
         store: &Arc<LayerStore>,
         source: &Arc<dyn BlobSource>,
-        user: UserId,
+        opener: Opener,
     ) -> Result<(), FetchError> {
         if !self.config.has_users {
             return Ok(());
         }
-        sharing::admit(&self.cache, spec, store, source, user).await
+        sharing::admit(&self.cache, spec, store, source, opener).await
     }
 
     /// Adds a source that is asked for a layer's bytes when those before it fail.

@@ -23,7 +23,7 @@ use futures_util::StreamExt;
 use futures_util::future::try_join_all;
 use sha2::{Digest as _, Sha256};
 
-use super::{FetchError, LayerSpec, off_the_runtime};
+use super::{FetchError, LayerSpec, Opener, off_the_runtime};
 use crate::cache::{Cache, LayerState, LayerStore, Lookup};
 use crate::layer::StreamOffset;
 use crate::oci::Digest;
@@ -48,10 +48,15 @@ pub(super) async fn admit(
     spec: LayerSpec,
     store: &Arc<LayerStore>,
     source: &Arc<dyn BlobSource>,
-    user: UserId,
+    opener: Opener,
 ) -> Result<(), FetchError> {
+    let Opener { user, is_vouched } = opener;
     let host = source.host().unwrap_or_else(|| "this machine".into());
-    let name = format!("layer {} at {host}", spec.blob.digest);
+    let name = match is_vouched {
+        true => format!("layer {} at {host}", spec.blob.digest),
+        // By the same name others reach another host.
+        false => format!("layer {} at {host} of user {}", spec.blob.digest, user.0),
+    };
     let (known, recalled) = (cache.clone(), name.clone());
     if off_the_runtime(move || known.recall(&recalled)).await == Some(spec.blob.digest) {
         return Ok(());

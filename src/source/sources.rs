@@ -75,6 +75,13 @@ impl Sources {
 
 impl Repositories for Sources {
     fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError> {
+        if self.user.is_some() && !matches!(origin, Origin::Registry(_)) {
+            // A kit could name a folder of this machine as its parent.
+            return Err(SourceError::Configuration {
+                what: origin.to_string(),
+                detail: "the system daemon opens no folder of this machine".to_owned(),
+            });
+        }
         match origin {
             Origin::Registry(reference) => Ok(self.registries.repository(reference)?),
             Origin::OciLayout { folder, repository, .. } => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kitfs::cache::{Cache, CacheConfig, LayerState};
-use kitfs::fetch::{FetchConfig, FetchError, Fetcher, Layer, LayerSpec};
+use kitfs::fetch::{FetchConfig, FetchError, Fetcher, Layer, LayerSpec, Opener};
 use kitfs::oci::{Compression, Format};
 use kitfs::source::SourceError;
 use kitfs::source::admission::UserId;
@@ -107,4 +107,20 @@ async fn hosts_that_have_a_layer_are_known_after_a_restart() {
     open(&fetcher, source.raw(), &source, 2).await.unwrap();
     let other = Memory::at_host(content(1, MIB), "other.example");
     assert!(is_refused(&open(&fetcher, source.raw(), &other, 2).await));
+}
+
+#[tokio::test]
+async fn what_a_user_reaches_by_a_proxy_counts_as_another_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let fetcher = shared(folder.path());
+    let real = Memory::at_host(content(1, MIB), "near.example");
+    let fake = Memory::at_host(content(2, MIB), "near.example");
+    let opener = Opener { user: UserId(2), is_vouched: false };
+    let layer = open(&fetcher, real.raw(), &real, 1).await.unwrap();
+    let opened = fetcher.open(real.raw(), fake.clone(), opener, &|_| {}).await;
+    assert!(is_refused(&opened));
+    assert!(read(&layer, 0..MIB).await.unwrap() == real.bytes);
+    assert_eq!(layer.confirmed().await, LayerState::Confirmed);
+    let opened = fetcher.open(real.raw(), fake.clone(), opener, &|_| {}).await;
+    assert!(is_refused(&opened));
 }

@@ -52,6 +52,12 @@ pub struct NetworkOptions {
 }
 
 impl NetworkOptions {
+    /// Whether other users reach the same hosts by the same names: certificates are checked, and no proxy of the
+    /// user answers plain http.
+    pub fn is_vouched(&self) -> bool {
+        !(self.plain_http || self.insecure_tls || self.http_proxy.is_some())
+    }
+
     /// Whether the options name files that a daemon would read.
     pub fn has_paths(&self) -> bool {
         let Self { ca_files, client_certificate, client_key, registries_dir, .. } = self;

@@ -82,6 +82,7 @@ impl Service {
     ) -> Result<LoadedKit, Failure> {
         let sources = self.networks.sources(&request.network)?;
         let user = request.network.user;
+        let is_vouched = request.network.is_vouched();
         let request = LoadRequest {
             origin: Origin::parse(&request.reference)?,
             labels: LabelSelector::parse(&request.labels)?,
@@ -90,6 +91,7 @@ impl Service {
             remote: !request.no_remote,
             umask: request.umask & 0o777,
             user: user.map_or_else(UserId::of_process, UserId),
+            is_vouched,
         };
         // The log of a mount in the foreground is all that its user sees.
         let logged_tenths = AtomicU64::new(0);

@@ -150,7 +150,7 @@ impl<'a> Documents<'a> {
         Ok(Found { digest, document, warning: Some(warning), is_chosen: false })
     }
 
-    /// Notes that the registry lets the user have a manifest.
+    /// Notes that the registry lets the user have a document.
     async fn note_right(&self, digest: Digest) -> Result<(), LoadError> {
         match self.user {
             Some(_) => self.remember(self.pinned(digest), digest).await,
@@ -161,6 +161,15 @@ impl<'a> Documents<'a> {
     async fn has_right(&self, digest: Digest) -> bool {
         let name = self.remembered_name(self.pinned(digest));
         with_cache(self.cache, move |cache| cache.recall(&name)).await == Some(digest)
+    }
+
+    /// A document that the cache has, if the user may have it. An index or a manifest of a registry of the
+    /// user's own could name any digest.
+    async fn kept_for_user(&self, digest: Digest) -> Option<Bytes> {
+        if self.user.is_some() && !self.has_right(digest).await {
+            return None;
+        }
+        self.kept(digest).await
     }
 
     fn pinned(&self, digest: Digest) -> String {
@@ -185,10 +194,11 @@ impl<'a> Documents<'a> {
 
     /// A document that is known by its digest.
     pub(super) async fn by_digest(&self, digest: Digest) -> Result<Document, LoadError> {
-        if let Some(bytes) = self.kept(digest).await {
+        if let Some(bytes) = self.kept_for_user(digest).await {
             return Document::decode(&bytes).of(self.kin);
         }
         let bytes = self.ask(Question::Document(digest)).await?;
+        self.note_right(digest).await?;
         self.keep(digest, &bytes).await
     }
 
@@ -198,10 +208,11 @@ impl<'a> Documents<'a> {
         if let Some(bytes) = manifest.config.content() {
             return Ok(bytes);
         }
-        if let Some(bytes) = self.kept(blob.digest).await {
+        if let Some(bytes) = self.kept_for_user(blob.digest).await {
             return Ok(bytes);
         }
         let bytes = self.ask(Question::Config(blob)).await?;
+        self.note_right(blob.digest).await?;
         self.put(blob.digest, bytes.clone()).await?;
         Ok(bytes)
     }

@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 
 use super::kit::LoadedKit;
 use crate::cache::LayerKey;
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, Opener};
 use crate::kit::{Additions, Filters};
 use crate::oci::{LabelSelector, Origin};
 use crate::source::Repositories;
@@ -77,6 +77,8 @@ pub struct LoadRequest {
     pub umask: u32,
     /// The user who waits for the kit, and for what is read of it.
     pub user: UserId,
+    /// Whether other users reach the same hosts by the same names; see [`Opener`].
+    pub is_vouched: bool,
 }
 
 impl LoadRequest {
@@ -91,6 +93,7 @@ impl LoadRequest {
             remote: true,
             umask: 0,
             user: UserId::default(),
+            is_vouched: true,
         }
     }
 }
@@ -121,7 +124,8 @@ pub async fn load(
         }
         gathered.warnings.push(format!("{idle} takes nothing; the kit has {offered}"));
     }
-    let opened = open_layers(fetcher, wanted, &mut gathered, request.user, progress).await?;
+    let opener = Opener { user: request.user, is_vouched: request.is_vouched };
+    let opened = open_layers(fetcher, wanted, &mut gathered, opener, progress).await?;
 
     let kit = description.kit;
     let kitfile = kit.kitfile_yaml.clone().filter(|_| request.filters.takes_kitfile());

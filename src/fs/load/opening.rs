@@ -15,9 +15,8 @@ use super::merging::MergedLayer;
 use super::waiting::with_cache;
 use super::wanted::Wanted;
 use crate::cache::{Contents, LayerKey};
-use crate::fetch::{FetchError, Fetcher, Layer};
+use crate::fetch::{FetchError, Fetcher, Layer, Opener};
 use crate::kit::{Tree, TreeError};
-use crate::source::admission::UserId;
 
 /// Layers opened at once: enough to hide the round trips of a kit of hundreds of shards (each
 /// costs one or two small requests), and within what a registry client's own limit per host lets
@@ -80,7 +79,7 @@ pub(super) async fn open_layers(
     fetcher: &Arc<Fetcher>,
     wanted: Vec<Wanted>,
     gathered: &mut Gathered,
-    user: UserId,
+    opener: Opener,
     progress: Progress<'_>,
 ) -> Result<Opened, LoadError> {
     let unique = unique(&wanted);
@@ -88,7 +87,7 @@ pub(super) async fn open_layers(
     let opening: Vec<_> = unique
         .iter()
         .enumerate()
-        .map(|(position, layer)| open_layer(fetcher, layer, position, user, &passes, progress))
+        .map(|(position, layer)| open_layer(fetcher, layer, position, opener, &passes, progress))
         .collect();
     // Unordered: the first layer to fail ends it, though earlier ones still take their pass.
     let mut opening = stream::iter(opening).buffer_unordered(OPEN_AT_ONCE);
@@ -139,17 +138,17 @@ async fn open_layer<'a>(
     fetcher: &Fetcher,
     layer: &'a Wanted,
     position: usize,
-    user: UserId,
+    opener: Opener,
     passes: &Passes,
     progress: Progress<'_>,
 ) -> (&'a Wanted, Result<Arc<Layer>, LoadError>) {
     let hear = |passed| passes.hear(position, passed, progress);
-    let mut opened = fetcher.open(layer.spec, layer.source.clone(), user, &hear).await;
+    let mut opened = fetcher.open(layer.spec, layer.source.clone(), opener, &hear).await;
     if let Some(fallback) = &layer.fallback {
         match &opened {
             Ok(opened) => fetcher.add_fallback(opened, fallback.clone()),
             Err(FetchError::Source(_)) => {
-                opened = fetcher.open(layer.spec, fallback.clone(), user, &hear).await;
+                opened = fetcher.open(layer.spec, fallback.clone(), opener, &hear).await;
             }
             Err(_) => {}
         }
