@@ -1,7 +1,6 @@
 //! The worker's end of the socket between keeper and worker.
 
 use std::io;
-use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -68,15 +67,8 @@ impl Channel {
     ///
     /// # Errors
     /// When the keeper is gone.
-    pub fn hold(
-        &self,
-        number: u64,
-        connection: Option<NonZeroU32>,
-        device: BorrowedFd<'_>,
-        record: BorrowedFd<'_>,
-        opens: BorrowedFd<'_>,
-    ) -> io::Result<()> {
-        self.send(Message::Hold { number, connection }, &[device, record, opens])
+    pub fn hold(&self, mount: &Held) -> io::Result<()> {
+        Ok(mount.send(&self.socket, true)?)
     }
 
     /// The mount has ended.

@@ -5,13 +5,15 @@ use std::num::NonZeroU32;
 /// The length of a datagram, in bytes: the kind, then both numbers in little-endian order.
 pub(super) const BYTES: usize = 13;
 
-/// The number of descriptors that come with [`Message::Hold`].
+/// The number of descriptors that come with [`Message::Hold`]: without an owner, and with one.
 pub(super) const DESCRIPTORS: usize = 3;
+pub(super) const MOST_DESCRIPTORS: usize = 4;
 
 /// A datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Message {
-    /// To the worker: a mount of its predecessor. To the keeper: a new mount. With the device, the record and the open files.
+    /// To the worker: a mount of its predecessor. To the keeper: a new mount. With the device, the
+    /// record, the open files, and the owner if there is one.
     Hold {
         /// The mount.
         number: u64,

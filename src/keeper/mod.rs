@@ -54,4 +54,6 @@ pub struct Held {
     pub record: OwnedFd,
     /// A file with the open files of the mount.
     pub opens: OwnedFd,
+    /// The process whose end ends the mount (pidfd_open(2)), if there is one.
+    pub owner: Option<OwnedFd>,
 }

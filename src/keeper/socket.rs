@@ -13,7 +13,7 @@ use rustix::net::{
 };
 
 use super::Held;
-use super::message::{BYTES, DESCRIPTORS, Message};
+use super::message::{BYTES, DESCRIPTORS, MOST_DESCRIPTORS, Message};
 
 /// A received datagram.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(super) fn send(
     may_wait: bool,
 ) -> rustix::io::Result<()> {
     let bytes = message.encode();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(descriptors));
@@ -71,7 +71,7 @@ pub(super) fn send(
 pub(super) fn receive(socket: impl AsFd, may_wait: bool) -> rustix::io::Result<Received> {
     // One byte more, so that a longer datagram shows.
     let mut bytes = [0; BYTES + 1];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
     let flags = if may_wait { flags } else { flags | RecvFlags::DONTWAIT };
@@ -85,7 +85,7 @@ pub(super) fn receive(socket: impl AsFd, may_wait: bool) -> rustix::io::Result<R
             Err(error) => return Err(error),
         }
     };
-    let mut descriptors = Vec::with_capacity(DESCRIPTORS);
+    let mut descriptors = Vec::with_capacity(MOST_DESCRIPTORS);
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(sent) = message {
             descriptors.extend(sent);
@@ -99,10 +99,11 @@ pub(super) fn receive(socket: impl AsFd, may_wait: bool) -> rustix::io::Result<R
         return Err(Errno::MFILE);
     }
     Ok(match (Message::decode(&bytes[..received.bytes]), descriptors.len()) {
-        (Some(Message::Hold { number, connection }), DESCRIPTORS) => {
+        (Some(Message::Hold { number, connection }), DESCRIPTORS..=MOST_DESCRIPTORS) => {
+            let owner = descriptors.drain(DESCRIPTORS..).next();
             let [device, record, opens] =
                 <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).expect("they were counted");
-            Received::Held(Held { number, connection, device, record, opens })
+            Received::Held(Held { number, connection, device, record: record.into(), opens, owner })
         }
         (Some(Message::Replacing), 1) => {
             Received::Program(descriptors.pop().expect("it was counted"))
@@ -113,7 +114,16 @@ pub(super) fn receive(socket: impl AsFd, may_wait: bool) -> rustix::io::Result<R
 }
 
 impl Held {
-    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; DESCRIPTORS] {
-        [self.device.as_fd(), self.record.as_fd(), self.opens.as_fd()]
+    /// Sends the mount.
+    pub(super) fn send(&self, socket: impl AsFd, may_wait: bool) -> rustix::io::Result<()> {
+        let [device, record, opens] =
+            [self.device.as_fd(), self.record.as_fd(), self.opens.as_fd()];
+        let message = Message::Hold { number: self.number, connection: self.connection };
+        match &self.owner {
+            None => send(socket, message, &[device, record, opens], may_wait),
+            Some(owner) => {
+                send(socket, message, &[device, record, opens, owner.as_fd()], may_wait)
+            }
+        }
     }
 }

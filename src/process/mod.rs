@@ -2,10 +2,12 @@
 //!
 //! - [`running_time`]: deadlines that do not run while the process is stopped.
 //! - [`limits`]: open files, and what programs that are started get of the limit.
+//! - [`pidfd`]: another process, and its end.
 //! - [`view`]: the part of the file tree that this process sees.
 //!
 //! Every room may use it, and it uses none.
 
 pub mod limits;
+pub mod pidfd;
 pub mod running_time;
 pub mod view;

@@ -309,12 +309,7 @@ impl<P: Programs> Keeper<P> {
                 worker.to_hand_over.pop_front();
                 continue;
             };
-            match socket::send(
-                &worker.socket,
-                Message::Hold { number: *number, connection: held.connection },
-                &held.descriptors(),
-                false,
-            ) {
+            match held.send(&worker.socket, false) {
                 Ok(()) => {
                     worker.to_hand_over.pop_front();
                 }
