@@ -42,7 +42,7 @@ fn the_help_names_every_command() {
 }
 
 /// Every command, and the commands below it.
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 26] = [
     "mount",
     "umount",
     "status",
@@ -61,6 +61,7 @@ const COMMANDS: [&str; 25] = [
     "cache clear",
     "cache verify",
     "serve",
+    "run",
     "warm",
     "trace",
     "trace record",

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use super::durations::parse_duration;
+use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    cache, cat, completions, copy, daemon, info, list, ls, mount, serve, sizes, status, trace,
+    cache, cat, completions, copy, daemon, info, list, ls, mount, run, serve, sizes, status, trace,
     umount, warm,
 };
 use crate::observe;
@@ -43,6 +43,8 @@ pub(super) struct Arguments {
 pub(super) enum Command {
     /// Mount a kit; kitfs downloads its bytes when programs read them.
     Mount(mount::Arguments),
+    /// Mount kits for a command, run it, and end the mounts.
+    Run(run::Arguments),
     /// End mounts.
     #[command(alias = "unmount")]
     Umount(umount::Arguments),
@@ -110,6 +112,15 @@ pub(super) struct KitArguments {
     /// Leave out data sets in other kits and in S3 stores (`remotePath` in the Kitfile).
     #[arg(long, help_heading = MORE_OPTIONS)]
     pub no_remote: bool,
+}
+
+/// When a daemon ends by itself.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct IdleArguments {
+    /// End the daemon after this time without mounts and commands: seconds, a time such as 10m, or
+    /// never. It counts for a daemon that this command starts [default: 10m].
+    #[arg(long, value_name = "TIME", value_parser = parse_limit, help_heading = MORE_OPTIONS)]
+    pub idle_exit: Option<Limit>,
 }
 
 /// How to reach registries; `kit` has the same flags.
@@ -187,39 +198,6 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Parses a time: a number of seconds, or a number with a unit (`s`, `m`, `h`).
-fn parse_seconds(text: &str) -> Result<u64, String> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let seconds_per_unit = match unit {
-        "" | "s" => Some(1),
-        "m" | "min" => Some(60),
-        "h" => Some(3600),
-        _ => None,
-    };
-    let number: Option<u64> = number.parse().ok();
-    let seconds = seconds_per_unit.and_then(|unit| number?.checked_mul(unit));
-    seconds.filter(|&seconds| seconds > 0).ok_or_else(|| {
-        format!("`{text}` is not a time: write seconds, or a number with s, m or h, such as 10m")
-    })
-}
-
-/// The seconds after which a read fails; `None` for never.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ReadDeadline(pub Option<u64>);
-
-/// Parses a time, or `never`.
-pub(super) fn parse_read_deadline(text: &str) -> Result<ReadDeadline, String> {
-    match text {
-        "never" => Ok(ReadDeadline(None)),
-        text => match parse_duration(text) {
-            Ok(deadline) if deadline.is_zero() => Err("write a longer time, or `never`".to_owned()),
-            Ok(deadline) => Ok(ReadDeadline(Some(deadline.as_secs()))),
-            Err(error) => Err(format!("{error}, or `never`")),
-        },
-    }
-}
-
 /// Parses permission bits in octal, as umask(1) takes them.
 pub(super) fn parse_umask(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
@@ -237,25 +215,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn times_are_seconds_or_have_a_unit() {
-        for (text, seconds) in [("90", 90), ("90s", 90), ("5m", 300), ("5min", 300), ("2h", 7200)] {
-            assert_eq!(parse_seconds(text), Ok(seconds), "{text}");
-        }
-        for text in ["", "0", "m", "-5", "1.5m", "5 m", "5d", "18446744073709551615h"] {
-            assert!(parse_seconds(text).unwrap_err().contains("such as 10m"), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_read_deadline_is_a_time_or_never() {
-        assert_eq!(parse_read_deadline("never"), Ok(ReadDeadline(None)));
-        assert_eq!(parse_read_deadline("10m"), Ok(ReadDeadline(Some(600))));
-        for text in ["", "0", "Never", "10w"] {
-            assert!(parse_read_deadline(text).unwrap_err().contains("`never`"), "{text}");
-        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! `kitfs daemon start|stop|status`, and the hidden `kitfs daemon run`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Subcommand;
 use rustix::process::Pid;
 
-use super::arguments::LogFormat;
+use super::arguments::{IdleArguments, LogFormat};
+use super::durations::{Limit, parse_limit, show_limit};
 use super::error::CliError;
 use super::mount::notify_ready;
 use super::output::{count_of, path_text, print_json, print_line, print_warnings, warn};
@@ -22,8 +24,9 @@ const GROUP: &str = "kitfs";
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A daemon owns a cache folder and serves all mounts that use it. `kitfs mount`
-starts it. It runs until `kitfs daemon stop` ends it. Its log is the file
-daemon.log in the cache folder.
+and `kitfs run` start it, and it ends after 10 minutes without mounts and
+commands (--idle-exit). One that `kitfs daemon start` has started runs until
+`kitfs daemon stop`. Its log is the file daemon.log in the cache folder.
 
 With --system, root starts one daemon for all users. It listens in /run/kitfs
 (KITFS_RUNTIME_DIR names another folder) for root and the members of --group,
@@ -52,6 +55,8 @@ registry does not answer are tried again in the background.")]
         restore: bool,
         #[command(flatten)]
         system: SystemArguments,
+        #[command(flatten)]
+        idle: StayArguments,
     },
     /// End all mounts of the daemon, then the daemon.
     Stop {
@@ -105,6 +110,8 @@ stays as it is and the command fails.")]
         can_take_over: Option<u32>,
         #[command(flatten)]
         system: SystemArguments,
+        #[command(flatten)]
+        idle: StayArguments,
     },
     /// Hold the mounts of a daemon, and start it again when it dies.
     #[command(hide = true)]
@@ -117,6 +124,8 @@ stays as it is and the command fails.")]
         resume: Option<i32>,
         #[command(flatten)]
         system: SystemArguments,
+        #[command(flatten)]
+        idle: StayArguments,
     },
 }
 
@@ -149,6 +158,32 @@ impl SystemArguments {
     }
 }
 
+/// When a daemon that the user starts ends by itself.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct StayArguments {
+    /// End the daemon after this time without mounts and commands: seconds, a time such as 10m, or never
+    /// [default: never].
+    #[arg(long, value_name = "TIME", value_parser = parse_limit)]
+    idle_exit: Option<Limit>,
+}
+
+impl StayArguments {
+    fn config(
+        &self,
+        system: &SystemArguments,
+        settings: &Settings,
+    ) -> Result<DaemonConfig, CliError> {
+        let idle_exit = self.idle_exit.and_then(|Limit(limit)| limit);
+        Ok(DaemonConfig { idle_exit, ..system.config(settings)? })
+    }
+}
+
+impl From<StayArguments> for IdleArguments {
+    fn from(arguments: StayArguments) -> Self {
+        Self { idle_exit: arguments.idle_exit }
+    }
+}
+
 /// The configuration by which commands find a daemon that runs.
 fn running(settings: &Settings, is_system: bool) -> Result<DaemonConfig, CliError> {
     match is_system {
@@ -168,8 +203,9 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         Command::Keep { .. } => {
             Err(CliError::internal("the keeper is started by `main`".to_owned()))
         }
-        Command::Start { restore, system } => {
-            block_on(start(settings, system.config(settings)?, restore))
+        Command::Start { restore, system, idle } => {
+            let config = idle.config(&system, settings)?;
+            block_on(start(settings, config, &idle.into(), restore))
         }
         Command::Stop { system } => block_on(stop(settings, running(settings, system)?)),
         Command::Status { json, system: false } => block_on(status(settings.daemon()?, json)),
@@ -177,8 +213,8 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         Command::Run { can_take_over: Some(version), .. } => {
             print_line(daemon::can_take_over(version)?)
         }
-        Command::Run { kept, system, .. } => {
-            let config = system.config(settings)?;
+        Command::Run { kept, system, idle, .. } => {
+            let config = idle.config(&system, settings)?;
             daemon::detach();
             let is_ready = |_: Option<&_>| {
                 daemon::report_ready();
@@ -192,11 +228,19 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
 async fn start(
     settings: &Settings,
     config: DaemonConfig,
+    idle: &IdleArguments,
     is_to_restore: bool,
 ) -> Result<(), CliError> {
     let backend = Backend::daemon(&config).await?;
-    settings.warn_of_other_bounds(&backend).await?;
+    settings.warn_of_other_bounds(&backend, idle).await?;
     let status = backend.status().await?;
+    if let (None, Some(seconds)) = (idle.idle_exit, status.idle_exit_seconds) {
+        warn(format_args!(
+            "the daemon was started by a mount, and ends after {} without mounts: for one that stays, run \
+             `kitfs daemon stop` first",
+            show_limit(Some(Duration::from_secs(seconds)))
+        ));
+    }
     let folder = status.cache_folder.display();
     print_line(format_args!("the daemon of {folder} runs as process {}", status.pid))?;
     if !is_to_restore {
@@ -221,13 +265,14 @@ pub(super) fn keep(
     adopt: Option<i32>,
     resume: Option<i32>,
     system: &SystemArguments,
+    idle: &StayArguments,
 ) -> ExitCode {
     let beginning = match (adopt.and_then(Pid::from_raw), resume) {
         (Some(worker), _) => Beginning::Adopt(worker),
         (None, Some(state)) => Beginning::Resume(state),
         (None, None) => Beginning::Anew,
     };
-    match system.config(settings) {
+    match idle.config(system, settings) {
         Ok(config) => daemon::keep(&config, beginning),
         Err(error) => error.report(),
     }
@@ -321,6 +366,10 @@ fn show(status: &DaemonStatus, is_json: bool) -> Result<(), CliError> {
         false => format!(", with its worker, process {}", status.worker_pid),
     };
     print_line(format_args!("kitfs {}, process {}{worker}", status.version, status.pid))?;
+    if let Some(seconds) = status.idle_exit_seconds {
+        let limit = show_limit(Some(Duration::from_secs(seconds)));
+        print_line(format_args!("ends after {limit} without mounts and commands"))?;
+    }
     print_line(format_args!(
         "cache {}: {} of {capacity}",
         status.cache_folder.display(),

@@ -17,6 +17,10 @@ pub(super) struct Environment {
     pub xdg_cache_home: Option<PathBuf>,
     /// `XDG_DATA_HOME`.
     pub xdg_data_home: Option<PathBuf>,
+    /// `XDG_RUNTIME_DIR`.
+    pub xdg_runtime_dir: Option<PathBuf>,
+    /// `TMPDIR`, else `/tmp`.
+    pub temporary_folder: PathBuf,
     /// `KITFS_CACHE_DIR`; `--cache-dir` wins.
     pub cache_dir: Option<PathBuf>,
     /// `KITFS_RUNTIME_DIR`: the folder with the socket of the system daemon.
@@ -75,6 +79,8 @@ impl Environment {
             // The XDG specification has programs ignore relative paths.
             xdg_cache_home: path("XDG_CACHE_HOME").filter(|path| path.is_absolute()),
             xdg_data_home: path("XDG_DATA_HOME").filter(|path| path.is_absolute()),
+            xdg_runtime_dir: path("XDG_RUNTIME_DIR").filter(|path| path.is_absolute()),
+            temporary_folder: env::temp_dir(),
             cache_dir: path("KITFS_CACHE_DIR"),
             runtime_dir: path("KITFS_RUNTIME_DIR").filter(|path| path.is_absolute()),
             cache_size: text("KITFS_CACHE_SIZE"),

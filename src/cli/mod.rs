@@ -17,14 +17,18 @@ mod daemon;
 mod durations;
 mod environment;
 mod error;
+mod foreground;
 mod help;
 mod info;
+mod kit_at;
 mod kit_habits;
 mod list;
 mod ls;
 mod mount;
 mod output;
+mod program;
 mod reference;
+mod run;
 mod runtime;
 mod serve;
 mod settings;
@@ -62,10 +66,11 @@ pub fn main() -> ExitCode {
     };
     let environment = Environment::read();
     if let Command::Daemon(daemon::Arguments {
-        command: daemon::Command::Keep { adopt, resume, system },
+        command: daemon::Command::Keep { adopt, resume, system, idle },
     }) = arguments.command
     {
-        return daemon::keep(&Settings::new(arguments.cache, environment), adopt, resume, &system);
+        let settings = Settings::new(arguments.cache, environment);
+        return daemon::keep(&settings, adopt, resume, &system, &idle);
     }
     start_log(&arguments, &environment);
     match run(arguments, environment) {
@@ -78,6 +83,7 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
     let settings = Settings::new(arguments.cache, environment);
     match arguments.command {
         Command::Mount(command) => mount::run(&settings, command),
+        Command::Run(command) => block_on(run::run(&settings, command)),
         Command::Umount(command) => block_on(umount::run(&settings, command)),
         Command::Status(command) => block_on(status::run(&settings, command)),
         Command::Daemon(command) => daemon::run(&settings, command),

@@ -1,16 +1,17 @@
 //! `kitfs mount REF DIR`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
+use rustix::process::Pid;
 use sd_notify::NotifyState;
 
-use super::arguments::{
-    KitArguments, LogFormat, NetworkArguments, ReadDeadline, parse_read_deadline, parse_umask,
-};
-use super::durations::parse_duration;
+use super::arguments::{IdleArguments, KitArguments, LogFormat, NetworkArguments, parse_umask};
+use super::durations::{Limit, parse_duration, parse_limit};
 use super::error::CliError;
+use super::foreground;
 use super::help::MORE_OPTIONS;
 use super::output::{count_of, pass_bar, print_line, print_warnings, short_digest, show_opening};
 use super::reference::parse_reference;
@@ -18,14 +19,17 @@ use super::runtime::block_on;
 use super::settings::{Settings, absolute, mountpoint};
 use super::sizes;
 use super::system::{self, Otherwise};
-use crate::control::api::{HydrateMode, KitRequest, MountDescription, MountStatus};
-use crate::daemon::{self, DaemonConfig};
+use crate::control::api::{
+    FailureKind, HydrateMode, KitRequest, MountDescription, MountStatus, NetworkOptions,
+};
+use crate::daemon::{self, Backend};
+use crate::process::pidfd::Pidfd;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The command returns when the files can be listed. A background daemon serves
-the mount. With --foreground this process serves it, for containers and
-systemd; other mounts that use the same cache folder end with the process.
+the mount. With --foreground this process serves it, unless a daemon of the
+same cache folder runs; the mount ends with the process in both cases.
 
 Examples:
   kitfs mount ghcr.io/org/model:v1 /models
@@ -39,12 +43,6 @@ pub(super) struct Arguments {
     /// An empty directory; kitfs makes it when it does not exist.
     #[arg(value_name = "DIR")]
     mountpoint: PathBuf,
-    /// Only these layers, as for kit: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated.
-    #[arg(short, long = "filter", value_name = "FILTER")]
-    filters: Vec<String>,
-    /// Let other users read the mount.
-    #[arg(long)]
-    allow_other: bool,
     /// Take the place of the kit mounted there. No open fails (as root on Linux 6.5 or later;
     /// else the directory is empty for some milliseconds).
     #[arg(long)]
@@ -53,9 +51,35 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "1m", value_parser = parse_duration, help_heading = MORE_OPTIONS)]
     follow: Option<Duration>,
-    /// Serve the mount from this process, until Ctrl-C or the end of the mount.
+    /// Stay until Ctrl-C or the end of the mount.
     #[arg(long)]
     pub foreground: bool,
+    /// End the mount when the process with this number ends.
+    #[arg(long, value_name = "PID", conflicts_with = "foreground")]
+    while_pid: Option<u32>,
+    /// Format of the log of --foreground.
+    #[arg(long, value_enum, default_value_t, requires = "foreground")]
+    #[arg(help_heading = MORE_OPTIONS)]
+    pub log_format: LogFormat,
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    idle: IdleArguments,
+    #[command(flatten)]
+    kit: KitArguments,
+    #[command(flatten)]
+    network: NetworkArguments,
+}
+
+/// The options of each mount.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Options {
+    /// Only these layers, as for kit: TYPE[,TYPE…][:NAME[,NAME…]]; may be repeated.
+    #[arg(short, long = "filter", value_name = "FILTER")]
+    filters: Vec<String>,
+    /// Let other users read the mount.
+    #[arg(long)]
+    allow_other: bool,
     /// Which files to complete in the background: begun (files of which programs read half or
     /// more), all or none.
     #[arg(long, value_name = "WHICH", value_enum, default_value_t, hide_possible_values = true)]
@@ -65,9 +89,9 @@ pub(super) struct Arguments {
     hydrate_after: u64,
     /// How long a program waits for bytes that do not come before its read fails: seconds, a time
     /// such as 10m, or never. Ctrl-C and `kill -9` end a waiting program at any time.
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_read_deadline)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_limit)]
     #[arg(help_heading = MORE_OPTIONS)]
-    read_deadline: ReadDeadline,
+    read_deadline: Limit,
     /// The same as --hydrate none.
     #[arg(long, hide = true, conflicts_with = "hydrate")]
     no_hydrate: bool,
@@ -104,14 +128,6 @@ pub(super) struct Arguments {
     /// Group that the files belong to [default: yours].
     #[arg(long, value_name = "GID", help_heading = MORE_OPTIONS)]
     gid: Option<u32>,
-    /// Format of the log of --foreground.
-    #[arg(long, value_enum, default_value_t, requires = "foreground")]
-    #[arg(help_heading = MORE_OPTIONS)]
-    pub log_format: LogFormat,
-    #[command(flatten)]
-    kit: KitArguments,
-    #[command(flatten)]
-    network: NetworkArguments,
 }
 
 /// The values of `--hydrate`.
@@ -133,39 +149,72 @@ impl From<Hydrate> for HydrateMode {
     }
 }
 
+impl Options {
+    /// The description of a mount with these options.
+    pub(super) fn describe(
+        self,
+        reference: &str,
+        mountpoint: PathBuf,
+        kit: KitArguments,
+        network: NetworkOptions,
+    ) -> Result<MountDescription, CliError> {
+        Ok(MountDescription {
+            kit: KitRequest {
+                reference: parse_reference(reference)?,
+                labels: kit.choice.labels,
+                filters: self.filters,
+                allow_empty: self.allow_empty,
+                no_remote: kit.no_remote,
+                umask: self.umask,
+                network,
+            },
+            mountpoint,
+            allow_other: self.allow_other,
+            nonempty: self.nonempty,
+            noexec: self.noexec,
+            no_passthrough: self.no_passthrough,
+            recheck: self.recheck,
+            tensor_prefetch: !self.no_tensor_prefetch,
+            trace: self.trace.as_deref().map(absolute).transpose()?,
+            hydrate: match self.no_hydrate {
+                true => HydrateMode::None,
+                false => self.hydrate.into(),
+            },
+            hydrate_after_seconds: self.hydrate_after,
+            follow_seconds: None,
+            read_deadline_seconds: self.read_deadline.0.map(|deadline| deadline.as_secs()),
+            uid: self.uid,
+            gid: self.gid,
+        })
+    }
+}
+
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     check_order(&arguments)?;
-    let request = MountDescription {
-        kit: KitRequest {
-            reference: parse_reference(&arguments.reference)?,
-            labels: arguments.kit.choice.labels,
-            filters: arguments.filters,
-            allow_empty: arguments.allow_empty,
-            no_remote: arguments.kit.no_remote,
-            umask: arguments.umask,
-            network: settings.network(&arguments.network)?,
-        },
-        mountpoint: mountpoint(&arguments.mountpoint)?,
-        allow_other: arguments.allow_other,
-        nonempty: arguments.nonempty,
-        noexec: arguments.noexec,
-        no_passthrough: arguments.no_passthrough,
-        recheck: arguments.recheck,
-        tensor_prefetch: !arguments.no_tensor_prefetch,
-        trace: arguments.trace.as_deref().map(absolute).transpose()?,
-        hydrate: match arguments.no_hydrate {
-            true => HydrateMode::None,
-            false => arguments.hydrate.into(),
-        },
-        hydrate_after_seconds: arguments.hydrate_after,
-        follow_seconds: arguments.follow.map(|interval| interval.as_secs().max(1)),
-        read_deadline_seconds: arguments.read_deadline.0,
-        uid: arguments.uid,
-        gid: arguments.gid,
-    };
+    let place = mountpoint(&arguments.mountpoint)?;
+    let network = settings.network(&arguments.network)?;
+    let mut request =
+        arguments.options.describe(&arguments.reference, place.clone(), arguments.kit, network)?;
+    request.follow_seconds = arguments.follow.map(|interval| interval.as_secs().max(1));
+    let owner = arguments.while_pid.map(owner).transpose()?;
     match arguments.foreground {
-        true => block_on(serve(settings.daemon()?, request)),
-        false => block_on(mount(settings, request, arguments.replace)),
+        true => {
+            let config = settings.daemon()?;
+            block_on(foreground::serve(settings, config, request, arguments.replace))
+        }
+        false => block_on(async {
+            // A system daemon reads no trace of a user, makes no mount for one, and ends none.
+            let needs_own =
+                request.trace.is_some() || request.follow_seconds.is_some() || owner.is_some();
+            if let Ok(config) = settings.daemon() {
+                // The mount takes the place of one that died with its daemon.
+                daemon::forget_dead(&config, &place).await?;
+            }
+            let (kit, otherwise) = (&mut request.kit, Otherwise::Daemon(&arguments.idle));
+            let backend = system::backend(settings, kit, needs_own, otherwise).await?;
+            settings.warn_of_other_bounds(&backend, &arguments.idle).await?;
+            announce(&mount(&backend, request, arguments.replace, owner.as_ref()).await?)
+        }),
     }
 }
 
@@ -181,15 +230,36 @@ fn check_order(arguments: &Arguments) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn serve(config: DaemonConfig, request: MountDescription) -> Result<(), CliError> {
-    let is_ready = |status: Option<&MountStatus>| {
-        if let Some(status) = status {
-            // A failure to print must not end the mount.
-            let _ = announce(status);
-        }
-        notify_ready();
+/// The process that a mount ends with.
+fn owner(pid: u32) -> Result<Pidfd, CliError> {
+    let unusable = |why: &str| {
+        let message = format!("--while-pid {pid}: {why}, so nothing is mounted");
+        CliError::new(FailureKind::NotFound, message)
     };
-    Ok(daemon::run(config, Some(request), false, is_ready).await?)
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let owner = number.ok_or(ErrorKind::NotFound.into()).and_then(Pidfd::open);
+    match owner {
+        Ok(owner) if owner.has_ended() => Err(unusable("the process has ended")),
+        Ok(owner) => Ok(owner),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(unusable("there is no process with this number"))
+        }
+        Err(error) => Err(unusable(&format!("the process cannot be watched ({error})"))),
+    }
+}
+
+/// Has a daemon serve a mount until `owner` ends, and shows the progress.
+pub(super) async fn mount(
+    backend: &Backend,
+    request: MountDescription,
+    replace: bool,
+    owner: Option<&Pidfd>,
+) -> Result<MountStatus, CliError> {
+    let bar = pass_bar();
+    let on_progress = &mut |progress| show_opening(&bar, progress);
+    let mounted = backend.mount(request, replace, owner, on_progress).await;
+    bar.finish_and_clear();
+    Ok(mounted?)
 }
 
 /// Tells systemd that the mount is ready, for services with `Type=notify`.
@@ -199,28 +269,8 @@ pub(super) fn notify_ready() {
     }
 }
 
-async fn mount(
-    settings: &Settings,
-    mut request: MountDescription,
-    replace: bool,
-) -> Result<(), CliError> {
-    // A system daemon reads no trace of a user, and makes no mount for one.
-    let needs_own = request.trace.is_some() || request.follow_seconds.is_some();
-    if let Ok(config) = settings.daemon() {
-        // The mount takes the place of one that died with its daemon.
-        daemon::forget_dead(&config, &request.mountpoint).await?;
-    }
-    let kit = &mut request.kit;
-    let backend = system::backend(settings, kit, needs_own, Otherwise::Daemon).await?;
-    settings.warn_of_other_bounds(&backend).await?;
-    let bar = pass_bar();
-    let status =
-        backend.mount(request, replace, &mut |progress| show_opening(&bar, progress)).await;
-    bar.finish_and_clear();
-    announce(&status?)
-}
-
-fn announce(status: &MountStatus) -> Result<(), CliError> {
+/// Says what is mounted.
+pub(super) fn announce(status: &MountStatus) -> Result<(), CliError> {
     print_warnings(&status.warnings);
     print_line(format_args!(
         "{} -> {}  {}  {}  {}",

@@ -3,8 +3,10 @@
 //! All paths become absolute, because the daemon has another working directory.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::arguments::{CacheArguments, KitArguments, NetworkArguments};
+use super::arguments::{CacheArguments, IdleArguments, KitArguments, NetworkArguments};
+use super::durations::{Limit, show_limit};
 use super::environment::Environment;
 use super::error::CliError;
 use super::output::warn;
@@ -25,6 +27,10 @@ const SYSTEM_RUNTIME_FOLDER: &str = "/run/kitfs";
 const DEFAULT_KEEP_FREE_BYTES: u64 = 1 << 30;
 /// The default of `--memory`: 64 requests of 8 MiB, which keep a fast network busy.
 const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
+
+/// The default of `--idle-exit` for a daemon that a mount starts. Long enough for the next run of a script, which
+/// finds the connections and the cache open.
+const ON_DEMAND_IDLE_EXIT: Duration = Duration::from_secs(600);
 
 /// The settings that every command may need.
 pub(super) struct Settings {
@@ -75,6 +81,7 @@ impl Settings {
             keep_free_bytes: self.cache.keep_free.unwrap_or(DEFAULT_KEEP_FREE_BYTES),
             memory_bytes: self.cache.memory.unwrap_or(DEFAULT_MEMORY_BYTES),
             system: None,
+            idle_exit: None,
         })
     }
 
@@ -100,14 +107,40 @@ impl Settings {
         folder.unwrap_or_else(|| PathBuf::from(SYSTEM_RUNTIME_FOLDER))
     }
 
+    /// The configuration of a daemon that a mount starts.
+    pub(super) fn daemon_on_demand(&self, idle: &IdleArguments) -> Result<DaemonConfig, CliError> {
+        let Limit(idle_exit) = idle.idle_exit.unwrap_or(Limit(Some(ON_DEMAND_IDLE_EXIT)));
+        Ok(DaemonConfig { idle_exit, ..self.daemon()? })
+    }
+
+    /// The folder for mountpoints that nobody has named.
+    pub(super) fn folder_for_mountpoints(&self) -> PathBuf {
+        let folder = self.environment.xdg_runtime_dir.as_ref().filter(|folder| folder.is_dir());
+        folder.unwrap_or(&self.environment.temporary_folder).clone()
+    }
+
     /// Warns when the running daemon has other limits than the arguments name. A daemon keeps its
     /// limits until it ends.
-    pub(super) async fn warn_of_other_bounds(&self, backend: &Backend) -> Result<(), CliError> {
+    pub(super) async fn warn_of_other_bounds(
+        &self,
+        backend: &Backend,
+        idle: &IdleArguments,
+    ) -> Result<(), CliError> {
         let cache_size = self.daemon()?.cache_capacity_bytes;
-        if cache_size.is_none() && self.cache.keep_free.is_none() && self.cache.memory.is_none() {
+        let has_bound =
+            cache_size.is_some() || self.cache.keep_free.is_some() || self.cache.memory.is_some();
+        if !has_bound && idle.idle_exit.is_none() {
             return Ok(());
         }
         let status = backend.status().await?;
+        let idle_exit = status.idle_exit_seconds.map(Duration::from_secs);
+        if let Some(Limit(asked)) = idle.idle_exit.filter(|asked| asked.0 != idle_exit) {
+            warn(format_args!(
+                "--idle-exit {} has no effect: the running daemon keeps {} until `kitfs daemon stop`",
+                show_limit(asked),
+                show_limit(idle_exit)
+            ));
+        }
         for (option, asked, has) in [
             ("--cache-size", cache_size, status.cache_capacity_bytes),
             ("--keep-free", self.cache.keep_free, Some(status.cache_keep_free_bytes)),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::arguments::IdleArguments;
 use super::error::CliError;
 use super::output::{
     path_text, print_json, print_table, printable, short_digest, state_name, warn,
@@ -47,7 +48,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     // Without a cache folder there is no daemon of it, but there may be mounts of other daemons.
-    let (running, lost) = match settings.daemon() {
+    let (running, lost) = match settings.daemon_on_demand(&IdleArguments::default()) {
         Ok(config) => (
             status_of(daemon::running_or_restoring(&config).await?).await?,
             Backend::lost(&config).await?,
@@ -201,13 +202,17 @@ fn print_table_of(mounts: &[MountStatus], dead: &[OtherMount]) -> Result<(), Cli
     print_table(&headings, &[3, 4], mounts.chain(dead))
 }
 
-/// The mountpoint. It may lie in another container, where the path means another directory.
+/// The mountpoint, and the owner of the mount. It may lie in another container, where the path means another directory.
 fn mountpoint_text(mount: &MountStatus) -> String {
     let place = path_text(&mount.mountpoint);
     let own = own_view().ok();
-    match &mount.elsewhere {
+    let place = match &mount.elsewhere {
         Some(view) if Some(view) != own.as_ref() => format!("{place} (in another namespace)"),
         _ => place,
+    };
+    match mount.owner {
+        Some(pid) => format!("{place} (until process {pid} ends)"),
+        None => place,
     }
 }
 

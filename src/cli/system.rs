@@ -3,6 +3,7 @@
 //! The daemon runs as root and opens no file for its users. So a command reads its files itself, and sends
 //! their content. Requests that need a folder on this machine go to a daemon of the user's own.
 
+use super::arguments::IdleArguments;
 use super::error::CliError;
 use super::settings::Settings;
 use crate::control::api::{Failure, KitRequest, NetworkOptions};
@@ -12,10 +13,10 @@ use crate::process::limits::ChildLimits;
 use crate::source::credentials::CredentialStore;
 
 /// The backend that a command wants where it does not use the system daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Otherwise {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Otherwise<'a> {
     /// A daemon, which is started when none runs.
-    Daemon,
+    Daemon(&'a IdleArguments),
     /// A daemon that runs, or this process.
     AnyBackend,
 }
@@ -27,7 +28,7 @@ pub(super) async fn backend(
     settings: &Settings,
     kit: &mut KitRequest,
     needs_own: bool,
-    otherwise: Otherwise,
+    otherwise: Otherwise<'_>,
 ) -> Result<Backend, CliError> {
     if let Some(folder) = settings.system_folder()
         && !needs_own
@@ -37,10 +38,9 @@ pub(super) async fn backend(
         kit.network = carried(kit).await?;
         return Ok(system);
     }
-    let config = settings.daemon()?;
     Ok(match otherwise {
-        Otherwise::Daemon => Backend::daemon(&config).await?,
-        Otherwise::AnyBackend => Backend::open(&config).await?,
+        Otherwise::Daemon(idle) => Backend::daemon(&settings.daemon_on_demand(idle)?).await?,
+        Otherwise::AnyBackend => Backend::open(&settings.daemon()?).await?,
     })
 }
 

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::{ErrorKind, LineWriter, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 
 use bytes::Bytes;
 use clap::Subcommand;
@@ -16,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::error::CliError;
 use super::output::{count_of, print_line, print_table, printable, say, warn};
+use super::program::exit_code_of;
 use super::settings::{Settings, mountpoint};
 use super::sizes;
 use crate::control::ByteStream;
@@ -386,11 +386,6 @@ impl Room {
         *self = Self { lines, bytes };
         true
     }
-}
-
-/// The exit code of a command; 128 and the signal's number if a signal ended it, as in shells.
-fn exit_code_of(status: ExitStatus) -> i32 {
-    status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1)
 }
 
 fn show(path: &Path, is_summary: bool) -> Result<(), CliError> {

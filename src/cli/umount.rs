@@ -1,16 +1,23 @@
 //! `kitfs umount DIR…`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 
 use super::error::CliError;
-use super::output::{print_warnings, say};
+use super::output::{print_warnings, say, warn};
 use super::settings::{Settings, mountpoint};
 use crate::control::api::{Failure, FailureKind, MountStatus, UnmountReport, UnmountRequest};
 use crate::daemon::{self, Backend, Server};
 use crate::fuse::{MountError, other_mounts, unmount_other};
+use crate::process::running_time::Stopwatch;
 use crate::process::view::own_view;
+
+/// How long programs may keep a mount whose command has ended, as those of a daemon that is told to stop.
+const BUSY_GRACE: Duration = Duration::from_secs(5);
+/// The interval between two tries to unmount a busy mount.
+const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -87,6 +94,43 @@ async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
         places.extend(others.map(|mount| mount.mountpoint));
     }
     Ok(places)
+}
+
+/// Ends a mount as a daemon that stops does: gently at first, and lazily once programs had their time. A mount
+/// that is gone is no error.
+pub(super) async fn end(settings: &Settings, place: &Path) -> Result<(), CliError> {
+    let mut watch = Stopwatch::start();
+    loop {
+        if matches!(Backend::of_mount(place).await?, Server::NoMount) {
+            return Ok(());
+        }
+        match unmount(settings, place, false).await {
+            Ok(report) => {
+                print_warnings(&report.warnings);
+                return Ok(());
+            }
+            Err(failure)
+                if failure.kind == FailureKind::Mountpoint && watch.look() < BUSY_GRACE =>
+            {
+                tokio::time::sleep(BUSY_INTERVAL).await;
+            }
+            Err(failure) => {
+                warn(failure);
+                break;
+            }
+        }
+    }
+    let report = unmount(settings, place, true).await?;
+    print_warnings(&report.warnings);
+    Ok(())
+}
+
+/// Removes a mount whose daemon is gone.
+pub(super) async fn remove(place: &Path) -> Result<(), CliError> {
+    let place = place.to_owned();
+    let removed = spawn_blocking(move || unmount_other(&place, true)).await;
+    let removed = removed.map_err(|error| CliError::internal(error.to_string()))?;
+    Ok(removed.map_err(Failure::from)?)
 }
 
 /// Ends a mount: through its daemon, or without one when there is none.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar};
 
-use super::arguments::{KitArguments, NetworkArguments};
+use super::arguments::{IdleArguments, KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::help::MORE_OPTIONS;
 use super::output::{
@@ -83,7 +83,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     };
     let (kit, needs_own) = (&mut request.kit, request.trace.is_some());
     let backend = system::backend(settings, kit, needs_own, Otherwise::AnyBackend).await?;
-    settings.warn_of_other_bounds(&backend).await?;
+    settings.warn_of_other_bounds(&backend, &IdleArguments::default()).await?;
     let mut display = Display::new();
     let report = backend.call(request, &mut |event| display.show(event)).await;
     display.clear();

@@ -9,10 +9,12 @@
 //! - [`Connection`]: sends a request, to a daemon or to a service in the same process.
 //! - [`Handle`]: the work of an operation. [`Caller`]: the command, as that work sees it.
 //! - `client`, `server`: the two ends of the socket. `frames`: the wire (docs/format/control.md).
+//! - [`Activity`]: the commands that are being answered.
 //! - [`socket`]: the addresses at which a daemon listens.
 //!
 //! This room knows neither kits nor mounts.
 
+mod activity;
 pub mod api;
 mod caller;
 mod client;
@@ -24,6 +26,7 @@ pub mod socket;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use activity::{Activity, Quiet};
 pub use caller::{Caller, Handle, Peer};
 pub use client::{ANSWER_TIMEOUT, Client, Liveness, silence};
 pub use connection::{ByteStream, Connection, Lease};
@@ -91,6 +94,7 @@ operations![
     api::WarmRequest,
     api::MountRequest,
     api::UnmountRequest,
+    api::AwaitEndRequest,
     api::RecordRequest,
     api::StopRecordingRequest,
     api::CacheRequest,

@@ -14,6 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use super::activity::Activity;
 use super::api::{Failure, FailureKind};
 use super::caller::{Caller, Handle, Kept, Peer, Said};
 use super::frames::{self, Kind, REQUEST_LIMIT_BYTES, Reader};
@@ -49,11 +50,13 @@ pub(super) struct Call {
     draining: CancellationToken,
 }
 
-/// Answers the requests of commands until `draining`, and then those that are under way.
+/// Answers the requests of commands until `draining`, and then those that are under way. `activity` counts
+/// them.
 pub async fn serve<S: Service>(
     listener: UnixListener,
     service: Arc<S>,
     admits: Admission,
+    activity: Arc<Activity>,
     draining: CancellationToken,
 ) {
     let connections = TaskTracker::new();
@@ -65,6 +68,8 @@ pub async fn serve<S: Service>(
         };
         match accepted.and_then(|(stream, _)| Ok((peer(&stream)?, stream))) {
             Ok((peer, stream)) if admits(peer) => {
+                // The daemon is about to end.
+                let Some(answering) = activity.begin() else { continue };
                 let Some(counted) = Counted::new(&counts, peer.uid) else {
                     tracing::warn!(uid = peer.uid, "a user has too many control connections");
                     continue;
@@ -72,6 +77,7 @@ pub async fn serve<S: Service>(
                 let (service, draining) = (service.clone(), draining.clone());
                 connections.spawn(async move {
                     let _counted = counted;
+                    let _answering = answering;
                     if let Err(error) = answer(stream, peer, &service, draining).await {
                         tracing::debug!(%error, "a control connection broke");
                     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +23,7 @@ use crate::control::api::{
 use crate::control::socket::{Address, SocketPath};
 use crate::control::{self, ByteStream, Client, Connection, Handle, Lease, Liveness, Operation};
 use crate::fuse::{Answer, Attached, DeviceNumber, daemon_of, other_mounts};
+use crate::process::pidfd::Pidfd;
 use crate::process::running_time::Stopwatch;
 
 /// A running daemon, or a service in this process.
@@ -302,7 +303,8 @@ impl Backend {
 
     /// Mounts a kit in the part of the file tree that this process sees, and returns when its files can be
     /// listed. With `replace`, the mount takes the place of a mount of kitfs that is there. Calls
-    /// `on_progress` meanwhile. The backend must be a daemon, which serves the mount.
+    /// `on_progress` meanwhile. The backend must be a daemon, which serves the mount, and ends it when the
+    /// process `owner` has ended.
     ///
     /// # Errors
     /// When the mountpoint is not usable, the kit cannot be opened, or the kernel refuses. Nothing is mounted
@@ -311,11 +313,12 @@ impl Backend {
         &self,
         description: MountDescription,
         replace: bool,
+        owner: Option<&Pidfd>,
         on_progress: &mut (dyn FnMut(OpenProgress) + Send),
     ) -> Result<MountStatus, Failure> {
         match replace {
-            true => mounting::replace(self, description, on_progress).await,
-            false => mounting::mount(self, description, on_progress).await,
+            true => mounting::replace(self, description, owner, on_progress).await,
+            false => mounting::mount(self, description, owner, on_progress).await,
         }
     }
 
@@ -419,10 +422,12 @@ impl OpenKit {
         attached: &Attached,
         mount: MountDescription,
         replaces: Option<DeviceNumber>,
+        owner: Option<&Pidfd>,
     ) -> Result<MountStatus, Failure> {
         let place = || attached.place();
         let request = |kit| MountRequest { kit, mount: mount.clone(), place: place(), replaces };
-        let descriptors = [attached.device()];
+        let descriptors = std::iter::once(attached.device());
+        let descriptors: Vec<_> = descriptors.chain(owner.map(AsFd::as_fd)).collect();
         let kit = self.handle().await;
         let status = match self.backend.send(request(kit), &descriptors, &mut |_| {}).await {
             Err(failure) if failure.kind == FailureKind::Stale => {

@@ -121,12 +121,13 @@ impl Followed {
         let key = service.mount_key(place.view(), description.mountpoint.clone());
         let mounts = service.mounts().clone();
         let served = mounts.with_device(&key, before.device())?;
+        let owner = served.owner()?;
         match attached {
             Some(attached) => {
                 let mut attached = attached.with_place(place);
                 let swap = attached.swap();
                 let device = Some(before.device());
-                service.serve(kit, description.clone(), attached, device).await?;
+                service.serve(kit, description.clone(), attached, device, owner).await?;
                 spawn_blocking(move || swap.put_in_place(&before)).await.map_err(panicked)??;
             }
             None if key.elsewhere.is_some() => {
@@ -142,7 +143,7 @@ impl Followed {
                     Attached::new(&name, mountpoint, &options)
                 };
                 let attached = spawn_blocking(attach).await.map_err(panicked)??;
-                service.serve(kit, description.clone(), attached, None).await?;
+                service.serve(kit, description.clone(), attached, None, owner).await?;
             }
         }
         served.leave_directory();

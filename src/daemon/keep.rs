@@ -222,6 +222,8 @@ fn command(program: &Program, word: &str, config: &DaemonConfig) -> Command {
     command.args(["daemon", word]).arg("--cache-dir").arg(&config.cache_folder);
     command.arg("--keep-free").arg(config.keep_free_bytes.to_string());
     command.arg("--memory").arg(config.memory_bytes.to_string());
+    let idle_exit = config.idle_exit.map(|limit| limit.as_secs().to_string());
+    command.arg("--idle-exit").arg(idle_exit.unwrap_or("never".to_owned()));
     if let Some(capacity_bytes) = config.cache_capacity_bytes {
         command.arg("--cache-size").arg(capacity_bytes.to_string());
     }

@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
@@ -33,6 +32,7 @@ use crate::control::api::MountDescription;
 use crate::fuse::Attached;
 use crate::keeper::{Channel, Held, Order};
 use crate::process::limits::ChildLimits;
+use crate::process::pidfd::Pidfd;
 
 /// The consequence for a mount that is not in the journal.
 const UNNOTED: &str = "it is not made again if both processes of the daemon are killed";
@@ -50,28 +50,18 @@ pub(super) struct Keeping {
     successor: Mutex<Option<PathBuf>>,
     /// The keeper's process.
     keeper: Mutex<Option<u32>>,
-    held: Mutex<BTreeMap<u64, Arc<Descriptors>>>,
+    /// The mounts, for the next keeper if this one dies.
+    held: Mutex<BTreeMap<u64, Arc<Held>>>,
     /// None without a keeper, and where the cache folder takes no journal.
     journal: OnceLock<Arc<Journal>>,
     next_number: Mutex<u64>,
-}
-
-/// The descriptors of a mount, for the next keeper if this one dies.
-#[derive(Debug)]
-struct Descriptors {
-    /// The number of the FUSE connection.
-    connection: Option<NonZeroU32>,
-    device: OwnedFd,
-    record: File,
-    opens: OwnedFd,
 }
 
 /// A mount that the keeper holds. Dropping it releases the mount.
 #[derive(Debug)]
 pub(super) struct Kept {
     keeping: Arc<Keeping>,
-    number: u64,
-    descriptors: Arc<Descriptors>,
+    held: Arc<Held>,
     /// The mount in the journal.
     noted: Mutex<Option<Noted>>,
 }
@@ -160,25 +150,24 @@ impl Keeping {
         self: &Arc<Self>,
         attached: &Attached,
         request: &MountDescription,
+        owner: Option<&Pidfd>,
     ) -> io::Result<Option<Kept>> {
         if !self.is_kept() {
             return Ok(None);
         }
-        let record = rustix::fs::memfd_create("kitfs-mount", MemfdFlags::CLOEXEC)?;
-        let descriptors = Descriptors {
-            connection: attached.place().connection(),
-            device: attached.device().try_clone_to_owned()?,
-            record: record.into(),
-            opens: attached.opens().try_clone_to_owned()?,
-        };
-        record::begin(&descriptors.record, request)?;
+        let record = rustix::fs::memfd_create("kitfs-mount", MemfdFlags::CLOEXEC)?.into();
+        record::begin(&record, request)?;
+        let (device, opens) =
+            (attached.device().try_clone_to_owned()?, attached.opens().try_clone_to_owned()?);
+        let owner = owner.map(|owner| owner.as_fd().try_clone_to_owned()).transpose()?;
         let number = {
             let mut next = self.next_number.lock();
             *next += 1;
             *next - 1
         };
-        let kept = self.know(number, descriptors);
-        self.tell("of a new mount", |channel| kept.descriptors.send(channel, number));
+        let connection = attached.place().connection();
+        let kept = self.know(Held { number, connection, device, record, opens, owner });
+        self.tell("of a new mount", |channel| channel.hold(&kept.held));
         // Looked at after the message: a keeper that has not heard of the mount must not have it announced.
         if self.is_handed_on.load(Ordering::SeqCst) {
             return Err(io::Error::other("the daemon is being replaced: try again"));
@@ -188,14 +177,12 @@ impl Keeping {
 
     /// Knows a mount that the keeper has handed over, and returns its record.
     pub(super) fn taken_over(self: &Arc<Self>, held: Held) -> (Kept, Result<Record, Unreadable>) {
-        let Held { number, connection, device, record, opens } = held;
         {
             let mut next = self.next_number.lock();
-            *next = (*next).max(number + 1);
+            *next = (*next).max(held.number + 1);
         }
-        let descriptors = Descriptors { connection, device, record: record.into(), opens };
-        let kept = self.know(number, descriptors);
-        let record = record::read(&kept.descriptors.record);
+        let kept = self.know(held);
+        let record = record::read(&kept.held.record);
         if let (Some(journal), Ok(Record { announced: Some(announced), .. })) =
             (self.journal(), &record)
         {
@@ -204,10 +191,10 @@ impl Keeping {
         (kept, record)
     }
 
-    fn know(self: &Arc<Self>, number: u64, descriptors: Descriptors) -> Kept {
-        let descriptors = Arc::new(descriptors);
-        self.held.lock().insert(number, descriptors.clone());
-        Kept { keeping: self.clone(), number, descriptors, noted: Mutex::default() }
+    fn know(self: &Arc<Self>, held: Held) -> Kept {
+        let held = Arc::new(held);
+        self.held.lock().insert(held.number, held.clone());
+        Kept { keeping: self.clone(), held, noted: Mutex::default() }
     }
 
     /// Tells the keeper that this process answers commands.
@@ -287,8 +274,8 @@ impl Keeping {
         *current = None;
         *self.keeper.lock() = None;
         let (channel, keeper) = keep::start_for_this_process(program, config, child_limits)?;
-        for (number, descriptors) in &*self.held.lock() {
-            descriptors.send(&channel, *number)?;
+        for held in self.held.lock().values() {
+            channel.hold(held)?;
         }
         channel.serving()?;
         *current = Some(Arc::new(channel));
@@ -306,12 +293,16 @@ impl Kept {
         announced: &Announced,
     ) -> io::Result<Option<String>> {
         let warning = self.note(description, announced);
-        record::announce(&self.descriptors.record, announced)?;
+        record::announce(&self.held.record, announced)?;
         Ok(warning)
     }
 
     fn note(&self, description: &MountDescription, announced: &Announced) -> Option<String> {
         let journal = self.keeping.journal()?;
+        // Its owner is the reason for the mount, and may have ended when another daemon reads the journal.
+        if self.held.owner.is_some() {
+            return None;
+        }
         // This process cannot mount in another part of the file tree.
         if announced.state.place().view().is_some_and(|view| view != journal.view()) {
             return None;
@@ -335,26 +326,24 @@ impl Kept {
 
     /// The FUSE device.
     pub(super) fn device(&self) -> BorrowedFd<'_> {
-        self.descriptors.device.as_fd()
+        self.held.device.as_fd()
     }
 
     /// The FUSE device and the file with the open files.
     pub(super) fn descriptors(&self) -> io::Result<(OwnedFd, OwnedFd)> {
-        Ok((self.descriptors.device.try_clone()?, self.descriptors.opens.try_clone()?))
+        Ok((self.held.device.try_clone()?, self.held.opens.try_clone()?))
+    }
+
+    /// The process whose end ends the mount, if there is one.
+    pub(super) fn owner(&self) -> io::Result<Option<Pidfd>> {
+        let owner = self.held.owner.as_ref().map(OwnedFd::try_clone).transpose()?;
+        owner.map(Pidfd::from_descriptor).transpose()
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.keeping.held.lock().remove(&self.number);
-        self.keeping.tell("the end of a mount", |channel| channel.release(self.number));
-    }
-}
-
-impl Descriptors {
-    fn send(&self, channel: &Channel, number: u64) -> io::Result<()> {
-        let (device, record, opens) =
-            (self.device.as_fd(), self.record.as_fd(), self.opens.as_fd());
-        channel.hold(number, self.connection, device, record, opens)
+        self.keeping.held.lock().remove(&self.held.number);
+        self.keeping.tell("the end of a mount", |channel| channel.release(self.held.number));
     }
 }

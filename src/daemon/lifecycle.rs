@@ -25,6 +25,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use super::backend::Backend;
 use super::descriptors;
 use super::failure::cache_failure;
+use super::idle::end_when_idle;
 use super::keep;
 use super::keeping::Keeping;
 use super::log::{self, Log};
@@ -51,6 +52,8 @@ pub struct DaemonConfig {
     pub keep_free_bytes: u64,
     /// Memory for bytes under way, in bytes.
     pub memory_bytes: u64,
+    /// The time without mounts and commands after which a daemon ends; `None` for never.
+    pub idle_exit: Option<Duration>,
     /// Set for a daemon of several users.
     pub system: Option<SystemConfig>,
 }
@@ -147,16 +150,26 @@ pub async fn run(
     let at = At { socket: Arc::new(socket), address };
     let service = Service::new(cache, &config, child_limits, Some(at), keeping.clone());
     let listeners = [Some(listener), by_name].into_iter().flatten();
+    let activity = Arc::new(control::Activity::default());
     let admits: control::Admission = Arc::new(is_owner);
     let mut servers: JoinSet<()> = listeners
         .map(|listener| {
-            control::serve(listener, service.clone(), admits.clone(), service.draining())
+            let (service, activity) = (service.clone(), activity.clone());
+            let draining = service.draining();
+            control::serve(listener, service, admits.clone(), activity, draining)
         })
         .collect();
     if let Some(listener) = for_users {
         // The mode of the socket has let them connect.
         let admits: control::Admission = Arc::new(|_| true);
-        servers.spawn(control::serve(listener, service.clone(), admits, service.draining()));
+        let draining = service.draining();
+        servers.spawn(control::serve(
+            listener,
+            service.clone(),
+            admits,
+            activity.clone(),
+            draining,
+        ));
     }
 
     let taking_over = tokio::spawn({
@@ -174,6 +187,7 @@ pub async fn run(
         outcome = serve_until_told(&service, &keeping, mount, ready, log.as_ref()) => outcome,
         never = keep_short => match never {},
         never = watch_folder(&service) => match never {},
+        never = end_when_idle(&service, &activity, config.idle_exit) => match never {},
         never = keep_keeper(&config, &keeping, child_limits) => match never {},
     };
     if service.is_to_be_replaced() {

@@ -13,11 +13,12 @@
 //! - `seen`: daemons that see another file tree than a command.
 //! - `failure`: the meaning of every room's errors to a user.
 //! - `lifecycle`: starting, running and ending a daemon; `log`: its log in the background.
+//! - `idle`: the end of a daemon that nobody needs.
 //! - `keep`, `keeping`: the keeper's process, and the mounts that it holds.
 //!
 //! One daemon owns one cache folder: one budget, one single flight, one limiter per registry host
-//! for all mounts of a user. A daemon stays until it is told to stop: it is idle at no cost, and
-//! the next mount finds its connections and its cache open.
+//! for all mounts of a user. A daemon stays for a while after its last mount, because the next
+//! mount finds its connections and its cache open.
 
 mod backend;
 mod bringing;
@@ -29,6 +30,7 @@ mod fitting;
 mod following;
 mod group;
 mod hydrate;
+mod idle;
 mod journal;
 mod keep;
 mod keeping;

@@ -12,10 +12,11 @@ use crate::control::api::{
 };
 use crate::fuse::{Attached, Before, MountError, MountOptions, Mountpoint, unmount_other};
 use crate::oci::Origin;
+use crate::process::pidfd::Pidfd;
 use crate::process::view::own_view;
 
-/// Mounts a kit, and has the daemon serve it. Returns when its files can be listed. Calls `on_progress`
-/// meanwhile.
+/// Mounts a kit, and has the daemon serve it until `owner` has ended. Returns when its files can be listed. Calls
+/// `on_progress` meanwhile.
 ///
 /// # Errors
 /// When the mountpoint is not usable, the kit cannot be opened, or the kernel refuses. Nothing is mounted
@@ -23,6 +24,7 @@ use crate::process::view::own_view;
 pub(super) async fn mount(
     daemon: &Backend,
     description: MountDescription,
+    owner: Option<&Pidfd>,
     on_progress: &mut (dyn FnMut(OpenProgress) + Send),
 ) -> Result<MountStatus, Failure> {
     let options = options(daemon.cache_folder(), &description);
@@ -30,7 +32,7 @@ pub(super) async fn mount(
     let replaced = mountpoint.warnings();
     let kit = daemon.open_kit(description.kit.clone(), on_progress).await?;
     let attached = attach(&description.kit.reference, mountpoint, options).await?;
-    let mut status = kit.serve(&attached, description, None).await?;
+    let mut status = kit.serve(&attached, description, None, owner).await?;
     spawn_blocking(move || attached.hand_over()).await.map_err(panicked)??;
     status.warnings.splice(0..0, replaced);
     Ok(status)
@@ -45,6 +47,7 @@ pub(super) async fn mount(
 pub(super) async fn replace(
     daemon: &Backend,
     description: MountDescription,
+    owner: Option<&Pidfd>,
     on_progress: &mut (dyn FnMut(OpenProgress) + Send),
 ) -> Result<MountStatus, Failure> {
     let options = options(daemon.cache_folder(), &description);
@@ -57,7 +60,7 @@ pub(super) async fn replace(
         Ok::<_, MountError>(before)
     };
     let Some(before) = spawn_blocking(look).await.map_err(panicked)?? else {
-        return mount(daemon, description, on_progress).await;
+        return mount(daemon, description, owner, on_progress).await;
     };
     let kit = daemon.open_kit(description.kit.clone(), on_progress).await?;
     let name = Origin::parse(&description.kit.reference)?.to_string();
@@ -73,7 +76,7 @@ pub(super) async fn replace(
     };
     let status = match attached {
         Some(mut attached) => {
-            let status = kit.serve(&attached, description, Some(device)).await?;
+            let status = kit.serve(&attached, description, Some(device), owner).await?;
             let swap = move || {
                 attached.swap().put_in_place(&before)?;
                 attached.hand_over()
@@ -86,7 +89,7 @@ pub(super) async fn replace(
             spawn_blocking(unmount).await.map_err(panicked)??;
             let mountpoint = prepare(&options).await?;
             let attached = attach(&description.kit.reference, mountpoint, options).await?;
-            let status = kit.serve(&attached, description, None).await?;
+            let status = kit.serve(&attached, description, None, owner).await?;
             spawn_blocking(move || attached.hand_over()).await.map_err(panicked)??;
             status
         }

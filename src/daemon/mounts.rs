@@ -39,6 +39,7 @@ use crate::fuse::{
     ReplacedRanges,
 };
 use crate::oci::{Digest, LabelSelector};
+use crate::process::pidfd::Pidfd;
 use crate::process::running_time::{self, Stopwatch};
 
 /// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
@@ -94,6 +95,8 @@ pub(super) struct Served {
     reference: String,
     labels: LabelSelector,
     mounted_at: i64,
+    /// The process whose end ends the mount.
+    owner: Option<Pidfd>,
     /// Nothing once the mount is out of the tree.
     background: Mutex<Option<Background>>,
     /// Ends the recording that runs.
@@ -103,6 +106,15 @@ pub(super) struct Served {
     /// Cancelled when all of the above is gone: the fields of a struct are dropped in order.
     _release: DropGuard,
     released: CancellationToken,
+}
+
+/// The wishes of the command that has mounted.
+pub(super) struct Terms<'a> {
+    pub(super) request: &'a KitRequest,
+    /// Seconds since 1970.
+    pub(super) mounted_at: i64,
+    /// The process whose end ends the mount, if there is one.
+    pub(super) owner: Option<Pidfd>,
 }
 
 /// Work that goes on beside a mount, and ends with it.
@@ -182,6 +194,12 @@ impl Mounts {
     /// Whether nothing is mounted, and nothing is being mounted.
     pub(super) fn is_empty(&self) -> bool {
         self.table.lock().entries.is_empty()
+    }
+
+    /// Whether a mount is there, is being made, or has open files.
+    pub(super) fn is_used(&self) -> bool {
+        let table = self.table.lock();
+        !table.entries.is_empty() || table.leaving.iter().any(|left| left.strong_count() > 0)
     }
 
     fn has(&self, key: &MountKey) -> bool {
@@ -344,11 +362,11 @@ impl Reservation {
         mut self,
         mount: Mount,
         kit: Arc<LoadedKit>,
-        request: &KitRequest,
-        mounted_at: i64,
+        terms: Terms<'_>,
         background: Background,
         kept: Option<Kept>,
     ) -> Result<MountStatus, Failure> {
+        let Terms { request, mounted_at, owner } = terms;
         let labels = LabelSelector::parse(&request.labels)?;
         let released = CancellationToken::new();
         let release = released.clone().drop_guard();
@@ -359,6 +377,7 @@ impl Reservation {
             reference: request.reference.clone(),
             labels,
             mounted_at,
+            owner,
             background: Mutex::new(Some(background)),
             recording: Mutex::default(),
             kept,
@@ -379,7 +398,18 @@ impl Reservation {
         let status = served.status();
         let mounts = self.mounts.clone();
         tokio::spawn(async move {
-            served.mount.ended().await;
+            tokio::select! {
+                () = served.mount.ended() => {}
+                owner = served.owner_ended() => {
+                    tracing::info!(mountpoint = %served.mount.mountpoint().display(), owner,
+                        "ending a mount: its owner has ended");
+                    end(&served).await;
+                    served.end_background();
+                    mounts.forget(&served);
+                    // Programs may still have files open.
+                    served.mount.ended().await;
+                }
+            }
             mounts.forget(&served);
             tracing::info!(mountpoint = %served.mount.mountpoint().display(), "the mount ended");
             // A tree of a million entries takes a while to drop.
@@ -467,6 +497,29 @@ impl Served {
         self.kit.layers.iter().all(|layer| is_here(layer))
     }
 
+    /// The process whose end ends the mount, for another mount with the same owner.
+    ///
+    /// # Errors
+    /// When there is no free descriptor.
+    pub(super) fn owner(&self) -> Result<Option<Pidfd>, Failure> {
+        let owner = self.owner.as_ref().map(Pidfd::try_clone).transpose();
+        owner.map_err(|error| {
+            let message = format!("the owner of the mount cannot be watched: {error}");
+            Failure::new(FailureKind::Internal, message)
+        })
+    }
+
+    /// Waits for the end of the process that owns the mount, and returns its number. For ever without an owner.
+    async fn owner_ended(&self) -> Option<u32> {
+        let Some(owner) = &self.owner else { return std::future::pending().await };
+        let pid = owner.pid();
+        if let Err(error) = owner.ended().await {
+            tracing::error!(%error, "the owner of a mount cannot be watched");
+            return std::future::pending().await;
+        }
+        pid
+    }
+
     fn status(&self) -> MountStatus {
         let (moved_to, follow_failure) = match &*self.background.lock() {
             Some(Background { following, .. }) => following.state(),
@@ -503,6 +556,7 @@ impl Served {
             unchecked_bytes: self.kit.unchecked_bytes(),
             state: kit_state(self.kit.state()),
             mounted_at: self.mounted_at,
+            owner: self.owner.as_ref().and_then(Pidfd::pid),
             warnings: self.kit.all_warnings(),
             last_failure: self.mount.last_failure(),
             replaced: replaced.collect(),

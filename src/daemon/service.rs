@@ -74,6 +74,8 @@ pub struct Service {
     sessions: Mutex<Option<Arc<Sessions>>>,
     hydration: Arc<Hydration>,
     started_at: i64,
+    /// The setting of the daemon, for its status.
+    idle_exit: Option<Duration>,
     stopping: CancellationToken,
     /// Set when [`Self::end_mounts`] is done.
     ended: watch::Sender<Option<UnmountReport>>,
@@ -83,6 +85,8 @@ pub struct Service {
     has_restored: watch::Sender<bool>,
     /// Held while mounts of the journal are made again.
     restoring: tokio::sync::Mutex<()>,
+    /// The tasks that wait for the registries of such mounts.
+    restoring_later: TaskTracker,
     /// The tasks that go on with the mounts of the process before.
     taking_over: TaskTracker,
     /// Set before `stopping` where another process goes on with the mounts.
@@ -115,12 +119,14 @@ impl Service {
             has_taken_over: watch::Sender::new(!keeping.is_kept()),
             has_restored: watch::Sender::new(!keeping.is_kept()),
             restoring: tokio::sync::Mutex::default(),
+            restoring_later: TaskTracker::new(),
             taking_over: TaskTracker::new(),
             keeping,
             kits: Arc::default(),
             mounts: Arc::default(),
             sessions: Mutex::default(),
             started_at: now(),
+            idle_exit: config.idle_exit,
             stopping: CancellationToken::new(),
             ended: watch::Sender::default(),
             is_to_be_replaced: AtomicBool::new(false),
@@ -138,6 +144,7 @@ impl Service {
         DaemonStatus {
             pid: self.keeping.keeper().unwrap_or_else(std::process::id),
             worker_pid: std::process::id(),
+            idle_exit_seconds: self.idle_exit.map(|limit| limit.as_secs()),
             version: VERSION.to_owned(),
             cache_folder: self.cache.folder().to_owned(),
             cache_folder_is_lost: !self.is_reachable(),
@@ -170,6 +177,16 @@ impl Service {
     /// Whether nothing is mounted, and nothing is being mounted.
     pub(super) fn has_no_mounts(&self) -> bool {
         self.mounts.is_empty()
+    }
+
+    /// Whether mounts are served, being made, taken over or waited for, or programs have files open of one that is out of
+    /// the tree.
+    pub(super) fn is_in_use(&self) -> bool {
+        !*self.has_taken_over.borrow()
+            || !*self.has_restored.borrow()
+            || !self.taking_over.is_empty()
+            || !self.restoring_later.is_empty()
+            || self.mounts.is_used()
     }
 
     /// Ends every mount, those that are being made too; none can be made afterwards.

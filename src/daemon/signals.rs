@@ -11,6 +11,8 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::process::signals::{ignored, is_in};
+
 /// `SIGXFSZ`: a file would exceed the limit of file sizes (`ulimit -f`, RLIMIT_FSIZE).
 const SIGXFSZ: i32 = libc::SIGXFSZ;
 
@@ -42,9 +44,9 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn listen(place: Place) -> io::Result<Self> {
-        let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+        let ignored = ignored();
         let heard = |kind: SignalKind| {
-            let is_ignored = ignored >> (kind.as_raw_value() - 1) & 1 == 1;
+            let is_ignored = is_in(ignored, kind.as_raw_value());
             (!is_ignored || place == Place::Background).then(|| signal(kind)).transpose()
         };
         Ok(Self {
@@ -83,26 +85,5 @@ pub(super) fn survive_file_size_limit() {
     // Listening replaces the default action, the end of the process, for good.
     if let Err(error) = signal(SignalKind::from_raw(SIGXFSZ)) {
         tracing::warn!(%error, "a file that exceeds `ulimit -f` will end this process");
-    }
-}
-
-/// The signals that a process ignores, as /proc/PID/status tells: bit N is signal N + 1.
-fn ignored(status: &str) -> u64 {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ignored_signals_are_read_from_the_process_status() {
-        let status = "Name:\tkitfs\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n";
-        let sighup_and_sigpipe = 1 | 1 << 12;
-        assert_eq!(ignored(status), sighup_and_sigpipe);
-        for nothing in ["", "SigIgn:", "SigIgn:\txyz", "Name:\tSigIgn"] {
-            assert_eq!(ignored(nothing), 0, "{nothing}");
-        }
     }
 }

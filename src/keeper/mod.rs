@@ -33,6 +33,7 @@ mod state;
 pub use channel::{Channel, Order};
 pub use process::{Programs, adopt, resume, run};
 
+use std::fs::File;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 
@@ -51,7 +52,7 @@ pub struct Held {
     /// The FUSE device.
     pub device: OwnedFd,
     /// A file with the settings of the mount.
-    pub record: OwnedFd,
+    pub record: File,
     /// A file with the open files of the mount.
     pub opens: OwnedFd,
     /// The process whose end ends the mount (pidfd_open(2)), if there is one.

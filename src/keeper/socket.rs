@@ -114,6 +114,12 @@ pub(super) fn receive(socket: impl AsFd, may_wait: bool) -> rustix::io::Result<R
 }
 
 impl Held {
+    /// Its descriptors, the owner last if there is one.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let files = [self.device.as_fd(), self.record.as_fd(), self.opens.as_fd()];
+        files.into_iter().chain(self.owner.as_ref().map(AsFd::as_fd))
+    }
+
     /// Sends the mount.
     pub(super) fn send(&self, socket: impl AsFd, may_wait: bool) -> rustix::io::Result<()> {
         let [device, record, opens] =
@@ -121,9 +127,7 @@ impl Held {
         let message = Message::Hold { number: self.number, connection: self.connection };
         match &self.owner {
             None => send(socket, message, &[device, record, opens], may_wait),
-            Some(owner) => {
-                send(socket, message, &[device, record, opens, owner.as_fd()], may_wait)
-            }
+            Some(owner) => send(socket, message, &[device, record, opens, owner.as_fd()], may_wait),
         }
     }
 }

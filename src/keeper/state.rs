@@ -3,8 +3,10 @@
 //! ```text
 //! keeper 1
 //! lock LOCK
-//! NUMBER CONNECTION DEVICE RECORD OPENS      a line for each mount; the connection is 0 where it is unknown
+//! NUMBER CONNECTION DEVICE RECORD OPENS [OWNER]
 //! ```
+//!
+//! There is a line for each mount. The connection is 0 where it is unknown.
 #![allow(
     unsafe_code,
     reason = "a descriptor that a process keeps over exec is known by its number"
@@ -33,12 +35,12 @@ pub(super) fn leave<'a>(
     let mut text = format!("keeper {HAND_OVER}\nlock {}\n", lock.as_raw_fd());
     for held in mounts {
         let connection = held.connection.map_or(0, NonZeroU32::get);
-        let descriptors = held.descriptors();
-        for descriptor in descriptors {
+        text += &format!("{} {connection}", held.number);
+        for descriptor in held.descriptors() {
             rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
+            text += &format!(" {}", descriptor.as_raw_fd());
         }
-        let [device, record, opens] = descriptors.map(|descriptor| descriptor.as_raw_fd());
-        text += &format!("{} {connection} {device} {record} {opens}\n", held.number);
+        text += "\n";
     }
     let mut file = File::from(rustix::fs::memfd_create("kitfs-keeper", MemfdFlags::empty())?);
     file.write_all(text.as_bytes())?;
@@ -70,6 +72,7 @@ struct Line {
     number: u64,
     connection: Option<NonZeroU32>,
     descriptors: [RawFd; 3],
+    owner: Option<RawFd>,
 }
 
 fn parse(text: &str) -> io::Result<(RawFd, Vec<Line>)> {
@@ -91,9 +94,11 @@ fn parse_line(line: &str, seen: &mut HashSet<RawFd>) -> Option<Line> {
     let connection = NonZeroU32::new(words.next()?.parse().ok()?);
     let mut descriptor = || words.next()?.parse().ok();
     let descriptors: [RawFd; 3] = [descriptor()?, descriptor()?, descriptor()?];
-    // Each has one owner, and the standard ones have others.
-    let are_fine = descriptors.iter().all(|&descriptor| descriptor > 2 && seen.insert(descriptor));
-    (are_fine && words.next().is_none()).then_some(Line { number, connection, descriptors })
+    let owner = words.next().map(str::parse).transpose().ok()?;
+    // Each belongs to one mount, and the standard ones to nobody here.
+    let mut all = descriptors.iter().chain(&owner);
+    let are_fine = all.all(|&descriptor| descriptor > 2 && seen.insert(descriptor));
+    (are_fine && words.next().is_none()).then_some(Line { number, connection, descriptors, owner })
 }
 
 fn own(number: RawFd) -> io::Result<OwnedFd> {
@@ -105,8 +110,10 @@ fn own(number: RawFd) -> io::Result<OwnedFd> {
 }
 
 fn own_mount(line: Line) -> io::Result<Held> {
-    let Line { number, connection, descriptors: [device, record, opens] } = line;
-    Ok(Held { number, connection, device: own(device)?, record: own(record)?, opens: own(opens)? })
+    let Line { number, connection, descriptors: [device, record, opens], owner } = line;
+    let (device, record, opens) = (own(device)?, own(record)?.into(), own(opens)?);
+    let owner = owner.map(own).transpose()?;
+    Ok(Held { number, connection, device, record, opens, owner })
 }
 
 /// The file with the state, by its number in the arguments of this process.
@@ -131,7 +138,8 @@ mod tests {
     fn held(number: u64) -> Held {
         let file = || OwnedFd::from(tempfile::tempfile().unwrap());
         let connection = NonZeroU32::new(number as u32);
-        Held { number, connection, device: file(), record: file(), opens: file() }
+        let owner = (number == 7).then(file);
+        Held { number, connection, device: file(), record: file().into(), opens: file(), owner }
     }
 
     #[test]
@@ -150,13 +158,18 @@ mod tests {
         let found: Vec<_> = taken.iter().map(|held| held.device.as_raw_fd()).collect();
         assert_eq!(found, numbers);
         assert_eq!(taken[1].connection, NonZeroU32::new(7));
+        assert!(taken[0].owner.is_none() && taken[1].owner.is_some());
         assert!(taken.iter().all(|held| flags(held) == FdFlags::CLOEXEC));
     }
 
     #[test]
     fn the_text_of_version_1_stays_as_it_is() {
-        let line = Line { number: 3, connection: NonZeroU32::new(44), descriptors: [5, 6, 7] };
-        assert_eq!(parse("keeper 1\nlock 4\n3 44 5 6 7\n").unwrap(), (4, vec![line]));
+        let line = |owner| {
+            let (connection, descriptors) = (NonZeroU32::new(44), [5, 6, 7]);
+            Line { number: 3, connection, descriptors, owner }
+        };
+        assert_eq!(parse("keeper 1\nlock 4\n3 44 5 6 7\n").unwrap(), (4, vec![line(None)]));
+        assert_eq!(parse("keeper 1\nlock 4\n3 44 5 6 7 8\n").unwrap(), (4, vec![line(Some(8))]));
         for wrong in
             ["", "keeper 2\nlock 4\n", "keeper 1\n", "keeper 1\nlock 2\n", "keeper 1\n3 44 5 6 7\n"]
         {
@@ -164,7 +177,9 @@ mod tests {
         }
         for wrong in [
             "3 44 5 6",
-            "3 44 5 6 7 8",
+            "3 44 5 6 7 8 9",
+            "3 44 5 6 7 x",
+            "3 44 5 6 7 7",
             "3 44 5 6 2",
             "3 44 5 6 5",
             "3 44 5 6 4",

@@ -3,6 +3,7 @@
 //! - [`running_time`]: deadlines that do not run while the process is stopped.
 //! - [`limits`]: open files, and what programs that are started get of the limit.
 //! - [`pidfd`]: another process, and its end.
+//! - [`signals`]: signals that come to this process, and their senders.
 //! - [`view`]: the part of the file tree that this process sees.
 //!
 //! Every room may use it, and it uses none.
@@ -10,4 +11,5 @@
 pub mod limits;
 pub mod pidfd;
 pub mod running_time;
+pub mod signals;
 pub mod view;

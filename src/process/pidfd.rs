@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_thread_is_no_process() {
-        let thread = std::thread::spawn(|| rustix::thread::gettid()).join().unwrap();
+        let thread = std::thread::spawn(rustix::thread::gettid).join().unwrap();
         let error = Pidfd::open(thread).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
     }

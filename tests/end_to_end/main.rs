@@ -11,6 +11,7 @@ mod failover;
 mod frozen;
 mod golden_kits;
 mod healing;
+mod idle_daemon;
 mod idle_mounts;
 mod indexes;
 mod keeper;
@@ -25,6 +26,7 @@ mod mountpoints;
 #[path = "namespaces.rs"]
 mod namespaces_as_root;
 mod outages;
+mod owners;
 mod patience;
 mod remote_data;
 mod replacing;

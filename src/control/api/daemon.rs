@@ -123,6 +123,9 @@ pub struct FetchStatus {
 pub struct DaemonStatus {
     /// The process that stays: the keeper, or the worker where there is no keeper.
     pub pid: u32,
+    /// The seconds without mounts and commands after which the daemon ends by itself; `None` for never.
+    #[serde(default)]
+    pub idle_exit_seconds: Option<u64>,
     /// The process that serves the mounts. Another one takes its place when it dies.
     #[serde(default)]
     pub worker_pid: u32,

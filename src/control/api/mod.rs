@@ -30,9 +30,9 @@ pub use describe::{
 pub use failure::{Failure, FailureKind};
 pub use kits::{KitHandle, KitRequest, KitState, OpenRequest, Opened};
 pub use mounts::{
-    HydrateMode, HydrateState, MountDescription, MountRequest, MountStatus, PassthroughState,
-    PredictorStatus, ReadaheadStatus, RecordRequest, ReplacedStatus, StopRecordingRequest,
-    UnmountReport, UnmountRequest,
+    AwaitEndRequest, HydrateMode, HydrateState, MountDescription, MountRequest, MountStatus,
+    PassthroughState, PredictorStatus, ReadaheadStatus, RecordRequest, ReplacedStatus,
+    StopRecordingRequest, UnmountReport, UnmountRequest,
 };
 pub use network::NetworkOptions;
 pub use progress::{OpenProgress, PassProgress, Waiting};

@@ -62,7 +62,8 @@ fn usual_read_deadline() -> Option<u64> {
 }
 
 /// Serves a mount. The command has made it in the part of the file tree that it sees, and sends its FUSE
-/// device with the request. The answer comes when the handshake is done. The command ends the mount when
+/// device with the request. A second descriptor is the owner of the mount, a pidfd (pidfd_open(2)): the daemon
+/// ends the mount when that process has ended. The answer comes when the handshake is done. The command ends the mount when
 /// it hears of a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,6 +78,24 @@ pub struct MountRequest {
     /// answer, and unmounts the other one.
     #[serde(default)]
     pub replaces: Option<DeviceNumber>,
+}
+
+/// Waits until a mount has ended, and fails with `NotFound` when none is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AwaitEndRequest {
+    /// The mountpoint, absolute.
+    pub mountpoint: PathBuf,
+    /// The part of the file tree that the command sees ([`crate::process::view`]); that of the daemon where it
+    /// is missing.
+    #[serde(default)]
+    pub view: Option<String>,
+}
+
+impl Operation for AwaitEndRequest {
+    const NAME: &'static str = "await-end";
+    type Event = NoEvent;
+    type Answer = ();
 }
 
 /// Records the reads from a mount. The bytes of the answer are the lines of an access trace
@@ -214,6 +233,9 @@ pub struct MountStatus {
     pub state: KitState,
     /// Seconds since 1970.
     pub mounted_at: i64,
+    /// The process whose end ends the mount.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
     /// Warnings about parts that were passed over: unknown layer types, devices in tars.
     pub warnings: Vec<String>,
     /// The path and the reason of the last read that failed, which its reader saw as an errno.

@@ -15,9 +15,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::failure::{cache_failure, panicked};
 use super::super::following::Following;
 use super::super::hydrate::Hydrating;
-use super::super::keeping::Kept;
 use super::super::kits::{pinned_reference, pinned_request};
-use super::super::mounts::{Background, MountKey};
+use super::super::mounts::{Background, MountKey, Terms};
 use super::super::own_paths::own_paths;
 use super::super::record::{Announced, TreeMark};
 use super::super::replay::{self, Replay};
@@ -30,6 +29,7 @@ use crate::fuse::{
     Attached, DeviceNumber, Mount, MountError, MountOptions, Sessions, mount_warnings,
 };
 use crate::process::limits::MORE_PROCESSES;
+use crate::process::pidfd::Pidfd;
 
 impl Service {
     /// Mounts a kit in the tree that this process sees, and serves it.
@@ -47,22 +47,23 @@ impl Service {
             () = self.stopping.cancelled() => return Err(stopping()),
         };
         let attached = mounting::attach(&description.kit.reference, mountpoint, options).await?;
-        let mut status = self.serve(kit, description, attached, None).await?;
+        let mut status = self.serve(kit, description, attached, None, None).await?;
         status.warnings.extend(replaced);
         Ok(status)
     }
 
-    /// Serves a mount that is in the tree, or will be once it replaces another one. Dropping the future, or
-    /// an error, leaves nothing mounted.
+    /// Serves a mount that is in the tree, or will be once it replaces another one. The mount ends with `owner`.
+    /// Dropping the future, or an error, leaves nothing mounted.
     pub(in crate::daemon) async fn serve(
         self: &Arc<Self>,
         kit: Arc<LoadedKit>,
         description: MountDescription,
         attached: Attached,
         replaces: Option<DeviceNumber>,
+        owner: Option<Pidfd>,
     ) -> Result<MountStatus, Failure> {
         self.taken_over().await;
-        self.serve_now(kit, description, attached, replaces).await
+        self.serve_now(kit, description, attached, replaces, owner).await
     }
 
     /// As [`Self::serve`], while mounts of the process before may be missing from the table.
@@ -72,6 +73,7 @@ impl Service {
         description: MountDescription,
         attached: Attached,
         replaces: Option<DeviceNumber>,
+        owner: Option<Pidfd>,
     ) -> Result<MountStatus, Failure> {
         let place = attached.place();
         let key = self.mount_key(place.view(), description.mountpoint.clone());
@@ -95,7 +97,7 @@ impl Service {
             let unkept = |error: std::io::Error| {
                 MountError::Io(format!("the mount cannot be handed to the keeper: {error}"))
             };
-            let kept = keeping.hold(&attached, &wanted).map_err(unkept)?;
+            let kept = keeping.hold(&attached, &wanted, owner.as_ref()).map_err(unkept)?;
             let mut unnoted = None;
             let (tree, nodes) = (TreeMark::of(&served), served.tree.len());
             let mount = Mount::serve(attached, served, &options, config, sessions)?;
@@ -104,14 +106,14 @@ impl Service {
                 let announced = Announced { pinned, tree, nodes, state, mounted_at };
                 unnoted = kept.announce(&wanted, &announced).map_err(unkept)?;
             }
-            Ok::<(Mount, Option<Kept>, Option<String>), MountError>((mount, kept, unnoted))
+            Ok::<_, MountError>((mount, kept, unnoted, owner))
         };
-        let (mount, kept, unnoted) = spawn_blocking(mount).await.map_err(panicked)??;
+        let (mount, kept, unnoted, owner) = spawn_blocking(mount).await.map_err(panicked)??;
         let warnings = trace.as_ref().map(Replay::warnings).unwrap_or_default();
         let background = self.background(&mount, &description, &kit, trace);
         let no_room = self.no_room(&kit).await;
-        let request = &description.kit;
-        let mut status = reservation.fulfil(mount, kit, request, mounted_at, background, kept)?;
+        let terms = Terms { request: &description.kit, mounted_at, owner };
+        let mut status = reservation.fulfil(mount, kit, terms, background, kept)?;
         status.warnings.extend(warnings);
         status.warnings.extend(mount_warnings());
         status.warnings.extend(no_room);

@@ -11,17 +11,18 @@ use super::super::kits::{pinned_reference, pinned_request};
 use super::super::{describing, listing, reading, recording, tags, upkeep, waiting, warming};
 use super::{Service, now, stopping};
 use crate::control::api::{
-    AliveRequest, CacheReport, CacheRequest, CatalogueRequest, DaemonStatus, Failure, FailureKind,
-    Info, InfoRequest, ListRequest, Listing, MountRequest, MountStatus, OpenRequest, Opened,
-    PassProgress, ReadRequest, RecordRequest, ReplaceRequest, RestoreReport, RestoreRequest,
-    StatusRequest, StopRecordingRequest, StopRequest, TagInfo, TagsRequest, UnmountReport,
-    UnmountRequest, UpgradeRequest, WarmEvent, WarmReport, WarmRequest,
+    AliveRequest, AwaitEndRequest, CacheReport, CacheRequest, CatalogueRequest, DaemonStatus,
+    Failure, FailureKind, Info, InfoRequest, ListRequest, Listing, MountRequest, MountStatus,
+    OpenRequest, Opened, PassProgress, ReadRequest, RecordRequest, ReplaceRequest, RestoreReport,
+    RestoreRequest, StatusRequest, StopRecordingRequest, StopRequest, TagInfo, TagsRequest,
+    UnmountReport, UnmountRequest, UpgradeRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use crate::control::{Caller, Handle};
 use crate::fs::{self, Line};
 use crate::fuse::Attached;
 use crate::kit::Filters;
 use crate::oci::{LabelSelector, Origin};
+use crate::process::pidfd::Pidfd;
 
 impl Handle<AliveRequest> for Service {
     async fn handle(
@@ -228,10 +229,16 @@ impl Handle<MountRequest> for Service {
         self.admit_mount(&mut mount, caller.peer())?;
         let mut place = self.place_of(place, caller.peer());
         let kit = self.kits.lent(kit, caller.peer().uid)?;
-        let Some(device) = caller.take_descriptors().into_iter().next() else {
+        let mut descriptors = caller.take_descriptors().into_iter();
+        let Some(device) = descriptors.next() else {
             let message = "the FUSE device is missing: this request is for commands of kitfs";
             return Err(Failure::new(FailureKind::Usage, message));
         };
+        let owner = descriptors.next().map(Pidfd::from_descriptor).transpose();
+        let owner = owner.map_err(|error| {
+            let message = format!("the second descriptor is not the owner of the mount: {error}");
+            Failure::new(FailureKind::Usage, message)
+        })?;
         let key = self.mount_key(place.view(), mount.mountpoint.clone());
         let before = replaces.and_then(|before| self.mounts.with_device(&key, before).ok());
         if let Some(before) = &before {
@@ -240,7 +247,7 @@ impl Handle<MountRequest> for Service {
         let options = self.mount_options(&mount);
         let attached = Attached::from_command(device, &place, replaces.is_some(), &options)?;
         let status = tokio::select! {
-            status = self.serve(kit, mount, attached, replaces) => status?,
+            status = self.serve(kit, mount, attached, replaces, owner) => status?,
             () = self.stopping.cancelled() => return Err(stopping()),
         };
         before.iter().for_each(|before| before.leave_directory());
@@ -269,6 +276,25 @@ impl Handle<UnmountRequest> for Service {
             self.request_stop();
         }
         Ok(UnmountReport { warnings })
+    }
+}
+
+impl Handle<AwaitEndRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: AwaitEndRequest,
+        caller: &Caller<AwaitEndRequest>,
+    ) -> Result<(), Failure> {
+        self.taken_over().await;
+        let view = self.view_of(request.view, caller.peer());
+        let key = self.mount_key(view.as_deref(), request.mountpoint);
+        // Not the mount itself: it could not be released then.
+        let released = self.mounts.at(&key)?.released();
+        tokio::select! {
+            () = released.cancelled() => Ok(()),
+            // The next process may go on with the mount: the command asks that one.
+            () = self.stopping.cancelled() => Err(stopping()),
+        }
     }
 }
 

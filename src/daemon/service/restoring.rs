@@ -130,7 +130,8 @@ impl Service {
         };
         if matches!(failure.kind, FailureKind::Unavailable | FailureKind::Unauthorized) {
             tracing::warn!(mountpoint = place, reason, "a mount waits for its kit");
-            tokio::spawn(async move { self.restore_patiently(found).await });
+            let waiting = self.restoring_later.clone();
+            waiting.spawn(async move { self.restore_patiently(found).await });
             return Some(Tried::Waits(Unrestored { mountpoint, reason }));
         }
         tracing::error!(mountpoint = place, reason, "not mounted again");
@@ -191,7 +192,7 @@ impl Service {
         let mut mountpoint = mounting::prepare(&options).await?;
         mountpoint.was_made_by(&entry.place);
         let attached = mounting::attach(&description.kit.reference, mountpoint, options).await?;
-        self.serve_now(kit, description, attached, None).await.map(drop)
+        self.serve_now(kit, description, attached, None, None).await.map(drop)
     }
 
     /// Waits until dead mounts are made again, or had their time.

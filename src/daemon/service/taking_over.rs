@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use super::super::failure::panicked;
 use super::super::keeping::Kept;
 use super::super::kits::pinned_request;
-use super::super::mounts::Reservation;
+use super::super::mounts::{Reservation, Terms};
 use super::super::record::{Announced, Record, TreeMark, Unreadable};
 use super::mounting::fs_config;
 use super::{Service, stopping};
@@ -32,6 +32,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The interval between two looks whether a mount that waits for its kit was unmounted.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a mount whose owner has ended waits for its kit. With the kit, programs that still have files open
+/// are served to the end.
+const OWNERLESS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The longest turn of a kit: several times what a tree of 100,000 files takes. The kit is loaded on beside the
 /// next ones.
@@ -284,7 +288,12 @@ impl Service {
         }
         let background = self.background(&mount, request, &kit, None);
         let mountpoint = request.mountpoint.display();
-        match reservation.fulfil(mount, kit, &request.kit, mounted_at, background, Some(kept)) {
+        let owner = kept.owner().unwrap_or_else(|error| {
+            tracing::error!(%mountpoint, %error, "the owner of a mount cannot be watched");
+            None
+        });
+        let terms = Terms { request: &request.kit, mounted_at, owner };
+        match reservation.fulfil(mount, kit, terms, background, Some(kept)) {
             Ok(_) => tracing::info!(%mountpoint, "the mount goes on"),
             // The daemon stops, and the mount has ended with its reservation.
             Err(failure) => tracing::debug!(%mountpoint, %failure, "not taken over"),
@@ -318,8 +327,17 @@ impl Service {
                 tokio::time::sleep(LOOK_INTERVAL).await;
             }
         };
+        let abandoned = async {
+            match kept.owner() {
+                Ok(Some(owner)) if owner.ended().await.is_ok() => {
+                    running_time::sleep(OWNERLESS_PATIENCE).await;
+                }
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
             kit = load => kit,
+            () = abandoned => Err(Failure::new(FailureKind::NotFound, "its owner has ended")),
             () = unmounted => Err(Failure::new(FailureKind::NotFound, "it was unmounted meanwhile")),
             () = self.told_to_stop() => Err(stopping()),
         }
@@ -368,7 +386,14 @@ mod tests {
         let (device, kernel) = UnixStream::pair().unwrap();
         let memory = || rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
         let (record, opens) = (memory(), memory());
-        let held = Held { number: 1, connection: None, device: device.into(), record, opens };
+        let held = Held {
+            number: 1,
+            connection: None,
+            device: device.into(),
+            record: record.into(),
+            opens,
+            owner: None,
+        };
         let (kept, _) = keeping.taken_over(held);
         let request = serde_json::from_value(json!({
             "kit": {"reference": kit, "umask": 18}, "mountpoint": "/a", "tensor_prefetch": true,

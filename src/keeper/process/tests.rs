@@ -1,7 +1,6 @@
 //! Tests of the keeper's loop, with shells as workers.
 
 use std::num::NonZeroU32;
-use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::thread;
 
@@ -36,10 +35,13 @@ fn gone() -> Pid {
     pid
 }
 
+/// Has a mount held; one with an odd number has an owner.
 fn hold(channel: &Channel, number: u64, connection: u32) {
-    let file = tempfile::tempfile().unwrap();
-    let file = file.as_fd();
-    channel.hold(number, NonZeroU32::new(connection), file, file, file).unwrap();
+    let file = || tempfile::tempfile().unwrap();
+    let (device, record, opens) = (file().into(), file(), file().into());
+    let owner = (number % 2 == 1).then(|| file().into());
+    let connection = NonZeroU32::new(connection);
+    channel.hold(&Held { number, connection, device, record, opens, owner }).unwrap();
 }
 
 #[test]
@@ -55,6 +57,8 @@ fn mounts_of_a_worker_that_was_gone_before_its_keeper_looked_go_on() {
     let known: Vec<_> =
         held.iter().map(|held| (held.number, held.connection.map(NonZeroU32::get))).collect();
     assert_eq!(known, [(7, Some(41)), (8, Some(40))]);
+    let owned: Vec<_> = held.iter().map(|held| held.owner.is_some()).collect();
+    assert_eq!(owned, [true, false]);
     channel.serving().unwrap();
     channel.ending(Order::End).unwrap();
     channel.ended().unwrap();

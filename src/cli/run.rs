@@ -1,0 +1,176 @@
+//! `kitfs run REF [DIR] -- COMMAND`.
+
+use std::collections::hash_map::RandomState;
+use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::arguments::{IdleArguments, KitArguments, NetworkArguments};
+use super::error::CliError;
+use super::foreground::own;
+use super::kit_at::{self, KitAt};
+use super::mount;
+use super::output::{print_warnings, warn};
+use super::program::{self, exit_code_by};
+use super::settings::{Settings, mountpoint};
+use super::umount;
+use crate::control::api::MountDescription;
+use crate::daemon::{self, Backend, DaemonConfig};
+use crate::process::signals::Signals;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The command's environment has KITFS_MOUNT, the directory of the first kit, and
+KITFS_MOUNT_1, KITFS_MOUNT_2, … for all kits. The mounts end with the command,
+also when it or kitfs is killed. The exit code is that of the command; 127 if
+there is none, 126 if it cannot be run, 128 + N if signal N ended it.
+
+Examples:
+  kitfs run ghcr.io/org/model:v1 /models -- python serve.py /models
+  kitfs run --kit ghcr.io/org/model:v1:/m --kit ghcr.io/org/data:v2:./d -- ls")]
+pub(super) struct Arguments {
+    /// The kit.
+    #[arg(value_name = "REF", required_unless_present = "kits")]
+    reference: Option<String>,
+    /// An empty directory; kitfs makes it when it does not exist [default: a new one].
+    #[arg(value_name = "DIR")]
+    mountpoint: Option<PathBuf>,
+    /// A further kit and its directory, such as HOST/KIT:v1:/models; may be repeated. DIR begins
+    /// after the last colon before `/`, `./` or `../`, or else after the last colon.
+    #[arg(long = "kit", value_name = "REF:DIR")]
+    kits: Vec<OsString>,
+    /// The command, and its arguments.
+    #[arg(value_name = "COMMAND", last = true, required = true)]
+    command: Vec<OsString>,
+    #[command(flatten)]
+    options: mount::Options,
+    #[command(flatten)]
+    idle: IdleArguments,
+    #[command(flatten)]
+    kit: KitArguments,
+    #[command(flatten)]
+    network: NetworkArguments,
+}
+
+/// The mounts of a command.
+struct Mounts<'a> {
+    settings: &'a Settings,
+    /// The mountpoints, and whether kitfs makes the directory.
+    places: Vec<(PathBuf, bool)>,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let config = settings.daemon_on_demand(&arguments.idle)?;
+    let wanted = wanted(settings, &arguments)?;
+    let mut signals = Signals::listen(&program::PASSED_ON)?;
+    let mut mounts = Mounts { settings, places: Vec::new() };
+    let mounted = tokio::select! {
+        mounted = mounts.make(&config, &arguments.idle, wanted) => mounted,
+        received = signals.next() => Err(exit_code_by(received.signal)),
+    };
+    let ran = match mounted {
+        Ok(()) => program::run(&arguments.command, mounts.variables(), &mut signals).await,
+        Err(error) => Err(error),
+    };
+    mounts.end().await;
+    ran
+}
+
+/// The daemon of the cache folder, for mounts at `places`; starts it when it does not run.
+async fn daemon_for_mounts(
+    settings: &Settings,
+    config: &DaemonConfig,
+    idle: &IdleArguments,
+    places: impl IntoIterator<Item = &Path>,
+) -> Result<Backend, CliError> {
+    for place in places {
+        // The mount takes the place of one that died with its daemon. A daemon that starts would make that one
+        // again.
+        daemon::forget_dead(config, place).await?;
+    }
+    let backend = Backend::daemon(config).await?;
+    settings.warn_of_other_bounds(&backend, idle).await?;
+    Ok(backend)
+}
+
+/// The mounts that the arguments name.
+fn wanted(settings: &Settings, arguments: &Arguments) -> Result<Vec<MountDescription>, CliError> {
+    let mut kits = Vec::new();
+    if let Some(reference) = &arguments.reference {
+        let directory = match &arguments.mountpoint {
+            Some(directory) => directory.clone(),
+            None => fresh(&settings.folder_for_mountpoints()),
+        };
+        kits.push(KitAt { reference: reference.clone(), directory });
+    }
+    for kit in &arguments.kits {
+        kits.push(kit_at::parse(kit)?);
+    }
+    let network = settings.network(&arguments.network)?;
+    let describe = |KitAt { reference, directory }: KitAt| {
+        let (kit, network) = (arguments.kit.clone(), network.clone());
+        arguments.options.clone().describe(&reference, mountpoint(&directory)?, kit, network)
+    };
+    kits.into_iter().map(describe).collect()
+}
+
+/// A directory that is not there. Nobody can guess its name, which keeps other users of a folder for temporary
+/// files from making it first.
+fn fresh(folder: &Path) -> PathBuf {
+    // Keyed by the system's random numbers.
+    let random = RandomState::new().build_hasher().finish();
+    folder.join(format!("kitfs-run-{random:016x}"))
+}
+
+/// Whether nothing is at a path. Does not wait for a mount whose daemon hangs.
+fn is_missing(path: &Path) -> bool {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    matches!(rustix::fs::open(path, flags, Mode::empty()), Err(Errno::NOENT))
+}
+
+impl Mounts<'_> {
+    /// Mounts one kit after the other. This process owns the mounts.
+    async fn make(
+        &mut self,
+        config: &DaemonConfig,
+        idle: &IdleArguments,
+        wanted: Vec<MountDescription>,
+    ) -> Result<(), CliError> {
+        let owner = own()?;
+        let places = wanted.iter().map(|description| description.mountpoint.as_path());
+        let backend = daemon_for_mounts(self.settings, config, idle, places).await?;
+        for description in wanted {
+            let place = description.mountpoint.clone();
+            let is_made = is_missing(&place);
+            let mounted = mount::mount(&backend, description, false, Some(&owner)).await?;
+            self.places.push((place, is_made));
+            print_warnings(&mounted.warnings);
+        }
+        Ok(())
+    }
+
+    /// The variables for the command.
+    fn variables(&self) -> Vec<(String, PathBuf)> {
+        let first = self.places.first().map(|(place, _)| ("KITFS_MOUNT".to_owned(), place.clone()));
+        let numbered = (1..).zip(&self.places);
+        let numbered = numbered.map(|(n, (place, _))| (format!("KITFS_MOUNT_{n}"), place.clone()));
+        first.into_iter().chain(numbered).collect()
+    }
+
+    /// Ends the mounts, the last one first: it may lie in an earlier one.
+    async fn end(self) {
+        for (place, is_made) in self.places.iter().rev() {
+            if let Err(CliError::Failure(failure)) = umount::end(self.settings, place).await {
+                warn(failure);
+            }
+            if *is_made {
+                // The daemon has removed it, unless it was killed. Nothing that others have put there is
+                // removed.
+                let _ = std::fs::remove_dir(place);
+            }
+        }
+    }
+}
