@@ -50,61 +50,16 @@ fn content(version: &str) -> Vec<u8> {
     version.repeat(5000).into_bytes()
 }
 
-fn text(path: &Path) -> &str {
-    path.to_str().expect("the tests use plain paths")
+/// The digests of the mounts at a place. Other tests may leave dead mounts elsewhere.
+fn mounts_at(kitfs: &Kitfs, place: &Path) -> Vec<String> {
+    let status = kitfs.json(&["status", "--json"]);
+    let here =
+        status.as_array().unwrap().iter().filter(|mount| mount["mountpoint"] == *text(place));
+    here.map(|mount| mount["digest"].as_str().unwrap_or("dead").to_owned()).collect()
 }
 
-#[test]
-fn no_open_fails_while_versions_are_swapped_as_root() {
-    let (versions, kitfs) = (Versions::new(), Kitfs::new());
-    let first = versions.tag("1");
-    let place = kitfs.mountpoint("mnt");
-    kitfs.succeed(&["mount", &versions.reference(), text(&place)]);
-    let held = File::open(place.join("data/0")).unwrap();
-    let (is_over, opens) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        for reader in 0..8 {
-            let (place, is_over, opens) = (&place, &is_over, &opens);
-            scope.spawn(move || {
-                let mut file = reader;
-                while !is_over.load(Ordering::Relaxed) {
-                    file = (file + 1) % FILES;
-                    let mut bytes = Vec::new();
-                    let mut open = File::open(place.join(format!("data/{file}"))).unwrap();
-                    open.read_to_end(&mut bytes).unwrap();
-                    let is_whole = ["1", "2", "3"].iter().any(|version| bytes == content(version));
-                    assert!(is_whole, "bytes of two versions, or none: {}", bytes.len());
-                    assert!(fs::read_dir(place).unwrap().count() > 0);
-                    opens.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        for version in ["2", "3"] {
-            let before = opens.load(Ordering::Relaxed);
-            wait_until("some reads", || opens.load(Ordering::Relaxed) > before + 50);
-            versions.tag(version);
-            kitfs.succeed(&["mount", "--replace", &versions.reference(), text(&place)]);
-            assert_eq!(fs::read(place.join("data/1")).unwrap(), content(version));
-        }
-        // Back, by digest.
-        kitfs.succeed(&["mount", "--replace", &versions.pinned(&first), text(&place)]);
-        assert_eq!(fs::read(place.join("data/1")).unwrap(), content("1"));
-        is_over.store(true, Ordering::Relaxed);
-    });
-    // An open file stays with its version, also over a restart of the daemon.
-    kitfs.succeed(&["daemon", "restart"]);
-    let mut bytes = Vec::new();
-    (&held).read_to_end(&mut bytes).unwrap();
-    assert_eq!(bytes, content("1"));
-    drop(held);
-    let status = kitfs.json(&["status", "--json"]);
-    assert_eq!(status.as_array().unwrap().len(), 1, "{status}");
-    assert_eq!(status[0]["digest"], *first);
-    kitfs.unmount(&place);
-    assert!(!is_mounted(&place));
-    wait_until("the end of all", || {
-        kitfs.json(&["daemon", "status", "--json"])["mounts"] == serde_json::json!([])
-    });
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the tests use plain paths")
 }
 
 #[test]
@@ -117,10 +72,7 @@ fn a_mount_follows_its_tag() {
         wait_until("the next version", || {
             fs::read(place.join("data/7")).unwrap() == content(version)
         });
-        wait_until("one mount", || {
-            let status = kitfs.json(&["status", "--json"]);
-            status.as_array().unwrap().len() == 1 && status[0]["digest"] == *digest
-        });
+        wait_until("one mount", || mounts_at(&kitfs, &place) == [digest.as_str()]);
     }
     // The directory that the first mount made goes with the last one.
     kitfs.succeed(&["umount", text(&place)]);
@@ -128,7 +80,7 @@ fn a_mount_follows_its_tag() {
 }
 
 #[test]
-fn where_no_kit_is_mounted_it_is_an_ordinary_mount() {
+fn where_no_kit_is_mounted_replace_makes_an_ordinary_mount() {
     let (versions, kitfs) = (Versions::new(), Kitfs::new());
     let place = kitfs.mountpoint("mnt");
     kitfs.succeed(&["mount", "--replace", &versions.reference(), text(&place)]);
@@ -141,35 +93,6 @@ fn where_no_kit_is_mounted_it_is_an_ordinary_mount() {
     let digest = versions.tag("2");
     kitfs.succeed(&["mount", "--replace", &versions.pinned(&digest), text(&place)]);
     assert_eq!(fs::read(place.join("data/7")).unwrap(), content("2"));
-}
-
-#[test]
-fn a_mount_in_another_namespace_follows_its_tag_as_root() {
-    let (versions, kitfs) = (Versions::new(), Kitfs::new());
-    kitfs.succeed(&["daemon", "start"]);
-    let place = kitfs.mountpoint("mnt");
-    let (made, over) = (kitfs.folder().join("made"), kitfs.folder().join("over"));
-    let script = format!(
-        "unshare --mount --propagation private sh -ec '\"$0\" \"$@\"; touch {made}; \
-         for i in $(seq 600); do grep -q 222 {place}/data/3 && break; sleep 0.1; done; \
-         grep -q 222 {place}/data/3; touch {over}; \"$0\" mount --replace {reference} {place}; \
-         cat {place}/data/3 >/dev/null; \"$0\" umount {place}' \"$@\"; exit $?",
-        made = text(&made),
-        over = text(&over),
-        place = text(&place),
-        reference = versions.reference(),
-    );
-    let arguments = ["mount", "--follow=1s", &versions.reference(), text(&place)];
-    let command = kitfs.command_after(&script, &arguments);
-    let inside = std::thread::spawn(move || Kitfs::run_command(command));
-    wait_until("the mount", || made.exists());
-    versions.tag("2");
-    let outcome = inside.join().unwrap();
-    assert_eq!(outcome.code, Some(0), "{}{}", outcome.stderr, kitfs.log());
-    assert!(over.exists() && !is_mounted(&place));
-    wait_until("the end of all", || {
-        kitfs.json(&["daemon", "status", "--json"])["mounts"] == serde_json::json!([])
-    });
 }
 
 #[test]
@@ -213,4 +136,89 @@ fn status_tells_that_a_tag_has_moved() {
     wait_until("the note", || kitfs.status_of(&place)["moved_to"] == *digest);
     let said = kitfs.run(&["status"]).stderr;
     assert!(said.contains(&digest) && said.contains("kitfs mount --replace"), "{said}");
+}
+
+mod as_root {
+    use super::*;
+
+    #[test]
+    fn no_open_fails_while_versions_are_swapped() {
+        let (versions, kitfs) = (Versions::new(), Kitfs::new());
+        let first = versions.tag("1");
+        let place = kitfs.mountpoint("mnt");
+        kitfs.succeed(&["mount", &versions.reference(), text(&place)]);
+        let held = File::open(place.join("data/0")).unwrap();
+        let (is_over, opens) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for reader in 0..8 {
+                let (place, is_over, opens) = (&place, &is_over, &opens);
+                scope.spawn(move || {
+                    let mut file = reader;
+                    while !is_over.load(Ordering::Relaxed) {
+                        file = (file + 1) % FILES;
+                        let mut bytes = Vec::new();
+                        let mut open = File::open(place.join(format!("data/{file}"))).unwrap();
+                        open.read_to_end(&mut bytes).unwrap();
+                        let is_whole =
+                            ["1", "2", "3"].iter().any(|version| bytes == content(version));
+                        assert!(is_whole, "bytes of two versions, or none: {}", bytes.len());
+                        assert!(fs::read_dir(place).unwrap().count() > 0);
+                        opens.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            for version in ["2", "3"] {
+                let before = opens.load(Ordering::Relaxed);
+                wait_until("some reads", || opens.load(Ordering::Relaxed) > before + 50);
+                versions.tag(version);
+                kitfs.succeed(&["mount", "--replace", &versions.reference(), text(&place)]);
+                assert_eq!(fs::read(place.join("data/1")).unwrap(), content(version));
+            }
+            // Back, by digest.
+            kitfs.succeed(&["mount", "--replace", &versions.pinned(&first), text(&place)]);
+            assert_eq!(fs::read(place.join("data/1")).unwrap(), content("1"));
+            is_over.store(true, Ordering::Relaxed);
+        });
+        // An open file stays with its version, also over a restart of the daemon.
+        kitfs.succeed(&["daemon", "restart"]);
+        let mut bytes = Vec::new();
+        (&held).read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, content("1"));
+        drop(held);
+        assert_eq!(mounts_at(&kitfs, &place), [first.as_str()]);
+        kitfs.unmount(&place);
+        assert!(!is_mounted(&place));
+        wait_until("the end of all", || {
+            kitfs.json(&["daemon", "status", "--json"])["mounts"] == serde_json::json!([])
+        });
+    }
+
+    #[test]
+    fn a_mount_in_another_namespace_follows_its_tag() {
+        let (versions, kitfs) = (Versions::new(), Kitfs::new());
+        kitfs.succeed(&["daemon", "start"]);
+        let place = kitfs.mountpoint("mnt");
+        let (made, over) = (kitfs.folder().join("made"), kitfs.folder().join("over"));
+        let script = format!(
+            "unshare --mount --propagation private sh -ec '\"$0\" \"$@\"; touch {made}; \
+             for i in $(seq 600); do grep -q 222 {place}/data/3 && break; sleep 0.1; done; \
+             grep -q 222 {place}/data/3; touch {over}; \"$0\" mount --replace {reference} {place}; \
+             cat {place}/data/3 >/dev/null; \"$0\" umount {place}' \"$@\"; exit $?",
+            made = text(&made),
+            over = text(&over),
+            place = text(&place),
+            reference = versions.reference(),
+        );
+        let arguments = ["mount", "--follow=1s", &versions.reference(), text(&place)];
+        let command = kitfs.command_after(&script, &arguments);
+        let inside = std::thread::spawn(move || Kitfs::run_command(command));
+        wait_until("the mount", || made.exists());
+        versions.tag("2");
+        let outcome = inside.join().unwrap();
+        assert_eq!(outcome.code, Some(0), "{}{}", outcome.stderr, kitfs.log());
+        assert!(over.exists() && !is_mounted(&place));
+        wait_until("the end of all", || {
+            kitfs.json(&["daemon", "status", "--json"])["mounts"] == serde_json::json!([])
+        });
+    }
 }
