@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use crate::counted::{Counted, big_files, expected_content};
-use crate::support::kitfs::{Kitfs, Outcome, is_mounted, wait_until};
+use crate::support::kitfs::{DROP_OTHERS, Kitfs, Outcome, is_mounted, wait_until};
 use crate::support::tree::sha256;
 use crate::support::{golden, golden_reference};
 
@@ -17,7 +17,7 @@ fn text(path: &Path) -> &str {
 /// Runs a command in a mount namespace of its own, after `before`.
 fn in_namespace(kitfs: &Kitfs, propagation: &str, before: &str, arguments: &[&str]) -> Outcome {
     let script = format!(
-        "unshare --mount --propagation {propagation} sh -c '{before}\nexec \"$@\"' sh \"$@\"\nexit $?"
+        "unshare --mount --propagation {propagation} sh -c '{DROP_OTHERS} {before}\nexec \"$@\"' sh \"$@\"\nexit $?"
     );
     Kitfs::run_command(kitfs.command_after(&script, arguments))
 }
@@ -30,7 +30,7 @@ fn a_command_mounts_in_its_own_namespace_through_a_daemon_outside() {
     let reference = golden_reference("article");
     for propagation in ["private", "slave"] {
         let script = format!(
-            "unshare --mount --propagation {propagation} sh -ec '\"$0\" \"$@\"; cat {0}/Kitfile; \"$0\" status; \
+            "unshare --mount --propagation {propagation} sh -ec '{DROP_OTHERS} \"$0\" \"$@\"; cat {0}/Kitfile; \"$0\" status; \
              \"$0\" umount {0}; \"$0\" mount {1} {0}; ls {0}' \"$@\"; exit $?",
             text(&place),
             reference
@@ -57,7 +57,7 @@ fn the_end_of_a_daemon_takes_mounts_out_of_other_namespaces() {
     let place = kitfs.mountpoint("mnt");
     let reference = golden_reference("article");
     let script = format!(
-        "unshare --mount --propagation private sh -ec '\"$0\" \"$@\"; touch {1}; \
+        "unshare --mount --propagation private sh -ec '{DROP_OTHERS} \"$0\" \"$@\"; touch {1}; \
          for i in $(seq 300); do grep -q \" {0} fuse.kitfs\" /proc/mounts || exit 0; sleep 0.1; done; exit 9' \
          \"$@\"; exit $?",
         text(&place),
@@ -123,7 +123,7 @@ fn containers_share_a_daemon_outside_or_in_another_container_and_fetch_a_byte_on
             // Another network: the daemon is not found by its abstract address from there.
             let network = if name == "two" { "--net" } else { "" };
             let script = format!(
-                "{CONTAINER} {network} sh -ec '\"$0\" \"$@\"; sha256sum {0}/weights/* >{1}.part; \
+                "{CONTAINER} {network} sh -ec '{DROP_OTHERS} \"$0\" \"$@\"; sha256sum {0}/weights/* >{1}.part; \
                  mv {1}.part {1}; until test -e {2}; do sleep 0.1; done; \"$0\" umount {0}' \"$@\"; \
                  exit $?",
                 text(&place),

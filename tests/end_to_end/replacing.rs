@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::support::kit_builder::{Kit, Layer};
-use crate::support::kitfs::{Kitfs, is_mounted, wait_until};
+use crate::support::kitfs::{DROP_OTHERS, Kitfs, is_mounted, wait_until};
 use crate::support::registry_double::{Options, RegistryDouble};
 
 const FILES: usize = 40;
@@ -200,7 +200,7 @@ mod as_root {
         let place = kitfs.mountpoint("mnt");
         let (made, over) = (kitfs.folder().join("made"), kitfs.folder().join("over"));
         let script = format!(
-            "unshare --mount --propagation private sh -ec '\"$0\" \"$@\"; touch {made}; \
+            "unshare --mount --propagation private sh -ec '{DROP_OTHERS} \"$0\" \"$@\"; touch {made}; \
              for i in $(seq 600); do grep -q 222 {place}/data/3 && break; sleep 0.1; done; \
              grep -q 222 {place}/data/3; touch {over}; \"$0\" mount --replace {reference} {place}; \
              cat {place}/data/3 >/dev/null; \"$0\" umount {place}' \"$@\"; exit $?",

@@ -29,6 +29,11 @@ pub struct Outcome {
     pub stderr: String,
 }
 
+/// A command for a new mount namespace, without single quotes: takes the mounts of other tests out of it, which
+/// would not end before the namespace.
+pub const DROP_OTHERS: &str =
+    r#"grep -o "[^ ]* fuse.kitfs" /proc/self/mounts | cut -d" " -f1 | xargs -r umount -l || true;"#;
+
 /// One user's kitfs: a cache folder, and the daemon that may own it.
 pub struct Kitfs {
     folder: TempDir,
