@@ -129,7 +129,8 @@ impl Cache {
             cleared.documents += 1;
             cleared.bytes += bytes.unwrap_or(0);
         }
-        self.note(|state| state.forget(|manifest| !kept.contains(manifest)));
+        let layers = self.shared.all_known().iter().map(|known| known.key.folder_name()).collect();
+        self.note(|state| state.forget(|manifest| !kept.contains(manifest), &layers));
         Ok(cleared)
     }
 

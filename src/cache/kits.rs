@@ -25,6 +25,24 @@ impl Cache {
         })
     }
 
+    /// The hosts that have a layer's bytes, as far as that is known in a cache of several users.
+    pub fn hosts_of(&self, layer: LayerKey) -> Vec<String> {
+        self.state.hosts_of(layer).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the cache's state file cannot be read");
+            Vec::new()
+        })
+    }
+
+    /// Notes that one more host has a layer's bytes.
+    pub fn note_host(&self, layer: LayerKey, host: &str) {
+        self.note(|state| state.note_host(layer, host, false));
+    }
+
+    /// Notes that a layer, which is not in the cache yet, is taken from this host. Earlier hosts are forgotten.
+    pub fn note_only_host(&self, layer: LayerKey, host: &str) {
+        self.note(|state| state.note_host(layer, host, true));
+    }
+
     /// Records that a kit uses these layers too, for `cache ls` and `cache rm REFERENCE`.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `origins` | origin, as typed | digest of the manifest it was last resolved to |
 //! | `kits` | origin and manifest digest | seconds since 1970, folder names of its layers |
+//! | `hosts` | folder name of a layer, a host that has its bytes | nothing |
 //!
 //! It only holds conveniences: which tag meant what while there was a network, and which kits use
 //! a layer. But without them a kit that is all here cannot be mounted offline by its tag, so a file that
@@ -34,10 +35,11 @@ use crate::oci::Digest;
 
 const ORIGINS: TableDefinition<&str, [u8; 32]> = TableDefinition::new("origins");
 const KITS: TableDefinition<(&str, [u8; 32]), (i64, &str)> = TableDefinition::new("kits");
+const HOSTS: TableDefinition<(&str, &str), ()> = TableDefinition::new("hosts");
 
 /// The memory that redb may use: the tables of thousands of kits fit.
 const MEMORY_BYTES: usize = 4 * 1024 * 1024;
-/// Rows a table may have; the oldest kit, or any origin, makes room for the next. At some 10 kB a
+/// Rows a table may have; the oldest kit, or any other row, makes room for the next. At some 10 kB a
 /// kit this is 100 MB.
 const MOST_ROWS: u64 = 10_000;
 
@@ -165,6 +167,47 @@ impl State {
         })
     }
 
+    /// The hosts that have a layer's bytes.
+    pub(super) fn hosts_of(&self, layer: LayerKey) -> Result<Vec<String>, redb::Error> {
+        let name = layer.folder_name();
+        self.read(|database| {
+            let hosts = match database.begin_read()?.open_table(HOSTS) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                hosts => hosts?,
+            };
+            let mut found = Vec::new();
+            for row in hosts.range((name.as_str(), "")..)? {
+                let (key, _) = row?;
+                match key.value() {
+                    (layer, host) if layer == name => found.push(host.to_owned()),
+                    _ => break,
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Notes that a host has a layer's bytes; with `is_only`, that no other host is known to have them.
+    pub(super) fn note_host(
+        &self,
+        layer: LayerKey,
+        host: &str,
+        is_only: bool,
+    ) -> Result<(), redb::Error> {
+        let name = layer.folder_name();
+        self.change(|write| {
+            let mut hosts = write.open_table(HOSTS)?;
+            if is_only {
+                hosts.retain(|(layer, _), ()| layer != name)?;
+            }
+            if hosts.len()? >= MOST_ROWS {
+                hosts.pop_first()?;
+            }
+            hosts.insert((name.as_str(), host), ())?;
+            Ok(())
+        })
+    }
+
     /// Reads from the first file that can be used.
     fn read<T: Default>(
         &self,
@@ -232,12 +275,17 @@ impl State {
         })
     }
 
-    /// Forgets the kits and origins of manifests that `is_gone`.
-    pub(super) fn forget(&self, is_gone: impl Fn(&Digest) -> bool) -> Result<(), redb::Error> {
+    /// Forgets the kits and origins of manifests that `is_gone`, and the hosts of layers not among `layers`.
+    pub(super) fn forget(
+        &self,
+        is_gone: impl Fn(&Digest) -> bool,
+        layers: &HashSet<String>,
+    ) -> Result<(), redb::Error> {
         self.change(|write| {
             let is_kept = |digest: [u8; 32]| !is_gone(&Digest::from_sha256(digest));
             write.open_table(ORIGINS)?.retain(|_, digest| is_kept(digest))?;
             write.open_table(KITS)?.retain(|(_, digest), _| is_kept(digest))?;
+            write.open_table(HOSTS)?.retain(|(layer, _), ()| layers.contains(layer))?;
             Ok(())
         })
     }
@@ -279,6 +327,7 @@ impl State {
 struct Rows {
     origins: Vec<(String, [u8; 32])>,
     kits: Vec<(String, [u8; 32], i64, String)>,
+    hosts: Vec<(String, String)>,
 }
 
 impl Rows {
@@ -304,6 +353,16 @@ impl Rows {
                 }
             }
         }
+        match read.open_table(HOSTS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => {}
+            hosts => {
+                for row in hosts?.iter()? {
+                    let (key, _) = row?;
+                    let (layer, host) = key.value();
+                    rows.hosts.push((layer.to_owned(), host.to_owned()));
+                }
+            }
+        }
         Ok(rows)
     }
 
@@ -317,6 +376,10 @@ impl Rows {
             let mut kits = write.open_table(KITS)?;
             for (origin, manifest, seconds, names) in &self.kits {
                 kits.insert((origin.as_str(), *manifest), (*seconds, names.as_str()))?;
+            }
+            let mut hosts = write.open_table(HOSTS)?;
+            for (layer, host) in &self.hosts {
+                hosts.insert((layer.as_str(), host.as_str()), ())?;
             }
         }
         Ok(write.commit()?)
@@ -462,6 +525,7 @@ mod tests {
                     let state = open(folder.path());
                     state.remember("a", Digest::of(b"1")).unwrap();
                     state.record_kit("a", Digest::of(b"1"), &[key("x")], 5).unwrap();
+                    state.note_host(key("x"), "near", true).unwrap();
                 }
                 match is_lost {
                     true => std::fs::remove_file(folder.path().join(name)).unwrap(),
@@ -470,6 +534,7 @@ mod tests {
                 let state = open(folder.path());
                 assert_eq!(state.recall("a").unwrap(), Some(Digest::of(b"1")));
                 assert_eq!(state.kits().unwrap().len(), 1);
+                assert_eq!(state.hosts_of(key("x")).unwrap(), ["near"]);
                 assert_eq!(state.files().len(), 2);
                 let aside = folder.path().join(format!("{name}.damaged"));
                 assert_eq!(aside.exists(), !is_lost);
@@ -500,9 +565,28 @@ mod tests {
             state.remember(origin, Digest::of(manifest.as_bytes())).unwrap();
             state.record_kit(origin, Digest::of(manifest.as_bytes()), &[], 5).unwrap();
         }
-        state.forget(|digest| *digest == Digest::of(b"1")).unwrap();
+        state.note_host(key("x"), "near", false).unwrap();
+        state.note_host(key("y"), "near", false).unwrap();
+        let layers = HashSet::from([key("y").folder_name()]);
+        state.forget(|digest| *digest == Digest::of(b"1"), &layers).unwrap();
+        assert_eq!(state.hosts_of(key("x")).unwrap(), [""; 0]);
+        assert_eq!(state.hosts_of(key("y")).unwrap(), ["near"]);
         assert_eq!((state.recall("a").unwrap(), state.kits().unwrap().len()), (None, 1));
         assert_eq!(state.recall("b").unwrap(), Some(Digest::of(b"2")));
+    }
+
+    #[test]
+    fn hosts_are_known_for_the_layer_that_they_have() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = open(folder.path());
+        assert_eq!(state.hosts_of(key("x")).unwrap(), [""; 0]);
+        for (layer, host) in [("x", "b"), ("x", "a"), ("y", "c"), ("x", "a")] {
+            state.note_host(key(layer), host, false).unwrap();
+        }
+        assert_eq!(state.hosts_of(key("x")).unwrap(), ["a", "b"]);
+        state.note_host(key("x"), "d", true).unwrap();
+        assert_eq!(state.hosts_of(key("x")).unwrap(), ["d"]);
+        assert_eq!(state.hosts_of(key("y")).unwrap(), ["c"]);
     }
 
     #[test]

@@ -5,15 +5,15 @@
 //! another registry, whose bytes are in the cache, or bring wrong bytes for a layer that others read.
 //!
 //! ```text
-//! layer not in the cache ------------------------------> taken from this host, which is remembered
+//! layer not in the cache ------------------------------> taken from this host; others are forgotten
 //! layer from this host --------------------------------> shared
 //! confirmed layer from another host --has the bytes?---> shared, and the host is remembered
 //!                                        '--no---------> refused
 //! layer from another host, not confirmed --------------> refused: its bytes may be wrong
 //! ```
 //!
-//! A host proves that it has the bytes by some of them, from places that only this process chooses. Where
-//! few are in the cache to compare with, and for compressed layers, by all of them.
+//! A host proves that it has the bytes by some of them, from places that only this process chooses. It proves
+//! it by all of them for compressed and small layers, and where few are in the cache to compare with.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
@@ -32,11 +32,14 @@ use crate::source::{BlobSource, SourceError, Urgency};
 
 /// The bytes that are compared at each place: a page.
 const SAMPLE_BYTES: u64 = 4096;
-/// The places that are compared. 16: whoever has nine tenths of the bytes passes one time in five, and gets
-/// a tenth of a layer; whoever has half of them passes one time in 65,000.
+/// The places that are compared. 16: a host with nine tenths of the bytes passes one time in five, and its
+/// user gets the last tenth. A host with half of them passes one time in 65,000.
 const SAMPLES: usize = 16;
-/// The places that are looked at to find resident ones.
-const MOST_LOOKS: usize = 256;
+/// The places that are looked at to find resident ones. 64: where less than about a quarter of the layer is
+/// here, the places would lie in a few chunks, which a host could have without the others.
+const MOST_LOOKS: usize = 64;
+/// A layer of less is proved by all of it. 1 MiB: in a smaller one the same page would be chosen twice.
+const SMALL_BYTES: u64 = 1024 * 1024;
 
 /// Lets a user have a layer from `source`, or tells why not.
 ///
@@ -53,26 +56,43 @@ pub(super) async fn admit(
     let Opener { user, is_vouched } = opener;
     let host = source.host().unwrap_or_else(|| "this machine".into());
     let name = match is_vouched {
-        true => format!("layer {} at {host}", spec.blob.digest),
+        true => host.to_string(),
         // By the same name others reach another host.
-        false => format!("layer {} at {host} of user {}", spec.blob.digest, user.0),
+        false => format!("{host} of user {}", user.0),
     };
-    let (known, recalled) = (cache.clone(), name.clone());
-    if off_the_runtime(move || known.recall(&recalled)).await == Some(spec.blob.digest) {
+    // The same blob read in another way is another layer of the cache.
+    let key = spec.key();
+    let known = cache.clone();
+    let hosts = off_the_runtime(move || known.hosts_of(key)).await;
+    let is_known = hosts.contains(&name);
+    let is_here = store.contents().is_some() || store.resident_bytes() > 0;
+    if !is_here {
+        // A host that was known before may have brought nothing, or a copy that is gone.
+        if !is_known || hosts.len() > 1 {
+            let (cache, only) = (cache.clone(), name.clone());
+            let noted = off_the_runtime(move || {
+                cache.note_only_host(key, &only);
+                cache.hosts_of(key)
+            });
+            if noted.await.iter().any(|noted| *noted != name) {
+                return Err(refused(spec, &host, "the disk takes no note of the host"));
+            }
+        }
         return Ok(());
     }
-    if store.contents().is_some() || store.resident_bytes() > 0 {
-        if store.state() != LayerState::Confirmed {
-            let detail = "the cache has a part of it from another host, and its digest is not known to be \
-                          right yet";
-            return Err(refused(spec, &host, detail));
-        }
-        if !has_the_bytes(spec, store, source, user).await? {
-            return Err(refused(spec, &host, "that host has other bytes"));
-        }
+    if is_known {
+        return Ok(());
     }
-    let (cache, digest) = (cache.clone(), spec.blob.digest);
-    off_the_runtime(move || cache.remember(&name, digest)).await?;
+    if store.state() != LayerState::Confirmed {
+        let detail = "the cache has a part of it from another host, and its digest is not known to be \
+                      right yet";
+        return Err(refused(spec, &host, detail));
+    }
+    if !has_the_bytes(spec, store, source, user).await? {
+        return Err(refused(spec, &host, "that host has other bytes"));
+    }
+    let cache = cache.clone();
+    off_the_runtime(move || cache.note_host(key, &name)).await;
     Ok(())
 }
 
@@ -91,7 +111,7 @@ async fn has_the_bytes(
     user: UserId,
 ) -> Result<bool, FetchError> {
     let looked = store.clone();
-    let samples = match spec.encoding.is_compressed() {
+    let samples = match spec.encoding.is_compressed() || spec.blob.size < SMALL_BYTES {
         true => Vec::new(),
         false => off_the_runtime(move || samples(&looked, spec.blob.size)).await,
     };
@@ -110,7 +130,7 @@ fn samples(store: &LayerStore, size: u64) -> Vec<(Range<u64>, Vec<u8>)> {
     let pages = size / SAMPLE_BYTES;
     let mut samples = Vec::new();
     for _ in 0..MOST_LOOKS {
-        if samples.len() == SAMPLES || pages == 0 {
+        if samples.len() == SAMPLES {
             break;
         }
         // Keyed by the system's random numbers.

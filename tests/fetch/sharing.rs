@@ -124,3 +124,41 @@ async fn what_a_user_reaches_by_a_proxy_counts_as_another_host() {
     let opened = fetcher.open(real.raw(), fake.clone(), opener, &|_| {}).await;
     assert!(is_refused(&opened));
 }
+
+#[tokio::test]
+async fn a_host_that_was_asked_in_vain_does_not_count_as_one_that_has_the_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let fetcher = shared(folder.path());
+    let private = Memory::at_host(tar_of(&[2 * MIB]), "private.example");
+    let spec = private.spec(Format::Tar, Compression::None);
+    // Nothing of it is in the cache yet, and nothing of use comes.
+    let lying = Memory::at_host(content(2, private.bytes.len()), "lying.example");
+    assert!(open(&fetcher, spec, &lying, 2).await.is_err());
+
+    let layer = open(&fetcher, spec, &private, 1).await.unwrap();
+    read(&layer, 0..private.bytes.len()).await.unwrap();
+    assert_eq!(layer.confirmed().await, LayerState::Confirmed);
+    assert!(is_refused(&open(&fetcher, spec, &lying, 2).await));
+}
+
+#[tokio::test]
+async fn a_host_of_a_layer_that_is_read_in_another_way_counts_for_that_way_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let fetcher = shared(folder.path());
+    let private = Memory::at_host(tar_of(&[2 * MIB]), "private.example");
+    let spec = private.spec(Format::Tar, Compression::None);
+    open(&fetcher, spec, &private, 1).await.unwrap();
+    let lying = Memory::at_host(content(2, private.bytes.len()), "lying.example");
+    open(&fetcher, private.raw(), &lying, 2).await.unwrap();
+    assert!(is_refused(&open(&fetcher, spec, &lying, 2).await));
+}
+
+#[tokio::test]
+async fn hosts_stay_known_when_manifests_that_are_gone_are_cleared() {
+    let folder = tempfile::tempdir().unwrap();
+    let fetcher = shared(folder.path());
+    let source = Memory::at_host(content(1, MIB), "near.example");
+    let _layer = open(&fetcher, source.raw(), &source, 1).await.unwrap();
+    fetcher.cache().clear_documents().unwrap();
+    open(&fetcher, source.raw(), &source, 2).await.unwrap();
+}
