@@ -262,7 +262,8 @@ impl<'a> Walk<'a> {
         let Some(store) = self.site.repositories.objects() else {
             return Gathered::without(&place, &"this kitfs reads no S3 objects");
         };
-        match objects::find(self.site.fetcher.cache(), store, object).await {
+        let user = self.site.repositories.user();
+        match objects::find(self.site.fetcher.cache(), store, object, user).await {
             Ok(known) => {
                 Gathered { parts: vec![Part::Object(known, place)], ..Gathered::default() }
             }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::waiting::with_cache;
 use crate::cache::Cache;
 use crate::oci::{BlobId, Digest};
+use crate::source::admission::UserId;
 use crate::source::{BlobSource, ObjectHead, ObjectId, Objects, SourceError};
 
 /// The largest object that is read: the largest file of ext4, as for a kit's blobs.
@@ -68,29 +69,39 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 
 /// Finds out an object's size: from the cache where it was asked before, since an object with an
 /// ETag never changes, and else from its store.
+///
+/// In a cache of several users the store is asked each time, with the credentials of `user`: the bytes may be
+/// here for another user only. While it is away, its last answer to this user counts.
 pub(super) async fn find(
     cache: &Arc<Cache>,
     objects: &dyn Objects,
     object: &ObjectId,
+    user: Option<UserId>,
 ) -> Result<KnownObject, SourceError> {
     let store = objects.store().await?;
-    let name = format!("{} at {store} with ETag {}", object.location, object.etag);
+    let mut name = format!("{} at {store} with ETag {}", object.location, object.etag);
+    if let Some(UserId(user)) = user {
+        name = format!("{name} for user {user}");
+    }
     let kept = {
         let (name, store, object) = (name.clone(), store.clone(), object.clone());
         with_cache(cache, move |cache| recalled(cache, &name, &store, &object)).await
     };
     let record = match kept {
-        Some(record) => record,
-        None => {
-            let ObjectHead { size, modified_seconds } = objects.head(object).await?;
-            let identity = Identity::new(store, object, size);
-            let record = Record { identity, modified_seconds };
-            with_cache(cache, move |cache| {
-                remember(cache, &name, &record);
-                record
-            })
-            .await
-        }
+        Some(record) if user.is_none() => record,
+        kept => match (objects.head(object).await, kept) {
+            (Err(error), Some(record)) if error.is_retryable() => record,
+            (head, _) => {
+                let ObjectHead { size, modified_seconds } = head?;
+                let identity = Identity::new(store, object, size);
+                let record = Record { identity, modified_seconds };
+                with_cache(cache, move |cache| {
+                    remember(cache, &name, &record);
+                    record
+                })
+                .await
+            }
+        },
     };
     let size = record.identity.size;
     if size > OBJECT_LIMIT_BYTES {

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::docker_config::DockerConfig;
+use super::docker_config::{DockerConfig, hostname};
 use super::{Credential, CredentialStore, FILE_LIMIT_BYTES, configuration};
 use crate::source::SourceError;
 use crate::source::blob_folder::{off_the_runtime, read_small};
@@ -140,7 +140,8 @@ impl CarriedStore {
         }
         let mut auths = self.0.lock();
         let Auths { entries, changes } = &mut *auths;
-        let is_of_host = |key: &str| key.contains(&carried.host);
+        let host = hostname(&carried.host);
+        let is_of_host = |key: &str| hostname(key) == host;
         entries.retain(|key, (at_ms, _)| !is_of_host(key) || *at_ms > carried.at_ms);
         for (key, value) in taken {
             let is_newer = entries.get(&key).is_none_or(|(at_ms, _)| *at_ms <= carried.at_ms);
@@ -240,6 +241,12 @@ mod tests {
         // The user has logged out.
         store.take(&carried("b.example", 8, &[])).unwrap();
         assert!(is(&store, "b.example", "") && is(&store, "a.example", "new"));
+        store.take(&carried("example", 9, &[])).unwrap();
+        assert!(is(&store, "a.example", "new"), "another host, whose name ends so");
+        let hub = "https://index.docker.io/v1/";
+        store.take(&carried("docker.io", 9, &[of(hub, "hub")])).unwrap();
+        store.take(&carried("docker.io", 10, &[])).unwrap();
+        assert!(is(&store, "docker.io", ""));
     }
 
     #[tokio::test]

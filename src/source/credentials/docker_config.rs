@@ -133,7 +133,7 @@ fn best<'a, V>(
 
 /// The host of a key, in lower case: `https://host/v1/` and `host` mean the same (Docker's
 /// `ConvertToHostname`), and so do all of Docker Hub's names.
-fn hostname(key: &str) -> String {
+pub(super) fn hostname(key: &str) -> String {
     let host = without_scheme(key).split('/').next().unwrap_or_default().to_ascii_lowercase();
     match host.as_str() {
         "docker.io" | "registry-1.docker.io" => "index.docker.io".to_owned(),

@@ -179,3 +179,24 @@ async fn an_object_with_another_etag_is_another_object() {
     let third = bench.load(third, &[]).await.unwrap();
     assert!(third.warnings[0].contains("was replaced"), "{:?}", third.warnings);
 }
+
+#[tokio::test]
+async fn an_object_of_the_cache_is_given_only_to_users_whom_its_store_lets_have_it() {
+    let bench = Bench::new();
+    bench.store.put("s3://bucket/key", "etag-1", b"object content");
+    let location = crate::oci::ObjectLocation::parse("s3://bucket/key").unwrap().unwrap();
+    let object = ObjectId { location, etag: "etag-1".to_owned() };
+    let (cache, may) = (bench.fetcher.cache(), Stores(bench.store.clone()));
+    // The store tells a user without the right that there is nothing.
+    let may_not = Stores::default();
+    let find = async |stores: &Stores, user| {
+        objects::find(cache, stores, &object, Some(UserId(user))).await.is_ok()
+    };
+    assert!(find(&may, 1).await);
+    assert!(!find(&may_not, 2).await);
+    bench.store.is_down.store(true, Ordering::SeqCst);
+    assert!(find(&may, 1).await, "its last answer to this user counts");
+    assert!(!find(&may, 2).await);
+    // The right was taken away.
+    assert!(!find(&may_not, 1).await);
+}
