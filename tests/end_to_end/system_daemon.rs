@@ -125,8 +125,11 @@ impl System {
         outcome.stdout
     }
 
+    /// The mounts of a user. Dead mounts of other tests are left out.
     fn mounts(&self, user: u32) -> Value {
-        serde_json::from_str(&self.succeed(user, &["status", "--json"])).unwrap()
+        let status = self.succeed(user, &["status", "--json"]);
+        let mounts: Vec<Value> = serde_json::from_str(&status).unwrap();
+        mounts.into_iter().filter(|mount| mount["state"] != "dead").collect()
     }
 
     fn docker_config(&self, user: u32, config: &Value) {

@@ -278,7 +278,8 @@ fn one_odd_answer_costs_a_reader_seconds_and_no_error(
         let layer = open(folder.path(), &source).await;
         let (bytes, waited) = read_for(&layer, 1000..200_000, Some(DEADLINE)).await;
         assert!(bytes.unwrap() == source.bytes[1000..200_000]);
-        assert!(waited <= Duration::from_secs(most_seconds), "{waited:?}");
+        // The simulated clock moves in steps.
+        assert!(waited < Duration::from_secs(most_seconds + 1), "{waited:?}");
     });
 }
 
