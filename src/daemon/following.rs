@@ -1,7 +1,8 @@
 //! Tags that move under a mount.
 //!
 //! Every mount of a tag looks now and then which manifest the tag names, and hears of it from each command that
-//! opens the tag. `kitfs status` tells of another manifest. With `--follow` the kit of that manifest takes the place of the mounted one.
+//! opens the tag. `kitfs status` tells of another manifest. With `--follow` the kit of that manifest takes the place
+//! of the mounted one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +15,16 @@ use super::failure::panicked;
 use super::kits::{pinned_reference, pinned_request};
 use super::service::Service;
 use crate::control::api::{Failure, FailureKind, MountDescription};
+use crate::fs::LoadedKit;
 use crate::fuse::{Attached, Before, MountPlace, Mountpoint, unmount_other};
 use crate::oci::{Digest, Origin, Selector};
 
 /// The interval between two looks without `--follow`: one small request, for a line in `kitfs status`.
 const LOOK_INTERVAL: Duration = Duration::from_secs(600);
+
+/// The shortest interval between two looks. A request with less would take a processor, and ask the registry
+/// without a pause.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The look at the tag of one mount. Dropping it ends it.
 #[derive(Debug)]
@@ -59,7 +65,7 @@ impl Following {
             let (description, place) = (description.clone(), place.clone());
             let (service, state) = (service.clone(), state.clone());
             let followed = Followed { service, description, place, origin, manifest, state };
-            AbortOnDropHandle::new(tokio::spawn(followed.follow()))
+            AbortOnDropHandle::new(tokio::spawn(Arc::new(followed).follow()))
         });
         Self { manifest, state, _task: task }
     }
@@ -78,8 +84,9 @@ impl Following {
 }
 
 impl Followed {
-    async fn follow(self) {
+    async fn follow(self: Arc<Self>) {
         let follow = self.description.follow_seconds.map(Duration::from_secs);
+        let follow = follow.map(|interval| interval.max(SHORTEST_INTERVAL));
         loop {
             tokio::time::sleep(follow.unwrap_or(LOOK_INTERVAL)).await;
             let kit = &self.description.kit;
@@ -106,29 +113,41 @@ impl Followed {
     }
 
     /// Puts the kit of another manifest in the place of this one.
-    async fn swap(&self, manifest: Digest) -> Result<(), Failure> {
+    async fn swap(self: &Arc<Self>, manifest: Digest) -> Result<(), Failure> {
+        let pinned = pinned_reference(&self.origin, manifest);
+        let pinned = pinned_request(&self.description.kit, pinned);
+        let kit = self.service.open(&pinned, &|_| {}).await?;
+        let this = self.clone();
+        // A task of its own. The mount before ends its background work, `follow` too, when it is out of the tree.
+        // The new mount must not end with that.
+        let put = tokio::spawn(async move { this.put_in_place(kit).await });
+        put.await.map_err(panicked)?
+    }
+
+    async fn put_in_place(&self, kit: Arc<LoadedKit>) -> Result<(), Failure> {
         let Self { service, description, place, origin, .. } = self;
         let Some(before) = Before::of(place) else {
             let message = "the device number of the mount is not known";
             return Err(Failure::new(FailureKind::Internal, message));
         };
-        let pinned = pinned_request(&description.kit, pinned_reference(origin, manifest));
-        let kit = service.open(&pinned, &|_| {}).await?;
+        let manifest = kit.manifest;
         let options = service.mount_options(description);
         let (name, seen) = (origin.to_string(), before.clone());
         let attach = move || Attached::outside(&name, &seen, &options);
         let attached = spawn_blocking(attach).await.map_err(panicked)??;
         let key = service.mount_key(place.view(), description.mountpoint.clone());
         let mounts = service.mounts().clone();
+        // A mount that was ended meanwhile gets no successor.
         let served = mounts.with_device(&key, before.device())?;
         let owner = served.owner()?;
-        match attached {
+        let successor = match attached {
             Some(attached) => {
                 let mut attached = attached.with_place(place);
-                let swap = attached.swap();
+                let (swap, successor) = (attached.swap(), attached.place().device_number());
                 let device = Some(before.device());
                 service.serve(kit, description.clone(), attached, device, owner).await?;
                 spawn_blocking(move || swap.put_in_place(&before)).await.map_err(panicked)??;
+                successor
             }
             None if key.elsewhere.is_some() => {
                 let message =
@@ -137,25 +156,23 @@ impl Followed {
             }
             None => {
                 let (options, name) = (service.mount_options(description), origin.to_string());
+                let place = place.clone();
                 let attach = move || {
+                    before.check_is_topmost()?;
                     unmount_other(before.path(), true)?;
-                    let mountpoint = Mountpoint::prepare(&options)?;
+                    let mut mountpoint = Mountpoint::prepare(&options)?;
+                    mountpoint.was_made_by(&place);
                     Attached::new(&name, mountpoint, &options)
                 };
                 let attached = spawn_blocking(attach).await.map_err(panicked)??;
+                let successor = attached.place().device_number();
                 service.serve(kit, description.clone(), attached, None, owner).await?;
+                successor
             }
-        }
+        };
         served.leave_directory();
         tracing::info!(place = %key.mountpoint.display(), %manifest, "the mount follows its tag");
-        // The end of the mount before ends this task.
-        let device = self.place.device_number();
-        drop(served);
-        tokio::spawn(async move {
-            if let Err(failure) = mounts.unmount(&key, device, true).await {
-                tracing::debug!(%failure, "the mount before has ended already");
-            }
-        });
+        mounts.end_replaced(&served, successor).await;
         Ok(())
     }
 }

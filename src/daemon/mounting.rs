@@ -67,23 +67,27 @@ pub(super) async fn replace(
     let (seen, wanted) = (before.clone(), options.clone());
     let outside = move || Attached::outside(&name, &seen, &wanted);
     let attached = spawn_blocking(outside).await.map_err(panicked)??;
-    let device = before.device();
-    let request = UnmountRequest {
-        mountpoint: description.mountpoint.clone(),
-        lazy: true,
-        device: Some(device),
-        view: own_view().ok(),
-    };
     let status = match attached {
         Some(mut attached) => {
+            let device = before.device();
+            let request = UnmountRequest {
+                mountpoint: description.mountpoint.clone(),
+                lazy: true,
+                device: Some(device),
+                view: own_view().ok(),
+            };
             let status = kit.serve(&attached, description, Some(device), owner).await?;
             let swap = move || {
                 attached.swap().put_in_place(&before)?;
                 attached.hand_over()
             };
             spawn_blocking(swap).await.map_err(panicked)??;
+            // Another daemon may serve the kit before. That one notices by itself.
+            let _ = daemon.ask(request).await;
             status
         }
+        // The daemon is not asked to unmount the one before: the kernel may have given its device number to the
+        // new one.
         None => {
             let unmount = move || unmount_other(before.path(), true);
             spawn_blocking(unmount).await.map_err(panicked)??;
@@ -94,8 +98,6 @@ pub(super) async fn replace(
             status
         }
     };
-    // Another daemon may serve the kit before. That one notices by itself.
-    let _ = daemon.ask(request).await;
     Ok(status)
 }
 

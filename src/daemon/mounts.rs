@@ -257,6 +257,20 @@ impl Mounts {
         Ok(warnings)
     }
 
+    /// Ends a mount that another one has replaced. Its open files are served on. `successor` is the device number
+    /// of the other one.
+    pub(super) async fn end_replaced(&self, served: &Arc<Served>, successor: Option<DeviceNumber>) {
+        // The mount is out of the tree, except for copies in other mount namespaces. The kernel may have given its
+        // device number to the other mount, which must stay.
+        if served.device() != successor
+            && let Err(failure) = unmount(served, true).await
+        {
+            tracing::debug!(%failure, "the mount before has ended already");
+        }
+        served.end_background();
+        self.forget(served);
+    }
+
     /// The mount at `key`.
     ///
     /// # Errors

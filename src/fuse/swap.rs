@@ -28,6 +28,9 @@ use super::place::{DeviceNumber, MountPlace};
 use super::{MountError, elsewhere};
 use crate::process::view::own_view;
 
+/// Why a mount is not replaced that is no longer at its place.
+const MOVED: &str = "another mount lies there by now: try again";
+
 /// `MOVE_MOUNT_BENEATH` of linux/mount.h, which rustix does not have.
 const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
 
@@ -99,6 +102,19 @@ impl Before {
         Some(Self { place: place.clone(), device: place.device()? })
     }
 
+    /// Checks that no other mount lies at the path by now.
+    ///
+    /// # Errors
+    /// When one does, or the mount table cannot be read.
+    pub fn check_is_topmost(&self) -> Result<(), MountError> {
+        let path = self.path();
+        let topmost = kit_at(path).map_err(io_error(path))?;
+        match topmost.is_some_and(|entry| entry.device == self.device) {
+            true => Ok(()),
+            false => Err(io_error(path)(io::Error::other(MOVED))),
+        }
+    }
+
     /// The canonical mountpoint.
     pub fn path(&self) -> &Path {
         &self.place.path
@@ -144,7 +160,7 @@ impl Swap {
 
 fn swap(mount: &OwnedFd, path: &Path, before: Device) -> io::Result<()> {
     if topmost(path)? != before {
-        return Err(io::Error::other("another mount lies there by now: try again"));
+        return Err(io::Error::other(MOVED));
     }
     match attach(mount, path, BENEATH) {
         Ok(()) => detach(path),

@@ -2,7 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::support::kit_builder::{Kit, Layer};
@@ -77,6 +80,50 @@ fn a_mount_follows_its_tag() {
     // The directory that the first mount made goes with the last one.
     kitfs.succeed(&["umount", text(&place)]);
     wait_until("the end of the directory", || !place.exists());
+}
+
+#[test]
+fn mounts_of_an_ordinary_user_are_replaced_and_follow_their_tag_as_root() {
+    /// A user that every Debian has: fusermount3 looks for the name.
+    const USER: u32 = 1;
+    let (versions, kitfs) = (Versions::new(), Kitfs::new());
+    let place = kitfs.mountpoint("mnt");
+    let as_user = |mut command: Command| {
+        command.uid(USER).gid(USER);
+        let outcome = Kitfs::run_command(command);
+        (outcome.code, String::from_utf8(outcome.stdout).unwrap(), outcome.stderr)
+    };
+    let run = |arguments: &[&str]| {
+        let (code, words, complaint) = as_user(kitfs.command(arguments));
+        assert_eq!(code, Some(0), "{arguments:?}: {complaint}");
+        words
+    };
+    // Makes the home.
+    let _ = kitfs.command(&["--version"]);
+    for folder in [kitfs.folder(), &kitfs.folder().join("home"), &place] {
+        chown(folder, Some(USER), Some(USER)).unwrap();
+    }
+    fs::set_permissions(versions.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let is_there = |version: &str| {
+        // Root may not look into a mount of another user.
+        let mut command = Command::new("cat");
+        command.arg(place.join("data/7"));
+        as_user(command).1.into_bytes() == content(version)
+    };
+    run(&["mount", &versions.reference(), text(&place)]);
+    versions.tag("2");
+    run(&["mount", "--replace", "--follow=1s", &versions.reference(), text(&place)]);
+    assert!(is_there("2"));
+    for version in ["3", "4"] {
+        versions.tag(version);
+        wait_until("the next version", || is_there(version));
+        // A status looks for mounts that are out of the tree, and finds the one before.
+        let status: serde_json::Value = serde_json::from_str(&run(&["status", "--json"])).unwrap();
+        assert_eq!(status.as_array().unwrap().len(), 1, "{status}");
+    }
+    run(&["umount", text(&place)]);
+    run(&["daemon", "stop"]);
+    assert!(!is_mounted(&place));
 }
 
 #[test]
