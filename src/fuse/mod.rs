@@ -90,6 +90,10 @@ pub struct MountOptions {
     pub noexec: bool,
     /// Let the kernel read complete files from the cache by itself, where it can.
     pub passthrough: bool,
+    /// Another user has made the mount, and may have kept a copy of the FUSE device. Such a user can answer an open
+    /// for writing with a backing id, and the kernel then opens the file of the cache with the rights of this
+    /// process. So the mount gets no backing ids.
+    pub is_of_other_user: bool,
     /// The limits for fusermount3.
     pub child_limits: ChildLimits,
     /// The paths that the mount must not hide.
@@ -109,6 +113,7 @@ impl MountOptions {
             nonempty: false,
             noexec: false,
             passthrough: true,
+            is_of_other_user: false,
             child_limits: ChildLimits::default(),
             own_paths: Vec::new(),
             daemon: String::new(),

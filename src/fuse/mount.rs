@@ -212,8 +212,7 @@ impl Prepared {
         let io = io_error(mountpoint.path());
         let file_system =
             Arc::new(FileSystem::new(kit, options.files_owner.unwrap_or_else(owner), config));
-        let passthrough =
-            Arc::new(Passthrough::new(file_system.clone(), options.passthrough, opens));
+        let passthrough = Arc::new(Passthrough::new(file_system.clone(), options, opens));
         let connection = Connection::new(device).map_err(|error| io(error.into()))?;
         Ok(Self { attachment, mountpoint, connection, end, file_system, passthrough })
     }

@@ -33,6 +33,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
+use super::MountOptions;
 use super::checks::Checks;
 use super::connection::{BackingId, Connection, Reply};
 use super::opens::{OpenRecord, OpenRecords};
@@ -73,6 +74,8 @@ pub enum PassthroughStatus {
 enum Off {
     #[error("it was mounted with --no-passthrough")]
     Unwanted,
+    #[error("the system daemon gives its users no files of the cache")]
+    OtherUser,
     #[error("no file of the kit has 1 MiB")]
     NothingBig,
     #[error("the cache folder lies on an overlay: put it on a volume or disk (--cache-dir)")]
@@ -122,8 +125,12 @@ struct Registered {
 
 impl Passthrough {
     /// An empty table for a new mount. Finds the reason why the mount cannot have passthrough.
-    pub(super) fn new(file_system: Arc<FileSystem>, is_wanted: bool, records: OpenRecords) -> Self {
-        let hindrance = hindrance(&file_system, is_wanted);
+    pub(super) fn new(
+        file_system: Arc<FileSystem>,
+        options: &MountOptions,
+        records: OpenRecords,
+    ) -> Self {
+        let hindrance = hindrance(&file_system, options);
         let this = Self {
             file_system,
             off: OnceLock::new(),
@@ -335,9 +342,12 @@ impl OpenFile {
 }
 
 /// Why a mount cannot have passthrough, as far as this is known before the mount.
-fn hindrance(file_system: &FileSystem, is_wanted: bool) -> Option<Off> {
-    if !is_wanted {
+fn hindrance(file_system: &FileSystem, options: &MountOptions) -> Option<Off> {
+    if !options.passthrough {
         return Some(Off::Unwanted);
+    }
+    if options.is_of_other_user {
+        return Some(Off::OtherUser);
     }
     if !file_system.has_big_members() {
         return Some(Off::NothingBig);

@@ -1,11 +1,14 @@
 //! One daemon of root for several users.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::fs::{Gid, Uid};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -192,6 +195,9 @@ fn users_share_the_bytes_and_see_only_their_own_mounts() {
         let mounts = system.mounts(user);
         assert_eq!(mounts.as_array().unwrap().len(), 1, "{mounts}");
         assert_eq!(mounts[0]["mountpoint"], text(place));
+        // The user has the FUSE device, and could have the kernel open the cache's file for writing.
+        let passthrough = &mounts[0]["passthrough"]["off"]["reason"];
+        assert!(passthrough.as_str().unwrap().contains("system daemon"), "{passthrough}");
     }
     let all: Value = serde_json::from_slice(
         &system.run_as_root(&["daemon", "status", "--system", "--json"]).stdout,
@@ -212,6 +218,49 @@ fn users_share_the_bytes_and_see_only_their_own_mounts() {
     assert!(system.read(BERT, &places[1].join("model.bin")) == system.content);
     system.succeed(BERT, &["umount", "--all"]);
     assert!(!is_mounted(&places[1]) && is_mounted(&places[2]));
+}
+
+/// The first frame with which a daemon answers a user's request, as text.
+fn answer_to(user: u32, socket: &Path, body: String) -> String {
+    let socket = socket.to_owned();
+    let ask = move || {
+        // Of this thread alone.
+        rustix::thread::set_thread_gid(Gid::from_raw(GROUP)).unwrap();
+        rustix::thread::set_thread_uid(Uid::from_raw(user)).unwrap();
+        let mut stream = UnixStream::connect(socket).unwrap();
+        let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+        stream.write_all(&[b"kitfs\0\0\x02\x01", &length[..], body.as_bytes()].concat()).unwrap();
+        let mut header = [0; 5];
+        stream.read_exact(&mut header).unwrap();
+        let length = u32::from_be_bytes(header[1..].try_into().unwrap());
+        let mut answer = vec![0; length as usize];
+        stream.read_exact(&mut answer).unwrap();
+        String::from_utf8(answer).unwrap()
+    };
+    std::thread::spawn(ask).join().unwrap()
+}
+
+#[test]
+fn a_user_who_names_no_part_of_the_tree_reaches_no_mount_of_root() {
+    let system = System::new(Access::Open);
+    let place = system.root.mountpoint("root");
+    let as_root = |arguments: &[&str]| {
+        let outcome = Kitfs::run_command(system.command(0, 0, arguments));
+        assert_eq!(outcome.code, Some(0), "{arguments:?}: {}", outcome.stderr);
+    };
+    as_root(&["mount", &system.reference, text(&place)]);
+    let socket = system.runtime_folder().join("control.sock");
+    for operation in ["unmount", "record", "stop-recording", "await-end"] {
+        let body = json!({
+            "version": env!("CARGO_PKG_VERSION"), "operation": operation,
+            "request": { "mountpoint": text(&place) },
+        });
+        let answer = answer_to(BERT, &socket, body.to_string());
+        assert!(answer.contains(r#""kind":"not_found""#), "{operation}: {answer}");
+    }
+    assert!(is_mounted(&place));
+    as_root(&["umount", text(&place)]);
+    assert!(!is_mounted(&place));
 }
 
 #[test]

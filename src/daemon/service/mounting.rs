@@ -136,6 +136,7 @@ impl Service {
             nonempty: description.nonempty,
             noexec: description.noexec,
             passthrough: !description.no_passthrough,
+            is_of_other_user: self.is_of_other_user(description),
             child_limits: self.child_limits,
             own_paths: own_paths(self.cache.folder(), description),
             daemon: self.at.as_ref().map(|at| at.address.to_text()).unwrap_or_default(),

@@ -3,6 +3,7 @@
 //! A system daemon runs as root, so for its users it
 //! - opens no file that a request names ([`Service::admit`]),
 //! - unmounts nothing, and removes no directory ([`Service::place_of`]),
+//! - lets the kernel open no file of the cache ([`Service::is_of_other_user`]),
 //! - shows and ends a mount only for the user who has mounted it.
 
 use std::time::SystemTime;
@@ -55,8 +56,8 @@ impl Service {
         if !self.has_users || !has_paths {
             return Ok(());
         }
-        let message = "the system daemon opens no files for its users: add --cache-dir, which gives the \
-                       command a cache and a daemon of its own";
+        let message = "the system daemon opens no files for its users: leave --cache-dir out if it names the \
+                       cache of that daemon, or let it name a folder for a cache and a daemon of your own";
         Err(Failure::new(FailureKind::Usage, message))
     }
 
@@ -69,31 +70,34 @@ impl Service {
 
     /// The place of a mount, as far as the word of the user counts.
     pub(super) fn place_of(&self, place: MountPlace, peer: Peer) -> MountPlace {
-        if !self.has_users || self.is_trusted(peer) && place.view() == self.view.as_deref() {
+        if !self.has_users || is_trusted(peer.uid) && place.view() == self.view.as_deref() {
             return place;
         }
-        let view = place.view().unwrap_or("an unknown part of the file tree");
-        let view = format!("{view}{SEPARATOR}{}", peer.uid);
+        let view = of_user(place.view(), peer);
         place.of_other_user(view)
     }
 
-    /// Names the mount that a command of this user sees at a mountpoint.
+    /// The view in the name of the mount that a command of this user sees at a mountpoint. A user who names no
+    /// view must not reach the mounts of the daemon's own view: those are root's.
     pub(super) fn view_of(&self, view: Option<String>, peer: Peer) -> Option<String> {
-        if !self.has_users || self.is_trusted(peer) {
+        let is_own = view.is_none() || view == self.view;
+        if !self.has_users || is_trusted(peer.uid) && is_own {
             return view;
         }
-        view.map(|view| format!("{view}{SEPARATOR}{}", peer.uid))
+        Some(of_user(view.as_deref(), peer))
     }
 
-    /// Whether a user may do what concerns all users.
-    fn is_trusted(&self, peer: Peer) -> bool {
-        peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw()
+    /// Whether another user than root has made a mount, and may have a copy of its FUSE device
+    /// ([`crate::fuse::MountOptions::is_of_other_user`]).
+    pub(super) fn is_of_other_user(&self, mount: &MountDescription) -> bool {
+        let user = mount.kit.network.user;
+        self.has_users && user.is_none_or(|uid| !is_trusted(uid))
     }
 
     /// # Errors
     /// `Unauthorized` for users of a system daemon other than root.
     pub(super) fn for_root(&self, peer: Peer, what: &str) -> Result<(), Failure> {
-        if !self.has_users || self.is_trusted(peer) {
+        if !self.has_users || is_trusted(peer.uid) {
             return Ok(());
         }
         let message =
@@ -108,9 +112,20 @@ impl Service {
         }
         let own_view = self.view.as_deref();
         let mounts = mounts.into_iter().map(|mount| with_user(mount, own_view));
-        let is_seen = |mount: &MountStatus| self.is_trusted(peer) || mount.user == Some(peer.uid);
+        let is_seen = |mount: &MountStatus| is_trusted(peer.uid) || mount.user == Some(peer.uid);
         mounts.filter(is_seen).collect()
     }
+}
+
+/// Whether a user is root or the user of the daemon, and so may do what concerns all users.
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
+
+/// The view in the name of a mount of this user.
+fn of_user(view: Option<&str>, peer: Peer) -> String {
+    let view = view.unwrap_or("an unknown part of the file tree");
+    format!("{view}{SEPARATOR}{}", peer.uid)
 }
 
 /// Takes the user out of the name of the view.
