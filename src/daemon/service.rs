@@ -8,6 +8,7 @@
 //!   that is gone. `restoring`: makes mounts again that died with their daemon. `users`: what the users of a
 //!   system daemon may do.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,6 +88,8 @@ pub struct Service {
     restoring: tokio::sync::Mutex<()>,
     /// The tasks that wait for the registries of such mounts.
     restoring_later: TaskTracker,
+    /// Why each of them waits, by the name of the mount's file in the journal.
+    waiting: Mutex<HashMap<String, String>>,
     /// The tasks that go on with the mounts of the process before.
     taking_over: TaskTracker,
     /// Set before `stopping` where another process goes on with the mounts.
@@ -120,6 +123,7 @@ impl Service {
             has_restored: watch::Sender::new(!keeping.is_kept()),
             restoring: tokio::sync::Mutex::default(),
             restoring_later: TaskTracker::new(),
+            waiting: Mutex::default(),
             taking_over: TaskTracker::new(),
             keeping,
             kits: Arc::default(),

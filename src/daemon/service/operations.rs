@@ -88,7 +88,9 @@ impl Handle<RestoreRequest> for Service {
     ) -> Result<RestoreReport, Failure> {
         self.for_root(caller.peer(), "restore the mounts")?;
         self.taken_over().await;
-        Ok(self.restore(true).await)
+        // A task of its own: when the command is interrupted, a mount that is being made must not lose its entry.
+        let this = self.clone();
+        tokio::spawn(async move { this.restore(true).await }).await.map_err(panicked)
     }
 }
 

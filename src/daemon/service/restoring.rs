@@ -6,6 +6,7 @@
 //! something else is at its place           left alone
 //! ```
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -72,10 +73,15 @@ impl Service {
         let mut tries = JoinSet::new();
         // The newest first: a version that was replacing another one had the same place.
         let mut left = journal.left();
-        left.sort_by_key(|found| found.entry.as_ref().map_or(0, |entry| -entry.mounted_at));
+        left.sort_by_key(|found| Reverse(found.entry.as_ref().map_or(0, |entry| entry.mounted_at)));
         let mut tried = HashSet::new();
         for found in left {
             let mountpoint = found.mountpoint();
+            // A task tries this one again and again. A second try at the same time would find its place taken.
+            if let Some(reason) = self.waiting.lock().get(&found.name).cloned() {
+                report.waiting.push(Unrestored { mountpoint, reason });
+                continue;
+            }
             let there = occupant_of(&found).await;
             let words = match judge(&found, journal.boot(), journal.view(), there, is_asked) {
                 Verdict::Restore if !tried.insert(mountpoint.clone()) => {
@@ -130,26 +136,21 @@ impl Service {
         };
         if matches!(failure.kind, FailureKind::Unavailable | FailureKind::Unauthorized) {
             tracing::warn!(mountpoint = place, reason, "a mount waits for its kit");
-            let waiting = self.restoring_later.clone();
-            waiting.spawn(async move { self.restore_patiently(found).await });
+            self.waiting.lock().insert(found.name.clone(), reason.clone());
+            let later = self.restoring_later.clone();
+            later.spawn(async move {
+                self.restore_patiently(&found).await;
+                self.waiting.lock().remove(&found.name);
+            });
             return Some(Tried::Waits(Unrestored { mountpoint, reason }));
         }
         tracing::error!(mountpoint = place, reason, "not mounted again");
-        // A program that looks at a dead mount gets an error for ever.
-        let path = entry.place.path().to_owned();
-        let take_away = move || {
-            if matches!(occupant(&path), Ok(Occupant::Kit(Answer::Dead)))
-                && let Err(error) = unmount_other(&path, true)
-            {
-                tracing::warn!(%error, "a dead mount stays");
-            }
-        };
-        let _ = spawn_blocking(take_away).await;
+        take_away_dead(&entry).await;
         Some(Tried::Failed(Unrestored { mountpoint, reason }))
     }
 
     /// Tries again until the mount is made, its entry is forgotten, or nothing helps.
-    async fn restore_patiently(self: Arc<Self>, found: Found) {
+    async fn restore_patiently(self: &Arc<Self>, found: &Found) {
         let (Some(journal), Ok(entry)) = (self.keeping.journal(), &found.entry) else { return };
         let mut pause = FIRST_PAUSE;
         loop {
@@ -158,8 +159,14 @@ impl Service {
                 () = self.stop_requested() => return,
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
-            if !is_left(&journal, &found) {
+            if !is_left(&journal, found) {
                 return;
+            }
+            // The user may have unmounted the dead mount, or mounted something else there.
+            match judge(found, journal.boot(), journal.view(), occupant_of(found).await, true) {
+                Verdict::Restore => {}
+                Verdict::Forget(_) => return journal.forget(found),
+                Verdict::Wait | Verdict::Leave(_) => return,
             }
             let mountpoint = entry.description.mountpoint.display();
             match self.make_again(entry).await {
@@ -173,7 +180,8 @@ impl Service {
                     tracing::debug!(%mountpoint, %failure, "a mount waits for its kit");
                 }
                 Err(failure) => {
-                    return tracing::error!(%mountpoint, %failure, "not mounted again");
+                    tracing::error!(%mountpoint, %failure, "not mounted again");
+                    return take_away_dead(entry).await;
                 }
             }
         }
@@ -205,6 +213,19 @@ impl Service {
 
 fn is_left(journal: &Journal, found: &Found) -> bool {
     journal.left().iter().any(|left| left.name == found.name)
+}
+
+/// Takes the dead mount of an entry out of the tree: a program that looks at it would get an error for ever.
+async fn take_away_dead(entry: &Entry) {
+    let path = entry.place.path().to_owned();
+    let take_away = move || {
+        if matches!(occupant(&path), Ok(Occupant::Kit(Answer::Dead)))
+            && let Err(error) = unmount_other(&path, true)
+        {
+            tracing::warn!(%error, "a dead mount stays");
+        }
+    };
+    let _ = spawn_blocking(take_away).await;
 }
 
 async fn occupant_of(found: &Found) -> Occupant {
