@@ -83,50 +83,6 @@ fn a_mount_follows_its_tag() {
 }
 
 #[test]
-fn mounts_of_an_ordinary_user_are_replaced_and_follow_their_tag_as_root() {
-    /// A user that every Debian has: fusermount3 looks for the name.
-    const USER: u32 = 1;
-    let (versions, kitfs) = (Versions::new(), Kitfs::new());
-    let place = kitfs.mountpoint("mnt");
-    let as_user = |mut command: Command| {
-        command.uid(USER).gid(USER);
-        let outcome = Kitfs::run_command(command);
-        (outcome.code, String::from_utf8(outcome.stdout).unwrap(), outcome.stderr)
-    };
-    let run = |arguments: &[&str]| {
-        let (code, words, complaint) = as_user(kitfs.command(arguments));
-        assert_eq!(code, Some(0), "{arguments:?}: {complaint}");
-        words
-    };
-    // Makes the home.
-    let _ = kitfs.command(&["--version"]);
-    for folder in [kitfs.folder(), &kitfs.folder().join("home"), &place] {
-        chown(folder, Some(USER), Some(USER)).unwrap();
-    }
-    fs::set_permissions(versions.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let is_there = |version: &str| {
-        // Root may not look into a mount of another user.
-        let mut command = Command::new("cat");
-        command.arg(place.join("data/7"));
-        as_user(command).1.into_bytes() == content(version)
-    };
-    run(&["mount", &versions.reference(), text(&place)]);
-    versions.tag("2");
-    run(&["mount", "--replace", "--follow=1s", &versions.reference(), text(&place)]);
-    assert!(is_there("2"));
-    for version in ["3", "4"] {
-        versions.tag(version);
-        wait_until("the next version", || is_there(version));
-        // A status looks for mounts that are out of the tree, and finds the one before.
-        let status: serde_json::Value = serde_json::from_str(&run(&["status", "--json"])).unwrap();
-        assert_eq!(status.as_array().unwrap().len(), 1, "{status}");
-    }
-    run(&["umount", text(&place)]);
-    run(&["daemon", "stop"]);
-    assert!(!is_mounted(&place));
-}
-
-#[test]
 fn where_no_kit_is_mounted_replace_makes_an_ordinary_mount() {
     let (versions, kitfs) = (Versions::new(), Kitfs::new());
     let place = kitfs.mountpoint("mnt");
@@ -267,5 +223,52 @@ mod as_root {
         wait_until("the end of all", || {
             kitfs.json(&["daemon", "status", "--json"])["mounts"] == serde_json::json!([])
         });
+    }
+
+    #[test]
+    fn mounts_of_an_ordinary_user_are_replaced_and_follow_their_tag() {
+        /// A user that every Debian has: fusermount3 looks for the name.
+        const USER: u32 = 1;
+        let (versions, kitfs) = (Versions::new(), Kitfs::new());
+        let place = kitfs.mountpoint("mnt");
+        let as_user = |mut command: Command| {
+            command.uid(USER).gid(USER);
+            let outcome = Kitfs::run_command(command);
+            (outcome.code, String::from_utf8(outcome.stdout).unwrap(), outcome.stderr)
+        };
+        let run = |arguments: &[&str]| {
+            let (code, words, complaint) = as_user(kitfs.command(arguments));
+            assert_eq!(code, Some(0), "{arguments:?}: {complaint}");
+            words
+        };
+        // Makes the home.
+        let _ = kitfs.command(&["--version"]);
+        for folder in [kitfs.folder(), &kitfs.folder().join("home"), &place] {
+            chown(folder, Some(USER), Some(USER)).unwrap();
+        }
+        fs::set_permissions(versions.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let is_there = |version: &str| {
+            // Root may not look into a mount of another user.
+            let mut command = Command::new("cat");
+            command.arg(place.join("data/7"));
+            as_user(command).1.into_bytes() == content(version)
+        };
+        run(&["mount", &versions.reference(), text(&place)]);
+        versions.tag("2");
+        run(&["mount", "--replace", "--follow=1s", &versions.reference(), text(&place)]);
+        assert!(is_there("2"));
+        for version in ["3", "4"] {
+            versions.tag(version);
+            wait_until("the next version", || is_there(version));
+            // A status looks for mounts that are out of the tree, and finds the one before.
+            let status: serde_json::Value =
+                serde_json::from_str(&run(&["status", "--json"])).unwrap();
+            let is_here = |mount: &&serde_json::Value| mount["mountpoint"] == *text(&place);
+            let here = status.as_array().unwrap().iter().filter(is_here).count();
+            assert_eq!(here, 1, "{status}");
+        }
+        run(&["umount", text(&place)]);
+        run(&["daemon", "stop"]);
+        assert!(!is_mounted(&place));
     }
 }
