@@ -29,6 +29,10 @@ const SMALL_REST_BYTES: u64 = 64 * 1024;
 /// each request of a layer of terabytes.
 const PIECE_BYTES: u64 = 256 * CHUNK_BYTES;
 
+/// The times that all of a layer is fetched again because it came wrong. 3: where a part of it is evicted each
+/// time, another time would not help. Its chunks then come when readers want them.
+const MOST_PASSES: u32 = 3;
+
 /// The pause after a source that failed; each next one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause. A registry that comes back is noticed within it.
@@ -40,6 +44,8 @@ pub(super) struct Completing {
     is_running: bool,
     /// The user for whom the last transfer was made.
     user: Option<UserId>,
+    /// The times that all of the layer came again.
+    passes: u32,
     /// The members before this index were here when they were last looked at.
     members_here: usize,
 }
@@ -81,8 +87,12 @@ impl Inner {
     async fn complete(self: &Arc<Self>) {
         let mut pause = FIRST_PAUSE;
         while self.is_incomplete() && self.lacks_rest(&mut self.completing.lock(), true) {
-            if let Err(error) = self.bring_all().await {
-                tracing::debug!(layer = %self.spec.blob.digest, %error, "the rest of a layer does not come");
+            match self.bring_all().await {
+                Ok(()) => self.completing.lock().passes += 1,
+                Err(error) => {
+                    let layer = self.spec.blob.digest;
+                    tracing::debug!(%layer, %error, "the rest of a layer does not come");
+                }
             }
             self.confirm_when_complete();
             if !self.is_incomplete() {
@@ -117,7 +127,7 @@ impl Inner {
     /// Whether all is here but a rest that no reader will ask for, or all is to be fetched again.
     fn lacks_rest(&self, completing: &mut Completing, has_brought: bool) -> bool {
         if self.store.is_doubted() {
-            return true;
+            return completing.passes < MOST_PASSES;
         }
         let missing = self.missing_bytes();
         if has_brought && missing <= SMALL_REST_BYTES {

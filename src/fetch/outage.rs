@@ -10,7 +10,8 @@
 //!
 //! The kernel repeats a failed request at once: first the window that it reads ahead, then the page that
 //! the program wants, and more often for a mapped page. The program waits for all of these requests. So
-//! the deadline of the first one counts for the reader, and a repeated request waits for a moment only.
+//! the deadline of the first one counts for the reader, and a repeated request waits for a moment only. Another
+//! process has a deadline of its own, and so has a program that tries again and again.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 use super::{FetchError, Layer};
 use crate::layer::StreamOffset;
 use crate::process::running_time::{self, Stopwatch};
+use crate::process::threads::process_of;
 use crate::source::SourceError;
 
 /// The first pause after a failure. A source has repeated its requests by itself before it fails.
@@ -52,6 +54,10 @@ const REPEATED_WITHIN: Duration = Duration::from_secs(2);
 
 /// The deadline of such a repetition. 1 s: long enough for one request to a healthy source.
 const DEADLINE_OF_REPEATED: Duration = Duration::from_secs(1);
+
+/// The repetitions in a row of one process. 3: the kernel repeats a window, then a page, and the page of a map
+/// once more. After those it is the program that tries again.
+const MOST_REPETITIONS: u8 = 3;
 
 /// The failures that are remembered for a layer. More readers rarely fail within two seconds, and each
 /// entry has 32 bytes.
@@ -83,35 +89,69 @@ fn reason(last: &Option<Box<FetchError>>) -> String {
 /// The recent failures of a layer's readers.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
-    failures: Mutex<VecDeque<(Range<StreamOffset>, Instant)>>,
+    failures: Mutex<VecDeque<Failure>>,
     /// The time of the last refusal that a reader heard of. Cleared when bytes come.
     refused: Mutex<Option<Instant>>,
 }
 
+/// A request of a reader that failed.
+#[derive(Debug)]
+struct Failure {
+    range: Range<StreamOffset>,
+    at: Instant,
+    /// The process of the reader.
+    process: u32,
+    /// The number of times that the process had failed before, in a row.
+    repetitions: u8,
+}
+
+impl Failure {
+    fn overlaps(&self, range: &Range<StreamOffset>) -> bool {
+        self.range.start < range.end && range.start < self.range.end
+    }
+}
+
 impl Outage {
-    /// Notes that a reader of `range` got an error.
-    fn failed(&self, range: Range<StreamOffset>, now: Instant) {
+    /// Notes that a reader got an error.
+    fn failed(&self, failure: Failure) {
         let mut failures = self.failures.lock();
-        failures.retain(|(known, at)| *known != range && now - *at < REPEATED_WITHIN);
+        let (now, process) = (failure.at, failure.process);
+        failures.retain(|known| {
+            now - known.at < REPEATED_WITHIN
+                && (known.range != failure.range || known.process != process)
+        });
         if failures.len() == MOST_FAILURES {
             failures.pop_front();
         }
-        failures.push_back((range, now));
+        failures.push_back(failure);
     }
 
-    /// Whether a request for `range` repeats one that has just failed.
-    fn is_repeated(&self, range: &Range<StreamOffset>, now: Instant) -> bool {
+    /// The number of times that a request for `range` repeats one of the same process that has just failed.
+    /// `process` is asked only where some request has.
+    fn repetitions(
+        &self,
+        range: &Range<StreamOffset>,
+        now: Instant,
+        process: impl FnOnce() -> u32,
+    ) -> u8 {
         let failures = self.failures.lock();
-        failures.iter().any(|(failed, at)| {
-            now - *at < REPEATED_WITHIN && failed.start < range.end && range.start < failed.end
-        })
+        let is_recent =
+            |failure: &&Failure| now - failure.at < REPEATED_WITHIN && failure.overlaps(range);
+        let mut recent = failures.iter().filter(is_recent).peekable();
+        if recent.peek().is_none() {
+            return 0;
+        }
+        let process = process();
+        let own = recent.filter(|failure| failure.process == process);
+        let count = own.map(|failure| failure.repetitions + 1).max().unwrap_or(0);
+        if count > MOST_REPETITIONS { 0 } else { count }
     }
 
     /// Notes that bytes of `range` came.
     fn succeeded(&self, range: &Range<StreamOffset>) {
         *self.refused.lock() = None;
         let mut failures = self.failures.lock();
-        failures.retain(|(failed, _)| range.end <= failed.start || failed.end <= range.start);
+        failures.retain(|failure| !failure.overlaps(range));
     }
 
     fn refused(&self, now: Instant) {
@@ -124,14 +164,16 @@ impl Outage {
 }
 
 impl Layer {
-    /// Repeats `attempt`, which reads `range`, until it succeeds, the deadline passes, or it fails with
+    /// Repeats `attempt`, which reads `range` for the thread `reader`, until it succeeds, the deadline passes, or it fails with
     /// an error that waiting does not mend. Without a deadline it may wait for ever.
     ///
     /// # Errors
-    /// [`GaveUp`]. Where the same bytes were given up a moment ago, after a second at most.
+    /// [`GaveUp`]. Where the kernel repeats the request of a reader that was given up a moment ago, after a second
+    /// at most.
     pub async fn persist<T, Attempt>(
         &self,
         range: Range<StreamOffset>,
+        reader: u32,
         deadline: Option<Duration>,
         mut attempt: impl FnMut() -> Attempt,
     ) -> Result<T, GaveUp>
@@ -140,7 +182,8 @@ impl Layer {
     {
         let outage = &self.inner.outage;
         let now = Instant::now();
-        let is_repeated = outage.is_repeated(&range, now);
+        let repetitions = outage.repetitions(&range, now, || process_of(reader));
+        let is_repeated = repetitions > 0;
         let limit = match (deadline, is_repeated) {
             (deadline, true) => Some(deadline.unwrap_or(Duration::MAX).min(DEADLINE_OF_REPEATED)),
             (deadline, false) => deadline,
@@ -179,7 +222,8 @@ impl Layer {
         if matches!(&gave_up, GaveUp::Failed(error) if hope(error) == Hope::Refused) {
             outage.refused(now);
         }
-        outage.failed(range, now);
+        let process = process_of(reader);
+        outage.failed(Failure { range, at: now, process, repetitions });
         Err(gave_up)
     }
 }
@@ -364,26 +408,44 @@ mod tests {
             }
         }
 
-        /// A request repeats a failed one where they share a byte, for two seconds.
+        /// A request repeats a failed one of its process where they share a byte, for two seconds.
         #[test]
         fn a_request_is_a_repetition_where_it_shares_bytes_with_a_recent_failure(
-            failures in prop::collection::vec((0..40u64, 1..9u64, 0..4_000u64), 0..20),
-            (start, length) in (0..40u64, 1..9u64),
+            failures in prop::collection::vec((0..40u64, 1..9u64, 0..4_000u64, 1..3u32), 0..20),
+            (start, length, own) in (0..40u64, 1..9u64, 1..3u32),
         ) {
             let outage = Outage::default();
             let begin = Instant::now();
             let mut failures = failures;
             failures.sort_by_key(|failure| failure.2);
-            for &(start, length, at_ms) in &failures {
-                outage.failed(range(start, start + length), begin + Duration::from_millis(at_ms));
+            for &(start, length, at_ms, process) in &failures {
+                let (range, at) = (range(start, start + length), begin + Duration::from_millis(at_ms));
+                outage.failed(Failure { range, at, process, repetitions: 0 });
             }
             let now_ms = 4_000;
-            let expected = failures.iter().any(|&(failed, failed_length, at_ms)| {
-                now_ms - at_ms < 2_000 && failed < start + length && start < failed + failed_length
+            let expected = failures.iter().any(|&(failed, failed_length, at_ms, process)| {
+                now_ms - at_ms < 2_000
+                    && failed < start + length
+                    && start < failed + failed_length
+                    && process == own
             });
             let now = begin + Duration::from_millis(now_ms);
-            prop_assert_eq!(outage.is_repeated(&range(start, start + length), now), expected);
+            let repetitions = outage.repetitions(&range(start, start + length), now, || own);
+            prop_assert_eq!(repetitions, u8::from(expected));
         }
+    }
+
+    /// After some failures it is the program that tries again, and has all of its time.
+    #[test]
+    fn a_program_that_tries_for_ever_has_its_whole_deadline_now_and_then() {
+        let (outage, now) = (Outage::default(), Instant::now());
+        let mut seen = Vec::new();
+        for _ in 0..10 {
+            let repetitions = outage.repetitions(&range(0, 1), now, || 1);
+            outage.failed(Failure { range: range(0, 1), at: now, process: 1, repetitions });
+            seen.push(repetitions);
+        }
+        assert_eq!(seen, [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]);
     }
 
     #[test]
@@ -391,7 +453,12 @@ mod tests {
         let outage = Outage::default();
         let now = Instant::now();
         for at in 0..3 * MOST_FAILURES as u64 {
-            outage.failed(range(at, at + 1), now);
+            outage.failed(Failure {
+                range: range(at, at + 1),
+                at: now,
+                process: 1,
+                repetitions: 0,
+            });
         }
         assert_eq!(outage.failures.lock().len(), MOST_FAILURES);
         outage.refused(now);

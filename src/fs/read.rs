@@ -47,11 +47,11 @@ pub struct PendingRead {
 }
 
 impl PendingRead {
-    /// Waits for the bytes. Asks for them again while that can help, until the deadline.
+    /// Waits for the bytes, for the thread `reader`. Asks for them again while that can help, until the deadline.
     ///
     /// # Errors
     /// [`FsError::GaveUp`] at the deadline, and for failures that waiting does not mend.
-    pub async fn finish(self) -> Result<Reply, FsError> {
+    pub async fn finish(self, reader: u32) -> Result<Reply, FsError> {
         let file = StoredFile { layer: &self.layer, extents: &self.extents };
         let attempt = || async {
             file.bring(self.wanted.clone(), Priority::OnDemand).await?;
@@ -62,6 +62,6 @@ impl PendingRead {
             Ok(Reply { bytes, _memory: memory })
         };
         let stored = self.extents.stored_of(self.wanted.clone());
-        Ok(self.layer.persist(stored, self.deadline, attempt).await?)
+        Ok(self.layer.persist(stored, reader, self.deadline, attempt).await?)
     }
 }

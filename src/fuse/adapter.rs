@@ -233,11 +233,12 @@ impl Adapter {
     ) {
         let (failures, ino) = (self.failures.clone(), request.ino);
         let waiting = self.interrupts.begin(request.unique, request.thread);
+        let thread = request.thread;
         let waits_for_pages = self.stale_pages.waiting_read(ino, wanted.clone());
         self.runtime.spawn(async move {
             tokio::select! {
                 biased;
-                finished = read.finish() => match finished {
+                finished = read.finish(thread) => match finished {
                     Ok(bytes) => {
                         reply.data(&bytes);
                         failures.succeeded(ino, &wanted);

@@ -4,6 +4,7 @@
 //! - [`limits`]: open files, and what programs that are started get of the limit.
 //! - [`pidfd`]: another process, and its end.
 //! - [`signals`]: signals that come to this process, and their senders.
+//! - [`threads`]: the threads of other processes.
 //! - [`view`]: the part of the file tree that this process sees.
 //!
 //! Every room may use it, and it uses none.
@@ -12,4 +13,5 @@ pub mod limits;
 pub mod pidfd;
 pub mod running_time;
 pub mod signals;
+pub mod threads;
 pub mod view;

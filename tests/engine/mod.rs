@@ -259,7 +259,9 @@ impl Engine {
         let mut buffer = BytesMut::new();
         match file_system.read(ino, offset, size, &mut buffer)? {
             Read::Resident(bytes) => Ok(bytes.to_vec()),
-            Read::Pending(read) => Ok(self.runtime.block_on(read.finish())?.to_vec()),
+            Read::Pending(read) => {
+                Ok(self.runtime.block_on(read.finish(std::process::id()))?.to_vec())
+            }
         }
     }
 }

@@ -246,7 +246,7 @@ async fn read_for(
         layer.bring(range.clone(), Priority::OnDemand).await?;
         layer.read(range.clone()).await
     };
-    let result = layer.persist(range.clone(), deadline, attempt).await;
+    let result = layer.persist(range.clone(), std::process::id(), deadline, attempt).await;
     (result, started.elapsed())
 }
 
