@@ -43,7 +43,7 @@ pub(super) async fn mount(
 /// empty for a moment. Mounts as [`mount`] where no kit is mounted.
 ///
 /// # Errors
-/// As [`mount`]. The kit that is there stays.
+/// As [`mount`]. The kit that is there stays, unless an ordinary user's mount fails after its end.
 pub(super) async fn replace(
     daemon: &Backend,
     description: MountDescription,
@@ -89,7 +89,10 @@ pub(super) async fn replace(
         // The daemon is not asked to unmount the one before: the kernel may have given its device number to the
         // new one.
         None => {
-            let unmount = move || unmount_other(before.path(), true);
+            let unmount = move || {
+                before.check_is_topmost()?;
+                unmount_other(before.path(), true)
+            };
             spawn_blocking(unmount).await.map_err(panicked)??;
             let mountpoint = prepare(&options).await?;
             let attached = attach(&description.kit.reference, mountpoint, options).await?;
