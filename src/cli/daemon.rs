@@ -278,10 +278,16 @@ pub(super) fn keep(
     }
 }
 
-/// The daemon that runs. Users of a system daemon other than root reach it by its socket for users alone.
-async fn find(settings: &Settings, config: &DaemonConfig) -> Result<Option<Backend>, CliError> {
-    if config.system.is_some() && !rustix::process::geteuid().is_root() {
-        return Ok(Backend::of_system(&settings.runtime_folder()).await?);
+/// The daemon that runs. The system daemon is found by its socket for users, whatever cache folder it has. Users
+/// other than root reach it by that socket alone.
+async fn find(settings: &Settings, config: &mut DaemonConfig) -> Result<Option<Backend>, CliError> {
+    if config.system.is_some()
+        && let Some(system) = Backend::of_system(&settings.runtime_folder()).await?
+    {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Some(system));
+        }
+        config.cache_folder = system.status().await?.cache_folder;
     }
     Ok(Backend::running(config).await?)
 }
@@ -296,10 +302,10 @@ enum Replacement {
 
 async fn replace(
     settings: &Settings,
-    config: DaemonConfig,
+    mut config: DaemonConfig,
     replacement: Replacement,
 ) -> Result<(), CliError> {
-    let Some(daemon) = find(settings, &config).await? else {
+    let Some(daemon) = find(settings, &mut config).await? else {
         let message = format!("no daemon runs for {}", config.cache_folder.display());
         return Err(CliError::new(FailureKind::Daemon, message));
     };
@@ -315,9 +321,9 @@ async fn replace(
     ))
 }
 
-async fn stop(settings: &Settings, config: DaemonConfig) -> Result<(), CliError> {
+async fn stop(settings: &Settings, mut config: DaemonConfig) -> Result<(), CliError> {
+    let running = find(settings, &mut config).await?;
     let folder = config.cache_folder.display();
-    let running = find(settings, &config).await?;
     let mut has_stopped = false;
     for daemon in running.into_iter().chain(Backend::lost(&config).await?) {
         print_warnings(&daemon.stop().await?.warnings);

@@ -2,7 +2,8 @@
 //!
 //! References have colons, and directories may have some. The directory begins after
 //! - the last colon before `/`, `./` or `../`, as in `ghcr.io/org/model:v1:/models`;
-//! - else the last colon, as in `ghcr.io/org/model:v1:models`.
+//! - else the last colon, as in `ghcr.io/org/model:v1:models`. In `ghcr.io/org/model:v1` that is a tag, so a
+//!   directory is missing.
 //!
 //! The colon of `oci:` never counts. A directory with such a colon (`/a:/b`) cannot be given.
 
@@ -34,6 +35,20 @@ pub(super) fn parse(text: &OsStr) -> Result<KitAt, CliError> {
     let Some((reference, directory)) = split(text.as_bytes()) else {
         return Err(unusable("it has no directory"));
     };
+    // `ghcr.io/org/model:v1` lacks the directory, and `v1` is none.
+    let name = text.as_bytes().strip_suffix(directory).unwrap_or_default();
+    let name = &name[name.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1)..];
+    let is_tag = !text.as_bytes().starts_with(OCI)
+        && !is_path(directory)
+        && !directory.contains(&b'/')
+        && name.iter().filter(|&&byte| byte == b':').count() < 2
+        && !name.contains(&b'@');
+    if is_tag {
+        return Err(unusable(&format!(
+            "`{}` may be the tag or the directory; write ./{0} if it is the directory",
+            String::from_utf8_lossy(directory)
+        )));
+    }
     let Ok(reference) = std::str::from_utf8(reference) else {
         return Err(unusable("the reference is not UTF-8"));
     };
@@ -51,14 +66,16 @@ pub(super) fn parse(text: &OsStr) -> Result<KitAt, CliError> {
 fn split(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let start = if text.starts_with(OCI) { OCI.len() } else { 0 };
     let colons = || (start..text.len()).rev().filter(|&at| text[at] == b':');
-    let begins_path = |at: &usize| {
-        let rest = &text[at + 1..];
-        [&b"/"[..], b"./", b"../"].iter().any(|path| rest.starts_with(path))
-            || rest == b"."
-            || rest == b".."
-    };
+    let begins_path = |at: &usize| is_path(&text[at + 1..]);
     let colon = colons().find(begins_path).or_else(|| colons().next())?;
     Some((&text[..colon], &text[colon + 1..]))
+}
+
+/// Whether a text can only be a path.
+fn is_path(text: &[u8]) -> bool {
+    [&b"/"[..], b"./", b"../"].iter().any(|path| text.starts_with(path))
+        || text == b"."
+        || text == b".."
 }
 
 #[cfg(test)]
@@ -94,7 +111,17 @@ mod tests {
 
     #[test]
     fn a_kit_without_a_directory_is_an_error() {
-        for text in ["", "model", "model:", ":/models", ":", "oci:", "oci:/kits/a"] {
+        for text in [
+            "",
+            "model",
+            "model:",
+            ":/models",
+            ":",
+            "oci:",
+            "oci:/kits/a",
+            "localhost:5000/a:v1",
+            "a:v1",
+        ] {
             assert!(parse(OsStr::new(text)).is_err(), "{text}");
         }
         assert!(parse(OsStr::from_bytes(b"\xff:/models")).is_err());
@@ -131,6 +158,9 @@ mod tests {
             reference in references(),
             directory in "[^:/\0][^:\0]{0,20}",
         ) {
+            // Behind a reference without a tag, a word may be the tag.
+            let name = reference.rsplit('/').next().unwrap();
+            prop_assume!(reference.starts_with("oci:") || name.contains([':', '@']));
             let text = format!("{reference}:{directory}");
             prop_assert_eq!(parsed(&text), Some((reference, directory)));
         }

@@ -10,8 +10,9 @@
 //!
 //! The kernel repeats a failed request at once: first the window that it reads ahead, then the page that
 //! the program wants, and more often for a mapped page. The program waits for all of these requests. So
-//! the deadline of the first one counts for the reader, and a repeated request waits for a moment only. Another
-//! process has a deadline of its own, and so has a program that tries again and again.
+//! the deadline of the first one counts for the reader, and a repeated request waits for a moment only. So does
+//! the request of another program that has waited for the same page. A program that comes later has a
+//! deadline of its own, and so has one that tries again and again.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -51,6 +52,11 @@ const REFUSAL_COUNTS_FOR: Duration = Duration::from_secs(60);
 /// The time after a failure in which a request for the same bytes is a repetition by the kernel. The
 /// kernel repeats a request within milliseconds; 2 s allow for a loaded machine.
 const REPEATED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The time after a failure in which a request of another process for the same bytes comes from a program that
+/// has waited for them, too: the kernel sends one request for a page that many wait for. It wakes them within
+/// milliseconds; 250 ms allow for a loaded machine.
+const WOKEN_WITHIN: Duration = Duration::from_millis(250);
 
 /// The deadline of such a repetition. 1 s: long enough for one request to a healthy source.
 const DEADLINE_OF_REPEATED: Duration = Duration::from_secs(1);
@@ -126,8 +132,8 @@ impl Outage {
         failures.push_back(failure);
     }
 
-    /// The number of times that a request for `range` repeats one of the same process that has just failed.
-    /// `process` is asked only where some request has.
+    /// The number of times that a request for `range` repeats one that has just failed, or waited for it.
+    /// `process` is asked only where some request has failed.
     fn repetitions(
         &self,
         range: &Range<StreamOffset>,
@@ -142,9 +148,18 @@ impl Outage {
             return 0;
         }
         let process = process();
-        let own = recent.filter(|failure| failure.process == process);
-        let count = own.map(|failure| failure.repetitions + 1).max().unwrap_or(0);
-        if count > MOST_REPETITIONS { 0 } else { count }
+        let (mut own, mut was_woken) = (None, false);
+        for failure in recent {
+            match failure.process == process {
+                true => own = own.max(Some(failure.repetitions + 1)),
+                false => was_woken |= now - failure.at < WOKEN_WITHIN,
+            }
+        }
+        match own {
+            Some(count) if count > MOST_REPETITIONS => 0,
+            Some(count) => count,
+            None => u8::from(was_woken),
+        }
     }
 
     /// Notes that bytes of `range` came.
@@ -216,7 +231,7 @@ impl Layer {
                 return Ok(bytes);
             }
             Some(Err(error)) => GaveUp::Failed(error),
-            None => GaveUp::Deadline { deadline: limit.unwrap_or_default(), last },
+            None => GaveUp::Deadline { deadline: deadline.or(limit).unwrap_or_default(), last },
         };
         let now = Instant::now();
         if matches!(&gave_up, GaveUp::Failed(error) if hope(error) == Hope::Refused) {
@@ -408,7 +423,8 @@ mod tests {
             }
         }
 
-        /// A request repeats a failed one of its process where they share a byte, for two seconds.
+        /// A request repeats a failed one of its process where they share a byte, for two seconds, and one of
+        /// another process for a moment.
         #[test]
         fn a_request_is_a_repetition_where_it_shares_bytes_with_a_recent_failure(
             failures in prop::collection::vec((0..40u64, 1..9u64, 0..4_000u64, 1..3u32), 0..20),
@@ -424,10 +440,9 @@ mod tests {
             }
             let now_ms = 4_000;
             let expected = failures.iter().any(|&(failed, failed_length, at_ms, process)| {
-                now_ms - at_ms < 2_000
+                now_ms - at_ms < if process == own { 2_000 } else { 250 }
                     && failed < start + length
                     && start < failed + failed_length
-                    && process == own
             });
             let now = begin + Duration::from_millis(now_ms);
             let repetitions = outage.repetitions(&range(start, start + length), now, || own);

@@ -129,6 +129,21 @@ fn the_way_back_needs_no_network() {
 }
 
 #[test]
+fn a_mount_in_the_place_of_another_one_keeps_its_owner() {
+    let (versions, kitfs) = (Versions::new(), Kitfs::new());
+    let place = kitfs.mountpoint("mnt");
+    let mut owner = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = owner.id().to_string();
+    kitfs.succeed(&["mount", "--while-pid", &pid, &versions.reference(), text(&place)]);
+    versions.tag("2");
+    kitfs.succeed(&["mount", "--replace", &versions.reference(), text(&place)]);
+    assert_eq!(fs::read(place.join("data/7")).unwrap(), content("2"));
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    wait_until("the end of the mount", || !is_mounted(&place));
+}
+
+#[test]
 fn status_tells_that_a_tag_has_moved() {
     let (versions, kitfs) = (Versions::new(), Kitfs::new());
     let place = kitfs.mountpoint("mnt");

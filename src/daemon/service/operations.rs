@@ -243,6 +243,11 @@ impl Handle<MountRequest> for Service {
         })?;
         let key = self.mount_key(place.view(), mount.mountpoint.clone());
         let before = replaces.and_then(|before| self.mounts.with_device(&key, before).ok());
+        // The owner of the mount before owns the one in its place, unless the command names another one.
+        let owner = match (owner, &before) {
+            (None, Some(before)) => before.owner()?,
+            (owner, _) => owner,
+        };
         if let Some(before) = &before {
             place = place.takes_directory_of(&before.place());
         }
