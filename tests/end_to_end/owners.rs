@@ -55,8 +55,13 @@ struct Running {
 impl Running {
     /// Starts `kitfs run` with a shell that says where the mount is, and then does `script`.
     fn start(kitfs: &Kitfs, script: &str) -> Self {
+        Self::start_after(kitfs, "", script)
+    }
+
+    /// As [`Self::start`]. The shell does `before` first, so that it is done when this returns.
+    fn start_after(kitfs: &Kitfs, before: &str, script: &str) -> Self {
         let reference = golden_reference("article");
-        let script = format!("echo $$; echo $KITFS_MOUNT; {script}");
+        let script = format!("{before}\necho $$; echo $KITFS_MOUNT; {script}");
         let mut command = run(kitfs, &[&reference, "--", "sh", "-c", &script]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
@@ -136,8 +141,8 @@ fn a_command_that_cannot_be_run_gives_the_exit_codes_of_shells() {
 fn signals_are_passed_on_to_the_command() {
     let kitfs = Kitfs::new();
     for (name, sent) in [("TERM", Signal::TERM), ("INT", Signal::INT), ("USR1", Signal::USR1)] {
-        let script = format!("trap 'exit 3' {name}; while :; do sleep 0.05; done");
-        let mut running = Running::start(&kitfs, &script);
+        let trap = format!("trap 'exit 3' {name}");
+        let mut running = Running::start_after(&kitfs, &trap, "while :; do sleep 0.05; done");
         signal(running.kitfs.id(), sent);
         assert_eq!(running.kitfs.wait().unwrap().code(), Some(3), "{name}");
         assert!(running.is_gone(), "{name}");
