@@ -2,7 +2,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "signalfd(2) and sigprocmask(2), which rustix does not have, and a mask for a child"
+    reason = "signalfd(2), sigprocmask(2) and signal(2), which rustix does not have, and a mask for a child"
 )]
 
 use std::io;
@@ -53,6 +53,13 @@ pub(super) fn unblock_in(command: &mut Command) {
     };
     // SAFETY: between fork and exec these are two system calls, without memory or locks.
     unsafe { command.pre_exec(unblock) };
+}
+
+/// Has a write to a closed pipe fail, and not end this process. Rust's start does so; an exec(2) through
+/// [`Command`] takes it back before it fails.
+pub(super) fn ignore_broken_pipes() {
+    // SAFETY: no handler is installed, so nothing runs on a signal.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Takes the next signal; `None` when there is none.

@@ -211,6 +211,7 @@ impl<P: Programs> Keeper<P> {
             Ok(command.exec())
         };
         let error = exec().unwrap_or_else(|error| error);
+        signals::ignore_broken_pipes();
         log(format_args!("the new program cannot be started, the old one goes on: {error}"));
         state::keep_from_children(self.lock.as_fd(), self.held.values());
     }

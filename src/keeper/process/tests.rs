@@ -6,6 +6,7 @@ use std::thread;
 
 use super::super::Channel;
 use super::*;
+use crate::process::signals::{ignored, is_in};
 
 /// Workers that do nothing. The test gets the worker's end of each socket.
 struct Sleepers(mpsc::Sender<OwnedFd>);
@@ -111,6 +112,8 @@ fn a_program_that_cannot_be_started_leaves_the_mounts_to_the_old_one() {
     let (channel, held) = Channel::from_keeper(workers.recv().unwrap()).unwrap();
     let flags = rustix::io::fcntl_getfd(&held[0].device).unwrap();
     assert_eq!((held.len(), flags), (1, rustix::io::FdFlags::CLOEXEC));
+    // The try to become the program has changed nothing else either.
+    assert!(is_in(ignored(), Signal::PIPE.as_raw()));
     channel.ending(Order::End).unwrap();
     channel.ended().unwrap();
     keeper.join().unwrap();
