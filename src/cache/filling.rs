@@ -33,7 +33,8 @@ pub(super) struct Filling {
     expected: Option<Seal>,
     /// The bytes that were here before, until as many have come.
     earlier: Option<Earlier>,
-    /// How many bytes were here before that are not the same, to be told once these can be read.
+    /// The number of earlier bytes that the new ones replace with others. Listeners hear of them once the new
+    /// bytes can be read.
     replaced: u32,
     /// The bytes of a chunk with a seal: none of them is written or shown before all are known to be
     /// right.

@@ -42,8 +42,8 @@ impl LayerStore {
         listeners.push(listener);
     }
 
-    /// How often bytes of the layer were replaced since it was opened. A reader that sees another number
-    /// after its reads may have got wrong bytes.
+    /// Counts the replacements of bytes since the layer was opened. A reader may have got wrong bytes if the count
+    /// has changed after its reads.
     pub fn replacements(&self) -> u64 {
         self.listeners.told.load(Ordering::SeqCst)
     }

@@ -18,12 +18,11 @@
 //! A change is not made where the disk has too little room for it: a database that met a full disk in
 //! the middle of a commit is of no use until it is opened again.
 
+mod file;
+
 use std::collections::HashSet;
-use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use redb::backends::FileBackend;
 use redb::{
     Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
     WriteTransaction,
@@ -32,13 +31,12 @@ use redb::{
 use super::LayerKey;
 use super::disk::{Place, Root};
 use crate::oci::Digest;
+use file::{StateFile, open_database, open_existing};
 
 const ORIGINS: TableDefinition<&str, [u8; 32]> = TableDefinition::new("origins");
 const KITS: TableDefinition<(&str, [u8; 32]), (i64, &str)> = TableDefinition::new("kits");
 const HOSTS: TableDefinition<(&str, &str), ()> = TableDefinition::new("hosts");
 
-/// The memory that redb may use: the tables of thousands of kits fit.
-const MEMORY_BYTES: usize = 4 * 1024 * 1024;
 /// Rows a table may have; the oldest kit, or any other row, makes room for the next. At some 10 kB a
 /// kit this is 100 MB.
 const MOST_ROWS: u64 = 10_000;
@@ -59,53 +57,6 @@ pub(super) struct State {
     root: Arc<Root>,
     /// None where the disk took neither.
     files: OnceLock<Vec<StateFile>>,
-}
-
-/// An open state file, which something may damage.
-struct StateFile {
-    /// `None` only while it is dropped.
-    database: Option<Database>,
-    /// Whether its pages turned out to contradict each other.
-    is_broken: AtomicBool,
-}
-
-impl StateFile {
-    fn new(database: Database) -> Self {
-        Self { database: Some(database), is_broken: AtomicBool::new(false) }
-    }
-
-    fn is_broken(&self) -> bool {
-        self.is_broken.load(Ordering::SeqCst)
-    }
-
-    fn with<T>(
-        &self,
-        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
-    ) -> Result<T, redb::Error> {
-        let database = self.database.as_ref().filter(|_| !self.is_broken());
-        let worked = database.map(|database| unless_broken(|| work(database)));
-        worked.flatten().unwrap_or_else(|| {
-            self.is_broken.store(true, Ordering::SeqCst);
-            Err(redb::Error::Corrupted(CONTRADICTION.to_owned()))
-        })
-    }
-}
-
-impl Drop for StateFile {
-    fn drop(&mut self) {
-        let database = self.database.take();
-        // A clean end writes to the file. Without one, all of it is checked when it is next opened, as always.
-        unless_broken(|| drop(database));
-    }
-}
-
-/// The reason in words of a panic in redb.
-const CONTRADICTION: &str = "its pages contradict each other";
-
-/// Does work with a file that anything may have changed; `None` where redb panics. It asserts what its own
-/// files promise.
-fn unless_broken<T>(work: impl FnOnce() -> T) -> Option<T> {
-    std::panic::catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
 /// A kit that was recorded.
@@ -386,23 +337,6 @@ impl Rows {
     }
 }
 
-/// A state file as it is; one that cannot be used is set aside.
-fn open_existing(place: &Place) -> Option<StateFile> {
-    if !place.exists() {
-        return None;
-    }
-    match open_database(place) {
-        Ok(file) => Some(file),
-        Err(reason) => {
-            let name = place.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let aside = place.with_name(format!("{name}.damaged"));
-            tracing::warn!(file = %place, %aside, reason, "a state file of the cache cannot be used: it is set aside and made anew");
-            place.rename(&aside).is_err().then(|| place.remove_file());
-            None
-        }
-    }
-}
-
 /// A new state file with these rows; none where the disk does not take it.
 fn make(place: &Place, rows: &Rows) -> Option<StateFile> {
     let made = open_database(place).and_then(|file| {
@@ -436,22 +370,6 @@ fn forget_oldest(kits: &mut Kits<'_>) -> Result<(), redb::Error> {
         kits.remove((origin.as_str(), manifest))?;
     }
     Ok(())
-}
-
-/// Opens or creates a database, all of its pages checked; a reason in words where it cannot be used.
-fn open_database(place: &Place) -> Result<StateFile, String> {
-    let file = place.open_or_create().map_err(|error| error.to_string())?.into_std();
-    let open = || {
-        redb::Builder::new()
-            .set_cache_size(MEMORY_BYTES)
-            .set_check_integrity_on_open(true)
-            .create_with_backend(FileBackend::new(file)?)
-    };
-    match unless_broken(open) {
-        Some(Ok(database)) => Ok(StateFile::new(database)),
-        Some(Err(error)) => Err(error.to_string()),
-        None => Err(CONTRADICTION.to_owned()),
-    }
 }
 
 #[cfg(test)]
@@ -596,9 +514,12 @@ mod tests {
         for (origin, seconds) in [("a", 7), ("b", 5), ("c", 6)] {
             state.record_kit(origin, Digest::of(b"1"), &[], seconds).unwrap();
         }
-        let write = state.files()[0].database.as_ref().unwrap().begin_write().unwrap();
-        forget_oldest(&mut write.open_table(KITS).unwrap()).unwrap();
-        write.commit().unwrap();
+        let forget = |database: &Database| {
+            let write = database.begin_write()?;
+            forget_oldest(&mut write.open_table(KITS)?)?;
+            Ok(write.commit()?)
+        };
+        state.files()[0].with(forget).unwrap();
         let origins: Vec<String> =
             state.kits().unwrap().into_iter().map(|kit| kit.origin).collect();
         assert_eq!(origins, ["a", "c"]);

@@ -53,7 +53,7 @@ pub(super) enum Said<E> {
     Bytes(Bytes),
 }
 
-/// What a handler keeps for its command until that is gone.
+/// A value that a handler keeps until its command is gone.
 pub(super) type Kept = Arc<Mutex<Option<Box<dyn Any + Send>>>>;
 
 /// The command that waits for the answer.

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::failure::panicked;
 use super::kits::{pinned_reference, pinned_request};
-use super::service::Service;
+use super::service::{Service, ToServe};
 use crate::control::api::{Failure, FailureKind, MountDescription};
 use crate::fs::LoadedKit;
 use crate::fuse::{Attached, Before, MountPlace, Mountpoint, unmount_other};
@@ -144,8 +144,8 @@ impl Followed {
             Some(attached) => {
                 let mut attached = attached.with_place(place);
                 let (swap, successor) = (attached.swap(), attached.place().device_number());
-                let device = Some(before.device());
-                service.serve(kit, description.clone(), attached, device, owner).await?;
+                let (description, replaces) = (description.clone(), Some(before.device()));
+                service.serve(ToServe { kit, description, attached, replaces, owner }).await?;
                 spawn_blocking(move || swap.put_in_place(&before)).await.map_err(panicked)??;
                 successor
             }
@@ -166,7 +166,8 @@ impl Followed {
                 };
                 let attached = spawn_blocking(attach).await.map_err(panicked)??;
                 let successor = attached.place().device_number();
-                service.serve(kit, description.clone(), attached, None, owner).await?;
+                let (description, replaces) = (description.clone(), None);
+                service.serve(ToServe { kit, description, attached, replaces, owner }).await?;
                 successor
             }
         };

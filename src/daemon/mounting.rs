@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tokio::task::spawn_blocking;
 
-use super::backend::Backend;
+use super::backend::{Backend, OpenKit};
 use super::failure::panicked;
 use super::own_paths::own_paths;
 use crate::control::api::{
@@ -31,10 +31,22 @@ pub(super) async fn mount(
     let mountpoint = prepare(&options).await?;
     let replaced = mountpoint.warnings();
     let kit = daemon.open_kit(description.kit.clone(), on_progress).await?;
-    let attached = attach(&description.kit.reference, mountpoint, options).await?;
-    let mut status = kit.serve(&attached, description, None, owner).await?;
-    spawn_blocking(move || attached.hand_over()).await.map_err(panicked)??;
+    let mut status = mount_at(mountpoint, options, &kit, description, owner).await?;
     status.warnings.splice(0..0, replaced);
+    Ok(status)
+}
+
+/// Mounts an open kit at a mountpoint that is ready for it, and has the daemon serve it.
+async fn mount_at(
+    mountpoint: Mountpoint,
+    options: MountOptions,
+    kit: &OpenKit,
+    description: MountDescription,
+    owner: Option<&Pidfd>,
+) -> Result<MountStatus, Failure> {
+    let attached = attach(&description.kit.reference, mountpoint, options).await?;
+    let status = kit.serve(&attached, description, None, owner).await?;
+    spawn_blocking(move || attached.hand_over()).await.map_err(panicked)??;
     Ok(status)
 }
 
@@ -95,10 +107,7 @@ pub(super) async fn replace(
             };
             spawn_blocking(unmount).await.map_err(panicked)??;
             let mountpoint = prepare(&options).await?;
-            let attached = attach(&description.kit.reference, mountpoint, options).await?;
-            let status = kit.serve(&attached, description, None, owner).await?;
-            spawn_blocking(move || attached.hand_over()).await.map_err(panicked)??;
-            status
+            mount_at(mountpoint, options, &kit, description, owner).await?
         }
     };
     Ok(status)

@@ -11,6 +11,8 @@
 //! at the same place at once one wins and the other is told. Once the table is closed nothing is
 //! added to it: a mount that comes too late is taken out of the tree again.
 
+mod served;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -18,29 +20,20 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::failure::panicked;
-use super::following::Following;
-use super::hydrate::{Hydrating, is_here};
 use super::keeping::Kept;
 use super::memory::Memory;
-use super::upkeep::kit_state;
 use crate::cache::LayerKey;
-use crate::control::api::{
-    Failure, FailureKind, HydrateMode, HydrateState, KitRequest, MountStatus, PassthroughState,
-    PredictorStatus, ReadaheadStatus, ReplacedStatus,
-};
-use crate::fs::readahead::ledger::LedgerState;
-use crate::fs::{FileSystem, LoadedKit};
-use crate::fuse::{
-    DeviceNumber, Mount, MountError, MountPlace, MountTable, PassthroughStatus, ReplacedRange,
-    ReplacedRanges,
-};
+use crate::control::api::{Failure, FailureKind, KitRequest, MountStatus};
+use crate::fs::LoadedKit;
+use crate::fuse::{DeviceNumber, Mount, MountError, MountTable};
 use crate::oci::{Digest, LabelSelector};
 use crate::process::pidfd::Pidfd;
 use crate::process::running_time::{self, Stopwatch};
+
+pub(super) use served::{Background, Served};
 
 /// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
 /// 10 s after which container runtimes kill.
@@ -86,28 +79,6 @@ enum Entry {
     Served(Arc<Served>),
 }
 
-/// A mount, and its kit.
-pub(super) struct Served {
-    key: MountKey,
-    mount: Mount,
-    kit: Arc<LoadedKit>,
-    /// The reference and the labels of the command.
-    reference: String,
-    labels: LabelSelector,
-    mounted_at: i64,
-    /// The process whose end ends the mount.
-    owner: Option<Pidfd>,
-    /// Nothing once the mount is out of the tree.
-    background: Mutex<Option<Background>>,
-    /// Ends the recording that runs.
-    recording: Mutex<Option<CancellationToken>>,
-    /// The keeper's hold on the mount, while the mount has open files too.
-    kept: Option<Kept>,
-    /// Cancelled when all of the above is gone: the fields of a struct are dropped in order.
-    _release: DropGuard,
-    released: CancellationToken,
-}
-
 /// The wishes of the command that has mounted.
 pub(super) struct Terms<'a> {
     pub(super) request: &'a KitRequest,
@@ -115,16 +86,6 @@ pub(super) struct Terms<'a> {
     pub(super) mounted_at: i64,
     /// The process whose end ends the mount, if there is one.
     pub(super) owner: Option<Pidfd>,
-}
-
-/// Work that goes on beside a mount, and ends with it.
-pub(super) struct Background {
-    /// Fetches the rest of the kit.
-    pub(super) hydrating: Hydrating,
-    /// Fetches what an access trace says.
-    pub(super) _replay: Option<AbortOnDropHandle<()>>,
-    /// Looks whether the tag has moved.
-    pub(super) following: Following,
 }
 
 /// A mountpoint that is kept for the mount being made. Dropping it gives it up.
@@ -220,7 +181,7 @@ impl Mounts {
         });
         for served in detached.await.unwrap_or_default() {
             served.end_background();
-            self.forget(&served);
+            self.forget(&served).await;
         }
     }
 
@@ -231,7 +192,8 @@ impl Mounts {
         served.iter().find(has_layer).map(|served| served.mount.mountpoint().to_owned())
     }
 
-    /// Ends the mount at `key`, or the one with this device number there; returns warnings about programs that still use it elsewhere.
+    /// Ends the mount at `key`, or the one with this device number there. Returns warnings about programs that
+    /// still use it elsewhere.
     ///
     /// # Errors
     /// `NotFound` when none is there, `Mountpoint` when programs use it.
@@ -247,7 +209,7 @@ impl Mounts {
         };
         let warnings = unmount(&served, lazy).await?;
         served.end_background();
-        self.forget(&served);
+        self.forget(&served).await;
         let released = served.released.clone();
         drop(served);
         if !lazy && warnings.is_empty() {
@@ -268,7 +230,7 @@ impl Mounts {
             tracing::debug!(%failure, "the mount before has ended already");
         }
         served.end_background();
-        self.forget(served);
+        self.forget(served).await;
     }
 
     /// The mount at `key`.
@@ -304,7 +266,7 @@ impl Mounts {
         self.table.lock().is_closed = true;
         join_all(self.served().into_iter().map(|served| async move {
             end(&served).await;
-            self.forget(&served);
+            self.forget(&served).await;
         }))
         .await;
         let leaving = std::mem::take(&mut self.table.lock().leaving);
@@ -347,7 +309,17 @@ impl Mounts {
 
     /// Takes `served` out of the table, unless another mount has its place by now. If `served` was to replace a
     /// mount that is still there, that one keeps its place.
-    fn forget(&self, served: &Arc<Served>) {
+    async fn forget(&self, served: &Arc<Served>) {
+        self.take_out(served);
+        if served.kept.is_some() {
+            // The journal syncs the disk. The work goes on if the caller does not wait for its end.
+            let served = served.clone();
+            let strike = move || served.kept.iter().for_each(Kept::strike);
+            let _ = tokio::task::spawn_blocking(strike).await;
+        }
+    }
+
+    fn take_out(&self, served: &Arc<Served>) {
         let mut table = self.table.lock();
         table.leaving.retain(|leaving| leaving.strong_count() > 0);
         table.leaving.push(Arc::downgrade(served));
@@ -362,8 +334,6 @@ impl Mounts {
                 table.entries.insert(served.key.clone(), Entry::Served(before));
             }
         }
-        drop(table);
-        served.kept.iter().for_each(Kept::strike);
     }
 }
 
@@ -419,12 +389,12 @@ impl Reservation {
                         "ending a mount: its owner has ended");
                     end(&served).await;
                     served.end_background();
-                    mounts.forget(&served);
+                    mounts.forget(&served).await;
                     // Programs may still have files open.
                     served.mount.ended().await;
                 }
             }
-            mounts.forget(&served);
+            mounts.forget(&served).await;
             tracing::info!(mountpoint = %served.mount.mountpoint().display(), "the mount ended");
             // A tree of a million entries takes a while to drop.
             let _ = tokio::task::spawn_blocking(move || drop(served)).await;
@@ -439,165 +409,6 @@ impl Drop for Reservation {
         if !self.is_fulfilled && !self.replaces {
             self.mounts.table.lock().entries.remove(&self.key);
         }
-    }
-}
-
-impl Served {
-    /// The place of the mount.
-    pub(super) fn place(&self) -> MountPlace {
-        self.mount.place()
-    }
-
-    fn device(&self) -> Option<DeviceNumber> {
-        self.mount.place().device_number()
-    }
-
-    /// Leaves the removal of the mountpoint to another mount there.
-    pub(super) fn leave_directory(&self) {
-        self.mount.leave_directory();
-    }
-
-    pub(super) fn kit(&self) -> &Arc<LoadedKit> {
-        &self.kit
-    }
-
-    pub(super) fn reference(&self) -> &str {
-        &self.reference
-    }
-
-    pub(super) fn file_system(&self) -> &Arc<FileSystem> {
-        self.mount.file_system()
-    }
-
-    /// Cancelled when the mount is gone, and with it all that it held.
-    pub(super) fn released(&self) -> CancellationToken {
-        self.released.clone()
-    }
-
-    /// A token that ends the recording; the next call is for the next recording.
-    pub(super) fn new_recording(&self) -> CancellationToken {
-        let stop = CancellationToken::new();
-        *self.recording.lock() = Some(stop.clone());
-        stop
-    }
-
-    /// Lets a recording come to its end.
-    pub(super) fn stop_recording(&self) {
-        if let Some(stop) = self.recording.lock().take() {
-            stop.cancel();
-        }
-    }
-
-    /// Ends the background work of a mount that is out of the tree: programs that still have files of
-    /// it open are served, and no more.
-    fn end_background(&self) {
-        drop(self.background.lock().take());
-        self.stop_recording();
-    }
-
-    /// Files that are opened while somebody records are read through this process.
-    pub(super) fn set_recording(&self, is_recording: bool) {
-        self.mount.set_passthrough(!is_recording);
-    }
-
-    /// A warning about the programs that use the mount when the daemon ends.
-    fn last_users(&self) -> Option<String> {
-        let (place, users) = (self.mount.mountpoint().display(), self.mount.users()?);
-        Some(format!("{place} was still in use by {users}: reads there fail from now on"))
-    }
-
-    /// Whether every byte is in the cache, and its digest is right.
-    fn is_here(&self) -> bool {
-        self.kit.layers.iter().all(|layer| is_here(layer))
-    }
-
-    /// The process whose end ends the mount, for another mount with the same owner.
-    ///
-    /// # Errors
-    /// When there is no free descriptor.
-    pub(super) fn owner(&self) -> Result<Option<Pidfd>, Failure> {
-        let owner = self.owner.as_ref().map(Pidfd::try_clone).transpose();
-        owner.map_err(|error| {
-            let message = format!("the owner of the mount cannot be watched: {error}");
-            Failure::new(FailureKind::Internal, message)
-        })
-    }
-
-    /// Waits for the end of the process that owns the mount, and returns its number. For ever without an owner.
-    async fn owner_ended(&self) -> Option<u32> {
-        let Some(owner) = &self.owner else { return std::future::pending().await };
-        let pid = owner.pid();
-        if let Err(error) = owner.ended().await {
-            tracing::error!(%error, "the owner of a mount cannot be watched");
-            return std::future::pending().await;
-        }
-        pid
-    }
-
-    fn status(&self) -> MountStatus {
-        let (moved_to, follow_failure) = match &*self.background.lock() {
-            Some(Background { following, .. }) => following.state(),
-            None => (None, None),
-        };
-        let (hydrate_mode, hydrate) = match &*self.background.lock() {
-            // Readers may have brought the rest.
-            Some(Background { hydrating, .. })
-                if hydrating.state() == HydrateState::Waiting && self.is_here() =>
-            {
-                (hydrating.mode(), HydrateState::Complete)
-            }
-            Some(Background { hydrating, .. }) => (hydrating.mode(), hydrating.state()),
-            None => (HydrateMode::None, HydrateState::Off),
-        };
-        let ReplacedRanges { named, others: replaced_others } = self.mount.replaced();
-        let replaced = named.into_iter().map(|ReplacedRange { path, range }| ReplacedStatus {
-            path,
-            start: range.start,
-            end: range.end,
-        });
-        MountStatus {
-            mountpoint: self.mount.mountpoint().to_owned(),
-            elsewhere: self.key.elsewhere.clone(),
-            user: None,
-            reference: self.reference.clone(),
-            labels: self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
-            digest: self.kit.manifest.to_string(),
-            moved_to: moved_to.map(|digest| digest.to_string()),
-            follow_failure,
-            entries: u64::from(self.kit.tree.len()) - 1,
-            total_bytes: self.kit.total_bytes(),
-            resident_bytes: self.kit.resident_bytes(),
-            unchecked_bytes: self.kit.unchecked_bytes(),
-            state: kit_state(self.kit.state()),
-            mounted_at: self.mounted_at,
-            owner: self.owner.as_ref().and_then(Pidfd::pid),
-            warnings: self.kit.all_warnings(),
-            last_failure: self.mount.last_failure(),
-            replaced: replaced.collect(),
-            replaced_others,
-            passthrough: match self.mount.passthrough() {
-                PassthroughStatus::On { open_files, opened_files } => {
-                    PassthroughState::On { open_files, opened_files }
-                }
-                PassthroughStatus::Off { reason } => PassthroughState::Off { reason },
-            },
-            hydrate_mode,
-            hydrate,
-            readahead: readahead_status(self.mount.file_system().ledger()),
-        }
-    }
-}
-
-fn readahead_status(ledger: LedgerState) -> ReadaheadStatus {
-    let predictors = ledger.accounts.into_iter().map(|account| PredictorStatus {
-        name: account.predictor.name().to_owned(),
-        asked_bytes: account.asked_bytes,
-        read_bytes: account.read_bytes,
-    });
-    ReadaheadStatus {
-        read_bytes: ledger.read_bytes,
-        unread_bytes: ledger.unread_bytes,
-        predictors: predictors.collect(),
     }
 }
 

@@ -44,6 +44,8 @@ mod restoring;
 mod taking_over;
 mod users;
 
+pub(super) use mounting::ToServe;
+
 /// How long a daemon that ends may take to sync its cache: well below the time that `daemon stop` and
 /// systemd's units wait for its end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);

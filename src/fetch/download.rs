@@ -172,7 +172,7 @@ impl Inner {
                 let detail = format!("the transfer stalled at byte {sent}");
                 let stalled = SourceError::Unavailable { place: place.to_string(), detail };
                 tracing::debug!(error = %stalled, layer = %self.spec.blob.digest, "asking again");
-                // What came cannot be told from a break: the rest may lie anywhere.
+                // A transfer that stalled tells nothing of the rate of its host.
                 transfer.rested();
                 if feeding.stalls.give_up() {
                     let again =

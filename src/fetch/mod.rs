@@ -159,6 +159,18 @@ pub struct Fetcher {
 /// caller waits for the first one's scan instead of doing its own.
 type Slot = Arc<tokio::sync::Mutex<WeakLayer>>;
 
+/// A layer whose contents the cache does not know.
+#[derive(Clone, Copy)]
+struct Finding<'a> {
+    spec: LayerSpec,
+    store: &'a Arc<LayerStore>,
+    source: &'a Arc<dyn BlobSource>,
+    /// The user who waits.
+    user: UserId,
+    /// Told the blob bytes that were passed over.
+    progress: &'a (dyn Fn(u64) + Send + Sync),
+}
+
 impl Fetcher {
     /// A fetcher over `cache`.
     pub fn new(cache: Arc<Cache>, config: FetchConfig) -> Arc<Self> {
@@ -232,7 +244,8 @@ impl Fetcher {
         let contents = match store.contents() {
             Some(contents) => contents,
             None => {
-                match self.find_contents_or_again(spec, &store, &source, user, progress).await {
+                let finding = Finding { spec, store: &store, source: &source, user, progress };
+                match self.find_contents_or_again(finding).await {
                     Ok(contents) => contents,
                     // A pass whose command had gone away came to its end while this one waited for it.
                     Err(error) => store.contents().ok_or(error)?,
@@ -291,35 +304,25 @@ impl Fetcher {
     /// known. A compressed layer with its digest that cannot be decoded would come to the same again.
     async fn find_contents_or_again(
         &self,
-        spec: LayerSpec,
-        store: &Arc<LayerStore>,
-        source: &Arc<dyn BlobSource>,
-        user: UserId,
-        progress: &(dyn Fn(u64) + Send + Sync),
+        finding: Finding<'_>,
     ) -> Result<Arc<Contents>, FetchError> {
-        let found = self.find_contents(spec, store, source, user, progress).await;
+        let (spec, store) = (finding.spec, finding.store);
         let may_differ = |error: &FetchError| match error {
             FetchError::Poisoned { .. } => true,
             FetchError::Malformed { .. } => !spec.encoding.is_compressed(),
             _ => false,
         };
-        match found {
+        match self.find_contents(finding).await {
             Err(error) if may_differ(&error) && store.contents().is_none() => {
                 tracing::warn!(layer = %spec.blob.digest, %error, "a layer came wrong: it is opened once more");
-                self.find_contents(spec, store, source, user, progress).await
+                self.find_contents(finding).await
             }
             found => found,
         }
     }
 
-    async fn find_contents(
-        &self,
-        spec: LayerSpec,
-        store: &Arc<LayerStore>,
-        source: &Arc<dyn BlobSource>,
-        user: UserId,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<Arc<Contents>, FetchError> {
+    async fn find_contents(&self, finding: Finding<'_>) -> Result<Arc<Contents>, FetchError> {
+        let Finding { spec, store, source, user, progress } = finding;
         let whose = || Whose { layer: 0, host: source.host() };
         let permit =
             |bytes| self.admission.transfer(whose(), bytes, Urgency::on_demand().of_user(user));

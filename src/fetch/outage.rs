@@ -1,4 +1,4 @@
-//! How long a reader waits while the sources of a layer fail.
+//! The wait of a reader while the sources of a layer fail.
 //!
 //! ```text
 //! attempt --bytes--> done
@@ -243,7 +243,7 @@ impl Layer {
     }
 }
 
-/// What waiting can do about an error.
+/// The prospects of a reader who waits after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hope {
     /// The source may be back at any time, or answer rightly.

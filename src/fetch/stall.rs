@@ -63,7 +63,7 @@ impl Stalls {
         }
     }
 
-    /// How much longer to wait for a byte. Zero for a drip whose time is over.
+    /// The time that is left to wait for a byte: none for a drip whose time is over.
     pub(super) fn left(&self) -> Duration {
         let silent = self.last_byte + self.patience();
         let drip = self.window_start + 2 * self.patience();

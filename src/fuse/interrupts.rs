@@ -25,6 +25,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::process::threads::status_of;
+
 /// The time between two looks at a thread that waits. 500 ms: a thousand waiting readers cost 2,000 looks a
 /// second, each a file of /proc, which is a few percent of a core.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -109,8 +111,7 @@ impl Drop for Waiting {
 /// Whether a signal is about to end the thread's process. A thread of another PID namespace cannot be
 /// seen, and is taken to live.
 fn is_being_killed(thread: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status"));
-    status.is_ok_and(|status| has_sigkill(&status))
+    has_sigkill(&status_of(thread))
 }
 
 /// Whether SIGKILL is pending, by proc_pid_status(5).

@@ -100,7 +100,7 @@ pub fn daemon_of(mountpoint: &Path) -> Option<Answer> {
     Some(answer.unwrap_or(Answer::Silent))
 }
 
-/// What lies at a canonical mountpoint.
+/// The topmost mount at a canonical path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Occupant {
     /// No mount.

@@ -1,8 +1,14 @@
 //! The threads of other processes, by /proc.
 
+/// The status of a thread of any process, as proc_pid_status(5) has it. Empty where this process cannot see the
+/// thread, as in another PID namespace.
+pub fn status_of(thread: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default()
+}
+
 /// The process of a thread; the thread itself where /proc does not tell.
 pub fn process_of(thread: u32) -> u32 {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let status = status_of(thread);
     let process = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
     process.unwrap_or(thread)
 }

@@ -86,7 +86,7 @@ fn a_worker_that_dies_while_its_next_keeper_starts_leaves_no_mount_that_hangs() 
         // The next keeper starts after half a second at most.
         thread::sleep(Duration::from_millis(10 * round));
         kill_and_wait(worker);
-        // Whoever died first: the mount goes on, or is dead, and can be made again.
+        // The mount goes on, or it is dead and can be made again.
         let arguments = ["mount", &golden_reference("article"), mountpoint.to_str().unwrap()];
         wait_until("a mount", || {
             is_mounted(&mountpoint) && fs::read_dir(&mountpoint).is_ok()

@@ -76,6 +76,12 @@ impl Running {
         Self { kitfs: child, _output: output, command, mountpoint }
     }
 
+    /// Kills kitfs, and not its command.
+    fn kill_kitfs(&mut self) {
+        self.kitfs.kill().unwrap();
+        self.kitfs.wait().unwrap();
+    }
+
     fn is_gone(&self) -> bool {
         !is_mounted(&self.mountpoint) && !self.mountpoint.exists()
     }
@@ -231,8 +237,7 @@ fn a_program_that_a_killed_run_has_left_reads_what_it_has_open() {
     let script = "exec <$KITFS_MOUNT/Kitfile; while test -d $KITFS_MOUNT; do sleep 0.05; done; \
                   cat >left; exec sleep 100";
     let mut running = Running::start(&kitfs, script);
-    running.kitfs.kill().unwrap();
-    running.kitfs.wait().unwrap();
+    running.kill_kitfs();
     wait_until("the end of the mount", || running.is_gone());
     let left = kitfs.folder().join("left");
     let is_whole = || fs::read_to_string(&left).is_ok_and(|text| text.contains("manifestVersion"));
@@ -252,8 +257,7 @@ fn an_owner_is_watched_by_the_next_worker_and_the_next_keeper() {
     let owner = kitfs.status_of(&running.mountpoint)["owner"].as_u64();
     assert_eq!(owner, Some(running.kitfs.id().into()));
     assert!(running.mountpoint.join("Kitfile").exists());
-    running.kitfs.kill().unwrap();
-    running.kitfs.wait().unwrap();
+    running.kill_kitfs();
     wait_until("the end of the mount", || running.is_gone());
     kill_and_wait(running.command);
 }
@@ -266,8 +270,7 @@ fn a_mount_whose_owner_died_without_a_worker_ends_with_the_next_worker() {
     // A stopped keeper starts no worker.
     signal(keeper, Signal::STOP);
     kill_and_wait(worker);
-    running.kitfs.kill().unwrap();
-    running.kitfs.wait().unwrap();
+    running.kill_kitfs();
     assert!(is_mounted(&running.mountpoint));
     signal(keeper, Signal::CONT);
     wait_until("the end of the mount", || running.is_gone());

@@ -32,6 +32,18 @@ async fn read_files(layer: &Layer) {
     }
 }
 
+/// An archive of files with these sizes, and blocks of zeros behind it.
+fn archive_of(sizes: &[usize], zero_blocks: usize) -> Arc<Memory> {
+    let mut archive = tar_of(sizes);
+    archive.resize(archive.len() + zero_blocks * 512, 0);
+    Memory::new(archive)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().unwrap()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 50, ..ProptestConfig::default() })]
 
@@ -41,12 +53,9 @@ proptest! {
         sizes in prop::collection::vec(prop_oneof![0..2_000usize, 100_000..400_000usize, MIB..MIB + 300_000], 1..5),
         flips in prop::collection::vec(any::<prop::sample::Index>(), 1..3), zeros in 0..20usize,
     ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
+        runtime().block_on(async {
             let folder = tempfile::tempdir().unwrap();
-            let mut archive = tar_of(&sizes);
-            archive.resize(archive.len() + zeros * 512, 0);
-            let source = Memory::new(archive);
+            let source = archive_of(&sizes, zeros);
             let at: Vec<usize> = flips.iter().map(|at| at.index(source.bytes.len())).collect();
             source.flips.lock().clone_from(&at);
             let fetcher = fetcher(folder.path(), None);
@@ -75,12 +84,9 @@ proptest! {
         order in any::<prop::sample::Index>(), zeros in 0..300usize, is_at_once in any::<bool>(),
         is_restarted in any::<bool>(),
     ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
+        runtime().block_on(async {
             let folder = tempfile::tempdir().unwrap();
-            let mut archive = tar_of(&sizes);
-            archive.resize(archive.len() + zeros * 512, 0);
-            let source = Memory::new(archive);
+            let source = archive_of(&sizes, zeros);
             let spec = source.spec(Format::Tar, Compression::None);
             let mut holder = fetcher(folder.path(), None);
             let mut layer = open(&holder, spec, &source).await.unwrap();

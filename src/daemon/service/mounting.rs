@@ -31,6 +31,17 @@ use crate::fuse::{
 use crate::process::limits::MORE_PROCESSES;
 use crate::process::pidfd::Pidfd;
 
+/// A mount that is to be served.
+pub(in crate::daemon) struct ToServe {
+    pub(in crate::daemon) kit: Arc<LoadedKit>,
+    pub(in crate::daemon) description: MountDescription,
+    pub(in crate::daemon) attached: Attached,
+    /// The device number of the mount whose place it will take.
+    pub(in crate::daemon) replaces: Option<DeviceNumber>,
+    /// The process whose end ends it.
+    pub(in crate::daemon) owner: Option<Pidfd>,
+}
+
 impl Service {
     /// Mounts a kit in the tree that this process sees, and serves it.
     pub(in crate::daemon) async fn mount(
@@ -47,34 +58,27 @@ impl Service {
             () = self.stopping.cancelled() => return Err(stopping()),
         };
         let attached = mounting::attach(&description.kit.reference, mountpoint, options).await?;
-        let mut status = self.serve(kit, description, attached, None, None).await?;
+        let wanted = ToServe { kit, description, attached, replaces: None, owner: None };
+        let mut status = self.serve(wanted).await?;
         status.warnings.extend(replaced);
         Ok(status)
     }
 
-    /// Serves a mount that is in the tree, or will be once it replaces another one. The mount ends with `owner`.
-    /// Dropping the future, or an error, leaves nothing mounted.
+    /// Serves a mount that is in the tree, or will be once it replaces another one. Dropping the future, or an error, leaves nothing mounted.
     pub(in crate::daemon) async fn serve(
         self: &Arc<Self>,
-        kit: Arc<LoadedKit>,
-        description: MountDescription,
-        attached: Attached,
-        replaces: Option<DeviceNumber>,
-        owner: Option<Pidfd>,
+        wanted: ToServe,
     ) -> Result<MountStatus, Failure> {
         self.taken_over().await;
-        self.serve_now(kit, description, attached, replaces, owner).await
+        self.serve_now(wanted).await
     }
 
     /// As [`Self::serve`], while mounts of the process before may be missing from the table.
     pub(super) async fn serve_now(
         self: &Arc<Self>,
-        kit: Arc<LoadedKit>,
-        description: MountDescription,
-        attached: Attached,
-        replaces: Option<DeviceNumber>,
-        owner: Option<Pidfd>,
+        wanted: ToServe,
     ) -> Result<MountStatus, Failure> {
+        let ToServe { kit, description, attached, replaces, owner } = wanted;
         let place = attached.place();
         let key = self.mount_key(place.view(), description.mountpoint.clone());
         let reservation = self.mounts.reserve(key.clone(), replaces).await?;

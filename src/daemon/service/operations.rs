@@ -9,6 +9,7 @@ use tokio::task::spawn_blocking;
 use super::super::failure::panicked;
 use super::super::kits::{pinned_reference, pinned_request};
 use super::super::{describing, listing, reading, recording, tags, upkeep, waiting, warming};
+use super::mounting::ToServe;
 use super::{Service, now, stopping};
 use crate::control::api::{
     AliveRequest, AwaitEndRequest, CacheReport, CacheRequest, CatalogueRequest, DaemonStatus,
@@ -253,8 +254,9 @@ impl Handle<MountRequest> for Service {
         }
         let options = self.mount_options(&mount);
         let attached = Attached::from_command(device, &place, replaces.is_some(), &options)?;
+        let wanted = ToServe { kit, description: mount, attached, replaces, owner };
         let status = tokio::select! {
-            status = self.serve(kit, mount, attached, replaces, owner) => status?,
+            status = self.serve(wanted) => status?,
             () = self.stopping.cancelled() => return Err(stopping()),
         };
         before.iter().for_each(|before| before.leave_directory());

@@ -19,6 +19,7 @@ use super::super::journal::{Entry, Found, Journal, NoEntry};
 use super::super::kits::pinned_request;
 use super::super::mounting;
 use super::Service;
+use super::mounting::ToServe;
 use crate::control::api::{Failure, FailureKind, RestoreReport, Unrestored};
 use crate::fuse::{Answer, Occupant, occupant, unmount_other};
 use crate::process::running_time;
@@ -30,7 +31,7 @@ const RESTORED_AFTER: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What is to be done about an entry of the journal.
+/// The next step for an entry of the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
     Restore,
@@ -200,7 +201,8 @@ impl Service {
         let mut mountpoint = mounting::prepare(&options).await?;
         mountpoint.was_made_by(&entry.place);
         let attached = mounting::attach(&description.kit.reference, mountpoint, options).await?;
-        self.serve_now(kit, description, attached, None, None).await.map(drop)
+        let wanted = ToServe { kit, description, attached, replaces: None, owner: None };
+        self.serve_now(wanted).await.map(drop)
     }
 
     /// Waits until dead mounts are made again, or had their time.

@@ -14,7 +14,7 @@ use crate::control::api::{Failure, FailureKind, KitRequest, MountDescription, Mo
 use crate::fuse::MountPlace;
 use crate::source::credentials::MOST_CARRIED;
 
-/// What separates the user from the view in the name that a mount of another user has.
+/// The text between the view and the user in the key of another user's mount.
 const SEPARATOR: &str = " of user ";
 
 impl Service {

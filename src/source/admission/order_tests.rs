@@ -92,7 +92,7 @@ struct Demand {
     longest: Duration,
 }
 
-/// What a simulation has measured.
+/// The measurements of a simulation.
 #[derive(Default)]
 struct Outcome {
     /// The time that the requests of each user have run.

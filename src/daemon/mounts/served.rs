@@ -1,0 +1,212 @@
+//! A mount that is served, and its status.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::super::following::Following;
+use super::super::hydrate::{Hydrating, is_here};
+use super::super::keeping::Kept;
+use super::super::upkeep::kit_state;
+use super::MountKey;
+use crate::control::api::{
+    Failure, FailureKind, HydrateMode, HydrateState, MountStatus, PassthroughState,
+    PredictorStatus, ReadaheadStatus, ReplacedStatus,
+};
+use crate::fs::readahead::ledger::LedgerState;
+use crate::fs::{FileSystem, LoadedKit};
+use crate::fuse::{
+    DeviceNumber, Mount, MountPlace, PassthroughStatus, ReplacedRange, ReplacedRanges,
+};
+use crate::oci::LabelSelector;
+use crate::process::pidfd::Pidfd;
+
+/// A mount, and its kit.
+pub(in crate::daemon) struct Served {
+    pub(super) key: MountKey,
+    pub(super) mount: Mount,
+    pub(super) kit: Arc<LoadedKit>,
+    /// The reference and the labels of the command.
+    pub(super) reference: String,
+    pub(super) labels: LabelSelector,
+    pub(super) mounted_at: i64,
+    /// The process whose end ends the mount.
+    pub(super) owner: Option<Pidfd>,
+    /// Nothing once the mount is out of the tree.
+    pub(super) background: Mutex<Option<Background>>,
+    /// Ends the recording that runs.
+    pub(super) recording: Mutex<Option<CancellationToken>>,
+    /// The keeper's hold on the mount, while the mount has open files too.
+    pub(super) kept: Option<Kept>,
+    /// Cancelled when all of the above is gone: the fields of a struct are dropped in order.
+    pub(super) _release: DropGuard,
+    pub(super) released: CancellationToken,
+}
+
+/// Work that goes on beside a mount, and ends with it.
+pub(in crate::daemon) struct Background {
+    /// Fetches the rest of the kit.
+    pub(in crate::daemon) hydrating: Hydrating,
+    /// Fetches what an access trace says.
+    pub(in crate::daemon) _replay: Option<AbortOnDropHandle<()>>,
+    /// Looks whether the tag has moved.
+    pub(in crate::daemon) following: Following,
+}
+
+impl Served {
+    /// The place of the mount.
+    pub(in crate::daemon) fn place(&self) -> MountPlace {
+        self.mount.place()
+    }
+
+    pub(super) fn device(&self) -> Option<DeviceNumber> {
+        self.mount.place().device_number()
+    }
+
+    /// Leaves the removal of the mountpoint to another mount there.
+    pub(in crate::daemon) fn leave_directory(&self) {
+        self.mount.leave_directory();
+    }
+
+    pub(in crate::daemon) fn kit(&self) -> &Arc<LoadedKit> {
+        &self.kit
+    }
+
+    pub(in crate::daemon) fn reference(&self) -> &str {
+        &self.reference
+    }
+
+    pub(in crate::daemon) fn file_system(&self) -> &Arc<FileSystem> {
+        self.mount.file_system()
+    }
+
+    /// Cancelled when the mount is gone, and with it all that it held.
+    pub(in crate::daemon) fn released(&self) -> CancellationToken {
+        self.released.clone()
+    }
+
+    /// A token that ends the recording; the next call is for the next recording.
+    pub(in crate::daemon) fn new_recording(&self) -> CancellationToken {
+        let stop = CancellationToken::new();
+        *self.recording.lock() = Some(stop.clone());
+        stop
+    }
+
+    /// Lets a recording come to its end.
+    pub(in crate::daemon) fn stop_recording(&self) {
+        if let Some(stop) = self.recording.lock().take() {
+            stop.cancel();
+        }
+    }
+
+    /// Ends the background work of a mount that is out of the tree: programs that still have files of
+    /// it open are served, and no more.
+    pub(super) fn end_background(&self) {
+        drop(self.background.lock().take());
+        self.stop_recording();
+    }
+
+    /// Files that are opened while somebody records are read through this process.
+    pub(in crate::daemon) fn set_recording(&self, is_recording: bool) {
+        self.mount.set_passthrough(!is_recording);
+    }
+
+    /// A warning about the programs that use the mount when the daemon ends.
+    pub(super) fn last_users(&self) -> Option<String> {
+        let (place, users) = (self.mount.mountpoint().display(), self.mount.users()?);
+        Some(format!("{place} was still in use by {users}: reads there fail from now on"))
+    }
+
+    /// Whether every byte is in the cache, and its digest is right.
+    pub(super) fn is_here(&self) -> bool {
+        self.kit.layers.iter().all(|layer| is_here(layer))
+    }
+
+    /// The process whose end ends the mount, for another mount with the same owner.
+    ///
+    /// # Errors
+    /// When there is no free descriptor.
+    pub(in crate::daemon) fn owner(&self) -> Result<Option<Pidfd>, Failure> {
+        let owner = self.owner.as_ref().map(Pidfd::try_clone).transpose();
+        owner.map_err(|error| {
+            let message = format!("the owner of the mount cannot be watched: {error}");
+            Failure::new(FailureKind::Internal, message)
+        })
+    }
+
+    /// Waits for the end of the process that owns the mount, and returns its number. For ever without an owner.
+    pub(super) async fn owner_ended(&self) -> Option<u32> {
+        let Some(owner) = &self.owner else { return std::future::pending().await };
+        let pid = owner.pid();
+        if let Err(error) = owner.ended().await {
+            tracing::error!(%error, "the owner of a mount cannot be watched");
+            return std::future::pending().await;
+        }
+        pid
+    }
+
+    pub(super) fn status(&self) -> MountStatus {
+        let ((moved_to, follow_failure), (hydrate_mode, hydrate)) = match &*self.background.lock() {
+            Some(Background { following, hydrating, .. }) => {
+                let hydrate = match hydrating.state() {
+                    // Readers may have brought the rest.
+                    HydrateState::Waiting if self.is_here() => HydrateState::Complete,
+                    state => state,
+                };
+                (following.state(), (hydrating.mode(), hydrate))
+            }
+            None => ((None, None), (HydrateMode::None, HydrateState::Off)),
+        };
+        let ReplacedRanges { named, others: replaced_others } = self.mount.replaced();
+        let replaced = named.into_iter().map(|ReplacedRange { path, range }| ReplacedStatus {
+            path,
+            start: range.start,
+            end: range.end,
+        });
+        MountStatus {
+            mountpoint: self.mount.mountpoint().to_owned(),
+            elsewhere: self.key.elsewhere.clone(),
+            user: None,
+            reference: self.reference.clone(),
+            labels: self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+            digest: self.kit.manifest.to_string(),
+            moved_to: moved_to.map(|digest| digest.to_string()),
+            follow_failure,
+            entries: u64::from(self.kit.tree.len()) - 1,
+            total_bytes: self.kit.total_bytes(),
+            resident_bytes: self.kit.resident_bytes(),
+            unchecked_bytes: self.kit.unchecked_bytes(),
+            state: kit_state(self.kit.state()),
+            mounted_at: self.mounted_at,
+            owner: self.owner.as_ref().and_then(Pidfd::pid),
+            warnings: self.kit.all_warnings(),
+            last_failure: self.mount.last_failure(),
+            replaced: replaced.collect(),
+            replaced_others,
+            passthrough: match self.mount.passthrough() {
+                PassthroughStatus::On { open_files, opened_files } => {
+                    PassthroughState::On { open_files, opened_files }
+                }
+                PassthroughStatus::Off { reason } => PassthroughState::Off { reason },
+            },
+            hydrate_mode,
+            hydrate,
+            readahead: readahead_status(self.mount.file_system().ledger()),
+        }
+    }
+}
+
+fn readahead_status(ledger: LedgerState) -> ReadaheadStatus {
+    let predictors = ledger.accounts.into_iter().map(|account| PredictorStatus {
+        name: account.predictor.name().to_owned(),
+        asked_bytes: account.asked_bytes,
+        read_bytes: account.read_bytes,
+    });
+    ReadaheadStatus {
+        read_bytes: ledger.read_bytes,
+        unread_bytes: ledger.unread_bytes,
+        predictors: predictors.collect(),
+    }
+}
