@@ -10,12 +10,14 @@
 //! - `modelkit`, `modelpack`, `legacy`, `assign`: match layers and entries.
 //! - `placement`: the places of a layer's files; annotations of raw layers.
 //! - `remote`: data sets that lie in another kit or in an S3 store.
+//! - [`file_digests`]: the digests of files that `kitfs pack` writes on a layer.
 //! - [`filter`], [`parents`]: choose layers, and other kits to read.
 //! - [`tree`]: the merged tree.
 //!
 //! No I/O, no clock. Every input is hostile until it is decoded.
 
 mod assign;
+pub mod file_digests;
 pub mod filter;
 pub mod kitfile;
 mod legacy;
@@ -31,6 +33,7 @@ use bytes::Bytes;
 use crate::layer::{MemberPath, Mtime};
 use crate::oci::{ArtifactType, BlobId, Digest, Encoding, Manifest};
 
+pub use file_digests::{FILE_DIGESTS, FileDigest, FileDigests, FileDigestsError};
 pub use filter::{Filter, FilterError, Filters};
 pub use kitfile::{GoYaml, Kitfile, KitfileError};
 pub use parents::{Parents, ParentsError};
