@@ -42,7 +42,7 @@ fn the_help_names_every_command() {
 }
 
 /// Every command, and the commands below it.
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 27] = [
     "mount",
     "umount",
     "status",
@@ -53,6 +53,7 @@ const COMMANDS: [&str; 26] = [
     "ls",
     "cat",
     "cp",
+    "diff",
     "info",
     "list",
     "cache",

@@ -7,8 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    cache, cat, completions, copy, daemon, info, list, ls, mount, run, serve, sizes, status, trace,
-    umount, warm,
+    cache, cat, completions, copy, daemon, diff, info, list, ls, mount, run, serve, sizes, status,
+    trace, umount, warm,
 };
 use crate::observe;
 
@@ -58,6 +58,8 @@ pub(super) enum Command {
     Cat(cat::Arguments),
     /// Copy files out of a kit without mounting it.
     Cp(copy::Arguments),
+    /// Compare two versions of a kit: files, layers, Kitfiles.
+    Diff(diff::Arguments),
     /// Show a kit's Kitfile and layers.
     Info(info::Arguments),
     /// List the kits of a repository by tag.

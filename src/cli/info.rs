@@ -38,8 +38,11 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let kit = KitArguments { choice: arguments.choice, no_remote: false };
     let request = settings.kit(reference, &kit, &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
-    let info =
-        say_while_waiting(&arguments.reference, backend.ask(InfoRequest { kit: request })).await?;
+    let info = say_while_waiting(
+        &arguments.reference,
+        backend.ask(InfoRequest { kit: request, facts: false }),
+    )
+    .await?;
     match (info, arguments.json) {
         (Info::Kit(kit), true) => print_json(&kit),
         (Info::Kit(kit), false) => print_kit(kit),

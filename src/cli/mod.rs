@@ -14,6 +14,7 @@ mod cat;
 mod completions;
 mod copy;
 mod daemon;
+mod diff;
 mod durations;
 mod environment;
 mod error;
@@ -90,6 +91,7 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
         Command::Ls(command) => block_on(ls::run(&settings, command)),
         Command::Cat(command) => block_on(cat::run(&settings, command)),
         Command::Cp(command) => block_on(copy::run(&settings, command)),
+        Command::Diff(command) => block_on(diff::run(&settings, command)),
         Command::Info(command) => block_on(info::run(&settings, command)),
         Command::List(command) => block_on(list::run(&settings, command)),
         Command::Warm(command) => block_on(warm::run(&settings, command)),

@@ -30,12 +30,24 @@ pub(super) async fn backend(
     needs_own: bool,
     otherwise: Otherwise<'_>,
 ) -> Result<Backend, CliError> {
+    backend_for_all(settings, &mut [kit], needs_own, otherwise).await
+}
+
+/// As [`backend`], for several kits of one request.
+pub(super) async fn backend_for_all(
+    settings: &Settings,
+    kits: &mut [&mut KitRequest],
+    needs_own: bool,
+    otherwise: Otherwise<'_>,
+) -> Result<Backend, CliError> {
     if let Some(folder) = settings.system_folder()
         && !needs_own
-        && is_for_system(kit)
+        && kits.iter().all(|kit| is_for_system(kit))
         && let Some(system) = Backend::of_system(&folder).await?
     {
-        kit.network = carried(kit).await?;
+        for kit in kits {
+            kit.network = carried(kit).await?;
+        }
         return Ok(system);
     }
     Ok(match otherwise {

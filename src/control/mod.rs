@@ -89,6 +89,7 @@ operations![
     api::InfoRequest,
     api::TagsRequest,
     api::CatalogueRequest,
+    api::CompareRequest,
     api::ListRequest,
     api::ReadRequest,
     api::WarmRequest,

@@ -1,7 +1,8 @@
 //! Descriptions for users: a kit without a look into its layers (`kitfs info`), and the fetched bytes.
 
 use crate::control::api::{
-    FetchStatus, IndexEntryInfo, IndexInfo, Info, KitInfo, LayerInfo, RemoteInfo,
+    Fact, Failure, FailureKind, FetchStatus, IndexEntryInfo, IndexInfo, Info, KitInfo, LayerInfo,
+    RemoteInfo,
 };
 use crate::fetch::FetchUsage;
 use crate::fs::{Described, Description, IndexDescription};
@@ -45,11 +46,23 @@ fn kit_info(reference: &str, description: &Description) -> KitInfo {
         reference: reference.to_owned(),
         digest: description.digest.to_string(),
         family: family_name(kit.family).to_owned(),
+        facts: Vec::new(),
         layers: layers.collect(),
         remote: kit.remote.iter().map(remote_info).collect(),
         kitfile: Some(kitfile_text(kit)),
         warnings: description.warning.iter().chain(&kit.warnings).cloned().collect(),
     }
+}
+
+/// The Kitfile as a list of facts.
+///
+/// # Errors
+/// When the Kitfile is nested so that its facts take too much memory.
+pub(super) fn facts(kit: &Kit) -> Result<Vec<Fact>, Failure> {
+    let facts = kit.kitfile.facts().map_err(|error| {
+        Failure::new(FailureKind::BadContent, format!("the Kitfile cannot be shown: {error}"))
+    })?;
+    Ok(facts.into_iter().map(|(key, value)| Fact { key, value }).collect())
 }
 
 /// Whether a layer of the kit comes from this descriptor; layers keep the manifest's order.

@@ -15,6 +15,8 @@ pub struct LoadedKit {
     pub origin: Origin,
     /// The digest of the manifest.
     pub manifest: Digest,
+    /// The manifests of the kit and its parents, the oldest first. The cache keeps them as long as the kit.
+    pub manifests: Vec<Digest>,
     /// The contents of manifest and config.
     pub kit: Kit,
     /// The files and directories.

@@ -27,6 +27,7 @@ mod config;
 mod error;
 mod file_system;
 mod kit;
+mod layer_files;
 mod load;
 mod percent;
 mod read;
@@ -43,6 +44,7 @@ pub use config::{FsConfig, READ_DEADLINE};
 pub use error::FsError;
 pub use file_system::{Access, DirectoryEntry, FileSystem, Seek};
 pub use kit::{LoadedKit, State};
+pub use layer_files::layer_files;
 pub use load::{
     Described, Description, IndexDescription, LoadError, LoadRequest, describe, load, look,
 };

@@ -10,6 +10,7 @@
 //! - `modelkit`, `modelpack`, `legacy`, `assign`: match layers and entries.
 //! - `placement`: the places of a layer's files; annotations of raw layers.
 //! - `remote`: data sets that lie in another kit or in an S3 store.
+//! - [`compare`]: two versions side by side.
 //! - [`file_digests`]: the digests of files that `kitfs pack` writes on a layer.
 //! - [`filter`], [`parents`]: choose layers, and other kits to read.
 //! - [`tree`]: the merged tree.
@@ -17,6 +18,7 @@
 //! No I/O, no clock. Every input is hostile until it is decoded.
 
 mod assign;
+pub mod compare;
 pub mod file_digests;
 pub mod filter;
 pub mod kitfile;

@@ -36,3 +36,4 @@ mod small_disk_as_root;
 #[path = "system_daemon.rs"]
 mod system_daemon_as_root;
 mod upgrading;
+mod versions;

@@ -68,6 +68,7 @@ pub struct Layer {
     stream: Option<Stream>,
     media_type: Option<String>,
     subtype: Option<&'static str>,
+    annotations: Vec<(String, String)>,
 }
 
 /// A kit to write.
@@ -79,6 +80,7 @@ pub struct Kit {
     remote: Vec<Value>,
     kitfile_annotation: bool,
     config: Option<Vec<u8>>,
+    created: Option<String>,
 }
 
 /// A kit on disk.
@@ -113,6 +115,7 @@ impl Layer {
             stream: None,
             media_type: None,
             subtype: None,
+            annotations: Vec::new(),
         }
     }
 
@@ -140,6 +143,26 @@ impl Layer {
     /// Sets another media type than the one that follows from role, format and compression.
     pub fn media_type(self, media_type: &str) -> Self {
         Self { media_type: Some(media_type.to_owned()), ..self }
+    }
+
+    /// Adds an annotation to the layer's descriptor.
+    pub fn annotated(mut self, key: &str, value: &str) -> Self {
+        self.annotations.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Lists the digests of the files that the layer has by now, as `kitfs pack` does.
+    pub fn listed(self) -> Self {
+        let files = self.members.iter().filter_map(|member| match member {
+            Member::File { path, content, .. } => Some((path, content)),
+            _ => None,
+        });
+        let files: std::collections::BTreeMap<_, _> = files.collect();
+        let files = files.into_iter().map(|(path, content)| {
+            json!([String::from_utf8_lossy(path), content.len(), sha256(content)])
+        });
+        let list = json!({"version": 1, "files": files.collect::<Vec<_>>()});
+        self.annotated("dev.kitfs.layer.files", &list.to_string())
     }
 
     /// Adds a file.
@@ -307,8 +330,8 @@ impl Kit {
 
     fn of(family: Family) -> Self {
         let (layers, remote) = (Vec::new(), Vec::new());
-        let (parent, kitfile_annotation, config) = (None, false, None);
-        Self { family, layers, parent, remote, kitfile_annotation, config }
+        let (parent, kitfile_annotation, config, created) = (None, false, None, None);
+        Self { family, layers, parent, remote, kitfile_annotation, config, created }
     }
 
     /// Adds a layer.
@@ -335,6 +358,11 @@ impl Kit {
     /// Adds the Kitfile as a manifest annotation, as `kit pack --use-model-pack` does.
     pub fn with_kitfile_annotation(self) -> Self {
         Self { kitfile_annotation: true, ..self }
+    }
+
+    /// Sets the time of creation in the manifest, as kit from 1.10 on does.
+    pub fn created(self, time: &str) -> Self {
+        Self { created: Some(time.to_owned()), ..self }
     }
 
     /// Sets another config blob than the one that follows from the layers.
@@ -412,6 +440,9 @@ impl Kit {
         if let Some(subtype) = layer.subtype {
             annotations.insert("ml.kitops.modelkit.layer-subtype".into(), subtype.into());
         }
+        for (key, value) in &layer.annotations {
+            annotations.insert(key.clone(), value.as_str().into());
+        }
         json!({
             "mediaType": media_type, "digest": digest, "size": size, "annotations": annotations,
         })
@@ -436,6 +467,9 @@ impl Kit {
         });
         if self.family == Family::ModelPack {
             manifest["artifactType"] = "application/vnd.cncf.model.manifest.v1+json".into();
+        }
+        if let Some(created) = &self.created {
+            manifest["annotations"]["org.opencontainers.image.created"] = created.as_str().into();
         }
         if let Some(kitfile) = kitfile {
             let kitfile = kitfile.to_string();

@@ -14,6 +14,9 @@ use crate::oci::Origin;
 pub struct InfoRequest {
     /// The kit. Only its reference, labels and network count.
     pub kit: KitRequest,
+    /// Give the Kitfile as a list of facts too.
+    #[serde(default)]
+    pub facts: bool,
 }
 
 impl Operation for InfoRequest {
@@ -92,12 +95,24 @@ pub struct KitInfo {
     pub family: String,
     /// The Kitfile as `kit info` prints it, where the kit has one.
     pub kitfile: Option<String>,
+    /// The Kitfile as facts, if the request asks for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub facts: Vec<Fact>,
     /// The layers in manifest order.
     pub layers: Vec<LayerInfo>,
     /// The data sets that lie elsewhere.
     pub remote: Vec<RemoteInfo>,
     /// Warnings about parts that were passed over.
     pub warnings: Vec<String>,
+}
+
+/// A value of a Kitfile, and the place where it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fact {
+    /// The place: `package.version`, `model.parameters.epochs`, `datasets[train].digest`.
+    pub key: String,
+    /// The value: a text, a number, a boolean or `null`.
+    pub value: serde_json::Value,
 }
 
 /// A data set that lies elsewhere, as `kitfs info` shows it.

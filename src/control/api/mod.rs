@@ -4,10 +4,12 @@
 //!   [`RestoreRequest`]: the daemon.
 //! - [`OpenRequest`], [`ListRequest`], [`ReadRequest`]: an open kit.
 //! - [`InfoRequest`], [`TagsRequest`], [`CatalogueRequest`]: looking at registries.
+//! - [`CompareRequest`]: two versions.
 //! - [`MountRequest`], [`UnmountRequest`], [`RecordRequest`], [`StopRecordingRequest`]: mounts.
 //! - [`WarmRequest`], [`CacheRequest`]: the cache.
 
 mod cache;
+mod compare;
 mod daemon;
 mod describe;
 mod failure;
@@ -19,13 +21,17 @@ mod tree;
 mod warm;
 
 pub use cache::{CacheReport, CacheRequest, CachedLayer};
+pub use compare::{
+    CompareEvent, CompareRequest, ComparedFile, ComparedVersion, Comparison, FileChange,
+    FileChangeKind, LayerChange, LayerChangeKind, Switch,
+};
 pub use daemon::{
     AliveRequest, DaemonStatus, FetchStatus, ReplaceRequest, RestoreReport, RestoreRequest,
     StatusRequest, StopRequest, Unrestored, UpgradeRequest,
 };
 pub use describe::{
-    CatalogueRequest, IndexEntryInfo, IndexInfo, Info, InfoRequest, KitInfo, LayerInfo, RemoteInfo,
-    TagInfo, TagsRequest,
+    CatalogueRequest, Fact, IndexEntryInfo, IndexInfo, Info, InfoRequest, KitInfo, LayerInfo,
+    RemoteInfo, TagInfo, TagsRequest,
 };
 pub use failure::{Failure, FailureKind};
 pub use kits::{KitHandle, KitRequest, KitState, OpenRequest, Opened};

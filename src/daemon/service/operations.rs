@@ -6,20 +6,24 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::task::spawn_blocking;
 
+use super::super::comparing::{Resident, Side};
 use super::super::failure::panicked;
 use super::super::kits::{pinned_reference, pinned_request};
-use super::super::{describing, listing, reading, recording, tags, upkeep, waiting, warming};
+use super::super::{
+    comparing, describing, listing, reading, recording, tags, upkeep, waiting, warming,
+};
 use super::mounting::ToServe;
 use super::{Service, now, stopping};
 use crate::control::api::{
-    AliveRequest, AwaitEndRequest, CacheReport, CacheRequest, CatalogueRequest, DaemonStatus,
-    Failure, FailureKind, Info, InfoRequest, ListRequest, Listing, MountRequest, MountStatus,
-    OpenRequest, Opened, PassProgress, ReadRequest, RecordRequest, ReplaceRequest, RestoreReport,
-    RestoreRequest, StatusRequest, StopRecordingRequest, StopRequest, TagInfo, TagsRequest,
-    UnmountReport, UnmountRequest, UpgradeRequest, WarmEvent, WarmReport, WarmRequest,
+    AliveRequest, AwaitEndRequest, CacheReport, CacheRequest, CatalogueRequest, CompareEvent,
+    CompareRequest, Comparison, DaemonStatus, Failure, FailureKind, Info, InfoRequest, ListRequest,
+    Listing, MountRequest, MountStatus, OpenRequest, Opened, PassProgress, ReadRequest,
+    RecordRequest, ReplaceRequest, RestoreReport, RestoreRequest, StatusRequest,
+    StopRecordingRequest, StopRequest, TagInfo, TagsRequest, UnmountReport, UnmountRequest,
+    UpgradeRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use crate::control::{Caller, Handle};
-use crate::fs::{self, Line};
+use crate::fs::{self, Described, Line};
 use crate::fuse::Attached;
 use crate::kit::Filters;
 use crate::oci::{LabelSelector, Origin};
@@ -152,7 +156,13 @@ impl Handle<InfoRequest> for Service {
         let labels = LabelSelector::parse(&kit.labels)?;
         let sources = self.networks.sources(&kit.network)?;
         let described = fs::look(&self.fetcher, &*sources, &origin, &labels).await?;
-        Ok(describing::info(&kit.reference, &described))
+        let mut info = describing::info(&kit.reference, &described);
+        if let (Info::Kit(info), Described::Kit(description), true) =
+            (&mut info, &described, request.facts)
+        {
+            info.facts = describing::facts(&description.kit)?;
+        }
+        Ok(info)
     }
 }
 
@@ -177,6 +187,29 @@ impl Handle<CatalogueRequest> for Service {
         self.refuse_lists()?;
         let sources = self.networks.sources(&request.network)?;
         Ok(sources.catalogue(&request.host).await?)
+    }
+}
+
+impl Handle<CompareRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        mut request: CompareRequest,
+        caller: &Caller<CompareRequest>,
+    ) -> Result<Comparison, Failure> {
+        self.admit(&mut request.before, caller.peer())?;
+        self.admit(&mut request.after, caller.peer())?;
+        let resident = Resident::now(&self.cache).await?;
+        let tell = |progress| caller.tell(CompareEvent::Opening(progress));
+        let (before, after) =
+            tokio::try_join!(self.open(&request.before, &tell), self.open(&request.after, &tell))?;
+        let CompareRequest { before: old, after: new, path, content } = request;
+        let (before, mut warnings) = Side::new(&self.cache, before, old.reference).await?;
+        let (after, more) = Side::new(&self.cache, after, new.reference).await?;
+        warnings.extend(more);
+        let progress = |progress| caller.tell(CompareEvent::Comparing(progress));
+        let compared =
+            comparing::compare(&before, &after, &path, content, &resident, &progress).await?;
+        Ok(Comparison { warnings, ..compared })
     }
 }
 

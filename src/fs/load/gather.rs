@@ -26,7 +26,7 @@ use crate::cache::LayerKey;
 use crate::fetch::Fetcher;
 use crate::kit::{Filters, Missing, Parents, RemoteData, RemoteTarget};
 use crate::layer::MemberPath;
-use crate::oci::{LabelSelector, Origin, Reference};
+use crate::oci::{Digest, LabelSelector, Origin, Reference};
 use crate::source::{ObjectId, Repositories};
 
 /// Remote data sets of a kit that are looked up at once: enough to hide the round trips of some
@@ -295,6 +295,15 @@ impl Gathered {
             None => Part::Kit(taken),
             Some(place) => Part::RemoteKit(taken, place),
         });
+    }
+
+    /// The manifests of the kit and its parents, the oldest first.
+    pub(super) fn manifests(&self) -> Vec<Digest> {
+        let kits = self.parts.iter().filter_map(|part| match part {
+            Part::Kit(taken) => Some(taken.resolved.description.digest),
+            Part::RemoteKit(..) | Part::Object(..) => None,
+        });
+        kits.collect()
     }
 
     /// Every layer of the kits here, taken or not.

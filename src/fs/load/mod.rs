@@ -124,6 +124,7 @@ pub async fn load(
         }
         gathered.warnings.push(format!("{idle} takes nothing; the kit has {offered}"));
     }
+    let manifests = gathered.manifests();
     let opener = Opener { user: request.user, is_vouched: request.is_vouched };
     let opened = open_layers(fetcher, wanted, &mut gathered, opener, progress).await?;
 
@@ -159,7 +160,18 @@ pub async fn load(
     let warnings = bounded(warnings);
     let (layers, media_types, titles) = (opened.layers, opened.media_types, opened.titles);
     let doubt = Mutex::new(description.warning.clone());
-    Ok(LoadedKit { origin, manifest, kit, tree, layers, media_types, titles, warnings, doubt })
+    Ok(LoadedKit {
+        origin,
+        manifest,
+        manifests,
+        kit,
+        tree,
+        layers,
+        media_types,
+        titles,
+        warnings,
+        doubt,
+    })
 }
 
 fn bounded(mut warnings: Vec<String>) -> Vec<String> {

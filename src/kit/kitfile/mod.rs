@@ -10,6 +10,7 @@
 //! paths and match layers.
 
 mod entry;
+mod facts;
 mod generated;
 mod value;
 mod yaml;

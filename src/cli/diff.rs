@@ -1,0 +1,161 @@
+//! `kitfs diff REF1 REF2 [PATH]`.
+//!
+//! The daemon compares; this file prints. The exit code is that of diff(1): 0 without a difference, 1 with
+//! one, 2 for trouble.
+
+mod facts;
+mod files;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use super::arguments::{KitArguments, NetworkArguments};
+use super::error::CliError;
+use super::output::{
+    byte_bar, pass_bar, print_json, print_warnings, printable, show_opening, show_pass,
+};
+use super::reference::parse_reference;
+use super::settings::Settings;
+use super::system::{self, Otherwise};
+use crate::control::api::{CompareEvent, CompareRequest, Comparison, FailureKind, RawPath};
+use crate::oci::{Digest, Origin, Selector};
+
+/// The exit code for versions that differ.
+const DIFFERENT: u8 = 1;
+/// The exit code for trouble.
+const TROUBLE: u8 = 2;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Files are compared by digest, where both versions have one: the layer is the file, or
+`kitfs pack` has listed the digests. A listed digest is the packer's word. Where
+nothing tells, a file of the same size is `maybe` changed; --content compares bytes.
+The exit code is 0 without a difference, 1 with one, and 2 for trouble.
+
+Examples:
+  kitfs diff ghcr.io/org/model:v1 ghcr.io/org/model:v2
+  kitfs diff --content ghcr.io/org/model:v1 ghcr.io/org/model:v2 tokenizer/
+  kitfs diff --kitfile ghcr.io/org/model:v1 ghcr.io/org/model:v2
+  kitfs diff --name-only /models ghcr.io/org/model:v2")]
+pub(super) struct Arguments {
+    /// The earlier version; a directory where a kit is mounted stands for that kit.
+    #[arg(value_name = "REF1")]
+    before: String,
+    /// The later version.
+    #[arg(value_name = "REF2")]
+    after: String,
+    /// Compare only this file or directory.
+    #[arg(value_name = "PATH", conflicts_with = "kitfile")]
+    path: Option<OsString>,
+    /// Download and compare the bytes of files about which nothing else tells.
+    #[arg(long, conflicts_with = "kitfile")]
+    content: bool,
+    /// Compare the Kitfiles: package, parameters, data sets and their digests.
+    #[arg(long)]
+    kitfile: bool,
+    /// With --kitfile, show the values that are the same, too.
+    #[arg(long, requires = "kitfile")]
+    all: bool,
+    /// Print only the paths of files that differ.
+    #[arg(long, conflicts_with_all = ["json", "kitfile"])]
+    name_only: bool,
+    /// Print a JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    kit: KitArguments,
+    #[command(flatten)]
+    network: NetworkArguments,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    match compare(settings, arguments).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(CliError::Passed(DIFFERENT)),
+        Err(error @ CliError::Failure(_)) => {
+            error.report();
+            Err(CliError::Passed(TROUBLE))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Prints the differences. Returns whether there are none.
+async fn compare(settings: &Settings, arguments: Arguments) -> Result<bool, CliError> {
+    let request = |text: &str| {
+        let reference = match mounted_at(Path::new(text))? {
+            Some(reference) => reference,
+            None => parse_reference(text)?,
+        };
+        settings.kit(reference, &arguments.kit, &arguments.network)
+    };
+    let (mut before, mut after) = (request(&arguments.before)?, request(&arguments.after)?);
+    let kits = &mut [&mut before, &mut after];
+    let backend = system::backend_for_all(settings, kits, false, Otherwise::AnyBackend).await?;
+    if arguments.kitfile {
+        return facts::compare(&backend, before, after, arguments.all, arguments.json).await;
+    }
+    let path = RawPath(arguments.path.map(OsString::into_vec).unwrap_or_default());
+    let request = CompareRequest { before, after, path, content: arguments.content };
+    let opening = pass_bar();
+    let comparing = byte_bar(0, "comparing");
+    let mut show = |event| match event {
+        CompareEvent::Opening(progress) => show_opening(&opening, progress),
+        CompareEvent::Comparing(progress) => show_pass(&comparing, progress),
+    };
+    let compared = tokio::select! {
+        compared = backend.call(request, &mut show) => compared,
+        _ = tokio::signal::ctrl_c() => return Err(CliError::Interrupted),
+    };
+    opening.finish_and_clear();
+    comparing.finish_and_clear();
+    let comparison = compared?;
+    print_warnings(&comparison.warnings);
+    match (arguments.json, arguments.name_only) {
+        (true, _) => print_json(&comparison)?,
+        (false, true) => files::print_names(&comparison)?,
+        (false, false) => files::print(&comparison)?,
+    }
+    check_all_is_there(&comparison)?;
+    Ok(comparison.changes.is_empty())
+}
+
+/// Fails when something could not be compared. The warnings have given the reasons.
+fn check_all_is_there(comparison: &Comparison) -> Result<(), CliError> {
+    let missing: Vec<_> = comparison.missing.iter().map(|path| printable(&path.0)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "{} could not be compared: the data could not be had; --no-remote leaves remote data out",
+        missing.join(", ")
+    );
+    Err(CliError::new(FailureKind::Unavailable, message))
+}
+
+/// The reference, with its digest, of the kit that is mounted at a directory; `None` where none is.
+fn mounted_at(path: &Path) -> Result<Option<String>, CliError> {
+    /// The longest reference and digest that is read.
+    const LONGEST: usize = 4096;
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let attribute = |name: &str| {
+        let mut value = vec![0; LONGEST];
+        let length = rustix::fs::getxattr(path, name, &mut value[..]).ok()?;
+        value.truncate(length);
+        String::from_utf8(value).ok()
+    };
+    let named = (attribute("user.kitfs.reference"), attribute("user.kitfs.digest"));
+    let (Some(reference), Some(digest)) = named else { return Ok(None) };
+    let pinned = || {
+        let origin = Origin::parse(&reference).ok()?;
+        let digest = Digest::parse(&digest).ok()?;
+        Some(origin.with_selector(Selector::Digest(digest)).to_string())
+    };
+    pinned().map(Some).ok_or_else(|| {
+        let place = path.display();
+        CliError::usage(format!("the kit that is mounted at {place} has no usable reference"))
+    })
+}

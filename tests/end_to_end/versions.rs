@@ -1,0 +1,251 @@
+//! Two versions of a kit, compared: `kitfs diff`.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use crate::counted::Counted;
+use crate::support::Random;
+use crate::support::kit_builder::{Compression, Kit, Layer, Written};
+use crate::support::kitfs::Kitfs;
+
+/// A layout folder with versions of a kit.
+struct Versions {
+    kitfs: Kitfs,
+    folder: PathBuf,
+}
+
+impl Versions {
+    fn new() -> Self {
+        let kitfs = Kitfs::new();
+        let folder = kitfs.folder().join("kits");
+        Self { kitfs, folder }
+    }
+
+    fn write(&self, kit: &Kit, tag: &str) -> Written {
+        kit.write(&self.folder, tag)
+    }
+
+    fn reference(&self, tag: &str) -> String {
+        format!("oci:{}:{tag}", self.folder.display())
+    }
+
+    /// `kitfs diff --json` of two tags, and its exit code.
+    #[track_caller]
+    fn diff(&self, before: &str, after: &str, options: &[&str]) -> (Value, i32) {
+        let (before, after) = (self.reference(before), self.reference(after));
+        let mut arguments = vec!["diff", "--json", &before, &after];
+        arguments.extend(options);
+        let outcome = self.kitfs.run(&arguments);
+        let text = String::from_utf8(outcome.stdout).unwrap();
+        let said = outcome.stderr;
+        let json = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}{said}"));
+        (json, outcome.code.unwrap())
+    }
+}
+
+/// Kind and path of each change.
+fn changes(comparison: &Value) -> BTreeSet<(&str, &str)> {
+    let changes = comparison["changes"].as_array().unwrap().iter();
+    changes.map(|it| (it["kind"].as_str().unwrap(), it["path"].as_str().unwrap())).collect()
+}
+
+fn model(content: &[u8]) -> Layer {
+    Layer::raw("model", "model.bin", 0o644, content)
+}
+
+/// A data set in an archive: some files change, some do not.
+fn dataset(changed: &[u8], names: &[&str]) -> Layer {
+    let mut layer = Layer::tar("dataset", "data").directory("data", 0o755);
+    for name in names {
+        layer = layer.file(format!("data/{name}"), 0o644, name.as_bytes());
+    }
+    layer.file("data/changed", 0o644, changed)
+}
+
+#[rstest]
+#[case::uncompressed(Compression::None)]
+#[case::compressed(Compression::Gzip)]
+fn files_whose_digests_are_listed_are_compared_by_them(#[case] compression: Compression) {
+    let versions = Versions::new();
+    let before = dataset(b"one", &["same", "moved", "gone"]).listed().compressed(compression);
+    let after = dataset(b"two", &["same", "come"]).file("data/new/moved", 0o644, b"moved");
+    let after = after.listed().compressed(compression);
+    versions.write(&Kit::modelkit().with(model(b"1")).with(before), "v1");
+    versions.write(&Kit::modelkit().with(model(b"1")).with(after), "v2");
+    let (comparison, code) = versions.diff("v1", "v2", &[]);
+    assert_eq!(code, 1);
+    let expected = [
+        ("added", "data/come"),
+        ("removed", "data/gone"),
+        ("changed", "data/changed"),
+        ("renamed", "data/new/moved"),
+        // The Kitfile has the digests of the layers, but the file `Kitfile` does not.
+    ];
+    assert_eq!(changes(&comparison), expected.into());
+    let moved = comparison["changes"].as_array().unwrap().iter();
+    let moved = moved.into_iter().find(|it| it["kind"] == "renamed").unwrap();
+    assert_eq!((&moved["from"], &moved["claimed"]), (&json!("data/moved"), &json!(true)));
+    assert_eq!(comparison["claimed_same_files"], 1);
+    assert_eq!(comparison["same_files"], 3);
+
+    let (same, code) = versions.diff("v1", "v1", &[]);
+    assert_eq!((changes(&same).len(), code), (0, 0));
+    let (v1, v2) = (versions.reference("v1"), versions.reference("v2"));
+    assert_eq!(versions.kitfs.succeed(&["diff", &v1, &v1]), "");
+
+    let outcome = versions.kitfs.run(&["diff", "--name-only", &v1, &v2, "data/new"]);
+    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"data/new/moved\n"[..], Some(1)));
+    let table = versions.kitfs.run(&["diff", &v1, &v2]).stdout;
+    let table = String::from_utf8(table).unwrap();
+    for part in ["renamed*", "data/moved -> data/new/moved", "1 of 2 layers are new", "fetches"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+}
+
+#[test]
+fn files_without_a_digest_are_maybe_changed_until_their_bytes_are_compared() {
+    let versions = Versions::new();
+    let names = ["same", "longer"];
+    versions.write(&Kit::modelkit().with(dataset(b"one", &names)), "v1");
+    let other = Layer::tar("dataset", "data").directory("data", 0o755);
+    let other = other.file("data/changed", 0o644, b"two").file("data/longer", 0o644, b"longer!");
+    versions.write(&Kit::modelkit().with(other.file("data/same", 0o755, b"same")), "v2");
+    let (comparison, code) = versions.diff("v1", "v2", &[]);
+    assert_eq!(code, 1);
+    let expected = [("maybe", "data/changed"), ("changed", "data/longer"), ("maybe", "data/same")];
+    assert_eq!(changes(&comparison), expected.into());
+    let (comparison, _) = versions.diff("v1", "v2", &["--content"]);
+    let expected = [("changed", "data/changed"), ("changed", "data/longer"), ("mode", "data/same")];
+    assert_eq!(changes(&comparison), expected.into());
+    let (comparison, _) = versions.diff("v1", "v2", &["data/same"]);
+    assert_eq!(changes(&comparison), [("maybe", "data/same")].into());
+}
+
+#[test]
+fn a_list_of_digests_that_is_hostile_is_ignored_with_a_warning() {
+    let versions = Versions::new();
+    let list = |files: Value| json!({"version": 1, "files": files}).to_string();
+    let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let layer = || Layer::tar("dataset", "data").file("data", 0o644, b"one");
+    versions.write(&Kit::modelkit().with(layer().listed()), "good");
+    for (tag, annotation, words) in [
+        ("size", list(json!([["data", 4, empty]])), "`data` has 3 bytes, and not 4"),
+        ("name", list(json!([["other", 3, empty]])), "`data` is not listed"),
+        ("more", list(json!([["data", 3, empty], ["e", 0, empty]])), "`e` is not in the layer"),
+        ("path", list(json!([["../data", 3, empty]])), "malformed"),
+        ("json", "{".to_owned(), "malformed"),
+    ] {
+        // Another layer with the same files.
+        let other = layer().directory("d", 0o755).annotated("dev.kitfs.layer.files", &annotation);
+        versions.write(&Kit::modelkit().with(other), tag);
+        let (good, bad) = (versions.reference("good"), versions.reference(tag));
+        let outcome = versions.kitfs.run(&["diff", "--json", &good, &bad]);
+        assert!(outcome.stderr.contains(words), "{tag}: {}", outcome.stderr);
+        let comparison: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+        assert!(changes(&comparison).contains(&("maybe", "data")), "{comparison}");
+    }
+}
+
+/// A model of 3 MiB that stays, and a data set of a tar layer that changes.
+fn version(seed: u64, compression: Compression) -> Kit {
+    let layer = Layer::tar("dataset", "data").directory("data", 0o755);
+    let layer = layer.file("data/a", 0o644, &Random::new(seed).bytes(2 << 20));
+    let layer = layer.file("data/b", 0o644, &Random::new(seed + 1).bytes(300_000));
+    let model = model(&Random::new(1).bytes(3 << 20));
+    Kit::modelkit().with(model).with(layer.compressed(compression))
+}
+
+#[rstest]
+#[case::uncompressed(Compression::None)]
+#[case::compressed(Compression::Gzip)]
+fn a_switch_fetches_the_bytes_that_the_comparison_names(#[case] compression: Compression) {
+    let counted = Counted::new(&version(2, compression));
+    let kitfs = &counted.kitfs;
+    kitfs.succeed(&["daemon", "start"]);
+    let folder = kitfs.folder().join("v2");
+    let written = version(7, compression).write(&folder, "v2");
+    counted.registry.push_layout("org/kit", &folder);
+    let after = counted.registry.reference("org/kit", "v2");
+    kitfs.succeed(&["warm", &counted.reference]);
+    let before = counted.fetched();
+    let outcome = kitfs.run(&["diff", "--json", &counted.reference, &after]);
+    let comparison: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    let config = std::fs::metadata(written.blob(&written.config)).unwrap().len();
+    let compared = counted.fetched() - before - config;
+    let switch = &comparison["switch"];
+    assert_eq!(switch["new_bytes"], written.layers[1].1, "{switch}");
+    assert_eq!(switch["missing_bytes"], written.layers[1].1, "{switch}");
+    // The scan of an archive asks for some headers twice.
+    let is_about = |bytes: u64, expected: &Value| {
+        let expected = expected.as_u64().unwrap();
+        (expected..=expected + 16 * 1024).contains(&bytes)
+    };
+    assert!(is_about(compared, &switch["fetched_bytes"]), "{switch}, and {compared} came");
+    let layers = comparison["layers"].as_array().unwrap();
+    let kinds: Vec<_> = layers.iter().map(|layer| layer["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["same", "added", "removed"]);
+    assert_eq!(layers[1]["missing_bytes"], switch["missing_bytes"]);
+    kitfs.succeed(&["warm", &after]);
+    let fetched = counted.fetched() - before - config;
+    assert!(is_about(fetched, &switch["missing_bytes"]), "{switch}, and {fetched} came");
+    // Now nothing is missing.
+    let outcome = kitfs.run(&["diff", "--json", &counted.reference, &after]);
+    let comparison: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    assert_eq!(comparison["switch"]["missing_bytes"], 0);
+}
+
+#[test]
+fn kitfiles_are_laid_side_by_side() {
+    let versions = Versions::new();
+    let config = |epochs: u32, extra: &str| {
+        let json = json!({"package": {"name": "n", "version": "1"},
+            "model": {"path": "model.bin", "parameters": {"epochs": epochs, extra: 0.5}}});
+        json.to_string()
+    };
+    let kit = |epochs, extra| Kit::modelkit().with_config(config(epochs, extra).as_bytes());
+    versions.write(&kit(1, "lr"), "v1");
+    versions.write(&kit(20, "loss"), "v2");
+    let (v1, v2) = (versions.reference("v1"), versions.reference("v2"));
+    let (rows, code) = versions.diff("v1", "v2", &["--kitfile"]);
+    let key = |name: &str| format!("model.parameters.{name}");
+    let expected = json!([
+        {"key": key("epochs"), "before": 1, "after": 20},
+        {"key": key("lr"), "before": 0.5},
+        {"key": key("loss"), "after": 0.5},
+    ]);
+    assert_eq!((rows, code), (expected, 1));
+    let table = versions.kitfs.run(&["diff", "--kitfile", "--all", &v1, &v2]).stdout;
+    let table = String::from_utf8(table).unwrap();
+    assert!(table.starts_with("KEY"), "{table}");
+    assert!(table.contains("package.name") && table.contains("20"), "{table}");
+    assert_eq!(versions.diff("v1", "v1", &["--kitfile"]), (json!([]), 0));
+}
+
+#[test]
+fn trouble_has_the_exit_code_of_diff() {
+    let versions = Versions::new();
+    versions.write(&Kit::modelkit().with(model(b"1")), "v1");
+    let (v1, absent) = (versions.reference("v1"), versions.reference("v9"));
+    assert!(versions.kitfs.fail(2, &["diff", &v1, &absent]).contains("v9"));
+    assert!(versions.kitfs.fail(2, &["diff", "--kitfile", &absent, &v1]).contains("v9"));
+    let said = versions.kitfs.fail(2, &["diff", &v1, &v1, "nope"]);
+    assert!(said.contains("`nope` is in neither of the kits"), "{said}");
+    let said = versions.kitfs.fail(2, &["diff", &v1, &v1, "../x"]);
+    assert!(said.contains("`..`"), "{said}");
+}
+
+#[test]
+fn a_mounted_directory_stands_for_its_kit() {
+    let versions = Versions::new();
+    versions.write(&Kit::modelkit().with(model(b"1")), "v1");
+    let mountpoint = versions.kitfs.mount(&versions.reference("v1"), &[]);
+    // The tag moves, and the mount stays.
+    versions.write(&Kit::modelkit().with(model(b"2")), "v1");
+    let (mounted, v1) = (mountpoint.to_str().unwrap(), versions.reference("v1"));
+    let outcome = versions.kitfs.run(&["diff", "--name-only", mounted, &v1]);
+    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"model.bin\n"[..], Some(1)));
+    assert_eq!(versions.kitfs.succeed(&["diff", mounted, mounted]), "");
+}
