@@ -28,10 +28,8 @@ const TROUBLE: u8 = 2;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Files are compared by digest, where both versions have one: the layer is the file, or
-`kitfs pack` has listed the digests. A listed digest is the packer's word. Where
-nothing tells, a file of the same size is `maybe` changed; --content compares bytes.
-The exit code is 0 without a difference, 1 with one, and 2 for trouble.
+Compares digests, of layers or as the packer has listed them (marked with *).
+Where nothing tells, a file of the same size is `maybe` changed. The exit code is 0 without a difference, 1 with one, and 2 for trouble.
 
 Examples:
   kitfs diff ghcr.io/org/model:v1 ghcr.io/org/model:v2
@@ -39,7 +37,7 @@ Examples:
   kitfs diff --kitfile ghcr.io/org/model:v1 ghcr.io/org/model:v2
   kitfs diff --name-only /models ghcr.io/org/model:v2")]
 pub(super) struct Arguments {
-    /// The earlier version; a directory where a kit is mounted stands for that kit.
+    /// The earlier version; a mounted directory stands for its kit.
     #[arg(value_name = "REF1")]
     before: String,
     /// The later version.
@@ -48,13 +46,13 @@ pub(super) struct Arguments {
     /// Compare only this file or directory.
     #[arg(value_name = "PATH", conflicts_with = "kitfile")]
     path: Option<OsString>,
-    /// Download and compare the bytes of files about which nothing else tells.
+    /// Compare the bytes of files that may have changed.
     #[arg(long, conflicts_with = "kitfile")]
     content: bool,
-    /// Compare the Kitfiles: package, parameters, data sets and their digests.
+    /// Compare the Kitfiles: parameters, data sets, and so on.
     #[arg(long)]
     kitfile: bool,
-    /// With --kitfile, show the values that are the same, too.
+    /// With --kitfile, show equal values too.
     #[arg(long, requires = "kitfile")]
     all: bool,
     /// Print only the paths of files that differ.
