@@ -17,8 +17,7 @@
 //!
 //! Directories count only if they are empty or appear in the place of a file.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+mod renames;
 
 use super::{Content, FileDigests, NodeId, NodeKind, Tree};
 use crate::layer::{Extents, MemberPath};
@@ -231,7 +230,7 @@ pub fn compare(
             }
         }
     }
-    find_renames(&mut compared.changes, before, after);
+    renames::find(&mut compared.changes, before, after);
     compared
 }
 
@@ -313,106 +312,6 @@ fn verdict(before: Version<'_>, old: NodeId, after: Version<'_>, new: NodeId) ->
         }
         _ => Verdict::Maybe,
     }
-}
-
-/// Makes one rename of a removed and an added file with the same content. Files without content are
-/// never renamed: too many are alike.
-fn find_renames(changes: &mut Vec<Change>, before: Version<'_>, after: Version<'_>) {
-    let is_file = |version: Version<'_>, node: NodeId| {
-        matches!(version.tree.kind(node), NodeKind::File(_)) && version.tree.size(node) > 0
-    };
-    let removed = |change: &Change| match change.kind {
-        ChangeKind::Removed => change.before.filter(|&node| is_file(before, node)),
-        _ => None,
-    };
-    let added = |change: &Change| match change.kind {
-        ChangeKind::Added => change.after.filter(|&node| is_file(after, node)),
-        _ => None,
-    };
-    let mut old: Vec<NodeId> = changes.iter().filter_map(removed).collect();
-    let mut new: Vec<NodeId> = changes.iter().filter_map(added).collect();
-    if old.is_empty() || new.is_empty() {
-        return;
-    }
-    // By digest alone, and by the place of the bytes: a tar layer may lie below another directory.
-    let mut renames: HashMap<NodeId, (NodeId, bool)> = HashMap::new();
-    let place = |version: Version<'_>, node| {
-        let (digest, encoding, extents) = version.place(node)?;
-        let stored = extents.stored();
-        Some(((digest, encoding, stored.start, stored.end, extents.bytes()), false))
-    };
-    let digest = |version: Version<'_>, node| {
-        let known = version.digest(node)?;
-        Some(((known.digest, version.tree.size(node)), known.is_claimed))
-    };
-    match_up(&mut old, &mut new, before, after, &place, &mut renames);
-    match_up(&mut old, &mut new, before, after, &digest, &mut renames);
-    if renames.is_empty() {
-        return;
-    }
-    let old: std::collections::HashSet<NodeId> = renames.values().map(|(old, _)| *old).collect();
-    changes.retain_mut(|change| match (change.kind, change.before, change.after) {
-        (ChangeKind::Removed, Some(node), None) => !old.contains(&node),
-        (ChangeKind::Added, None, Some(node)) => {
-            if let Some((old, is_claimed)) = renames.get(&node) {
-                change.kind = ChangeKind::Renamed;
-                change.before = Some(*old);
-                change.is_claimed = *is_claimed;
-            }
-            true
-        }
-        _ => true,
-    });
-}
-
-/// Pairs nodes with equal keys, those of one name first, else in the order of their paths. So the pairs are
-/// the same in both directions. Takes the pairs out of `old` and `new`.
-fn match_up<K: Eq + Hash>(
-    old: &mut Vec<NodeId>,
-    new: &mut Vec<NodeId>,
-    before: Version<'_>,
-    after: Version<'_>,
-    key: &dyn Fn(Version<'_>, NodeId) -> Option<(K, bool)>,
-    renames: &mut HashMap<NodeId, (NodeId, bool)>,
-) {
-    let mut groups: HashMap<K, (Vec<(NodeId, bool)>, Vec<(NodeId, bool)>)> = HashMap::new();
-    for &node in old.iter() {
-        if let Some((key, is_claimed)) = key(before, node) {
-            groups.entry(key).or_default().0.push((node, is_claimed));
-        }
-    }
-    for &node in new.iter() {
-        if let Some((key, is_claimed)) = key(after, node) {
-            groups.entry(key).or_default().1.push((node, is_claimed));
-        }
-    }
-    let mut taken = std::collections::HashSet::new();
-    for (mut old, mut new) in groups.into_values() {
-        if old.is_empty() || new.is_empty() {
-            continue;
-        }
-        let mut by_name: HashMap<&[u8], std::collections::VecDeque<(NodeId, bool)>> =
-            HashMap::new();
-        for &(node, is_claimed) in &old {
-            by_name.entry(before.name(node)).or_default().push_back((node, is_claimed));
-        }
-        let mut paired = std::collections::HashSet::new();
-        new.retain(|&(node, is_claimed)| {
-            let one = by_name.get_mut(after.name(node)).and_then(|nodes| nodes.pop_front());
-            let Some((old, old_claimed)) = one else { return true };
-            renames.insert(node, (old, is_claimed || old_claimed));
-            paired.insert(old);
-            false
-        });
-        old.retain(|(node, _)| !paired.contains(node));
-        for ((old, old_claimed), (node, is_claimed)) in old.into_iter().zip(new) {
-            renames.insert(node, (old, is_claimed || old_claimed));
-            paired.insert(old);
-        }
-        taken.extend(paired);
-    }
-    old.retain(|node| !taken.contains(node));
-    new.retain(|node| !renames.contains_key(node));
 }
 
 #[cfg(test)]

@@ -77,7 +77,6 @@ fn build(model: &Model) -> Built {
     });
     let merged: Vec<_> = merged.collect();
     let tree = Tree::merge(&merged, None::<Bytes>, Mtime::EARLIEST, 0).unwrap();
-    let mut layers = layers;
     assert_eq!(LayerFiles::check(&mut layers, &tree), []);
     Built { tree, layers }
 }
