@@ -42,7 +42,7 @@ fn the_help_names_every_command() {
 }
 
 /// Every command, and the commands below it.
-const COMMANDS: [&str; 27] = [
+const COMMANDS: &[&str] = &[
     "mount",
     "umount",
     "status",
@@ -54,6 +54,9 @@ const COMMANDS: [&str; 27] = [
     "cat",
     "cp",
     "diff",
+    "push",
+    "copy",
+    "tag",
     "info",
     "list",
     "cache",

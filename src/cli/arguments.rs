@@ -7,8 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    cache, cat, completions, copy, daemon, diff, info, list, ls, mount, run, serve, sizes, status,
-    trace, umount, warm,
+    cache, cat, completions, copy, cp, daemon, diff, info, list, ls, mount, push, run, serve,
+    sizes, status, tag, trace, umount, warm,
 };
 use crate::observe;
 
@@ -57,9 +57,15 @@ pub(super) enum Command {
     /// Print files of a kit without mounting it.
     Cat(cat::Arguments),
     /// Copy files out of a kit without mounting it.
-    Cp(copy::Arguments),
+    Cp(cp::Arguments),
     /// Compare two versions of a kit: files, layers, Kitfiles.
     Diff(diff::Arguments),
+    /// Send a kit on this machine to a registry.
+    Push(push::Arguments),
+    /// Copy a kit from one registry or folder to another.
+    Copy(copy::Arguments),
+    /// Give a kit another tag, where it is.
+    Tag(tag::Arguments),
     /// Show a kit's Kitfile and layers.
     Info(info::Arguments),
     /// List the kits of a repository by tag.

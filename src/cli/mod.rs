@@ -13,6 +13,7 @@ mod cache;
 mod cat;
 mod completions;
 mod copy;
+mod cp;
 mod daemon;
 mod diff;
 mod durations;
@@ -28,14 +29,17 @@ mod ls;
 mod mount;
 mod output;
 mod program;
+mod push;
 mod reference;
 mod run;
 mod runtime;
+mod sending;
 mod serve;
 mod settings;
 mod sizes;
 mod status;
 mod system;
+mod tag;
 mod trace;
 mod umount;
 mod warm;
@@ -90,8 +94,11 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
         Command::Daemon(command) => daemon::run(&settings, command),
         Command::Ls(command) => block_on(ls::run(&settings, command)),
         Command::Cat(command) => block_on(cat::run(&settings, command)),
-        Command::Cp(command) => block_on(copy::run(&settings, command)),
+        Command::Cp(command) => block_on(cp::run(&settings, command)),
         Command::Diff(command) => block_on(diff::run(&settings, command)),
+        Command::Push(command) => block_on(push::run(&settings, command)),
+        Command::Copy(command) => block_on(copy::run(&settings, command)),
+        Command::Tag(command) => block_on(tag::run(&settings, command)),
         Command::Info(command) => block_on(info::run(&settings, command)),
         Command::List(command) => block_on(list::run(&settings, command)),
         Command::Warm(command) => block_on(warm::run(&settings, command)),

@@ -12,6 +12,7 @@ use crate::fuse::MountError;
 use crate::kit::FilterError;
 use crate::oci::{ChoiceError, Digest, LabelError, ReferenceError};
 use crate::source::SourceError;
+use crate::source::sending::SendError;
 
 impl FailureKind {
     /// Every kind that ends a command.
@@ -145,6 +146,21 @@ fn choice_kind(error: &ChoiceError) -> FailureKind {
 impl From<SourceError> for Failure {
     fn from(error: SourceError) -> Self {
         Self::new(source_kind(&error), error.to_string())
+    }
+}
+
+impl From<SendError> for Failure {
+    fn from(error: SendError) -> Self {
+        let kind = match &error {
+            SendError::Source(error) => source_kind(error),
+            SendError::TagExists { .. } | SendError::TooLarge { .. } => FailureKind::Usage,
+            SendError::Manifest { .. } => FailureKind::BadContent,
+            SendError::Unwritable { error, .. } => match error.kind() {
+                io::ErrorKind::PermissionDenied => FailureKind::Unauthorized,
+                _ => FailureKind::Unavailable,
+            },
+        };
+        Self::new(kind, error.to_string())
     }
 }
 

@@ -64,5 +64,6 @@ pub use dead::{forget_dead, running_or_restoring};
 pub use group::group;
 pub use keep::{Beginning, keep};
 pub use lifecycle::{DaemonConfig, SystemConfig, detach, report_ready, run};
+pub use networks::sources_of_command;
 pub use replay::{TRACE_LIMIT_BYTES, read_trace};
 pub use successor::{CAN_TAKE_OVER, can_take_over};

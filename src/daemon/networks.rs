@@ -11,14 +11,23 @@ use parking_lot::Mutex;
 
 use crate::control::api::NetworkOptions;
 use crate::process::limits::ChildLimits;
-use crate::source::admission::{Admission, UserId};
+use crate::source::admission::{Admission, AdmissionConfig, UserId};
 use crate::source::credentials::{CarriedStore, CredentialStore};
 use crate::source::mirrors::Mirrors;
-use crate::source::registry::{RegistryClient, RegistryConfig, Timing};
+use crate::source::registry::{RegistryClient, RegistryConfig, Timing, UploadSizes};
 use crate::source::{SourceError, Sources};
 
 /// Sets of options whose connections are kept; a person uses one or two, and mounts hold theirs.
 const MOST_NETWORKS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
+
+/// The sources of one command, which does its work without a daemon.
+///
+/// # Errors
+/// As for the options of a mount: a certificate or proxy that cannot be used.
+pub fn sources_of_command(options: &NetworkOptions) -> Result<Arc<Sources>, SourceError> {
+    let admission = Admission::new(AdmissionConfig::default());
+    Networks::new(admission, ChildLimits::default()).sources(options)
+}
 
 /// The sources of each set of network options.
 pub(super) struct Networks {
@@ -101,6 +110,7 @@ impl Networks {
                 open: open_timeout(options),
                 ..Timing::default()
             },
+            uploads: UploadSizes::default(),
         })
     }
 }

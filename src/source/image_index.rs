@@ -20,9 +20,9 @@ use super::{MANIFEST_LIMIT_BYTES, SourceError};
 use crate::oci::{Digest, Index, Reference, Selector};
 
 /// The annotation that names a manifest in `index.json` (image-spec, annotations.md).
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The annotation in which containerd's tools write the whole reference.
-const CONTAINERD_NAME: &str = "io.containerd.image.name";
+pub(super) const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 /// The largest `index.json` that is read: what a manifest may have. It holds about 15,000
 /// entries, and the largest store of kit seen has a few hundred.
@@ -162,7 +162,7 @@ impl ImageIndex {
 
 impl RefName {
     /// Parses the text of an annotation; `None` for a text that nobody could type as a reference.
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         if Selector::tag(text).is_ok() {
             return Some(Self { repository: None, tag: text.to_owned() });
         }

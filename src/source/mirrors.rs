@@ -41,6 +41,8 @@ pub struct Endpoint {
     pub can_resolve: bool,
     /// May serve manifests by digest and blobs (`capabilities` has `pull`).
     pub can_pull: bool,
+    /// Takes blobs and manifests (`capabilities` has `push`).
+    pub can_push: bool,
 }
 
 /// The mappings of one folder.
@@ -183,7 +185,7 @@ fn endpoint(key: &str, url: &str, host: Value, folder: &Path) -> Result<Endpoint
         Some(capabilities) => capabilities.iter().any(|given| given == capability),
         None => true,
     };
-    let (can_resolve, can_pull) = (can("resolve"), can("pull"));
+    let (can_resolve, can_pull, can_push) = (can("resolve"), can("pull"), can("push"));
     let ca_files = match wire.ca {
         None => Vec::new(),
         Some(OneOrMany::One(file)) => vec![folder.join(file)],
@@ -200,6 +202,7 @@ fn endpoint(key: &str, url: &str, host: Value, folder: &Path) -> Result<Endpoint
         overrides_path: wire.override_path,
         can_resolve,
         can_pull,
+        can_push,
     })
 }
 
@@ -327,6 +330,7 @@ mod tests {
                 overrides_path: true,
                 can_resolve: false,
                 can_pull: true,
+                can_push: false,
             }
         );
         assert!(endpoints[1].can_resolve && endpoints[1].can_pull);

@@ -16,6 +16,7 @@ pub mod objects;
 pub mod oci_layout;
 pub mod registry;
 pub mod s3;
+pub mod sending;
 pub mod sources;
 pub mod urgency;
 

@@ -8,8 +8,9 @@ use super::kit_storage::KitStorage;
 use super::oci_layout::OciLayout;
 use super::registry::{RegistryClient, Silence};
 use super::s3::{S3, S3Config};
+use super::sending::{Destination, OciLayoutWriter, SendError};
 use super::{Objects, Pulled, Repositories, Repository, SourceError};
-use crate::oci::Origin;
+use crate::oci::{Origin, Reference};
 
 /// Registries, OCI layout folders, kit's local storage and an S3 store.
 pub struct Sources {
@@ -70,6 +71,39 @@ impl Sources {
     /// The hosts that have said nothing for a while to requests that open or warm a kit.
     pub fn silences(&self) -> Vec<Silence> {
         self.registries.silences()
+    }
+}
+
+impl Sources {
+    /// The place that an origin names, to write to. Makes the folder of a layout that is not there.
+    ///
+    /// # Errors
+    /// Fails where the place cannot be written, or is kit's local storage: kit itself writes there.
+    pub async fn destination(&self, origin: &Origin) -> Result<Arc<dyn Destination>, SendError> {
+        match origin {
+            Origin::Registry(reference) => Ok(self.registries.destination(reference)?),
+            Origin::OciLayout { folder, repository, .. } => {
+                Ok(Arc::new(OciLayoutWriter::open(folder.clone(), repository.clone()).await?))
+            }
+            Origin::KitStorage(reference) => Err(SourceError::Configuration {
+                what: reference.to_string(),
+                detail: "it names kit's local storage: name a registry (HOST/REPOSITORY:TAG) or a folder \
+                         (oci:FOLDER:TAG)"
+                    .to_owned(),
+            }
+            .into()),
+        }
+    }
+
+    /// The repository of kit's local storage that has this name, whether a registry has one of the same name
+    /// or not.
+    ///
+    /// # Errors
+    /// Fails where the storage has no such repository, or it is not known where it lies.
+    pub fn kept(&self, reference: &Reference) -> Result<KitStorage, SourceError> {
+        let home =
+            self.kitops_home(&format!("{}/{}", reference.registry(), reference.repository()))?;
+        KitStorage::open(home, reference)
     }
 }
 

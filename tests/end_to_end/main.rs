@@ -28,6 +28,7 @@ mod namespaces_as_root;
 mod outages;
 mod owners;
 mod patience;
+mod pushing;
 mod remote_data;
 mod replacing;
 mod restoring;

@@ -16,6 +16,8 @@ mod mirrors;
 mod objects;
 mod patience;
 mod redirects;
+mod sent_kit;
 mod setup;
 mod tls;
+mod uploading;
 mod wire;

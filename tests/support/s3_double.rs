@@ -158,7 +158,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let (head, _) = request.into_parts();
     let fault = {
         let mut rules = shared.rules.lock().unwrap();
-        rules.iter_mut().find_map(|rule| rule.applies(At::Storage, &head.uri))
+        rules.iter_mut().find_map(|rule| rule.applies(At::Storage, &head.method, &head.uri))
     };
     let response = match &fault {
         Some(Fault::Status(503)) => error(503, "SlowDown"),

@@ -64,6 +64,8 @@ pub struct Known {
     /// The reason why a credential store could not be asked or a file not read, for a message;
     /// `None` where there was no such trouble.
     pub trouble: Option<String>,
+    /// The files that were looked at or would have been; empty before the first look.
+    pub looked_in: Vec<PathBuf>,
     version: FilesVersion,
 }
 
@@ -130,7 +132,8 @@ impl CredentialStore {
     pub async fn find(&self, registry: &str, repository: &str) -> Result<Known, SourceError> {
         // Taken before the files are read, so that a change meanwhile is noticed later.
         let version = self.version().await?;
-        let mut known = Known { version, ..Known::default() };
+        let looked_in = self.files.clone();
+        let mut known = Known { version, looked_in, ..Known::default() };
         if let Some(carried) = &self.carried {
             known.credential = carried.find(registry, repository)?;
             if known.credential != Credential::Anonymous {

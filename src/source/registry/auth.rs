@@ -36,7 +36,7 @@ use super::RegistryClient;
 use super::challenge::Challenge;
 use super::exchange::Question;
 use super::message;
-use super::scopes::Scopes;
+use super::scopes::{Rights, Scopes};
 use super::token;
 use super::upstream::Upstream;
 use crate::source::SourceError;
@@ -82,8 +82,17 @@ impl Authorizations {
         Self { by_repository: Mutex::new(LruCache::new(REPOSITORIES)) }
     }
 
-    pub(super) fn access(&self, upstream: &Upstream, repository: &str) -> Arc<Access> {
-        let key = format!("{} {repository}", upstream.base);
+    pub(super) fn access(
+        &self,
+        upstream: &Upstream,
+        repository: &str,
+        rights: Rights<'_>,
+    ) -> Arc<Access> {
+        let rights = match rights {
+            Rights::Pull => String::new(),
+            Rights::Push { from } => format!(" push {}", from.unwrap_or_default()),
+        };
+        let key = format!("{} {repository}{rights}", upstream.base);
         Arc::clone(self.by_repository.lock().get_or_insert(key, Arc::default))
     }
 }
@@ -201,7 +210,7 @@ impl RegistryClient {
         };
         let mut bearers = challenges.iter().filter(|one| one.scheme == "bearer");
         if let Some(bearer) = bearers.find(leads) {
-            scopes.add(bearer.parameter("scope"), repository);
+            scopes.add(bearer.parameter("scope"), repository, question.rights);
             return self.bearer(bearer, scopes, known, question).await;
         }
         let refuse = |detail: &str, hint: String| {
@@ -213,7 +222,8 @@ impl RegistryClient {
                 Ok(Authorization { header: basic(username, password), renew_at: None })
             }
             (Some(_), Credential::Anonymous) => {
-                Err(upstream.unauthorized(repository, "it wants a user and a password", known))
+                let detail = "it wants a user and a password";
+                Err(upstream.unauthorized(repository, detail, known, question.rights))
             }
             (Some(_), Credential::IdentityToken(_) | Credential::RegistryToken(_)) => {
                 let account = &upstream.account;
@@ -233,6 +243,19 @@ impl RegistryClient {
                             registry or the proxy before it";
                 refuse(&detail, hint.to_owned())
             }
+        }
+    }
+
+    /// The credential for the message of a refusal: the one that was used, or the one that could have been.
+    pub(super) async fn known_of(
+        &self,
+        access: &Access,
+        question: &Question<'_>,
+    ) -> Result<Known, SourceError> {
+        let known = access.known().await;
+        match known.looked_in.is_empty() && question.rights != Rights::Pull {
+            true => self.known(question).await,
+            false => Ok(known),
         }
     }
 

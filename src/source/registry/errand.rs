@@ -1,10 +1,12 @@
 //! The purpose of one question, shared by all its requests: retries, redirects, other endpoints.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::source::Urgency;
 use crate::source::admission::UserId;
+use crate::source::sending::Content;
 
 /// The urgency of one question, and the time that its requests have stood in the queue.
 ///
@@ -14,16 +16,34 @@ pub(super) struct Errand {
     urgency: Urgency,
     queued_us: AtomicU64,
     has_others: AtomicBool,
+    /// The content that is sent.
+    content: Option<Arc<Content>>,
 }
 
 impl Errand {
     pub(super) fn new(urgency: Urgency) -> Self {
-        Self { urgency, queued_us: AtomicU64::new(0), has_others: AtomicBool::new(false) }
+        Self {
+            urgency,
+            queued_us: AtomicU64::new(0),
+            has_others: AtomicBool::new(false),
+            content: None,
+        }
     }
 
     /// To open a kit, or to list a repository: manifests, tags.
     pub(super) fn opening(user: UserId) -> Self {
         Self::new(Urgency::opening().of_user(user))
+    }
+
+    /// To send a blob: as patient as the opening of a kit, and for as long as its bytes move.
+    pub(super) fn sending(user: UserId, content: Arc<Content>) -> Self {
+        Self { content: Some(content), ..Self::opening(user) }
+    }
+
+    /// A number that changes while the content moves; `None` while its source is waited for. The same number
+    /// for ever without a content.
+    pub(super) fn pulse(&self) -> Option<u64> {
+        self.content.as_ref().map_or(Some(0), |content| content.pulse())
     }
 
     pub(super) fn urgency(&self) -> &Urgency {

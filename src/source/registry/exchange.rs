@@ -6,7 +6,12 @@
 //!            '--3xx--> another registry, as above, with its own credentials
 //! ```
 
-use http::{HeaderMap, StatusCode, header};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, header};
+use reqwest::RequestBuilder;
 use url::Url;
 
 use super::RegistryClient;
@@ -16,17 +21,76 @@ use super::errand::Errand;
 use super::message;
 use super::redirect;
 use super::retry::Failure;
+use super::scopes::Rights;
 use super::upstream::Upstream;
 use crate::source::SourceError;
+use crate::source::sending::Content;
 
 /// A URL of an upstream to ask for, with the headers that every host on the way gets.
 pub(super) struct Question<'a> {
     pub(super) upstream: &'a Upstream,
     pub(super) repository: &'a str,
     pub(super) url: &'a Url,
-    /// `Accept` and `Range`; no header that other hosts must not see.
+    /// `Accept`, `Range`, and what describes the payload; no header that other hosts must not see.
     pub(super) headers: &'a HeaderMap,
     pub(super) errand: &'a Errand,
+    pub(super) verb: Verb,
+    pub(super) rights: Rights<'a>,
+    pub(super) payload: Payload<'a>,
+}
+
+/// The method of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Get,
+    Head,
+    Post,
+    Patch,
+    Put,
+    Delete,
+}
+
+/// The body of a question. It can be sent again, after a challenge or a redirect.
+#[derive(Clone, Copy)]
+pub(super) enum Payload<'a> {
+    None,
+    Bytes(&'a Bytes),
+    /// A part of a blob.
+    Content(&'a Arc<Content>, &'a Range<u64>),
+}
+
+impl Verb {
+    fn method(self) -> Method {
+        match self {
+            Self::Get => Method::GET,
+            Self::Head => Method::HEAD,
+            Self::Post => Method::POST,
+            Self::Patch => Method::PATCH,
+            Self::Put => Method::PUT,
+            Self::Delete => Method::DELETE,
+        }
+    }
+
+    /// Whether the question changes something.
+    fn changes(self) -> bool {
+        !matches!(self, Self::Get | Self::Head)
+    }
+}
+
+impl Question<'_> {
+    /// A request to the question's URL, with these headers.
+    fn request(&self, client: &reqwest::Client, headers: HeaderMap) -> RequestBuilder {
+        let request = client.request(self.verb.method(), self.url.clone()).headers(headers);
+        match self.payload {
+            // Some servers want the length of no body, too.
+            Payload::None if self.verb.changes() => request.header(header::CONTENT_LENGTH, 0),
+            Payload::None => request,
+            Payload::Bytes(bytes) => request.body(bytes.clone()),
+            Payload::Content(content, range) => request
+                .header(header::CONTENT_LENGTH, range.end - range.start)
+                .body(reqwest::Body::wrap_stream(content.read(range.clone()))),
+        }
+    }
 }
 
 impl RegistryClient {
@@ -37,11 +101,17 @@ impl RegistryClient {
         question: &Question<'_>,
         mut led_to: impl FnMut(&Url),
     ) -> Result<Answer, Failure> {
-        let mut answer = self.ask_registry(question).await?;
+        let mut answer = self.follow(question).await?;
         let mut at = question.url.clone();
         for _ in 0..redirect::HOP_LIMIT {
             if !redirect::is_redirect(answer.status()) {
                 return Ok(answer);
+            }
+            if answer.status() == StatusCode::SEE_OTHER && question.verb.changes() {
+                let place = question.upstream.place(question.repository);
+                let detail =
+                    "it answers an upload with a redirect to another page (303)".to_owned();
+                return Err(SourceError::Protocol { place, detail }.into());
             }
             at = answer.next_hop(&at, &question.upstream.base)?;
             // Gives back the slot: a request holds none while it waits for one.
@@ -56,19 +126,21 @@ impl RegistryClient {
         Ok(answer)
     }
 
-    /// Asks a URL that a redirect of the question's upstream named, once.
+    /// Asks a URL that the question's upstream named, once. Another registry gets its own credentials, but not
+    /// for a change: a registry could have the user overwrite a kit of another one.
     pub(super) async fn follow(&self, question: &Question<'_>) -> Result<Answer, Failure> {
         let Question { upstream, url, headers, errand, .. } = *question;
         if url.origin() == upstream.base.origin() {
             return self.ask_registry(question).await;
         }
-        if let Some(repository) = redirect::repository_in(url) {
+        let elsewhere = redirect::repository_in(url).filter(|_| !question.verb.changes());
+        if let Some(repository) = elsewhere {
             let other = upstream.redirected_to(url, self);
             let (upstream, repository) = (&other, repository.as_str());
             return self.ask_registry(&Question { upstream, repository, ..*question }).await;
         }
         let place = format!("{}, to which {} redirects,", message::origin(url), upstream.name);
-        let request = upstream.client_for(url, self).get(url.clone()).headers(headers.clone());
+        let request = question.request(upstream.client_for(url, self), headers.clone());
         self.send(request, url, &place, errand).await
     }
 
@@ -82,10 +154,10 @@ impl RegistryClient {
             if let Some(authorization) = authorization {
                 headers.insert(header::AUTHORIZATION, authorization.header.clone());
             }
-            self.send(upstream.client.get(url.clone()).headers(headers), url, &place, errand)
+            self.send(question.request(&upstream.client, headers), url, &place, errand)
         };
 
-        let access = self.authorizations.access(upstream, repository);
+        let access = self.authorizations.access(upstream, repository, question.rights);
         let authorization = self.authorization(&access, question).await?;
         let mut answer = send(authorization.as_ref()).await?;
         let may_pass = match answer.status() {
@@ -108,6 +180,7 @@ impl RegistryClient {
                 detail = answer.words(self.timing.stall).await;
             }
         }
-        Err(upstream.unauthorized(repository, &detail, &access.known().await).into())
+        let known = self.known_of(&access, question).await?;
+        Err(upstream.unauthorized(repository, &detail, &known, question.rights).into())
     }
 }

@@ -4,6 +4,7 @@
 //! repository --> endpoints in order --> retries --> ask --> slot, authorization, redirects
 //!     '--> blobs: where a blob lies --> range: the bytes that an answer holds
 //!            '--> download: its bytes, over as many requests as it takes
+//! upload: the same repository as a destination --> retries --> ask
 //! ```
 //!
 //! Pure: `range` and `encoding` (heads of answers), `challenge`, `scopes` and `token` (authorization),
@@ -46,6 +47,7 @@ mod timing;
 mod tls;
 mod token;
 mod token_server;
+mod upload;
 mod upstream;
 pub(super) mod web;
 
@@ -55,12 +57,14 @@ use std::sync::Arc;
 use super::admission::{Admission, AdmissionConfig, UserId};
 use super::credentials::CredentialStore;
 use super::mirrors::Mirrors;
+use super::sending::Destination;
 use super::{Repository, SourceError};
 use crate::oci::Reference;
 use crate::process::limits::ChildLimits;
 
 pub use silences::Silence;
 pub use timing::Timing;
+pub use upload::UploadSizes;
 
 /// The ways to reach registries.
 pub struct RegistryConfig {
@@ -88,6 +92,8 @@ pub struct RegistryConfig {
     pub user: UserId,
     /// Time-outs and retries.
     pub timing: Timing,
+    /// The sizes of uploads.
+    pub uploads: UploadSizes,
 }
 
 impl Default for RegistryConfig {
@@ -106,6 +112,7 @@ impl Default for RegistryConfig {
             admission: Admission::new(AdmissionConfig::default()),
             user: UserId::default(),
             timing: Timing::default(),
+            uploads: UploadSizes::default(),
         }
     }
 }
@@ -119,6 +126,7 @@ pub struct RegistryClient {
     admission: Arc<Admission>,
     user: UserId,
     timing: Timing,
+    uploads: UploadSizes,
     connections: connections::Connections,
     authorizations: auth::Authorizations,
     targets: redirect::Targets,
@@ -147,6 +155,7 @@ impl RegistryClient {
             admission: config.admission,
             user: config.user,
             timing: config.timing,
+            uploads: config.uploads,
             connections,
             authorizations: auth::Authorizations::new(),
             targets: redirect::Targets::new(),
@@ -189,5 +198,18 @@ impl RegistryClient {
             reference.repository(),
             endpoints,
         )))
+    }
+
+    /// The repository that `reference` names, to write to. Reads the folder of mirrors; no I/O to the network.
+    ///
+    /// # Errors
+    /// As for [`RegistryClient::repository`].
+    pub fn destination(
+        self: &Arc<Self>,
+        reference: &Reference,
+    ) -> Result<Arc<dyn Destination>, SourceError> {
+        let endpoints = self.endpoints(reference.registry())?;
+        let destination = upload::RegistryDestination::new(Arc::clone(self), reference, endpoints)?;
+        Ok(Arc::new(destination))
     }
 }

@@ -17,9 +17,10 @@ use url::Url;
 use super::RegistryClient;
 use super::download;
 use super::errand::Errand;
-use super::exchange::Question;
+use super::exchange::{Payload, Question, Verb};
 use super::redirect::Targets;
 use super::retry::Failure;
+use super::scopes::Rights;
 use super::tags::Listed;
 use super::timing::Timing;
 use super::upstream::{Endpoint, Upstream};
@@ -30,7 +31,7 @@ use crate::source::{
 
 /// The media types that kitfs accepts as a manifest. Without the first, distribution 2.8 answers 404.
 /// The second is followed to a manifest. The others are recognised and refused by name.
-const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
+pub(super) const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json";
@@ -299,7 +300,16 @@ impl Remote {
         headers: &'a HeaderMap,
         errand: &'a Errand,
     ) -> Question<'a> {
-        Question { upstream, repository: &self.repository, url, headers, errand }
+        Question {
+            upstream,
+            repository: &self.repository,
+            url,
+            headers,
+            errand,
+            verb: Verb::Get,
+            rights: Rights::Pull,
+            payload: Payload::None,
+        }
     }
 }
 

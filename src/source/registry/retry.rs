@@ -108,7 +108,7 @@ impl RegistryClient {
 }
 
 /// The repetitions of one question. Pure but for the jitter of their waits.
-struct Repeats {
+pub(super) struct Repeats {
     timing: Timing,
     is_patient: bool,
     backoff: ExponentialBackoff,
@@ -118,7 +118,7 @@ struct Repeats {
 }
 
 impl Repeats {
-    fn new(timing: Timing, is_patient: bool) -> Self {
+    pub(super) fn new(timing: Timing, is_patient: bool) -> Self {
         let backoff = ExponentialBuilder::new()
             .with_jitter()
             .with_min_delay(timing.backoff_min)
@@ -129,7 +129,7 @@ impl Repeats {
     }
 
     /// The wait after `failure`, where all so far has taken `elapsed`; `None` to give up.
-    fn next_wait(&mut self, failure: &Failure, elapsed: Duration) -> Option<Duration> {
+    pub(super) fn next_wait(&mut self, failure: &Failure, elapsed: Duration) -> Option<Duration> {
         let timing = self.timing;
         let asked = match failure {
             Failure::Transient { retry_after, .. } => *retry_after,

@@ -5,12 +5,22 @@
 //! scope = TYPE ":" NAME ":" ACTION *( "," ACTION )      repository:org/model:pull,metadata_read
 //! ```
 //!
-//! A registry names the scope that a request needs. kitfs asks the token server for this scope without
-//! the actions that change something, and for the scopes of earlier requests. So one token serves all
+//! A registry names the scope that a request needs. For a reader, kitfs asks the token server for this scope
+//! without the actions that change something. For a push, kitfs asks for the right to push from the start, and
+//! never for the right to delete. The scopes of earlier requests are asked for again. So one token serves all
 //! requests to a repository, even where they need different rights.
 
 /// The most scopes, and actions in each, that are kept. 32: registries ask for one or two.
 const COUNT_LIMIT: usize = 32;
+
+/// The rights that a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rights<'a> {
+    /// To read.
+    Pull,
+    /// To write, too; and to read the repository `from`, whose blobs are to be mounted.
+    Push { from: Option<&'a str> },
+}
 
 /// The scopes of one repository's tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,18 +35,24 @@ struct Scope {
 
 impl Scopes {
     /// Adds the scopes of a challenge; without any, the right to pull `repository`, or to list all
-    /// repositories where it has no name.
-    pub(super) fn add(&mut self, asked: Option<&str>, repository: &str) {
+    /// repositories where it has no name. Adds the rights of a push where the request needs them.
+    pub(super) fn add(&mut self, asked: Option<&str>, repository: &str, rights: Rights<'_>) {
         let pull = match repository {
             "" => "registry:catalog:*".to_owned(),
             repository => format!("repository:{repository}:pull"),
         };
         let asked = asked.filter(|asked| !asked.trim().is_empty()).unwrap_or(&pull);
+        if let Rights::Push { from } = rights {
+            self.add_actions(&format!("repository:{repository}"), &["pull", "push"]);
+            if let Some(from) = from {
+                self.add_actions(&format!("repository:{from}"), &["pull"]);
+            }
+        }
         for scope in asked.split_ascii_whitespace() {
             let Some((resource, actions)) = scope.rsplit_once(':') else { continue };
             let actions = actions.split(',').filter(|action| !action.is_empty());
             let mut actions: Vec<_> = match resource.starts_with("repository:") {
-                true => actions.filter(|action| !changes(action)).collect(),
+                true => actions.filter(|action| is_allowed(action, rights)).collect(),
                 false => actions.collect(),
             };
             if actions.is_empty() {
@@ -71,11 +87,11 @@ impl Scopes {
     }
 }
 
-/// Whether an action changes a repository; `*` stands for all actions.
-fn changes(action: &str) -> bool {
-    matches!(action, "push" | "delete" | "*")
-        || action.ends_with("_write")
-        || action.ends_with("_delete")
+/// Whether an action is asked for; `*` stands for all actions.
+fn is_allowed(action: &str, rights: Rights<'_>) -> bool {
+    let deletes = matches!(action, "delete" | "*") || action.ends_with("_delete");
+    let writes = action == "push" || action.ends_with("_write");
+    !deletes && (!writes || rights != Rights::Pull)
 }
 
 #[cfg(test)]
@@ -87,7 +103,7 @@ mod tests {
 
     fn asked(scopes: &[Option<&str>]) -> Vec<String> {
         let mut all = Scopes::default();
-        scopes.iter().for_each(|scope| all.add(*scope, "org/model"));
+        scopes.iter().for_each(|scope| all.add(*scope, "org/model", Rights::Pull));
         all.written()
     }
 
@@ -112,6 +128,21 @@ mod tests {
     }
 
     #[test]
+    fn a_push_asks_for_the_right_to_push_and_never_to_delete() {
+        let asked = |challenge, from| {
+            let mut scopes = Scopes::default();
+            scopes.add(challenge, "org/model", Rights::Push { from });
+            scopes.written()
+        };
+        assert_eq!(asked(None, None), ["repository:org/model:pull,push"]);
+        let azure = Some("repository:org/model:metadata_write,delete,* repository:x:delete");
+        let expected = ["repository:org/model:pull,push,metadata_write", "repository:x:pull"];
+        assert_eq!(asked(azure, None), expected);
+        let mounted = ["repository:org/model:pull,push", "repository:org/base:pull"];
+        assert_eq!(asked(Some("repository:org/model:pull"), Some("org/base")), mounted);
+    }
+
+    #[test]
     fn earlier_scopes_are_asked_for_again() {
         let (tags, blobs) = (Some("repository:m:metadata_read"), Some("repository:m:pull"));
         assert_eq!(asked(&[tags, blobs, tags]), ["repository:m:metadata_read,pull"]);
@@ -123,7 +154,7 @@ mod tests {
             challenges in prop::collection::vec("(repository:[a-c]:|[a-z:]{0,9} )?[a-z,:* _]{0,60}", 0..40),
         ) {
             let mut scopes = Scopes::default();
-            challenges.iter().for_each(|challenge| scopes.add(Some(challenge), "m"));
+            challenges.iter().for_each(|challenge| scopes.add(Some(challenge), "m", Rights::Pull));
             prop_assert!(scopes.0.len() <= COUNT_LIMIT);
             for scope in scopes.0.iter().filter(|scope| scope.resource.starts_with("repository:")) {
                 prop_assert!(scope.actions.len() <= COUNT_LIMIT);

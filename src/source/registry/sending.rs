@@ -113,6 +113,7 @@ impl RegistryClient {
         let mut first: Option<Sent> = Some(request.send().boxed());
         let mut beside: Option<Sent> = None;
         let (mut gap, mut next) = (self.timing.hedge, self.timing.hedge);
+        let mut pulse = errand.pulse();
         loop {
             let is_patient = errand.is_patient();
             let end = match (is_patient, errand.has_others()) {
@@ -139,6 +140,12 @@ impl RegistryClient {
                     }
                 },
                 () = waited.reach(limit) => {
+                    let beat = errand.pulse();
+                    if limit == end && (beat.is_none() || beat != pulse) {
+                        // A large body takes its time.
+                        (pulse, waited) = (beat, Stopwatch::start());
+                        continue;
+                    }
                     if limit == end {
                         return Err(Unanswered::Silent(end));
                     }

@@ -97,12 +97,16 @@ impl RegistryClient {
             StatusCode::OK => answer.document("the token", TOKEN_LIMIT_BYTES, stall).await,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
                 let detail = format!("its token server says {}", answer.words(stall).await);
-                Err(upstream.unauthorized(repository, &detail, known).into())
+                Err(upstream
+                    .unauthorized(repository, &detail, known, errand.question.rights)
+                    .into())
             }
             // Some servers answer so to requests without a password.
             StatusCode::NOT_FOUND if is_anonymous => {
                 let detail = format!("its token server says {}", answer.words(stall).await);
-                Err(upstream.unauthorized(repository, &detail, known).into())
+                Err(upstream
+                    .unauthorized(repository, &detail, known, errand.question.rights)
+                    .into())
             }
             _ => Err(answer.refusal("the token", "check the registry's name", stall).await),
         }

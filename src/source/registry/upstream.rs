@@ -19,6 +19,7 @@ use super::errand::Errand;
 use super::message::{self, Cause};
 use super::redirect;
 use super::retry::Failure;
+use super::scopes::Rights;
 use super::tls::Tls;
 use crate::oci::Digest;
 use crate::process::running_time;
@@ -75,6 +76,11 @@ impl Upstream {
         self.url(repository, &["blobs", &digest.to_string()])
     }
 
+    /// The URL at which uploads of blobs begin.
+    pub(super) fn uploads(&self, repository: &str) -> Url {
+        self.url(repository, &["blobs", "uploads", ""])
+    }
+
     /// The URL of the first page of tags, of `number` tags where one is given.
     pub(super) fn tags(&self, repository: &str, number: Option<u32>) -> Url {
         with_number(self.url(repository, &["tags", "list"]), number)
@@ -120,18 +126,20 @@ impl Upstream {
         }
     }
 
-    /// The error where `repository` may not be read with the credential that is `known`.
+    /// The error where `repository` may not be used with the credential that is `known`.
     pub(super) fn unauthorized(
         &self,
         repository: &str,
         detail: &str,
         known: &Known,
+        rights: Rights<'_>,
     ) -> SourceError {
         let account = &self.account;
-        let mut hint = match known.credential {
-            Credential::Anonymous => {
+        let mut hint = match (&known.credential, rights) {
+            (Credential::Anonymous, Rights::Pull) => {
                 format!("log in with `kit login {account}` or `docker login {account}`")
             }
+            (credential, Rights::Push { .. }) => may_not_push(credential, known, account),
             _ => format!(
                 "the credentials for {account} were not accepted, or may not read this repository, \
                  or it does not exist: `kit login {account}` or `docker login {account}` renews them"
@@ -142,6 +150,28 @@ impl Upstream {
         }
         SourceError::Unauthorized { place: self.place(repository), detail: detail.to_owned(), hint }
     }
+}
+
+/// The advice where a credential does not allow a push.
+fn may_not_push(credential: &Credential, known: &Known, account: &str) -> String {
+    let log_in = format!("log in with `kit login {account}` or `docker login {account}`");
+    let who = match credential {
+        Credential::Anonymous => {
+            let files = known.looked_in.iter().map(|file| file.display().to_string());
+            let files: Vec<_> = files.collect();
+            let looked = match files.as_slice() {
+                [] => String::new(),
+                files => format!(" in {}", files.join(" and ")),
+            };
+            return format!("no credentials for {account} were found{looked}: {log_in}");
+        }
+        Credential::Basic { username, .. } => format!("the user `{}`", message::quoted(username)),
+        Credential::IdentityToken(_) | Credential::RegistryToken(_) => "the token".to_owned(),
+    };
+    format!(
+        "{who} was not accepted, or may not push there: ask the owner of the repository for the right, or \
+         {log_in} as another user"
+    )
 }
 
 fn with_number(mut url: Url, number: Option<u32>) -> Url {
@@ -158,6 +188,8 @@ pub(super) struct Endpoint {
     pub(super) can_resolve: bool,
     /// May serve manifests by digest and blobs.
     pub(super) can_pull: bool,
+    /// Takes blobs and manifests.
+    pub(super) can_push: bool,
 }
 
 enum Address {
@@ -184,7 +216,7 @@ impl RegistryClient {
             (false, false) => Address::Known(self.upstream(registry, "https")?),
             (false, true) => Address::Loopback(registry.to_owned()),
         };
-        Ok(vec![Endpoint { address, can_resolve: true, can_pull: true }])
+        Ok(vec![Endpoint { address, can_resolve: true, can_pull: true, can_push: true }])
     }
 
     /// The registry itself.
@@ -241,6 +273,7 @@ impl RegistryClient {
             address: Address::Known(Arc::new(upstream)),
             can_resolve: mirror.can_resolve,
             can_pull: mirror.can_pull,
+            can_push: mirror.can_push,
         })
     }
 

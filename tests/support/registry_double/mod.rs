@@ -18,6 +18,7 @@
 
 mod rules;
 mod tls_listener;
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -44,6 +45,7 @@ use tokio::sync::watch;
 
 pub use rules::{Fault, Rule};
 use tls_listener::{GO_ANSWER, TlsListener};
+pub use uploads::Writing;
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -63,6 +65,8 @@ pub struct Options {
     pub tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
     /// The answer of the TLS listener to plain http; without one, the words of Go's server.
     pub plain_answer: Option<&'static str>,
+    /// What may be written.
+    pub writing: Writing,
 }
 
 /// The access to repositories.
@@ -138,11 +142,14 @@ struct Shared {
     content: Mutex<BTreeMap<String, Repository>>,
     rules: Mutex<Vec<Rule>>,
     requests: Mutex<Vec<Recorded>>,
-    tokens: Mutex<BTreeMap<String, Instant>>,
+    /// The end of each token, and whether its scope was asked for with the right to push.
+    tokens: Mutex<BTreeMap<String, (Instant, bool)>>,
+    uploads: uploads::Uploads,
     /// Signatures with a number below this have ended.
     first_signature: AtomicUsize,
     next_secret: AtomicUsize,
     bytes_served: AtomicU64,
+    bytes_received: AtomicU64,
     busy: AtomicUsize,
     peak: AtomicUsize,
     held: AtomicUsize,
@@ -177,9 +184,11 @@ impl RegistryDouble {
             rules: Mutex::default(),
             requests: Mutex::default(),
             tokens: Mutex::default(),
+            uploads: Default::default(),
             first_signature: AtomicUsize::new(0),
             next_secret: AtomicUsize::new(0),
             bytes_served: AtomicU64::new(0),
+            bytes_received: AtomicU64::new(0),
             busy: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
@@ -264,6 +273,36 @@ impl RegistryDouble {
                 read(&blobs.join(digest)),
             );
         }
+    }
+
+    /// The bytes of a blob, if the repository has it.
+    pub fn blob(&self, repository: &str, digest: Digest) -> Option<Bytes> {
+        let content = self.shared.content.lock().unwrap();
+        content.get(repository)?.blobs.get(&digest).cloned()
+    }
+
+    /// The manifest that a tag names, and its bytes.
+    pub fn tagged(&self, repository: &str, tag: &str) -> Option<(Digest, Bytes)> {
+        let content = self.shared.content.lock().unwrap();
+        let repository = content.get(repository)?;
+        let digest = repository.tags.get(tag)?;
+        Some((*digest, repository.manifests[digest].clone()))
+    }
+
+    /// The manifests of a repository.
+    pub fn manifests(&self, repository: &str) -> Vec<Bytes> {
+        let content = self.shared.content.lock().unwrap();
+        content.get(repository).map_or(Vec::new(), |it| it.manifests.values().cloned().collect())
+    }
+
+    /// The uploads that were begun and not ended.
+    pub fn open_uploads(&self) -> usize {
+        self.shared.uploads.lock().unwrap().len()
+    }
+
+    /// Bytes of blobs that arrived, of broken uploads too.
+    pub fn bytes_received(&self) -> u64 {
+        self.shared.bytes_received.load(Ordering::SeqCst)
     }
 
     /// Removes a blob.
@@ -354,11 +393,14 @@ type Served = (Arc<Shared>, At);
 async fn answer(State((shared, at)): State<Served>, request: Request) -> Response {
     let arrived = Instant::now();
     let (head, body) = request.into_parts();
+    if at != At::TokenServer && uploads::is_about_writing(&head.method, &head.uri) {
+        return uploads::answer(shared, at, head, body).await;
+    }
     let form = axum::body::to_bytes(body, 64 * 1024).await.unwrap_or_default();
     let form = String::from_utf8_lossy(&form).into_owned();
     let fault = {
         let mut rules = shared.rules.lock().unwrap();
-        rules.iter_mut().find_map(|rule| rule.applies(at, &head.uri))
+        rules.iter_mut().find_map(|rule| rule.applies(at, &head.method, &head.uri))
     };
     let is_for_blob = at == At::Storage || head.uri.path().contains("/blobs/");
     let busy = is_for_blob.then(|| Busy::new(Arc::clone(&shared)));
@@ -478,10 +520,10 @@ impl Shared {
             Access::Bearer(_) => {
                 let token = given.and_then(|given| given.strip_prefix("Bearer "));
                 let tokens = self.tokens.lock().unwrap();
-                if token
-                    .and_then(|token| tokens.get(token))
-                    .is_some_and(|end| Instant::now() < *end)
-                {
+                let is_enough = |(end, may_push): &(Instant, bool)| {
+                    Instant::now() < *end && (*may_push || !scope.ends_with("push"))
+                };
+                if token.and_then(|token| tokens.get(token)).is_some_and(is_enough) {
                     return None;
                 }
                 format!(
@@ -574,7 +616,8 @@ impl Shared {
         }
         let token = format!("secret-token-{}", self.secret());
         let end = Instant::now() + tokens.lifetime;
-        self.tokens.lock().unwrap().insert(token.clone(), end);
+        let may_push = asked.contains("push") && !self.options.writing.is_denied;
+        self.tokens.lock().unwrap().insert(token.clone(), (end, may_push));
         let answer = if tokens.terse {
             json!({ "access_token": token })
         } else {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::Uri;
+use axum::http::{Method, Uri};
 
 use super::At;
 
@@ -35,11 +35,26 @@ pub enum Fault {
     Gather(usize),
     /// The answer comes when [`RegistryDouble::release`] is called, or was.
     Hold,
+    /// The connection breaks after so many bytes of the request. The registry keeps them.
+    BreakRequest { after_bytes: usize },
+    /// The request is carried out, and the connection breaks instead of an answer.
+    LoseAnswer,
+    /// So many bytes of the request are kept, and the answer says so.
+    TakePart { bytes: usize },
+    /// An answer to an upload has this `Range`.
+    SaysRange(String),
+    /// An answer names this digest as the stored one.
+    SaysDigest(String),
+    /// The registry has forgotten the upload.
+    Forget,
+    /// One bit of what arrives is stored wrongly.
+    CorruptRequest,
 }
 
 /// The requests that a fault hits, and the fault.
 pub struct Rule {
     at: Option<At>,
+    method: Option<Method>,
     part: String,
     skip: usize,
     times: usize,
@@ -50,12 +65,17 @@ impl Rule {
     /// Requests whose path and query contain `part`.
     pub fn on(part: &str) -> Self {
         let fault = Fault::Status(500);
-        Self { at: None, part: part.to_owned(), skip: 0, times: usize::MAX, fault }
+        Self { at: None, method: None, part: part.to_owned(), skip: 0, times: usize::MAX, fault }
     }
 
     /// Only at this host.
     pub fn at(self, at: At) -> Self {
         Self { at: Some(at), ..self }
+    }
+
+    /// Only with this method.
+    pub fn method(self, method: Method) -> Self {
+        Self { method: Some(method), ..self }
     }
 
     /// Spares the first `skip` matching requests.
@@ -73,8 +93,15 @@ impl Rule {
         Self { fault, ..self }
     }
 
-    pub(in crate::support) fn applies(&mut self, at: At, uri: &Uri) -> Option<Fault> {
-        let matches = self.at.is_none_or(|own| own == at) && uri.to_string().contains(&self.part);
+    pub(in crate::support) fn applies(
+        &mut self,
+        at: At,
+        method: &Method,
+        uri: &Uri,
+    ) -> Option<Fault> {
+        let matches = self.at.is_none_or(|own| own == at)
+            && self.method.as_ref().is_none_or(|own| own == method)
+            && uri.to_string().contains(&self.part);
         if !matches || self.times == 0 {
             return None;
         }

@@ -1,0 +1,153 @@
+//! The common part of `push`, `copy` and `tag`: opens both sides, sends, and tells the outcome.
+//!
+//! These commands need no daemon. They read local files and this user's credentials, and keep nothing in the
+//! cache.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::error::CliError;
+use super::output::{byte_bar, print_json, print_line};
+use super::sizes;
+use crate::control::api::Failure;
+use crate::oci::{Digest, Origin, Reference, Selector};
+use crate::source::sending::{Destination, Replaces, Sender, Sent};
+use crate::source::{Repository, Sources};
+
+/// The interval between two looks at the progress: the bar is drawn as often as others are.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How to send.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct SendArguments {
+    /// Move a tag that names another kit.
+    #[arg(short, long)]
+    pub force: bool,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The outcome of a command, for `--json`.
+#[derive(Serialize)]
+struct Outcome {
+    /// The destination, with its tag.
+    reference: String,
+    digest: String,
+    /// Blobs that were sent, and their bytes.
+    sent_blobs: u64,
+    sent_bytes: u64,
+    /// Bytes that the registry took from another of its repositories.
+    mounted_bytes: u64,
+    /// Bytes that were there.
+    skipped_bytes: u64,
+    /// Manifests that were put.
+    manifests: u64,
+}
+
+/// Parses the place that a command writes to. A layout without a tag gets that of the kit.
+pub(super) fn destination_of(text: &str, from: &Origin) -> Result<Origin, CliError> {
+    let to = Origin::parse(text).map_err(Failure::from)?;
+    Ok(match (&to, from.selector()) {
+        (Origin::OciLayout { selector: None, .. }, Some(selector)) => {
+            to.with_selector(selector.clone())
+        }
+        _ => to,
+    })
+}
+
+/// Sends the kit `from` of `source` to `to`.
+pub(super) async fn send(
+    sources: &Sources,
+    source: Arc<dyn Repository>,
+    from: &Origin,
+    to: &Origin,
+    arguments: &SendArguments,
+    done: &str,
+) -> Result<(), CliError> {
+    let about = |error: CliError| error.about(&from.to_string());
+    let (digest, root) = source
+        .manifest(from.selector())
+        .await
+        .map_err(Failure::from)
+        .map_err(CliError::from)
+        .map_err(about)?;
+    let tag = tag_of(to, digest)?;
+    let destination: Arc<dyn Destination> = sources.destination(to).await.map_err(Failure::from)?;
+    let sender = Sender::new(source, root, destination).await.map_err(Failure::from)?;
+    let sender = sender.with_others(others(from, to));
+    let replaces = if arguments.force { Replaces::Anything } else { Replaces::Nothing };
+    let bar = byte_bar(sender.total_bytes(), "sending");
+    let progress = sender.progress();
+    let mut ticks = tokio::time::interval(TICK);
+    let sending = sender.send(tag.as_deref(), replaces);
+    let mut sending = std::pin::pin!(sending);
+    let sent = loop {
+        tokio::select! {
+            sent = &mut sending => break sent.map_err(|error| CliError::from(Failure::from(error))),
+            // Ctrl-C drops the transfer. What has arrived is found by the next one.
+            _ = tokio::signal::ctrl_c() => break Err(CliError::Interrupted),
+            _ = ticks.tick() => bar.set_position(progress.bytes()),
+        }
+    };
+    bar.finish_and_clear();
+    tell(to, digest, sent?, arguments.json, done)
+}
+
+/// The tag to point at the kit; `None` where the destination names the kit's own digest.
+fn tag_of(to: &Origin, digest: Digest) -> Result<Option<String>, CliError> {
+    match to.selector() {
+        Some(Selector::Tag(tag)) => Ok(Some(tag.clone())),
+        Some(Selector::Digest(named)) if *named == digest => Ok(None),
+        Some(Selector::Digest(named)) => Err(CliError::usage(format!(
+            "{to} names the digest {}, and the kit has {}: name a tag instead",
+            named.short(),
+            digest.short()
+        ))),
+        None => Ok(None),
+    }
+}
+
+/// Repositories of the destination's registry that are said to have the blobs.
+fn others(from: &Origin, to: &Origin) -> Vec<Reference> {
+    match (from, to) {
+        (Origin::Registry(from), Origin::Registry(_)) => vec![from.clone()],
+        _ => Vec::new(),
+    }
+}
+
+fn tell(
+    to: &Origin,
+    digest: Digest,
+    sent: Sent,
+    is_json: bool,
+    done: &str,
+) -> Result<(), CliError> {
+    if is_json {
+        return print_json(&Outcome {
+            reference: to.to_string(),
+            digest: digest.to_string(),
+            sent_blobs: sent.sent_blobs,
+            sent_bytes: sent.sent_bytes,
+            mounted_bytes: sent.mounted_bytes,
+            skipped_bytes: sent.present_bytes,
+            manifests: sent.manifests,
+        });
+    }
+    if sent.sent_blobs == 0 && sent.mounted_bytes == 0 && sent.manifests == 0 {
+        print_line(format_args!("{to} is this kit already: nothing to send"))?;
+    } else {
+        let mut words = format!("{done} {to}: sent {}", sizes::show(sent.sent_bytes));
+        if sent.mounted_bytes > 0 {
+            let mounted = sizes::show(sent.mounted_bytes);
+            words.push_str(&format!(", {mounted} taken from other repositories there"));
+        }
+        if sent.present_bytes > 0 {
+            words.push_str(&format!(", {} were there", sizes::show(sent.present_bytes)));
+        }
+        print_line(words)?;
+    }
+    print_line(digest)
+}

@@ -1,0 +1,246 @@
+//! The bytes of one blob on their way: read from a source, hashed, and read again after a break.
+//!
+//! ```text
+//! read 0..a --> hashed up to a --break--> read b..size, b <= a: bytes before a are not hashed again
+//!                                           '--> before the last piece: is the digest right?
+//! ```
+//!
+//! The last piece is held back until the digest of all bytes is known. So a destination never gets a whole
+//! blob with a wrong digest, even where the bytes go out in one request.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::{Buf, Bytes};
+use futures_util::StreamExt;
+use futures_util::stream::{BoxStream, try_unfold};
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+
+use crate::oci::{BlobId, Digest};
+use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
+
+/// The bytes that are done of all blobs of a kit, for a progress bar.
+#[derive(Debug, Default)]
+pub struct Progress(AtomicU64);
+
+impl Progress {
+    /// The bytes that were sent, or need not be.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn moved(&self, from: u64, to: u64) {
+        // Wraps where a blob is sent again, and comes out right in the end.
+        self.0.fetch_add(to.wrapping_sub(from), Ordering::Relaxed);
+    }
+}
+
+/// The content of a blob.
+pub struct Content {
+    blob: BlobId,
+    source: Arc<dyn BlobSource>,
+    /// The source, as messages name it.
+    place: String,
+    urgency: Urgency,
+    progress: Arc<Progress>,
+    state: Mutex<State>,
+    /// Counts the pieces that were taken, to tell a slow connection from a dead one.
+    pieces: AtomicU64,
+    is_waiting: AtomicBool,
+}
+
+struct State {
+    hasher: Sha256,
+    /// The bytes that were hashed, from the first.
+    hashed: u64,
+    /// The position of the last piece, for the progress.
+    at: u64,
+    failure: Option<SourceError>,
+}
+
+impl Content {
+    /// The content of `blob` from a source that messages name `place`.
+    pub fn new(
+        blob: BlobId,
+        source: Arc<dyn BlobSource>,
+        place: String,
+        urgency: Urgency,
+        progress: Arc<Progress>,
+    ) -> Arc<Self> {
+        let state = State { hasher: Sha256::new(), hashed: 0, at: 0, failure: None };
+        Arc::new(Self {
+            blob,
+            source,
+            place,
+            urgency,
+            progress,
+            state: Mutex::new(state),
+            pieces: AtomicU64::new(0),
+            is_waiting: AtomicBool::new(false),
+        })
+    }
+
+    /// The blob.
+    pub fn blob(&self) -> BlobId {
+        self.blob
+    }
+
+    /// The bytes that were read at least once.
+    pub(in crate::source) fn read_bytes(&self) -> u64 {
+        self.state.lock().hashed
+    }
+
+    /// The failure of the source, where reading failed.
+    pub(in crate::source) fn failure(&self) -> Option<SourceError> {
+        self.state.lock().failure.clone()
+    }
+
+    /// A number that changes while bytes move, and `None` while the source is waited for.
+    pub(in crate::source) fn pulse(&self) -> Option<u64> {
+        let is_waiting = self.is_waiting.load(Ordering::Relaxed);
+        (!is_waiting).then(|| self.pieces.load(Ordering::Relaxed))
+    }
+
+    /// The blob needs no sending.
+    pub(super) fn is_there(&self) {
+        self.move_to(self.blob.size);
+    }
+
+    /// The next bytes come from `at`, as after a break.
+    fn move_to(&self, at: u64) {
+        let mut state = self.state.lock();
+        self.progress.moved(state.at, at);
+        state.at = at;
+    }
+
+    /// The bytes of `range`, which begins where all bytes before were read once. Ends with an error instead of
+    /// the blob's last piece where the digest is wrong.
+    pub(in crate::source) fn read(
+        self: &Arc<Self>,
+        range: Range<u64>,
+    ) -> BoxStream<'static, Result<Bytes, SourceError>> {
+        debug_assert!(range.start <= self.read_bytes(), "{range:?} leaves a gap");
+        self.move_to(range.start);
+        let reading = Reading { content: Arc::clone(self), rest: range, open: None };
+        let stream = try_unfold(reading, |mut reading| async move {
+            match reading.next().await {
+                Ok(piece) => Ok(piece.map(|piece| (piece, reading))),
+                Err(error) => {
+                    reading.content.state.lock().failure = Some(error.clone());
+                    Err(error)
+                }
+            }
+        });
+        stream.boxed()
+    }
+
+    /// Takes a piece into account that begins at `at`.
+    ///
+    /// # Errors
+    /// Fails where the piece is the last one and the digest of all bytes is wrong.
+    fn pass(&self, at: u64, piece: &Bytes) -> Result<(), SourceError> {
+        let mut state = self.state.lock();
+        let end = at + piece.len() as u64;
+        let known = state.hashed.saturating_sub(at).min(piece.len() as u64);
+        state.hasher.update(&piece[known as usize..]);
+        state.hashed = state.hashed.max(end);
+        if end == self.blob.size {
+            self.check(&state)?;
+        }
+        self.progress.moved(state.at, end);
+        state.at = end;
+        drop(state);
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Checks the digest of a blob without bytes, which no piece checks.
+    pub(super) fn check_if_empty(&self) -> Result<(), SourceError> {
+        if self.blob.size == 0 { self.check(&self.state.lock()) } else { Ok(()) }
+    }
+
+    fn check(&self, state: &State) -> Result<(), SourceError> {
+        let got = Digest::from_sha256(state.hasher.clone().finalize().into());
+        match got == self.blob.digest {
+            true => Ok(()),
+            false => Err(SourceError::DigestMismatch {
+                what: format!("blob {}", self.blob.digest.short()),
+                place: self.place.clone(),
+                expected: self.blob.digest,
+                got,
+            }),
+        }
+    }
+}
+
+/// A stream over a part of a content.
+struct Reading {
+    content: Arc<Content>,
+    /// The bytes that are still to come.
+    rest: Range<u64>,
+    open: Option<Open>,
+}
+
+struct Open {
+    stream: BlobStream,
+    /// The position of the stream's next byte.
+    at: u64,
+}
+
+impl Reading {
+    async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let content = Arc::clone(&self.content);
+        let _waiting = Waiting::new(&content.is_waiting);
+        loop {
+            let open = match &mut self.open {
+                Some(open) => open,
+                none => {
+                    let opened = content.source.open(
+                        content.blob,
+                        self.rest.clone(),
+                        content.urgency.clone(),
+                    );
+                    let stream = opened.await?;
+                    none.insert(Open { at: stream.range.start, stream })
+                }
+            };
+            let Some(mut piece) = open.stream.bytes.next().await.transpose()? else {
+                let detail =
+                    format!("the blob ended {} bytes early", self.rest.end - self.rest.start);
+                return Err(SourceError::Protocol { place: content.place.clone(), detail });
+            };
+            // A source may send more than was asked for: the whole blob.
+            let skipped = (self.rest.start - open.at).min(piece.len() as u64);
+            open.at += piece.len() as u64;
+            piece.advance(skipped as usize);
+            piece.truncate((self.rest.end - self.rest.start).min(piece.len() as u64) as usize);
+            if piece.is_empty() {
+                continue;
+            }
+            content.pass(self.rest.start, &piece)?;
+            self.rest.start += piece.len() as u64;
+            return Ok(Some(piece));
+        }
+    }
+}
+
+/// Says for as long as it lives that the source is waited for.
+struct Waiting<'a>(&'a AtomicBool);
+
+impl<'a> Waiting<'a> {
+    fn new(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::Relaxed);
+        Self(flag)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}

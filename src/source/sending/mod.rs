@@ -1,0 +1,94 @@
+//! Sends kits: blobs and manifests from one place to another.
+//!
+//! ```text
+//! Repository (any source) --Sender--> plan: manifests, blobs --> Destination
+//!                              |                                   - registry   (registry/upload)
+//!                              '-- Content: read, hashed, again    - OCI layout (layout)
+//! ```
+//!
+//! Invariants:
+//! - A manifest is put after its blobs and after the manifests that it names. So a kit is never visible
+//!   before it is complete, however the sender ends.
+//! - No destination keeps a blob before all its bytes were compared with its digest.
+//! - A blob is streamed. Memory is bounded by the number of blobs that are sent at once.
+//! - A tag with another digest moves only when the caller says so.
+//!
+//! Design: docs/design/019-pushing.md.
+
+mod content;
+mod error;
+mod layout;
+mod layout_index;
+mod manifest;
+mod sender;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use crate::oci::{BlobId, Digest, Reference};
+
+pub use content::{Content, Progress};
+pub use error::SendError;
+pub use layout::OciLayoutWriter;
+pub use manifest::SentManifest;
+pub use sender::{Sender, Sent};
+
+/// A place that takes blobs and manifests: one repository of a registry, or a folder.
+pub trait Destination: Send + Sync + 'static {
+    /// The destination as messages name it.
+    fn name(&self) -> String;
+
+    /// The manifest that a tag names now.
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Digest>, SendError>>;
+
+    /// Whether a manifest is there.
+    fn has_manifest(&self, digest: Digest) -> BoxFuture<'_, Result<bool, SendError>>;
+
+    /// Whether a blob is there, with its size.
+    fn has_blob(&self, blob: BlobId) -> BoxFuture<'_, Result<bool, SendError>>;
+
+    /// Puts a blob there. Nobody sees it before it is complete.
+    ///
+    /// `others` are repositories that have the blob. A registry takes it from one of its own repositories,
+    /// and then no byte is sent.
+    ///
+    /// # Errors
+    /// Also [`super::SourceError::DigestMismatch`] where the bytes that were read have another digest. The destination
+    /// then has nothing of the blob.
+    fn put_blob<'a>(
+        &'a self,
+        content: &'a Arc<Content>,
+        others: &'a [Reference],
+    ) -> BoxFuture<'a, Result<Put, SendError>>;
+
+    /// Puts a manifest there, and points a tag at it.
+    ///
+    /// # Errors
+    /// [`SendError::TagExists`] where the tag has got another digest than `replaces` allows. A registry cannot
+    /// tell: it has no request for it.
+    fn put_manifest<'a>(
+        &'a self,
+        manifest: &'a SentManifest,
+        tag: Option<&'a str>,
+        replaces: Replaces,
+    ) -> BoxFuture<'a, Result<(), SendError>>;
+}
+
+/// How a blob got to its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// Its bytes were sent.
+    Sent,
+    /// The registry took it from another repository of its own.
+    Mounted,
+}
+
+/// The digests that a tag may have before it moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaces {
+    /// Any.
+    Anything,
+    /// None, or the digest of the manifest itself.
+    Nothing,
+}
