@@ -373,7 +373,7 @@ impl Upload<'_> {
             self.send(Verb::Patch, &url, &headers, Payload::Content(self.content, &range)).await?;
         let status = answer.status();
         if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::CREATED) {
-            return self.accepted(&answer, &url, range.end);
+            return self.accepted(&answer, &url, range.end).map_err(Failure::transient);
         }
         if status == StatusCode::PAYLOAD_TOO_LARGE {
             let smaller = (range.end - range.start) / 2;
@@ -392,7 +392,7 @@ impl Upload<'_> {
     }
 
     /// Takes over the state that the registry tells after a chunk that ended at `sent`.
-    fn accepted(&mut self, answer: &Answer, at: &Url, sent: u64) -> Result<Step, Failure> {
+    fn accepted(&mut self, answer: &Answer, at: &Url, sent: u64) -> Result<Step, SourceError> {
         let has = match Has::of(answer.headers()) {
             Has::Bytes(bytes) => bytes,
             // It has taken the chunk; its size is another question.
@@ -414,7 +414,7 @@ impl Upload<'_> {
             true => self.session = None,
             false => session.at = has,
         }
-        Err(Failure::transient(SourceError::Unavailable { place, detail }))
+        Err(SourceError::Unavailable { place, detail })
     }
 
     /// Ends an upload whose bytes are all there.
