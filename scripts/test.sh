@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test. Installs what they need (fuse3, docker-registry, skopeo, libarchive-tools) where it
+# Runs every test. Installs what they need (fuse3, fuse-overlayfs, docker-registry, skopeo, libarchive-tools) where it
 # may; what had to be left out, and why, is said in the last lines.
 #
 #   scripts/test.sh [NAME]…    only tests whose names contain NAME
@@ -42,6 +42,11 @@ fi
 if ! need_package bsdtar libarchive-tools; then
     skipped+=(--skip bsdtar)
     left_out+=("tests of bsdtar's archives: bsdtar is missing")
+fi
+# Tests of writable views have `overlays` in their names.
+if ! need_package fuse-overlayfs fuse-overlayfs; then
+    skipped+=(--skip overlays_as_root)
+    left_out+=("tests of writable views: fuse-overlayfs is missing")
 fi
 # Tests that need root have `as_root` in their names.
 if [ "$(id -u)" -ne 0 ]; then

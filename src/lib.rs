@@ -5,8 +5,9 @@
 //!
 //! ```text
 //! cli -> daemon -> control -> fuse -> fs -> fetch -> cache  -> layer -> oci
-//!  |       '-> keeper                 |        '--> source -> oci
-//!  '--> serve -> source               '--> kit -> layer, oci
+//!  |       '-> keeper      |           |        '--> source -> oci
+//!  '--> serve -> source     |           '--> kit -> layer, oci
+//!                           '--> overlay -> oci
 //! ```
 //!
 //! - [`oci`]: values, valid by construction: digests, references, descriptors, manifests.
@@ -17,6 +18,7 @@
 //! - [`fetch`]: copies bytes from a source to the cache; no other room uses both.
 //! - [`fs`]: the read-only file system, without FUSE.
 //! - [`fuse`]: the kernel's FUSE protocol, and mounting.
+//! - [`overlay`]: writable views: the folder of changes, overlayfs, fuse-overlayfs.
 //! - [`serve`]: a small read-only OCI registry over OCI layout folders.
 //! - [`control`]: the operations of a daemon, and the socket between commands and daemon.
 //! - [`daemon`]: lifecycle, table of mounts, the work of the operations.
@@ -39,6 +41,7 @@ pub mod kit;
 pub mod layer;
 pub mod observe;
 pub mod oci;
+pub mod overlay;
 pub mod process;
 pub mod serve;
 pub mod source;

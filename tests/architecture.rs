@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The arrows of the map. A room may import each room that it reaches by arrows, and [`SHARED`] rooms.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("oci", &[]),
     ("layer", &["oci"]),
     ("kit", &["layer", "oci"]),
@@ -17,7 +17,8 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("cache", &["layer"]),
     ("fetch", &["cache", "source"]),
     ("fs", &["fetch", "kit"]),
-    ("fuse", &["fs"]),
+    ("overlay", &["oci"]),
+    ("fuse", &["fs", "overlay"]),
     ("serve", &["source"]),
     ("control", &["fuse"]),
     ("daemon", &["control", "keeper"]),

@@ -34,7 +34,7 @@ same cache folder runs; the mount ends with the process in both cases.
 Examples:
   kitfs mount ghcr.io/org/model:v1 /models
   kitfs mount -f model -f docs:README.md ghcr.io/org/model:v1 /models
-  kitfs mount oci:./kits/article:v1 ./article
+  kitfs mount --overlay ghcr.io/org/model:v1 ./model
   kitfs mount --foreground --allow-other ghcr.io/org/model:v1 /models")]
 pub(super) struct Arguments {
     /// The kit.
@@ -43,13 +43,13 @@ pub(super) struct Arguments {
     /// An empty directory; kitfs makes it when it does not exist.
     #[arg(value_name = "DIR")]
     mountpoint: PathBuf,
-    /// Take the place of the kit mounted there. No open fails (as root on Linux 6.5 or later;
-    /// else the directory is empty for some milliseconds).
-    #[arg(long)]
+    /// Take the place of the kit mounted there; no open fails as root on Linux 6.5 or later.
+    #[arg(long, conflicts_with = "overlay")]
     replace: bool,
     /// Look at the tag every INTERVAL [default: 1m], and --replace the kit when the tag moves.
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "1m", value_parser = parse_duration, help_heading = MORE_OPTIONS)]
+    #[arg(conflicts_with = "overlay")]
     follow: Option<Duration>,
     /// Stay until Ctrl-C or the end of the mount.
     #[arg(long)]
@@ -80,8 +80,7 @@ pub(super) struct Options {
     /// Let other users read the mount.
     #[arg(long)]
     allow_other: bool,
-    /// Which files to complete in the background: begun (files of which programs read half or
-    /// more), all or none.
+    /// Files to complete in the background: begun (those half read or more), all or none.
     #[arg(long, value_name = "WHICH", value_enum, default_value_t, hide_possible_values = true)]
     hydrate: Hydrate,
     /// Seconds without a waiting reader before --hydrate begins.
@@ -122,6 +121,10 @@ pub(super) struct Options {
     /// Do not download tensors in the order of safetensors and GGUF headers.
     #[arg(long, help_heading = MORE_OPTIONS)]
     no_tensor_prefetch: bool,
+    /// Make the files writable; changes go to UPPER [default: for DIR in ~/.local/share/kitfs].
+    #[arg(long, value_name = "UPPER", num_args = 0..=1, require_equals = true)]
+    #[allow(clippy::option_option, reason = "without the option, without a value, with one")]
+    overlay: Option<Option<PathBuf>>,
     /// User that the files belong to [default: you].
     #[arg(long, value_name = "UID", help_heading = MORE_OPTIONS)]
     uid: Option<u32>,
@@ -156,8 +159,14 @@ impl Options {
         reference: &str,
         mountpoint: PathBuf,
         kit: KitArguments,
+        settings: &Settings,
         network: NetworkOptions,
     ) -> Result<MountDescription, CliError> {
+        let overlay = match &self.overlay {
+            None => None,
+            Some(Some(upper)) => Some(absolute(upper)?),
+            Some(None) => Some(settings.overlay_folder(&mountpoint)?),
+        };
         Ok(MountDescription {
             kit: KitRequest {
                 reference: parse_reference(reference)?,
@@ -185,6 +194,7 @@ impl Options {
             read_deadline_seconds: self.read_deadline.0.map(|deadline| deadline.as_secs()),
             uid: self.uid,
             gid: self.gid,
+            overlay,
         })
     }
 }
@@ -193,8 +203,13 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
     check_order(&arguments)?;
     let place = mountpoint(&arguments.mountpoint)?;
     let network = settings.network(&arguments.network)?;
-    let mut request =
-        arguments.options.describe(&arguments.reference, place.clone(), arguments.kit, network)?;
+    let mut request = arguments.options.describe(
+        &arguments.reference,
+        place.clone(),
+        arguments.kit,
+        settings,
+        network,
+    )?;
     request.follow_seconds = arguments.follow.map(|interval| interval.as_secs().max(1));
     let owner = arguments.while_pid.map(owner).transpose()?;
     match arguments.foreground {

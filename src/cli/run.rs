@@ -35,7 +35,7 @@ pub(super) struct Arguments {
     /// The kit.
     #[arg(value_name = "REF", required_unless_present = "kits")]
     reference: Option<String>,
-    /// An empty directory; kitfs makes it when it does not exist [default: a new one].
+    /// An empty or missing directory [default: a new one].
     #[arg(value_name = "DIR")]
     mountpoint: Option<PathBuf>,
     /// A further kit and its directory, such as HOST/KIT:v1:/models; may be repeated. DIR begins
@@ -112,7 +112,13 @@ fn wanted(settings: &Settings, arguments: &Arguments) -> Result<Vec<MountDescrip
     let network = settings.network(&arguments.network)?;
     let describe = |KitAt { reference, directory }: KitAt| {
         let (kit, network) = (arguments.kit.clone(), network.clone());
-        arguments.options.clone().describe(&reference, mountpoint(&directory)?, kit, network)
+        arguments.options.clone().describe(
+            &reference,
+            mountpoint(&directory)?,
+            kit,
+            settings,
+            network,
+        )
     };
     kits.into_iter().map(describe).collect()
 }

@@ -2,6 +2,8 @@
 //!
 //! All paths become absolute, because the daemon has another working directory.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use super::output::warn;
 use super::sizes;
 use crate::control::api::{KitRequest, NetworkOptions};
 use crate::daemon::{Backend, DaemonConfig, SystemConfig};
+use crate::oci::Digest;
 use crate::source::s3::S3Config;
 
 /// The permission bits that commands without `--umask` take away, as `kit unpack` does.
@@ -27,6 +30,9 @@ const SYSTEM_RUNTIME_FOLDER: &str = "/run/kitfs";
 const DEFAULT_KEEP_FREE_BYTES: u64 = 1 << 30;
 /// The default of `--memory`: 64 requests of 8 MiB, which keep a fast network busy.
 const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
+
+/// Digits of a path's digest in a folder's name: two of a million paths have the same with a chance of 1 in 500.
+const OVERLAY_DIGITS: usize = 12;
 
 /// The default of `--idle-exit` for a daemon that a mount starts. Long enough for the next run of a script, which
 /// finds the connections and the cache open.
@@ -117,6 +123,22 @@ impl Settings {
     pub(super) fn folder_for_mountpoints(&self) -> PathBuf {
         let folder = self.environment.xdg_runtime_dir.as_ref().filter(|folder| folder.is_dir());
         folder.unwrap_or(&self.environment.temporary_folder).clone()
+    }
+
+    /// The folder with the changes of writable views whose folder nobody has named.
+    pub(super) fn overlays_folder(&self) -> Result<PathBuf, CliError> {
+        let environment = &self.environment;
+        let under_home = || environment.home.as_ref().map(|home| home.join(".local/share"));
+        let shares = environment.xdg_data_home.clone().or_else(under_home);
+        let shares = shares.ok_or_else(|| {
+            CliError::usage("there is no place for the changes: HOME is not set. Name a folder with --overlay=UPPER")
+        })?;
+        Ok(shares.join("kitfs/overlays"))
+    }
+
+    /// The folder with the changes of the view at a mountpoint: the next mount there finds them again.
+    pub(super) fn overlay_folder(&self, mountpoint: &Path) -> Result<PathBuf, CliError> {
+        Ok(self.overlays_folder()?.join(overlay_name(mountpoint)))
     }
 
     /// Warns when the running daemon has other limits than the arguments name. A daemon keeps its
@@ -288,6 +310,16 @@ pub(super) fn mountpoint(path: &Path) -> Result<PathBuf, CliError> {
         (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
         _ => Ok(path),
     }
+}
+
+/// A name for the folder of a path: its last part, for people, and digits of its digest.
+pub(super) fn overlay_name(path: &Path) -> OsString {
+    let digest = Digest::of(path.as_os_str().as_bytes()).to_string();
+    let digits: String = digest.chars().skip("sha256:".len()).take(OVERLAY_DIGITS).collect();
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push("-");
+    name.push(digits);
+    name
 }
 
 #[cfg(test)]

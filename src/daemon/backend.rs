@@ -392,6 +392,11 @@ fn silent(cache_folder: &Path, pid: i32) -> Failure {
 }
 
 impl OpenKit {
+    /// The reference with the digest of the manifest.
+    pub(super) fn pinned_reference(&self) -> &str {
+        &self.pinned.reference
+    }
+
     /// Lists entries of the kit's tree: those of a directory, or with `recursive` all below it.
     pub async fn list(&self, path: RawPath, recursive: bool) -> Result<Listing, Failure> {
         let request = |kit| ListRequest { kit, path: path.clone(), recursive };

@@ -44,6 +44,7 @@ mod memory;
 mod mounting;
 mod mounts;
 mod networks;
+mod overlaying;
 mod own_paths;
 mod paths;
 mod reading;

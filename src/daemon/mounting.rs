@@ -6,6 +6,7 @@ use tokio::task::spawn_blocking;
 
 use super::backend::{Backend, OpenKit};
 use super::failure::panicked;
+use super::overlaying::attach_below;
 use super::own_paths::own_paths;
 use crate::control::api::{
     Failure, FailureKind, MountDescription, MountStatus, OpenProgress, UnmountRequest,
@@ -31,7 +32,10 @@ pub(super) async fn mount(
     let mountpoint = prepare(&options).await?;
     let replaced = mountpoint.warnings();
     let kit = daemon.open_kit(description.kit.clone(), on_progress).await?;
-    let mut status = mount_at(mountpoint, options, &kit, description, owner).await?;
+    let mut status = match description.overlay {
+        Some(_) => mount_below(mountpoint, options, &kit, description, owner).await?,
+        None => mount_at(mountpoint, options, &kit, description, owner).await?,
+    };
     status.warnings.splice(0..0, replaced);
     Ok(status)
 }
@@ -47,6 +51,25 @@ async fn mount_at(
     let attached = attach(&description.kit.reference, mountpoint, options).await?;
     let status = kit.serve(&attached, description, None, owner).await?;
     spawn_blocking(move || attached.hand_over()).await.map_err(panicked)??;
+    Ok(status)
+}
+
+/// Mounts an open kit below an overlay at a mountpoint that is ready, and has the daemon serve it.
+async fn mount_below(
+    mountpoint: Mountpoint,
+    options: MountOptions,
+    kit: &OpenKit,
+    description: MountDescription,
+    owner: Option<&Pidfd>,
+) -> Result<MountStatus, Failure> {
+    let pinned = kit.pinned_reference();
+    let (attached, cover) = attach_below(&description, pinned, mountpoint, options).await?;
+    let status = kit.serve(&attached, description, None, owner).await?;
+    let cover = move || {
+        cover.put_in_place()?;
+        attached.hand_over()
+    };
+    spawn_blocking(cover).await.map_err(panicked)??;
     Ok(status)
 }
 

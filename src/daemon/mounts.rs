@@ -28,8 +28,9 @@ use super::memory::Memory;
 use crate::cache::LayerKey;
 use crate::control::api::{Failure, FailureKind, KitRequest, MountStatus};
 use crate::fs::LoadedKit;
-use crate::fuse::{DeviceNumber, Mount, MountError, MountTable};
+use crate::fuse::{DeviceNumber, Mount, MountError};
 use crate::oci::{Digest, LabelSelector};
+use crate::process::mount_table::MountTable;
 use crate::process::pidfd::Pidfd;
 use crate::process::running_time::{self, Stopwatch};
 

@@ -23,6 +23,10 @@ pub(super) fn own_paths(cache_folder: &Path, request: &MountDescription) -> Vec<
         open("the kernel's tables", Path::new("/proc/self")),
         open("the FUSE device", Path::new("/dev/fuse")),
     ];
+    if let Some(upper) = &request.overlay {
+        let what = "the folder of its changes".to_owned();
+        paths.push(OwnPath { what, path: upper.clone(), is_closed: true });
+    }
     let NetworkOptions {
         kitops_home,
         registries_dir,

@@ -9,6 +9,8 @@ pub struct FsConfig {
     pub read_deadline: Option<Duration>,
     /// Fetch tensors beforehand, by the headers of `*.safetensors` and `*.gguf` files.
     pub tensor_prefetch: bool,
+    /// Let the owner write every file and folder, for an overlay over the mount. The mount stays read-only.
+    pub owner_may_write: bool,
 }
 
 /// The usual deadline of a read. 5 min: registries restart, and networks come back, within it. Frameworks
@@ -18,6 +20,6 @@ pub const READ_DEADLINE: Duration = Duration::from_secs(300);
 impl Default for FsConfig {
     /// [`READ_DEADLINE`], with tensor prefetch.
     fn default() -> Self {
-        Self { read_deadline: Some(READ_DEADLINE), tensor_prefetch: true }
+        Self { read_deadline: Some(READ_DEADLINE), tensor_prefetch: true, owner_may_write: false }
     }
 }

@@ -33,6 +33,11 @@ pub(super) fn host_rate(layer: &Layer) -> HostRate {
     }
 }
 
+/// Read and write for the owner of a file.
+const OWNER_WRITES_FILE: u32 = 0o600;
+/// List, enter and change for the owner of a directory.
+const OWNER_USES_DIRECTORY: u32 = 0o700;
+
 /// A loaded kit as a file system. All methods may be called from any thread.
 pub struct FileSystem {
     kit: Arc<LoadedKit>,
@@ -402,7 +407,11 @@ impl FileSystem {
             ino: Ino::of(node),
             kind,
             size: tree.size(node),
-            mode: tree.mode(node),
+            mode: match (self.config.owner_may_write, kind) {
+                (false, _) | (true, FileKind::Symlink) => tree.mode(node),
+                (true, FileKind::File) => tree.mode(node) | OWNER_WRITES_FILE,
+                (true, FileKind::Directory) => tree.mode(node) | OWNER_USES_DIRECTORY,
+            },
             links,
             mtime: tree.mtime(node),
             stored_bytes: match tree.kind(node) {

@@ -12,9 +12,9 @@ use tokio::sync::watch;
 use super::device::{self, UnmountFailure};
 use super::elsewhere;
 use super::holders::Holders;
-use super::mount_table::{Device, Entry, FILE_SYSTEM, MountTable};
-use super::place::MountPlace;
+use super::place::{Mark, MountPlace};
 use crate::process::limits::ChildLimits;
+use crate::process::mount_table::{Device, Entry, MountTable};
 use crate::process::view::own_view;
 
 /// The place of a mount in the tree. Dropping it unmounts lazily.
@@ -22,6 +22,8 @@ pub(super) struct Attachment {
     path: PathBuf,
     /// The mount's device number; `None` when the mount table could not be read.
     device: Option<Device>,
+    /// The UPPER folder of the overlay above the mount. Then the overlay is at `path`.
+    overlay: Option<PathBuf>,
     /// The part of the file tree in which `path` lies, and whether this process sees another one.
     view: Option<String>,
     is_elsewhere: bool,
@@ -60,7 +62,8 @@ impl Attachment {
     ) -> Self {
         let view = own_view().ok();
         let was_there = AtomicBool::new(true);
-        Self { path, device: None, view, is_elsewhere: false, was_there, ended, child_limits }
+        let (device, overlay, is_elsewhere) = (None, None, false);
+        Self { path, device, overlay, view, is_elsewhere, was_there, ended, child_limits }
     }
 
     /// The place of a mount that another process has made.
@@ -72,7 +75,8 @@ impl Attachment {
         let (path, view) = (place.path.clone(), place.view.clone());
         let is_elsewhere = place.is_elsewhere();
         let was_there = AtomicBool::new(true);
-        Self { path, device: place.device(), view, is_elsewhere, was_there, ended, child_limits }
+        let (device, overlay) = (place.device(), place.overlay.clone());
+        Self { path, device, overlay, view, is_elsewhere, was_there, ended, child_limits }
     }
 
     /// The same mount at another place, to which it comes later.
@@ -89,6 +93,25 @@ impl Attachment {
     /// Whether the mount comes there later.
     pub(super) fn is_awaited(&self) -> bool {
         !self.was_there.load(Ordering::Relaxed)
+    }
+
+    /// The same place, where an overlay is above the mount.
+    pub(super) fn below(mut self, overlay: PathBuf) -> Self {
+        self.overlay = Some(overlay);
+        self
+    }
+
+    /// The UPPER folder of the overlay above the mount.
+    pub(super) fn overlay(&self) -> Option<&PathBuf> {
+        self.overlay.as_ref()
+    }
+
+    /// How the mount table shows the mount.
+    fn mark(&self) -> Option<Mark> {
+        match &self.overlay {
+            Some(upper) => Some(Mark::Overlay(upper.clone())),
+            None => self.device.map(Mark::Kit),
+        }
     }
 
     /// Knows the device number.
@@ -140,17 +163,23 @@ impl Attachment {
 
     /// The users of the mount.
     pub(super) fn holders(&self) -> Option<Holders> {
-        self.device.map(|device| Holders::of(device, &self.path))
+        let device = match &self.mark()? {
+            Mark::Kit(device) => *device,
+            overlay => {
+                let table = MountTable::read().ok()?;
+                table.at(&self.path).find(|entry| overlay.is(entry))?.device
+            }
+        };
+        Some(Holders::of(device, &self.path))
     }
 
     /// The position of the mount among the mounts at its path, the topmost last.
     fn position<'a>(&self, at_path: impl Iterator<Item = &'a Entry>) -> Position {
-        let Some(ours) = self.device else { return Position::Unknown };
+        let Some(ours) = self.mark() else { return Position::Unknown };
         let mut position = Position::Gone;
         for entry in at_path {
             position = match position {
-                // The kernel may give the number to the next mount before this process hears of the end.
-                _ if entry.device == ours && entry.file_system == FILE_SYSTEM => Position::Topmost,
+                _ if ours.is(entry) => Position::Topmost,
                 Position::Topmost => Position::Covered,
                 position => position,
             };
@@ -167,8 +196,8 @@ impl Attachment {
             return Ok(());
         }
         if self.is_elsewhere {
-            let Some(device) = self.device else { return Ok(()) };
-            return detached(elsewhere::unmount(device, lazy, self.child_limits));
+            let Some(mark) = self.mark() else { return Ok(()) };
+            return detached(elsewhere::unmount(&mark, lazy, self.child_limits));
         }
         let table = MountTable::read();
         let position = table.map_or(Position::Unknown, |table| self.position(table.at(&self.path)));

@@ -20,6 +20,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::MountError;
+use crate::overlay::SUBTYPE;
 use crate::process::limits::ChildLimits;
 use crate::process::running_time::Stopwatch;
 
@@ -51,10 +52,29 @@ pub(super) struct MountRequest<'a> {
     pub(super) mountpoint: &'a Path,
     /// The first column of `mount` and `df`: the reference.
     pub(super) name: String,
+    pub(super) kind: Kind,
     pub(super) allow_other: bool,
     pub(super) noexec: bool,
     /// The limits for fusermount3.
     pub(super) child_limits: ChildLimits,
+}
+
+/// The program that answers a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// kitfs. The mount is read-only.
+    Kit,
+    /// fuse-overlayfs.
+    Overlay,
+}
+
+impl Kind {
+    fn subtype(self) -> &'static str {
+        match self {
+            Self::Kit => "kitfs",
+            Self::Overlay => SUBTYPE,
+        }
+    }
 }
 
 /// Mounts, and returns the device with the kernel's requests.
@@ -99,15 +119,19 @@ pub(super) fn check(device: &OwnedFd) -> std::io::Result<()> {
 }
 
 fn mount_directly(request: &MountRequest<'_>, device: &File) -> rustix::io::Result<()> {
-    let mut flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+    if request.kind == Kind::Kit {
+        flags |= MountFlags::RDONLY;
+    }
     if request.noexec {
         flags |= MountFlags::NOEXEC;
     }
     let mut options = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,subtype=kitfs",
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,subtype={}",
         device.as_raw_fd(),
         rustix::process::getuid().as_raw(),
         rustix::process::getgid().as_raw(),
+        request.kind.subtype(),
     );
     if request.allow_other {
         options += ",allow_other";
@@ -151,14 +175,18 @@ fn fusermount(limits: ChildLimits) -> Command {
 }
 
 fn fusermount_options(request: &MountRequest<'_>) -> String {
-    let mut options = String::from("ro,nosuid,nodev,default_permissions,subtype=kitfs");
+    let mut options =
+        format!("nosuid,nodev,default_permissions,subtype={}", request.kind.subtype());
+    if request.kind == Kind::Kit {
+        options += ",ro";
+    }
     if request.noexec {
         options += ",noexec";
     }
     if request.allow_other {
         options += ",allow_other";
     }
-    options + ",fsname=" + &request.name
+    options + ",fsname=" + &request.name.replace('\\', "\\\\").replace(',', "\\,")
 }
 
 /// The message of fusermount3, with advice for the user.

@@ -12,8 +12,9 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::device::{UnmountFailure, unmount_patiently};
 use super::holders::{namespace, processes};
-use super::mount_table::{Device, FILE_SYSTEM, MountTable};
+use super::place::Mark;
 use crate::process::limits::ChildLimits;
+use crate::process::mount_table::{Device, MountTable};
 
 /// Takes a mount out of the tree wherever it is mounted, as far as this process may. Root enters the mount
 /// namespace of a process that sees the mount.
@@ -21,16 +22,16 @@ use crate::process::limits::ChildLimits;
 /// # Errors
 /// `Other` when it stays somewhere.
 pub(super) fn unmount(
-    device: Device,
+    mark: &Mark,
     lazy: bool,
     child_limits: ChildLimits,
 ) -> Result<(), UnmountFailure> {
     // A mount below another root may lie in this namespace.
     let table = MountTable::read();
-    for path in table.iter().flat_map(|table| paths(table, device)) {
+    for path in table.iter().flat_map(|table| paths(table, mark)) {
         unmount_patiently(&path, lazy, child_limits)?;
     }
-    for (pid, paths) in namespaces_with(device) {
+    for (pid, paths) in namespaces_with(mark.clone()) {
         let failed = |error: io::Error| UnmountFailure::Other(error.to_string());
         in_namespace_of(&pid, move || unmount_all(&paths, lazy)).map_err(failed)??;
     }
@@ -45,7 +46,7 @@ pub(super) fn within<T: Send + 'static>(
     device: Device,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    let found = namespaces_with(device).next();
+    let found = namespaces_with(Mark::Kit(device)).next();
     let (pid, _) = found
         .ok_or_else(|| io::Error::other("no process of its mount namespace is seen from here"))?;
     in_namespace_of(&pid, work)?
@@ -67,7 +68,7 @@ fn unmount_all(paths: &[PathBuf], lazy: bool) -> Result<(), UnmountFailure> {
 }
 
 /// A process of each other mount namespace that has the mount, and the mountpoints there.
-fn namespaces_with(device: Device) -> impl Iterator<Item = (String, Vec<PathBuf>)> {
+fn namespaces_with(mark: Mark) -> impl Iterator<Item = (String, Vec<PathBuf>)> {
     let mut known: HashSet<_> = namespace("self").into_iter().collect();
     processes().filter_map(move |pid| {
         let pid = pid.to_string();
@@ -80,15 +81,14 @@ fn namespaces_with(device: Device) -> impl Iterator<Item = (String, Vec<PathBuf>
         }
         known.insert(namespace);
         let table = MountTable::of_process(&pid).ok()?;
-        let paths: Vec<PathBuf> = paths(&table, device).collect();
+        let paths: Vec<PathBuf> = paths(&table, &mark).collect();
         (!paths.is_empty()).then_some((pid, paths))
     })
 }
 
-fn paths(table: &MountTable, device: Device) -> impl Iterator<Item = PathBuf> {
+fn paths<'a>(table: &'a MountTable, mark: &'a Mark) -> impl Iterator<Item = PathBuf> + 'a {
     let entries = table.entries().iter();
-    let ours =
-        entries.filter(move |entry| entry.device == device && entry.file_system == FILE_SYSTEM);
+    let ours = entries.filter(move |entry| mark.is(entry));
     ours.map(|entry| entry.mountpoint.clone()).rev()
 }
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
-use super::mount_table::{Device, Entry, MountTable};
+use crate::process::mount_table::{Device, Entry, MountTable};
 use crate::process::running_time::Stopwatch;
 
 /// The number of processes to name. More than a few help nobody.
@@ -262,9 +262,9 @@ mod tests {
         };
         let table = [
             entry(1, 0, 1, "/", "ext4", ""),
-            entry(2, 1, 57, "/models", super::super::mount_table::FILE_SYSTEM, ""),
+            entry(2, 1, 57, "/models", crate::process::mount_table::FILE_SYSTEM, ""),
             entry(3, 2, 58, "/models/sub", "tmpfs", ""),
-            entry(4, 1, 57, "/srv/models", super::super::mount_table::FILE_SYSTEM, ""),
+            entry(4, 1, 57, "/srv/models", crate::process::mount_table::FILE_SYSTEM, ""),
             entry(5, 1, 59, "/merged", "overlay", "rw,lowerdir=/a:/models/x,upperdir=/u"),
             entry(6, 1, 60, "/other", "overlay", "rw,lowerdir=/models2,upperdir=/models"),
         ];

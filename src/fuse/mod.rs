@@ -11,10 +11,9 @@
 //! - [`Mountpoint`]: checks the mountpoint before anything is downloaded, and makes a missing one.
 //! - `hidden`: refuses mountpoints that would hide kitfs's own files.
 //! - `device`: mounts and unmounts, as root or through fusermount3.
-//! - `mount_table`: reads the kernel's mount table, and touches no file system.
 //! - [`other_mounts`], [`daemon_of`], [`unmount_other`]: mounts of other processes.
 //! - [`MountPlace`]: the place of a mount, for another process. `elsewhere`: mounts in other namespaces.
-//! - `swap`: a mount in the place of another one.
+//! - `swap`: a mount in the place of another one. [`Cover`]: an overlay over a mount.
 //! - `attachment`: a mount in the tree. `holders`: the programs that use a mount.
 //! - `failures`: failed reads, for the log and `status`. `interrupts`: ends the reads of killed programs.
 //! - [`Sessions`]: the threads that answer requests, for all mounts of a process.
@@ -35,6 +34,7 @@ mod adapter;
 mod attachment;
 mod checks;
 mod connection;
+mod cover;
 mod device;
 mod elsewhere;
 mod errno;
@@ -45,7 +45,7 @@ mod hidden;
 mod holders;
 mod interrupts;
 mod mount;
-mod mount_table;
+
 mod mountpoint;
 mod opens;
 mod others;
@@ -63,9 +63,10 @@ use crate::fs::Owner;
 use crate::process::limits::ChildLimits;
 
 pub use connection::{has_ended, has_requests, resend};
+pub use cover::Cover;
 pub use hidden::OwnPath;
 pub use mount::{Attached, Mount, MountState};
-pub use mount_table::MountTable;
+
 pub use mountpoint::{Mountpoint, canonical, mount_warnings};
 pub use others::{
     Answer, DAEMON_ATTRIBUTE, Occupant, OtherMount, daemon_of, occupant, other_mounts,

@@ -19,10 +19,10 @@ use tokio::sync::watch;
 use super::adapter::Adapter;
 use super::attachment::{Attachment, DetachFailure};
 use super::connection::{self, Connection};
+use super::cover::Cover;
 use super::failures::Failures;
 use super::handshake::shake_hands;
 use super::holders::Holders;
-use super::mount_table::{Device, MountTable};
 use super::mountpoint::{self, Mountpoint};
 use super::opens::OpenRecords;
 use super::passthrough::{Passthrough, PassthroughStatus};
@@ -33,7 +33,9 @@ use super::swap::{self, Before, Swap};
 use super::wire::init::Features;
 use super::{MountError, MountOptions, device, readahead};
 use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
+use crate::overlay::Folder;
 use crate::process::limits::{ChildLimits, MORE_PROCESSES};
+use crate::process::mount_table::{Device, MountTable};
 use crate::process::running_time::{self, Stopwatch};
 
 /// How long a fresh mount may take to answer its first `stat`.
@@ -92,8 +94,14 @@ impl Attached {
         let opens = OpenRecords::new().map_err(&io)?;
         let name = mount_name(origin);
         let MountOptions { allow_other, noexec, child_limits, .. } = *options;
-        let request =
-            device::MountRequest { mountpoint: &path, name, allow_other, noexec, child_limits };
+        let request = device::MountRequest {
+            mountpoint: &path,
+            name,
+            kind: device::Kind::Kit,
+            allow_other,
+            noexec,
+            child_limits,
+        };
         let device = device::mount(&request)?;
         let (end, ended) = watch::channel(false);
         let mut attachment = Attachment::new(path, ended, child_limits);
@@ -116,14 +124,43 @@ impl Attached {
         let opens = OpenRecords::new().map_err(&io)?;
         let name = mount_name(origin);
         let MountOptions { allow_other, noexec, child_limits, .. } = *options;
-        let request =
-            device::MountRequest { mountpoint: path, name, allow_other, noexec, child_limits };
+        let request = device::MountRequest {
+            mountpoint: path,
+            name,
+            kind: device::Kind::Kit,
+            allow_other,
+            noexec,
+            child_limits,
+        };
         let Some((device, outside)) = swap::mount(&request).map_err(&io)? else { return Ok(None) };
         let (end, ended) = watch::channel(false);
         let mut attachment = Attachment::new(path.to_owned(), ended, child_limits).awaited();
         attachment.set_device(Some(swap::device_of(outside.as_fd()).map_err(&io)?));
         let mountpoint = Mountpoint::taken_over(path.to_owned(), None);
         Ok(Some(Self { attachment, mountpoint, device, opens, end, outside: Some(outside) }))
+    }
+
+    /// A mount that has no place in the tree, or only one for a moment, and the overlay that is to be over it at
+    /// `mountpoint`. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn below(
+        origin: &str,
+        mountpoint: Mountpoint,
+        options: &MountOptions,
+        folder: Folder,
+    ) -> Result<(Self, Cover), MountError> {
+        mountpoint.check_again(options)?;
+        let io = io_error(mountpoint.path());
+        let path = mountpoint.path().canonicalize().map_err(&io)?;
+        let opens = OpenRecords::new().map_err(&io)?;
+        let (end, ended) = watch::channel(false);
+        let attachment = Attachment::new(path.clone(), ended, options.child_limits);
+        let mut attachment = attachment.below(folder.path().to_owned()).awaited();
+        let (device, number, cover) = Cover::new(&mount_name(origin), path, folder, options)?;
+        attachment.set_device(number);
+        Ok((Self { attachment, mountpoint, device, opens, end, outside: None }, cover))
     }
 
     /// The mount itself, which another one is to make way for. To be called once.
@@ -157,7 +194,8 @@ impl Attached {
         let opens = OpenRecords::new().map_err(&io)?;
         let (end, ended) = watch::channel(false);
         let attachment = Attachment::at(place, ended, options.child_limits);
-        let attachment = if replaces { attachment.awaited() } else { attachment };
+        let is_awaited = replaces || place.overlay.is_some();
+        let attachment = if is_awaited { attachment.awaited() } else { attachment };
         let mountpoint = Mountpoint::taken_over(place.path.clone(), place.made);
         Ok(Self { attachment, mountpoint, device, opens, end, outside: None })
     }
@@ -510,6 +548,7 @@ fn place_of(attachment: &Attachment, mountpoint: &Mountpoint) -> MountPlace {
         device: attachment.device().map(|Device(major, minor)| (major, minor)),
         made: mountpoint.made(),
         view: attachment.view().cloned(),
+        overlay: attachment.overlay().cloned(),
     }
 }
 

@@ -6,9 +6,10 @@
 //! caller waits for a limited time.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
@@ -17,8 +18,9 @@ use super::MountError;
 use super::device::{self, UnmountFailure};
 use super::holders::Holders;
 use super::mount::busy;
-use super::mount_table::{self, Entry, FILE_SYSTEM, MountTable};
+use crate::overlay::{base_of, last_mount, program, upper_of};
 use crate::process::limits::ChildLimits;
+use crate::process::mount_table::{Entry, FILE_SYSTEM, MountTable};
 use crate::process::running_time::{self, Stopwatch};
 
 /// The extended attribute of a mount's root that names its daemon. `listxattr` does not list it, so no
@@ -68,15 +70,15 @@ pub fn other_mounts(served: &[PathBuf]) -> std::io::Result<Vec<OtherMount>> {
     entries.retain(|entry| !served.contains(&entry.mountpoint));
     let (sender, answers) = mpsc::channel();
     for (index, entry) in entries.iter().enumerate() {
-        let (sender, mountpoint) = (sender.clone(), entry.mountpoint.clone());
+        let (sender, entry) = (sender.clone(), entry.clone());
         // Not joined, because a thread that hangs ends with the process only.
-        std::thread::Builder::new().spawn(move || _ = sender.send((index, ask(&mountpoint))))?;
+        std::thread::Builder::new().spawn(move || _ = sender.send((index, ask(&entry))))?;
     }
     drop(sender);
     let silent = |entry: Entry| OtherMount {
-        uid: uid_of(&entry.options),
+        uid: user_of(&entry),
+        reference: reference_of(&entry),
         mountpoint: entry.mountpoint,
-        reference: entry.source,
         answer: Answer::Silent,
     };
     let mut mounts: Vec<OtherMount> = entries.into_iter().map(silent).collect();
@@ -92,10 +94,9 @@ pub fn other_mounts(served: &[PathBuf]) -> std::io::Result<Vec<OtherMount>> {
 /// Asks the mount of kitfs at a canonical mountpoint for its daemon; `None` when there is no such mount.
 /// Blocks for `ANSWER_TIMEOUT` at most.
 pub fn daemon_of(mountpoint: &Path) -> Option<Answer> {
-    mount_table::kit_at(mountpoint).ok().flatten()?;
+    let entry = ours_at(mountpoint).ok().flatten()?;
     let (sender, answer) = mpsc::channel();
-    let mountpoint = mountpoint.to_owned();
-    let asker = std::thread::Builder::new().spawn(move || _ = sender.send(ask(&mountpoint)));
+    let asker = std::thread::Builder::new().spawn(move || _ = sender.send(ask(&entry)));
     let answer = asker.ok().and_then(|_| running_time::receive(&answer, ANSWER_TIMEOUT).ok());
     Some(answer.unwrap_or(Answer::Silent))
 }
@@ -119,7 +120,7 @@ pub fn occupant(mountpoint: &Path) -> std::io::Result<Occupant> {
     let table = MountTable::read()?;
     Ok(match table.at(mountpoint).last() {
         None => Occupant::Nothing,
-        Some(entry) if entry.file_system != FILE_SYSTEM => Occupant::Other,
+        Some(entry) if !is_ours(entry) => Occupant::Other,
         Some(_) => daemon_of(mountpoint).map_or(Occupant::Nothing, Occupant::Kit),
     })
 }
@@ -130,8 +131,31 @@ fn topmost() -> std::io::Result<Vec<Entry>> {
     entries.reverse();
     let mut seen = HashSet::new();
     entries.retain(|entry| seen.insert(entry.mountpoint.clone()));
-    entries.retain(|entry| entry.file_system == FILE_SYSTEM);
+    entries.retain(is_ours);
     Ok(entries)
+}
+
+/// Whether a mount is a kit, or an overlay over one.
+fn is_ours(entry: &Entry) -> bool {
+    entry.file_system == FILE_SYSTEM || upper_of(entry).is_some()
+}
+
+/// The topmost mount at a canonical path, if it is a kit or an overlay over one.
+fn ours_at(mountpoint: &Path) -> std::io::Result<Option<Entry>> {
+    let table = MountTable::read()?;
+    Ok(table.at(mountpoint).last().filter(|entry| is_ours(entry)).cloned())
+}
+
+/// The reference of a mount. For an overlay, its record says it.
+fn reference_of(entry: &Entry) -> String {
+    let base = upper_of(entry).and_then(|upper| base_of(upper).ok());
+    base.map_or_else(|| entry.source.clone(), |base| base.reference)
+}
+
+/// The user who has made a mount. An overlay of the kernel does not tell; UPPER belongs to that user.
+fn user_of(entry: &Entry) -> Option<u32> {
+    let of_folder = || Some(std::fs::metadata(upper_of(entry)?).ok()?.uid());
+    uid_of(&entry.options).or_else(of_folder)
 }
 
 /// The user of a FUSE mount, as the kernel tells it.
@@ -139,9 +163,21 @@ fn uid_of(options: &str) -> Option<u32> {
     options.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok())
 }
 
-fn ask(mountpoint: &Path) -> Answer {
+fn ask(entry: &Entry) -> Answer {
+    let mountpoint = &entry.mountpoint;
     if is_dead(mountpoint) {
         return Answer::Dead;
+    }
+    if let Some(upper) = upper_of(entry) {
+        // The root of an overlay is its own. Only a name that is in no cache leads to the base.
+        let is_dead = is_dead(&mountpoint.join(unknown_name())) || program::is_base_dead(upper);
+        return match is_dead {
+            true => Answer::Dead,
+            false => match last_mount(upper) {
+                Some(last) if !last.daemon.is_empty() => Answer::Daemon(last.daemon),
+                _ => Answer::Silent,
+            },
+        };
     }
     let mut value = vec![0; ATTRIBUTE_LIMIT_BYTES];
     let length = rustix::fs::getxattr(mountpoint, DAEMON_ATTRIBUTE, value.as_mut_slice());
@@ -150,6 +186,12 @@ fn ask(mountpoint: &Path) -> Answer {
         Ok(value) if !value.is_empty() => Answer::Daemon(value),
         Ok(_) | Err(_) => Answer::Silent,
     }
+}
+
+/// A name that no program has asked for.
+fn unknown_name() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!(".kitfs-{}-{}", std::process::id(), now.as_nanos())
 }
 
 /// Whether the kernel says that nobody serves the mount. Attributes that it remembers are no answer.
@@ -176,11 +218,11 @@ pub fn unmount_other(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
         ))
     };
     // Only the topmost can be taken away.
-    let entry = mount_table::kit_at(mountpoint)
+    let entry = ours_at(mountpoint)
         .map_err(|error| MountError::Io(format!("cannot read the mount table: {error}")))?;
     let entry = entry.ok_or_else(not_ours)?;
     let own = rustix::process::getuid().as_raw();
-    if let Some(other) = uid_of(&entry.options).filter(|&uid| uid != own && own != 0) {
+    if let Some(other) = user_of(&entry).filter(|&uid| uid != own && own != 0) {
         return Err(MountError::Mountpoint(format!(
             "{place} was mounted by the user with the number {other}: that user or root can unmount it"
         )));

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::mount_table::Device;
+use crate::overlay::upper_of;
+use crate::process::mount_table::{Device, Entry, FILE_SYSTEM};
 use crate::process::view::own_view;
 
 /// The number of a mount's device, major and minor.
@@ -24,6 +25,29 @@ pub struct MountPlace {
     /// The part of the file tree that the command sees ([`crate::process::view`]).
     #[serde(default)]
     pub(super) view: Option<String>,
+    /// The UPPER folder of the overlay that is at `path` in the place of the mount, which is below the overlay
+    /// alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) overlay: Option<PathBuf>,
+}
+
+/// A mount in the mount table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// A kit, by its device number.
+    Kit(Device),
+    /// An overlay, by its UPPER folder. One mount uses that at a time.
+    Overlay(PathBuf),
+}
+
+impl Mark {
+    pub(super) fn is(&self, entry: &Entry) -> bool {
+        match self {
+            // The kernel may give the number to the next mount before this process hears of the end.
+            Self::Kit(device) => entry.device == *device && entry.file_system == FILE_SYSTEM,
+            Self::Overlay(upper) => upper_of(entry) == Some(upper),
+        }
+    }
 }
 
 impl MountPlace {
@@ -40,6 +64,11 @@ impl MountPlace {
     /// The device number of the mount, if it is known.
     pub fn device_number(&self) -> Option<DeviceNumber> {
         self.device
+    }
+
+    /// The folder with the changes of the overlay that is there, if there is one.
+    pub fn overlay(&self) -> Option<&Path> {
+        self.overlay.as_deref()
     }
 
     /// The same place, with the directory that kitfs has made for the mount before.

@@ -9,8 +9,8 @@
 
 use std::path::Path;
 
-use super::mount_table::Device;
 use crate::layer::layout::CHUNK_BYTES;
+use crate::process::mount_table::Device;
 
 /// Sets the readahead of the file system with this device number to one chunk. Without the right to do
 /// so, the default stays.

@@ -22,10 +22,11 @@ use rustix::mount::{
 
 use super::device::{MountRequest, open_device};
 use super::mount::{io_error, wait_for_first_answer};
-use super::mount_table::{Device, kit_at};
 use super::mountpoint::canonical;
 use super::place::{DeviceNumber, MountPlace};
 use super::{MountError, elsewhere};
+use crate::overlay::upper_of;
+use crate::process::mount_table::{Device, MountTable, kit_at};
 use crate::process::view::own_view;
 
 /// Why a mount is not replaced that is no longer at its place.
@@ -88,11 +89,25 @@ impl Before {
     /// When the mount table cannot be read.
     pub fn at(mountpoint: &Path) -> Result<Option<Self>, MountError> {
         let path = canonical(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
+        let table = MountTable::read().map_err(io_error(&path))?;
+        if table.at(&path).last().is_some_and(|entry| upper_of(entry).is_some()) {
+            let place = path.display();
+            return Err(MountError::Mountpoint(format!(
+                "a writable view is mounted on {place}, whose changes belong to its version: end it with \
+                 `kitfs umount {place}` first"
+            )));
+        }
         let entry = kit_at(&path).map_err(io_error(&path))?;
         Ok(entry.map(|entry| {
             let device = entry.device;
             let number = Some((device.0, device.1));
-            let place = MountPlace { path, device: number, made: None, view: own_view().ok() };
+            let place = MountPlace {
+                path,
+                device: number,
+                made: None,
+                view: own_view().ok(),
+                overlay: None,
+            };
             Self { place, device }
         }))
     }

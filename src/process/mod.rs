@@ -2,6 +2,7 @@
 //!
 //! - [`running_time`]: deadlines that do not run while the process is stopped.
 //! - [`limits`]: open files, and what programs that are started get of the limit.
+//! - [`mount_table`]: the mounts that this process sees.
 //! - [`pidfd`]: another process, and its end.
 //! - [`signals`]: signals that come to this process, and their senders.
 //! - [`threads`]: the threads of other processes.
@@ -10,6 +11,7 @@
 //! Every room may use it, and it uses none.
 
 pub mod limits;
+pub mod mount_table;
 pub mod pidfd;
 pub mod running_time;
 pub mod signals;

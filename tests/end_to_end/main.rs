@@ -26,6 +26,8 @@ mod mountpoints;
 #[path = "namespaces.rs"]
 mod namespaces_as_root;
 mod outages;
+#[path = "overlays.rs"]
+mod overlays_as_root;
 mod owners;
 mod patience;
 mod pushing;

@@ -54,6 +54,9 @@ pub struct MountDescription {
     /// The group of the files; that of the command where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+    /// The folder for the changes of a writable view, absolute. The mount is then below an overlay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<PathBuf>,
 }
 
 /// A request without the field is of an earlier version, which had no such option.
@@ -212,6 +215,9 @@ pub struct MountStatus {
     /// The labels that chose the kit from an index.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
+    /// The folder with the changes of a writable view.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<PathBuf>,
     /// The digest of the manifest the reference was pinned to.
     pub digest: String,
     /// The digest of the manifest that the tag names by now, where it is another one.

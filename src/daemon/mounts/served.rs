@@ -1,5 +1,6 @@
 //! A mount that is served, and its status.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -171,6 +172,7 @@ impl Served {
             user: None,
             reference: self.reference.clone(),
             labels: self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+            overlay: self.mount.place().overlay().map(Path::to_owned),
             digest: self.kit.manifest.to_string(),
             moved_to: moved_to.map(|digest| digest.to_string()),
             follow_failure,

@@ -17,6 +17,7 @@ use super::super::following::Following;
 use super::super::hydrate::Hydrating;
 use super::super::kits::{pinned_reference, pinned_request};
 use super::super::mounts::{Background, MountKey, Terms};
+use super::super::overlaying::attach_below;
 use super::super::own_paths::own_paths;
 use super::super::record::{Announced, TreeMark};
 use super::super::replay::{self, Replay};
@@ -26,7 +27,7 @@ use crate::control::Peer;
 use crate::control::api::{Failure, FailureKind, MountDescription, MountStatus, OpenProgress};
 use crate::fs::{FsConfig, LoadedKit, Owner};
 use crate::fuse::{
-    Attached, DeviceNumber, Mount, MountError, MountOptions, Sessions, mount_warnings,
+    Attached, DeviceNumber, Mount, MountError, MountOptions, Mountpoint, Sessions, mount_warnings,
 };
 use crate::process::limits::MORE_PROCESSES;
 use crate::process::pidfd::Pidfd;
@@ -40,6 +41,14 @@ pub(in crate::daemon) struct ToServe {
     pub(in crate::daemon) replaces: Option<DeviceNumber>,
     /// The process whose end ends it.
     pub(in crate::daemon) owner: Option<Pidfd>,
+}
+
+/// A mount that is to be made and served.
+pub(super) struct Wanted {
+    pub(super) kit: Arc<LoadedKit>,
+    pub(super) description: MountDescription,
+    pub(super) mountpoint: Mountpoint,
+    pub(super) options: MountOptions,
 }
 
 impl Service {
@@ -57,10 +66,42 @@ impl Service {
             kit = self.open(&description.kit, tell) => kit?,
             () = self.stopping.cancelled() => return Err(stopping()),
         };
-        let attached = mounting::attach(&description.kit.reference, mountpoint, options).await?;
-        let wanted = ToServe { kit, description, attached, replaces: None, owner: None };
-        let mut status = self.serve(wanted).await?;
+        let wanted = Wanted { kit, description, mountpoint, options };
+        let mut status = self.attach_and_serve(wanted, true).await?;
         status.warnings.extend(replaced);
+        Ok(status)
+    }
+
+    /// Mounts an open kit, and serves it. `waits` for the mounts of the process before to be taken over.
+    pub(super) async fn attach_and_serve(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        waits: bool,
+    ) -> Result<MountStatus, Failure> {
+        let Wanted { kit, description, mountpoint, options } = wanted;
+        let reference = description.kit.reference.clone();
+        let (attached, cover) = match description.overlay {
+            None => (mounting::attach(&reference, mountpoint, options).await?, None),
+            Some(_) => {
+                let pinned = pinned_reference(&kit.origin, kit.manifest);
+                let below = attach_below(&description, &pinned, mountpoint, options).await?;
+                (below.0, Some(below.1))
+            }
+        };
+        let key = self.mount_key(attached.place().view(), description.mountpoint.clone());
+        let wanted = ToServe { kit, description, attached, replaces: None, owner: None };
+        let status = match waits {
+            true => self.serve(wanted).await?,
+            false => self.serve_now(wanted).await?,
+        };
+        if let Some(cover) = cover {
+            let covered = spawn_blocking(move || cover.put_in_place()).await.map_err(panicked)?;
+            if let Err(error) = covered {
+                // Without the overlay, the mount is nowhere.
+                let _ = self.mounts.unmount(&key, None, true).await;
+                return Err(error.into());
+            }
+        }
         Ok(status)
     }
 
@@ -215,6 +256,7 @@ pub(super) fn fs_config(description: &MountDescription) -> FsConfig {
     FsConfig {
         read_deadline: description.read_deadline_seconds.map(Duration::from_secs),
         tensor_prefetch: description.tensor_prefetch,
+        owner_may_write: description.overlay.is_some(),
     }
 }
 

@@ -19,7 +19,7 @@ use super::super::journal::{Entry, Found, Journal, NoEntry};
 use super::super::kits::pinned_request;
 use super::super::mounting;
 use super::Service;
-use super::mounting::ToServe;
+use super::mounting::Wanted;
 use crate::control::api::{Failure, FailureKind, RestoreReport, Unrestored};
 use crate::fuse::{Answer, Occupant, occupant, unmount_other};
 use crate::process::running_time;
@@ -200,9 +200,8 @@ impl Service {
         options.child_limits = self.child_limits;
         let mut mountpoint = mounting::prepare(&options).await?;
         mountpoint.was_made_by(&entry.place);
-        let attached = mounting::attach(&description.kit.reference, mountpoint, options).await?;
-        let wanted = ToServe { kit, description, attached, replaces: None, owner: None };
-        self.serve_now(wanted).await.map(drop)
+        let wanted = Wanted { kit, description, mountpoint, options };
+        self.attach_and_serve(wanted, false).await.map(drop)
     }
 
     /// Waits until dead mounts are made again, or had their time.

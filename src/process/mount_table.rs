@@ -6,31 +6,31 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// The type of kitfs's mounts: `fuse` and the subtype.
-pub(super) const FILE_SYSTEM: &str = "fuse.kitfs";
+pub const FILE_SYSTEM: &str = "fuse.kitfs";
 
 /// A line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The id of the mount and of its parent mount; unique in a mount namespace.
-    pub(super) id: u64,
-    pub(super) parent: u64,
+    pub id: u64,
+    pub parent: u64,
     /// The device number of the file system; unique while the file system is mounted.
-    pub(super) device: Device,
-    pub(super) mountpoint: PathBuf,
-    pub(super) file_system: String,
+    pub device: Device,
+    pub mountpoint: PathBuf,
+    pub file_system: String,
     /// The source of the mount; for kitfs, the reference.
-    pub(super) source: String,
+    pub source: String,
     /// The file system's own options.
-    pub(super) options: String,
+    pub options: String,
 }
 
 /// The number of a device, major and minor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Device(pub(super) u32, pub(super) u32);
+pub struct Device(pub u32, pub u32);
 
 impl Device {
     /// Parses `MAJOR:MINOR` in a base: 10 in mountinfo, 16 in maps.
-    pub(super) fn parse(text: &[u8], base: u32) -> Option<Self> {
+    pub fn parse(text: &[u8], base: u32) -> Option<Self> {
         let (major, minor) = std::str::from_utf8(text).ok()?.split_once(':')?;
         Some(Self(u32::from_str_radix(major, base).ok()?, u32::from_str_radix(minor, base).ok()?))
     }
@@ -55,16 +55,16 @@ impl MountTable {
     }
 
     /// The mounts that the process `pid` sees.
-    pub(super) fn of_process(pid: &str) -> std::io::Result<Self> {
+    pub fn of_process(pid: &str) -> std::io::Result<Self> {
         Ok(Self(parse(&std::fs::read(format!("/proc/{pid}/mountinfo"))?).collect()))
     }
 
     /// The mounts at a canonical path, the topmost last.
-    pub(super) fn at(&self, mountpoint: &Path) -> impl Iterator<Item = &Entry> {
+    pub fn at(&self, mountpoint: &Path) -> impl Iterator<Item = &Entry> {
         self.0.iter().filter(move |entry| entry.mountpoint == mountpoint)
     }
 
-    pub(super) fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[Entry] {
         &self.0
     }
 }
@@ -73,7 +73,7 @@ impl MountTable {
 ///
 /// # Errors
 /// Where /proc is not mounted.
-pub(super) fn kit_at(mountpoint: &Path) -> std::io::Result<Option<Entry>> {
+pub fn kit_at(mountpoint: &Path) -> std::io::Result<Option<Entry>> {
     let table = MountTable::read()?;
     let topmost = table.at(mountpoint).last();
     Ok(topmost.filter(|entry| entry.file_system == FILE_SYSTEM).cloned())

@@ -1,0 +1,263 @@
+//! An UPPER folder: the changes of one writable view, and the base that they belong to.
+//!
+//! ```text
+//! UPPER/
+//!   overlay.json   the record: docs/format/overlay.md
+//!   mounted.json   the mountpoint and the daemon of the last mount
+//!   upper/ work/   overlayfs's own
+//!   lower/         empty; a mountpoint for the base, where it cannot be mounted without one
+//! ```
+//!
+//! A lock on UPPER keeps two commands apart. The program fuse-overlayfs inherits the lock. A kernel mount has no
+//! process, so there the kernel itself is asked whether UPPER is in use (`kernel::is_in_use`).
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::record::{LIMIT_BYTES, Marks, NoRecord, Record};
+use super::{OverlayError, kernel};
+
+const RECORD: &str = "overlay.json";
+const MOUNTED: &str = "mounted.json";
+/// The folder with the files that changed.
+const UPPER: &str = "upper";
+const WORK: &str = "work";
+const LOWER: &str = "lower";
+
+/// An UPPER folder that this process has locked.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    record: Record,
+    lock: File,
+}
+
+/// The last mount of an UPPER folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastMount {
+    /// The mountpoint.
+    pub mountpoint: PathBuf,
+    /// The daemon's address, as the base's root tells it.
+    #[serde(default)]
+    pub daemon: String,
+}
+
+impl Folder {
+    /// Makes or opens the UPPER folder at `path` for a base, and locks it.
+    ///
+    /// # Errors
+    /// When the folder has changes to another base, is in use, or holds other files.
+    pub fn prepare(path: &Path, base: &Record) -> Result<Self, OverlayError> {
+        let io = |error: io::Error| OverlayError::io(path, &error);
+        match DirBuilder::new().mode(0o700).recursive(true).create(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return Err(no_upper(path, "it is no folder"));
+            }
+            Err(error) => return Err(io(error)),
+        }
+        let path = path.canonicalize().map_err(io)?;
+        let lock = lock(&path)?;
+        let record = match read_record(&path) {
+            Ok(record) => {
+                let record =
+                    record.map_err(|no| OverlayError::NoRecord { path: path.clone(), no })?;
+                check_base(&path, &record, base)?;
+                // The name may be another one for the same kit, and the owner may have another number by now.
+                Record { marks: record.marks, ..base.clone() }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                check_new(&path)?;
+                base.clone()
+            }
+            Err(error) => return Err(OverlayError::io(&path, &error)),
+        };
+        let folder = Self { path, record, lock };
+        folder.make_folders(base.owner).map_err(|error| OverlayError::io(&folder.path, &error))?;
+        if kernel::is_in_use(&folder) {
+            return Err(OverlayError::InUse(folder.path));
+        }
+        folder.write_record()?;
+        Ok(folder)
+    }
+
+    /// The canonical path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The base, and the owner.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The mountpoint for the base, where it needs one.
+    pub fn lower(&self) -> PathBuf {
+        self.path.join(LOWER)
+    }
+
+    pub(super) fn upper(&self) -> PathBuf {
+        self.path.join(UPPER)
+    }
+
+    pub(super) fn work(&self) -> PathBuf {
+        self.path.join(WORK)
+    }
+
+    /// The lock, for a program that inherits it.
+    pub(super) fn lock(&self) -> &File {
+        &self.lock
+    }
+
+    /// Says how deletions are kept from now on.
+    ///
+    /// # Errors
+    /// When there are changes that are kept in another way.
+    pub(super) fn keep_marks(&mut self, marks: Marks) -> Result<(), OverlayError> {
+        if self.record.marks == Some(marks) {
+            return Ok(());
+        }
+        if let Some(has) = self.record.marks
+            && !is_empty(&self.upper()).map_err(|error| OverlayError::io(&self.path, &error))?
+        {
+            return Err(OverlayError::OtherMarks { path: self.path.clone(), has, wanted: marks });
+        }
+        self.record.marks = Some(marks);
+        self.write_record()
+    }
+
+    /// Sets the rights of the view's root: open to others or not.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn let_others_in(&self, is_open: bool, umask: u32) -> Result<(), OverlayError> {
+        let mode = if is_open { 0o755 & !umask | 0o700 } else { 0o700 };
+        fs::set_permissions(self.upper(), Permissions::from_mode(mode))
+            .map_err(|error| OverlayError::io(&self.path, &error))
+    }
+
+    /// Notes a mount. Without the note, commands look for the daemon by the cache folder.
+    pub fn note(&self, mount: &LastMount) -> io::Result<()> {
+        let bytes = serde_json::to_vec(mount).map_err(io::Error::other)?;
+        replace(&self.path, MOUNTED, &bytes)
+    }
+
+    fn make_folders(&self, (uid, gid): (u32, u32)) -> io::Result<()> {
+        for name in [UPPER, WORK, LOWER] {
+            match DirBuilder::new().mode(0o700).create(self.path.join(name)) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        let upper = fs::metadata(self.upper())?;
+        if (upper.uid(), upper.gid()) != (uid, gid) {
+            std::os::unix::fs::chown(self.upper(), Some(uid), Some(gid))?;
+        }
+        Ok(())
+    }
+
+    fn write_record(&self) -> Result<(), OverlayError> {
+        replace(&self.path, RECORD, &self.record.encode())
+            .map_err(|error| OverlayError::io(&self.path, &error))
+    }
+}
+
+/// The record of an UPPER folder, or the reason why the file is none.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(super) fn read_record(path: &Path) -> io::Result<Result<Record, NoRecord>> {
+    let bytes = read_bounded(&path.join(RECORD))?;
+    Ok(Record::decode(&bytes))
+}
+
+/// The last mount of an UPPER folder, if it is known.
+pub fn last_mount(path: &Path) -> Option<LastMount> {
+    serde_json::from_slice(&read_bounded(&path.join(MOUNTED)).ok()?).ok()
+}
+
+/// The folder with the files that changed.
+pub(super) fn upper_in(path: &Path) -> PathBuf {
+    path.join(UPPER)
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new()
+        .read(true)
+        // Another user's folder may have anything in the place of the file.
+        .custom_flags((rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32)
+        .open(path)?;
+    let mut bytes = Vec::new();
+    file.take(LIMIT_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LIMIT_BYTES {
+        return Err(io::Error::other("the file is too long"));
+    }
+    Ok(bytes)
+}
+
+fn lock(path: &Path) -> Result<File, OverlayError> {
+    let folder = File::open(path).map_err(|error| OverlayError::io(path, &error))?;
+    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(folder),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OverlayError::InUse(path.to_owned())),
+        Err(error) => Err(OverlayError::io(path, &error.into())),
+    }
+}
+
+fn check_base(path: &Path, has: &Record, wanted: &Record) -> Result<(), OverlayError> {
+    if has.digest == wanted.digest && has.filters == wanted.filters {
+        return Ok(());
+    }
+    Err(OverlayError::OtherBase {
+        path: path.to_owned(),
+        has: Box::new(has.clone()),
+        wanted: Box::new(wanted.clone()),
+    })
+}
+
+/// A folder without a record must be empty: its files would become a part of the view, or be lost.
+fn check_new(path: &Path) -> Result<(), OverlayError> {
+    let mut entries = fs::read_dir(path).map_err(|error| OverlayError::io(path, &error))?;
+    // A kill between the first two steps leaves the folders and no record.
+    let is_ours = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| {
+            let name = entry.file_name();
+            name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"))
+                || ([UPPER, WORK, LOWER].iter().any(|own| name == *own)
+                    && is_empty(&entry.path()).unwrap_or(false))
+        })
+    };
+    match entries.all(is_ours) {
+        true => Ok(()),
+        false => Err(no_upper(path, "it has files that are no changes of an overlay")),
+    }
+}
+
+fn no_upper(path: &Path, why: &str) -> OverlayError {
+    OverlayError::NoUpper { path: path.to_owned(), why: why.to_owned() }
+}
+
+fn is_empty(folder: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(folder)?.next().is_none())
+}
+
+/// Writes a file whole: after a kill there is the old one or the new one.
+fn replace(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = folder.join(format!(".{name}.tmp"));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, folder.join(name))?;
+    File::open(folder)?.sync_all()
+}
