@@ -1,10 +1,11 @@
-//! Manifests and configs, kept by digest: `kits/sha256/<hex>/document`, and the same in `copy`.
+//! Manifests and configs, kept by digest: `kits/sha256/<hex>/document`, and the same in `copy`. Beside
+//! them the file `mtime` keeps the second that dates a manifest (see [`Cache::date_manifest`]).
 //!
 //! Read back they are checked against their digest, so no other checksum is needed. Without its manifest
 //! a kit that is all here cannot be mounted offline, so a document that is damaged is made again from its
 //! copy.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,6 +20,9 @@ use crate::oci::{Descriptor, Digest, Document};
 const KITS: &str = "kits/sha256";
 const NAME: &str = "document";
 const COPY: &str = "copy";
+const MTIME: &str = "mtime";
+/// The length limit of an `mtime` file: more than the digits of any second up to 2106.
+const MTIME_LIMIT_BYTES: u64 = 16;
 
 /// The largest document: a manifest has at most 4 MiB; a config with long Kitfile parameters may
 /// have more, and sixteen times that is still read in a moment.
@@ -106,6 +110,30 @@ impl Cache {
         document.exists().then(|| Mtime::nearest(document.modified()))
     }
 
+    /// The second since 1970 that dates a document; `None` if none was given or the file is damaged.
+    pub(super) fn document_second(&self, digest: Digest) -> Option<i64> {
+        read_second(&self.folder_of(digest))
+    }
+
+    /// The seconds that date all documents.
+    pub(super) fn document_seconds(&self) -> HashSet<i64> {
+        let kits = self.shared.root.place(KITS);
+        let names = kits.names().unwrap_or_default();
+        names.iter().filter_map(|hex| read_second(&kits.join(hex))).collect()
+    }
+
+    /// Keeps the second that dates a document.
+    ///
+    /// The file is not synced: after a power cut the document may be dated anew.
+    pub(super) fn put_document_second(&self, digest: Digest, second: i64) {
+        let _no_clean_up = self.shared.keeping_documents.lock();
+        let text = format!("{second}\n");
+        let written = self.folder_of(digest).join(MTIME).write(text.as_bytes(), Durability::Atomic);
+        if let Err(error) = written {
+            tracing::warn!(%error, "the date of a manifest is not kept: its Kitfile is dated anew after a restart");
+        }
+    }
+
     fn folder_of(&self, digest: Digest) -> Place {
         self.shared.root.place(KITS).join(digest.hex())
     }
@@ -163,6 +191,13 @@ impl Cache {
         }
         used
     }
+}
+
+/// The second in the `mtime` file of a document's folder, if it is one that dates files.
+fn read_second(folder: &Place) -> Option<i64> {
+    let bytes = folder.join(MTIME).read(MTIME_LIMIT_BYTES).ok()??;
+    let second = std::str::from_utf8(&bytes).ok()?.strip_suffix('\n')?.parse().ok()?;
+    Mtime::new(second, 0).map(|_| second)
 }
 
 /// The bytes of a file, if they are those of the digest.

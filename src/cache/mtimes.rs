@@ -1,8 +1,11 @@
-//! Modification times of layers: given once, kept with the layer, another one for another version.
+//! Modification times of layers and manifests: given once, kept, another one for another version.
 //!
 //! A layer's files are dated by themselves, by their kit, or by the moment at which this cache first
 //! saw the layer. The caller says which of these applies. This module gives the time once and keeps
 //! it in the layer's `meta` file, so a layer that two versions of a kit share keeps its date.
+//!
+//! A manifest dates what lies in no layer: the Kitfile. The file `mtime` beside the manifest
+//! keeps its second.
 //!
 //! Many tools (rsync, nginx, Python's byte code) compare whole seconds and sizes. Two versions of a
 //! kit may have the same second: one script packed or mounted both, or a packer gives all files a
@@ -15,6 +18,7 @@ use super::known::{Known, Shared};
 use super::meta::Meta;
 use super::{Cache, LayerKey};
 use crate::layer::Mtime;
+use crate::oci::Digest;
 
 /// The source of the date of a layer's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +81,26 @@ impl Cache {
         };
         layers.iter().map(date).collect()
     }
+
+    /// The modification time of a manifest: `created`, else the time at which the manifest was kept.
+    ///
+    /// A manifest that has a time keeps it. A new one gets the first second that no other manifest of
+    /// this cache has: Kitfiles of two versions often have one size. A manifest that is not in the
+    /// folder gets `created`, else the earliest time.
+    pub fn date_manifest(&self, manifest: Digest, created: Option<Mtime>) -> Mtime {
+        let _one_at_a_time = self.dating.lock();
+        let Some(seen) = self.document_first_seen(manifest) else {
+            return created.unwrap_or(Mtime::EARLIEST);
+        };
+        let wanted = created.unwrap_or(seen);
+        if let Some(given) = self.document_second(manifest) {
+            return Mtime::new(given, wanted.nanoseconds()).unwrap_or(wanted);
+        }
+        let taken = self.document_seconds();
+        let mtime = free_second(wanted, |second| taken.contains(&second.into()));
+        self.put_document_second(manifest, mtime.seconds().into());
+        mtime
+    }
 }
 
 fn stream_bytes(meta: &Meta) -> u64 {
@@ -124,7 +148,7 @@ mod tests {
 
     use super::*;
     use crate::cache::CacheConfig;
-    use crate::oci::{Compression, Digest, Encoding, Format};
+    use crate::oci::{Compression, Encoding, Format};
 
     const NOON: i64 = 1_700_000_000;
 
@@ -203,6 +227,54 @@ mod tests {
         // Shards of one kit have one size and may have one second.
         let shards = [layer(&cache, 5, 300), layer(&cache, 6, 300)];
         assert_eq!(seconds(&date(&cache, &shards, own)), [NOON, NOON]);
+    }
+
+    #[test]
+    fn manifests_of_one_second_get_different_seconds_and_keep_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = open(folder.path());
+        let manifests: Vec<Digest> = (0..20_u8)
+            .map(|name| {
+                cache.put_document(Digest::of(&[name]), &[name]).unwrap();
+                Digest::of(&[name])
+            })
+            .collect();
+        let created = |index: usize| match index % 3 {
+            0 => Some(second(0)),
+            1 => Mtime::new(NOON, 5),
+            _ => None,
+        };
+        let date_all = |cache: &Cache| -> Vec<Mtime> {
+            let dated = manifests.iter().enumerate();
+            dated.map(|(index, &digest)| cache.date_manifest(digest, created(index))).collect()
+        };
+        let first = date_all(&cache);
+        assert_eq!(seconds(&first).into_iter().collect::<HashSet<_>>().len(), manifests.len());
+        assert_eq!((seconds(&first)[0], seconds(&first)[1]), (NOON, NOON + 1));
+        assert_eq!(date_all(&cache), first);
+        drop(cache);
+        let cache = open(folder.path());
+        assert_eq!(date_all(&cache), first, "after a restart");
+        let unknown = Digest::of(b"not kept");
+        assert_eq!(cache.date_manifest(unknown, None), Mtime::EARLIEST);
+    }
+
+    #[test]
+    fn a_damaged_date_of_a_manifest_is_given_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = open(folder.path());
+        let digest = Digest::of(b"a manifest");
+        cache.put_document(digest, b"a manifest").unwrap();
+        let date = folder.path().join(format!("kits/sha256/{}/mtime", digest.hex()));
+        let hostile: [&[u8]; 7] =
+            [b"", b"x\n", b"-5\n", b"0\n", b"99999999999999999999\n", b"1\n2\n", &[b'1'; 4096]];
+        for bytes in hostile {
+            std::fs::write(&date, bytes).unwrap();
+            assert_eq!(cache.date_manifest(digest, Some(second(0))), second(0), "{bytes:?}");
+            assert_eq!(std::fs::read_to_string(&date).unwrap(), format!("{NOON}\n"));
+        }
+        cache.clear_documents().unwrap();
+        assert!(!date.exists());
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! 3. the moment at which this cache first saw its layer.
 //!
 //! The cache keeps the time of a layer, so a version of the kit that shares the layer shows the same.
+//! The Kitfile lies in no layer. It has the second kind of date, else the moment at which this cache
+//! first saw the manifest. Kitfiles of two versions never share a second.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -91,8 +93,7 @@ impl Merging {
 
     /// The time of what lies in no layer.
     fn mtime(&self) -> Mtime {
-        let seen = || self.cache.document_first_seen(self.manifest);
-        let mtime = self.created.or_else(seen).unwrap_or(Mtime::EARLIEST);
+        let mtime = self.cache.date_manifest(self.manifest, self.created);
         mtime.or_fraction_of(&match &self.additions.kitfile {
             Some(kitfile) => Digest::of(kitfile),
             None => self.manifest,

@@ -147,6 +147,22 @@ async fn versions_with_one_date_differ_by_a_second_and_in_what_changed_only() {
     }
 }
 
+#[tokio::test]
+async fn kitfiles_of_versions_differ_by_a_second() {
+    for created in [None, Some("2025-03-01T10:00:00Z"), Some("2025-03-01T10:00:00.5Z")] {
+        let bench = Bench::new();
+        for version in [ONE, TWO] {
+            bench.push_version(Version { created, ..version });
+        }
+        let one = bench.mtime(ONE.tag, "Kitfile").await;
+        let two = bench.mtime(TWO.tag, "Kitfile").await;
+        assert!(one.seconds() < two.seconds(), "{created:?}: {one:?} {two:?}");
+        let bench = bench.restarted();
+        assert_eq!(bench.mtime(TWO.tag, "Kitfile").await, two, "a date stays");
+        assert_eq!(bench.mtime(ONE.tag, "Kitfile").await, one);
+    }
+}
+
 /// A file of an archive that has no end marker.
 fn member(name: &str, content: &[u8], mtime: u64) -> Vec<u8> {
     let mut block = vec![0; 1024];
