@@ -7,6 +7,9 @@ if [ -z "${EXAMPLE_WORK:-}" ]; then
     exec "$(dirname "${BASH_SOURCE[0]}")/supervise.sh" "$0" "$@"
 fi
 set -euo pipefail
+# A command that ends the script without a word of its own is named.
+trap 'status=$?; [ "$status" -eq 0 ] || [ -n "$SAID" ] || echo "error: exit code $status of: $BASH_COMMAND" >&2' EXIT
+SAID=
 
 WORK=$EXAMPLE_WORK
 EXAMPLES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -25,12 +28,14 @@ show() {
 }
 
 fail() {
+    SAID=1
     printf 'error: %s\n' "$*" >&2
     exit 1
 }
 
 # Ends the example without a result: the machine lacks something.
 leave_out() {
+    SAID=1
     printf 'left out: %s\n' "$*"
     exit 77
 }
@@ -65,6 +70,9 @@ assert_fails_with() { # TEXT COMMAND…
     *) fail "this should have failed with '$text': $*: $output" ;;
     esac
 }
+
+# filled BYTES TEXT: the text again and again.
+filled() { (set +o pipefail && yes "$2" | head -c "$1"); }
 
 # wait_for SECONDS COMMAND…: until the command succeeds.
 wait_for() {
