@@ -48,6 +48,14 @@ if ! need_package fuse-overlayfs fuse-overlayfs; then
     skipped+=(--skip overlays_as_root)
     left_out+=("tests of writable views: fuse-overlayfs is missing")
 fi
+# Tests with the programs of others have the names of these. No package has them.
+for other in kit oras; do
+    variable=KITFS_TEST_${other^^}
+    if [ -z "${!variable:-}" ]; then
+        skipped+=(--skip "by_$other")
+        left_out+=("tests with $other: $variable names no program")
+    fi
+done
 # Tests that need root have `as_root` in their names.
 if [ "$(id -u)" -ne 0 ]; then
     skipped+=(--skip as_root)

@@ -1,6 +1,8 @@
 //! One suite for all implementations of `BlobSource` and `Repository`: each must keep the promises of
-//! `kitfs::source`.
+//! `kitfs::source`. `destinations` has the suite for all implementations of `Destination`.
 
+#[path = "source_conformance/destinations.rs"]
+mod destinations;
 #[path = "support/mod.rs"]
 mod support;
 

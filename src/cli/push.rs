@@ -7,8 +7,9 @@ use super::error::CliError;
 use super::reference::parse_reference;
 use super::sending::{SendArguments, destination_of, send};
 use super::settings::Settings;
-use crate::control::api::Failure;
+use crate::control::api::{Failure, FailureKind};
 use crate::daemon::sources_of_command;
+use crate::fs::doubt_about;
 use crate::oci::Origin;
 use crate::source::{Repositories, Repository};
 
@@ -58,7 +59,12 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
                     "{from} is not kept on this machine (`kitfs copy` sends from registry to registry)"
                 ))
             });
-            Arc::new(kept?)
+            let kept = kept?;
+            if let (Origin::Registry(_), Some(doubt)) = (&from, doubt_about(&kept, reference).await)
+            {
+                return Err(CliError::new(FailureKind::BadContent, format!("{from}: {doubt}")));
+            }
+            Arc::new(kept)
         }
         Origin::OciLayout { .. } => sources.open(&from).map_err(Failure::from)?,
     };

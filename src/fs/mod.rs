@@ -46,7 +46,8 @@ pub use file_system::{Access, DirectoryEntry, FileSystem, Seek};
 pub use kit::{LoadedKit, State};
 pub use layer_files::layer_files;
 pub use load::{
-    Described, Description, IndexDescription, LoadError, LoadRequest, describe, load, look,
+    Described, Description, IndexDescription, LoadError, LoadRequest, describe, doubt_about, load,
+    look,
 };
 pub use percent::{percent_decoded, percent_encoded};
 pub use read::{PendingRead, Read, Reply};

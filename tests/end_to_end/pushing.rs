@@ -2,14 +2,18 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 
+use axum::http::Method;
+use rustix::process::Signal;
+use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::support::kit_builder::{Kit, Layer, Written};
+use crate::support::kit_index::KitIndex;
 use crate::support::kit_storage::KitHome;
-use crate::support::kitfs::Kitfs;
-use crate::support::registry_double::{Options, RegistryDouble};
+use crate::support::kitfs::{Kitfs, signal, wait_until};
+use crate::support::registry_double::{Fault, Options, RegistryDouble, Rule, Writing};
 use crate::support::registry_process::RegistryProcess;
 use crate::support::tree::Tree;
 
@@ -57,7 +61,7 @@ fn assert_skopeo_reads(kitfs: &Kitfs, from: &str, written: &Written) {
 }
 
 #[test]
-fn a_kit_is_pushed_mounted_and_read_by_others() {
+fn a_kit_in_a_real_registry_was_pushed_is_mounted_and_is_read_by_others() {
     let registry = RegistryProcess::start();
     let kitfs = Kitfs::new();
     let home = KitHome::new(&kitfs.folder().join("kitops"));
@@ -93,7 +97,7 @@ fn a_kit_is_pushed_mounted_and_read_by_others() {
 }
 
 #[test]
-fn a_kit_is_copied_between_registries_and_folders_with_its_digest() {
+fn a_copy_from_a_real_registry_to_another_or_to_a_folder_has_the_same_digest() {
     let (first, second) = (RegistryProcess::start(), RegistryProcess::start());
     let kitfs = Kitfs::new();
     let written = write(&kitfs, "layout", &kit(b"one"));
@@ -125,7 +129,7 @@ fn a_kit_is_copied_between_registries_and_folders_with_its_digest() {
 
     // Nothing is kept in the cache.
     let cached = kitfs.json(&["cache", "ls", "--json"]);
-    assert_eq!(cached, serde_json::json!([]));
+    assert_eq!(cached, json!([]));
 }
 
 #[test]
@@ -174,4 +178,165 @@ fn a_push_that_cannot_begin_says_what_to_do() {
     let said = kitfs.fail(2, &["copy", "localhost/model:v1", &target, "--config", home.path()]);
     assert!(said.contains("no OCI layout"), "{said}");
     assert_eq!(full.read_dir().unwrap().count(), 1);
+}
+
+/// Starts a command that waits for the double, and ends it with a signal.
+fn interrupt(
+    kitfs: &Kitfs,
+    registry: &RegistryDouble,
+    arguments: &[&str],
+    sent: Signal,
+) -> ExitStatus {
+    let held = registry.held();
+    let mut child = kitfs.command(arguments).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("a request that is held", || registry.held() > held);
+    signal(child.id(), sent);
+    child.wait().unwrap()
+}
+
+#[test]
+fn a_push_that_is_interrupted_or_killed_shows_nothing_and_the_next_one_goes_on() {
+    let kitfs = Kitfs::new();
+    let runtime = Runtime::new().unwrap();
+    let registry = runtime.block_on(RegistryDouble::start(Options::default()));
+    let written = write(&kitfs, "layout", &kit(b"one"));
+    let from = format!("oci:{}:v1", written.folder.display());
+    let to = registry.reference("org/model", "v1");
+    registry.script(Rule::on("").method(Method::PATCH).then(Fault::Hold));
+    let push = ["push", &*from, &*to, "--json"];
+    let status = interrupt(&kitfs, &registry, &push, Signal::INT);
+    assert_eq!(status.code(), Some(130));
+    let status = interrupt(&kitfs, &registry, &push, Signal::KILL);
+    assert_eq!(status.code(), None);
+    assert!(registry.tagged("org/model", "v1").is_none());
+    registry.heal();
+    let sent = kitfs.json(&push);
+    // The small blobs had arrived.
+    assert_eq!(sent["sent_blobs"], 1, "{sent}");
+    assert_eq!(registry.tagged("org/model", "v1").unwrap().0.to_string(), written.digest);
+}
+
+#[test]
+fn a_copy_to_a_folder_that_is_killed_leaves_a_layout_that_the_next_one_completes() {
+    let kitfs = Kitfs::new();
+    let runtime = Runtime::new().unwrap();
+    let registry = runtime.block_on(RegistryDouble::start(Options::default()));
+    let written = write(&kitfs, "layout", &kit(b"one"));
+    registry.push_layout("org/model", &written.folder);
+    let folder = kitfs.folder().join("copied");
+    let (from, to) = (registry.reference("org/model", "v1"), format!("oci:{}", folder.display()));
+    let large = written.layers.iter().max_by_key(|(_, size)| *size).unwrap().0.clone();
+    // Half of the layer is there, and then nothing comes.
+    let stall = Fault::Stall { after_bytes: 8 << 20 };
+    registry.script(Rule::on(&large).method(Method::GET).then(stall));
+    let mut child = kitfs.command(&["copy", &from, &to]).stderr(Stdio::null()).spawn().unwrap();
+    let parts = || {
+        let files = folder.read_dir().into_iter().flatten().flatten();
+        let sizes = files.filter(|file| file.file_name().to_string_lossy().ends_with(".part"));
+        sizes.map(|file| file.metadata().map_or(0, |file| file.len())).collect::<Vec<_>>()
+    };
+    wait_until("half a layer", || parts().iter().any(|size| *size > 1 << 20));
+    signal(child.id(), Signal::KILL);
+    child.wait().unwrap();
+    assert!(!parts().is_empty(), "nothing was left over");
+    kitfs.fail(3, &["info", &format!("{to}:v1")]);
+    registry.heal();
+    kitfs.succeed(&["copy", &from, &to]);
+    assert!(parts().is_empty());
+    let mountpoint = kitfs.mount(&format!("{to}:v1"), &[]);
+    Tree::read(&mountpoint).without_kitfile().assert_equals(&written.tree, "copied");
+}
+
+#[test]
+fn an_index_is_copied_with_its_kits() {
+    let kitfs = Kitfs::new();
+    let runtime = Runtime::new().unwrap();
+    let registry = runtime.block_on(RegistryDouble::start(Options::default()));
+    let kit = |content: &[u8]| {
+        Kit::modelkit().with(Layer::tar("code", "code").file("code/a.py", 0o644, content))
+    };
+    let one = write(&kitfs, "kits", &kit(b"one"));
+    let two = kit(b"two").write(&kitfs.folder().join("kits"), "v2");
+    let index = KitIndex::of_modelkits().with(&one, "v1", json!({"size": "small"})).with(
+        &two,
+        "v2",
+        json!({"size": "large"}),
+    );
+    index.write(&one, "all");
+    let from = format!("oci:{}:all", one.folder.display());
+    let to = registry.reference("org/model", "all");
+    kitfs.succeed(&["copy", &from, &to]);
+    assert_eq!(registry.manifests("org/model").len(), 3);
+    let file = format!("{to}/code/a.py");
+    assert_eq!(kitfs.succeed(&["cat", "--label", "size=large", &file]), "two");
+}
+
+#[test]
+fn a_tag_in_kits_storage_that_may_name_a_parent_is_not_pushed() {
+    let kitfs = Kitfs::new();
+    let home = KitHome::new(&kitfs.folder().join("kitops"));
+    let parent = write(&kitfs, "parent", &Kit::modelkit());
+    let child = write(&kitfs, "child", &Kit::modelkit().with_parent("127.0.0.1:1/team/base:v1"));
+    // The storage after `kit pull 127.0.0.1:1/team/model:v1`.
+    home.store("127.0.0.1:1/team/model", Some("v1"), &child);
+    home.store("127.0.0.1:1/team/model", Some("v1"), &parent);
+    let said = kitfs.fail(6, &["push", "127.0.0.1:1/team/model:v1", "--config", home.path()]);
+    assert!(said.contains("may name a parent") && said.contains(&parent.digest), "{said}");
+}
+
+#[test]
+fn a_push_without_rights_ends_with_the_code_for_that() {
+    let kitfs = Kitfs::new();
+    let runtime = Runtime::new().unwrap();
+    let writing = Writing { is_denied: true, ..Writing::default() };
+    let options = Options { writing, ..Options::default() };
+    let registry = runtime.block_on(RegistryDouble::start(options));
+    let written = write(&kitfs, "layout", &Kit::modelkit());
+    let from = format!("oci:{}:v1", written.folder.display());
+    let to = registry.reference("org/model", "v1");
+    let said = kitfs.fail(4, &["push", &from, &to]);
+    for part in ["org/model", "no credentials", "config.json", "credentials.json", "docker login"] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+}
+
+/// Runs the program that a variable names, with a home of its own.
+fn run_named(variable: &str, home: &Path, arguments: &[&str]) {
+    let program =
+        std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} names no program"));
+    let output = Command::new(program).args(arguments).env("HOME", home).output();
+    let output = output.unwrap_or_else(|error| panic!("{variable} cannot be run: {error}"));
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {words}");
+}
+
+/// A kit that kitfs has pushed to a real registry.
+fn pushed(kitfs: &Kitfs, registry: &RegistryProcess) -> (Written, String) {
+    let written = write(kitfs, "layout", &kit(b"one"));
+    let reference = format!("{}/team/model:v1", registry.host());
+    let from = format!("oci:{}:v1", written.folder.display());
+    kitfs.succeed(&["push", &from, &reference]);
+    (written, reference)
+}
+
+#[test]
+fn by_kit_a_pushed_kit_is_unpacked_from_a_real_registry() {
+    let (kitfs, registry) = (Kitfs::new(), RegistryProcess::start());
+    let (written, reference) = pushed(&kitfs, &registry);
+    let unpacked = kitfs.folder().join("unpacked");
+    let to = unpacked.to_str().unwrap();
+    run_named("KITFS_TEST_KIT", kitfs.folder(), &["unpack", "--plain-http", &reference, "-d", to]);
+    Tree::read(&unpacked).without_kitfile().assert_equals(&written.tree, "unpacked by kit");
+}
+
+#[test]
+fn by_oras_a_pushed_kit_is_copied_from_a_real_registry() {
+    let (kitfs, registry) = (Kitfs::new(), RegistryProcess::start());
+    let (written, reference) = pushed(&kitfs, &registry);
+    let layout = kitfs.folder().join("by-oras");
+    let to = format!("{}:v1", layout.display());
+    let copy = ["copy", "--from-plain-http", "--to-oci-layout", &reference, &to];
+    run_named("KITFS_TEST_ORAS", kitfs.folder(), &copy);
+    let copied = kitfs.json(&["info", "--json", &format!("oci:{to}")]);
+    assert_eq!(copied["digest"], *written.digest);
 }

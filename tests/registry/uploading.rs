@@ -337,6 +337,79 @@ async fn a_push_without_rights_names_the_repository_the_user_and_the_way_out() {
     }
 }
 
+#[tokio::test]
+async fn a_mount_asks_for_the_right_to_read_the_other_repository() {
+    let (source, root) = kit();
+    let (registry, folder) = with_password(Tokens::default(), Writing::default()).await;
+    source.blobs.values().for_each(|bytes| _ = registry.push_blob("org/base", bytes.clone()));
+    let store = CredentialStore::new(vec![folder.path().join("config.json")]);
+    let client = client_with(|config| (config.credentials, config.uploads) = (store, SIZES));
+    let destination = destination(&client, &registry);
+    let sender = Sender::new(Arc::new(source.clone()), root.clone(), destination).await.unwrap();
+    let base = Reference::parse(&registry.reference("org/base", "v1")).unwrap();
+    let sender = sender.with_others(vec![base]);
+    let sent = sender.send(Some("v1"), Replaces::Nothing).await.unwrap();
+    assert_eq!((sent.sent_bytes, registry.bytes_received()), (0, 0));
+    assert_there(&registry, &source, &root);
+    let asked = registry.requests_to(At::TokenServer, "base");
+    let is_pull = |uri: String| uri.contains("base%3Apull") && !uri.contains("base%3Apull%2Cpush");
+    assert!(!asked.is_empty() && asked.iter().all(|one| is_pull(one.uri.to_string())), "{asked:?}");
+}
+
+/// A registry could otherwise have the user overwrite a kit of another registry.
+#[rstest]
+#[case::manifest("/manifests/v1", Method::PUT)]
+#[case::begin("/blobs/uploads/", Method::POST)]
+#[tokio::test]
+async fn a_change_that_is_redirected_to_another_registry_goes_without_credentials(
+    #[case] path: &str,
+    #[case] method: Method,
+) {
+    let access = || Access::Basic { username: "bob".into(), password: "secret".into() };
+    let other = RegistryDouble::start(Options { access: access(), ..Options::default() }).await;
+    let registry = registry(Writing::default()).await;
+    let target = format!("http://{}/v2/{NAME}{path}", other.host());
+    registry.script(Rule::on(path).method(method).then(Fault::Redirect(target)));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.json");
+    write_credentials(&file, &other.host(), json!({ "username": "bob", "password": "secret" }));
+    let store = CredentialStore::new(vec![file]);
+    let client = client_with(|config| (config.credentials, config.uploads) = (store, SIZES));
+    let (source, root) = kit();
+    send(&source, &root, destination(&client, &registry)).await.unwrap_err();
+    let asked = other.requests();
+    assert!(!asked.is_empty());
+    assert!(asked.iter().all(|one| one.header("authorization").is_none()), "{asked:?}");
+    assert!(other.tagged(NAME, "v1").is_none());
+}
+
+#[tokio::test]
+async fn a_slow_upload_is_waited_for_as_long_as_its_bytes_move_and_a_stuck_one_is_not() {
+    let patience = Duration::from_millis(1500);
+    let client = || {
+        client_with(|config| {
+            config.timing.open = patience;
+            config.timing.retries = 1;
+            config.uploads.whole_bytes = u64::MAX;
+        })
+    };
+    let mut source = Memory::default();
+    // More than the buffers of a connection hold.
+    let root = source.kit(&[content(24 << 20)]);
+    let slow = registry(Writing::default()).await;
+    slow.script(on(Method::PUT).then(Fault::SlowRequest { bytes_per_second: 8 << 20 }));
+    let started = std::time::Instant::now();
+    send(&source, &root, destination(&client(), &slow)).await.unwrap();
+    assert!(started.elapsed() > patience, "it was not slow: {:?}", started.elapsed());
+    assert_there(&slow, &source, &root);
+
+    let stuck = registry(Writing::default()).await;
+    stuck.script(on(Method::PUT).then(Fault::StallRequest { after_bytes: 1 << 20 }));
+    let error = send(&source, &root, destination(&client(), &stuck)).await.unwrap_err();
+    assert!(error.to_string().contains("no answer"), "{error}");
+    assert!(stuck.tagged(NAME, "v1").is_none());
+}
+
 /// A fault that an upload may meet.
 fn any_fault() -> impl Strategy<Value = (Method, usize, usize, Fault)> {
     let method = prop_oneof![

@@ -52,6 +52,7 @@ use waiting::with_cache;
 use wanted::Wanted;
 
 pub use error::LoadError;
+pub use pulled::doubt_about;
 pub use resolve::{Described, Description, IndexDescription, describe, look};
 
 /// The most warnings that are kept; a tar of a million devices is one problem, not a million.

@@ -21,14 +21,26 @@ pub(super) enum NotTaken {
     Doubtful(String),
 }
 
+/// The reason for not believing a tag of a registry's repository in kit's storage; `None` where it can be
+/// believed, or is not there.
+pub async fn doubt_about(storage: &KitStorage, reference: &Reference) -> Option<String> {
+    match find(storage, reference).await {
+        Err(NotTaken::Doubtful(words)) => Some(words),
+        Ok(_) | Err(NotTaken::Absent) => None,
+    }
+}
+
 /// The digest that the origin has in kit's storage.
 pub(super) async fn resolve(pulled: &Pulled, kin: &Kin<'_>) -> Result<Digest, NotTaken> {
     let Origin::Registry(reference) = kin.origin else { return Err(NotTaken::Absent) };
+    find(&pulled.storage, reference).await
+}
+
+async fn find(storage: &KitStorage, reference: &Reference) -> Result<Digest, NotTaken> {
     let tag = match reference.selector() {
         Selector::Digest(digest) => return Ok(*digest),
         Selector::Tag(tag) => tag,
     };
-    let storage = &pulled.storage;
     let digest = storage.tagged(tag).await.map_err(|error| unreadable(&error))?;
     let digest = digest.ok_or(NotTaken::Absent)?;
     for other in storage.manifests().await.map_err(|error| unreadable(&error))? {

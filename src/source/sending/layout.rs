@@ -33,6 +33,10 @@ use crate::source::{Repository, SourceError};
 /// The content of `oci-layout` (image-spec, image-layout.md).
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
+/// An `index.json` without manifests.
+const NO_MANIFESTS: &[u8] =
+    br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+
 /// The names of part files.
 const PART_PREFIX: &str = ".kitfs-";
 const PART_SUFFIX: &str = ".part";
@@ -183,13 +187,12 @@ fn named(folder: &Path, name: &str) -> Result<Option<Digest>, SourceError> {
 
 /// Makes the folder a layout, and removes what dead writers have left. Blocks.
 fn prepare(folder: &Path) -> Result<(), SendError> {
-    let blobs = folder.join("blobs/sha256");
+    std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, error))?;
+    let _lock = lock(folder)?;
     let marker = folder.join("oci-layout");
     if !marker.exists() {
-        if folder
-            .read_dir()
-            .is_ok_and(|entries| entries.flatten().any(|entry| !is_part(&entry.path())))
-        {
+        let entries = folder.read_dir().map_err(|error| unwritable(folder, error))?;
+        if entries.flatten().any(|entry| !is_of_a_layout(&entry.path())) {
             return Err(SourceError::Configuration {
                 what: format!("oci:{}", folder.display()),
                 detail: "the folder has files and is no OCI layout: name an empty or a new folder"
@@ -197,22 +200,26 @@ fn prepare(folder: &Path) -> Result<(), SendError> {
             }
             .into());
         }
-        std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, error))?;
     }
-    std::fs::create_dir_all(&blobs).map_err(|error| unwritable(&blobs, error))?;
-    let _lock = lock(folder)?;
     remove_leftovers(folder);
+    let blobs = folder.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).map_err(|error| unwritable(&blobs, error))?;
     // The marker comes last: a folder without it is no layout yet.
     let index = folder.join("index.json");
     if !marker.exists() && !index.exists() {
-        let empty = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
-        Part::create(folder)?.write(empty)?.appear(&index)?;
+        Part::create(folder)?.write(NO_MANIFESTS)?.appear(&index)?;
     }
     if !marker.exists() {
         Part::create(folder)?.write(MARKER)?.appear(&marker)?;
     }
     OciLayout::open(folder)?;
     Ok(())
+}
+
+/// Whether a writer that was killed can have left this in a new folder.
+fn is_of_a_layout(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name == "blobs" || name == "index.json" || is_part(path)
 }
 
 fn is_part(path: &Path) -> bool {

@@ -142,8 +142,8 @@ struct Shared {
     content: Mutex<BTreeMap<String, Repository>>,
     rules: Mutex<Vec<Rule>>,
     requests: Mutex<Vec<Recorded>>,
-    /// The end of each token, and whether its scope was asked for with the right to push.
-    tokens: Mutex<BTreeMap<String, (Instant, bool)>>,
+    /// The end of each token, and the scopes that were asked for.
+    tokens: Mutex<BTreeMap<String, (Instant, String)>>,
     uploads: uploads::Uploads,
     /// Signatures with a number below this have ended.
     first_signature: AtomicUsize,
@@ -520,8 +520,16 @@ impl Shared {
             Access::Bearer(_) => {
                 let token = given.and_then(|given| given.strip_prefix("Bearer "));
                 let tokens = self.tokens.lock().unwrap();
-                let is_enough = |(end, may_push): &(Instant, bool)| {
-                    Instant::now() < *end && (*may_push || !scope.ends_with("push"))
+                let (resource, actions) = scope.rsplit_once(':').unwrap_or((scope, ""));
+                // A token is for the repositories that were asked for, and to push only where that was.
+                let is_enough = |(end, asked): &(Instant, String)| {
+                    let mut asked = asked.split(' ').filter_map(|asked| asked.rsplit_once(':'));
+                    let may_push =
+                        |asked: &str| asked.contains("push") && !self.options.writing.is_denied;
+                    Instant::now() < *end
+                        && asked.any(|(name, asked)| {
+                            name == resource && (may_push(asked) || !actions.ends_with("push"))
+                        })
                 };
                 if token.and_then(|token| tokens.get(token)).is_some_and(is_enough) {
                     return None;
@@ -616,8 +624,11 @@ impl Shared {
         }
         let token = format!("secret-token-{}", self.secret());
         let end = Instant::now() + tokens.lifetime;
-        let may_push = asked.contains("push") && !self.options.writing.is_denied;
-        self.tokens.lock().unwrap().insert(token.clone(), (end, may_push));
+        let text = uri.query().filter(|query| !query.is_empty()).unwrap_or(form);
+        let pairs = url::form_urlencoded::parse(text.as_bytes());
+        let scopes: Vec<_> =
+            pairs.filter(|(key, _)| key == "scope").map(|(_, scope)| scope).collect();
+        self.tokens.lock().unwrap().insert(token.clone(), (end, scopes.join(" ")));
         let answer = if tokens.terse {
             json!({ "access_token": token })
         } else {

@@ -37,6 +37,10 @@ pub enum Fault {
     Hold,
     /// The connection breaks after so many bytes of the request. The registry keeps them.
     BreakRequest { after_bytes: usize },
+    /// Nothing is taken of the request after so many bytes, and no answer comes.
+    StallRequest { after_bytes: usize },
+    /// The request is taken with this rate.
+    SlowRequest { bytes_per_second: u32 },
     /// The request is carried out, and the connection breaks instead of an answer.
     LoseAnswer,
     /// So many bytes of the request are kept, and the answer says so.

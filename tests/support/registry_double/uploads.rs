@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use kitfs::oci::{Digest, Document};
 
-use super::{At, Fault, Recorded, Shared, error};
+use super::{Access, At, Fault, Recorded, Shared, error};
 
 /// What may be written, and how.
 #[derive(Clone, Default)]
@@ -56,6 +56,10 @@ pub(super) async fn answer(shared: Arc<Shared>, at: At, head: Parts, body: Body)
         let mut rules = shared.rules.lock().unwrap();
         rules.iter_mut().find_map(|rule| rule.applies(at, &head.method, &head.uri))
     };
+    if matches!(fault, Some(Fault::Hold)) {
+        shared.held.fetch_add(1, Ordering::SeqCst);
+        let _ = shared.is_released.subscribe().wait_for(|is_released| *is_released).await;
+    }
     let response = match &fault {
         Some(Fault::Status(status)) => error(*status, "SCRIPTED", "scripted fault"),
         Some(Fault::RetryAfter(status, after)) => {
@@ -124,7 +128,7 @@ impl Shared {
             pairs.into_iter().find(|(own, _)| own == key).map(|(_, value)| value.into_owned())
         };
         if head.method == Method::POST {
-            return self.begin(name, query("mount"), query("from"));
+            return self.begin(name, &head.headers, query("mount"), query("from"));
         }
         let id: usize = id.parse().unwrap_or(usize::MAX);
         if matches!(fault, Some(Fault::Forget)) {
@@ -183,7 +187,20 @@ impl Shared {
         }
     }
 
-    fn begin(&self, name: &str, mount: Option<String>, from: Option<String>) -> Response {
+    fn begin(
+        &self,
+        name: &str,
+        headers: &HeaderMap,
+        mount: Option<String>,
+        from: Option<String>,
+    ) -> Response {
+        let may_read = match (&from, &self.options.access) {
+            (Some(from), Access::Bearer(_)) => {
+                self.refusal(&format!("repository:{from}:pull"), headers).is_none()
+            }
+            _ => true,
+        };
+        let mount = mount.filter(|_| may_read);
         let mounted = mount.and_then(|digest| Digest::parse(&digest).ok()).filter(|digest| {
             let mut content = self.content.lock().unwrap();
             let other = from.and_then(|from| content.get(&from)?.blobs.get(digest).cloned());
@@ -250,9 +267,17 @@ impl Shared {
         };
         let (mut pieces, mut taken) = (body.into_data_stream(), 0);
         let mut is_corrupt = matches!(fault, Some(Fault::CorruptRequest));
-        while let Some(piece) = pieces.next().await {
+        loop {
+            if matches!(fault, Some(Fault::StallRequest { after_bytes }) if taken >= *after_bytes) {
+                std::future::pending::<()>().await;
+            }
+            let Some(piece) = pieces.next().await else { break };
             // The client has gone: the bytes before stay.
             let Ok(piece) = piece else { break_connection() };
+            if let Some(Fault::SlowRequest { bytes_per_second }) = fault {
+                let seconds = piece.len() as f64 / f64::from(*bytes_per_second);
+                tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+            }
             let kept = piece.len().min(limit - taken);
             self.bytes_received.fetch_add(kept as u64, Ordering::SeqCst);
             taken += kept;
