@@ -6,8 +6,8 @@
 //! ```text
 //! cli -> daemon -> control -> fuse -> fs -> fetch -> cache  -> layer -> oci
 //!  |       '-> keeper      |           |        '--> source -> oci
-//!  '--> serve -> source     |           '--> kit -> layer, oci
-//!                           '--> overlay -> oci
+//!  |--> serve -> source     |           '--> kit -> layer, oci
+//!  '--> pack -> kit, source '--> overlay -> oci
 //! ```
 //!
 //! - [`oci`]: values, valid by construction: digests, references, descriptors, manifests.
@@ -19,6 +19,7 @@
 //! - [`fs`]: the read-only file system, without FUSE.
 //! - [`fuse`]: the kernel's FUSE protocol, and mounting.
 //! - [`overlay`]: writable views: the folder of changes, overlayfs, fuse-overlayfs.
+//! - [`pack`]: a folder becomes a kit in kit's local storage.
 //! - [`serve`]: a small read-only OCI registry over OCI layout folders.
 //! - [`control`]: the operations of a daemon, and the socket between commands and daemon.
 //! - [`daemon`]: lifecycle, table of mounts, the work of the operations.
@@ -42,6 +43,7 @@ pub mod layer;
 pub mod observe;
 pub mod oci;
 pub mod overlay;
+pub mod pack;
 pub mod process;
 pub mod serve;
 pub mod source;

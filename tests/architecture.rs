@@ -14,6 +14,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("layer", &["oci"]),
     ("kit", &["layer", "oci"]),
     ("source", &["oci"]),
+    ("pack", &["kit", "source"]),
     ("cache", &["layer"]),
     ("fetch", &["cache", "source"]),
     ("fs", &["fetch", "kit"]),
@@ -23,7 +24,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("control", &["fuse"]),
     ("daemon", &["control", "keeper"]),
     ("keeper", &[]),
-    ("cli", &["daemon", "serve"]),
+    ("cli", &["daemon", "serve", "pack"]),
     ("observe", &[]),
     ("process", &[]),
 ];
@@ -32,7 +33,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
 const SHARED: [&str; 2] = ["observe", "process"];
 
 /// Crates that only a few rooms may use.
-const CRATES: [(&str, &[&str]); 10] = [
+const CRATES: [(&str, &[&str]); 11] = [
     ("reqwest", &["source"]),
     ("rustls", &["source"]),
     ("rustls_native_certs", &["source"]),
@@ -41,6 +42,7 @@ const CRATES: [(&str, &[&str]); 10] = [
     ("redb", &["cache"]),
     ("libc", &["cache", "daemon", "keeper"]),
     ("tar", &["layer"]),
+    ("granit_parser", &["kit"]),
     ("zstd", &["layer"]),
     ("libz_rs_sys", &["layer"]),
 ];

@@ -67,6 +67,7 @@ const COMMANDS: &[&str] = &[
     "serve",
     "run",
     "warm",
+    "pack",
     "trace",
     "trace record",
     "trace show",

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    cache, cat, completions, copy, cp, daemon, diff, info, list, ls, mount, push, run, serve,
+    cache, cat, completions, copy, cp, daemon, diff, info, list, ls, mount, pack, push, run, serve,
     sizes, status, tag, trace, umount, warm,
 };
 use crate::observe;
@@ -72,6 +72,8 @@ pub(super) enum Command {
     List(list::Arguments),
     /// Download a kit, or some of its files, into the cache and verify it.
     Warm(warm::Arguments),
+    /// Pack a folder into a kit, as `kit pack` does.
+    Pack(pack::Arguments),
     /// Record which bytes programs read, to download them first next time.
     Trace(trace::Arguments),
     /// Show the cache, check it, or make room in it.

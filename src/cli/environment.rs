@@ -31,6 +31,8 @@ pub(super) struct Environment {
     pub registries_dir: Option<PathBuf>,
     /// `KITOPS_HOME`; `--config` wins.
     pub kitops_home: Option<PathBuf>,
+    /// `SOURCE_DATE_EPOCH`: the time that packed kits carry, in seconds since 1970.
+    pub source_date_epoch: Option<String>,
     /// `DOCKER_CONFIG`, a folder.
     pub docker_config: Option<PathBuf>,
     /// `KITOPS_CLIENT_CERT`; wins over `--cert`, as in kit.
@@ -86,6 +88,7 @@ impl Environment {
             cache_size: text("KITFS_CACHE_SIZE"),
             registries_dir: path("KITFS_REGISTRIES_DIR"),
             kitops_home: path("KITOPS_HOME"),
+            source_date_epoch: text("SOURCE_DATE_EPOCH"),
             docker_config: path("DOCKER_CONFIG"),
             client_certificate: path("KITOPS_CLIENT_CERT"),
             client_key: path("KITOPS_CLIENT_KEY"),

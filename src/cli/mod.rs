@@ -28,6 +28,7 @@ mod list;
 mod ls;
 mod mount;
 mod output;
+mod pack;
 mod program;
 mod push;
 mod reference;
@@ -102,6 +103,7 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
         Command::Info(command) => block_on(info::run(&settings, command)),
         Command::List(command) => block_on(list::run(&settings, command)),
         Command::Warm(command) => block_on(warm::run(&settings, command)),
+        Command::Pack(command) => block_on(pack::run(&settings, command)),
         Command::Trace(command) => block_on(trace::run(&settings, command)),
         Command::Cache(command) => block_on(cache::run(&settings, command)),
         Command::Serve(command) => block_on(serve::run(&settings, command)),

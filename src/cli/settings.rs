@@ -179,6 +179,11 @@ impl Settings {
         Ok(())
     }
 
+    /// `SOURCE_DATE_EPOCH`, as it is.
+    pub(super) fn source_date_epoch(&self) -> Option<&str> {
+        self.environment.source_date_epoch.as_deref()
+    }
+
     /// A request for a whole kit, with default modes.
     pub(super) fn kit(
         &self,

@@ -2,6 +2,7 @@
 //! clock.
 
 pub mod decode;
+pub mod encode;
 pub mod extents;
 pub mod layout;
 pub mod member_path;

@@ -1,4 +1,4 @@
-//! kit's own local storage as a source (modelkit-spec 5.4): read-only.
+//! kit's own local storage as a source (modelkit-spec 5.4); [`writing`] adds kits to it.
 //!
 //! ```text
 //! KITOPS_HOME/storage/
@@ -6,10 +6,15 @@
 //!   blobs/sha256/HEX                        shared by all repositories
 //!   BASE64URL(REGISTRY/REPOSITORY)-index.json   the manifests of one repository
 //!   BASE64URL(REGISTRY/REPOSITORY)-tags.json    its tags: a map to descriptors
+//!   BASE64URL(REGISTRY/REPOSITORY)-origins.json kitfs's own: places of blobs that are not here
 //! ```
 //!
 //! A digest is looked up among the shared blobs, so that `sha256:…` alone and parents that `kit
-//! pull` filed under their child's name are found. Never looks at the network.
+//! pull` filed under their child's name are found. A blob is asked for elsewhere only if it is missing
+//! and has an origin: `kitfs pack` takes unchanged layers of another kit by digest.
+
+mod origins;
+pub mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -26,7 +31,9 @@ use futures_util::future::BoxFuture;
 use super::blob_folder::{BlobFolder, off_the_runtime, read_small};
 use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex};
 use super::{BlobSource, BlobStream, Repository, SourceError, Urgency};
-use crate::oci::{BlobId, Digest, Reference, Selector};
+use crate::oci::{BlobId, Digest, Origin, Reference, Selector};
+
+pub use self::origins::Origins;
 
 /// One repository of kit's local storage.
 #[derive(Clone, Debug)]
@@ -34,6 +41,21 @@ pub struct KitStorage {
     storage: PathBuf,
     repository: String,
     blobs: BlobFolder,
+    origins: Arc<Origins>,
+    elsewhere: Option<Elsewhere>,
+}
+
+/// Opens the repositories that origins name.
+#[derive(Clone)]
+pub struct Elsewhere(pub Arc<OpenOrigin>);
+
+/// The function behind [`Elsewhere`].
+pub type OpenOrigin = dyn Fn(&Origin) -> Result<Arc<dyn Repository>, SourceError> + Send + Sync;
+
+impl std::fmt::Debug for Elsewhere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Elsewhere")
+    }
 }
 
 impl KitStorage {
@@ -61,7 +83,23 @@ impl KitStorage {
         if is_absent && matches!(reference.selector(), Selector::Tag(_)) {
             return Err(opened.absent());
         }
-        Ok(opened)
+        let path = opened.side_file("origins");
+        let Some(json) = read_small(&path, INDEX_LIMIT_BYTES)? else { return Ok(opened) };
+        let origins = Origins::decode(&json).map_err(|detail| SourceError::Protocol {
+            place: path.display().to_string(),
+            detail,
+        })?;
+        Ok(Self { origins: Arc::new(origins), ..opened })
+    }
+
+    /// With the blobs that are not here read from their origins.
+    pub fn with_elsewhere(self, elsewhere: Elsewhere) -> Self {
+        Self { elsewhere: Some(elsewhere), ..self }
+    }
+
+    /// The places of a blob that `kitfs pack` took by digest; the latest first.
+    pub fn origins(&self, digest: Digest) -> &[Origin] {
+        self.origins.of(digest)
     }
 
     /// Every repository in the storage below `kitops_home`, sorted by name; none where there is no
@@ -94,7 +132,8 @@ impl KitStorage {
     fn of(storage: &Path, repository: String) -> Self {
         let hint = "the storage is incomplete; `kit pull` or `kit pack` the kit again";
         let blobs = BlobFolder::new(storage, place(&repository, storage), hint);
-        Self { storage: storage.to_owned(), repository, blobs }
+        let storage = storage.to_owned();
+        Self { storage, repository, blobs, origins: Arc::default(), elsewhere: None }
     }
 
     /// The repository with its host: `ghcr.io/org/model`, `localhost/model`.
@@ -184,6 +223,30 @@ impl KitStorage {
         })
     }
 
+    /// Opens a blob that is not here at its origins, one after the other. `missing` is the error where
+    /// there is none.
+    async fn open_elsewhere(
+        &self,
+        blob: BlobId,
+        range: Range<u64>,
+        urgency: Urgency,
+        missing: SourceError,
+    ) -> Result<BlobStream, SourceError> {
+        let Some(Elsewhere(open)) = &self.elsewhere else { return Err(missing) };
+        let mut last = missing;
+        for origin in self.origins.of(blob.digest) {
+            let opened = match open(origin) {
+                Ok(repository) => repository.open(blob, range.clone(), urgency.clone()).await,
+                Err(error) => Err(error),
+            };
+            match opened {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
     fn side_file(&self, kind: &str) -> PathBuf {
         self.storage.join(format!("{}-{kind}.json", URL_SAFE.encode(&self.repository)))
     }
@@ -215,17 +278,30 @@ impl BlobSource for KitStorage {
         &self,
         blob: BlobId,
         range: Range<u64>,
-        _urgency: Urgency,
+        urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
-        self.blobs.open(blob, range).boxed()
+        let open = async move {
+            match self.blobs.open(blob, range.clone()).await {
+                Err(missing @ SourceError::NotFound { .. }) => {
+                    self.open_elsewhere(blob, range, urgency, missing).await
+                }
+                opened => opened,
+            }
+        };
+        open.boxed()
     }
 
     fn is_remote(&self) -> bool {
-        false
+        !self.origins.is_empty()
     }
 
     fn place(&self) -> Option<String> {
-        Some(self.storage.display().to_string())
+        let storage = self.storage.display();
+        // Only this repository knows where its missing blobs are.
+        Some(match self.origins.is_empty() {
+            true => storage.to_string(),
+            false => format!("{storage} {}", self.repository),
+        })
     }
 }
 

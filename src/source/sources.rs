@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::admission::UserId;
-use super::kit_storage::KitStorage;
+use super::kit_storage::{Elsewhere, KitStorage};
 use super::oci_layout::OciLayout;
 use super::registry::{RegistryClient, Silence};
 use super::s3::{S3, S3Config};
@@ -68,6 +68,20 @@ impl Sources {
         })
     }
 
+    /// Opens the repositories in which kit's storage finds layers that were taken by digest.
+    fn elsewhere(&self) -> Elsewhere {
+        let registries = Arc::clone(&self.registries);
+        Elsewhere(Arc::new(move |origin| match origin {
+            Origin::Registry(reference) => Ok(registries.repository(reference)?),
+            Origin::OciLayout { folder, .. } => Ok(Arc::new(OciLayout::open(folder)?)),
+            Origin::KitStorage(_) => Err(SourceError::NotFound {
+                what: "a missing layer".to_owned(),
+                place: origin.to_string(),
+                hint: "kit's storage has no other place for it".to_owned(),
+            }),
+        }))
+    }
+
     /// The hosts that have said nothing for a while to requests that open or warm a kit.
     pub fn silences(&self) -> Vec<Silence> {
         self.registries.silences()
@@ -123,7 +137,7 @@ impl Repositories for Sources {
             }
             Origin::KitStorage(reference) => {
                 let home = self.kitops_home(&format!("localhost/{}", reference.repository()))?;
-                Ok(Arc::new(KitStorage::open(home, reference)?))
+                Ok(Arc::new(KitStorage::open(home, reference)?.with_elsewhere(self.elsewhere())))
             }
         }
     }
@@ -131,6 +145,7 @@ impl Repositories for Sources {
     fn pulled(&self, origin: &Origin) -> Option<Pulled> {
         let Origin::Registry(reference) = origin else { return None };
         let storage = KitStorage::open(self.kitops_home.as_deref()?, reference).ok()?;
+        let storage = storage.with_elsewhere(self.elsewhere());
         Some(Pulled { storage, is_preferred: self.is_pulled_preferred })
     }
 

@@ -140,6 +140,12 @@ impl Entry {
         Self { section, texts: path.into_iter().collect(), parameters: None, digest: None }
     }
 
+    /// An entry with these fields and no layer.
+    pub(super) fn of_texts(section: Section, texts: Vec<(Field, String)>) -> Self {
+        let texts = texts.into_iter().filter(|(_, text)| !text.is_empty()).collect();
+        Self { section, texts, parameters: None, digest: None }
+    }
+
     /// The entry's section.
     pub(in crate::kit) fn section(&self) -> Section {
         self.section

@@ -9,9 +9,11 @@
 //! fields of each entry, in the order of the YAML. The families (`modelkit`, `modelpack`) check
 //! paths and match layers.
 
+pub mod authored;
 mod entry;
 mod facts;
 mod generated;
+mod json;
 mod value;
 mod yaml;
 

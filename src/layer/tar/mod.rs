@@ -29,6 +29,7 @@ mod sparse_file;
 #[cfg(test)]
 mod tests;
 mod warnings;
+pub mod write;
 
 use std::ops::Range;
 

@@ -15,6 +15,8 @@ mod number;
 mod resolve;
 mod scalar;
 
+pub(super) use self::resolve::{is_go_float, is_timestamp};
+
 use super::entry::{Entry, Field, Section};
 use super::value::Value;
 use super::{GoYaml, Kitfile, Package};

@@ -107,7 +107,7 @@ fn is_prefixed_with_sign(plain: &str) -> bool {
 }
 
 /// The texts with a dot at the start that `strconv.ParseFloat` accepts: underscores between digits.
-fn is_go_float(text: &str) -> bool {
+pub(in crate::kit::kitfile) fn is_go_float(text: &str) -> bool {
     let bytes = text.as_bytes();
     let is_digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
     let underscores_ok = bytes
@@ -123,7 +123,7 @@ fn is_between_digits(bytes: &[u8], at: usize) -> bool {
 
 /// The timestamps of go-yaml: a date, or a date and a time of day. A zone follows a time behind
 /// `T`, and none follows a time behind a blank.
-fn is_timestamp(text: &str) -> bool {
+pub(in crate::kit::kitfile) fn is_timestamp(text: &str) -> bool {
     let mut rest = Cursor(text);
     let Some(year) = rest.digits(4, 4) else { return false };
     let month = rest.eat('-').then(|| rest.digits(1, 2)).flatten();

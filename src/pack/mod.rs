@@ -1,0 +1,272 @@
+//! Packs a folder into a kit in kit's own local storage.
+//!
+//! ```text
+//! folder --walk--> entries --.
+//! Kitfile, .kitignore -------+--kit::packing--> plan --layer (one read of each file)--> blobs
+//!                                                  '--manifest--> config, manifest --> indexes
+//! ```
+//!
+//! The decisions are pure and lie in [`kit::packing`](crate::kit::packing). This room does the I/O. It
+//! opens files component by component and follows no symbolic link, so nobody can exchange a
+//! directory for a link meanwhile and get another file packed. Memory does not depend on the size of files.
+//!
+//! Layers are written side by side. A file that changes while it is read ends the command: a layer would
+//! hold a mixture of two states.
+
+mod error;
+mod folder;
+mod layer;
+mod manifest;
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+pub use self::error::PackError;
+use self::folder::Folder;
+pub use self::manifest::Stamp;
+use crate::kit::ignore::{IGNORE_FILE, IGNORE_FILE_LIMIT_BYTES, IgnoreRules, KITFILE_NAMES};
+use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
+use crate::kit::packing::{
+    self, FolderEntry, FolderEntryKind, LeftOut, PackForm, PackPlan, PlannedLayer,
+};
+use crate::kit::{AuthoredKitfile, FileDigests};
+use crate::layer::encode::Effort;
+use crate::oci::{BlobId, Compression, DiffId, Digest, Encoding, Format};
+use crate::source::kit_storage::Origins;
+use crate::source::kit_storage::writing::{Filing, StorageWriter};
+
+/// Layers that are written at the same time. More make the disk seek.
+const LAYERS_AT_ONCE: usize = 4;
+
+/// How to pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// A CNCF ModelPack rather than a ModelKit.
+    pub is_model_pack: bool,
+    /// Tar layers, or one file for each layer.
+    pub format: Format,
+    /// The compression.
+    pub effort: Effort,
+}
+
+impl Options {
+    fn form(self) -> PackForm {
+        let compression = match self.effort {
+            Effort::None => Compression::None,
+            Effort::Gzip | Effort::GzipFastest => Compression::Gzip,
+            Effort::Zstd => Compression::Zstd,
+        };
+        let encoding = Encoding { format: self.format, compression };
+        PackForm { is_model_pack: self.is_model_pack, encoding }
+    }
+}
+
+/// A folder and its plan. Nothing is written yet.
+pub struct Prepared {
+    folder: Folder,
+    kitfile: AuthoredKitfile,
+    entries: Vec<FolderEntry>,
+    plan: PackPlan,
+    options: Options,
+}
+
+/// A kit in kit's storage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// Its manifest.
+    pub manifest: BlobId,
+    /// Its layers, in the order of the manifest.
+    pub layers: Vec<PackedLayer>,
+    /// Tags that named another kit until now, with its digest.
+    pub moved: Vec<(String, Digest)>,
+}
+
+/// A layer in kit's storage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackedLayer {
+    /// The blob.
+    pub blob: BlobId,
+    /// The digest of the uncompressed stream.
+    pub diff_id: DiffId,
+    /// Whether the blob was not there before.
+    pub is_new: bool,
+    files: FileDigests,
+    /// The metadata annotation of a raw layer.
+    metadata: Option<String>,
+}
+
+/// The progress of packing, for a display.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done_bytes: AtomicU64,
+    current: Mutex<String>,
+}
+
+impl Progress {
+    /// The bytes of files that were read.
+    pub fn done_bytes(&self) -> u64 {
+        self.done_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The file that is being read.
+    pub fn current(&self) -> String {
+        self.current.lock().expect("no thread panics with the lock").clone()
+    }
+
+    fn begin(&self, name: String) {
+        *self.current.lock().expect("no thread panics with the lock") = name;
+    }
+
+    fn add(&self, bytes: usize) {
+        self.done_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Reads the Kitfile of a folder: the first of kit's names that is there.
+///
+/// # Errors
+/// Fails if there is none, or if the file cannot be read.
+pub fn find_kitfile(folder: &Path) -> Result<(String, Vec<u8>), PackError> {
+    let opened = Folder::open(folder)?;
+    for name in KITFILE_NAMES {
+        if let Some(yaml) = opened.read_small(name, KITFILE_LIMIT_BYTES as u64)? {
+            return Ok((folder.join(name).display().to_string(), yaml));
+        }
+    }
+    Err(PackError::NoKitfile { folder: folder.to_owned() })
+}
+
+impl Prepared {
+    /// Walks a folder and plans its layers. `kitfile_place` names the Kitfile in messages; `parent_paths` are
+    /// the layer paths of the kit that `model.path` names.
+    ///
+    /// # Errors
+    /// Fails if the folder, its Kitfile or its `.kitignore` cannot be read or packed.
+    pub fn new(
+        folder: &Path,
+        kitfile_place: &str,
+        kitfile: AuthoredKitfile,
+        parent_paths: &[String],
+        options: Options,
+    ) -> Result<Self, PackError> {
+        let folder = Folder::open(folder)?;
+        let ignore = folder.read_small(IGNORE_FILE, IGNORE_FILE_LIMIT_BYTES)?.unwrap_or_default();
+        let rules = IgnoreRules::parse(&ignore)
+            .map_err(|error| PackError::Ignore { folder: folder.path().to_owned(), error })?;
+        // The content of an ignored directory matters only to an entry inside of it.
+        let paths = kitfile.layer_paths();
+        let is_skipped = |path: &[u8]| {
+            let leads_to = |layer: &Vec<u8>| {
+                layer.starts_with(path) && matches!(layer.get(path.len()), None | Some(b'/'))
+            };
+            !rules.has_exclusions() && rules.ignores(path) && !paths.iter().any(leads_to)
+        };
+        let entries = folder.walk(&is_skipped)?;
+        let plan = packing::plan(&kitfile, parent_paths, &rules, &entries, options.form())
+            .map_err(|error| PackError::Plan { kitfile: kitfile_place.to_owned(), error })?;
+        Ok(Self { folder, kitfile, entries, plan, options })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &PackPlan {
+        &self.plan
+    }
+
+    /// Warnings about the Kitfile and the plan.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.kitfile.warnings();
+        warnings.extend(self.plan.warnings.iter().cloned());
+        warnings
+    }
+
+    /// A file or directory of the folder.
+    pub fn entry(&self, index: usize) -> &FolderEntry {
+        &self.entries[index]
+    }
+
+    /// The files that are left out and probably not meant to be.
+    pub fn surprises(&self) -> impl Iterator<Item = &LeftOut> {
+        self.plan.left_out.iter().filter(|left_out| left_out.reason.is_surprising())
+    }
+
+    /// The number of files in a layer, and their bytes.
+    pub fn size(&self, layer: &PlannedLayer) -> (u64, u64) {
+        let sizes = layer.members.iter().filter_map(|&member| match self.entries[member].kind {
+            FolderEntryKind::File(size) => Some(size),
+            _ => None,
+        });
+        sizes.fold((0, 0), |(files, bytes), size| (files + 1, bytes + size))
+    }
+
+    /// The bytes of files that are read.
+    pub fn total_bytes(&self) -> u64 {
+        self.plan.layers.iter().map(|layer| self.size(layer).1).sum()
+    }
+
+    /// Writes the layers, the config and the manifest, and files the kit. Blocks.
+    ///
+    /// # Errors
+    /// Fails if a file cannot be read or changes meanwhile, or the storage cannot be written.
+    pub fn pack(
+        &self,
+        storage: &StorageWriter,
+        repository: &str,
+        tags: &[String],
+        stamp: &Stamp,
+        progress: &Progress,
+    ) -> Result<Packed, PackError> {
+        let layers = self.write_layers(storage, progress)?;
+        let manifest = manifest::encode(&self.kitfile, &self.plan, &layers, self.options, stamp);
+        storage.store(&manifest.config)?;
+        let (blob, _) = storage.store(&manifest.json)?;
+        let origins = Origins::default();
+        let filing = Filing { repository, manifest: blob, tags, origins: &origins };
+        let moved = storage.file(&filing)?;
+        Ok(Packed { manifest: blob, layers, moved })
+    }
+
+    fn write_layers(
+        &self,
+        storage: &StorageWriter,
+        progress: &Progress,
+    ) -> Result<Vec<PackedLayer>, PackError> {
+        let count = self.plan.layers.len();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let next = AtomicUsize::new(0);
+        let outcomes: Mutex<Vec<Option<Result<PackedLayer, PackError>>>> =
+            Mutex::new((0..count).map(|_| None).collect());
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(layer) = self.plan.layers.get(index) else { break };
+                let writer = layer::LayerWriter {
+                    folder: &self.folder,
+                    entries: &self.entries,
+                    storage,
+                    progress,
+                };
+                let outcome = writer.write(layer, self.options.effort);
+                if outcome.is_err() {
+                    // The others need not begin.
+                    next.store(count, Ordering::Relaxed);
+                }
+                outcomes.lock().expect("no thread panics with the lock")[index] = Some(outcome);
+            }
+        };
+        std::thread::scope(|scope| {
+            let helpers = cores.min(LAYERS_AT_ONCE).min(count).saturating_sub(1);
+            for _ in 0..helpers {
+                // Without more threads this one writes all layers.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
+        });
+        let outcomes = outcomes.into_inner().expect("no thread panics with the lock");
+        let mut layers = Vec::with_capacity(count);
+        for outcome in outcomes.into_iter().flatten() {
+            layers.push(outcome?);
+        }
+        Ok(layers)
+    }
+}
