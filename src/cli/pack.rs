@@ -35,16 +35,14 @@ const NO_REPOSITORY: &str = "localhost/_";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The Kitfile in DIR says which files belong to the kit; `.kitignore` keeps files out.
-The kit is stored where `kit pack` stores it (KITOPS_HOME), so that `kit list`,
-`kitfs list`, `kitfs mount` and `kitfs push` find it. Layers without compression
-and the config are the same bytes as kit's. A tag that is there already moves.
+The Kitfile in DIR says which files belong to the kit; `.kitignore` keeps files
+out. The kit goes where `kit pack` puts it (KITOPS_HOME). Layers without
+compression and the config are the same bytes as kit's.
 
 Examples:
   kitfs pack . -t ghcr.io/org/model:v2
-  kitfs pack . -t model:v2,latest
-  kitfs pack . --dry-run                       what would go into which layer
-  kitfs pack model/ -f Kitfile.small -t model:small --layer-format raw")]
+  kitfs pack . --dry-run               which file goes into which layer
+  kitfs pack . -t model:small,latest -f Kitfile.small --layer-format raw")]
 pub(super) struct Arguments {
     /// The folder with the files of the kit.
     #[arg(value_name = "DIR")]

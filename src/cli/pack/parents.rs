@@ -43,7 +43,8 @@ pub(super) async fn paths(
             umask: DEFAULT_UMASK,
             network: network.clone(),
         };
-        let asked = say_while_waiting(&reference, backend.ask(InfoRequest { kit })).await;
+        let asked =
+            say_while_waiting(&reference, backend.ask(InfoRequest { kit, facts: false })).await;
         let about = |error: CliError| error.about("model.path");
         let info = asked.map_err(|failure| about(failure.into()))?;
         let Info::Kit(info) = info else {
