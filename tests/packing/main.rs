@@ -40,7 +40,7 @@ impl Workshop {
         fs::write(path, content).unwrap();
     }
 
-    fn arguments<'a>(&self, more: &[&'a str]) -> Vec<String> {
+    fn arguments(&self, more: &[&str]) -> Vec<String> {
         let home = self.home().display().to_string();
         let mut arguments = vec!["pack".to_owned(), "src".to_owned(), "--config".to_owned(), home];
         arguments.extend(more.iter().map(|it| (*it).to_owned()));

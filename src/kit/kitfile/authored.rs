@@ -236,6 +236,9 @@ fn write_entry(
     object.end();
 }
 
+/// A field: its name, its key and its value.
+type NamedField<'a> = (&'a str, &'a Rc<Node>, &'a Rc<Node>);
+
 /// Reads fields out of nodes.
 struct Reader<'a> {
     document: &'a Document,
@@ -336,11 +339,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The fields of a mapping; none for a null.
-    fn fields(
-        &self,
-        node: &'a Rc<Node>,
-        place: &str,
-    ) -> Result<Vec<(&'a str, &'a Rc<Node>, &'a Rc<Node>)>, KitfileError> {
+    fn fields(&self, node: &'a Rc<Node>, place: &str) -> Result<Vec<NamedField<'a>>, KitfileError> {
         if self.is_nothing(node) {
             return Ok(Vec::new());
         }

@@ -42,6 +42,9 @@ pub(super) struct Scalar {
     pub tag: Option<String>,
 }
 
+/// The key and the value of a field.
+pub(super) type Field<'a> = (&'a Rc<Node>, &'a Rc<Node>);
+
 /// A document, and the count of visits.
 pub(super) struct Document {
     root: Rc<Node>,
@@ -82,11 +85,8 @@ impl Document {
 
     /// The fields of a mapping, by the text of their keys, with merged ones behind the mapping's own.
     /// Each field is a key node and a value node.
-    pub(super) fn fields<'a>(
-        &self,
-        node: &'a Rc<Node>,
-    ) -> Result<Vec<(&'a Rc<Node>, &'a Rc<Node>)>, KitfileError> {
-        let mut fields: Vec<(&'a Rc<Node>, &'a Rc<Node>)> = Vec::new();
+    pub(super) fn fields<'a>(&self, node: &'a Rc<Node>) -> Result<Vec<Field<'a>>, KitfileError> {
+        let mut fields: Vec<Field<'a>> = Vec::new();
         let mut known: BTreeMap<&'a str, usize> = BTreeMap::new();
         self.add_fields(node, 0, &mut fields, &mut known)?;
         Ok(fields)
@@ -96,7 +96,7 @@ impl Document {
         &self,
         node: &'a Rc<Node>,
         level: usize,
-        fields: &mut Vec<(&'a Rc<Node>, &'a Rc<Node>)>,
+        fields: &mut Vec<Field<'a>>,
         known: &mut BTreeMap<&'a str, usize>,
     ) -> Result<(), KitfileError> {
         let Content::Mapping(pairs) = &node.content else {

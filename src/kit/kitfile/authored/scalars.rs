@@ -18,11 +18,13 @@ pub(super) fn value(scalar: &Scalar) -> Result<Json, String> {
         Some("str") => return Ok(Json::Text(text.to_owned())),
         Some(tag @ ("int" | "float" | "bool" | "null")) => {
             let value = plain(text)?;
-            let fits = match (&value, tag) {
-                (Json::Integer(_), "int" | "float") | (Json::Float(_), "float") => true,
-                (Json::Bool(_), "bool") | (Json::Null, "null") => true,
-                _ => false,
-            };
+            let fits = matches!(
+                (&value, tag),
+                (Json::Integer(_), "int" | "float")
+                    | (Json::Float(_), "float")
+                    | (Json::Bool(_), "bool")
+                    | (Json::Null, "null")
+            );
             return match fits {
                 true => Ok(value),
                 false => Err(format!("`{text}` is not of the type !!{tag}")),
