@@ -59,6 +59,7 @@ const COMMANDS: &[&str] = &[
     "tag",
     "info",
     "list",
+    "log",
     "cache",
     "cache ls",
     "cache rm",

@@ -7,8 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    cache, cat, completions, copy, cp, daemon, diff, info, list, ls, mount, pack, push, run, serve,
-    sizes, status, tag, trace, umount, warm,
+    cache, cat, completions, copy, cp, daemon, diff, info, list, log, ls, mount, pack, push, run,
+    serve, sizes, status, tag, trace, umount, warm,
 };
 use crate::observe;
 
@@ -70,6 +70,8 @@ pub(super) enum Command {
     Info(info::Arguments),
     /// List the kits of a repository by tag.
     List(list::Arguments),
+    /// Show the versions of a repository by date, and what changed between them.
+    Log(log::Arguments),
     /// Download a kit, or some of its files, into the cache and verify it.
     Warm(warm::Arguments),
     /// Pack a folder into a kit, as `kit pack` does.

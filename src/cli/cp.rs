@@ -20,8 +20,8 @@ use super::system::{self, Otherwise};
 use crate::control::api::{Entry, EntryKind, FailureKind, Listing};
 use crate::daemon::OpenKit;
 
-mod destination;
-mod writing;
+pub(super) mod destination;
+pub(super) mod writing;
 
 use self::destination::{Destination, relative};
 use self::writing::{Numbers, Unfinished};

@@ -12,13 +12,16 @@ use std::path::Path;
 
 use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
+use super::log::FileCounts;
 use super::output::{
     byte_bar, pass_bar, print_json, print_warnings, printable, show_opening, show_pass,
 };
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::system::{self, Otherwise};
-use crate::control::api::{CompareEvent, CompareRequest, Comparison, FailureKind, RawPath};
+use crate::control::api::{
+    CompareEvent, CompareRequest, Comparison, FailureKind, FileChangeKind, RawPath,
+};
 use crate::oci::{Digest, Origin, Selector};
 
 /// The exit code for versions that differ.
@@ -156,4 +159,20 @@ fn mounted_at(path: &Path) -> Result<Option<String>, CliError> {
         let place = path.display();
         CliError::usage(format!("the kit that is mounted at {place} has no usable reference"))
     })
+}
+
+/// The number of files of each kind of change.
+pub(super) fn count_changes(comparison: &Comparison) -> FileCounts {
+    let mut counts = FileCounts { same: comparison.same_files, ..FileCounts::default() };
+    for change in &comparison.changes {
+        *match change.kind {
+            FileChangeKind::Added => &mut counts.added,
+            FileChangeKind::Removed => &mut counts.removed,
+            FileChangeKind::Changed => &mut counts.changed,
+            FileChangeKind::Renamed => &mut counts.renamed,
+            FileChangeKind::Mode => &mut counts.mode,
+            FileChangeKind::Maybe => &mut counts.maybe,
+        } += 1;
+    }
+    counts
 }

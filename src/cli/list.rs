@@ -1,5 +1,7 @@
 //! `kitfs list`: the kits of a repository, the repositories of a registry, or what kit itself has.
 
+use std::collections::HashMap;
+
 use super::arguments::NetworkArguments;
 use super::error::CliError;
 use super::output::{count_of, print_json, print_table, print_warnings, say_while_waiting, warn};
@@ -52,6 +54,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let request = TagsRequest {
         reference: what.map(parse_reference).transpose()?,
         is_one: what.is_some_and(has_selector),
+        most: None,
+        layers: false,
         network,
     };
     let is_storage = request.reference.is_none();
@@ -69,7 +73,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
 }
 
 /// Whether kit's local storage is meant as a whole.
-fn is_storage(what: &str) -> bool {
+pub(super) fn is_storage(what: &str) -> bool {
     matches!(what, "localhost" | "localhost/")
 }
 
@@ -91,7 +95,7 @@ fn host(what: &str) -> Option<&str> {
 }
 
 /// Whether a reference has a tag or digest.
-fn has_selector(what: &str) -> bool {
+pub(super) fn has_selector(what: &str) -> bool {
     if let Some(layout) = what.strip_prefix("oci:") {
         return crate::oci::Origin::parse(&format!("oci:{layout}"))
             .is_ok_and(|origin| origin.selector().is_some());
@@ -111,12 +115,17 @@ fn problem(kit: &TagInfo) -> Option<String> {
 
 fn print_kits(kits: Vec<TagInfo>) -> Result<(), CliError> {
     let has_repositories = kits.iter().any(|kit| kit.repository.is_some());
+    let same = same_as(&kits);
+    let has_same = same.iter().any(|tags| !tags.is_empty());
     let mut headings = vec!["TAG", "SIZE", "NAME", "AUTHOR", "DIGEST"];
+    if has_same {
+        headings.insert(4, "SAME AS");
+    }
     if has_repositories {
         headings.insert(0, "REPOSITORY");
     }
     let size = usize::from(has_repositories) + 1;
-    let rows = kits.into_iter().map(|kit| {
+    let rows = kits.into_iter().zip(same).map(|(kit, same)| {
         let (size, name) = match kit.index_entries {
             Some(entries) => {
                 let what = count_of(entries, "kit", "kits");
@@ -126,12 +135,38 @@ fn print_kits(kits: Vec<TagInfo>) -> Result<(), CliError> {
         };
         let tag = kit.tag.unwrap_or_else(|| NO_TAG.to_owned());
         let mut row = vec![tag, size, name, kit.author.unwrap_or_default(), kit.digest];
+        if has_same {
+            row.insert(4, same);
+        }
         if has_repositories {
             row.insert(0, kit.repository.unwrap_or_else(|| "-".to_owned()));
         }
         row
     });
     print_table(&headings, &[size], rows)
+}
+
+/// For each kit, the other tags of its repository that point to the same digest, as a table shows them.
+fn same_as(kits: &[TagInfo]) -> Vec<String> {
+    /// The number of tags that are named.
+    const MOST_NAMED: usize = 3;
+    let mut tags: HashMap<(&Option<String>, &str), Vec<&str>> = HashMap::new();
+    for kit in kits {
+        if let Some(tag) = &kit.tag {
+            tags.entry((&kit.repository, &kit.digest)).or_default().push(tag);
+        }
+    }
+    let others = kits.iter().map(|kit| {
+        let all = tags.get(&(&kit.repository, &*kit.digest)).into_iter().flatten();
+        let others: Vec<&str> =
+            all.copied().filter(|tag| Some(*tag) != kit.tag.as_deref()).collect();
+        let mut text = others.iter().take(MOST_NAMED).copied().collect::<Vec<_>>().join(", ");
+        if others.len() > MOST_NAMED {
+            text += &format!(" and {} more", others.len() - MOST_NAMED);
+        }
+        text
+    });
+    others.collect()
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ use super::settings::Settings;
 use super::system::{self, Otherwise};
 use crate::control::api::{Entry, EntryKind, Listing};
 
+/// The width of a digest with its mark: `sha256:`, 64 digits, `*`.
+const DIGEST_WIDTH: usize = 72;
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 PATH begins after the tag or digest. Write REF//PATH when REF has neither.
@@ -30,7 +33,10 @@ pub(super) struct Arguments {
     /// List everything below the directory, by path.
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// Print a JSON array.
+    /// Show the sha256 of each file, where it is known; `*` marks the packer's word.
+    #[arg(long)]
+    digest: bool,
+    /// Print a JSON array, with the digests that are known.
     #[arg(long)]
     json: bool,
     /// Take the kit with this label from an index; `kitfs info REF` lists the labels.
@@ -50,7 +56,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let mut kit = settings.kit(wanted.reference.clone(), &kit, &arguments.network)?;
     let backend = system::backend(settings, &mut kit, false, Otherwise::AnyBackend).await?;
     let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
-    let listing = kit.list(wanted.path, arguments.recursive).await?;
+    let digests = arguments.digest || arguments.json;
+    let listing = kit.list_with(wanted.path, arguments.recursive, digests).await?;
     print_warnings(&listing.warnings);
     let base = base_length(&listing, arguments.recursive);
     let entries = match listing.entry.kind {
@@ -67,6 +74,9 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         if arguments.long {
             write!(output, "{} {:>width$} {} ", mode(entry), entry.size, time(entry))?;
         }
+        if arguments.digest {
+            write!(output, "{:DIGEST_WIDTH$} ", digest(entry))?;
+        }
         let name = &entry.path.0[base.min(entry.path.0.len())..];
         match &entry.kind {
             EntryKind::Directory => names.write(&mut output, name, Colour::Directory)?,
@@ -82,6 +92,12 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         output.write_all(b"\n")?;
     }
     Ok(output.flush()?)
+}
+
+/// The digest with its mark, `-` where there is none.
+fn digest(entry: &Entry) -> String {
+    let mark = if entry.digest_claimed { "*" } else { "" };
+    entry.digest.as_ref().map_or_else(|| "-".to_owned(), |digest| format!("{digest}{mark}"))
 }
 
 /// The number of bytes to cut from the start of each path. Names are relative to the directory in the
@@ -131,6 +147,8 @@ mod tests {
             size: 0,
             mtime_seconds,
             layer: None,
+            digest: None,
+            digest_claimed: false,
             missing: None,
         };
         assert_eq!(mode(&entry(EntryKind::Directory, 0o755, 0)), "drwxr-xr-x");

@@ -25,6 +25,7 @@ mod info;
 mod kit_at;
 mod kit_habits;
 mod list;
+mod log;
 mod ls;
 mod mount;
 mod output;
@@ -102,6 +103,7 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
         Command::Tag(command) => block_on(tag::run(&settings, command)),
         Command::Info(command) => block_on(info::run(&settings, command)),
         Command::List(command) => block_on(list::run(&settings, command)),
+        Command::Log(command) => block_on(log::run(&settings, command)),
         Command::Warm(command) => block_on(warm::run(&settings, command)),
         Command::Pack(command) => block_on(pack::run(&settings, command)),
         Command::Trace(command) => block_on(trace::run(&settings, command)),

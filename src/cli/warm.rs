@@ -1,4 +1,7 @@
-//! `kitfs warm REF [PATH…]`.
+//! `kitfs warm REF [PATH…]`, and with `--to DIR` into a plain folder.
+
+mod folder;
+mod record;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -39,7 +42,7 @@ keeps the cache folder to itself, and other commands cannot use it meanwhile.
 
 Examples:
   kitfs warm ghcr.io/org/model:v1
-  kitfs warm -f model ghcr.io/org/model:v1
+  kitfs warm --to ./model ghcr.io/org/model:v1
   kitfs warm ghcr.io/org/model:v1 tokenizer.json weights/
   kitfs warm --trace start.trace ghcr.io/org/model:v1")]
 pub(super) struct Arguments {
@@ -58,6 +61,12 @@ pub(super) struct Arguments {
     /// Download the ranges of this access trace (`kitfs trace record`), in its order.
     #[arg(long, value_name = "FILE", conflicts_with = "paths")]
     trace: Option<PathBuf>,
+    /// Fill this plain folder too, for places without FUSE; again to update it.
+    #[arg(long, value_name = "DIR", conflicts_with = "trace")]
+    to: Option<PathBuf>,
+    /// With --to, remove files of an earlier version that the kit no longer has.
+    #[arg(long, requires = "to", conflicts_with = "filters")]
+    delete: bool,
     /// Print the result as a JSON object.
     #[arg(long)]
     json: bool,
@@ -79,11 +88,17 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             network: settings.network(&arguments.network)?,
         },
         paths: arguments.paths.into_iter().map(|path| RawPath(path.into_vec())).collect(),
+        layers: Vec::new(),
         trace: arguments.trace.as_deref().map(absolute).transpose()?,
     };
     let (kit, needs_own) = (&mut request.kit, request.trace.is_some());
     let backend = system::backend(settings, kit, needs_own, Otherwise::AnyBackend).await?;
     settings.warn_of_other_bounds(&backend, &IdleArguments::default()).await?;
+    if let Some(folder) = arguments.to {
+        let WarmRequest { kit, paths, .. } = request;
+        let wanted = folder::Wanted { folder, paths, deletes: arguments.delete };
+        return folder::run(&backend, kit, wanted, arguments.json).await;
+    }
     let mut display = Display::new();
     let report = backend.call(request, &mut |event| display.show(event)).await;
     display.clear();

@@ -92,6 +92,7 @@ operations![
     api::CompareRequest,
     api::ListRequest,
     api::ReadRequest,
+    api::CloneRequest,
     api::WarmRequest,
     api::MountRequest,
     api::UnmountRequest,

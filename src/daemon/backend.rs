@@ -16,9 +16,10 @@ use super::service::Service;
 use super::{mounting, seen};
 use crate::control::VERSION;
 use crate::control::api::{
-    DaemonStatus, Failure, FailureKind, KitHandle, KitRequest, ListRequest, Listing,
-    MountDescription, MountRequest, MountStatus, OpenProgress, OpenRequest, RawPath, ReadRequest,
-    ReplaceRequest, StatusRequest, StopRequest, UnmountReport, UpgradeRequest,
+    CloneRequest, Cloned, DaemonStatus, Failure, FailureKind, KitHandle, KitRequest, ListRequest,
+    Listing, MountDescription, MountRequest, MountStatus, OpenProgress, OpenRequest, RawPath,
+    ReadRequest, ReplaceRequest, StatusRequest, StopRequest, UnmountReport, UpgradeRequest,
+    WarmEvent, WarmReport, WarmRequest,
 };
 use crate::control::socket::{Address, SocketPath};
 use crate::control::{self, ByteStream, Client, Connection, Handle, Lease, Liveness, Operation};
@@ -399,7 +400,17 @@ impl OpenKit {
 
     /// Lists entries of the kit's tree: those of a directory, or with `recursive` all below it.
     pub async fn list(&self, path: RawPath, recursive: bool) -> Result<Listing, Failure> {
-        let request = |kit| ListRequest { kit, path: path.clone(), recursive };
+        self.list_with(path, recursive, false).await
+    }
+
+    /// As [`Self::list`], with the digests of files where `digests` is set.
+    pub async fn list_with(
+        &self,
+        path: RawPath,
+        recursive: bool,
+        digests: bool,
+    ) -> Result<Listing, Failure> {
+        let request = |kit| ListRequest { kit, path: path.clone(), recursive, digests };
         let kit = self.handle().await;
         match self.backend.ask(request(kit)).await {
             Err(failure) if failure.kind == FailureKind::Stale => {
@@ -419,6 +430,41 @@ impl OpenKit {
             }
             bytes => bytes,
         }
+    }
+
+    /// Has the daemon copy a file of the kit from its cache into an empty file. `None`: read it instead.
+    pub async fn clone_into(
+        &self,
+        path: &RawPath,
+        target: BorrowedFd<'_>,
+    ) -> Result<Option<Cloned>, Failure> {
+        let request = |kit| CloneRequest { kit, path: path.clone() };
+        let kit = self.handle().await;
+        let cloned = match self.backend.send(request(kit), &[target], &mut |_| {}).await {
+            Err(failure) if failure.kind == FailureKind::Stale => {
+                let request = request(self.open_again(kit).await?);
+                self.backend.send(request, &[target], &mut |_| {}).await
+            }
+            cloned => cloned,
+        };
+        cloned.map(|(cloned, _)| cloned)
+    }
+
+    /// Brings whole layers of the kit to the cache, and waits for their digests. Calls `on_event` meanwhile.
+    pub async fn warm_layers(
+        &self,
+        layers: Vec<String>,
+        on_event: &mut (dyn FnMut(WarmEvent) + Send),
+    ) -> Result<WarmReport, Failure> {
+        let kit = self.pinned.clone();
+        self.backend
+            .call(WarmRequest { kit, paths: Vec::new(), layers, trace: None }, on_event)
+            .await
+    }
+
+    /// The request that names this very kit.
+    pub fn pinned(&self) -> &KitRequest {
+        &self.pinned
     }
 
     /// Has the daemon serve a mount of the kit, which may be to replace another one.

@@ -36,22 +36,33 @@ fn index_info(reference: &str, description: &IndexDescription) -> IndexInfo {
 
 fn kit_info(reference: &str, description: &Description) -> KitInfo {
     let kit = &description.kit;
-    let mut known = kit.layers.iter().peekable();
-    let layers = description.manifest.layers.iter();
-    let layers = layers.map(|descriptor| {
-        let layer = known.next_if(|layer| is_about(layer, descriptor));
-        layer_info(descriptor, layer)
-    });
     KitInfo {
         reference: reference.to_owned(),
         digest: description.digest.to_string(),
         family: family_name(kit.family).to_owned(),
         facts: Vec::new(),
-        layers: layers.collect(),
+        layers: kit_layers(description),
         remote: kit.remote.iter().map(remote_info).collect(),
         kitfile: Some(kitfile_text(kit)),
         warnings: description.warning.iter().chain(&kit.warnings).cloned().collect(),
     }
+}
+
+/// The layers of a kit; none of an index.
+pub(super) fn layers(described: &Described) -> Vec<LayerInfo> {
+    match described {
+        Described::Kit(description) => kit_layers(description),
+        Described::Index(_) => Vec::new(),
+    }
+}
+
+fn kit_layers(description: &Description) -> Vec<LayerInfo> {
+    let mut known = description.kit.layers.iter().peekable();
+    let layers = description.manifest.layers.iter().map(|descriptor| {
+        let layer = known.next_if(|layer| is_about(layer, descriptor));
+        layer_info(descriptor, layer)
+    });
+    layers.collect()
 }
 
 /// The Kitfile as a list of facts.

@@ -3,12 +3,18 @@
 use std::sync::Arc;
 
 use super::paths::{self, LastLink};
-use crate::control::api::{Entry, EntryKind, Failure, ListRequest, Listing, RawPath};
+use super::upkeep::encoding_name;
+use crate::control::api::{Entry, EntryKind, Failure, ListRequest, ListedLayer, Listing, RawPath};
 use crate::fs::LoadedKit;
+use crate::kit::compare::{LayerFiles, Version};
 use crate::kit::{Content, NodeId, NodeKind, Tree};
 
-/// Answers a [`ListRequest`] about a loaded kit.
-pub(super) fn list(kit: &Arc<LoadedKit>, request: &ListRequest) -> Result<Listing, Failure> {
+/// Answers a [`ListRequest`] about a loaded kit. With `files`, the entries have the digests that are known.
+pub(super) fn list(
+    kit: &Arc<LoadedKit>,
+    request: &ListRequest,
+    files: Option<&[LayerFiles]>,
+) -> Result<Listing, Failure> {
     let tree = &kit.tree;
     let node = paths::find(kit, &request.path, LastLink::Keep)?;
     if matches!(tree.kind(node), NodeKind::Directory) {
@@ -18,9 +24,14 @@ pub(super) fn list(kit: &Arc<LoadedKit>, request: &ListRequest) -> Result<Listin
         true => descendants(tree, node),
         false => tree.children(node).map(NodeId).collect(),
     };
+    let layers = kit.layers.iter().map(|layer| ListedLayer {
+        digest: layer.key().digest.to_string(),
+        encoding: encoding_name(layer.key().encoding).to_owned(),
+    });
     Ok(Listing {
-        entry: entry(tree, node),
-        below: below.into_iter().map(|node| entry(tree, node)).collect(),
+        entry: entry(tree, node, files),
+        below: below.into_iter().map(|node| entry(tree, node, files)).collect(),
+        layers: layers.collect(),
         warnings: kit.all_warnings(),
     })
 }
@@ -36,7 +47,7 @@ fn descendants(tree: &Tree, root: NodeId) -> Vec<NodeId> {
     found
 }
 
-fn entry(tree: &Tree, node: NodeId) -> Entry {
+fn entry(tree: &Tree, node: NodeId, files: Option<&[LayerFiles]>) -> Entry {
     let (kind, size) = match tree.kind(node) {
         NodeKind::Directory => (EntryKind::Directory, 0),
         NodeKind::File(_) => (EntryKind::File, tree.size(node)),
@@ -46,6 +57,7 @@ fn entry(tree: &Tree, node: NodeId) -> Entry {
         NodeKind::File(Content::Stored { layer, .. }) => Some(*layer),
         NodeKind::File(Content::Inline(_)) | NodeKind::Directory | NodeKind::Symlink(_) => None,
     };
+    let digest = files.and_then(|layers| Version { tree, layers }.digest(node));
     Entry {
         path: RawPath(tree.path(node)),
         kind,
@@ -53,6 +65,8 @@ fn entry(tree: &Tree, node: NodeId) -> Entry {
         size,
         mtime_seconds: tree.mtime(node).seconds().into(),
         layer,
+        digest: digest.map(|known| known.digest.to_string()),
+        digest_claimed: digest.is_some_and(|known| known.is_claimed),
         missing: tree.missing(node).map(str::to_owned),
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! - [`Backend`]: the daemon when one runs, else a service in this process.
 //! - `service`: the work of each operation; `mounts`: its table of mounts; `kits`: the kits that it has open;
-//!   `networks`: its connections; `paths`, `listing`, `reading`, `describing`, `comparing`, `upkeep`: its answers.
+//!   `networks`: its connections; `paths`, `listing`, `reading`, `cloning`, `describing`, `comparing`, `upkeep`: its answers.
 //! - `mounting`: mounts for a command, in the part of the file tree that the command sees.
 //! - `following`: tags that move under a mount.
 //! - `seen`: daemons that see another file tree than a command.
@@ -22,6 +22,7 @@
 
 mod backend;
 mod bringing;
+mod cloning;
 mod comparing;
 mod dead;
 mod describing;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 
+use super::describing;
 use crate::control::api::{Failure, TagInfo, TagsRequest};
 use crate::fetch::Fetcher;
 use crate::fs::{self, Described, IndexDescription};
@@ -49,13 +50,46 @@ pub(super) async fn tags(
             }
         }
     };
+    let listed = match request.most {
+        Some(most) => last(listed, most as usize),
+        None => listed,
+    };
     let described = stream::iter(listed).map(|one| async move {
         match look(fetcher, sources, &one.origin).await {
-            Ok(described) => info(one, Ok(&described)),
+            Ok(described) => {
+                let layers = request.layers.then(|| describing::layers(&described));
+                TagInfo { layers: layers.unwrap_or_default(), ..info(one, Ok(&described)) }
+            }
             Err(failure) => info(one, Err(failure)),
         }
     });
     Ok(described.buffered(TAGS_AT_ONCE).collect().await)
+}
+
+/// The last `most` of the tags. Numbers in tags count as numbers, so `v10` comes after `v9`.
+fn last(mut listed: Vec<Listed>, most: usize) -> Vec<Listed> {
+    listed.sort_by_cached_key(|one| {
+        let tag = one.tag.as_deref().map(natural);
+        (tag, one.repository.clone())
+    });
+    listed.split_off(listed.len().saturating_sub(most))
+}
+
+/// A tag in pieces that compare as a reader of version numbers would: texts, and numbers by their length
+/// without leading zeros, then by their digits.
+fn natural(tag: &str) -> Vec<(String, usize, String)> {
+    let mut pieces = Vec::new();
+    let mut rest = tag;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (text, after) = rest.split_at(digits);
+        let end = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
+        let (number, after) = after.split_at(end);
+        let number = number.trim_start_matches('0');
+        pieces.push((text.to_owned(), number.len(), number.to_owned()));
+        rest = after;
+    }
+    pieces
 }
 
 async fn look(
@@ -114,9 +148,18 @@ fn info(listed: Listed, described: Result<&Described, Failure>) -> TagInfo {
         Some(Selector::Digest(digest)) => digest.to_string(),
         Some(Selector::Tag(_)) | None => String::new(),
     };
-    let (blob_bytes, name, author, index_entries, problem) = (0, None, None, None, None);
-    let unknown =
-        TagInfo { repository, tag, digest, blob_bytes, name, author, index_entries, problem };
+    let unknown = TagInfo {
+        repository,
+        tag,
+        digest,
+        blob_bytes: 0,
+        name: None,
+        author: None,
+        created_seconds: None,
+        layers: Vec::new(),
+        index_entries: None,
+        problem: None,
+    };
     match described {
         Err(failure) => TagInfo { problem: Some(failure.message), ..unknown },
         Ok(Described::Index(IndexDescription { digest, index, .. })) => TagInfo {
@@ -132,8 +175,22 @@ fn info(listed: Listed, described: Result<&Described, Failure>) -> TagInfo {
                 blob_bytes: sizes.fold(0, u64::saturating_add),
                 name: kitfile.package_name().map(str::to_owned),
                 author: kitfile.first_author().map(str::to_owned),
+                created_seconds: description.kit.created.map(|at| at.seconds().into()),
                 ..unknown
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_tags_count_as_numbers() {
+        let order = ["1", "1.2", "1.10", "1.10.1", "2", "0010", "11", "a", "v9", "v10", "v10-rc"];
+        for pair in order.windows(2) {
+            assert!(natural(pair[0]) < natural(pair[1]), "{pair:?}");
         }
     }
 }

@@ -188,7 +188,7 @@ pub(super) fn kit_state(state: State) -> KitState {
     }
 }
 
-fn encoding_name(encoding: Encoding) -> &'static str {
+pub(super) fn encoding_name(encoding: Encoding) -> &'static str {
     match (encoding.format, encoding.compression) {
         (Format::Tar, Compression::None) => "tar",
         (Format::Tar, Compression::Gzip) => "tar+gzip",

@@ -36,24 +36,38 @@ pub(super) struct Want {
     title: String,
     ranges: Vec<Range<StreamOffset>>,
     wanted_bytes: u64,
+    /// Whether the bytes survive a power cut, and are evicted last.
+    is_kept: bool,
     done_bytes: AtomicU64,
     failure: Mutex<Option<Failure>>,
 }
 
-/// Brings the files below `paths`, or all of the kit where there are none, and waits until the
-/// digests of complete layers are known; `filters` are those the kit was loaded with. A layer that
+/// The parts of a kit to warm: files and directories, or whole layers, or all of the kit.
+#[derive(Clone, Copy)]
+pub(super) struct WarmedParts<'a> {
+    pub(super) paths: &'a [RawPath],
+    /// Digests of layers.
+    pub(super) layers: &'a [String],
+    /// The filters that the kit was loaded with.
+    pub(super) filters: Option<&'a Filters>,
+}
+
+/// Brings parts of a kit to the cache, and waits until the digests of complete layers are known. A layer that
 /// fails does not hold up the others; the report says so of each.
 ///
 /// # Errors
-/// When a path is not in the kit, or what is wanted does not fit the cache: nothing was fetched.
+/// When a path or layer is not in the kit, or what is wanted does not fit the cache: nothing was fetched.
 pub(super) async fn warm(
     cache: &Cache,
     kit: &LoadedKit,
-    paths: &[RawPath],
-    filters: Option<&Filters>,
+    WarmedParts { paths, layers, filters }: WarmedParts<'_>,
     progress: &(dyn Fn(Vec<LayerProgress>) + Send + Sync),
 ) -> Result<WarmReport, Failure> {
-    let wants = if paths.is_empty() { all_of(kit) } else { files_of(kit, paths, filters)? };
+    let wants = match (paths.is_empty(), layers.is_empty()) {
+        (true, true) => all_of(kit),
+        (true, false) => layers_of(kit, layers)?,
+        (false, _) => files_of(kit, paths, filters)?,
+    };
     check_room(cache, &wants)?;
     fetch(&wants, progress).await;
     let missing = missing_of(&kit.tree, paths);
@@ -129,6 +143,20 @@ fn all_of(kit: &LoadedKit) -> Vec<Want> {
         }
     }
     wants
+}
+
+fn layers_of(kit: &LoadedKit, layers: &[String]) -> Result<Vec<Want>, Failure> {
+    let mut wants = all_of(kit);
+    let digest = |want: &Want| want.layer.key().digest.to_string();
+    if let Some(other) =
+        layers.iter().find(|layer| !wants.iter().any(|want| digest(want) == **layer))
+    {
+        let message = format!("the kit has no layer {other}");
+        return Err(Failure::new(FailureKind::NotFound, message));
+    }
+    wants.retain(|want| layers.contains(&digest(want)));
+    wants.iter_mut().for_each(|want| want.is_kept = false);
+    Ok(wants)
 }
 
 fn files_of(
@@ -243,7 +271,7 @@ impl Want {
         let title = kit.title_of(&layer);
         let wanted_bytes = ranges.iter().map(|range| range.end - range.start).sum();
         let (done_bytes, failure) = (AtomicU64::new(0), Mutex::default());
-        Self { layer, title, ranges, wanted_bytes, done_bytes, failure }
+        Self { layer, title, ranges, wanted_bytes, is_kept: true, done_bytes, failure }
     }
 
     /// The wanted bytes that are in the cache, as far as whole ranges and pieces tell.
@@ -259,7 +287,10 @@ impl Want {
             self.layer.look().await?;
             self.bring().await?;
             self.verify().await?;
-            self.layer.keep_warmed().await.map_err(Failure::from)
+            match self.is_kept {
+                true => self.layer.keep_warmed().await.map_err(Failure::from),
+                false => Ok(()),
+            }
         };
         *self.failure.lock() = outcome.await.err();
     }

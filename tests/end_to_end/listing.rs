@@ -77,6 +77,10 @@ fn a_registry_is_listed_by_repositories_tags_and_one_tag() {
     assert!(outcome.stderr.contains("broken: "), "{}", outcome.stderr);
     let table = String::from_utf8(outcome.stdout).unwrap();
     assert!(table.contains("v1 ") && table.contains("v2 ") && table.contains(&b.digest), "{table}");
+    // Both tags point to one manifest.
+    assert!(table.starts_with("TAG") && table.contains("SAME AS"), "{table}");
+    let other = kitfs.succeed(&["list", &format!("{host}/org/a")]);
+    assert!(!other.contains("SAME AS"), "{other}");
     let one = kitfs.json(&["list", "--json", &format!("{host}/org/b:v2")]);
     assert_eq!(lines(&one), [(None, Some("v2"), &*b.digest)]);
     let digest = kitfs.json(&["list", "--json", &format!("{host}/org/b@{}", b.digest)]);

@@ -8,6 +8,7 @@ mod background;
 mod counted;
 mod differential;
 mod failover;
+mod filling;
 mod frozen;
 mod golden_kits;
 mod healing;

@@ -1,4 +1,4 @@
-//! Two versions of a kit, compared: `kitfs diff`.
+//! Versions of a kit: `kitfs diff`, `kitfs log`, and the digests of `kitfs ls`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use crate::counted::Counted;
 use crate::support::Random;
 use crate::support::kit_builder::{Compression, Kit, Layer, Written};
 use crate::support::kitfs::Kitfs;
+use crate::support::registry_double::{Options, RegistryDouble};
 
 /// A layout folder with versions of a kit.
 struct Versions {
@@ -248,4 +249,74 @@ fn a_mounted_directory_stands_for_its_kit() {
     let outcome = versions.kitfs.run(&["diff", "--name-only", mounted, &v1]);
     assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"model.bin\n"[..], Some(1)));
     assert_eq!(versions.kitfs.succeed(&["diff", mounted, mounted]), "");
+}
+
+#[test]
+fn versions_are_listed_by_date_with_what_changed_between_them() {
+    let versions = Versions::new();
+    let kit = |data: &[u8], time: &str| {
+        let kit = Kit::modelkit().with(model(b"1")).with(dataset(data, &["same"]).listed());
+        if time.is_empty() { kit } else { kit.created(time) }
+    };
+    let undated = kit(b"zero!", "");
+    versions.write(&undated, "v1");
+    let first = versions.write(&kit(b"one", "2026-01-01T00:00:00Z"), "v2");
+    let second = versions.write(&kit(b"two", "2026-02-01T00:00:00Z"), "v10");
+    versions.write(&kit(b"two", "2026-02-01T00:00:00Z"), "latest");
+    let reference = format!("oci:{}", versions.folder.display());
+    let kitfs = &versions.kitfs;
+    let log = kitfs.json(&["log", "--json", "--files", &reference]);
+    let tags: Vec<_> = log.as_array().unwrap().iter().map(|it| it["tags"].clone()).collect();
+    assert_eq!(tags, [json!(["latest", "v10"]), json!(["v2"]), json!(["v1"])]);
+    let changes = &log[0]["changes"];
+    assert_eq!(
+        (&log[0]["digest"], &changes["since"]),
+        (&json!(second.digest), &json!(first.digest))
+    );
+    assert_eq!(changes["new_bytes"], second.layers[1].1);
+    assert_eq!(changes["layers"][0]["kind"], "changed");
+    assert_eq!(changes["files"]["changed"], 1);
+    assert_eq!(log[2].get("changes"), None);
+    let table = kitfs.succeed(&["log", &reference]);
+    for words in ["2026-02-01 00:00  latest, v10", "no date", "the first", "layers: 1 changed"] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+
+    // A registry gives the same, and only the last tags where a bound is set.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let registry = runtime.block_on(RegistryDouble::start(Options::default()));
+    registry.push_layout("org/kit", &versions.folder);
+    let repository = format!("{}/org/kit", registry.host());
+    let there = kitfs.json(&["log", "--json", "--files", &repository]);
+    assert_eq!(there, log);
+    let outcome = kitfs.run(&["log", "--json", "-n", "2", &repository]);
+    assert!(outcome.stderr.contains("only 2 tags are looked at"), "{}", outcome.stderr);
+    let last: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    let tags: Vec<_> = last.as_array().unwrap().iter().map(|it| it["tags"].clone()).collect();
+    assert_eq!(tags, [json!(["v10"]), json!(["v2"])]);
+    let said = kitfs.fail(2, &["log", &format!("{repository}:v1")]);
+    assert!(said.contains("leave the tag"), "{said}");
+    kitfs.fail(3, &["log", &format!("{}/org/none", registry.host())]);
+}
+
+#[test]
+fn ls_shows_the_digests_that_are_known() {
+    let versions = Versions::new();
+    let unlisted = Layer::tar("docs", "docs").file("docs/a", 0o644, b"a");
+    let kit = Kit::modelkit().with(model(b"1")).with(dataset(b"x", &[]).listed()).with(unlisted);
+    versions.write(&kit, "v1");
+    let entries = versions.kitfs.json(&["ls", "-R", "--json", &versions.reference("v1")]);
+    let of = |path: &str| {
+        let mut entries = entries.as_array().unwrap().iter();
+        let entry = entries.find(|entry| entry["path"] == path).unwrap();
+        (entry["digest"].as_str().map(str::to_owned), entry.get("digest_claimed").is_some())
+    };
+    let sha256 = |content: &[u8]| Some(format!("sha256:{}", crate::support::tree::sha256(content)));
+    assert_eq!(of("model.bin"), (sha256(b"1"), false));
+    assert_eq!(of("data/changed"), (sha256(b"x"), true));
+    assert_eq!(of("docs/a"), (None, false));
+    assert!(of("Kitfile").0.is_some());
+    let table = versions.kitfs.succeed(&["ls", "-R", "--digest", &versions.reference("v1")]);
+    let line = format!("{}* data/changed", sha256(b"x").unwrap());
+    assert!(table.contains(&line), "{table}");
 }

@@ -61,7 +61,7 @@ impl Destination {
 /// # Errors
 /// For a path that is not below `base`, or could lead out of the destination. The tree of a kit has
 /// no such paths. The check stays for a hostile process that answers instead of the daemon.
-pub(super) fn relative(base: &[u8], path: &[u8]) -> Result<PathBuf, CliError> {
+pub(in crate::cli) fn relative(base: &[u8], path: &[u8]) -> Result<PathBuf, CliError> {
     let below = match path.strip_prefix(base) {
         Some(rest) if base.is_empty() || rest.is_empty() => Some(rest),
         Some([b'/', rest @ ..]) => Some(rest),
@@ -82,7 +82,7 @@ pub(super) fn relative(base: &[u8], path: &[u8]) -> Result<PathBuf, CliError> {
 
 /// Whether the target of the symlink at `path` stays below `base`. Looks at the text only: the same
 /// rule holds for each symlink on the way.
-pub(super) fn stays_inside(base: &[u8], path: &[u8], target: &[u8]) -> bool {
+pub(in crate::cli) fn stays_inside(base: &[u8], path: &[u8], target: &[u8]) -> bool {
     if target.starts_with(b"/") || target.is_empty() || target.contains(&0) {
         return false;
     }
@@ -115,6 +115,8 @@ mod tests {
             size: 0,
             mtime_seconds: 0,
             layer: None,
+            digest: None,
+            digest_claimed: false,
             missing: None,
         }
     }

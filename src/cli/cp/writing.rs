@@ -23,20 +23,28 @@ use crate::control::api::FailureKind;
 /// has another problem.
 const MOST_LEFTOVERS: u32 = 100;
 
+/// The start of temporary names; two numbers follow.
+const UNFINISHED: &str = ".kitfs-unfinished-";
+
 /// Numbers for temporary names.
 #[derive(Default)]
-pub(super) struct Numbers(AtomicU64);
+pub(in crate::cli) struct Numbers(AtomicU64);
 
 /// A file or symlink with a temporary name. Dropping it removes it.
-pub(super) struct Unfinished {
+pub(in crate::cli) struct Unfinished {
     path: PathBuf,
     target: PathBuf,
     is_kept: bool,
 }
 
 impl Unfinished {
+    /// Sets the permission bits that it will have.
+    pub(in crate::cli) fn set_mode(&self, mode: u32) -> Result<(), CliError> {
+        set_mode(&self.path, mode)
+    }
+
     /// Gives it its final name, and replaces a file or symlink of that name.
-    pub(super) fn keep(mut self) -> Result<(), CliError> {
+    pub(in crate::cli) fn keep(mut self) -> Result<(), CliError> {
         std::fs::rename(&self.path, &self.target)
             .map_err(|error| write_error(&self.target, error))?;
         self.is_kept = true;
@@ -53,9 +61,23 @@ impl Drop for Unfinished {
     }
 }
 
+/// Makes an empty file under a temporary name beside `target`.
+pub(in crate::cli) fn empty_file(
+    numbers: &Numbers,
+    target: &Path,
+) -> Result<(Unfinished, std::fs::File), CliError> {
+    let failed = |error| write_error(target, error);
+    if target.symlink_metadata().is_ok_and(|there| there.is_dir()) {
+        return Err(failed(io::Error::other("there is a directory of that name")));
+    }
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    make_unfinished(numbers, target, |path| options.open(path)).map_err(failed)
+}
+
 /// Writes `bytes` under a temporary name beside `target`. Fails unless there are `size` of them,
 /// where `size` is known.
-pub(super) async fn file(
+pub(in crate::cli) async fn file(
     numbers: &Numbers,
     target: &Path,
     mut bytes: ByteStream,
@@ -64,13 +86,7 @@ pub(super) async fn file(
     bar: &ProgressBar,
 ) -> Result<Unfinished, CliError> {
     let failed = |error| write_error(target, error);
-    if target.symlink_metadata().is_ok_and(|there| there.is_dir()) {
-        return Err(failed(io::Error::other("there is a directory of that name")));
-    }
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    let (unfinished, opened) =
-        make_unfinished(numbers, target, |path| options.open(path)).map_err(failed)?;
+    let (unfinished, opened) = empty_file(numbers, target)?;
     let mut output = tokio::fs::File::from_std(opened);
     let mut written = 0;
     while let Some(piece) = bytes.next().await {
@@ -105,7 +121,7 @@ fn is_hole(piece: &[u8]) -> bool {
 
 /// Makes a directory, unless there is one; a symlink to a directory is refused. Returns whether the
 /// directory is new.
-pub(super) fn directory(target: &Path) -> Result<bool, CliError> {
+pub(in crate::cli) fn directory(target: &Path) -> Result<bool, CliError> {
     match std::fs::create_dir(target) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -119,7 +135,11 @@ pub(super) fn directory(target: &Path) -> Result<bool, CliError> {
 }
 
 /// Makes a symlink, and replaces a file or symlink of that name.
-pub(super) fn symlink(numbers: &Numbers, target: &Path, link: &[u8]) -> Result<(), CliError> {
+pub(in crate::cli) fn symlink(
+    numbers: &Numbers,
+    target: &Path,
+    link: &[u8],
+) -> Result<(), CliError> {
     let link = OsStr::from_bytes(link);
     let made = make_unfinished(numbers, target, |path| std::os::unix::fs::symlink(link, path));
     let (unfinished, ()) = made.map_err(|error| write_error(target, error))?;
@@ -127,9 +147,26 @@ pub(super) fn symlink(numbers: &Numbers, target: &Path, link: &[u8]) -> Result<(
 }
 
 /// Sets permission bits.
-pub(super) fn set_mode(path: &Path, mode: u32) -> Result<(), CliError> {
+pub(in crate::cli) fn set_mode(path: &Path, mode: u32) -> Result<(), CliError> {
     let permissions = std::fs::Permissions::from_mode(mode & 0o777);
     std::fs::set_permissions(path, permissions).map_err(|error| write_error(path, error))
+}
+
+/// Removes the temporary files that killed copies have left in a folder. The caller has the folder for itself.
+/// `is_wanted` says which names are somebody's.
+pub(in crate::cli) fn remove_leftovers(folder: &Path, is_wanted: impl Fn(&OsStr) -> bool) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_leftover = name
+            .as_bytes()
+            .strip_prefix(UNFINISHED.as_bytes())
+            .is_some_and(|rest| rest.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-'));
+        if is_leftover && !is_wanted(&name) {
+            // Best effort: a leftover costs room and nothing else.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Makes a file or symlink in the folder of `target`, under a name that no kit and no other copy has.
@@ -145,7 +182,7 @@ fn make_unfinished<T>(
     let mut leftovers = 0;
     loop {
         let number = numbers.0.fetch_add(1, Ordering::Relaxed);
-        let path = folder.join(format!(".kitfs-unfinished-{}-{number}", std::process::id()));
+        let path = folder.join(format!("{UNFINISHED}{}-{number}", std::process::id()));
         match make(&path) {
             Err(error)
                 if error.kind() == io::ErrorKind::AlreadyExists && leftovers < MOST_LEFTOVERS =>

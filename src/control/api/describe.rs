@@ -159,6 +159,12 @@ pub struct TagInfo {
     pub name: Option<String>,
     /// The author, where the Kitfile names one.
     pub author: Option<String>,
+    /// When the kit was made, in seconds since 1970, where its manifest says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_seconds: Option<i64>,
+    /// The layers in manifest order, if the request asks for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerInfo>,
     /// Of an index: how many kits can be chosen from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index_entries: Option<u64>,
@@ -175,6 +181,13 @@ pub struct TagsRequest {
     /// List only the tag or digest that the reference names.
     #[serde(default)]
     pub is_one: bool,
+    /// Look at so many tags at most: the last ones, where numbers in tags count as numbers. `None` for all.
+    /// With a bound, the answer is in that order.
+    #[serde(default)]
+    pub most: Option<u32>,
+    /// With the layers of each kit.
+    #[serde(default)]
+    pub layers: bool,
     /// How to reach registries.
     #[serde(default)]
     pub network: NetworkOptions,

@@ -2,7 +2,7 @@
 //!
 //! - [`AliveRequest`], [`StatusRequest`], [`StopRequest`], [`ReplaceRequest`], [`UpgradeRequest`],
 //!   [`RestoreRequest`]: the daemon.
-//! - [`OpenRequest`], [`ListRequest`], [`ReadRequest`]: an open kit.
+//! - [`OpenRequest`], [`ListRequest`], [`ReadRequest`], [`CloneRequest`]: an open kit.
 //! - [`InfoRequest`], [`TagsRequest`], [`CatalogueRequest`]: looking at registries.
 //! - [`CompareRequest`]: two versions.
 //! - [`MountRequest`], [`UnmountRequest`], [`RecordRequest`], [`StopRecordingRequest`]: mounts.
@@ -42,5 +42,7 @@ pub use mounts::{
 };
 pub use network::NetworkOptions;
 pub use progress::{OpenProgress, PassProgress, Waiting};
-pub use tree::{Entry, EntryKind, ListRequest, Listing, RawPath, ReadRequest};
+pub use tree::{
+    CloneRequest, Cloned, Entry, EntryKind, ListRequest, ListedLayer, Listing, RawPath, ReadRequest,
+};
 pub use warm::{LayerProgress, WarmEvent, WarmReport, WarmRequest, WarmedLayer};

@@ -18,6 +18,12 @@ impl Operation for ReadRequest {
     type Answer = ();
 }
 
+impl Operation for CloneRequest {
+    const NAME: &'static str = "clone";
+    type Event = NoEvent;
+    type Answer = Option<Cloned>;
+}
+
 /// Bytes of a path or name that need not be UTF-8; percent-encoded on the wire.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RawPath(pub Vec<u8>);
@@ -47,10 +53,16 @@ pub struct Entry {
     pub size: u64,
     /// Seconds since 1970.
     pub mtime_seconds: i64,
-    /// Of a file: the layer that has its bytes. The number says no more than that files with the same
-    /// are verified together; none is that of bytes which no digest of a layer covers.
+    /// Of a file: the layer that has its bytes, as [`Listing::layers`] numbers them. Files with the same
+    /// number are verified together; no number is that of bytes which no digest of a layer covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
+    /// Of a file: the digest of its content, where the request asks for it and it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Whether only the packer vouches for the digest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub digest_claimed: bool,
     /// Why its content cannot be had: it belongs to a data set that lies elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
@@ -67,6 +79,9 @@ pub struct ListRequest {
     /// Everything below it, not only its children.
     #[serde(default)]
     pub recursive: bool,
+    /// With the digests of files, where they are known.
+    #[serde(default)]
+    pub digests: bool,
 }
 
 /// The answer to a [`ListRequest`].
@@ -76,8 +91,20 @@ pub struct Listing {
     pub entry: Entry,
     /// Its children, or all below it, parents before children, siblings by name.
     pub below: Vec<Entry>,
+    /// The layers of the kit.
+    #[serde(default)]
+    pub layers: Vec<ListedLayer>,
     /// Warnings about parts that were passed over.
     pub warnings: Vec<String>,
+}
+
+/// A layer of a listed kit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedLayer {
+    /// Its digest.
+    pub digest: String,
+    /// `tar`, `raw`, `tar+gzip`, … With the digest, it says which bytes the layer's files have.
+    pub encoding: String,
 }
 
 /// Reads files. Their bytes follow one another.
@@ -88,6 +115,27 @@ pub struct ReadRequest {
     pub kit: KitHandle,
     /// The files, from the kit's root.
     pub paths: Vec<RawPath>,
+}
+
+/// Has the daemon copy a file of a confirmed layer from its cache into the empty file whose descriptor comes
+/// with the request. The answer is `None` where the daemon cannot or must not do so: read the file then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneRequest {
+    /// The kit.
+    pub kit: KitHandle,
+    /// The file, from the kit's root.
+    pub path: RawPath,
+}
+
+/// How a file was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cloned {
+    /// It shares its blocks with the cache (a reflink).
+    Shared,
+    /// The kernel copied its bytes.
+    Copied,
 }
 
 impl Serialize for RawPath {

@@ -17,6 +17,10 @@ pub struct WarmRequest {
     /// Files and directories from the kit's root; all of the kit where there are none.
     #[serde(default)]
     pub paths: Vec<RawPath>,
+    /// Whole layers, by their digests, instead of paths. The caller copies them at once, so they are not kept
+    /// for longer than bytes that were read.
+    #[serde(default)]
+    pub layers: Vec<String>,
     /// An access trace whose ranges are wanted, in its order, absolute.
     #[serde(default)]
     pub trace: Option<PathBuf>,

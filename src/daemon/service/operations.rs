@@ -9,18 +9,19 @@ use tokio::task::spawn_blocking;
 use super::super::comparing::{Resident, Side};
 use super::super::failure::panicked;
 use super::super::kits::{pinned_reference, pinned_request};
+use super::super::warming::WarmedParts;
 use super::super::{
-    comparing, describing, listing, reading, recording, tags, upkeep, waiting, warming,
+    cloning, comparing, describing, listing, reading, recording, tags, upkeep, waiting, warming,
 };
 use super::mounting::ToServe;
 use super::{Service, now, stopping};
 use crate::control::api::{
-    AliveRequest, AwaitEndRequest, CacheReport, CacheRequest, CatalogueRequest, CompareEvent,
-    CompareRequest, Comparison, DaemonStatus, Failure, FailureKind, Info, InfoRequest, ListRequest,
-    Listing, MountRequest, MountStatus, OpenRequest, Opened, PassProgress, ReadRequest,
-    RecordRequest, ReplaceRequest, RestoreReport, RestoreRequest, StatusRequest,
-    StopRecordingRequest, StopRequest, TagInfo, TagsRequest, UnmountReport, UnmountRequest,
-    UpgradeRequest, WarmEvent, WarmReport, WarmRequest,
+    AliveRequest, AwaitEndRequest, CacheReport, CacheRequest, CatalogueRequest, CloneRequest,
+    Cloned, CompareEvent, CompareRequest, Comparison, DaemonStatus, Failure, FailureKind, Info,
+    InfoRequest, ListRequest, Listing, MountRequest, MountStatus, OpenRequest, Opened,
+    PassProgress, ReadRequest, RecordRequest, ReplaceRequest, RestoreReport, RestoreRequest,
+    StatusRequest, StopRecordingRequest, StopRequest, TagInfo, TagsRequest, UnmountReport,
+    UnmountRequest, UpgradeRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use crate::control::{Caller, Handle};
 use crate::fs::{self, Described, Line};
@@ -125,7 +126,17 @@ impl Handle<ListRequest> for Service {
         caller: &Caller<ListRequest>,
     ) -> Result<Listing, Failure> {
         let kit = self.kits.lent(request.kit, caller.peer().uid)?;
-        listing::list(&kit, &request)
+        if !request.digests {
+            return listing::list(&kit, &request, None);
+        }
+        let cache = self.cache.clone();
+        let work = spawn_blocking(move || {
+            let (files, warnings) = fs::layer_files(&cache, &kit);
+            let mut listing = listing::list(&kit, &request, Some(&files))?;
+            listing.warnings.extend(warnings);
+            Ok(listing)
+        });
+        work.await.map_err(panicked)?
     }
 }
 
@@ -141,6 +152,25 @@ impl Handle<ReadRequest> for Service {
             caller.send(piece?).await?;
         }
         Ok(())
+    }
+}
+
+impl Handle<CloneRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: CloneRequest,
+        caller: &Caller<CloneRequest>,
+    ) -> Result<Option<Cloned>, Failure> {
+        // A write to another user's file could block for ever, and its quota would be that of this process.
+        if self.has_users {
+            return Ok(None);
+        }
+        let kit = self.kits.lent(request.kit, caller.peer().uid)?;
+        let Some(target) = caller.take_descriptors().into_iter().next() else {
+            let message = "the descriptor of the file to write is missing";
+            return Err(Failure::new(FailureKind::Usage, message));
+        };
+        cloning::clone(kit, &request.path, target).await
     }
 }
 
@@ -243,8 +273,9 @@ impl Handle<WarmRequest> for Service {
                         true => None,
                         false => Some(Filters::parse(&request.kit.filters)?),
                     };
-                    let (paths, filters) = (&request.paths, filters.as_ref());
-                    warming::warm(&self.cache, &kit, paths, filters, &progress).await
+                    let (paths, layers) = (&request.paths, &request.layers);
+                    let parts = WarmedParts { paths, layers, filters: filters.as_ref() };
+                    warming::warm(&self.cache, &kit, parts, &progress).await
                 }
             }
         };

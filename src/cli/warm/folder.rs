@@ -1,0 +1,580 @@
+//! `kitfs warm --to DIR`: a plain folder with the files of a kit, for places where FUSE is forbidden.
+//!
+//! ```text
+//! layer --warm (whole, digest confirmed)--> cache --clone or read--> temporary names --sync--> final names --> record
+//! ```
+//!
+//! - A file has its final name only if its layer is confirmed and every file of the layer is on disk.
+//! - The record says which layer each file came from. A run leaves a file alone if its layer is wanted and
+//!   nobody has touched the file. So a second run, and a run for the next version, fetch and write
+//!   what is missing.
+//! - The folder is locked while it is filled.
+//!
+//! Files that are in the folder for another reason stay, unless the kit has a file of that name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use indicatif::ProgressBar;
+use parking_lot::Mutex;
+use rustix::fs::{FlockOperation, OFlags, flock, syncfs};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::super::cp::destination::{relative, stays_inside};
+use super::super::cp::writing::{self, Numbers, Unfinished};
+use super::super::error::CliError;
+use super::super::output::{
+    count_of, open_kit, print_json, print_line, print_warnings, printable, say,
+};
+use super::super::sizes;
+use super::Display;
+use super::record::{self, Record, Stamp, Written};
+use crate::control::api::{
+    Cloned, Entry, EntryKind, Failure, FailureKind, KitRequest, Listing, RawPath,
+};
+use crate::daemon::{Backend, OpenKit};
+
+/// Layers that are filled at once, as many as a warm brings at once.
+const LAYERS_AT_ONCE: usize = 4;
+/// Files of a layer that are written at once: enough to hide the round trips to the daemon.
+const FILES_AT_ONCE: usize = 8;
+/// The name in the record for content that lies in no layer: the Kitfile.
+const INLINE: &str = "inline";
+/// The name in the record for a symlink.
+const SYMLINK: &str = "symlink";
+
+/// What to fill.
+pub(super) struct Wanted {
+    pub folder: PathBuf,
+    /// Files and directories of the kit; empty for all of it.
+    pub paths: Vec<RawPath>,
+    /// Whether to remove files of an earlier version.
+    pub deletes: bool,
+}
+
+/// The outcome, for `--json`.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    reference: String,
+    folder: PathBuf,
+    written_files: u64,
+    written_bytes: u64,
+    /// The part of the written files that shares its blocks with the cache.
+    shared_files: u64,
+    unchanged_files: u64,
+    removed_files: u64,
+    /// Files of an earlier version that the kit no longer has, and that are still there.
+    stale_files: u64,
+    failures: Vec<Failure>,
+}
+
+/// Files that come from one source, and get their names together.
+struct Group<'a> {
+    /// The layer's digest, and its name in the record; `None` for the Kitfile.
+    layer: Option<(String, String)>,
+    files: Vec<&'a Entry>,
+}
+
+struct Filling<'a> {
+    kit: OpenKit,
+    root: PathBuf,
+    folder: &'a File,
+    record: Mutex<Record>,
+    report: Mutex<Report>,
+    numbers: Numbers,
+    bar: ProgressBar,
+    display: Mutex<Display>,
+}
+
+/// Fills a folder, and prints what was done.
+pub(super) async fn run(
+    backend: &Backend,
+    kit: KitRequest,
+    wanted: Wanted,
+    json: bool,
+) -> Result<(), CliError> {
+    let reference = kit.reference.clone();
+    let root = prepare(&wanted.folder)?;
+    let folder = lock(&root)?;
+    let (record, warning) = Record::open(&root)?;
+    print_warnings(warning.as_slice());
+    let kit = open_kit(backend, kit).await?;
+    let listing = kit.list(RawPath::default(), true).await?;
+    print_warnings(&listing.warnings);
+    check_names(&listing)?;
+    let chosen = choose(&kit, &listing, &wanted.paths).await?;
+    let filling = Filling {
+        kit,
+        folder: &folder,
+        record: Mutex::new(record),
+        report: Mutex::new(Report { reference, folder: root.clone(), ..Report::default() }),
+        root,
+        numbers: Numbers::default(),
+        bar: ProgressBar::hidden(),
+        display: Mutex::new(Display::new()),
+    };
+    // Ctrl-C must drop the work, which removes its unfinished files.
+    let filled = tokio::select! {
+        filled = filling.fill(&listing, &chosen, wanted.deletes) => filled,
+        _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
+    };
+    filling.display.lock().clear();
+    filled?;
+    let report = filling.report.into_inner();
+    match json {
+        true => print_json(&report)?,
+        false => tell(&report)?,
+    }
+    let missing = chosen.iter().filter(|entry| entry.missing.is_some());
+    let missing: Vec<_> = missing.map(|entry| printable(&entry.path.0)).collect();
+    report.failures.iter().for_each(say);
+    if let Some(first) = report.failures.into_iter().next() {
+        return Err(first.into());
+    }
+    match missing.is_empty() {
+        true => Ok(()),
+        false => {
+            let missing = missing.join(", ");
+            let message = format!("{missing} could not be downloaded; the rest is in the folder");
+            Err(CliError::new(FailureKind::Unavailable, message))
+        }
+    }
+}
+
+/// Makes the folder if it is missing. Its path has no symlinks then.
+fn prepare(folder: &Path) -> Result<PathBuf, CliError> {
+    let failed = |error| CliError::usage(format!("cannot use {}: {error}", folder.display()));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    folder.canonicalize().map_err(failed)
+}
+
+/// Locks the folder for as long as the file is open. Where locks do not work, a warning must do.
+fn lock(root: &Path) -> Result<File, CliError> {
+    let (path, place) = (root.join(record::LOCK), root.display());
+    // A lock of NFS needs a file that is open for writing.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    options.custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    let file = options
+        .open(&path)
+        .map_err(|error| CliError::usage(format!("cannot open {}: {error}", path.display())))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let message = format!("another `kitfs warm --to` fills {place}: wait for its end");
+            return Err(CliError::usage(message));
+        }
+        Err(error) => print_warnings(&[format!(
+            "{place} cannot be locked ({error}): let no other command fill it at the same time"
+        )]),
+    }
+    Ok(file)
+}
+
+/// Refuses kits that have a file of the record's name.
+fn check_names(listing: &Listing) -> Result<(), CliError> {
+    let own = [record::NAME, record::LOCK, record::NEW].map(str::as_bytes);
+    let is_own = |entry: &&Entry| {
+        let first = entry.path.0.split(|&byte| byte == b'/').next().unwrap_or_default();
+        own.contains(&first)
+    };
+    match listing.below.iter().find(is_own) {
+        Some(entry) => {
+            let message = format!(
+                "the kit has `{}`, a name that kitfs uses for its own record in a filled folder; \
+                 `kitfs cp -r` copies such a kit",
+                printable(&entry.path.0)
+            );
+            Err(CliError::new(FailureKind::BadContent, message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The entries at and below `paths`, and the directories that lead to them.
+async fn choose<'a>(
+    kit: &OpenKit,
+    listing: &'a Listing,
+    paths: &[RawPath],
+) -> Result<Vec<&'a Entry>, CliError> {
+    if paths.is_empty() {
+        return Ok(listing.below.iter().collect());
+    }
+    let mut wanted = Vec::new();
+    for path in paths {
+        // The daemon knows how a path is written, and the reason why one is not there.
+        wanted.push(kit.list(path.clone(), false).await?.entry.path.0);
+    }
+    let is_at_or_below = |path: &[u8], at: &[u8]| {
+        at.is_empty() || path == at || path.strip_prefix(at).is_some_and(|rest| rest[0] == b'/')
+    };
+    let is_chosen = |entry: &&Entry| {
+        let path = &entry.path.0;
+        wanted.iter().any(|at| {
+            let leads = entry.kind == EntryKind::Directory && is_at_or_below(at, path);
+            leads || is_at_or_below(path, at)
+        })
+    };
+    Ok(listing.below.iter().filter(is_chosen).collect())
+}
+
+fn path_of(entry: &Entry) -> &[u8] {
+    &entry.path.0
+}
+
+impl Filling<'_> {
+    async fn fill(
+        &self,
+        listing: &Listing,
+        chosen: &[&Entry],
+        deletes: bool,
+    ) -> Result<(), CliError> {
+        let is_directory = |entry: &&Entry| entry.kind == EntryKind::Directory;
+        let (directories, kept): (Vec<&Entry>, Vec<&Entry>) =
+            listing.below.iter().partition(is_directory);
+        let directories: BTreeSet<&[u8]> = directories.into_iter().map(path_of).collect();
+        let kept: BTreeSet<&[u8]> = kept.into_iter().map(path_of).collect();
+        let stale = |record: &Record| -> Vec<Vec<u8>> {
+            record.paths().filter(|path| !kept.contains(path.as_slice())).cloned().collect()
+        };
+        let old = stale(&self.record.lock());
+        if deletes {
+            self.remove_in_the_way(&old, chosen)?;
+        }
+        self.make_directories(chosen)?;
+        self.make_symlinks(chosen)?;
+        let groups = self.missing(listing, chosen)?;
+        let bytes = groups.iter().flat_map(|group| &group.files).map(|file| file.size);
+        tracing::debug!(groups = groups.len(), bytes = bytes.sum::<u64>(), "filling a folder");
+        let mut again = Vec::new();
+        let mut work = stream::iter(groups)
+            .map(|group| async move { (self.fill_group(&group).await, group) })
+            .buffer_unordered(LAYERS_AT_ONCE);
+        while let Some((outcome, group)) = work.next().await {
+            match outcome {
+                Ok(()) => {}
+                Err(CliError::Failure(failure)) if failure.kind == FailureKind::Cache => {
+                    again.push(group);
+                }
+                Err(CliError::Failure(failure)) => self.report.lock().failures.push(failure),
+                Err(other) => return Err(other),
+            }
+        }
+        drop(work);
+        // Layers that have no room together may have it one by one.
+        for group in again {
+            match self.fill_group(&group).await {
+                Ok(()) => {}
+                Err(CliError::Failure(failure)) => self.report.lock().failures.push(failure),
+                Err(other) => return Err(other),
+            }
+        }
+        if deletes && self.report.lock().failures.is_empty() {
+            let old = stale(&self.record.lock());
+            old.iter().try_for_each(|path| self.remove(path))?;
+            self.remove_empty_directories(&old, &directories);
+        }
+        self.report.lock().stale_files = stale(&self.record.lock()).len() as u64;
+        for entry in chosen.iter().rev().filter(|entry| entry.kind == EntryKind::Directory) {
+            writing::set_mode(&self.place(&entry.path.0)?, entry.mode)?;
+        }
+        Ok(())
+    }
+
+    fn place(&self, path: &[u8]) -> Result<PathBuf, CliError> {
+        Ok(self.root.join(relative(b"", path)?))
+    }
+
+    /// Makes directories, and makes those that are there writable while the folder is filled.
+    fn make_directories(&self, chosen: &[&Entry]) -> Result<(), CliError> {
+        let names: BTreeSet<&[u8]> = chosen.iter().map(|entry| &*entry.path.0).collect();
+        let is_wanted = |folder: &[u8], name: &OsStr| {
+            let path = match folder {
+                b"" => name.as_bytes().to_vec(),
+                folder => [folder, b"/", name.as_bytes()].concat(),
+            };
+            names.contains(path.as_slice())
+        };
+        writing::remove_leftovers(&self.root, |name| is_wanted(b"", name));
+        for entry in chosen.iter().filter(|entry| entry.kind == EntryKind::Directory) {
+            let place = self.place(&entry.path.0)?;
+            let is_new = writing::directory(&place)?;
+            writing::set_mode(&place, entry.mode | 0o700)?;
+            if !is_new {
+                writing::remove_leftovers(&place, |name| is_wanted(&entry.path.0, name));
+            }
+        }
+        Ok(())
+    }
+
+    fn make_symlinks(&self, chosen: &[&Entry]) -> Result<(), CliError> {
+        for entry in chosen {
+            let EntryKind::Symlink(link) = &entry.kind else { continue };
+            let place = self.place(&entry.path.0)?;
+            if !stays_inside(b"", &entry.path.0, &link.0) {
+                let message = format!(
+                    "the symlink {} -> {} was not made: it leads out of the folder",
+                    printable(&entry.path.0),
+                    printable(&link.0)
+                );
+                let failure = Failure::new(FailureKind::BadContent, message);
+                self.report.lock().failures.push(failure);
+                continue;
+            }
+            let is_there = std::fs::read_link(&place)
+                .is_ok_and(|there| there.as_os_str().as_bytes() == link.0);
+            if is_there {
+                self.report.lock().unchanged_files += 1;
+            } else {
+                writing::symlink(&self.numbers, &place, &link.0)?;
+                self.report.lock().written_files += 1;
+            }
+            if !is_there || self.record.lock().get(&entry.path.0).is_none() {
+                self.note(&[(entry, SYMLINK.to_owned())])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The files that are to be written, by layer.
+    fn missing<'a>(
+        &self,
+        listing: &Listing,
+        chosen: &[&'a Entry],
+    ) -> Result<Vec<Group<'a>>, CliError> {
+        let mut groups: BTreeMap<Option<u32>, Group<'a>> = BTreeMap::new();
+        for entry in chosen.iter().filter(|entry| entry.kind == EntryKind::File) {
+            if entry.missing.is_some() {
+                continue;
+            }
+            let layer = match entry.layer {
+                Some(number) => {
+                    let layer = listing.layers.get(number as usize).ok_or_else(|| {
+                        CliError::internal("the daemon named a layer that the kit does not have")
+                    })?;
+                    let content = format!("{} {}", layer.digest, layer.encoding);
+                    Some((layer.digest.clone(), content))
+                }
+                None => None,
+            };
+            let content = layer.as_ref().map(|(_, content)| content.as_str());
+            if content.is_some_and(|content| self.is_there(entry, content)) {
+                self.report.lock().unchanged_files += 1;
+                continue;
+            }
+            let group = || Group { layer, files: Vec::new() };
+            groups.entry(entry.layer).or_insert_with(group).files.push(entry);
+        }
+        Ok(groups.into_values().collect())
+    }
+
+    /// Whether an earlier run has written these bytes, and nobody has touched the file since.
+    fn is_there(&self, entry: &Entry, content: &str) -> bool {
+        let record = self.record.lock();
+        let Some(written) = record.get(&entry.path.0) else { return false };
+        let Ok(place) = self.place(&entry.path.0) else { return false };
+        written.content == content
+            && place.symlink_metadata().is_ok_and(|there| {
+                Stamp::of(&there) == written.stamp
+                    && there.is_file()
+                    && there.len() == entry.size
+                    && there.mode() & 0o777 == entry.mode
+            })
+    }
+
+    /// Writes the files of a layer, once the layer is confirmed.
+    async fn fill_group(&self, group: &Group<'_>) -> Result<(), CliError> {
+        let content = match &group.layer {
+            None => INLINE.to_owned(),
+            Some((digest, content)) => {
+                self.confirm(digest).await?;
+                content.clone()
+            }
+        };
+        let files = stream::iter(&group.files)
+            .map(|entry| self.write(entry, group.layer.is_some()))
+            .buffered(FILES_AT_ONCE);
+        let files: Vec<Option<Unfinished>> = files.try_collect().await?;
+        if group.layer.is_some() {
+            // A name must not reach the disk before the bytes do.
+            let folder = self.folder.try_clone();
+            let synced =
+                tokio::task::spawn_blocking(move || syncfs(folder?.as_fd()).map_err(Into::into));
+            let synced: std::io::Result<()> =
+                synced.await.map_err(|error| CliError::internal(error.to_string()))?;
+            synced.map_err(|error| {
+                CliError::usage(format!("cannot write {}: {error}", self.root.display()))
+            })?;
+        }
+        let mut noted = Vec::new();
+        for (entry, file) in group.files.iter().zip(files) {
+            let mut report = self.report.lock();
+            let Some(file) = file else {
+                report.unchanged_files += 1;
+                continue;
+            };
+            file.keep()?;
+            report.written_files += 1;
+            report.written_bytes += entry.size;
+            noted.push((*entry, content.clone()));
+        }
+        self.note(&noted)
+    }
+
+    /// Brings a whole layer to the cache, and waits for its digest.
+    async fn confirm(&self, digest: &str) -> Result<(), CliError> {
+        let mut show = |event| self.display.lock().show(event);
+        let report = self.kit.warm_layers(vec![digest.to_owned()], &mut show).await?;
+        let failure = report.layers.into_iter().find_map(|layer| layer.failure);
+        failure.map_or(Ok(()), |failure| Err(failure.into()))
+    }
+
+    /// Writes a file under a temporary name; `None` for a Kitfile that is there.
+    async fn write(&self, entry: &Entry, is_stored: bool) -> Result<Option<Unfinished>, CliError> {
+        let target = self.place(&entry.path.0)?;
+        let about = |error: CliError| error.about(&printable(&entry.path.0));
+        if is_stored && let Some(file) = self.clone(entry, &target).await.map_err(about)? {
+            return Ok(Some(file));
+        }
+        let read = || self.kit.read(vec![entry.path.clone()]);
+        if !is_stored {
+            let bytes: Vec<bytes::Bytes> = read().await?.try_collect().await?;
+            let is_there = std::fs::read(&target).is_ok_and(|there| there == bytes.concat());
+            let is_file = target.symlink_metadata().is_ok_and(|there| there.is_file());
+            if is_there && is_file && self.record.lock().get(&entry.path.0).is_some() {
+                return Ok(None);
+            }
+        }
+        let bytes = read().await.map_err(CliError::from).map_err(about)?;
+        let file =
+            writing::file(&self.numbers, &target, bytes, entry.mode, Some(entry.size), &self.bar);
+        file.await.map(Some).map_err(about)
+    }
+
+    /// Has the daemon copy a file from its cache, where it can.
+    async fn clone(&self, entry: &Entry, target: &Path) -> Result<Option<Unfinished>, CliError> {
+        /// Smaller files have no file of their own in the cache.
+        const LEAST_BYTES: u64 = 1024 * 1024;
+        if entry.size < LEAST_BYTES {
+            return Ok(None);
+        }
+        let (unfinished, file) = writing::empty_file(&self.numbers, target)?;
+        let Some(cloned) = self.kit.clone_into(&entry.path, file.as_fd()).await? else {
+            return Ok(None);
+        };
+        let bytes = file.metadata().map(|there| there.len());
+        if bytes.as_ref().is_ok_and(|bytes| *bytes != entry.size) {
+            return Ok(None);
+        }
+        unfinished.set_mode(entry.mode)?;
+        self.report.lock().shared_files += u64::from(cloned == Cloned::Shared);
+        Ok(Some(unfinished))
+    }
+
+    /// Adds files that have their names to the record.
+    fn note(&self, files: &[(&Entry, String)]) -> Result<(), CliError> {
+        let mut changes = Vec::new();
+        for (entry, content) in files {
+            let place = self.place(&entry.path.0)?;
+            // A file that somebody has removed meanwhile is written again the next time.
+            let Ok(there) = place.symlink_metadata() else { continue };
+            let written = Written { content: content.clone(), stamp: Stamp::of(&there) };
+            changes.push((entry.path.0.clone(), Some(written)));
+        }
+        self.record.lock().add(changes)
+    }
+
+    /// Removes files of an earlier version that lie in the place of a directory, or below a file.
+    fn remove_in_the_way(&self, old: &[Vec<u8>], chosen: &[&Entry]) -> Result<(), CliError> {
+        let (directories, leaves): (Vec<&Entry>, Vec<&Entry>) =
+            chosen.iter().partition(|entry| entry.kind == EntryKind::Directory);
+        let directories: BTreeSet<&[u8]> = directories.into_iter().map(path_of).collect();
+        let leaves: BTreeSet<&[u8]> = leaves.into_iter().map(path_of).collect();
+        let mut removed = Vec::new();
+        for path in old {
+            let mut above = (0..path.len()).filter(|&at| path[at] == b'/').map(|at| &path[..at]);
+            if directories.contains(path.as_slice()) || above.any(|above| leaves.contains(above)) {
+                self.remove(path)?;
+                removed.push(path.clone());
+            }
+        }
+        self.remove_empty_directories(&removed, &BTreeSet::new());
+        Ok(())
+    }
+
+    /// Removes a file that an earlier run has written, unless somebody has touched it since.
+    fn remove(&self, path: &[u8]) -> Result<(), CliError> {
+        let place = self.place(path)?;
+        let failed = |error| CliError::usage(format!("cannot remove {}: {error}", place.display()));
+        let is_ours = {
+            let record = self.record.lock();
+            let stamp = record.get(path).map(|written| written.stamp);
+            // No symlink on the way: it would lead out of the folder.
+            self.is_real_folder(path)
+                && place.symlink_metadata().is_ok_and(|there| Some(Stamp::of(&there)) == stamp)
+        };
+        if is_ours {
+            std::fs::remove_file(&place).map_err(failed)?;
+            self.report.lock().removed_files += 1;
+        } else if place.symlink_metadata().is_ok() {
+            let shown = printable(path).into_owned();
+            print_warnings(&[format!("{shown} is not removed: it was changed in the folder")]);
+        }
+        self.record.lock().add(vec![(path.to_vec(), None)])
+    }
+
+    fn is_real_folder(&self, path: &[u8]) -> bool {
+        let ancestors = (0..path.len()).filter(|&at| path[at] == b'/');
+        ancestors.into_iter().all(|at| {
+            let place = self.place(&path[..at]);
+            place.is_ok_and(|place| place.symlink_metadata().is_ok_and(|there| there.is_dir()))
+        })
+    }
+
+    /// Removes the directories that files were removed from, if nothing is left in them.
+    fn remove_empty_directories(&self, removed: &[Vec<u8>], kept: &BTreeSet<&[u8]>) {
+        for path in removed.iter().filter(|path| self.is_real_folder(path)) {
+            let ancestors = (0..path.len()).rev().filter(|&at| path[at] == b'/');
+            for at in ancestors {
+                let above = &path[..at];
+                let Ok(place) = self.place(above) else { break };
+                // It fails for a directory that has something in it, which then stays.
+                if kept.contains(above) || std::fs::remove_dir(place).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn tell(report: &Report) -> Result<(), CliError> {
+    if report.failures.is_empty() {
+        let written = count_of(report.written_files, "file was", "files were");
+        let mut text = format!(
+            "{written} written ({}), {} unchanged",
+            sizes::show(report.written_bytes),
+            report.unchanged_files
+        );
+        if report.shared_files > 0 {
+            text += &format!(", {} share their blocks with the cache", report.shared_files);
+        }
+        if report.removed_files > 0 {
+            text += &format!(", {} removed", report.removed_files);
+        }
+        print_line(format_args!("{}: {text}", report.folder.display()))?;
+    }
+    if report.stale_files > 0 {
+        say(format_args!(
+            "{} of an earlier version in the folder that the kit no longer has; --delete removes them",
+            count_of(report.stale_files, "file is", "files are")
+        ));
+    }
+    Ok(())
+}
