@@ -61,10 +61,10 @@ pub(super) struct Arguments {
     /// Download the ranges of this access trace (`kitfs trace record`), in its order.
     #[arg(long, value_name = "FILE", conflicts_with = "paths")]
     trace: Option<PathBuf>,
-    /// Fill this plain folder too, for places without FUSE; again to update it.
+    /// Fill or update this plain folder, for places without FUSE.
     #[arg(long, value_name = "DIR", conflicts_with = "trace")]
     to: Option<PathBuf>,
-    /// With --to, remove files of an earlier version that the kit no longer has.
+    /// With --to, remove files that the kit no longer has.
     #[arg(long, requires = "to", conflicts_with = "filters")]
     delete: bool,
     /// Print the result as a JSON object.

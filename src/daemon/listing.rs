@@ -27,6 +27,7 @@ pub(super) fn list(
     let layers = kit.layers.iter().map(|layer| ListedLayer {
         digest: layer.key().digest.to_string(),
         encoding: encoding_name(layer.key().encoding).to_owned(),
+        stream_bytes: layer.contents().layout.stream_bytes(),
     });
     Ok(Listing {
         entry: entry(tree, node, files),

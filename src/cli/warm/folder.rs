@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, OFlags, flock, syncfs};
 use rustix::io::Errno;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use super::super::cp::destination::{relative, stays_inside};
 use super::super::cp::writing::{self, Numbers, Unfinished};
@@ -37,10 +38,15 @@ use super::super::sizes;
 use super::Display;
 use super::record::{self, Record, Stamp, Written};
 use crate::control::api::{
-    Cloned, Entry, EntryKind, Failure, FailureKind, KitRequest, Listing, RawPath,
+    Cloned, Entry, EntryKind, Failure, FailureKind, KitRequest, ListedLayer, Listing, RawPath,
 };
 use crate::daemon::{Backend, OpenKit};
 
+/// The unit in which layers share the room of the cache.
+const ROOM_UNIT_BYTES: u64 = 1024 * 1024;
+/// How many times layers are tried again, one by one, that had no room in the cache together. A disk that others
+/// fill may need a second round: each fetches what the round before has evicted.
+const ROUNDS: usize = 3;
 /// Layers that are filled at once, as many as a warm brings at once.
 const LAYERS_AT_ONCE: usize = 4;
 /// Files of a layer that are written at once: enough to hide the round trips to the daemon.
@@ -77,12 +83,13 @@ struct Report {
 
 /// Files that come from one source, and get their names together.
 struct Group<'a> {
-    /// The layer's digest, and its name in the record; `None` for the Kitfile.
-    layer: Option<(String, String)>,
+    /// The layer; `None` for the Kitfile.
+    layer: Option<&'a ListedLayer>,
     files: Vec<&'a Entry>,
 }
 
 struct Filling<'a> {
+    backend: &'a Backend,
     kit: OpenKit,
     root: PathBuf,
     folder: &'a File,
@@ -111,6 +118,7 @@ pub(super) async fn run(
     check_names(&listing)?;
     let chosen = choose(&kit, &listing, &wanted.paths).await?;
     let filling = Filling {
+        backend,
         kit,
         folder: &folder,
         record: Mutex::new(record),
@@ -225,6 +233,11 @@ async fn choose<'a>(
     Ok(listing.below.iter().filter(is_chosen).collect())
 }
 
+/// The name in the record for the content of a layer.
+fn content_of(layer: &ListedLayer) -> String {
+    format!("{} {}", layer.digest, layer.encoding)
+}
+
 fn path_of(entry: &Entry) -> &[u8] {
     &entry.path.0
 }
@@ -253,29 +266,19 @@ impl Filling<'_> {
         let groups = self.missing(listing, chosen)?;
         let bytes = groups.iter().flat_map(|group| &group.files).map(|file| file.size);
         tracing::debug!(groups = groups.len(), bytes = bytes.sum::<u64>(), "filling a folder");
-        let mut again = Vec::new();
-        let mut work = stream::iter(groups)
-            .map(|group| async move { (self.fill_group(&group).await, group) })
-            .buffer_unordered(LAYERS_AT_ONCE);
-        while let Some((outcome, group)) = work.next().await {
-            match outcome {
-                Ok(()) => {}
-                Err(CliError::Failure(failure)) if failure.kind == FailureKind::Cache => {
-                    again.push(group);
-                }
-                Err(CliError::Failure(failure)) => self.report.lock().failures.push(failure),
-                Err(other) => return Err(other),
+        let mut failed = self.fill_groups(groups, LAYERS_AT_ONCE).await?;
+        for _ in 0..ROUNDS {
+            let lacks_room = |failure: &Failure| failure.kind == FailureKind::Cache;
+            let (again, others): (Vec<_>, Vec<_>) =
+                failed.into_iter().partition(|(_, failure)| lacks_room(failure));
+            failed = others;
+            let again: Vec<Group<'_>> = again.into_iter().map(|(group, _)| group).collect();
+            if again.is_empty() {
+                break;
             }
+            failed.extend(self.fill_groups(again, 1).await?);
         }
-        drop(work);
-        // Layers that have no room together may have it one by one.
-        for group in again {
-            match self.fill_group(&group).await {
-                Ok(()) => {}
-                Err(CliError::Failure(failure)) => self.report.lock().failures.push(failure),
-                Err(other) => return Err(other),
-            }
-        }
+        self.report.lock().failures.extend(failed.into_iter().map(|(_, failure)| failure));
         if deletes && self.report.lock().failures.is_empty() {
             let old = stale(&self.record.lock());
             old.iter().try_for_each(|path| self.remove(path))?;
@@ -286,6 +289,35 @@ impl Filling<'_> {
             writing::set_mode(&self.place(&entry.path.0)?, entry.mode)?;
         }
         Ok(())
+    }
+
+    /// Fills groups, a few at once as far as their layers have room in the cache together. Returns those that
+    /// failed.
+    async fn fill_groups<'g>(
+        &self,
+        groups: Vec<Group<'g>>,
+        at_once: usize,
+    ) -> Result<Vec<(Group<'g>, Failure)>, CliError> {
+        let capacity_bytes = self.backend.status().await?.cache_capacity_bytes;
+        let units = |bytes: u64| u32::try_from(bytes.div_ceil(ROOM_UNIT_BYTES)).unwrap_or(u32::MAX);
+        let all = units(capacity_bytes.unwrap_or(u64::MAX)).clamp(1, u32::MAX >> 3);
+        let room = Semaphore::new(all as usize);
+        let mut work = stream::iter(groups)
+            .map(|group| async {
+                let wanted = group.layer.map_or(0, |layer| units(layer.stream_bytes)).min(all);
+                let _room = room.acquire_many(wanted).await;
+                (self.fill_group(&group).await, group)
+            })
+            .buffer_unordered(at_once);
+        let mut failed = Vec::new();
+        while let Some((outcome, group)) = work.next().await {
+            match outcome {
+                Ok(()) => {}
+                Err(CliError::Failure(failure)) => failed.push((group, failure)),
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(failed)
     }
 
     fn place(&self, path: &[u8]) -> Result<PathBuf, CliError> {
@@ -346,7 +378,7 @@ impl Filling<'_> {
     /// The files that are to be written, by layer.
     fn missing<'a>(
         &self,
-        listing: &Listing,
+        listing: &'a Listing,
         chosen: &[&'a Entry],
     ) -> Result<Vec<Group<'a>>, CliError> {
         let mut groups: BTreeMap<Option<u32>, Group<'a>> = BTreeMap::new();
@@ -355,17 +387,12 @@ impl Filling<'_> {
                 continue;
             }
             let layer = match entry.layer {
-                Some(number) => {
-                    let layer = listing.layers.get(number as usize).ok_or_else(|| {
-                        CliError::internal("the daemon named a layer that the kit does not have")
-                    })?;
-                    let content = format!("{} {}", layer.digest, layer.encoding);
-                    Some((layer.digest.clone(), content))
-                }
+                Some(number) => Some(listing.layers.get(number as usize).ok_or_else(|| {
+                    CliError::internal("the daemon named a layer that the kit does not have")
+                })?),
                 None => None,
             };
-            let content = layer.as_ref().map(|(_, content)| content.as_str());
-            if content.is_some_and(|content| self.is_there(entry, content)) {
+            if layer.is_some_and(|layer| self.is_there(entry, &content_of(layer))) {
                 self.report.lock().unchanged_files += 1;
                 continue;
             }
@@ -393,9 +420,9 @@ impl Filling<'_> {
     async fn fill_group(&self, group: &Group<'_>) -> Result<(), CliError> {
         let content = match &group.layer {
             None => INLINE.to_owned(),
-            Some((digest, content)) => {
-                self.confirm(digest).await?;
-                content.clone()
+            Some(layer) => {
+                self.confirm(&layer.digest).await?;
+                content_of(layer)
             }
         };
         let files = stream::iter(&group.files)

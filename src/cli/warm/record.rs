@@ -268,8 +268,8 @@ mod tests {
         let (mut record, _) = open(folder.path());
         record.add(vec![(b"a%".to_vec(), Some(written(7))), (b"b".to_vec(), None)]).unwrap();
         let expected = "kitfs-folder 1\n\
-            9d03a38f {\"path\":\"a%25\",\"written\":{\"content\":\"sha256:0 tar\",\"stamp\":[7,1,420,2,3]}}\n\
-            f1ec5eda {\"path\":\"b\",\"written\":null}\n";
+            3c10df27 {\"path\":\"a%25\",\"written\":{\"content\":\"sha256:0 tar\",\"stamp\":[7,1,420,2,3]}}\n\
+            5b8029ba {\"path\":\"b\",\"written\":null}\n";
         assert_eq!(lines(folder.path()), expected);
         drop(record);
         let (record, warning) = open(folder.path());

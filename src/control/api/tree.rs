@@ -105,6 +105,8 @@ pub struct ListedLayer {
     pub digest: String,
     /// `tar`, `raw`, `tar+gzip`, … With the digest, it says which bytes the layer's files have.
     pub encoding: String,
+    /// The size of its uncompressed content in bytes.
+    pub stream_bytes: u64,
 }
 
 /// Reads files. Their bytes follow one another.
