@@ -28,13 +28,14 @@ fn filled(folder: &Path) -> Tree {
 fn all_kinds(random: &mut Random) -> Kit {
     let (big, small) = (random.bytes(3 << 20), random.bytes(70_000));
     let mut holes = vec![0; 100_000];
+    holes[..10].fill(7);
     holes[50_000..51_000].copy_from_slice(&random.bytes(1000));
     let tar = Layer::tar("dataset", "data")
         .directory("data", 0o750)
         .file("data/big", 0o644, &big)
         .file("data/small", 0o600, &small)
         .file("data/empty", 0o644, b"")
-        .sparse_file("data/holes", 0o644, &holes, vec![50_000..51_000])
+        .sparse_file("data/holes", 0o644, &holes, vec![0..10, 50_000..51_000])
         .symlink("data/link", b"small");
     let code = Layer::tar("code", "src").file("src/run.sh", 0o755, &random.bytes(500));
     Kit::modelkit()
@@ -277,7 +278,7 @@ fn random_kit(random: &mut Random) -> Kit {
                     if other.len() < name.len() { (*other, name) } else { (name, *other) };
                 long != short && !long.starts_with(&format!("{short}/"))
             };
-            if !taken.iter().all(|other| is_free(&other)) {
+            if !taken.iter().all(|other| is_free(other)) {
                 continue;
             }
             taken.push(name);
