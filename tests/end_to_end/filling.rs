@@ -278,7 +278,7 @@ fn random_kit(random: &mut Random) -> Kit {
                     if other.len() < name.len() { (*other, name) } else { (name, *other) };
                 long != short && !long.starts_with(&format!("{short}/"))
             };
-            if !taken.iter().all(|other| is_free(other)) {
+            if !taken.iter().all(is_free) {
                 continue;
             }
             taken.push(name);
