@@ -21,8 +21,14 @@ say() { printf '\n# %s\n' "$*"; }
 
 # Prints a command and runs it, for the page.
 show() {
+    local word
     printf '$'
-    printf ' %s' "$@"
+    for word in "$@"; do
+        case $word in
+        *[!A-Za-z0-9_./:@=,+-]* | '') printf " '%s'" "$word" ;;
+        *) printf ' %s' "$word" ;;
+        esac
+    done
     printf '\n'
     "$@"
 }
