@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Two versions of a model behind one server: canary, swap and roll-back under load, and a killed worker.
+# Two versions of a model behind one server: canary, swap and roll-back under load, with killed workers and a registry
+# that is down.
 # seconds: 45
 . "$(dirname "$0")/../lib.sh"
 
@@ -77,7 +78,15 @@ request PUT /share/0
 phase 2.0.0=100
 assert_at_most $(($(sent_bytes) - before)) 0 "bytes for the swap"
 
-say "back to the first version, by its digest; the worker is killed at the same moment"
+say "a version that is not there changes nothing"
+assert_fails_with "$repository:v3" kitfs mount --replace "$repository:v3" "$WORK/models/stable"
+assert_fails_with "sha256:00000000" kitfs mount --replace \
+    "$repository@sha256:$(printf '%064d' 0)" "$WORK/models/stable"
+phase 2.0.0=100
+
+say "back to the first version, by its digest; the registry is down, and the worker is killed at the same moment"
+kill "$REGISTRY_PID"
+wait "$REGISTRY_PID" || true
 mark "transition: roll-back"
 kill_worker
 show kitfs mount --replace --hydrate none "$repository@$first_digest" "$WORK/models/stable"
