@@ -16,6 +16,8 @@ EXAMPLES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPOSITORY=$(dirname "$EXAMPLES")
 # The example's own folder.
 HERE=$EXAMPLE_FOLDER
+# The interpreter; see need_python.
+PYTHON=python3
 
 say() { printf '\n# %s\n' "$*"; }
 
@@ -147,14 +149,12 @@ need_python() {
     ) 9>"$folder.lock" >&2 || leave_out "the Python packages of $(basename "$(dirname "$1")") cannot be installed"
 }
 
-# pack_and_push FOLDER REF: packs a folder with a Kitfile and sends it to a registry.
+# pack_and_push FOLDER REF: packs a folder with a Kitfile and sends the kit, in one line of output.
 pack_and_push() {
-    local kit_python=$PYTHON
-    need_python "$EXAMPLES/pack-requirements.txt"
-    "$PYTHON" "$EXAMPLES/pack.py" "$1" "$2"
-    PYTHON=$kit_python
+    kitfs pack "$1" -t "$2" >"$WORK/pack.log" 2>&1 || fail "$(cat "$WORK/pack.log")"
+    kitfs push "$2" >"$WORK/push.log" 2>&1 || fail "$(cat "$WORK/push.log")"
+    head -n 1 "$WORK/push.log"
 }
-PYTHON=python3
 
 # A number of `kitfs daemon status --json`, such as fetched_bytes or requests.
 daemon_number() { kitfs daemon status --json | sed -n "s/^ *\"$1\": \([0-9]*\),*\$/\1/p" | head -n1; }

@@ -57,15 +57,15 @@ wait_for 30 is_unmounted
 assert_equal "$(mounts)" 0 "mounts after kill -9 of the process"
 
 say "a server that follows a tag: a new version arrives without a command on this machine"
-pack_and_push "$WORK/v1" "$repository:stable"
+show kitfs tag "$repository:v1" "$repository:stable"
 show kitfs mount --follow=1s "$repository:stable" "$WORK/mnt"
 exec 3<"$WORK/mnt/data/prices.txt"
-pack_and_push "$WORK/v2" "$repository:stable"
+show kitfs tag --force "$repository:v2" "$repository:stable"
 has_version() { grep -q "version $1" "$WORK/mnt/data/prices.txt"; }
 wait_for 60 has_version 2
 assert_equal "$(cat "$WORK/mnt/data/prices.txt")" "prices of version 2" "a file that is opened now"
 assert_equal "$(cat <&3)" "prices of version 1" "a file that was open"
 exec 3<&-
-pack_and_push "$WORK/v1" "$repository:stable"
+show kitfs tag --force "$repository:v1" "$repository:stable"
 wait_for 60 has_version 1
 assert_equal "$(cat "$WORK/mnt/data/prices.txt")" "prices of version 1" "after the tag was moved back"
