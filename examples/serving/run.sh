@@ -69,6 +69,13 @@ kit_bytes=$(stat --format %s "$WORK"/v?/head/* "$WORK/v1/embeddings/table.safete
 # Each layer has a header of its own, and each kill costs the chunks that are on their way, 8 MiB at most.
 assert_at_most $(($(sent_bytes) - before)) $((kit_bytes + 24 * 1024 * 1024)) "bytes for both versions, sent by the registry"
 
+say "what the swap changes (the exit code is 1 if there is a difference, as of diff)"
+status=0
+show kitfs diff "$WORK/models/stable" "$repository:v2" || status=$?
+assert_equal "$status" 1 "exit code"
+assert_equal "$(kitfs diff --name-only "$WORK/models/stable" "$repository:v2" | tr '\n' ' ')" \
+    "Kitfile head/head.safetensors " "files that differ"
+
 say "version 2 takes the place of version 1 under load"
 before=$(sent_bytes)
 mark "transition: --replace"

@@ -28,12 +28,12 @@ for name in train.parquet train.jsonl; do
 done
 
 labels() { "$PYTHON" "$HERE/labels.py" "$1" "$WORK/mnt"; }
-# The sum of 0 to 19,999, and four letters for each row.
-sum=$((19999 * 20000 / 2 + 4 * 20000))
+# What `map` computes of a version: the sum of 0 to 19,999, and the first letter of the label for each row.
+sum_of() { echo $((19999 * 20000 / 2 + 20000 * $(printf '%d' "'$1"))); }
 all() { # LABEL: each way of loading shows this version
     local way
     for way in parquet json streaming disk; do
-        assert_equal "$(labels "$way")" "$1=20000 $sum" "$way"
+        assert_equal "$(labels "$way")" "$1=20000 $(sum_of "$1")" "$way"
     done
 }
 
@@ -42,17 +42,23 @@ all good
 say "again: the cache of \`datasets\` is used, which names its entries by path and modification time"
 entries() { find "$HF_HOME/datasets" -name '*.arrow' | wc -l; }
 before=$(entries)
-assert_equal "$(labels parquet)" "good=20000 $sum" "parquet"
+assert_equal "$(labels parquet)" "good=20000 $(sum_of good)" "parquet"
 assert_equal "$(entries)" "$before" "files in that cache"
+
+say "\`map\` after \`load_from_disk\` writes beside the Arrow files, unless it is told not to"
+assert_fails_with "Read-only file system" labels disk-beside
+assert_equal "$(labels disk-named)" "good=20000 $(sum_of good)" "a result with a given name"
 
 say "version 2 takes the place of version 1: no stale cache"
 show kitfs mount --replace "$repository:v2" "$WORK/mnt"
 all fair
+say "but a given name is trusted: the result of version 1 is taken for version 2"
+assert_equal "$(labels disk-named)" "fair=20000 $(sum_of good)" "a result with a given name"
 
 say "back to version 1: its date is the one of before, so its cache entries are used again"
 before=$(entries)
 show kitfs mount --replace "$repository:v1" "$WORK/mnt"
 for way in parquet disk; do
-    assert_equal "$(labels "$way")" "good=20000 $sum" "$way"
+    assert_equal "$(labels "$way")" "good=20000 $(sum_of good)" "$way"
 done
 assert_equal "$(entries)" "$before" "files in that cache"
