@@ -3,7 +3,7 @@
 use super::arguments::NetworkArguments;
 use super::error::CliError;
 use super::reference::parse_reference;
-use super::sending::{SendArguments, destination_of, send};
+use super::sending::{SendArguments, destination_of, repository_of, send};
 use super::settings::Settings;
 use crate::control::api::Failure;
 use crate::daemon::sources_of_command;
@@ -40,5 +40,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let sources =
         sources_of_command(&settings.network(&arguments.network)?).map_err(Failure::from)?;
     let source = sources.open(&from).map_err(Failure::from)?;
-    send(&sources, source, &from, &to, &arguments.send, "copied to").await
+    let other = repository_of(&from);
+    let others = move |_| other.iter().cloned().collect();
+    send(&sources, source, &from, &to, &arguments.send, others, "copied to").await
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::arguments::NetworkArguments;
 use super::error::CliError;
 use super::reference::parse_reference;
-use super::sending::{SendArguments, destination_of, send};
+use super::sending::{SendArguments, destination_of, repository_of, send};
 use super::settings::Settings;
 use crate::control::api::{Failure, FailureKind};
 use crate::daemon::sources_of_command;
@@ -52,7 +52,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     };
     let sources =
         sources_of_command(&settings.network(&arguments.network)?).map_err(Failure::from)?;
-    let source: Arc<dyn Repository> = match &from {
+    let other = repository_of(&from);
+    let (source, places): (Arc<dyn Repository>, _) = match &from {
         Origin::Registry(reference) | Origin::KitStorage(reference) => {
             let kept = sources.kept(reference).map_err(|error| {
                 CliError::from(Failure::from(error)).about(&format!(
@@ -64,9 +65,15 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             {
                 return Err(CliError::new(FailureKind::BadContent, format!("{from}: {doubt}")));
             }
-            Arc::new(kept)
+            (Arc::new(kept.clone()), Some(kept))
         }
-        Origin::OciLayout { .. } => sources.open(&from).map_err(Failure::from)?,
+        Origin::OciLayout { .. } => (sources.open(&from).map_err(Failure::from)?, None),
     };
-    send(&sources, source, &from, &to, &arguments.send, "pushed").await
+    // A registry that has a layer already takes it from there.
+    let others = move |digest| {
+        let places =
+            places.iter().flat_map(|kept| kept.origins(digest).iter().filter_map(repository_of));
+        places.chain(other.clone()).collect()
+    };
+    send(&sources, source, &from, &to, &arguments.send, others, "pushed").await
 }

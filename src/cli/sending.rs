@@ -12,12 +12,16 @@ use super::error::CliError;
 use super::output::{byte_bar, print_json, print_line};
 use super::sizes;
 use crate::control::api::Failure;
-use crate::oci::{Digest, Origin, Reference, Selector};
-use crate::source::sending::{Destination, Replaces, Sender, Sent};
-use crate::source::{Repository, Sources};
+use crate::oci::{Digest, Document, Origin, Reference, Selector};
+use crate::source::kit_storage::{KitStorage, Origins};
+use crate::source::sending::{self, Destination, Replaces, Sender, Sent};
+use crate::source::{Repositories, Repository, Sources};
 
 /// The interval between two looks at the progress: the bar is drawn as often as others are.
 const TICK: Duration = Duration::from_millis(100);
+
+/// The word for a kit that got another tag and was not sent.
+const TAGGED: &str = "tagged";
 
 /// How to send.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,6 +32,12 @@ pub(super) struct SendArguments {
     /// Print a JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+impl SendArguments {
+    fn replaces(&self) -> Replaces {
+        if self.force { Replaces::Anything } else { Replaces::Nothing }
+    }
 }
 
 /// The outcome of a command, for `--json`.
@@ -65,6 +75,7 @@ pub(super) async fn send(
     from: &Origin,
     to: &Origin,
     arguments: &SendArguments,
+    others: impl Fn(Digest) -> Vec<Reference> + Send + Sync + 'static,
     done: &str,
 ) -> Result<(), CliError> {
     let about = |error: CliError| error.about(&from.to_string());
@@ -77,12 +88,11 @@ pub(super) async fn send(
     let tag = tag_of(to, digest)?;
     let destination: Arc<dyn Destination> = sources.destination(to).await.map_err(Failure::from)?;
     let sender = Sender::new(source, root, destination).await.map_err(Failure::from)?;
-    let sender = sender.with_others(others(from, to));
-    let replaces = if arguments.force { Replaces::Anything } else { Replaces::Nothing };
+    let sender = sender.with_others(others);
     let bar = byte_bar(sender.total_bytes(), "sending");
     let progress = sender.progress();
     let mut ticks = tokio::time::interval(TICK);
-    let sending = sender.send(tag.as_deref(), replaces);
+    let sending = sender.send(tag.as_deref(), arguments.replaces());
     let mut sending = std::pin::pin!(sending);
     let sent = loop {
         tokio::select! {
@@ -94,6 +104,45 @@ pub(super) async fn send(
     };
     bar.finish_and_clear();
     tell(to, digest, sent?, arguments.json, done)
+}
+
+/// Gives the kit `from` the name `to`, where it is.
+pub(super) async fn tag(
+    sources: &Sources,
+    from: &Origin,
+    to: &Origin,
+    arguments: &SendArguments,
+) -> Result<(), CliError> {
+    let source = sources.open(from).map_err(Failure::from)?;
+    let manifest = source.manifest(from.selector()).await.map_err(Failure::from);
+    let (digest, manifest) =
+        manifest.map_err(|error| CliError::from(error).about(&from.to_string()))?;
+    let destination = match (from, to) {
+        (Origin::KitStorage(from), Origin::KitStorage(to) | Origin::Registry(to)) => {
+            let kept = sources.kept(from).map_err(Failure::from)?;
+            sources.storage_destination(to, origins_of(&kept, &manifest)).await
+        }
+        _ => sources.destination(to).await,
+    };
+    let destination = destination.map_err(Failure::from)?;
+    let Some(Selector::Tag(name)) = to.selector() else {
+        return Err(CliError::usage(format!("{to} names no tag")));
+    };
+    let moved = sending::tag(&*destination, manifest, name, arguments.replaces()).await;
+    let manifests = u64::from(moved.map_err(Failure::from)?);
+    tell(to, digest, Sent { manifests, ..Sent::default() }, arguments.json, TAGGED)
+}
+
+/// The places of the blobs of a kit that the storage lacks.
+fn origins_of(kept: &KitStorage, manifest: &[u8]) -> Origins {
+    let mut origins = Origins::default();
+    if let Ok(Document::Manifest(manifest)) = Document::decode(manifest) {
+        for layer in &manifest.layers {
+            let places = kept.origins(layer.digest).iter().rev();
+            places.for_each(|place| origins.add(layer.digest, place.clone()));
+        }
+    }
+    origins
 }
 
 /// The tag to point at the kit; `None` where the destination names the kit's own digest.
@@ -110,15 +159,15 @@ fn tag_of(to: &Origin, digest: Digest) -> Result<Option<String>, CliError> {
     }
 }
 
-/// Repositories of the destination's registry that are said to have the blobs.
-fn others(from: &Origin, to: &Origin) -> Vec<Reference> {
-    match (from, to) {
-        (Origin::Registry(from), Origin::Registry(_)) => vec![from.clone()],
-        _ => Vec::new(),
+/// The repository of a registry that an origin names.
+pub(super) fn repository_of(origin: &Origin) -> Option<Reference> {
+    match origin {
+        Origin::Registry(reference) => Some(reference.clone()),
+        Origin::OciLayout { .. } | Origin::KitStorage(_) => None,
     }
 }
 
-fn tell(
+pub(super) fn tell(
     to: &Origin,
     digest: Digest,
     sent: Sent,
@@ -138,6 +187,8 @@ fn tell(
     }
     if sent.sent_blobs == 0 && sent.mounted_bytes == 0 && sent.manifests == 0 {
         print_line(format_args!("{to} is this kit already: nothing to send"))?;
+    } else if done == TAGGED {
+        print_line(format_args!("{done} {to}"))?;
     } else {
         let mut words = format!("{done} {to}: sent {}", sizes::show(sent.sent_bytes));
         if sent.mounted_bytes > 0 {

@@ -3,22 +3,22 @@
 use super::arguments::NetworkArguments;
 use super::error::CliError;
 use super::reference::parse_reference;
-use super::sending::{SendArguments, send};
+use super::sending::{SendArguments, tag};
 use super::settings::Settings;
 use crate::control::api::Failure;
 use crate::daemon::sources_of_command;
 use crate::oci::{Origin, Selector};
-use crate::source::Repositories;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The tag is made where the kit is: in the registry or in the OCI layout folder.
-Nothing is downloaded but the manifest.
+The tag is made where the kit is: in the registry, in the OCI layout folder, or
+in the local storage of `kit`. Nothing is downloaded but the manifest. In the
+local storage NEW may be any name, under which `kitfs push` then sends the kit.
 
 Examples:
   kitfs tag ghcr.io/org/model:v2 production
   kitfs tag --force ghcr.io/org/model:v1 production
-  kitfs tag oci:./kits:v2 latest")]
+  kitfs tag localhost/model:v2 ghcr.io/org/model:v2")]
 pub(super) struct Arguments {
     /// The kit or index.
     #[arg(value_name = "REF")]
@@ -37,22 +37,26 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let to = new_of(&from, &arguments.new)?;
     let sources =
         sources_of_command(&settings.network(&arguments.network)?).map_err(Failure::from)?;
-    let source = sources.open(&from).map_err(Failure::from)?;
-    send(&sources, source, &from, &to, &arguments.send, "tagged").await
+    tag(&sources, &from, &to, &arguments.send).await
 }
 
-/// The place of the new tag: the repository of `from`.
+/// The new name: a tag in the repository or folder of `from`, and any name in kit's storage.
 fn new_of(from: &Origin, new: &str) -> Result<Origin, CliError> {
     if let Ok(tag) = Selector::tag(new) {
         return Ok(from.with_selector(tag));
     }
     let to = Origin::parse(&parse_reference(new)?).map_err(Failure::from)?;
     let is_same = |selector: &Selector| to == from.with_selector(selector.clone());
-    match to.selector() {
-        Some(selector @ Selector::Tag(_)) if is_same(selector) => Ok(to),
+    match (from, to.selector()) {
+        (Origin::KitStorage(_), Some(Selector::Tag(_)))
+            if !matches!(to, Origin::OciLayout { .. }) =>
+        {
+            Ok(to)
+        }
+        (_, Some(selector @ Selector::Tag(_))) if is_same(selector) => Ok(to),
         _ => Err(CliError::usage(format!(
-            "`{new}` is no tag of the repository or folder of {from}: write the new tag alone; `kitfs copy` \
-             copies a kit elsewhere"
+            "`{new}` is no tag of the repository or folder of {from}: write the new tag alone; \
+             `kitfs copy` copies a kit elsewhere"
         ))),
     }
 }
@@ -74,5 +78,9 @@ mod tests {
         }
         assert_eq!(new("oci:/kits:v1", "v2").as_deref(), Some("oci:/kits:v2"));
         assert_eq!(new("oci:/kits:v1", "oci:/kits:v2").as_deref(), Some("oci:/kits:v2"));
+        // `kit tag` gives kits of its storage the names of registries.
+        assert_eq!(new("localhost/m:v1", "ghcr.io/org/m:v2"), v2);
+        assert_eq!(new("localhost/m:v1", "other:v2").as_deref(), Some("localhost/other:v2"));
+        assert_eq!(new("localhost/m:v1", "oci:/kits:v2"), None);
     }
 }

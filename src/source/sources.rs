@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::admission::UserId;
-use super::kit_storage::{Elsewhere, KitStorage};
+use super::kit_storage::{Elsewhere, KitStorage, Origins};
 use super::oci_layout::OciLayout;
 use super::registry::{RegistryClient, Silence};
 use super::s3::{S3, S3Config};
-use super::sending::{Destination, OciLayoutWriter, SendError};
+use super::sending::{Destination, KitStorageDestination, OciLayoutWriter, SendError};
 use super::{Objects, Pulled, Repositories, Repository, SourceError};
 use crate::oci::{Origin, Reference};
 
@@ -92,21 +92,33 @@ impl Sources {
     /// The place that an origin names, to write to. Makes the folder of a layout that is not there.
     ///
     /// # Errors
-    /// Fails where the place cannot be written, or is kit's local storage: kit itself writes there.
+    /// Fails where the place cannot be written.
     pub async fn destination(&self, origin: &Origin) -> Result<Arc<dyn Destination>, SendError> {
         match origin {
             Origin::Registry(reference) => Ok(self.registries.destination(reference)?),
             Origin::OciLayout { folder, repository, .. } => {
                 Ok(Arc::new(OciLayoutWriter::open(folder.clone(), repository.clone()).await?))
             }
-            Origin::KitStorage(reference) => Err(SourceError::Configuration {
-                what: reference.to_string(),
-                detail: "it names kit's local storage: name a registry (HOST/REPOSITORY:TAG) or a folder \
-                         (oci:FOLDER:TAG)"
-                    .to_owned(),
+            Origin::KitStorage(reference) => {
+                self.storage_destination(reference, Origins::default()).await
             }
-            .into()),
         }
+    }
+
+    /// The repository of kit's local storage that `reference` names, to write to. `origins` has the places of
+    /// blobs that are not in the storage.
+    ///
+    /// # Errors
+    /// Fails where the storage cannot be written, or it is not known where it lies.
+    pub async fn storage_destination(
+        &self,
+        reference: &Reference,
+        origins: Origins,
+    ) -> Result<Arc<dyn Destination>, SendError> {
+        let home =
+            self.kitops_home(&format!("{}/{}", reference.registry(), reference.repository()))?;
+        let (home, reference) = (home.to_owned(), reference.clone());
+        Ok(Arc::new(KitStorageDestination::open(home, reference, origins).await?))
     }
 
     /// The repository of kit's local storage that has this name, whether a registry has one of the same name
@@ -117,7 +129,7 @@ impl Sources {
     pub fn kept(&self, reference: &Reference) -> Result<KitStorage, SourceError> {
         let home =
             self.kitops_home(&format!("{}/{}", reference.registry(), reference.repository()))?;
-        KitStorage::open(home, reference)
+        Ok(KitStorage::open(home, reference)?.with_elsewhere(self.elsewhere()))
     }
 }
 

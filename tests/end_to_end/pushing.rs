@@ -5,8 +5,11 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
 use axum::http::Method;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+use kitfs::oci::Digest;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::support::kit_builder::{Kit, Layer, Written};
@@ -168,9 +171,10 @@ fn a_push_that_cannot_begin_says_what_to_do() {
     assert!(said.contains("HOST/REPOSITORY"), "{said}");
     let said = kitfs.fail(3, &["push", "ghcr.io/org/model:v1", "--config", home.path()]);
     assert!(said.contains("kitfs copy"), "{said}");
-    let to_storage = ["copy", "localhost/model:v1", "localhost/other:v1", "--config", home.path()];
-    let said = kitfs.fail(2, &to_storage);
-    assert!(said.contains("local storage"), "{said}");
+    KitIndex::of_modelkits().with(&written, "v1", json!({})).write(&written, "all");
+    let index = format!("oci:{}:all", written.folder.display());
+    let said = kitfs.fail(2, &["copy", &index, "localhost/all:v1", "--config", home.path()]);
+    assert!(said.contains("this is an index"), "{said}");
     let full = kitfs.folder().join("full");
     fs::create_dir(&full).unwrap();
     fs::write(full.join("precious"), "x").unwrap();
@@ -178,6 +182,89 @@ fn a_push_that_cannot_begin_says_what_to_do() {
     let said = kitfs.fail(2, &["copy", "localhost/model:v1", &target, "--config", home.path()]);
     assert!(said.contains("no OCI layout"), "{said}");
     assert_eq!(full.read_dir().unwrap().count(), 1);
+}
+
+#[test]
+fn a_kit_of_kits_storage_gets_another_name_there_and_is_pushed_under_it() {
+    let kitfs = Kitfs::new();
+    let runtime = Runtime::new().unwrap();
+    let registry = runtime.block_on(RegistryDouble::start(Options::default()));
+    let home = KitHome::new(&kitfs.folder().join("kitops"));
+    let written = write(&kitfs, "layout", &kit(b"one"));
+    home.store("localhost/model", Some("v1"), &written);
+    let with_home = |arguments: &[&str]| {
+        let all = [arguments, &["--config", home.path()]].concat();
+        kitfs.succeed(&all)
+    };
+    with_home(&["tag", "localhost/model:v1", "latest"]);
+    let again = with_home(&["tag", "localhost/model:v1", "latest"]);
+    assert!(again.contains("nothing to send"), "{again}");
+    let name = registry.reference("team/model", "v7");
+    with_home(&["tag", "localhost/model:latest", &name]);
+    with_home(&["push", &name]);
+    assert_eq!(registry.tagged("team/model", "v7").unwrap().0.to_string(), written.digest);
+    // And back, without the registry's name.
+    with_home(&["copy", &name, "localhost/back:v7"]);
+    let listed: Value = serde_json::from_str(&with_home(&["list", "--json"])).unwrap();
+    let has = |repository: &str, tag: &str| {
+        let mut all = listed.as_array().unwrap().iter();
+        all.any(|kit| kit["repository"] == repository && kit["tag"] == tag)
+    };
+    let registrys = format!("{}/team/model", registry.host());
+    for (repository, tag) in [("model", "latest"), (&*registrys, "v7"), ("back", "v7")] {
+        assert!(has(repository, tag), "{repository}:{tag} in {listed}");
+    }
+}
+
+/// A kit of kit's storage whose large layer is in another repository.
+fn with_origin(kitfs: &Kitfs, home: &KitHome, origin: &str) -> Written {
+    let written = write(kitfs, "origin-layout", &kit(b"two"));
+    home.store("localhost/model", Some("v2"), &written);
+    let (large, _) = written.layers.iter().max_by_key(|(_, size)| *size).unwrap();
+    let storage = Path::new(home.path()).join("storage");
+    let hex = large.trim_start_matches("sha256:");
+    fs::remove_file(storage.join("blobs/sha256").join(hex)).unwrap();
+    let origins = json!({"version": 1, "origins": {large: [origin]}});
+    let name = URL_SAFE.encode("localhost/model");
+    fs::write(storage.join(format!("{name}-origins.json")), origins.to_string()).unwrap();
+    written
+}
+
+#[test]
+fn a_layer_that_was_taken_by_digest_is_mounted_or_comes_from_its_registry() {
+    let kitfs = Kitfs::new();
+    let runtime = Runtime::new().unwrap();
+    let start = || runtime.block_on(RegistryDouble::start(Options::default()));
+    let (registry, other) = (start(), start());
+    let base = write(&kitfs, "base", &kit(b"one"));
+    registry.push_layout("team/base", &base.folder);
+    let home = KitHome::new(&kitfs.folder().join("kitops"));
+    let written = with_origin(&kitfs, &home, &registry.reference("team/base", "v1"));
+    let push = |to: &str| {
+        kitfs.json(&["push", "localhost/model:v2", to, "--json", "--config", home.path()])
+    };
+    let sent = push(&registry.reference("team/model", "v2"));
+    assert!(sent["sent_bytes"].as_u64().unwrap() < 64 * 1024, "{sent}");
+    assert!(sent["mounted_bytes"].as_u64().unwrap() > 16 << 20, "{sent}");
+    assert_eq!(registry.bytes_served(), 0);
+    let sent = push(&other.reference("team/model", "v2"));
+    assert!(sent["sent_bytes"].as_u64().unwrap() > 16 << 20, "{sent}");
+    for registry in [&registry, &other] {
+        assert_eq!(registry.tagged("team/model", "v2").unwrap().0.to_string(), written.digest);
+    }
+    // Another name in the storage knows the place of the layer, too.
+    kitfs.succeed(&["tag", "localhost/model:v2", "localhost/more:v2", "--config", home.path()]);
+    let third = other.reference("team/more", "v2");
+    kitfs.succeed(&["push", "localhost/more:v2", &third, "--config", home.path()]);
+
+    // A layer that nobody has.
+    registry.lose_blob("team/base", Digest::parse(&written.layers[1].0).unwrap());
+    let fresh = start();
+    let to = fresh.reference("team/model", "v2");
+    let push = ["push", "localhost/model:v2", &to, "--config", home.path()];
+    let said = kitfs.fail(3, &push);
+    assert!(said.contains("team/base"), "{said}");
+    assert!(fresh.tagged("team/model", "v2").is_none());
 }
 
 /// Starts a command that waits for the double, and ends it with a signal.

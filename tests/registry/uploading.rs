@@ -90,9 +90,11 @@ async fn each_kind_of_registry_gets_the_kit(#[case] writing: Writing) {
     assert_eq!(registry.open_uploads(), 0);
 }
 
+#[rstest]
+#[case::says_so(Writing { largest_body: Some(100_000), ..Writing::default() })]
+#[case::breaks_off(Writing { breaks_above: Some(100_000), ..Writing::default() })]
 #[tokio::test]
-async fn a_chunk_that_is_too_large_for_a_proxy_is_cut_in_halves() {
-    let writing = Writing { largest_body: Some(100_000), ..Writing::default() };
+async fn a_chunk_that_is_too_large_for_a_proxy_is_cut_in_halves(#[case] writing: Writing) {
     let registry = registry(writing).await;
     let mut source = Memory::default();
     let root = source.kit(&[content(500_000)]);
@@ -222,7 +224,7 @@ async fn a_blob_of_the_registrys_other_repository_is_mounted() {
         let destination = destination(&client(), &registry);
         let sender =
             Sender::new(Arc::new(source.clone()), root.clone(), destination).await.unwrap();
-        let sender = sender.with_others(vec![elsewhere, base]);
+        let sender = sender.with_others(move |_| vec![elsewhere.clone(), base.clone()]);
         let sent = sender.send(Some("v1"), Replaces::Nothing).await.unwrap();
         assert_there(&registry, &source, &root);
         assert_eq!(sent.mounted_bytes > 0, !refuses_mounts);
@@ -347,7 +349,7 @@ async fn a_mount_asks_for_the_right_to_read_the_other_repository() {
     let destination = destination(&client, &registry);
     let sender = Sender::new(Arc::new(source.clone()), root.clone(), destination).await.unwrap();
     let base = Reference::parse(&registry.reference("org/base", "v1")).unwrap();
-    let sender = sender.with_others(vec![base]);
+    let sender = sender.with_others(move |_| vec![base.clone()]);
     let sent = sender.send(Some("v1"), Replaces::Nothing).await.unwrap();
     assert_eq!((sent.sent_bytes, registry.bytes_received()), (0, 0));
     assert_there(&registry, &source, &root);

@@ -7,10 +7,12 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use kitfs::oci::{BlobId, Digest, Reference, Selector};
 use kitfs::source::inline::InlineBlob;
+use kitfs::source::kit_storage::{KitStorage, Origins};
 use kitfs::source::oci_layout::OciLayout;
 use kitfs::source::registry::{RegistryClient, RegistryConfig, UploadSizes};
 use kitfs::source::sending::{
-    Content, Destination, OciLayoutWriter, Progress, Put, Replaces, SendError, SentManifest,
+    Content, Destination, KitStorageDestination, OciLayoutWriter, Progress, Put, Replaces,
+    SendError, SentManifest,
 };
 use kitfs::source::{Repository, SourceError, Urgency, read_blob};
 use rstest::rstest;
@@ -174,6 +176,20 @@ async fn an_oci_layout_conforms_as_a_destination(#[case] repository: Option<&str
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["blobs", "index.json", "oci-layout"]);
+}
+
+#[tokio::test]
+async fn kits_storage_conforms_as_a_destination() {
+    let folder = TempDir::new().unwrap();
+    let reference = Reference::parse("localhost/org/kit:v1").unwrap();
+    let (home, origins) = (folder.path().to_owned(), Origins::default());
+    let writer =
+        KitStorageDestination::open(home.clone(), reference.clone(), origins).await.unwrap();
+    let repository: Box<dyn Fn() -> Arc<dyn Repository>> = Box::new(move || {
+        let any = Selector::Digest(Digest::of(b""));
+        Arc::new(KitStorage::open(&home, &reference.with_selector(any)).unwrap())
+    });
+    conforms(Place { destination: Arc::new(writer), repository, compares: true }).await;
 }
 
 #[tokio::test]

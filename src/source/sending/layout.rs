@@ -320,7 +320,7 @@ fn unwritable(path: &Path, error: std::io::Error) -> SendError {
 }
 
 /// Runs blocking work outside the runtime's threads.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SendError> + Send + 'static,
 ) -> Result<T, SendError> {
     off_the_runtime(move || Ok(work())).await?

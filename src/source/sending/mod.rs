@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! Repository (any source) --Sender--> plan: manifests, blobs --> Destination
-//!                              |                                   - registry   (registry/upload)
-//!                              '-- Content: read, hashed, again    - OCI layout (layout)
+//!                              |                                   - registry      (registry/upload)
+//!                              '-- Content: read, hashed, again    - OCI layout    (layout)
+//!                                                                  - kit's storage (storage)
 //! ```
 //!
 //! Invariants:
@@ -21,6 +22,7 @@ mod layout;
 mod layout_index;
 mod manifest;
 mod sender;
+mod storage;
 
 use std::sync::Arc;
 
@@ -32,9 +34,10 @@ pub use content::{Content, Progress};
 pub use error::SendError;
 pub use layout::OciLayoutWriter;
 pub use manifest::SentManifest;
-pub use sender::{Sender, Sent};
+pub use sender::{Sender, Sent, tag};
+pub use storage::KitStorageDestination;
 
-/// A place that takes blobs and manifests: one repository of a registry, or a folder.
+/// A place that takes blobs and manifests: one repository of a registry or of kit's storage, or a folder.
 pub trait Destination: Send + Sync + 'static {
     /// The destination as messages name it.
     fn name(&self) -> String;
@@ -66,7 +69,7 @@ pub trait Destination: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`SendError::TagExists`] where the tag has got another digest than `replaces` allows. A registry cannot
-    /// tell: it has no request for it.
+    /// tell, because it has no request for it.
     fn put_manifest<'a>(
         &'a self,
         manifest: &'a SentManifest,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::manifest::Documents;
-use super::{Content, Destination, Progress, Put, Replaces, SendError};
+use super::{Content, Destination, Progress, Put, Replaces, SendError, SentManifest};
 use crate::oci::{Descriptor, Digest, Reference};
 use crate::source::inline::InlineBlob;
 use crate::source::{BlobSource, Repository, Urgency};
@@ -37,12 +37,14 @@ pub struct Sent {
     pub manifests: u64,
 }
 
+/// The repositories that are said to have a blob.
+type Others = dyn Fn(Digest) -> Vec<Reference> + Send + Sync;
+
 /// One kit to send.
 pub struct Sender {
     source: Arc<dyn Repository>,
     destination: Arc<dyn Destination>,
-    /// Repositories that have all blobs of the kit.
-    others: Vec<Reference>,
+    others: Box<Others>,
     urgency: Urgency,
     progress: Arc<Progress>,
     documents: Documents,
@@ -61,14 +63,18 @@ impl Sender {
     ) -> Result<Self, SendError> {
         let digest = Digest::of(&root);
         let documents = Documents::read(&*source, root).await?;
-        let (others, progress) = (Vec::new(), Arc::default());
+        let others: Box<Others> = Box::new(|_| Vec::new());
+        let progress = Arc::default();
         let urgency = Urgency::opening();
         Ok(Self { source, destination, others, urgency, progress, documents, root: digest })
     }
 
-    /// The same, where `others` are repositories that are said to have the blobs.
-    pub fn with_others(self, others: Vec<Reference>) -> Self {
-        Self { others, ..self }
+    /// The same, where `others` tells the repositories that are said to have a blob.
+    pub fn with_others(
+        self,
+        others: impl Fn(Digest) -> Vec<Reference> + Send + Sync + 'static,
+    ) -> Self {
+        Self { others: Box::new(others), ..self }
     }
 
     /// The same, with requests to the source on behalf of a user.
@@ -95,15 +101,9 @@ impl Sender {
     /// `replaces` does not allow.
     pub async fn send(&self, tag: Option<&str>, replaces: Replaces) -> Result<Sent, SendError> {
         let tagged = match tag {
-            Some(tag) => self.destination.tagged(tag).await?,
+            Some(tag) => compare_tag(&*self.destination, tag, self.root, replaces).await?,
             None => None,
         };
-        if let (Some(tag), Some(there), Replaces::Nothing) = (tag, tagged, replaces)
-            && there != self.root
-        {
-            let (place, tag) = (self.destination.name(), tag.to_owned());
-            return Err(SendError::TagExists { place, tag, there, sent: self.root });
-        }
         let counts = Counts::default();
         let blobs = self.documents.blobs.iter();
         let each = stream::iter(blobs.map(|blob| self.blob(blob, &counts)));
@@ -128,7 +128,8 @@ impl Sender {
             counts.present_bytes.fetch_add(blob.size, Ordering::Relaxed);
             return Ok(());
         }
-        match self.destination.put_blob(&content, &self.others).await? {
+        let others = (self.others)(blob.digest);
+        match self.destination.put_blob(&content, &others).await? {
             Put::Sent => {
                 counts.sent_blobs.fetch_add(1, Ordering::Relaxed);
                 counts.sent_bytes.fetch_add(blob.size, Ordering::Relaxed);
@@ -163,6 +164,45 @@ impl Sender {
             put += 1;
         }
         Ok(put)
+    }
+}
+
+/// Points `tag` at a manifest that the destination has, with all that it names. Returns whether the tag has
+/// moved.
+///
+/// # Errors
+/// As for [`Sender::send`].
+pub async fn tag(
+    destination: &dyn Destination,
+    manifest: Bytes,
+    tag: &str,
+    replaces: Replaces,
+) -> Result<bool, SendError> {
+    let (manifest, _) = SentManifest::new(manifest, &destination.name())?;
+    if compare_tag(destination, tag, manifest.digest, replaces).await? == Some(manifest.digest) {
+        return Ok(false);
+    }
+    destination.put_manifest(&manifest, Some(tag), replaces).await?;
+    Ok(true)
+}
+
+/// The digest of a tag.
+///
+/// # Errors
+/// [`SendError::TagExists`] where `replaces` does not allow it.
+async fn compare_tag(
+    destination: &dyn Destination,
+    tag: &str,
+    sent: Digest,
+    replaces: Replaces,
+) -> Result<Option<Digest>, SendError> {
+    let there = destination.tagged(tag).await?;
+    match (there, replaces) {
+        (Some(there), Replaces::Nothing) if there != sent => {
+            let (place, tag) = (destination.name(), tag.to_owned());
+            Err(SendError::TagExists { place, tag, there, sent })
+        }
+        _ => Ok(there),
     }
 }
 

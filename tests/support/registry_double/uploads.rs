@@ -25,6 +25,8 @@ pub struct Writing {
     pub refuses_whole: Option<u16>,
     /// The longest body of a request; a longer one gets 413.
     pub largest_body: Option<u64>,
+    /// The longest request that a proxy lets through; it keeps a longer one back and then breaks it off.
+    pub breaks_above: Option<u64>,
     /// The least length of a chunk, announced and kept.
     pub chunk_minimum: Option<u64>,
     /// No blob is mounted.
@@ -144,6 +146,9 @@ impl Shared {
             length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok()).unwrap_or(0);
         if writing.largest_body.is_some_and(|largest| length > largest) {
             return error(413, "SIZE_INVALID", "request entity too large");
+        }
+        if writing.breaks_above.is_some_and(|longest| length > longest) {
+            break_connection();
         }
         match head.method {
             Method::GET => self.state(name, id, has, StatusCode::NO_CONTENT, fault),

@@ -8,6 +8,7 @@
 //!
 //! broke, 429, 5xx:  GET session --> the byte that the registry tells; no such session --> POST again
 //! 413:              half as much in each chunk; a whole blob goes in chunks
+//! broke again:      half as much, too
 //! chunks refused:   POST again, the whole blob in one PUT
 //! last PUT broke:   HEAD blob --> done, or as above
 //! ```
@@ -41,6 +42,11 @@ const PROGRESS_BYTES: u64 = 1024 * 1024;
 /// The least chunk that is tried where a registry refuses larger ones. 64 KiB: no proxy allows less, and
 /// with less the requests would outweigh their bodies.
 const SMALLEST_CHUNK_BYTES: u64 = 64 * 1024;
+
+/// Whether a request ended without the host's wish for another pace.
+fn has_broken(failure: &Failure) -> bool {
+    matches!(failure, Failure::Transient { retry_after: None, .. })
+}
 
 /// Whether an error is one of this upload, and not of the repository or the user.
 fn is_about_the_upload(error: &SourceError) -> bool {
@@ -162,6 +168,9 @@ impl Upload<'_> {
         if at >= self.furthest.saturating_add(PROGRESS_BYTES) {
             self.repeats = Repeats::new(timing, true);
             self.since = Stopwatch::start();
+        } else if let (Way::Chunks(bytes), true) = (&mut self.way, has_broken(&failure)) {
+            // A proxy that keeps a chunk back until all of it is there may end slow requests.
+            *bytes = (*bytes / 2).max(SMALLEST_CHUNK_BYTES).min(*bytes);
         }
         self.furthest = self.furthest.max(at);
         let elapsed = self.since.look();

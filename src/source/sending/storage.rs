@@ -1,0 +1,153 @@
+//! kit's local storage as a destination.
+//!
+//! Repositories share their blobs there, so another name for a kit of the storage is a few lines in its indexes.
+//! A blob that `kitfs pack` took by digest need not be here: the places that have it go along with the kit's
+//! name.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+
+use super::layout::blocking;
+use super::{Content, Destination, Put, Replaces, SendError, SentManifest};
+use crate::oci::{BlobId, Digest, Document, Reference, Selector};
+use crate::source::kit_storage::writing::{Filing, StorageError, StorageWriter};
+use crate::source::kit_storage::{KitStorage, Origins};
+use crate::source::{Repository, SourceError};
+
+/// Writes into one repository of kit's local storage.
+pub struct KitStorageDestination {
+    home: PathBuf,
+    reference: Reference,
+    writer: StorageWriter,
+    /// The places of blobs that are not in the storage.
+    origins: Origins,
+}
+
+impl KitStorageDestination {
+    /// Opens the storage below `kitops_home`, and makes it where there is none. `origins` has the places of
+    /// blobs that need not be stored.
+    ///
+    /// # Errors
+    /// Fails if a folder cannot be made.
+    pub async fn open(
+        kitops_home: PathBuf,
+        reference: Reference,
+        origins: Origins,
+    ) -> Result<Self, SendError> {
+        let home = kitops_home.clone();
+        let writer = blocking(move || Ok(StorageWriter::open(&kitops_home)?)).await?;
+        Ok(Self { home, reference, writer, origins })
+    }
+
+    fn repository(&self) -> String {
+        format!("{}/{}", self.reference.registry(), self.reference.repository())
+    }
+
+    /// The repository as it is now, whether it has a kit or not.
+    fn storage(&self, digest: Digest) -> Result<KitStorage, SourceError> {
+        KitStorage::open(&self.home, &self.reference.with_selector(Selector::Digest(digest)))
+    }
+}
+
+impl Destination for KitStorageDestination {
+    fn name(&self) -> String {
+        format!("{} (kit's storage)", self.repository())
+    }
+
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Digest>, SendError>> {
+        async move { Ok(self.storage(Digest::of(b""))?.tagged(tag).await?) }.boxed()
+    }
+
+    fn has_manifest(&self, digest: Digest) -> BoxFuture<'_, Result<bool, SendError>> {
+        async move {
+            match self.storage(digest)?.manifest(Some(&Selector::Digest(digest))).await {
+                Ok(_) => Ok(true),
+                Err(SourceError::NotFound { .. } | SourceError::DigestMismatch { .. }) => Ok(false),
+                Err(error) => Err(error.into()),
+            }
+        }
+        .boxed()
+    }
+
+    fn has_blob(&self, blob: BlobId) -> BoxFuture<'_, Result<bool, SendError>> {
+        let writer = self.writer.clone();
+        blocking(move || Ok(writer.has(blob))).boxed()
+    }
+
+    fn put_blob<'a>(
+        &'a self,
+        content: &'a Arc<Content>,
+        _others: &'a [Reference],
+    ) -> BoxFuture<'a, Result<Put, SendError>> {
+        async move {
+            let blob = content.blob();
+            let writer = self.writer.clone();
+            let mut file = blocking(move || Ok(writer.begin()?)).await?;
+            let mut bytes = content.read(0..blob.size);
+            while let Some(piece) = bytes.next().await {
+                let piece = piece?;
+                let write = move || match file.write_all(&piece) {
+                    Ok(()) => Ok(file),
+                    Err(error) => Err(file.failed(error).into()),
+                };
+                file = blocking(write).await?;
+            }
+            blocking(move || Ok(file.commit(blob.digest)?)).await?;
+            Ok(Put::Sent)
+        }
+        .boxed()
+    }
+
+    fn put_manifest<'a>(
+        &'a self,
+        manifest: &'a SentManifest,
+        tag: Option<&'a str>,
+        replaces: Replaces,
+    ) -> BoxFuture<'a, Result<(), SendError>> {
+        async move {
+            if matches!(Document::decode(&manifest.bytes), Ok(Document::Index(_))) {
+                return Err(SourceError::Configuration {
+                    what: self.name(),
+                    detail: "kit keeps single kits there, and this is an index: copy one of its kits by \
+                             its digest, or the index to a folder (oci:FOLDER)"
+                        .to_owned(),
+                }
+                .into());
+            }
+            if let (Some(tag), Replaces::Nothing) = (tag, replaces)
+                && let Some(there) = self.tagged(tag).await?.filter(|it| *it != manifest.digest)
+            {
+                let (place, tag) = (self.name(), tag.to_owned());
+                return Err(SendError::TagExists { place, tag, there, sent: manifest.digest });
+            }
+            let (writer, origins) = (self.writer.clone(), self.origins.clone());
+            let (repository, bytes) = (self.repository(), manifest.bytes.clone());
+            let tags: Vec<String> = tag.into_iter().map(str::to_owned).collect();
+            blocking(move || {
+                let (manifest, _) = writer.store(&bytes)?;
+                let (repository, tags, origins) = (&*repository, &*tags, &origins);
+                writer.file(&Filing { repository, manifest, tags, origins })?;
+                Ok(())
+            })
+            .await
+        }
+        .boxed()
+    }
+}
+
+impl From<StorageError> for SendError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Io { path, error } => {
+                Self::Unwritable { path: path.display().to_string(), error: Arc::new(error) }
+            }
+            StorageError::Damaged { path, detail } => {
+                SourceError::Protocol { place: path.display().to_string(), detail }.into()
+            }
+        }
+    }
+}
