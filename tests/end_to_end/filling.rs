@@ -265,7 +265,7 @@ fn a_hostile_folder_is_refused_or_mended() {
 }
 
 /// A version with files at random paths; some paths are files in one version and directories in another.
-fn random_kit(random: &mut Random) -> Kit {
+pub fn random_kit(random: &mut Random) -> Kit {
     let names = ["a", "a/b", "a/b/c", "d", "d/e", "f/g", "f/h", "i"];
     let mut kit = Kit::modelkit();
     let mut taken: Vec<&str> = Vec::new();

@@ -371,3 +371,22 @@ fn the_folder_of_the_socket_belongs_to_the_daemon_and_is_closed_to_others() {
     let said = system.fail(ANNA, 2, &["daemon", "start", "--system"]);
     assert!(said.contains("root"), "{said}");
 }
+
+#[test]
+fn a_user_fills_a_folder_and_compares_versions_through_the_system_daemon() {
+    let system = System::new(Access::Open);
+    let folder = system.home(ANNA).join("filled");
+    let fill = ["warm", "--json", &system.reference, "--to", text(&folder)];
+    let report: Value = serde_json::from_str(&system.succeed(ANNA, &fill)).unwrap();
+    // The daemon writes to no file of a user.
+    assert_eq!((&report["written_files"], &report["shared_files"]), (&json!(2), &json!(0)));
+    let file = folder.join("model.bin");
+    assert_eq!(fs::read(&file).unwrap(), system.content);
+    assert_eq!(fs::metadata(&file).unwrap().uid(), ANNA);
+    let report: Value = serde_json::from_str(&system.succeed(ANNA, &fill)).unwrap();
+    assert_eq!(report["unchanged_files"], 2);
+    assert_eq!(system.succeed(ANNA, &["diff", &system.reference, &system.reference]), "");
+    let entries = system.succeed(ANNA, &["ls", "--json", &system.reference]);
+    assert!(entries.contains("model.bin"), "{entries}");
+    assert!(!system.has_own_cache(ANNA));
+}

@@ -7,10 +7,12 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::counted::Counted;
+use crate::filling::random_kit;
 use crate::support::Random;
 use crate::support::kit_builder::{Compression, Kit, Layer, Written};
 use crate::support::kitfs::Kitfs;
 use crate::support::registry_double::{Options, RegistryDouble};
+use crate::support::tree::{Kind, Tree};
 
 /// A layout folder with versions of a kit.
 struct Versions {
@@ -319,4 +321,131 @@ fn ls_shows_the_digests_that_are_known() {
     let table = versions.kitfs.succeed(&["ls", "-R", "--digest", &versions.reference("v1")]);
     let line = format!("{}* data/changed", sha256(b"x").unwrap());
     assert!(table.contains(&line), "{table}");
+}
+
+/// What two trees say: paths that came, went, and changed in content or mode. Directories are left out.
+fn expected(before: &Tree, after: &Tree) -> BTreeSet<(String, String)> {
+    let files = |tree: &Tree| {
+        let files = tree.0.iter().filter(|(_, entry)| entry.kind != Kind::Directory);
+        let files =
+            files.map(|(path, entry)| (String::from_utf8(path.clone()).unwrap(), entry.clone()));
+        files.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (old, new) = (files(before), files(after));
+    let mut expected = BTreeSet::new();
+    for path in old.keys().chain(new.keys()) {
+        let kind = match (old.get(path), new.get(path)) {
+            (Some(old), Some(new)) if old == new => continue,
+            (Some(old), Some(new)) if old.kind == new.kind => "mode",
+            (Some(_), Some(_)) => "changed",
+            (Some(_), None) => "removed",
+            _ => "added",
+        };
+        expected.insert((kind.to_owned(), path.clone()));
+    }
+    expected
+}
+
+#[test]
+fn a_comparison_of_bytes_says_what_the_unpacked_trees_say() {
+    let versions = Versions::new();
+    versions.kitfs.succeed(&["daemon", "start"]);
+    let mut random = Random::new(21);
+    let mut before = versions.write(&random_kit(&mut random), "v0");
+    for round in 1..25 {
+        let after = versions.write(&random_kit(&mut random), &format!("v{round}"));
+        let tags = (format!("v{}", round - 1), format!("v{round}"));
+        let (comparison, code) = versions.diff(&tags.0, &tags.1, &["--content"]);
+        let mut told = BTreeSet::new();
+        for change in comparison["changes"].as_array().unwrap() {
+            let text = |key: &str| change[key].as_str().unwrap().to_owned();
+            let is_directory = |side: &str| change[side]["kind"] == "directory";
+            if is_directory("before") || is_directory("after") {
+                continue;
+            }
+            match text("kind").as_str() {
+                "renamed" => {
+                    told.insert(("removed".to_owned(), text("from")));
+                    told.insert(("added".to_owned(), text("path")));
+                }
+                kind => _ = told.insert((kind.to_owned(), text("path"))),
+            }
+        }
+        let expected = expected(&before.tree, &after.tree);
+        assert_eq!(told, expected, "round {round}: {comparison}");
+        assert_eq!(code, i32::from(!comparison["changes"].as_array().unwrap().is_empty()));
+        before = after;
+    }
+}
+
+/// Four data sets of which each version replaces some.
+fn random_version(random: &mut Random, seeds: &mut [u64; 4]) -> Kit {
+    let mut kit = Kit::modelkit();
+    for (number, seed) in seeds.iter_mut().enumerate() {
+        if random.below(2) == 0 {
+            *seed = random.next();
+        }
+        let path = format!("data-{number}");
+        let mut own = Random::new(*seed);
+        let mut layer = Layer::tar("dataset", &path).directory(&path, 0o755);
+        for name in 0..own.below(4) {
+            let bytes = own.below(700_000) as usize;
+            layer = layer.file(format!("{path}/{name}"), 0o644, &own.bytes(bytes));
+        }
+        kit = kit.with(if own.below(3) == 0 { layer.gzip() } else { layer });
+    }
+    kit
+}
+
+#[test]
+fn switches_between_random_versions_fetch_what_the_comparison_names() {
+    let mut random = Random::new(31);
+    let mut seeds = [1, 2, 3, 4];
+    let counted = Counted::new(&random_version(&mut random, &mut seeds));
+    let kitfs = &counted.kitfs;
+    kitfs.succeed(&["daemon", "start"]);
+    kitfs.succeed(&["warm", &counted.reference]);
+    let mut before = counted.reference.clone();
+    for round in 2..8 {
+        let (folder, tag) = (kitfs.folder().join(format!("v{round}")), format!("v{round}"));
+        let written = random_version(&mut random, &mut seeds).write(&folder, &tag);
+        counted.registry.push_layout("org/kit", &folder);
+        let after = counted.registry.reference("org/kit", &tag);
+        let config = std::fs::metadata(written.blob(&written.config)).unwrap().len();
+        let fetched = counted.fetched();
+        let outcome = kitfs.run(&["diff", "--json", &before, &after]);
+        let comparison: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+        kitfs.succeed(&["warm", &after]);
+        let came = counted.fetched() - fetched;
+        let named = comparison["switch"]["missing_bytes"].as_u64().unwrap();
+        // The config, and the headers of archives that a scan asks for twice.
+        let most = named + config + 4 * 16 * 1024;
+        assert!((named..=most).contains(&came), "{came} bytes came, and {named} were named");
+        assert_eq!(comparison["switch"]["new_bytes"], named, "all of the version before is here");
+        before = after;
+    }
+}
+
+#[test]
+fn kits_that_kitfs_has_packed_are_compared_by_the_digests_of_their_files() {
+    let kitfs = Kitfs::new();
+    let folder = kitfs.folder().join("work");
+    std::fs::create_dir_all(folder.join("data")).unwrap();
+    let kitfile =
+        "manifestVersion: 1.0.0\npackage:\n  name: n\ndatasets:\n  - name: d\n    path: data\n";
+    std::fs::write(folder.join("Kitfile"), kitfile).unwrap();
+    for name in ["same", "moved", "changed"] {
+        std::fs::write(folder.join("data").join(name), format!("the {name}")).unwrap();
+    }
+    let pack = |tag: &str| kitfs.succeed(&["pack", folder.to_str().unwrap(), "-t", tag]);
+    pack("team/kit:v1");
+    std::fs::rename(folder.join("data/moved"), folder.join("data/there")).unwrap();
+    std::fs::write(folder.join("data/changed"), "THE CHANGED").unwrap();
+    pack("team/kit:v2");
+    let outcome = kitfs.run(&["diff", "--json", "team/kit:v1", "team/kit:v2"]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    let comparison: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    let expected = [("changed", "data/changed"), ("renamed", "data/there")];
+    assert_eq!(changes(&comparison), expected.into());
+    assert_eq!(comparison["claimed_same_files"], 1);
 }

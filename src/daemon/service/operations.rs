@@ -228,18 +228,26 @@ impl Handle<CompareRequest> for Service {
     ) -> Result<Comparison, Failure> {
         self.admit(&mut request.before, caller.peer())?;
         self.admit(&mut request.after, caller.peer())?;
-        let resident = Resident::now(&self.cache).await?;
-        let tell = |progress| caller.tell(CompareEvent::Opening(progress));
-        let (before, after) =
-            tokio::try_join!(self.open(&request.before, &tell), self.open(&request.after, &tell))?;
-        let CompareRequest { before: old, after: new, path, content } = request;
-        let (before, mut warnings) = Side::new(&self.cache, before, old.reference).await?;
-        let (after, more) = Side::new(&self.cache, after, new.reference).await?;
-        warnings.extend(more);
-        let progress = |progress| caller.tell(CompareEvent::Comparing(progress));
-        let compared =
-            comparing::compare(&before, &after, &path, content, &resident, &progress).await?;
-        Ok(Comparison { warnings, ..compared })
+        let work = async {
+            let resident = Resident::now(&self.cache).await?;
+            let tell = |progress| caller.tell(CompareEvent::Opening(progress));
+            let (before, after) = tokio::try_join!(
+                self.open(&request.before, &tell),
+                self.open(&request.after, &tell)
+            )?;
+            let CompareRequest { before: old, after: new, path, content } = request;
+            let (before, mut warnings) = Side::new(&self.cache, before, old.reference).await?;
+            let (after, more) = Side::new(&self.cache, after, new.reference).await?;
+            warnings.extend(more);
+            let progress = |progress| caller.tell(CompareEvent::Comparing(progress));
+            let compared =
+                comparing::compare(&before, &after, &path, content, &resident, &progress).await?;
+            Ok(Comparison { warnings, ..compared })
+        };
+        tokio::select! {
+            compared = work => compared,
+            () = self.stopping.cancelled() => Err(stopping()),
+        }
     }
 }
 
