@@ -94,11 +94,12 @@ pub(super) async fn send(
     let mut ticks = tokio::time::interval(TICK);
     let sending = sender.send(tag.as_deref(), arguments.replaces());
     let mut sending = std::pin::pin!(sending);
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     let sent = loop {
         tokio::select! {
             sent = &mut sending => break sent.map_err(|error| CliError::from(Failure::from(error))),
             // Ctrl-C drops the transfer. What has arrived is found by the next one.
-            _ = tokio::signal::ctrl_c() => break Err(CliError::Interrupted),
+            _ = &mut interrupted => break Err(CliError::Interrupted),
             _ = ticks.tick() => bar.set_position(progress.bytes()),
         }
     };

@@ -166,6 +166,21 @@ async fn an_upload_obeys_a_host_that_says_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn a_host_that_asks_for_pauses_for_ever_is_given_up_when_the_patience_ends() {
+    let registry = registry(Writing::default()).await;
+    registry.script(on(Method::PATCH).then(Fault::RetryAfter(429, "1".to_owned())));
+    let client = client_with(|config| {
+        config.timing.open = Duration::from_secs(3);
+        config.uploads = SIZES;
+    });
+    let (source, root) = kit();
+    let error = send(&source, &root, destination(&client, &registry)).await.unwrap_err();
+    assert!(matches!(error, SendError::Source(SourceError::Throttled { .. })), "{error}");
+    let asked = registry.requests().into_iter().filter(|one| one.method == Method::PATCH).count();
+    assert!((2..=5).contains(&asked), "{asked}");
+}
+
+#[tokio::test]
 async fn a_registry_that_never_takes_a_chunk_is_given_up() {
     for fault in [Fault::BreakRequest { after_bytes: 0 }, Fault::Forget, Fault::CorruptRequest] {
         let registry = registry(Writing::default()).await;

@@ -244,3 +244,70 @@ impl Drop for Waiting<'_> {
         self.0.store(false, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::source::inline::InlineBlob;
+
+    fn content(bytes: &[u8], digest: Digest) -> (Arc<Content>, Arc<Progress>) {
+        /// Bytes that may have another digest than they are asked for by.
+        struct Claimed(InlineBlob, BlobId);
+        impl BlobSource for Claimed {
+            fn open(
+                &self,
+                _blob: BlobId,
+                range: Range<u64>,
+                urgency: Urgency,
+            ) -> futures_util::future::BoxFuture<'_, Result<BlobStream, SourceError>> {
+                self.0.open(self.1, range, urgency)
+            }
+        }
+        let size = bytes.len() as u64;
+        let own = BlobId { digest: Digest::of(bytes), size };
+        let source = Claimed(InlineBlob::new(Bytes::copy_from_slice(bytes)), own);
+        let progress = Arc::new(Progress::default());
+        let (blob, place) = (BlobId { digest, size }, "here".to_owned());
+        let content =
+            Content::new(blob, Arc::new(source), place, Urgency::opening(), progress.clone());
+        (content, progress)
+    }
+
+    proptest! {
+        /// However often an upload breaks and goes back: the digest of all bytes is compared, and the progress is
+        /// where the last piece was.
+        #[test]
+        fn a_content_that_is_read_in_parts_again_and_again_is_checked_as_a_whole(
+            bytes in prop::collection::vec(any::<u8>(), 1..300),
+            parts in prop::collection::vec((0.0..1.0f64, 0.0..1.0f64), 0..8),
+            is_damaged: bool,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let digest = Digest::of(if is_damaged { b"another" } else { &bytes });
+            let (content, progress) = content(&bytes, digest);
+            let size = bytes.len() as u64;
+            let mut parts: Vec<_> = parts.into_iter().map(|(start, length)| {
+                (start, (length * size as f64) as u64)
+            }).collect();
+            parts.push((1.0, size));
+            for (start, length) in parts {
+                // From any byte that was read, as a registry may say.
+                let start = (start * content.read_bytes() as f64) as u64;
+                let range = start..(start + length).min(size);
+                let read: Vec<_> = runtime.block_on(content.read(range.clone()).collect());
+                let is_last = range.end == size && !range.is_empty();
+                if is_last && is_damaged {
+                    prop_assert!(read.iter().any(Result::is_err));
+                    prop_assert!(content.failure().is_some());
+                    return Ok(());
+                }
+                let read: Vec<u8> = read.into_iter().flat_map(|piece| piece.unwrap()).collect();
+                prop_assert_eq!(&read[..], &bytes[range.start as usize..range.end as usize]);
+                prop_assert_eq!(progress.bytes(), range.end);
+            }
+            prop_assert!(!is_damaged || content.read_bytes() < size);
+        }
+    }
+}

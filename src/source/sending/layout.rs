@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::layout_index::with_manifest;
 use super::{Content, Destination, Put, Replaces, SendError, SentManifest};
@@ -247,7 +248,9 @@ fn lock(folder: &Path) -> Result<File, SendError> {
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+            // Not every file system has locks. Two writers at once may then lose a tag, but no blob.
+            Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(file),
             Err(error) => return Err(unwritable(folder, error.into())),
         }
         if started.elapsed() > LOCK_PATIENCE {
@@ -276,8 +279,10 @@ impl Part {
                 Err(error) => return Err(unwritable(&path, error)),
             };
             // Another writer may have taken the file for a leftover before it was locked.
-            let is_locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
-            if is_locked && file.metadata().is_ok_and(|file| file.nlink() > 0) {
+            let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+            if locked != Err(Errno::WOULDBLOCK)
+                && file.metadata().is_ok_and(|file| file.nlink() > 0)
+            {
                 return Ok(Self { file: Some(file), path });
             }
         }

@@ -32,7 +32,6 @@ use super::super::upstream::Upstream;
 use super::RegistryDestination;
 use super::session::{self, Has};
 use crate::oci::Reference;
-use crate::process::running_time::Stopwatch;
 use crate::source::SourceError;
 use crate::source::sending::{Content, Destination, Put, SendError};
 
@@ -78,7 +77,7 @@ pub(super) async fn put(
         was_lost: false,
         furthest: 0,
         repeats: Repeats::new(timing, true),
-        since: Stopwatch::start(),
+        waited: Duration::ZERO,
     };
     let same_registry = |other: &&Reference| {
         other.registry().eq_ignore_ascii_case(&destination.registry)
@@ -126,8 +125,8 @@ struct Upload<'a> {
     /// The furthest byte that the registry has had, in any session.
     furthest: u64,
     repeats: Repeats,
-    /// The time since the last progress.
-    since: Stopwatch,
+    /// The time of all pauses since the last progress. An attempt's own time is bounded by its patience.
+    waited: Duration,
 }
 
 /// The result of one step that did not fail.
@@ -167,20 +166,20 @@ impl Upload<'_> {
         let at = self.session.as_ref().map_or(0, |session| session.at);
         if at >= self.furthest.saturating_add(PROGRESS_BYTES) {
             self.repeats = Repeats::new(timing, true);
-            self.since = Stopwatch::start();
+            self.waited = Duration::ZERO;
         } else if let (Way::Chunks(bytes), true) = (&mut self.way, has_broken(&failure)) {
             // A proxy that keeps a chunk back until all of it is there may end slow requests.
             *bytes = (*bytes / 2).max(SMALLEST_CHUNK_BYTES).min(*bytes);
         }
         self.furthest = self.furthest.max(at);
-        let elapsed = self.since.look();
-        let Some(wait) = self.repeats.next_wait(&failure, elapsed) else {
+        let Some(wait) = self.repeats.next_wait(&failure, self.waited) else {
             return Err(failure.into_error());
         };
         let digest = self.content.blob().digest;
         if let Failure::Transient { error, .. } | Failure::Unreachable(error) = &failure {
             tracing::info!(%digest, at, %error, ?wait, "resuming the upload");
         }
+        self.waited += wait;
         crate::process::running_time::sleep(wait).await;
         Ok(())
     }
