@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks that supervise.sh leaves nothing behind, however an example ends: success, failure, SIGTERM, kill -9.
-# The example of this check mounts a kit, starts a registry and a process that ignores SIGTERM.
+# The example of this check mounts a kit, starts a registry, a process that ignores SIGTERM, and a daemon that has
+# nothing of its environment.
 set -euo pipefail
 
 examples=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -12,6 +13,8 @@ echo "\$WORK" >"$folder/work"
 start_registry
 kitfs mount "oci:$(dirname "$examples")/tests/golden/article:v1" "\$WORK/mount" >/dev/null
 (trap '' TERM; while :; do sleep 1; done) &
+setsid env -i sleep 613 &
+echo \$! >"$folder/daemon"
 touch "$folder/ready"
 case \$(cat "$folder/ending") in
 success) exit 0 ;;
@@ -50,6 +53,7 @@ for ending in success failure left-out TERM KILL; do
             [ ! -e "$work" ] || echo "the folder $work"
             grep -F " $work/" /proc/self/mountinfo || true
             grep -lsxzF "EXAMPLE_WORK=$work" /proc/[0-9]*/environ || true
+            grep -lsxz 613 "/proc/$(cat "$folder/daemon")/cmdline" || true
         )
         [ -n "$left" ] || break
         # Only kill -9 leaves work for later.

@@ -7,21 +7,22 @@
 # the script; 77 if the machine lacks what the example needs.
 #
 # Nothing is left after success, failure or a kill: no process, mount or folder. Each process of the example
-# inherits EXAMPLE_WORK, and the supervisor ends all processes that have it. A second process cleans up if
-# the supervisor is killed with -9.
+# inherits EXAMPLE_WORK and starts in the work folder; the supervisor ends all processes that have one of them. A
+# second process cleans up if the supervisor is killed with -9.
 set -euo pipefail
 
 examples=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # A process gets this long to end by itself before it is killed.
 grace_tenths=20
 
-# The processes of the example in the work folder $1.
+# The processes of the example in the work folder $1. A daemon may overwrite its environment with a title (nginx
+# does), so a working directory or an argument in the work folder counts, too. The folder's name is unique.
 processes_of() {
-    local environment pid
-    for environment in $(grep -lsxzF "EXAMPLE_WORK=$1" /proc/[0-9]*/environ || true); do
-        pid=${environment#/proc/}
-        echo "${pid%/environ}"
-    done
+    {
+        grep -lsxzF "EXAMPLE_WORK=$1" /proc/[0-9]*/environ || true
+        grep -lsF "$1/" /proc/[0-9]*/cmdline || true
+        find /proc/[0-9]* -maxdepth 1 -name cwd \( -lname "$1" -o -lname "$1[/ ]*" \) 2>/dev/null || true
+    } | cut -d/ -f3 | sort -un | grep -vx "$$" || true
 }
 
 # The mounts below the folder $1, the innermost first.
@@ -29,20 +30,19 @@ mounts_below() {
     awk -v below="$1/" 'index($5, below) == 1 { print $5 }' /proc/self/mountinfo | tac
 }
 
-# Ends the processes $2… of the example in $1: by SIGTERM, then by SIGKILL.
+# Ends the processes of the example in $1: by SIGTERM, then by SIGKILL.
 end_processes() {
-    local work=$1 pids
-    pids=$(processes_of "$work")
-    [ -n "$pids" ] || return 0
-    # shellcheck disable=SC2086 # one argument for each process
-    kill -TERM $pids 2>/dev/null || true
-    for _ in $(seq "$grace_tenths"); do
-        pids=$(processes_of "$work")
-        [ -n "$pids" ] || return 0
-        sleep 0.1
+    local signal pids
+    for signal in TERM KILL; do
+        for _ in $(seq "$grace_tenths"); do
+            pids=$(processes_of "$1")
+            [ -n "$pids" ] || return 0
+            # Again and again: one that is ended may have started another one meanwhile.
+            # shellcheck disable=SC2086 # one argument for each process
+            kill "-$signal" $pids 2>/dev/null || true
+            sleep 0.1
+        done
     done
-    # shellcheck disable=SC2086
-    kill -KILL $pids 2>/dev/null || true
 }
 
 # Ends all of the example in $1 and removes the folder. Prints what kitfs should have removed.
@@ -125,14 +125,13 @@ EXAMPLE_FOLDER=$(dirname "$script")
 # Neither the kits and credentials of the user nor a system daemon take part.
 export KITFS_CACHE_DIR=$work/cache KITFS_RUNTIME_DIR=$work/run KITOPS_HOME=$work/kitops DOCKER_CONFIG=$work/docker
 export PATH=$work/bin:$PATH LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
-cd "$work"
 
 # Job control gives the script a process group of its own, so a signal reaches all of it at once.
 set -m
 if [ -n "$record" ]; then
-    bash "$script" </dev/null >"$work/output" 2>&1 &
+    (cd "$work" && exec bash "$script") </dev/null >"$work/output" 2>&1 &
 else
-    bash "$script" </dev/null &
+    (cd "$work" && exec bash "$script") </dev/null &
 fi
 child=$!
 set +m

@@ -62,3 +62,15 @@ for way in parquet disk; do
     assert_equal "$(labels "$way")" "good=20000 $(sum_of good)" "$way"
 done
 assert_equal "$(entries)" "$before" "files in that cache"
+
+say "with a writable view \`map\` keeps its result beside the Arrow files, in the upper folder"
+kitfs umount "$WORK/mnt"
+show kitfs mount --overlay="$WORK/upper" "$repository:v1" "$WORK/view"
+view() { "$PYTHON" "$HERE/labels.py" disk-beside "$WORK/view"; }
+assert_equal "$(view)" "good=20000 $(sum_of good)" "disk-beside"
+results() { find "$WORK/upper" -name 'cache-*.arrow' -printf '%i\n'; }
+first=$(results)
+assert_equal "$(wc -w <<<"$first")" 1 "results in the upper folder"
+assert_equal "$(view)" "good=20000 $(sum_of good)" "again"
+[ "$(results)" = "$first" ] || fail "the result was computed again"
+kitfs umount "$WORK/view"
