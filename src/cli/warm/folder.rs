@@ -12,19 +12,21 @@
 //!
 //! Files that are in the folder for another reason stay, unless the kit has a file of that name.
 
+mod choosing;
+mod removing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, OFlags, flock, syncfs};
-use rustix::io::Errno;
+use rustix::fs::syncfs;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
@@ -36,11 +38,12 @@ use super::super::output::{
 };
 use super::super::sizes;
 use super::Display;
-use super::record::{self, Record, Stamp, Written};
+use super::record::{Record, Stamp, Written};
 use crate::control::api::{
     Cloned, Entry, EntryKind, Failure, FailureKind, KitRequest, ListedLayer, Listing, RawPath,
 };
 use crate::daemon::{Backend, OpenKit};
+use choosing::{check_names, choose, lock, prepare};
 
 /// The unit in which layers share the room of the cache.
 const ROOM_UNIT_BYTES: u64 = 1024 * 1024;
@@ -154,83 +157,6 @@ pub(super) async fn run(
             Err(CliError::new(FailureKind::Unavailable, message))
         }
     }
-}
-
-/// Makes the folder if it is missing. Its path has no symlinks then.
-fn prepare(folder: &Path) -> Result<PathBuf, CliError> {
-    let failed = |error| CliError::usage(format!("cannot use {}: {error}", folder.display()));
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    folder.canonicalize().map_err(failed)
-}
-
-/// Locks the folder for as long as the file is open. Where locks do not work, a warning must do.
-fn lock(root: &Path) -> Result<File, CliError> {
-    let (path, place) = (root.join(record::LOCK), root.display());
-    // A lock of NFS needs a file that is open for writing.
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    options.custom_flags(OFlags::NOFOLLOW.bits() as i32);
-    let file = options
-        .open(&path)
-        .map_err(|error| CliError::usage(format!("cannot open {}: {error}", path.display())))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let message = format!("another `kitfs warm --to` fills {place}: wait for its end");
-            return Err(CliError::usage(message));
-        }
-        Err(error) => print_warnings(&[format!(
-            "{place} cannot be locked ({error}): let no other command fill it at the same time"
-        )]),
-    }
-    Ok(file)
-}
-
-/// Refuses kits that have a file of the record's name.
-fn check_names(listing: &Listing) -> Result<(), CliError> {
-    let own = [record::NAME, record::LOCK, record::NEW].map(str::as_bytes);
-    let is_own = |entry: &&Entry| {
-        let first = entry.path.0.split(|&byte| byte == b'/').next().unwrap_or_default();
-        own.contains(&first)
-    };
-    match listing.below.iter().find(is_own) {
-        Some(entry) => {
-            let message = format!(
-                "the kit has `{}`, a name that kitfs uses for its own record in a filled folder; \
-                 `kitfs cp -r` copies such a kit",
-                printable(&entry.path.0)
-            );
-            Err(CliError::new(FailureKind::BadContent, message))
-        }
-        None => Ok(()),
-    }
-}
-
-/// The entries at and below `paths`, and the directories that lead to them.
-async fn choose<'a>(
-    kit: &OpenKit,
-    listing: &'a Listing,
-    paths: &[RawPath],
-) -> Result<Vec<&'a Entry>, CliError> {
-    if paths.is_empty() {
-        return Ok(listing.below.iter().collect());
-    }
-    let mut wanted = Vec::new();
-    for path in paths {
-        // The daemon knows how a path is written, and the reason why one is not there.
-        wanted.push(kit.list(path.clone(), false).await?.entry.path.0);
-    }
-    let is_at_or_below = |path: &[u8], at: &[u8]| {
-        at.is_empty() || path == at || path.strip_prefix(at).is_some_and(|rest| rest[0] == b'/')
-    };
-    let is_chosen = |entry: &&Entry| {
-        let path = &entry.path.0;
-        wanted.iter().any(|at| {
-            let leads = entry.kind == EntryKind::Directory && is_at_or_below(at, path);
-            leads || is_at_or_below(path, at)
-        })
-    };
-    Ok(listing.below.iter().filter(is_chosen).collect())
 }
 
 /// The name in the record for the content of a layer.
@@ -516,68 +442,6 @@ impl Filling<'_> {
             changes.push((entry.path.0.clone(), Some(written)));
         }
         self.record.lock().add(changes)
-    }
-
-    /// Removes files of an earlier version that lie in the place of a directory, or below a file.
-    fn remove_in_the_way(&self, old: &[Vec<u8>], chosen: &[&Entry]) -> Result<(), CliError> {
-        let (directories, leaves): (Vec<&Entry>, Vec<&Entry>) =
-            chosen.iter().partition(|entry| entry.kind == EntryKind::Directory);
-        let directories: BTreeSet<&[u8]> = directories.into_iter().map(path_of).collect();
-        let leaves: BTreeSet<&[u8]> = leaves.into_iter().map(path_of).collect();
-        let mut removed = Vec::new();
-        for path in old {
-            let mut above = (0..path.len()).filter(|&at| path[at] == b'/').map(|at| &path[..at]);
-            if directories.contains(path.as_slice()) || above.any(|above| leaves.contains(above)) {
-                self.remove(path)?;
-                removed.push(path.clone());
-            }
-        }
-        self.remove_empty_directories(&removed, &BTreeSet::new());
-        Ok(())
-    }
-
-    /// Removes a file that an earlier run has written, unless somebody has touched it since.
-    fn remove(&self, path: &[u8]) -> Result<(), CliError> {
-        let place = self.place(path)?;
-        let failed = |error| CliError::usage(format!("cannot remove {}: {error}", place.display()));
-        let is_ours = {
-            let record = self.record.lock();
-            let stamp = record.get(path).map(|written| written.stamp);
-            // No symlink on the way: it would lead out of the folder.
-            self.is_real_folder(path)
-                && place.symlink_metadata().is_ok_and(|there| Some(Stamp::of(&there)) == stamp)
-        };
-        if is_ours {
-            std::fs::remove_file(&place).map_err(failed)?;
-            self.report.lock().removed_files += 1;
-        } else if place.symlink_metadata().is_ok() {
-            let shown = printable(path).into_owned();
-            print_warnings(&[format!("{shown} is not removed: it was changed in the folder")]);
-        }
-        self.record.lock().add(vec![(path.to_vec(), None)])
-    }
-
-    fn is_real_folder(&self, path: &[u8]) -> bool {
-        let ancestors = (0..path.len()).filter(|&at| path[at] == b'/');
-        ancestors.into_iter().all(|at| {
-            let place = self.place(&path[..at]);
-            place.is_ok_and(|place| place.symlink_metadata().is_ok_and(|there| there.is_dir()))
-        })
-    }
-
-    /// Removes the directories that files were removed from, if nothing is left in them.
-    fn remove_empty_directories(&self, removed: &[Vec<u8>], kept: &BTreeSet<&[u8]>) {
-        for path in removed.iter().filter(|path| self.is_real_folder(path)) {
-            let ancestors = (0..path.len()).rev().filter(|&at| path[at] == b'/');
-            for at in ancestors {
-                let above = &path[..at];
-                let Ok(place) = self.place(above) else { break };
-                // It fails for a directory that has something in it, which then stays.
-                if kept.contains(above) || std::fs::remove_dir(place).is_err() {
-                    break;
-                }
-            }
-        }
     }
 }
 
