@@ -1,5 +1,7 @@
 //! `kitfs pack DIR -t REF`.
 
+mod base;
+mod complete;
 mod parents;
 mod report;
 
@@ -37,7 +39,8 @@ const NO_REPOSITORY: &str = "localhost/_";
 #[command(after_help = "\
 The Kitfile in DIR says which files belong to the kit; `.kitignore` keeps files
 out. The kit goes where `kit pack` puts it (KITOPS_HOME). Layers without
-compression and the config are the same bytes as kit's.
+compression and the config are the same bytes as kit's. DIR may be a writable
+view (`kitfs mount --overlay`): layers without changes are then not read.
 
 Examples:
   kitfs pack . -t ghcr.io/org/model:v2
@@ -62,6 +65,9 @@ pub(super) struct Arguments {
     /// Make a CNCF ModelPack rather than a ModelKit.
     #[arg(long, alias = "use-model-pack")]
     model_pack: bool,
+    /// Of a writable view or a mount: download the layers that did not change, so that `kit` can use the kit.
+    #[arg(long)]
+    complete: bool,
     /// Show the layers and the files without a layer; write nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -122,13 +128,21 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let (place, yaml) = read_kitfile(&arguments)?;
     let kitfile = AuthoredKitfile::parse(&yaml)
         .map_err(|error| PackError::Kitfile { kitfile: place.clone(), error })?;
-    let parents = parents::paths(settings, &kitfile, network).await?;
+    let parents = parents::paths(settings, &kitfile, network.clone()).await?;
     let options = arguments.options();
-    let prepared = Prepared::new(&arguments.folder, &place, kitfile, &parents, options)?;
+    let mut prepared = Prepared::new(&arguments.folder, &place, kitfile, &parents, options)?;
+    let based_on = base::find(settings, &arguments.folder, &network).await?;
+    if let Some(based_on) = &based_on {
+        prepared = prepared.based_on(based_on);
+    }
     print_warnings(&prepared.warnings());
     warn_of_surprises(&prepared, arguments.all_warnings);
     if arguments.dry_run {
         return Report::planned(&prepared, &name).print_plan(&prepared, arguments.json);
+    }
+    if let Some(based_on) = based_on.filter(|_| arguments.complete) {
+        let blobs = prepared.kept_blobs();
+        complete::complete_all(&home, &based_on.origin, blobs, &network).await?;
     }
     let prepared = Arc::new(prepared);
     let packed = write(&prepared, home, &name, stamp).await?;

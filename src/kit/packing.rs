@@ -16,6 +16,8 @@
 //!
 //! Each file that such a quirk drops is reported with its reason.
 
+pub mod reuse;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 

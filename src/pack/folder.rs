@@ -135,6 +135,18 @@ impl Folder {
         Ok(File::from(opened))
     }
 
+    /// Whether a directory has one of these extended attributes.
+    pub(super) fn has_attribute(&self, path: &[u8], names: &[&str]) -> bool {
+        let Ok(opened) = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY) else {
+            return true;
+        };
+        let has = |name: &&str| {
+            let size = rustix::fs::fgetxattr(&opened, *name, &mut [] as &mut [u8]);
+            !matches!(size, Err(Errno::NODATA | Errno::OPNOTSUPP))
+        };
+        names.iter().any(|name| has(&name))
+    }
+
     /// Opens a path component by component, so that no component can be a symbolic link.
     fn open_at(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, PackError> {
         let open = |directory: BorrowedFd<'_>, name: &[u8], flags: OFlags| {

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use sha2::{Digest as _, Sha256};
 
 use super::folder::Folder;
-use super::{PackError, PackedLayer, Progress, manifest};
+use super::{BlobState, PackError, PackedLayer, Progress, manifest};
 use crate::kit::packing::{FolderEntry, FolderEntryKind, PlannedLayer};
 use crate::kit::{FileDigest, FileDigests};
 use crate::layer::MemberPath;
@@ -63,7 +63,9 @@ impl LayerWriter<'_> {
             sink.push(&END)?;
         }
         let (blob, diff_id, is_new) = sink.finish()?;
-        Ok(PackedLayer { blob, diff_id, is_new, files: FileDigests::new(files), metadata })
+        let state = if is_new { BlobState::New } else { BlobState::Present };
+        let file_list = FileDigests::new(files).encode();
+        Ok(PackedLayer { blob, diff_id, state, file_list, metadata })
     }
 
     /// Copies a file of this size into the layer. Returns its digest.

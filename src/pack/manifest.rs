@@ -111,7 +111,7 @@ fn descriptor(media_type: &str, blob: BlobId) -> Value {
 /// The lists of files for the layers' annotations; the longest ones are left out first where all
 /// together are too long.
 fn file_lists(layers: &[PackedLayer]) -> Vec<Option<String>> {
-    let mut lists: Vec<_> = layers.iter().map(|layer| layer.files.encode()).collect();
+    let mut lists: Vec<_> = layers.iter().map(|layer| layer.file_list.clone()).collect();
     // Half as much again is more than the escapes of the quotes need.
     let bytes = |list: &Option<String>| list.as_ref().map_or(0, |list| list.len() * 3 / 2);
     while lists.iter().map(bytes).sum::<usize>() > FILE_LISTS_LIMIT_BYTES {

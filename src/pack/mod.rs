@@ -13,6 +13,7 @@
 //! Layers are written side by side. A file that changes while it is read ends the command: a layer would
 //! hold a mixture of two states.
 
+mod changes;
 mod error;
 mod folder;
 mod layer;
@@ -22,17 +23,19 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+pub use self::changes::changes_in;
 pub use self::error::PackError;
 use self::folder::Folder;
 pub use self::manifest::Stamp;
 use crate::kit::ignore::{IGNORE_FILE, IGNORE_FILE_LIMIT_BYTES, IgnoreRules, KITFILE_NAMES};
 use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
+use crate::kit::packing::reuse::{Base, BaseLayer, Changes, kept_layers};
 use crate::kit::packing::{
     self, FolderEntry, FolderEntryKind, LeftOut, PackForm, PackPlan, PlannedLayer,
 };
-use crate::kit::{AuthoredKitfile, FileDigests};
+use crate::kit::{AuthoredKitfile, FILE_DIGESTS, FileDigests};
 use crate::layer::encode::Effort;
-use crate::oci::{BlobId, Compression, DiffId, Digest, Encoding, Format};
+use crate::oci::{BlobId, Compression, DiffId, Digest, Encoding, Format, Origin};
 use crate::source::kit_storage::Origins;
 use crate::source::kit_storage::writing::{Filing, StorageWriter};
 
@@ -68,6 +71,10 @@ pub struct Prepared {
     kitfile: AuthoredKitfile,
     entries: Vec<FolderEntry>,
     plan: PackPlan,
+    /// The layer of the base that each layer of the plan is.
+    kept: Vec<Option<BaseLayer>>,
+    /// The places of kept layers.
+    origins: Origins,
     options: Options,
 }
 
@@ -89,11 +96,36 @@ pub struct PackedLayer {
     pub blob: BlobId,
     /// The digest of the uncompressed stream.
     pub diff_id: DiffId,
-    /// Whether the blob was not there before.
-    pub is_new: bool,
-    files: FileDigests,
+    /// Where it came from.
+    pub state: BlobState,
+    /// The annotation with its files.
+    file_list: Option<String>,
     /// The metadata annotation of a raw layer.
     metadata: Option<String>,
+}
+
+/// Where the blob of a packed layer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlobState {
+    /// It was written.
+    New,
+    /// It was packed, and the storage had it.
+    Present,
+    /// It was taken from the base by digest, and no file of it was read.
+    Kept,
+}
+
+/// The base of a new version, and the changes since.
+#[derive(Clone, Debug)]
+pub struct BasedOn {
+    /// The kit, with its digest.
+    pub origin: Origin,
+    /// Its layers, files and directories.
+    pub base: Base,
+    /// The changes.
+    pub changes: Changes,
+    /// The places of its layers that are not in kit's storage.
+    pub origins: Origins,
 }
 
 /// The progress of packing, for a display.
@@ -165,7 +197,33 @@ impl Prepared {
         let entries = folder.walk(&is_skipped)?;
         let plan = packing::plan(&kitfile, parent_paths, &rules, &entries, options.form())
             .map_err(|error| PackError::Plan { kitfile: kitfile_place.to_owned(), error })?;
-        Ok(Self { folder, kitfile, entries, plan, options })
+        let (kept, origins) = (vec![None; plan.layers.len()], Origins::default());
+        Ok(Self { folder, kitfile, entries, plan, kept, origins, options })
+    }
+
+    /// Takes layers without changes from a base, by digest. Their files are not read.
+    pub fn based_on(mut self, based_on: &BasedOn) -> Self {
+        let BasedOn { origin, base, changes, origins } = based_on;
+        let kept = kept_layers(&self.plan, &self.entries, base, changes);
+        self.kept = kept.into_iter().map(Option::<&BaseLayer>::cloned).collect();
+        for layer in self.kept.iter().flatten() {
+            let digest = layer.blob.digest;
+            origins.of(digest).iter().rev().for_each(|it| self.origins.add(digest, it.clone()));
+            if !matches!(origin, Origin::KitStorage(_)) {
+                self.origins.add(digest, origin.clone());
+            }
+        }
+        self
+    }
+
+    /// The blobs that are taken from the base.
+    pub fn kept_blobs(&self) -> Vec<BlobId> {
+        self.kept.iter().flatten().map(|layer| layer.blob).collect()
+    }
+
+    /// Whether a layer of the plan is taken from the base.
+    pub fn is_kept(&self, layer: usize) -> bool {
+        self.kept[layer].is_some()
     }
 
     /// The plan.
@@ -201,7 +259,8 @@ impl Prepared {
 
     /// The bytes of files that are read.
     pub fn total_bytes(&self) -> u64 {
-        self.plan.layers.iter().map(|layer| self.size(layer).1).sum()
+        let packed = self.plan.layers.iter().zip(&self.kept).filter(|(_, kept)| kept.is_none());
+        packed.map(|(layer, _)| self.size(layer).1).sum()
     }
 
     /// Writes the layers, the config and the manifest, and files the kit. Blocks.
@@ -220,7 +279,11 @@ impl Prepared {
         let manifest = manifest::encode(&self.kitfile, &self.plan, &layers, self.options, stamp);
         storage.store(&manifest.config)?;
         let (blob, _) = storage.store(&manifest.json)?;
-        let origins = Origins::default();
+        let is_missing = |digest: Digest| {
+            let kept = self.kept.iter().flatten().find(|layer| layer.blob.digest == digest);
+            kept.is_some_and(|layer| !storage.has(layer.blob))
+        };
+        let origins = self.origins.only(is_missing);
         let filing = Filing { repository, manifest: blob, tags, origins: &origins };
         let moved = storage.file(&filing)?;
         Ok(Packed { manifest: blob, layers, moved })
@@ -240,6 +303,11 @@ impl Prepared {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(layer) = self.plan.layers.get(index) else { break };
+                if let Some(kept) = &self.kept[index] {
+                    let kept = Ok(PackedLayer::kept(kept));
+                    outcomes.lock().expect("no thread panics with the lock")[index] = Some(kept);
+                    continue;
+                }
                 let writer = layer::LayerWriter {
                     folder: &self.folder,
                     entries: &self.entries,
@@ -268,5 +336,21 @@ impl Prepared {
             layers.push(outcome?);
         }
         Ok(layers)
+    }
+}
+
+impl PackedLayer {
+    fn kept(layer: &BaseLayer) -> Self {
+        /// The annotation of a raw layer's file.
+        const METADATA: &str = "org.cncf.model.file.metadata+json";
+        let annotation = |key: &str| layer.annotations.get(key).cloned();
+        Self {
+            blob: layer.blob,
+            diff_id: layer.diff_id,
+            state: BlobState::Kept,
+            // A malformed list is no use to the next reader either.
+            file_list: annotation(FILE_DIGESTS).filter(|text| FileDigests::decode(text).is_ok()),
+            metadata: annotation(METADATA),
+        }
     }
 }

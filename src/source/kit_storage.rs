@@ -13,6 +13,7 @@
 //! pull` filed under their child's name are found. A blob is asked for elsewhere only if it is missing
 //! and has an origin: `kitfs pack` takes unchanged layers of another kit by digest.
 
+mod completing;
 mod origins;
 pub mod writing;
 
@@ -33,6 +34,7 @@ use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex};
 use super::{BlobSource, BlobStream, Repository, SourceError, Urgency};
 use crate::oci::{BlobId, Digest, Origin, Reference, Selector};
 
+pub use self::completing::complete;
 pub use self::origins::Origins;
 
 /// One repository of kit's local storage.
@@ -95,6 +97,11 @@ impl KitStorage {
     /// With the blobs that are not here read from their origins.
     pub fn with_elsewhere(self, elsewhere: Elsewhere) -> Self {
         Self { elsewhere: Some(elsewhere), ..self }
+    }
+
+    /// The places of all blobs that `kitfs pack` took by digest.
+    pub fn all_origins(&self) -> &Origins {
+        &self.origins
     }
 
     /// The places of a blob that `kitfs pack` took by digest; the latest first.

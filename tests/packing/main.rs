@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod based;
 mod commands;
 mod faults;
 mod golden;

@@ -7,7 +7,7 @@ use crate::cli::error::CliError;
 use crate::cli::output::{count_of, print_json, print_line, print_table, short_digest};
 use crate::cli::sizes;
 use crate::kit::packing::PlannedLayer;
-use crate::pack::{Packed, Prepared};
+use crate::pack::{BlobState, Packed, Prepared};
 
 /// A packed or planned kit.
 #[derive(Debug, Serialize)]
@@ -34,7 +34,7 @@ struct LayerReport {
     /// The digest and size of the blob; `None` for a plan.
     digest: Option<String>,
     blob_bytes: Option<u64>,
-    /// `new`, or `present` for a blob that was there.
+    /// `new`, `present` for a blob that was there, `kept` for one that is the base's.
     state: Option<&'static str>,
     /// The paths of its files and directories; for a plan.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,7 +54,11 @@ impl Report {
         let layers = layers.map(|(planned, layer)| LayerReport {
             digest: Some(layer.blob.digest.to_string()),
             blob_bytes: Some(layer.blob.size),
-            state: Some(if layer.is_new { "new" } else { "present" }),
+            state: Some(match layer.state {
+                BlobState::New => "new",
+                BlobState::Present => "present",
+                BlobState::Kept => "kept",
+            }),
             ..LayerReport::new(prepared, planned)
         });
         let layers = layers.collect();
@@ -67,7 +71,8 @@ impl Report {
     pub(super) fn planned(prepared: &Prepared, name: &Name) -> Self {
         let path = |index: &usize| prepared.entry(*index).path.to_string();
         let plan = prepared.plan();
-        let layers = plan.layers.iter().map(|planned| LayerReport {
+        let layers = plan.layers.iter().enumerate().map(|(index, planned)| LayerReport {
+            state: prepared.is_kept(index).then_some("kept"),
             members: Some(planned.members.iter().map(path).collect()),
             ..LayerReport::new(prepared, planned)
         });
@@ -113,7 +118,8 @@ impl Report {
         for layer in &self.layers {
             let files = count_of(layer.files, "file", "files");
             let size = sizes::show(layer.file_bytes);
-            print_line(format_args!("{} {} ({files}, {size})", layer.role, layer.path))?;
+            let kept = if layer.state.is_some() { ", kept from the base" } else { "" };
+            print_line(format_args!("{} {} ({files}, {size}{kept})", layer.role, layer.path))?;
             for member in layer.members.iter().flatten() {
                 print_line(format_args!("  {member}"))?;
             }

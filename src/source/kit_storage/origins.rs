@@ -41,6 +41,12 @@ impl Origins {
         }
     }
 
+    /// The places of some blobs.
+    pub fn only(&self, is_wanted: impl Fn(Digest) -> bool) -> Self {
+        let wanted = self.0.iter().filter(|(digest, _)| is_wanted(**digest));
+        Self(wanted.map(|(digest, places)| (*digest, places.clone())).collect())
+    }
+
     /// The places of a blob; the latest first.
     pub fn of(&self, digest: Digest) -> &[Origin] {
         self.0.get(&digest).map_or(&[], Vec::as_slice)

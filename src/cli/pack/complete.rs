@@ -1,0 +1,34 @@
+//! `--complete`: downloads the layers that a new version takes from its base.
+
+use std::path::Path;
+
+use crate::cli::error::CliError;
+use crate::cli::output::byte_bar;
+use crate::control::api::{Failure, NetworkOptions};
+use crate::daemon::sources_of_command;
+use crate::oci::{BlobId, Origin};
+use crate::pack::PackError;
+use crate::source::Repositories;
+use crate::source::kit_storage::complete;
+use crate::source::kit_storage::writing::StorageWriter;
+
+/// Downloads the blobs that kit's storage lacks from the kit at `origin`.
+pub(super) async fn complete_all(
+    home: &Path,
+    origin: &Origin,
+    blobs: Vec<BlobId>,
+    network: &NetworkOptions,
+) -> Result<(), CliError> {
+    let writer = StorageWriter::open(home).map_err(PackError::from)?;
+    let missing: Vec<_> = blobs.into_iter().filter(|blob| !writer.has(*blob)).collect();
+    let bar = byte_bar(missing.iter().map(|blob| blob.size).sum(), "downloading");
+    let sources = sources_of_command(network).map_err(Failure::from)?;
+    let repository = sources.open(origin).map_err(Failure::from)?;
+    for blob in missing {
+        let advance = |bytes: usize| bar.inc(bytes as u64);
+        let completed = complete(&repository, &writer, blob, &advance).await;
+        completed.map_err(Failure::from)?.map_err(PackError::from)?;
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
