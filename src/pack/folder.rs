@@ -140,11 +140,10 @@ impl Folder {
         let Ok(opened) = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY) else {
             return true;
         };
-        let has = |name: &&str| {
+        names.iter().any(|name| {
             let size = rustix::fs::fgetxattr(&opened, *name, &mut [] as &mut [u8]);
             !matches!(size, Err(Errno::NODATA | Errno::OPNOTSUPP))
-        };
-        names.iter().any(|name| has(&name))
+        })
     }
 
     /// Opens a path component by component, so that no component can be a symbolic link.

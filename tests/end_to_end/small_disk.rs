@@ -298,3 +298,22 @@ fn a_process_without_descriptors_left_closes_files_of_the_cache() {
     Tree::read(&mountpoint).without_kitfile().assert_equals(&counted.written.tree, &what);
     assert!(open() <= most);
 }
+
+#[test]
+fn a_full_disk_ends_a_pack_with_a_clear_word_and_leaves_nothing() {
+    let kitfs = Kitfs::new();
+    let _disk = SmallDisk::below(&kitfs, 8);
+    let home = kitfs.cache().join("kitops");
+    let source = kitfs.folder().join("src");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("Kitfile"), "manifestVersion: 1.0.0\nmodel: {path: m}\n").unwrap();
+    fs::write(source.join("m"), vec![3; 16 * MIB as usize]).unwrap();
+    let arguments = ["pack", "src", "--config", home.to_str().unwrap(), "-t", "demo:v1"];
+    let words = kitfs.fail(1, &arguments);
+    assert!(words.contains("cannot write") && words.contains("free space there"), "{words}");
+    let storage = home.join("storage");
+    assert_eq!(storage.join("blobs/sha256").read_dir().unwrap().count(), 0);
+    assert!(!storage.join("index.json").exists());
+    fs::write(source.join("m"), vec![3; MIB as usize]).unwrap();
+    kitfs.succeed(&arguments);
+}
