@@ -45,6 +45,10 @@ fn the_help_names_every_command() {
 const COMMANDS: &[&str] = &[
     "mount",
     "umount",
+    "overlay",
+    "overlay ls",
+    "overlay diff",
+    "overlay reset",
     "status",
     "daemon",
     "daemon start",

@@ -7,8 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    cache, cat, completions, copy, cp, daemon, diff, info, list, log, ls, mount, pack, push, run,
-    serve, sizes, status, tag, trace, umount, warm,
+    cache, cat, completions, copy, cp, daemon, diff, info, list, log, ls, mount, overlay, pack,
+    push, run, serve, sizes, status, tag, trace, umount, warm,
 };
 use crate::observe;
 
@@ -48,6 +48,8 @@ pub(super) enum Command {
     /// End mounts.
     #[command(alias = "unmount")]
     Umount(umount::Arguments),
+    /// List writable views and their changes, and take changes back.
+    Overlay(overlay::Arguments),
     /// Show the mounts, and how much of each kit is in the cache.
     Status(status::Arguments),
     /// Start, stop or show the daemon that serves the mounts.

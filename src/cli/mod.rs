@@ -29,6 +29,7 @@ mod log;
 mod ls;
 mod mount;
 mod output;
+mod overlay;
 mod pack;
 mod program;
 mod push;
@@ -91,6 +92,7 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
     match arguments.command {
         Command::Mount(command) => mount::run(&settings, command),
         Command::Run(command) => block_on(run::run(&settings, command)),
+        Command::Overlay(command) => block_on(overlay::run(&settings, command)),
         Command::Umount(command) => block_on(umount::run(&settings, command)),
         Command::Status(command) => block_on(status::run(&settings, command)),
         Command::Daemon(command) => daemon::run(&settings, command),

@@ -14,6 +14,7 @@ use super::error::CliError;
 use super::foreground;
 use super::help::MORE_OPTIONS;
 use super::output::{count_of, pass_bar, print_line, print_warnings, short_digest, show_opening};
+use super::overlay;
 use super::reference::parse_reference;
 use super::runtime::block_on;
 use super::settings::{Settings, absolute, mountpoint};
@@ -228,7 +229,9 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
             let (kit, otherwise) = (&mut request.kit, Otherwise::Daemon(&arguments.idle));
             let backend = system::backend(settings, kit, needs_own, otherwise).await?;
             settings.warn_of_other_bounds(&backend, &arguments.idle).await?;
-            announce(&mount(&backend, request, arguments.replace, owner.as_ref()).await?)
+            let mounted = mount(&backend, request, arguments.replace, owner.as_ref()).await?;
+            mounted.overlay.iter().for_each(|upper| overlay::remember(settings, upper));
+            announce(&mounted)
         }),
     }
 }

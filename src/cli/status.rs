@@ -16,11 +16,14 @@ use super::sizes;
 use crate::control::api::{DaemonStatus, HydrateState, MountStatus, PassthroughState};
 use crate::daemon::{self, Backend};
 use crate::fuse::{Answer, OtherMount, other_mounts};
+use crate::overlay;
 use crate::process::view::own_view;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Columns:
+  ACCESS       read-only: writes fail with EROFS; `kitfs mount --overlay` mounts
+               a writable view. writable: size and folder of its changes
   RESIDENT     bytes of the kit that are in the cache. `unchecked` bytes came
                shortly before the machine went down; kitfs checks each of them
                before a program reads it.
@@ -172,13 +175,23 @@ pub(super) fn print_mounts(mounts: &[MountStatus]) -> Result<(), CliError> {
 }
 
 fn print_table_of(mounts: &[MountStatus], dead: &[OtherMount]) -> Result<(), CliError> {
-    let headings =
-        ["MOUNT", "REFERENCE", "DIGEST", "TOTAL", "RESIDENT", "STATE", "REST", "PASSTHROUGH"];
+    let headings = [
+        "MOUNT",
+        "REFERENCE",
+        "DIGEST",
+        "ACCESS",
+        "TOTAL",
+        "RESIDENT",
+        "STATE",
+        "REST",
+        "PASSTHROUGH",
+    ];
     let mounts = mounts.iter().map(|mount| {
         vec![
             mountpoint_text(mount),
             reference_text(mount),
             short_digest(&mount.digest).to_owned(),
+            access_text(mount),
             sizes::show(mount.total_bytes),
             sizes::show_resident(mount.resident_bytes, mount.unchecked_bytes),
             state_name(mount.state).to_owned(),
@@ -194,12 +207,13 @@ fn print_table_of(mounts: &[MountStatus], dead: &[OtherMount]) -> Result<(), Cli
             unknown(),
             unknown(),
             unknown(),
+            unknown(),
             "DEAD".to_owned(),
             unknown(),
             unknown(),
         ]
     });
-    print_table(&headings, &[3, 4], mounts.chain(dead))
+    print_table(&headings, &[4, 5], mounts.chain(dead))
 }
 
 /// The mountpoint, and the owner of the mount. It may lie in another container, where the path means another directory.
@@ -220,6 +234,14 @@ fn mountpoint_text(mount: &MountStatus) -> String {
 fn reference_text(mount: &MountStatus) -> String {
     let labels = mount.labels.iter().map(|label| format!(" -l {label}"));
     std::iter::once(mount.reference.clone()).chain(labels).collect()
+}
+
+/// The column ACCESS: the changes of a writable view.
+fn access_text(mount: &MountStatus) -> String {
+    let Some(upper) = &mount.overlay else { return "read-only".to_owned() };
+    let bytes = overlay::disk_bytes(upper).map(sizes::show);
+    let bytes = bytes.unwrap_or_else(|_| "changes".to_owned());
+    format!("writable: {bytes} in {}", path_text(upper))
 }
 
 /// The column REST.

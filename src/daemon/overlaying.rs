@@ -51,6 +51,6 @@ fn base(description: &MountDescription, pinned: &str) -> Result<Record, Failure>
     };
     let own = Peer::own();
     let owner = (description.uid.unwrap_or(own.uid), description.gid.unwrap_or(own.gid));
-    let KitRequest { reference, filters, .. } = description.kit.clone();
-    Ok(Record { reference, digest, filters, owner, marks: None })
+    let KitRequest { reference, filters, umask, .. } = description.kit.clone();
+    Ok(Record { reference, digest, filters, umask, owner, marks: None })
 }

@@ -83,7 +83,7 @@ fn words_of(marks: Marks) -> &'static str {
 
 fn other_base(path: &Path, has: &Record, wanted: &Record) -> String {
     let place = path.display();
-    let pinned = pinned(has);
+    let pinned = has.pinned();
     let filters = |record: &Record| match record.filters.is_empty() {
         true => "all layers".to_owned(),
         false => format!("--filter {}", record.filters.join(" --filter ")),
@@ -111,18 +111,6 @@ fn other_base(path: &Path, has: &Record, wanted: &Record) -> String {
     )
 }
 
-/// The reference with the digest in the place of its tag.
-fn pinned(record: &Record) -> String {
-    let reference = record.reference.split('@').next().unwrap_or_default();
-    // A colon behind the last slash begins the tag; one before it, a port.
-    let name_bytes = match (reference.rfind(':'), reference.rfind('/')) {
-        (Some(colon), Some(slash)) if colon < slash => reference.len(),
-        (Some(colon), _) => colon,
-        (None, _) => reference.len(),
-    };
-    format!("{}@{}", &reference[..name_bytes], record.digest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +122,7 @@ mod tests {
             reference: reference.to_owned(),
             digest,
             filters: vec![],
+            umask: 0o022,
             owner: (0, 0),
             marks: None,
         }
@@ -148,7 +137,7 @@ mod tests {
             ("host:5000/kit:v1@sha256:00", "host:5000/kit"),
             ("oci:/srv/kits:v1", "oci:/srv/kits"),
         ] {
-            assert_eq!(pinned(&record(reference, 1)), format!("{name}@{digest}"));
+            assert_eq!(record(reference, 1).pinned(), format!("{name}@{digest}"));
         }
     }
 

@@ -4,8 +4,9 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::changes::{self, Base, Change, Kind, View};
 use super::folder::{read_record, upper_in};
-use super::{OverlayError, Record};
+use super::{Marks, OverlayError, Record, scan};
 use crate::process::mount_table::{Entry, MountTable};
 
 /// The subtype of mounts that fuse-overlayfs answers.
@@ -68,6 +69,61 @@ impl Overlay {
         Ok(Self { folder: folder.to_owned(), base, mountpoint })
     }
 
+    /// The views of an UPPER folder and of the mounts that this process sees.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    pub fn mounted() -> Result<Vec<Self>, OverlayError> {
+        let io = |error: io::Error| OverlayError::io(Path::new("/proc/self/mountinfo"), &error);
+        let table = MountTable::read().map_err(io)?;
+        let folders = table.entries().iter().filter_map(upper_of);
+        Ok(folders.filter_map(|folder| Self::of(folder, &table).ok()).collect())
+    }
+
+    /// The entries of the view, and where their content is. `base` has the entries of the base, all of them.
+    ///
+    /// # Errors
+    /// When UPPER cannot be read.
+    pub fn view(&self, base: &Base) -> Result<View, OverlayError> {
+        let Some(marks) = self.base.marks else { return self.refused("it was never mounted") };
+        if marks == Marks::Trusted && !rustix::process::geteuid().is_root() {
+            return self.refused("only root reads its attributes");
+        }
+        let upper = scan::scan(&self.upper(), marks);
+        let upper = upper.map_err(|error| OverlayError::io(&self.upper(), &error))?;
+        changes::view(base, &upper).or_else(|error| self.refused(&error.to_string()))
+    }
+
+    /// The differences between the base and the view, by path.
+    ///
+    /// # Errors
+    /// When UPPER cannot be read.
+    pub fn changes(&self, base: &Base) -> Result<Vec<Change>, OverlayError> {
+        Ok(changes::changes(base, &self.view(base)?))
+    }
+
+    /// The bytes on disk that the changes take.
+    ///
+    /// # Errors
+    /// When UPPER cannot be read.
+    pub fn disk_bytes(&self) -> Result<u64, OverlayError> {
+        disk_bytes(&self.folder)
+    }
+
+    /// A mode as the view shows it: the owner may write everything.
+    pub fn mode_in_view(kind: Kind, mode: u32) -> u32 {
+        match kind {
+            Kind::Directory => mode | 0o700,
+            Kind::File => mode | 0o600,
+            Kind::Symlink | Kind::Other => mode,
+        }
+    }
+
+    fn refused<T>(&self, why: &str) -> Result<T, OverlayError> {
+        let place = self.folder.display();
+        Err(OverlayError::Io(format!("the changes in {place} cannot be listed: {why}")))
+    }
+
     /// The folder with the files that changed, as overlayfs keeps them.
     pub fn upper(&self) -> PathBuf {
         upper_in(&self.folder)
@@ -81,4 +137,13 @@ impl Overlay {
 pub fn base_of(folder: &Path) -> Result<Record, OverlayError> {
     let record = read_record(folder).map_err(|error| OverlayError::io(folder, &error))?;
     record.map_err(|no| OverlayError::NoRecord { path: folder.to_owned(), no })
+}
+
+/// The bytes on disk that the changes in an UPPER folder take.
+///
+/// # Errors
+/// When UPPER cannot be read.
+pub fn disk_bytes(folder: &Path) -> Result<u64, OverlayError> {
+    let upper = upper_in(folder);
+    scan::disk_bytes(&upper).map_err(|error| OverlayError::io(&upper, &error))
 }

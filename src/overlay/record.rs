@@ -30,6 +30,8 @@ pub struct Record {
     pub digest: Digest,
     /// The filters that chose layers of the kit.
     pub filters: Vec<String>,
+    /// The permission bits that the base's modes lack.
+    pub umask: u32,
     /// The user and the group of the files.
     pub owner: (u32, u32),
     /// How deletions are kept; `None` before the first mount.
@@ -59,12 +61,25 @@ struct Wire {
     reference: String,
     digest: String,
     filters: Vec<String>,
+    umask: u32,
     uid: u32,
     gid: u32,
     marks: Option<Marks>,
 }
 
 impl Record {
+    /// The reference with the digest in the place of its tag.
+    pub fn pinned(&self) -> String {
+        let reference = self.reference.split('@').next().unwrap_or_default();
+        // A colon behind the last slash begins the tag; one before it, a port.
+        let name_bytes = match (reference.rfind(':'), reference.rfind('/')) {
+            (Some(colon), Some(slash)) if colon < slash => reference.len(),
+            (Some(colon), _) => colon,
+            (None, _) => reference.len(),
+        };
+        format!("{}@{}", &reference[..name_bytes], self.digest)
+    }
+
     /// The bytes of the file.
     pub(super) fn encode(&self) -> Vec<u8> {
         let wire = Wire {
@@ -72,6 +87,7 @@ impl Record {
             reference: self.reference.clone(),
             digest: self.digest.to_string(),
             filters: self.filters.clone(),
+            umask: self.umask,
             uid: self.owner.0,
             gid: self.owner.1,
             marks: self.marks,
@@ -93,8 +109,8 @@ impl Record {
         }
         let wire: Wire = serde_json::from_slice(bytes).map_err(|error| damaged(&error))?;
         let digest = Digest::parse(&wire.digest).map_err(|error| damaged(&error))?;
-        let Wire { reference, filters, uid, gid, marks, .. } = wire;
-        Ok(Self { reference, digest, filters, owner: (uid, gid), marks })
+        let Wire { reference, filters, umask, uid, gid, marks, .. } = wire;
+        Ok(Self { reference, digest, filters, umask, owner: (uid, gid), marks })
     }
 }
 
@@ -109,6 +125,7 @@ mod tests {
             reference: "ghcr.io/org/data:v1".to_owned(),
             digest: Digest::from_sha256([7; 32]),
             filters: vec!["model".to_owned()],
+            umask: 0o022,
             owner: (1000, 100),
             marks: Some(Marks::Trusted),
         }
@@ -122,6 +139,7 @@ mod tests {
   "filters": [
     "model"
   ],
+  "umask": 18,
   "uid": 1000,
   "gid": 100,
   "marks": "trusted"
@@ -144,11 +162,11 @@ mod tests {
         #[test]
         fn every_record_comes_back(
             reference in ".{0,40}", digest: [u8; 32], filters in prop::collection::vec(".{0,9}", 0..3),
-            owner: (u32, u32), marks in prop::option::of(prop::sample::select(
+            umask: u32, owner: (u32, u32), marks in prop::option::of(prop::sample::select(
                 vec![Marks::Trusted, Marks::User, Marks::FuseOverlayfs])),
         ) {
             let digest = Digest::from_sha256(digest);
-            let record = Record { reference, digest, filters, owner, marks };
+            let record = Record { reference, digest, filters, umask, owner, marks };
             prop_assert_eq!(Record::decode(&record.encode()), Ok(record));
         }
 

@@ -1,14 +1,19 @@
 //! Writable views (`kitfs mount --overlay`): as root, in a user namespace, and as an ordinary user through
 //! fuse-overlayfs. A scenario is a shell script, because a user namespace ends with its last process.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
-use crate::support::golden_reference;
+use serde_json::Value;
+
+use crate::counted::Counted;
 use crate::support::kit_builder::{Kit, Layer};
 use crate::support::kitfs::{DROP_OTHERS, Kitfs, is_mounted};
+use crate::support::{Random, golden_reference};
 
 /// A user that every Debian has: fusermount3 looks for the name.
 const USER: u32 = 1;
@@ -285,4 +290,249 @@ fn without_root_and_fuse_overlayfs_the_words_say_what_to_install() {
     assert_ne!(outcome.code, Some(0));
     assert!(outcome.stderr.contains("apt install fuse-overlayfs"), "{}", outcome.stderr);
     assert!(!is_mounted(&place));
+}
+
+#[test]
+fn changes_are_listed_and_taken_back() {
+    for way in WAYS {
+        let kitfs = Kitfs::new();
+        let reference = kit(&kitfs, way, "kit", "one\n");
+        let said = scenario(
+            &kitfs,
+            way,
+            &format!(
+                r#"
+            changed() {{ if k overlay diff "$@"; then echo "no changes" >&2; exit 1; else test $? = 1; fi; }}
+            k mount --overlay {reference} mnt >/dev/null
+            k overlay diff mnt
+            echo more >>mnt/data/closed/one; rm mnt/data/three; mkdir mnt/data/new; echo 4 >mnt/data/new/four
+            chmod 600 mnt/data/sub/deep/two
+            changed mnt; echo --
+            # Below a mount, nothing is taken back.
+            refused overlay reset mnt >mounted; grep -q "kitfs umount" mounted
+            k overlay ls | grep " mounted " | grep -q "$PWD/mnt"
+            k status | grep -q "writable: .* in "
+            k umount mnt
+            k overlay ls | grep "not mounted" | grep -q "{reference}"
+            changed mnt; echo --
+            k overlay reset mnt data/three data/new
+            changed mnt; echo --
+            for bad in ../x /etc data/.. ''; do refused overlay reset mnt "$bad" >/dev/null; done
+            k mount --overlay {reference} mnt >/dev/null
+            cat mnt/data/three mnt/data/closed/one
+            test ! -e mnt/data/new
+            k umount mnt
+            k overlay reset mnt
+            test -z "$(ls home/.local/share/kitfs/overlays)"
+            if k overlay diff mnt 2>words; then exit 1; else test $? = 2; fi; grep -q "kitfs overlay ls" words
+            "#
+            ),
+        );
+        // Without metacopy, a change of mode copies the file.
+        let mode = if way == Way::Root { 'M' } else { 'C' };
+        let one = format!(
+            "C data/closed/one\nA data/new/\nA data/new/four\n{mode} data/sub/deep/two\nD data/three\n--\n"
+        );
+        let rest = format!("C data/closed/one\n{mode} data/sub/deep/two\n--\nthree\none\nmore\n");
+        assert_eq!(said, format!("{one}{one}{rest}"), "{way:?}");
+    }
+}
+
+/// Random operations on a view and on a copy of the kit give the same files. The list of changes leads from the kit to
+/// the view, and a file that it does not name has the bytes of the kit.
+#[test]
+fn the_list_of_changes_is_the_difference_whatever_was_done() {
+    const PLACES: [&str; 10] = [
+        "data",
+        "data/closed",
+        "data/closed/one",
+        "data/sub",
+        "data/sub/deep",
+        "data/sub/deep/two",
+        "data/three",
+        "new",
+        "data/new",
+        "data/sub/new",
+    ];
+    let mut random = Random::new(14);
+    for way in WAYS {
+        for _ in 0..4 {
+            let kitfs = Kitfs::new();
+            let reference = kit(&kitfs, way, "kit", "one\n");
+            let mut operations = String::new();
+            for number in 0..16 {
+                let mut place = || PLACES[random.below(PLACES.len() as u64) as usize];
+                let (one, two) = (place(), place());
+                operations += &match random.below(6) {
+                    0 => format!("echo {number} >{one}\n"),
+                    1 => format!("rm -rf {one}\n"),
+                    2 | 3 => format!("mv -T {one} {two}\n"),
+                    4 => format!("mkdir {one}\n"),
+                    _ => format!("chmod 700 {one}\n"),
+                };
+            }
+            let script = format!(
+                r#"
+                state() {{ (cd $1; find . -mindepth 1 -printf '%y %P\n' | sort; find . -type f -exec sha256sum {{}} + | sort -k2); }}
+                operate() {{ (cd $1; set +e; {operations} true) >/dev/null 2>&1; }}
+                k mount --overlay {reference} mnt >/dev/null
+                cp -r mnt plain
+                state mnt >before
+                operate mnt; operate plain
+                state mnt >after; state plain >expected
+                diff expected after >&2
+                k umount mnt
+                k overlay diff mnt --json >changes || test $? = 1
+                k mount --overlay {reference} mnt >/dev/null
+                state mnt >again; diff after again >&2
+                k umount mnt
+                "#
+            );
+            scenario(&kitfs, way, &script);
+            let read = |name: &str| fs::read_to_string(kitfs.folder().join(name)).unwrap();
+            let (before, after) = (State::parse(&read("before")), State::parse(&read("after")));
+            check_changes(&before, &after, &read("changes"), &operations);
+        }
+    }
+}
+
+/// The entries of a tree, and the sums of its files.
+struct State {
+    names: BTreeSet<PathBuf>,
+    sums: BTreeMap<PathBuf, String>,
+}
+
+impl State {
+    fn parse(text: &str) -> Self {
+        let (mut names, mut sums) = (BTreeSet::new(), BTreeMap::new());
+        for line in text.lines() {
+            match line.split_once("  ./") {
+                Some((sum, path)) => _ = sums.insert(PathBuf::from(path), sum.to_owned()),
+                None => _ = names.insert(PathBuf::from(&line[2..])),
+            }
+        }
+        Self { names, sums }
+    }
+}
+
+#[track_caller]
+fn check_changes(before: &State, after: &State, changes: &str, operations: &str) {
+    let changes: Vec<Value> = serde_json::from_str(changes).unwrap();
+    let path = |change: &Value, key: &str| PathBuf::from(change[key].as_str().unwrap());
+    let is = |change: &Value, what: &str| change["change"] == what;
+    let (mut expected, mut sums) = (BTreeSet::new(), BTreeMap::new());
+    for entry in &before.names {
+        let is_replaced = |it: &Value| is(it, "changed") && path(it, "path") == *entry;
+        if changes.iter().any(is_replaced) {
+            continue;
+        }
+        // The nearest change decides.
+        let place = entry.ancestors().find_map(|above| {
+            changes.iter().find_map(|it| match () {
+                () if is(it, "renamed") && path(it, "from") == above => {
+                    let rest = entry.strip_prefix(above).unwrap();
+                    Some(Some(path(it, "path").join(rest).components().collect::<PathBuf>()))
+                }
+                () if is(it, "removed") && path(it, "path") == above => Some(None),
+                () => None,
+            })
+        });
+        let Some(place) = place.unwrap_or_else(|| Some(entry.clone())) else { continue };
+        if let Some(sum) = before.sums.get(entry) {
+            sums.insert(place.clone(), sum.clone());
+        }
+        expected.insert(place);
+    }
+    let named = changes.iter().filter(|change| !is(change, "removed"));
+    expected.extend(named.map(|change| path(change, "path")));
+    assert_eq!(expected, after.names, "{changes:#?}\n{operations}");
+    let named: BTreeSet<_> = changes.iter().map(|change| path(change, "path")).collect();
+    for (file, sum) in after.sums.iter().filter(|(file, _)| !named.contains(*file)) {
+        assert_eq!(sums.get(file), Some(sum), "{file:?} is not named: {changes:#?}\n{operations}");
+    }
+}
+
+#[test]
+fn a_full_disk_reaches_the_writer_and_nothing_hangs() {
+    let kitfs = Kitfs::new();
+    let reference = kit(&kitfs, Way::Root, "kit", "one\n");
+    let small = kitfs.mountpoint("small");
+    let script = format!(
+        r#"
+        mount -t tmpfs -o size=1m none small
+        k mount --overlay=small/changes {reference} mnt >/dev/null
+        if dd if=/dev/zero of=mnt/data/big bs=64k count=64 2>words; then exit 1; fi
+        grep -q "No space left" words
+        cat mnt/data/closed/one
+        rm mnt/data/big
+        echo fits >mnt/data/three; cat mnt/data/three
+        k umount mnt
+        umount small
+        "#
+    );
+    assert_eq!(scenario(&kitfs, Way::Root, &script), "one\nfits\n");
+    assert!(!is_mounted(&small));
+}
+
+#[test]
+fn an_upper_on_a_file_system_that_overlayfs_refuses_goes_through_fuse_overlayfs_or_is_named() {
+    let kitfs = Kitfs::new();
+    let reference = kit(&kitfs, Way::Root, "kit", "one\n");
+    let script = format!(
+        r#"
+        mkdir l u w over programs
+        mount -t overlay -o lowerdir=l,upperdir=u,workdir=w none over
+        k mount --overlay=over/changes {reference} mnt >/dev/null
+        grep -q "$PWD/mnt fuse.kitfs-overlay" /proc/self/mounts
+        echo new >mnt/data/three; cat mnt/data/three
+        k umount mnt
+        ln -s "$(command -v fusermount3)" programs/
+        (PATH=$PWD/programs; refused mount --overlay=over/other {reference} mnt) 2>&1 || true
+        cat words
+        umount over
+        "#
+    );
+    let said = scenario(&kitfs, Way::Root, &script);
+    assert!(said.starts_with("new\n"), "{said}");
+    assert!(said.contains("lies on overlay") && said.contains("apt install"), "{said}");
+}
+
+/// A platform with many users over one data set: each has a view, and the bytes are fetched once.
+#[test]
+fn users_of_one_data_set_see_their_own_changes_and_fetch_each_byte_once() {
+    const USERS: u32 = 12;
+    let mut layer = Layer::tar("dataset", "data").directory("data", 0o755);
+    for number in 0..200 {
+        layer = layer.file(
+            format!("data/{number}"),
+            0o644,
+            format!("{number}\n").repeat(200).as_bytes(),
+        );
+    }
+    let counted = Counted::new(&Kit::modelkit().with(layer));
+    let kitfs = &counted.kitfs;
+    let script = format!(
+        r#"
+        chmod 755 "$PWD"
+        for user in $(seq 1 {USERS}); do
+            k mount --overlay=changes$user --uid $((2000 + user)) --gid $((2000 + user)) {0} mnt$user >/dev/null
+            test $(du -sk changes$user | cut -f1) -le 100
+        done
+        for user in $(seq 1 {USERS}); do
+            as="setpriv --reuid $((2000 + user)) --regid $((2000 + user)) --clear-groups"
+            (cd mnt$user; $as sh -ec 'cat data/* >/dev/null; echo '$user' >data/7; rm data/8; echo mine >data/new')
+        done
+        for user in $(seq 1 {USERS}); do
+            test "$(cat mnt$user/data/7)" = $user
+            test $(ls mnt$user/data | wc -l) = 200
+            as="setpriv --reuid $((3000 + user)) --regid 3000 --clear-groups"
+            if $as ls mnt$user 2>/dev/null; then exit 1; fi
+        done
+        for user in $(seq 1 {USERS}); do k umount mnt$user; done
+        "#,
+        counted.reference
+    );
+    scenario(kitfs, Way::Root, &script);
+    let fetched = counted.fetched();
+    assert!(fetched <= counted.everything(), "{fetched} of {}", counted.everything());
 }
