@@ -37,10 +37,9 @@ const NO_REPOSITORY: &str = "localhost/_";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The Kitfile in DIR says which files belong to the kit; `.kitignore` keeps files
-out. The kit goes where `kit pack` puts it (KITOPS_HOME). Layers without
-compression and the config are the same bytes as kit's. DIR may be a writable
-view (`kitfs mount --overlay`): layers without changes are then not read.
+The kit goes where `kit pack` puts it (KITOPS_HOME). Layers without compression
+and the config are the same bytes as kit's. DIR may be a mount or a writable view
+(`kitfs mount --overlay`): layers without changes are then not read.
 
 Examples:
   kitfs pack . -t ghcr.io/org/model:v2
@@ -65,8 +64,9 @@ pub(super) struct Arguments {
     /// Make a CNCF ModelPack rather than a ModelKit.
     #[arg(long, alias = "use-model-pack")]
     model_pack: bool,
-    /// Of a writable view or a mount: download the layers that did not change, so that `kit` can use the kit.
-    #[arg(long)]
+    /// Of a writable view or a mount: download the layers that did not change, so that `kit` can use
+    /// the kit. kitfs reads them where the base has them.
+    #[arg(long, help_heading = MORE_OPTIONS)]
     complete: bool,
     /// Show the layers and the files without a layer; write nothing.
     #[arg(short = 'n', long)]
