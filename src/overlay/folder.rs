@@ -15,12 +15,16 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::record::{LIMIT_BYTES, Marks, NoRecord, Record};
-use super::{OverlayError, kernel};
+use super::{OverlayError, kernel, upper_of};
+use crate::process::mount_table::MountTable;
+use crate::process::running_time::Stopwatch;
 
 const RECORD: &str = "overlay.json";
 const MOUNTED: &str = "mounted.json";
@@ -29,11 +33,18 @@ const UPPER: &str = "upper";
 const WORK: &str = "work";
 const LOWER: &str = "lower";
 
+/// How long to wait for a lock that no mount explains: longer than a program takes to end on a busy machine.
+const END_PATIENCE: Duration = Duration::from_secs(3);
+/// The interval between two tries.
+const END_INTERVAL: Duration = Duration::from_millis(10);
+
 /// An UPPER folder that this process has locked.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
     record: Record,
+    /// The record that the disk has.
+    on_disk: Option<Record>,
     lock: File,
 }
 
@@ -63,26 +74,28 @@ impl Folder {
         }
         let path = path.canonicalize().map_err(io)?;
         let lock = lock(&path)?;
+        let on_disk;
         let record = match read_record(&path) {
             Ok(record) => {
                 let record =
                     record.map_err(|no| OverlayError::NoRecord { path: path.clone(), no })?;
                 check_base(&path, &record, base)?;
+                on_disk = Some(record.clone());
                 // The name may be another one for the same kit, and the owner may have another number by now.
                 Record { marks: record.marks, ..base.clone() }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 check_new(&path)?;
+                on_disk = None;
                 base.clone()
             }
             Err(error) => return Err(OverlayError::io(&path, &error)),
         };
-        let folder = Self { path, record, lock };
+        let folder = Self { path, record, on_disk, lock };
         folder.make_folders(base.owner).map_err(|error| OverlayError::io(&folder.path, &error))?;
         if kernel::is_in_use(&folder) {
             return Err(OverlayError::InUse(folder.path));
         }
-        folder.write_record()?;
         Ok(folder)
     }
 
@@ -119,10 +132,7 @@ impl Folder {
     /// # Errors
     /// When there are changes that are kept in another way.
     pub(super) fn keep_marks(&mut self, marks: Marks) -> Result<(), OverlayError> {
-        if self.record.marks == Some(marks) {
-            return Ok(());
-        }
-        if let Some(has) = self.record.marks
+        if let Some(has) = self.record.marks.filter(|has| *has != marks)
             && !is_empty(&self.upper()).map_err(|error| OverlayError::io(&self.path, &error))?
         {
             return Err(OverlayError::OtherMarks { path: self.path.clone(), has, wanted: marks });
@@ -144,7 +154,7 @@ impl Folder {
     /// Notes a mount. Without the note, commands look for the daemon by the cache folder.
     pub fn note(&self, mount: &LastMount) -> io::Result<()> {
         let bytes = serde_json::to_vec(mount).map_err(io::Error::other)?;
-        replace(&self.path, MOUNTED, &bytes)
+        replace(&self.path, MOUNTED, &bytes, false)
     }
 
     fn make_folders(&self, (uid, gid): (u32, u32)) -> io::Result<()> {
@@ -161,9 +171,15 @@ impl Folder {
         Ok(())
     }
 
-    fn write_record(&self) -> Result<(), OverlayError> {
-        replace(&self.path, RECORD, &self.record.encode())
-            .map_err(|error| OverlayError::io(&self.path, &error))
+    /// Writes the record if it says something new: the sync takes longer than the rest of a mount.
+    fn write_record(&mut self) -> Result<(), OverlayError> {
+        if self.on_disk.as_ref() == Some(&self.record) {
+            return Ok(());
+        }
+        replace(&self.path, RECORD, &self.record.encode(), true)
+            .map_err(|error| OverlayError::io(&self.path, &error))?;
+        self.on_disk = Some(self.record.clone());
+        Ok(())
     }
 }
 
@@ -200,12 +216,25 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Whether this process sees an overlay with the folder.
+fn is_mounted(path: &Path) -> bool {
+    let is_it = |table: MountTable| table.entries().iter().any(|it| upper_of(it) == Some(path));
+    MountTable::read().is_ok_and(is_it)
+}
+
 fn lock(path: &Path) -> Result<File, OverlayError> {
     let folder = File::open(path).map_err(|error| OverlayError::io(path, &error))?;
-    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(folder),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(OverlayError::InUse(path.to_owned())),
-        Err(error) => Err(OverlayError::io(path, &error.into())),
+    let mut watch = Stopwatch::start();
+    loop {
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(folder),
+            // A fuse-overlayfs whose mount has just ended holds the lock for a moment.
+            Err(Errno::WOULDBLOCK) if watch.look() < END_PATIENCE && !is_mounted(path) => {
+                std::thread::sleep(END_INTERVAL);
+            }
+            Err(Errno::WOULDBLOCK) => return Err(OverlayError::InUse(path.to_owned())),
+            Err(error) => return Err(OverlayError::io(path, &error.into())),
+        }
     }
 }
 
@@ -246,8 +275,8 @@ fn is_empty(folder: &Path) -> io::Result<bool> {
     Ok(fs::read_dir(folder)?.next().is_none())
 }
 
-/// Writes a file whole: after a kill there is the old one or the new one.
-fn replace(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file whole: after a kill there is the old one or the new one. If `is_synced`, after a power cut, too.
+fn replace(folder: &Path, name: &str, bytes: &[u8], is_synced: bool) -> io::Result<()> {
     let temporary = folder.join(format!(".{name}.tmp"));
     let mut file = OpenOptions::new()
         .write(true)
@@ -257,7 +286,12 @@ fn replace(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
         .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
         .open(&temporary)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    if is_synced {
+        file.sync_all()?;
+    }
     fs::rename(&temporary, folder.join(name))?;
-    File::open(folder)?.sync_all()
+    if is_synced {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
 }
