@@ -13,6 +13,7 @@ use std::path::Path;
 use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::log::FileCounts;
+use super::mounted_kit::mounted_kit;
 use super::output::{
     byte_bar, pass_bar, print_json, print_warnings, printable, show_opening, show_pass,
 };
@@ -22,7 +23,6 @@ use super::system::{self, Otherwise};
 use crate::control::api::{
     CompareEvent, CompareRequest, Comparison, FailureKind, FileChangeKind, RawPath,
 };
-use crate::oci::{Digest, Origin, Selector};
 
 /// The exit code for versions that differ.
 const DIFFERENT: u8 = 1;
@@ -85,8 +85,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
 /// Prints the differences. Returns whether there are none.
 async fn compare(settings: &Settings, arguments: Arguments) -> Result<bool, CliError> {
     let request = |text: &str| {
-        let reference = match mounted_at(Path::new(text))? {
-            Some(reference) => reference,
+        let reference = match mounted_kit(Path::new(text))? {
+            Some(origin) => origin.to_string(),
             None => parse_reference(text)?,
         };
         settings.kit(reference, &arguments.kit, &arguments.network)
@@ -133,32 +133,6 @@ fn check_all_is_there(comparison: &Comparison) -> Result<(), CliError> {
         missing.join(", ")
     );
     Err(CliError::new(FailureKind::Unavailable, message))
-}
-
-/// The reference, with its digest, of the kit that is mounted at a directory; `None` where none is.
-fn mounted_at(path: &Path) -> Result<Option<String>, CliError> {
-    /// The longest reference and digest that is read.
-    const LONGEST: usize = 4096;
-    if !path.is_dir() {
-        return Ok(None);
-    }
-    let attribute = |name: &str| {
-        let mut value = vec![0; LONGEST];
-        let length = rustix::fs::getxattr(path, name, &mut value[..]).ok()?;
-        value.truncate(length);
-        String::from_utf8(value).ok()
-    };
-    let named = (attribute("user.kitfs.reference"), attribute("user.kitfs.digest"));
-    let (Some(reference), Some(digest)) = named else { return Ok(None) };
-    let pinned = || {
-        let origin = Origin::parse(&reference).ok()?;
-        let digest = Digest::parse(&digest).ok()?;
-        Some(origin.with_selector(Selector::Digest(digest)).to_string())
-    };
-    pinned().map(Some).ok_or_else(|| {
-        let place = path.display();
-        CliError::usage(format!("the kit that is mounted at {place} has no usable reference"))
-    })
 }
 
 /// The number of files of each kind of change.

@@ -28,6 +28,7 @@ mod list;
 mod log;
 mod ls;
 mod mount;
+mod mounted_kit;
 mod output;
 mod overlay;
 mod pack;

@@ -13,7 +13,7 @@ use super::output::{path_text, print_json, print_line, print_table, print_warnin
 use super::settings::{Settings, absolute, mountpoint, overlay_name};
 use super::sizes;
 use super::system::{self, Otherwise};
-use crate::control::api::{EntryKind, Failure, FailureKind, KitRequest, RawPath};
+use crate::control::api::{Entry, EntryKind, Failure, FailureKind, KitRequest, Listing, RawPath};
 use crate::fuse::MountError;
 use crate::overlay::{
     Base, BaseEntry, Change, Folder, Kind, Overlay, OverlayError, What, last_mount,
@@ -167,23 +167,26 @@ async fn diff(settings: &Settings, arguments: DiffArguments) -> Result<bool, Cli
     let kit = backend.open_kit(kit, &mut |_| {}).await?;
     let listing = kit.list(RawPath::default(), true).await?;
     print_warnings(&listing.warnings);
-    let entry = |path: &RawPath, kind: &EntryKind, mode: u32| {
-        let kind = match kind {
-            EntryKind::Directory => Kind::Directory,
-            EntryKind::File => Kind::File,
-            EntryKind::Symlink(_) => Kind::Symlink,
-        };
-        let path = PathBuf::from(OsStr::from_bytes(&path.0));
-        (path, BaseEntry { kind, mode: Overlay::mode_in_view(kind, mode) })
-    };
-    let entries = listing.below.iter().map(|it| entry(&it.path, &it.kind, it.mode));
-    let base: Base = entries.collect();
-    let changes = overlay.changes(&base).map_err(failure)?;
+    let changes = overlay.changes(&base_of(&listing)).map_err(failure)?;
     match arguments.json {
         true => print_json(&changes)?,
         false => changes.iter().try_for_each(print_change)?,
     }
     Ok(changes.is_empty())
+}
+
+/// The entries of a base, as a view shows them.
+pub(super) fn base_of(listing: &Listing) -> Base {
+    let entry = |entry: &Entry| {
+        let kind = match entry.kind {
+            EntryKind::Directory => Kind::Directory,
+            EntryKind::File => Kind::File,
+            EntryKind::Symlink(_) => Kind::Symlink,
+        };
+        let path = PathBuf::from(OsStr::from_bytes(&entry.path.0));
+        (path, BaseEntry { kind, mode: Overlay::mode_in_view(kind, entry.mode) })
+    };
+    listing.below.iter().map(entry).collect()
 }
 
 fn print_change(change: &Change) -> Result<(), CliError> {

@@ -135,17 +135,6 @@ impl Folder {
         Ok(File::from(opened))
     }
 
-    /// Whether a directory has one of these extended attributes.
-    pub(super) fn has_attribute(&self, path: &[u8], names: &[&str]) -> bool {
-        let Ok(opened) = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY) else {
-            return true;
-        };
-        names.iter().any(|name| {
-            let size = rustix::fs::fgetxattr(&opened, *name, &mut [] as &mut [u8]);
-            !matches!(size, Err(Errno::NODATA | Errno::OPNOTSUPP))
-        })
-    }
-
     /// Opens a path component by component, so that no component can be a symbolic link.
     fn open_at(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, PackError> {
         let open = |directory: BorrowedFd<'_>, name: &[u8], flags: OFlags| {

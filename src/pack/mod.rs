@@ -13,7 +13,6 @@
 //! Layers are written side by side. A file that changes while it is read ends the command: a layer would
 //! hold a mixture of two states.
 
-mod changes;
 mod error;
 mod folder;
 mod layer;
@@ -23,13 +22,12 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-pub use self::changes::changes_in;
 pub use self::error::PackError;
 use self::folder::Folder;
 pub use self::manifest::Stamp;
 use crate::kit::ignore::{IGNORE_FILE, IGNORE_FILE_LIMIT_BYTES, IgnoreRules, KITFILE_NAMES};
 use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
-use crate::kit::packing::reuse::{Base, BaseLayer, Changes, kept_layers};
+use crate::kit::packing::reuse::{Base, BaseLayer, Changed, kept_layers};
 use crate::kit::packing::{
     self, FolderEntry, FolderEntryKind, LeftOut, PackForm, PackPlan, PlannedLayer,
 };
@@ -122,8 +120,8 @@ pub struct BasedOn {
     pub origin: Origin,
     /// Its layers, files and directories.
     pub base: Base,
-    /// The changes.
-    pub changes: Changes,
+    /// The files that may have changed.
+    pub changed: Changed,
     /// The places of its layers that are not in kit's storage.
     pub origins: Origins,
 }
@@ -203,8 +201,8 @@ impl Prepared {
 
     /// Takes layers without changes from a base, by digest. Their files are not read.
     pub fn based_on(mut self, based_on: &BasedOn) -> Self {
-        let BasedOn { origin, base, changes, origins } = based_on;
-        let kept = kept_layers(&self.plan, &self.entries, base, changes);
+        let BasedOn { origin, base, changed, origins } = based_on;
+        let kept = kept_layers(&self.plan, &self.entries, base, changed);
         self.kept = kept.into_iter().map(Option::<&BaseLayer>::cloned).collect();
         for layer in self.kept.iter().flatten() {
             let digest = layer.blob.digest;

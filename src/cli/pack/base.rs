@@ -1,25 +1,22 @@
 //! The base of a new version: DIR is a writable view (an overlay) or a mounted kit.
 
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use crate::cli::error::CliError;
+use crate::cli::mounted_kit::mounted_kit;
 use crate::cli::output::{open_kit, warn};
+use crate::cli::overlay::base_of;
 use crate::cli::settings::{DEFAULT_UMASK, Settings};
 use crate::control::api::{EntryKind, Failure, KitRequest, Listing, NetworkOptions, RawPath};
 use crate::daemon::{Backend, sources_of_command};
 use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
-use crate::kit::packing::reuse::{Base, Changes};
-use crate::oci::{Digest, Manifest, Origin, Selector};
-use crate::overlay::{Marks, Overlay};
-use crate::pack::{BasedOn, changes_in};
+use crate::kit::packing::reuse::{Base, Changed};
+use crate::oci::{Digest, Manifest, Origin};
+use crate::overlay::{Kind, Overlay, Source};
+use crate::pack::BasedOn;
 use crate::source::kit_storage::Origins;
 use crate::source::{Repositories, read_blob};
-
-/// A kit, and the changes to it.
-struct Found {
-    origin: Origin,
-    changes: Changes,
-}
 
 /// The base of the kit in `folder`; `None` where the folder is an ordinary one.
 pub(super) async fn find(
@@ -27,8 +24,13 @@ pub(super) async fn find(
     folder: &Path,
     network: &NetworkOptions,
 ) -> Result<Option<BasedOn>, CliError> {
-    let Some(Found { origin, changes }) = found(folder)? else { return Ok(None) };
-    match load(settings, &origin, changes, network).await {
+    let overlay = view_at(folder)?;
+    let origin = match &overlay {
+        Some(view) => Some(Origin::parse(&view.base.pinned()).map_err(Failure::from)?),
+        None => mounted_kit(folder)?,
+    };
+    let Some(origin) = origin else { return Ok(None) };
+    match load(settings, &origin, overlay.as_ref(), network).await {
         Ok(based_on) => Ok(Some(based_on)),
         Err(error) => {
             // A full pack makes the same kit.
@@ -47,11 +49,10 @@ fn words(error: CliError) -> String {
     }
 }
 
-fn found(folder: &Path) -> Result<Option<Found>, CliError> {
+/// The writable view that is mounted at `folder`.
+fn view_at(folder: &Path) -> Result<Option<Overlay>, CliError> {
     let overlay = Overlay::at(folder).map_err(|error| CliError::usage(error.to_string()))?;
-    let Some(overlay) = overlay else {
-        return Ok(mounted_at(folder).map(|origin| Found { origin, changes: Changes::default() }));
-    };
+    let Some(overlay) = overlay else { return Ok(None) };
     let place = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     match &overlay.mountpoint {
         None => Err(CliError::usage(format!(
@@ -61,48 +62,24 @@ fn found(folder: &Path) -> Result<Option<Found>, CliError> {
             overlay.base.reference
         ))),
         // A folder inside of a view is an ordinary folder with a Kitfile of its own.
-        Some(mountpoint) if *mountpoint != place => Ok(None),
-        Some(_) => {
-            let origin = Origin::parse(&overlay.base.reference).map_err(Failure::from)?;
-            let origin = origin.with_selector(Selector::Digest(overlay.base.digest));
-            let are_marks_readable = match overlay.base.marks {
-                Some(Marks::Trusted) => is_root_of_the_machine(),
-                Some(Marks::User | Marks::FuseOverlayfs) => true,
-                None => false,
-            };
-            let changes = changes_in(&overlay.upper(), are_marks_readable)?;
-            Ok(Some(Found { origin, changes }))
-        }
+        Some(mountpoint) => Ok((*mountpoint == place).then_some(overlay)),
     }
 }
 
-/// Whether this process can read `trusted.*` attributes: root, and not only in a user namespace.
-fn is_root_of_the_machine() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let mut fields = map.split_whitespace();
-    let is_whole = fields.next() == Some("0") && fields.next() == Some("0");
-    rustix::process::geteuid().is_root() && is_whole && fields.next() == Some("4294967295")
-}
-
-/// The kit that is mounted at a folder.
-fn mounted_at(folder: &Path) -> Option<Origin> {
-    /// The longest reference that is read.
-    const LIMIT_BYTES: usize = 4096;
-    let attribute = |name: &str| {
-        let mut value = vec![0; LIMIT_BYTES];
-        let length = rustix::fs::getxattr(folder, name, &mut value[..]).ok()?;
-        value.truncate(length);
-        String::from_utf8(value).ok()
-    };
-    let origin = Origin::parse(&attribute("user.kitfs.reference")?).ok()?;
-    let digest = Digest::parse(&attribute("user.kitfs.digest")?).ok()?;
-    Some(origin.with_selector(Selector::Digest(digest)))
+/// The files of a view that are not those of the base at the same path.
+fn changed(view: &Overlay, listing: &Listing) -> Result<Changed, CliError> {
+    let entries = view.view(&base_of(listing));
+    let entries = entries.map_err(|error| CliError::usage(error.to_string()))?;
+    let changed = entries.into_iter().filter(|(path, (kind, source))| {
+        *kind != Kind::Directory && *source != Source::Base(path.clone())
+    });
+    Ok(changed.map(|(path, _)| path.into_os_string().into_vec()).collect())
 }
 
 async fn load(
     settings: &Settings,
     origin: &Origin,
-    changes: Changes,
+    view: Option<&Overlay>,
     network: &NetworkOptions,
 ) -> Result<BasedOn, CliError> {
     let sources = sources_of_command(network).map_err(Failure::from)?;
@@ -131,7 +108,9 @@ async fn load(
     };
     let backend = Backend::open(&settings.daemon()?).await?;
     let opened = open_kit(&backend, kit).await?;
-    fill(&mut base, opened.list(RawPath::default(), true).await?);
+    let listing = opened.list(RawPath::default(), true).await?;
+    let changed = view.map_or_else(|| Ok(Changed::new()), |view| changed(view, &listing))?;
+    fill(&mut base, listing);
     let origins = match origin {
         Origin::KitStorage(reference) | Origin::Registry(reference) => {
             let kept = sources.kept(reference);
@@ -139,7 +118,7 @@ async fn load(
         }
         Origin::OciLayout { .. } => Origins::default(),
     };
-    Ok(BasedOn { origin: origin.clone(), base, changes, origins })
+    Ok(BasedOn { origin: origin.clone(), base, changed, origins })
 }
 
 /// Adds the files and directories of a kit's tree.

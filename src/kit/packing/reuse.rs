@@ -48,14 +48,9 @@ pub struct BaseLayer {
     media_type: String,
 }
 
-/// The changes since the base.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Files that changed or may have.
-    pub files: BTreeSet<Vec<u8>>,
-    /// Directories below which every file counts as changed.
-    pub whole: Vec<Vec<u8>>,
-}
+/// The paths whose files may differ from the base's files at the same path. A path that is missing in the folder
+/// needs no mention.
+pub type Changed = BTreeSet<Vec<u8>>;
 
 impl Base {
     /// The layers of a kit that can be kept. Its files and directories come later.
@@ -119,18 +114,12 @@ fn diff_ids(config: &[u8]) -> BTreeMap<Digest, Digest> {
     found
 }
 
-impl Changes {
-    fn touch(&self, path: &[u8]) -> bool {
-        self.files.contains(path) || self.whole.iter().any(|directory| is_below(path, directory))
-    }
-}
-
 /// The layer of the base that each planned layer is, if it is one.
 pub fn kept_layers<'a>(
     plan: &PackPlan,
     entries: &[FolderEntry],
     base: &'a Base,
-    changes: &Changes,
+    changed: &Changed,
 ) -> Vec<Option<&'a BaseLayer>> {
     let mut files: BTreeMap<Digest, BTreeMap<&[u8], u64>> = BTreeMap::new();
     for (path, (size, layer)) in &base.files {
@@ -149,7 +138,7 @@ pub fn kept_layers<'a>(
             let path = path.as_bytes();
             let is_kept = match kind {
                 FolderEntryKind::File(size) => {
-                    expected.remove(path) == Some(*size) && !changes.touch(path)
+                    expected.remove(path) == Some(*size) && !changed.contains(path)
                 }
                 _ => base.directories.get(path).is_some_and(|had| (had ^ mode) & KEPT_MODE == 0),
             };

@@ -106,7 +106,7 @@ proptest! {
         let packed: Vec<_> = first.layers.iter().flat_map(|layer| &layer.members)
             .filter(|member| before[**member].kind != FolderEntryKind::Directory).collect();
         prop_assume!(packed.iter().collect::<BTreeSet<_>>().len() == packed.len());
-        let mut changes = Changes::default();
+        let mut changed = Changed::new();
         for (index, path, kind) in edits {
             let known = shown.keys().nth(index.index(shown.len().max(1))).cloned();
             match (kind, known) {
@@ -115,7 +115,7 @@ proptest! {
                 }
                 (1, Some(known)) => {
                     *shown.get_mut(&known).unwrap() ^= 4;
-                    changes.files.insert(known.into_bytes());
+                    changed.insert(known.into_bytes());
                 }
                 _ => {
                     let fits = |other: &String| {
@@ -123,7 +123,7 @@ proptest! {
                     };
                     if shown.keys().all(fits) && !base.directories.contains_key(path.as_bytes()) {
                         shown.insert(path.clone(), 1);
-                        changes.files.insert(path.into_bytes());
+                        changed.insert(path.into_bytes());
                     }
                 }
             }
@@ -133,7 +133,7 @@ proptest! {
             false => (next_kitfile, next_ignore),
         };
         let Some((after, second)) = planned(KITFILES[next_kitfile], IGNORES[next_ignore], &shown) else { return Ok(()) };
-        let kept = kept_layers(&second, &after, &base, &changes);
+        let kept = kept_layers(&second, &after, &base, &changed);
         for (layer, kept) in second.layers.iter().zip(&kept) {
             let full = Digest::of(bytes(layer, &after, &shown).as_bytes());
             if let Some(kept) = kept {
@@ -141,7 +141,7 @@ proptest! {
             }
         }
         // Without changes everything is kept, but for layers that lose empty directories.
-        if is_same && changes == Changes::default() && shown.len() == base.files.len() && IGNORES[ignore].is_empty() {
+        if is_same && changed.is_empty() && shown.len() == base.files.len() && IGNORES[ignore].is_empty() {
             prop_assert!(kept.iter().all(Option::is_some), "{:?} {:?}", second, shown);
         }
     }
@@ -154,21 +154,11 @@ fn a_changed_mode_of_a_directory_packs_its_layer_anew() {
     let (base, _) = base(&before, &plan, &files);
     let mut after = before.clone();
     after[0].mode = 0o700;
-    let kept = kept_layers(&plan, &after, &base, &Changes::default());
+    let kept = kept_layers(&plan, &after, &base, &Changed::new());
     assert!(kept[0].is_none() && kept[1].is_some());
     // The owner's right to write is the view's, and rights of others may be the umask's.
     after[0].mode = 0o777;
-    assert!(kept_layers(&plan, &after, &base, &Changes::default())[0].is_some());
-}
-
-#[test]
-fn a_renamed_directory_counts_as_changed() {
-    let files = Files::from([("a/x/f".to_owned(), 0), ("b/y".to_owned(), 0)]);
-    let (entries, plan) = planned(KITFILES[0], "", &files).unwrap();
-    let (base, _) = base(&entries, &plan, &files);
-    let changes = Changes { whole: vec![b"a/x".to_vec()], ..Changes::default() };
-    let kept = kept_layers(&plan, &entries, &base, &changes);
-    assert!(kept[0].is_none() && kept[1].is_some());
+    assert!(kept_layers(&plan, &after, &base, &Changed::new())[0].is_some());
 }
 
 #[test]
@@ -176,15 +166,15 @@ fn another_form_role_or_path_keeps_nothing() {
     let files = Files::from([("a".to_owned(), 0)]);
     let (entries, first) = planned("code: [{path: a}]", "", &files).unwrap();
     let (base, _) = base(&entries, &first, &files);
-    let changes = Changes::default();
-    assert!(kept_layers(&first, &entries, &base, &changes)[0].is_some());
+    let changed = Changed::new();
+    assert!(kept_layers(&first, &entries, &base, &changed)[0].is_some());
     let (entries, docs) = planned("docs: [{path: a}]", "", &files).unwrap();
-    assert!(kept_layers(&docs, &entries, &base, &changes)[0].is_none());
+    assert!(kept_layers(&docs, &entries, &base, &changed)[0].is_none());
     let kitfile = AuthoredKitfile::parse(b"code: [{path: a}]").unwrap();
     let rules = IgnoreRules::parse(b"").unwrap();
     let form = PackForm { encoding: Encoding::RAW, ..TAR };
     let raw = plan(&kitfile, &[], &rules, &entries, form).unwrap();
-    assert!(kept_layers(&raw, &entries, &base, &changes)[0].is_none());
+    assert!(kept_layers(&raw, &entries, &base, &changed)[0].is_none());
 }
 
 #[test]
