@@ -44,6 +44,7 @@ fn the_help_names_every_command() {
 /// Every command, and the commands below it.
 const COMMANDS: &[&str] = &[
     "mount",
+    "browse",
     "umount",
     "overlay",
     "overlay ls",

@@ -4,6 +4,8 @@
 //! engine is restarted over the same cache. A read is right, or fails because a request broke off; a
 //! read is never wrong. Inode numbers are the same after every restart.
 
+#[path = "reference_model/browsing.rs"]
+mod browsing;
 mod engine;
 mod support;
 

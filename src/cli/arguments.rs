@@ -7,8 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    cache, cat, completions, copy, cp, daemon, diff, info, list, log, ls, mount, overlay, pack,
-    push, run, serve, sizes, status, tag, trace, umount, warm,
+    browse, cache, cat, completions, copy, cp, daemon, diff, info, list, log, ls, mount, overlay,
+    pack, push, run, serve, sizes, status, tag, trace, umount, warm,
 };
 use crate::observe;
 
@@ -43,6 +43,8 @@ pub(super) struct Arguments {
 pub(super) enum Command {
     /// Mount a kit; kitfs downloads its bytes when programs read them.
     Mount(mount::Arguments),
+    /// Mount all kits of registries; each has a path, and comes when a program looks there
+    Browse(browse::Arguments),
     /// Mount kits for a command, run it, and end the mounts.
     Run(run::Arguments),
     /// End mounts.

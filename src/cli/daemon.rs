@@ -1,12 +1,14 @@
 //! `kitfs daemon start|stop|status`, and the hidden `kitfs daemon run`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
 use rustix::process::Pid;
 
-use super::arguments::{IdleArguments, LogFormat};
+use super::arguments::{IdleArguments, LogFormat, NetworkArguments};
+use super::browse;
 use super::durations::{Limit, parse_limit, show_limit};
 use super::error::CliError;
 use super::mount::notify_ready;
@@ -53,6 +55,13 @@ registry does not answer are tried again in the background.")]
         /// Mount again what was mounted when the machine went down, or a signal ended the daemon.
         #[arg(long)]
         restore: bool,
+        /// Mount kits by path in this directory, as `kitfs browse` does.
+        #[arg(long, value_name = "DIR", conflicts_with = "system")]
+        root: Option<PathBuf>,
+        #[command(flatten)]
+        browse: Box<browse::Options>,
+        #[command(flatten)]
+        network: Box<NetworkArguments>,
         #[command(flatten)]
         system: SystemArguments,
         #[command(flatten)]
@@ -203,9 +212,18 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         Command::Keep { .. } => {
             Err(CliError::internal("the keeper is started by `main`".to_owned()))
         }
-        Command::Start { restore, system, idle } => {
+        Command::Start { restore, root, browse, network, system, idle } => {
             let config = idle.config(&system, settings)?;
-            block_on(start(settings, config, &idle.into(), restore))
+            block_on(async {
+                let backend = start(settings, config.clone(), &idle.into(), restore).await?;
+                match root {
+                    Some(root) => {
+                        browse::mount_root(settings, &config, &backend, &root, *browse, &network)
+                            .await
+                    }
+                    None => Ok(()),
+                }
+            })
         }
         Command::Stop { system } => block_on(stop(settings, running(settings, system)?)),
         Command::Status { json, system: false } => block_on(status(settings.daemon()?, json)),
@@ -230,7 +248,7 @@ async fn start(
     config: DaemonConfig,
     idle: &IdleArguments,
     is_to_restore: bool,
-) -> Result<(), CliError> {
+) -> Result<Backend, CliError> {
     let backend = Backend::daemon(&config).await?;
     settings.warn_of_other_bounds(&backend, idle).await?;
     let status = backend.status().await?;
@@ -244,7 +262,7 @@ async fn start(
     let folder = status.cache_folder.display();
     print_line(format_args!("the daemon of {folder} runs as process {}", status.pid))?;
     if !is_to_restore {
-        return Ok(());
+        return Ok(backend);
     }
     let report = backend.ask(RestoreRequest {}).await?;
     for mountpoint in &report.restored {
@@ -256,7 +274,7 @@ async fn start(
     for Unrestored { mountpoint, reason } in &report.failed {
         warn(format_args!("{} is not mounted again: {reason}", path_text(mountpoint)));
     }
-    Ok(())
+    Ok(backend)
 }
 
 /// Runs the keeper. It has no runtime and no log, so that it stays small.

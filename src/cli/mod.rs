@@ -9,6 +9,7 @@
 //! Only `environment` reads the environment; the rest of the crate gets typed values.
 
 mod arguments;
+mod browse;
 mod cache;
 mod cat;
 mod completions;
@@ -92,6 +93,7 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
     let settings = Settings::new(arguments.cache, environment);
     match arguments.command {
         Command::Mount(command) => mount::run(&settings, command),
+        Command::Browse(command) => browse::run(&settings, command),
         Command::Run(command) => block_on(run::run(&settings, command)),
         Command::Overlay(command) => block_on(overlay::run(&settings, command)),
         Command::Umount(command) => block_on(umount::run(&settings, command)),
@@ -122,6 +124,7 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
 fn start_log(arguments: &Arguments, environment: &Environment) {
     let (is_daemon, format) = match &arguments.command {
         Command::Mount(command) => (command.foreground, command.log_format),
+        Command::Browse(command) => (command.foreground, command.log_format),
         Command::Daemon(daemon::Arguments { command: daemon::Command::Run { log_format, .. } }) => {
             (true, *log_format)
         }

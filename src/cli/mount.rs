@@ -9,6 +9,7 @@ use rustix::process::Pid;
 use sd_notify::NotifyState;
 
 use super::arguments::{IdleArguments, KitArguments, LogFormat, NetworkArguments, parse_umask};
+use super::browse;
 use super::durations::{Limit, parse_duration, parse_limit};
 use super::error::CliError;
 use super::foreground;
@@ -196,6 +197,7 @@ impl Options {
             uid: self.uid,
             gid: self.gid,
             overlay,
+            browse: None,
         })
     }
 }
@@ -249,7 +251,7 @@ fn check_order(arguments: &Arguments) -> Result<(), CliError> {
 }
 
 /// The process that a mount ends with.
-fn owner(pid: u32) -> Result<Pidfd, CliError> {
+pub(super) fn owner(pid: u32) -> Result<Pidfd, CliError> {
     let unusable = |why: &str| {
         let message = format!("--while-pid {pid}: {why}, so nothing is mounted");
         CliError::new(FailureKind::NotFound, message)
@@ -289,6 +291,9 @@ pub(super) fn notify_ready() {
 
 /// Says what is mounted.
 pub(super) fn announce(status: &MountStatus) -> Result<(), CliError> {
+    if status.browse.is_some() {
+        return browse::announce(status);
+    }
     print_warnings(&status.warnings);
     print_line(format_args!(
         "{} -> {}  {}  {}  {}",

@@ -190,7 +190,7 @@ fn print_table_of(mounts: &[MountStatus], dead: &[OtherMount]) -> Result<(), Cli
         vec![
             mountpoint_text(mount),
             reference_text(mount),
-            short_digest(&mount.digest).to_owned(),
+            if mount.digest.is_empty() { "-" } else { short_digest(&mount.digest) }.to_owned(),
             access_text(mount),
             sizes::show(mount.total_bytes),
             sizes::show_resident(mount.resident_bytes, mount.unchecked_bytes),
@@ -232,6 +232,9 @@ fn mountpoint_text(mount: &MountStatus) -> String {
 
 /// The reference, and the labels that chose a kit of an index.
 fn reference_text(mount: &MountStatus) -> String {
+    if let Some(browse) = &mount.browse {
+        return format!("{} kits by path", browse.kits.len());
+    }
     let labels = mount.labels.iter().map(|label| format!(" -l {label}"));
     std::iter::once(mount.reference.clone()).chain(labels).collect()
 }

@@ -323,6 +323,32 @@ impl Backend {
         }
     }
 
+    /// Mounts kits by path in the part of the file tree that this process sees. As [`Self::mount`], but no kit is
+    /// opened: `description` has the registries that may be asked.
+    ///
+    /// # Errors
+    /// As [`Self::mount`].
+    pub async fn browse(
+        &self,
+        description: MountDescription,
+        owner: Option<&Pidfd>,
+    ) -> Result<MountStatus, Failure> {
+        mounting::browse(self, description, owner).await
+    }
+
+    /// Has the daemon serve a mount of kits by path.
+    pub(super) async fn serve_by_path(
+        &self,
+        attached: &Attached,
+        mount: MountDescription,
+        owner: Option<&Pidfd>,
+    ) -> Result<MountStatus, Failure> {
+        let request = MountRequest { kit: None, mount, place: attached.place(), replaces: None };
+        let descriptors = std::iter::once(attached.device());
+        let descriptors: Vec<_> = descriptors.chain(owner.map(AsFd::as_fd)).collect();
+        self.send(request, &descriptors, &mut |_| {}).await.map(|(status, _)| status)
+    }
+
     /// Opens a kit. Calls `on_progress` meanwhile.
     pub async fn open_kit(
         &self,
@@ -476,7 +502,8 @@ impl OpenKit {
         owner: Option<&Pidfd>,
     ) -> Result<MountStatus, Failure> {
         let place = || attached.place();
-        let request = |kit| MountRequest { kit, mount: mount.clone(), place: place(), replaces };
+        let request =
+            |kit| MountRequest { kit: Some(kit), mount: mount.clone(), place: place(), replaces };
         let descriptors = std::iter::once(attached.device());
         let descriptors: Vec<_> = descriptors.chain(owner.map(AsFd::as_fd)).collect();
         let kit = self.handle().await;

@@ -145,7 +145,9 @@ impl Followed {
                 let mut attached = attached.with_place(place);
                 let (swap, successor) = (attached.swap(), attached.place().device_number());
                 let (description, replaces) = (description.clone(), Some(before.device()));
-                service.serve(ToServe { kit, description, attached, replaces, owner }).await?;
+                service
+                    .serve(ToServe { kit: Some(kit), description, attached, replaces, owner })
+                    .await?;
                 spawn_blocking(move || swap.put_in_place(&before)).await.map_err(panicked)??;
                 successor
             }
@@ -167,7 +169,9 @@ impl Followed {
                 let attached = spawn_blocking(attach).await.map_err(panicked)??;
                 let successor = attached.place().device_number();
                 let (description, replaces) = (description.clone(), None);
-                service.serve(ToServe { kit, description, attached, replaces, owner }).await?;
+                service
+                    .serve(ToServe { kit: Some(kit), description, attached, replaces, owner })
+                    .await?;
                 successor
             }
         };

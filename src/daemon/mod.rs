@@ -9,6 +9,7 @@
 //! - `service`: the work of each operation; `mounts`: its table of mounts; `kits`: the kits that it has open;
 //!   `networks`: its connections; `paths`, `listing`, `reading`, `cloning`, `describing`, `comparing`, `upkeep`: its answers.
 //! - `mounting`: mounts for a command, in the part of the file tree that the command sees.
+//! - `browsing`: the kits of mounts with kits by path.
 //! - `following`: tags that move under a mount.
 //! - `seen`: daemons that see another file tree than a command.
 //! - `failure`: the meaning of every room's errors to a user.
@@ -22,6 +23,7 @@
 
 mod backend;
 mod bringing;
+mod browsing;
 mod cloning;
 mod comparing;
 mod dead;

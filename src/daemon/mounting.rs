@@ -9,7 +9,8 @@ use super::failure::panicked;
 use super::overlaying::attach_below;
 use super::own_paths::own_paths;
 use crate::control::api::{
-    Failure, FailureKind, MountDescription, MountStatus, OpenProgress, UnmountRequest,
+    BROWSE_REFERENCE, Failure, FailureKind, MountDescription, MountStatus, OpenProgress,
+    UnmountRequest,
 };
 use crate::fuse::{Attached, Before, MountError, MountOptions, Mountpoint, unmount_other};
 use crate::oci::Origin;
@@ -36,6 +37,25 @@ pub(super) async fn mount(
         Some(_) => mount_below(mountpoint, options, &kit, description, owner).await?,
         None => mount_at(mountpoint, options, &kit, description, owner).await?,
     };
+    status.warnings.splice(0..0, replaced);
+    Ok(status)
+}
+
+/// Mounts kits by path, and has the daemon serve them until `owner` has ended.
+///
+/// # Errors
+/// When the mountpoint is not usable, or the kernel refuses. Nothing is mounted then.
+pub(super) async fn browse(
+    daemon: &Backend,
+    description: MountDescription,
+    owner: Option<&Pidfd>,
+) -> Result<MountStatus, Failure> {
+    let options = options(daemon.cache_folder(), &description);
+    let mountpoint = prepare(&options).await?;
+    let replaced = mountpoint.warnings();
+    let attached = attach(&description.kit.reference, mountpoint, options).await?;
+    let mut status = daemon.serve_by_path(&attached, description, owner).await?;
+    spawn_blocking(move || attached.hand_over()).await.map_err(panicked)??;
     status.warnings.splice(0..0, replaced);
     Ok(status)
 }
@@ -163,7 +183,10 @@ pub(super) async fn attach(
     mountpoint: Mountpoint,
     options: MountOptions,
 ) -> Result<Attached, Failure> {
-    let name = Origin::parse(reference)?.to_string();
+    let name = match reference {
+        BROWSE_REFERENCE => reference.to_owned(),
+        reference => Origin::parse(reference)?.to_string(),
+    };
     let attach = move || Attached::new(&name, mountpoint, &options);
     Ok(spawn_blocking(attach).await.map_err(panicked)??)
 }

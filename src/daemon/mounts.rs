@@ -188,7 +188,9 @@ impl Mounts {
 
     /// A mountpoint of a kit with this layer.
     pub(super) fn mountpoint_of(&self, key: LayerKey) -> Option<PathBuf> {
-        let has_layer = |served: &&Arc<Served>| served.kit.layers.iter().any(|l| l.key() == key);
+        let has_layer = |served: &&Arc<Served>| {
+            served.kits().iter().any(|kit| kit.layers.iter().any(|layer| layer.key() == key))
+        };
         let served = self.served();
         served.iter().find(has_layer).map(|served| served.mount.mountpoint().to_owned())
     }
@@ -292,9 +294,10 @@ impl Mounts {
         for served in self.served().iter().filter(|served| served.reference == reference) {
             // With labels, a reference names several kits.
             if served.labels.is_empty()
-                && let Some(background) = &*served.background.lock()
+                && let Some(Background { following: Some(following), .. }) =
+                    &*served.background.lock()
             {
-                background.following.note(manifest);
+                following.note(manifest);
             }
         }
     }
@@ -346,7 +349,7 @@ impl Reservation {
     pub(super) fn fulfil(
         mut self,
         mount: Mount,
-        kit: Arc<LoadedKit>,
+        kit: Option<Arc<LoadedKit>>,
         terms: Terms<'_>,
         background: Background,
         kept: Option<Kept>,

@@ -39,10 +39,10 @@ struct Recording {
 }
 
 /// Begins to record the reads from a mount; `None` while another recording runs.
-pub(super) async fn begin(served: &Served) -> Option<mpsc::Receiver<FileRead>> {
+pub(super) async fn begin(file_system: &FileSystem) -> Option<mpsc::Receiver<FileRead>> {
     let began = Instant::now();
     loop {
-        let reads = served.file_system().record();
+        let reads = file_system.record();
         if reads.is_some() || began.elapsed() > END_OF_EARLIER {
             return reads;
         }
@@ -54,6 +54,7 @@ pub(super) async fn begin(served: &Served) -> Option<mpsc::Receiver<FileRead>> {
 /// last.
 pub(super) fn lines(
     served: &Arc<Served>,
+    file_system: Arc<FileSystem>,
     accesses: mpsc::Receiver<FileRead>,
     header: Line,
     stop: CancellationToken,
@@ -61,7 +62,7 @@ pub(super) fn lines(
     served.set_recording(true);
     let recording = Recording {
         served: Arc::downgrade(served),
-        file_system: served.file_system().clone(),
+        file_system,
         accesses,
         stop,
         released: served.released(),

@@ -175,6 +175,16 @@ impl Service {
         self.at.iter().for_each(|at| at.socket.remove());
     }
 
+    /// The kits that are open.
+    pub(super) fn kits(&self) -> &Arc<Kits> {
+        &self.kits
+    }
+
+    /// The connections to registries.
+    pub(super) fn networks(&self) -> &Networks {
+        &self.networks
+    }
+
     /// The table of mounts.
     pub(super) fn mounts(&self) -> &Arc<Mounts> {
         &self.mounts

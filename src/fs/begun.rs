@@ -62,6 +62,21 @@ impl ReadChunks {
         self.changed.notified().await;
     }
 
+    /// The bytes that readers have read, by layer.
+    pub(super) fn read(&self, kit: &LoadedKit) -> Vec<(u32, RangeSet)> {
+        let read = self.layers.iter().enumerate().filter_map(|(at, bits)| Some((at, bits.get()?)));
+        let ranges = read.map(|(at, bits)| {
+            let layout = &kit.layers[at].contents().layout;
+            let mut ranges = RangeSet::new();
+            for chunk in (0..layout.chunks()).filter(|&chunk| bits.is_set(chunk)) {
+                let range = layout.chunk_range(chunk..chunk + 1);
+                ranges.insert(range.start.get()..range.end.get());
+            }
+            (at as u32, ranges)
+        });
+        ranges.collect()
+    }
+
     /// The ranges that complete the begun files, by layer. Layers without such ranges are left out.
     pub(super) fn begun(&self, kit: &LoadedKit) -> Vec<(u32, Vec<Range<StreamOffset>>)> {
         let mut files: Vec<Vec<Range<StreamOffset>>> = vec![Vec::new(); self.layers.len()];

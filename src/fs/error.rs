@@ -41,10 +41,46 @@ pub enum FsError {
     /// The content is a remote data set, which was not available when the kit was loaded.
     #[error("{0}; mount the kit again once that is mended")]
     Missing(String),
+    /// A kit by path cannot be opened.
+    #[error("{message}")]
+    Unopened {
+        /// The kind of the failure.
+        why: Unopened,
+        /// The kit and the reason.
+        message: String,
+    },
+    /// The kernel keeps too many kits and folders of a browse mount in memory, or there is no memory to note one
+    /// more.
+    #[error("too many kits and folders are in use below this mount")]
+    TooManyPlaces,
     /// The bytes did not come by the deadline, or cannot come at all.
     #[error(transparent)]
     GaveUp(#[from] GaveUp),
     /// The bytes in the cache cannot be read.
     #[error(transparent)]
     Fetch(#[from] FetchError),
+}
+
+/// Why a kit by path cannot be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unopened {
+    /// The registry has no such tag, digest or repository, or it names no single kit.
+    NotThere,
+    /// The registry refuses this user.
+    Refused,
+    /// The registry cannot be reached, or fails.
+    Unreachable,
+    /// The registry did not answer by the deadline of reads.
+    Late,
+    /// The kit's tree is another one than before, because a remote data set has moved.
+    Changed,
+    /// It is no kit, or its bytes are wrong.
+    Bad,
+}
+
+impl Unopened {
+    /// The error with this message.
+    pub fn error(self, message: String) -> FsError {
+        FsError::Unopened { why: self, message }
+    }
 }

@@ -123,6 +123,15 @@ impl FileSystem {
         self.read_chunks.begun(&self.kit)
     }
 
+    /// The files with bytes that readers have read, and those parts of them. Looks at every file of the kit.
+    pub(super) fn read_files(&self) -> Vec<(Ino, Range<u64>)> {
+        let read = self.read_chunks.read(&self.kit).into_iter();
+        let files = read.flat_map(|(layer, ranges)| {
+            self.sharers(self.kit.layers[layer as usize].key(), &ranges)
+        });
+        files.collect()
+    }
+
     /// Waits until a reader reads a chunk that no reader has read before. For one waiting task.
     pub async fn read_on(&self) {
         self.read_chunks.changed().await;

@@ -3,11 +3,15 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 
 use crate::cache::LayerState;
 use crate::fetch::Layer;
-use crate::kit::{Kit, Tree};
+use crate::kit::{Kit, NodeId, Tree};
 use crate::oci::{Digest, Origin};
+
+/// The bytes of names and sizes that are hashed at once: they stay in the processor's cache.
+const MARK_PIECE_BYTES: usize = 16 * 1024;
 
 /// A kit that can be read.
 pub struct LoadedKit {
@@ -95,6 +99,27 @@ impl LoadedKit {
     /// `true` if a remote data set could not be fetched when the kit was loaded.
     pub fn has_missing(&self) -> bool {
         self.tree.all_missing().next().is_some()
+    }
+
+    /// The SHA-256 digest of all names and sizes, in the order of the inodes: tells apart trees with other inodes.
+    /// Blocks: a tree of a million nodes takes a tenth of a second.
+    pub fn tree_mark(&self) -> [u8; 32] {
+        let mut nodes = Sha256::new();
+        // Hashing each field by itself takes three times as long.
+        let mut fields = Vec::with_capacity(2 * MARK_PIECE_BYTES);
+        for node in (0..self.tree.len()).map(NodeId) {
+            let name = self.tree.name(node);
+            fields.extend_from_slice(&self.tree.parent(node).0.to_le_bytes());
+            fields.extend_from_slice(&self.tree.size(node).to_le_bytes());
+            fields.extend_from_slice(&(name.len() as u64).to_le_bytes());
+            fields.extend_from_slice(name);
+            if fields.len() >= MARK_PIECE_BYTES {
+                nodes.update(&fields);
+                fields.clear();
+            }
+        }
+        nodes.update(&fields);
+        nodes.finalize().into()
     }
 
     /// The bytes of all uncompressed layers, headers included.

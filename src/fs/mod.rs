@@ -9,6 +9,8 @@
 //! - [`readahead`]: guesses the bytes that readers want next, and bounds the cost of guesses; pure.
 //! - [`tensors`]: the tensors of model files, and the tensors that a reader is in; pure.
 //! - [`StoredFile`]: a file whose bytes lie in a layer.
+//! - [`Nodes`]: the nodes of a mount: those of one kit, or of many.
+//! - [`browse`]: kits by path.
 //! - `tensor_prefetch`: reads headers in the background, and fetches tensors.
 //! - [`Trace`], [`Merger`]: access traces.
 //!
@@ -23,12 +25,14 @@
 mod attributes;
 mod backing;
 mod begun;
+pub mod browse;
 mod config;
 mod error;
 mod file_system;
 mod kit;
 mod layer_files;
 mod load;
+mod nodes;
 mod percent;
 mod read;
 pub mod readahead;
@@ -40,8 +44,9 @@ mod trace;
 mod xattr;
 
 pub use attributes::{Attributes, FileKind, Ino, Owner, Totals};
+pub use browse::Place;
 pub use config::{FsConfig, READ_DEADLINE};
-pub use error::FsError;
+pub use error::{FsError, Unopened};
 pub use file_system::{Access, DirectoryEntry, FileSystem, Seek};
 pub use kit::{LoadedKit, State};
 pub use layer_files::layer_files;
@@ -49,6 +54,7 @@ pub use load::{
     Described, Description, IndexDescription, LoadError, LoadRequest, describe, doubt_about, load,
     look,
 };
+pub use nodes::{Found, KitNodes, Nodes};
 pub use percent::{percent_decoded, percent_encoded};
 pub use read::{PendingRead, Read, Reply};
 pub use stored_file::StoredFile;

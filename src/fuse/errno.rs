@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 use crate::fetch::{FetchError, GaveUp};
-use crate::fs::FsError;
+use crate::fs::{FsError, Unopened};
 
 /// The errno of an error. The match is exhaustive, so a new error needs a decision here.
 pub(super) fn errno(error: &FsError) -> Errno {
@@ -18,6 +18,14 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::NoSuchAttribute => Errno::NODATA,
         FsError::Denied => Errno::ACCESS,
         FsError::ReadOnly => Errno::ROFS,
+        FsError::Unopened { why, .. } => match why {
+            Unopened::NotThere => Errno::NOENT,
+            Unopened::Refused => Errno::ACCESS,
+            Unopened::Late => Errno::TIMEDOUT,
+            Unopened::Changed => Errno::STALE,
+            Unopened::Unreachable | Unopened::Bad => Errno::IO,
+        },
+        FsError::TooManyPlaces => Errno::NFILE,
         FsError::GaveUp(GaveUp::Deadline { .. }) | FsError::Missing(_) => Errno::IO,
         FsError::Fetch(error) | FsError::GaveUp(GaveUp::Failed(error)) => errno_of_fetch(error),
     }

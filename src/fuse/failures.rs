@@ -4,7 +4,6 @@
 //! `status` tells what a program saw.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -13,11 +12,11 @@ use rustix::io::Errno;
 
 use super::errno::errno;
 use super::failure_log::{Entry, FailureLog};
-use crate::fs::{FileSystem, FsError, Ino};
+use crate::fs::{FsError, Ino, Nodes, Unopened};
 
 /// The failed reads of a mount. They outlive the session.
 pub(super) struct Failures {
-    file_system: Arc<FileSystem>,
+    nodes: Nodes,
     log: Mutex<FailureLog>,
     last: Mutex<Option<Failure>>,
     /// Whether there is a last failure. Looked at for each read, without the lock.
@@ -34,13 +33,13 @@ struct Failure {
 }
 
 impl Failures {
-    pub(super) fn new(file_system: Arc<FileSystem>) -> Self {
+    pub(super) fn new(nodes: Nodes) -> Self {
         let (log, last) = (Mutex::default(), Mutex::default());
-        Self { file_system, log, last, has_failed: AtomicBool::new(false) }
+        Self { nodes, log, last, has_failed: AtomicBool::new(false) }
     }
 
-    pub(super) fn file_system(&self) -> &Arc<FileSystem> {
-        &self.file_system
+    pub(super) fn nodes(&self) -> &Nodes {
+        &self.nodes
     }
 
     /// The path and the reason of the last failed read, unless its bytes were read since.
@@ -48,20 +47,24 @@ impl Failures {
         self.last.lock().as_ref().map(|failure| failure.words.clone())
     }
 
-    /// The errno of a failed open or listing. Counts as a failed read only when the content is missing.
+    /// The errno of a failed open, lookup or listing. Counts as a failed read only when the content is missing, or
+    /// a kit cannot be opened.
     pub(super) fn refusal(&self, ino: Ino, error: &FsError) -> Errno {
         match error {
-            FsError::Missing(_) => self.read_failed(ino, &(0..u64::MAX), error),
+            FsError::Unopened { why: Unopened::NotThere, .. } => errno(error),
+            FsError::Missing(_) | FsError::Unopened { .. } | FsError::TooManyPlaces => {
+                self.read_failed(ino, &(0..u64::MAX), error)
+            }
             error => errno(error),
         }
     }
 
     /// The errno of a failed read. The reason goes to the log, because the reader sees only the errno.
     pub(super) fn read_failed(&self, ino: Ino, range: &Range<u64>, error: &FsError) -> Errno {
-        let path = self.file_system.path(ino);
+        let path = self.nodes.path(ino);
         let entry = self.log.lock().note(Instant::now());
         if let Entry::Full { left_out } = entry {
-            let kit = &self.file_system.kit().origin;
+            let kit = self.nodes.name();
             if left_out > 0 {
                 tracing::error!(%kit, left_out, "more reads failed than were logged");
             }

@@ -65,8 +65,7 @@ use crate::process::limits::ChildLimits;
 pub use connection::{has_ended, has_requests, resend};
 pub use cover::Cover;
 pub use hidden::OwnPath;
-pub use mount::{Attached, Mount, MountState};
-
+pub use mount::{Attached, ByPath, Content, Mount, MountState};
 pub use mountpoint::{Mountpoint, canonical, mount_warnings};
 pub use others::{
     Answer, DAEMON_ATTRIBUTE, Occupant, OtherMount, daemon_of, occupant, other_mounts,

@@ -24,7 +24,7 @@ use super::failures::Failures;
 use super::handshake::shake_hands;
 use super::holders::Holders;
 use super::mountpoint::{self, Mountpoint};
-use super::opens::OpenRecords;
+use super::opens::{OpenRecord, OpenRecords};
 use super::passthrough::{Passthrough, PassthroughStatus};
 use super::place::MountPlace;
 use super::sessions::Sessions;
@@ -32,7 +32,8 @@ use super::stale_pages::{ReplacedRanges, StalePages};
 use super::swap::{self, Before, Swap};
 use super::wire::init::Features;
 use super::{MountError, MountOptions, device, readahead};
-use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Owner};
+use crate::fs::browse::{Browse, BrowseConfig, KitSource};
+use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Nodes, Owner};
 use crate::overlay::Folder;
 use crate::process::limits::{ChildLimits, MORE_PROCESSES};
 use crate::process::mount_table::{Device, MountTable};
@@ -228,6 +229,47 @@ impl Attached {
     }
 }
 
+/// The content of a mount.
+pub enum Content {
+    /// One kit.
+    Kit(Arc<LoadedKit>),
+    /// Kits by path.
+    ByPath(ByPath),
+}
+
+/// The kits by path of a mount.
+pub struct ByPath {
+    /// Finds tags, and loads kits.
+    pub source: Box<dyn KitSource>,
+    /// The settings, but for the owner and the settings of each kit, which are those of the mount.
+    pub config: BrowseConfig,
+}
+
+impl From<Arc<LoadedKit>> for Content {
+    fn from(kit: Arc<LoadedKit>) -> Self {
+        Self::Kit(kit)
+    }
+}
+
+impl Content {
+    fn nodes(
+        self,
+        opens: &OpenRecords,
+        options: &MountOptions,
+        fs: FsConfig,
+    ) -> std::io::Result<Nodes> {
+        let owner = options.files_owner.unwrap_or_else(owner);
+        match self {
+            Self::Kit(kit) => Ok(Arc::new(FileSystem::new(kit, owner, fs)).into()),
+            Self::ByPath(ByPath { source, config }) => {
+                let (records, base) = opens.places()?;
+                let config = BrowseConfig { owner, fs, ..config };
+                Ok(Browse::new(source, config, records, base)?.into())
+            }
+        }
+    }
+}
+
 /// A mount whose requests are about to be answered. Dropping it unmounts lazily.
 struct Prepared {
     // Dropped in this order, as in [`Attached`].
@@ -235,24 +277,23 @@ struct Prepared {
     mountpoint: Mountpoint,
     connection: Arc<Connection>,
     end: watch::Sender<bool>,
-    file_system: Arc<FileSystem>,
+    nodes: Nodes,
     passthrough: Arc<Passthrough>,
 }
 
 impl Prepared {
     fn new(
         attached: Attached,
-        kit: Arc<LoadedKit>,
+        content: Content,
         options: &MountOptions,
         config: FsConfig,
     ) -> Result<Self, MountError> {
         let Attached { attachment, mountpoint, device, opens, end, outside: _ } = attached;
         let io = io_error(mountpoint.path());
-        let file_system =
-            Arc::new(FileSystem::new(kit, options.files_owner.unwrap_or_else(owner), config));
-        let passthrough = Arc::new(Passthrough::new(file_system.clone(), options, opens));
+        let nodes = content.nodes(&opens, options, config).map_err(&io)?;
+        let passthrough = Arc::new(Passthrough::new(&nodes, options, opens));
         let connection = Connection::new(device).map_err(|error| io(error.into()))?;
-        Ok(Self { attachment, mountpoint, connection, end, file_system, passthrough })
+        Ok(Self { attachment, mountpoint, connection, end, nodes, passthrough })
     }
 
     /// Has `sessions` answer the requests, by the features that kernel and kitfs have agreed on.
@@ -262,13 +303,13 @@ impl Prepared {
         options: &MountOptions,
         sessions: Arc<Sessions>,
     ) -> Result<Mount, MountError> {
-        let Self { attachment, mountpoint, connection, end, file_system, passthrough } = self;
+        let Self { attachment, mountpoint, connection, end, nodes, passthrough } = self;
         let runtime = Handle::current();
         let daemon = options.daemon.clone();
         // Before the first answer: no byte is served whose end would not be heard of.
-        let stale_pages = StalePages::new(&connection, file_system.clone());
+        let stale_pages = StalePages::new(&connection, nodes.clone());
         let (passing, stale) = (passthrough.clone(), stale_pages.clone());
-        let adapter = Adapter::new(file_system, passing, stale, features, daemon, runtime);
+        let adapter = Adapter::new(nodes, passing, stale, features, daemon, runtime);
         let failures = adapter.failures();
         sessions.add(connection, adapter, end).map_err(io_error(mountpoint.path()))?;
         let _sessions = sessions;
@@ -324,7 +365,7 @@ impl Mount {
         sessions: Arc<Sessions>,
     ) -> Result<Self, MountError> {
         let attached = Attached::new(&kit.origin.to_string(), mountpoint, options)?;
-        Self::serve(attached, kit, options, config, sessions)
+        Self::serve(attached, kit.into(), options, config, sessions)
     }
 
     /// Serves a mount that is in the tree, and returns when its tree can be listed. Blocking, as
@@ -334,13 +375,13 @@ impl Mount {
     /// When the kernel's handshake fails, or the root does not answer. Nothing is mounted then.
     pub fn serve(
         attached: Attached,
-        kit: Arc<LoadedKit>,
+        content: Content,
         options: &MountOptions,
         config: FsConfig,
         sessions: Arc<Sessions>,
     ) -> Result<Self, MountError> {
         let io = io_error(attached.mountpoint.path());
-        let prepared = Prepared::new(attached, kit, options, config)?;
+        let prepared = Prepared::new(attached, content, options, config)?;
         let features = shake_hands(&prepared.connection, &prepared.passthrough).map_err(io)?;
         let mount = prepared.serve(features, options, sessions)?;
         // In another part of the tree, or before it is there, the command looks itself.
@@ -363,7 +404,7 @@ impl Mount {
     pub fn take_over(
         descriptors: (OwnedFd, OwnedFd),
         state: &MountState,
-        kit: Arc<LoadedKit>,
+        content: Content,
         options: &MountOptions,
         config: FsConfig,
         sessions: Arc<Sessions>,
@@ -374,10 +415,14 @@ impl Mount {
         let (attachment, mountpoint) = state.taken_over(ended, options.child_limits);
         let (opens, open) = OpenRecords::taken_over(opens).map_err(io)?;
         let attached = Attached { attachment, mountpoint, device, opens, end, outside: None };
-        let prepared = Prepared::new(attached, kit, options, config)?;
+        let prepared = Prepared::new(attached, content, options, config)?;
         let features = Features::from_bits(state.features);
         let has_passthrough = features.has(Features::PASSTHROUGH);
-        prepared.passthrough.take_over(open, &prepared.connection, has_passthrough);
+        let Prepared { nodes, passthrough, connection, .. } = &prepared;
+        if let Some(browse) = nodes.by_path() {
+            wake_passed_through(browse, &open);
+        }
+        passthrough.take_over(nodes, open, connection, has_passthrough);
         prepared.serve(features, options, sessions)
     }
 
@@ -455,9 +500,9 @@ impl Mount {
         self.passthrough.reads()
     }
 
-    /// The file system of the mount.
-    pub fn file_system(&self) -> &Arc<FileSystem> {
-        self.failures.file_system()
+    /// The nodes of the mount.
+    pub fn nodes(&self) -> &Nodes {
+        self.failures.nodes()
     }
 
     /// The mountpoint.
@@ -538,6 +583,18 @@ impl Mount {
             DetachFailure::Other(words) => {
                 MountError::Io(format!("cannot unmount {place}: {words}"))
             }
+        }
+    }
+}
+
+/// Has the kits in memory whose files the kernel reads itself, so that the cache keeps these files. Blocks: a kit
+/// is loaded from the cache.
+fn wake_passed_through(browse: &Arc<Browse>, open: &[OpenRecord]) {
+    let passed = open.iter().filter(|record| record.backing_id.is_some());
+    for record in passed {
+        // The cache keeps open files of a kit that cannot be loaded as long as it sees them open.
+        if let Err(error) = Handle::current().block_on(browse.awake(record.ino)) {
+            tracing::warn!(path = browse.path(record.ino), %error, "a kit with open files is not loaded");
         }
     }
 }

@@ -7,6 +7,8 @@
 //! | inode, 8 bytes (0: free) | opens, 4 | backing id, 4 (0: cached) | next record ...
 //! ```
 //!
+//! From [`PLACES_BASE`] on, the file has the numbers of a browse mount (`fs/browse/records.rs`).
+//!
 //! Integers are in the machine's own byte order: the file never leaves it. A record is written with one
 //! system call, which a kill does not cut in two.
 
@@ -16,7 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SeekFrom};
 
 use crate::fs::Ino;
 
@@ -25,6 +27,9 @@ const RECORD_BYTES: usize = 16;
 
 /// The most bytes of the file: a million open files. A longer file is no file of this table.
 const MOST_BYTES: u64 = RECORD_BYTES as u64 * 1024 * 1024;
+
+/// The first byte of the numbers of a browse mount: behind the most records of open files.
+const PLACES_BASE: u64 = MOST_BYTES;
 
 /// An inode with opens that the kernel counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +59,10 @@ impl OpenRecords {
     /// The file of a process that is gone, and its records.
     pub(super) fn taken_over(file: OwnedFd) -> io::Result<(Self, Vec<OpenRecord>)> {
         let file = File::from(file);
-        let length = file.metadata()?.len();
-        if length > MOST_BYTES {
-            return Err(io::Error::other("the table of open files is too long"));
+        let mut length = file.metadata()?.len();
+        if length > PLACES_BASE {
+            // The records lie side by side, and a hole follows.
+            length = rustix::fs::seek(&file, SeekFrom::Hole(0))?.min(MOST_BYTES);
         }
         let mut bytes = vec![0; length as usize];
         file.read_exact_at(&mut bytes, 0)?;
@@ -74,6 +80,11 @@ impl OpenRecords {
             }
         }
         Ok((this, records))
+    }
+
+    /// The file and the first byte for the numbers of a browse mount.
+    pub(super) fn places(&self) -> io::Result<(File, u64)> {
+        Ok((self.file.try_clone()?, PLACES_BASE))
     }
 
     /// Writes the opens of an inode; none remove its record.
@@ -131,6 +142,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_numbers_of_a_browse_mount_lie_behind_the_open_files() {
+        let mut records = OpenRecords::new().unwrap();
+        let (places, base) = records.places().unwrap();
+        places.write_all_at(&[7; 64], base + 1024).unwrap();
+        let record = OpenRecord { ino: Ino(7 << 32), opens: 2, backing_id: Some(3) };
+        records.set(record);
+        let file = records.as_fd().try_clone_to_owned().unwrap();
+        let (again, found) = OpenRecords::taken_over(file).unwrap();
+        assert_eq!(found, [record]);
+        let mut bytes = [0; 64];
+        again.places().unwrap().0.read_exact_at(&mut bytes, base + 1024).unwrap();
+        assert_eq!(bytes, [7; 64]);
+    }
 
     proptest! {
         #[test]

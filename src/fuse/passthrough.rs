@@ -39,7 +39,7 @@ use super::connection::{BackingId, Connection, Reply};
 use super::opens::{OpenRecord, OpenRecords};
 use super::wire::reply::{open, open_out};
 use crate::cache::{Backing, BackingLookup, MemberPin, UncheckedMember};
-use crate::fs::{FileSystem, Ino};
+use crate::fs::{FileSystem, Found, Ino, KitNodes, Nodes};
 
 /// The handle of an open that no entry counts.
 const UNTRACKED: u64 = 0;
@@ -90,7 +90,8 @@ enum Off {
 
 /// The open files of a mount.
 pub(super) struct Passthrough {
-    file_system: Arc<FileSystem>,
+    /// The mount in messages.
+    name: String,
     off: OnceLock<Off>,
     /// False while a recording needs all reads.
     is_allowed: AtomicBool,
@@ -125,14 +126,10 @@ struct Registered {
 
 impl Passthrough {
     /// An empty table for a new mount. Finds the reason why the mount cannot have passthrough.
-    pub(super) fn new(
-        file_system: Arc<FileSystem>,
-        options: &MountOptions,
-        records: OpenRecords,
-    ) -> Self {
-        let hindrance = hindrance(&file_system, options);
+    pub(super) fn new(nodes: &Nodes, options: &MountOptions, records: OpenRecords) -> Self {
+        let hindrance = hindrance(nodes.single().map(|kit| &**kit), options);
         let this = Self {
-            file_system,
+            name: nodes.name(),
             off: OnceLock::new(),
             is_allowed: AtomicBool::new(true),
             table: Mutex::new(Table { files: HashMap::new(), records }),
@@ -147,9 +144,10 @@ impl Passthrough {
     }
 
     /// Takes over the open files of a process that is gone. `features_have_it` says whether that process
-    /// has agreed on passthrough with the kernel.
+    /// has agreed on passthrough with the kernel. The kits of these files are in memory.
     pub(super) fn take_over(
         &self,
+        nodes: &Nodes,
         open: Vec<OpenRecord>,
         connection: &Arc<Connection>,
         features_have_it: bool,
@@ -160,7 +158,11 @@ impl Passthrough {
             let mode = match backing_id {
                 None => Mode::Cached(None),
                 Some(id) => {
-                    let pin = self.file_system.handed_out_before(ino).ok().flatten();
+                    let pin = match nodes.find(ino) {
+                        Found::Kit(kit, ino) => kit.file_system().handed_out_before(ino),
+                        Found::Asleep { .. } | Found::Place(_) | Found::Gone => Ok(None),
+                    };
+                    let pin = pin.ok().flatten();
                     let id = connection.known_backing(id);
                     Mode::Passthrough(Arc::new(Registered { id, _pin: pin }))
                 }
@@ -181,8 +183,7 @@ impl Passthrough {
     }
 
     fn turn_off(&self, off: Off) {
-        let kit = &self.file_system.kit().origin;
-        tracing::info!(%kit, reason = %off, "no passthrough");
+        tracing::info!(kit = self.name, reason = %off, "no passthrough");
         // Of two reasons at the same time, either is good enough.
         let _ = self.off.set(off);
     }
@@ -234,13 +235,14 @@ impl Passthrough {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// Answers an open of a file whose content is there.
-    pub(super) fn open(&self, ino: Ino, mut reply: Reply) {
+    /// Answers an open of a file whose content is there. `ino` is its number in the kit.
+    pub(super) fn open(&self, kit: &KitNodes, ino: Ino, mut reply: Reply) {
+        let outer = kit.outer(ino);
         let mut locked = self.table.lock();
         let table = &mut *locked;
-        let file = match table.files.entry(ino) {
+        let file = match table.files.entry(outer) {
             hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            hash_map::Entry::Vacant(entry) => match self.first_mode(ino, reply.connection()) {
+            hash_map::Entry::Vacant(entry) => match self.first_mode(kit, ino, &reply) {
                 Some(mode) => entry.insert(OpenFile { opens: 0, mode }),
                 None => return reply.data(&open_out(UNTRACKED, CACHED, 0)),
             },
@@ -248,7 +250,7 @@ impl Passthrough {
         file.opens += 1;
         // Before the reply: an open that a killed process has noted and not answered is counted twice,
         // and its inode stays as it is. An open that is not noted could be answered in another way.
-        table.records.set(file.record(ino));
+        table.records.set(file.record(outer));
         match &file.mode {
             Mode::Cached(_) => {
                 drop(locked);
@@ -290,8 +292,9 @@ impl Passthrough {
 
     /// Decides the kind of a first open; `None` for a file that never can be passed through. Runs under
     /// the table's lock, so that two first opens get the same kind. Reads the local disk only.
-    fn first_mode(&self, ino: Ino, connection: &Arc<Connection>) -> Option<Mode> {
-        match self.file_system.backing(ino) {
+    fn first_mode(&self, kit: &KitNodes, ino: Ino, reply: &Reply) -> Option<Mode> {
+        let (file_system, connection) = (kit.file_system(), reply.connection());
+        match file_system.backing(ino) {
             Ok(BackingLookup::Never) => None,
             Ok(BackingLookup::NotNow) => Some(Mode::Cached(None)),
             Ok(BackingLookup::Unchecked(member)) => Some(Mode::Cached(Some(member))),
@@ -301,7 +304,7 @@ impl Passthrough {
             }),
             Err(error) => {
                 // The reads of this file will fail with the reason.
-                tracing::debug!(path = self.file_system.path(ino), %error, "not passed through");
+                tracing::debug!(path = file_system.path(ino), %error, "not passed through");
                 Some(Mode::Cached(None))
             }
         }
@@ -342,17 +345,18 @@ impl OpenFile {
 }
 
 /// Why a mount cannot have passthrough, as far as this is known before the mount.
-fn hindrance(file_system: &FileSystem, options: &MountOptions) -> Option<Off> {
+/// `kit` is the only one of the mount, if there is one.
+fn hindrance(kit: Option<&FileSystem>, options: &MountOptions) -> Option<Off> {
     if !options.passthrough {
         return Some(Off::Unwanted);
     }
     if options.is_of_other_user {
         return Some(Off::OtherUser);
     }
-    if !file_system.has_big_members() {
+    if kit.is_some_and(|kit| !kit.has_big_members()) {
         return Some(Off::NothingBig);
     }
-    if file_system.is_on_stacked_file_system() {
+    if kit.is_some_and(FileSystem::is_on_stacked_file_system) {
         return Some(Off::Stacked);
     }
     let capabilities = rustix::thread::capabilities(None);

@@ -64,7 +64,7 @@ struct Shared {
 struct Session {
     key: u64,
     connection: Arc<Connection>,
-    adapter: Adapter,
+    adapter: Arc<Adapter>,
     ended: watch::Sender<bool>,
 }
 
@@ -103,7 +103,7 @@ impl Sessions {
     pub(super) fn add(
         &self,
         connection: Arc<Connection>,
-        adapter: Adapter,
+        adapter: Arc<Adapter>,
         ended: watch::Sender<bool>,
     ) -> io::Result<()> {
         let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);

@@ -23,7 +23,8 @@ use rustix::io::Errno;
 
 use super::connection::Connection;
 use crate::cache::{LayerKey, Listener};
-use crate::fs::{FileSystem, Ino};
+use crate::fs::browse::Watcher;
+use crate::fs::{Ino, LoadedKit, Nodes};
 use crate::layer::{RangeSet, StreamOffset};
 
 /// The most ranges that `status` names. A layer that came wrong as a whole may have a million files.
@@ -50,7 +51,7 @@ pub struct ReplacedRanges {
 /// The pages of a mount that are to be dropped.
 pub(super) struct StalePages {
     connection: Weak<Connection>,
-    file_system: Arc<FileSystem>,
+    nodes: Nodes,
     queue: Mutex<Queue>,
     waiting: WaitingReads,
     replaced: Mutex<ReplacedRanges>,
@@ -61,25 +62,37 @@ pub(super) struct StalePages {
 #[derive(Default)]
 struct Queue {
     layers: HashMap<LayerKey, RangeSet>,
+    /// Files of kits that have left memory.
+    files: Vec<(Ino, Range<u64>)>,
     is_running: bool,
 }
 
 impl StalePages {
-    /// Hears of all layers of the mount's kit from now on.
-    pub(super) fn new(connection: &Arc<Connection>, file_system: Arc<FileSystem>) -> Arc<Self> {
+    /// Hears of all layers of the mount's kits from now on.
+    pub(super) fn new(connection: &Arc<Connection>, nodes: Nodes) -> Arc<Self> {
         let this = Arc::new_cyclic(|this: &Weak<Self>| Self {
             connection: Arc::downgrade(connection),
-            file_system: file_system.clone(),
+            nodes: nodes.clone(),
             queue: Mutex::default(),
             waiting: WaitingReads::default(),
             replaced: Mutex::default(),
             this: this.clone(),
         });
-        for layer in &file_system.kit().layers {
-            let listener: Weak<dyn Listener> = this.this.clone();
-            layer.store().listen(listener);
+        if let Some(browse) = nodes.by_path() {
+            let watcher: Weak<dyn Watcher> = this.this.clone();
+            browse.watch(watcher);
+        }
+        for kit in nodes.kits() {
+            this.listen(kit.file_system().kit());
         }
         this
+    }
+
+    fn listen(&self, kit: &LoadedKit) {
+        for layer in &kit.layers {
+            let listener: Weak<dyn Listener> = self.this.clone();
+            layer.store().listen(listener);
+        }
     }
 
     /// Counts a read that waits for the network, until the value is dropped.
@@ -94,18 +107,23 @@ impl StalePages {
 
     fn run(&self) {
         loop {
-            let layers = {
+            let (layers, asleep) = {
                 let mut queue = self.queue.lock();
-                if queue.layers.is_empty() {
+                if queue.layers.is_empty() && queue.files.is_empty() {
                     queue.is_running = false;
                     return;
                 }
-                std::mem::take(&mut queue.layers)
+                (std::mem::take(&mut queue.layers), std::mem::take(&mut queue.files))
             };
+            self.drop_pages(asleep);
             for (layer, ranges) in layers {
-                let files = self.file_system.sharers(layer, &ranges);
-                self.note(&files);
-                self.drop_pages(files);
+                for kit in self.nodes.kits() {
+                    let files = kit.file_system().sharers(layer, &ranges);
+                    let files: Vec<_> =
+                        files.into_iter().map(|(ino, range)| (kit.outer(ino), range)).collect();
+                    self.note(&files);
+                    self.drop_pages(files);
+                }
             }
         }
     }
@@ -117,7 +135,7 @@ impl StalePages {
                 match connection.drop_pages(ino, range) {
                     // The kernel does not know the inode, so it has no page of it; or the mount has ended.
                     Ok(()) | Err(Errno::NOENT | Errno::NODEV) => {}
-                    Err(error) => tracing::error!(path = self.file_system.path(ino), %error,
+                    Err(error) => tracing::error!(path = self.nodes.path(ino), %error,
                         "the kernel did not drop pages of a file that came wrong: mount the kit again"),
                 }
             }
@@ -133,13 +151,13 @@ impl StalePages {
                 replaced.others += 1;
                 continue;
             }
-            let path = self.file_system.path(*ino);
+            let path = self.nodes.path(*ino);
             let new = ReplacedRange { path, range: range.clone() };
             if !replaced.named.contains(&new) {
                 replaced.named.push(new);
             }
         }
-        let kit = &self.file_system.kit().origin;
+        let kit = self.nodes.name();
         for ReplacedRange { path, range } in &replaced.named[before..] {
             let (start, end) = (range.start, range.end);
             tracing::warn!(%kit, path, start, end,
@@ -154,9 +172,28 @@ impl StalePages {
 
 impl Listener for StalePages {
     fn replaced(&self, layer: LayerKey, range: Range<StreamOffset>) {
-        let mut queue = self.queue.lock();
         let range = range.start.get()..range.end.get();
-        queue.layers.entry(layer).or_default().insert(range);
+        self.add(|queue| queue.layers.entry(layer).or_default().insert(range));
+    }
+}
+
+impl Watcher for StalePages {
+    fn woke(&self, kit: &LoadedKit) {
+        self.listen(kit);
+    }
+
+    fn slept(&self, files: Vec<(Ino, Range<u64>)>) {
+        if !files.is_empty() {
+            self.add(|queue| queue.files.extend(files));
+        }
+    }
+}
+
+impl StalePages {
+    /// Adds to the queue, and has a thread work on it.
+    fn add(&self, add: impl FnOnce(&mut Queue)) {
+        let mut queue = self.queue.lock();
+        add(&mut queue);
         if queue.is_running {
             return;
         }

@@ -5,6 +5,7 @@
 mod support;
 
 mod background;
+mod browsing;
 mod counted;
 mod differential;
 mod failover;

@@ -31,7 +31,7 @@ impl Mounted {
     }
 
     fn is_doubted(&self) -> bool {
-        self.mount().file_system().kit().layers[0].store().is_doubted()
+        self.mount().nodes().single().unwrap().kit().layers[0].store().is_doubted()
     }
 
     fn state(&self) -> String {

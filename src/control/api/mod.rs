@@ -36,9 +36,10 @@ pub use describe::{
 pub use failure::{Failure, FailureKind};
 pub use kits::{KitHandle, KitRequest, KitState, OpenRequest, Opened};
 pub use mounts::{
-    AwaitEndRequest, HydrateMode, HydrateState, MountDescription, MountRequest, MountStatus,
-    PassthroughState, PredictorStatus, ReadaheadStatus, RecordRequest, ReplacedStatus,
-    StopRecordingRequest, UnmountReport, UnmountRequest,
+    AwaitEndRequest, BROWSE_REFERENCE, BrowseDescription, BrowseStatus, BrowsedKit, HydrateMode,
+    HydrateState, MountDescription, MountRequest, MountStatus, PassthroughState, PredictorStatus,
+    ReadaheadStatus, RecordRequest, ReplacedStatus, StopRecordingRequest, UnmountReport,
+    UnmountRequest,
 };
 pub use network::NetworkOptions;
 pub use progress::{OpenProgress, PassProgress, Waiting};

@@ -57,6 +57,26 @@ pub struct MountDescription {
     /// The folder for the changes of a writable view, absolute. The mount is then below an overlay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<PathBuf>,
+    /// Kits are reached by path, and `kit` has the options of each; its reference is [`BROWSE_REFERENCE`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub browse: Option<BrowseDescription>,
+}
+
+/// The reference of a browse mount, which names no kit.
+pub const BROWSE_REFERENCE: &str = "browse";
+
+/// A mount with kits by path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrowseDescription {
+    /// The registries that may be asked (`HOST[:PORT]`), beside kit's own storage.
+    pub registries: Vec<String>,
+    /// How long a tag is taken to name the same kit.
+    pub tag_ttl_ms: u64,
+    /// The most kits in memory.
+    pub most_kits: u32,
+    /// How long a kit stays in memory that nobody uses.
+    pub idle_ms: u64,
 }
 
 /// A request without the field is of an earlier version, which had no such option.
@@ -71,8 +91,9 @@ fn usual_read_deadline() -> Option<u64> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountRequest {
-    /// The kit.
-    pub kit: KitHandle,
+    /// The kit; none for kits by path.
+    #[serde(default)]
+    pub kit: Option<KitHandle>,
     /// The options of the command.
     pub mount: MountDescription,
     /// The place of the mount.
@@ -218,8 +239,11 @@ pub struct MountStatus {
     /// The folder with the changes of a writable view.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<PathBuf>,
-    /// The digest of the manifest the reference was pinned to.
+    /// The digest of the manifest the reference was pinned to; empty for kits by path.
     pub digest: String,
+    /// The kits by path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub browse: Option<BrowseStatus>,
     /// The digest of the manifest that the tag names by now, where it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_to: Option<String>,
@@ -273,6 +297,26 @@ impl MountStatus {
     }
 }
 
+/// The kits of a browse mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrowseStatus {
+    /// The registries that may be asked.
+    pub registries: Vec<String>,
+    /// The kits that programs use or have used, and that the kernel has not forgotten.
+    pub kits: Vec<BrowsedKit>,
+}
+
+/// A kit of a browse mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrowsedKit {
+    /// The path below the mount.
+    pub path: String,
+    /// The digest of the manifest.
+    pub digest: String,
+    /// Whether the kit is in memory.
+    pub is_in_memory: bool,
+}
+
 /// A range of a file that came wrong at first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplacedStatus {
@@ -299,6 +343,20 @@ pub struct ReadaheadStatus {
     pub unread_bytes: u64,
     /// The account of each predictor.
     pub predictors: Vec<PredictorStatus>,
+}
+
+impl ReadaheadStatus {
+    /// The sum of two accounts with the same predictors.
+    #[must_use]
+    pub fn plus(mut self, other: Self) -> Self {
+        self.read_bytes += other.read_bytes;
+        self.unread_bytes += other.unread_bytes;
+        for (own, other) in self.predictors.iter_mut().zip(other.predictors) {
+            own.asked_bytes += other.asked_bytes;
+            own.read_bytes += other.read_bytes;
+        }
+        self
+    }
 }
 
 /// The account of one predictor (docs/semantics.md).

@@ -1,5 +1,6 @@
 //! A mount that is served, and its status.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,11 +14,12 @@ use super::super::keeping::Kept;
 use super::super::upkeep::kit_state;
 use super::MountKey;
 use crate::control::api::{
-    Failure, FailureKind, HydrateMode, HydrateState, MountStatus, PassthroughState,
-    PredictorStatus, ReadaheadStatus, ReplacedStatus,
+    BrowseStatus, BrowsedKit, Failure, FailureKind, HydrateMode, HydrateState, MountStatus,
+    PassthroughState, PredictorStatus, ReadaheadStatus, ReplacedStatus,
 };
+use crate::fs::browse::Browse;
 use crate::fs::readahead::ledger::LedgerState;
-use crate::fs::{FileSystem, LoadedKit};
+use crate::fs::{FileSystem, LoadedKit, State};
 use crate::fuse::{
     DeviceNumber, Mount, MountPlace, PassthroughStatus, ReplacedRange, ReplacedRanges,
 };
@@ -28,7 +30,8 @@ use crate::process::pidfd::Pidfd;
 pub(in crate::daemon) struct Served {
     pub(super) key: MountKey,
     pub(super) mount: Mount,
-    pub(super) kit: Arc<LoadedKit>,
+    /// `None` for kits by path.
+    pub(super) kit: Option<Arc<LoadedKit>>,
     /// The reference and the labels of the command.
     pub(super) reference: String,
     pub(super) labels: LabelSelector,
@@ -49,11 +52,11 @@ pub(in crate::daemon) struct Served {
 /// Work that goes on beside a mount, and ends with it.
 pub(in crate::daemon) struct Background {
     /// Fetches the rest of the kit.
-    pub(in crate::daemon) hydrating: Hydrating,
+    pub(in crate::daemon) hydrating: Option<Hydrating>,
     /// Fetches what an access trace says.
     pub(in crate::daemon) _replay: Option<AbortOnDropHandle<()>>,
     /// Looks whether the tag has moved.
-    pub(in crate::daemon) following: Following,
+    pub(in crate::daemon) following: Option<Following>,
 }
 
 impl Served {
@@ -71,16 +74,28 @@ impl Served {
         self.mount.leave_directory();
     }
 
-    pub(in crate::daemon) fn kit(&self) -> &Arc<LoadedKit> {
-        &self.kit
+    /// The file system of the one kit.
+    ///
+    /// # Errors
+    /// `Mountpoint` for kits by path: `what` takes one kit.
+    pub(in crate::daemon) fn file_system(&self, what: &str) -> Result<&Arc<FileSystem>, Failure> {
+        self.mount.nodes().single().ok_or_else(|| {
+            let place = self.mount.mountpoint().display();
+            let message = format!(
+                "{place} has kits by path, and {what} takes one kit: mount that kit with `kitfs mount`"
+            );
+            Failure::new(FailureKind::Mountpoint, message)
+        })
+    }
+
+    /// The kits in memory.
+    pub(in crate::daemon) fn kits(&self) -> Vec<Arc<LoadedKit>> {
+        let kits = self.mount.nodes().kits().into_iter();
+        kits.map(|kit| kit.file_system().kit().clone()).collect()
     }
 
     pub(in crate::daemon) fn reference(&self) -> &str {
         &self.reference
-    }
-
-    pub(in crate::daemon) fn file_system(&self) -> &Arc<FileSystem> {
-        self.mount.file_system()
     }
 
     /// Cancelled when the mount is gone, and with it all that it held.
@@ -122,7 +137,8 @@ impl Served {
 
     /// Whether every byte is in the cache, and its digest is right.
     pub(super) fn is_here(&self) -> bool {
-        self.kit.layers.iter().all(|layer| is_here(layer))
+        let mut kits = self.kits().into_iter();
+        kits.all(|kit| kit.layers.iter().all(|layer| is_here(layer)))
     }
 
     /// The process whose end ends the mount, for another mount with the same owner.
@@ -148,9 +164,17 @@ impl Served {
         pid
     }
 
+    /// The account of readahead: the sum over kits by path that are in memory.
+    fn readahead(&self) -> ReadaheadStatus {
+        let kits = self.mount.nodes().kits();
+        let each = kits.iter().map(|kit| readahead_status(kit.file_system().ledger()));
+        let empty = ReadaheadStatus { read_bytes: 0, unread_bytes: 0, predictors: Vec::new() };
+        each.reduce(ReadaheadStatus::plus).unwrap_or(empty)
+    }
+
     pub(super) fn status(&self) -> MountStatus {
         let ((moved_to, follow_failure), (hydrate_mode, hydrate)) = match &*self.background.lock() {
-            Some(Background { following, hydrating, .. }) => {
+            Some(Background { following: Some(following), hydrating: Some(hydrating), .. }) => {
                 let hydrate = match hydrating.state() {
                     // Readers may have brought the rest.
                     HydrateState::Waiting if self.is_here() => HydrateState::Complete,
@@ -158,8 +182,9 @@ impl Served {
                 };
                 (following.state(), (hydrating.mode(), hydrate))
             }
-            None => ((None, None), (HydrateMode::None, HydrateState::Off)),
+            Some(_) | None => ((None, None), (HydrateMode::None, HydrateState::Off)),
         };
+        let kits = self.kits();
         let ReplacedRanges { named, others: replaced_others } = self.mount.replaced();
         let replaced = named.into_iter().map(|ReplacedRange { path, range }| ReplacedStatus {
             path,
@@ -173,17 +198,18 @@ impl Served {
             reference: self.reference.clone(),
             labels: self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
             overlay: self.mount.place().overlay().map(Path::to_owned),
-            digest: self.kit.manifest.to_string(),
+            digest: self.kit.as_ref().map(|kit| kit.manifest.to_string()).unwrap_or_default(),
+            browse: self.mount.nodes().by_path().map(|browse| browse_status(browse)),
             moved_to: moved_to.map(|digest| digest.to_string()),
             follow_failure,
-            entries: u64::from(self.kit.tree.len()) - 1,
-            total_bytes: self.kit.total_bytes(),
-            resident_bytes: self.kit.resident_bytes(),
-            unchecked_bytes: self.kit.unchecked_bytes(),
-            state: kit_state(self.kit.state()),
+            entries: kits.iter().map(|kit| u64::from(kit.tree.len()) - 1).sum(),
+            total_bytes: sum_of(&kits, LoadedKit::total_bytes),
+            resident_bytes: sum_of(&kits, LoadedKit::resident_bytes),
+            unchecked_bytes: sum_of(&kits, LoadedKit::unchecked_bytes),
+            state: kit_state(kits.iter().map(|kit| kit.state()).max().unwrap_or(State::Confirmed)),
             mounted_at: self.mounted_at,
             owner: self.owner.as_ref().and_then(Pidfd::pid),
-            warnings: self.kit.all_warnings(),
+            warnings: self.kit.as_ref().map(|kit| kit.all_warnings()).unwrap_or_default(),
             last_failure: self.mount.last_failure(),
             replaced: replaced.collect(),
             replaced_others,
@@ -195,9 +221,27 @@ impl Served {
             },
             hydrate_mode,
             hydrate,
-            readahead: readahead_status(self.mount.file_system().ledger()),
+            readahead: self.readahead(),
         }
     }
+}
+
+/// The status of a browse mount.
+fn browse_status(browse: &Browse) -> BrowseStatus {
+    let kits = browse.in_use().into_iter().map(|kit| BrowsedKit {
+        path: kit.path,
+        digest: kit.digest.to_string(),
+        is_in_memory: kit.is_awake,
+    });
+    let registries = browse.config().hosts.iter().map(str::to_owned).collect();
+    BrowseStatus { registries, kits: kits.collect() }
+}
+
+/// A sum over kits. Two paths to one kit count it once.
+fn sum_of(kits: &[Arc<LoadedKit>], bytes: fn(&LoadedKit) -> u64) -> u64 {
+    let mut seen = HashSet::new();
+    let each = kits.iter().filter(|kit| seen.insert(kit.manifest)).map(|kit| bytes(kit));
+    each.fold(0, u64::saturating_add)
 }
 
 fn readahead_status(ledger: LedgerState) -> ReadaheadStatus {

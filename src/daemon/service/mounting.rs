@@ -21,20 +21,24 @@ use super::super::overlaying::attach_below;
 use super::super::own_paths::own_paths;
 use super::super::record::{Announced, TreeMark};
 use super::super::replay::{self, Replay};
-use super::super::{fitting, mounting};
+use super::super::{browsing, fitting, mounting};
 use super::{Service, now, stopping};
 use crate::control::Peer;
-use crate::control::api::{Failure, FailureKind, MountDescription, MountStatus, OpenProgress};
+use crate::control::api::{
+    BROWSE_REFERENCE, Failure, FailureKind, MountDescription, MountStatus, OpenProgress,
+};
 use crate::fs::{FsConfig, LoadedKit, Owner};
 use crate::fuse::{
-    Attached, DeviceNumber, Mount, MountError, MountOptions, Mountpoint, Sessions, mount_warnings,
+    Attached, Content, DeviceNumber, Mount, MountError, MountOptions, Mountpoint, Sessions,
+    mount_warnings,
 };
 use crate::process::limits::MORE_PROCESSES;
 use crate::process::pidfd::Pidfd;
 
 /// A mount that is to be served.
 pub(in crate::daemon) struct ToServe {
-    pub(in crate::daemon) kit: Arc<LoadedKit>,
+    /// `None` for kits by path.
+    pub(in crate::daemon) kit: Option<Arc<LoadedKit>>,
     pub(in crate::daemon) description: MountDescription,
     pub(in crate::daemon) attached: Attached,
     /// The device number of the mount whose place it will take.
@@ -45,7 +49,8 @@ pub(in crate::daemon) struct ToServe {
 
 /// A mount that is to be made and served.
 pub(super) struct Wanted {
-    pub(super) kit: Arc<LoadedKit>,
+    /// `None` for kits by path.
+    pub(super) kit: Option<Arc<LoadedKit>>,
     pub(super) description: MountDescription,
     pub(super) mountpoint: Mountpoint,
     pub(super) options: MountOptions,
@@ -62,9 +67,12 @@ impl Service {
         options.child_limits = self.child_limits;
         let mountpoint = mounting::prepare(&options).await?;
         let replaced = mountpoint.warnings();
-        let kit = tokio::select! {
-            kit = self.open(&description.kit, tell) => kit?,
-            () = self.stopping.cancelled() => return Err(stopping()),
+        let kit = match description.browse {
+            Some(_) => None,
+            None => tokio::select! {
+                kit = self.open(&description.kit, tell) => Some(kit?),
+                () = self.stopping.cancelled() => return Err(stopping()),
+            },
         };
         let wanted = Wanted { kit, description, mountpoint, options };
         let mut status = self.attach_and_serve(wanted, true).await?;
@@ -80,9 +88,11 @@ impl Service {
     ) -> Result<MountStatus, Failure> {
         let Wanted { kit, description, mountpoint, options } = wanted;
         let reference = description.kit.reference.clone();
-        let (attached, cover) = match description.overlay {
-            None => (mounting::attach(&reference, mountpoint, options).await?, None),
-            Some(_) => {
+        let (attached, cover) = match (&description.overlay, &kit) {
+            (None, _) | (_, None) => {
+                (mounting::attach(&reference, mountpoint, options).await?, None)
+            }
+            (Some(_), Some(kit)) => {
                 let pinned = pinned_reference(&kit.origin, kit.manifest);
                 let below = attach_below(&description, &pinned, mountpoint, options).await?;
                 (below.0, Some(below.1))
@@ -124,18 +134,24 @@ impl Service {
         let key = self.mount_key(place.view(), description.mountpoint.clone());
         let reservation = self.mounts.reserve(key.clone(), replaces).await?;
         let options = self.mount_options(&description);
-        let pinned = pinned_reference(&kit.origin, kit.manifest);
-        if !kit.has_missing() {
-            self.kits.share(pinned_request(&description.kit, pinned.clone()), &kit);
-        }
-        if description.recheck {
-            recheck(kit.clone()).await?;
-        }
-        let trace = match description.trace.clone() {
-            Some(file) => Some(self.load_replay(&kit, file).await?),
-            None => None,
+        let pinned = match &kit {
+            Some(kit) => pinned_reference(&kit.origin, kit.manifest),
+            None => BROWSE_REFERENCE.to_owned(),
         };
+        let mut trace = None;
+        if let Some(kit) = &kit {
+            if !kit.has_missing() {
+                self.kits.share(pinned_request(&description.kit, pinned.clone()), kit);
+            }
+            if description.recheck {
+                recheck(kit.clone()).await?;
+            }
+            if let Some(file) = description.trace.clone() {
+                trace = Some(self.load_replay(kit, file).await?);
+            }
+        }
         let mounted_at = now();
+        let content = self.content(&kit, &description)?;
         let (served, sessions, keeping) = (kit.clone(), self.sessions()?, self.keeping.clone());
         let (wanted, config) = (description.clone(), fs_config(&description));
         let mount = move || {
@@ -144,8 +160,8 @@ impl Service {
             };
             let kept = keeping.hold(&attached, &wanted, owner.as_ref()).map_err(unkept)?;
             let mut unnoted = None;
-            let (tree, nodes) = (TreeMark::of(&served), served.tree.len());
-            let mount = Mount::serve(attached, served, &options, config, sessions)?;
+            let (tree, nodes) = marks(served.as_deref());
+            let mount = Mount::serve(attached, content, &options, config, sessions)?;
             if let Some(kept) = &kept {
                 let state = mount.state();
                 let announced = Announced { pinned, tree, nodes, state, mounted_at };
@@ -155,8 +171,11 @@ impl Service {
         };
         let (mount, kept, unnoted, owner) = spawn_blocking(mount).await.map_err(panicked)??;
         let warnings = trace.as_ref().map(Replay::warnings).unwrap_or_default();
-        let background = self.background(&mount, &description, &kit, trace);
-        let no_room = self.no_room(&kit).await;
+        let background = self.background(&mount, &description, kit.as_deref(), trace);
+        let no_room = match &kit {
+            Some(kit) => self.no_room(kit).await,
+            None => None,
+        };
         let terms = Terms { request: &description.kit, mounted_at, owner };
         let mut status = reservation.fulfil(mount, kit, terms, background, kept)?;
         status.warnings.extend(warnings);
@@ -189,21 +208,45 @@ impl Service {
         }
     }
 
-    /// Starts the work beside a mount.
+    /// The content of a mount: its kit, or kits by path.
+    ///
+    /// # Errors
+    /// `Usage` for a request that names neither, or both.
+    pub(super) fn content(
+        self: &Arc<Self>,
+        kit: &Option<Arc<LoadedKit>>,
+        description: &MountDescription,
+    ) -> Result<Content, Failure> {
+        match (kit, &description.browse) {
+            (Some(kit), None) => Ok(kit.clone().into()),
+            (None, Some(browse)) => {
+                Ok(Content::ByPath(browsing::by_path(self, description, browse)))
+            }
+            (None, None) | (Some(_), Some(_)) => {
+                let message = "a mount is of one kit, or of kits by path: this request is for commands of kitfs";
+                Err(Failure::new(FailureKind::Usage, message))
+            }
+        }
+    }
+
+    /// Starts the work beside a mount. Kits by path have none: they come when programs read them.
     pub(super) fn background(
         self: &Arc<Self>,
         mount: &Mount,
         description: &MountDescription,
-        kit: &LoadedKit,
+        kit: Option<&LoadedKit>,
         trace: Option<Replay>,
     ) -> Background {
         let quiet = Duration::from_secs(description.hydrate_after_seconds);
-        let hydrating: Hydrating =
-            self.hydration.begin(mount.file_system(), description.hydrate, quiet);
+        let hydrating: Option<Hydrating> = mount
+            .nodes()
+            .single()
+            .map(|file_system| self.hydration.begin(file_system, description.hydrate, quiet));
         Background {
             hydrating,
             _replay: trace.map(|trace| AbortOnDropHandle::new(tokio::spawn(replay_quietly(trace)))),
-            following: Following::begin(self, description, &mount.place(), kit.manifest),
+            following: kit
+                .map(|kit| Following::begin(self, description, &mount.place(), kit.manifest)),
         }
     }
 
@@ -236,6 +279,11 @@ impl Service {
         let kit = kit.clone();
         spawn_blocking(move || replay::load(&kit, &file)).await.map_err(panicked)?
     }
+}
+
+/// The mark and the number of nodes of a mount's tree.
+fn marks(kit: Option<&LoadedKit>) -> (TreeMark, u32) {
+    kit.map_or((TreeMark::by_path(), 0), |kit| (TreeMark::of(kit), kit.tree.len()))
 }
 
 /// Has files of a kit checked again that an earlier process has checked.

@@ -75,7 +75,7 @@ impl Service {
     }
 
     /// Loads a kit. Calls `progress` with the compressed bytes that were read, and their sum.
-    pub(super) async fn load(
+    pub(in crate::daemon) async fn load(
         &self,
         request: &KitRequest,
         progress: &(dyn Fn(u64, u64) + Send + Sync),

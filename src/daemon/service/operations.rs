@@ -303,7 +303,7 @@ impl Handle<MountRequest> for Service {
         let MountRequest { kit, mut mount, place, replaces } = request;
         self.admit_mount(&mut mount, caller.peer())?;
         let mut place = self.place_of(place, caller.peer());
-        let kit = self.kits.lent(kit, caller.peer().uid)?;
+        let kit = kit.map(|kit| self.kits.lent(kit, caller.peer().uid)).transpose()?;
         let mut descriptors = caller.take_descriptors().into_iter();
         let Some(device) = descriptors.next() else {
             let message = "the FUSE device is missing: this request is for commands of kitfs";
@@ -389,15 +389,16 @@ impl Handle<RecordRequest> for Service {
         let view = self.view_of(request.view, caller.peer());
         let key = self.mount_key(view.as_deref(), request.mountpoint);
         let served = self.mounts.at(&key)?;
-        let Some(reads) = recording::begin(&served).await else {
+        let file_system = served.file_system("a recording")?.clone();
+        let Some(reads) = recording::begin(&file_system).await else {
             let place = key.mountpoint.display();
             let message = format!("reads from {place} are being recorded already");
             return Err(Failure::new(FailureKind::Mountpoint, message));
         };
         let stop = served.new_recording();
-        let digest = served.kit().manifest.to_string();
+        let digest = file_system.kit().manifest.to_string();
         let header = Line::header(served.reference().to_owned(), digest, now());
-        let mut lines = recording::lines(&served, reads, header, stop);
+        let mut lines = recording::lines(&served, file_system, reads, header, stop);
         // The recording ends with the mount.
         drop(served);
         while let Some(line) = lines.next().await {

@@ -194,8 +194,13 @@ impl Service {
         let mut description = entry.description.clone();
         // A replay that was begun is not resumed.
         description.trace = None;
-        let pinned = pinned_request(&description.kit, entry.pinned.clone());
-        let kit = self.open(&pinned, &|_| {}).await?;
+        let kit = match &description.browse {
+            Some(_) => None,
+            None => {
+                let pinned = pinned_request(&description.kit, entry.pinned.clone());
+                Some(self.open(&pinned, &|_| {}).await?)
+            }
+        };
         let mut options = mounting::options(self.cache.folder(), &description);
         options.child_limits = self.child_limits;
         let mut mountpoint = mounting::prepare(&options).await?;

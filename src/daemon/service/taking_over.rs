@@ -252,11 +252,14 @@ impl Service {
         let ready = async {
             let key = self.mount_key(state.place().view(), request.mountpoint.clone());
             let reservation = self.mounts.reserve(key, None).await?;
+            if request.browse.is_some() {
+                return Ok((reservation, None));
+            }
             let kit = match self.kits.find(&kit_request) {
                 Some(kit) => kit,
                 None => self.load_patiently(&kit_request, &kept).await?,
             };
-            Ok((reservation, kit))
+            Ok((reservation, Some(kit)))
         };
         let (reservation, kit): (Reservation, _) = match ready.await {
             Ok(ready) => ready,
@@ -266,16 +269,17 @@ impl Service {
         let config = fs_config(request);
         let mount = async {
             let (served, sessions) = (kit.clone(), self.sessions()?);
+            let content = self.content(&kit, request)?;
             let descriptors = kept.descriptors().map_err(|error| {
                 let message = format!("its descriptors cannot be copied: {error}");
                 Failure::new(FailureKind::Internal, message)
             })?;
             let mount = move || {
-                if TreeMark::of(&served) != tree {
+                if served.is_some_and(|served| TreeMark::of(&served) != tree) {
                     let message = "its files are not those that were mounted: mount the kit again";
                     return Err(Failure::new(FailureKind::NotFound, message));
                 }
-                Ok(Mount::take_over(descriptors, &state, served, &options, config, sessions)?)
+                Ok(Mount::take_over(descriptors, &state, content, &options, config, sessions)?)
             };
             spawn_blocking(mount).await.map_err(panicked)?
         };
@@ -283,10 +287,10 @@ impl Service {
             Ok(mount) => mount,
             Err(failure) => return Err((kept, failure)),
         };
-        if !kit.has_missing() {
-            self.kits.share(kit_request, &kit);
+        if let Some(kit) = kit.as_ref().filter(|kit| !kit.has_missing()) {
+            self.kits.share(kit_request, kit);
         }
-        let background = self.background(&mount, request, &kit, None);
+        let background = self.background(&mount, request, kit.as_deref(), None);
         let mountpoint = request.mountpoint.display();
         let owner = kept.owner().unwrap_or_else(|error| {
             tracing::error!(%mountpoint, %error, "the owner of a mount cannot be watched");

@@ -1,7 +1,9 @@
 //! The bytes of answers.
 //!
-//! Every answer is valid for ever, because a kit never changes: entries and attributes carry the
-//! longest lifetime that the protocol has.
+//! Every answer about a kit is valid for ever, because a kit never changes: entries and attributes carry the
+//! longest lifetime that the protocol has. Only tags, and names that are not there, have a shorter one.
+
+use std::time::Duration;
 
 use super::REPLY_HEADER_BYTES;
 use crate::fs::{Attributes, FileKind, Ino, Totals};
@@ -136,25 +138,33 @@ pub(in crate::fuse) fn attributes_out(of: &Attributes) -> [u8; 16 + ATTRIBUTES_B
     bytes.filled()
 }
 
-/// The answer to a lookup (`struct fuse_entry_out`).
-pub(in crate::fuse) fn entry(of: &Attributes) -> [u8; ENTRY_BYTES] {
-    entry_out(of.ino.0, &attributes(of))
+/// The answer to a lookup (`struct fuse_entry_out`), for ever or for a time.
+pub(in crate::fuse) fn entry(of: &Attributes, ttl: Option<Duration>) -> [u8; ENTRY_BYTES] {
+    entry_out(of.ino.0, ttl, &attributes(of))
 }
 
 /// The answer to a lookup of a name that is not there. Inode 0 lets the kernel remember that, too.
-pub(in crate::fuse) fn no_entry() -> [u8; ENTRY_BYTES] {
-    entry_out(0, &[0; ATTRIBUTES_BYTES])
+pub(in crate::fuse) fn no_entry(ttl: Option<Duration>) -> [u8; ENTRY_BYTES] {
+    entry_out(0, ttl, &[0; ATTRIBUTES_BYTES])
 }
 
-fn entry_out(node: u64, attributes: &[u8; ATTRIBUTES_BYTES]) -> [u8; ENTRY_BYTES] {
+fn entry_out(
+    node: u64,
+    ttl: Option<Duration>,
+    attributes: &[u8; ATTRIBUTES_BYTES],
+) -> [u8; ENTRY_BYTES] {
+    let (seconds, nanoseconds) = ttl.map_or((FOR_EVER_SECONDS, 0), |ttl| {
+        (ttl.as_secs().min(FOR_EVER_SECONDS), ttl.subsec_nanos())
+    });
     let mut bytes = Struct::new();
     bytes.u64(node);
     // The generation: an inode number never stands for another file.
     bytes.u64(0);
     // Lifetimes of the entry and of the attributes, and their nanoseconds.
+    bytes.u64(seconds);
     bytes.u64(FOR_EVER_SECONDS);
-    bytes.u64(FOR_EVER_SECONDS);
-    bytes.u64(0);
+    bytes.u32(nanoseconds);
+    bytes.u32(0);
     bytes.put(attributes);
     bytes.filled()
 }
@@ -235,7 +245,13 @@ impl Entries {
         entry: &crate::fs::DirectoryEntry<'_>,
         of: &Attributes,
     ) -> bool {
-        self.push_after(&self::entry(of), entry)
+        self.push_after(&self::entry(of, None), entry)
+    }
+
+    /// Adds an entry without its attributes to a list of entries with attributes: the kernel looks it up later.
+    /// `false` where it does not fit.
+    pub(in crate::fuse) fn push_without(&mut self, entry: &crate::fs::DirectoryEntry<'_>) -> bool {
+        self.push_after(&no_entry(None), entry)
     }
 
     fn push_after(&mut self, before: &[u8], entry: &crate::fs::DirectoryEntry<'_>) -> bool {
@@ -301,10 +317,13 @@ mod tests {
         assert_eq!(attributes[..6], [7, 0, 1000, 0, 2, 0]);
         assert_eq!(numbers(&out[40..64], 8), [1_700_000_000; 3]);
         assert_eq!(attributes[12..], [5, 5, 5, 0o100_755, 1, 1000, 100, 0, 1 << 20, 0]);
-        let found = entry(&file());
+        let found = entry(&file(), None);
         assert_eq!(found[40..], out[16..]);
         assert_eq!(numbers(&found[..16], 8), [7, 0]);
-        assert_eq!(numbers(&no_entry()[..24], 8), [0, 0, u64::from(u32::MAX)]);
+        assert_eq!(numbers(&no_entry(None)[..24], 8), [0, 0, u64::from(u32::MAX)]);
+        let briefly = entry(&file(), Some(Duration::new(3, 7)));
+        assert_eq!(numbers(&briefly[16..32], 8), [3, u64::from(u32::MAX)]);
+        assert_eq!(numbers(&briefly[32..40], 4), [7, 0]);
         assert_eq!(numbers(&open_out(1, 0x82, 3), 4), [1, 0, 0x82, 3]);
         let totals = totals(&Totals { file_bytes: 513, inodes: 3 });
         assert_eq!(numbers(&totals[..40], 8), [2, 0, 0, 3, 0]);
@@ -337,7 +356,7 @@ mod tests {
             let mut read = Vec::new();
             while !bytes.is_empty() {
                 if with_attributes {
-                    prop_assert_eq!(&bytes[..ENTRY_BYTES], &entry(&file())[..]);
+                    prop_assert_eq!(&bytes[..ENTRY_BYTES], &entry(&file(), None)[..]);
                     bytes = &bytes[ENTRY_BYTES..];
                 }
                 let next_offset = u64::from_ne_bytes(bytes[8..16].try_into().unwrap());

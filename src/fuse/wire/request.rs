@@ -25,7 +25,7 @@ pub(in crate::fuse) enum Operation<'a> {
     /// The entry of a directory by its name.
     Lookup { name: &'a [u8] },
     /// The kernel drops inodes from memory. It expects no reply.
-    Forget,
+    Forget { forgotten: Forgotten<'a> },
     /// `stat`.
     Attributes,
     /// The target of a symbolic link.
@@ -64,6 +64,35 @@ pub(in crate::fuse) enum Operation<'a> {
     Ioctl,
     /// INIT after the handshake, or an operation that the kernel does well without us.
     Other { opcode: u32 },
+}
+
+/// The bytes of `struct fuse_forget_one`: an inode, and the number of its lookups to forget.
+const FORGET_ONE_BYTES: usize = 16;
+
+/// Inodes that the kernel drops from memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) enum Forgotten<'a> {
+    One {
+        node: u64,
+        lookups: u64,
+    },
+    /// Many `struct fuse_forget_one`.
+    Batch(&'a [u8]),
+}
+
+impl Forgotten<'_> {
+    /// Each inode, and the number of lookups to forget.
+    pub(in crate::fuse) fn iter(&self) -> impl Iterator<Item = (Ino, u64)> {
+        let (one, batch) = match self {
+            Self::One { node, lookups } => (Some((Ino(*node), *lookups)), &[][..]),
+            Self::Batch(batch) => (None, *batch),
+        };
+        let batch = batch.chunks_exact(FORGET_ONE_BYTES).filter_map(|bytes| {
+            let mut fields = Fields(bytes);
+            Some((Ino(fields.u64()?), fields.u64()?))
+        });
+        one.into_iter().chain(batch)
+    }
 }
 
 /// A request that does not follow the protocol.
@@ -158,7 +187,7 @@ impl<'a> Request<'a> {
     pub(in crate::fuse) fn decode(bytes: &'a [u8]) -> Result<Self, RequestError> {
         let (header, arguments) = split(bytes)?;
         let Header { opcode, unique, node, caller, thread } = header;
-        match operation(opcode, Fields(arguments)) {
+        match operation(opcode, node, Fields(arguments)) {
             Some(operation) => Ok(Self { unique, ino: Ino(node), caller, thread, operation }),
             None => Err(RequestError::Arguments { unique, opcode }),
         }
@@ -166,11 +195,19 @@ impl<'a> Request<'a> {
 }
 
 /// The operation of an opcode; `None` where its arguments are cut off.
-fn operation(opcode: u32, mut arguments: Fields<'_>) -> Option<Operation<'_>> {
+fn operation(opcode: u32, node: u64, mut arguments: Fields<'_>) -> Option<Operation<'_>> {
     use Operation as Op;
     Some(match opcode {
         opcode::LOOKUP => Op::Lookup { name: arguments.name()? },
-        opcode::FORGET | opcode::BATCH_FORGET => Op::Forget,
+        opcode::FORGET => {
+            Op::Forget { forgotten: Forgotten::One { node, lookups: arguments.u64()? } }
+        }
+        opcode::BATCH_FORGET => {
+            let count = arguments.u32()? as usize;
+            let _padding = arguments.u32()?;
+            let length = count.checked_mul(FORGET_ONE_BYTES)?;
+            Op::Forget { forgotten: Forgotten::Batch(arguments.0.get(..length)?) }
+        }
         opcode::GETATTR => Op::Attributes,
         opcode::READLINK => Op::LinkTarget,
         opcode::OPEN => Op::Open { flags: arguments.u32()? },
@@ -277,8 +314,16 @@ mod tests {
         let five = 5u32.to_ne_bytes();
         let cases = [
             (1, b"name\0".to_vec(), Operation::Lookup { name: b"name" }),
-            (2, vec![0; 8], Operation::Forget),
-            (42, vec![0; 24], Operation::Forget),
+            (
+                2,
+                3u64.to_ne_bytes().to_vec(),
+                Operation::Forget { forgotten: Forgotten::One { node: 5, lookups: 3 } },
+            ),
+            (
+                42,
+                [&[2, 0, 0, 0, 0, 0, 0, 0][..], &[7; 32]].concat(),
+                Operation::Forget { forgotten: Forgotten::Batch(&[7; 32]) },
+            ),
             (3, vec![0; 16], Operation::Attributes),
             (5, vec![], Operation::LinkTarget),
             (14, [five, five].concat(), Operation::Open { flags: 5 }),
@@ -305,15 +350,30 @@ mod tests {
     #[test]
     fn a_request_that_is_cut_off_can_be_refused_by_its_number() {
         let refused = |opcode| Err(RequestError::Arguments { unique: 77, opcode });
-        for (opcode, arguments) in
-            [(1, &b"no end"[..]), (14, &[0; 3]), (15, &[0; 19]), (22, b"\0\0\0\0\0\0\0\0name")]
-        {
+        for (opcode, arguments) in [
+            (1, &b"no end"[..]),
+            (2, &[0; 7]),
+            (42, &[1; 30]),
+            (14, &[0; 3]),
+            (15, &[0; 19]),
+            (22, b"\0\0\0\0\0\0\0\0name"),
+        ] {
             assert_eq!(Request::decode(&encoded(opcode, arguments)), refused(opcode));
         }
         let whole = encoded(3, &[0; 16]);
         for length in 0..whole.len() {
             assert_eq!(Request::decode(&whole[..length]), Err(RequestError::Header(length)));
         }
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn forgotten_inodes_are_counted_one_by_one() {
+        let one = Forgotten::One { node: 5, lookups: 3 };
+        assert_eq!(one.iter().collect::<Vec<_>>(), [(Ino(5), 3)]);
+        let batch: Vec<u8> = [1u64, 2, 3, 4].iter().flat_map(|it| it.to_ne_bytes()).collect();
+        let batch = Forgotten::Batch(&batch);
+        assert_eq!(batch.iter().collect::<Vec<_>>(), [(Ino(1), 2), (Ino(3), 4)]);
     }
 
     proptest! {

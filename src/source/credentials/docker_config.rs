@@ -66,6 +66,13 @@ impl DockerConfig {
         helper.as_deref().filter(|helper| !helper.is_empty())
     }
 
+    /// The hosts that have an entry or a helper.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        let auths = self.auths.iter().flat_map(BTreeMap::keys);
+        let helpers = self.cred_helpers.iter().flat_map(BTreeMap::keys);
+        auths.chain(helpers).map(|key| hostname(key)).collect()
+    }
+
     /// The store for every host; `""` means none.
     pub(super) fn store(&self) -> Option<&str> {
         self.creds_store.as_deref().filter(|store| !store.is_empty())

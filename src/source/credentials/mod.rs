@@ -13,6 +13,7 @@ mod carried;
 mod docker_config;
 mod helper;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -161,6 +162,20 @@ impl CredentialStore {
             }
         }
         Ok(known)
+    }
+
+    /// The hosts that the files name, in order: those that the user has logged in to. Files that cannot be read
+    /// name none.
+    pub async fn hosts(&self) -> Vec<String> {
+        let files = self.files.clone();
+        let read = move || {
+            let read = |path: &PathBuf| read_small(path, FILE_LIMIT_BYTES).ok().flatten();
+            let configs = files.iter().filter_map(read);
+            let configs = configs.filter_map(|json| DockerConfig::decode(&json).ok());
+            let hosts: BTreeSet<_> = configs.flat_map(|config| config.hosts()).collect();
+            Ok(hosts.into_iter().collect())
+        };
+        off_the_runtime(read).await.unwrap_or_default()
     }
 
     /// Whether the files have changed since `known` was read from them. Costs a few system calls.

@@ -1,0 +1,251 @@
+//! Kits come into memory when a program needs them, and leave it when nobody does.
+//!
+//! A kit that leaves memory takes nothing with it that the kernel knows: its numbers are positions in its tree,
+//! and it is loaded again by its digest. One thing would be lost: the bytes of a layer may turn out to be wrong
+//! later, and the kernel's pages must be dropped then. So when a kit leaves memory before its layers are
+//! confirmed, the pages of the files that were read are dropped at once, and come again from the cache.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+
+use super::Browse;
+use super::place::Place;
+use super::resolving::fault;
+use super::table::{Awake, Kit, Waking};
+use crate::fs::attributes::Ino;
+use crate::fs::error::{FsError, Unopened};
+use crate::fs::file_system::FileSystem;
+use crate::fs::kit::State;
+use crate::fs::nodes::{KitNodes, Within};
+use crate::oci::{Digest, Origin, Reference, Selector};
+use crate::process::running_time;
+
+/// How long a kit that could not be loaded is not tried again: a program that reads a directory in a loop makes
+/// no stream of requests.
+const FAILED_TTL: Duration = Duration::from_secs(1);
+
+/// The most nodes of all kits in memory, beyond which those that were used last stay. Some 100 bytes each.
+const MOST_NODES: u64 = 4_000_000;
+
+/// The longest interval between two looks for kits that nobody uses.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Loads the kit of a node.
+pub struct Wake {
+    browse: Weak<Browse>,
+    number: u32,
+    within: Within,
+}
+
+/// A kit to be loaded.
+struct Wanted {
+    number: u32,
+    serial: u64,
+    origin: Origin,
+    mark: Option<[u8; 32]>,
+}
+
+impl Wake {
+    pub(super) fn new(browse: Weak<Browse>, number: u32, within: Within) -> Self {
+        Self { browse, number, within }
+    }
+
+    /// Waits until the kit is in memory, until the deadline of reads.
+    ///
+    /// # Errors
+    /// [`FsError::Unopened`] where it cannot be loaded, or is not the kit any more that the kernel knows.
+    pub async fn finish(self) -> Result<KitNodes, FsError> {
+        let Some(browse) = self.browse.upgrade() else { return Err(fault()) };
+        let waking = browse.wake(self.number)?;
+        let deadline = browse.config.fs.read_deadline;
+        drop(browse);
+        let kit = match deadline {
+            None => waking.await?,
+            Some(deadline) => {
+                running_time::timeout(deadline, waking).await.unwrap_or_else(|_| {
+                    let seconds = deadline.as_secs();
+                    Err(Unopened::Late.error(format!("the kit was not loaded within {seconds} s")))
+                })?
+            }
+        };
+        Ok(KitNodes::within(kit, self.within))
+    }
+}
+
+impl Browse {
+    /// The kit of a number, which is being loaded from now on if it is not in memory.
+    fn wake(self: &Arc<Self>, number: u32) -> Result<Waking, FsError> {
+        let mut table = self.table.write();
+        let Some(slot) = table.get_mut(number) else {
+            return Err(FsError::NoSuchInode(u64::from(number)));
+        };
+        match &slot.kit {
+            Kit::Awake(awake) => {
+                let there = awake.file_system.clone();
+                return Ok(std::future::ready(Ok(there)).boxed().shared());
+            }
+            Kit::Waking(waking) => return Ok(waking.clone()),
+            Kit::Asleep(Some((at, error))) if at.elapsed() < FAILED_TTL => {
+                return Err(error.clone());
+            }
+            Kit::Asleep(_) => {}
+        }
+        let (Place::Kit { reference, .. }, Some(digest)) = (&slot.place, slot.digest) else {
+            return Err(FsError::NotADirectory);
+        };
+        let (serial, mark) = (slot.serial, slot.mark);
+        let wanted = Wanted { number, serial, origin: pinned(reference, digest), mark };
+        let this = self.clone();
+        let job = self.runtime.spawn(async move { this.load(wanted).await });
+        let waking = async move { job.await.unwrap_or_else(|_| Err(fault())) }.boxed().shared();
+        slot.kit = Kit::Waking(waking.clone());
+        Ok(waking)
+    }
+
+    async fn load(self: Arc<Self>, wanted: Wanted) -> Result<Arc<FileSystem>, FsError> {
+        let loaded = self.loaded(&wanted).await;
+        let mut table = self.table.write();
+        let is_it = table.get(wanted.number).is_some_and(|slot| slot.serial == wanted.serial);
+        if is_it {
+            if let Ok((_, mark)) = &loaded
+                && wanted.mark.is_none()
+            {
+                table.mark(wanted.number, *mark);
+            }
+            if let Err(FsError::Unopened { why: Unopened::Changed, .. }) = &loaded {
+                table.disown(wanted.number);
+            }
+        }
+        let loaded = loaded.map(|(kit, _)| kit);
+        if let Some(slot) = table.get_mut(wanted.number).filter(|_| is_it) {
+            slot.kit = match &loaded {
+                Ok(kit) => {
+                    Kit::Awake(Awake { file_system: kit.clone(), used_ms: self.now_ms().into() })
+                }
+                Err(error) => Kit::Asleep(Some((Instant::now(), error.clone()))),
+            };
+        }
+        drop(table);
+        if loaded.is_ok() {
+            self.have_idle_sleep();
+        }
+        loaded
+    }
+
+    async fn loaded(&self, wanted: &Wanted) -> Result<(Arc<FileSystem>, [u8; 32]), FsError> {
+        let _one_of_few = self.loads.acquire().await;
+        let kit = self.source.open(wanted.origin.clone()).await?;
+        let marked = kit.clone();
+        let mark = tokio::task::spawn_blocking(move || marked.tree_mark());
+        let mark = mark.await.map_err(|_| fault())?;
+        if wanted.mark.is_some_and(|before| before != mark) {
+            let words =
+                format!("{}: its files are not those that were there before", wanted.origin);
+            return Err(Unopened::Changed.error(words));
+        }
+        if let Some(watcher) = self.watcher.get().and_then(Weak::upgrade) {
+            watcher.woke(&kit);
+        }
+        Ok((Arc::new(FileSystem::new(kit, self.config.owner, self.config.fs)), mark))
+    }
+
+    /// Looks now and then for kits that nobody uses, as long as the mount lives.
+    pub(super) fn have_kits_sleep(&self) {
+        let this = self.this.clone();
+        let interval = (self.config.idle_after / 2).clamp(Duration::from_millis(50), LOOK_INTERVAL);
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                let Some(this) = this.upgrade() else { return };
+                this.have_idle_sleep();
+            }
+        });
+    }
+
+    /// Takes kits out of memory: those that nobody has used for a while, and the least used beyond the bounds.
+    fn have_idle_sleep(&self) {
+        let gone = self.take_idle();
+        if gone.is_empty() {
+            return;
+        }
+        let watcher = self.watcher.get().cloned();
+        self.runtime.spawn_blocking(move || {
+            for kit in gone {
+                if let Some(watcher) = watcher.as_ref().and_then(Weak::upgrade) {
+                    let read = kit.file_system().read_unconfirmed();
+                    let seen = read.into_iter().map(|(ino, range)| (kit.outer(ino), range));
+                    watcher.slept(seen.collect());
+                }
+            }
+        });
+    }
+
+    fn take_idle(&self) -> Vec<KitNodes> {
+        let now_ms = self.now_ms();
+        let idle_ms = self.config.idle_after.as_millis() as u64;
+        let mut table = self.table.write();
+        let mut awake: Vec<_> = table
+            .slots()
+            .filter_map(|(number, slot)| match &slot.kit {
+                Kit::Awake(awake) => {
+                    let used_ms = awake.used_ms.load(std::sync::atomic::Ordering::Relaxed);
+                    Some((used_ms, number, awake.file_system.totals().inodes))
+                }
+                Kit::Asleep(_) | Kit::Waking(_) => None,
+            })
+            .collect();
+        // The last used first.
+        awake.sort_unstable_by(|one, other| other.cmp(one));
+        let mut nodes = 0;
+        let mut sleeping = Vec::new();
+        for (position, (used_ms, number, inodes)) in awake.into_iter().enumerate() {
+            nodes += inodes;
+            // One kit is let in however large it is: a program waits for it.
+            let is_beyond =
+                position >= self.config.most_awake.max(1) || position > 0 && nodes > MOST_NODES;
+            if is_beyond || now_ms.saturating_sub(used_ms) >= idle_ms {
+                sleeping.push(number);
+            }
+        }
+        let mut gone = Vec::new();
+        for number in sleeping {
+            let Some(place) = table.get(number).map(|slot| slot.place.clone()) else { continue };
+            let within = self.within(&table, number, &place);
+            let Some(slot) = table.get_mut(number) else { continue };
+            if let Kit::Awake(Awake { file_system, .. }) =
+                std::mem::replace(&mut slot.kit, Kit::Asleep(None))
+            {
+                gone.push(KitNodes::within(file_system, within));
+            }
+        }
+        gone
+    }
+
+    /// Waits until the kit of a node is in memory.
+    ///
+    /// # Errors
+    /// As for [`Wake::finish`].
+    pub async fn awake(self: &Arc<Self>, ino: Ino) -> Result<(), FsError> {
+        match self.find(ino) {
+            super::Found::Asleep { wake, .. } => wake.finish().await.map(drop),
+            super::Found::Kit(..) | super::Found::Place(_) | super::Found::Gone => Ok(()),
+        }
+    }
+}
+
+impl FileSystem {
+    /// The files of which bytes were read whose layer's digest is not known yet, by their numbers in the kit.
+    /// Looks at every file of the kit.
+    fn read_unconfirmed(&self) -> Vec<(Ino, std::ops::Range<u64>)> {
+        if self.kit().state() == State::Confirmed {
+            return Vec::new();
+        }
+        self.read_files()
+    }
+}
+
+fn pinned(reference: &Reference, digest: Digest) -> Origin {
+    Origin::from(reference.with_selector(Selector::Digest(digest)))
+}
