@@ -9,4 +9,4 @@ new=$(git show "${2:-HEAD}:kit.ref")
 difference() { kitfs diff "$@" || [ $? -eq 1 ]; }
 files=$(difference "$old" "$new")
 kitfile=$(difference --kitfile "$old" "$new")
-printf '### The kit changes\n\n```\n%s\n```\n\nIts Kitfile:\n\n```\n%s\n```\n' "$files" "$kitfile"
+printf '### The kit changes\n\n~~~\n%s\n~~~\n\nIts Kitfile:\n\n~~~\n%s\n~~~\n' "$files" "$kitfile"
