@@ -46,6 +46,7 @@ mod machine;
 mod memory;
 mod mounting;
 mod mounts;
+mod near_tags;
 mod networks;
 mod overlaying;
 mod own_paths;

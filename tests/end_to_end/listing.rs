@@ -86,6 +86,10 @@ fn a_registry_is_listed_by_repositories_tags_and_one_tag() {
     let digest = kitfs.json(&["list", "--json", &format!("{host}/org/b@{}", b.digest)]);
     assert_eq!(lines(&digest), [(None, None, &*b.digest)]);
     kitfs.fail(3, &["list", &format!("{host}/org/b:absent")]);
+    let said = kitfs.fail(3, &["ls", &format!("{host}/org/b:v22")]);
+    assert!(said.contains("near tags: v2"), "{said}");
+    let said = kitfs.fail(3, &["ls", &format!("{host}/org/b:absent")]);
+    assert!(!said.contains("near tags"), "{said}");
     kitfs.fail(6, &["list", &format!("{host}/org/b:broken")]);
 
     registry.script(Rule::on("_catalog").then(Fault::Status(404)));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::kits::{pinned_reference, pinned_request};
+use super::super::near_tags::with_near_tags;
 use super::super::waiting;
 use super::Service;
 use crate::control::api::{Failure, KitRequest, OpenProgress, PassProgress};
@@ -29,7 +30,15 @@ impl Service {
                 None => self.load(request, &on_pass).await.map(Arc::new),
             }
         };
-        let kit = waiting::told(&self.networks, &request.network, &on_wait, kit).await?;
+        let opened = waiting::told(&self.networks, &request.network, &on_wait, kit).await;
+        let kit = match opened {
+            Ok(kit) => kit,
+            Err(failure) => {
+                let origin = Origin::parse(&request.reference)?;
+                let sources = self.networks.sources(&request.network)?;
+                return Err(with_near_tags(&sources, &origin, failure).await);
+            }
+        };
         self.mounts.note_tag(&request.reference, kit.manifest);
         Ok(kit)
     }
