@@ -23,6 +23,7 @@ use super::system::{self, Otherwise};
 use crate::control::api::{
     CompareEvent, CompareRequest, Comparison, FailureKind, FileChangeKind, RawPath,
 };
+use crate::overlay::Overlay;
 
 /// The exit code for versions that differ.
 const DIFFERENT: u8 = 1;
@@ -85,6 +86,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
 /// Prints the differences. Returns whether there are none.
 async fn compare(settings: &Settings, arguments: Arguments) -> Result<bool, CliError> {
     let request = |text: &str| {
+        refuse_view(Path::new(text))?;
         let reference = match mounted_kit(Path::new(text))? {
             Some(origin) => origin.to_string(),
             None => parse_reference(text)?,
@@ -133,6 +135,22 @@ fn check_all_is_there(comparison: &Comparison) -> Result<(), CliError> {
         missing.join(", ")
     );
     Err(CliError::new(FailureKind::Unavailable, message))
+}
+
+/// # Errors
+/// When a writable view is mounted at a directory: its changes are in no kit.
+fn refuse_view(directory: &Path) -> Result<(), CliError> {
+    if !directory.is_dir() {
+        return Ok(());
+    }
+    let view = Overlay::at(directory).map_err(|error| CliError::usage(error.to_string()))?;
+    let Some(view) = view else { return Ok(()) };
+    let place = directory.display();
+    Err(CliError::usage(format!(
+        "{place} is a writable view of {}: `kitfs overlay diff {place}` lists its changes; name the kit to compare its \
+         base",
+        view.base.pinned()
+    )))
 }
 
 /// The number of files of each kind of change.

@@ -59,6 +59,9 @@ struct DiffArguments {
     /// The directory where the view is or was mounted, or its folder UPPER.
     #[arg(value_name = "VIEW")]
     view: PathBuf,
+    /// A file or folder of the view, relative to it [default: all].
+    #[arg(value_name = "PATH")]
+    path: Option<PathBuf>,
     /// Print a JSON array.
     #[arg(long)]
     json: bool,
@@ -167,12 +170,25 @@ async fn diff(settings: &Settings, arguments: DiffArguments) -> Result<bool, Cli
     let kit = backend.open_kit(kit, &mut |_| {}).await?;
     let listing = kit.list(RawPath::default(), true).await?;
     print_warnings(&listing.warnings);
-    let changes = overlay.changes(&base_of(&listing)).map_err(failure)?;
+    let mut changes = overlay.changes(&base_of(&listing)).map_err(failure)?;
+    if let Some(path) = &arguments.path {
+        changes.retain(|change| concerns(change, path));
+    }
     match arguments.json {
         true => print_json(&changes)?,
         false => changes.iter().try_for_each(print_change)?,
     }
     Ok(changes.is_empty())
+}
+
+/// Whether a change is at a path, below it, or in a folder above it.
+fn concerns(change: &Change, path: &Path) -> bool {
+    let is_on_the_way = |place: &Path| place.starts_with(path) || path.starts_with(place);
+    let from = match &change.what {
+        What::Renamed { from } => Some(from),
+        What::Added | What::Changed | What::Metadata | What::Removed => None,
+    };
+    is_on_the_way(&change.path) || from.is_some_and(|from| is_on_the_way(from))
 }
 
 /// The entries of a base, as a view shows them.

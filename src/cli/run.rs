@@ -19,14 +19,15 @@ use super::settings::{Settings, mountpoint};
 use super::umount;
 use crate::control::api::MountDescription;
 use crate::daemon::{self, Backend, DaemonConfig};
+use crate::overlay::Folder;
 use crate::process::signals::Signals;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The command's environment has KITFS_MOUNT, the directory of the first kit, and
 KITFS_MOUNT_1, KITFS_MOUNT_2, … for all kits. The mounts end with the command,
-also when it or kitfs is killed. The exit code is that of the command; 127 if
-there is none, 126 if it cannot be run, 128 + N if signal N ended it.
+even if it is killed; so do the changes of --overlay without DIR. The exit code
+is the command's; 127: not found, 126: cannot be run, 128 + N: signal N.
 
 Examples:
   kitfs run ghcr.io/org/model:v1 /models -- python serve.py /models
@@ -58,15 +59,29 @@ pub(super) struct Arguments {
 /// The mounts of a command.
 struct Mounts<'a> {
     settings: &'a Settings,
-    /// The mountpoints, and whether kitfs makes the directory.
-    places: Vec<(PathBuf, bool)>,
+    /// The directory that the arguments do not name.
+    fresh: Option<PathBuf>,
+    places: Vec<Place>,
+}
+
+/// A mountpoint of this process.
+struct Place {
+    path: PathBuf,
+    /// Whether kitfs makes the directory.
+    is_made: bool,
+    /// UPPER of a view in a directory that has no name for a later command.
+    scratch: Option<PathBuf>,
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let config = settings.daemon_on_demand(&arguments.idle)?;
-    let wanted = wanted(settings, &arguments)?;
+    let fresh = match (&arguments.reference, &arguments.mountpoint) {
+        (Some(_), None) => Some(mountpoint(&fresh(&settings.folder_for_mountpoints()))?),
+        _ => None,
+    };
+    let wanted = wanted(settings, &arguments, fresh.as_deref())?;
     let mut signals = Signals::listen(&program::PASSED_ON)?;
-    let mut mounts = Mounts { settings, places: Vec::new() };
+    let mut mounts = Mounts { settings, fresh, places: Vec::new() };
     let mounted = tokio::select! {
         mounted = mounts.make(&config, &arguments.idle, wanted) => mounted,
         received = signals.next() => Err(exit_code_by(received.signal)),
@@ -97,14 +112,15 @@ async fn daemon_for_mounts(
 }
 
 /// The mounts that the arguments name.
-fn wanted(settings: &Settings, arguments: &Arguments) -> Result<Vec<MountDescription>, CliError> {
+fn wanted(
+    settings: &Settings,
+    arguments: &Arguments,
+    fresh: Option<&Path>,
+) -> Result<Vec<MountDescription>, CliError> {
     let mut kits = Vec::new();
-    if let Some(reference) = &arguments.reference {
-        let directory = match &arguments.mountpoint {
-            Some(directory) => directory.clone(),
-            None => fresh(&settings.folder_for_mountpoints()),
-        };
-        kits.push(KitAt { reference: reference.clone(), directory });
+    let directory = arguments.mountpoint.as_deref().or(fresh);
+    if let (Some(reference), Some(directory)) = (&arguments.reference, directory) {
+        kits.push(KitAt { reference: reference.clone(), directory: directory.to_owned() });
     }
     for kit in &arguments.kits {
         kits.push(kit_at::parse(kit)?);
@@ -131,6 +147,13 @@ fn fresh(folder: &Path) -> PathBuf {
     folder.join(format!("kitfs-run-{random:016x}"))
 }
 
+/// Removes the changes in a directory that had no name before the command. A view that is still in use keeps them.
+fn remove_scratch(upper: &Path) {
+    if let Err(error) = Folder::unmounted(upper).and_then(Folder::reset) {
+        warn(format_args!("the changes of the command are left in {}: {error}", upper.display()));
+    }
+}
+
 /// Whether nothing is at a path. Does not wait for a mount whose daemon hangs.
 fn is_missing(path: &Path) -> bool {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -151,8 +174,10 @@ impl Mounts<'_> {
         for description in wanted {
             let place = description.mountpoint.clone();
             let is_made = is_missing(&place);
+            let scratch =
+                description.overlay.clone().filter(|_| self.fresh.as_ref() == Some(&place));
             let mounted = mount::mount(&backend, description, false, Some(&owner)).await?;
-            self.places.push((place, is_made));
+            self.places.push(Place { path: place, is_made, scratch });
             print_warnings(&mounted.warnings);
         }
         Ok(())
@@ -160,23 +185,24 @@ impl Mounts<'_> {
 
     /// The variables for the command.
     fn variables(&self) -> Vec<(String, PathBuf)> {
-        let first = self.places.first().map(|(place, _)| ("KITFS_MOUNT".to_owned(), place.clone()));
+        let first = self.places.first().map(|place| ("KITFS_MOUNT".to_owned(), place.path.clone()));
         let numbered = (1..).zip(&self.places);
-        let numbered = numbered.map(|(n, (place, _))| (format!("KITFS_MOUNT_{n}"), place.clone()));
+        let numbered = numbered.map(|(n, place)| (format!("KITFS_MOUNT_{n}"), place.path.clone()));
         first.into_iter().chain(numbered).collect()
     }
 
     /// Ends the mounts, the last one first: it may lie in an earlier one.
     async fn end(self) {
-        for (place, is_made) in self.places.iter().rev() {
-            if let Err(CliError::Failure(failure)) = umount::end(self.settings, place).await {
+        for Place { path, is_made, scratch } in self.places.iter().rev() {
+            if let Err(CliError::Failure(failure)) = umount::end(self.settings, path).await {
                 warn(failure);
             }
             if *is_made {
                 // The daemon has removed it, unless it was killed. Nothing that others have put there is
                 // removed.
-                let _ = std::fs::remove_dir(place);
+                let _ = std::fs::remove_dir(path);
             }
+            scratch.as_deref().into_iter().for_each(remove_scratch);
         }
     }
 }

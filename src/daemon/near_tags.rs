@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::control::api::{Failure, FailureKind};
 use crate::oci::{Origin, Selector};
+use crate::process::running_time;
 use crate::source::{Repositories, Sources};
 
 /// The most tags that a message names: more do not fit a line.
@@ -23,7 +24,7 @@ pub(super) async fn with_near_tags(
         return failure;
     }
     let Ok(repository) = sources.open(origin) else { return failure };
-    let listed = tokio::time::timeout(LIST_TIMEOUT, repository.tags()).await;
+    let listed = running_time::timeout(LIST_TIMEOUT, repository.tags()).await;
     // A tag that is there was found; a parent of its kit was not.
     let tags = match listed {
         Ok(Ok(tags)) if !tags.contains(tag) => tags,

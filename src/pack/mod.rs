@@ -34,6 +34,7 @@ use crate::kit::packing::{
 use crate::kit::{AuthoredKitfile, FILE_DIGESTS, FileDigests};
 use crate::layer::encode::Effort;
 use crate::oci::{BlobId, Compression, DiffId, Digest, Encoding, Format, Origin};
+use crate::source::MANIFEST_LIMIT_BYTES;
 use crate::source::kit_storage::Origins;
 use crate::source::kit_storage::writing::{Filing, StorageWriter};
 
@@ -275,6 +276,16 @@ impl Prepared {
     ) -> Result<Packed, PackError> {
         let layers = self.write_layers(storage, progress)?;
         let manifest = manifest::encode(&self.kitfile, &self.plan, &layers, self.options, stamp);
+        if manifest.json.len() as u64 > MANIFEST_LIMIT_BYTES {
+            return Err(PackError::Unsupported {
+                path: "the manifest".to_owned(),
+                reason: format!(
+                    "it would have {} bytes, and registries and kitfs take {MANIFEST_LIMIT_BYTES}: name fewer, \
+                     larger folders in the Kitfile",
+                    manifest.json.len()
+                ),
+            });
+        }
         storage.store(&manifest.config)?;
         let (blob, _) = storage.store(&manifest.json)?;
         let is_missing = |digest: Digest| {

@@ -247,6 +247,8 @@ fn a_view_ends_with_its_owner() {
             &format!(
                 r#"
             gone_from() {{ while grep -q " $PWD/$1 " /proc/self/mounts; do sleep 0.05; done; }}
+            k run --overlay {reference} -- sh -c 'echo run >"$KITFS_MOUNT/data/three"'
+            test -z "$(ls home/.local/share/kitfs/overlays)"
             k run --overlay=changes {reference} mnt -- sh -c 'echo run >mnt/data/three'
             gone_from mnt
             test "$(cat changes/upper/data/three)" = run
@@ -308,6 +310,9 @@ fn changes_are_listed_and_taken_back() {
             echo more >>mnt/data/closed/one; rm mnt/data/three; mkdir mnt/data/new; echo 4 >mnt/data/new/four
             chmod 600 mnt/data/sub/deep/two
             changed mnt; echo --
+            test "$(changed mnt data/new | wc -l)" = 2
+            k overlay diff mnt data/nothing
+            refused diff mnt {reference} >view; grep -q "kitfs overlay diff" view
             # Below a mount, nothing is taken back.
             refused overlay reset mnt >mounted; grep -q "kitfs umount" mounted
             k overlay ls | grep " mounted " | grep -q "$PWD/mnt"

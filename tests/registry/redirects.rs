@@ -104,11 +104,15 @@ async fn a_redirect_within_the_registry_keeps_the_authorization_each_time() {
     let target = format!("/v2/other/place/blobs/{}", blob.digest);
     registry.script(Rule::on(&format!("{NAME}/blobs")).after(1).then(Fault::Redirect(target)));
     let repository = open(&registry);
-    for _ in 0..3 {
+    let refused = || registry.requests().iter().filter(|one| one.status == 401).count();
+    // The first request has no token; on a slow machine its hedge has none either.
+    read(&repository, blob, 0..100).await.unwrap();
+    let before = refused();
+    assert!(before > 0);
+    for _ in 0..2 {
         read(&repository, blob, 0..100).await.unwrap();
     }
-    let refused = registry.requests().iter().filter(|one| one.status == 401).count();
-    assert_eq!(refused, 1, "only the first request, which had no token");
+    assert_eq!(refused(), before);
 }
 
 #[tokio::test]

@@ -134,8 +134,9 @@ fn fill(base: &mut Base, listing: Listing) {
             (EntryKind::File, Some(digest)) => {
                 base.files.insert(entry.path.0, (entry.size, digest));
             }
-            // The Kitfile, and what kitfs does not pack.
-            (EntryKind::File | EntryKind::Symlink(_), _) => {}
+            (EntryKind::Symlink(_), _) => base.symlinks.push(entry.path.0),
+            // The Kitfile.
+            (EntryKind::File, None) => {}
         }
     }
 }

@@ -31,6 +31,8 @@ pub struct Base {
     pub files: BTreeMap<Vec<u8>, (u64, Digest)>,
     /// Its directories: their modes.
     pub directories: BTreeMap<Vec<u8>, u32>,
+    /// Its symbolic links. A packer writes none, so a layer that may hold one is packed anew.
+    pub symlinks: Vec<Vec<u8>>,
 }
 
 /// A layer that can be kept.
@@ -82,7 +84,7 @@ impl Base {
 }
 
 impl Base {
-    /// Whether a layer may have a directory: it lies below the layer's path, and in no other entry.
+    /// Whether a layer may have a directory or link: it lies below the layer's path, and in no other entry.
     fn may_hold(&self, layer: &BaseLayer, directory: &[u8]) -> bool {
         let is_below = layer.path == b"." || is_below(directory, &layer.path);
         let is_others = |other: &BaseLayer| {
@@ -132,6 +134,9 @@ pub fn kept_layers<'a>(
                 && layer.path == planned.path.as_bytes()
                 && layer.media_type == planned.media_type
         })?;
+        if base.symlinks.iter().any(|link| base.may_hold(layer, link)) {
+            return None;
+        }
         let mut expected = files.get(&layer.blob.digest).unwrap_or(&none).clone();
         for &member in &planned.members {
             let FolderEntry { path, kind, mode } = &entries[member];

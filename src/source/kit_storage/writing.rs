@@ -195,7 +195,9 @@ impl StorageWriter {
             None => Origins::default(),
         };
         origins.extend(new);
-        self.replace(path, &origins.encode())
+        let json = origins.encode();
+        check_size(json.len()).map_err(damaged)?;
+        self.replace(path, &json)
     }
 
     /// Changes a JSON object in a file, and leaves its other fields as they are.
@@ -212,11 +214,7 @@ impl StorageWriter {
             return Ok(());
         }
         let json = Value::Object(object).to_string();
-        if json.len() as u64 > INDEX_LIMIT_BYTES {
-            let detail =
-                format!("it would have {} bytes, and {INDEX_LIMIT_BYTES} are read", json.len());
-            return Err(damaged(detail));
-        }
+        check_size(json.len()).map_err(damaged)?;
         self.replace(path, json.as_bytes())
     }
 
@@ -231,6 +229,14 @@ impl StorageWriter {
             return Err(failed(path, error));
         }
         sync_folder(&self.storage)
+    }
+}
+
+/// Whether a reader would take a file of so many bytes.
+fn check_size(bytes: usize) -> Result<(), String> {
+    match bytes as u64 > INDEX_LIMIT_BYTES {
+        true => Err(format!("it would have {bytes} bytes, and {INDEX_LIMIT_BYTES} are read")),
+        false => Ok(()),
     }
 }
 

@@ -162,6 +162,16 @@ fn a_changed_mode_of_a_directory_packs_its_layer_anew() {
 }
 
 #[test]
+fn a_layer_that_may_hold_a_link_is_packed_anew() {
+    let files = Files::from([("a/x".to_owned(), 0), ("b/y".to_owned(), 0)]);
+    let (entries, plan) = planned(KITFILES[0], "", &files).unwrap();
+    let (mut base, _) = base(&entries, &plan, &files);
+    base.symlinks.push(b"a/link".to_vec());
+    let kept = kept_layers(&plan, &entries, &base, &Changed::new());
+    assert!(kept[0].is_none() && kept[1].is_some());
+}
+
+#[test]
 fn another_form_role_or_path_keeps_nothing() {
     let files = Files::from([("a".to_owned(), 0)]);
     let (entries, first) = planned("code: [{path: a}]", "", &files).unwrap();

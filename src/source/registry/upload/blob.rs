@@ -13,8 +13,8 @@
 //! last PUT broke:   HEAD blob --> done, or as above
 //! ```
 //!
-//! A registry's word about the bytes that it has is used to go on, and never to end: the registry compares the
-//! digest at the end, and so does kitfs before the last byte goes out. A registry that says more than was sent is
+//! kitfs resumes at the byte that the registry reports, and never takes that report for the end of an upload: the
+//! registry compares the digest at the end, and so does kitfs before the last byte goes out. A registry that says more than was sent is
 //! wrong about all of them, and the upload begins anew.
 
 use std::sync::Arc;
@@ -35,7 +35,7 @@ use crate::oci::Reference;
 use crate::source::SourceError;
 use crate::source::sending::{Content, Destination, Put, SendError};
 
-/// Bytes after which an upload has come far enough for its earlier breaks to be forgotten: as for downloads.
+/// Progress in bytes that resets the count of breaks, as for downloads.
 const PROGRESS_BYTES: u64 = 1024 * 1024;
 
 /// The least chunk that is tried where a registry refuses larger ones. 64 KiB: no proxy allows less, and
@@ -117,10 +117,10 @@ struct Upload<'a> {
     upstream: &'a Upstream,
     content: &'a Arc<Content>,
     way: Way,
-    /// The words with which the other way was refused.
+    /// The registry's answer that refused the other kind of upload.
     refused: Option<String>,
     session: Option<Session>,
-    /// Whether a new upload was not found before it had a byte.
+    /// Whether the registry has answered 404 to the first bytes once.
     was_lost: bool,
     /// The furthest byte that the registry has had, in any session.
     furthest: u64,
@@ -288,17 +288,18 @@ impl Upload<'_> {
         let answer = self
             .send(Verb::Put, &url, &octets(), Payload::Content(self.content, &(0..blob.size)))
             .await?;
-        if self.is_refused(answer.status()) && self.refused.is_none() {
+        let is_refused = self.is_refused(answer.status());
+        if is_refused && self.refused.is_none() {
             let chunk = self.destination.client.uploads.chunk_bytes.min(blob.size / 2);
             return self
                 .other_way(answer, "in one piece", Way::Chunks(chunk.max(SMALLEST_CHUNK_BYTES)))
                 .await;
         }
-        self.ended(answer).await
+        self.ended(answer, is_refused).await
     }
 
-    /// Whether the status refuses the way in which a new upload was to get its first byte. An upload that is lost
-    /// twice is refused, too.
+    /// Whether the status refuses this kind of upload. The first 404 counts as a lost session, the second as a
+    /// refusal.
     fn is_refused(&mut self, status: StatusCode) -> bool {
         if status == StatusCode::NOT_FOUND && !self.was_lost {
             self.was_lost = true;
@@ -345,7 +346,7 @@ impl Upload<'_> {
     }
 
     /// The outcome of the request that ends the upload.
-    async fn ended(&mut self, answer: Answer) -> Result<Step, Failure> {
+    async fn ended(&mut self, answer: Answer, is_refused: bool) -> Result<Step, Failure> {
         let what = format!("the blob {}", self.content.blob().digest.short());
         let status = answer.status();
         if status.is_success() && status != StatusCode::ACCEPTED {
@@ -357,7 +358,6 @@ impl Upload<'_> {
             )?;
             return Ok(Step::Done);
         }
-        let is_refused = self.way == Way::Whole && self.is_refused(status);
         if self.way != Way::Whole {
             self.session = None;
         }
@@ -434,7 +434,7 @@ impl Upload<'_> {
             let stall = self.destination.client.timing.stall;
             return Err(answer.refusal("the end of an upload", "", stall).await);
         }
-        self.ended(answer).await
+        self.ended(answer, false).await
     }
 
     /// After a break, asks the registry for the byte at which the upload goes on.
