@@ -38,6 +38,10 @@ const LISTING_TTL: Duration = Duration::from_secs(60);
 const MOST_TAGS: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
 const MOST_LISTS: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
 
+/// The most entries of one answer. A program asks for the rest from the last offset on. Without this bound, each
+/// page of a listing of 100,000 tags would cost as much as all of them.
+const MOST_AT_ONCE: usize = 1024;
+
 /// The offsets of `.`, `..`, and the first other entry.
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
@@ -203,16 +207,19 @@ impl Browse {
     fn is_listed(&self, reference: &Reference) -> bool {
         let Selector::Tag(tag) = reference.selector() else { return false };
         let list = self.listed(&place::repository_path(reference), self.config.tag_ttl);
-        list.is_some_and(|tags| tags.binary_search(tag).is_ok())
+        list.is_some_and(|tags| {
+            let at = tags.partition_point(|other| offset_of_tag(other) < offset_of_tag(tag));
+            tags.get(at) == Some(tag)
+        })
     }
 
-    /// The tags of a repository, if they were listed within `ttl`.
+    /// The tags of a repository in the order of their offsets, if they were listed within `ttl`.
     fn listed(&self, repository: &str, ttl: Duration) -> Option<Arc<Vec<String>>> {
         let mut lists = self.answers.lists.lock();
         lists.get(repository).filter(|(at, _)| at.elapsed() < ttl).map(|(_, list)| list.clone())
     }
 
-    /// The entries of a place, in the order of their offsets, from `offset` on. Asks a registry for the tags of
+    /// The next entries of a place, in the order of their offsets, from `offset` on; none at the end. Asks a registry for the tags of
     /// a repository. `.` and `..` come first.
     ///
     /// # Errors
@@ -254,7 +261,13 @@ impl Browse {
         let error = match self.in_time(self.source.tags(origin), "the list of tags").await {
             Ok(mut tags) => {
                 self.visit(folder);
-                tags.sort();
+                // A registry may list names that are no tags.
+                let repository = Place::Folder(folder.to_owned());
+                let is_tag = |tag: &String| {
+                    repository.child(format!(":{tag}").as_bytes(), &self.config.hosts).is_some()
+                };
+                tags.retain(is_tag);
+                tags.sort_by_cached_key(|tag| offset_of_tag(tag));
                 tags.dedup();
                 let tags = Arc::new(tags);
                 self.answers.lists.lock().put(folder.to_owned(), (Instant::now(), tags.clone()));
@@ -287,9 +300,9 @@ impl Browse {
         offset: u64,
     ) -> Vec<FolderEntry> {
         let mut names = self.folders_in(folder);
-        names.extend(tags.iter().map(|tag| (format!(":{tag}"), FileKind::Symlink)));
-        // A registry may list what is no tag.
-        names.retain(|name, _| place.child(name.as_bytes(), &self.config.hosts).is_some());
+        let after = tags.partition_point(|tag| offset_of_tag(tag) <= offset);
+        let tags = tags[after..].iter().take(MOST_AT_ONCE);
+        names.extend(tags.map(|tag| (format!(":{tag}"), FileKind::Symlink)));
         self.listing(place, names, offset)
     }
 
@@ -328,6 +341,7 @@ impl Browse {
         let entries = dots.into_iter().chain(entries);
         let mut entries: Vec<_> = entries.filter(|entry| entry.next_offset > offset).collect();
         entries.sort_by_key(|entry| entry.next_offset);
+        entries.truncate(MOST_AT_ONCE);
         entries
     }
 
@@ -350,6 +364,11 @@ fn offset_of(name: &str) -> u64 {
     let hash = Sha256::digest(name.as_bytes());
     let first = hash.first_chunk().copied().unwrap_or_default();
     (u64::from_be_bytes(first) >> 2).max(DOT_DOT + 1)
+}
+
+/// The offset of a tag in the folder of its repository.
+fn offset_of_tag(tag: &str) -> u64 {
+    offset_of(&format!(":{tag}"))
 }
 
 pub(super) fn is_not_there(error: &FsError) -> bool {

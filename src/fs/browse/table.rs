@@ -175,7 +175,11 @@ impl Table {
     /// The next lookup of the place gets another number: this one's tree has changed.
     pub(super) fn disown(&mut self, number: u32) {
         if let Some(slot) = self.slots.get(&number) {
-            self.numbers.remove(&(slot.place.path(), slot.digest));
+            let key = (slot.place.path(), slot.digest);
+            // A retry of an old number must not take the path from the number that came after it.
+            if self.numbers.get(&key) == Some(&number) {
+                self.numbers.remove(&key);
+            }
         }
     }
 
@@ -232,6 +236,19 @@ mod tests {
         assert_eq!(table.look_up(kit(), Some(old)).unwrap(), first);
         assert!(table.forget(second, 1).is_some());
         assert!(table.get(first).is_some() && table.get(second).is_none());
+    }
+
+    #[test]
+    fn a_number_that_is_disowned_twice_leaves_the_path_to_the_next_one() {
+        let mut table = table(&tempfile::tempfile().unwrap());
+        let kit = || place("ghcr.io/org/model:v1");
+        let digest = Some(Digest::of(b"a"));
+        let old = table.look_up(kit(), digest).unwrap();
+        table.disown(old);
+        let new = table.look_up(kit(), digest).unwrap();
+        assert_ne!(old, new);
+        table.disown(old);
+        assert_eq!(table.look_up(kit(), digest).unwrap(), new);
     }
 
     #[test]
