@@ -35,10 +35,11 @@ pub(super) struct Listeners {
 }
 
 impl LayerStore {
-    /// Tells `listener` of replaced bytes from now on, while it lives.
+    /// Tells `listener` of replaced bytes from now on, while it lives. A listener is told once, however often it
+    /// asks: a browse mount asks each time that it loads a kit.
     pub fn listen(&self, listener: Weak<dyn Listener>) {
         let mut listeners = self.listeners.all.write();
-        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.retain(|other| other.strong_count() > 0 && !other.ptr_eq(&listener));
         listeners.push(listener);
     }
 

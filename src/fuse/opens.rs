@@ -103,7 +103,12 @@ impl OpenRecords {
             self.slots.remove(&record.ino);
             self.free.push(slot);
         }
-        if let Err(error) = self.file.write_all_at(&bytes, u64::from(slot) * RECORD_BYTES as u64) {
+        let position = u64::from(slot) * RECORD_BYTES as u64;
+        if position >= PLACES_BASE {
+            tracing::warn!("too many open files: a later daemon may not serve all of them");
+            return;
+        }
+        if let Err(error) = self.file.write_all_at(&bytes, position) {
             tracing::warn!(%error, "an open file is not noted: a later daemon may not serve it");
         }
     }
