@@ -134,7 +134,7 @@ mod tests {
         for (reference, name) in [
             ("ghcr.io/org/kit:v1", "ghcr.io/org/kit"),
             ("host:5000/kit", "host:5000/kit"),
-            ("host:5000/kit:v1@sha256:00", "host:5000/kit"),
+            ("oci:/home/a@b/kits:v1", "oci:/home/a@b/kits"),
             ("oci:/srv/kits:v1", "oci:/srv/kits"),
         ] {
             assert_eq!(record(reference, 1).pinned(), format!("{name}@{digest}"));

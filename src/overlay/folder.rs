@@ -11,13 +11,14 @@
 //! A lock on UPPER keeps two commands apart. The program fuse-overlayfs inherits the lock. A kernel mount has no
 //! process, so there the kernel itself is asked whether UPPER is in use (`kernel::is_in_use`).
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Gid, Mode, OFlags, Uid, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,10 @@ impl Folder {
             Err(error) => return Err(io(error)),
         }
         let path = path.canonicalize().map_err(io)?;
+        let owner = fs::metadata(&path).map_err(io)?.uid();
+        if ![0, base.owner.0, rustix::process::geteuid().as_raw()].contains(&owner) {
+            return Err(no_upper(&path, "it belongs to another user"));
+        }
         let lock = lock(&path)?;
         let on_disk;
         let record = match read_record(&path) {
@@ -147,8 +152,9 @@ impl Folder {
     /// Those of the file system.
     pub fn let_others_in(&self, is_open: bool, umask: u32) -> Result<(), OverlayError> {
         let mode = if is_open { 0o755 & !umask | 0o700 } else { 0o700 };
-        fs::set_permissions(self.upper(), Permissions::from_mode(mode))
-            .map_err(|error| OverlayError::io(&self.path, &error))
+        let changed = open_folder(&self.upper(), OFlags::RDONLY)
+            .and_then(|upper| rustix::fs::fchmod(upper, Mode::from_raw_mode(mode)));
+        changed.map_err(|error| OverlayError::io(&self.path, &error.into()))
     }
 
     /// Notes a mount. Without the note, commands look for the daemon by the cache folder.
@@ -164,9 +170,13 @@ impl Folder {
                 _ => {}
             }
         }
-        let upper = fs::metadata(self.upper())?;
-        if (upper.uid(), upper.gid()) != (uid, gid) {
-            std::os::unix::fs::chown(self.upper(), Some(uid), Some(gid))?;
+        let upper = open_folder(&self.upper(), OFlags::RDONLY)?;
+        open_folder(&self.work(), OFlags::PATH)?;
+        open_folder(&self.lower(), OFlags::PATH)?;
+        let found = rustix::fs::fstat(&upper)?;
+        if (found.st_uid, found.st_gid) != (uid, gid) {
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            rustix::fs::fchown(&upper, Some(uid), Some(gid))?;
         }
         Ok(())
     }
@@ -181,6 +191,13 @@ impl Folder {
         self.on_disk = Some(self.record.clone());
         Ok(())
     }
+}
+
+/// Opens a folder of UPPER. A link in its place is never followed: root mounts views of other users, who own UPPER and
+/// could have any folder of the machine given to them.
+fn open_folder(path: &Path, access: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = access | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
 }
 
 /// The record of an UPPER folder, or the reason why the file is none.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Origin, Selector};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -68,16 +68,12 @@ struct Wire {
 }
 
 impl Record {
-    /// The reference with the digest in the place of its tag.
+    /// The reference with the digest in the place of its tag; as it is, where it is no reference.
     pub fn pinned(&self) -> String {
-        let reference = self.reference.split('@').next().unwrap_or_default();
-        // A colon behind the last slash begins the tag; one before it, a port.
-        let name_bytes = match (reference.rfind(':'), reference.rfind('/')) {
-            (Some(colon), Some(slash)) if colon < slash => reference.len(),
-            (Some(colon), _) => colon,
-            (None, _) => reference.len(),
-        };
-        format!("{}@{}", &reference[..name_bytes], self.digest)
+        match Origin::parse(&self.reference) {
+            Ok(origin) => origin.with_selector(Selector::Digest(self.digest)).to_string(),
+            Err(_) => self.reference.clone(),
+        }
     }
 
     /// The bytes of the file.

@@ -458,6 +458,30 @@ fn check_changes(before: &State, after: &State, changes: &str, operations: &str)
 }
 
 #[test]
+fn a_link_in_the_place_of_a_folder_of_upper_is_not_followed() {
+    let kitfs = Kitfs::new();
+    let reference = kit(&kitfs, Way::Root, "kit", "one\n");
+    scenario(
+        &kitfs,
+        Way::Root,
+        &format!(
+            r#"
+        k mount --overlay=changes {reference} mnt >/dev/null; k umount mnt
+        mkdir prey; chmod 755 prey; before=$(stat -c "%u %g %a" prey)
+        for name in upper work lower; do
+            mv changes/$name aside; ln -s "$PWD/prey" changes/$name
+            refused mount --overlay=changes --uid 4242 --allow-other {reference} mnt >/dev/null
+            rm changes/$name; mv aside changes/$name
+        done
+        test "$(stat -c "%u %g %a" prey)" = "$before"
+        chown 4242 changes
+        refused mount --overlay=changes --uid 4343 {reference} mnt >other; grep -q "another user" other
+        "#
+        ),
+    );
+}
+
+#[test]
 fn a_full_disk_reaches_the_writer_and_nothing_hangs() {
     let kitfs = Kitfs::new();
     let reference = kit(&kitfs, Way::Root, "kit", "one\n");
