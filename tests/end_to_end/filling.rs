@@ -229,8 +229,14 @@ fn a_hostile_folder_is_refused_or_mended() {
     let folder = kitfs.folder().join("folder");
     let fill = ["warm", "--delete", &counted.reference, "--to", text(&folder)];
 
-    // A directory of the kit is a symlink.
+    // A file of the user, in a folder that was never filled.
     fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("Kitfile"), "mine").unwrap();
+    assert!(kitfs.fail(2, &fill).contains("`Kitfile`"));
+    assert_eq!(fs::read_to_string(folder.join("Kitfile")).unwrap(), "mine");
+    fs::remove_file(folder.join("Kitfile")).unwrap();
+
+    // A directory of the kit is a symlink.
     symlink(&outside, folder.join("data")).unwrap();
     kitfs.fail(2, &fill);
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);

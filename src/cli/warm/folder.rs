@@ -103,6 +103,24 @@ struct Filling<'a> {
     display: Mutex<Display>,
 }
 
+/// A folder without a record was never filled, so its files are the user's.
+///
+/// # Errors
+/// When the kit has a file where the folder has one.
+fn refuse_files_of_others(root: &Path, listing: &Listing) -> Result<(), CliError> {
+    let is_taken = |entry: &&Entry| {
+        let place = root.join(OsStr::from_bytes(&entry.path.0));
+        entry.kind != EntryKind::Directory && place.symlink_metadata().is_ok_and(|it| !it.is_dir())
+    };
+    let Some(taken) = listing.below.iter().find(is_taken) else { return Ok(()) };
+    Err(CliError::usage(format!(
+        "{} has a file `{}` that kitfs did not write, and the kit has one of that name: fill an empty folder, or move \
+         the file away",
+        root.display(),
+        printable(&taken.path.0)
+    )))
+}
+
 /// Fills a folder, and prints what was done.
 pub(super) async fn run(
     backend: &Backend,
@@ -113,13 +131,16 @@ pub(super) async fn run(
     let reference = kit.reference.clone();
     let root = prepare(&wanted.folder)?;
     let folder = lock(&root)?;
-    let (record, warning) = Record::open(&root)?;
-    print_warnings(warning.as_slice());
     let kit = open_kit(backend, kit).await?;
     let listing = kit.list(RawPath::default(), true).await?;
     print_warnings(&listing.warnings);
     check_names(&listing)?;
     let chosen = choose(&kit, &listing, &wanted.paths).await?;
+    if !Record::is_in(&root) {
+        refuse_files_of_others(&root, &listing)?;
+    }
+    let (record, warning) = Record::open(&root)?;
+    print_warnings(warning.as_slice());
     let filling = Filling {
         backend,
         kit,

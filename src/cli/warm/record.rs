@@ -83,6 +83,11 @@ impl Stamp {
 }
 
 impl Record {
+    /// Whether a folder has a record. It is made before the first file.
+    pub(super) fn is_in(folder: &Path) -> bool {
+        folder.join(NAME).symlink_metadata().is_ok()
+    }
+
     /// Opens the record of a folder, or begins one. Also returns a warning about damage.
     ///
     /// # Errors
