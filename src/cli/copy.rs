@@ -25,8 +25,8 @@ pub(super) struct Arguments {
     /// The kit or index.
     #[arg(value_name = "REF")]
     from: String,
-    /// HOST/REPOSITORY[:TAG] or oci:FOLDER[:TAG].
-    #[arg(value_name = "DEST")]
+    // No doc comment: rustdoc would take the brackets for links.
+    #[arg(value_name = "DEST", help = "HOST/REPOSITORY[:TAG] or oci:FOLDER[:TAG]")]
     to: String,
     #[command(flatten)]
     send: SendArguments,

@@ -28,8 +28,11 @@ pub(super) struct Arguments {
     /// The kit on this machine.
     #[arg(value_name = "REF")]
     from: String,
-    /// The registry's repository and tag, or oci:FOLDER[:TAG] [default: REF].
-    #[arg(value_name = "DEST")]
+    // No doc comment: rustdoc would take the brackets for links.
+    #[arg(
+        value_name = "DEST",
+        help = "The registry's repository and tag, or oci:FOLDER[:TAG] [default: REF]"
+    )]
     to: Option<String>,
     #[command(flatten)]
     send: SendArguments,

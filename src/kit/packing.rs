@@ -174,7 +174,7 @@ impl std::fmt::Display for LeftOutReason {
     }
 }
 
-/// Plans a kit. `entries` is the whole folder in [`tree_order`]; content of ignored directories may be
+/// Plans a kit. `entries` is the whole folder in `tree_order`; content of ignored directories may be
 /// missing. `parent_paths` are the layer paths of the kit that `model.path` names: its files are not
 /// packed again.
 ///
