@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A pipeline of GitLab and its twin of GitHub Actions: train on a mounted data set, pack and push the model, serve it,
 # measure it, clean up. Each job fails once and is killed once. Then as an ordinary user, and in a user namespace.
-# seconds: 100
+# seconds: 130
 . "$(dirname "$0")/../lib.sh"
 
 need_python "$HERE/requirements.txt"
