@@ -67,7 +67,7 @@ fn backing(
     stored: &std::ops::Range<StreamOffset>,
     is_wanted: &dyn Fn() -> bool,
 ) -> Result<Option<Backing>, Failure> {
-    // A second look, after a check.
+    // The second pass finds the file that the first one has checked.
     for _ in 0..2 {
         match store.backing(stored).map_err(FetchError::from)? {
             BackingLookup::Ready(backing) => return Ok(Some(backing)),

@@ -37,7 +37,7 @@ pub(super) struct Side {
 }
 
 impl Resident {
-    /// What the cache has at this moment.
+    /// Notes the bytes that the cache has at this moment.
     ///
     /// # Errors
     /// When the cache folder cannot be read.

@@ -11,7 +11,7 @@ use crate::kit::FileDigests;
 use crate::kit::compare::LayerFiles;
 use crate::oci::{Digest, Manifest};
 
-/// What is known of the files of each layer, and warnings about lists that are ignored. Blocking.
+/// The facts about the files of each layer, and warnings about lists of digests that are ignored. Blocking.
 ///
 /// Lists of remote data sets are not used: their paths are those in another kit.
 pub fn layer_files(cache: &Cache, kit: &LoadedKit) -> (Vec<LayerFiles>, Vec<String>) {

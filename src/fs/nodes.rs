@@ -129,7 +129,7 @@ impl Nodes {
         }
     }
 
-    /// The kernel has got so many nodes of a kit, or a place. Only a browse mount counts them.
+    /// Counts `lookups` that the kernel has made of a kit's node, or of a place. Only a browse mount counts.
     pub fn count(&self, ino: Ino, lookups: u64) {
         if let Self::ByPath(browse) = self {
             browse.count(ino, lookups);

@@ -163,7 +163,7 @@ impl Cover {
         };
         let device = device::mount(&request)?;
         program::serve(&mut self.folder, device, self.child_limits).map_err(|error| {
-            // Nobody answers it.
+            // No process answers this mount.
             let _ = unmount_patiently(&self.mountpoint, true, self.child_limits);
             error.into()
         })

@@ -609,8 +609,8 @@ fn place_of(attachment: &Attachment, mountpoint: &Mountpoint) -> MountPlace {
     }
 }
 
-/// Waits for the first `stat` of a mount's root. `place` is its name in messages. A thread of its own calls `stat`, because a mount that does
-/// not answer must not block the caller.
+/// Waits for the first `stat` of a mount's root. `place` is its name in messages. A thread of its own calls
+/// `stat`, because a mount that does not answer must not block the caller.
 pub(super) fn wait_for_first_answer(root: &Path, place: &Path) -> Result<(), MountError> {
     let (sender, answer) = std::sync::mpsc::channel();
     let asked = root.to_owned();

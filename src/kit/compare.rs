@@ -32,7 +32,7 @@ pub struct Version<'a> {
     pub layers: &'a [LayerFiles],
 }
 
-/// What is known of a layer's files.
+/// The facts about a layer's files.
 #[derive(Clone, Debug)]
 pub struct LayerFiles {
     /// The digest of the blob.
@@ -203,7 +203,7 @@ pub fn compare(
     while let Some((old, new)) = pending.pop() {
         let old_directory = old.filter(|&node| before.is_directory(node));
         let new_directory = new.filter(|&node| after.is_directory(node));
-        // What is not in the tree cannot be compared.
+        // A file whose data cannot be had cannot be compared.
         let is_missing = old.is_some_and(|node| before.tree.missing(node).is_some())
             || new.is_some_and(|node| after.tree.missing(node).is_some());
         match (old, new) {

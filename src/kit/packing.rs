@@ -304,7 +304,7 @@ fn media_type(section: Section, encoding: Encoding, is_model_pack: bool) -> Stri
     format!("application/vnd.{family}.{name}.v1.{format}{compression}")
 }
 
-/// What an entry's path leads to.
+/// The thing at an entry's path.
 #[derive(Clone, Copy)]
 enum Found {
     /// The folder itself.

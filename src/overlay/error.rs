@@ -31,7 +31,7 @@ pub enum OverlayError {
     NoUpper {
         /// The folder.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
     /// The record of UPPER cannot be read.
@@ -42,7 +42,7 @@ pub enum OverlayError {
     NoRecord {
         /// UPPER.
         path: PathBuf,
-        /// What is wrong with the record.
+        /// The fault of the record.
         no: NoRecord,
     },
     /// UPPER keeps deletions in a way that this mount does not understand.

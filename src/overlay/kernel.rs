@@ -97,8 +97,8 @@ pub fn mount(folder: &mut Folder, lower: Lower<'_>, noexec: bool) -> Result<Owne
 
 /// Whether an overlay uses the folder, in any mount namespace.
 ///
-/// The kernel marks an upper folder that is in use. With `index=on` it refuses such a folder before it looks at
-/// the working folder, which is a wrong one here. So nothing is mounted in either case.
+/// The probe names a wrong working folder, so it never mounts. With `index=on`, overlayfs first checks whether the
+/// upper folder is in use, and then answers EBUSY.
 pub(super) fn is_in_use(folder: &Folder) -> bool {
     let probe = || {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;

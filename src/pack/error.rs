@@ -60,7 +60,7 @@ pub enum PackError {
     Changed {
         /// The file.
         path: String,
-        /// What happened: `shrank`, `was removed`.
+        /// The event: `shrank`, `was removed`.
         change: &'static str,
     },
     /// A file is too large or has too long a path for a kit.

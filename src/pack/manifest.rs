@@ -11,7 +11,7 @@ use crate::kit::packing::{FolderEntry, PackPlan};
 use crate::kit::{AuthoredKitfile, FILE_DIGESTS, LayerDigests, Role};
 use crate::oci::{BlobId, Digest};
 
-/// What a manifest says of its making.
+/// A manifest's facts about its making.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// The time in `org.opencontainers.image.created`.

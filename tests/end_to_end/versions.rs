@@ -323,7 +323,7 @@ fn ls_shows_the_digests_that_are_known() {
     assert!(table.contains(&line), "{table}");
 }
 
-/// What two trees say: paths that came, went, and changed in content or mode. Directories are left out.
+/// The differences of two trees: paths that came, went, and changed in content or mode. Directories are left out.
 fn expected(before: &Tree, after: &Tree) -> BTreeSet<(String, String)> {
     let files = |tree: &Tree| {
         let files = tree.0.iter().filter(|(_, entry)| entry.kind != Kind::Directory);

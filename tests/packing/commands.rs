@@ -1,4 +1,4 @@
-//! What the command stores, prints and says.
+//! The storage, the output and the messages of the command.
 
 use std::fs;
 

@@ -25,14 +25,14 @@ pub(super) struct Version {
     /// Of an index: how many kits can be chosen from it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index_entries: Option<u64>,
-    /// What changed since the version before it; absent for the first one and for indexes.
+    /// The differences from the version before it. The first version and indexes have none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changes: Option<Changes>,
     #[serde(skip)]
     layers: Vec<LayerInfo>,
 }
 
-/// What changed between two versions.
+/// The differences between two versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Changes {
     /// The digest of the version before.

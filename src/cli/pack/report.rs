@@ -1,4 +1,4 @@
-//! What `kitfs pack` prints: the layers, the digest and the tags, or the plan.
+//! The output of `kitfs pack`: the layers, the digest and the tags, or the plan.
 
 use serde::Serialize;
 

@@ -47,8 +47,8 @@ use choosing::{check_names, choose, lock, prepare};
 
 /// The unit in which layers share the room of the cache.
 const ROOM_UNIT_BYTES: u64 = 1024 * 1024;
-/// How many times layers are tried again, one by one, that had no room in the cache together. A disk that others
-/// fill may need a second round: each fetches what the round before has evicted.
+/// The most rounds for layers that failed because the cache had no room for all of them. A round takes one layer after
+/// the other. Other programs may fill the disk meanwhile, so one round may not do.
 const ROUNDS: usize = 3;
 /// Layers that are filled at once, as many as a warm brings at once.
 const LAYERS_AT_ONCE: usize = 4;
@@ -59,7 +59,7 @@ const INLINE: &str = "inline";
 /// The name in the record for a symlink.
 const SYMLINK: &str = "symlink";
 
-/// What to fill.
+/// The folder to fill, and the files to fill it with.
 pub(super) struct Wanted {
     pub folder: PathBuf,
     /// Files and directories of the kit; empty for all of it.

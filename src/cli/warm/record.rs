@@ -29,7 +29,7 @@ pub(super) const LOCK: &str = ".kitfs-folder.lock";
 pub(super) const NEW: &str = ".kitfs-folder.new";
 /// The first line. The number is that of the format.
 const HEADER: &str = "kitfs-folder 1";
-/// What the first lines of all versions begin with.
+/// The beginning of the first line, in every version.
 const MAGIC: &str = "kitfs-folder ";
 /// The largest record that is read. A line takes some 250 bytes, so there is room for 4 million files.
 const LIMIT_BYTES: u64 = 1 << 30;
@@ -129,7 +129,7 @@ impl Record {
         Ok((record, warning))
     }
 
-    /// What a run has written at a path.
+    /// The file that a run has written at a path.
     pub(super) fn get(&self, path: &[u8]) -> Option<&Written> {
         self.written.get(path)
     }

@@ -115,7 +115,8 @@ impl Service {
         Ok(status)
     }
 
-    /// Serves a mount that is in the tree, or will be once it replaces another one. Dropping the future, or an error, leaves nothing mounted.
+    /// Serves a mount that is in the tree, or will be once it replaces another one. Dropping the future, or an error,
+    /// leaves nothing mounted.
     pub(in crate::daemon) async fn serve(
         self: &Arc<Self>,
         wanted: ToServe,

@@ -148,7 +148,7 @@ pub fn link_target(folder: &str, name: &str) -> String {
     format!("../{component}{name}")
 }
 
-/// The path of a kit: that of its reference.
+/// The path of the folder of a reference's repository.
 pub fn repository_path(reference: &Reference) -> String {
     format!("{}/{}", reference.registry(), reference.repository())
 }

@@ -158,7 +158,7 @@ fn entry_out(
     });
     let mut bytes = Struct::new();
     bytes.u64(node);
-    // The generation: an inode number never stands for another file.
+    // The generation: the kernel has forgotten a number before it names another file.
     bytes.u64(0);
     // Lifetimes of the entry and of the attributes, and their nanoseconds.
     bytes.u64(seconds);

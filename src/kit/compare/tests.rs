@@ -160,7 +160,7 @@ proptest! {
                 other => prop_assert!(false, "{other:?}"),
             }
         }
-        // What is not told is the same.
+        // A path that no change names is the same in both.
         let mut same = 0;
         for (path, file) in &before.files {
             if !told_before.contains(*path) {

@@ -22,7 +22,7 @@ const FOREIGN: [&str; 2] = [
     "application/vnd.docker.image.rootfs.foreign.",
 ];
 
-/// What was sent.
+/// The outcome of sending a kit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
     /// Blobs whose bytes were sent.

@@ -52,7 +52,7 @@ fn planned(kitfile: &str, ignore: &str, files: &Files) -> Option<(Vec<FolderEntr
     Some((entries, plan))
 }
 
-/// What a mount shows of a packed kit.
+/// The kit as a mount shows it.
 fn base(entries: &[FolderEntry], plan: &PackPlan, files: &Files) -> (Base, Files) {
     let mut base = Base::default();
     let mut shown = Files::new();

@@ -1,4 +1,4 @@
-//! What is filed is found again, beside what kit has filed, and damage is not overwritten.
+//! A filed kit is found again, beside the kits that kit has filed. Damage is not overwritten.
 
 use super::*;
 use crate::oci::{Origin, Reference};
