@@ -18,15 +18,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::layout_index::with_manifest;
-use super::{Content, Destination, Put, Replaces, SendError, SentManifest};
+use super::{
+    Content, Destination, Put, Replaces, SendError, SentManifest, blocking, is_intact, write,
+};
 use crate::oci::{BlobId, Digest, Reference, Selector};
-use crate::source::blob_folder::{off_the_runtime, read_small};
+use crate::source::blob_folder::read_small;
 use crate::source::image_index::INDEX_LIMIT_BYTES;
 use crate::source::oci_layout::OciLayout;
 use crate::source::{Repository, SourceError};
@@ -100,12 +102,7 @@ impl Destination for OciLayoutWriter {
     fn has_manifest(&self, digest: Digest) -> BoxFuture<'_, Result<bool, SendError>> {
         async move {
             let selector = Selector::Digest(digest);
-            match self.layout()?.manifest(Some(&selector)).await {
-                Ok(_) => Ok(true),
-                // A damaged file is replaced.
-                Err(SourceError::NotFound { .. } | SourceError::DigestMismatch { .. }) => Ok(false),
-                Err(error) => Err(error.into()),
-            }
+            is_intact(self.layout()?.manifest(Some(&selector)).await)
         }
         .boxed()
     }
@@ -124,15 +121,10 @@ impl Destination for OciLayoutWriter {
         _others: &'a [Reference],
     ) -> BoxFuture<'a, Result<Put, SendError>> {
         async move {
-            let blob = content.blob();
             let folder = Arc::clone(&self.folder);
-            let mut part = blocking(move || Part::create(&folder)).await?;
-            let mut bytes = content.read(0..blob.size);
-            while let Some(piece) = bytes.next().await {
-                let piece = piece?;
-                part = blocking(move || part.write(&piece)).await?;
-            }
-            let path = self.blob_path(blob.digest);
+            let part = blocking(move || Part::create(&folder)).await?;
+            let part = write(content, part, Part::write).await?;
+            let path = self.blob_path(content.blob().digest);
             blocking(move || part.appear(&path)).await?;
             Ok(Put::Sent)
         }
@@ -152,11 +144,8 @@ impl Destination for OciLayoutWriter {
         blocking(move || {
             Part::create(&folder)?.write(&manifest.bytes)?.appear(&blob_path)?;
             let _lock = lock(&folder)?;
-            if let (Some(tag), Some(name), Replaces::Nothing) = (&tag, &name, replaces)
-                && let Some(there) = named(&folder, name)?.filter(|there| *there != manifest.digest)
-            {
-                let (tag, sent) = (tag.clone(), manifest.digest);
-                return Err(SendError::TagExists { place, tag, there, sent });
+            if let (Some(tag), Some(name), Replaces::Nothing) = (&tag, &name, replaces) {
+                replaces.check(&place, tag, named(&folder, name)?, manifest.digest)?;
             }
             let path = folder.join("index.json");
             let before = read_small(&path, INDEX_LIMIT_BYTES)?;
@@ -322,11 +311,4 @@ impl Drop for Part {
 
 fn unwritable(path: &Path, error: std::io::Error) -> SendError {
     SendError::Unwritable { path: path.display().to_string(), error: Arc::new(error) }
-}
-
-/// Runs blocking work outside the runtime's threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SendError> + Send + 'static,
-) -> Result<T, SendError> {
-    off_the_runtime(move || Ok(work())).await?
 }

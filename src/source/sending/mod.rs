@@ -26,9 +26,13 @@ mod storage;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 
 use crate::oci::{BlobId, Digest, Reference};
+use crate::source::SourceError;
+use crate::source::blob_folder::off_the_runtime;
 
 pub use content::{Content, Progress};
 pub use error::SendError;
@@ -94,4 +98,56 @@ pub enum Replaces {
     Anything,
     /// None, or the digest of the manifest itself.
     Nothing,
+}
+
+impl Replaces {
+    /// Whether a tag of `place` that names the manifest `there` may name `sent` from now on.
+    ///
+    /// # Errors
+    /// [`SendError::TagExists`] where it may not.
+    fn check(
+        self,
+        place: &str,
+        tag: &str,
+        there: Option<Digest>,
+        sent: Digest,
+    ) -> Result<(), SendError> {
+        match (self, there) {
+            (Self::Nothing, Some(there)) if there != sent => {
+                let (place, tag) = (place.to_owned(), tag.to_owned());
+                Err(SendError::TagExists { place, tag, there, sent })
+            }
+            (Self::Nothing | Self::Anything, _) => Ok(()),
+        }
+    }
+}
+
+/// Whether a manifest is there, by the answer to a request for it. A damaged one is not, so it is replaced.
+fn is_intact(found: Result<(Digest, Bytes), SourceError>) -> Result<bool, SendError> {
+    match found {
+        Ok(_) => Ok(true),
+        Err(SourceError::NotFound { .. } | SourceError::DigestMismatch { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes a content piece by piece to a file of this machine.
+async fn write<F: Send + 'static>(
+    content: &Arc<Content>,
+    mut file: F,
+    write: fn(F, &[u8]) -> Result<F, SendError>,
+) -> Result<F, SendError> {
+    let mut bytes = content.read(0..content.blob().size);
+    while let Some(piece) = bytes.next().await {
+        let piece = piece?;
+        file = blocking(move || write(file, &piece)).await?;
+    }
+    Ok(file)
+}
+
+/// Runs blocking work outside the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SendError> + Send + 'static,
+) -> Result<T, SendError> {
+    off_the_runtime(move || Ok(work())).await?
 }

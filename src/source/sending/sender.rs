@@ -197,13 +197,8 @@ async fn compare_tag(
     replaces: Replaces,
 ) -> Result<Option<Digest>, SendError> {
     let there = destination.tagged(tag).await?;
-    match (there, replaces) {
-        (Some(there), Replaces::Nothing) if there != sent => {
-            let (place, tag) = (destination.name(), tag.to_owned());
-            Err(SendError::TagExists { place, tag, there, sent })
-        }
-        _ => Ok(there),
-    }
+    replaces.check(&destination.name(), tag, there, sent)?;
+    Ok(there)
 }
 
 #[derive(Default)]

@@ -8,13 +8,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt};
 
-use super::layout::blocking;
-use super::{Content, Destination, Put, Replaces, SendError, SentManifest};
+use super::{
+    Content, Destination, Put, Replaces, SendError, SentManifest, blocking, is_intact, write,
+};
 use crate::oci::{BlobId, Digest, Document, Reference, Selector};
-use crate::source::kit_storage::writing::{Filing, StorageError, StorageWriter};
+use crate::source::kit_storage::writing::{BlobWriter, Filing, StorageError, StorageWriter};
 use crate::source::kit_storage::{KitStorage, Origins};
 use crate::source::{Repository, SourceError};
 
@@ -64,11 +65,8 @@ impl Destination for KitStorageDestination {
 
     fn has_manifest(&self, digest: Digest) -> BoxFuture<'_, Result<bool, SendError>> {
         async move {
-            match self.storage(digest)?.manifest(Some(&Selector::Digest(digest))).await {
-                Ok(_) => Ok(true),
-                Err(SourceError::NotFound { .. } | SourceError::DigestMismatch { .. }) => Ok(false),
-                Err(error) => Err(error.into()),
-            }
+            let selector = Selector::Digest(digest);
+            is_intact(self.storage(digest)?.manifest(Some(&selector)).await)
         }
         .boxed()
     }
@@ -84,19 +82,10 @@ impl Destination for KitStorageDestination {
         _others: &'a [Reference],
     ) -> BoxFuture<'a, Result<Put, SendError>> {
         async move {
-            let blob = content.blob();
-            let writer = self.writer.clone();
-            let mut file = blocking(move || Ok(writer.begin()?)).await?;
-            let mut bytes = content.read(0..blob.size);
-            while let Some(piece) = bytes.next().await {
-                let piece = piece?;
-                let write = move || match file.write_all(&piece) {
-                    Ok(()) => Ok(file),
-                    Err(error) => Err(file.failed(error).into()),
-                };
-                file = blocking(write).await?;
-            }
-            blocking(move || Ok(file.commit(blob.digest)?)).await?;
+            let (writer, digest) = (self.writer.clone(), content.blob().digest);
+            let file = blocking(move || Ok(writer.begin()?)).await?;
+            let file = write(content, file, write_piece).await?;
+            blocking(move || Ok(file.commit(digest)?)).await?;
             Ok(Put::Sent)
         }
         .boxed()
@@ -118,11 +107,8 @@ impl Destination for KitStorageDestination {
                 }
                 .into());
             }
-            if let (Some(tag), Replaces::Nothing) = (tag, replaces)
-                && let Some(there) = self.tagged(tag).await?.filter(|it| *it != manifest.digest)
-            {
-                let (place, tag) = (self.name(), tag.to_owned());
-                return Err(SendError::TagExists { place, tag, there, sent: manifest.digest });
+            if let (Some(tag), Replaces::Nothing) = (tag, replaces) {
+                replaces.check(&self.name(), tag, self.tagged(tag).await?, manifest.digest)?;
             }
             let (writer, origins) = (self.writer.clone(), self.origins.clone());
             let (repository, bytes) = (self.repository(), manifest.bytes.clone());
@@ -136,6 +122,13 @@ impl Destination for KitStorageDestination {
             .await
         }
         .boxed()
+    }
+}
+
+fn write_piece(mut file: BlobWriter, piece: &[u8]) -> Result<BlobWriter, SendError> {
+    match file.write_all(piece) {
+        Ok(()) => Ok(file),
+        Err(error) => Err(file.failed(error).into()),
     }
 }
 
