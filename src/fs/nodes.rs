@@ -37,7 +37,7 @@ pub struct KitNodes {
 pub(super) struct Within {
     /// The number of the kit's root.
     pub(super) root: Attributes,
-    /// The number of the folder around it.
+    /// The number of the folder above the root, for requests for the root.
     pub(super) parent: Ino,
 }
 

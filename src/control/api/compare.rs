@@ -163,8 +163,8 @@ pub struct LayerChange {
 /// The bytes of a switch from one version to the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Switch {
-    /// The size of the layers that the earlier version does not have. Whoever has all of that version fetches
-    /// at most this.
+    /// The size of the layers that the earlier version does not have: the most bytes that a switch fetches
+    /// where all of the earlier version is cached.
     pub new_bytes: u64,
     /// The bytes of the later version that the cache lacked when the command began.
     pub missing_bytes: u64,

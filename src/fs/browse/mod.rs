@@ -172,7 +172,7 @@ impl Browse {
         let Some(slot) = table.get(number) else { return Found::Gone };
         match &slot.place {
             Place::Kit { .. } => {
-                let within = self.within(&table, number, &slot.place);
+                let within = self.within(&table, number, &slot.place, node);
                 if let Kit::Awake(awake) = &slot.kit {
                     awake.touch(self.now_ms());
                     return Found::Kit(KitNodes::within(awake.file_system.clone(), within), node);
@@ -185,12 +185,13 @@ impl Browse {
         }
     }
 
-    fn within(&self, table: &Table, number: u32, place: &Place) -> Within {
+    /// The place of a kit around `node`. Only the kit's root needs the number of the folder above, which takes a
+    /// search by path.
+    fn within(&self, table: &Table, number: u32, place: &Place, node: Ino) -> Within {
         let root = self.attributes_of(place, number_of_slot(number));
-        let parent = place.parent();
-        let parent = table.number(&parent.path(), None);
+        let parent = (node == Ino::ROOT).then(|| table.number(&place.parent().path(), None));
         // A folder that the kernel has dropped is above no directory that is in use.
-        Within { root, parent: parent.map_or(Ino::ROOT, number_of_slot) }
+        Within { root, parent: parent.flatten().map_or(Ino::ROOT, number_of_slot) }
     }
 
     /// The attributes of a place. They are the same for ever, whether its kit is in memory or not.
@@ -262,7 +263,7 @@ impl Browse {
         let table = self.table.read();
         let awake = table.slots().filter_map(|(number, slot)| match &slot.kit {
             Kit::Awake(awake) => {
-                let within = self.within(&table, number, &slot.place);
+                let within = self.within(&table, number, &slot.place, Ino::ROOT);
                 Some(KitNodes::within(awake.file_system.clone(), within))
             }
             Kit::Asleep(_) | Kit::Waking(_) => None,
@@ -282,7 +283,7 @@ impl Browse {
         kits
     }
 
-    /// The kernel has got so many nodes of a kit, or a place.
+    /// Counts `lookups` that the kernel has made of a kit's node, or of a place.
     pub fn count(&self, ino: Ino, lookups: u64) {
         let (number, _) = split(ino);
         if number > 0 && lookups > 0 {

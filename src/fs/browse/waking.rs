@@ -212,7 +212,7 @@ impl Browse {
         let mut gone = Vec::new();
         for number in sleeping {
             let Some(place) = table.get(number).map(|slot| slot.place.clone()) else { continue };
-            let within = self.within(&table, number, &place);
+            let within = self.within(&table, number, &place, Ino::ROOT);
             let Some(slot) = table.get_mut(number) else { continue };
             if let Kit::Awake(Awake { file_system, .. }) =
                 std::mem::replace(&mut slot.kit, Kit::Asleep(None))
