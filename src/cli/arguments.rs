@@ -139,6 +139,36 @@ pub(super) struct IdleArguments {
     pub idle_exit: Option<Limit>,
 }
 
+/// When a mount ends by itself.
+#[derive(Clone, Debug, Args)]
+pub(super) struct LifeArguments {
+    /// Stay until Ctrl-C or the end of the mount.
+    #[arg(long)]
+    pub foreground: bool,
+    /// End the mount when the process with this number ends.
+    #[arg(long, value_name = "PID", conflicts_with = "foreground")]
+    pub while_pid: Option<u32>,
+    /// Format of the log of --foreground.
+    #[arg(long, value_enum, default_value_t, requires = "foreground")]
+    #[arg(help_heading = MORE_OPTIONS)]
+    pub log_format: LogFormat,
+}
+
+/// How files and directories are mounted.
+#[derive(Clone, Debug, Args)]
+pub(super) struct TreeArguments {
+    /// Permission bits to take away from files and directories, in octal.
+    #[arg(long, value_name = "OCTAL", default_value = "022", value_parser = parse_umask)]
+    #[arg(help_heading = MORE_OPTIONS)]
+    pub umask: u32,
+    /// Mount over a directory that is not empty.
+    #[arg(long, help_heading = MORE_OPTIONS)]
+    pub nonempty: bool,
+    /// Let nobody run programs from the mount.
+    #[arg(long, help_heading = MORE_OPTIONS)]
+    pub noexec: bool,
+}
+
 /// How to reach registries; `kit` has the same flags.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Network options")]
@@ -215,7 +245,7 @@ fn parse_memory(text: &str) -> Result<u64, String> {
 }
 
 /// Parses permission bits in octal, as umask(1) takes them.
-pub(super) fn parse_umask(text: &str) -> Result<u32, String> {
+fn parse_umask(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(umask) if umask <= 0o777 => Ok(umask),
         _ => Err(format!("`{text}` is not an umask: write octal digits, such as 022")),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::arguments::{IdleArguments, LogFormat, NetworkArguments, parse_umask};
+use super::arguments::{IdleArguments, LifeArguments, NetworkArguments, TreeArguments};
 use super::durations::{Limit, parse_duration, parse_limit};
 use super::error::CliError;
 use super::foreground;
@@ -39,16 +39,8 @@ pub(super) struct Arguments {
     /// An empty directory; kitfs makes it when it does not exist.
     #[arg(value_name = "DIR")]
     mountpoint: PathBuf,
-    /// Stay until Ctrl-C or the end of the mount.
-    #[arg(long)]
-    pub foreground: bool,
-    /// End the mount when the process with this number ends.
-    #[arg(long, value_name = "PID", conflicts_with = "foreground")]
-    while_pid: Option<u32>,
-    /// Format of the log of --foreground.
-    #[arg(long, value_enum, default_value_t, requires = "foreground")]
-    #[arg(help_heading = MORE_OPTIONS)]
-    pub log_format: LogFormat,
+    #[command(flatten)]
+    pub life: LifeArguments,
     #[command(flatten)]
     options: Options,
     #[command(flatten)]
@@ -85,16 +77,8 @@ pub(super) struct Options {
     /// Leave out data sets in other kits and in S3 stores (`remotePath` in the Kitfile).
     #[arg(long, help_heading = MORE_OPTIONS)]
     no_remote: bool,
-    /// Permission bits to take away from files and directories, in octal.
-    #[arg(long, value_name = "OCTAL", default_value = "022", value_parser = parse_umask)]
-    #[arg(help_heading = MORE_OPTIONS)]
-    umask: u32,
-    /// Mount over a directory that is not empty.
-    #[arg(long, help_heading = MORE_OPTIONS)]
-    nonempty: bool,
-    /// Let nobody run programs from the mount.
-    #[arg(long, help_heading = MORE_OPTIONS)]
-    noexec: bool,
+    #[command(flatten)]
+    tree: TreeArguments,
     /// Read every file through the daemon.
     #[arg(long, help_heading = MORE_OPTIONS)]
     no_passthrough: bool,
@@ -134,13 +118,13 @@ impl Options {
                 filters: Vec::new(),
                 allow_empty: false,
                 no_remote: self.no_remote,
-                umask: self.umask,
+                umask: self.tree.umask,
                 network,
             },
             mountpoint,
             allow_other: self.allow_other,
-            nonempty: self.nonempty,
-            noexec: self.noexec,
+            nonempty: self.tree.nonempty,
+            noexec: self.tree.noexec,
             no_passthrough: self.no_passthrough,
             recheck: false,
             tensor_prefetch: !self.no_tensor_prefetch,
@@ -165,10 +149,10 @@ impl Options {
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let place = mountpoint(&arguments.mountpoint)?;
     let network = settings.network(&arguments.network)?;
-    let owner = arguments.while_pid.map(owner).transpose()?;
+    let owner = arguments.life.while_pid.map(owner).transpose()?;
     block_on(async {
         let request = arguments.options.describe(place.clone(), network).await?;
-        if arguments.foreground {
+        if arguments.life.foreground {
             return foreground::serve(settings, settings.daemon()?, request, false).await;
         }
         // The system daemon has no files of credentials of its users, so this is work for the user's own one.

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use super::arguments::{KitArguments, NetworkArguments};
-use super::error::CliError;
+use super::error::{CliError, end_of_comparison};
 use super::log::FileCounts;
 use super::mounted_kit::mounted_kit;
 use super::output::{
@@ -24,11 +24,6 @@ use crate::control::api::{
     CompareEvent, CompareRequest, Comparison, FailureKind, FileChangeKind, RawPath,
 };
 use crate::overlay::Overlay;
-
-/// The exit code for versions that differ.
-const DIFFERENT: u8 = 1;
-/// The exit code for trouble.
-const TROUBLE: u8 = 2;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -72,15 +67,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    match compare(settings, arguments).await {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(CliError::Passed(DIFFERENT)),
-        Err(error @ CliError::Failure(_)) => {
-            error.report();
-            Err(CliError::Passed(TROUBLE))
-        }
-        Err(error) => Err(error),
-    }
+    end_of_comparison(compare(settings, arguments).await)
 }
 
 /// Prints the differences. Returns whether there are none.

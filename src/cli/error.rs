@@ -60,6 +60,24 @@ impl CliError {
     }
 }
 
+/// The exit code of a comparison that finds differences, as of diff(1).
+const DIFFERENT: u8 = 1;
+/// The exit code of a comparison that fails.
+const TROUBLE: u8 = 2;
+
+/// Ends a comparison as diff(1) does. `outcome` tells whether both sides are the same.
+pub(super) fn end_of_comparison(outcome: Result<bool, CliError>) -> Result<(), CliError> {
+    match outcome {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(CliError::Passed(DIFFERENT)),
+        Err(error @ CliError::Failure(_)) => {
+            error.report();
+            Err(CliError::Passed(TROUBLE))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl From<Failure> for CliError {
     fn from(failure: Failure) -> Self {
         Self::Failure(failure)

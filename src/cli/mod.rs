@@ -123,8 +123,8 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
 /// reports through its log.
 fn start_log(arguments: &Arguments, environment: &Environment) {
     let (is_daemon, format) = match &arguments.command {
-        Command::Mount(command) => (command.foreground, command.log_format),
-        Command::Browse(command) => (command.foreground, command.log_format),
+        Command::Mount(command) => (command.life.foreground, command.life.log_format),
+        Command::Browse(command) => (command.life.foreground, command.life.log_format),
         Command::Daemon(daemon::Arguments { command: daemon::Command::Run { log_format, .. } }) => {
             (true, *log_format)
         }

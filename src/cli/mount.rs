@@ -8,7 +8,9 @@ use clap::ValueEnum;
 use rustix::process::Pid;
 use sd_notify::NotifyState;
 
-use super::arguments::{IdleArguments, KitArguments, LogFormat, NetworkArguments, parse_umask};
+use super::arguments::{
+    IdleArguments, KitArguments, LifeArguments, NetworkArguments, TreeArguments,
+};
 use super::browse;
 use super::durations::{Limit, parse_duration, parse_limit};
 use super::error::CliError;
@@ -53,16 +55,8 @@ pub(super) struct Arguments {
     #[arg(default_missing_value = "1m", value_parser = parse_duration, help_heading = MORE_OPTIONS)]
     #[arg(conflicts_with = "overlay")]
     follow: Option<Duration>,
-    /// Stay until Ctrl-C or the end of the mount.
-    #[arg(long)]
-    pub foreground: bool,
-    /// End the mount when the process with this number ends.
-    #[arg(long, value_name = "PID", conflicts_with = "foreground")]
-    while_pid: Option<u32>,
-    /// Format of the log of --foreground.
-    #[arg(long, value_enum, default_value_t, requires = "foreground")]
-    #[arg(help_heading = MORE_OPTIONS)]
-    pub log_format: LogFormat,
+    #[command(flatten)]
+    pub life: LifeArguments,
     #[command(flatten)]
     options: Options,
     #[command(flatten)]
@@ -102,16 +96,8 @@ pub(super) struct Options {
     /// Mount also when a filter takes no layer.
     #[arg(long, help_heading = MORE_OPTIONS)]
     allow_empty: bool,
-    /// Permission bits to take away from files and directories, in octal.
-    #[arg(long, value_name = "OCTAL", default_value = "022", value_parser = parse_umask)]
-    #[arg(help_heading = MORE_OPTIONS)]
-    umask: u32,
-    /// Mount over a directory that is not empty.
-    #[arg(long, help_heading = MORE_OPTIONS)]
-    nonempty: bool,
-    /// Let nobody run programs from the mount.
-    #[arg(long, help_heading = MORE_OPTIONS)]
-    noexec: bool,
+    #[command(flatten)]
+    tree: TreeArguments,
     /// Read every file through the daemon. Without it the kernel reads complete files from the
     /// cache by itself, where it can.
     #[arg(long, help_heading = MORE_OPTIONS)]
@@ -176,13 +162,13 @@ impl Options {
                 filters: self.filters,
                 allow_empty: self.allow_empty,
                 no_remote: kit.no_remote,
-                umask: self.umask,
+                umask: self.tree.umask,
                 network,
             },
             mountpoint,
             allow_other: self.allow_other,
-            nonempty: self.nonempty,
-            noexec: self.noexec,
+            nonempty: self.tree.nonempty,
+            noexec: self.tree.noexec,
             no_passthrough: self.no_passthrough,
             recheck: self.recheck,
             tensor_prefetch: !self.no_tensor_prefetch,
@@ -214,8 +200,8 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         network,
     )?;
     request.follow_seconds = arguments.follow.map(|interval| interval.as_secs().max(1));
-    let owner = arguments.while_pid.map(owner).transpose()?;
-    match arguments.foreground {
+    let owner = arguments.life.while_pid.map(owner).transpose()?;
+    match arguments.life.foreground {
         true => {
             let config = settings.daemon()?;
             block_on(foreground::serve(settings, config, request, arguments.replace))

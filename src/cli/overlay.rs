@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::arguments::NetworkArguments;
-use super::error::CliError;
+use super::error::{CliError, end_of_comparison};
 use super::output::{path_text, print_json, print_line, print_table, print_warnings, short_digest};
 use super::settings::{Settings, absolute, mountpoint, overlay_name};
 use super::sizes;
@@ -18,11 +18,6 @@ use crate::fuse::MountError;
 use crate::overlay::{
     Base, BaseEntry, Change, Folder, Kind, Overlay, OverlayError, What, last_mount,
 };
-
-/// The exit code of `diff` for a view with changes.
-const DIFFERENT: u8 = 1;
-/// The exit code of `diff` for trouble, as of diff(1).
-const TROUBLE: u8 = 2;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -93,15 +88,7 @@ struct Listed {
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     match arguments.command {
         Command::Ls(arguments) => ls(settings, &arguments),
-        Command::Diff(arguments) => match diff(settings, arguments).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(CliError::Passed(DIFFERENT)),
-            Err(error @ CliError::Failure(_)) => {
-                error.report();
-                Err(CliError::Passed(TROUBLE))
-            }
-            Err(error) => Err(error),
-        },
+        Command::Diff(arguments) => end_of_comparison(diff(settings, arguments).await),
         Command::Reset(arguments) => reset(settings, &arguments),
     }
 }
