@@ -14,6 +14,7 @@
 //! - [`other_mounts`], [`daemon_of`], [`unmount_other`]: mounts of other processes.
 //! - [`MountPlace`]: the place of a mount, for another process. `elsewhere`: mounts in other namespaces.
 //! - `swap`: a mount in the place of another one. [`Cover`]: an overlay over a mount.
+//! - [`Attached`]: a mount whose requests wait in the kernel. [`Content`]: the kit or the kits by path behind it.
 //! - `attachment`: a mount in the tree. `holders`: the programs that use a mount.
 //! - `failures`: failed reads, for the log and `status`. `interrupts`: ends the reads of killed programs.
 //! - [`Sessions`]: the threads that answer requests, for all mounts of a process.
@@ -31,9 +32,11 @@
 //! Only this room knows the FUSE protocol. docs/design/010 says why it uses no library.
 
 mod adapter;
+mod attached;
 mod attachment;
 mod checks;
 mod connection;
+mod content;
 mod cover;
 mod device;
 mod elsewhere;
@@ -62,10 +65,12 @@ use std::path::PathBuf;
 use crate::fs::Owner;
 use crate::process::limits::ChildLimits;
 
+pub use attached::Attached;
 pub use connection::{has_ended, has_requests, resend};
+pub use content::{ByPath, Content};
 pub use cover::Cover;
 pub use hidden::OwnPath;
-pub use mount::{Attached, ByPath, Content, Mount, MountState};
+pub use mount::{Mount, MountState};
 pub use mountpoint::{Mountpoint, canonical, mount_warnings};
 pub use others::{
     Answer, DAEMON_ATTRIBUTE, Occupant, OtherMount, daemon_of, occupant, other_mounts,

@@ -7,7 +7,7 @@
 //! Mount --unmount, umount(8), drop--> the kernel closes the connection --> ended
 //! ```
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +17,10 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
+use super::attached::{Attached, place_of};
 use super::attachment::{Attachment, DetachFailure};
 use super::connection::{self, Connection};
-use super::cover::Cover;
+use super::content::Content;
 use super::failures::Failures;
 use super::handshake::shake_hands;
 use super::holders::Holders;
@@ -29,14 +30,12 @@ use super::passthrough::{Passthrough, PassthroughStatus};
 use super::place::MountPlace;
 use super::sessions::Sessions;
 use super::stale_pages::{ReplacedRanges, StalePages};
-use super::swap::{self, Before, Swap};
 use super::wire::init::Features;
-use super::{MountError, MountOptions, device, readahead};
-use crate::fs::browse::{Browse, BrowseConfig, KitSource};
-use crate::fs::{FileSystem, FsConfig, Ino, LoadedKit, Nodes, Owner};
-use crate::overlay::Folder;
+use super::{MountError, MountOptions, readahead};
+use crate::fs::browse::Browse;
+use crate::fs::{FsConfig, Ino, LoadedKit, Nodes};
 use crate::process::limits::{ChildLimits, MORE_PROCESSES};
-use crate::process::mount_table::{Device, MountTable};
+use crate::process::mount_table::MountTable;
 use crate::process::running_time::{self, Stopwatch};
 
 /// How long a fresh mount may take to answer its first `stat`.
@@ -64,210 +63,6 @@ pub struct Mount {
     stale_pages: Arc<StalePages>,
     features: Features,
     _sessions: Arc<Sessions>,
-}
-
-/// A mount that is in the tree. Its requests wait in the kernel. Dropping it unmounts lazily.
-pub struct Attached {
-    // Dropped in this order: the mount must be gone before its directory can be removed.
-    attachment: Attachment,
-    mountpoint: Mountpoint,
-    device: OwnedFd,
-    opens: OpenRecords,
-    end: watch::Sender<bool>,
-    /// The mount itself, before it takes the place of another one.
-    outside: Option<OwnedFd>,
-}
-
-impl Attached {
-    /// Mounts. `origin` is the name of the mount in the kernel's table. Blocking.
-    ///
-    /// # Errors
-    /// When the mountpoint is no longer free, or the kernel or fusermount3 refuse. Nothing is mounted
-    /// then, and a directory that [`Mountpoint`] has made is removed.
-    pub fn new(
-        origin: &str,
-        mountpoint: Mountpoint,
-        options: &MountOptions,
-    ) -> Result<Self, MountError> {
-        mountpoint.check_again(options)?;
-        let io = io_error(mountpoint.path());
-        let path = mountpoint.path().canonicalize().map_err(&io)?;
-        let opens = OpenRecords::new().map_err(&io)?;
-        let name = mount_name(origin);
-        let MountOptions { allow_other, noexec, child_limits, .. } = *options;
-        let request = device::MountRequest {
-            mountpoint: &path,
-            name,
-            kind: device::Kind::Kit,
-            allow_other,
-            noexec,
-            child_limits,
-        };
-        let device = device::mount(&request)?;
-        let (end, ended) = watch::channel(false);
-        let mut attachment = Attachment::new(path, ended, child_limits);
-        attachment.find_device();
-        Ok(Self { attachment, mountpoint, device, opens, end, outside: None })
-    }
-
-    /// A mount outside of the tree, which is to take the place of `before`. `None` for users who may not make
-    /// one. Blocking.
-    ///
-    /// # Errors
-    /// When the mount would hide files that it needs, or the kernel refuses it.
-    pub fn outside(
-        origin: &str,
-        before: &Before,
-        options: &MountOptions,
-    ) -> Result<Option<Self>, MountError> {
-        let path = before.path();
-        let io = io_error(path);
-        let opens = OpenRecords::new().map_err(&io)?;
-        let name = mount_name(origin);
-        let MountOptions { allow_other, noexec, child_limits, .. } = *options;
-        let request = device::MountRequest {
-            mountpoint: path,
-            name,
-            kind: device::Kind::Kit,
-            allow_other,
-            noexec,
-            child_limits,
-        };
-        let Some((device, outside)) = swap::mount(&request).map_err(&io)? else { return Ok(None) };
-        let (end, ended) = watch::channel(false);
-        let mut attachment = Attachment::new(path.to_owned(), ended, child_limits).awaited();
-        attachment.set_device(Some(swap::device_of(outside.as_fd()).map_err(&io)?));
-        let mountpoint = Mountpoint::taken_over(path.to_owned(), None);
-        Ok(Some(Self { attachment, mountpoint, device, opens, end, outside: Some(outside) }))
-    }
-
-    /// A mount that has no place in the tree, or only one for a moment, and the overlay that is to be over it at
-    /// `mountpoint`. Blocking.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn below(
-        origin: &str,
-        mountpoint: Mountpoint,
-        options: &MountOptions,
-        folder: Folder,
-    ) -> Result<(Self, Cover), MountError> {
-        mountpoint.check_again(options)?;
-        let io = io_error(mountpoint.path());
-        let path = mountpoint.path().canonicalize().map_err(&io)?;
-        let opens = OpenRecords::new().map_err(&io)?;
-        let (end, ended) = watch::channel(false);
-        let attachment = Attachment::new(path.clone(), ended, options.child_limits);
-        let mut attachment = attachment.below(folder.path().to_owned()).awaited();
-        let (device, number, cover) = Cover::new(&mount_name(origin), path, folder, options)?;
-        attachment.set_device(number);
-        Ok((Self { attachment, mountpoint, device, opens, end, outside: None }, cover))
-    }
-
-    /// The mount itself, which another one is to make way for. To be called once.
-    pub fn swap(&mut self) -> Swap {
-        Swap::new(self.outside.take())
-    }
-
-    /// The mount that this one replaces lies at `place`: in that part of the file tree, in that directory.
-    pub fn with_place(self, place: &MountPlace) -> Self {
-        let Self { attachment, mountpoint, device, opens, end, outside } = self;
-        let place =
-            MountPlace { device: place_of(&attachment, &mountpoint).device, ..place.clone() };
-        let mountpoint = Mountpoint::taken_over(place.path.clone(), place.made);
-        let attachment = attachment.moved_to(&place);
-        Self { attachment, mountpoint, device, opens, end, outside }
-    }
-
-    /// A mount that another process has made, and hands over to this one. That process may see another part
-    /// of the file tree. A mount that `replaces` another one comes into the tree later.
-    ///
-    /// # Errors
-    /// When `device` is no FUSE device.
-    pub fn from_command(
-        device: OwnedFd,
-        place: &MountPlace,
-        replaces: bool,
-        options: &MountOptions,
-    ) -> Result<Self, MountError> {
-        let io = io_error(&place.path);
-        device::check(&device).map_err(&io)?;
-        let opens = OpenRecords::new().map_err(&io)?;
-        let (end, ended) = watch::channel(false);
-        let attachment = Attachment::at(place, ended, options.child_limits);
-        let is_awaited = replaces || place.overlay.is_some();
-        let attachment = if is_awaited { attachment.awaited() } else { attachment };
-        let mountpoint = Mountpoint::taken_over(place.path.clone(), place.made);
-        Ok(Self { attachment, mountpoint, device, opens, end, outside: None })
-    }
-
-    /// The place of the mount, for the process that serves it.
-    pub fn place(&self) -> MountPlace {
-        place_of(&self.attachment, &self.mountpoint)
-    }
-
-    /// Leaves the mount to the process that serves it.
-    ///
-    /// # Errors
-    /// When its root does not answer. The mount is unmounted lazily then.
-    pub fn hand_over(self) -> Result<(), MountError> {
-        wait_for_first_answer(self.attachment.path(), self.attachment.path())?;
-        let Self { attachment, mountpoint, .. } = self;
-        // The other process unmounts and removes the directory.
-        std::mem::forget((attachment, mountpoint));
-        Ok(())
-    }
-
-    /// The FUSE device, for another process that holds it.
-    pub fn device(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
-    }
-
-    /// The file with the open files, for another process that holds it.
-    pub fn opens(&self) -> BorrowedFd<'_> {
-        self.opens.as_fd()
-    }
-}
-
-/// The content of a mount.
-pub enum Content {
-    /// One kit.
-    Kit(Arc<LoadedKit>),
-    /// Kits by path.
-    ByPath(ByPath),
-}
-
-/// The kits by path of a mount.
-pub struct ByPath {
-    /// Finds tags, and loads kits.
-    pub source: Box<dyn KitSource>,
-    /// The settings, but for the owner and the settings of each kit, which are those of the mount.
-    pub config: BrowseConfig,
-}
-
-impl From<Arc<LoadedKit>> for Content {
-    fn from(kit: Arc<LoadedKit>) -> Self {
-        Self::Kit(kit)
-    }
-}
-
-impl Content {
-    fn nodes(
-        self,
-        opens: &OpenRecords,
-        options: &MountOptions,
-        fs: FsConfig,
-    ) -> std::io::Result<Nodes> {
-        let owner = options.files_owner.unwrap_or_else(owner);
-        match self {
-            Self::Kit(kit) => Ok(Arc::new(FileSystem::new(kit, owner, fs)).into()),
-            Self::ByPath(ByPath { source, config }) => {
-                let (records, base) = opens.places()?;
-                let config = BrowseConfig { owner, fs, ..config };
-                Ok(Browse::new(source, config, records, base)?.into())
-            }
-        }
-    }
 }
 
 /// A mount whose requests are about to be answered. Dropping it unmounts lazily.
@@ -599,16 +394,6 @@ fn wake_passed_through(browse: &Arc<Browse>, open: &[OpenRecord]) {
     }
 }
 
-fn place_of(attachment: &Attachment, mountpoint: &Mountpoint) -> MountPlace {
-    MountPlace {
-        path: attachment.path().to_owned(),
-        device: attachment.device().map(|Device(major, minor)| (major, minor)),
-        made: mountpoint.made(),
-        view: attachment.view().cloned(),
-        overlay: attachment.overlay().cloned(),
-    }
-}
-
 /// Waits for the first `stat` of a mount's root. `place` is its name in messages. A thread of its own calls
 /// `stat`, because a mount that does not answer must not block the caller.
 pub(super) fn wait_for_first_answer(root: &Path, place: &Path) -> Result<(), MountError> {
@@ -627,11 +412,6 @@ pub(super) fn wait_for_first_answer(root: &Path, place: &Path) -> Result<(), Mou
     };
     let place = place.display();
     Err(MountError::Io(format!("mounted on {place}, but its root cannot be read: {words}")))
-}
-
-/// The user of this process, who owns the files of its mounts.
-fn owner() -> Owner {
-    Owner { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() }
 }
 
 /// Makes the error of a mount that the system refuses.
@@ -653,24 +433,4 @@ pub(super) fn busy(mountpoint: &Path, holders: Option<&Holders>) -> MountError {
 /// The users of a mount, as the end of a sentence.
 fn words_of(holders: Option<&Holders>) -> String {
     holders.map_or("something".to_owned(), Holders::to_string)
-}
-
-/// The source of a mount in `mount` and `df`. Commas separate mount options, and characters that are
-/// not printable would garble the table.
-fn mount_name(reference: &str) -> String {
-    let is_plain = |character: char| !character.is_control() && !matches!(character, ',' | '\\');
-    let plain = reference.chars().map(|c| if is_plain(c) { c } else { '_' });
-    // The kernel accepts one page of options.
-    plain.take(1024).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_names_hold_nothing_that_ends_an_option() {
-        assert_eq!(mount_name("ghcr.io/org/model:v1"), "ghcr.io/org/model:v1");
-        assert_eq!(mount_name("oci:/srv/a,suid\\,b\n"), "oci:/srv/a_suid__b_");
-    }
 }
