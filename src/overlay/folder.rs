@@ -34,7 +34,7 @@ const UPPER: &str = "upper";
 const WORK: &str = "work";
 const LOWER: &str = "lower";
 
-/// How long to wait for a lock that no mount explains: longer than a program takes to end on a busy machine.
+/// How long to wait for an UPPER whose use no mount explains: longer than a program takes to end on a busy machine.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 /// The interval between two tries.
 const END_INTERVAL: Duration = Duration::from_millis(10);
@@ -98,9 +98,7 @@ impl Folder {
         };
         let folder = Self { path, record, on_disk, lock };
         folder.make_folders(base.owner).map_err(|error| OverlayError::io(&folder.path, &error))?;
-        if kernel::is_in_use(&folder) {
-            return Err(OverlayError::InUse(folder.path));
-        }
+        wait_until_free(&folder.path, || Ok(!kernel::is_in_use(&folder)))?;
         Ok(folder)
     }
 
@@ -241,18 +239,32 @@ fn is_mounted(path: &Path) -> bool {
 
 fn lock(path: &Path) -> Result<File, OverlayError> {
     let folder = File::open(path).map_err(|error| OverlayError::io(path, &error))?;
+    let take = || match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(OverlayError::io(path, &error.into())),
+    };
+    wait_until_free(path, take)?;
+    Ok(folder)
+}
+
+/// Waits until `is_free`. A mount that has just ended keeps UPPER for a moment: the program fuse-overlayfs until it has
+/// ended, and the kernel until mount namespaces that were made meanwhile have dropped their copies of the mount.
+///
+/// # Errors
+/// [`OverlayError::InUse`] when a mount is in the tree, or that moment takes too long.
+fn wait_until_free(
+    path: &Path,
+    is_free: impl Fn() -> Result<bool, OverlayError>,
+) -> Result<(), OverlayError> {
     let mut watch = Stopwatch::start();
-    loop {
-        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(folder),
-            // A fuse-overlayfs whose mount has just ended holds the lock for a moment.
-            Err(Errno::WOULDBLOCK) if watch.look() < END_PATIENCE && !is_mounted(path) => {
-                std::thread::sleep(END_INTERVAL);
-            }
-            Err(Errno::WOULDBLOCK) => return Err(OverlayError::InUse(path.to_owned())),
-            Err(error) => return Err(OverlayError::io(path, &error.into())),
+    while !is_free()? {
+        if watch.look() >= END_PATIENCE || is_mounted(path) {
+            return Err(OverlayError::InUse(path.to_owned()));
         }
+        std::thread::sleep(END_INTERVAL);
     }
+    Ok(())
 }
 
 fn check_base(path: &Path, has: &Record, wanted: &Record) -> Result<(), OverlayError> {
