@@ -261,7 +261,10 @@ fn a_view_ends_with_its_owner() {
             k daemon stop >/dev/null
             gone_from mnt
             "$KITFS" mount --overlay=changes --foreground {reference} mnt >out 2>&1 & serving=$!
-            until grep -q "mnt" out; do sleep 0.05; done
+            until grep -q -- "-> $PWD/mnt " out; do
+                kill -0 $serving || {{ cat out >&2; exit 1; }}
+                sleep 0.05
+            done
             test "$(cat mnt/data/three)" = run
             kill -TERM $serving; wait $serving || true
             gone_from mnt
