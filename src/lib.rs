@@ -5,9 +5,10 @@
 //!
 //! ```text
 //! cli -> daemon -> control -> fuse -> fs -> fetch -> cache  -> layer -> oci
-//!  |       '-> keeper      |           |        '--> source -> oci
-//!  |--> serve -> source     |           '--> kit -> layer, oci
-//!  '--> pack -> kit, source '--> overlay -> oci
+//!  |      |'-> keeper      |           |        '--> source -> oci
+//!  |      '--> http -> control, serve  '--> kit -> layer, oci
+//!  |--> serve -> source     '--> overlay -> oci
+//!  '--> pack -> kit, source
 //! ```
 //!
 //! - [`oci`]: values, valid by construction: digests, references, descriptors, manifests.
@@ -22,6 +23,7 @@
 //! - [`pack`]: a folder becomes a kit in kit's local storage.
 //! - [`serve`]: a small read-only OCI registry over OCI layout folders.
 //! - [`control`]: the operations of a daemon, and the socket between commands and daemon.
+//! - [`http`]: the daemon's HTTP interface: health, status, files of kits by range.
 //! - [`daemon`]: lifecycle, table of mounts, the work of the operations.
 //! - [`keeper`]: the process that holds mounts while their daemon is replaced.
 //! - [`cli`]: one file per command.
@@ -37,6 +39,7 @@ pub mod daemon;
 pub mod fetch;
 pub mod fs;
 pub mod fuse;
+pub mod http;
 pub mod keeper;
 pub mod kit;
 pub mod layer;

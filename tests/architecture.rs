@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The arrows of the map. A room may import each room that it reaches by arrows, and [`SHARED`] rooms.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("oci", &[]),
     ("layer", &["oci"]),
     ("kit", &["layer", "oci"]),
@@ -22,7 +22,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("fuse", &["fs", "overlay"]),
     ("serve", &["source"]),
     ("control", &["fuse"]),
-    ("daemon", &["control", "keeper"]),
+    ("http", &["control", "serve"]),
+    ("daemon", &["control", "http", "keeper"]),
     ("keeper", &[]),
     ("cli", &["daemon", "serve", "pack"]),
     ("observe", &[]),
@@ -33,11 +34,13 @@ const ARROWS: [(&str, &[&str]); 17] = [
 const SHARED: [&str; 2] = ["observe", "process"];
 
 /// Crates that only a few rooms may use.
-const CRATES: [(&str, &[&str]); 11] = [
+const CRATES: [(&str, &[&str]); 13] = [
     ("reqwest", &["source"]),
     ("rustls", &["source"]),
     ("rustls_native_certs", &["source"]),
-    ("axum", &["serve"]),
+    ("axum", &["http", "serve"]),
+    ("hyper", &["http"]),
+    ("hyper_util", &["http"]),
     ("clap", &["cli"]),
     ("redb", &["cache"]),
     ("libc", &["cache", "daemon", "keeper"]),

@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::Subcommand;
 use rustix::process::Pid;
 
-use super::arguments::{IdleArguments, LogFormat, NetworkArguments};
+use super::arguments::{IdleArguments, KitArguments, LogFormat, NetworkArguments};
 use super::browse;
 use super::durations::{Limit, parse_limit, show_limit};
 use super::error::CliError;
+use super::listen::{ListenArguments, PassedListenArguments};
 use super::mount::notify_ready;
 use super::output::{count_of, path_text, print_json, print_line, print_warnings, warn};
 use super::runtime::block_on;
@@ -62,6 +63,8 @@ registry does not answer are tried again in the background.")]
         browse: Box<browse::Options>,
         #[command(flatten)]
         network: Box<NetworkArguments>,
+        #[command(flatten)]
+        listen: ListenArguments,
         #[command(flatten)]
         system: SystemArguments,
         #[command(flatten)]
@@ -121,6 +124,11 @@ stays as it is and the command fails.")]
         system: SystemArguments,
         #[command(flatten)]
         idle: StayArguments,
+        #[command(flatten)]
+        listen: PassedListenArguments,
+        /// For kits over HTTP.
+        #[command(flatten)]
+        network: Box<NetworkArguments>,
     },
     /// Hold the mounts of a daemon, and start it again when it dies.
     #[command(hide = true)]
@@ -135,6 +143,8 @@ stays as it is and the command fails.")]
         system: SystemArguments,
         #[command(flatten)]
         idle: StayArguments,
+        #[command(flatten)]
+        listen: PassedListenArguments,
     },
 }
 
@@ -212,10 +222,11 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         Command::Keep { .. } => {
             Err(CliError::internal("the keeper is started by `main`".to_owned()))
         }
-        Command::Start { restore, root, browse, network, system, idle } => {
-            let config = idle.config(&system, settings)?;
+        Command::Start { restore, root, browse, network, listen, system, idle } => {
+            let mut config = idle.config(&system, settings)?;
+            config.listen = listen.config(settings, &network)?;
             block_on(async {
-                let backend = start(settings, config.clone(), &idle.into(), restore).await?;
+                let backend = start(settings, &config, &idle.into(), &listen, restore).await?;
                 match root {
                     Some(root) => {
                         browse::mount_root(settings, &config, &backend, &root, *browse, &network)
@@ -231,8 +242,17 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         Command::Run { can_take_over: Some(version), .. } => {
             print_line(daemon::can_take_over(version)?)
         }
-        Command::Run { kept, system, idle, .. } => {
-            let config = idle.config(&system, settings)?;
+        Command::Run { kept, system, idle, listen, network, .. } => {
+            let mut config = idle.config(&system, settings)?;
+            config.listen = listen.config().or(config.listen);
+            if let Some(listen) = &mut config.listen {
+                listen.kit = match settings.passed_kit()? {
+                    Some(kit) => Some(kit),
+                    None => {
+                        Some(settings.kit(String::new(), &KitArguments::default(), &network)?)
+                    }
+                };
+            }
             daemon::detach();
             let is_ready = |_: Option<&_>| {
                 daemon::report_ready();
@@ -245,13 +265,15 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
 
 async fn start(
     settings: &Settings,
-    config: DaemonConfig,
+    config: &DaemonConfig,
     idle: &IdleArguments,
+    listen: &ListenArguments,
     is_to_restore: bool,
 ) -> Result<Backend, CliError> {
-    let backend = Backend::daemon(&config).await?;
+    let backend = Backend::daemon(config).await?;
     settings.warn_of_other_bounds(&backend, idle).await?;
     let status = backend.status().await?;
+    listen.check(&status)?;
     if let (None, Some(seconds)) = (idle.idle_exit, status.idle_exit_seconds) {
         warn(format_args!(
             "the daemon was started by a mount, and ends after {} without mounts: for one that stays, run \
@@ -261,6 +283,7 @@ async fn start(
     }
     let folder = status.cache_folder.display();
     print_line(format_args!("the daemon of {folder} runs as process {}", status.pid))?;
+    print_http(&status)?;
     if !is_to_restore {
         return Ok(backend);
     }
@@ -277,21 +300,28 @@ async fn start(
     Ok(backend)
 }
 
-/// Runs the keeper. It has no runtime and no log, so that it stays small.
-pub(super) fn keep(
-    settings: &Settings,
-    adopt: Option<i32>,
-    resume: Option<i32>,
-    system: &SystemArguments,
-    idle: &StayArguments,
-) -> ExitCode {
-    let beginning = match (adopt.and_then(Pid::from_raw), resume) {
+/// How a keeper begins, by its arguments.
+pub(super) fn beginning(adopt: Option<i32>, resume: Option<i32>) -> Beginning {
+    match (adopt.and_then(Pid::from_raw), resume) {
         (Some(worker), _) => Beginning::Adopt(worker),
         (None, Some(state)) => Beginning::Resume(state),
         (None, None) => Beginning::Anew,
-    };
+    }
+}
+
+/// Runs the keeper. It has no runtime and no log, so that it stays small.
+pub(super) fn keep(
+    settings: &Settings,
+    beginning: Beginning,
+    system: &SystemArguments,
+    idle: &StayArguments,
+    listen: &PassedListenArguments,
+) -> ExitCode {
     match idle.config(system, settings) {
-        Ok(config) => daemon::keep(&config, beginning),
+        Ok(config) => {
+            let listen = listen.config().or(config.listen);
+            daemon::keep(&DaemonConfig { listen, ..config }, beginning)
+        }
         Err(error) => error.report(),
     }
 }
@@ -377,6 +407,14 @@ async fn system_status(settings: &Settings, is_json: bool) -> Result<(), CliErro
     show(&daemon.status().await?, is_json)
 }
 
+/// Prints the address of the HTTP interface, if there is one.
+fn print_http(status: &DaemonStatus) -> Result<(), CliError> {
+    match &status.http {
+        Some(url) => print_line(format_args!("HTTP: {url}")),
+        None => Ok(()),
+    }
+}
+
 fn show(status: &DaemonStatus, is_json: bool) -> Result<(), CliError> {
     if is_json {
         return print_json(status);
@@ -390,6 +428,7 @@ fn show(status: &DaemonStatus, is_json: bool) -> Result<(), CliError> {
         false => format!(", with its worker, process {}", status.worker_pid),
     };
     print_line(format_args!("kitfs {}, process {}{worker}", status.version, status.pid))?;
+    print_http(status)?;
     if let Some(seconds) = status.idle_exit_seconds {
         let limit = show_limit(Some(Duration::from_secs(seconds)));
         print_line(format_args!("ends after {limit} without mounts and commands"))?;

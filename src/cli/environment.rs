@@ -6,6 +6,7 @@
 use std::env;
 use std::path::PathBuf;
 
+use crate::daemon::KIT_OPTIONS_VARIABLE;
 use crate::source::s3::{Keys, S3Config};
 
 /// The variables that kitfs knows.
@@ -27,6 +28,12 @@ pub(super) struct Environment {
     pub runtime_dir: Option<PathBuf>,
     /// `KITFS_CACHE_SIZE`, in the form of `--cache-size`, which wins.
     pub cache_size: Option<String>,
+    /// `KITFS_LISTEN`, in the form of `--listen`, which wins.
+    pub listen: Option<String>,
+    /// `KITFS_LISTEN_PUBLIC`, as a text for yes or no.
+    pub listen_public: bool,
+    /// The options for kits over HTTP, from the command that has started the daemon.
+    pub listen_options: Option<String>,
     /// `KITFS_REGISTRIES_DIR`; `--registries-dir` wins.
     pub registries_dir: Option<PathBuf>,
     /// `KITOPS_HOME`; `--config` wins.
@@ -66,8 +73,7 @@ fn s3() -> S3Config {
         profile: text("AWS_PROFILE"),
         credentials_file: path("AWS_SHARED_CREDENTIALS_FILE"),
         config_file: path("AWS_CONFIG_FILE"),
-        anonymous: text("AWS_SKIP_SIGNATURE")
-            .is_some_and(|value| matches!(value.to_lowercase().as_str(), "true" | "1" | "yes")),
+        anonymous: is_yes("AWS_SKIP_SIGNATURE"),
     }
 }
 
@@ -86,6 +92,9 @@ impl Environment {
             cache_dir: path("KITFS_CACHE_DIR"),
             runtime_dir: path("KITFS_RUNTIME_DIR").filter(|path| path.is_absolute()),
             cache_size: text("KITFS_CACHE_SIZE"),
+            listen: text("KITFS_LISTEN"),
+            listen_public: is_yes("KITFS_LISTEN_PUBLIC"),
+            listen_options: text(KIT_OPTIONS_VARIABLE),
             registries_dir: path("KITFS_REGISTRIES_DIR"),
             kitops_home: path("KITOPS_HOME"),
             source_date_epoch: text("SOURCE_DATE_EPOCH"),
@@ -99,6 +108,10 @@ impl Environment {
             log: text("KITFS_LOG"),
         }
     }
+}
+
+fn is_yes(name: &str) -> bool {
+    text(name).is_some_and(|value| matches!(value.to_lowercase().as_str(), "true" | "1" | "yes"))
 }
 
 fn text(name: &str) -> Option<String> {

@@ -15,7 +15,9 @@ use super::error::CliError;
 use super::mount::{announce, mount, notify_ready};
 use super::settings::Settings;
 use super::{output, umount};
-use crate::control::api::{AwaitEndRequest, Failure, FailureKind, MountDescription, MountStatus};
+use crate::control::api::{
+    AwaitEndRequest, Failure, FailureKind, KitRequest, MountDescription, MountStatus,
+};
 use crate::daemon::{self, Backend, DaemonConfig, Server};
 use crate::process::pidfd::Pidfd;
 use crate::process::signals::Signals;
@@ -29,10 +31,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Mounts, and returns when the mount has ended.
 pub(super) async fn serve(
     settings: &Settings,
-    config: DaemonConfig,
+    mut config: DaemonConfig,
     request: MountDescription,
     replace: bool,
 ) -> Result<(), CliError> {
+    if let Some(listen) = &mut config.listen {
+        // Kits over HTTP come with the options of this mount.
+        let (reference, labels, filters) = (String::new(), Vec::new(), Vec::new());
+        listen.kit = Some(KitRequest { reference, labels, filters, ..request.kit.clone() });
+    }
     if let Some(daemon) = Backend::running(&config).await? {
         return beside(settings, &config, &daemon, request, replace).await;
     }

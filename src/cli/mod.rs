@@ -26,6 +26,7 @@ mod info;
 mod kit_at;
 mod kit_habits;
 mod list;
+mod listen;
 mod log;
 mod ls;
 mod mount;
@@ -76,11 +77,12 @@ pub fn main() -> ExitCode {
     };
     let environment = Environment::read();
     if let Command::Daemon(daemon::Arguments {
-        command: daemon::Command::Keep { adopt, resume, system, idle },
+        command: daemon::Command::Keep { adopt, resume, system, idle, listen },
     }) = arguments.command
     {
         let settings = Settings::new(arguments.cache, environment);
-        return daemon::keep(&settings, adopt, resume, &system, &idle);
+        let beginning = daemon::beginning(adopt, resume);
+        return daemon::keep(&settings, beginning, &system, &idle, &listen);
     }
     start_log(&arguments, &environment);
     match run(arguments, environment) {

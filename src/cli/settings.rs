@@ -11,10 +11,11 @@ use super::arguments::{CacheArguments, IdleArguments, KitArguments, NetworkArgum
 use super::durations::{Limit, show_limit};
 use super::environment::Environment;
 use super::error::CliError;
+use super::listen;
 use super::output::warn;
 use super::sizes;
 use crate::control::api::{KitRequest, NetworkOptions};
-use crate::daemon::{Backend, DaemonConfig, SystemConfig};
+use crate::daemon::{Backend, DaemonConfig, ListenConfig, SystemConfig};
 use crate::oci::Digest;
 use crate::source::s3::S3Config;
 
@@ -88,7 +89,22 @@ impl Settings {
             memory_bytes: self.cache.memory.unwrap_or(DEFAULT_MEMORY_BYTES),
             system: None,
             idle_exit: None,
+            listen: self.listen()?,
         })
+    }
+
+    /// The HTTP interface that the environment names, without options for kits.
+    pub(super) fn listen(&self) -> Result<Option<ListenConfig>, CliError> {
+        let environment = &self.environment;
+        let address = environment.listen.as_deref();
+        address
+            .map(|address| listen::of_environment(address, environment.listen_public))
+            .transpose()
+    }
+
+    /// The options for kits over HTTP that the command which has started this daemon has passed on.
+    pub(super) fn passed_kit(&self) -> Result<Option<KitRequest>, CliError> {
+        self.environment.listen_options.as_deref().map(listen::passed_kit).transpose()
     }
 
     /// The configuration of the system daemon, with `--cache-dir` or in its usual folder.

@@ -21,13 +21,13 @@ struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quiet(u64);
 
-/// A command that is being answered.
+/// A command or an HTTP request that is being answered.
 #[derive(Debug)]
-pub(super) struct Answering(Arc<Activity>);
+pub struct Answering(Arc<Activity>);
 
 impl Activity {
     /// Admits a command; `None` when the daemon is about to end.
-    pub(super) fn begin(self: &Arc<Self>) -> Option<Answering> {
+    pub fn begin(self: &Arc<Self>) -> Option<Answering> {
         let mut state = self.0.lock();
         if state.is_closed {
             return None;

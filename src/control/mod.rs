@@ -26,7 +26,7 @@ pub mod socket;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use activity::{Activity, Quiet};
+pub use activity::{Activity, Answering, Quiet};
 pub use caller::{Caller, Handle, Peer};
 pub use client::{ANSWER_TIMEOUT, Client, Liveness, silence};
 pub use connection::{ByteStream, Connection, Lease};
@@ -86,11 +86,13 @@ operations![
     api::UpgradeRequest,
     api::RestoreRequest,
     api::OpenRequest,
+    api::OpenMountedRequest,
     api::InfoRequest,
     api::TagsRequest,
     api::CatalogueRequest,
     api::CompareRequest,
     api::ListRequest,
+    api::StatRequest,
     api::ReadRequest,
     api::CloneRequest,
     api::WarmRequest,

@@ -448,7 +448,7 @@ impl OpenKit {
 
     /// Reads files of the kit, one behind the other.
     pub async fn read(&self, paths: Vec<RawPath>) -> Result<ByteStream, Failure> {
-        let request = |kit| ReadRequest { kit, paths: paths.clone() };
+        let request = |kit| ReadRequest { kit, paths: paths.clone(), part: None };
         let kit = self.handle().await;
         match self.backend.stream(request(kit)).await {
             Err(failure) if failure.kind == FailureKind::Stale => {

@@ -20,6 +20,7 @@ use rustix::process::Pid;
 
 use super::descriptors;
 use super::lifecycle::DaemonConfig;
+use super::listening;
 use super::log::Log;
 use crate::control::api::FailureKind;
 use crate::keeper::{self, Channel};
@@ -53,10 +54,10 @@ pub enum Beginning {
 pub fn keep(config: &DaemonConfig, beginning: Beginning) -> ExitCode {
     super::detach();
     let Ok(program) = Program::of_this_process() else { return ExitCode::FAILURE };
+    let mut config = config.clone();
     let log = Log::of_this_process(&config.cache_folder);
     // A mount has three descriptors here. Workers raise the limit themselves.
     let child_limits = ChildLimits::raise_own();
-    let programs = Programs { program, config, log, child_limits };
     let adopted = match beginning {
         Beginning::Anew => None,
         Beginning::Adopt(process) => match io::stdin().as_fd().try_clone_to_owned() {
@@ -68,6 +69,8 @@ pub fn keep(config: &DaemonConfig, beginning: Beginning) -> ExitCode {
         },
         // The lock is in the state.
         Beginning::Resume(state) => {
+            let programs = Programs { program, config: &config, log, child_limits };
+            // The socket is open, and its number is in the arguments.
             return keeper::resume(programs, state).unwrap_or_else(|error| {
                 eprintln!("kitfs: --resume is for the keeper, which calls it itself: {error}");
                 ExitCode::from(FailureKind::Usage.exit_code())
@@ -88,6 +91,18 @@ pub fn keep(config: &DaemonConfig, beginning: Beginning) -> ExitCode {
             return ExitCode::from(FailureKind::Cache.exit_code());
         }
     };
+    // Held as long as this process lives.
+    let _listener = match config.listen.as_mut().map(listening::hold).transpose() {
+        Ok(listener) => listener.flatten(),
+        Err(failure) => {
+            eprintln!("kitfs: {failure}");
+            return ExitCode::from(failure.kind.exit_code());
+        }
+    };
+    if adopted.is_some() {
+        keeper::silence_output();
+    }
+    let programs = Programs { program, config: &config, log, child_limits };
     match adopted {
         Some((socket, process)) => keeper::adopt(programs, lock, socket, process),
         None => keeper::run(programs, lock),
@@ -175,12 +190,17 @@ pub(super) fn start_for_this_process(
     program: &Program,
     config: &DaemonConfig,
     child_limits: ChildLimits,
+    listener: Option<OwnedFd>,
 ) -> io::Result<(Channel, u32)> {
     let (channel, theirs) = Channel::new()?;
     let mut command = command(program, "keep", config);
     child_limits.give_back(&mut command);
     command.arg("--adopt").arg(std::process::id().to_string());
     command.stdin(theirs).stdout(Stdio::null());
+    if let Some(listener) = listener {
+        // The one descriptor that the new keeper gets without being asked for its number.
+        command.stdout(listener);
+    }
     descriptors::close_on_exec()?;
     let mut child = command.spawn()?;
     let pid = child.id();
@@ -224,6 +244,7 @@ fn command(program: &Program, word: &str, config: &DaemonConfig) -> Command {
     command.arg("--memory").arg(config.memory_bytes.to_string());
     let idle_exit = config.idle_exit.map(|limit| limit.as_secs().to_string());
     command.arg("--idle-exit").arg(idle_exit.unwrap_or("never".to_owned()));
+    config.listen.iter().for_each(|listen| listen.pass_on(&mut command));
     if let Some(capacity_bytes) = config.cache_capacity_bytes {
         command.arg("--cache-size").arg(capacity_bytes.to_string());
     }

@@ -267,13 +267,15 @@ impl Keeping {
         &self,
         config: &DaemonConfig,
         child_limits: ChildLimits,
+        listener: Option<OwnedFd>,
     ) -> io::Result<()> {
         let Some(program) = &self.program else { return Ok(()) };
         // Meanwhile nothing is sent to the old one, and each new mount is sent to the new one.
         let mut current = self.channel.lock();
         *current = None;
         *self.keeper.lock() = None;
-        let (channel, keeper) = keep::start_for_this_process(program, config, child_limits)?;
+        let (channel, keeper) =
+            keep::start_for_this_process(program, config, child_limits, listener)?;
         for held in self.held.lock().values() {
             channel.hold(held)?;
         }

@@ -13,6 +13,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use super::failure::cache_failure;
 use super::idle::end_when_idle;
 use super::keep;
 use super::keeping::Keeping;
+use super::listening::{self, KIT_OPTIONS_VARIABLE, ListenConfig};
 use super::log::{self, Log};
 use super::machine;
 use super::mounts::MountKey;
@@ -37,6 +39,7 @@ use crate::cache::{Cache, CacheConfig};
 use crate::control;
 use crate::control::api::{DaemonStatus, Failure, FailureKind, MountDescription, MountStatus};
 use crate::control::socket::{Address, FolderSocket, SocketPath};
+use crate::http::{self, HttpConfig};
 use crate::keeper::Order;
 use crate::process::limits::ChildLimits;
 use crate::process::running_time::{self, Stopwatch};
@@ -56,6 +59,8 @@ pub struct DaemonConfig {
     pub idle_exit: Option<Duration>,
     /// Set for a daemon of several users.
     pub system: Option<SystemConfig>,
+    /// Set for a daemon with an HTTP interface.
+    pub listen: Option<ListenConfig>,
 }
 
 /// The settings of a daemon that runs as root for several users.
@@ -147,7 +152,11 @@ pub async fn run(
         })
     });
     let (socket_for_users, for_users) = for_users.transpose()?.unzip();
-    let at = At { socket: Arc::new(socket), address };
+    let listening = config.listen.as_ref().map(listening::listen).transpose()?.flatten();
+    let http = listening.as_ref().map(|listener| open_http(listener, &config)).transpose()?;
+    let address_of_http = http.as_ref().map(|(_, config)| config.address);
+    let for_keeper = for_next_keeper(&config, address_of_http);
+    let at = At { socket: Arc::new(socket), address, http: address_of_http };
     let service = Service::new(cache, &config, child_limits, Some(at), keeping.clone());
     let listeners = [Some(listener), by_name].into_iter().flatten();
     let activity = Arc::new(control::Activity::default());
@@ -172,6 +181,11 @@ pub async fn run(
         ));
     }
 
+    if let Some((listener, config)) = http {
+        let (activity, draining) = (activity.clone(), service.draining());
+        servers.spawn(http::serve(listener, service.clone(), config, activity, draining));
+    }
+
     let taking_over = tokio::spawn({
         let service = service.clone();
         async move { service.take_over(held).await }
@@ -188,7 +202,7 @@ pub async fn run(
         never = keep_short => match never {},
         never = watch_folder(&service) => match never {},
         never = end_when_idle(&service, &activity, config.idle_exit) => match never {},
-        never = keep_keeper(&config, &keeping, child_limits) => match never {},
+        never = keep_keeper(&for_keeper, &keeping, child_limits, listening.as_ref()) => match never {},
     };
     if service.is_to_be_replaced() {
         // The next process goes on with every mount, so none may be released from here on.
@@ -222,6 +236,34 @@ pub async fn run(
     outcome
 }
 
+/// The listener of the HTTP interface, and its settings.
+fn open_http(
+    listener: &std::net::TcpListener,
+    config: &DaemonConfig,
+) -> Result<(tokio::net::TcpListener, HttpConfig), Failure> {
+    let failed = |error: io::Error| Failure::new(FailureKind::Internal, error.to_string());
+    // The next keeper gets a copy of the listener.
+    let listener = listener.try_clone().map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let (is_public, kit) = match &config.listen {
+        Some(listen) => (listen.is_public, listen.kit.clone()),
+        None => (false, None),
+    };
+    tracing::info!(%address, is_public, "HTTP is served");
+    Ok((listener, HttpConfig { address, is_public, kit }))
+}
+
+/// The settings of a keeper that this process starts: it gets the listener as its standard output.
+fn for_next_keeper(config: &DaemonConfig, http: Option<SocketAddr>) -> DaemonConfig {
+    let listen = config.listen.clone().map(|listen| match http {
+        Some(address) => ListenConfig { address, socket: Some(listening::OUTPUT), ..listen },
+        None => ListenConfig { socket: None, ..listen },
+    });
+    DaemonConfig { listen, ..config.clone() }
+}
+
 /// The user of the daemon, and root, may send requests.
 fn is_owner(peer: control::Peer) -> bool {
     peer.uid == rustix::process::geteuid().as_raw() || peer.uid == 0
@@ -232,6 +274,7 @@ async fn keep_keeper(
     config: &DaemonConfig,
     keeping: &Arc<Keeping>,
     child_limits: ChildLimits,
+    listener: Option<&std::net::TcpListener>,
 ) -> std::convert::Infallible {
     let mut pause = KEEPER_INTERVAL;
     loop {
@@ -242,7 +285,8 @@ async fn keep_keeper(
         }
         tracing::warn!("the keeper is gone: starting another one");
         let (config, keeping) = (config.clone(), keeping.clone());
-        let start = move || keeping.start_keeper(&config, child_limits);
+        let listener = listener.and_then(|listener| listener.try_clone().ok());
+        let start = move || keeping.start_keeper(&config, child_limits, listener.map(Into::into));
         let started =
             spawn_blocking(start).await.unwrap_or_else(|error| Err(io::Error::other(error)));
         if let Err(error) = started {
@@ -426,6 +470,10 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     let mut command = Command::from(keep::keeper_command(config).map_err(failed)?);
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
     command.stderr(log.try_clone().map_err(failed)?);
+    if let Some(kit) = config.listen.as_ref().and_then(|listen| listen.kit.as_ref()) {
+        let options = serde_json::to_string(kit).map_err(|error| failed(error.into()))?;
+        command.env(KIT_OPTIONS_VARIABLE, options);
+    }
     // The daemon outlives the program that called this command, and would keep its files open.
     descriptors::close_on_exec().map_err(failed)?;
     let mut child = command.spawn().map_err(failed)?;

@@ -4,10 +4,15 @@ use std::sync::Arc;
 
 use super::paths::{self, LastLink};
 use super::upkeep::encoding_name;
-use crate::control::api::{Entry, EntryKind, Failure, ListRequest, ListedLayer, Listing, RawPath};
+use crate::cache::LayerKey;
+use crate::control::api::{
+    Entry, EntryKind, Failure, FileStat, ListRequest, ListedLayer, Listing, RawPath,
+};
 use crate::fs::LoadedKit;
 use crate::kit::compare::{LayerFiles, Version};
 use crate::kit::{Content, NodeId, NodeKind, Tree};
+use crate::layer::Extents;
+use crate::oci::{Digest, Format};
 
 /// Answers a [`ListRequest`] about a loaded kit. With `files`, the entries have the digests that are known.
 pub(super) fn list(
@@ -35,6 +40,37 @@ pub(super) fn list(
         layers: layers.collect(),
         warnings: kit.all_warnings(),
     })
+}
+
+/// Looks at a file or directory; `None` for a symlink.
+pub(super) fn stat(kit: &LoadedKit, node: NodeId) -> Option<FileStat> {
+    let tree = &kit.tree;
+    let entry = entry(tree, node, None);
+    let (content_id, replacements) = match tree.kind(node) {
+        NodeKind::Symlink(_) => return None,
+        NodeKind::Directory => (None, 0),
+        NodeKind::File(Content::Inline(bytes)) => (Some(Digest::of(bytes).to_string()), 0),
+        NodeKind::File(Content::Stored { layer, extents }) => {
+            let layer = &kit.layers[*layer as usize];
+            let id = content_id(layer.key(), layer.contents().layout.stream_bytes(), extents);
+            (Some(id), layer.store().replacements())
+        }
+    };
+    Some(FileStat { entry, content_id, replacements })
+}
+
+/// The digest of a file that is a whole layer, else the place of the file in its layer.
+///
+/// The digests that packers list stay out: nobody has compared them with the bytes, and two files with the same text must
+/// have the same bytes.
+fn content_id(key: LayerKey, stream_bytes: u64, extents: &Extents) -> String {
+    let LayerKey { digest, encoding } = key;
+    let (start, bytes) = (extents.stored().start.get(), extents.bytes());
+    let is_plain = encoding.format == Format::Raw && !encoding.is_compressed();
+    match is_plain && start == 0 && bytes == stream_bytes {
+        true => digest.to_string(),
+        false => format!("{digest}.{}.{start}.{bytes}", encoding_name(encoding)),
+    }
 }
 
 /// Everything below `root`, parents before children, siblings by name.
@@ -69,5 +105,28 @@ fn entry(tree: &Tree, node: NodeId, files: Option<&[LayerFiles]>) -> Entry {
         digest: digest.map(|known| known.digest.to_string()),
         digest_claimed: digest.is_some_and(|known| known.is_claimed),
         missing: tree.missing(node).map(str::to_owned),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::StreamOffset;
+    use crate::oci::{Compression, Encoding};
+
+    #[test]
+    fn the_digest_stands_for_a_file_that_is_a_whole_layer_and_else_its_place() {
+        let digest = Digest::of(b"layer");
+        let id = |format, compression, range: std::ops::Range<u64>| {
+            let key = LayerKey { digest, encoding: Encoding { format, compression } };
+            let place = StreamOffset(range.start)..StreamOffset(range.end);
+            content_id(key, 10, &Extents::contiguous(place))
+        };
+        assert_eq!(id(Format::Raw, Compression::None, 0..10), digest.to_string());
+        // The digest is that of the compressed bytes; the "digest" of an object is that of its ETag.
+        assert_eq!(id(Format::Raw, Compression::Gzip, 0..10), format!("{digest}.raw+gzip.0.10"));
+        assert_eq!(id(Format::Object, Compression::None, 0..10), format!("{digest}.object.0.10"));
+        assert_eq!(id(Format::Tar, Compression::None, 0..10), format!("{digest}.tar.0.10"));
+        assert_eq!(id(Format::Tar, Compression::None, 4..10), format!("{digest}.tar.4.6"));
     }
 }

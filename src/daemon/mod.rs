@@ -14,6 +14,7 @@
 //! - `seen`: daemons that see another file tree than a command.
 //! - `failure`: the meaning of every room's errors to a user.
 //! - `lifecycle`: starting, running and ending a daemon; `log`: its log in the background.
+//! - `listening`: the socket of the HTTP interface.
 //! - `idle`: the end of a daemon that nobody needs.
 //! - `keep`, `keeping`: the keeper's process, and the mounts that it holds.
 //!
@@ -40,6 +41,7 @@ mod keep;
 mod keeping;
 mod kits;
 mod lifecycle;
+mod listening;
 mod listing;
 mod log;
 mod machine;
@@ -69,6 +71,7 @@ pub use dead::{forget_dead, running_or_restoring};
 pub use group::group;
 pub use keep::{Beginning, keep};
 pub use lifecycle::{DaemonConfig, SystemConfig, detach, report_ready, run};
+pub use listening::{KIT_OPTIONS_VARIABLE, ListenConfig};
 pub use networks::sources_of_command;
 pub use replay::{TRACE_LIMIT_BYTES, read_trace};
 pub use successor::{CAN_TAKE_OVER, can_take_over};

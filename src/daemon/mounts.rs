@@ -29,7 +29,7 @@ use crate::cache::LayerKey;
 use crate::control::api::{Failure, FailureKind, KitRequest, MountStatus};
 use crate::fs::LoadedKit;
 use crate::fuse::{DeviceNumber, Mount, MountError};
-use crate::oci::{Digest, LabelSelector};
+use crate::oci::{Digest, LabelSelector, Origin};
 use crate::process::mount_table::MountTable;
 use crate::process::pidfd::Pidfd;
 use crate::process::running_time::{self, Stopwatch};
@@ -300,6 +300,14 @@ impl Mounts {
                 following.note(manifest);
             }
         }
+    }
+
+    /// The kit that is mounted by `origin`, or as the version that `origin` names by its digest. Of several mounts
+    /// the newest counts.
+    pub(super) fn kit_of(&self, origin: &Origin) -> Option<Arc<LoadedKit>> {
+        let mut served = self.served();
+        served.sort_by_key(|served| std::cmp::Reverse(served.mounted_at));
+        served.iter().find_map(|served| served.kit_of(origin))
     }
 
     fn served(&self) -> Vec<Arc<Served>> {

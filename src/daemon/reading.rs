@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream};
 use super::paths::{self, LastLink};
 use crate::cache::LayerState;
 use crate::control::ByteStream;
-use crate::control::api::{Failure, FailureKind, RawPath};
+use crate::control::api::{Failure, FailureKind, FilePart, RawPath};
 use crate::fetch::Layer;
 use crate::fs::{LoadedKit, StoredFile};
 use crate::kit::{Content, NodeKind};
@@ -19,6 +19,8 @@ use crate::source::Priority;
 
 /// Bytes read at once: a few chunks, so that a request to a registry is worth its round trip.
 const PIECE_BYTES: u64 = 4 * 1024 * 1024;
+/// The most bytes that come to the cache behind a part of a file: a few requests to a registry.
+const MOST_AHEAD_BYTES: u64 = 4 * PIECE_BYTES;
 
 /// The rest of a file that is being read.
 enum Rest {
@@ -52,6 +54,53 @@ pub(super) fn open(kit: Arc<LoadedKit>, paths: &[RawPath]) -> Result<ByteStream,
         fault(&layer, &title, before).await.map(Err)
     });
     Ok(pieces.chain(wrong).boxed())
+}
+
+/// The bytes of a part of the file at `path`; those behind it come to the cache meanwhile.
+///
+/// # Errors
+/// As [`open`], and for a part that is too long or leaves the file.
+pub(super) fn open_part(
+    kit: Arc<LoadedKit>,
+    path: &RawPath,
+    part: FilePart,
+) -> Result<ByteStream, Failure> {
+    let FilePart { start, end, ahead_end, confirm } = part;
+    let refuse = |why: String| Err(Failure::new(FailureKind::Usage, why));
+    if start > end || end - start > FilePart::LIMIT_BYTES {
+        return refuse(format!("a part of a file has at most {} bytes", FilePart::LIMIT_BYTES));
+    }
+    let rest = find(&kit, path)?;
+    let file_bytes = match &rest {
+        Rest::Inline(bytes) => bytes.len() as u64,
+        Rest::Stored(.., range) => range.end,
+    };
+    if end > file_bytes {
+        return refuse(format!("the file has {file_bytes} bytes, and the part ends at {end}"));
+    }
+    let (layer, extents) = match rest {
+        Rest::Inline(bytes) => {
+            let bytes = bytes.slice(start as usize..end as usize);
+            return Ok(stream::iter([Ok(bytes)]).boxed());
+        }
+        Rest::Stored(layer, extents, _) => (layer, extents),
+    };
+    let reading = StoredFile { layer: &layer, extents: &extents }.read(start..end);
+    let ahead = end..ahead_end.min(file_bytes).min(end.saturating_add(MOST_AHEAD_BYTES));
+    if !ahead.is_empty() {
+        StoredFile { layer: &layer, extents: &extents }.prefetch(ahead, Priority::Readahead);
+    }
+    let title = kit.title_of(&layer);
+    let bytes = async move {
+        // The kit stays open as long as it is read.
+        let _kit = kit;
+        let bytes = reading.await?;
+        match confirm {
+            Some(before) => fault(&layer, &title, before).await.map_or(Ok(bytes), Err),
+            None => Ok(bytes),
+        }
+    };
+    Ok(stream::once(bytes).boxed())
 }
 
 /// Waits for the digest of a layer that is complete. `before` is the number of replacements before the first

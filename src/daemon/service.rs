@@ -4,11 +4,12 @@
 //! mounts that it serves.
 //!
 //! - `operations`: the work of each operation of the control plane.
-//! - `opening`: opens kits. `mounting`: serves mounts. `taking_over`: goes on with the mounts of a process
+//! - `files`: operations of the HTTP interface. `opening`: opens kits. `mounting`: serves mounts. `taking_over`: goes on with the mounts of a process
 //!   that is gone. `restoring`: makes mounts again that died with their daemon. `users`: what the users of a
 //!   system daemon may do.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,7 @@ use super::hydrate::Hydration;
 use super::keeping::Keeping;
 use super::kits::Kits;
 use super::lifecycle::DaemonConfig;
+use super::listening::ListenConfig;
 use super::mounts::{MountKey, Mounts, stopping};
 use super::networks::Networks;
 use super::{describing, successor};
@@ -37,6 +39,7 @@ use crate::process::limits::ChildLimits;
 use crate::process::running_time;
 use crate::process::view::own_view;
 
+mod files;
 mod mounting;
 mod opening;
 mod operations;
@@ -56,6 +59,8 @@ pub(super) struct At {
     pub(super) socket: Arc<FolderSocket>,
     /// As its mounts tell it.
     pub(super) address: Address,
+    /// Of the HTTP interface.
+    pub(super) http: Option<SocketAddr>,
 }
 
 /// The work that a process does for its commands; see the module.
@@ -79,6 +84,8 @@ pub struct Service {
     started_at: i64,
     /// The setting of the daemon, for its status.
     idle_exit: Option<Duration>,
+    /// The setting of the daemon, for its successor.
+    listen: Option<ListenConfig>,
     stopping: CancellationToken,
     /// Set when [`Self::end_mounts`] is done.
     ended: watch::Sender<Option<UnmountReport>>,
@@ -133,6 +140,7 @@ impl Service {
             sessions: Mutex::default(),
             started_at: now(),
             idle_exit: config.idle_exit,
+            listen: config.listen.clone(),
             stopping: CancellationToken::new(),
             ended: watch::Sender::default(),
             is_to_be_replaced: AtomicBool::new(false),
@@ -154,6 +162,11 @@ impl Service {
             version: VERSION.to_owned(),
             cache_folder: self.cache.folder().to_owned(),
             cache_folder_is_lost: !self.is_reachable(),
+            http: self
+                .at
+                .as_ref()
+                .and_then(|at| at.http)
+                .map(|address| format!("http://{address}")),
             view: self.view.clone(),
             cache_resident_bytes: resident_bytes.unwrap_or_default(),
             cache_capacity_bytes: self.cache.capacity_bytes(),
@@ -264,7 +277,7 @@ impl Service {
         if let Some(program) =
             program.or_else(|| self.keeping.program_on_disk().map(Path::to_owned))
         {
-            successor::ask(&program).await?;
+            successor::ask(&program, self.listen.as_ref()).await?;
             self.keeping.set_successor(program);
         }
         self.is_to_be_replaced.store(true, Ordering::SeqCst);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
+use super::listening::ListenConfig;
 use crate::control::VERSION;
 use crate::control::api::{Failure, FailureKind};
 use crate::keeper::HAND_OVER;
@@ -35,11 +36,11 @@ pub fn can_take_over(hand_over: u32) -> Result<&'static str, Failure> {
     Err(Failure::new(FailureKind::Daemon, message))
 }
 
-/// Asks a program whether it can go on with this daemon.
+/// Asks a program whether it can go on with this daemon, and knows the arguments that the next worker gets.
 ///
 /// # Errors
 /// When it says no, is no kitfs, or does not answer.
-pub(super) async fn ask(program: &Path) -> Result<(), Failure> {
+pub(super) async fn ask(program: &Path, listen: Option<&ListenConfig>) -> Result<(), Failure> {
     let refused = |why: &str| {
         let place = program.display();
         let message =
@@ -51,6 +52,7 @@ pub(super) async fn ask(program: &Path) -> Result<(), Failure> {
     }
     let mut command = Command::new(program);
     command.args(["daemon", "run", CAN_TAKE_OVER]).arg(HAND_OVER.to_string());
+    listen.iter().for_each(|listen| listen.pass_on(command.as_std_mut()));
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = match running_time::timeout(ANSWER_TIMEOUT, command.output()).await {
         Ok(Ok(output)) => output,
@@ -77,7 +79,7 @@ mod tests {
             ("/no/such/program", "No such file"),
             ("relative", "not absolute"),
         ] {
-            let failure = ask(Path::new(program)).await.unwrap_err();
+            let failure = ask(Path::new(program), None).await.unwrap_err();
             assert!(failure.message.contains(words), "{failure}");
             assert!(failure.message.contains(VERSION), "{failure}");
         }

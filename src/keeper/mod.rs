@@ -31,7 +31,8 @@ mod socket;
 mod state;
 
 pub use channel::{Channel, Order};
-pub use process::{Programs, adopt, resume, run};
+pub use process::{Programs, adopt, resume, run, silence_output};
+pub use state::inherited;
 
 use std::fs::File;
 use std::num::NonZeroU32;

@@ -116,11 +116,12 @@ fn own_mount(line: Line) -> io::Result<Held> {
     Ok(Held { number, connection, device, record, opens, owner })
 }
 
-/// The file with the state, by its number in the arguments of this process.
+/// The file of a descriptor that the process before has left to this one, by its number in the arguments of this
+/// process. Each number belongs to one owner.
 ///
 /// # Errors
 /// When it is not open, or a standard one.
-pub(super) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     if number <= 2 {
         return Err(io::Error::other("a standard descriptor"));
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// The requested part of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub enum Asked {
     /// The whole blob: no header, or a header that a server may ignore (another unit, several ranges,
     /// malformed).
     Whole,
@@ -16,7 +16,7 @@ pub(super) enum Asked {
 
 impl Asked {
     /// Parses the header for a blob of `size` bytes.
-    pub(super) fn parse(header: Option<&str>, size: u64) -> Self {
+    pub fn parse(header: Option<&str>, size: u64) -> Self {
         let Some(spec) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else {
             return Self::Whole;
         };

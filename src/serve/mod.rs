@@ -15,7 +15,7 @@
 //! front of it.
 
 mod answer;
-mod byte_range;
+pub mod byte_range;
 mod catalogue;
 mod page;
 mod route;

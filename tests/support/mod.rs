@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
 pub mod hostile;
+pub mod http_client;
 pub mod kit_builder;
 pub mod kit_index;
 pub mod kit_server;

@@ -137,6 +137,9 @@ pub struct DaemonStatus {
     /// it has open, commands find it by its mounts only, and it ends with the last of them.
     #[serde(default)]
     pub cache_folder_is_lost: bool,
+    /// The URL of its HTTP interface (docs/api.md), if it has one: `http://127.0.0.1:9000`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
     /// The part of the file tree that it sees ([`crate::process::view`]); none where it cannot tell.
     #[serde(default)]
     pub view: Option<String>,

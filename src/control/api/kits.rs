@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{NetworkOptions, OpenProgress};
-use crate::control::Operation;
+use crate::control::{NoEvent, Operation};
 use crate::oci::Origin;
 
 /// Which kit, and what of it.
@@ -55,6 +55,21 @@ impl Operation for OpenRequest {
     fn has_paths(&self) -> bool {
         self.kit.has_paths()
     }
+}
+
+/// Opens the kit that is mounted by a reference, as it is mounted: its version, its filters, its way to the registry.
+/// The answer is `None` where no mount has it. The kit stays open until the command closes this connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenMountedRequest {
+    /// The reference of the mount, or of its version (`REPOSITORY@DIGEST`).
+    pub reference: String,
+}
+
+impl Operation for OpenMountedRequest {
+    const NAME: &'static str = "open-mounted";
+    type Event = NoEvent;
+    type Answer = Option<KitHandle>;
 }
 
 /// An open kit.

@@ -2,7 +2,8 @@
 //!
 //! - [`AliveRequest`], [`StatusRequest`], [`StopRequest`], [`ReplaceRequest`], [`UpgradeRequest`],
 //!   [`RestoreRequest`]: the daemon.
-//! - [`OpenRequest`], [`ListRequest`], [`ReadRequest`], [`CloneRequest`]: an open kit.
+//! - [`OpenRequest`], [`OpenMountedRequest`], [`ListRequest`], [`StatRequest`], [`ReadRequest`], [`CloneRequest`]:
+//!   an open kit.
 //! - [`InfoRequest`], [`TagsRequest`], [`CatalogueRequest`]: looking at registries.
 //! - [`CompareRequest`]: two versions.
 //! - [`MountRequest`], [`UnmountRequest`], [`RecordRequest`], [`StopRecordingRequest`]: mounts.
@@ -34,7 +35,7 @@ pub use describe::{
     RemoteInfo, TagInfo, TagsRequest,
 };
 pub use failure::{Failure, FailureKind};
-pub use kits::{KitHandle, KitRequest, KitState, OpenRequest, Opened};
+pub use kits::{KitHandle, KitRequest, KitState, OpenMountedRequest, OpenRequest, Opened};
 pub use mounts::{
     AwaitEndRequest, BROWSE_REFERENCE, BrowseDescription, BrowseStatus, BrowsedKit, HydrateMode,
     HydrateState, MountDescription, MountRequest, MountStatus, PassthroughState, PredictorStatus,
@@ -44,6 +45,7 @@ pub use mounts::{
 pub use network::NetworkOptions;
 pub use progress::{OpenProgress, PassProgress, Waiting};
 pub use tree::{
-    CloneRequest, Cloned, Entry, EntryKind, ListRequest, ListedLayer, Listing, RawPath, ReadRequest,
+    CloneRequest, Cloned, Entry, EntryKind, FilePart, FileStat, ListRequest, ListedLayer, Listing,
+    RawPath, ReadRequest, StatRequest,
 };
 pub use warm::{LayerProgress, WarmEvent, WarmReport, WarmRequest, WarmedLayer};

@@ -12,6 +12,12 @@ impl Operation for ListRequest {
     type Answer = Listing;
 }
 
+impl Operation for StatRequest {
+    const NAME: &'static str = "stat";
+    type Event = NoEvent;
+    type Answer = FileStat;
+}
+
 impl Operation for ReadRequest {
     const NAME: &'static str = "read";
     type Event = NoEvent;
@@ -117,6 +123,52 @@ pub struct ReadRequest {
     pub kit: KitHandle,
     /// The files, from the kit's root.
     pub paths: Vec<RawPath>,
+    /// Of one file: only this part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<FilePart>,
+}
+
+/// A part of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilePart {
+    /// The first byte.
+    pub start: u64,
+    /// The byte behind the last one: at most [`FilePart::LIMIT_BYTES`] behind the first.
+    pub end: u64,
+    /// The end of the bytes that the reader wants next: those behind this part come to the cache meanwhile.
+    pub ahead_end: u64,
+    /// Of the last part of a file that is read as a whole: [`FileStat::replacements`] before its first part. The bytes come
+    /// once the digest of the layer is computed, if the layer is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<u64>,
+}
+
+impl FilePart {
+    /// The longest part, which lies in memory as a whole.
+    pub const LIMIT_BYTES: u64 = 4 * 1024 * 1024;
+}
+
+/// Looks at one file or directory. Symlinks are followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatRequest {
+    /// The kit.
+    pub kit: KitHandle,
+    /// The path from the kit's root.
+    pub path: RawPath,
+}
+
+/// The answer to a [`StatRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    /// The entry. Its digest is left out.
+    pub entry: Entry,
+    /// Of a file: a text that stands for its bytes. It is `sha256:…` where that is the digest of the file by the manifest of
+    /// the kit, else the place of the bytes in their layer. Files with the same text have the same bytes.
+    pub content_id: Option<String>,
+    /// Of a file: how often wrong bytes of its layer were replaced so far.
+    pub replacements: u64,
 }
 
 /// Has the daemon copy a file of a confirmed layer from its cache into the empty file whose descriptor comes

@@ -23,7 +23,7 @@ use crate::fs::{FileSystem, LoadedKit, State};
 use crate::fuse::{
     DeviceNumber, Mount, MountPlace, PassthroughStatus, ReplacedRange, ReplacedRanges,
 };
-use crate::oci::LabelSelector;
+use crate::oci::{LabelSelector, Origin, Selector};
 use crate::process::pidfd::Pidfd;
 
 /// A mount, and its kit.
@@ -92,6 +92,16 @@ impl Served {
     pub(in crate::daemon) fn kits(&self) -> Vec<Arc<LoadedKit>> {
         let kits = self.mount.nodes().kits().into_iter();
         kits.map(|kit| kit.file_system().kit().clone()).collect()
+    }
+
+    /// The one kit, if the mount has it by `origin`, or `origin` names its version. With labels, a reference names
+    /// several kits.
+    pub(super) fn kit_of(&self, origin: &Origin) -> Option<Arc<LoadedKit>> {
+        let kit = self.kit.as_ref()?;
+        let own = Origin::parse(&self.reference).ok()?;
+        let is_version = || own.with_selector(Selector::Digest(kit.manifest)) == *origin;
+        let is_mounted = (self.labels.is_empty() && own == *origin) || is_version();
+        is_mounted.then(|| kit.clone())
     }
 
     pub(in crate::daemon) fn reference(&self) -> &str {

@@ -147,7 +147,14 @@ impl Handle<ReadRequest> for Service {
         caller: &Caller<ReadRequest>,
     ) -> Result<(), Failure> {
         let kit = self.kits.lent(request.kit, caller.peer().uid)?;
-        let mut bytes = reading::open(kit, &request.paths)?;
+        let mut bytes = match (request.part, &request.paths[..]) {
+            (None, paths) => reading::open(kit, paths)?,
+            (Some(part), [path]) => reading::open_part(kit, path, part)?,
+            (Some(_), _) => {
+                let message = "a part is one of a single file";
+                return Err(Failure::new(FailureKind::Usage, message));
+            }
+        };
         while let Some(piece) = bytes.next().await {
             caller.send(piece?).await?;
         }

@@ -392,8 +392,8 @@ impl Worker {
     }
 }
 
-/// Points the standard output to nothing. Later workers get that one, too.
-fn silence_output() {
+/// Points the standard output of this process to nothing. Later workers get that one, too.
+pub fn silence_output() {
     if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(&null);
     }

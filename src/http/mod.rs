@@ -1,0 +1,103 @@
+//! The daemon's HTTP interface (docs/api.md): health, status, and files of kits by range.
+//!
+//! ```text
+//! accept --connection--> access (host, origin, user) --route--> files | api --control--> the daemon's service
+//! ```
+//!
+//! - `connection`: one connection, with its time limits. `access`: the requests that are let in.
+//! - `peer`: the user at the other end of a connection. `route`, `kit_path`: paths of URLs. Pure.
+//! - `files`: bytes of files. `body`: their pieces. `validators`: ETags and conditions. Pure.
+//! - `api`: answers in JSON. `kits`: the kits that are open for requests. `problem`: errors.
+//!
+//! This room knows neither mounts nor the cache. It asks the service through the operations of [`crate::control`],
+//! as commands do. It writes nothing: each path takes GET and HEAD.
+
+mod access;
+mod api;
+mod body;
+mod connection;
+mod files;
+mod kit_path;
+mod kits;
+mod peer;
+mod problem;
+mod route;
+mod validators;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::control::api::KitRequest;
+use crate::control::{Activity, Service};
+use kits::Kits;
+
+/// The most connections at once. A browser has six, a data loader one for each worker; each one takes a
+/// descriptor and at most a piece of a file ([`body::PIECE_BYTES`]).
+const MOST_CONNECTIONS: usize = 128;
+/// How long to wait after a failure to accept. Descriptors may be freed meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The settings of a server.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// The address that the listener has.
+    pub address: SocketAddr,
+    /// Whether other machines may ask for metrics and health.
+    pub is_public: bool,
+    /// The options with which kits are opened that are not mounted; the reference is ignored. Without them, only
+    /// mounted kits can be reached.
+    pub kit: Option<KitRequest>,
+}
+
+/// The server, as each connection sees it.
+struct Server<S> {
+    config: HttpConfig,
+    kits: Kits<S>,
+    activity: Arc<Activity>,
+}
+
+/// Answers requests until `draining`, and then those that are under way. `activity` counts the requests that keep
+/// the daemon alive: all but those for metrics and health, which a monitor repeats for ever.
+pub async fn serve<S: Service>(
+    listener: TcpListener,
+    service: Arc<S>,
+    config: HttpConfig,
+    activity: Arc<Activity>,
+    draining: CancellationToken,
+) {
+    let kits = Kits::new(service, config.kit.clone());
+    let server = Arc::new(Server { config, kits, activity });
+    let connections = TaskTracker::new();
+    let free = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let accept = async {
+        loop {
+            let place = free.clone().acquire_owned().await.expect("the semaphore is never closed");
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let (server, draining) = (server.clone(), draining.clone());
+                    connections.spawn(async move {
+                        connection::run(server, stream, peer, draining).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a connection is not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = draining.cancelled() => {}
+        never = kits::close_unused(&server.kits) => match never {},
+        () = accept => {}
+    }
+    connections.close();
+    connections.wait().await;
+}
