@@ -88,6 +88,18 @@ if [ $# -eq 0 ] && [ -z "$FUSE_PROBLEM" ]; then
     fi
 fi
 
+# The Python package, over a registry and a daemon.
+if [ $# -eq 0 ]; then
+    say "scripts/test-python.sh"
+    python_status=0
+    KITFS=$(target_folder)/debug/kitfs scripts/test-python.sh || python_status=$?
+    case $python_status in
+    0) ;;
+    77) left_out+=("scripts/test-python.sh: see its last line") ;;
+    *) status=1 ;;
+    esac
+fi
+
 if [ "$status" -ne 0 ]; then
     say "some tests FAILED"
 elif [ "${#left_out[@]}" -eq 0 ]; then

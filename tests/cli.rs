@@ -51,7 +51,6 @@ const COMMANDS: &[&str] = &[
     "overlay diff",
     "overlay reset",
     "status",
-    "map",
     "daemon",
     "daemon start",
     "daemon stop",

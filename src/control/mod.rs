@@ -94,7 +94,6 @@ operations![
     api::ListRequest,
     api::StatRequest,
     api::ReadRequest,
-    api::ResidencyRequest,
     api::CloneRequest,
     api::WarmRequest,
     api::MountRequest,

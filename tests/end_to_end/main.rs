@@ -23,7 +23,6 @@ mod lazy;
 mod limits;
 mod listing;
 mod lost_cache;
-mod maps;
 mod mounting;
 mod mountpoints;
 #[path = "namespaces.rs"]

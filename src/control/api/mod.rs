@@ -7,7 +7,7 @@
 //! - [`InfoRequest`], [`TagsRequest`], [`CatalogueRequest`]: looking at registries.
 //! - [`CompareRequest`]: two versions.
 //! - [`MountRequest`], [`UnmountRequest`], [`RecordRequest`], [`StopRecordingRequest`]: mounts.
-//! - [`WarmRequest`], [`ResidencyRequest`], [`CacheRequest`]: the cache.
+//! - [`WarmRequest`], [`CacheRequest`]: the cache.
 
 mod cache;
 mod compare;
@@ -18,7 +18,6 @@ mod kits;
 mod mounts;
 mod network;
 mod progress;
-mod residency;
 mod tree;
 mod warm;
 
@@ -45,10 +44,6 @@ pub use mounts::{
 };
 pub use network::NetworkOptions;
 pub use progress::{OpenProgress, PassProgress, Waiting};
-pub use residency::{
-    Cell, RangeState, Residency, ResidencyRequest, ResidencyRow, ResidencyRows, ResidencyTotal,
-    ResidentRange, Subject,
-};
 pub use tree::{
     CloneRequest, Cloned, Entry, EntryKind, FilePart, FileStat, ListRequest, ListedLayer, Listing,
     RawPath, ReadRequest, StatRequest,
