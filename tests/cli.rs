@@ -51,6 +51,7 @@ const COMMANDS: &[&str] = &[
     "overlay diff",
     "overlay reset",
     "status",
+    "map",
     "daemon",
     "daemon start",
     "daemon stop",

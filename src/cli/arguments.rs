@@ -7,8 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    browse, cache, cat, completions, copy, cp, daemon, diff, info, list, log, ls, mount, overlay,
-    pack, push, run, serve, sizes, status, tag, trace, umount, warm,
+    browse, cache, cat, completions, copy, cp, daemon, diff, info, list, log, ls, map, mount,
+    overlay, pack, push, run, serve, sizes, status, tag, trace, umount, warm,
 };
 use crate::observe;
 
@@ -54,6 +54,8 @@ pub(super) enum Command {
     Overlay(overlay::Arguments),
     /// Show the mounts, and how much of each kit is in the cache.
     Status(status::Arguments),
+    /// Show which parts of each file are in the cache.
+    Map(map::Arguments),
     /// Start, stop or show the daemon that serves the mounts.
     Daemon(daemon::Arguments),
     /// List the files of a kit without mounting it.

@@ -54,6 +54,8 @@ pub(super) struct Environment {
     pub no_proxy: Option<String>,
     /// The S3 store of remote objects.
     pub s3: S3Config,
+    /// The locale of characters: `LC_ALL`, `LC_CTYPE` or `LANG` (locale(7)).
+    pub locale: Option<String>,
     /// `KITFS_LOG`: a filter for the log, in the grammar of `tracing_subscriber::EnvFilter`.
     pub log: Option<String>,
 }
@@ -105,6 +107,7 @@ impl Environment {
             https_proxy: either("HTTPS_PROXY", "https_proxy"),
             no_proxy: either("NO_PROXY", "no_proxy"),
             s3: s3(),
+            locale: text("LC_ALL").or_else(|| text("LC_CTYPE")).or_else(|| text("LANG")),
             log: text("KITFS_LOG"),
         }
     }

@@ -29,6 +29,7 @@ mod list;
 mod listen;
 mod log;
 mod ls;
+mod map;
 mod mount;
 mod mounted_kit;
 mod output;
@@ -39,11 +40,13 @@ mod push;
 mod reference;
 mod run;
 mod runtime;
+mod screen;
 mod sending;
 mod serve;
 mod settings;
 mod sizes;
 mod status;
+mod subject;
 mod system;
 mod tag;
 mod trace;
@@ -100,6 +103,7 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
         Command::Overlay(command) => block_on(overlay::run(&settings, command)),
         Command::Umount(command) => block_on(umount::run(&settings, command)),
         Command::Status(command) => block_on(status::run(&settings, command)),
+        Command::Map(command) => block_on(map::run(&settings, command)),
         Command::Daemon(command) => daemon::run(&settings, command),
         Command::Ls(command) => block_on(ls::run(&settings, command)),
         Command::Cat(command) => block_on(cat::run(&settings, command)),

@@ -135,6 +135,12 @@ impl Settings {
         Ok(DaemonConfig { idle_exit, ..self.daemon()? })
     }
 
+    /// Whether the locale has the characters of Unicode.
+    pub(super) fn is_utf8(&self) -> bool {
+        let locale = self.environment.locale.as_deref().unwrap_or_default().to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    }
+
     /// The folder for mountpoints that nobody has named.
     pub(super) fn folder_for_mountpoints(&self) -> PathBuf {
         let folder = self.environment.xdg_runtime_dir.as_ref().filter(|folder| folder.is_dir());
@@ -392,6 +398,20 @@ mod tests {
         assert_eq!(files(docker(Path::new("/d"))), [&[kit.clone()][..], &folder].concat());
         let secret = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(files(docker(secret.path())), [kit, secret.path().to_owned()]);
+    }
+
+    #[test]
+    fn the_locale_says_whether_there_are_characters_beyond_ascii() {
+        for (locale, expected) in [
+            (Some("en_GB.UTF-8"), true),
+            (Some("C.utf8"), true),
+            (Some("de_DE.ISO-8859-1"), false),
+            (Some("POSIX"), false),
+            (None, false),
+        ] {
+            let environment = Environment { locale: locale.map(str::to_owned), ..home() };
+            assert_eq!(settings(&[], environment).0.is_utf8(), expected, "{locale:?}");
+        }
     }
 
     #[test]

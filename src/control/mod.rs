@@ -94,6 +94,7 @@ operations![
     api::ListRequest,
     api::StatRequest,
     api::ReadRequest,
+    api::ResidencyRequest,
     api::CloneRequest,
     api::WarmRequest,
     api::MountRequest,

@@ -18,8 +18,8 @@ use crate::control::VERSION;
 use crate::control::api::{
     CloneRequest, Cloned, DaemonStatus, Failure, FailureKind, KitHandle, KitRequest, ListRequest,
     Listing, MountDescription, MountRequest, MountStatus, OpenProgress, OpenRequest, RawPath,
-    ReadRequest, ReplaceRequest, StatusRequest, StopRequest, UnmountReport, UpgradeRequest,
-    WarmEvent, WarmReport, WarmRequest,
+    ReadRequest, ReplaceRequest, StatusRequest, StopRequest, Subject, UnmountReport,
+    UpgradeRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use crate::control::socket::{Address, SocketPath};
 use crate::control::{self, ByteStream, Client, Connection, Handle, Lease, Liveness, Operation};
@@ -486,6 +486,23 @@ impl OpenKit {
         self.backend
             .call(WarmRequest { kit, paths: Vec::new(), layers, trace: None }, on_event)
             .await
+    }
+
+    /// Asks about the kit: `request` makes the request for a subject.
+    pub async fn ask_about<O: Operation>(
+        &self,
+        request: impl Fn(Subject) -> O,
+    ) -> Result<O::Answer, Failure>
+    where
+        Service: Handle<O>,
+    {
+        let kit = self.handle().await;
+        match self.backend.ask(request(Subject::Kit(kit))).await {
+            Err(failure) if failure.kind == FailureKind::Stale => {
+                self.backend.ask(request(Subject::Kit(self.open_again(kit).await?))).await
+            }
+            answer => answer,
+        }
     }
 
     /// The request that names this very kit.

@@ -74,7 +74,7 @@ fn content_id(key: LayerKey, stream_bytes: u64, extents: &Extents) -> String {
 }
 
 /// Everything below `root`, parents before children, siblings by name.
-fn descendants(tree: &Tree, root: NodeId) -> Vec<NodeId> {
+pub(super) fn descendants(tree: &Tree, root: NodeId) -> Vec<NodeId> {
     let mut found = Vec::new();
     let mut pending: Vec<u32> = tree.children(root).rev().collect();
     while let Some(node) = pending.pop() {

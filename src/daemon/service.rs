@@ -40,6 +40,7 @@ use crate::process::running_time;
 use crate::process::view::own_view;
 
 mod files;
+mod looking;
 mod mounting;
 mod opening;
 mod operations;

@@ -135,6 +135,19 @@ impl Inner {
         claims.chunks.get(&chunk).is_some_and(|transfer| !transfer.has_passed(end))
     }
 
+    /// The chunks that transfers will bring, in any order. The lock is held for a copy: each transfer has a lock
+    /// of its own.
+    pub(super) fn coming_chunks(&self) -> Vec<u32> {
+        let claims: Vec<(u32, Arc<Transfer>)> = {
+            let claims = self.claims.lock();
+            claims.chunks.iter().map(|(chunk, transfer)| (*chunk, transfer.clone())).collect()
+        };
+        let end = |chunk| self.contents.layout.chunk(ChunkId(chunk)).stream.end;
+        let coming =
+            claims.into_iter().filter(|(chunk, transfer)| !transfer.has_passed(end(*chunk)));
+        coming.map(|(chunk, _)| chunk).collect()
+    }
+
     pub(super) fn status(&self, chunk: ChunkId, is_claimed: bool) -> ChunkStatus {
         let bytes = self.contents.layout.chunk(chunk).stream;
         match u64::from(self.store.filled(chunk)) {

@@ -20,6 +20,7 @@
 //! - `pass`: the one sequential pass that a compressed layer takes.
 //! - `passing`: bytes that the cache could not keep, in memory. `retry`: readers that lost such bytes.
 //!   `follower`: how far ahead of its reader a stream over such a layer may run.
+//! - `residency`: which parts of a layer are in the cache, for those who look.
 //! - `sharing`: which users of a shared cache may have a layer.
 //! - `confirm`: the digest of a whole layer, once its last byte is in. `completing`: brings what no reader asks
 //!   for, and a layer that came wrong once more.
@@ -40,6 +41,7 @@ mod pass;
 mod passing;
 pub mod plan;
 mod reading;
+mod residency;
 mod retry;
 mod scan;
 mod sharing;
@@ -66,6 +68,7 @@ use crate::source::{BlobSource, Urgency};
 pub use error::FetchError;
 pub use layer::Layer;
 pub use outage::GaveUp;
+pub use residency::{Coming, Presence};
 
 use layer::{Way, WeakLayer};
 use pace::Line;

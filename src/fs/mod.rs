@@ -36,6 +36,7 @@ mod nodes;
 mod percent;
 mod read;
 pub mod readahead;
+mod residency;
 mod sharers;
 mod stored_file;
 mod tensor_prefetch;
@@ -57,5 +58,6 @@ pub use load::{
 pub use nodes::{Found, KitNodes, Nodes};
 pub use percent::{percent_decoded, percent_encoded};
 pub use read::{PendingRead, Read, Reply};
+pub use residency::{InFlight, Part, PartState};
 pub use stored_file::StoredFile;
 pub use trace::{FileRead, Line, Merger, TRACE_LINES, Trace, TraceError, TraceRange};

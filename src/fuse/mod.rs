@@ -73,7 +73,7 @@ pub use hidden::OwnPath;
 pub use mount::{Mount, MountState};
 pub use mountpoint::{Mountpoint, canonical, mount_warnings};
 pub use others::{
-    Answer, DAEMON_ATTRIBUTE, Occupant, OtherMount, daemon_of, occupant, other_mounts,
+    Answer, DAEMON_ATTRIBUTE, Occupant, OtherMount, daemon_of, mount_above, occupant, other_mounts,
     unmount_other,
 };
 pub use passthrough::PassthroughStatus;

@@ -125,6 +125,18 @@ pub fn occupant(mountpoint: &Path) -> std::io::Result<Occupant> {
     })
 }
 
+/// The mountpoint of the kit whose mount has a path; `None` for a path of another file system. Looks at no file.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn mount_above(path: &Path) -> std::io::Result<Option<PathBuf>> {
+    let table = MountTable::read()?;
+    let above = table.entries().iter().filter(|entry| path.starts_with(&entry.mountpoint));
+    // The deepest mountpoint, and of several mounts there the last one.
+    let nearest = above.max_by_key(|entry| entry.mountpoint.components().count());
+    Ok(nearest.filter(|entry| is_ours(entry)).map(|entry| entry.mountpoint.clone()))
+}
+
 /// The mounts of kitfs that programs can reach: the topmost one of each mountpoint.
 fn topmost() -> std::io::Result<Vec<Entry>> {
     let mut entries = MountTable::read()?.entries().to_vec();

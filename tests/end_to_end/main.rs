@@ -23,6 +23,7 @@ mod lazy;
 mod limits;
 mod listing;
 mod lost_cache;
+mod maps;
 mod mounting;
 mod mountpoints;
 #[path = "namespaces.rs"]

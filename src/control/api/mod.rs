@@ -7,7 +7,7 @@
 //! - [`InfoRequest`], [`TagsRequest`], [`CatalogueRequest`]: looking at registries.
 //! - [`CompareRequest`]: two versions.
 //! - [`MountRequest`], [`UnmountRequest`], [`RecordRequest`], [`StopRecordingRequest`]: mounts.
-//! - [`WarmRequest`], [`CacheRequest`]: the cache.
+//! - [`WarmRequest`], [`ResidencyRequest`], [`CacheRequest`]: the cache.
 
 mod cache;
 mod compare;
@@ -18,6 +18,7 @@ mod kits;
 mod mounts;
 mod network;
 mod progress;
+mod residency;
 mod tree;
 mod warm;
 
@@ -44,6 +45,10 @@ pub use mounts::{
 };
 pub use network::NetworkOptions;
 pub use progress::{OpenProgress, PassProgress, Waiting};
+pub use residency::{
+    Cell, RangeState, Residency, ResidencyRequest, ResidencyRow, ResidencyRows, ResidencyTotal,
+    ResidentRange, Subject,
+};
 pub use tree::{
     CloneRequest, Cloned, Entry, EntryKind, FilePart, FileStat, ListRequest, ListedLayer, Listing,
     RawPath, ReadRequest, StatRequest,

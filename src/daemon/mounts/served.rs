@@ -88,6 +88,11 @@ impl Served {
         })
     }
 
+    /// The kits by path, where the mount has several.
+    pub(in crate::daemon) fn by_path(&self) -> Option<&Arc<Browse>> {
+        self.mount.nodes().by_path()
+    }
+
     /// The kits in memory.
     pub(in crate::daemon) fn kits(&self) -> Vec<Arc<LoadedKit>> {
         let kits = self.mount.nodes().kits().into_iter();

@@ -1,0 +1,96 @@
+//! The terminal that output goes to: its width, its colours, and its characters.
+
+use std::io::{self, IsTerminal};
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// The width of output that goes to no terminal, and the least that tables expect.
+const USUAL_WIDTH: usize = 80;
+/// A terminal that says it is narrower is taken for one of this width: no table fits less.
+const LEAST_WIDTH: usize = 40;
+/// A terminal that says it is wider is taken for one of this width: a bound on the length of lines.
+const MOST_WIDTH: usize = 400;
+
+/// What the standard output can show.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Screen {
+    /// In columns.
+    pub(super) width: usize,
+    pub(super) is_terminal: bool,
+    pub(super) has_colours: bool,
+    /// Whether only ASCII characters are safe.
+    pub(super) is_ascii: bool,
+}
+
+impl Screen {
+    pub(super) fn of_stdout(is_ascii: bool) -> Self {
+        let is_terminal = io::stdout().is_terminal();
+        let choice = anstream::AutoStream::choice(&io::stdout());
+        let has_colours = is_terminal && choice != anstream::ColorChoice::Never;
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
+        // A terminal without a size says 0.
+        let width = size.map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
+        let width = width.map_or(USUAL_WIDTH, |width| width.clamp(LEAST_WIDTH, MOST_WIDTH));
+        Self { width, is_terminal, has_colours, is_ascii }
+    }
+}
+
+/// The columns that a text takes on a terminal.
+pub(super) fn width_of(text: &str) -> usize {
+    text.width()
+}
+
+/// A text of at most `width` columns. The middle of a longer one is cut out: the ends of paths tell most.
+pub(super) fn middle_cut(text: &str, width: usize, is_ascii: bool) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mark = if is_ascii { "..." } else { "…" };
+    let room = width.saturating_sub(mark.width());
+    // The end has the name of the file, so it gets the larger half.
+    let (head, tail) = (room / 2, room - room / 2);
+    let taken = |characters: &mut dyn Iterator<Item = char>, room: usize| {
+        let mut used = 0;
+        let fits = |character: &char| {
+            used += character.width().unwrap_or(0);
+            used <= room
+        };
+        characters.take_while(fits).collect::<Vec<char>>()
+    };
+    let head: String = taken(&mut text.chars(), head).into_iter().collect();
+    let tail: String = taken(&mut text.chars().rev(), tail).into_iter().rev().collect();
+    format!("{head}{mark}{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_middle_of_a_long_path_is_cut_out() {
+        assert_eq!(middle_cut("/models/a", 9, false), "/models/a");
+        assert_eq!(middle_cut("/models/weights/a.bin", 11, false), "/mode…a.bin");
+        assert_eq!(middle_cut("/models/weights/a.bin", 11, true), "/mod....bin");
+    }
+
+    proptest! {
+        #[test]
+        fn a_cut_text_fits_and_keeps_its_ends(text in "\\PC{0,60}", width in 5..70usize, is_ascii: bool) {
+            let cut = middle_cut(&text, width, is_ascii);
+            if text.width() <= width {
+                prop_assert_eq!(&cut, &text);
+            } else {
+                prop_assert!(cut.width() <= width, "{:?}", cut);
+                // The text itself may have the mark.
+                let mark = if is_ascii { "..." } else { "…" };
+                let mut heads = cut.char_indices().map(|(at, _)| cut.split_at(at));
+                let is_cut_at = |(head, rest): (&str, &str)| {
+                    rest.strip_prefix(mark).is_some_and(|tail| text.ends_with(tail)) && text.starts_with(head)
+                };
+                prop_assert!(heads.any(is_cut_at), "{:?}", cut);
+            }
+        }
+    }
+}
