@@ -363,26 +363,22 @@ fn a_read_goes_on_where_one_broke_off() {
     let written = kit.write(&folder.path().join("kit"), "v1");
     let mut engine = Engine::new(&folder.path().join("cache"), None);
     // With more time the reader would not hear of it.
-    let config =
-        || FsConfig { read_deadline: Some(Duration::from_millis(50)), ..FsConfig::default() };
+    let hasty = FsConfig { read_deadline: Some(Duration::from_millis(50)), ..FsConfig::default() };
     for is_restarted in [false, true] {
         let kit = Arc::new(engine.load(&written.reference).unwrap());
         let owner = Owner { uid: 0, gid: 0 };
-        let file_system = FileSystem::new(kit, owner, config());
+        let file_system = FileSystem::new(kit, owner, hasty);
         let ino = file_system.lookup(Ino::ROOT, b"file").unwrap().ino;
         let offset = if is_restarted { 400_000 } else { 0 };
         engine.faults.break_off(1);
         assert!(engine.read(&file_system, ino, offset, 250_000).is_err());
+        drop(file_system);
         if is_restarted {
-            drop(file_system);
             engine = engine.restart();
-            let kit = Arc::new(engine.load(&written.reference).unwrap());
-            let file_system = FileSystem::new(kit, owner, config());
-            let got = engine.read(&file_system, ino, offset, 250_000).unwrap();
-            assert!(got == content[offset as usize..][..250_000]);
-        } else {
-            let got = engine.read(&file_system, ino, offset, 250_000).unwrap();
-            assert!(got == content[offset as usize..][..250_000]);
         }
+        let kit = Arc::new(engine.load(&written.reference).unwrap());
+        let file_system = FileSystem::new(kit, owner, FsConfig::default());
+        let got = engine.read(&file_system, ino, offset, 250_000).unwrap();
+        assert!(got == content[offset as usize..][..250_000]);
     }
 }

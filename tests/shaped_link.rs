@@ -101,14 +101,14 @@ fn a_round_trip_takes_its_time_and_a_new_connection_one_more() {
 
 #[test]
 fn latency_does_not_multiply_with_pieces() {
-    let rtt = Duration::from_millis(200);
+    let rtt = Duration::from_millis(500);
     let answer = pattern(20 << 20);
     let link = ShapedLink::start(server(answer.clone()), Shape { rtt, ..Shape::default() });
     let link = link.expect("a link");
     let started = Instant::now();
     assert!(ask(&mut connect(&link), answer.len()) == answer, "the answer changed");
-    // 160 pieces of 128 KiB, one after another, would take 16 s.
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // 160 pieces of 128 KiB, one after another, would take 80 s.
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
 #[test]
@@ -133,12 +133,12 @@ fn the_rate_of_a_connection_holds_for_it_alone() {
     let link = ShapedLink::start(server(answer.clone()), shape).expect("a link");
     let started = Instant::now();
     std::thread::scope(|scope| {
-        for _ in 0..8 {
+        for _ in 0..32 {
             scope.spawn(|| ask(&mut connect(&link), answer.len()));
         }
     });
     let seconds = started.elapsed().as_secs_f64();
-    assert!((0.9..6.0).contains(&seconds), "eight at 1 s each, side by side, took {seconds} s");
+    assert!((0.9..24.0).contains(&seconds), "32 at 1 s each, side by side, took {seconds} s");
 }
 
 #[test]

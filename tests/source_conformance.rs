@@ -14,7 +14,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use kitfs::oci::{BlobId, Digest, ObjectLocation, Reference, Selector};
+use kitfs::oci::{BlobId, BlobOffset, Digest, ObjectLocation, Reference, Selector};
 use kitfs::serve::Registry;
 use kitfs::source::decorators::{Counted, Fault, Faulty, Limited};
 use kitfs::source::inline::InlineBlob;
@@ -112,19 +112,22 @@ async fn serve(folder: &Path) -> Arc<dyn Repository> {
 
 /// Reads a range to its end, and checks all promises of a stream.
 async fn check_range(source: &dyn BlobSource, content: &[u8], range: Range<u64>) -> u64 {
-    let mut stream = source.open(blob(content), range.clone(), Urgency::on_demand()).await.unwrap();
+    let mut stream = source
+        .open(blob(content), BlobOffset::of(range.clone()), Urgency::on_demand())
+        .await
+        .unwrap();
     let yields = stream.range.clone();
-    assert!(yields.start <= range.start && range.end <= yields.end, "{yields:?} for {range:?}");
+    assert!(
+        yields.start.get() <= range.start && range.end <= yields.end.get(),
+        "{yields:?} for {range:?}"
+    );
     let mut got = Vec::new();
     while let Some(piece) = stream.bytes.next().await {
         let piece = piece.unwrap();
         assert!(!piece.is_empty());
         got.extend_from_slice(&piece);
     }
-    assert!(
-        got == content[yields.start as usize..yields.end as usize],
-        "wrong bytes in {yields:?}"
-    );
+    assert!(got == content[BlobOffset::indices(&yields)], "wrong bytes in {yields:?}");
     got.len() as u64
 }
 
@@ -152,10 +155,10 @@ async fn blob_conforms(source: &dyn BlobSource, content: &[u8]) {
     join_all(at_once).await;
 
     let missing = BlobId { digest: Digest::of(b"missing"), size: 3 };
-    let error = source.open(missing, 0..3, Urgency::on_demand()).await.err();
+    let error = source.open(missing, missing.whole(), Urgency::on_demand()).await.err();
     assert!(matches!(error, Some(SourceError::NotFound { .. })), "{error:?}");
     let longer = BlobId { size: size + 1, ..blob(content) };
-    let error = source.open(longer, 0..1, Urgency::on_demand()).await.err();
+    let error = source.open(longer, BlobOffset(0).range(1), Urgency::on_demand()).await.err();
     let is_refused =
         matches!(error, Some(SourceError::Protocol { .. } | SourceError::NotFound { .. }));
     assert!(is_refused, "{error:?}");
@@ -242,8 +245,8 @@ async fn limited_holds_the_next_stream_back_until_one_is_dropped() {
     let case = Case::new(From::OciLayout).await;
     let limited = Limited::new(case.repository.clone(), 1);
     let first = blob(&case.blobs[1]);
-    let held = limited.open(first, 0..10, Urgency::on_demand()).await.unwrap();
-    let mut waiting = limited.open(first, 0..10, Urgency::on_demand());
+    let held = limited.open(first, BlobOffset(0).range(10), Urgency::on_demand()).await.unwrap();
+    let mut waiting = limited.open(first, BlobOffset(0).range(10), Urgency::on_demand());
     assert!(futures_util::poll!(&mut waiting).is_pending());
     drop(held);
     waiting.await.unwrap();
@@ -257,14 +260,17 @@ async fn faults_happen_in_the_order_of_the_script() {
         Fault::Refuse(refusal),
         Fault::Break { after_bytes: 5 },
         Fault::Truncate { after_bytes: 5 },
-        Fault::Flip { offset: 12 },
+        Fault::Flip { offset: BlobOffset(12) },
     ];
     let faulty = Faulty::scripted(case.repository.clone(), faults);
     let content = &case.blobs[1];
-    assert!(faulty.open(blob(content), 10..20, Urgency::on_demand()).await.is_err());
+    assert!(
+        faulty.open(blob(content), BlobOffset(10).range(10), Urgency::on_demand()).await.is_err()
+    );
 
     let read = async |range| {
-        let mut stream = faulty.open(blob(content), range, Urgency::on_demand()).await.unwrap();
+        let mut stream =
+            faulty.open(blob(content), BlobOffset::of(range), Urgency::on_demand()).await.unwrap();
         let (mut bytes, mut error) = (Vec::new(), None);
         while let Some(piece) = stream.bytes.next().await {
             match piece {
@@ -341,8 +347,12 @@ async fn links_and_changed_files_are_refused_with_their_name() {
     std::fs::write(&secret, content(9)).unwrap();
     std::fs::remove_file(file(&content(9))).unwrap();
     std::os::unix::fs::symlink(&secret, file(&content(9))).unwrap();
-    let error =
-        layout.open(blob(&content(9)), 0..9, Urgency::on_demand()).await.err().unwrap().to_string();
+    let error = layout
+        .open(blob(&content(9)), BlobOffset(0).range(9), Urgency::on_demand())
+        .await
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains(&Digest::of(&content(9)).hex()) && error.contains("link"), "{error}");
 
     std::fs::write(file(&manifest), "{}").unwrap();

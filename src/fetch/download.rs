@@ -20,7 +20,7 @@ use super::stall::Stalls;
 use super::transfer::Transfer;
 use super::writer::{Writer, Written};
 use crate::layer::layout::CHUNK_BYTES;
-use crate::layer::{ChunkId, StreamOffset};
+use crate::layer::{BlobOffset, ChunkId, StreamOffset};
 use crate::process::running_time::Stopwatch;
 use crate::source::admission::Reservation;
 use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
@@ -77,11 +77,11 @@ impl Inner {
         if transfer.has_ended() {
             return Ok(());
         }
-        let whole = 0..self.spec.blob.size;
+        let whole = self.spec.blob.whole();
         let mut is_whole = self.is_compressed();
         let mut asked = match is_whole {
             true => whole.clone(),
-            false => range.start.in_uncompressed_blob().get()..range.end.get(),
+            false => range.start.in_uncompressed_blob()..range.end.in_uncompressed_blob(),
         };
         let mut untried = self.sources.read().clone().into_iter();
         let asked_at = Instant::now();
@@ -101,7 +101,8 @@ impl Inner {
         let mut streaming = way.line.begin();
         let asked_bytes = asked.end - asked.start;
         let (batches, incoming) = mpsc::channel::<Batch>(BATCHES);
-        let start = StreamOffset(asked.start);
+        // The writer of a compressed layer counts from the first byte of both.
+        let start = asked.start.in_uncompressed_stream();
         let (inner, to) = (self.clone(), transfer.clone());
         let writer = tokio::task::spawn_blocking(move || {
             Writer::new(inner, to, start, is_whole).drain(incoming)
@@ -153,7 +154,7 @@ impl Inner {
     async fn feed(
         &self,
         mut stream: BlobStream,
-        asked: Range<u64>,
+        asked: Range<BlobOffset>,
         feeding: &mut Feeding<'_>,
         transfer: &Transfer,
         batches: mpsc::Sender<Batch>,
@@ -202,8 +203,8 @@ impl Inner {
     async fn forward(
         &self,
         stream: BlobStream,
-        sent: &mut u64,
-        end: u64,
+        sent: &mut BlobOffset,
+        end: BlobOffset,
         transfer: &Transfer,
         feeding: &mut Feeding<'_>,
         batches: &mpsc::Sender<Batch>,
@@ -251,23 +252,29 @@ impl Inner {
 
     /// The end of the batch that begins at `sent`: that of its chunk, so that a chunk is one write.
     /// The writer alone knows how many bytes come of compressed ones.
-    fn batch_end(&self, sent: u64, end: u64) -> u64 {
+    fn batch_end(&self, sent: BlobOffset, end: BlobOffset) -> BlobOffset {
         if self.is_compressed() {
             return end;
         }
         let layout = &self.contents.layout;
-        let chunk = layout.chunks_of(StreamOffset(sent).range(1)).start;
-        layout.chunk(ChunkId(chunk)).stream.end.get().min(end)
+        let chunk = layout.chunks_of(sent.in_uncompressed_stream().range(1)).start;
+        layout.chunk(ChunkId(chunk)).stream.end.in_uncompressed_blob().min(end)
     }
 
-    fn is_due(&self, batch: &Batch, next: u64, batch_end: u64, transfer: &Transfer) -> bool {
+    fn is_due(
+        &self,
+        batch: &Batch,
+        next: BlobOffset,
+        batch_end: BlobOffset,
+        transfer: &Transfer,
+    ) -> bool {
         if batch.is_empty() {
             return false;
         }
         next == batch_end
             || batch.len() >= MOST_PIECES
             || self.is_compressed()
-            || transfer.is_wanted(StreamOffset(next))
+            || transfer.is_wanted(next.in_uncompressed_stream())
     }
 
     /// Opens `range` at the first untried source that has it. Where none has, the first failure
@@ -275,7 +282,7 @@ impl Inner {
     async fn open_next(
         &self,
         untried: &mut Untried,
-        range: &Range<u64>,
+        range: &Range<BlobOffset>,
         urgency: &Urgency,
         mut failed: Option<SourceError>,
     ) -> Result<(BlobStream, Way), FetchError> {
@@ -293,12 +300,15 @@ impl Inner {
     fn check_covers(
         &self,
         stream: BlobStream,
-        range: &Range<u64>,
+        range: &Range<BlobOffset>,
     ) -> Result<BlobStream, SourceError> {
         if stream.range.start <= range.start && stream.range.end >= range.end {
             return Ok(stream);
         }
-        let detail = format!("bytes {:?} instead of {range:?}", stream.range);
+        let detail = format!(
+            "bytes {}..{} instead of {}..{}",
+            stream.range.start, stream.range.end, range.start, range.end
+        );
         Err(SourceError::Protocol { place: self.spec.blob.digest.to_string(), detail })
     }
 }
@@ -316,18 +326,18 @@ async fn overdue(stalls: &Stalls, silence: &mut Option<Stopwatch>, urgency: &Urg
 struct Pieces {
     stream: BlobStream,
     /// The offset of the stream's next byte.
-    at: u64,
+    at: BlobOffset,
     /// Bytes that came and were not given out yet.
     rest: Bytes,
     /// The next byte that is wanted.
-    next: u64,
-    end: u64,
+    next: BlobOffset,
+    end: BlobOffset,
 }
 
 impl Pieces {
     /// The next piece, not empty and not beyond `limit`; to be called while bytes before that are
     /// wanted. May be dropped while it waits, without losing anything.
-    async fn next(&mut self, limit: u64) -> Result<Bytes, SourceError> {
+    async fn next(&mut self, limit: BlobOffset) -> Result<Bytes, SourceError> {
         while self.rest.is_empty() {
             let Some(piece) = self.stream.bytes.next().await else {
                 let detail = format!("a stream ended {} bytes early", self.end - self.next);
@@ -336,7 +346,7 @@ impl Pieces {
             };
             let mut piece = piece?;
             self.at += piece.len() as u64;
-            let skipped = (self.next + piece.len() as u64).saturating_sub(self.at);
+            let skipped = (self.next + piece.len() as u64).since(self.at);
             drop(piece.split_to(skipped.min(piece.len() as u64) as usize));
             piece.truncate(piece.len().min((self.end - self.next) as usize));
             self.rest = piece;

@@ -28,7 +28,7 @@ use crate::layer::decode::{Decoder, Windows};
 use crate::layer::layout::MOST_STREAM_BYTES;
 use crate::layer::tar::Scanner;
 use crate::layer::{StreamOffset, Toc};
-use crate::oci::{Compression, Digest, Format};
+use crate::oci::{BlobOffset, Compression, Digest, Format};
 use crate::source::admission::UserId;
 use crate::source::{BlobSource, Urgency};
 
@@ -62,13 +62,13 @@ pub(super) async fn run(
 ) -> Result<Arc<Contents>, FetchError> {
     let opening = Urgency::opening().of_user(user);
     let mut staging = staging_of(spec, staging::begin(store).await?);
-    let mut resumed = staging.stage().spool_bytes();
-    if resumed > spec.blob.size {
+    let mut resumed = BlobOffset(staging.stage().spool_bytes());
+    if resumed > spec.blob.end() {
         staging.restart()?;
-        resumed = 0;
+        resumed = BlobOffset(0);
     }
     let mut result = attempt(spec, windows, staging, source, resumed, &opening, progress).await;
-    if resumed > 0
+    if resumed > BlobOffset(0)
         && let Err(error) = &result
         && is_about_content(error)
     {
@@ -76,7 +76,7 @@ pub(super) async fn run(
         tracing::warn!(layer = %spec.blob.digest, %error, "fetching a compressed layer again from its start");
         let mut staging = staging_of(spec, staging::begin(store).await?);
         staging.restart()?;
-        result = attempt(spec, windows, staging, source, 0, &opening, progress).await;
+        result = attempt(spec, windows, staging, source, BlobOffset(0), &opening, progress).await;
     }
     if result.as_ref().is_err_and(is_about_content) {
         // Wrong bytes are not worth the disk they take.
@@ -104,7 +104,7 @@ async fn attempt(
     windows: Windows,
     staging: Staging,
     source: &Arc<dyn BlobSource>,
-    resumed: u64,
+    resumed: BlobOffset,
     urgency: &Urgency,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Arc<Contents>, FetchError> {
@@ -134,14 +134,14 @@ async fn attempt(
 async fn feed(
     spec: LayerSpec,
     source: &Arc<dyn BlobSource>,
-    resumed: u64,
+    resumed: BlobOffset,
     urgency: Urgency,
     pieces: mpsc::Sender<Bytes>,
 ) -> Result<(), FetchError> {
-    if resumed >= spec.blob.size {
+    if resumed >= spec.blob.end() {
         return Ok(());
     }
-    let mut stream = source.open(spec.blob, resumed..spec.blob.size, urgency).await?;
+    let mut stream = source.open(spec.blob, resumed..spec.blob.end(), urgency).await?;
     let mut skip = resumed - stream.range.start;
     while let Some(piece) = stream.bytes.next().await {
         let mut piece = piece?;

@@ -25,7 +25,7 @@ use crate::cache::{Contents, LayerStore};
 use crate::layer::StreamOffset;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::tar::Scanner;
-use crate::oci::BlobId;
+use crate::oci::{BlobId, BlobOffset};
 use crate::source::admission::UserId;
 use crate::source::{BlobSource, BlobStream, Urgency};
 
@@ -57,19 +57,25 @@ pub(super) async fn run(
     let mut scan = Scan { blob, user, headers: Arc::new(Mutex::new(headers)), tail: None };
     if blob.size <= SMALL_LAYER_BYTES {
         if blob.size > 0 {
-            scan.read(source.open(blob, 0..blob.size, opening(user)).await?).await?;
+            scan.read(source.open(blob, blob.whole(), opening(user)).await?).await?;
         }
     } else {
-        let tail_range = blob.size - TAIL_BYTES..blob.size;
+        let tail_range = BlobOffset(blob.size - TAIL_BYTES)..blob.end();
         // The head is read to its end here: its stream holds a place among the requests to its
         // host, and the tail may be waiting for one.
         let (head, tail) = tokio::join!(
-            async { scan.read(source.open(blob, 0..FIRST_READ_BYTES, opening(user)).await?).await },
+            async {
+                scan.read(
+                    source.open(blob, BlobOffset(0).range(FIRST_READ_BYTES), opening(user)).await?,
+                )
+                .await
+            },
             read_exactly(source.as_ref(), blob, tail_range.clone(), user),
         );
         head?;
         // Without it the scan asks for the same bytes when it gets there, and tells what is wrong.
-        scan.tail = tail.ok().flatten().map(|bytes| (StreamOffset(tail_range.start), bytes));
+        scan.tail =
+            tail.ok().flatten().map(|bytes| (tail_range.start.in_uncompressed_stream(), bytes));
         scan.jump_from_header_to_header(source.as_ref()).await?;
     }
     scan.finish().await
@@ -106,11 +112,11 @@ impl Headers {
 
     /// The start of the padding before a header: the end of the member's content, where the chunks
     /// behind a big member are counted from. Without these bytes the rest would count for nothing.
-    fn before_padding(&self, header: StreamOffset) -> u64 {
+    fn before_padding(&self, header: StreamOffset) -> StreamOffset {
         let last = self.scanner.members().last().and_then(|member| member.kind.extents());
         match last.map(|extents| extents.stored().end) {
-            Some(end) if end <= header && header - end < 512 => end.get(),
-            _ => header.get(),
+            Some(end) if end <= header && header - end < 512 => end,
+            _ => header,
         }
     }
 }
@@ -121,7 +127,7 @@ impl Scan {
         source: &dyn BlobSource,
     ) -> Result<(), FetchError> {
         let mut read_bytes = FIRST_READ_BYTES;
-        let mut last_end = FIRST_READ_BYTES;
+        let mut last_end = StreamOffset(FIRST_READ_BYTES);
         loop {
             let (is_done, at, before_padding) = {
                 let headers = self.headers.lock();
@@ -135,16 +141,18 @@ impl Scan {
                 self.feed(tail, bytes).await?;
                 continue;
             }
-            let is_near = at.get() <= last_end + NEAR_BYTES;
+            let is_near = at <= last_end + NEAR_BYTES;
             read_bytes =
                 if is_near { (read_bytes * 2).min(LARGEST_READ_BYTES) } else { FIRST_READ_BYTES };
-            let start = if is_near { last_end.min(at.get()) } else { before_padding };
-            let known = self.tail.as_ref().map_or(self.blob.size, |(tail, _)| tail.get());
-            let mut end = (at.get() + read_bytes).min(known);
+            let start = if is_near { last_end.min(at) } else { before_padding };
+            let blob_end = self.blob.end().in_uncompressed_stream();
+            let known = self.tail.as_ref().map_or(blob_end, |(tail, _)| *tail);
+            let mut end = (at + read_bytes).min(known);
             if known - end <= RECORD_BYTES {
                 end = known;
             }
-            self.read(source.open(self.blob, start..end, opening(self.user)).await?).await?;
+            let range = start.in_uncompressed_blob()..end.in_uncompressed_blob();
+            self.read(source.open(self.blob, range, opening(self.user)).await?).await?;
             last_end = end;
         }
         if let Some((tail, bytes)) = self.tail.take() {
@@ -156,7 +164,7 @@ impl Scan {
     /// Takes in all of a stream; from a source without ranges that is the whole layer, and all
     /// of it is kept, as far as there is room.
     async fn read(&mut self, mut stream: BlobStream) -> Result<(), FetchError> {
-        let mut at = StreamOffset(stream.range.start);
+        let mut at = stream.range.start.in_uncompressed_stream();
         while let Some(piece) = stream.bytes.next().await {
             let piece = piece?;
             let next = at + piece.len() as u64;
@@ -189,7 +197,7 @@ fn opening(user: UserId) -> Urgency {
 async fn read_exactly(
     source: &dyn BlobSource,
     blob: BlobId,
-    range: Range<u64>,
+    range: Range<BlobOffset>,
     user: UserId,
 ) -> Result<Option<Bytes>, FetchError> {
     let mut stream = source.open(blob, range.clone(), opening(user)).await?;

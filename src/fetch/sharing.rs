@@ -26,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 use super::{FetchError, LayerSpec, Opener, off_the_runtime};
 use crate::cache::{Cache, LayerState, LayerStore, Lookup};
 use crate::layer::StreamOffset;
-use crate::oci::Digest;
+use crate::oci::{BlobOffset, Digest};
 use crate::source::admission::UserId;
 use crate::source::{BlobSource, SourceError, Urgency};
 
@@ -118,7 +118,7 @@ async fn has_the_bytes(
     if samples.len() < SAMPLES {
         return Ok(digest_of(spec, source, user).await? == spec.blob.digest);
     }
-    let compare = |(range, ours): (Range<u64>, Vec<u8>)| async move {
+    let compare = |(range, ours): (Range<BlobOffset>, Vec<u8>)| async move {
         Ok::<bool, SourceError>(bytes_of(spec, range, source, user).await? == ours)
     };
     let compared = try_join_all(samples.into_iter().map(compare)).await?;
@@ -126,7 +126,7 @@ async fn has_the_bytes(
 }
 
 /// Resident bytes at places that nobody can foretell.
-fn samples(store: &LayerStore, size: u64) -> Vec<(Range<u64>, Vec<u8>)> {
+fn samples(store: &LayerStore, size: u64) -> Vec<(Range<BlobOffset>, Vec<u8>)> {
     let pages = size / SAMPLE_BYTES;
     let mut samples = Vec::new();
     for _ in 0..MOST_LOOKS {
@@ -134,11 +134,12 @@ fn samples(store: &LayerStore, size: u64) -> Vec<(Range<u64>, Vec<u8>)> {
             break;
         }
         // Keyed by the system's random numbers.
-        let start = RandomState::new().build_hasher().finish() % pages * SAMPLE_BYTES;
+        let page = RandomState::new().build_hasher().finish() % pages;
+        let start = StreamOffset(page * SAMPLE_BYTES);
         let mut bytes = vec![0; SAMPLE_BYTES as usize];
         // Bytes that cannot be read prove nothing.
-        if matches!(store.read(StreamOffset(start), &mut bytes), Ok(Lookup::Hit)) {
-            samples.push((start..start + SAMPLE_BYTES, bytes));
+        if matches!(store.read(start, &mut bytes), Ok(Lookup::Hit)) {
+            samples.push((start.in_uncompressed_blob().range(SAMPLE_BYTES), bytes));
         }
     }
     samples
@@ -147,7 +148,7 @@ fn samples(store: &LayerStore, size: u64) -> Vec<(Range<u64>, Vec<u8>)> {
 /// The bytes that a source has at a place.
 async fn bytes_of(
     spec: LayerSpec,
-    range: Range<u64>,
+    range: Range<BlobOffset>,
     source: &Arc<dyn BlobSource>,
     user: UserId,
 ) -> Result<Vec<u8>, SourceError> {
@@ -180,7 +181,7 @@ async fn digest_of(
     let mut hasher = Sha256::new();
     if spec.blob.size > 0 {
         let urgency = Urgency::opening().of_user(user);
-        let mut stream = source.open(spec.blob, 0..spec.blob.size, urgency).await?;
+        let mut stream = source.open(spec.blob, spec.blob.whole(), urgency).await?;
         while let Some(piece) = stream.bytes.next().await {
             hasher.update(&piece?);
         }

@@ -133,7 +133,7 @@ impl Writer {
             let offset = (self.at - span.start) as u32;
             let slices = pieces.take(length as usize);
             let appended = self.appender.append(chunk, offset, &slices)?;
-            self.at = self.at + length;
+            self.at += length;
             left -= length;
             match appended {
                 Appended::Kept(filled) => {

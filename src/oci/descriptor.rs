@@ -4,6 +4,7 @@
 //! is not the blob is ignored. Strict where a wrong guess would cost: digests and sizes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::{Digest, ManifestError};
+use super::{BlobOffset, Digest, ManifestError};
 
 /// The content of the empty config (image-spec, manifest.md, "Guidance for an Empty Descriptor").
 const EMPTY_JSON: &[u8] = b"{}";
@@ -54,6 +55,18 @@ pub struct BlobId {
     pub digest: Digest,
     /// The size of the blob as stored, in bytes.
     pub size: u64,
+}
+
+impl BlobId {
+    /// The range of the whole blob.
+    pub fn whole(self) -> Range<BlobOffset> {
+        BlobOffset(0)..self.end()
+    }
+
+    /// The offset behind the last byte.
+    pub fn end(self) -> BlobOffset {
+        BlobOffset(self.size)
+    }
 }
 
 /// A descriptor as it is on the wire.

@@ -17,7 +17,7 @@ use super::catalogue::Catalogue;
 use super::page::Query;
 use super::route::Route;
 use super::stored_manifest::{INDEX_TYPE, StoredManifest};
-use crate::oci::{BlobId, Digest, Reference, Selector};
+use crate::oci::{BlobId, BlobOffset, Digest, Reference, Selector};
 use crate::source::oci_layout::OciLayout;
 use crate::source::{BlobSource, SourceError, Urgency};
 
@@ -157,10 +157,11 @@ async fn blob(
 ) -> Result<Response, Refusal> {
     let digest = parse_digest(digest)?;
     let size = layout.blob_size(digest).await?;
+    let blob = BlobId { digest, size };
     let range = headers.get(RANGE).and_then(|range| range.to_str().ok());
     let (status, range) = match Asked::parse(range, size) {
-        Asked::Whole => (StatusCode::OK, 0..size),
-        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        Asked::Whole => (StatusCode::OK, blob.whole()),
+        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, BlobOffset::of(range)),
         Asked::Unsatisfiable => {
             let refusal = Refusal {
                 status: StatusCode::RANGE_NOT_SATISFIABLE,
@@ -178,13 +179,13 @@ async fn blob(
     ];
     let body = match range.is_empty() {
         true => Body::empty(),
-        false => Body::from_stream(
-            layout.open(BlobId { digest, size }, range.clone(), Urgency::on_demand()).await?.bytes,
-        ),
+        false => {
+            Body::from_stream(layout.open(blob, range.clone(), Urgency::on_demand()).await?.bytes)
+        }
     };
     let mut response = (status, content, body).into_response();
     if status == StatusCode::PARTIAL_CONTENT {
-        let value = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+        let value = format!("bytes {}-{}/{size}", range.start, range.end.get() - 1);
         let value = value.parse().expect("digits make a header value");
         response.headers_mut().insert(CONTENT_RANGE, value);
     }

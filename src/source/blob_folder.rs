@@ -18,7 +18,7 @@ use futures_util::stream::try_unfold;
 use rustix::fs::{Mode, OFlags};
 
 use super::{BlobStream, MANIFEST_LIMIT_BYTES, SourceError};
-use crate::oci::{BlobId, Digest};
+use crate::oci::{BlobId, BlobOffset, Digest};
 
 /// The bytes that are read at once: so many that the hop to a blocking task (some 10 µs) does not
 /// show beside a disk's throughput, and so few that hundreds of streams fit in memory.
@@ -61,9 +61,9 @@ impl BlobFolder {
     pub(super) async fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
     ) -> Result<BlobStream, SourceError> {
-        debug_assert!(range.start < range.end && range.end <= blob.size, "{range:?} of {blob:?}");
+        debug_assert!(range.start < range.end && range.end <= blob.end(), "{range:?} of {blob:?}");
         let folder = self.clone();
         let (file, size) = off_the_runtime(move || folder.open_file(blob.digest)).await?;
         let path = self.path(blob.digest);
@@ -140,7 +140,7 @@ impl BlobFolder {
 fn pieces(
     file: Arc<File>,
     path: PathBuf,
-    range: Range<u64>,
+    range: Range<BlobOffset>,
 ) -> futures_util::stream::BoxStream<'static, Result<Bytes, SourceError>> {
     try_unfold(range, move |rest| {
         let (file, path) = (Arc::clone(&file), path.clone());
@@ -151,7 +151,7 @@ fn pieces(
             let length = PIECE_BYTES.min(rest.end - rest.start);
             let piece = off_the_runtime(move || {
                 let mut piece = vec![0; length as usize];
-                file.read_exact_at(&mut piece, rest.start)
+                file.read_exact_at(&mut piece, rest.start.get())
                     .map_err(|error| unreadable(&path, error))?;
                 Ok(Bytes::from(piece))
             });

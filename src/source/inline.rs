@@ -7,7 +7,7 @@ use futures_util::future::{BoxFuture, ready};
 use futures_util::stream::{self, StreamExt};
 
 use super::{BlobSource, BlobStream, SourceError, Urgency};
-use crate::oci::{BlobId, Digest};
+use crate::oci::{BlobId, BlobOffset, Digest};
 
 /// One blob, in memory.
 #[derive(Clone, Debug)]
@@ -27,12 +27,12 @@ impl BlobSource for InlineBlob {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         let result = match blob == self.blob {
             true => {
-                let piece = self.bytes.slice(range.start as usize..range.end as usize);
+                let piece = self.bytes.slice(BlobOffset::indices(&range));
                 Ok(BlobStream { range, bytes: stream::iter([Ok(piece)]).boxed() })
             }
             false => Err(SourceError::NotFound {

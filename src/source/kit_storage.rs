@@ -32,7 +32,7 @@ use futures_util::future::BoxFuture;
 use super::blob_folder::{BlobFolder, off_the_runtime, read_small};
 use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex};
 use super::{BlobSource, BlobStream, Repository, SourceError, Urgency};
-use crate::oci::{BlobId, Digest, Origin, Reference, Selector};
+use crate::oci::{BlobId, BlobOffset, Digest, Origin, Reference, Selector};
 
 pub use self::completing::complete;
 pub use self::origins::Origins;
@@ -235,7 +235,7 @@ impl KitStorage {
     async fn open_elsewhere(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
         missing: SourceError,
     ) -> Result<BlobStream, SourceError> {
@@ -284,7 +284,7 @@ impl BlobSource for KitStorage {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         let open = async move {

@@ -27,7 +27,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
-use crate::oci::{BlobId, Digest, Origin, Selector};
+use crate::oci::{BlobId, BlobOffset, Digest, Origin, Selector};
 
 use admission::UserId;
 
@@ -38,8 +38,8 @@ pub use urgency::{Priority, Urgency};
 
 /// A source of blob bytes.
 pub trait BlobSource: Send + Sync + 'static {
-    /// Opens a stream over the bytes `range` (blob offsets, half-open, not empty, within
-    /// `blob.size`) of `blob`.
+    /// Opens a stream over the bytes `range` of `blob`: half-open, not empty, within
+    /// `blob.size`.
     ///
     /// The stream yields [`BlobStream::range`]: it contains `range`, and is the whole blob
     /// where the other side serves no ranges. The stream yields exactly that many bytes or ends with
@@ -47,7 +47,7 @@ pub trait BlobSource: Send + Sync + 'static {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>>;
 
@@ -76,7 +76,7 @@ pub trait BlobSource: Send + Sync + 'static {
 /// Bytes of a blob as they arrive.
 pub struct BlobStream {
     /// The bytes of the blob that `bytes` yields, in order, without a gap.
-    pub range: Range<u64>,
+    pub range: Range<BlobOffset>,
     /// The bytes; pieces are never empty.
     pub bytes: BoxStream<'static, Result<Bytes, SourceError>>,
 }
@@ -103,7 +103,7 @@ impl<S: BlobSource + ?Sized> BlobSource for Arc<S> {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         (**self).open(blob, range, urgency)
@@ -197,7 +197,7 @@ pub async fn read_blob(
     }
     let mut bytes = bytes::BytesMut::with_capacity(blob.size as usize);
     if blob.size > 0 {
-        let mut stream = source.open(blob, 0..blob.size, Urgency::opening()).await?;
+        let mut stream = source.open(blob, blob.whole(), Urgency::opening()).await?;
         while let Some(piece) = stream.bytes.next().await {
             bytes.extend_from_slice(&piece?);
             if bytes.len() as u64 > blob.size {

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::blob_folder::{BlobFolder, off_the_runtime, read_small};
 use super::image_index::{INDEX_LIMIT_BYTES, ImageIndex, RefName, StoredEntry, Unnamed};
 use super::{BlobSource, BlobStream, Repository, SourceError, Urgency};
-use crate::oci::{BlobId, Digest, Selector};
+use crate::oci::{BlobId, BlobOffset, Digest, Selector};
 
 /// The largest `oci-layout` file that is read; it holds one version.
 const LAYOUT_LIMIT_BYTES: u64 = 4096;
@@ -178,7 +178,7 @@ impl BlobSource for OciLayout {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         self.blobs.open(blob, range).boxed()

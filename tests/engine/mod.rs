@@ -14,7 +14,7 @@ use futures_util::{FutureExt, StreamExt};
 use kitfs::cache::{Cache, CacheConfig};
 use kitfs::fetch::{FetchConfig, Fetcher};
 use kitfs::fs::{self, FileSystem, FsError, Ino, LoadError, LoadRequest, LoadedKit, Read};
-use kitfs::oci::{BlobId, Digest, Origin, Selector};
+use kitfs::oci::{BlobId, BlobOffset, Digest, Origin, Selector};
 use kitfs::source::oci_layout::OciLayout;
 use kitfs::source::{BlobSource, BlobStream, Repositories, Repository, SourceError, Urgency};
 use parking_lot::Mutex;
@@ -78,14 +78,15 @@ impl Faults {
     }
 
     /// The byte that is to be changed in an answer.
-    async fn next_flip(&self, blob: BlobId, range: &Range<u64>) -> Option<u64> {
+    async fn next_flip(&self, blob: BlobId, range: &Range<BlobOffset>) -> Option<BlobOffset> {
         let flip = {
             let mut flip = self.flip.lock();
-            let flip =
-                flip.as_mut().filter(|it| it.blob_bytes == blob.size && range.contains(&it.at))?;
+            let flip = flip
+                .as_mut()
+                .filter(|it| it.blob_bytes == blob.size && range.contains(&BlobOffset(it.at)))?;
             let is_left = flip.times > 0;
             flip.times = flip.times.saturating_sub(1);
-            is_left.then_some(flip.at)
+            is_left.then_some(BlobOffset(flip.at))
         };
         if flip.is_none() {
             let mut held = self.held.subscribe();
@@ -125,7 +126,7 @@ impl BlobSource for Faulty {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         async move {
@@ -158,12 +159,12 @@ impl BlobSource for Faulty {
 /// The bytes of a stream that starts at `start`, with one of them changed.
 fn flipped(
     bytes: BoxStream<'static, Result<Bytes, SourceError>>,
-    mut start: u64,
-    at: u64,
+    mut start: BlobOffset,
+    at: BlobOffset,
 ) -> BoxStream<'static, Result<Bytes, SourceError>> {
     let change = move |piece: Result<Bytes, SourceError>| {
         let piece = piece?;
-        let within = at.checked_sub(start).filter(|within| *within < piece.len() as u64);
+        let within = (start..start + piece.len() as u64).contains(&at).then(|| at - start);
         start += piece.len() as u64;
         let mut changed = piece.to_vec();
         if let Some(within) = within {

@@ -13,7 +13,7 @@ use futures_util::future::{BoxFuture, join_all};
 use futures_util::{FutureExt, StreamExt, stream};
 use kitfs::fetch::{FetchError, GaveUp, Layer, LayerSpec};
 use kitfs::layer::StreamOffset;
-use kitfs::oci::{BlobId, Compression, Digest, Encoding, Format};
+use kitfs::oci::{BlobId, BlobOffset, Compression, Digest, Encoding, Format};
 use kitfs::source::admission::UserId;
 use kitfs::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 use parking_lot::Mutex;
@@ -136,7 +136,7 @@ impl BlobSource for Scripted {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -146,11 +146,11 @@ impl BlobSource for Scripted {
                 return Err(error);
             }
             let range = match fault {
-                Some(Fault::Whole) => 0..blob.size,
+                Some(Fault::Whole) => blob.whole(),
                 Some(Fault::OtherRange) => range.start + 1..range.end,
                 _ => range,
             };
-            let bytes = self.bytes.slice(range.start as usize..range.end as usize);
+            let bytes = self.bytes.slice(BlobOffset::indices(&range));
             let first = |count: usize| pieces(&bytes.slice(..count % bytes.len().max(1)));
             let bytes = match fault {
                 Some(Fault::Silent) => return std::future::pending().await,

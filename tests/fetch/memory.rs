@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::StreamExt;
 use kitfs::fetch::LayerSpec;
-use kitfs::oci::{BlobId, Compression, Digest, Encoding, Format};
+use kitfs::oci::{BlobId, BlobOffset, Compression, Digest, Encoding, Format};
 use kitfs::source::{BlobSource, BlobStream, SourceError, Urgency};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -136,16 +136,16 @@ impl BlobSource for Memory {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
-        assert!(range.start < range.end && range.end <= blob.size, "the contract of open");
+        assert!(range.start < range.end && range.end <= blob.end(), "the contract of open");
         self.requests.fetch_add(1, Ordering::SeqCst);
         let fault = self.faults.lock().pop().unwrap_or(Fault::None);
         let is_whole = self.is_without_ranges || matches!(fault, Fault::Whole);
-        let range = if is_whole { 0..blob.size } else { range };
-        let bytes = self.bytes.slice(range.start as usize..range.end as usize);
-        let bytes = self.with_flips(bytes, range.start as usize);
+        let range = if is_whole { blob.whole() } else { range };
+        let bytes = self.bytes.slice(BlobOffset::indices(&range));
+        let bytes = self.with_flips(bytes, range.start.get() as usize);
         let mut pieces: Vec<Result<Bytes, SourceError>> = Vec::new();
         match fault {
             Fault::Refuse => return Box::pin(async { Err(unavailable()) }),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use kitfs::oci::BlobOffset;
 use kitfs::source::credentials::CredentialStore;
 use kitfs::source::{Repository, SourceError, Urgency};
 use serde_json::json;
@@ -133,7 +134,8 @@ async fn a_token_that_is_refused_in_the_midst_of_a_stream_is_refreshed_unseen() 
     let reset = Fault::Reset { after_bytes: 100_000 };
     registry.script(Rule::on("/blobs/").after(1).times(1).then(reset));
     let repository = open(&registry);
-    let mut stream = repository.open(blob, 0..200_000, Urgency::on_demand()).await.unwrap();
+    let mut stream =
+        repository.open(blob, BlobOffset(0).range(200_000), Urgency::on_demand()).await.unwrap();
     registry.revoke_tokens();
     let mut bytes = Vec::new();
     while let Some(piece) = stream.bytes.next().await {
@@ -155,11 +157,12 @@ async fn a_401_without_a_challenge_says_nothing_about_how_to_go_on() {
 
 #[tokio::test]
 async fn a_token_is_renewed_before_it_expires() {
-    let lifetime = Duration::from_secs(1);
+    // Renewed a quarter of its life before its end.
+    let lifetime = Duration::from_secs(8);
     let registry = registry(Access::Bearer(Tokens { lifetime, ..Tokens::default() })).await;
     let repository = open(&registry);
     repository.manifest(None).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(800)).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
     repository.manifest(None).await.unwrap();
     let refused = registry.requests().iter().filter(|one| one.status == 401).count();
     assert_eq!(refused, 1, "only the first request, which had no token");

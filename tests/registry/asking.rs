@@ -1,6 +1,6 @@
 //! Manifests and tags, and the messages where there are none.
 
-use kitfs::oci::{Digest, Selector};
+use kitfs::oci::{BlobOffset, Digest, Selector};
 use kitfs::source::{SourceError, Urgency};
 
 use crate::setup::{NAME, manifest, open, open_at, repository, timing};
@@ -150,7 +150,11 @@ async fn a_missing_repository_and_a_lost_blob_are_not_found() {
 
     let blob = registry.push_blob(NAME, b"content".to_vec());
     registry.lose_blob(NAME, blob.digest);
-    let error = open(&registry).open(blob, 0..3, Urgency::on_demand()).await.err().unwrap();
+    let error = open(&registry)
+        .open(blob, BlobOffset(0).range(3), Urgency::on_demand())
+        .await
+        .err()
+        .unwrap();
     assert!(matches!(error, SourceError::NotFound { .. }), "{error}");
     assert!(error.to_string().contains(&blob.digest.short()), "{error}");
 }

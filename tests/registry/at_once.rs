@@ -77,7 +77,7 @@ async fn streams_that_are_never_read_do_not_keep_others_out_for_ever() {
     let repository =
         repository(&client_with(|config| config.admission = admission), &registry.host());
     let undrained =
-        join_all((0..6).map(|_| repository.open(blob, 0..blob.size, Urgency::on_demand())));
+        join_all((0..6).map(|_| repository.open(blob, blob.whole(), Urgency::on_demand())));
     let undrained = tokio::time::timeout(HANG, undrained).await.expect("it does not hang");
     read(&repository, blob, 0..100).await.unwrap();
     for stream in undrained {

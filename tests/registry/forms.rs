@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use kitfs::oci::{BlobId, Digest};
+use kitfs::oci::{BlobId, BlobOffset, Digest};
 use kitfs::source::{Repository, SourceError, Urgency};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -306,8 +306,9 @@ async fn read_and_compare(
 ) -> Result<(), SourceError> {
     let blob = content(SIZE);
     let id = BlobId { digest: Digest::of(&blob), size: SIZE as u64 };
-    let mut stream = repository.open(id, range.clone(), Urgency::on_demand()).await?;
-    let yields = stream.range.clone();
+    let mut stream =
+        repository.open(id, BlobOffset::of(range.clone()), Urgency::on_demand()).await?;
+    let yields = stream.range.start.get()..stream.range.end.get();
     assert!(yields.start <= range.start && range.end <= yields.end, "{yields:?} for {range:?}");
     let mut at = yields.start as usize;
     while let Some(piece) = stream.bytes.next().await {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use kitfs::oci::BlobId;
+use kitfs::oci::{BlobId, BlobOffset};
 use kitfs::source::admission::{Admission, HostUsage};
 use kitfs::source::{Priority, Repository, Urgency};
 use tokio::task::JoinHandle;
@@ -57,7 +57,8 @@ impl Fixture {
     fn start(&self, range: Range<u64>, urgency: &Urgency) -> JoinHandle<()> {
         let (repository, blob, urgency) = (self.repository.clone(), self.blob, urgency.clone());
         tokio::spawn(async move {
-            let stream = repository.open(blob, range.clone(), urgency).await.unwrap();
+            let stream =
+                repository.open(blob, BlobOffset::of(range.clone()), urgency).await.unwrap();
             let pieces: Vec<_> = stream.bytes.collect().await;
             let bytes: usize = pieces.into_iter().map(|piece| piece.unwrap().len()).sum();
             assert_eq!(bytes as u64, range.end - range.start);
@@ -179,7 +180,8 @@ async fn requests_bytes_and_refusals_are_counted_for_each_host() {
 async fn a_slot_is_given_back_with_the_last_byte() {
     let fixture = Fixture::new(1).await;
     let urgency = Urgency::on_demand();
-    let mut stream = fixture.repository.open(fixture.blob, 0..50_000, urgency).await.unwrap();
+    let mut stream =
+        fixture.repository.open(fixture.blob, BlobOffset(0).range(50_000), urgency).await.unwrap();
     let mut left = 50_000;
     while left > 0 {
         left -= stream.bytes.next().await.unwrap().unwrap().len();

@@ -1,7 +1,7 @@
 //! Objects of an S3 store, which share the registry client's connections and limits.
 
 use futures_util::StreamExt;
-use kitfs::oci::{BlobId, Digest, ObjectLocation};
+use kitfs::oci::{BlobId, BlobOffset, Digest, ObjectLocation};
 use kitfs::source::s3::{Keys, S3, S3Config};
 use kitfs::source::{ObjectId, Objects, SourceError, Urgency};
 
@@ -35,7 +35,8 @@ async fn read(
     blob: BlobId,
     range: std::ops::Range<u64>,
 ) -> Result<Vec<u8>, SourceError> {
-    let mut stream = s3.source(id, blob).open(blob, range, Urgency::on_demand()).await?;
+    let mut stream =
+        s3.source(id, blob).open(blob, BlobOffset::of(range), Urgency::on_demand()).await?;
     let mut bytes = Vec::new();
     while let Some(piece) = stream.bytes.next().await {
         bytes.extend_from_slice(&piece?);

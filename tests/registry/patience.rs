@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use kitfs::oci::{BlobId, Digest};
+use kitfs::oci::{BlobId, BlobOffset, Digest};
 use kitfs::source::mirrors::Mirrors;
 use kitfs::source::registry::{RegistryClient, RegistryConfig};
 use kitfs::source::{Priority, Repository, SourceError, Urgency};
@@ -15,12 +15,14 @@ use crate::wire::{Ask, Reply, Wire};
 
 /// How long the registries here are silent: several times as long as a reader waits.
 const SILENCE: Duration = Duration::from_secs(2);
+/// Longer than any test runs.
+const NEVER: Duration = Duration::from_secs(3600);
 
 /// A client whose readers wait half a second, and whose openers wait for much longer.
 fn impatient(change: impl FnOnce(&mut RegistryConfig)) -> Arc<RegistryClient> {
     client_with(|config| {
-        config.timing.connect = Duration::from_millis(250);
-        config.timing.answer = Duration::from_millis(250);
+        config.timing.connect = Duration::from_millis(400);
+        config.timing.answer = Duration::from_millis(400);
         config.timing.hedge = Duration::from_millis(1500);
         config.timing.stall = Duration::from_millis(500);
         config.timing.open = Duration::from_secs(60);
@@ -51,7 +53,7 @@ async fn slow_registry() -> Wire {
 }
 
 async fn read(repository: &Arc<dyn Repository>, urgency: Urgency) -> Result<Vec<u8>, SourceError> {
-    let mut stream = repository.open(blob(), 100..900, urgency).await?;
+    let mut stream = repository.open(blob(), BlobOffset(100).range(800), urgency).await?;
     let mut bytes = Vec::new();
     while let Some(piece) = stream.bytes.next().await {
         bytes.extend_from_slice(&piece?);
@@ -73,13 +75,17 @@ async fn opening_and_warming_wait_for_a_silent_registry_with_one_request() {
 
 #[tokio::test]
 async fn a_readers_request_is_sent_a_second_time_beside_the_first_which_may_still_be_answered() {
-    let registry = slow_registry().await;
+    // Only the first request is ever answered.
+    let count = AtomicUsize::new(0);
+    let registry = Wire::start(move |ask| match count.fetch_add(1, Ordering::SeqCst) {
+        0 => answer(ask).late(SILENCE),
+        _ => answer(ask).late(NEVER),
+    })
+    .await;
     let repository = repository(&impatient(|_| {}), &registry.host());
-    let started = Instant::now();
     let bytes = read(&repository, Urgency::on_demand()).await.unwrap();
     assert_eq!(bytes, content(SIZE)[100..900]);
-    assert!(started.elapsed() < SILENCE * 2, "{:?}", started.elapsed());
-    assert_eq!(registry.asked().len(), 2);
+    assert!(registry.asked().len() >= 2);
 }
 
 #[tokio::test]
@@ -87,7 +93,7 @@ async fn patience_ends_when_a_reader_begins_to_wait() {
     // A connection that is stuck, and a second one that is not.
     let count = AtomicUsize::new(0);
     let registry = Wire::start(move |ask| match count.fetch_add(1, Ordering::SeqCst) {
-        0 => answer(ask).late(Duration::from_secs(3600)),
+        0 => answer(ask).late(NEVER),
         _ => answer(ask),
     })
     .await;
@@ -107,21 +113,21 @@ async fn patience_ends_when_a_reader_begins_to_wait() {
 #[tokio::test]
 async fn the_patience_has_an_end_and_the_message_names_the_option() {
     let registry = slow_registry().await;
-    let client = impatient(|config| config.timing.open = Duration::from_millis(300));
+    let client = impatient(|config| config.timing.open = Duration::from_secs(1));
     let repository = repository(&client, &registry.host());
     let error = read(&repository, Urgency::opening()).await.unwrap_err();
     assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
     assert!(error.to_string().contains("--open-timeout"), "{error}");
-    assert!(error.to_string().contains("0.3 s"), "{error}");
+    assert!(error.to_string().contains("1 s"), "{error}");
     assert_eq!(registry.asked().len(), 1);
 }
 
 #[tokio::test]
 async fn a_long_retry_after_is_obeyed_by_an_opener_and_cut_for_a_reader() {
-    for (urgency, least, most) in [(Urgency::opening(), 6, 60), (Urgency::on_demand(), 2, 5)] {
+    for (urgency, wanted, least) in [(Urgency::opening(), 6, 6), (Urgency::on_demand(), 600, 2)] {
         let count = AtomicUsize::new(0);
         let registry = Wire::start(move |ask| match count.fetch_add(1, Ordering::SeqCst) {
-            0 => Reply::new(429, &["Retry-After: 6"], ""),
+            0 => Reply::new(429, &[&format!("Retry-After: {wanted}")], ""),
             _ => answer(ask),
         })
         .await;
@@ -130,7 +136,7 @@ async fn a_long_retry_after_is_obeyed_by_an_opener_and_cut_for_a_reader() {
         let started = Instant::now();
         read(&repository, urgency).await.unwrap();
         let waited = started.elapsed();
-        let bounds = Duration::from_secs(least)..Duration::from_secs(most);
+        let bounds = Duration::from_secs(least)..Duration::from_secs(300);
         assert!(bounds.contains(&waited), "{waited:?}");
     }
 }
@@ -159,7 +165,7 @@ async fn a_body_that_pauses_is_waited_for() {
 async fn patience_with_a_body_ends_when_a_reader_begins_to_wait() {
     let count = AtomicUsize::new(0);
     let wire = Wire::start(move |ask| match count.fetch_add(1, Ordering::SeqCst) {
-        0 => answer(ask).silent_within_body(10, Duration::from_secs(3600)),
+        0 => answer(ask).silent_within_body(10, NEVER),
         _ => answer(ask),
     })
     .await;
@@ -178,16 +184,15 @@ async fn patience_with_a_body_ends_when_a_reader_begins_to_wait() {
 
 #[tokio::test]
 async fn the_patience_with_a_body_has_an_end_and_the_message_names_the_option() {
-    let wire =
-        Wire::start(|ask| answer(ask).silent_within_body(10, Duration::from_secs(3600))).await;
+    let wire = Wire::start(|ask| answer(ask).silent_within_body(10, NEVER)).await;
     let client = impatient(|config| {
-        config.timing.stall = Duration::from_millis(100);
-        config.timing.open = Duration::from_millis(300);
+        config.timing.stall = Duration::from_millis(500);
+        config.timing.open = Duration::from_secs(2);
     });
     let repository = repository(&client, &wire.host());
     for (urgency, words) in [
-        (Urgency::opening(), "within 0.3 s, and --open-timeout allows no more"),
-        (Urgency::on_demand(), "within 0.1 s"),
+        (Urgency::opening(), "within 2 s, and --open-timeout allows no more"),
+        (Urgency::on_demand(), "within 0.5 s"),
     ] {
         let error = read(&repository, urgency).await.unwrap_err().to_string();
         assert!(error.ends_with(words), "{error}");

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use futures_util::stream::{self, StreamExt};
-use kitfs::oci::{BlobId, Digest, Reference, Selector};
+use kitfs::oci::{BlobId, BlobOffset, Digest, Reference, Selector};
 use kitfs::source::registry::{RegistryClient, UploadSizes};
 use kitfs::source::sending::{Destination, Replaces, SendError, Sender, Sent};
 use kitfs::source::{BlobSource, BlobStream, Repository, SourceError, Urgency};
@@ -55,7 +55,7 @@ impl BlobSource for Memory {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         let missing = || SourceError::NotFound {
@@ -64,7 +64,7 @@ impl BlobSource for Memory {
             hint: "it was never there".to_owned(),
         };
         let bytes = self.blobs.get(&blob.digest).ok_or_else(missing).map(|bytes| {
-            let bytes = bytes.slice(range.start as usize..range.end as usize);
+            let bytes = bytes.slice(BlobOffset::indices(&range));
             // Pieces of odd sizes, which meet no border of a chunk.
             let pieces: Vec<_> = bytes.chunks(997).map(Bytes::copy_from_slice).map(Ok).collect();
             BlobStream { range, bytes: stream::iter(pieces).boxed() }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use kitfs::oci::{BlobId, Reference};
+use kitfs::oci::{BlobId, BlobOffset, Reference};
 use kitfs::source::admission::{Admission, AdmissionConfig};
 use kitfs::source::registry::{RegistryClient, RegistryConfig, Timing};
 use kitfs::source::{Repository, SourceError, Urgency};
@@ -80,12 +80,12 @@ pub async fn read(
     blob: BlobId,
     range: Range<u64>,
 ) -> Result<(Range<u64>, Vec<u8>), SourceError> {
-    let mut stream = repository.open(blob, range, Urgency::on_demand()).await?;
+    let mut stream = repository.open(blob, BlobOffset::of(range), Urgency::on_demand()).await?;
     let mut bytes = Vec::new();
     while let Some(piece) = stream.bytes.next().await {
         bytes.extend_from_slice(&piece?);
     }
-    Ok((stream.range, bytes))
+    Ok((stream.range.start.get()..stream.range.end.get(), bytes))
 }
 
 /// Writes a file in Docker's config format that knows one host.

@@ -310,9 +310,9 @@ async fn with_password(tokens: Tokens, writing: Writing) -> (RegistryDouble, tem
 
 #[tokio::test]
 async fn a_token_is_asked_for_the_right_to_push_and_renewed_in_the_midst_of_an_upload() {
-    let tokens = Tokens { lifetime: Duration::from_millis(300), ..Tokens::default() };
+    let tokens = Tokens { lifetime: Duration::from_millis(1500), ..Tokens::default() };
     let (registry, folder) = with_password(tokens, Writing::default()).await;
-    registry.script(on(Method::PATCH).then(Fault::Late(Duration::from_millis(120))));
+    registry.script(on(Method::PATCH).then(Fault::Late(Duration::from_millis(600))));
     let store = CredentialStore::new(vec![folder.path().join("config.json")]);
     let client = client_with(|config| (config.credentials, config.uploads) = (store, SIZES));
     let (source, root) = kit();
@@ -402,7 +402,7 @@ async fn a_change_that_is_redirected_to_another_registry_goes_without_credential
 
 #[tokio::test]
 async fn a_slow_upload_is_waited_for_as_long_as_its_bytes_move_and_a_stuck_one_is_not() {
-    let patience = Duration::from_millis(1500);
+    let patience = Duration::from_secs(3);
     let client = || {
         client_with(|config| {
             config.timing.open = patience;
@@ -414,7 +414,7 @@ async fn a_slow_upload_is_waited_for_as_long_as_its_bytes_move_and_a_stuck_one_i
     // More than the buffers of a connection hold.
     let root = source.kit(&[content(24 << 20)]);
     let slow = registry(Writing::default()).await;
-    slow.script(on(Method::PUT).then(Fault::SlowRequest { bytes_per_second: 8 << 20 }));
+    slow.script(on(Method::PUT).then(Fault::SlowRequest { bytes_per_second: 6 << 20 }));
     let started = std::time::Instant::now();
     send(&source, &root, destination(&client(), &slow)).await.unwrap();
     assert!(started.elapsed() > patience, "it was not slow: {:?}", started.elapsed());

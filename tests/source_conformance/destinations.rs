@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use kitfs::oci::{BlobId, Digest, Reference, Selector};
+use kitfs::oci::{BlobId, BlobOffset, Digest, Reference, Selector};
 use kitfs::source::inline::InlineBlob;
 use kitfs::source::kit_storage::{KitStorage, Origins};
 use kitfs::source::oci_layout::OciLayout;
@@ -57,7 +57,7 @@ fn claimed(bytes: &[u8], blob: BlobId) -> Arc<Content> {
         fn open(
             &self,
             _blob: BlobId,
-            range: std::ops::Range<u64>,
+            range: std::ops::Range<BlobOffset>,
             urgency: Urgency,
         ) -> futures_util::future::BoxFuture<'_, Result<kitfs::source::BlobStream, SourceError>>
         {

@@ -276,7 +276,7 @@ impl Scanner {
         if self.end.zero_block(self.at) {
             self.state = State::Finished;
         }
-        self.at = self.at + BLOCK_BYTES as u64;
+        self.at += BLOCK_BYTES as u64;
         Ok(())
     }
 
@@ -294,7 +294,7 @@ impl Scanner {
             )));
         }
         self.state = State::Records { kind: header.kind, bytes: header.size as usize };
-        self.at = self.at + BLOCK_BYTES as u64;
+        self.at += BLOCK_BYTES as u64;
         match header.size {
             0 => self.records(header.kind, &[]),
             _ => Ok(()),

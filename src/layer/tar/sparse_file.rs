@@ -62,7 +62,7 @@ impl SparseFile {
     ) -> Result<(), String> {
         self.has_more = self.map.take_block(block, most_runs)?;
         let bytes = self.content.end - self.content.start;
-        self.next_block = self.next_block + BLOCK_BYTES as u64;
+        self.next_block += BLOCK_BYTES as u64;
         self.content = match self.holds_map {
             true if self.next_block > self.content.end => {
                 return Err("its map is longer than its content".to_owned());

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 
-use crate::oci::BlobId;
+use crate::oci::{BlobId, BlobOffset};
 use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
 /// Counts of one source, or of several sources that share them.
@@ -61,7 +61,7 @@ impl<S: BlobSource> BlobSource for Counted<S> {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         self.counts.requests.fetch_add(1, Relaxed);

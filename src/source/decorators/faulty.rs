@@ -10,7 +10,7 @@ use futures_util::stream::once;
 use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 
-use crate::oci::BlobId;
+use crate::oci::{BlobId, BlobOffset};
 use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
 /// A fault of one stream.
@@ -34,8 +34,8 @@ pub enum Fault {
     Whole,
     /// The byte at this offset of the blob is changed.
     Flip {
-        /// An offset in the blob, as stored.
-        offset: u64,
+        /// The position of the byte.
+        offset: BlobOffset,
     },
 }
 
@@ -62,7 +62,7 @@ impl<S> Faulty<S> {
         Self { source, plan: Mutex::new(Plan::Seed { state: seed, one_in: one_in.max(1) }) }
     }
 
-    fn next_fault(&self, range: &Range<u64>) -> Fault {
+    fn next_fault(&self, range: &Range<BlobOffset>) -> Fault {
         match &mut *self.plan.lock() {
             Plan::Script(faults) => faults.pop_front().unwrap_or(Fault::None),
             Plan::Seed { state, one_in } => {
@@ -86,12 +86,12 @@ impl<S: BlobSource> BlobSource for Faulty<S> {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         let fault = self.next_fault(&range);
         async move {
-            let range = if matches!(fault, Fault::Whole) { 0..blob.size } else { range };
+            let range = if matches!(fault, Fault::Whole) { blob.whole() } else { range };
             if let Fault::Refuse(error) = fault {
                 return Err(error);
             }
@@ -145,11 +145,12 @@ fn first(bytes: Pieces, limit_bytes: u64) -> Pieces {
 }
 
 /// The stream, with all bits of one byte inverted.
-fn flipped(bytes: Pieces, start: u64, offset: u64) -> Pieces {
+fn flipped(bytes: Pieces, start: BlobOffset, offset: BlobOffset) -> Pieces {
     bytes
         .scan(start, move |at, piece| {
             let piece = piece.map(|piece| {
-                let within = offset.checked_sub(*at).filter(|within| *within < piece.len() as u64);
+                let within =
+                    (*at..*at + piece.len() as u64).contains(&offset).then(|| offset - *at);
                 *at += piece.len() as u64;
                 let Some(within) = within else { return piece };
                 let mut changed = piece.to_vec();

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Semaphore;
 
-use crate::oci::BlobId;
+use crate::oci::{BlobId, BlobOffset};
 use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
 /// A source with a limit on open streams: a further one waits until one of them is dropped.
@@ -31,7 +31,7 @@ impl<S: BlobSource> BlobSource for Limited<S> {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         async move {

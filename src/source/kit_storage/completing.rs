@@ -70,7 +70,7 @@ async fn read(
     if blob.size == 0 {
         return Ok(());
     }
-    let mut stream = source.open(blob, 0..blob.size, Urgency::opening()).await?;
+    let mut stream = source.open(blob, blob.whole(), Urgency::opening()).await?;
     while let Some(piece) = stream.bytes.next().await {
         let piece = piece?;
         progress(piece.len());

@@ -22,16 +22,16 @@ use super::redirect;
 use super::repository::Remote;
 use super::retry::Failure;
 use super::upstream::Upstream;
-use crate::oci::BlobId;
+use crate::oci::{BlobId, BlobOffset};
 use crate::source::{SourceError, Urgency};
 
 /// A body that has begun.
 pub(super) struct Opened {
     /// The bytes of the blob that its head promises.
-    pub(super) range: Range<u64>,
+    pub(super) range: Range<BlobOffset>,
     /// The bytes that come of it and of further requests: the range that was asked for, or the whole
     /// blob where the server sends nothing less.
-    pub(super) yields: Range<u64>,
+    pub(super) yields: Range<BlobOffset>,
     pub(super) answer: Answer,
 }
 
@@ -40,10 +40,10 @@ impl Remote {
     pub(super) async fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
     ) -> Result<Opened, SourceError> {
-        debug_assert!(range.start < range.end && range.end <= blob.size, "asked for {range:?}");
+        debug_assert!(range.start < range.end && range.end <= blob.end(), "asked for {range:?}");
         let asked = &Asked { range, size: blob.size };
         let errand = &Errand::new(urgency);
         let ask = |upstream: Arc<Upstream>| async move {
@@ -172,7 +172,7 @@ impl Remote {
         }
         match asked.served(status, answer.headers()) {
             Ok(Served::Bytes(range)) => {
-                let is_whole = range == (0..blob.size);
+                let is_whole = range == blob.whole();
                 let yields = if is_whole { range.clone() } else { asked.range.clone() };
                 Ok(Some(Opened { range, yields, answer }))
             }

@@ -21,7 +21,7 @@ use futures_util::{StreamExt, stream};
 use super::answer::Answer;
 use super::blobs::Opened;
 use super::repository::Remote;
-use crate::oci::BlobId;
+use crate::oci::{BlobId, BlobOffset};
 use crate::source::{BlobStream, SourceError, Urgency};
 
 /// Bytes after which a stream has come far enough for its earlier breaks to be forgotten.
@@ -75,15 +75,15 @@ struct Download {
     blob: BlobId,
     urgency: Urgency,
     /// The bytes that the stream yields.
-    range: Range<u64>,
+    range: Range<BlobOffset>,
     /// The next byte of the blob to yield.
-    at: u64,
+    at: BlobOffset,
     /// `None` after a break, between two answers, and behind the last byte.
     body: Option<Body>,
     /// Breaks without progress.
     breaks: u32,
     /// The position of the stream at its last break.
-    at_break: u64,
+    at_break: BlobOffset,
     /// Bytes that came once more since the last break, because a server sends no ranges.
     skipped: u64,
     short_answers: u64,
@@ -92,7 +92,7 @@ struct Download {
 /// A body, and the bytes of the blob that are still to come of it.
 struct Body {
     answer: Answer,
-    range: Range<u64>,
+    range: Range<BlobOffset>,
     has_length: bool,
 }
 
@@ -173,7 +173,7 @@ impl Download {
         if self.breaks > timing.resumes {
             return Err(error);
         }
-        tracing::debug!(%error, digest = %self.blob.digest, at = self.at, "resuming");
+        tracing::debug!(%error, digest = %self.blob.digest, at = %self.at, "resuming");
         if self.breaks > 1 {
             let wait = timing.backoff_min.saturating_mul(1 << (self.breaks - 2).min(16));
             tokio::time::sleep(wait.min(timing.backoff_max)).await;
@@ -184,7 +184,7 @@ impl Download {
     async fn resume(&mut self) -> Result<(), SourceError> {
         let missing = self.at..self.range.end;
         let opened = self.remote.open(self.blob, missing, self.urgency.clone()).await?;
-        self.skipped += self.at.saturating_sub(opened.range.start);
+        self.skipped += self.at.since(opened.range.start);
         self.body = Some(Body::new(opened));
         Ok(())
     }
@@ -197,14 +197,14 @@ impl Body {
     }
 
     /// The part of `piece`, the next bytes of the body, that lies in `wanted`.
-    fn take(&mut self, mut piece: Bytes, wanted: Range<u64>) -> Result<Bytes, SourceError> {
+    fn take(&mut self, mut piece: Bytes, wanted: Range<BlobOffset>) -> Result<Bytes, SourceError> {
         let length = piece.len() as u64;
         if length > self.range.end - self.range.start {
             return Err(self.too_long());
         }
         let start = self.range.start;
         self.range.start += length;
-        let skipped = wanted.start.saturating_sub(start).min(length);
+        let skipped = wanted.start.since(start).min(length);
         piece.advance(skipped as usize);
         piece.truncate((wanted.end - wanted.start).min(length) as usize);
         Ok(piece)

@@ -23,6 +23,7 @@ use super::redirect;
 use super::retry::Failure;
 use super::scopes::Rights;
 use super::upstream::Upstream;
+use crate::oci::BlobOffset;
 use crate::source::SourceError;
 use crate::source::sending::Content;
 
@@ -56,7 +57,7 @@ pub(super) enum Payload<'a> {
     None,
     Bytes(&'a Bytes),
     /// A part of a blob.
-    Content(&'a Arc<Content>, &'a Range<u64>),
+    Content(&'a Arc<Content>, &'a Range<BlobOffset>),
 }
 
 impl Verb {

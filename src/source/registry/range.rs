@@ -21,12 +21,13 @@ use std::ops::Range;
 use http::{HeaderMap, HeaderName, StatusCode, header};
 
 use super::{encoding, message};
+use crate::oci::BlobOffset;
 
 /// A request for bytes of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     /// The bytes of the blob; not empty.
-    pub(super) range: Range<u64>,
+    pub(super) range: Range<BlobOffset>,
     /// The size of the blob, as its descriptor has it.
     pub(super) size: u64,
 }
@@ -36,7 +37,7 @@ pub(super) struct Asked {
 pub(super) enum Served {
     /// The body holds these bytes: they begin where the range that was asked for begins, or they are
     /// the whole blob.
-    Bytes(Range<u64>),
+    Bytes(Range<BlobOffset>),
     /// The body is the part or the whole, and only a request without `Range` tells which.
     Unclear,
 }
@@ -44,13 +45,18 @@ pub(super) enum Served {
 impl Asked {
     /// The whole of a blob.
     pub(super) fn whole(size: u64) -> Self {
-        Self { range: 0..size, size }
+        Self { range: BlobOffset::of(0..size), size }
+    }
+
+    /// The range of the whole blob.
+    fn blob(&self) -> Range<BlobOffset> {
+        BlobOffset::of(0..self.size)
     }
 
     /// The value of the `Range` header; `None` for the whole blob.
     pub(super) fn header(&self) -> Option<String> {
         let Range { start, end } = self.range;
-        (self.range != (0..self.size)).then(|| format!("bytes={start}-{}", end - 1))
+        (self.range != self.blob()).then(|| format!("bytes={start}-{}", end.get() - 1))
     }
 
     /// The bytes of the blob that the body holds.
@@ -88,7 +94,7 @@ impl Asked {
     }
 
     /// The bytes of a 206: those asked for, or fewer of them.
-    fn part(&self, headers: &HeaderMap) -> Result<Range<u64>, String> {
+    fn part(&self, headers: &HeaderMap) -> Result<Range<BlobOffset>, String> {
         refuse_multipart(headers)?;
         let text = only(headers, &header::CONTENT_RANGE)?;
         let text = text.ok_or("the status 206 without a Content-Range")?;
@@ -102,7 +108,7 @@ impl Asked {
     /// The bytes of a 200.
     fn part_or_whole(&self, headers: &HeaderMap, length: Option<u64>) -> Result<Served, String> {
         refuse_multipart(headers)?;
-        let whole = 0..self.size;
+        let whole = self.blob();
         match only(headers, &header::CONTENT_RANGE)? {
             Some(text) => match self.content_range(&text)? {
                 range if range == whole || range == self.range => Ok(Served::Bytes(range)),
@@ -114,7 +120,7 @@ impl Asked {
     }
 
     /// The bytes that a Content-Range names.
-    fn content_range(&self, text: &str) -> Result<Range<u64>, String> {
+    fn content_range(&self, text: &str) -> Result<Range<BlobOffset>, String> {
         let quoted = message::quoted(text);
         let (range, total) = parse(text)
             .ok_or_else(|| format!("the Content-Range `{quoted}`, which says nothing"))?;
@@ -124,7 +130,7 @@ impl Asked {
                  (was it pushed whole?)",
                 self.size
             )),
-            _ if range.end > self.size => Err(self.other_range(text)),
+            _ if range.end > BlobOffset(self.size) => Err(self.other_range(text)),
             Some(_) | None => Ok(range),
         }
     }
@@ -191,7 +197,7 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, String> {
 }
 
 /// The range and the total of a Content-Range (RFC 9110, 14.4). The total may be `*`.
-fn parse(text: &str) -> Option<(Range<u64>, Option<u64>)> {
+fn parse(text: &str) -> Option<(Range<BlobOffset>, Option<u64>)> {
     let (unit, rest) = text.trim().split_once(' ')?;
     let (range, total) = rest.trim().split_once('/')?;
     let (first, last) = range.trim().split_once('-')?;
@@ -201,7 +207,8 @@ fn parse(text: &str) -> Option<(Range<u64>, Option<u64>)> {
         total => Some(number(total)?),
     };
     let is_range = unit.eq_ignore_ascii_case("bytes") && first < end;
-    (is_range && total.is_none_or(|total| end <= total)).then_some((first..end, total))
+    (is_range && total.is_none_or(|total| end <= total))
+        .then_some((BlobOffset::of(first..end), total))
 }
 
 /// A number in digits alone: `u64::from_str` would take a `+` too.
@@ -234,10 +241,14 @@ mod tests {
     }
 
     fn answer(status: u16, headers: &[(&'static str, &str)]) -> Result<Served, String> {
-        let asked = Asked { range: 10..20, size: 100 };
+        let asked = Asked { range: BlobOffset::of(10..20), size: 100 };
         let own: Vec<_> =
             headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         judged(&asked, status, &own)
+    }
+
+    fn served(range: Range<u64>) -> Served {
+        Served::Bytes(BlobOffset::of(range))
     }
 
     const RANGE: &str = "content-range";
@@ -257,7 +268,7 @@ mod tests {
         let length = (expected.end - expected.start).to_string();
         for headers in [&[(RANGE, content_range)][..], &[(RANGE, content_range), (LENGTH, &length)]]
         {
-            assert_eq!(answer(206, headers), Ok(Served::Bytes(expected.clone())), "{headers:?}");
+            assert_eq!(answer(206, headers), Ok(served(expected.clone())), "{headers:?}");
         }
         assert!(answer(206, &[(RANGE, content_range), (LENGTH, "11")]).is_err());
     }
@@ -290,16 +301,16 @@ mod tests {
         assert!(answer(206, &[parts, (RANGE, "bytes 10-19/100")]).is_err());
         assert!(answer(206, &[(RANGE, "bytes 10-19/100"), (RANGE, "bytes 0-9/100")]).is_err());
         let twice = [(RANGE, "bytes 10-19/100"), (RANGE, "bytes 10-19/100")];
-        assert_eq!(answer(206, &twice), Ok(Served::Bytes(10..20)));
+        assert_eq!(answer(206, &twice), Ok(served(10..20)));
     }
 
     #[test]
     fn a_200_is_the_whole_where_its_length_says_so_and_the_part_where_its_range_does() {
-        assert_eq!(answer(200, &[(LENGTH, "100")]), Ok(Served::Bytes(0..100)));
-        assert_eq!(answer(200, &[(RANGE, "bytes 0-99/100")]), Ok(Served::Bytes(0..100)));
-        assert_eq!(answer(200, &[(RANGE, "bytes 10-19/100")]), Ok(Served::Bytes(10..20)));
+        assert_eq!(answer(200, &[(LENGTH, "100")]), Ok(served(0..100)));
+        assert_eq!(answer(200, &[(RANGE, "bytes 0-99/100")]), Ok(served(0..100)));
+        assert_eq!(answer(200, &[(RANGE, "bytes 10-19/100")]), Ok(served(10..20)));
         let both = [(RANGE, "bytes 10-19/100"), (LENGTH, "10")];
-        assert_eq!(answer(200, &both), Ok(Served::Bytes(10..20)));
+        assert_eq!(answer(200, &both), Ok(served(10..20)));
         assert_eq!(answer(200, &[]), Ok(Served::Unclear));
         for wrong in [
             &[(LENGTH, "10")][..],
@@ -319,10 +330,10 @@ mod tests {
     fn a_200_to_a_request_for_everything_is_the_whole() {
         let asked = Asked::whole(100);
         assert_eq!(asked.header(), None);
-        assert_eq!(judged(&asked, 200, &[]), Ok(Served::Bytes(0..100)));
+        assert_eq!(judged(&asked, 200, &[]), Ok(served(0..100)));
         assert!(judged(&asked, 200, &[(LENGTH, "99".into())]).is_err());
         let part = [(RANGE, "bytes 0-49/100".to_owned())];
-        assert_eq!(judged(&asked, 206, &part), Ok(Served::Bytes(0..50)));
+        assert_eq!(judged(&asked, 206, &part), Ok(served(0..50)));
         assert!(judged(&asked, 200, &part).is_err());
     }
 
@@ -339,9 +350,9 @@ mod tests {
     fn an_encoding_is_a_label_where_the_length_is_right_and_refused_elsewhere() {
         for label in ["gzip", "x-gzip", "aws-chunked"] {
             let right = [(CODING, label), (RANGE, "bytes 10-19/100"), (LENGTH, "10")];
-            assert_eq!(answer(206, &right), Ok(Served::Bytes(10..20)), "{label}");
+            assert_eq!(answer(206, &right), Ok(served(10..20)), "{label}");
             let right = [(CODING, label), (LENGTH, "100")];
-            assert_eq!(answer(200, &right), Ok(Served::Bytes(0..100)), "{label}");
+            assert_eq!(answer(200, &right), Ok(served(0..100)), "{label}");
             for refused in [
                 answer(206, &[(CODING, label), (RANGE, "bytes 10-19/100")]),
                 answer(206, &[(CODING, label), (RANGE, "bytes 10-19/100"), (LENGTH, "9")]),
@@ -352,7 +363,7 @@ mod tests {
             }
         }
         let plain = [(CODING, "identity"), (RANGE, "bytes 10-19/100")];
-        assert_eq!(answer(206, &plain), Ok(Served::Bytes(10..20)));
+        assert_eq!(answer(206, &plain), Ok(served(10..20)));
         let hidden = [("transfer-encoding", "gzip, chunked"), (RANGE, "bytes 10-19/100")];
         assert!(answer(206, &hidden).unwrap_err().contains("transfer coding"));
     }
@@ -369,14 +380,14 @@ mod tests {
             lengths in prop::collection::vec(0u64..42, 0..2),
             coding in prop::option::of("gzip|identity|br"),
         ) {
-            let asked = Asked { range: start..start + length, size };
+            let asked = Asked { range: BlobOffset::of(start..start + length), size };
             let mut headers = Vec::new();
             headers.extend(content_range.map(|text| (RANGE, text)));
             headers.extend(lengths.iter().map(|length| (LENGTH, length.to_string())));
             headers.extend(coding.clone().map(|coding| (CODING, coding)));
             if let Ok(Served::Bytes(range)) = judged(&asked, status, &headers) {
-                let is_whole = range == (0..size);
-                let is_start = range.start == start && range.end <= start + length;
+                let is_whole = range == asked.blob();
+                let is_start = range.start == asked.range.start && range.end <= asked.range.end;
                 prop_assert!(is_whole || is_start, "{range:?} for {asked:?}");
                 prop_assert!(!range.is_empty());
                 let promised = lengths.first().copied();
@@ -392,7 +403,7 @@ mod tests {
             length in 1..u64::MAX / 4,
             more in 0..9u64,
         ) {
-            let asked = Asked { range: start..start + length, size: start + length + more };
+            let asked = Asked { range: BlobOffset::of(start..start + length), size: start + length + more };
             let text = format!("bytes {}-{}/{}", start, start + length - 1, asked.size);
             let served = judged(&asked, 206, &[(RANGE, text)]);
             prop_assert_eq!(served, Ok(Served::Bytes(asked.range)));

@@ -24,7 +24,7 @@ use super::scopes::Rights;
 use super::tags::Listed;
 use super::timing::Timing;
 use super::upstream::{Endpoint, Upstream};
-use crate::oci::{BlobId, Digest, Selector};
+use crate::oci::{BlobId, BlobOffset, Digest, Selector};
 use crate::source::{
     BlobSource, BlobStream, MANIFEST_LIMIT_BYTES, Repository, SourceError, Urgency,
 };
@@ -103,7 +103,7 @@ impl BlobSource for RegistryRepository {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         async move {

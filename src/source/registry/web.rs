@@ -18,6 +18,7 @@ use super::message;
 use super::range::{Asked, Served};
 use super::retry::{self, Failure};
 use super::timing::Timing;
+use crate::oci::BlobOffset;
 use crate::source::{SourceError, Urgency};
 
 /// A request as it is sent.
@@ -45,7 +46,7 @@ pub(in crate::source) struct Way<'a> {
 
 /// The value of a `Range` header for `range`, which is not empty, of `size` bytes; `None` where all
 /// is asked for.
-pub(in crate::source) fn range_header(range: &Range<u64>, size: u64) -> Option<String> {
+pub(in crate::source) fn range_header(range: &Range<BlobOffset>, size: u64) -> Option<String> {
     Asked { range: range.clone(), size }.header()
 }
 
@@ -117,9 +118,9 @@ impl Response {
     /// In words, where the head contradicts the request or itself.
     pub(in crate::source) fn served(
         &self,
-        range: &Range<u64>,
+        range: &Range<BlobOffset>,
         size: u64,
-    ) -> Result<Range<u64>, String> {
+    ) -> Result<Range<BlobOffset>, String> {
         let asked = Asked { range: range.clone(), size };
         match asked.served(self.answer.status(), self.answer.headers())? {
             Served::Bytes(range) => Ok(range),

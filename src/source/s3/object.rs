@@ -16,7 +16,7 @@ use futures_util::stream::{self, StreamExt};
 
 use super::asking::Question;
 use super::{Store, address};
-use crate::oci::BlobId;
+use crate::oci::{BlobId, BlobOffset};
 use crate::source::registry::web::{self, Response, Stop, Way};
 use crate::source::{BlobSource, BlobStream, ObjectId, SourceError, Urgency};
 
@@ -37,7 +37,7 @@ pub(super) struct Object {
 /// A body, and the bytes of the object that are still to come of it.
 struct Body {
     response: Response,
-    range: Range<u64>,
+    range: Range<BlobOffset>,
 }
 
 /// A stream under way.
@@ -45,12 +45,12 @@ struct Download {
     object: Object,
     urgency: Urgency,
     /// The bytes that are still to be yielded.
-    rest: Range<u64>,
+    rest: Range<BlobOffset>,
     body: Option<Body>,
     /// Breaks since the last megabyte.
     breaks: u32,
     /// The position of the last break.
-    at_break: u64,
+    at_break: BlobOffset,
 }
 
 impl Object {
@@ -59,7 +59,7 @@ impl Object {
     }
 
     /// Opens a body that begins with the first byte of `range`.
-    async fn body(&self, range: Range<u64>, urgency: Urgency) -> Result<Body, SourceError> {
+    async fn body(&self, range: Range<BlobOffset>, urgency: Urgency) -> Result<Body, SourceError> {
         let way = Way::of_reader(&self.store.client, urgency);
         let question = Question::Bytes(web::range_header(&range, self.blob.size));
         let place = self.id.location.to_string();
@@ -70,7 +70,7 @@ impl Object {
         &self,
         way: &Way<'_>,
         question: &Question,
-        range: &Range<u64>,
+        range: &Range<BlobOffset>,
     ) -> Result<Body, Stop> {
         let response = self.store.ask(way, &self.id, question).await?;
         let protocol =
@@ -88,7 +88,7 @@ impl BlobSource for Object {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         Box::pin(async move {

@@ -18,7 +18,7 @@ use futures_util::stream::{BoxStream, try_unfold};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-use crate::oci::{BlobId, Digest};
+use crate::oci::{BlobId, BlobOffset, Digest};
 use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
 /// The bytes that are done of all blobs of a kit, for a progress bar.
@@ -31,9 +31,9 @@ impl Progress {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn moved(&self, from: u64, to: u64) {
+    fn moved(&self, from: BlobOffset, to: BlobOffset) {
         // Wraps where a blob is sent again, and comes out right in the end.
-        self.0.fetch_add(to.wrapping_sub(from), Ordering::Relaxed);
+        self.0.fetch_add(to.get().wrapping_sub(from.get()), Ordering::Relaxed);
     }
 }
 
@@ -53,10 +53,10 @@ pub struct Content {
 
 struct State {
     hasher: Sha256,
-    /// The bytes that were hashed, from the first.
-    hashed: u64,
+    /// The end of the bytes that were hashed; the first is the blob's first.
+    hashed: BlobOffset,
     /// The position of the last piece, for the progress.
-    at: u64,
+    at: BlobOffset,
     failure: Option<SourceError>,
 }
 
@@ -69,7 +69,12 @@ impl Content {
         urgency: Urgency,
         progress: Arc<Progress>,
     ) -> Arc<Self> {
-        let state = State { hasher: Sha256::new(), hashed: 0, at: 0, failure: None };
+        let state = State {
+            hasher: Sha256::new(),
+            hashed: BlobOffset(0),
+            at: BlobOffset(0),
+            failure: None,
+        };
         Arc::new(Self {
             blob,
             source,
@@ -87,8 +92,8 @@ impl Content {
         self.blob
     }
 
-    /// The bytes that were read at least once.
-    pub(in crate::source) fn read_bytes(&self) -> u64 {
+    /// The end of the bytes that were read at least once.
+    pub(in crate::source) fn read_end(&self) -> BlobOffset {
         self.state.lock().hashed
     }
 
@@ -105,11 +110,11 @@ impl Content {
 
     /// The blob needs no sending.
     pub(super) fn is_there(&self) {
-        self.move_to(self.blob.size);
+        self.move_to(self.blob.end());
     }
 
     /// The next bytes come from `at`, as after a break.
-    fn move_to(&self, at: u64) {
+    fn move_to(&self, at: BlobOffset) {
         let mut state = self.state.lock();
         self.progress.moved(state.at, at);
         state.at = at;
@@ -119,9 +124,9 @@ impl Content {
     /// the blob's last piece where the digest is wrong.
     pub(in crate::source) fn read(
         self: &Arc<Self>,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
     ) -> BoxStream<'static, Result<Bytes, SourceError>> {
-        debug_assert!(range.start <= self.read_bytes(), "{range:?} leaves a gap");
+        debug_assert!(range.start <= self.read_end(), "{range:?} leaves a gap");
         self.move_to(range.start);
         let reading = Reading { content: Arc::clone(self), rest: range, open: None };
         let stream = try_unfold(reading, |mut reading| async move {
@@ -140,13 +145,13 @@ impl Content {
     ///
     /// # Errors
     /// Fails where the piece is the last one and the digest of all bytes is wrong.
-    fn pass(&self, at: u64, piece: &Bytes) -> Result<(), SourceError> {
+    fn pass(&self, at: BlobOffset, piece: &Bytes) -> Result<(), SourceError> {
         let mut state = self.state.lock();
         let end = at + piece.len() as u64;
-        let known = state.hashed.saturating_sub(at).min(piece.len() as u64);
+        let known = state.hashed.since(at).min(piece.len() as u64);
         state.hasher.update(&piece[known as usize..]);
         state.hashed = state.hashed.max(end);
-        if end == self.blob.size {
+        if end == self.blob.end() {
             self.check(&state)?;
         }
         self.progress.moved(state.at, end);
@@ -179,14 +184,14 @@ impl Content {
 struct Reading {
     content: Arc<Content>,
     /// The bytes that are still to come.
-    rest: Range<u64>,
+    rest: Range<BlobOffset>,
     open: Option<Open>,
 }
 
 struct Open {
     stream: BlobStream,
     /// The position of the stream's next byte.
-    at: u64,
+    at: BlobOffset,
 }
 
 impl Reading {
@@ -259,7 +264,7 @@ mod tests {
             fn open(
                 &self,
                 _blob: BlobId,
-                range: Range<u64>,
+                range: Range<BlobOffset>,
                 urgency: Urgency,
             ) -> futures_util::future::BoxFuture<'_, Result<BlobStream, SourceError>> {
                 self.0.open(self.1, range, urgency)
@@ -294,9 +299,9 @@ mod tests {
             parts.push((1.0, size));
             for (start, length) in parts {
                 // From any byte that was read, as a registry may say.
-                let start = (start * content.read_bytes() as f64) as u64;
+                let start = (start * content.read_end().get() as f64) as u64;
                 let range = start..(start + length).min(size);
-                let read: Vec<_> = runtime.block_on(content.read(range.clone()).collect());
+                let read: Vec<_> = runtime.block_on(content.read(BlobOffset::of(range.clone())).collect());
                 let is_last = range.end == size && !range.is_empty();
                 if is_last && is_damaged {
                     prop_assert!(read.iter().any(Result::is_err));
@@ -307,7 +312,7 @@ mod tests {
                 prop_assert_eq!(&read[..], &bytes[range.start as usize..range.end as usize]);
                 prop_assert_eq!(progress.bytes(), range.end);
             }
-            prop_assert!(!is_damaged || content.read_bytes() < size);
+            prop_assert!(!is_damaged || content.read_end() < BlobOffset(size));
         }
     }
 }

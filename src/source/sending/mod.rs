@@ -137,7 +137,7 @@ async fn write<F: Send + 'static>(
     mut file: F,
     write: fn(F, &[u8]) -> Result<F, SendError>,
 ) -> Result<F, SendError> {
-    let mut bytes = content.read(0..content.blob().size);
+    let mut bytes = content.read(content.blob().whole());
     while let Some(piece) = bytes.next().await {
         let piece = piece?;
         file = blocking(move || write(file, &piece)).await?;

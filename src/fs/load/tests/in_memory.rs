@@ -11,7 +11,7 @@ use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::oci::{BlobId, Digest, Origin, Selector};
+use crate::oci::{BlobId, BlobOffset, Digest, Origin, Selector};
 use crate::source::{
     BlobSource, BlobStream, ObjectHead, ObjectId, Objects, Repositories, Repository, SourceError,
     Urgency,
@@ -176,11 +176,11 @@ impl BlobSource for InStore {
     fn open(
         &self,
         _blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         let result = self.store.get(&self.object).map(|content| {
-            let bytes = content.slice(range.start as usize..range.end as usize);
+            let bytes = content.slice(BlobOffset::indices(&range));
             BlobStream { range, bytes: stream::iter([Ok(bytes)]).boxed() }
         });
         Box::pin(async move { result })
@@ -231,7 +231,7 @@ impl BlobSource for One {
     fn open(
         &self,
         blob: BlobId,
-        range: Range<u64>,
+        range: Range<BlobOffset>,
         _urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
         let result = if self.registry.is_down.load(Ordering::SeqCst) {
@@ -239,7 +239,7 @@ impl BlobSource for One {
         } else {
             self.registry.blob_requests.fetch_add(1, Ordering::SeqCst);
             let bytes = self.registry.blobs.lock()[&blob.digest].clone();
-            let bytes = bytes.slice(range.start as usize..range.end as usize);
+            let bytes = bytes.slice(BlobOffset::indices(&range));
             Ok(BlobStream { range, bytes: stream::iter([Ok(bytes)]).boxed() })
         };
         Box::pin(async move { result })

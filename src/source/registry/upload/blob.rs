@@ -31,7 +31,7 @@ use super::super::scopes::Rights;
 use super::super::upstream::Upstream;
 use super::RegistryDestination;
 use super::session::{self, Has};
-use crate::oci::Reference;
+use crate::oci::{BlobOffset, Reference};
 use crate::source::SourceError;
 use crate::source::sending::{Content, Destination, Put, SendError};
 
@@ -75,7 +75,7 @@ pub(super) async fn put(
         refused: None,
         session: None,
         was_lost: false,
-        furthest: 0,
+        furthest: BlobOffset(0),
         repeats: Repeats::new(timing, true),
         waited: Duration::ZERO,
     };
@@ -106,8 +106,8 @@ enum Way {
 /// An upload that the registry knows.
 struct Session {
     url: Url,
-    /// The bytes that the registry has.
-    at: u64,
+    /// The end of the bytes that the registry has.
+    at: BlobOffset,
     /// The least length of a chunk.
     minimum: u64,
 }
@@ -123,7 +123,7 @@ struct Upload<'a> {
     /// Whether the registry has answered 404 to the first bytes once.
     was_lost: bool,
     /// The furthest byte that the registry has had, in any session.
-    furthest: u64,
+    furthest: BlobOffset,
     repeats: Repeats,
     /// The time of all pauses since the last progress. An attempt's own time is bounded by its patience.
     waited: Duration,
@@ -163,8 +163,8 @@ impl Upload<'_> {
     /// Waits after a failure, or gives up.
     async fn pause(&mut self, failure: Failure) -> Result<(), SourceError> {
         let timing = self.destination.client.timing.of_patience();
-        let at = self.session.as_ref().map_or(0, |session| session.at);
-        if at >= self.furthest.saturating_add(PROGRESS_BYTES) {
+        let at = self.session.as_ref().map_or(BlobOffset(0), |session| session.at);
+        if at.since(self.furthest) >= PROGRESS_BYTES {
             self.repeats = Repeats::new(timing, true);
             self.waited = Duration::ZERO;
         } else if let (Way::Chunks(bytes), true) = (&mut self.way, has_broken(&failure)) {
@@ -177,7 +177,7 @@ impl Upload<'_> {
         };
         let digest = self.content.blob().digest;
         if let Failure::Transient { error, .. } | Failure::Unreachable(error) = &failure {
-            tracing::info!(%digest, at, %error, ?wait, "resuming the upload");
+            tracing::info!(%digest, %at, %error, ?wait, "resuming the upload");
         }
         self.waited += wait;
         crate::process::running_time::sleep(wait).await;
@@ -185,14 +185,14 @@ impl Upload<'_> {
     }
 
     async fn step(&mut self) -> Result<Step, Failure> {
-        let size = self.content.blob().size;
+        let end = self.content.blob().end();
         if self.session.is_none() {
             self.session = Some(self.open().await?);
         }
-        let at = self.session.as_ref().map_or(0, |session| session.at);
+        let at = self.session.as_ref().map_or(BlobOffset(0), |session| session.at);
         match self.way {
             Way::Whole => self.put_whole().await,
-            Way::Chunks(_) if at == size => self.end().await,
+            Way::Chunks(_) if at == end => self.end().await,
             Way::Chunks(bytes) => self.patch(at, bytes).await,
         }
     }
@@ -260,7 +260,7 @@ impl Upload<'_> {
         let next = session::next(answer.headers(), at, &self.upstream.base);
         let url = next.and_then(|url| url.ok_or_else(|| "an upload without a Location".to_owned()));
         let url = url.map_err(|detail| self.wrong(detail))?;
-        Ok(Session { url, at: 0, minimum: session::chunk_minimum(answer.headers()) })
+        Ok(Session { url, at: BlobOffset(0), minimum: session::chunk_minimum(answer.headers()) })
     }
 
     fn wrong(&self, detail: String) -> SourceError {
@@ -286,7 +286,7 @@ impl Upload<'_> {
         let blob = self.content.blob();
         let url = session::ending(&session.url, blob.digest);
         let answer = self
-            .send(Verb::Put, &url, &octets(), Payload::Content(self.content, &(0..blob.size)))
+            .send(Verb::Put, &url, &octets(), Payload::Content(self.content, &blob.whole()))
             .await?;
         let is_refused = self.is_refused(answer.status());
         if is_refused && self.refused.is_none() {
@@ -365,13 +365,13 @@ impl Upload<'_> {
     }
 
     /// Sends the chunk that begins at `at`.
-    async fn patch(&mut self, at: u64, chunk_bytes: u64) -> Result<Step, Failure> {
-        let size = self.content.blob().size;
+    async fn patch(&mut self, at: BlobOffset, chunk_bytes: u64) -> Result<Step, Failure> {
+        let end = self.content.blob().end();
         let Some(session) = &self.session else { return Ok(Step::GoOn) };
         let length = chunk_bytes.max(session.minimum).max(1);
-        let range = at..at.saturating_add(length).min(size);
+        let range = at..at.range(length).end.min(end);
         let mut headers = octets();
-        let span = format!("{}-{}", range.start, range.end - 1);
+        let span = format!("{}-{}", range.start, range.end.get() - 1);
         headers.insert(
             header::CONTENT_RANGE,
             HeaderValue::from_str(&span).expect("digits and a hyphen"),
@@ -392,7 +392,7 @@ impl Upload<'_> {
                 return Ok(Step::GoOn);
             }
         }
-        let is_refused = at == 0 && self.is_refused(status);
+        let is_refused = at == BlobOffset(0) && self.is_refused(status);
         if is_refused && self.refused.is_none() {
             return self.other_way(answer, "in chunks", Way::Whole).await;
         }
@@ -400,12 +400,17 @@ impl Upload<'_> {
     }
 
     /// Takes over the state that the registry tells after a chunk that ended at `sent`.
-    fn accepted(&mut self, answer: &Answer, at: &Url, sent: u64) -> Result<Step, SourceError> {
+    fn accepted(
+        &mut self,
+        answer: &Answer,
+        at: &Url,
+        sent: BlobOffset,
+    ) -> Result<Step, SourceError> {
         let has = match Has::of(answer.headers()) {
-            Has::Bytes(bytes) => bytes,
+            Has::Bytes(bytes) => BlobOffset(bytes),
             // It has taken the chunk; its size is another question.
             Has::Unsaid => sent,
-            Has::NoneOrOne => sent.min(1),
+            Has::NoneOrOne => sent.min(BlobOffset(1)),
         };
         let next = session::next(answer.headers(), at, &self.upstream.base);
         let next = next.map_err(|detail| self.wrong(detail))?;
@@ -463,10 +468,10 @@ impl Upload<'_> {
         let next = session::next(answer.headers(), &url, &self.upstream.base);
         let url = next.ok().flatten().unwrap_or(url);
         let known = match (answer.status().is_success(), Has::of(answer.headers())) {
-            (true, Has::Bytes(bytes)) if bytes <= self.content.read_bytes() => Some(bytes),
+            (true, Has::Bytes(bytes)) => Some(BlobOffset(bytes)),
             _ => None,
         };
-        match known {
+        match known.filter(|at| *at <= self.content.read_end()) {
             Some(at) => self.session = Some(Session { url, at, minimum }),
             // The session is gone, its state is in doubt, or it has nothing worth keeping.
             None => self.abandon().await,
