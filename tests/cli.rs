@@ -78,6 +78,10 @@ const COMMANDS: &[&str] = &[
     "trace",
     "trace record",
     "trace show",
+    "config",
+    "config show",
+    "config path",
+    "config check",
     "completions",
     "man",
     "help",
@@ -494,4 +498,124 @@ async fn a_registry_that_wants_a_password_is_asked_with_kits_credentials() {
             .fail(3, &["ls", "--config", "kitops", &registry.reference("org/article", "v9")])
             .contains("v9")
     );
+}
+
+/// A user's configuration file.
+fn configure(kitfs: &Kitfs, text: &str) -> std::path::PathBuf {
+    let folder = kitfs.folder().join("home/.config/kitfs");
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("config.toml");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    path
+}
+
+#[test]
+fn flags_win_over_variables_and_variables_over_files() {
+    let kitfs = Kitfs::new();
+    let path = configure(
+        &kitfs,
+        "cache-size = '3GiB'\n[ls]\nno-remote = true\n[daemon.start]\ncache-size = '5GiB'\n",
+    );
+    let shown = |key: &str, variables: &[(&str, &str)], flags: &[&str]| {
+        let mut command = kitfs.command(&[&["config", "show", "--json", key], flags].concat());
+        command.envs(variables.iter().copied());
+        let outcome = Kitfs::run_command(command);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let rows: Vec<Value> = serde_json::from_slice(&outcome.stdout).unwrap();
+        let row = rows.into_iter().find(|row| row["key"] == key).unwrap();
+        (row["value"].clone(), row["origin"].as_str().unwrap().to_owned(), row)
+    };
+    let (value, origin, row) = shown("cache-size", &[], &[]);
+    assert_eq!((value.as_str(), &*origin), (Some("3GiB"), "file"));
+    assert_eq!((row["file"].as_str(), row["line"].as_u64()), (path.to_str(), Some(1)));
+    assert_eq!(shown("daemon.start.cache-size", &[], &[]).0, "5GiB");
+    let variable = [("KITFS_CACHE_SIZE", "4GiB")];
+    let (value, origin, row) = shown("cache-size", &variable, &[]);
+    assert_eq!((value.as_str(), &*origin), (Some("4GiB"), "variable"));
+    assert_eq!(row["variable"], "KITFS_CACHE_SIZE");
+    let (value, origin, _) = shown("cache-size", &variable, &["--cache-size", "5GiB"]);
+    assert_eq!((value.as_str(), &*origin), (Some("5GiB"), "flag"));
+    let (value, origin, _) = shown("keep-free", &[], &[]);
+    assert_eq!((value.as_str(), &*origin), (Some("1GiB"), "default"));
+    assert_eq!(shown("ls.no-remote", &[], &[]).0, true);
+    assert_eq!(shown("no-remote", &[], &[]).0, false);
+}
+
+#[test]
+fn a_file_sets_what_a_daemon_is_started_with() {
+    let kitfs = Kitfs::new();
+    configure(
+        &kitfs,
+        "cache-size = '3GiB'\n[daemon]\nidle-exit = '2h'\n[daemon.start]\nkeep-free = 1048576\n",
+    );
+    kitfs.succeed(&["daemon", "start"]);
+    let status = kitfs.json(&["daemon", "status", "--json"]);
+    assert_eq!(status["cache_capacity_bytes"], 3u64 << 30);
+    assert_eq!(status["cache_keep_free_bytes"], 1 << 20);
+    assert_eq!(status["idle_exit_seconds"], 7200);
+    // The daemon keeps its values, whatever the file becomes: here for a while a wrong one.
+    let worker = kitfs.worker_pid();
+    configure(&kitfs, "cache-size = 'wrong'");
+    support::kitfs::signal(worker, rustix::process::Signal::KILL);
+    configure(&kitfs, "cache-size = '4GiB'");
+    support::kitfs::wait_until("another worker", || {
+        let outcome = kitfs.run(&["daemon", "status", "--json"]);
+        let status: Value = serde_json::from_slice(&outcome.stdout).unwrap_or_default();
+        status["worker_pid"].as_u64().is_some_and(|pid| pid != u64::from(worker))
+    });
+    let status = kitfs.json(&["daemon", "status", "--json"]);
+    assert_eq!(status["cache_capacity_bytes"], 3u64 << 30);
+}
+
+#[test]
+fn wrong_files_and_variables_are_refused_by_all_commands_but_umount() {
+    let kitfs = Kitfs::new();
+    let path = configure(&kitfs, "\ncache-sise = 1\nhydrate = 'some'\n");
+    let said = kitfs.fail(2, &["status"]);
+    let place = path.to_str().unwrap();
+    assert!(
+        said.contains(&format!(
+            "{place}:2: kitfs has no key `cache-sise`; did you mean `cache-size`?"
+        )),
+        "{said}"
+    );
+    assert!(said.contains(&format!("{place}:3: `hydrate` cannot be \"some\"")), "{said}");
+    let empty = kitfs.mountpoint("empty");
+    let said = kitfs.run(&["umount", empty.to_str().unwrap()]);
+    assert!(said.stderr.contains("warning:") && said.code != Some(2), "{}", said.stderr);
+    kitfs.fail(2, &["config", "check"]);
+    assert!(kitfs.succeed(&["config", "path"]).contains(&format!("{place}\n")));
+    assert!(kitfs.run(&["config", "show"]).code == Some(0));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(kitfs.fail(2, &["status"]).contains("can be written by everybody"));
+    fs::remove_file(&path).unwrap();
+    assert_eq!(kitfs.run(&["status"]).code, Some(0));
+    let with = |name: &str, value: &str, arguments: &[&str]| {
+        let mut command = kitfs.command(arguments);
+        command.env(name, value);
+        Kitfs::run_command(command)
+    };
+    let said = with("KITFS_MEMORY", "1MiB", &["status"]);
+    assert!(said.code == Some(2) && said.stderr.contains("KITFS_MEMORY"), "{}", said.stderr);
+    let said = with("KITFS_CONFIG", "missing.toml", &["status"]);
+    assert!(
+        said.code == Some(2) && said.stderr.contains("KITFS_CONFIG names it"),
+        "{}",
+        said.stderr
+    );
+    assert_eq!(with("KITFS_CONFIG", "/dev/null", &["status"]).code, Some(0));
+}
+
+#[test]
+fn a_switch_of_a_file_is_switched_off_by_its_flag() {
+    let kitfs = Kitfs::new();
+    configure(&kitfs, "prefer-local = true\nlabel = ['a=b']\n");
+    let reference = golden_reference("article");
+    // A layout has no labels, and is in no local storage of kit.
+    let said = kitfs.fail(2, &["info", &reference]);
+    assert!(said.contains("label"), "{said}");
+    configure(&kitfs, "prefer-local = true\n");
+    kitfs.succeed(&["info", "--prefer-local=false", &reference]);
+    kitfs.succeed(&["info", &reference]);
 }

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    browse, cache, cat, completions, copy, cp, daemon, diff, info, list, log, ls, map, mount,
+    browse, cache, cat, completions, config, copy, cp, daemon, diff, info, list, log, ls, map, mount,
     overlay, pack, push, run, serve, sizes, status, tag, trace, umount, warm,
 };
 use crate::observe;
@@ -20,6 +20,9 @@ REF is a kit:
   HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]  in a registry
   oci:FOLDER[:TAG|@DIGEST]              in an OCI image layout folder
   localhost/REPOSITORY[:TAG|@DIGEST]    in the local storage of `kit`
+
+Every option is also a variable, such as KITFS_CACHE_SIZE, and a key of
+~/.config/kitfs/config.toml: see `kitfs config --help`.
 
 Examples:
   kitfs mount ghcr.io/org/model:v1 /models
@@ -88,6 +91,8 @@ pub(super) enum Command {
     Cache(cache::Arguments),
     /// Serve OCI layout folders as a small read-only registry.
     Serve(serve::Arguments),
+    /// Show what configuration files and variables set, and check the files.
+    Config(config::Arguments),
     /// Print a shell's completion script.
     Completions(completions::CompletionsArguments),
     /// Print the manual page.
@@ -210,8 +215,7 @@ pub(super) struct NetworkArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
     #[arg(help_heading = MORE_NETWORK_OPTIONS)]
     pub open_timeout: Option<u64>,
-    /// Folder with HOST/hosts.toml files that name mirrors, as containerd reads them
-    /// [env: KITFS_REGISTRIES_DIR].
+    /// Folder with HOST/hosts.toml files that name mirrors, as containerd reads them.
     #[arg(long, value_name = "DIR", help_heading = MORE_NETWORK_OPTIONS)]
     pub registries_dir: Option<PathBuf>,
     /// Folder of `kit`, with its credentials and local storage [default: ~/.local/share/kitops]
@@ -248,7 +252,7 @@ fn parse_memory(text: &str) -> Result<u64, String> {
 
 /// Parses permission bits in octal, as umask(1) takes them.
 fn parse_umask(text: &str) -> Result<u32, String> {
-    match u32::from_str_radix(text, 8) {
+    match u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8) {
         Ok(umask) if umask <= 0o777 => Ok(umask),
         _ => Err(format!("`{text}` is not an umask: write octal digits, such as 022")),
     }

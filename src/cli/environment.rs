@@ -1,13 +1,18 @@
 //! Reads the environment, once. No other module of the crate reads it.
 //!
-//! clap could read variables, but then the usage line of an error shows each flag that a variable
-//! sets.
+//! clap could read the variables of options, but then the usage line of an error shows each flag that a
+//! variable sets. So `config` gives their values to clap.
 
+use std::collections::BTreeMap;
 use std::env;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::daemon::KIT_OPTIONS_VARIABLE;
 use crate::source::s3::{Keys, S3Config};
+
+/// A variable of kit that sets an option of kitfs: kit's home.
+const OF_KIT: &str = "KITOPS_HOME";
 
 /// The variables that kitfs knows.
 #[derive(Clone, Debug, Default)]
@@ -22,22 +27,20 @@ pub(super) struct Environment {
     pub xdg_runtime_dir: Option<PathBuf>,
     /// `TMPDIR`, else `/tmp`.
     pub temporary_folder: PathBuf,
-    /// `KITFS_CACHE_DIR`; `--cache-dir` wins.
-    pub cache_dir: Option<PathBuf>,
+    /// `XDG_CONFIG_HOME`.
+    pub xdg_config_home: Option<PathBuf>,
+    /// `KITFS_CONFIG`: the only configuration file that is read.
+    pub config_file: Option<PathBuf>,
+    /// The variables that may set options, by name: `KITFS_*` and [`OF_KIT`]. An empty variable is left out.
+    pub options: BTreeMap<String, OsString>,
     /// `KITFS_RUNTIME_DIR`: the folder with the socket of the system daemon.
     pub runtime_dir: Option<PathBuf>,
-    /// `KITFS_CACHE_SIZE`, in the form of `--cache-size`, which wins.
-    pub cache_size: Option<String>,
     /// `KITFS_LISTEN`, in the form of `--listen`, which wins.
     pub listen: Option<String>,
     /// `KITFS_LISTEN_PUBLIC`, as a text for yes or no.
     pub listen_public: bool,
     /// The options for kits over HTTP, from the command that has started the daemon.
     pub listen_options: Option<String>,
-    /// `KITFS_REGISTRIES_DIR`; `--registries-dir` wins.
-    pub registries_dir: Option<PathBuf>,
-    /// `KITOPS_HOME`; `--config` wins.
-    pub kitops_home: Option<PathBuf>,
     /// `SOURCE_DATE_EPOCH`: the time that packed kits carry, in seconds since 1970.
     pub source_date_epoch: Option<String>,
     /// `DOCKER_CONFIG`, a folder.
@@ -91,14 +94,13 @@ impl Environment {
             xdg_data_home: path("XDG_DATA_HOME").filter(|path| path.is_absolute()),
             xdg_runtime_dir: path("XDG_RUNTIME_DIR").filter(|path| path.is_absolute()),
             temporary_folder: env::temp_dir(),
-            cache_dir: path("KITFS_CACHE_DIR"),
+            xdg_config_home: path("XDG_CONFIG_HOME").filter(|path| path.is_absolute()),
+            config_file: path("KITFS_CONFIG"),
+            options: options(),
             runtime_dir: path("KITFS_RUNTIME_DIR").filter(|path| path.is_absolute()),
-            cache_size: text("KITFS_CACHE_SIZE"),
             listen: text("KITFS_LISTEN"),
             listen_public: is_yes("KITFS_LISTEN_PUBLIC"),
             listen_options: text(KIT_OPTIONS_VARIABLE),
-            registries_dir: path("KITFS_REGISTRIES_DIR"),
-            kitops_home: path("KITOPS_HOME"),
             source_date_epoch: text("SOURCE_DATE_EPOCH"),
             docker_config: path("DOCKER_CONFIG"),
             client_certificate: path("KITOPS_CLIENT_CERT"),
@@ -115,6 +117,13 @@ impl Environment {
 
 fn is_yes(name: &str) -> bool {
     text(name).is_some_and(|value| matches!(value.to_lowercase().as_str(), "true" | "1" | "yes"))
+}
+
+fn options() -> BTreeMap<String, OsString> {
+    let variables = env::vars_os();
+    let variables = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let is_option = |name: &str| name.starts_with("KITFS_") || name == OF_KIT;
+    variables.filter(|(name, value)| is_option(name) && !value.is_empty()).collect()
 }
 
 fn text(name: &str) -> Option<String> {

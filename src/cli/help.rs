@@ -1,13 +1,15 @@
 //! Which options `--help` shows.
 //!
 //! The options under a heading that begins with [`MORE`] are for few people. `--help` leaves them
-//! out, `--help-all` shows them; the manual page and the completion scripts have all of them.
+//! out, `--help-all` shows them; the manual page and the completion scripts have all of them. A switch takes a
+//! value (`--allow-other=false`), and no help shows it: `kitfs config --help` says so for all switches.
 
 use std::ffi::{OsStr, OsString};
 
 use clap::{Command, CommandFactory};
 
 use super::arguments::Arguments;
+use super::config::with_values_of_switches;
 
 /// How the headings of options for few people begin.
 const MORE: &str = "More ";
@@ -20,13 +22,18 @@ pub(super) const MORE_CACHE_OPTIONS: &str = "More cache options";
 /// The flag that shows every option.
 const HELP_ALL: &str = "--help-all";
 
+/// The words that show the common options.
+const HELP: [&str; 3] = ["--help", "-h", "help"];
+
 /// The command line that parses `arguments`. Its help has every option when they ask for it.
 pub(super) fn command_for(arguments: &[OsString]) -> Command {
     let command = Arguments::command();
-    let mut flags = arguments.iter().take_while(|argument| *argument != OsStr::new("--"));
-    match flags.any(|argument| argument == HELP_ALL) {
+    let flags = || arguments.iter().take_while(|argument| *argument != OsStr::new("--"));
+    let has = |word: &str| flags().any(|argument| argument == word);
+    match has(HELP_ALL) {
         true => command,
-        false => without_more(command),
+        false if HELP.iter().any(|word| has(word)) => without_more(command),
+        false => with_values_of_switches(without_more(command)),
     }
 }
 

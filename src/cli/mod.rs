@@ -2,8 +2,8 @@
 //! and turns its error into a message and an exit code.
 //!
 //! ```text
-//! arguments --kit_habits--> clap --> arguments as typed --settings + environment--> typed config
-//!                                          '--> command --> daemon::Backend --> output
+//! arguments --kit_habits--> clap + files and variables --> arguments as typed --settings + environment-->
+//! typed config --> command --> daemon::Backend --> output
 //! ```
 //!
 //! Only `environment` reads the environment; the rest of the crate gets typed values.
@@ -13,6 +13,7 @@ mod browse;
 mod cache;
 mod cat;
 mod completions;
+mod config;
 mod copy;
 mod cp;
 mod daemon;
@@ -31,7 +32,9 @@ mod log;
 mod ls;
 mod map;
 mod mount;
+mod mount_helper;
 mod mounted_kit;
+mod nearest;
 mod output;
 mod overlay;
 mod pack;
@@ -53,32 +56,49 @@ mod trace;
 mod umount;
 mod warm;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
 
 use self::arguments::{Arguments, Command, LogFormat};
+use self::config::{Config, Refusal};
 use self::environment::Environment;
 use self::error::CliError;
 use self::output::warn;
 use self::runtime::block_on;
 use self::settings::Settings;
+use crate::control::api::FailureKind;
 use crate::observe;
 
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
-    let arguments = kit_habits::translate(std::env::args_os());
-    let parsed = help::command_for(&arguments).try_get_matches_from(&arguments);
-    let arguments = match parsed.and_then(|matches| Arguments::from_arg_matches(&matches)) {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            let code = if error.use_stderr() { 2 } else { 0 };
+    let environment = Environment::read();
+    let words: Vec<_> = std::env::args_os().collect();
+    let mount_call = match mount_helper::call(&words).transpose() {
+        Ok(call) => call,
+        Err(message) => return mount_helper::report_wrong_call(message),
+    };
+    let is_mount_call = mount_call.is_some();
+    let report = if is_mount_call { mount_helper::report } else { CliError::report };
+    let (words, is_fake) = match mount_call {
+        Some(call) => (call.arguments, call.is_fake),
+        None => (kit_habits::translate(words), false),
+    };
+    let (arguments, config) = match parse(&words, &environment) {
+        Ok(_) if is_fake => return ExitCode::SUCCESS,
+        Ok(parsed) => parsed,
+        Err(Refusal::Config(error)) => return report(error),
+        Err(Refusal::Clap(error)) => {
             // A failure to print cannot be printed.
             let _ = error.print();
-            return ExitCode::from(code);
+            return match (error.use_stderr(), is_mount_call) {
+                (false, _) => ExitCode::SUCCESS,
+                (true, true) => ExitCode::from(mount_helper::WRONG_CALL),
+                (true, false) => ExitCode::from(FailureKind::Usage.exit_code()),
+            };
         }
     };
-    let environment = Environment::read();
     if let Command::Daemon(daemon::Arguments {
         command: daemon::Command::Keep { adopt, resume, system, idle, listen },
     }) = arguments.command
@@ -88,13 +108,19 @@ pub fn main() -> ExitCode {
         return daemon::keep(&settings, beginning, &system, &idle, &listen);
     }
     start_log(&arguments, &environment);
-    match run(arguments, environment) {
+    match run(arguments, &config, environment) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => error.report(),
+        Err(error) => report(error),
     }
 }
 
-fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
+fn parse(words: &[OsString], environment: &Environment) -> Result<(Arguments, Config), Refusal> {
+    let command = help::command_for(words);
+    let (matches, config) = config::parse(command, words, environment)?;
+    Ok((Arguments::from_arg_matches(&matches)?, config))
+}
+
+fn run(arguments: Arguments, config: &Config, environment: Environment) -> Result<(), CliError> {
     let settings = Settings::new(arguments.cache, environment);
     match arguments.command {
         Command::Mount(command) => mount::run(&settings, command),
@@ -120,6 +146,7 @@ fn run(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
         Command::Trace(command) => block_on(trace::run(&settings, command)),
         Command::Cache(command) => block_on(cache::run(&settings, command)),
         Command::Serve(command) => block_on(serve::run(&settings, command)),
+        Command::Config(command) => config::run(config, command),
         Command::Completions(command) => completions::completions(&command),
         Command::Man(command) => completions::man(&command),
     }

@@ -50,16 +50,16 @@ impl Settings {
         Self { cache, environment }
     }
 
-    /// Whether a cache folder was named, by flag or environment.
+    /// Whether a cache folder was named, by flag, variable or file.
     pub(super) fn names_cache_folder(&self) -> bool {
-        self.cache.cache_dir.is_some() || self.environment.cache_dir.is_some()
+        self.cache.cache_dir.is_some()
     }
 
     /// The configuration of the daemon, or of a command that uses the cache without a daemon.
     pub(super) fn daemon(&self) -> Result<DaemonConfig, CliError> {
         let environment = &self.environment;
         let under_home = || environment.home.as_ref().map(|home| home.join(".cache"));
-        let folder = match self.cache.cache_dir.as_ref().or(environment.cache_dir.as_ref()) {
+        let folder = match &self.cache.cache_dir {
             Some(folder) => Some(absolute(folder)?),
             None => {
                 let caches = environment.xdg_cache_home.clone().or_else(under_home);
@@ -75,16 +75,9 @@ impl Settings {
     }
 
     fn daemon_at(&self, cache_folder: PathBuf) -> Result<DaemonConfig, CliError> {
-        let environment = &self.environment;
-        let of_environment = || environment.cache_size.as_deref().map(sizes::parse).transpose();
-        let cache_capacity_bytes = match self.cache.cache_size {
-            Some(bytes) => Some(bytes),
-            None => of_environment()
-                .map_err(|error| CliError::usage(format!("KITFS_CACHE_SIZE: {error}")))?,
-        };
         Ok(DaemonConfig {
             cache_folder,
-            cache_capacity_bytes,
+            cache_capacity_bytes: self.cache.cache_size,
             keep_free_bytes: self.cache.keep_free.unwrap_or(DEFAULT_KEEP_FREE_BYTES),
             memory_bytes: self.cache.memory.unwrap_or(DEFAULT_MEMORY_BYTES),
             system: None,
@@ -227,7 +220,7 @@ impl Settings {
     /// How to reach registries.
     pub(super) fn network(&self, network: &NetworkArguments) -> Result<NetworkOptions, CliError> {
         let environment = &self.environment;
-        let kitops_home = match network.config.as_ref().or(environment.kitops_home.as_ref()) {
+        let kitops_home = match &network.config {
             Some(folder) => Some(absolute(folder)?),
             None => {
                 let under_home = || environment.home.as_ref().map(|home| home.join(".local/share"));
@@ -247,13 +240,10 @@ impl Settings {
                 environment.no_proxy.clone(),
             ),
         };
-        let registries_dir =
-            network.registries_dir.as_ref().or(environment.registries_dir.as_ref());
+        let registries_dir = network.registries_dir.as_ref();
         if let Some(folder) = registries_dir.filter(|folder| !folder.is_dir()) {
-            let message = format!(
-                "--registries-dir (KITFS_REGISTRIES_DIR) names {}, which is not a folder",
-                folder.display()
-            );
+            let message =
+                format!("--registries-dir names {}, which is not a folder", folder.display());
             return Err(CliError::usage(message));
         }
         Ok(NetworkOptions {

@@ -12,6 +12,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -239,6 +240,8 @@ impl Program {
 
 fn command(program: &Program, word: &str, config: &DaemonConfig) -> Command {
     let mut command = Command::new(program.path());
+    // A program of another name may do other things: `mount.fuse.kitfs` takes the words of mount(8).
+    command.arg0("kitfs");
     command.args(["daemon", word]).arg("--cache-dir").arg(&config.cache_folder);
     command.arg("--keep-free").arg(config.keep_free_bytes.to_string());
     command.arg("--memory").arg(config.memory_bytes.to_string());

@@ -11,6 +11,8 @@ mod differential;
 mod failover;
 mod filling;
 mod frozen;
+#[path = "fstab.rs"]
+mod fstab_as_root;
 mod golden_kits;
 mod healing;
 mod idle_daemon;
