@@ -33,7 +33,7 @@ pub(super) fn command_for(arguments: &[OsString]) -> Command {
     match has(HELP_ALL) {
         true => command,
         false if HELP.iter().any(|word| has(word)) => without_more(command),
-        false => with_values_of_switches(without_more(command)),
+        false => without_more(with_values_of_switches(command)),
     }
 }
 

@@ -55,6 +55,9 @@ pub(super) struct Arguments {
     #[arg(default_missing_value = "1m", value_parser = parse_duration, help_heading = MORE_OPTIONS)]
     #[arg(conflicts_with = "overlay")]
     follow: Option<Duration>,
+    /// Say nothing about a mount that was made; for mount(8), which says nothing either.
+    #[arg(long, hide = true)]
+    quiet: bool,
     #[command(flatten)]
     pub life: LifeArguments,
     #[command(flatten)]
@@ -219,7 +222,13 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
             settings.warn_of_other_bounds(&backend, &arguments.idle).await?;
             let mounted = mount(&backend, request, arguments.replace, owner.as_ref()).await?;
             mounted.overlay.iter().for_each(|upper| overlay::remember(settings, upper));
-            announce(&mounted)
+            match arguments.quiet {
+                true => {
+                    print_warnings(&mounted.warnings);
+                    Ok(())
+                }
+                false => announce(&mounted),
+            }
         }),
     }
 }

@@ -150,6 +150,9 @@ fn translate(arguments: &[OsString]) -> Result<Call, String> {
     };
     let mut line: Vec<OsString> = ["kitfs", "mount"].map(OsString::from).into();
     line.extend(std::iter::repeat_n("-v".into(), given.verbose));
+    if given.verbose == 0 {
+        line.push("--quiet".into());
+    }
     line.extend(flags(&given.words, given.is_sloppy)?);
     line.extend(["--".into(), kit.clone(), directory.clone()]);
     Ok(Call { arguments: line, is_fake: given.is_fake })
@@ -331,7 +334,7 @@ mod tests {
             &["mount.kitfs", "r/e:v1", "/m"],
             &["kitfs", "mount-helper", "r/e:v1", "/m"],
         ] {
-            assert_eq!(line(words).unwrap(), "kitfs mount -- r/e:v1 /m");
+            assert_eq!(line(words).unwrap(), "kitfs mount --quiet -- r/e:v1 /m");
         }
     }
 
@@ -340,7 +343,7 @@ mod tests {
         let mount = |words: &str| line(&["mount.fuse.kitfs", "r/e:v1", "/m", "-o", words]);
         let flags = |words: &str| {
             let line = mount(words).unwrap();
-            line.strip_prefix("kitfs mount ")
+            line.strip_prefix("kitfs mount --quiet ")
                 .unwrap()
                 .strip_suffix("-- r/e:v1 /m")
                 .unwrap()
