@@ -7,8 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    browse, cache, cat, completions, config, copy, cp, daemon, diff, info, list, log, ls, map, mount,
-    overlay, pack, push, run, serve, sizes, status, tag, trace, umount, warm,
+    browse, cache, cat, completions, config, copy, cp, daemon, diff, info, list, log, ls, map,
+    mount, overlay, pack, push, run, serve, sizes, status, tag, trace, umount, warm,
 };
 use crate::observe;
 

@@ -168,12 +168,20 @@ mod tests {
         }
     }
 
+    fn message(error: CliError) -> String {
+        match error {
+            CliError::Failure(failure) => failure.message,
+            other => panic!("no failure of a request: {other:?}"),
+        }
+    }
+
     #[test]
     fn an_address_of_other_machines_needs_a_word() {
         for address in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::ffff:192.0.2.1]:1"] {
             let address: SocketAddr = address.parse().unwrap();
             let error = checked("--listen", "--listen-public", address, false, true).unwrap_err();
-            assert!(error.to_string().contains("--listen-public"), "{error}");
+            let message = message(error);
+            assert!(message.contains("--listen-public"), "{message}");
             assert!(checked("--listen", "--listen-public", address, true, true).unwrap().is_public);
         }
         for address in ["127.0.0.1:1", "127.1.2.3:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
@@ -201,8 +209,8 @@ mod tests {
         for (address, http) in
             [("9001", Some("http://127.0.0.1:9000")), ("9000", None), ("0", None)]
         {
-            let error = wanted(address).check(&status(http)).unwrap_err();
-            assert!(error.to_string().contains("daemon stop"), "{error}");
+            let message = message(wanted(address).check(&status(http)).unwrap_err());
+            assert!(message.contains("daemon stop"), "{message}");
         }
     }
 }
