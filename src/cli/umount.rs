@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use tokio::task::spawn_blocking;
 
 use super::error::CliError;
@@ -14,6 +15,8 @@ use crate::fuse::{MountError, other_mounts, unmount_other};
 use crate::process::running_time::Stopwatch;
 use crate::process::view::own_view;
 
+/// The most mounts that the command ends at a time. An end waits for the disk and the kernel, not for the processor.
+const MOST_AT_ONCE: usize = 16;
 /// How long programs may keep a mount whose command has ended, as those of a daemon that is told to stop.
 const BUSY_GRACE: Duration = Duration::from_secs(5);
 /// The interval between two tries to unmount a busy mount.
@@ -53,10 +56,14 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     // A command that is run in the mount must not be named as its user.
     std::env::set_current_dir("/")?;
     let mut failures = Vec::new();
-    for place in places {
-        match unmount(settings, &place, arguments.lazy).await {
-            Ok(report) => print_warnings(&report.warnings),
-            Err(failure) => failures.push(failure),
+    for round in rounds(places) {
+        let ends = round.iter().map(|place| unmount(settings, place, arguments.lazy));
+        let mut ends = stream::iter(ends).buffered(MOST_AT_ONCE);
+        while let Some(end) = ends.next().await {
+            match end {
+                Ok(report) => print_warnings(&report.warnings),
+                Err(failure) => failures.push(failure),
+            }
         }
     }
     // The caller prints the first failure, which gives the exit code.
@@ -94,6 +101,19 @@ async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
         places.extend(others.map(|mount| mount.mountpoint));
     }
     Ok(places)
+}
+
+/// The order of the ends: a mount that is below others comes in an earlier round than they do.
+fn rounds(mut places: Vec<PathBuf>) -> Vec<Vec<PathBuf>> {
+    let mut rounds = Vec::new();
+    while !places.is_empty() {
+        let is_above =
+            |place: &PathBuf| places.iter().any(|other| other != place && other.starts_with(place));
+        let (above, round) = places.iter().cloned().partition(is_above);
+        rounds.push(round);
+        places = above;
+    }
+    rounds
 }
 
 /// Ends a mount as a daemon that stops does: gently at first, and lazily once programs had their time. A mount
@@ -180,5 +200,36 @@ async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<Unmoun
             Ok(UnmountReport::default())
         }
         Err(error) => Err(Failure::new(FailureKind::Internal, error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn each_mount_ends_once_and_after_those_below_it(
+            names in prop::collection::vec(prop::collection::vec("[ab]", 1..4), 0..8),
+        ) {
+            let places: Vec<PathBuf> = names.iter().map(|names| Path::new("/").join(names.join("/"))).collect();
+            let rounds = rounds(places.clone());
+            let mut ended: Vec<PathBuf> = Vec::new();
+            for round in rounds {
+                for place in &round {
+                    let waits = places.iter().filter(|it| it.starts_with(place) && *it != place);
+                    for below in waits {
+                        prop_assert!(ended.contains(below), "{} before {}", place.display(), below.display());
+                    }
+                }
+                ended.extend(round);
+            }
+            let (mut ended, mut places) = (ended, places);
+            ended.sort();
+            places.sort();
+            prop_assert_eq!(ended, places);
+        }
     }
 }
