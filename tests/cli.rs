@@ -619,3 +619,42 @@ fn a_switch_of_a_file_is_switched_off_by_its_flag() {
     kitfs.succeed(&["info", "--prefer-local=false", &reference]);
     kitfs.succeed(&["info", &reference]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_section_of_a_file_gives_a_registry_mirrors_and_credentials() {
+    let access = Access::Basic { username: "ada".into(), password: "secret".into() };
+    let registry = RegistryDouble::start(Options { access, ..Options::default() }).await;
+    registry.push_layout("org/article", &golden("article"));
+    let kitfs = Kitfs::new();
+    let file = kitfs.folder().join("home/.config/kitfs/auth.json");
+    let section = |host: &str, rest: &str| format!("[registry.\"{host}\"]\n{rest}\n");
+    let mirror = format!("mirror = 'http://{}'", registry.host());
+    let path = configure(
+        &kitfs,
+        &(section("*.far.example", &mirror)
+            + &section(&registry.host(), "credentials-file = 'auth.json'")),
+    );
+    let list = ["ls", "kits.far.example/org/article:v1"];
+    assert!(kitfs.fail(2, &list).contains("auth.json: is not there"));
+    // base64 of `ada:secret`.
+    let credentials =
+        format!(r#"{{"auths":{{"{}":{{"auth":"YWRhOnNlY3JldA=="}}}}}}"#, registry.host());
+    fs::write(&file, credentials).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(kitfs.fail(2, &list).contains("every user can read its passwords"));
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(kitfs.succeed(&list).contains("models"));
+    let rows = kitfs.json(&["config", "show", "--json", "registry"]);
+    let row = rows
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["key"] == "registry.\"*.far.example\".mirror");
+    let row = row.unwrap_or_else(|| panic!("{rows}"));
+    assert_eq!((row["file"].as_str(), row["line"].as_u64()), (path.to_str(), Some(2)));
+    // A mount of a daemon has what its command was given.
+    let place = kitfs.mount("kits.far.example/org/article:v1", &[]);
+    configure(&kitfs, "");
+    assert!(place.join("Kitfile").exists());
+    kitfs.unmount(&place);
+}

@@ -5,6 +5,7 @@
 
 mod catalogue;
 mod file;
+mod registries;
 mod resolve;
 
 use std::collections::BTreeMap;
@@ -14,14 +15,17 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, Subcommand};
 use serde::Serialize;
+use url::Url;
 
-use self::catalogue::{Catalogue, Setting};
+use self::catalogue::{Catalogue, Kind, Setting};
 use self::file::{ConfigFile, Problem, dotted};
+use self::registries::SectionKey;
 use self::resolve::{Origin, Value, leaf, with_defaults};
 use super::environment::Environment;
 use super::error::CliError;
 use super::nearest::advice;
 use super::output::{print_json, print_line, print_table, say, warn};
+use crate::source::registry_rules::RegistryRule;
 
 pub(super) use self::catalogue::with_values_of_switches;
 
@@ -113,6 +117,11 @@ impl Config {
             }
         }
         config
+    }
+
+    /// What the files set for single registries, the first of equal ones counts.
+    pub(super) fn registries(&self) -> Vec<RegistryRule> {
+        self.files.iter().flat_map(|file| &file.sections).map(|it| it.rule.clone()).collect()
     }
 
     /// The failure of a command for which the files are wrong. Prints the other problems.
@@ -251,30 +260,45 @@ struct Row {
 }
 
 impl Row {
-    fn new(key: String, setting: &Setting, value: Option<Value>) -> Self {
+    fn of_setting(key: String, setting: &Setting, value: Option<Value>) -> Self {
         let Value { values, origin } = value.unwrap_or_else(|| Value {
             values: setting.default().map(OsString::from).into_iter().collect(),
             origin: Origin::Default,
         });
-        let values: Vec<_> =
-            values.iter().map(|value| value.to_string_lossy().into_owned()).collect();
+        let values = values.iter().map(|value| value.to_string_lossy().into_owned()).collect();
+        Self::new(key, values, setting.kind(), origin)
+    }
+
+    fn new(key: String, values: Vec<String>, kind: Kind, origin: Origin) -> Self {
+        let values: Vec<_> = values.into_iter().map(without_password).collect();
         let text = match values.as_slice() {
             [] => "-".to_owned(),
             values => values.join(" "),
         };
         let shown = [text, origin.to_string()];
-        let json = match setting.is_list() {
-            true => Some(values.into()),
-            false if setting.is_switch() => values.first().map(|value| (value == "true").into()),
-            false => values.into_iter().next().map(Into::into),
+        let json = match kind {
+            Kind::List => Some(values.into()),
+            Kind::Switch => values.first().map(|value| (value == "true").into()),
+            Kind::Text => values.into_iter().next().map(Into::into),
         };
         let (name, variable, file, line) = match origin {
             Origin::Flag => ("flag", None, None, None),
             Origin::Variable(name) => ("variable", Some(name), None, None),
-            Origin::File { path, line, .. } => ("file", None, Some(path), Some(line)),
+            Origin::File { path, line } => ("file", None, Some(path), Some(line)),
             Origin::Default => ("default", None, None, None),
         };
         Self { key, value: json, origin: name, variable, file, line, shown }
+    }
+}
+
+/// A value without the password of a URL.
+fn without_password(value: String) -> String {
+    match Url::parse(&value) {
+        Ok(mut url) if url.password().is_some() => match url.set_password(Some("***")) {
+            Ok(()) => url.into(),
+            Err(()) => "***".to_owned(),
+        },
+        _ => value,
     }
 }
 
@@ -296,7 +320,7 @@ impl Config {
                 None => at(&[])?,
             };
             if is_shared {
-                rows.push(Row::new(setting.key.clone(), setting, general.clone()));
+                rows.push(Row::of_setting(setting.key.clone(), setting, general.clone()));
             }
             let is_flag = matches!(general, Some(Value { origin: Origin::Flag, .. }));
             let mut commands: Vec<_> = alike().map(|it| it.command.clone()).collect();
@@ -306,8 +330,16 @@ impl Config {
             for command in commands {
                 let value = at(&command)?;
                 if !is_shared || (!is_flag && value != general) {
-                    rows.push(Row::new(dotted(&command, &setting.key), setting, value));
+                    rows.push(Row::of_setting(dotted(&command, &setting.key), setting, value));
                 }
+            }
+        }
+        for file in &self.files {
+            for SectionKey { name, line, values, kind } in
+                file.sections.iter().flat_map(|section| &section.keys)
+            {
+                let origin = Origin::File { path: file.path.clone(), line: *line };
+                rows.push(Row::new(name.clone(), values.clone(), *kind, origin));
             }
         }
         Ok(rows)

@@ -17,6 +17,7 @@ use super::sizes;
 use crate::control::api::{KitRequest, NetworkOptions};
 use crate::daemon::{Backend, DaemonConfig, ListenConfig, SystemConfig};
 use crate::oci::Digest;
+use crate::source::registry_rules::RegistryRule;
 use crate::source::s3::S3Config;
 
 /// The permission bits that commands without `--umask` take away, as `kit unpack` does.
@@ -43,11 +44,17 @@ const ON_DEMAND_IDLE_EXIT: Duration = Duration::from_secs(600);
 pub(super) struct Settings {
     cache: CacheArguments,
     environment: Environment,
+    registries: Vec<RegistryRule>,
 }
 
 impl Settings {
     pub(super) fn new(cache: CacheArguments, environment: Environment) -> Self {
-        Self { cache, environment }
+        Self { cache, environment, registries: Vec::new() }
+    }
+
+    /// With what files set for single registries.
+    pub(super) fn with_registries(self, registries: Vec<RegistryRule>) -> Self {
+        Self { registries, ..self }
     }
 
     /// Whether a cache folder was named, by flag, variable or file.
@@ -266,6 +273,7 @@ impl Settings {
             retries: network.retries,
             open_timeout_seconds: network.open_timeout,
             s3: self.s3()?,
+            registries: self.registries.clone(),
             carried: None,
             user: None,
         })

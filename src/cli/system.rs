@@ -11,6 +11,7 @@ use crate::daemon::Backend;
 use crate::oci::Origin;
 use crate::process::limits::ChildLimits;
 use crate::source::credentials::CredentialStore;
+use crate::source::registry_rules::{RegistryRule, RegistryRules};
 
 /// The backend that a command wants where it does not use the system daemon.
 #[derive(Clone, Copy, Debug)]
@@ -65,12 +66,14 @@ fn is_for_system(kit: &KitRequest) -> bool {
         client_certificate,
         client_key,
         registries_dir,
+        registries,
         ..
     } = &kit.network;
     let files = [client_certificate, client_key, registries_dir];
     !kit.has_paths()
         && !prefer_local
         && ca_files.is_empty()
+        && !registries.iter().any(RegistryRule::is_about_addresses)
         && files.into_iter().all(Option::is_none)
 }
 
@@ -79,11 +82,20 @@ async fn carried(kit: &KitRequest) -> Result<NetworkOptions, CliError> {
     let network = kit.network.clone();
     let mut carried = None;
     if let Ok(Origin::Registry(reference)) = Origin::parse(&kit.reference) {
-        let store = CredentialStore::new(network.credential_files.clone());
+        let store = CredentialStore::new(network.credential_files.clone())
+            .with_rules(RegistryRules::new(network.registries.clone()));
         let (registry, repository) = (reference.registry(), reference.repository());
         carried = Some(store.carry(registry, repository).await.map_err(Failure::from)?);
     }
     // Few kits need a store, so a profile without keys is no error here.
     let s3 = network.s3.carry(ChildLimits::default()).await.unwrap_or_default();
-    Ok(NetworkOptions { carried, s3, credential_files: Vec::new(), kitops_home: None, ..network })
+    let registries = network.registries.iter().map(RegistryRule::about_credentials).collect();
+    Ok(NetworkOptions {
+        carried,
+        s3,
+        registries,
+        credential_files: Vec::new(),
+        kitops_home: None,
+        ..network
+    })
 }

@@ -15,6 +15,7 @@ use crate::source::admission::{Admission, AdmissionConfig, UserId};
 use crate::source::credentials::{CarriedStore, CredentialStore};
 use crate::source::mirrors::Mirrors;
 use crate::source::registry::{RegistryClient, RegistryConfig, Timing, UploadSizes};
+use crate::source::registry_rules::{RegistryRule, RegistryRules};
 use crate::source::{SourceError, Sources};
 
 /// Sets of options whose connections are kept; a person uses one or two, and mounts hold theirs.
@@ -93,7 +94,13 @@ impl Networks {
             Some(user) => credentials.with_carried(self.carried_by(user)),
             None => credentials,
         };
+        // One user of a system daemon must not change addresses and rates for the others.
+        let rules = match options.user {
+            Some(_) => options.registries.iter().map(RegistryRule::about_credentials).collect(),
+            None => options.registries.clone(),
+        };
         Ok(RegistryConfig {
+            rules: RegistryRules::new(rules),
             plain_http: options.plain_http,
             insecure_tls: options.insecure_tls,
             ca_files: options.ca_files.clone(),

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::control::api::{MountDescription, NetworkOptions};
 use crate::fuse::OwnPath;
 use crate::oci::Origin;
+use crate::source::registry_rules::RegistryRule;
 
 /// The paths that a mount needs, beside the kernel's own.
 pub(super) fn own_paths(cache_folder: &Path, request: &MountDescription) -> Vec<OwnPath> {
@@ -35,6 +36,7 @@ pub(super) fn own_paths(cache_folder: &Path, request: &MountDescription) -> Vec<
         client_certificate,
         client_key,
         s3,
+        registries,
         ..
     } = &request.kit.network;
     if let Ok(Origin::OciLayout { folder, .. }) = Origin::parse(&request.kit.reference) {
@@ -42,7 +44,9 @@ pub(super) fn own_paths(cache_folder: &Path, request: &MountDescription) -> Vec<
     }
     // Any kit may have a parent or a data set in a registry, in kit's storage or in an S3 store. Files that
     // are there are read again, whenever a connection or a token is made.
+    let of_registries: Vec<_> = registries.iter().flat_map(RegistryRule::files).cloned().collect();
     let files = [
+        ("a file of a registry's section", of_registries.as_slice()),
         ("kit's own folder", kitops_home.as_slice()),
         ("the folder of mirrors", registries_dir.as_slice()),
         ("a file with credentials", credential_files.as_slice()),

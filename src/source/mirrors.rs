@@ -8,6 +8,9 @@
 //!   ca = "mirror.pem"                        # relative to this file
 //! ```
 //!
+//! The rules of a user (`registry_rules`) give the same endpoints: `mirrors` first, the registry itself last. The order:
+//! hosts.toml of the host, the rules, hosts.toml of `_default`.
+//!
 //! The file is read for every repository that is opened, so a change counts from the next mount.
 
 use std::path::{Path, PathBuf};
@@ -18,6 +21,7 @@ use url::{Host, Url};
 
 use super::SourceError;
 use super::blob_folder::read_small;
+use super::registry_rules::{RegistryRule, RegistryRules};
 
 /// The largest hosts.toml that is read; one host has some 200 bytes.
 const FILE_LIMIT_BYTES: u64 = 256 * 1024;
@@ -49,6 +53,9 @@ pub struct Endpoint {
 #[derive(Clone, Debug, Default)]
 pub struct Mirrors {
     folder: Option<PathBuf>,
+    rules: RegistryRules,
+    /// Registries speak http where no rule says otherwise.
+    plain_http: bool,
 }
 
 /// The settings of one host, or of the server at the top of the file.
@@ -84,7 +91,12 @@ impl Mirrors {
     /// The mappings in `folder`: `FOLDER/HOST[:PORT]/hosts.toml`, `FOLDER/HOST_PORT_/hosts.toml`
     /// or `FOLDER/_default/hosts.toml`.
     pub fn new(folder: Option<PathBuf>) -> Self {
-        Self { folder }
+        Self { folder, ..Self::default() }
+    }
+
+    /// With the rules of a user. `plain_http` counts for registries whose rule does not say what they speak.
+    pub fn with_rules(self, rules: RegistryRules, plain_http: bool) -> Self {
+        Self { rules, plain_http, ..self }
     }
 
     /// The endpoints for `registry`, mirrors first, the registry itself (or `server`) last;
@@ -93,20 +105,60 @@ impl Mirrors {
     /// # Errors
     /// [`SourceError::Configuration`] naming the file and the field.
     pub fn endpoints(&self, registry: &str) -> Result<Option<Vec<Endpoint>>, SourceError> {
-        let Some(folder) = &self.folder else { return Ok(None) };
         for name in folder_names(registry) {
-            let path = folder.join(name).join("hosts.toml");
-            let Some(text) = read_small(&path, FILE_LIMIT_BYTES)? else { continue };
-            let decoded = match std::str::from_utf8(&text) {
-                Ok(text) => decode(text, registry, path.parent().unwrap_or(folder)),
-                Err(_) => Err("not UTF-8 text".to_owned()),
-            };
-            return decoded.map(Some).map_err(|detail| SourceError::Configuration {
-                what: path.display().to_string(),
-                detail,
-            });
+            if let Some(endpoints) = self.of_file(&name, registry)? {
+                return Ok(Some(endpoints));
+            }
         }
-        Ok(None)
+        let rule = self.rules.of(registry);
+        match rule.is_about_addresses() {
+            true => self.of_rule(registry, &rule).map(Some),
+            false => self.of_file(DEFAULT_FOLDER, registry),
+        }
+    }
+
+    /// The endpoints of a folder's hosts.toml; `None` where there is none.
+    fn of_file(&self, name: &str, registry: &str) -> Result<Option<Vec<Endpoint>>, SourceError> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        let path = folder.join(name).join("hosts.toml");
+        let Some(text) = read_small(&path, FILE_LIMIT_BYTES)? else { return Ok(None) };
+        let decoded = match std::str::from_utf8(&text) {
+            Ok(text) => decode(text, registry, path.parent().unwrap_or(folder)),
+            Err(_) => Err("not UTF-8 text".to_owned()),
+        };
+        decoded.map(Some).map_err(|detail| SourceError::Configuration {
+            what: path.display().to_string(),
+            detail,
+        })
+    }
+
+    /// The endpoints of a rule. A mirror has the certificates that its own rule names.
+    fn of_rule(&self, registry: &str, rule: &RegistryRule) -> Result<Vec<Endpoint>, SourceError> {
+        let wrong = |detail: String| SourceError::Configuration {
+            what: format!("`mirror` of [registry.\"{registry}\"]"),
+            detail,
+        };
+        let mut endpoints = Vec::with_capacity(rule.mirrors.len() + 1);
+        for mirror in &rule.mirrors {
+            let url = base(mirror, false).map_err(|detail| wrong(format!("{mirror}: {detail}")))?;
+            let authority = super::registry::authority(&url);
+            // A mirror has what it was asked to copy, and takes no pushes.
+            endpoints.push(Endpoint { can_push: false, ..of_url(url, &self.rules.of(&authority)) });
+        }
+        let has_tls_options = !rule.ca_files.is_empty()
+            || rule.client_identity.is_some()
+            || rule.tls_verify == Some(false);
+        let server = match rule.plain_http.or(self.plain_http.then_some(true)) {
+            Some(true) => format!("http://{}", server_host(registry)),
+            Some(false) => format!("https://{}", server_host(registry)),
+            None => default_server(registry, has_tls_options),
+        };
+        let url = base(&server, false).map_err(|detail| SourceError::Configuration {
+            what: format!("the registry `{registry}`"),
+            detail,
+        })?;
+        endpoints.push(of_url(url, rule));
+        Ok(endpoints)
     }
 
     /// The folder of the mappings.
@@ -114,6 +166,24 @@ impl Mirrors {
         self.folder.as_deref()
     }
 }
+
+/// An endpoint with the certificates of a rule.
+fn of_url(url: Url, rule: &RegistryRule) -> Endpoint {
+    Endpoint {
+        url,
+        insecure_tls: rule.tls_verify == Some(false),
+        ca_files: rule.ca_files.clone(),
+        client_identity: rule.client_identity.clone(),
+        headers: Vec::new(),
+        overrides_path: false,
+        can_resolve: true,
+        can_pull: true,
+        can_push: true,
+    }
+}
+
+/// The folder for every registry without one of its own.
+const DEFAULT_FOLDER: &str = "_default";
 
 /// The folders in which a registry is looked for; the first that exists counts. A host is never a path.
 fn folder_names(registry: &str) -> Vec<String> {
@@ -128,7 +198,6 @@ fn folder_names(registry: &str) -> Vec<String> {
             }
         }
     }
-    names.push("_default".to_owned());
     names
 }
 
@@ -141,7 +210,10 @@ fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, St
         Some(_) => return Err("`host` must hold tables, as in [host.\"https://…\"]".to_owned()),
     };
     let server = match table.remove("server") {
-        None => default_server(registry, &table),
+        None => {
+            let mut options = ["ca", "client", "skip_verify"].iter();
+            default_server(registry, options.any(|key| table.contains_key(*key)))
+        }
         Some(Value::String(server)) => server,
         Some(_) => return Err("`server` must be a URL".to_owned()),
     };
@@ -164,11 +236,8 @@ fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, St
 
 /// The registry itself, reached as it is without a file: by https, and on this machine by http. A
 /// certificate or `skip_verify` at the top of the file means https there, too, as in containerd.
-fn default_server(registry: &str, table: &Table) -> String {
-    let has_tls_options =
-        ["ca", "client", "skip_verify"].iter().any(|key| table.contains_key(*key));
-    let is_docker_hub = registry.eq_ignore_ascii_case("docker.io");
-    let host = if is_docker_hub { "registry-1.docker.io" } else { registry };
+fn default_server(registry: &str, has_tls_options: bool) -> String {
+    let host = server_host(registry);
     let is_loopback = Url::parse(&format!("http://{host}")).is_ok_and(|url| match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
@@ -177,6 +246,12 @@ fn default_server(registry: &str, table: &Table) -> String {
     });
     let is_plain = is_loopback && !has_tls_options;
     format!("{}://{host}", if is_plain { "http" } else { "https" })
+}
+
+/// The host that answers for a registry.
+fn server_host(registry: &str) -> &str {
+    let is_docker_hub = registry.eq_ignore_ascii_case("docker.io");
+    if is_docker_hub { "registry-1.docker.io" } else { registry }
 }
 
 fn endpoint(key: &str, url: &str, host: Value, folder: &Path) -> Result<Endpoint, String> {
@@ -363,6 +438,63 @@ mod tests {
             let error = mirrors.endpoints("h.io").unwrap_err().to_string();
             assert!(error.contains("h.io/hosts.toml") && error.contains(key), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_rule_gives_mirrors_and_the_registry_with_their_own_certificates() {
+        let rule = |host: &str, ca: &str| RegistryRule {
+            host: host.to_owned(),
+            ca_files: vec![ca.into()],
+            ..RegistryRule::default()
+        };
+        let mirrors = vec!["https://m.example/ghcr".to_owned(), "http://127.0.0.1:1".to_owned()];
+        let own = RegistryRule { mirrors, tls_verify: Some(false), ..rule("h.io", "/own.pem") };
+        let rules = || RegistryRules::new(vec![own.clone(), rule("m.example", "/mirror.pem")]);
+        let endpoints =
+            Mirrors::default().with_rules(rules(), false).endpoints("h.io").unwrap().unwrap();
+        let found: Vec<_> = endpoints
+            .iter()
+            .map(|it| (it.url.as_str(), it.ca_files.len(), it.insecure_tls, it.can_push))
+            .collect();
+        let expected = [
+            ("https://m.example/ghcr", 1, false, false),
+            ("http://127.0.0.1:1/", 0, false, false),
+            ("https://h.io/", 1, true, true),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(endpoints[0].ca_files, [PathBuf::from("/mirror.pem")]);
+        let plain =
+            Mirrors::default().with_rules(rules(), true).endpoints("h.io").unwrap().unwrap();
+        assert_eq!(plain[2].url.as_str(), "http://h.io/");
+        let none = Mirrors::default().with_rules(rules(), false).endpoints("other.io").unwrap();
+        assert_eq!(none, None);
+        let wrong = vec![RegistryRule { mirrors: vec!["ftp://m".into()], ..rule("h.io", "/c") }];
+        let error =
+            Mirrors::default().with_rules(RegistryRules::new(wrong), false).endpoints("h.io");
+        assert!(error.unwrap_err().to_string().contains("ftp://m"));
+    }
+
+    #[test]
+    fn hosts_toml_of_a_host_goes_before_a_rule_and_that_of_all_hosts_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str| {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            let text = format!("[host.\"https://m.example/{name}\"]");
+            std::fs::write(folder.path().join(name).join("hosts.toml"), text).unwrap();
+        };
+        let rules = ["a.io", "b.io"].map(|host| RegistryRule {
+            host: host.to_owned(),
+            mirrors: vec!["https://rule.example".to_owned()],
+            ..RegistryRule::default()
+        });
+        let mirrors = Mirrors::new(Some(folder.path().to_owned()));
+        let mirrors = mirrors.with_rules(RegistryRules::new(rules.into()), false);
+        write("a.io");
+        write("_default");
+        let first = |host: &str| mirrors.endpoints(host).unwrap().unwrap()[0].url.to_string();
+        assert_eq!(first("a.io"), "https://m.example/a.io");
+        assert_eq!(first("b.io"), "https://rule.example/");
+        assert_eq!(first("c.io"), "https://m.example/_default");
     }
 
     #[test]

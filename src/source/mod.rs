@@ -15,6 +15,7 @@ pub mod mirrors;
 pub mod objects;
 pub mod oci_layout;
 pub mod registry;
+pub mod registry_rules;
 pub mod s3;
 pub mod sending;
 pub mod sources;

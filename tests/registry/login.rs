@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use kitfs::oci::{BlobId, Digest};
 use kitfs::source::credentials::CredentialStore;
+use kitfs::source::registry_rules::{RegistryRule, RegistryRules};
 use kitfs::source::{Repository, SourceError};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -460,4 +461,34 @@ async fn utf_8_in_a_location_is_followed() {
     .await;
     open_at(&registry.host()).manifest(None).await.unwrap();
     assert_eq!(storage.asked()[0].target, "/%E6%A8%A1%E5%9E%8B?name=%C3%A9");
+}
+
+#[tokio::test]
+async fn credentials_go_to_no_token_server_that_a_rule_does_not_trust() {
+    let server = Wire::start(|_| Reply::new(200, &[], r#"{"token":"t"}"#)).await;
+    let realm = format!("WWW-Authenticate: Bearer realm=\"http://{}/token\"", server.host());
+    let wire = Wire::start(move |ask| match ask.header("authorization") {
+        Some("Bearer t") => Reply::new(200, &[], manifest()),
+        _ => Reply::new(401, &[realm.as_str()], "no"),
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.json");
+    write_credentials(&file, &wire.host(), password_entry("first"));
+    let open = |trusted: Option<Vec<String>>| {
+        let host = wire.host();
+        let client = client_with(|config| {
+            config.credentials = CredentialStore::new(vec![file.clone()]);
+            let rule = RegistryRule { host: host.clone(), trusted, ..RegistryRule::default() };
+            config.rules = RegistryRules::new(vec![rule]);
+        });
+        repository(&client, &host)
+    };
+    let error = open(Some(Vec::new())).manifest(None).await.unwrap_err();
+    assert!(error.to_string().contains(&server.host()), "{error}");
+    assert!(error.to_string().contains("`trust`"), "{error}");
+    assert!(server.asked().is_empty(), "the token server was asked");
+    open(Some(vec![server.host()])).manifest(None).await.unwrap();
+    open(None).manifest(None).await.unwrap();
+    assert_eq!(carried(&server), [Some(basic("first")), Some(basic("first"))]);
 }

@@ -61,6 +61,17 @@ pub(super) struct Setting {
     argument: Arg,
 }
 
+/// How values are written in files and in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Text or a number.
+    Text,
+    /// `true` or `false`.
+    Switch,
+    /// Several texts.
+    List,
+}
+
 /// The options of all commands.
 #[derive(Clone, Debug)]
 pub(in crate::cli) struct Catalogue {
@@ -83,6 +94,15 @@ impl Setting {
     /// Whether the option may have several values.
     pub(super) fn is_list(&self) -> bool {
         matches!(self.argument.get_action(), ArgAction::Append)
+    }
+
+    /// How the value is written.
+    pub(super) fn kind(&self) -> Kind {
+        match (self.is_list(), self.is_switch()) {
+            (true, _) => Kind::List,
+            (false, true) => Kind::Switch,
+            (false, false) => Kind::Text,
+        }
     }
 
     /// Whether the value is a path.

@@ -22,6 +22,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::catalogue::{Catalogue, Setting};
+use super::registries::{self, Section};
 use crate::cli::nearest::advice;
 
 /// The largest file that is read. A file with every key has some 10 KiB.
@@ -32,6 +33,8 @@ const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
 pub(super) struct ConfigFile {
     pub path: PathBuf,
     pub items: Vec<Item>,
+    /// The sections for single registries.
+    pub sections: Vec<Section>,
 }
 
 /// A key with its value.
@@ -143,8 +146,15 @@ pub(super) fn parse(
     home: Option<&Path>,
     catalogue: &Catalogue,
 ) -> (ConfigFile, Vec<Problem>) {
-    let mut reader =
-        Reader { path, text, home, catalogue, items: Vec::new(), problems: Vec::new() };
+    let mut reader = Reader {
+        path,
+        text,
+        home,
+        catalogue,
+        items: Vec::new(),
+        sections: Vec::new(),
+        problems: Vec::new(),
+    };
     match DeTable::parse(text) {
         Ok(table) => reader.table(&[], table.get_ref()),
         Err(error) => {
@@ -153,24 +163,27 @@ pub(super) fn parse(
             reader.problems.push(Problem { path: path.to_owned(), line, message });
         }
     }
-    (ConfigFile { path: path.to_owned(), items: reader.items }, reader.problems)
+    let Reader { items, sections, problems, .. } = reader;
+    (ConfigFile { path: path.to_owned(), items, sections }, problems)
 }
 
-struct Reader<'a> {
+/// Reads one file.
+pub(super) struct Reader<'a> {
     path: &'a Path,
     text: &'a str,
     home: Option<&'a Path>,
     catalogue: &'a Catalogue,
     items: Vec<Item>,
+    pub(super) sections: Vec<Section>,
     problems: Vec<Problem>,
 }
 
 impl Reader<'_> {
-    fn line(&self, offset: usize) -> usize {
+    pub(super) fn line(&self, offset: usize) -> usize {
         1 + self.text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count()
     }
 
-    fn problem(&mut self, offset: usize, message: String) {
+    pub(super) fn problem(&mut self, offset: usize, message: String) {
         let line = Some(self.line(offset));
         self.problems.push(Problem { path: self.path.to_owned(), line, message });
     }
@@ -180,12 +193,22 @@ impl Reader<'_> {
             let (name, place) = (key.get_ref().as_ref(), key.span().start);
             let is_command = self.catalogue.children(words).any(|child| child == name);
             match value.get_ref() {
+                DeValue::Table(inner) if words.is_empty() && name == registries::TABLE => {
+                    self.registries(inner);
+                }
+                _ if words.is_empty() && name == registries::TABLE => {
+                    let message = "`registry` is a table, such as [registry.\"ghcr.io\"]; the option of `kitfs browse` \
+                                   belongs into [browse] and [daemon.start]";
+                    self.problem(place, message.to_owned());
+                }
                 DeValue::Table(inner) if is_command => {
                     let words: Vec<_> = words.iter().cloned().chain([name.to_owned()]).collect();
                     self.table(&words, inner);
                 }
                 DeValue::Table(_) => {
-                    let near = advice(name, self.catalogue.children(words));
+                    let is_top = words.is_empty();
+                    let registries = is_top.then_some(registries::TABLE);
+                    let near = advice(name, self.catalogue.children(words).chain(registries));
                     self.problem(
                         place,
                         format!("kitfs has no table `{}`{near}", dotted(words, name)),
@@ -260,7 +283,7 @@ impl Reader<'_> {
     }
 
     /// A path of the file: `~/` is the home, and a relative path begins in the folder of the file.
-    fn resolved(&self, text: &str) -> String {
+    pub(super) fn resolved(&self, text: &str) -> String {
         let path = match (text.strip_prefix("~/"), self.home) {
             (Some(rest), Some(home)) => home.join(rest),
             _ => self.path.parent().unwrap_or(Path::new("/")).join(text),

@@ -18,7 +18,6 @@ use clap::{ArgMatches, Command};
 
 use super::Config;
 use super::catalogue::Setting;
-use super::file::dotted;
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +27,7 @@ pub(super) enum Origin {
     /// An environment variable.
     Variable(String),
     /// A key of a file.
-    File { path: PathBuf, line: usize, key: String },
+    File { path: PathBuf, line: usize },
     /// Nothing sets the option.
     Default,
 }
@@ -38,7 +37,7 @@ impl std::fmt::Display for Origin {
         match self {
             Self::Flag => f.write_str("flag"),
             Self::Variable(name) => f.write_str(name),
-            Self::File { path, line, .. } => write!(f, "{}:{line}", path.display()),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
             Self::Default => f.write_str("default"),
         }
     }
@@ -78,8 +77,7 @@ impl Config {
                 .iter()
                 .filter(|item| item.key == setting.key && command.starts_with(&item.table));
             if let Some(item) = fits.max_by_key(|item| item.table.len()) {
-                let key = dotted(&item.table, &item.key);
-                let origin = Origin::File { path: file.path.clone(), line: item.line, key };
+                let origin = Origin::File { path: file.path.clone(), line: item.line };
                 let values = item.values.iter().map(OsString::from).collect();
                 return Ok(Some(Value { values, origin }));
             }

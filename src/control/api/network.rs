@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::source::credentials::CarriedCredentials;
+use crate::source::registry_rules::RegistryRule;
 use crate::source::s3::S3Config;
 
 /// How to reach registries. Read from flags and environment by the commands; mounts with
@@ -43,6 +44,9 @@ pub struct NetworkOptions {
     /// How long opening and warming wait for a host that is silent; `None` for the usual.
     #[serde(default)]
     pub open_timeout_seconds: Option<u64>,
+    /// What the user sets for single registries, the first of equal ones counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<RegistryRule>,
     /// Credentials that the command has read for a daemon of another user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried: Option<CarriedCredentials>,
@@ -58,12 +62,15 @@ impl NetworkOptions {
         !(self.plain_http || self.insecure_tls || self.http_proxy.is_some())
     }
 
-    /// Whether the options name files that a daemon would read.
+    /// Whether the options name files that a daemon would read, or programs that it would run.
     pub fn has_paths(&self) -> bool {
         let Self { ca_files, client_certificate, client_key, registries_dir, .. } = self;
         let Self { credential_files, kitops_home, s3, .. } = self;
         let files = [client_certificate, client_key, registries_dir, kitops_home];
+        let is_local =
+            |rule: &RegistryRule| rule.files().next().is_some() || rule.credential_helper.is_some();
         !(ca_files.is_empty() && credential_files.is_empty())
+            || self.registries.iter().any(is_local)
             || files.into_iter().any(Option::is_some)
             || s3.credentials_file.is_some()
             || s3.config_file.is_some()
@@ -78,6 +85,7 @@ mod tests {
     fn every_path_among_the_options_counts_as_one() {
         assert!(!NetworkOptions::default().has_paths());
         let file = || PathBuf::from("/etc/shadow");
+        let of_registry = |rule| NetworkOptions { registries: vec![rule], ..Default::default() };
         let s3 = |s3| NetworkOptions { s3, ..Default::default() };
         let with_paths = [
             NetworkOptions { ca_files: vec![file()], ..Default::default() },
@@ -86,6 +94,16 @@ mod tests {
             NetworkOptions { registries_dir: Some(file()), ..Default::default() },
             NetworkOptions { credential_files: vec![file()], ..Default::default() },
             NetworkOptions { kitops_home: Some(file()), ..Default::default() },
+            of_registry(RegistryRule { ca_files: vec![file()], ..Default::default() }),
+            of_registry(RegistryRule { credentials_file: Some(file()), ..Default::default() }),
+            of_registry(RegistryRule {
+                client_identity: Some((file(), file())),
+                ..Default::default()
+            }),
+            of_registry(RegistryRule {
+                credential_helper: Some("x".to_owned()),
+                ..Default::default()
+            }),
             s3(S3Config { credentials_file: Some(file()), ..Default::default() }),
             s3(S3Config { config_file: Some(file()), ..Default::default() }),
         ];

@@ -85,6 +85,7 @@ pub(super) fn without_secrets(description: &MountDescription) -> (MountDescripti
         registries_dir: _,
         credential_files: _,
         kitops_home: _,
+        registries: _,
         retries: _,
         s3,
         open_timeout_seconds: _,

@@ -23,12 +23,16 @@
 //! A request with N requests of equal or higher priority ahead of it, later ones included, is admitted
 //! after N + 1 times the patience at the latest. Streams that are never read cost time, and cause no
 //! deadlock. Only a pause stops the lending; a pause is bounded, and patience begins anew behind it.
+//!
+//! A rate that a user allows for the host (`rate`) holds for every admission, the lent ones too: the first of the
+//! queue waits until its request is free.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::allowance::Allowance;
 use super::order::{Rank, Shares, Standing};
+use super::rate::Bucket;
 use super::{UserId, rooms};
 use crate::source::{Priority, Urgency};
 
@@ -49,6 +53,8 @@ pub(super) struct Gate<W> {
     admitted: [Option<Instant>; Priority::ALL.len()],
     /// The last loan of a slot.
     lent: Option<Instant>,
+    /// The requests that a user allows in a second.
+    requests: Option<Bucket>,
 }
 
 #[derive(Debug)]
@@ -77,7 +83,18 @@ impl<W> Gate<W> {
             shares: Shares::default(),
             admitted: [None; Priority::ALL.len()],
             lent: None,
+            requests: None,
         }
+    }
+
+    /// The requests that a user allows in a second; `None` without a limit.
+    pub(super) fn limit_requests(&mut self, per_second: Option<u64>) {
+        Bucket::set(&mut self.requests, per_second);
+    }
+
+    /// The time from which a request is free by the rate; `None` where that is now.
+    fn free_from(&self, now: Instant) -> Option<Instant> {
+        self.requests.as_ref().and_then(|requests| requests.due(now))
     }
 
     pub(super) fn allowance(&self) -> &Allowance {
@@ -143,7 +160,9 @@ impl<W> Gate<W> {
         let limit = self.allowance.limit();
         let has_room =
             |running: &rooms::Running, kind| running.has_room(limit, kind, Priority::OnDemand);
-        while let Some(first) = self.first(&standing, |rank| has_room(&running, rank.room())) {
+        while self.free_from(now).is_none()
+            && let Some(first) = self.first(&standing, |rank| has_room(&running, rank.room()))
+        {
             running.add(first.1.priority);
             self.shares.start(first.1.user, &standing);
             standing.start(first.1.user);
@@ -151,6 +170,7 @@ impl<W> Gate<W> {
         }
         let starved = Priority::ALL.into_iter().rev().find(|&kind| self.is_due(kind, now));
         if let Some(kind) = starved
+            && self.free_from(now).is_none()
             && let Some(first) = self.first(&standing, |rank| rank.priority == kind)
         {
             self.lent = Some(now);
@@ -176,7 +196,11 @@ impl<W> Gate<W> {
     /// The time of the next useful [`Gate::admit`] if no request leaves; `None` without a queue.
     pub(super) fn next_look(&self, now: Instant) -> Option<Instant> {
         let next = Priority::ALL.into_iter().filter_map(|kind| self.lending(kind)).min()?;
-        Some(self.allowance.paused_until(now).unwrap_or(next))
+        Some(match (self.allowance.paused_until(now), self.free_from(now)) {
+            (Some(resumed), Some(free)) => resumed.max(free),
+            (Some(look), None) | (None, Some(look)) => look,
+            (None, None) => next,
+        })
     }
 
     /// The first request of the queue that `may` be considered.
@@ -204,6 +228,7 @@ impl<W> Gate<W> {
 
     fn start(&mut self, (ticket, rank): (Ticket, Rank), now: Instant) -> Option<W> {
         let Waiting { urgency, bell, .. } = self.waiting.remove(&ticket)?;
+        self.requests.iter_mut().for_each(|requests| requests.take(1, now));
         self.running.insert(ticket, Running { urgency, user: rank.user, since: now });
         self.admitted[rank.priority as usize] = Some(now);
         Some(bell)

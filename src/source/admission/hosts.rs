@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::gate::{Gate, Ticket};
+use super::rate::{Bucket, Rate};
 use super::{Admission, now};
 use crate::source::Urgency;
 
@@ -54,6 +55,8 @@ struct Host {
     requests: AtomicU64,
     body_bytes: AtomicU64,
     refusals: AtomicU64,
+    /// The bytes that a user allows in a second.
+    bytes: Mutex<Option<Bucket>>,
 }
 
 /// The right to one request, or a place in the queue for it; given back when dropped.
@@ -96,13 +99,24 @@ impl Admission {
         self.hosts.snapshot()
     }
 
+    fn host(&self, host: &str) -> Arc<Host> {
+        let Hosts { most, patience, hosts } = &self.hosts;
+        let new = || Arc::new(Host::new(*most, *patience));
+        Arc::clone(hosts.lock().get_or_insert_ref(host, new))
+    }
+
+    /// Keeps `host` (`HOST[:PORT]`) below a rate, until another one is given: it holds for all requests and mounts
+    /// of the process.
+    pub(crate) fn limit_rate(&self, host: &str, rate: Rate) {
+        let host = self.host(host);
+        host.gate.lock().limit_requests(rate.requests_per_second);
+        Bucket::set(&mut host.bytes.lock(), rate.bytes_per_second);
+    }
+
     /// Waits until a request to `host` (`HOST[:PORT]`) may be sent; see [`super::order`].
     pub(crate) async fn request(&self, host: &str, urgency: &Urgency) -> Slot {
-        let Hosts { most, patience, hosts } = &self.hosts;
-        let host = {
-            let new = || Arc::new(Host::new(*most, *patience));
-            Arc::clone(hosts.lock().get_or_insert_ref(host, new))
-        };
+        let patience = self.hosts.patience;
+        let host = self.host(host);
         let (bell, mut turn) = oneshot::channel();
         let ticket = host.gate.lock().ask(urgency.clone(), bell, now());
         // From here on, dropping this future gives up the place in the queue.
@@ -112,7 +126,7 @@ impl Admission {
             let changes = urgency.changes();
             let mut paused = pin!(slot.host.paused.notified());
             paused.as_mut().enable();
-            let next_look = slot.host.look().unwrap_or_else(|| now() + *patience);
+            let next_look = slot.host.look().unwrap_or_else(|| now() + patience);
             tokio::select! {
                 biased;
                 _ = &mut turn => break,
@@ -134,6 +148,7 @@ impl Host {
             requests: AtomicU64::new(0),
             body_bytes: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
+            bytes: Mutex::new(None),
         }
     }
 
@@ -187,6 +202,16 @@ impl Slot {
     /// Counts received bytes of the body.
     pub(crate) fn received(&self, bytes: usize) {
         self.host.body_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.host.bytes.lock().iter_mut().for_each(|limit| limit.take(bytes as u64, now()));
+    }
+
+    /// Waits until the rate of the host allows more bytes. The bytes of a host are shared by the bodies that are
+    /// read at the time, each by pieces as they arrive.
+    pub(crate) async fn paced(&self) {
+        let due = || self.host.bytes.lock().as_ref().and_then(|limit| limit.due(now()));
+        while let Some(due) = due() {
+            tokio::time::sleep_until(due.into()).await;
+        }
     }
 }
 
@@ -213,6 +238,53 @@ mod tests {
 
     fn on_demand() -> Urgency {
         Urgency::on_demand()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_gets_no_more_requests_and_bytes_than_its_rate_allows() {
+        let limits = limits(4, NEVER);
+        let rate = Rate { bytes_per_second: Some(1000), requests_per_second: Some(2) };
+        limits.limit_rate("a", rate);
+        let begin = tokio::time::Instant::now();
+        let mut sent = Vec::new();
+        for _ in 0..8 {
+            drop(limits.request("a", &on_demand()).await);
+            sent.push(begin.elapsed());
+        }
+        // Two at once, since the host was idle, the next one for free as they were paid, then two a second.
+        assert!(sent[7] >= Duration::from_millis(2_400), "{sent:?}");
+        assert!(sent[7] <= Duration::from_millis(3_600), "{sent:?}");
+        assert!(limits.request("b", &on_demand()).now_or_never().is_some());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let slot = limits.request("a", &on_demand()).await;
+        let begin = tokio::time::Instant::now();
+        for _ in 0..50 {
+            slot.paced().await;
+            slot.received(100);
+        }
+        slot.paced().await;
+        // 5000 bytes: a second's worth at once, and the rest in four seconds.
+        assert!(begin.elapsed() >= Duration::from_millis(3_900), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() <= Duration::from_millis(4_200), "{:?}", begin.elapsed());
+        limits.limit_rate("a", Rate::default());
+        slot.received(1 << 30);
+        assert!(slot.paced().now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_goes_first_where_a_rate_makes_requests_wait() {
+        let limits = limits(4, NEVER);
+        limits.limit_rate("a", Rate { bytes_per_second: None, requests_per_second: Some(1) });
+        for _ in 0..2 {
+            drop(limits.request("a", &on_demand()).await);
+        }
+        let (hydrate, reader) = (Urgency::new(Priority::Hydrate), on_demand());
+        let mut background = Box::pin(limits.request("a", &hydrate));
+        assert!(futures_util::poll!(&mut background).is_pending());
+        let reader = limits.request("a", &reader).await;
+        assert!(futures_util::poll!(&mut background).is_pending());
+        drop(reader);
+        background.await;
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@
 //! - `order`: the priority, and fair shares for users.
 //! - `rooms`: the part of a host's limit that each priority may use.
 //! - `allowance`: the limit of a host, learnt from 429, 503 and `Retry-After`.
+//! - `rate`: the bytes and requests in a second that a user allows for a host.
 //!
 //! `transfers` and `gate` are the two queues. They and the rules are pure: time is an argument.
 //! `hosts`, `reservations` and `readers` have the locks and the wake-ups.
@@ -27,6 +28,7 @@ mod hosts;
 mod order;
 #[cfg(test)]
 mod order_tests;
+mod rate;
 mod readers;
 mod reservations;
 mod rooms;
@@ -42,6 +44,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 pub use hosts::HostUsage;
+pub use rate::Rate;
 pub use user::UserId;
 
 pub(crate) use hosts::Slot;

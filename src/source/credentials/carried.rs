@@ -48,7 +48,7 @@ impl CredentialStore {
             let auths = Map::from_iter([(registry.to_owned(), entry)]);
             carried.push(Secret::new(json!({ "auths": auths }).to_string()));
         }
-        for file in &self.files {
+        for file in self.rules.credential_files().chain(&self.files) {
             let file = file.clone();
             let json = off_the_runtime(move || read_small(&file, FILE_LIMIT_BYTES)).await;
             // `find` has told what is wrong with a file.

@@ -28,6 +28,7 @@ use helper::Helper;
 
 use super::SourceError;
 use super::blob_folder::{off_the_runtime, read_small};
+use super::registry_rules::RegistryRules;
 use crate::process::limits::ChildLimits;
 
 /// The largest file of credentials that is read; one entry has some 200 bytes, an OAuth token at
@@ -90,6 +91,8 @@ pub struct CredentialStore {
     /// Credentials that commands have carried here. They come before the files.
     carried: Option<Arc<CarriedStore>>,
     files: Vec<PathBuf>,
+    /// Helpers and files for single registries. They come before the other files.
+    rules: RegistryRules,
     helper_path: Option<OsString>,
     helper_timeout: Option<Duration>,
     helper_limits: ChildLimits,
@@ -100,6 +103,12 @@ impl CredentialStore {
     /// A store over these files; missing ones are passed over.
     pub fn new(files: Vec<PathBuf>) -> Self {
         Self { files, ..Self::default() }
+    }
+
+    /// Looks first where these rules say.
+    pub fn with_rules(mut self, rules: RegistryRules) -> Self {
+        self.rules = rules;
+        self
     }
 
     /// Looks among these first, which [`CredentialStore::carry`] has found.
@@ -141,9 +150,28 @@ impl CredentialStore {
                 return Ok(known);
             }
         }
-        for path in &self.files {
+        let rule = self.rules.of(registry);
+        if let Some(name) = &rule.credential_helper {
+            let found = self.ask(name, registry).await;
+            let what = format!("`credential-helper` of [registry.\"{registry}\"]");
+            known.credential = found.map_err(|detail| configuration(&what, detail))?;
+            if known.credential != Credential::Anonymous {
+                return Ok(known);
+            }
+        }
+        for path in rule.credentials_file.iter().chain(&self.files) {
+            let is_of_rule = rule.credentials_file.as_ref() == Some(path);
+            if is_of_rule && is_open_to_all(path) {
+                let detail =
+                    "every user can read its passwords: `chmod 600` protects it".to_owned();
+                return Err(configuration(&path.display().to_string(), detail));
+            }
             let (file, limit) = (path.clone(), FILE_LIMIT_BYTES);
             let json = match off_the_runtime(move || read_small(&file, limit)).await {
+                Ok(None) if is_of_rule => {
+                    let detail = format!("is not there; [registry.\"{registry}\"] names it");
+                    return Err(configuration(&path.display().to_string(), detail));
+                }
                 Ok(None) => continue,
                 Ok(Some(json)) => json,
                 // Another user's file, as with sudo: a public kit needs none.
@@ -187,7 +215,7 @@ impl CredentialStore {
     }
 
     async fn version(&self) -> Result<FilesVersion, SourceError> {
-        let files = self.files.clone();
+        let files: Vec<_> = self.rules.credential_files().chain(&self.files).cloned().collect();
         let changes = self.carried.as_ref().map_or(0, |carried| carried.changes());
         off_the_runtime(move || {
             let version = |path: &PathBuf| {
@@ -249,13 +277,17 @@ impl CredentialStore {
 
     /// Warns once where other users of the machine can read a file with passwords.
     fn warn_if_open_to_all(&self, path: &Path) {
-        const READ_BY_OTHERS: u32 = 0o004;
-        let is_open = path.metadata().is_ok_and(|metadata| metadata.mode() & READ_BY_OTHERS != 0);
-        if is_open && !self.has_warned.swap(true, Ordering::Relaxed) {
+        if is_open_to_all(path) && !self.has_warned.swap(true, Ordering::Relaxed) {
             let file = path.display();
             tracing::warn!("every user can read the passwords in {file}: run `chmod 600 {file}`");
         }
     }
+}
+
+/// Whether every user of the machine can read a file.
+fn is_open_to_all(path: &Path) -> bool {
+    const READ_BY_OTHERS: u32 = 0o004;
+    path.metadata().is_ok_and(|metadata| metadata.mode() & READ_BY_OTHERS != 0)
 }
 
 /// A file, and the host to look for.

@@ -124,6 +124,9 @@ impl Answer {
     /// The next piece of the body, `None` at its end. Waits for each piece as long as `stall`, or with
     /// the patience of the request.
     pub(super) async fn piece(&mut self, stall: Duration) -> Result<Option<Bytes>, SourceError> {
+        if let Some(slot) = &self.slot {
+            slot.paced().await;
+        }
         let piece = self.response.chunk();
         let piece = match &self.patience {
             Some(patience) => patience.wait(stall, piece).await,

@@ -17,7 +17,7 @@ pub(super) fn origin(url: &Url) -> String {
 }
 
 /// Host, and port where it is not the scheme's own.
-pub(super) fn authority(url: &Url) -> String {
+pub(in crate::source) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }

@@ -57,11 +57,13 @@ use std::sync::Arc;
 use super::admission::{Admission, AdmissionConfig, UserId};
 use super::credentials::CredentialStore;
 use super::mirrors::Mirrors;
+use super::registry_rules::RegistryRules;
 use super::sending::Destination;
 use super::{Repository, SourceError};
 use crate::oci::Reference;
 use crate::process::limits::ChildLimits;
 
+pub(super) use message::authority;
 pub use silences::Silence;
 pub use timing::Timing;
 pub use upload::UploadSizes;
@@ -86,6 +88,8 @@ pub struct RegistryConfig {
     pub credentials: CredentialStore,
     /// The folder that maps registry hosts to other addresses.
     pub mirrors: Mirrors,
+    /// What the user sets for single registries.
+    pub rules: RegistryRules,
     /// Decides which request is sent next; shared by all clients of the process.
     pub admission: Arc<Admission>,
     /// The user of the requests that open kits and list repositories.
@@ -109,6 +113,7 @@ impl Default for RegistryConfig {
             no_proxy: None,
             credentials: CredentialStore::default(),
             mirrors: Mirrors::default(),
+            rules: RegistryRules::default(),
             admission: Admission::new(AdmissionConfig::default()),
             user: UserId::default(),
             timing: Timing::default(),
@@ -123,6 +128,7 @@ pub struct RegistryClient {
     tls: tls::Tls,
     credentials: CredentialStore,
     mirrors: Mirrors,
+    rules: RegistryRules,
     admission: Arc<Admission>,
     user: UserId,
     timing: Timing,
@@ -150,8 +156,9 @@ impl RegistryClient {
         Ok(Arc::new(Self {
             plain_http: config.plain_http,
             tls,
-            credentials: config.credentials,
-            mirrors: config.mirrors,
+            credentials: config.credentials.with_rules(config.rules.clone()),
+            mirrors: config.mirrors.with_rules(config.rules.clone(), config.plain_http),
+            rules: config.rules,
             admission: config.admission,
             user: config.user,
             timing: config.timing,

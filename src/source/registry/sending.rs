@@ -45,8 +45,11 @@ impl RegistryClient {
         place: &str,
         errand: &Errand,
     ) -> Result<Answer, Failure> {
-        let asked = Instant::now();
-        let slot = self.admission.request(&message::authority(url), errand.urgency()).await;
+        let (asked, host) = (Instant::now(), message::authority(url));
+        if let Some(rate) = self.rules.rate(&host) {
+            self.admission.limit_rate(&host, rate);
+        }
+        let slot = self.admission.request(&host, errand.urgency()).await;
         errand.has_queued(asked.elapsed());
         let answer = self.send_unlimited(request, url, place, errand).await?;
         let pause = retry::retry_after(answer.headers(), Timestamp::now());

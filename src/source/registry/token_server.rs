@@ -46,6 +46,17 @@ impl RegistryClient {
         let scopes = scopes.written();
         let errand = TokenErrand { server, scopes, known, upstream, repository, question };
         let host = message::authority(&server.realm);
+        let is_secret = known.credential != Credential::Anonymous;
+        if is_secret && !self.rules.may_have_credentials(&upstream.account, &host) {
+            return Err(SourceError::Configuration {
+                what: place,
+                detail: format!(
+                    "gets no credentials: `trust` of [registry.\"{}\"] does not name {host}. Add it there, if \
+                     it is the right one",
+                    upstream.account
+                ),
+            });
+        }
         let body = self
             .repeat(self.timing, question.errand, &host, || self.ask_token_server(&errand, &place))
             .await?;
