@@ -97,7 +97,7 @@ mod tests {
             of_registry(RegistryRule { ca_files: vec![file()], ..Default::default() }),
             of_registry(RegistryRule { credentials_file: Some(file()), ..Default::default() }),
             of_registry(RegistryRule {
-                client_identity: Some((file(), file())),
+                client_identity: Some((file(), PathBuf::from("/key.pem"))),
                 ..Default::default()
             }),
             of_registry(RegistryRule {
