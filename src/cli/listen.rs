@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 
 use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
+use super::help::MORE_NETWORK_OPTIONS;
 use super::settings::Settings;
 use crate::control::api::{DaemonStatus, FailureKind, KitRequest};
 use crate::daemon::ListenConfig;
@@ -17,7 +18,7 @@ pub(super) struct ListenArguments {
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address)]
     listen: Option<SocketAddr>,
     /// Allow an address that other machines reach. They get health and metrics, never files.
-    #[arg(long, requires = "listen")]
+    #[arg(long, requires = "listen", help_heading = MORE_NETWORK_OPTIONS)]
     listen_public: bool,
 }
 

@@ -225,6 +225,26 @@ mod tests {
         assert!(rules.may_have_credentials("other.example", "auth.other.example"));
     }
 
+    #[test]
+    fn of_another_users_rule_only_the_trusted_hosts_count() {
+        let theirs = RegistryRule {
+            plain_http: Some(true),
+            tls_verify: Some(false),
+            ca_files: vec!["/ca.pem".into()],
+            client_identity: Some(("/c".into(), "/k".into())),
+            credentials_file: Some("/etc/shadow".into()),
+            credential_helper: Some("evil".to_owned()),
+            trusted: Some(vec!["auth.example".to_owned()]),
+            bytes_per_second: Some(1),
+            requests_per_second: Some(1),
+            ..rule("r.example", "https://evil.example")
+        };
+        let trusted = theirs.trusted.clone();
+        let expected =
+            RegistryRule { host: theirs.host.clone(), trusted, ..RegistryRule::default() };
+        assert_eq!(theirs.about_credentials(), expected);
+    }
+
     proptest! {
         #[test]
         fn a_wildcard_fits_hosts_below_its_domain_only(

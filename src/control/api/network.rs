@@ -100,13 +100,12 @@ mod tests {
                 client_identity: Some((file(), PathBuf::from("/key.pem"))),
                 ..Default::default()
             }),
-            of_registry(RegistryRule {
-                credential_helper: Some("x".to_owned()),
-                ..Default::default()
-            }),
             s3(S3Config { credentials_file: Some(file()), ..Default::default() }),
             s3(S3Config { config_file: Some(file()), ..Default::default() }),
         ];
+        let helper = Some("pass".to_owned());
+        let rule = RegistryRule { credential_helper: helper, ..Default::default() };
+        assert!(of_registry(rule).has_paths(), "a program is as good as a path");
         for options in &with_paths {
             assert!(options.has_paths(), "{options:?}");
             // A path that is added to the options must be added here, too.
