@@ -1,4 +1,4 @@
-# What the examples share. The first line of each run.sh sources this file. The script then runs in a work
+# Functions that the examples share. The first line of each run.sh sources this file. The script then runs in a work
 # folder ($WORK), with a cache of its own, and supervise.sh removes all of it at the end.
 #
 # run.sh declares its time on a machine with two cores by a line `# seconds: N`.

@@ -8,8 +8,8 @@
 #   sudo scripts/bench.sh --profile               where the daemon's processor time goes
 #   scripts/bench.sh --help                       all options
 #
-# What it prints is described in docs/performance.md. What it needs from Debian and PyPI it installs;
-# kits, tools and scratch files are in `bench` below cargo's target folder (20 GB, 6 more for torch).
+# docs/performance.md explains the output. The script installs missing packages from Debian and PyPI.
+# Kits, tools and scratch files are in `bench` below cargo's target folder (20 GB, 6 more for torch).
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -39,7 +39,7 @@ done
 case " $* " in
 *" --profile "*) need_package perf linux-perf || fail "perf is needed to take a profile" ;;
 esac
-# What puts pip into a virtual environment; Debian has it in a package of its own.
+# ensurepip puts pip into a virtual environment; Debian has it in a package of its own.
 python3 -c 'import ensurepip' 2>/dev/null || install_package "Python's ensurepip" python3-venv ||
     fail "Python's ensurepip is needed to measure"
 

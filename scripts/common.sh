@@ -1,5 +1,5 @@
-# Shared by the scripts beside this file; to be sourced.
-# What they need of the machine, installed where that is allowed, and said where it is not.
+# Functions that the scripts beside this file share; to be sourced. They install missing packages where that is allowed,
+# and name them where it is not.
 
 # The oldest cargo that builds kitfs (rust-version in Cargo.toml).
 CARGO_NEEDED=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What idle mounts cost: memory, threads and open files of the daemon with 1, 20 and 200 mounts of a
-# small kit, and after they are unmounted again.
+# Measures idle mounts: memory, threads and open files of the daemon with 1, 20 and 200 mounts of a
+# small kit, and after all are unmounted.
 #
 #   scripts/mounts.sh [KITFS]      KITFS is a binary; without it, a release build of this folder
 set -euo pipefail

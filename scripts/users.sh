@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What one system daemon costs with many users: each mounts one data set and reads all of it. Prints the bytes
-# that the registry sent, and the daemon's memory. Needs root and /dev/fuse. Runs in mount and network namespaces of its own:
-# the users have no line in the machine's /etc/passwd.
+# Measures one system daemon with many users: each mounts one data set and reads all of it. Prints the bytes that the
+# registry sent, and the daemon's memory. Needs root and /dev/fuse. Runs in mount and network namespaces of its own,
+# because the users have no entry in the machine's /etc/passwd.
 #
 #   scripts/users.sh [USERS] [KITFS]      50 users; KITFS is a binary, else a release build of this folder
 set -euo pipefail

@@ -4,6 +4,7 @@
 //! its end. The test is in a file or folder that the text above the list names. Below a paragraph that ends with a
 //! colon and names no file, a list explains the paragraph and promises nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,19 @@ fn every_promise_is_the_name_of_a_test() {
     };
     let broken: Vec<_> = promises.iter().filter(|promise| !is_kept(promise)).collect();
     assert!(broken.is_empty(), "promises without a test of their name:\n{broken:#?}");
+}
+
+/// A sentence between the name of a file and its list may turn the list into an explanation.
+#[test]
+fn every_file_that_the_page_names_has_promises() {
+    let page = fs::read_to_string(root().join("docs/semantics.md")).expect("the page is there");
+    let promises = promises(&page);
+    let kept: BTreeSet<_> = promises.iter().flat_map(|promise| &promise.places).collect();
+    let named = page.split("\n\n").filter(|paragraph| !paragraph.starts_with("- "));
+    let named: BTreeSet<_> = named.flat_map(places_in).collect();
+    let without: Vec<_> = named.iter().filter(|place| !kept.contains(place)).collect();
+    assert!(named.len() > 40, "only {} files found", named.len());
+    assert!(without.is_empty(), "files of tests without a promise: {without:#?}");
 }
 
 #[test]

@@ -159,7 +159,7 @@ def main():
             for case in (it for _, cases in groups for it in cases if it.name in chosen):
                 try:
                     results[case.name] = measure(bench, case)
-                # Whatever it is, the other cases can be measured. Ctrl-C is no Exception.
+                # The other cases can still be measured. Ctrl-C is no Exception.
                 except Exception as error:
                     said = error if isinstance(error, Failed) else traceback.format_exc()
                     bench.say(f"{case.name} failed: {said}")

@@ -16,7 +16,7 @@ from subjects import Kitfs, reader
 FREQUENCY = 1999
 CONFIRMING = "kitfs-confirm"
 
-# What a sample is counted as: the first whose word is in one of its frames.
+# The parts that samples count for. A sample counts for the first part with a word in one of its frames.
 PASS = [
     ("the pass: sha256", ["sha2", "sha256", "compress256"]),
     ("the pass: `pread` of the cache file", ["sys_pread64"]),

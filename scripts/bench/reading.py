@@ -33,9 +33,9 @@ PIECE = 1 << 20
 
 
 def read_range(path, start, end, keep=None):
-    # Of whole pages, as cat, cp and dd have them. What malloc gives lies 16 bytes behind a page's
-    # start, and there the kernel's copies run at a quarter of their rate on some processors
-    # (AMD's Zen 3), for every file system: it is not them that would be measured.
+    # A buffer of whole pages, as cat, cp and dd have it. A buffer of malloc begins 16 bytes behind a
+    # page's start. There the kernel copies at a quarter of its rate on some processors (AMD's Zen 3),
+    # for every file system, so the copy would hide the file systems' differences.
     view = memoryview(mmap.mmap(-1, PIECE))
     descriptor = os.open(path, os.O_RDONLY)
     try:

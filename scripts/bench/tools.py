@@ -14,7 +14,7 @@ LLAMA = {"llama-cpp-python": "llama_cpp", "gguf": "gguf"}
 # torch brings 5 GB along, and llama-cpp-python is compiled.
 INSTALL_SECONDS = 3600
 # Ten minutes of compiling instead of an hour: without pictures and sound, and hardly optimised.
-# What is measured is how weights come, and it is the same library for the mount and for the copy.
+# The case measures how weights arrive, and the mount and the copy use the same library.
 COMPILING = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF "
                            "-DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1"}
 

@@ -16,7 +16,7 @@ use crate::control::api::RawPath;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The command downloads only what it prints: `kitfs cat REF/PATH | head` stops
-after the first pieces.
+after the first bytes.
 
 Examples:
   kitfs cat ghcr.io/org/model:v1/config.json

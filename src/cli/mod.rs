@@ -18,6 +18,8 @@ mod copy;
 mod cp;
 mod daemon;
 mod diff;
+#[cfg(test)]
+mod documented;
 mod durations;
 mod environment;
 mod error;

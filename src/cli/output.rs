@@ -202,7 +202,7 @@ pub(super) fn show_opening(bar: &ProgressBar, progress: OpenProgress) {
 
 /// Waits for the daemon's answer about `reference`, and says so when the registry takes long.
 pub(super) async fn say_while_waiting<T>(reference: &str, answer: impl Future<Output = T>) -> T {
-    /// The time until the first line: as for a kit that is opened.
+    /// The time until the first message: as for a kit that is opened.
     const FIRST: Duration = Duration::from_secs(10);
     /// The interval of the next ones.
     const NEXT: Duration = Duration::from_secs(30);

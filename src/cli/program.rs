@@ -17,8 +17,8 @@ use crate::process::signals::{Received, Signals};
 const NOT_FOUND: u8 = 127;
 const NOT_RUNNABLE: u8 = 126;
 
-/// The signals that are passed on. SIGKILL and SIGSTOP cannot be; the default action of the others is right
-/// for both processes.
+/// The signals that are passed on. SIGKILL and SIGSTOP cannot be passed on. The default action of
+/// other signals is right for both processes.
 pub(super) const PASSED_ON: [Signal; 6] =
     [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
 

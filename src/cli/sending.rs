@@ -1,4 +1,4 @@
-//! The common part of `push`, `copy` and `tag`: opens both sides, sends, and tells the outcome.
+//! The common part of `push`, `copy` and `tag`: opens both sides, sends, and prints the outcome.
 //!
 //! These commands need no daemon. They read local files and this user's credentials, and keep nothing in the
 //! cache.
@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// The word for a kit that got another tag and was not sent.
 const TAGGED: &str = "tagged";
 
-/// How to send.
+/// The options of sending.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct SendArguments {
     /// Move a tag that names another kit.
@@ -98,7 +98,7 @@ pub(super) async fn send(
     let sent = loop {
         tokio::select! {
             sent = &mut sending => break sent.map_err(|error| CliError::from(Failure::from(error))),
-            // Ctrl-C drops the transfer. What has arrived is found by the next one.
+            // Ctrl-C drops the transfer. The next one finds the bytes that have arrived.
             _ = &mut interrupted => break Err(CliError::Interrupted),
             _ = ticks.tick() => bar.set_position(progress.bytes()),
         }

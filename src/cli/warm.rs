@@ -28,7 +28,7 @@ use crate::control::api::{
     WarmedLayer,
 };
 
-/// The interval of progress lines where no terminal shows bars.
+/// The interval of progress messages where no terminal shows bars.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]

@@ -1,4 +1,4 @@
-//! The command, as the work of an operation sees it.
+//! A command that waits for an answer, for the code that does the work.
 
 use std::any::Any;
 use std::os::fd::OwnedFd;
@@ -81,7 +81,7 @@ impl<O: Operation> Caller<O> {
         self.peer
     }
 
-    /// Tells how the work goes. A command that does not listen misses it.
+    /// Sends an event with the progress. A command that is slow to read misses it.
     pub fn tell(&self, event: O::Event) {
         let _ = self.said.try_send(Said::Event(event));
     }

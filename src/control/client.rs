@@ -22,7 +22,7 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most bytes of an answer: the listing of some millions of files.
 const ANSWER_LIMIT_BYTES: usize = 1024 * 1024 * 1024;
 
-/// The way in which a daemon answers.
+/// The state of a daemon, by its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Liveness {
     /// It answers.
@@ -52,7 +52,7 @@ struct Sent<'a, O> {
 /// A connection with a request under way.
 pub(super) struct Exchange {
     reader: Reader,
-    /// Open until the command is done: the daemon ends work for which nobody waits.
+    /// Open until the command is done: the daemon ends the work when this connection closes.
     _writer: OwnedWriteHalf,
     answer: BytesMut,
 }
@@ -158,7 +158,7 @@ impl Client {
         let stream = tokio::net::UnixStream::connect(self.socket.as_path()).await;
         let (reader, mut writer) = stream.map_err(|error| gone(&error.to_string()))?.into_split();
         let bytes = [&PREAMBLE[..], &frames::encode(Kind::Request, &body)].concat();
-        // A daemon that refuses the request may close its end before it has read all. Its words count.
+        // A daemon that refuses the request may close its end before it has read all. Its message counts.
         let sent = frames::send(&mut writer, &bytes, descriptors).await;
         let exchange =
             Exchange { reader: Reader::new(reader), _writer: writer, answer: BytesMut::new() };

@@ -1,4 +1,4 @@
-//! The way to the work of an operation: a daemon, or a service in this process.
+//! Sends requests to a daemon, or to a service in this process.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;

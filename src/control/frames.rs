@@ -18,8 +18,8 @@ pub(super) const PREAMBLE: [u8; 8] = *b"kitfs\0\0\x02";
 
 /// The longest request, in bytes. The longest parts are lists of filters and paths, which people type.
 pub(super) const REQUEST_LIMIT_BYTES: usize = 1024 * 1024;
-/// The longest other frame, in bytes. The longest line has every layer of a kit: a manifest of at most
-/// 4 MiB names some ten thousand layers. A listing of a million files is cut into pieces (`Part`).
+/// The longest other frame, in bytes. The longest answer has every layer of a kit: a manifest of at most
+/// 4 MiB names some ten thousand layers. A listing of a million files is sent in several frames (`Part`).
 pub(super) const FRAME_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 /// The most descriptors with a request.
 pub(super) const MOST_DESCRIPTORS: usize = 4;
@@ -268,7 +268,7 @@ mod tests {
         prop::sample::select(Kind::ALL.to_vec())
     }
 
-    /// Decodes bytes that come in pieces of `cut` bytes.
+    /// Decodes bytes that arrive `cut` bytes at a time.
     fn decoded(bytes: &[u8], cut: usize) -> Result<Vec<Frame>, Malformed> {
         let (mut buffer, mut frames) = (BytesMut::new(), Vec::new());
         for piece in bytes.chunks(cut) {

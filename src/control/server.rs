@@ -154,7 +154,7 @@ async fn answer<S: Service>(
     };
     let frame = match frame {
         Ok(Some(frame)) if frame.kind == Kind::Request => frame,
-        // A look whether somebody listens.
+        // A command that only checks whether the daemon listens.
         Ok(None) => return Ok(()),
         Ok(Some(_)) => return Err(io::Error::other("a command sent no request")),
         Err(_) => {

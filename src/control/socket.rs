@@ -3,11 +3,11 @@
 //! A daemon listens at two addresses:
 //! - `control.sock` in the cache folder, which commands find by the folder. The holder of the folder's
 //!   lock owns the name, so a socket that is there while the lock is free is a leftover.
-//! - an abstract address (unix(7)), which its mounts tell ([`Address`]). It is there however the cache
-//!   folder is named, and also when somebody has removed the folder.
+//! - an abstract address (unix(7)), which its mounts tell ([`Address`]). It works under every name of the
+//!   cache folder, and after the folder was removed.
 //!
-//! The folder is 0700; an abstract address has no mode. So the server asks the kernel at both who connects
-//! (`SO_PEERCRED`).
+//! The folder is 0700; an abstract address has no mode. So at both addresses the server asks the kernel for
+//! the user of each connection (`SO_PEERCRED`).
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -113,7 +113,7 @@ impl SocketPath {
         Ok(stream.peer_cred()?.pid().unwrap_or_default())
     }
 
-    /// Whether somebody listens.
+    /// Whether a process listens.
     pub async fn is_answered(&self) -> bool {
         UnixStream::connect(&self.path).await.is_ok()
     }
@@ -186,8 +186,8 @@ impl FolderSocket {
         Ok((socket, listener))
     }
 
-    /// Whether commands still find the daemon by its cache folder. Not so when somebody has removed or
-    /// replaced the folder, or its content.
+    /// Whether commands still find the daemon by its cache folder. They do not after the folder, or its
+    /// content, was removed or replaced.
     pub fn is_reachable(&self) -> bool {
         let there = std::fs::symlink_metadata(self.cache_folder.join(NAME));
         there.is_ok_and(|there| (there.dev(), there.ino()) == self.identity)

@@ -1,4 +1,4 @@
-//! Bringing ranges of layers to the cache, piece by piece: warm, hydrate and replayed traces.
+//! Fetches ranges of layers into the cache, in pieces of a few requests: for warm, hydrate and replayed traces.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,14 +9,15 @@ use crate::fetch::{FetchError, Layer};
 use crate::layer::StreamOffset;
 use crate::source::Priority;
 
-/// A piece: what a few requests bring.
+/// The length of a piece, a part of a range that a few requests fetch: background work looks for waiting readers
+/// between two pieces.
 const PIECE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Brings ranges of a layer in order, at most `at_once` pieces at a time, and tells `on_piece` of
-/// the bytes of each.
+/// Fetches ranges of a layer into the cache in order, at most `at_once` pieces at a time. Calls `on_piece` with
+/// the number of bytes of each.
 ///
 /// # Errors
-/// The first failure; what came before it stays in the cache.
+/// The first failure. Pieces that were fetched before it stay in the cache.
 pub(super) async fn bring(
     layer: &Arc<Layer>,
     ranges: impl IntoIterator<Item = Range<StreamOffset>>,
@@ -37,7 +38,7 @@ pub(super) async fn bring(
         .await
 }
 
-/// A range cut into pieces.
+/// Cuts a range into pieces.
 pub(super) fn pieces(range: Range<StreamOffset>) -> impl Iterator<Item = Range<StreamOffset>> {
     let count = (range.end - range.start).div_ceil(PIECE_BYTES);
     (0..count).map(move |index| {

@@ -1,6 +1,6 @@
 //! Copies a file from the cache into a file that a command has opened, without passing its bytes on.
 //!
-//! Only big files of confirmed layers are copied so: the cache has them in files of their own, and hands such a
+//! Only big files of confirmed layers qualify: the cache has them in files of their own, and hands such a
 //! file out only when every chunk was checked (`cache::backing`). The command never sees the cache's file, so it
 //! cannot change it, and needs no right to read it. On Btrfs, XFS and the like the copy shares the blocks.
 
@@ -20,7 +20,7 @@ use crate::fetch::FetchError;
 use crate::fs::{LoadedKit, StoredFile};
 use crate::layer::StreamOffset;
 
-/// The bytes of one system call: between two of them the copy looks whether its command is still there.
+/// The bytes of one system call: between two of them, the copy checks that its command still waits.
 const STEP_BYTES: usize = 64 * 1024 * 1024;
 
 /// Ends a copy whose command is gone.

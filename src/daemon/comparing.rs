@@ -22,7 +22,7 @@ use crate::fs::{LoadedKit, layer_files};
 use crate::kit::compare::{self, Change, ChangeKind, LayerFiles, Version};
 use crate::kit::{NodeId, NodeKind};
 
-/// Files whose bytes are compared at once. Each takes two pieces of 4 MiB for each version.
+/// Files whose bytes are compared at once. Each takes two buffers of 4 MiB for each version.
 const FILES_AT_ONCE: usize = 4;
 
 /// The bytes of each layer that the cache has.
@@ -61,7 +61,7 @@ impl Resident {
 }
 
 impl Side {
-    /// Looks up what is known of the kit's files. Returns warnings too.
+    /// Looks up the known digests of the kit's files. Returns warnings too.
     pub(super) async fn new(
         cache: &Arc<Cache>,
         kit: Arc<LoadedKit>,
@@ -119,10 +119,10 @@ impl Side {
 }
 
 /// Compares the files at and below `path`, and all layers. With `content`, the bytes of files decide where
-/// nothing else does; `progress` hears of them. `resident` is of the time before the kits were opened.
+/// nothing else does; `progress` is called for each of them. `resident` is the state before the kits were opened.
 ///
 /// # Errors
-/// When neither kit has the path, or bytes of a file cannot be had.
+/// When neither kit has the path, or bytes of a file cannot be fetched.
 pub(super) async fn compare(
     before: &Side,
     after: &Side,
@@ -250,8 +250,7 @@ async fn settle(
     Ok(same)
 }
 
-/// Whether two streams have the same bytes. Reads both to their ends where they do: the end tells of wrong
-/// digests.
+/// Whether two streams have the same bytes. Reads equal streams to their ends, where wrong digests show.
 async fn is_equal(
     mut one: ByteStream,
     mut other: ByteStream,

@@ -1,7 +1,7 @@
-//! Open files that a command was started with, and a daemon must not keep.
+//! Closes the open files of a command that a daemon must not keep.
 //!
 //! A shell's lock (`exec 9>lock; flock 9`), a pipe that somebody reads to its end, a file on a mount that
-//! is to be unmounted: all of them are let go of only when the last process that has them does.
+//! is to be unmounted: the kernel closes each of them only when the last process has closed it.
 
 #![allow(unsafe_code, reason = "close_range(2), which rustix does not have")]
 

@@ -1,6 +1,6 @@
 //! The meaning of each room's errors to the user of a command: one exhaustive table for each room.
 //!
-//! A new variant anywhere does not compile until somebody has decided its exit code here.
+//! The tables have no `_` arm, so a new variant in any room needs an exit code here before it compiles.
 
 use std::io;
 
@@ -45,14 +45,14 @@ impl FailureKind {
 }
 
 impl Failure {
-    /// That the digest of a complete layer should be known, and is not. `title` names the layer.
+    /// The failure of a complete layer without a computed digest. `title` names the layer.
     pub(super) fn unverifiable(title: &str) -> Self {
         let why = "is complete, but its digest could not be computed; see daemon.log in the cache \
                    folder";
         Self::new(FailureKind::Cache, format!("{title} {why}"))
     }
 
-    /// That the bytes of the layer `digest` have the digest `got`. `title` names the layer.
+    /// The failure of the layer `digest`, whose bytes have the digest `got`. `title` names the layer.
     pub(super) fn poisoned(title: &str, digest: Digest, got: Digest) -> Self {
         let message = format!(
             "{title} is poisoned: {}, and nothing of it is served. Repair it where it came from, run \
@@ -69,7 +69,7 @@ pub(super) fn kind_of_exit_code(code: Option<i32>) -> FailureKind {
     FailureKind::ALL.into_iter().find(is_it).unwrap_or(FailureKind::Internal)
 }
 
-/// The failure that a full disk, a held folder or a broken file of the cache is.
+/// The failure for a full disk, a held folder or a broken file of the cache.
 pub(super) fn cache_failure(error: &CacheError) -> Failure {
     Failure::new(cache_kind(error), error.to_string())
 }

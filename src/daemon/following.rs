@@ -1,8 +1,8 @@
 //! Tags that move under a mount.
 //!
-//! Every mount of a tag looks now and then which manifest the tag names, and hears of it from each command that
-//! opens the tag. `kitfs status` tells of another manifest. With `--follow` the kit of that manifest takes the place
-//! of the mounted one.
+//! A mount of a tag learns which manifest the tag names: by a look at the registry now and then, and from each
+//! command that opens the tag. `kitfs status` names another manifest. With `--follow` the kit of that manifest takes
+//! the place of the mounted one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::fs::LoadedKit;
 use crate::fuse::{Attached, Before, MountPlace, Mountpoint, unmount_other};
 use crate::oci::{Digest, Origin, Selector};
 
-/// The interval between two looks without `--follow`: one small request, for a line in `kitfs status`.
+/// The interval between two looks without `--follow`: one small request, for a note in `kitfs status`.
 const LOOK_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The shortest interval between two looks. A request with less would take a processor, and ask the registry

@@ -1,4 +1,4 @@
-//! The end of a daemon that nobody needs.
+//! The end of a daemon without mounts and commands.
 //!
 //! ```text
 //! no mount, no command --limit--> the cache is synced --> no command is admitted --> the daemon ends

@@ -168,7 +168,7 @@ impl Keeping {
         let connection = attached.place().connection();
         let kept = self.know(Held { number, connection, device, record, opens, owner });
         self.tell("of a new mount", |channel| channel.hold(&kept.held));
-        // Looked at after the message: a keeper that has not heard of the mount must not have it announced.
+        // Checked after the message: a mount is announced only when the keeper has it.
         if self.is_handed_on.load(Ordering::SeqCst) {
             return Err(io::Error::other("the daemon is being replaced: try again"));
         }
@@ -202,8 +202,8 @@ impl Keeping {
         self.tell("that it serves", Channel::serving);
     }
 
-    /// Tells the keeper how this process ends. For [`Order::Replace`] the keeper hears nothing more, so that
-    /// it holds every mount for the next process.
+    /// Tells the keeper how this process ends. After [`Order::Replace`] this process sends nothing more, so
+    /// the keeper holds every mount for the next process.
     pub(super) fn note_end(&self, order: Order) {
         if order == Order::Replace {
             self.is_handed_on.store(true, Ordering::SeqCst);

@@ -398,8 +398,8 @@ pub(super) async fn start(config: &DaemonConfig) -> Result<(), Failure> {
         let was_held = is_held(&config.cache_folder);
         match spawn(config).await {
             Ok(()) => return Ok(()),
-            // Another command was faster, or a daemon is on its way out. What makes a folder
-            // unusable does not pass.
+            // Another command was faster, or a daemon is about to end. Other failures of the folder do
+            // not pass.
             Err(failure)
                 if failure.kind == FailureKind::Cache
                     && (was_held || is_held(&config.cache_folder))

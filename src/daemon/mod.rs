@@ -15,7 +15,7 @@
 //! - `failure`: the meaning of every room's errors to a user.
 //! - `lifecycle`: starting, running and ending a daemon; `log`: its log in the background.
 //! - `listening`: the socket of the HTTP interface.
-//! - `idle`: the end of a daemon that nobody needs.
+//! - `idle`: the end of a daemon without mounts and commands.
 //! - `keep`, `keeping`: the keeper's process, and the mounts that it holds.
 //!
 //! One daemon owns one cache folder: one budget, one single flight, one limiter per registry host

@@ -7,9 +7,9 @@
 //!     '--------------------------------------------------'
 //! ```
 //!
-//! A mountpoint has one entry from the moment somebody wants it, so of two commands that mount
-//! at the same place at once one wins and the other is told. Once the table is closed nothing is
-//! added to it: a mount that comes too late is taken out of the tree again.
+//! A mountpoint has one entry from the first command that wants it. Of two commands that mount at the
+//! same place at once, one wins and the other fails. A closed table takes no entry: a mount that comes too
+//! late is taken out of the tree again.
 
 mod served;
 
@@ -36,8 +36,8 @@ use crate::process::running_time::{self, Stopwatch};
 
 pub(super) use served::{Background, Served};
 
-/// How long programs that use a mount may keep a daemon that was told to stop. Shorter than the
-/// 10 s after which container runtimes kill.
+/// How long programs that use a mount may delay a daemon that stops. Shorter than the 10 s after
+/// which container runtimes kill.
 const BUSY_GRACE: Duration = Duration::from_secs(5);
 /// The time for which an unmount waits until the kit is released. That takes milliseconds, unless
 /// another mount namespace still holds the mount.
@@ -176,7 +176,7 @@ impl Mounts {
             return;
         }
         let detached = tokio::task::spawn_blocking(move || {
-            // A table that cannot be read tells nothing.
+            // Without the kernel's table, nothing is forgotten.
             let Ok(table) = MountTable::read() else { return Vec::new() };
             served.into_iter().filter(|served| !served.mount.is_attached(&table)).collect()
         });

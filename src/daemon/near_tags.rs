@@ -7,7 +7,7 @@ use crate::oci::{Origin, Selector};
 use crate::process::running_time;
 use crate::source::{Repositories, Sources};
 
-/// The most tags that a message names: more do not fit a line.
+/// The most tags that a message names: more do not fit one line of a terminal.
 const MOST_NAMED: usize = 5;
 /// How long a failed command waits for the list of tags. 3 s: a registry that has just answered answers again, and a
 /// hint is worth no longer wait.

@@ -23,8 +23,8 @@ pub(super) enum LastLink {
     Follow,
 }
 
-/// That the content of a file or directory is a part of the loaded kit: that of a remote data set
-/// is not where it could not be had.
+/// Checks that the loaded kit has the content of a file or directory. The content of a remote data set may
+/// be missing.
 ///
 /// # Errors
 /// `Unavailable`, with the reason.
@@ -38,8 +38,8 @@ pub(super) fn check_is_there(tree: &Tree, node: NodeId) -> Result<(), Failure> {
     }
 }
 
-/// The node that `path` names in a kit. Where it is not there, the kit's warnings are told too: the layer
-/// that has it may have been left out.
+/// The node that `path` names in a kit. The message about a missing path has the kit's warnings, too: the layer
+/// with the path may be missing.
 ///
 /// # Errors
 /// As [`resolve`].

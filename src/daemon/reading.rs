@@ -22,17 +22,16 @@ const PIECE_BYTES: u64 = 4 * 1024 * 1024;
 /// The most bytes that come to the cache behind a part of a file: a few requests to a registry.
 const MOST_AHEAD_BYTES: u64 = 4 * PIECE_BYTES;
 
-/// The rest of a file that is being read.
+/// The part of a file that is still to be read.
 enum Rest {
     Inline(Bytes),
     /// Bytes of a file that lies in a layer.
     Stored(Arc<Layer>, Extents, Range<u64>),
 }
 
-/// The bytes of the files at `paths`, one after the other; while a piece is handed out, the next
-/// one is being fetched. Every path is looked up before the first byte comes. The stream ends
-/// with an error where bytes of it turn out to be wrong: its end waits for the digests of layers
-/// that are complete.
+/// The bytes of the files at `paths`, one after the other. The next buffer is fetched while the caller has
+/// the last one. Every path is looked up before the first byte comes. The end of the stream waits for the
+/// digests of complete layers, and is an error if one is wrong.
 ///
 /// # Errors
 /// For a path that is not there, or is a directory.
@@ -114,7 +113,7 @@ async fn fault(layer: &Layer, title: &str, before: u64) -> Option<Failure> {
         }
         LayerState::Confirmed => None,
         LayerState::Poisoned { got } => Some(Failure::poisoned(title, digest, got)),
-        // Nobody has a digest of it; its ETag was compared with each answer.
+        // An object has no digest; its ETag was compared with each answer.
         LayerState::Unconfirmed if !layer.key().encoding.is_verifiable() => None,
         LayerState::Unconfirmed if layer.store().is_complete() => {
             Some(Failure::unverifiable(title))

@@ -1,7 +1,7 @@
 //! Recording which ranges of which files are read from a mount (docs/format/trace.md).
 //!
-//! What the kernel answers from its own pages is not seen, and neither is passthrough: it is
-//! switched off for files that are opened while somebody records.
+//! The kernel answers some reads from its own pages, and a recording does not see them. Files that are opened
+//! while somebody records have no passthrough, because the daemon sees no such read either.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -23,9 +23,9 @@ const END_OF_EARLIER: Duration = Duration::from_secs(1);
 /// The interval between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The lines of a recording; dropping it ends it.
+/// The entries of a recording. Dropping this value ends the recording.
 struct Recording {
-    /// Not kept alive: a mount that is unmounted while somebody records is let go.
+    /// A weak reference, so that a recording does not keep an unmounted mount alive.
     served: Weak<Served>,
     file_system: Arc<FileSystem>,
     accesses: mpsc::Receiver<FileRead>,
@@ -33,7 +33,7 @@ struct Recording {
     released: CancellationToken,
     began: Instant,
     merger: Merger,
-    /// Lines that are ready, the next one last.
+    /// Entries that are ready, as lines; the next one last.
     ready: Vec<Line>,
     is_over: bool,
 }

@@ -1,4 +1,4 @@
-//! Fetching what an access trace says, in its order, ahead of a reader that reads alike.
+//! Fetches the ranges of an access trace in their order, ahead of a reader with the same reads.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,10 +20,10 @@ use crate::kit::{Content, NodeKind};
 use crate::layer::{Extents, RangeSet, StreamOffset};
 use crate::source::Priority;
 
-/// The largest trace that is read: some million lines.
+/// The largest trace that is read: some million entries.
 pub const TRACE_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
-/// Bytes that are fetched at once: half a second at 1 Gbit/s, enough for any round trip; what is
-/// further ahead waits, so the order holds where the line is slow.
+/// Bytes that are fetched at once: half a second at 1 Gbit/s, enough for any round trip. Later ranges
+/// wait, so the order holds over a slow connection.
 const MOST_BYTES: u64 = 64 * 1024 * 1024;
 /// Ranges that are fetched at once: scattered small ones are bounded by their number.
 const MOST_RANGES: usize = 64;
@@ -161,12 +161,12 @@ impl Replay {
         wants.collect()
     }
 
-    /// The bytes that it brings, with those that are there already.
+    /// The number of bytes in its ranges, with those that are in the cache already.
     pub(super) fn bytes(&self) -> u64 {
         self.ranges.iter().map(|(_, range)| range.end - range.start).fold(0, u64::saturating_add)
     }
 
-    /// Fetches the ranges in order, and tells `on_range` of the bytes of each.
+    /// Fetches the ranges in order. Calls `on_range` with the number of bytes of each.
     ///
     /// # Errors
     /// The first failure.
@@ -178,7 +178,7 @@ impl Replay {
         stream::iter(self.ranges.into_iter().flat_map(cut))
             .map(|(layer, range)| async move {
                 let bytes = range.end - range.start;
-                // Pieces are far shorter than all of it; requests are served in their order.
+                // A piece is far shorter than the limit, and requests are served in their order.
                 let units = bytes.min(MOST_BYTES).div_ceil(UNIT_BYTES) as u32;
                 let _permit = budget.acquire_many(units).await.expect("it is never closed");
                 layer.bring(range, Priority::Prefetch).await.map(|()| bytes)

@@ -5,7 +5,7 @@ use super::backend::Backend;
 use crate::control::api::{Failure, FailureKind};
 use crate::process::view::own_view;
 
-/// Adds to a failure about a path that the daemon may see another file there.
+/// Adds a hint to a failure about a path: the daemon may see another file there.
 pub(super) async fn explained(daemon: &Backend, failure: Failure) -> Failure {
     if !matches!(failure.kind, FailureKind::NotFound | FailureKind::Mountpoint) {
         return failure;

@@ -75,8 +75,8 @@ fn last(mut listed: Vec<Listed>, most: usize) -> Vec<Listed> {
     listed.split_off(listed.len().saturating_sub(most))
 }
 
-/// A tag in pieces that compare as a reader of version numbers would: texts, and numbers by their length
-/// without leading zeros, then by their digits.
+/// A tag as texts and numbers, which compare as version numbers do: numbers by their length without leading
+/// zeros, then by their digits.
 fn natural(tag: &str) -> Vec<(String, usize, String)> {
     let mut pieces = Vec::new();
     let mut rest = tag;

@@ -12,13 +12,13 @@ use crate::oci::{Compression, Digest, Encoding, Format, Origin};
 
 /// The fewest digits of a digest that stand for it.
 const LEAST_DIGITS: usize = 8;
-/// The most layers that are named as possible meanings.
+/// The most layers that a message names as possible meanings.
 const MOST_CANDIDATES: usize = 4;
-/// The longest wait for layers that nobody has mounted to be let go: longer than a read takes.
+/// The longest wait until a layer without a mount is no longer in use: longer than a read takes.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Does what `request` asks for. What is mounted is left alone, and named in the report.
+/// Carries out `request`. Mounted layers stay as they are, and the report names them.
 pub(super) fn run(
     cache: &Arc<Cache>,
     mounts: &Mounts,
@@ -122,7 +122,7 @@ fn remove(
     Ok(report)
 }
 
-/// Removes a layer. What no mount has open may be held by a read or a check that is just ending.
+/// Removes a layer. A read or a check that is about to end may still hold a layer that no mount has open.
 fn remove_layer(
     cache: &Arc<Cache>,
     mounts: &Mounts,

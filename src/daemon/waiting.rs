@@ -1,8 +1,8 @@
 //! Tells the user of a command which hosts are silent while a kit is opened or warmed.
 //!
 //! The registry client knows which hosts have sent nothing for a while to a request that is patient.
-//! Mounts with the same network options share a client, so a command may hear of a host that another
-//! command waits for: it is silent all the same.
+//! Mounts with the same network options share a client, so a command may name a host that another command
+//! waits for: that host is silent for both.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use super::networks::{Networks, open_timeout};
 use crate::control::api::{Failure, NetworkOptions, Waiting};
 
-/// The interval between two looks at the silent hosts. 2 s: the first line comes soon after a wait has
+/// The interval between two looks at the silent hosts. 2 s: the first message comes soon after a wait has
 /// become a long one.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The interval between two lines about a host that goes on being silent.
+/// The interval between two messages about a host that stays silent.
 const TELL_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Does `work`, and tells meanwhile which hosts are silent.
@@ -35,7 +35,7 @@ pub(super) async fn told<T>(
             done = &mut work => return done,
             _ = looks.tick() => {
                 let silences = sources.silences();
-                // A host that answered and falls silent again is told of at once.
+                // A host that answered and falls silent again gets a message at once.
                 told.retain(|host, _| silences.iter().any(|silence| silence.host == *host));
                 for silence in silences {
                     let last = told.get(&silence.host);

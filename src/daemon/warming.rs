@@ -1,4 +1,4 @@
-//! `kitfs warm`: a kit, or some of its files, brought to the cache at full speed and verified.
+//! `kitfs warm`: fetches a kit, or some of its files, into the cache at full speed, and verifies it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,9 +24,9 @@ use crate::source::Priority;
 
 /// Layers that are warmed at once; their transfers share the scheduler's turns.
 const LAYERS_AT_ONCE: usize = 4;
-/// Pieces of a layer at once: the next ones are asked for before the line runs dry.
+/// Pieces of a layer that are fetched at once: the next requests are sent before the connections idle.
 const PIECES_AT_ONCE: usize = 4;
-/// The interval at which `progress` is told.
+/// The interval between two calls of `progress`.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The wanted ranges of one layer, and the outcome.
@@ -52,7 +52,7 @@ pub(super) struct WarmedParts<'a> {
     pub(super) filters: Option<&'a Filters>,
 }
 
-/// Brings parts of a kit to the cache, and waits until the digests of complete layers are known. A layer that
+/// Fetches parts of a kit into the cache, and waits until the digests of complete layers are known. A layer that
 /// fails does not hold up the others; the report says so of each.
 ///
 /// # Errors
@@ -74,14 +74,14 @@ pub(super) async fn warm(
     Ok(WarmReport { missing, ..report(&wants, kit.all_warnings()) })
 }
 
-/// The files that cannot be had, of those at and below `paths`, or of all of the kit where there are none.
+/// The files whose content is missing, of those at and below `paths`, or of the whole kit without paths.
 fn missing_of(tree: &Tree, paths: &[RawPath]) -> Vec<RawPath> {
     let missing = tree.all_missing().map(|(node, _)| tree.path(node));
     let is_wanted = |path: &Vec<u8>| paths.is_empty() || paths.iter().any(|at| meets(&at.0, path));
     missing.filter(is_wanted).map(RawPath).collect()
 }
 
-/// Brings what a trace says, in its order; else as [`warm`].
+/// Fetches the ranges of a trace in their order; otherwise as [`warm`].
 ///
 /// # Errors
 /// When nothing of the trace is in the kit; else as [`warm`].
@@ -274,7 +274,7 @@ impl Want {
         Self { layer, title, ranges, wanted_bytes, is_kept: true, done_bytes, failure }
     }
 
-    /// The wanted bytes that are in the cache, as far as whole ranges and pieces tell.
+    /// The wanted bytes that are in the cache, by whole ranges and finished pieces.
     fn resident_bytes(&self) -> u64 {
         let pieces = self.ranges.iter().cloned().flat_map(bringing::pieces);
         let resident = pieces.filter(|piece| self.layer.is_resident(piece.clone()));
@@ -283,7 +283,7 @@ impl Want {
 
     async fn fetch(&self) {
         let outcome = async {
-            // Bytes of which nobody knows whether the disk has them are not in the cache yet.
+            // Bytes that are perhaps not on the disk yet do not count as cached.
             self.layer.look().await?;
             self.bring().await?;
             self.verify().await?;
@@ -318,7 +318,7 @@ impl Want {
                            room";
                 (FailureKind::Cache, why.to_owned())
             }
-            // Nobody has a digest of it; its ETag was compared with each answer.
+            // An object has no digest; its ETag was compared with each answer.
             LayerState::Unconfirmed if !self.layer.key().encoding.is_verifiable() => return Ok(()),
             LayerState::Poisoned { got } => {
                 return Err(Failure::poisoned(&self.title, digest, got));
@@ -341,7 +341,7 @@ impl Want {
     }
 
     fn progress(&self) -> LayerProgress {
-        // All of a layer is counted as it comes, some of it piece by piece.
+        // A whole layer is counted as its bytes arrive; ranges of a layer are counted by finished pieces.
         let done_bytes = match self.is_whole() {
             true => self.layer.resident_bytes().min(self.wanted_bytes),
             false => self.done_bytes.load(Ordering::Relaxed),

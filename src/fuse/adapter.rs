@@ -7,7 +7,7 @@
 //! The adapter answers the first open with ENOSYS. Afterwards the kernel opens and closes files and
 //! directories without a request, and keeps their pages and entries. Opens of files that may become
 //! passthrough get a real answer (`passthrough`), and so do all opens of a browse mount: ENOSYS would count for
-//! kits that nobody has looked at so far. Kits never change, so every answer about a kit is valid for ever.
+//! kits that no program has looked at so far. Kits never change, so every answer about a kit is valid for ever.
 //! The one exception is bytes that came wrong: their pages are dropped (`stale_pages`).
 //!
 //! In a browse mount, a request may need a kit that is not in memory, or a registry. Such a request moves into a

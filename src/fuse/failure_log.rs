@@ -1,14 +1,14 @@
 //! Limits the log of failed reads: the first few of each minute in full, the others as a count.
 //!
-//! Every read of a missing layer fails, and a program may try a million times. The first lines have
-//! all the information; more lines would only fill the disk.
+//! Every read of a missing layer fails, and a program may try a million times. The first entries
+//! have all the information; more entries would only fill the disk.
 
 use std::time::{Duration, Instant};
 
 /// The window of a count.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Failures to log in full in a window. Ten show several files or reasons, and are a line every six
+/// Failures to log in full in a window. Ten show several files or reasons, and are an entry every six
 /// seconds.
 const MOST_IN_WINDOW: u64 = 10;
 
@@ -22,7 +22,7 @@ pub(super) struct FailureLog {
 /// The decision about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    /// Log the failure, and how many failures were left out since the last line.
+    /// Log the failure, and how many failures were left out since the last entry.
     Full { left_out: u64 },
     /// Log nothing.
     LeftOut,

@@ -23,7 +23,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 use crate::process::mount_table::{Device, Entry, MountTable};
 use crate::process::running_time::Stopwatch;
 
-/// The number of processes to name. More than a few help nobody.
+/// The number of processes to name. A message with more is hard to read.
 const MOST_NAMED: usize = 5;
 /// The time limit of the search: enough for some thousand processes.
 const LONGEST_LOOK: Duration = Duration::from_secs(2);

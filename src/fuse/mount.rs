@@ -101,7 +101,7 @@ impl Prepared {
         let Self { attachment, mountpoint, connection, end, nodes, passthrough } = self;
         let runtime = Handle::current();
         let daemon = options.daemon.clone();
-        // Before the first answer: no byte is served whose end would not be heard of.
+        // Before the first answer: the kernel may get a byte only when a replacement of that byte would be noticed.
         let stale_pages = StalePages::new(&connection, nodes.clone());
         let (passing, stale) = (passthrough.clone(), stale_pages.clone());
         let adapter = Adapter::new(nodes, passing, stale, features, daemon, runtime);

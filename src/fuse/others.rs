@@ -181,7 +181,7 @@ fn ask(entry: &Entry) -> Answer {
         return Answer::Dead;
     }
     if let Some(upper) = upper_of(entry) {
-        // The root of an overlay is its own. Only a name that is in no cache leads to the base.
+        // The root of an overlay is a directory of the overlay. Only a name that is in no cache leads to the base.
         let is_dead = is_dead(&mountpoint.join(unknown_name())) || program::is_base_dead(upper);
         return match is_dead {
             true => Answer::Dead,
@@ -206,7 +206,7 @@ fn unknown_name() -> String {
     format!(".kitfs-{}-{}", std::process::id(), now.as_nanos())
 }
 
-/// Whether the kernel says that nobody serves the mount. Attributes that it remembers are no answer.
+/// Whether the kernel says that no process serves the mount. Attributes in its memory do not count as an answer.
 fn is_dead(mountpoint: &Path) -> bool {
     let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
     rustix::fs::statx(CWD, mountpoint, flags, StatxFlags::MODE).is_err_and(|error| {

@@ -14,8 +14,8 @@
 //! than its opens, but never shorter.
 //!
 //! Each real open costs a request. Where passthrough is not possible ([`Off`]), the first open gets
-//! ENOSYS, and the kernel sends no more opens. INIT decides that as far as it can; the first file that
-//! the kernel refuses decides the rest. The decision is final.
+//! ENOSYS, and the kernel sends no more opens. INIT decides that where it can; otherwise the first file
+//! that the kernel refuses decides. The decision is final.
 //!
 //! An entry has an inode, a number of opens and a backing id. A process that takes over a running mount
 //! needs them, because open files keep their id, and further opens must get the same id. So each change is
@@ -265,8 +265,8 @@ impl Passthrough {
         }
     }
 
-    /// Removes an open. The kernel must have its answer before, so that a later process does not hear of
-    /// the same release again.
+    /// Removes an open. The kernel must have its answer before, so that it does not send the same release to
+    /// a later process.
     pub(super) fn release(&self, ino: Ino, handle: u64) {
         if handle != TRACKED {
             return;

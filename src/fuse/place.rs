@@ -16,7 +16,7 @@ pub type DeviceNumber = (u32, u32);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountPlace {
-    /// The canonical mountpoint. Nobody can look it up while the mount is not served.
+    /// The canonical mountpoint. A lookup of it would hang while the mount is not served.
     pub(super) path: PathBuf,
     /// The device number of the mount. It is the same in every mount namespace.
     pub(super) device: Option<DeviceNumber>,
@@ -43,7 +43,7 @@ pub(super) enum Mark {
 impl Mark {
     pub(super) fn is(&self, entry: &Entry) -> bool {
         match self {
-            // The kernel may give the number to the next mount before this process hears of the end.
+            // The kernel may give the number to the next mount before this process notices the end.
             Self::Kit(device) => entry.device == *device && entry.file_system == FILE_SYSTEM,
             Self::Overlay(upper) => upper_of(entry) == Some(upper),
         }
@@ -88,8 +88,8 @@ impl MountPlace {
         self.device.filter(|&(major, _)| major == 0).and_then(|(_, minor)| NonZeroU32::new(minor))
     }
 
-    /// The same place, where this process unmounts nothing and removes no directory: the place is told by
-    /// another user, who could name anything. `view` names the part of the file tree for this process.
+    /// The same place, where this process unmounts nothing and removes no directory: another user names the
+    /// place, and could name any. `view` names the part of the file tree for this process.
     pub fn of_other_user(self, view: String) -> Self {
         Self { device: None, made: None, view: Some(view), ..self }
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// The most workers in a row that die before they serve. One of them may have been killed by somebody, but
-/// not so many.
+/// The most workers in a row that die before they serve. A person may have killed one of them, but not so
+/// many.
 const MOST_FAILURES: u32 = 12;
 
 /// The pause before the second start after a failed one. It doubles with each failure.

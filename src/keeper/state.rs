@@ -95,7 +95,7 @@ fn parse_line(line: &str, seen: &mut HashSet<RawFd>) -> Option<Line> {
     let mut descriptor = || words.next()?.parse().ok();
     let descriptors: [RawFd; 3] = [descriptor()?, descriptor()?, descriptor()?];
     let owner = words.next().map(str::parse).transpose().ok()?;
-    // Each belongs to one mount, and the standard ones to nobody here.
+    // Each belongs to one mount; none is a standard one.
     let mut all = descriptors.iter().chain(&owner);
     let are_fine = all.all(|&descriptor| descriptor > 2 && seen.insert(descriptor));
     (are_fine && words.next().is_none()).then_some(Line { number, connection, descriptors, owner })
@@ -104,7 +104,7 @@ fn parse_line(line: &str, seen: &mut HashSet<RawFd>) -> Option<Line> {
 fn own(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: it is only asked whether it is open.
     rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
-    // SAFETY: it is open. The program before has left it for this one, no other line has it, and nothing else in
+    // SAFETY: it is open. The program before has left it for this one, no other entry has it, and nothing else in
     // this process knows it: the keeper has opened only numbers that were free.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -1,7 +1,7 @@
 //! This process among others: the time that it ran, and the limits that it shares with its children.
 //!
 //! - [`running_time`]: deadlines that do not run while the process is stopped.
-//! - [`limits`]: open files, and what programs that are started get of the limit.
+//! - [`limits`]: open files, and the limits that started programs get back.
 //! - [`mount_table`]: the mounts that this process sees.
 //! - [`pidfd`]: another process, and its end.
 //! - [`signals`]: signals that come to this process, and their senders.

@@ -57,8 +57,8 @@ impl Pidfd {
         pid_line(&self.0).ok().flatten()?.parse().ok().filter(|&pid| pid != 0)
     }
 
-    /// Whether the process has ended. A process that has ended and whose parent has not heard of it has
-    /// ended, too.
+    /// Whether the process has ended. A process that its parent has not collected yet (a zombie) has ended,
+    /// too.
     pub fn has_ended(&self) -> bool {
         let mut descriptors = [PollFd::new(&self.0, PollFlags::IN)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -72,7 +72,7 @@ impl Pidfd {
     pub async fn ended(&self) -> io::Result<()> {
         // A copy, because the runtime watches each descriptor once.
         let copy = self.0.try_clone()?;
-        // SAFETY: the runtime's watcher owns the copy, and nobody else knows its number.
+        // SAFETY: the runtime's watcher owns the copy, and no other code knows its number.
         let watched = unsafe { AsyncFd::register_with_interest(copy, Interest::READABLE)? };
         watched.readable().await.map(drop)
     }

@@ -31,7 +31,7 @@ pub struct Received {
     pub is_of_terminal: bool,
 }
 
-/// Signals that do not end this process any more. They are told one by one.
+/// Signals that do not end this process any more. Each one is reported.
 #[derive(Debug)]
 pub struct Signals {
     heard: UnixStream,

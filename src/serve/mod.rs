@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! - No text of a request becomes a path: names are keys of a table, and digests are parsed.
-//! - The body of a blob is streamed in pieces.
+//! - The body of a blob is streamed, so memory does not grow with its size.
 //! - `index.json` is read anew for each request, so a kit that is copied into a known layout is
 //!   served at once. A new layout in the folder is found within a second.
 //!

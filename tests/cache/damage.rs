@@ -1,4 +1,4 @@
-//! What other processes, crashes and the disk do to the files.
+//! Damage to the files by other processes, crashes and the disk.
 
 use super::*;
 
@@ -182,7 +182,7 @@ fn a_layer_that_cannot_be_evicted_leaves_it_to_the_others() {
     assert!(matches!(cache.make_room(3 * MIB as u64), Err(CacheError::Full { .. })));
 }
 
-/// What says which bytes must come back is lost: one record is torn, or all of them are gone.
+/// The records of the bytes that must come back are lost: one record is torn, or all are gone.
 #[test]
 fn a_confirmed_layer_that_lost_a_digest_is_verified_again() {
     for is_torn in [true, false] {
@@ -276,7 +276,7 @@ fn verification_of_a_confirmed_layer_notices_what_its_checksums_do_not() {
     assert!(!is_resident(&store, &bytes, CHUNK..2 * CHUNK));
 }
 
-/// What may be done to a layer of two big members and small ones between runs.
+/// A change between runs, to a layer with two big members and small ones.
 #[derive(Clone, Debug)]
 enum Step {
     Fill { chunk: prop::sample::Index },

@@ -94,7 +94,7 @@ impl Template {
         Self { full, partial, poisoned }
     }
 
-    /// Whatever is served is right, and what is not is a miss.
+    /// Every byte that is served is right; the others are misses.
     fn check(&self, cache: &Arc<Cache>, what: &str) {
         let document = cache.document(self.full.document);
         assert!(document.is_none_or(|bytes| &bytes[..] == b"manifest"), "{what}");

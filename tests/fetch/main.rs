@@ -82,7 +82,7 @@ async fn a_tar_of_big_files_is_listed_from_its_headers() {
     let layer = open(&fetcher, source.spec(Format::Tar, Compression::None), &source).await.unwrap();
     assert_eq!(layer.contents().toc.members.len(), 3);
     assert!(source.yielded() <= source.bytes.len() as u64 / 100, "{} bytes", source.yielded());
-    // What was read beyond a header is kept: the rest of the layer is fetched, and no more.
+    // Bytes that were read beyond a header are kept: only the missing ones are fetched.
     let all = read(&layer, 0..source.bytes.len()).await.unwrap();
     assert!(all == source.bytes);
     // But for the end marker, which came without the padding before it.
@@ -309,7 +309,7 @@ async fn a_layer_whose_files_were_all_read_is_confirmed() {
     until("confirmed", || layer.state() == LayerState::Confirmed).await;
 }
 
-/// Who has read all files is told of a wrong digest, although padding and end marker are missing.
+/// A reader of all files learns of a wrong digest, although padding and end marker are missing.
 #[tokio::test]
 async fn who_asks_whether_a_layer_is_confirmed_waits_for_what_belongs_to_no_file() {
     for is_right in [true, false] {

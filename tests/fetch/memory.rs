@@ -22,7 +22,7 @@ pub struct Memory {
     host: Option<Arc<str>>,
     /// How long its pieces are.
     piece_bytes: usize,
-    /// What goes wrong with the next streams, in order.
+    /// The faults of the next streams, in order.
     pub faults: Mutex<Vec<Fault>>,
     /// Bytes that are changed the next time that they are asked for.
     pub flips: Mutex<Vec<usize>>,

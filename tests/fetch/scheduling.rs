@@ -1,4 +1,4 @@
-//! Who goes first, and what all of it may take of memory.
+//! The order of requests, and the bound on the memory of all transfers.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -456,8 +456,8 @@ fn any_fault() -> impl Strategy<Value = (Method, usize, usize, Fault)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Whatever fails, and how often: the kit arrives with the right bytes, or there is an error and no manifest
-    /// without its blobs.
+    /// Under any faults, the kit arrives with the right bytes, or there is an error and no manifest without its
+    /// blobs.
     #[test]
     fn no_fault_leaves_a_manifest_without_its_blobs(
         faults in prop::collection::vec(any_fault(), 0..6),

@@ -28,7 +28,7 @@ for name in train.parquet train.jsonl; do
 done
 
 labels() { "$PYTHON" "$HERE/labels.py" "$1" "$WORK/mnt"; }
-# What `map` computes of a version: the sum of 0 to 19,999, and the first letter of the label for each row.
+# The result of `map` for a version: the sum of 0 to 19,999, and the first letter of the label for each row.
 sum_of() { echo $((19999 * 20000 / 2 + 20000 * $(printf '%d' "'$1"))); }
 all() { # LABEL: each way of loading shows this version
     local way

@@ -112,7 +112,7 @@ pub(in crate::cli) async fn file(
 }
 
 /// Whether bytes are left out of the copy: a sparse file of a kit, a disk image for example, may have
-/// far more zeros than the disk has room for. Short pieces are written, for fewer extents.
+/// far more zeros than the disk has room for. Short runs of zeros are written, for fewer extents.
 fn is_hole(piece: &[u8]) -> bool {
     /// The block of the usual file systems: less than that makes no hole.
     const LEAST_BYTES: usize = 4096;
@@ -153,7 +153,7 @@ pub(in crate::cli) fn set_mode(path: &Path, mode: u32) -> Result<(), CliError> {
 }
 
 /// Removes the temporary files that killed copies have left in a folder. The caller has the folder for itself.
-/// `is_wanted` says which names are somebody's.
+/// A file for which `is_wanted` returns true stays.
 pub(in crate::cli) fn remove_leftovers(folder: &Path, is_wanted: impl Fn(&OsStr) -> bool) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {

@@ -6,7 +6,7 @@
 //!
 //! - A file has its final name only if its layer is confirmed and every file of the layer is on disk.
 //! - The record says which layer each file came from. A run leaves a file alone if its layer is wanted and
-//!   nobody has touched the file. So a second run, and a run for the next version, fetch and write
+//!   no program has touched the file. So a second run, and a run for the next version, fetch and write
 //!   what is missing.
 //! - The folder is locked while it is filled.
 //!
@@ -349,7 +349,7 @@ impl Filling<'_> {
         Ok(groups.into_values().collect())
     }
 
-    /// Whether an earlier run has written these bytes, and nobody has touched the file since.
+    /// Whether an earlier run has written these bytes, and no program has touched the file since.
     fn is_there(&self, entry: &Entry, content: &str) -> bool {
         let record = self.record.lock();
         let Some(written) = record.get(&entry.path.0) else { return false };
@@ -457,7 +457,7 @@ impl Filling<'_> {
         let mut changes = Vec::new();
         for (entry, content) in files {
             let place = self.place(&entry.path.0)?;
-            // A file that somebody has removed meanwhile is written again the next time.
+            // A file that was removed meanwhile is written again the next time.
             let Ok(there) = place.symlink_metadata() else { continue };
             let written = Written { content: content.clone(), stamp: Stamp::of(&there) };
             changes.push((entry.path.0.clone(), Some(written)));

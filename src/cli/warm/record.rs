@@ -8,7 +8,7 @@
 //!
 //! A line is added once its file has its final name. The last line of a path counts. A file is taken for
 //! the recorded one only if its stamp is the same, so a damaged or missing line costs a copy and no more.
-//! The record is as trustworthy as the folder: whoever writes into the folder may change its files too.
+//! The record is as trustworthy as the folder: a program that can write there can change its files, too.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata, OpenOptions};

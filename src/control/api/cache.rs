@@ -24,7 +24,7 @@ pub struct CachedLayer {
     pub stream_bytes: Option<u64>,
     /// The part of the content that is in the cache.
     pub resident_bytes: u64,
-    /// The part of that which came shortly before the machine went down, and was not checked since.
+    /// The part of those bytes that arrived shortly before the machine went down, and was not checked since.
     #[serde(default)]
     pub unchecked_bytes: u64,
     /// The trust that its bytes have.
@@ -65,6 +65,6 @@ pub struct CacheReport {
     pub checked_bytes: u64,
     /// The layers that were left alone, and why: `sha256:… is mounted at /models`.
     pub kept: Vec<String>,
-    /// The parts that failed, and why; the rest was done.
+    /// The parts that failed, and why. The other parts succeeded.
     pub failed: Vec<String>,
 }

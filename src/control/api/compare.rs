@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{EntryKind, KitRequest, OpenProgress, PassProgress, RawPath};
 use crate::control::Operation;
 
-/// Compares two kits. Nothing is fetched but what opening them needs, unless `content` is set.
+/// Compares two kits. Without `content`, only the bytes that open the kits are fetched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CompareRequest {
@@ -16,7 +16,7 @@ pub struct CompareRequest {
     /// The file or directory to compare; empty for the whole kits.
     #[serde(default)]
     pub path: RawPath,
-    /// Compare the bytes of files about which nothing else tells.
+    /// Compare the bytes of files whose digests are not known.
     #[serde(default)]
     pub content: bool,
 }
@@ -31,7 +31,7 @@ impl Operation for CompareRequest {
     }
 }
 
-/// How a comparison goes.
+/// The progress of a comparison.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CompareEvent {
@@ -53,7 +53,7 @@ pub struct Comparison {
     pub changes: Vec<FileChange>,
     /// The number of files and symlinks that are the same.
     pub same_files: u64,
-    /// The part of them that are the same by digests which only the packer vouches for.
+    /// The number of them that are the same only by digests which the packer has listed.
     pub claimed_same_files: u64,
     /// The layers of both versions: those of the later one in its order, then those that are gone.
     pub layers: Vec<LayerChange>,
@@ -61,7 +61,7 @@ pub struct Comparison {
     pub switch: Switch,
     /// Warnings about the kits.
     pub warnings: Vec<String>,
-    /// Files and directories that could not be compared, because their data cannot be had.
+    /// Files and directories that could not be compared, because their data cannot be fetched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<RawPath>,
 }
@@ -89,7 +89,7 @@ pub enum FileChangeKind {
     Renamed,
     /// The same content with other permission bits.
     Mode,
-    /// Nothing tells whether the content differs.
+    /// The content may differ: no digest decides.
     Maybe,
 }
 
@@ -109,7 +109,7 @@ pub struct FileChange {
     /// The file in the later version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<ComparedFile>,
-    /// Whether the verdict rests on a digest that only the packer vouches for.
+    /// Whether the verdict rests on a digest that the packer has listed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub claimed: bool,
 }
@@ -128,7 +128,7 @@ pub struct ComparedFile {
     /// The digest of the content, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// Whether only the packer vouches for the digest.
+    /// Whether the packer has listed the digest, and kitfs has not computed it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub digest_claimed: bool,
 }

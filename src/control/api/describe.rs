@@ -1,4 +1,4 @@
-//! Looking at registries, without reading a layer: `kitfs info`, `kitfs list`.
+//! Descriptions of kits and repositories, without reading a layer: `kitfs info`, `kitfs list`.
 
 use std::collections::BTreeMap;
 

@@ -6,7 +6,7 @@ use super::{NetworkOptions, OpenProgress};
 use crate::control::{NoEvent, Operation};
 use crate::oci::Origin;
 
-/// Which kit, and what of it.
+/// A kit, and the part of it that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KitRequest {

@@ -86,8 +86,8 @@ fn usual_read_deadline() -> Option<u64> {
 
 /// Serves a mount. The command has made it in the part of the file tree that it sees, and sends its FUSE
 /// device with the request. A second descriptor is the owner of the mount, a pidfd (pidfd_open(2)): the daemon
-/// ends the mount when that process has ended. The answer comes when the handshake is done. The command ends the
-/// mount when it hears of a failure.
+/// ends the mount when that process has ended. The answer comes when the handshake is done. After a failure, the
+/// command ends the mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountRequest {
@@ -195,7 +195,7 @@ impl HydrateMode {
     }
 }
 
-/// The state of the rest of a mounted kit.
+/// The state of the bytes of a mounted kit that are not in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HydrateState {

@@ -1,8 +1,8 @@
-//! How opening a kit goes.
+//! The progress of opening a kit.
 
 use serde::{Deserialize, Serialize};
 
-/// How opening a kit goes.
+/// The progress of opening a kit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OpenProgress {
@@ -17,7 +17,7 @@ pub enum OpenProgress {
 pub struct Waiting {
     /// `HOST[:PORT]`.
     pub host: String,
-    /// How long nothing has come.
+    /// How long the host has sent nothing.
     pub silent_seconds: u64,
     /// How long a host may be silent (`--open-timeout`).
     pub limit_seconds: u64,

@@ -66,10 +66,10 @@ pub struct Entry {
     /// Of a file: the digest of its content, where the request asks for it and it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// Whether only the packer vouches for the digest.
+    /// Whether the packer has listed the digest, and kitfs has not computed it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub digest_claimed: bool,
-    /// Why its content cannot be had: it belongs to a data set that lies elsewhere.
+    /// Why its content is missing: it belongs to a data set that lies elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Failure, KitRequest, KitState, PassProgress, RawPath, Waiting};
 use crate::control::Operation;
 
-/// Brings a kit, or files of it, to the cache. The answer has the outcome of each layer; a failure says that
+/// Fetches a kit, or files of it, into the cache. The answer has the outcome of each layer. After a failure
 /// nothing was fetched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,7 +36,7 @@ impl Operation for WarmRequest {
     }
 }
 
-/// How warming goes.
+/// The progress of a warm.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WarmEvent {
@@ -62,7 +62,7 @@ pub struct LayerProgress {
 /// The outcome of a warm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmReport {
-    /// The layers that something was wanted of.
+    /// The layers with wanted bytes.
     pub layers: Vec<WarmedLayer>,
     /// Warnings about the kit, or about the trace if one was replayed.
     pub warnings: Vec<String>,
@@ -88,6 +88,6 @@ pub struct WarmedLayer {
     pub is_complete: bool,
     /// The trust that its bytes have.
     pub state: KitState,
-    /// Why not everything came, or could be verified.
+    /// Why bytes are missing, or the digest could not be computed.
     pub failure: Option<Failure>,
 }

@@ -113,7 +113,7 @@ pub(super) fn without_secrets(description: &MountDescription) -> (MountDescripti
     (description, left_out)
 }
 
-/// A URL without its user and password; `None` where it is not plain what they are. The scheme may be missing,
+/// A URL without its user and password; `None` where the URL is ambiguous. The scheme may be missing,
 /// as in `ada:secret@proxy:3128`, so this is no matter for a parser of URLs.
 fn without_password(url: &str) -> Option<String> {
     let (scheme, rest) = match url.split_once("://") {

@@ -1,4 +1,4 @@
-//! The journal of mounts: what a daemon needs to make its mounts again, on disk.
+//! The journal of mounts: the data on disk with which a daemon makes its mounts again.
 //!
 //! ```text
 //! mounted --note: written, synced--> announced --the mount ended--> removed

@@ -51,9 +51,9 @@ pub(in crate::daemon) struct Served {
 
 /// Work that goes on beside a mount, and ends with it.
 pub(in crate::daemon) struct Background {
-    /// Fetches the rest of the kit.
+    /// Fetches the missing bytes of the kit.
     pub(in crate::daemon) hydrating: Option<Hydrating>,
-    /// Fetches what an access trace says.
+    /// Fetches the ranges of an access trace.
     pub(in crate::daemon) _replay: Option<AbortOnDropHandle<()>>,
     /// Looks whether the tag has moved.
     pub(in crate::daemon) following: Option<Following>,
@@ -113,7 +113,7 @@ impl Served {
         &self.reference
     }
 
-    /// Cancelled when the mount is gone, and with it all that it held.
+    /// Cancelled when the mount and everything that it held are gone.
     pub(in crate::daemon) fn released(&self) -> CancellationToken {
         self.released.clone()
     }
@@ -125,7 +125,7 @@ impl Served {
         stop
     }
 
-    /// Lets a recording come to its end.
+    /// Ends a recording after its last reads.
     pub(in crate::daemon) fn stop_recording(&self) {
         if let Some(stop) = self.recording.lock().take() {
             stop.cancel();
@@ -191,7 +191,7 @@ impl Served {
         let ((moved_to, follow_failure), (hydrate_mode, hydrate)) = match &*self.background.lock() {
             Some(Background { following: Some(following), hydrating: Some(hydrating), .. }) => {
                 let hydrate = match hydrating.state() {
-                    // Readers may have brought the rest.
+                    // Readers may have fetched the missing bytes meanwhile.
                     HydrateState::Waiting if self.is_here() => HydrateState::Complete,
                     state => state,
                 };

@@ -309,7 +309,7 @@ pub(super) fn fs_config(description: &MountDescription) -> FsConfig {
     }
 }
 
-/// Replays a trace beside a mount, whose readers hear of what fails by themselves.
+/// Replays a trace beside a mount. A failure goes to the log only: readers fetch the same bytes themselves.
 async fn replay_quietly(replay: Replay) {
     if let Err(error) = replay.run(|_| {}).await {
         tracing::warn!(%error, "replaying an access trace ended early");

@@ -167,7 +167,7 @@ impl Service {
                         Some(Err(error)) => {
                             format!("the kernel does not repeat requests ({error}); Linux 6.9 does")
                         }
-                        // Its command was told that there is no mount.
+                        // Its command got an error: there is no such mount.
                         _ => "it was being made".to_owned(),
                     };
                     let (this, state) = (self.clone(), announced.map(|announced| announced.state));

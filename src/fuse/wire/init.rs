@@ -66,7 +66,7 @@ impl Features {
 const MOST_PAGES: u16 = 256;
 
 /// The kernel's own readahead, where its administrator set no less: the fault of a mapped page asks
-/// for a whole window, so a large one is poison for random access. Ours does the rest.
+/// for a whole window, so a large one is poison for random access. `fs::readahead` reads ahead of streams.
 const READAHEAD_BYTES: u32 = 128 * 1024;
 
 /// Readahead requests that may wait for the network at once. The default of 16 is 2 MiB, less than a
@@ -145,7 +145,7 @@ impl Offer {
         Some(Self { unique, major, minor, readahead_bytes, features })
     }
 
-    /// Whether the kernel has a later major version. It asks again once it was told ours.
+    /// Whether the kernel has a later major version. It sends INIT again after an answer with this version.
     pub(in crate::fuse) fn is_too_new(&self) -> bool {
         self.major > MAJOR
     }

@@ -247,7 +247,7 @@ impl<P: Programs> Keeper<P> {
         })
     }
 
-    /// Does what a worker says until it has ended, and passes signals on.
+    /// Carries out the messages of a worker until it has ended, and passes signals on.
     fn watch(&mut self, worker: &mut Worker, signals: &OwnedFd) -> Watched {
         let mut is_quiet = false;
         loop {

@@ -74,7 +74,7 @@ fn a_worker_that_dies_before_its_mounts_have_ended_is_followed_by_one_that_ends_
     drop(channel);
     let (heads, workers) = mpsc::channel();
     let keeper = thread::spawn(move || sleepers(heads).run(Some(adopted(theirs, gone()))));
-    // This worker serves, and is told to end, which kills it: it knows no better.
+    // This worker serves. The signal to end kills it, because a shell does not handle it.
     let (channel, held) = Channel::from_keeper(workers.recv().unwrap()).unwrap();
     assert_eq!(held.len(), 1);
     channel.serving().unwrap();

@@ -65,7 +65,7 @@ pub struct Options {
     pub tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
     /// The answer of the TLS listener to plain http; without one, the words of Go's server.
     pub plain_answer: Option<&'static str>,
-    /// What may be written.
+    /// The writes that the registry accepts.
     pub writing: Writing,
 }
 

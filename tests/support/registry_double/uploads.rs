@@ -14,7 +14,7 @@ use kitfs::oci::{Digest, Document};
 
 use super::{Access, At, Fault, Recorded, Shared, error};
 
-/// What may be written, and how.
+/// The writes that the registry accepts, and how.
 #[derive(Clone, Default)]
 pub struct Writing {
     /// Nobody may push: 403, or tokens without the right.

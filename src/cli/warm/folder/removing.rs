@@ -1,6 +1,6 @@
 //! Removes files of an earlier version from a filled folder.
 //!
-//! Only what a run has written is removed, and only if nobody has touched it since. A path is never followed
+//! A file is removed only if a run has written it, and no program has touched it since. A path is never followed
 //! through a symlink.
 
 use std::collections::BTreeSet;
@@ -34,7 +34,7 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// Removes a file that an earlier run has written, unless somebody has touched it since.
+    /// Removes a file that an earlier run has written, unless a program has touched it since.
     pub(super) fn remove(&self, path: &[u8]) -> Result<(), CliError> {
         let place = self.place(path)?;
         let failed = |error| CliError::usage(format!("cannot remove {}: {error}", place.display()));
@@ -70,7 +70,7 @@ impl Filling<'_> {
             for at in ancestors {
                 let above = &path[..at];
                 let Ok(place) = self.place(above) else { break };
-                // It fails for a directory that has something in it, which then stays.
+                // It fails for a directory that is not empty, which then stays.
                 if kept.contains(above) || std::fs::remove_dir(place).is_err() {
                     break;
                 }
