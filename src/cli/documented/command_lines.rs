@@ -129,8 +129,9 @@ fn words_of(code: &str) -> Vec<String> {
 }
 
 fn lines_of_block(language: &str, content: &str) -> Vec<Line> {
+    let content = content.replace("\\\n", " ");
     let script = match language {
-        "sh" | "bash" => content.to_owned(),
+        "sh" | "bash" => content,
         "console" => {
             let typed = content.lines().filter_map(|line| line.strip_prefix("$ "));
             typed.collect::<Vec<_>>().join("\n")
@@ -180,12 +181,7 @@ fn simple_commands(script: &str) -> Vec<Vec<String>> {
                 quote = Some(next);
                 word.get_or_insert_default();
             }
-            ('\\', None) => {
-                let escaped = characters.next();
-                if escaped != Some('\n') {
-                    word.get_or_insert_default().extend(escaped);
-                }
-            }
+            ('\\', None) => word.get_or_insert_default().extend(characters.next()),
             ('#', None) if word.is_none() => {
                 while characters.next_if(|it| *it != '\n').is_some() {}
             }
