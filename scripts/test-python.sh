@@ -4,8 +4,8 @@
 #   scripts/test-python.sh [PYTEST-ARGUMENT]…     such as `-k mount`
 #
 # The tools come from PyPI, as wheels, into the target folder, once. KITFS names the binary, else the debug build is
-# taken, and made where it is missing. PYTHON names the interpreter (python3). What had to be left out is said in the
-# last lines; exit code 77 where that is all.
+# taken, and made where it is missing. PYTHON names the interpreter (python3). The last lines name the parts
+# that were left out; exit code 77 where that is all.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."

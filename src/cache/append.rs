@@ -74,8 +74,8 @@ impl LayerStore {
 
 impl Appender {
     /// Writes the bytes of `pieces`, which follow one another, start `offset` bytes behind the
-    /// chunk's start and do not pass its end. Room is made for them. What the chunk has already is
-    /// passed over, and so is all of a chunk that was evicted after it was decided to fetch only its
+    /// chunk's start and do not pass its end. Room is made for them. Bytes that the chunk has
+    /// already are passed over. So is everything, if the chunk was evicted after a decision to fetch only its
     /// end.
     ///
     /// # Errors

@@ -1,9 +1,9 @@
 //! Taking bytes away: evicting chunks, dropping wrong ones, and pins against it.
 //!
-//! A held file, one that is pinned or that somebody reads past this process (`backing`), is not
-//! evicted from. A chunk of it that the disk changed is dropped, but without a hole: its readers
-//! would take the zeros for content. What is fetched for the chunk is written over it; until then
-//! its bytes lie on the disk uncounted.
+//! A file is held while it is pinned, or while a program reads it without this process (`backing`). No chunk of
+//! a held file is evicted. A chunk that the disk changed is dropped, but without a hole: readers would
+//! take the zeros for content. New bytes are written over the chunk; until then its old bytes lie on the
+//! disk uncounted.
 //!
 //! ```text
 //! pin_member       dropped, never handed out

@@ -12,8 +12,8 @@
 //! - Groups of a layer that were used within a few writes of each other, at last, count as used at the same
 //!   time, and the lower one goes first. A stream runs forward: in a cache of few groups the chunks that its
 //!   reader has passed must go before those that were just written for it.
-//! - Chunks of a group go one by one until there is room. What is being filled, what is pinned and
-//!   the spools of running passes stay.
+//! - Chunks of a group go one by one until there is room. Chunks that are being
+//!   filled or pinned stay, and so do the spools of running passes.
 //! - A fully evicted layer keeps its table of contents: it can be listed without the network, and costs
 //!   no bytes of content.
 

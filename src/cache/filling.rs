@@ -322,7 +322,7 @@ impl LayerStore {
         Ok(Filled::Refused { start, bytes: bytes() })
     }
 
-    /// Lets go of a chunk. What was shown of it stays, if it can be recorded.
+    /// Lets go of a chunk. The bytes that readers may have seen stay, if they can be recorded.
     pub(super) fn give_up(self: &Arc<Self>, ready: &Ready, mut filling: Filling) {
         let shown = filling.state.filled();
         let is_recorded = filling.is_recorded

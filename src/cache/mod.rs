@@ -16,8 +16,8 @@
 //! ```
 //!
 //! Promises of the room (docs/format/cache-folder.md, docs/design/002-cache.md):
-//! - It never serves a byte that differs from the one that arrived. Whatever another process, a
-//!   crash or the disk does to the files: right bytes, a miss, or an error.
+//! - It never serves a byte that differs from the one that arrived. After any damage to
+//!   the files, by a process, a crash or the disk, a read gives right bytes, a miss, or an error.
 //! - Losing power costs fetched bytes, never correctness: content is written before the record
 //!   that speaks of it, and checked again before this process first serves it.
 //! - The limit holds, up to what is in flight (`eviction`).

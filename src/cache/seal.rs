@@ -5,14 +5,13 @@
 //! | CRC32C of its bytes | all that are filled | what a crash, a torn write or the disk changed |
 //! | [`Seal`] | those of confirmed layers | what a source sends in the place of an evicted one |
 //!
-//! Bytes of an unconfirmed layer are what their source sent, and no digest of ours makes more of
-//! them; so on their way in they cost a checksum. What a confirmed layer had is known by its
-//! sha256, and so is each chunk: sha256 goes from block to block with a chaining value (FIPS 180-4,
-//! 6.2.2), and those before and after a chunk, which come up while the layer's digest is computed,
-//! are its seal. Who finds other bytes that lead from the one to the other has found a collision of
-//! sha256, so a seal binds its chunk as the digest binds the layer, and costs nothing. Where there is
-//! no such value (a chunk next to a big member of odd length begins or ends within a block; of a
-//! layer that came compressed it is not the stream that has the digest), the seal is a BLAKE3.
+//! No digest of kitfs can confirm bytes of an unconfirmed layer, so they cost only a checksum on their way
+//! in. The bytes of a confirmed layer are bound by its sha256, and so is each chunk. sha256 goes from block to
+//! block with a chaining value (FIPS 180-4, 6.2.2). The values before and after a chunk are its seal; they
+//! come up while the layer's digest is computed, and cost nothing. Other bytes that lead from the one value
+//! to the other are a collision of sha256, so a seal binds its chunk as the digest binds the layer. Some
+//! chunks have no such values: a chunk next to a big member of odd length begins or ends within a block, and
+//! of a compressed layer the stream is not what has the digest. Their seal is a BLAKE3.
 
 use sha2::block_api::compress256;
 

@@ -22,7 +22,7 @@ pub(super) struct ListenArguments {
     listen_public: bool,
 }
 
-/// What one process of a daemon tells the next one.
+/// The settings that one process of a daemon tells the next one.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct PassedListenArguments {
     #[command(flatten)]

@@ -11,7 +11,7 @@ const LEAST_WIDTH: usize = 40;
 /// A terminal that says it is wider is taken for one of this width: a bound on the length of lines.
 const MOST_WIDTH: usize = 400;
 
-/// What the standard output can show.
+/// The abilities of the standard output.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Screen {
     /// In columns.

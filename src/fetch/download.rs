@@ -27,10 +27,9 @@ use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 
 /// Batches between the network and the writer.
 const BATCHES: usize = 2;
-/// The memory that a transfer may take: the batch being gathered, those in the channel, the one
-/// being written; each is a chunk at most, and so is what is held back of one whose bytes are to be
-/// known to be right before they are written. What a piece has beyond its chunk stays with it: it may be
-/// as long as an HTTP client's buffer, some 400 KiB.
+/// The memory that a transfer may take: the batch being gathered, those in the channel, the one being
+/// written, and a batch that is held back until its bytes are known to be right. Each is a chunk at most. A
+/// buffer of the HTTP client (some 400 KiB) may reach beyond the end of its chunk.
 pub(super) const TRANSFER_MEMORY_BYTES: u64 =
     (BATCHES as u64 + 2) * (CHUNK_BYTES + 512 * 1024) + CHUNK_BYTES;
 

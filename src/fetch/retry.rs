@@ -1,8 +1,8 @@
 //! The retry of a reader that lost bytes before it could take them.
 //!
 //! Where the cache keeps little or nothing, many readers may displace each other's bytes. A reader that
-//! has lost some begins a retry. What it wants is then held in memory (`passing`), whether or not the
-//! cache keeps it, and nothing displaces it. A layer has one retry at a time: so little memory is held
+//! has lost some begins a retry. Its bytes are then held in memory (`passing`), whether or not the cache
+//! keeps them, and nothing displaces them. A layer has one retry at a time: so little memory is held
 //! this way, and a host that does not answer holds up the readers of its own layers alone.
 
 use std::ops::Range;

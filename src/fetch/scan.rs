@@ -2,10 +2,10 @@
 //!
 //! A member's header says where the next header is, so the content in between is never fetched.
 //! Reads start small and double while headers lie close together (many small files), and start
-//! small again after a jump over a member larger than a chunk (weights). What is read beyond a
-//! header is kept, and fetched once; only behind a member of more than a chunk that has no file of
-//! its own (256 KiB to 1 MiB) the header lies inside a chunk whose start was passed over, and its
-//! 4 KiB come again when that chunk is read.
+//! small again after a jump over a member larger than a chunk (weights). Bytes that are
+//! read beyond a header are kept, and fetched once. There is one exception: behind a member of 256 KiB
+//! to 1 MiB, which has no file of its own, the header lies inside a chunk whose start was passed over.
+//! Its 4 KiB are fetched again when that chunk is read.
 //!
 //! ```text
 //! | hdr | big member ........ | hdr hdr f hdr f f hdr ... | big | end |

@@ -37,7 +37,7 @@ pub struct Part {
 /// The chunks of a kit that are on their way at one moment, and the states of its layers.
 pub struct InFlight(Vec<(Coming, Trust)>);
 
-/// What the layer's state says about bytes in the cache.
+/// The state of bytes in the cache, as the layer's state gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trust {
     Open,

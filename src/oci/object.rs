@@ -195,7 +195,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is written behind the scheme, the bucket can be a label of a host name.
+        /// With any text behind the scheme, the bucket can be a label of a host name.
         #[test]
         fn a_bucket_is_never_more_than_a_name(rest in "[a-z0-9A-Z./:@#?%-]{0,30}") {
             if let Ok(object) = parse(&format!("s3://{rest}")) {

@@ -76,7 +76,7 @@ impl Redirect {
 pub enum Upper {
     /// The name is not in the view.
     Whiteout,
-    /// A directory. What the base has below its path is in the view, too, unless it is opaque.
+    /// A directory. The entries of the base below its path are in the view, too, unless it is opaque.
     Directory {
         /// Nothing of the base is below it.
         is_opaque: bool,
@@ -137,9 +137,9 @@ pub enum What {
     Changed,
     /// Its mode, owner or dates were set; its bytes are the base's.
     Metadata,
-    /// It is not in the view, nor is what lies in it.
+    /// It is not in the view, and neither are the entries in it.
     Removed,
-    /// It was elsewhere in the base. What lies in it is not named again.
+    /// It was elsewhere in the base. The entries in it are not named again.
     Renamed {
         /// The path in the base.
         from: PathBuf,
@@ -214,7 +214,7 @@ pub fn changes(base: &Base, view: &View) -> Vec<Change> {
         view.iter().filter_map(|(path, (_, it))| moved_from(view, path, it)).collect();
     let mut changes = Vec::new();
     for (path, (kind, source)) in view {
-        // The base's entry of this path may be elsewhere now. What is here then takes nothing's place.
+        // The base's entry of this path may be elsewhere now. Then the entry here replaces none.
         let replaces = base.contains_key(path) && !moved.contains(path.as_path());
         let what = match (moved_from(view, path, source), source) {
             (Some(from), _) if is_implied(view, path, from) => match source {

@@ -293,7 +293,7 @@ mod tests {
             let _ = ImageIndex::decode_tags(&bytes, "x");
         }
 
-        /// Whatever names a folder has, the name that the index itself writes finds its manifest.
+        /// In a folder with any names, the name that the index itself writes finds its manifest.
         #[test]
         fn every_name_leads_to_its_manifest(
             names in proptest::collection::vec("([ab]\\.io(:5000)?/[xy]{1,2}(/z)?:)?v[12]", 1..8)

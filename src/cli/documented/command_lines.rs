@@ -241,7 +241,8 @@ fn parse(line: &Line) -> Result<(), String> {
     }
 }
 
-/// `true` for a value that stands for others, such as `TIME`.
+/// `true` for a value that stands for others, such as `TIME` or `ADDRESS:PORT`.
 fn is_placeholder(value: &str) -> bool {
-    value.chars().all(|it| it.is_ascii_uppercase() || it == '_')
+    value.starts_with(|it: char| it.is_ascii_uppercase())
+        && value.chars().all(|it| it.is_ascii_uppercase() || it.is_ascii_punctuation())
 }

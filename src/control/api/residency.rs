@@ -58,7 +58,7 @@ pub enum ResidencyRows {
     Largest,
     /// The files, in the order of the tree.
     InOrder,
-    /// What the directory contains, each subdirectory as one row.
+    /// The content of the directory, each subdirectory as one row.
     Children,
 }
 

@@ -47,8 +47,8 @@ impl Wanted {
     }
 }
 
-/// The layers of everything that was gathered, in the order in which they are merged. What has a
-/// path that is too long becomes a warning there.
+/// The layers of everything that was gathered, in the order in which they are merged. A layer whose path is
+/// too long becomes a warning.
 pub(super) fn layers(gathered: &mut Gathered) -> Vec<Wanted> {
     let mut wanted = Vec::new();
     let mut warnings = Vec::new();

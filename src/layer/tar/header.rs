@@ -25,7 +25,7 @@ pub(super) struct Header {
     pub mode: u32,
     /// Modification time in seconds since 1970.
     pub mtime_seconds: i64,
-    /// Whose sparse fields the header has, should its type be that of a sparse file.
+    /// The sparse fields of the header, if its type is that of a sparse file.
     pub sparse_fields: Option<SparseFields>,
 }
 

@@ -369,8 +369,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a head says, a body that is taken begins where the request does, or is the whole
-        /// blob, and lies in the blob.
+        /// With any head, a body that is taken begins where the request does, or is the whole blob, and
+        /// lies in the blob.
         #[test]
         fn a_body_that_is_taken_lies_where_the_request_says(
             (size, start, length) in (1u64..40).prop_flat_map(|size| (Just(size), 0..size))

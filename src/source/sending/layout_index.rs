@@ -133,8 +133,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was put in which order, each name leads to the last manifest that was put under it, and
-        /// no manifest is lost.
+        /// After any puts in any order, each name leads to the last manifest that was put under it, and no
+        /// manifest is lost.
         #[test]
         fn a_name_leads_to_the_manifest_that_was_put_last(
             puts in prop::collection::vec((0u8..4, prop::option::of("([ab]\\.io/[xy]:)?v[12]")), 1..12)

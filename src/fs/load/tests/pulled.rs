@@ -238,8 +238,8 @@ fn name(number: usize) -> String {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever kits there are, whatever their parents, and in whatever order kit pulls them: a tag
-    /// in kit's storage leads to the kit that the registry has under it, or to an error.
+    /// For any kits with any parents, pulled in any order: a tag in kit's storage leads to the kit that the
+    /// registry has under it, or to an error.
     #[test]
     fn a_pulled_tag_never_leads_to_another_kit(
         parents in proptest::collection::vec(proptest::option::of(0..6usize), 6),
