@@ -75,7 +75,7 @@ enum Action {
     Check,
 }
 
-/// What the files and the variables say.
+/// The values of the files and the variables.
 pub(super) struct Config {
     catalogue: Catalogue,
     /// The paths that were looked at, the first wins.

@@ -133,7 +133,7 @@ pub(super) fn report_wrong_call(message: impl std::fmt::Display) -> ExitCode {
     ExitCode::from(WRONG_CALL)
 }
 
-/// What mount(8) says beside the kit and the directory.
+/// The arguments of mount(8) beside the kit and the directory.
 #[derive(Default)]
 struct Given {
     places: Vec<OsString>,

@@ -49,7 +49,7 @@ pub(super) struct Item {
     pub values: Vec<String>,
 }
 
-/// What is wrong with a file.
+/// A problem of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     pub path: PathBuf,
