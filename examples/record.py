@@ -20,7 +20,8 @@ def normalised(text, work):
         text,
     )
     text = re.sub(r"--while-pid \d+", "--while-pid 4711", text)
-    return re.sub(r"\b\d+([.,]\d+)? ?(s|ms|seconds)\b", r"N \2", text)
+    # A time behind `=` is the value of an option, and no measurement.
+    return re.sub(r"(?<!=)\b\d+([.,]\d+)? ?(s|ms|seconds)\b", r"N \2", text)
 
 
 def main(script, output, work):

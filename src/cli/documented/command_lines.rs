@@ -14,6 +14,9 @@ use super::{pages, root};
 const NAME_IT: [&str; 8] =
     ["groupadd", "usermod", "cd", "cargo", "ls", "apt-get", "systemctl", "pip"];
 
+/// A command with the grammar of mount(8), which never reaches clap.
+const OF_MOUNT: &str = "mount-helper";
+
 /// A command line of a text.
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
@@ -210,6 +213,9 @@ fn examples(command: &Command) -> Vec<Vec<String>> {
 
 /// Fails with the reason of clap.
 fn parse(line: &Line) -> Result<(), String> {
+    if line.words.get(1).is_some_and(|word| word == OF_MOUNT) {
+        return Ok(());
+    }
     let bare = |word: &String| word.trim_matches(['[', ']']).trim_end_matches('…').to_owned();
     let words = line.words.iter().map(bare).filter(|word| !word.is_empty());
     let words = kit_habits::translate(words.map(OsString::from));
