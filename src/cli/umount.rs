@@ -17,7 +17,7 @@ use crate::process::view::own_view;
 
 /// The most mounts that the command ends at a time. An end waits for the disk and the kernel, not for the processor.
 const MOST_AT_ONCE: usize = 16;
-/// How long programs may keep a mount whose command has ended, as those of a daemon that is told to stop.
+/// How long programs may delay the end of a mount whose command has ended: as long as for `kitfs daemon stop`.
 const BUSY_GRACE: Duration = Duration::from_secs(5);
 /// The interval between two tries to unmount a busy mount.
 const BUSY_INTERVAL: Duration = Duration::from_millis(100);
@@ -156,7 +156,7 @@ pub(super) async fn remove(place: &Path) -> Result<(), CliError> {
 /// Ends a mount: through its daemon, or without one when there is none.
 async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<UnmountReport, Failure> {
     let server = Backend::of_mount(place).await?;
-    // The question for the daemon hangs, too, and keeps the mount busy.
+    // A thread that asks the mount for its daemon hangs, too, and keeps the mount busy.
     let is_silent = matches!(server, Server::Silent);
     let is_dead = matches!(server, Server::Gone);
     let daemon = match (server, settings.daemon()) {
