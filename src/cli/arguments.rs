@@ -7,8 +7,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    browse, cache, cat, completions, config, copy, cp, daemon, diff, info, list, log, ls, map,
-    mount, overlay, pack, push, run, serve, sizes, status, tag, trace, umount, warm,
+    browse, cache, cat, completions, config, copy, cp, daemon, diff, explain, info, inspect, list,
+    log, ls, map, mount, overlay, pack, ps, push, run, serve, sizes, status, tag, trace, umount,
+    warm,
 };
 use crate::observe;
 
@@ -59,6 +60,14 @@ pub(super) enum Command {
     Status(status::Arguments),
     /// Show which parts of each file are in the cache.
     Map(map::Arguments),
+    /// Show why bytes of a file were downloaded, and what made a read slow.
+    Explain(explain::Arguments),
+    /// List the processes that use mounts.
+    Ps(ps::Arguments),
+    /// Show everything known about a kit or a mount, as JSON.
+    Inspect(inspect::Arguments),
+    /// Replace the daemon's processes, as `kitfs daemon restart` does; its mounts go on.
+    Restart(daemon::RestartArguments),
     /// Start, stop or show the daemon that serves the mounts.
     Daemon(daemon::Arguments),
     /// List the files of a kit without mounting it.

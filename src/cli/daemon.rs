@@ -41,6 +41,25 @@ pub(super) struct Arguments {
     pub command: Command,
 }
 
+/// `kitfs daemon restart`, and `kitfs restart`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Programs that read from a mount wait for a moment. The new processes run the
+program that the daemon was started from, which may be a newer version by now.
+If that version cannot go on with the mounts, the daemon stays as it is and the
+command fails. A daemon that `kitfs mount --foreground` has started cannot be
+replaced.")]
+pub(super) struct RestartArguments {
+    /// The daemon of all users.
+    #[arg(long)]
+    system: bool,
+}
+
+/// Replaces the daemon's processes.
+pub(super) fn restart(settings: &Settings, arguments: &RestartArguments) -> Result<(), CliError> {
+    block_on(replace(settings, running(settings, arguments.system)?, Replacement::Restart))
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Start the daemon, if it does not run.
@@ -77,17 +96,7 @@ registry does not answer are tried again in the background.")]
         system: bool,
     },
     /// Replace the daemon's processes; its mounts go on.
-    #[command(after_help = "\
-Programs that read from a mount wait for a moment. The new processes run the
-program that the daemon was started from, which may be a newer version by now.
-If that version cannot go on with the mounts, the daemon stays as it is and the
-command fails. A daemon that `kitfs mount --foreground` has started cannot be
-replaced.")]
-    Restart {
-        /// The daemon of all users.
-        #[arg(long)]
-        system: bool,
-    },
+    Restart(RestartArguments),
     /// Have the daemon go on as this version of kitfs; its mounts go on.
     #[command(after_help = "\
 As `kitfs daemon restart`, but the new processes run the program of this
@@ -213,9 +222,7 @@ fn running(settings: &Settings, is_system: bool) -> Result<DaemonConfig, CliErro
 
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     match arguments.command {
-        Command::Restart { system } => {
-            block_on(replace(settings, running(settings, system)?, Replacement::Restart))
-        }
+        Command::Restart(arguments) => restart(settings, &arguments),
         Command::Upgrade { system } => {
             block_on(replace(settings, running(settings, system)?, Replacement::Upgrade))
         }

@@ -14,9 +14,8 @@ use super::arguments::{KitArguments, NetworkArguments};
 use super::error::{CliError, end_of_comparison};
 use super::log::FileCounts;
 use super::mounted_kit::mounted_kit;
-use super::output::{
-    byte_bar, pass_bar, print_json, print_warnings, printable, show_opening, show_pass,
-};
+use super::opening::{Opening, show_pass};
+use super::output::{byte_bar, print_json, print_warnings, printable};
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::system::{self, Otherwise};
@@ -88,17 +87,17 @@ async fn compare(settings: &Settings, arguments: Arguments) -> Result<bool, CliE
     }
     let path = RawPath(arguments.path.map(OsString::into_vec).unwrap_or_default());
     let request = CompareRequest { before, after, path, content: arguments.content };
-    let opening = pass_bar();
+    let mut opening = Opening::new();
     let comparing = byte_bar(0, "comparing");
     let mut show = |event| match event {
-        CompareEvent::Opening(progress) => show_opening(&opening, progress),
+        CompareEvent::Opening(progress) => opening.show(progress),
         CompareEvent::Comparing(progress) => show_pass(&comparing, progress),
     };
     let compared = tokio::select! {
         compared = backend.call(request, &mut show) => compared,
         _ = tokio::signal::ctrl_c() => return Err(CliError::Interrupted),
     };
-    opening.finish_and_clear();
+    drop(opening);
     comparing.finish_and_clear();
     let comparison = compared?;
     print_warnings(&comparison.warnings);

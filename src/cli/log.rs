@@ -8,9 +8,8 @@ use super::arguments::NetworkArguments;
 use super::diff::count_changes;
 use super::error::CliError;
 use super::list::{has_selector, is_storage};
-use super::output::{
-    count_of, print_json, print_table, print_warnings, say, say_while_waiting, show_opening,
-};
+use super::opening::Opening;
+use super::output::{count_of, print_json, print_table, print_warnings, say, say_while_waiting};
 use super::reference::parse_reference;
 use super::settings::Settings;
 use super::sizes;
@@ -128,16 +127,16 @@ async fn compare_files(
         let backend = system::backend_for_all(settings, kits, false, Otherwise::AnyBackend).await?;
         let (path, content) = (RawPath::default(), false);
         let request = CompareRequest { before, after, path, content };
-        let bar = super::output::pass_bar();
+        let mut opening = Opening::new();
         let mut show = |event| match event {
-            CompareEvent::Opening(progress) => show_opening(&bar, progress),
+            CompareEvent::Opening(progress) => opening.show(progress),
             CompareEvent::Comparing(_) => {}
         };
         let compared = tokio::select! {
             compared = backend.call(request, &mut show) => compared,
             _ = tokio::signal::ctrl_c() => return Err(CliError::Interrupted),
         };
-        bar.finish_and_clear();
+        drop(opening);
         changes.files = Some(count_changes(&compared?));
     }
     Ok(())

@@ -42,8 +42,6 @@ Examples:
   kitfs map --folders ghcr.io/org/model:v1
   kitfs map --svg map.svg /models")]
 pub(super) struct Arguments {
-    #[command(flatten)]
-    subject: SubjectArguments,
     /// Show every file, in the order of the tree.
     #[arg(long, conflicts_with = "folders")]
     all: bool,
@@ -59,6 +57,8 @@ pub(super) struct Arguments {
     /// Print a JSON object, with the ranges of each file that are in the cache.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    subject: SubjectArguments,
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {

@@ -23,9 +23,11 @@ mod documented;
 mod durations;
 mod environment;
 mod error;
+mod explain;
 mod foreground;
 mod help;
 mod info;
+mod inspect;
 mod kit_at;
 mod kit_habits;
 mod list;
@@ -37,10 +39,12 @@ mod mount;
 mod mount_helper;
 mod mounted_kit;
 mod nearest;
+mod opening;
 mod output;
 mod overlay;
 mod pack;
 mod program;
+mod ps;
 mod push;
 mod reference;
 mod run;
@@ -131,7 +135,11 @@ fn run(arguments: Arguments, config: &Config, environment: Environment) -> Resul
         Command::Overlay(command) => block_on(overlay::run(&settings, command)),
         Command::Umount(command) => block_on(umount::run(&settings, command)),
         Command::Status(command) => block_on(status::run(&settings, command)),
+        Command::Explain(command) => block_on(explain::run(&settings, command)),
         Command::Map(command) => block_on(map::run(&settings, command)),
+        Command::Ps(command) => block_on(ps::run(&settings, command)),
+        Command::Inspect(command) => block_on(inspect::run(&settings, command)),
+        Command::Restart(command) => daemon::restart(&settings, &command),
         Command::Daemon(command) => daemon::run(&settings, command),
         Command::Ls(command) => block_on(ls::run(&settings, command)),
         Command::Cat(command) => block_on(cat::run(&settings, command)),

@@ -16,7 +16,8 @@ use super::durations::{Limit, parse_duration, parse_limit};
 use super::error::CliError;
 use super::foreground;
 use super::help::MORE_OPTIONS;
-use super::output::{count_of, pass_bar, print_line, print_warnings, short_digest, show_opening};
+use super::opening::Opening;
+use super::output::{count_of, print_line, print_warnings, short_digest};
 use super::overlay;
 use super::reference::parse_reference;
 use super::runtime::block_on;
@@ -270,11 +271,9 @@ pub(super) async fn mount(
     replace: bool,
     owner: Option<&Pidfd>,
 ) -> Result<MountStatus, CliError> {
-    let bar = pass_bar();
-    let on_progress = &mut |progress| show_opening(&bar, progress);
-    let mounted = backend.mount(request, replace, owner, on_progress).await;
-    bar.finish_and_clear();
-    Ok(mounted?)
+    let mut opening = Opening::new();
+    let on_progress = &mut |progress| opening.show(progress);
+    Ok(backend.mount(request, replace, owner, on_progress).await?)
 }
 
 /// Tells systemd that the mount is ready, for services with `Type=notify`.

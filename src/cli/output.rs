@@ -13,7 +13,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::error::CliError;
-use crate::control::api::{KitRequest, KitState, OpenProgress, PassProgress, Waiting};
+use super::opening::Opening;
+use crate::control::api::{KitRequest, KitState, Waiting};
 use crate::daemon::{Backend, OpenKit};
 use crate::oci::Origin;
 
@@ -179,25 +180,10 @@ pub(super) fn byte_bar(total_bytes: u64, what: impl Into<Cow<'static, str>>) -> 
     bar.with_style(style.progress_chars("=> ")).with_message(what)
 }
 
-/// Opens a kit, and shows a bar while kitfs reads compressed layers.
+/// Opens a kit, and shows the progress.
 pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<OpenKit, CliError> {
-    let bar = pass_bar();
-    let opened = backend.open_kit(kit, &mut |progress| show_opening(&bar, progress)).await;
-    bar.finish_and_clear();
-    Ok(opened?)
-}
-
-/// The bar for compressed layers, which are read once from start to end.
-pub(super) fn pass_bar() -> ProgressBar {
-    byte_bar(0, "reading compressed layers")
-}
-
-/// Shows the progress of opening a kit, with [`pass_bar`].
-pub(super) fn show_opening(bar: &ProgressBar, progress: OpenProgress) {
-    match progress {
-        OpenProgress::Passing(progress) => show_pass(bar, progress),
-        OpenProgress::Waiting(waiting) => bar.suspend(|| say_waiting(&waiting)),
-    }
+    let mut opening = Opening::new();
+    Ok(backend.open_kit(kit, &mut |progress| opening.show(progress)).await?)
 }
 
 /// Waits for the daemon's answer about `reference`, and says so when the registry takes long.
@@ -232,12 +218,6 @@ pub(super) fn say_waiting(waiting: &Waiting) {
         "still waiting for {host}… (silent for {silent_seconds} s; given up after {limit_seconds} \
          s, --open-timeout)"
     ));
-}
-
-/// Moves [`pass_bar`].
-pub(super) fn show_pass(bar: &ProgressBar, progress: PassProgress) {
-    bar.set_length(progress.total_bytes);
-    bar.set_position(progress.passed_bytes);
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::output::open_kit;
 use super::reference::parse_kit_path;
 use super::settings::{Settings, absolute};
 use super::system::{self, Otherwise};
-use crate::control::api::{Failure, FailureKind, RawPath, Subject};
+use crate::control::api::{Failure, FailureKind, KitRequest, RawPath, Subject};
 use crate::control::{Handle, Operation};
 use crate::daemon::{Backend, OpenKit, Server, Service};
 use crate::fuse::mount_above;
@@ -67,6 +67,30 @@ pub(super) async fn find(
 }
 
 impl Found {
+    /// The daemon, or the service in this process.
+    pub(super) fn backend(&self) -> &Backend {
+        match &self.place {
+            Place::Kit(kit) => kit.backend(),
+            Place::Mount(backend, _) => backend,
+        }
+    }
+
+    /// The mountpoint of a mount.
+    pub(super) fn mountpoint(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Mount(_, Subject::Mount { mountpoint, .. }) => Some(mountpoint),
+            Place::Mount(_, Subject::Kit(_)) | Place::Kit(_) => None,
+        }
+    }
+
+    /// The request that names the kit, where no mount was named.
+    pub(super) fn pinned(&self) -> Option<&KitRequest> {
+        match &self.place {
+            Place::Kit(kit) => Some(kit.pinned()),
+            Place::Mount(..) => None,
+        }
+    }
+
     /// Asks about the kit.
     pub(super) async fn ask<O: Operation>(
         &self,

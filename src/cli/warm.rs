@@ -5,21 +5,20 @@ mod record;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar};
 
 use super::arguments::{IdleArguments, KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::help::MORE_OPTIONS;
+use super::opening::{self, Lines, show_pass};
 use super::output::{
-    byte_bar, count_of, pass_bar, print_json, print_line, print_warnings, printable, say,
-    say_waiting, short_digest, show_pass,
+    byte_bar, count_of, print_json, print_line, print_warnings, printable, say, say_waiting,
 };
 use super::reference::parse_reference;
+use super::screen::middle_cut;
 use super::settings::{DEFAULT_UMASK, Settings, absolute};
 use super::sizes;
 use super::system::{self, Otherwise};
@@ -28,8 +27,8 @@ use crate::control::api::{
     WarmedLayer,
 };
 
-/// The interval of progress messages where no terminal shows bars.
-const LINE_INTERVAL: Duration = Duration::from_secs(10);
+/// The columns of a name before a bar.
+const NAME_WIDTH: usize = 40;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -166,13 +165,12 @@ fn check_all_is_there(report: &WarmReport) -> Result<(), CliError> {
     }
 }
 
-/// The progress: bars on a terminal, else a line every [`LINE_INTERVAL`].
+/// The progress: bars on a terminal, else a line now and then.
 struct Display {
     bars: MultiProgress,
     passing: Option<ProgressBar>,
     layers: HashMap<String, ProgressBar>,
-    is_terminal: bool,
-    last_line: Instant,
+    lines: Lines,
 }
 
 impl Display {
@@ -181,8 +179,7 @@ impl Display {
             bars: MultiProgress::new(),
             passing: None,
             layers: HashMap::new(),
-            is_terminal: io::stderr().is_terminal(),
-            last_line: Instant::now(),
+            lines: Lines::new(),
         }
     }
 
@@ -190,16 +187,17 @@ impl Display {
         match event {
             WarmEvent::Passing(progress) => {
                 let bars = &self.bars;
-                let bar = self.passing.get_or_insert_with(|| bars.add(pass_bar()));
+                let bar = self.passing.get_or_insert_with(|| bars.add(opening::bar()));
                 show_pass(bar, progress);
-                self.say_now_and_then(progress.passed_bytes, progress.total_bytes);
+                self.lines.say(|| format!("reading headers: {}", opening::percent(progress)));
             }
             WarmEvent::Waiting(waiting) => self.bars.suspend(|| say_waiting(&waiting)),
             WarmEvent::Layers(layers) => {
                 layers.iter().for_each(|layer| self.show_layer(layer));
-                let done_bytes = layers.iter().map(|layer| layer.done_bytes).sum();
-                let total_bytes = layers.iter().map(|layer| layer.total_bytes).sum();
-                self.say_now_and_then(done_bytes, total_bytes);
+                let done_bytes: u64 = layers.iter().map(|layer| layer.done_bytes).sum();
+                let total_bytes: u64 = layers.iter().map(|layer| layer.total_bytes).sum();
+                let of = |bytes| sizes::show(bytes);
+                self.lines.say(|| format!("{} of {}", of(done_bytes), of(total_bytes)));
             }
         }
     }
@@ -207,17 +205,10 @@ impl Display {
     fn show_layer(&mut self, layer: &LayerProgress) {
         let bars = &self.bars;
         let bar = self.layers.entry(layer.name.clone()).or_insert_with(|| {
-            let name = short_digest(&layer.name).to_owned();
-            bars.add(byte_bar(layer.total_bytes, name))
+            let name = printable(layer.title.as_bytes());
+            bars.add(byte_bar(layer.total_bytes, middle_cut(&name, NAME_WIDTH, false)))
         });
         bar.set_position(layer.done_bytes);
-    }
-
-    fn say_now_and_then(&mut self, done_bytes: u64, total_bytes: u64) {
-        if !self.is_terminal && self.last_line.elapsed() >= LINE_INTERVAL {
-            self.last_line = Instant::now();
-            say(format_args!("{} of {}", sizes::show(done_bytes), sizes::show(total_bytes)));
-        }
     }
 
     fn clear(&self) {

@@ -95,6 +95,7 @@ operations![
     api::StatRequest,
     api::ReadRequest,
     api::ResidencyRequest,
+    api::ExplainRequest,
     api::CloneRequest,
     api::WarmRequest,
     api::MountRequest,

@@ -5,7 +5,9 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
@@ -23,9 +25,13 @@ use crate::control::api::{
 };
 use crate::control::socket::{Address, SocketPath};
 use crate::control::{self, ByteStream, Client, Connection, Handle, Lease, Liveness, Operation};
-use crate::fuse::{Answer, Attached, DeviceNumber, daemon_of, other_mounts};
+use crate::fuse::{Answer, Attached, DeviceNumber, OtherMount, daemon_of, other_mounts};
 use crate::process::pidfd::Pidfd;
-use crate::process::running_time::Stopwatch;
+use crate::process::running_time::{self, Stopwatch};
+
+/// How long the daemons of other cache folders may take to tell their status, all together. Two seconds: they answer
+/// within milliseconds, and a list of mounts can do without one that hangs.
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A running daemon, or a service in this process.
 #[derive(Clone)]
@@ -195,6 +201,24 @@ impl Backend {
             }
         }
         Ok(daemons)
+    }
+
+    /// The daemons of this user that serve other mounts. A daemon that does not answer at once is left out.
+    pub async fn statuses_of(mounts: &[OtherMount]) -> Vec<DaemonStatus> {
+        let addresses: HashSet<&str> = mounts
+            .iter()
+            .filter_map(|mount| match &mount.answer {
+                Answer::Daemon(told) => Some(told.as_str()),
+                Answer::Dead | Answer::Silent => None,
+            })
+            .collect();
+        let asked = addresses.into_iter().map(|told| async move {
+            let status = async { Self::told(told).await.ok()??.status().await.ok() };
+            running_time::timeout(OTHERS_TIMEOUT, status).await.ok().flatten()
+        });
+        let mut statuses: Vec<DaemonStatus> = join_all(asked).await.into_iter().flatten().collect();
+        statuses.sort_by(|one, other| one.cache_folder.cmp(&other.cache_folder));
+        statuses
     }
 
     /// Connects to the daemon at the address that a mount has answered.
@@ -486,6 +510,11 @@ impl OpenKit {
         self.backend
             .call(WarmRequest { kit, paths: Vec::new(), layers, trace: None }, on_event)
             .await
+    }
+
+    /// The daemon or service that has the kit open.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// Asks about the kit: `request` makes the request for a subject.

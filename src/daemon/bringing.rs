@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::fetch::{FetchError, Layer};
+use crate::fetch::{Cause, FetchError, Layer};
 use crate::layer::StreamOffset;
-use crate::source::Priority;
 
 /// The length of a piece, a part of a range that a few requests fetch: background work looks for waiting readers
 /// between two pieces.
@@ -21,13 +20,13 @@ const PIECE_BYTES: u64 = 16 * 1024 * 1024;
 pub(super) async fn bring(
     layer: &Arc<Layer>,
     ranges: impl IntoIterator<Item = Range<StreamOffset>>,
-    priority: Priority,
+    cause: Cause,
     at_once: usize,
     on_piece: impl Fn(u64),
 ) -> Result<(), FetchError> {
     stream::iter(ranges.into_iter().flat_map(pieces))
         .map(|piece| async move {
-            layer.bring(piece.clone(), priority).await?;
+            layer.bring(piece.clone(), cause).await?;
             Ok(piece.end - piece.start)
         })
         .buffered(at_once)

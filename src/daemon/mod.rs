@@ -30,6 +30,7 @@ mod comparing;
 mod dead;
 mod describing;
 mod descriptors;
+mod explaining;
 mod failure;
 mod fitting;
 mod following;

@@ -14,11 +14,10 @@ use super::bringing::pieces;
 use super::paths::{self, LastLink};
 use super::warming::Want;
 use crate::control::api::{Failure, FailureKind, RawPath};
-use crate::fetch::{FetchError, Layer};
+use crate::fetch::{Cause, FetchError, Layer};
 use crate::fs::{LoadedKit, Trace};
 use crate::kit::{Content, NodeKind};
 use crate::layer::{Extents, RangeSet, StreamOffset};
-use crate::source::Priority;
 
 /// The largest trace that is read: some million entries.
 pub const TRACE_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
@@ -181,7 +180,7 @@ impl Replay {
                 // A piece is far shorter than the limit, and requests are served in their order.
                 let units = bytes.min(MOST_BYTES).div_ceil(UNIT_BYTES) as u32;
                 let _permit = budget.acquire_many(units).await.expect("it is never closed");
-                layer.bring(range, Priority::Prefetch).await.map(|()| bytes)
+                layer.bring(range, Cause::Trace).await.map(|()| bytes)
             })
             .buffered(MOST_RANGES)
             .try_for_each(|bytes| {

@@ -81,6 +81,11 @@ pub(super) fn residency(
     Ok(answer)
 }
 
+/// The sums over a file, or over all files below a directory.
+pub(super) fn total_of(kit: &LoadedKit, node: NodeId) -> ResidencyTotal {
+    View { kit, in_flight: InFlight::of(kit) }.total(node)
+}
+
 fn files_below(tree: &Tree, root: NodeId) -> Vec<NodeId> {
     let mut below = descendants(tree, root);
     below.retain(|&node| matches!(tree.kind(node), NodeKind::File(_)));

@@ -15,12 +15,11 @@ use super::replay::Replay;
 use super::upkeep::kit_state;
 use crate::cache::{Cache, LayerState};
 use crate::control::api::{Failure, FailureKind, LayerProgress, RawPath, WarmReport, WarmedLayer};
-use crate::fetch::Layer;
+use crate::fetch::{Cause, Layer};
 use crate::fs::LoadedKit;
 use crate::kit::{Content, Filters, Kit, KitLayer, NodeId, NodeKind, Placement, Tree};
 use crate::layer::StreamOffset;
 use crate::observe::shown_bytes;
-use crate::source::Priority;
 
 /// Layers that are warmed at once; their transfers share the scheduler's turns.
 const LAYERS_AT_ONCE: usize = 4;
@@ -102,7 +101,8 @@ pub(super) async fn replay(
         (replay.bytes(), replay.warnings(), AtomicU64::new(0));
     let tell = |bytes| {
         let done_bytes = done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        progress(vec![LayerProgress { name: "trace".to_owned(), done_bytes, total_bytes }]);
+        let (name, title) = ("trace".to_owned(), "trace".to_owned());
+        progress(vec![LayerProgress { name, title, done_bytes, total_bytes }]);
     };
     tell(0);
     if let Err(error) = replay.run(tell).await {
@@ -298,7 +298,7 @@ impl Want {
     async fn bring(&self) -> Result<(), Failure> {
         let ranges = self.ranges.iter().cloned();
         let on_piece = |bytes| _ = self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
-        bringing::bring(&self.layer, ranges, Priority::Prefetch, PIECES_AT_ONCE, on_piece)
+        bringing::bring(&self.layer, ranges, Cause::Warm, PIECES_AT_ONCE, on_piece)
             .await
             .map_err(Failure::from)
     }
@@ -347,7 +347,8 @@ impl Want {
             false => self.done_bytes.load(Ordering::Relaxed),
         };
         let name = self.layer.key().digest.to_string();
-        LayerProgress { name, done_bytes, total_bytes: self.wanted_bytes }
+        let (title, total_bytes) = (self.title.clone(), self.wanted_bytes);
+        LayerProgress { name, title, done_bytes, total_bytes }
     }
 
     fn outcome(&self) -> WarmedLayer {

@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::FetchError;
+use super::history::Cause;
 use super::layer::Inner;
 use super::plan::{self, ChunkStatus};
 use super::transfer::{EndOnDrop, Transfer, Wait};
@@ -53,9 +54,10 @@ impl Inner {
     pub(super) fn plan(
         self: &Arc<Self>,
         range: &Range<StreamOffset>,
-        priority: Priority,
+        cause: Cause,
         user: UserId,
     ) -> Plan {
+        let priority = cause.priority();
         let layout = &self.contents.layout;
         let mut wanted = layout.chunks_of(range.clone());
         if self.cache.is_in_trouble() && priority == Priority::Readahead {
@@ -86,10 +88,10 @@ impl Inner {
                 self.join(&waits, priority, user);
                 return Plan { started: Vec::new(), waits };
             }
-            self.start_whole(&mut claims, priority, user);
+            self.start_whole(&mut claims, cause, user);
         } else {
             for run in &runs {
-                self.start(&mut claims, run.clone(), priority, user);
+                self.start(&mut claims, run.clone(), cause, user);
             }
         }
         let mut waits: Vec<Wait> = Vec::new();
@@ -158,29 +160,23 @@ impl Inner {
         }
     }
 
-    fn start(
-        self: &Arc<Self>,
-        claims: &mut Claims,
-        run: Range<u32>,
-        priority: Priority,
-        user: UserId,
-    ) {
+    fn start(self: &Arc<Self>, claims: &mut Claims, run: Range<u32>, cause: Cause, user: UserId) {
         let layout = &self.contents.layout;
         let first = layout.chunk(ChunkId(run.start)).stream.start;
         let start = first + u64::from(self.store.filled(ChunkId(run.start)));
         let end = layout.chunk(ChunkId(run.end - 1)).stream.end;
-        let transfer = Transfer::new(start, priority, user);
+        let transfer = Transfer::new(start, cause.priority(), user);
         for chunk in run {
             claims.chunks.insert(chunk, transfer.clone());
         }
-        self.spawn(transfer, start..end);
+        self.spawn(transfer, start..end, cause);
     }
 
     /// Claims every chunk that nobody brings yet, and starts one pass over all of the layer.
-    fn start_whole(self: &Arc<Self>, claims: &mut Claims, priority: Priority, user: UserId) {
-        let transfer = Transfer::new(StreamOffset(0), priority, user);
+    fn start_whole(self: &Arc<Self>, claims: &mut Claims, cause: Cause, user: UserId) {
+        let transfer = Transfer::new(StreamOffset(0), cause.priority(), user);
         self.claim_rest(claims, &transfer);
-        self.spawn(transfer, StreamOffset(0)..StreamOffset(self.contents.layout.stream_bytes()));
+        self.spawn(transfer, self.contents.layout.stream(), cause);
     }
 
     fn claim_rest(&self, claims: &mut Claims, transfer: &Arc<Transfer>) {
@@ -194,20 +190,21 @@ impl Inner {
         }
     }
 
-    fn spawn(self: &Arc<Self>, transfer: Arc<Transfer>, range: Range<StreamOffset>) {
+    fn spawn(self: &Arc<Self>, transfer: Arc<Transfer>, range: Range<StreamOffset>, cause: Cause) {
         let inner = self.clone();
+        let record = self.history.begin(range.clone(), cause, transfer.urgency().clone());
         let guard =
             EndOnDrop { transfer: transfer.clone(), place: self.spec.blob.digest.to_string() };
         let turn = self.turn(&transfer);
         self.runtime.spawn(async move {
             let fetch = async {
-                match inner.fetch(&transfer, range.clone(), turn).await {
+                match inner.fetch(&transfer, range.clone(), turn, &record).await {
                     Err(FetchError::LargeWindow(_)) if inner.use_large_windows() => {
-                        inner.fetch(&transfer, range, inner.turn(&transfer)).await
+                        inner.fetch(&transfer, range, inner.turn(&transfer), &record).await
                     }
                     // A byte may have changed on its way. There is no other source to ask.
                     Err(error) if error.is_about_other_bytes() => {
-                        inner.fetch(&transfer, range, inner.turn(&transfer)).await
+                        inner.fetch(&transfer, range, inner.turn(&transfer), &record).await
                     }
                     result => result,
                 }
@@ -216,6 +213,7 @@ impl Inner {
                 result = fetch => Some(result),
                 () = inner.closed.cancelled() => None,
             };
+            record.ended(result.as_ref());
             inner.release(&transfer);
             let is_done = matches!(result, Some(Ok(())));
             if let Some(result) = result {

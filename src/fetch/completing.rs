@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::confirm::Confirming;
+use super::history::Cause;
 use super::layer::Inner;
 use crate::cache::LayerState;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, Extents, StreamOffset};
-use crate::source::Priority;
 use crate::source::admission::UserId;
 
 /// The rest that is brought whatever it belongs to, once a reader has read any of the layer: a part of a
@@ -118,7 +118,7 @@ impl Inner {
         while at < end {
             let next = (at + PIECE_BYTES).min(end);
             let piece = StreamOffset(at)..StreamOffset(next);
-            self.clone().bring(piece, Priority::Prefetch, user).await?;
+            self.clone().bring(piece, Cause::Rest, user).await?;
             at = next;
         }
         Ok(())

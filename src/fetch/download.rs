@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::FetchError;
 use super::claims::Right;
+use super::history::Record;
 use super::layer::{Inner, Way};
 use super::pace::Streaming;
 use super::stall::Stalls;
@@ -70,9 +71,11 @@ impl Inner {
         transfer: &Arc<Transfer>,
         range: Range<StreamOffset>,
         turn: impl Future<Output = Reservation>,
+        record: &Record,
     ) -> Result<(), FetchError> {
         let urgency = transfer.urgency();
         let permit = turn.await;
+        record.queued();
         if transfer.has_ended() {
             return Ok(());
         }
@@ -86,6 +89,7 @@ impl Inner {
         let asked_at = Instant::now();
         let (stream, way) = self.open_next(&mut untried, &asked, urgency, None).await?;
         way.line.answered(asked_at.elapsed());
+        record.answered();
         match self.admit(transfer, stream.range == whole && asked != whole) {
             Right::Write => {}
             Right::WriteWhole => (asked, is_whole) = (whole, true),
@@ -172,6 +176,7 @@ impl Inner {
                 let detail = format!("the transfer stalled at byte {sent}");
                 let stalled = SourceError::Unavailable { place: place.to_string(), detail };
                 tracing::debug!(error = %stalled, layer = %self.spec.blob.digest, "asking again");
+                urgency.note_retry();
                 // A transfer that stalled tells nothing of the rate of its host.
                 transfer.rested();
                 if feeding.stalls.give_up() {

@@ -23,6 +23,7 @@ use super::completing::Completing;
 use super::confirm::Confirming;
 use super::download::TRANSFER_MEMORY_BYTES;
 use super::follower::Follower;
+use super::history::{Cause, History};
 use super::off_the_runtime;
 use super::outage::Outage;
 use super::pace::Line;
@@ -86,6 +87,14 @@ pub(super) struct Way {
     pub(super) line: Arc<Line>,
 }
 
+/// How a layer was opened.
+pub(super) struct Opened {
+    /// The user who waits for it.
+    pub(super) user: UserId,
+    /// The chunks that the scan for the contents has filled, and how far.
+    pub(super) scanned: Vec<(u32, u32)>,
+}
+
 /// The parts that all layers share.
 pub(super) struct Shared {
     pub(super) cache: Arc<Cache>,
@@ -102,6 +111,9 @@ pub(super) struct Inner {
     pub(super) admission: Arc<Admission>,
     pub(super) turns: Arc<Turns>,
     pub(super) passing: Arc<Passing>,
+    pub(super) history: History,
+    /// The chunks that the scan for the contents has filled, in order, and how far.
+    pub(super) scanned: Vec<(u32, u32)>,
     pub(super) follower: Arc<Follower>,
     pub(super) retries: Retries,
     pub(super) outage: Outage,
@@ -124,8 +136,9 @@ impl Layer {
         contents: Arc<Contents>,
         way: Way,
         shared: Shared,
-        user: UserId,
+        opened: Opened,
     ) -> Arc<Self> {
+        let Opened { user, scanned } = opened;
         let Shared { cache, admission, turns, passing } = shared;
         let closed = CancellationToken::new();
         let inner = Arc::new(Inner {
@@ -136,6 +149,8 @@ impl Layer {
             admission,
             turns,
             passing,
+            history: History::default(),
+            scanned,
             follower: Arc::default(),
             retries: Retries::default(),
             outage: Outage::default(),
@@ -253,13 +268,13 @@ impl Layer {
     pub fn prefetch(
         &self,
         range: Range<StreamOffset>,
-        priority: Priority,
+        cause: impl Into<Cause>,
     ) -> Vec<Range<StreamOffset>> {
         let layout = &self.inner.contents.layout;
         if layout.chunks_of(range.clone()).is_empty() {
             return Vec::new();
         }
-        let started = self.inner.plan(&range, priority, self.user).started;
+        let started = self.inner.plan(&range, cause.into(), self.user).started;
         started.into_iter().map(|run| layout.chunk_range(run)).collect()
     }
 
@@ -273,15 +288,17 @@ impl Layer {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn bring(
+    pub fn bring<C: Into<Cause>>(
         &self,
         range: Range<StreamOffset>,
-        priority: Priority,
-    ) -> impl Future<Output = Result<(), FetchError>> + Send + use<> {
+        cause: C,
+    ) -> impl Future<Output = Result<(), FetchError>> + Send + use<C> {
         let (inner, open, user) = (self.inner.clone(), self.open.clone(), self.user);
+        let cause = cause.into();
         async move {
-            let _reader = (priority == Priority::OnDemand).then(|| inner.admission.reader());
-            let result = inner.clone().bring(range, priority, user).await;
+            let is_awaited = cause.priority() == Priority::OnDemand;
+            let _reader = is_awaited.then(|| inner.admission.reader());
+            let result = inner.clone().bring(range, cause, user).await;
             drop(open);
             result
         }
@@ -335,7 +352,7 @@ impl Layer {
         let inner = self.inner.clone();
         if self.state() == LayerState::Unconfirmed && inner.lacks_small_rest() {
             let stream = inner.contents.layout.stream();
-            let rest = inner.clone().bring(stream, Priority::OnDemand, self.user);
+            let rest = inner.clone().bring(stream, Cause::Read, self.user);
             let brought = running_time::timeout(LONGEST_WAIT_FOR_REST, rest).await;
             if !matches!(brought, Ok(Ok(()))) {
                 tracing::debug!(layer = %inner.spec.blob.digest, "the rest of a layer does not come");
@@ -446,7 +463,7 @@ impl Inner {
             let before = at;
             let mut failed = None;
             let has_lost = retry.is_some();
-            let plan = self.plan(&(at..range.end), Priority::OnDemand, user);
+            let plan = self.plan(&(at..range.end), Cause::Read, user);
             for (transfer, end) in plan.waits {
                 // Where bytes are gone before all have come, they are taken chunk by chunk.
                 for end in self.steps(at, end, has_lost) {
@@ -475,7 +492,7 @@ impl Inner {
     pub(super) async fn bring(
         self: Arc<Self>,
         range: Range<StreamOffset>,
-        priority: Priority,
+        cause: Cause,
         user: UserId,
     ) -> Result<(), FetchError> {
         self.check_range(&range)?;
@@ -487,7 +504,7 @@ impl Inner {
             }
             let before = at;
             let mut is_taken_over = false;
-            for (transfer, end) in self.plan(&(at..range.end), priority, user).waits {
+            for (transfer, end) in self.plan(&(at..range.end), cause, user).waits {
                 is_taken_over = transfer.wait(end).await? == Waited::TakenOver;
                 if is_taken_over {
                     break;

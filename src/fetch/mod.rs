@@ -20,7 +20,7 @@
 //! - `pass`: the one sequential pass that a compressed layer takes.
 //! - `passing`: bytes that the cache could not keep, in memory. `retry`: readers that lost such bytes.
 //!   `follower`: how far ahead of its reader a stream over such a layer may run.
-//! - `residency`: which parts of a layer are in the cache, for those who look.
+//! - `history`: why bytes were fetched, and how long each step took. `residency`: which parts of a layer are in the cache, for those who look.
 //! - `sharing`: which users of a shared cache may have a layer.
 //! - `confirm`: the digest of a whole layer, once its last byte is in. `completing`: brings what no reader asks
 //!   for, and a layer that came wrong once more.
@@ -33,6 +33,7 @@ mod confirm;
 mod download;
 mod error;
 mod follower;
+mod history;
 mod keeping;
 pub mod layer;
 mod outage;
@@ -66,6 +67,7 @@ use crate::source::decorators::{Counted, Counts};
 use crate::source::{BlobSource, Urgency};
 
 pub use error::FetchError;
+pub use history::{Cause, Outcome, Past, PastTransfer, WaitedRead};
 pub use layer::Layer;
 pub use outage::GaveUp;
 pub use residency::{Coming, Presence};
@@ -244,7 +246,9 @@ impl Fetcher {
         if let LayerState::Poisoned { got } = store.state() {
             return Err(FetchError::Poisoned { expected: spec.blob.digest, got });
         }
-        let contents = match store.contents() {
+        let known = store.contents();
+        let is_scanned = known.is_none() && !spec.encoding.is_compressed();
+        let contents = match known {
             Some(contents) => contents,
             None => {
                 let finding = Finding { spec, store: &store, source: &source, user, progress };
@@ -262,7 +266,9 @@ impl Fetcher {
             turns: self.turns.clone(),
             passing: self.passing.clone(),
         };
-        let layer = Layer::new(spec, store, contents, Way { source, line }, shared, user);
+        let scanned = if is_scanned { residency::filled(&store, &contents) } else { Vec::new() };
+        let opened = layer::Opened { user, scanned };
+        let layer = Layer::new(spec, store, contents, Way { source, line }, shared, opened);
         *open = layer.downgrade();
         drop(open);
         self.forget_closed();
@@ -347,7 +353,7 @@ impl Fetcher {
         }
         let _permit = permit(SCAN_MEMORY_BYTES).await;
         match spec.encoding.format {
-            Format::Tar => scan::run(spec.blob, store, source, user).await,
+            Format::Tar => scan::run(spec.blob, store, source, user, progress).await,
             Format::Raw | Format::Object => {
                 let toc = Toc::raw(spec.blob.size);
                 staging::finish(staging::begin(store).await?, toc, RangeSet::new()).await

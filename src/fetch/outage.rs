@@ -195,7 +195,7 @@ impl Layer {
     where
         Attempt: Future<Output = Result<T, FetchError>>,
     {
-        let outage = &self.inner.outage;
+        let (outage, history) = (&self.inner.outage, &self.inner.history);
         let now = Instant::now();
         let repetitions = outage.repetitions(&range, now, || process_of(reader));
         let is_repeated = repetitions > 0;
@@ -227,12 +227,14 @@ impl Layer {
         };
         let gave_up = match persisted {
             Some(Ok(bytes)) => {
+                history.waited(range.clone(), reader, now.elapsed(), None);
                 outage.succeeded(&range);
                 return Ok(bytes);
             }
             Some(Err(error)) => GaveUp::Failed(error),
             None => GaveUp::Deadline { deadline: deadline.or(limit).unwrap_or_default(), last },
         };
+        history.waited(range.clone(), reader, now.elapsed(), Some(&gave_up));
         let now = Instant::now();
         if matches!(&gave_up, GaveUp::Failed(error) if hope(error) == Hope::Refused) {
             outage.refused(now);

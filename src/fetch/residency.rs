@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::Layer;
+use crate::cache::{Contents, LayerStore};
 use crate::layer::{ChunkId, RangeSet, StreamOffset};
 
 /// The state of bytes of a layer at one moment.
@@ -30,6 +31,14 @@ impl Layer {
         Coming(chunks)
     }
 
+    /// The chunks that have what the scan for the contents has brought, and nothing more; with their bytes. None of a
+    /// layer that this process found in the cache.
+    pub fn scanned(&self) -> impl Iterator<Item = (u32, u32)> {
+        let store = &self.inner.store;
+        let scanned = self.inner.scanned.iter().copied();
+        scanned.filter(|&(chunk, filled)| store.filled(ChunkId(chunk)) == filled)
+    }
+
     /// The states of a range of the stream, in order and without gaps; neighbours differ. The part beyond the
     /// stream's end is left out.
     pub fn presence<'a>(
@@ -46,6 +55,12 @@ impl Layer {
         });
         merged(chunks.flat_map(of_chunk), range)
     }
+}
+
+/// The chunks that have bytes, in order, and how many.
+pub(super) fn filled(store: &LayerStore, contents: &Contents) -> Vec<(u32, u32)> {
+    let chunks = (0..contents.layout.chunks()).map(|chunk| (chunk, store.filled(ChunkId(chunk))));
+    chunks.filter(|(_, filled)| *filled > 0).collect()
 }
 
 /// The two parts of a chunk: a chunk fills from its start.

@@ -45,12 +45,14 @@ const RECORD_BYTES: u64 = 10 * 1024;
 /// Layers below this are read in one request: the tail is not worth one of its own.
 const SMALL_LAYER_BYTES: u64 = 64 * 1024;
 
-/// Scans the headers of `blob` and makes its contents known to `store`.
+/// Scans the headers of `blob` and makes its contents known to `store`. `progress` is told how far the scan has come
+/// in the blob.
 pub(super) async fn run(
     blob: BlobId,
     store: &Arc<LayerStore>,
     source: &Arc<dyn BlobSource>,
     user: UserId,
+    progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Arc<Contents>, FetchError> {
     let staging = Staging::new(staging::begin(store).await?);
     let headers = Headers { blob, scanner: Scanner::new(), staging };
@@ -76,7 +78,7 @@ pub(super) async fn run(
         // Without it the scan asks for the same bytes when it gets there, and tells what is wrong.
         scan.tail =
             tail.ok().flatten().map(|bytes| (tail_range.start.in_uncompressed_stream(), bytes));
-        scan.jump_from_header_to_header(source.as_ref()).await?;
+        scan.jump_from_header_to_header(source.as_ref(), progress).await?;
     }
     scan.finish().await
 }
@@ -125,6 +127,7 @@ impl Scan {
     async fn jump_from_header_to_header(
         &mut self,
         source: &dyn BlobSource,
+        progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), FetchError> {
         let mut read_bytes = FIRST_READ_BYTES;
         let mut last_end = StreamOffset(FIRST_READ_BYTES);
@@ -134,6 +137,7 @@ impl Scan {
                 let at = headers.scanner.next_offset();
                 (headers.is_done(), at, headers.before_padding(at))
             };
+            progress(at.get().min(self.blob.size));
             if is_done {
                 break;
             }

@@ -62,6 +62,11 @@ impl ReadChunks {
         self.changed.notified().await;
     }
 
+    /// Whether readers have read bytes of a chunk.
+    pub(super) fn has(&self, layer: u32, chunk: u32) -> bool {
+        self.layers[layer as usize].get().is_some_and(|bits| bits.is_set(chunk))
+    }
+
     /// The bytes that readers have read, by layer.
     pub(super) fn read(&self, kit: &LoadedKit) -> Vec<(u32, RangeSet)> {
         let read = self.layers.iter().enumerate().filter_map(|(at, bits)| Some((at, bits.get()?)));

@@ -19,10 +19,9 @@ use super::tensor_prefetch::TensorPrefetch;
 use super::trace::{AccessLog, FileRead};
 use super::xattr;
 use crate::cache::page_aligned;
-use crate::fetch::Layer;
+use crate::fetch::{Cause, Layer};
 use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::{Extents, StreamOffset, member_path};
-use crate::source::Priority;
 
 /// The rate of the host that a layer comes from, as measured so far.
 pub(super) fn host_rate(layer: &Layer) -> HostRate {
@@ -104,6 +103,21 @@ impl FileSystem {
     /// The kit.
     pub fn kit(&self) -> &Arc<LoadedKit> {
         &self.kit
+    }
+
+    /// The bytes of the kit that are in the cache. Of a layer that is not complete, bytes do not count that came with the
+    /// headers when the kit was opened, before a reader of this mount reads there.
+    pub fn resident_bytes(&self) -> u64 {
+        let layers = self.kit.layers.iter().enumerate().map(|(index, layer)| {
+            if layer.store().is_complete() {
+                return layer.resident_bytes();
+            }
+            let unread =
+                layer.scanned().filter(|(chunk, _)| !self.read_chunks.has(index as u32, *chunk));
+            let unread: u64 = unread.map(|(_, filled)| u64::from(filled)).sum();
+            layer.resident_bytes().saturating_sub(unread)
+        });
+        layers.fold(0, u64::saturating_add)
     }
 
     /// Records every read from now on, until the receiver is dropped. `None` while another recorder
@@ -330,21 +344,24 @@ impl FileSystem {
         let Observed { guess, run } = self.readahead.observe(node.0, wanted, file_bytes, rate);
         let mut missing = (!is_resident).then(|| wanted.clone());
         let mut started = Vec::new();
-        let ranges = guess.iter().flat_map(|guess| &guess.ranges);
-        for range in ranges {
+        let ranges = guess.iter().flat_map(|guess| {
+            let cause = Cause::Readahead(guess.predictor.name());
+            guess.ranges.iter().map(move |range| (range, cause))
+        });
+        for (range, cause) in ranges {
             // The missing bytes of the read come first, in one request with the guess that follows.
             match missing.take() {
                 Some(missing) if missing.end == range.start => {
-                    started.extend(file.prefetch(missing.start..range.end, Priority::Readahead));
+                    started.extend(file.prefetch(missing.start..range.end, cause));
                     continue;
                 }
-                Some(missing) => started.extend(file.prefetch(missing, Priority::OnDemand)),
+                Some(missing) => started.extend(file.prefetch(missing, Cause::Read)),
                 None => {}
             }
-            started.extend(file.prefetch(range.clone(), Priority::Readahead));
+            started.extend(file.prefetch(range.clone(), cause));
         }
         if let Some(missing) = missing {
-            started.extend(file.prefetch(missing, Priority::OnDemand));
+            started.extend(file.prefetch(missing, Cause::Read));
         }
         if guess.is_some() || !started.is_empty() {
             let chunks = file.chunks(wanted);

@@ -12,9 +12,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::FsError;
 use super::stored_file::StoredFile;
-use crate::fetch::Layer;
+use crate::fetch::{Cause, Layer};
 use crate::layer::Extents;
-use crate::source::Priority;
 
 /// The result of a read.
 pub enum Read<'a> {
@@ -54,7 +53,7 @@ impl PendingRead {
     pub async fn finish(self, reader: u32) -> Result<Reply, FsError> {
         let file = StoredFile { layer: &self.layer, extents: &self.extents };
         let attempt = || async {
-            file.bring(self.wanted.clone(), Priority::OnDemand).await?;
+            file.bring(self.wanted.clone(), Cause::Read).await?;
             // The bytes are in the cache now. Memory is reserved only here, so that the read holds
             // it for a copy and not for a fetch. Only an eviction in between causes a fetch again.
             let memory = self.layer.reserve_reply(self.wanted.end - self.wanted.start).await;

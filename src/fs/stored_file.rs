@@ -13,10 +13,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::kit::LoadedKit;
 use crate::cache::page_aligned;
-use crate::fetch::{FetchError, Layer};
+use crate::fetch::{Cause, FetchError, Layer};
 use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::Extents;
-use crate::source::Priority;
 
 /// A file whose bytes lie in a layer.
 #[derive(Clone, Copy)]
@@ -93,8 +92,8 @@ impl<'a> StoredFile<'a> {
     ///
     /// Returns the ranges of the file for which a fetch starts with this call, in order. They are
     /// rounded to chunks, cut to the file, and include the holes between the bytes.
-    pub fn prefetch(self, range: Range<u64>, priority: Priority) -> Vec<Range<u64>> {
-        let started = self.layer.prefetch(self.extents.stored_of(range), priority);
+    pub fn prefetch(self, range: Range<u64>, cause: impl Into<Cause>) -> Vec<Range<u64>> {
+        let started = self.layer.prefetch(self.extents.stored_of(range), cause);
         let started = started.into_iter().map(|stream| self.extents.file_of(stream));
         started.filter(|range| !range.is_empty()).collect()
     }
@@ -115,12 +114,12 @@ impl<'a> StoredFile<'a> {
     ///
     /// # Errors
     /// As [`Layer::bring`].
-    pub fn bring(
+    pub fn bring<C: Into<Cause>>(
         self,
         range: Range<u64>,
-        priority: Priority,
-    ) -> impl Future<Output = Result<(), FetchError>> + Send + use<> {
-        self.layer.bring(self.extents.stored_of(range), priority)
+        cause: C,
+    ) -> impl Future<Output = Result<(), FetchError>> + Send + use<C> {
+        self.layer.bring(self.extents.stored_of(range), cause)
     }
 }
 

@@ -12,7 +12,7 @@
 //!
 //! Invariants:
 //! - No lock is held while anything is fetched or parsed.
-//! - Everything runs with [`Priority::Prefetch`], and ends when the file system is dropped.
+//! - Everything runs with [`Cause::Tensor`], and ends when the file system is dropped.
 //! - The mount's ledger pays for every byte that no reader has asked for.
 //! - With `--no-tensor-prefetch` there is no [`TensorPrefetch`].
 
@@ -34,11 +34,10 @@ use super::readahead::{Guess, Readahead, Wanted};
 use super::stored_file::StoredFile;
 use super::tensors::reading::Reading;
 use super::tensors::{Format, HeaderError, MOST_HEADER_BYTES, TensorMap, shards};
-use crate::fetch::Layer;
+use crate::fetch::{Cause, Layer};
 use crate::kit::NodeId;
 use crate::layer::Extents;
 use crate::layer::layout::CHUNK_BYTES;
-use crate::source::Priority;
 
 /// The parts of the table of files. Each part has a lock of its own, so that readers of different
 /// files rarely meet at one.
@@ -178,8 +177,9 @@ impl Shared {
     fn fetch(&self, node: NodeId, file: &File, guess: Option<Guess>) {
         let Some(guess) = guess else { return };
         let ranges = guess.ranges.iter().cloned();
+        let cause = Cause::Tensor(guess.predictor.name());
         let started: Vec<_> =
-            ranges.flat_map(|range| file.stored().prefetch(range, Priority::Prefetch)).collect();
+            ranges.flat_map(|range| file.stored().prefetch(range, cause)).collect();
         self.readahead.started(node.0, &started, &(0..0), &(0..0), Some(&guess));
     }
 
@@ -344,7 +344,7 @@ impl File {
 
     /// Waits for the first `bytes` of the file, which somebody has paid for.
     async fn bring_free(&self, bytes: u64) -> Result<(), HeaderError> {
-        let brought = self.stored().bring(0..bytes, Priority::Prefetch).await;
+        let brought = self.stored().bring(0..bytes, Cause::Tensor(Predictor::Header.name())).await;
         brought.map_err(|error| HeaderError::Unreadable(error.to_string()))
     }
 

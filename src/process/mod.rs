@@ -16,4 +16,5 @@ pub mod pidfd;
 pub mod running_time;
 pub mod signals;
 pub mod threads;
+pub mod uses;
 pub mod view;

@@ -13,9 +13,27 @@ pub fn process_of(thread: u32) -> u32 {
     process.unwrap_or(thread)
 }
 
+/// The name of a process's command, at most 15 bytes (proc_pid_comm(5)). Empty where /proc does not tell.
+pub fn command_of(process: u32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+    name.trim_end_matches('\n').to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_has_the_name_of_its_command() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        // The child has the name of this process until it runs its program.
+        while command_of(child.id()) != "sleep" {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(command_of(child.id()), "");
+    }
 
     #[test]
     fn threads_of_a_process_have_one_number() {

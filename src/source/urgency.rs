@@ -11,6 +11,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -70,6 +71,18 @@ struct Shared {
     is_opening: bool,
     is_in_the_way: AtomicBool,
     changed: Notify,
+    trail: Mutex<Trail>,
+}
+
+/// What the requests of one transfer have met so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trail {
+    /// The time that they waited for slots of their hosts.
+    pub slot: Duration,
+    /// The requests that were sent again.
+    pub retries: u32,
+    /// The host that the last one was sent to.
+    pub host: Option<Arc<str>>,
 }
 
 impl Urgency {
@@ -91,6 +104,7 @@ impl Urgency {
             is_opening,
             is_in_the_way: AtomicBool::new(false),
             changed: Notify::new(),
+            trail: Mutex::default(),
         }))
     }
 
@@ -107,6 +121,29 @@ impl Urgency {
     /// Whether the request waits for a silent host as long as the connection lives.
     pub fn is_patient(&self) -> bool {
         self.0.is_opening || self.get() <= Priority::Prefetch
+    }
+
+    /// Notes that a request has waited for a slot of its host.
+    pub(crate) fn note_slot(&self, waited: Duration) {
+        self.0.trail.lock().slot += waited;
+    }
+
+    /// Notes that a request is sent to this host.
+    pub(crate) fn note_host(&self, host: &str) {
+        let mut trail = self.0.trail.lock();
+        if trail.host.as_deref() != Some(host) {
+            trail.host = Some(host.into());
+        }
+    }
+
+    /// Notes that a request is sent again.
+    pub(crate) fn note_retry(&self) {
+        self.0.trail.lock().retries += 1;
+    }
+
+    /// What the requests have met so far.
+    pub fn trail(&self) -> Trail {
+        self.0.trail.lock().clone()
     }
 
     /// The priority now.

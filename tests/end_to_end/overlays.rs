@@ -319,7 +319,7 @@ fn changes_are_listed_and_taken_back() {
             # Below a mount, nothing is taken back.
             refused overlay reset mnt >mounted; grep -q "kitfs umount" mounted
             k overlay ls | grep " mounted " | grep -q "$PWD/mnt"
-            k status | grep -q "writable: .* in "
+            k status --wide | grep -q "writable: .* in "
             k umount mnt
             k overlay ls | grep "not mounted" | grep -q "{reference}"
             changed mnt; echo --

@@ -20,6 +20,7 @@ const ONE_SHOT: &[&str] = &[
     "folders",
     "force",
     "foreground",
+    "interval",
     "json",
     "kit",
     "kitfile",
@@ -37,7 +38,9 @@ const ONE_SHOT: &[&str] = &[
     "tag",
     "to",
     "trace",
+    "watch",
     "while-pid",
+    "wide",
 ];
 
 /// As [`ONE_SHOT`], of one command. `KITFS_LISTEN` is for the daemon; a registry would take its address.

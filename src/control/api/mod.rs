@@ -7,12 +7,14 @@
 //! - [`InfoRequest`], [`TagsRequest`], [`CatalogueRequest`]: looking at registries.
 //! - [`CompareRequest`]: two versions.
 //! - [`MountRequest`], [`UnmountRequest`], [`RecordRequest`], [`StopRecordingRequest`]: mounts.
+//! - [`ExplainRequest`]: why bytes were fetched.
 //! - [`WarmRequest`], [`ResidencyRequest`], [`CacheRequest`]: the cache.
 
 mod cache;
 mod compare;
 mod daemon;
 mod describe;
+mod explain;
 mod failure;
 mod kits;
 mod mounts;
@@ -34,6 +36,9 @@ pub use daemon::{
 pub use describe::{
     CatalogueRequest, Fact, IndexEntryInfo, IndexInfo, Info, InfoRequest, KitInfo, LayerInfo,
     RemoteInfo, TagInfo, TagsRequest,
+};
+pub use explain::{
+    ExplainRequest, ExplainedTransfer, ExplainedWait, Explanation, Reader, TransferOutcome,
 };
 pub use failure::{Failure, FailureKind};
 pub use kits::{KitHandle, KitRequest, KitState, OpenMountedRequest, OpenRequest, Opened};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OpenProgress {
-    /// Compressed layers are being passed over: nothing can be listed before their end.
+    /// Headers of archives are being read, and compressed layers passed over: nothing can be listed before their end.
     Passing(PassProgress),
     /// A host is silent.
     Waiting(Waiting),
@@ -23,11 +23,11 @@ pub struct Waiting {
     pub limit_seconds: u64,
 }
 
-/// The progress of the passes over compressed layers.
+/// How far the layers were looked through that are not known yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassProgress {
-    /// Compressed bytes passed so far.
+    /// Bytes passed so far, those that were skipped too.
     pub passed_bytes: u64,
-    /// Compressed bytes of all layers that need a pass.
+    /// Bytes of all these layers, as stored.
     pub total_bytes: u64,
 }

@@ -51,8 +51,11 @@ pub enum WarmEvent {
 /// The progress of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerProgress {
-    /// The layer; the name of the file for a trace.
+    /// The digest of the layer; `trace` for a trace.
     pub name: String,
+    /// What the layer has, for people: the path in the Kitfile, and the digest's first digits.
+    #[serde(default)]
+    pub title: String,
     /// Bytes that are in the cache, of those that are wanted.
     pub done_bytes: u64,
     /// Bytes that are wanted.

@@ -179,6 +179,15 @@ impl Served {
         pid
     }
 
+    /// The bytes in the cache. Two paths to one kit count once.
+    fn resident_bytes(&self) -> u64 {
+        let mut seen = HashSet::new();
+        let kits = self.mount.nodes().kits();
+        let file_systems = kits.iter().map(|kit| kit.file_system());
+        let each = file_systems.filter(|it| seen.insert(it.kit().manifest));
+        each.map(|it| it.resident_bytes()).fold(0, u64::saturating_add)
+    }
+
     /// The account of readahead: the sum over kits by path that are in memory.
     fn readahead(&self) -> ReadaheadStatus {
         let kits = self.mount.nodes().kits();
@@ -219,7 +228,7 @@ impl Served {
             follow_failure,
             entries: kits.iter().map(|kit| u64::from(kit.tree.len()) - 1).sum(),
             total_bytes: sum_of(&kits, LoadedKit::total_bytes),
-            resident_bytes: sum_of(&kits, LoadedKit::resident_bytes),
+            resident_bytes: self.resident_bytes(),
             unchecked_bytes: sum_of(&kits, LoadedKit::unchecked_bytes),
             state: kit_state(kits.iter().map(|kit| kit.state()).max().unwrap_or(State::Confirmed)),
             mounted_at: self.mounted_at,

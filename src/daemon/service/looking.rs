@@ -5,9 +5,12 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 use super::super::failure::panicked;
-use super::super::residency;
+use super::super::{explaining, residency};
 use super::Service;
-use crate::control::api::{Failure, FailureKind, RawPath, Residency, ResidencyRequest, Subject};
+use crate::control::api::{
+    ExplainRequest, Explanation, Failure, FailureKind, RawPath, Residency, ResidencyRequest,
+    Subject,
+};
 use crate::control::{Caller, Handle, Peer};
 use crate::fs::LoadedKit;
 use crate::fs::browse::Browse;
@@ -28,6 +31,18 @@ impl Handle<ResidencyRequest> for Service {
         let found = self.subject(request.subject.clone(), &request.path, caller.peer()).await?;
         // A large kit has millions of chunks.
         let work = spawn_blocking(move || residency::residency(&found.kit, &found.path, &request));
+        work.await.map_err(panicked)?
+    }
+}
+
+impl Handle<ExplainRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        request: ExplainRequest,
+        caller: &Caller<ExplainRequest>,
+    ) -> Result<Explanation, Failure> {
+        let found = self.subject(request.subject, &request.path, caller.peer()).await?;
+        let work = spawn_blocking(move || explaining::explain(&found.kit, &found.path));
         work.await.map_err(panicked)?
     }
 }

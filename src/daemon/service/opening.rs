@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::super::kits::{pinned_reference, pinned_request};
 use super::super::near_tags::with_near_tags;
@@ -12,6 +13,9 @@ use crate::fs::{self, Description, LoadRequest, LoadedKit};
 use crate::kit::Filters;
 use crate::oci::{Digest, LabelSelector, Origin};
 use crate::source::admission::UserId;
+
+/// The time before the log tells how a kit is opened: a person at a terminal begins to wonder.
+const UNTOLD: Duration = Duration::from_secs(3);
 
 impl Service {
     /// Opens a kit, or finds it open. Calls `tell` meanwhile. The caller keeps it open.
@@ -103,13 +107,15 @@ impl Service {
             is_vouched,
         };
         // The log of a mount in the foreground is all that its user sees.
-        let logged_tenths = AtomicU64::new(0);
+        let (logged_tenths, began) = (AtomicU64::new(0), Instant::now());
         let on_pass = |passed_bytes: u64, total_bytes: u64| {
             progress(passed_bytes, total_bytes);
             let tenths = passed_bytes / (total_bytes / 10).max(1);
             if logged_tenths.fetch_max(tenths, Ordering::Relaxed) < tenths {
-                tracing::info!(origin = %request.origin, passed_bytes, total_bytes,
-                    "reading compressed layers");
+                // Most kits are open before.
+                if began.elapsed() >= UNTOLD {
+                    tracing::info!(origin = %request.origin, passed_bytes, total_bytes, "reading headers");
+                }
             }
         };
         Ok(fs::load(&self.fetcher, &*sources, &request, &on_pass).await?)

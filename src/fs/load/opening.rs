@@ -17,6 +17,7 @@ use super::wanted::Wanted;
 use crate::cache::{Contents, LayerKey};
 use crate::fetch::{FetchError, Fetcher, Layer, Opener};
 use crate::kit::{Tree, TreeError};
+use crate::oci::Format;
 
 /// Layers opened at once: enough to hide the round trips of a kit of hundreds of shards (each
 /// costs one or two small requests), and within what a registry client's own limit per host lets
@@ -190,7 +191,8 @@ fn in_order(wanted: Vec<Wanted>, mut open: HashMap<LayerKey, Arc<Layer>>) -> Ope
     Opened { wanted, layers, media_types, titles, index }
 }
 
-/// The progress of the passes over compressed layers, all together.
+/// How far all layers were looked through that are not known: the headers of archives, and compressed layers as a
+/// whole.
 struct Passes {
     passed: Vec<AtomicU64>,
     total: u64,
@@ -200,7 +202,8 @@ impl Passes {
     async fn new(fetcher: &Arc<Fetcher>, layers: &[&Wanted]) -> Result<Self, LoadError> {
         let mut total = 0u64;
         for layer in layers {
-            if !layer.spec.encoding.is_compressed() {
+            // Other formats have no headers.
+            if !layer.spec.encoding.is_compressed() && layer.spec.encoding.format != Format::Tar {
                 continue;
             }
             let size = layer.spec.blob.size;

@@ -174,6 +174,7 @@ impl Download {
             return Err(error);
         }
         tracing::debug!(%error, digest = %self.blob.digest, at = %self.at, "resuming");
+        self.urgency.note_retry();
         if self.breaks > 1 {
             let wait = timing.backoff_min.saturating_mul(1 << (self.breaks - 2).min(16));
             tokio::time::sleep(wait.min(timing.backoff_max)).await;

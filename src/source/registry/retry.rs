@@ -90,6 +90,7 @@ impl RegistryClient {
             };
             if let Failure::Transient { error, .. } | Failure::Unreachable(error) = &failure {
                 tracing::info!(%error, ?wait, "asking again");
+                errand.urgency().note_retry();
             }
             let pause = running_time::timed(async {
                 if is_patient {

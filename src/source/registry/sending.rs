@@ -51,6 +51,8 @@ impl RegistryClient {
         }
         let slot = self.admission.request(&host, errand.urgency()).await;
         errand.has_queued(asked.elapsed());
+        errand.urgency().note_slot(asked.elapsed());
+        errand.urgency().note_host(&host);
         let answer = self.send_unlimited(request, url, place, errand).await?;
         let pause = retry::retry_after(answer.headers(), Timestamp::now());
         // A patient request obeys for longer; the host's other requests have readers.

@@ -1,0 +1,215 @@
+//! The table of mounts.
+
+use crate::cli::error::CliError;
+use crate::cli::output::{path_text, print_table, printable, short_digest, state_name};
+use crate::cli::screen::{Screen, middle_cut, width_of};
+use crate::cli::sizes;
+use crate::control::api::{HydrateState, KitState, MountStatus, PassthroughState};
+use crate::fuse::OtherMount;
+use crate::overlay;
+use crate::process::view::own_view;
+
+/// The spaces between two columns.
+const GAP: usize = 2;
+/// The columns with names, which are cut where a line is too long for the terminal.
+const NAMES: [usize; 2] = [0, 1];
+/// A name is not cut shorter, even where the terminal is too narrow.
+const LEAST_NAME: usize = 12;
+
+/// Prints the table.
+pub(super) fn print<'a>(
+    mounts: impl Iterator<Item = &'a MountStatus>,
+    dead: &[OtherMount],
+    silent: &[OtherMount],
+    screen: &Screen,
+    is_wide: bool,
+) -> Result<(), CliError> {
+    let (headings, right): (&[&str], &[usize]) = match is_wide {
+        false => (&["MOUNT", "REFERENCE", "TOTAL", "RESIDENT", "STATE"], &[2, 3]),
+        true => (
+            &[
+                "MOUNT",
+                "REFERENCE",
+                "DIGEST",
+                "ACCESS",
+                "TOTAL",
+                "RESIDENT",
+                "STATE",
+                "REST",
+                "PASSTHROUGH",
+            ],
+            &[4, 5],
+        ),
+    };
+    let rows = mounts.map(|mount| if is_wide { wide_row(mount) } else { row(mount) });
+    let without = |mount: &OtherMount, state: &str| {
+        let mut row = vec!["-".to_owned(); headings.len()];
+        row[0] = path_text(&mount.mountpoint);
+        row[1].clone_from(&mount.reference);
+        let state_at = headings.iter().position(|heading| *heading == "STATE");
+        row[state_at.expect("each table has it")] = state.to_owned();
+        row
+    };
+    let dead = dead.iter().map(|mount| without(mount, "DEAD"));
+    let silent = silent.iter().map(|mount| without(mount, "silent"));
+    let mut rows: Vec<Vec<String>> = rows.chain(dead).chain(silent).collect();
+    if screen.is_terminal && !is_wide {
+        fit(headings, &mut rows, screen);
+    }
+    print_table(headings, right, rows)
+}
+
+fn row(mount: &MountStatus) -> Vec<String> {
+    vec![
+        mountpoint_text(mount),
+        reference_text(mount),
+        sizes::show(mount.total_bytes),
+        sizes::show_resident(mount.resident_bytes, mount.unchecked_bytes),
+        state_word(mount.state).to_owned(),
+    ]
+}
+
+fn wide_row(mount: &MountStatus) -> Vec<String> {
+    vec![
+        mountpoint_text(mount),
+        reference_text(mount),
+        if mount.digest.is_empty() { "-" } else { short_digest(&mount.digest) }.to_owned(),
+        access_text(mount),
+        sizes::show(mount.total_bytes),
+        sizes::show_resident(mount.resident_bytes, mount.unchecked_bytes),
+        state_name(mount.state).to_owned(),
+        hydrate_text(&mount.hydrate).to_owned(),
+        passthrough_text(&mount.passthrough),
+    ]
+}
+
+/// Cuts the middle of names, so that lines fit the terminal.
+fn fit(headings: &[&str], rows: &mut [Vec<String>], screen: &Screen) {
+    // Cells are cut as they will be printed.
+    for name in rows.iter_mut().flat_map(|row| &mut row[..NAMES.len()]) {
+        *name = printable(name.as_bytes()).into_owned();
+    }
+    let widths = |column: usize| {
+        let cells = rows.iter().map(|row| width_of(&row[column]));
+        cells.chain([headings[column].len()]).max().unwrap_or(0)
+    };
+    let others: usize = (NAMES.len()..headings.len()).map(|column| widths(column) + GAP).sum();
+    let room = screen.width.saturating_sub(others + GAP);
+    let wanted = NAMES.map(widths);
+    let limits = shared(room, wanted);
+    for row in rows {
+        for column in NAMES {
+            row[column] = middle_cut(&row[column], limits[column], screen.is_ascii);
+        }
+    }
+}
+
+/// Shares `room` columns among two names: the shorter one stays whole where it takes no more than half.
+fn shared(room: usize, [one, other]: [usize; 2]) -> [usize; 2] {
+    let half = (room / 2).max(LEAST_NAME);
+    let rest = |taken: usize| room.saturating_sub(taken).max(LEAST_NAME);
+    match (one <= half, other <= half) {
+        _ if one + other <= room => [one, other],
+        (true, _) => [one, rest(one)],
+        (false, true) => [rest(other), other],
+        (false, false) => [half, half],
+    }
+}
+
+/// The word for the state of a mount: what a person wants to know.
+fn state_word(state: KitState) -> &'static str {
+    match state {
+        KitState::Confirmed => "verified",
+        KitState::Unconfirmed => "fetching",
+        KitState::Poisoned => "BAD",
+    }
+}
+
+/// The mountpoint, and the owner of the mount. It may lie in another container, where the path means another directory.
+fn mountpoint_text(mount: &MountStatus) -> String {
+    let place = path_text(&mount.mountpoint);
+    let own = own_view().ok();
+    let place = match &mount.elsewhere {
+        Some(view) if Some(view) != own.as_ref() => format!("{place} (in another namespace)"),
+        _ => place,
+    };
+    match mount.owner {
+        Some(pid) => format!("{place} (until process {pid} ends)"),
+        None => place,
+    }
+}
+
+/// The reference, and the labels that chose a kit of an index.
+fn reference_text(mount: &MountStatus) -> String {
+    if let Some(browse) = &mount.browse {
+        return format!("{} kits by path", browse.kits.len());
+    }
+    let labels = mount.labels.iter().map(|label| format!(" -l {label}"));
+    std::iter::once(mount.reference.clone()).chain(labels).collect()
+}
+
+/// The column ACCESS: the changes of a writable view.
+fn access_text(mount: &MountStatus) -> String {
+    let Some(upper) = &mount.overlay else { return "read-only".to_owned() };
+    let bytes = overlay::disk_bytes(upper).map(sizes::show);
+    let bytes = bytes.unwrap_or_else(|_| "changes".to_owned());
+    format!("writable: {bytes} in {}", path_text(upper))
+}
+
+/// The column REST.
+fn hydrate_text(hydrate: &HydrateState) -> &'static str {
+    match hydrate {
+        HydrateState::Off => "on demand",
+        HydrateState::Begun => "begun files",
+        HydrateState::Local => "local",
+        HydrateState::Waiting => "waits",
+        HydrateState::Running => "coming",
+        HydrateState::Complete => "here",
+        HydrateState::NoRoom => "no room",
+        HydrateState::Failed { .. } => "failed",
+    }
+}
+
+fn passthrough_text(passthrough: &PassthroughState) -> String {
+    match passthrough {
+        PassthroughState::On { open_files, opened_files } => {
+            format!("on ({open_files} open, {opened_files} so far)")
+        }
+        PassthroughState::Off { reason } => format!("off: {reason}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fitted(mount: &str, reference: &str, width: usize) -> usize {
+        let headings = ["MOUNT", "REFERENCE", "TOTAL", "RESIDENT", "STATE"];
+        let cells = [mount, reference, "123.4 GiB", "123.4 GiB", "fetching"];
+        let mut rows = vec![cells.map(str::to_owned).to_vec()];
+        let screen = Screen { width, is_terminal: true, has_colours: false, is_ascii: true };
+        fit(&headings, &mut rows, &screen);
+        rows[0].iter().map(|cell| width_of(cell)).sum::<usize>() + 4 * GAP
+    }
+
+    #[test]
+    fn usual_names_stay_whole_on_80_columns() {
+        let (mount, reference) = ("/srv/models/llama", "ghcr.io/org/llama:v1");
+        assert!(fitted(mount, reference, 80) <= 80);
+        assert_eq!(shared(40, [17, 20]), [17, 20]);
+        assert_eq!(shared(40, [10, 90]), [10, 30]);
+        assert_eq!(shared(40, [90, 10]), [30, 10]);
+        assert_eq!(shared(40, [90, 90]), [20, 20]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_fits_the_terminal_whatever_the_names(
+            mount in "/[\\PC]{0,200}", reference in "[\\PC]{0,200}", width in 70..200usize,
+        ) {
+            prop_assert!(fitted(&mount, &reference, width) <= width);
+        }
+    }
+}
