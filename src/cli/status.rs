@@ -31,7 +31,7 @@ Columns:
             verified  every byte is here, and every digest is right
             BAD       a digest is wrong: files of that layer do not read
             DEAD      the daemon is gone: run `kitfs umount DIR`
-            silent    no answer: of another user, or the daemon hangs
+            silent    no answer: the daemon hangs, or is of another version
 With --wide:
   ACCESS    read-only: writes fail with EROFS; `kitfs mount --overlay` mounts
             a writable view. writable: size and folder of its changes

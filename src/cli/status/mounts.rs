@@ -25,7 +25,7 @@ pub(in crate::cli) struct Overview {
     pub(in crate::cli) has_own: bool,
     /// Mounts whose daemon is gone.
     pub(in crate::cli) dead: Vec<OtherMount>,
-    /// Mounts that do not answer: of other users, or of a daemon that hangs.
+    /// Mounts of this user that do not answer: their daemon hangs, or is of another version.
     pub(in crate::cli) silent: Vec<OtherMount>,
 }
 
@@ -86,7 +86,10 @@ pub(in crate::cli) async fn overview(settings: &Settings) -> Result<Overview, Cl
     let more = Backend::statuses_of(&others).await;
     daemons.extend(more.into_iter().filter(|daemon| !known.contains(&daemon.pid)));
     let seen: HashSet<PathBuf> = daemons.iter().flat_map(seen_mounts).collect();
-    let is_silent = |mount: &OtherMount| !seen.contains(&mount.mountpoint);
+    // Mounts of other users never answer this one, and are theirs to look at.
+    let own = rustix::process::geteuid().as_raw();
+    let is_silent =
+        |mount: &OtherMount| !seen.contains(&mount.mountpoint) && mount.uid == Some(own);
     let silent = others.into_iter().filter(is_silent).collect();
     Ok(Overview { daemons, has_own, dead, silent })
 }
