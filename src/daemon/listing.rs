@@ -11,7 +11,7 @@ use crate::control::api::{
 use crate::fs::LoadedKit;
 use crate::kit::compare::{LayerFiles, Version};
 use crate::kit::{Content, NodeId, NodeKind, Tree};
-use crate::layer::Extents;
+use crate::layer::{Extents, Toc};
 use crate::oci::{Digest, Format};
 
 /// Answers a [`ListRequest`] about a loaded kit. With `files`, the entries have the digests that are known.
@@ -33,6 +33,7 @@ pub(super) fn list(
         digest: layer.key().digest.to_string(),
         encoding: encoding_name(layer.key().encoding).to_owned(),
         stream_bytes: layer.contents().layout.stream_bytes(),
+        files: Some(files_in(&layer.contents().toc)),
     });
     Ok(Listing {
         entry: entry(tree, node, files),
@@ -71,6 +72,11 @@ fn content_id(key: LayerKey, stream_bytes: u64, extents: &Extents) -> String {
         true => digest.to_string(),
         false => format!("{digest}.{}.{start}.{bytes}", encoding_name(encoding)),
     }
+}
+
+/// The files of an archive.
+fn files_in(toc: &Toc) -> u64 {
+    toc.shown().filter(|member| member.kind.extents().is_some()).count() as u64
 }
 
 /// Everything below `root`, parents before children, siblings by name.

@@ -11,6 +11,18 @@ use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::{RangeSet, StreamOffset};
 
 impl FileSystem {
+    /// All files with bytes of a layer, and all of these bytes. Looks at every file of the kit.
+    pub(super) fn all_files(&self) -> Vec<(Ino, Range<u64>)> {
+        let tree = &self.kit().tree;
+        let files = (0..tree.len()).map(NodeId).filter_map(|node| match tree.kind(node) {
+            NodeKind::File(Content::Stored { extents, .. }) => {
+                Some((Ino::of(node), 0..extents.bytes()))
+            }
+            NodeKind::File(Content::Inline(_)) | NodeKind::Directory | NodeKind::Symlink(_) => None,
+        });
+        files.filter(|(_, bytes)| !bytes.is_empty()).collect()
+    }
+
     /// The files with bytes of `ranges` of a layer's stream, and their parts with these bytes. Looks at
     /// every file of the kit.
     pub fn sharers(&self, layer: LayerKey, ranges: &RangeSet) -> Vec<(Ino, Range<u64>)> {

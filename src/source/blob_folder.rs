@@ -11,18 +11,28 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::try_unfold;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
 
 use super::{BlobStream, MANIFEST_LIMIT_BYTES, SourceError};
 use crate::oci::{BlobId, BlobOffset, Digest};
+use crate::process::running_time::Stopwatch;
 
 /// The bytes that are read at once: so many that the hop to a blocking task (some 10 µs) does not
 /// show beside a disk's throughput, and so few that hundreds of streams fit in memory.
 const PIECE_BYTES: u64 = 256 * 1024;
+
+/// The longest wait for another writer's lock. It holds the lock for some milliseconds, on a slow network file
+/// system for seconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// The interval between two attempts: short beside the wait of a person.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Blobs as files of a folder.
 #[derive(Clone, Debug)]
@@ -105,14 +115,14 @@ impl BlobFolder {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = match rustix::fs::open(&path, flags, Mode::empty()) {
             Ok(file) => File::from(file),
-            Err(rustix::io::Errno::NOENT) => {
+            Err(Errno::NOENT) => {
                 return Err(SourceError::NotFound {
                     what: format!("blob {digest}"),
                     place: self.place.clone(),
                     hint: self.hint.to_owned(),
                 });
             }
-            Err(rustix::io::Errno::LOOP) => {
+            Err(Errno::LOOP) => {
                 return Err(self.wrong(&path, "is a symbolic link, and links are not followed"));
             }
             Err(error) => return Err(unreadable(&path, error.into())),
@@ -133,6 +143,52 @@ impl BlobFolder {
             place: self.place.clone(),
             detail: format!("{} {detail}", path.display()),
         }
+    }
+}
+
+/// Whether the file at `path` is a blob with the right size and digest. Reads all of it, and blocks.
+pub(super) fn is_intact(path: &Path, blob: BlobId) -> bool {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else { return false };
+    let file = File::from(file);
+    if !file.metadata().is_ok_and(|file| file.is_file() && file.len() == blob.size) {
+        return false;
+    }
+    let (mut hasher, mut piece) = (Sha256::new(), vec![0; PIECE_BYTES as usize]);
+    let mut at = 0;
+    while at < blob.size {
+        match file.read_at(&mut piece, at) {
+            Ok(read @ 1..) => {
+                hasher.update(&piece[..read]);
+                at += read as u64;
+            }
+            Ok(0) | Err(_) => return false,
+        }
+    }
+    at == blob.size && Digest::from_sha256(hasher.finalize().into()) == blob.digest
+}
+
+/// Locks an open file against other writers until it is closed. Waits for a while, and blocks. Not every file
+/// system has locks: there the file is not locked.
+///
+/// # Errors
+/// [`std::io::ErrorKind::ResourceBusy`] where another writer keeps the lock.
+pub(super) fn lock(file: &File) -> std::io::Result<()> {
+    let mut watch = Stopwatch::start();
+    let mut waited = Duration::ZERO;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if waited > LOCK_PATIENCE {
+            let words =
+                "another program has written there for half a minute; try again when it has ended";
+            return Err(std::io::Error::new(std::io::ErrorKind::ResourceBusy, words));
+        }
+        std::thread::sleep(LOCK_INTERVAL);
+        waited = watch.look();
     }
 }
 
@@ -168,7 +224,7 @@ pub(super) fn read_small(path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
         Err(error) => return Err(unreadable(path, error.into())),
     };
     let mut content = Vec::new();

@@ -385,16 +385,6 @@ fn a_layer_that_cannot_be_had_does_not_hold_up_the_others() {
 }
 
 #[test]
-fn a_daemon_that_was_quiet_before_the_mount_waits_all_the_same() {
-    let counted = Counted::new(&big_files());
-    counted.kitfs.succeed(&["daemon", "start"]);
-    std::thread::sleep(Duration::from_secs(3));
-    let mountpoint =
-        counted.kitfs.mount(&counted.reference, &["--hydrate", "all", "--hydrate-after", "3"]);
-    assert_eq!(hydrate(&counted.kitfs, &mountpoint), "waiting");
-}
-
-#[test]
 fn an_unmount_ends_hydrating() {
     let (counted, mountpoint) = hydrating_and_held();
     counted.kitfs.unmount(&mountpoint);

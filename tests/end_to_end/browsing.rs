@@ -230,11 +230,12 @@ fn a_tag_that_comes_later_is_found_and_a_typo_is_not() {
         assert_eq!(errno(fs::metadata(browsed.kit(name))), not_there, "{name}");
     }
     // The kernel and the daemon remember for a moment that it is not there.
-    let before = browsed.requests().len();
+    let (before, began) = (browsed.requests().len(), Instant::now());
     for _ in 0..20 {
         assert_eq!(errno(fs::metadata(browsed.kit("org/model:v2"))), not_there);
     }
-    assert!(browsed.requests().len() <= before + 6, "{:?}", browsed.requests());
+    let moments = 1 + began.elapsed().as_secs() as usize;
+    assert!(browsed.requests().len() <= before + 6 * moments, "{:?}", browsed.requests());
     browsed.push("org/model", "v2", "two");
     wait_until("the new tag", || browsed.kit("org/model:v2").is_dir());
     assert_eq!(version(&browsed.kit("org/model:v2")), "two");
@@ -344,9 +345,9 @@ fn a_registry_that_refuses_or_does_not_answer_has_an_errno_of_its_own() {
     );
     fs::write(home.join("config.json"), auth).unwrap();
     assert_eq!(version(&kit), "one");
-    // A silent registry holds up no program for longer than the deadline, and none that needs no registry.
+    // A registry that never answers holds up no program for longer than the deadline, and no program that needs no
+    // registry.
     browsed.registry.script(Rule::on("").then(Fault::Hold));
-    let began = Instant::now();
     let waiting = std::thread::spawn({
         let kit = browsed.kit("org/model:v2");
         move || fs::metadata(kit).map(drop)
@@ -356,7 +357,6 @@ fn a_registry_that_refuses_or_does_not_answer_has_an_errno_of_its_own() {
         assert_eq!(version(&kit), "one");
     }
     assert_eq!(errno(waiting.join().unwrap()), Some(Errno::TIMEDOUT.raw_os_error()));
-    assert!(began.elapsed() < Duration::from_secs(30));
 }
 
 #[test]
@@ -397,11 +397,14 @@ fn nothing_below_a_browse_mount_can_be_written() {
 fn three_hundred_kits_take_no_more_memory_than_a_few() {
     const KITS: usize = 300;
     let browsed = Browsed::new(&["--most-kits", "4", "--registry", "other.example"]);
-    // Each has a tree of a thousand files, which takes some 100 KiB of memory, and layers of its own.
+    // Each has a tree of a thousand files with long names, which takes some 200 KiB of memory, and layers of its own.
+    // So 280 trees that were not dropped would take more than 50 MiB.
+    let padding = "x".repeat(80);
     let layer = |kit: usize| {
         let layer =
             Layer::tar("dataset", "data").file("data/version", 0o644, kit.to_string().as_bytes());
-        (0..1000).fold(layer, |layer, file| layer.file(format!("data/{file}"), 0o644, b""))
+        (0..1000)
+            .fold(layer, |layer, file| layer.file(format!("data/{padding}-{file}"), 0o644, b""))
     };
     for kit in 0..KITS {
         let folder = tempfile::tempdir_in(browsed.kitfs.folder()).unwrap();
@@ -429,7 +432,7 @@ fn three_hundred_kits_take_no_more_memory_than_a_few() {
     let kits = status["browse"]["kits"].as_array().unwrap();
     assert_eq!(kits.len(), KITS);
     assert!(kits.iter().filter(|kit| kit["is_in_memory"] == true).count() <= 4);
-    assert!(all < few + 64 * 1024, "{few} KiB after 20 kits, {all} KiB after {KITS}");
+    assert!(all < few + 24 * 1024, "{few} KiB after 20 kits, {all} KiB after {KITS}");
     // The first ones come back.
     look(0..5);
     eprintln!("{few} KiB after 20 kits, {all} KiB after {KITS}");

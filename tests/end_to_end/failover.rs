@@ -25,7 +25,7 @@ const KILLING: Duration = Duration::from_secs(8);
 /// The longest pause between two kills. Some of them hit a worker that does not serve yet.
 const LONGEST_PAUSE_MS: u64 = 400;
 /// A reader that waits longer has been forgotten.
-const LONGEST_READ: Duration = Duration::from_secs(20);
+const LONGEST_READ: Duration = Duration::from_secs(120);
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("the tests use plain paths")
@@ -130,7 +130,7 @@ fn kill_under_readers(counted: &Counted, mountpoint: &Path, with_keepers: bool) 
     let readers = Readers::start(mountpoint, &contents(counted));
     let mut random = crate::support::Random::new(u64::from(std::process::id()));
     let (began, mut kills) = (Instant::now(), 0);
-    while began.elapsed() < KILLING {
+    while began.elapsed() < KILLING || kills <= 3 {
         let pause = u64::from(random.bytes(1)[0]) * LONGEST_PAUSE_MS / 255;
         thread::sleep(Duration::from_millis(pause));
         let is_keeper = with_keepers && kills % 4 == 3;
@@ -146,7 +146,6 @@ fn kill_under_readers(counted: &Counted, mountpoint: &Path, with_keepers: bool) 
     }
     let rounds = readers.end();
     assert!(rounds.iter().all(|&rounds| rounds > 0), "{rounds:?} rounds, {kills} kills");
-    assert!(kills > 3, "{kills}");
     assert!(is_mounted(mountpoint));
     counted.kitfs.unmount(mountpoint);
 }

@@ -12,9 +12,9 @@ use crate::support::kitfs::{Kitfs, is_mounted, wait_until};
 use crate::support::registry_double::{Fault, Rule};
 
 /// Longer than the deadline of the tests, with room for a loaded machine.
-const FREEZE: Duration = Duration::from_secs(6);
+const FREEZE: Duration = Duration::from_secs(10);
 /// The deadline. A freeze counts for a second.
-const DEADLINE_SECONDS: &str = "4";
+const DEADLINE_SECONDS: &str = "8";
 
 fn held() -> Counted {
     let layer = Layer::tar("model", "model.bin");

@@ -758,8 +758,7 @@ fn a_killed_reader_ends_at_once_and_other_signals_end_no_read() {
 #[test]
 fn a_failure_is_not_told_of_a_read_that_succeeded_at_last() {
     let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, &[7; 100_000]));
-    let config =
-        FsConfig { read_deadline: Some(Duration::from_millis(200)), ..FsConfig::default() };
+    let config = FsConfig { read_deadline: Some(Duration::from_secs(3)), ..FsConfig::default() };
     let mounted = Mounted::with(kit, How { config, ..How::default() });
     mounted.engine.faults.stall(true);
     fs::read(mounted.path("weights.bin")).unwrap_err();

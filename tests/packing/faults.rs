@@ -139,7 +139,7 @@ fn a_killed_command_leaves_a_storage_that_is_read() {
     }
     let started = Instant::now();
     workshop.pack(&["-t", "demo:v1"]);
-    assert!(started.elapsed() < Duration::from_secs(60));
+    assert!(started.elapsed() < Duration::from_secs(300));
     // The large layer, its config and its manifest. A command that was killed late has left a manifest of another second.
     assert!(blobs.read_dir().unwrap().count() >= before + 3);
     for blob in blobs.read_dir().unwrap() {

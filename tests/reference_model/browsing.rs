@@ -5,13 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use kitfs::fs::browse::{Answer, Browse, BrowseConfig, Entry, Hosts, KitSource};
+use kitfs::fs::browse::{Answer, Browse, BrowseConfig, Entry, Hosts, KitSource, Watcher};
 use kitfs::fs::{
     Found, FsConfig, FsError, Ino, KitNodes, LoadedKit, Nodes, Owner, Place, Unopened,
 };
@@ -414,4 +415,67 @@ proptest! {
         prop_assert!(left.is_empty(), "{left:?}");
         prop_assert_eq!(world.browse().totals().inodes, 0);
     }
+}
+
+/// Collects the files whose pages the kernel is to drop.
+#[derive(Default)]
+struct Dropped(Mutex<Vec<(Ino, Range<u64>)>>);
+
+impl Watcher for Dropped {
+    fn woke(&self, _kit: &LoadedKit) {}
+
+    fn slept(&self, files: Vec<(Ino, Range<u64>)>) {
+        self.0.lock().extend(files);
+    }
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "still not so: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The process before may have read any file, and nobody knows whether its bytes were right.
+#[test]
+fn a_process_that_takes_over_drops_all_pages_of_a_kit_that_comes_into_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::new(folder.path());
+    world.apply(&Operation::Move { repository: 0, tag: 0, version: 3 });
+    for file in &FILES[..2] {
+        world.enter(0, 0, file);
+    }
+    world.apply(&Operation::Restart);
+    let dropped = Arc::<Dropped>::default();
+    let watcher: Arc<dyn Watcher> = dropped.clone();
+    let watcher: Weak<dyn Watcher> = Arc::downgrade(&watcher);
+    world.browse().watch(watcher);
+    // One of the files is read again.
+    world.read(&world.known[0]);
+    for known in &world.known {
+        let bytes = content(3, known.file).unwrap().len() as u64;
+        let all = (*known.way.last().unwrap(), 0..bytes);
+        until(known.file, || dropped.0.lock().contains(&all));
+    }
+}
+
+#[test]
+fn a_kit_that_a_request_uses_stays_in_memory_until_the_request_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::new(folder.path());
+    for (tag, version) in [(0, 0), (1, 1)] {
+        world.apply(&Operation::Move { repository: 0, tag, version });
+    }
+    world.enter(0, 0, FILES[0]);
+    let (in_use, _) = world.kit_of(*world.known[0].way.last().unwrap());
+    // One kit may be in memory, and another one comes.
+    world.enter(0, 1, FILES[0]);
+    let is_awake = || {
+        let kits = world.browse().in_use();
+        kits.iter().any(|kit| kit.digest == world.digests[0] && kit.is_awake)
+    };
+    assert!(is_awake());
+    drop(in_use);
+    until("it sleeps", || !is_awake());
 }

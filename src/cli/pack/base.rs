@@ -125,6 +125,9 @@ async fn load(
 fn fill(base: &mut Base, listing: Listing) {
     let digests: Vec<_> =
         listing.layers.iter().map(|layer| Digest::parse(&layer.digest).ok()).collect();
+    for (layer, digest) in listing.layers.iter().zip(&digests) {
+        base.archived.extend(digest.zip(layer.files));
+    }
     for entry in listing.below {
         let digest = entry.layer.and_then(|layer| *digests.get(layer as usize)?);
         match (entry.kind, digest) {

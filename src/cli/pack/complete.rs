@@ -20,7 +20,13 @@ pub(super) async fn complete_all(
     network: &NetworkOptions,
 ) -> Result<(), CliError> {
     let writer = StorageWriter::open(home).map_err(PackError::from)?;
-    let missing: Vec<_> = blobs.into_iter().filter(|blob| !writer.has(*blob)).collect();
+    let looking = writer.clone();
+    let missing = tokio::task::spawn_blocking(move || {
+        // A damaged blob is downloaded again.
+        blobs.into_iter().filter(|blob| !looking.is_intact(*blob)).collect::<Vec<_>>()
+    });
+    let missing =
+        missing.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
     let bar = byte_bar(missing.iter().map(|blob| blob.size).sum(), "downloading");
     let sources = sources_of_command(network).map_err(Failure::from)?;
     let repository = sources.open(origin).map_err(Failure::from)?;

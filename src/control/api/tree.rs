@@ -113,6 +113,9 @@ pub struct ListedLayer {
     pub encoding: String,
     /// The size of its uncompressed content in bytes.
     pub stream_bytes: u64,
+    /// The number of files in its archive, also of those that the kit's tree does not show.
+    #[serde(default)]
+    pub files: Option<u64>,
 }
 
 /// Reads files. Their bytes follow one another.

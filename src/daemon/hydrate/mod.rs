@@ -17,6 +17,7 @@
 //!   fetched again; one that cannot be had now is tried again later. Neither holds up the others.
 //! - It ends with its mount.
 
+mod deciding;
 mod quiet;
 mod want;
 
@@ -27,7 +28,8 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::quiet::{Quiet, SHORTEST_WAIT};
+use self::deciding::{Course, Next, RunEnd, SHORTEST_WAIT, Standing, Verdict, beginning, verdict};
+use self::quiet::Quiet;
 use self::want::{MissingPiece, Want, missing_pieces};
 use crate::cache::{Cache, LayerState, why_poisoned};
 use crate::control::api::{HydrateMode, HydrateState};
@@ -35,13 +37,6 @@ use crate::fetch::{FetchError, Fetcher, Layer};
 use crate::fs::FileSystem;
 use crate::process::running_time;
 use crate::source::Priority;
-
-/// The interval between two looks for room in the cache: room comes when kits are removed.
-const ROOM_INTERVAL: Duration = Duration::from_secs(30);
-/// How long to wait after a failure; doubled for each in a row.
-const FIRST_BACKOFF: Duration = Duration::from_secs(10);
-/// The longest of those waits: a registry that is back is noticed within minutes.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(600);
 
 /// The state that all mounts share.
 pub(super) struct Hydration {
@@ -67,17 +62,6 @@ impl Hydrating {
     }
 }
 
-/// Why a run ended before all was in.
-enum Pause {
-    /// A reader waits.
-    Reader,
-    /// The missing bytes do not fit.
-    NoRoom,
-    Failed(FetchError),
-    /// All that can be had is in, and some of it is not what its digest says.
-    Wrong(String),
-}
-
 /// The work for one mount.
 struct Work {
     hydration: Arc<Hydration>,
@@ -87,8 +71,6 @@ struct Work {
     is_all_wanted: bool,
     quiet: Quiet,
     state: Arc<Mutex<HydrateState>>,
-    /// The state once all of `layers` is here.
-    done: HydrateState,
 }
 
 impl Hydration {
@@ -104,21 +86,13 @@ impl Hydration {
         quiet: Duration,
     ) -> Hydrating {
         let kit = file_system.kit();
-        let (layers, local): (Vec<_>, Vec<_>) =
-            kit.layers.iter().cloned().partition(|layer| layer.is_remote());
-        let done = match local.iter().all(|layer| is_here(layer)) {
-            true => HydrateState::Complete,
-            false => HydrateState::Local,
-        };
-        let (state, has_work) = match mode {
-            HydrateMode::None => (HydrateState::Off, false),
-            _ if layers.is_empty() && !kit.layers.is_empty() => (HydrateState::Local, false),
-            _ if layers.iter().all(|layer| is_here(layer)) => (done.clone(), false),
-            HydrateMode::All => (HydrateState::Waiting, true),
-            HydrateMode::Begun => (HydrateState::Begun, true),
-        };
-        let state = Arc::new(Mutex::new(state));
-        let task = has_work.then(|| {
+        let standing =
+            |layer: &Arc<Layer>| Standing { is_remote: layer.is_remote(), is_here: is_here(layer) };
+        let standings: Vec<_> = kit.layers.iter().map(standing).collect();
+        let begun = beginning(mode, &standings);
+        let layers = kit.layers.iter().filter(|layer| layer.is_remote()).cloned().collect();
+        let state = Arc::new(Mutex::new(begun.state));
+        let task = begun.has_work.then(|| {
             let work = Work {
                 hydration: self.clone(),
                 file_system: file_system.clone(),
@@ -126,9 +100,8 @@ impl Hydration {
                 is_all_wanted: mode == HydrateMode::All,
                 quiet: Quiet::new(self.fetcher.clone(), quiet),
                 state: state.clone(),
-                done,
             };
-            AbortOnDropHandle::new(tokio::spawn(work.run()))
+            AbortOnDropHandle::new(tokio::spawn(work.run(begun.done)))
         });
         Hydrating { mode, state, _task: task }
     }
@@ -141,57 +114,42 @@ impl Hydration {
 }
 
 impl Work {
-    async fn run(self) {
-        let mut backoff = FIRST_BACKOFF;
+    /// Runs until all is here, or cannot be right. `done` is the state then.
+    async fn run(self, done: HydrateState) {
+        let mut course = Course::new(self.is_all_wanted, done);
+        let mut next = course.first();
         let mut has_told_of_room = false;
-        let mut is_anything_wanted = self.is_all_wanted;
         loop {
-            if !is_anything_wanted {
+            match next {
+                Next::End => return,
                 // The ranges are known only once the readers are quiet: they read on meanwhile.
-                self.file_system.read_on().await;
+                Next::ReadOn => self.file_system.read_on().await,
+                Next::Pause(pause) => running_time::sleep(pause).await,
+                Next::Run => {}
             }
-            is_anything_wanted = true;
-            if !matches!(*self.state.lock(), HydrateState::Failed { .. } | HydrateState::NoRoom) {
-                self.set(HydrateState::Waiting);
-            }
+            let waiting = Course::waiting(&self.state.lock());
+            self.set(waiting);
             self.quiet.wait().await;
             let Ok(turn) = self.hydration.turn.acquire().await else { return };
             let mut has_brought = false;
-            let pause = self.bring_missing(&mut has_brought).await;
+            let end = self.bring_missing(&mut has_brought).await.unwrap_or_else(|end| end);
             drop(turn);
-            if has_brought {
-                backoff = FIRST_BACKOFF;
+            match &end {
+                RunEnd::Wrong(reason) => tracing::warn!(reason, "a kit is not what it should be"),
+                RunEnd::NoRoom if !std::mem::replace(&mut has_told_of_room, true) => {
+                    tracing::info!("the rest of a kit is not fetched: it does not fit the cache");
+                }
+                RunEnd::Failed(reason) => {
+                    tracing::warn!(reason, "fetching the rest of a kit failed");
+                }
+                RunEnd::NoRoom | RunEnd::Brought | RunEnd::Reader => {}
             }
-            match pause {
-                Ok(()) if self.layers.iter().all(|layer| is_here(layer)) => {
-                    return self.set(self.done.clone());
-                }
-                Ok(()) => {
-                    self.set(HydrateState::Begun);
-                    is_anything_wanted = self.is_all_wanted;
-                }
-                Err(Pause::Reader) => {}
-                Err(Pause::Wrong(reason)) => {
-                    // Every layer was tried, and fetching the same bytes again would not help.
-                    tracing::warn!(reason, "a kit is not what it should be");
-                    return self.set(HydrateState::Failed { reason });
-                }
-                Err(Pause::NoRoom) => {
-                    if !std::mem::replace(&mut has_told_of_room, true) {
-                        tracing::info!(
-                            "the rest of a kit is not fetched: it does not fit the cache"
-                        );
-                    }
-                    self.set(HydrateState::NoRoom);
-                    running_time::sleep(ROOM_INTERVAL).await;
-                }
-                Err(Pause::Failed(error)) => {
-                    tracing::warn!(%error, again_in = ?backoff, "fetching the rest of a kit failed");
-                    self.set(HydrateState::Failed { reason: error.to_string() });
-                    running_time::sleep(backoff).await;
-                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
-                }
+            let is_all_here = self.layers.iter().all(|layer| is_here(layer));
+            let (state, step) = course.after(end, has_brought, is_all_here);
+            if let Some(state) = state {
+                self.set(state);
             }
+            next = step;
         }
     }
 
@@ -221,35 +179,35 @@ impl Work {
 
     /// Brings the missing bytes, and says in `has_brought` whether any of it came. A layer that
     /// cannot be had does not hold up the others; the first failure is told in the end.
-    async fn bring_missing(&self, has_brought: &mut bool) -> Result<(), Pause> {
+    async fn bring_missing(&self, has_brought: &mut bool) -> Result<RunEnd, RunEnd> {
         let pieces = self.missing().await;
         let mut left_bytes = pieces.iter().map(|it| it.missing_bytes).fold(0, u64::saturating_add);
-        let mut failed: Vec<(Arc<Layer>, FetchError)> = Vec::new();
+        let mut failed: Vec<(Arc<Layer>, String)> = Vec::new();
         for piece in pieces {
             if failed.iter().any(|(layer, _)| Arc::ptr_eq(layer, &piece.layer)) {
                 continue;
             }
             if !self.hydration.has_room_for(left_bytes) {
-                return Err(Pause::NoRoom);
+                return Err(RunEnd::NoRoom);
             }
             self.set(HydrateState::Running);
             match self.bring(&piece).await {
                 Ok(()) => *has_brought = true,
-                Err(Pause::Failed(error)) => failed.push((piece.layer.clone(), error)),
-                Err(pause) => return Err(pause),
+                Err(RunEnd::Failed(reason)) => failed.push((piece.layer.clone(), reason)),
+                Err(end) => return Err(end),
             }
             left_bytes -= piece.missing_bytes;
         }
         match failed.into_iter().next() {
-            Some((_, error)) => Err(Pause::Failed(error)),
-            None => self.verify().await,
+            Some((_, reason)) => Err(RunEnd::Failed(reason)),
+            None => self.verify().await.map(|()| RunEnd::Brought),
         }
     }
 
     /// Brings a piece, unless a reader comes: requests under way then give way to it.
-    async fn bring(&self, piece: &MissingPiece) -> Result<(), Pause> {
+    async fn bring(&self, piece: &MissingPiece) -> Result<(), RunEnd> {
         if self.quiet.is_over() {
-            return Err(Pause::Reader);
+            return Err(RunEnd::Reader);
         }
         let bring = piece.layer.bring(piece.range.clone(), Priority::Hydrate);
         tokio::pin!(bring);
@@ -258,11 +216,11 @@ impl Work {
                 brought = &mut bring => return match brought {
                     // The state says so as well.
                     Ok(()) | Err(FetchError::Poisoned { .. }) => Ok(()),
-                    Err(error) => Err(Pause::Failed(error)),
+                    Err(error) => Err(RunEnd::Failed(error.to_string())),
                 },
                 () = tokio::time::sleep(SHORTEST_WAIT) => {
                     if self.quiet.is_over() {
-                        return Err(Pause::Reader);
+                        return Err(RunEnd::Reader);
                     }
                 }
             }
@@ -270,29 +228,27 @@ impl Work {
     }
 
     /// Waits for the digests of layers all of whose bytes came.
-    async fn verify(&self) -> Result<(), Pause> {
+    async fn verify(&self) -> Result<(), RunEnd> {
         let mut wrong = None;
         for layer in &self.layers {
             if !self.is_all_wanted && !layer.store().is_complete() {
                 continue;
             }
             let title = || self.file_system.kit().title_of(layer);
-            match layer.confirmed().await {
-                LayerState::Confirmed => {}
-                LayerState::Poisoned { got } => {
+            let state = layer.confirmed().await;
+            match verdict(state, layer.store().is_complete()) {
+                Verdict::Right => {}
+                Verdict::Evicted => return Err(RunEnd::NoRoom),
+                Verdict::Poisoned { got } => {
                     let why = why_poisoned(layer.key().digest, got);
                     wrong = Some(format!("{} is poisoned: {why}", title()));
                 }
-                // Others needed the room meanwhile.
-                LayerState::Unconfirmed if !layer.store().is_complete() => {
-                    return Err(Pause::NoRoom);
-                }
-                LayerState::Unconfirmed => {
+                Verdict::Unchecked => {
                     wrong = Some(format!("the digest of {} could not be computed", title()));
                 }
             }
         }
-        wrong.map_or(Ok(()), |reason| Err(Pause::Wrong(reason)))
+        wrong.map_or(Ok(()), |reason| Err(RunEnd::Wrong(reason)))
     }
 }
 

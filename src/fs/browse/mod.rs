@@ -69,7 +69,8 @@ pub trait Watcher: Send + Sync {
     /// A kit is in memory. No byte of it was served so far.
     fn woke(&self, kit: &LoadedKit);
 
-    /// A kit has left memory. Bytes of these files were read that nobody has compared with a digest.
+    /// These files may have pages in the kernel that are wrong, and of which nobody hears any more: the kit has left
+    /// memory before its layers were confirmed, or another process served it before.
     fn slept(&self, files: Vec<(Ino, Range<u64>)>);
 }
 

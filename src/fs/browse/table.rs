@@ -50,6 +50,8 @@ pub(super) struct Slot {
     pub(super) kit: Kit,
     /// Tells it apart from another place with the same number, later.
     pub(super) serial: u64,
+    /// Whether the kernel may have pages that a process before this one gave it.
+    pub(super) is_inherited: bool,
 }
 
 /// The numbers.
@@ -77,6 +79,7 @@ impl Table {
             this.last = this.last.max(number);
             this.insert(number, place, digest, mark, lookups);
         }
+        this.slots.values_mut().for_each(|slot| slot.is_inherited = true);
         Ok(this)
     }
 
@@ -91,7 +94,8 @@ impl Table {
         self.serial += 1;
         self.numbers.insert((place.path(), digest), number);
         let (kit, serial) = (Kit::Asleep(None), self.serial);
-        self.slots.insert(number, Slot { place, digest, mark, lookups, kit, serial });
+        let is_inherited = false;
+        self.slots.insert(number, Slot { place, digest, mark, lookups, kit, serial, is_inherited });
     }
 
     pub(super) fn get(&self, number: u32) -> Option<&Slot> {

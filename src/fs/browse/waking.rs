@@ -3,8 +3,13 @@
 //! A kit that leaves memory takes nothing with it that the kernel knows: its numbers are positions in its tree,
 //! and it is loaded again by its digest. One thing would be lost: the bytes of a layer may turn out to be wrong
 //! later, and the kernel's pages must be dropped then. So when a kit leaves memory before its layers are
-//! confirmed, the pages of the files that were read are dropped at once, and come again from the cache.
+//! confirmed, the pages of the files that were read are dropped at once, and come again from the cache. A kit that
+//! a request uses stays in memory until the request is answered: its pages are not in the kernel yet.
+//!
+//! A process that takes over a mount does not know which files the process before it has read, and hears nothing of
+//! a kit before that comes into memory. So the first time that a kit does, all of its pages are dropped.
 
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,7 +18,7 @@ use futures_util::FutureExt as _;
 use super::Browse;
 use super::place::Place;
 use super::resolving::fault;
-use super::table::{Awake, Kit, Waking};
+use super::table::{Awake, Kit, Table, Waking};
 use crate::fs::attributes::Ino;
 use crate::fs::error::{FsError, Unopened};
 use crate::fs::file_system::FileSystem;
@@ -31,6 +36,9 @@ const MOST_NODES: u64 = 4_000_000;
 
 /// The longest interval between two looks for kits that nobody uses.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Ranges of files, by the numbers of the files.
+type FileRanges = Vec<(Ino, Range<u64>)>;
 
 /// Loads the kit of a node.
 pub struct Wake {
@@ -119,15 +127,23 @@ impl Browse {
             }
         }
         let loaded = loaded.map(|(kit, _)| kit);
+        let within = self.within_of(&table, wanted.number).filter(|_| is_it);
+        let mut inherited = None;
         if let Some(slot) = table.get_mut(wanted.number).filter(|_| is_it) {
             slot.kit = match &loaded {
                 Ok(kit) => {
+                    if std::mem::take(&mut slot.is_inherited) {
+                        inherited = within.map(|within| KitNodes::within(kit.clone(), within));
+                    }
                     Kit::Awake(Awake { file_system: kit.clone(), used_ms: self.now_ms().into() })
                 }
                 Err(error) => Kit::Asleep(Some((Instant::now(), error.clone()))),
             };
         }
         drop(table);
+        if let Some(kit) = inherited {
+            self.drop_pages(kit, FileSystem::all_files);
+        }
         if loaded.is_ok() {
             self.have_idle_sleep();
         }
@@ -166,20 +182,29 @@ impl Browse {
 
     /// Takes kits out of memory: those that nobody has used for a while, and the least used beyond the bounds.
     fn have_idle_sleep(&self) {
-        let gone = self.take_idle();
-        if gone.is_empty() {
-            return;
+        for kit in self.take_idle() {
+            self.drop_pages(kit, FileSystem::read_unconfirmed);
         }
+    }
+
+    /// Has the kernel drop the pages of these files of a kit. Looks at every file of the kit, in a thread that may
+    /// take its time.
+    fn drop_pages(&self, kit: KitNodes, files: fn(&FileSystem) -> FileRanges) {
         let watcher = self.watcher.get().cloned();
         self.runtime.spawn_blocking(move || {
-            for kit in gone {
-                if let Some(watcher) = watcher.as_ref().and_then(Weak::upgrade) {
-                    let read = kit.file_system().read_unconfirmed();
-                    let seen = read.into_iter().map(|(ino, range)| (kit.outer(ino), range));
-                    watcher.slept(seen.collect());
-                }
+            if let Some(watcher) = watcher.as_ref().and_then(Weak::upgrade) {
+                let seen = files(kit.file_system())
+                    .into_iter()
+                    .map(|(ino, range)| (kit.outer(ino), range));
+                watcher.slept(seen.collect());
             }
         });
+    }
+
+    /// The place of a kit's root among the numbers.
+    fn within_of(&self, table: &Table, number: u32) -> Option<Within> {
+        let place = table.get(number)?.place.clone();
+        Some(self.within(table, number, &place, Ino::ROOT))
     }
 
     fn take_idle(&self) -> Vec<KitNodes> {
@@ -189,6 +214,8 @@ impl Browse {
         let mut awake: Vec<_> = table
             .slots()
             .filter_map(|(number, slot)| match &slot.kit {
+                // A request that is being answered holds the kit. The table is locked, so no new one takes it.
+                Kit::Awake(awake) if Arc::strong_count(&awake.file_system) > 1 => None,
                 Kit::Awake(awake) => {
                     let used_ms = awake.used_ms.load(std::sync::atomic::Ordering::Relaxed);
                     Some((used_ms, number, awake.file_system.totals().inodes))
@@ -211,8 +238,7 @@ impl Browse {
         }
         let mut gone = Vec::new();
         for number in sleeping {
-            let Some(place) = table.get(number).map(|slot| slot.place.clone()) else { continue };
-            let within = self.within(&table, number, &place, Ino::ROOT);
+            let Some(within) = self.within_of(&table, number) else { continue };
             let Some(slot) = table.get_mut(number) else { continue };
             if let Kit::Awake(Awake { file_system, .. }) =
                 std::mem::replace(&mut slot.kit, Kit::Asleep(None))
@@ -238,7 +264,7 @@ impl Browse {
 impl FileSystem {
     /// The files of which bytes were read whose layer's digest is not known yet, by their numbers in the kit.
     /// Looks at every file of the kit.
-    fn read_unconfirmed(&self) -> Vec<(Ino, std::ops::Range<u64>)> {
+    fn read_unconfirmed(&self) -> FileRanges {
         if self.kit().state() == State::Confirmed {
             return Vec::new();
         }

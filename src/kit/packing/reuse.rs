@@ -4,7 +4,8 @@
 //! stays if a full pack of the unchanged tree would make it again:
 //!
 //! - the base has a layer of the same role, path and media type;
-//! - that layer has exactly the files that the plan gives it, by path and size;
+//! - that layer has exactly the files that the plan gives it, by path and size, and none that the tree does not
+//!   show, as a Kitfile in the archive: that file would come back under another Kitfile;
 //! - no change touches one of its files, and no directory of it has another mode;
 //! - the plan has each directory that the base's layer may hold. Else somebody removed one, or a rule or another
 //!   entry keeps it out now.
@@ -29,6 +30,9 @@ pub struct Base {
     pub layers: Vec<BaseLayer>,
     /// Its files: the size, and the layer with the bytes.
     pub files: BTreeMap<Vec<u8>, (u64, Digest)>,
+    /// The number of files in each layer's archive, also of those that the tree does not show. A layer without a
+    /// number is packed anew.
+    pub archived: BTreeMap<Digest, u64>,
     /// Its directories: their modes.
     pub directories: BTreeMap<Vec<u8>, u32>,
     /// Its symbolic links. A packer writes none, so a layer that may hold one is packed anew.
@@ -138,6 +142,9 @@ pub fn kept_layers<'a>(
             return None;
         }
         let mut expected = files.get(&layer.blob.digest).unwrap_or(&none).clone();
+        if base.archived.get(&layer.blob.digest) != Some(&(expected.len() as u64)) {
+            return None;
+        }
         for &member in &planned.members {
             let FolderEntry { path, kind, mode } = &entries[member];
             let path = path.as_bytes();

@@ -5,7 +5,8 @@
 //! order is: blobs, manifest, the repository's index, the common index, origins, tags. So an index only
 //! names blobs that are there, and a process that is killed leaves at most blobs that no index names.
 //!
-//! Other processes. kitfs commands lock `storage/.kitfs.lock` while they change an index. kit locks nothing and
+//! Other processes. kitfs commands lock `storage/.kitfs.lock` while they compare and change an index, and give up
+//! after half a minute. kit locks nothing and
 //! writes an index in place: a torn index is read again a few times before it counts as damaged. If kit
 //! and kitfs change the same index at the same moment, one of both changes can be lost, as with two kits.
 
@@ -22,6 +23,7 @@ use serde_json::{Map, Value, json};
 
 use super::Origins;
 use crate::oci::{BlobId, Digest};
+use crate::source::blob_folder;
 use crate::source::image_index::INDEX_LIMIT_BYTES;
 
 /// How often a torn index is read, and the pause between: kit writes an index in less than a millisecond.
@@ -105,6 +107,11 @@ impl StorageWriter {
         metadata.is_ok_and(|metadata| metadata.is_file() && metadata.len() == blob.size)
     }
 
+    /// Whether a blob is here with its size and digest. Reads all of it, and blocks.
+    pub fn is_intact(&self, blob: BlobId) -> bool {
+        blob_folder::is_intact(&self.blob(blob.digest), blob)
+    }
+
     /// Begins a blob. Blocks.
     ///
     /// # Errors
@@ -131,7 +138,7 @@ impl StorageWriter {
     /// Fails if the blob cannot be written.
     pub fn store(&self, content: &[u8]) -> Result<(BlobId, bool), StorageError> {
         let blob = BlobId { digest: Digest::of(content), size: content.len() as u64 };
-        if self.has(blob) {
+        if self.is_intact(blob) {
             return Ok((blob, false));
         }
         let mut writer = self.begin()?;
@@ -146,11 +153,33 @@ impl StorageWriter {
     /// # Errors
     /// Fails if an index cannot be read or written, or is damaged. The kit may then be in some of them.
     pub fn file(&self, filing: &Filing<'_>) -> Result<Vec<(String, Digest)>, StorageError> {
+        self.file_if(filing, |_, _| Ok(()))
+    }
+
+    /// As [`Self::file`], if `may` agrees for each tag and the kit that it names now. No other kitfs moves a tag
+    /// between that and the change.
+    ///
+    /// # Errors
+    /// Also the error of `may`; nothing has changed then.
+    pub fn file_if<E: From<StorageError>>(
+        &self,
+        filing: &Filing<'_>,
+        may: impl Fn(&str, Option<Digest>) -> Result<(), E>,
+    ) -> Result<Vec<(String, Digest)>, E> {
         let lock = self.storage.join(".kitfs.lock");
         let file = File::options().create(true).truncate(false).write(true).open(&lock);
         let file = file.map_err(|error| failed(&lock, error))?;
-        rustix::fs::flock(&file, FlockOperation::LockExclusive)
-            .map_err(|error| failed(&lock, error.into()))?;
+        blob_folder::lock(&file).map_err(|error| failed(&lock, error))?;
+        let name = URL_SAFE.encode(filing.repository);
+        let tags = read_object(&self.storage.join(format!("{name}-tags.json")))?;
+        for tag in filing.tags {
+            may(tag, tags.get(tag).and_then(digest_of))?;
+        }
+        Ok(self.file_locked(filing)?)
+    }
+
+    /// Names a kit in the indexes, under the lock.
+    fn file_locked(&self, filing: &Filing<'_>) -> Result<Vec<(String, Digest)>, StorageError> {
         remove_unfinished(&self.storage);
         let manifest = json!({
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -167,10 +196,10 @@ impl StorageWriter {
             self.change(&self.storage.join(format!("{name}-tags.json")), |tags| {
                 for tag in filing.tags {
                     let before = tags.insert(tag.clone(), manifest.clone());
-                    let before = before.as_ref().and_then(|before| before["digest"].as_str());
-                    let before = before.and_then(|digest| Digest::parse(digest).ok());
                     moved.extend(
                         before
+                            .as_ref()
+                            .and_then(digest_of)
                             .filter(|it| *it != filing.manifest.digest)
                             .map(|it| (tag.clone(), it)),
                     );
@@ -232,6 +261,11 @@ impl StorageWriter {
     }
 }
 
+/// The digest of a descriptor.
+fn digest_of(descriptor: &Value) -> Option<Digest> {
+    Digest::parse(descriptor["digest"].as_str()?).ok()
+}
+
 /// Whether a reader would take a file of so many bytes.
 fn check_size(bytes: usize) -> Result<(), String> {
     match bytes as u64 > INDEX_LIMIT_BYTES {
@@ -260,14 +294,15 @@ impl BlobWriter {
         failed(&self.folder, error)
     }
 
-    /// Makes the blob part of the storage. Returns whether it is new: an equal blob that is there stays. The
+    /// Makes the blob part of the storage. Returns whether it is new: an equal blob that is there stays, and a damaged
+    /// one is replaced. The
     /// caller has computed the digest of the written bytes. Blocks.
     ///
     /// # Errors
     /// Fails if the bytes do not reach the disk.
     pub fn commit(mut self, digest: Digest) -> Result<bool, StorageError> {
         let path = self.folder.join(digest.hex());
-        if path.symlink_metadata().is_ok_and(|it| it.is_file() && it.len() == self.size) {
+        if blob_folder::is_intact(&path, BlobId { digest, size: self.size }) {
             return Ok(false);
         }
         self.file.sync_all().map_err(|error| failed(&path, error))?;
@@ -289,7 +324,7 @@ impl BlobWriter {
         let link = |path: &Path| rustix::fs::linkat(CWD, &file, CWD, path, AtFlags::SYMLINK_FOLLOW);
         match link(path) {
             Ok(()) => Ok(()),
-            // A file of another size, as a full disk leaves behind an old kit.
+            // A damaged file, as a full disk leaves behind an old kit.
             Err(rustix::io::Errno::EXIST) => {
                 let beside = self.folder.join(format!("{UNFINISHED}{}", fresh_name()));
                 link(&beside)?;

@@ -16,7 +16,6 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -28,7 +27,7 @@ use super::{
     Content, Destination, Put, Replaces, SendError, SentManifest, blocking, is_intact, write,
 };
 use crate::oci::{BlobId, Digest, Reference, Selector};
-use crate::source::blob_folder::read_small;
+use crate::source::blob_folder::{self, read_small};
 use crate::source::image_index::INDEX_LIMIT_BYTES;
 use crate::source::oci_layout::OciLayout;
 use crate::source::{Repository, SourceError};
@@ -43,11 +42,6 @@ const NO_MANIFESTS: &[u8] =
 /// The names of part files.
 const PART_PREFIX: &str = ".kitfs-";
 const PART_SUFFIX: &str = ".part";
-
-/// The longest wait for another writer's lock. It holds the lock for some milliseconds, on a slow network file
-/// system for seconds.
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
-const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The most part files of processes with one number. 1,000: a command writes five at once, and containers
 /// that share a folder may share the number.
@@ -109,10 +103,8 @@ impl Destination for OciLayoutWriter {
 
     fn has_blob(&self, blob: BlobId) -> BoxFuture<'_, Result<bool, SendError>> {
         let path = self.blob_path(blob.digest);
-        blocking(move || {
-            Ok(path.symlink_metadata().is_ok_and(|file| file.is_file() && file.len() == blob.size))
-        })
-        .boxed()
+        // A damaged blob is not there, so it is replaced.
+        blocking(move || Ok(blob_folder::is_intact(&path, blob))).boxed()
     }
 
     fn put_blob<'a>(
@@ -233,21 +225,8 @@ fn remove_leftovers(folder: &Path) {
 /// Locks the folder until the file is dropped. Blocks.
 fn lock(folder: &Path) -> Result<File, SendError> {
     let file = File::open(folder).map_err(|error| unwritable(folder, error))?;
-    let started = Instant::now();
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
-            // Not every file system has locks. Two writers at once may then lose a tag, but no blob.
-            Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(file),
-            Err(error) => return Err(unwritable(folder, error.into())),
-        }
-        if started.elapsed() > LOCK_PATIENCE {
-            let busy = std::io::Error::new(ErrorKind::ResourceBusy, "another program writes there");
-            return Err(unwritable(folder, busy));
-        }
-        std::thread::sleep(LOCK_INTERVAL);
-    }
+    blob_folder::lock(&file).map_err(|error| unwritable(folder, error))?;
+    Ok(file)
 }
 
 /// A file that is written, and has its name only when it is complete. Dropping it removes it.

@@ -73,7 +73,7 @@ impl Destination for KitStorageDestination {
 
     fn has_blob(&self, blob: BlobId) -> BoxFuture<'_, Result<bool, SendError>> {
         let writer = self.writer.clone();
-        blocking(move || Ok(writer.has(blob))).boxed()
+        blocking(move || Ok(writer.is_intact(blob))).boxed()
     }
 
     fn put_blob<'a>(
@@ -107,17 +107,16 @@ impl Destination for KitStorageDestination {
                 }
                 .into());
             }
-            if let (Some(tag), Replaces::Nothing) = (tag, replaces) {
-                replaces.check(&self.name(), tag, self.tagged(tag).await?, manifest.digest)?;
-            }
+            let (place, digest) = (self.name(), manifest.digest);
             let (writer, origins) = (self.writer.clone(), self.origins.clone());
             let (repository, bytes) = (self.repository(), manifest.bytes.clone());
             let tags: Vec<String> = tag.into_iter().map(str::to_owned).collect();
             blocking(move || {
                 let (manifest, _) = writer.store(&bytes)?;
                 let (repository, tags, origins) = (&*repository, &*tags, &origins);
-                writer.file(&Filing { repository, manifest, tags, origins })?;
-                Ok(())
+                let filing = Filing { repository, manifest, tags, origins };
+                writer.file_if(&filing, |tag, before| replaces.check(&place, tag, before, digest))?;
+                Ok::<_, SendError>(())
             })
             .await
         }

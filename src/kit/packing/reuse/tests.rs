@@ -60,6 +60,7 @@ fn base(entries: &[FolderEntry], plan: &PackPlan, files: &Files) -> (Base, Files
         let content = bytes(layer, entries, files);
         let digest = Digest::of(content.as_bytes());
         let blob = BlobId { digest, size: content.len() as u64 };
+        base.archived.entry(digest).or_default();
         base.layers.push(BaseLayer {
             blob,
             diff_id: DiffId(digest),
@@ -72,6 +73,7 @@ fn base(entries: &[FolderEntry], plan: &PackPlan, files: &Files) -> (Base, Files
             let FolderEntry { path, kind, mode } = &entries[member];
             match kind {
                 FolderEntryKind::File(size) => {
+                    *base.archived.entry(digest).or_default() += 1;
                     base.files.insert(path.as_bytes().to_vec(), (*size, digest));
                     shown.insert(path.to_string(), files[&path.to_string()]);
                 }
@@ -169,6 +171,24 @@ fn a_layer_that_may_hold_a_link_is_packed_anew() {
     base.symlinks.push(b"a/link".to_vec());
     let kept = kept_layers(&plan, &entries, &base, &Changed::new());
     assert!(kept[0].is_none() && kept[1].is_some());
+}
+
+/// A packer may have put a Kitfile into the archive. The mount shows the kit's own Kitfile instead.
+#[test]
+fn a_layer_with_a_file_that_the_tree_does_not_show_is_packed_anew() {
+    let files = Files::from([("a/x".to_owned(), 0), ("b/y".to_owned(), 0)]);
+    let (entries, plan) = planned(KITFILES[0], "", &files).unwrap();
+    let (mut base, _) = base(&entries, &plan, &files);
+    let kept = |base: &Base| {
+        let kept = kept_layers(&plan, &entries, base, &Changed::new());
+        kept.iter().map(Option::is_some).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&base), [true, true]);
+    let first = base.layers[0].blob.digest;
+    *base.archived.get_mut(&first).unwrap() += 1;
+    assert_eq!(kept(&base), [false, true]);
+    base.archived.remove(&first);
+    assert_eq!(kept(&base), [false, true], "a daemon of an earlier version does not tell");
 }
 
 #[test]

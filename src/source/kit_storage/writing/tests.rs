@@ -68,17 +68,49 @@ fn a_damaged_index_is_named_and_not_replaced() {
 }
 
 #[test]
-fn a_blob_that_is_there_is_not_written_again_and_a_short_one_is_replaced() {
+fn a_blob_that_is_there_is_not_written_again_and_a_damaged_one_is_replaced() {
     let home = tempfile::tempdir().unwrap();
     let writer = StorageWriter::open(home.path()).unwrap();
     let (blob, is_new) = writer.store(b"content").unwrap();
     assert!(is_new && writer.has(blob));
     assert!(!writer.store(b"content").unwrap().1);
     let path = home.path().join("storage/blobs/sha256").join(blob.digest.hex());
-    std::fs::write(&path, b"con").unwrap();
-    assert!(!writer.has(blob));
-    assert!(writer.store(b"content").unwrap().1);
-    assert_eq!(std::fs::read(&path).unwrap(), b"content");
+    // A short file, and one of the right size with other bytes.
+    for damaged in [&b"con"[..], b"cOntent"] {
+        std::fs::write(&path, damaged).unwrap();
+        assert!(!writer.is_intact(blob));
+        assert!(writer.store(b"content").unwrap().1);
+        assert_eq!(std::fs::read(&path).unwrap(), b"content");
+        std::fs::write(&path, damaged).unwrap();
+        let mut again = writer.begin().unwrap();
+        again.write_all(b"content").unwrap();
+        assert!(again.commit(blob.digest).unwrap());
+        assert!(writer.is_intact(blob));
+    }
+}
+
+/// Of writers that must not take a tag from another kit, the first one gets the tag.
+#[test]
+fn a_tag_is_compared_and_moved_in_one_step() {
+    let home = tempfile::tempdir().unwrap();
+    let writer = StorageWriter::open(home.path()).unwrap();
+    let tagged = tags(&["latest"]);
+    let file_new = &|kit: u8| {
+        let (manifest, _) = writer.store(&[kit]).unwrap();
+        let origins = Origins::default();
+        let filing =
+            Filing { repository: "localhost/a", manifest, tags: &tagged, origins: &origins };
+        let taken = || StorageError::Damaged { path: "latest".into(), detail: "taken".to_owned() };
+        writer.file_if(&filing, |_, before| before.map_or(Ok(()), |_| Err(taken())))
+    };
+    let won = std::thread::scope(|scope| {
+        let writers: Vec<_> =
+            (0..8u8).map(|kit| scope.spawn(move || file_new(kit).is_ok())).collect();
+        writers.into_iter().map(|it| it.join().unwrap()).filter(|won| *won).count()
+    });
+    assert_eq!(won, 1);
+    let index = json(home.path(), "index.json");
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 1, "the others changed nothing");
 }
 
 #[test]
