@@ -221,3 +221,48 @@ fn shard_index() {
     let index = br#"{"metadata":{},"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}}"#;
     each(10, index, targets::shard_index);
 }
+
+#[test]
+fn yaml() {
+    let text = b"manifestVersion: 1.0.0\npackage: {name: a, authors: [b, 'c']}\nmodel: &m\n  path: ./m\n  parts:\n    - {path: p}\n\
+        datasets:\n  - path: >-\n      d\n    description: \"\\x41\\u263a\"\ncode: [{path: .}]\n";
+    kitfs::kit::AuthoredKitfile::parse(text).unwrap();
+    each(20, text, targets::yaml);
+}
+
+#[test]
+fn origins() {
+    let mut origins = kitfs::source::kit_storage::Origins::default();
+    for (layer, place) in
+        [("a", "ghcr.io/org/a:v1"), ("b", "oci:/srv/kits:v1"), ("a", "ghcr.io/b:v2")]
+    {
+        let place = kitfs::oci::Origin::parse(place).unwrap();
+        origins.add(kitfs::oci::Digest::of(layer.as_bytes()), place);
+    }
+    each(21, &origins.encode(), targets::origins);
+}
+
+#[test]
+fn file_digests() {
+    let file = |path: &str| kitfs::kit::FileDigest {
+        path: kitfs::layer::MemberPath::parse(path.as_bytes()).unwrap(),
+        size: path.len() as u64,
+        digest: kitfs::oci::Digest::of(path.as_bytes()),
+    };
+    let digests = kitfs::kit::FileDigests::new(["a", "a/b\u{e9}", "c"].map(file));
+    let text = digests.encode().unwrap();
+    each(22, text.as_bytes(), |text| targets::file_digests(&String::from_utf8_lossy(text)));
+}
+
+#[test]
+fn overlay_record() {
+    let record = kitfs::overlay::Record {
+        reference: "ghcr.io/org/data:v1".to_owned(),
+        digest: kitfs::oci::Digest::of(b"manifest"),
+        filters: vec!["model".to_owned()],
+        umask: 0o022,
+        owner: (1000, 100),
+        marks: Some(kitfs::overlay::Marks::Trusted),
+    };
+    each(23, &record.encode(), targets::overlay_record);
+}

@@ -2,7 +2,7 @@
 //! (`tests/fuzz_targets.rs`), so that they are known to work.
 
 use kitfs::fs::tensors::{Format, shards};
-use kitfs::kit::{GoYaml, Kitfile};
+use kitfs::kit::{AuthoredKitfile, FileDigests, GoYaml, Kitfile};
 use kitfs::layer::decode::{Decoder, Windows};
 use kitfs::layer::tar::{Scanner, TarError};
 use kitfs::layer::toc_codec;
@@ -10,7 +10,9 @@ use kitfs::layer::{Extents, StreamOffset, Toc};
 use kitfs::oci::{
     Compression, Document, Index, LabelSelector, Manifest, ObjectLocation, Origin, Reference,
 };
+use kitfs::overlay::Record;
 use kitfs::source::image_index::ImageIndex;
+use kitfs::source::kit_storage::Origins;
 
 /// The most bytes that [`decoder`] decodes: a small input may stand for gigabytes.
 const OUTPUT_LIMIT_BYTES: usize = 4 * 1024 * 1024;
@@ -42,6 +44,40 @@ pub fn decoder(compression: u8, piece_bytes: u8, blob: &[u8]) {
 pub fn kitfile(json: &[u8]) {
     if let Ok(kitfile) = Kitfile::decode(json) {
         assert!(kitfile.to_yaml(GoYaml::default()).starts_with(b"manifestVersion:"));
+    }
+}
+
+/// Kitfiles that people wrote are parsed or refused. A message about a refused one is short and does nothing to a
+/// terminal.
+pub fn yaml(text: &[u8]) {
+    if let Err(error) = AuthoredKitfile::parse(text) {
+        let words = error.to_string();
+        assert!(words.len() < 100_000 && !words.contains(|c: char| c.is_control() && c != '\n'));
+    }
+}
+
+/// Origins of blobs that decode are the same after they were written again.
+pub fn origins(json: &[u8]) {
+    if let Ok(origins) = Origins::decode(json) {
+        assert_eq!(Origins::decode(&origins.encode()), Ok(origins));
+    }
+}
+
+/// Digests of files that decode are in order, and the same after they were written again.
+pub fn file_digests(text: &str) {
+    let Ok(digests) = FileDigests::decode(text) else { return };
+    let paths: Vec<_> = digests.iter().map(|file| file.path.clone()).collect();
+    assert!(paths.is_sorted());
+    let Some(again) = digests.encode() else { return };
+    assert_eq!(FileDigests::decode(&again).expect("its own text"), digests);
+}
+
+/// The record of a writable view's folder that decodes is the same after it was written again, and its base has a
+/// reference.
+pub fn overlay_record(bytes: &[u8]) {
+    if let Ok(record) = Record::decode(bytes) {
+        let _ = record.pinned();
+        assert_eq!(Record::decode(&record.encode()), Ok(record));
     }
 }
 

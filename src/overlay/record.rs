@@ -77,7 +77,7 @@ impl Record {
     }
 
     /// The bytes of the file.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let wire = Wire {
             version: VERSION,
             reference: self.reference.clone(),
@@ -97,7 +97,7 @@ impl Record {
     ///
     /// # Errors
     /// When the bytes are of another version, or damaged.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, NoRecord> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, NoRecord> {
         let damaged = |error: &dyn std::fmt::Display| NoRecord::Damaged(error.to_string());
         let Header { version } = serde_json::from_slice(bytes).map_err(|error| damaged(&error))?;
         if version != VERSION {

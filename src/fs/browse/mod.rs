@@ -23,6 +23,7 @@ mod waking;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -114,6 +115,8 @@ pub struct Browse {
     visited: Mutex<BTreeSet<String>>,
     watcher: OnceLock<Weak<dyn Watcher>>,
     loads: Arc<Semaphore>,
+    /// Whether a look for kits that nobody uses comes soon.
+    is_looking_again: AtomicBool,
     runtime: Handle,
     began: Instant,
     this: Weak<Self>,
@@ -145,6 +148,7 @@ impl Browse {
             visited,
             watcher: OnceLock::new(),
             loads: Arc::new(Semaphore::new(MOST_LOADS)),
+            is_looking_again: AtomicBool::new(false),
             runtime: Handle::current(),
             began: Instant::now(),
             this: this.clone(),

@@ -10,6 +10,7 @@
 //! a kit before that comes into memory. So the first time that a kit does, all of its pages are dropped.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,10 @@ const FAILED_TTL: Duration = Duration::from_secs(1);
 
 /// The most nodes of all kits in memory, beyond which those that were used last stay. Some 100 bytes each.
 const MOST_NODES: u64 = 4_000_000;
+
+/// The time until the next look for kits that nobody uses, where a request kept one in memory: longer than most
+/// requests take.
+const SOON: Duration = Duration::from_millis(100);
 
 /// The longest interval between two looks for kits that nobody uses.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
@@ -182,8 +187,18 @@ impl Browse {
 
     /// Takes kits out of memory: those that nobody has used for a while, and the least used beyond the bounds.
     fn have_idle_sleep(&self) {
-        for kit in self.take_idle() {
+        let (gone, is_any_in_use) = self.take_idle();
+        for kit in gone {
             self.drop_pages(kit, FileSystem::read_unconfirmed);
+        }
+        if is_any_in_use && !self.is_looking_again.swap(true, Ordering::Relaxed) {
+            let this = self.this.clone();
+            self.runtime.spawn(async move {
+                tokio::time::sleep(SOON).await;
+                let Some(this) = this.upgrade() else { return };
+                this.is_looking_again.store(false, Ordering::Relaxed);
+                this.have_idle_sleep();
+            });
         }
     }
 
@@ -207,17 +222,16 @@ impl Browse {
         Some(self.within(table, number, &place, Ino::ROOT))
     }
 
-    fn take_idle(&self) -> Vec<KitNodes> {
+    /// Takes these kits out of memory. Also says whether a request kept one of them there.
+    fn take_idle(&self) -> (Vec<KitNodes>, bool) {
         let now_ms = self.now_ms();
         let idle_ms = self.config.idle_after.as_millis() as u64;
         let mut table = self.table.write();
         let mut awake: Vec<_> = table
             .slots()
             .filter_map(|(number, slot)| match &slot.kit {
-                // A request that is being answered holds the kit. The table is locked, so no new one takes it.
-                Kit::Awake(awake) if Arc::strong_count(&awake.file_system) > 1 => None,
                 Kit::Awake(awake) => {
-                    let used_ms = awake.used_ms.load(std::sync::atomic::Ordering::Relaxed);
+                    let used_ms = awake.used_ms.load(Ordering::Relaxed);
                     Some((used_ms, number, awake.file_system.totals().inodes))
                 }
                 Kit::Asleep(_) | Kit::Waking(_) => None,
@@ -236,17 +250,20 @@ impl Browse {
                 sleeping.push(number);
             }
         }
-        let mut gone = Vec::new();
+        let (mut gone, mut is_any_in_use) = (Vec::new(), false);
         for number in sleeping {
             let Some(within) = self.within_of(&table, number) else { continue };
             let Some(slot) = table.get_mut(number) else { continue };
-            if let Kit::Awake(Awake { file_system, .. }) =
-                std::mem::replace(&mut slot.kit, Kit::Asleep(None))
-            {
-                gone.push(KitNodes::within(file_system, within));
+            let Kit::Awake(Awake { file_system, .. }) = &slot.kit else { continue };
+            // A request that is being answered holds the kit. The table is locked, so no new one takes it.
+            if Arc::strong_count(file_system) > 1 {
+                is_any_in_use = true;
+                continue;
             }
+            gone.push(KitNodes::within(file_system.clone(), within));
+            slot.kit = Kit::Asleep(None);
         }
-        gone
+        (gone, is_any_in_use)
     }
 
     /// Waits until the kit of a node is in memory.

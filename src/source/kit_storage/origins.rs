@@ -57,14 +57,18 @@ impl Origins {
         self.0.is_empty()
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    /// The bytes of the file.
+    pub fn encode(&self) -> Vec<u8> {
         let texts = |places: &Vec<Origin>| places.iter().map(ToString::to_string).collect();
         let origins = self.0.iter().map(|(digest, places)| (*digest, texts(places))).collect();
         serde_json::to_vec(&Wire { version: VERSION, origins }).expect("texts are JSON")
     }
 
-    /// Decodes the file. The error is its fault in words.
-    pub(super) fn decode(json: &[u8]) -> Result<Self, String> {
+    /// Decodes the file.
+    ///
+    /// # Errors
+    /// The fault of the file, in words.
+    pub fn decode(json: &[u8]) -> Result<Self, String> {
         let wire: Wire = serde_json::from_slice(json).map_err(|error| error.to_string())?;
         if wire.version != VERSION {
             return Err(format!("its version is {}, and this kitfs reads {VERSION}", wire.version));
