@@ -5,10 +5,12 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::fs;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Stdio;
+use std::sync::Arc;
 
 use serde_json::Value;
 use support::kit_builder::{Kit, Layer};
@@ -17,6 +19,8 @@ use support::registry_double::{Access, Options, RegistryDouble};
 use support::tree::Tree;
 use support::{golden, golden_reference, hostile};
 use tempfile::TempDir;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 /// Runs a test without a daemon, and with one.
 fn either_way(test: impl Fn(&Kitfs)) {
@@ -108,14 +112,69 @@ fn every_command_has_help_and_a_manual_page() {
         assert!(help_of(&kitfs, command, "--help").contains("Usage: kitfs"), "{command}");
         let words: Vec<&str> = ["help"].into_iter().chain(command.split(' ')).collect();
         assert!(kitfs.succeed(&words).contains(&format!("Usage: kitfs {command}")));
-        if !command.contains(' ') {
-            assert!(kitfs.succeed(&["man", command]).contains(&format!("kitfs\\-{command}")));
-        }
+        let words: Vec<&str> = ["man"].into_iter().chain(command.split(' ')).collect();
+        let name = format!("kitfs\\-{}", command.replace(' ', "\\-"));
+        assert!(kitfs.succeed(&words).contains(&name), "{command}");
     }
     assert!(kitfs.succeed(&["completions", "bash"]).contains("--keep-free"));
     assert_eq!(kitfs.succeed(&["help"]), kitfs.succeed(&["--help"]));
     kitfs.fail(2, &["man", "nonsense"]);
+    kitfs.fail(2, &["man", "cache", "nonsense"]);
     assert_eq!(kitfs.run(&["help", "nonsense"]).code, Some(2));
+}
+
+#[test]
+fn the_manual_pages_of_all_commands_are_written_to_a_folder() {
+    let kitfs = Kitfs::new();
+    let folder = kitfs.folder().join("share/man1");
+    kitfs.succeed(&[OsStr::new("man"), "--all".as_ref(), folder.as_os_str()]);
+    for command in COMMANDS.iter().filter(|command| **command != "help") {
+        let words: Vec<&str> = ["man"].into_iter().chain(command.split(' ')).collect();
+        let file = folder.join(format!("kitfs-{}.1", command.replace(' ', "-")));
+        let page = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{command}: {error}"));
+        assert_eq!(page, kitfs.succeed(&words), "{command}");
+    }
+    assert_eq!(fs::read_to_string(folder.join("kitfs.1")).unwrap(), kitfs.succeed(&["man"]));
+    let hidden = folder.join("kitfs-daemon-keep.1");
+    assert!(!hidden.exists(), "a command that kitfs itself calls");
+    let file = kitfs.folder().join("file");
+    fs::write(&file, "").unwrap();
+    let failed = kitfs.fail(2, &[OsStr::new("man"), "--all".as_ref(), file.as_os_str()]);
+    assert!(failed.contains("cannot write the manual pages"), "{failed}");
+}
+
+#[test]
+fn completions_are_installed_for_the_users_shell() {
+    let kitfs = Kitfs::new();
+    let install = |shell: &str, arguments: &[&str]| {
+        let mut command = kitfs.command(arguments);
+        command.env("SHELL", shell);
+        Kitfs::run_command(command)
+    };
+    let home = kitfs.folder().join("home");
+    for (shell, file) in [
+        ("bash", ".local/share/bash-completion/completions/kitfs"),
+        ("zsh", ".local/share/zsh/site-functions/_kitfs"),
+        ("fish", ".config/fish/completions/kitfs.fish"),
+        ("elvish", ".config/elvish/lib/kitfs.elv"),
+    ] {
+        // Twice: the second one replaces the file.
+        for _ in 0..2 {
+            let outcome = install(&format!("/usr/bin/{shell}"), &["completions", "--install"]);
+            assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+            let words = String::from_utf8(outcome.stdout).unwrap();
+            assert!(words.contains(file) && words.lines().count() >= 2, "{words}");
+        }
+        let written = fs::read_to_string(home.join(file)).unwrap();
+        assert_eq!(written, kitfs.succeed(&["completions", shell]));
+        let names = fs::read_dir(home.join(file).parent().unwrap()).unwrap();
+        assert_eq!(names.count(), 1, "no temporary file stays");
+    }
+    let unknown = install("/bin/dash", &["completions", "--install"]);
+    assert_eq!(unknown.code, Some(2), "{}", unknown.stderr);
+    assert!(unknown.stderr.contains("/bin/dash"), "{}", unknown.stderr);
+    assert_eq!(install("/bin/dash", &["completions", "--install", "fish"]).code, Some(0));
+    assert_eq!(install("/bin/bash", &["completions"]).code, Some(2), "a shell to print for");
 }
 
 #[test]
@@ -479,6 +538,41 @@ fn an_unusable_cache_folder_is_named() {
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
     let said = kitfs.fail(8, &["ls", &golden_reference("article")]);
     assert!(said.contains(kitfs.cache().to_str().unwrap()), "{said}");
+}
+
+/// As in a container from scratch.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_without_authorities_is_told_what_it_lacks() {
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let registry =
+        RegistryDouble::start(Options { tls: Some(Arc::new(tls)), ..Options::default() }).await;
+    registry.push_layout("org/kit", &golden("article"));
+    let kitfs = Kitfs::new();
+    let empty = kitfs.folder().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let ca_file = kitfs.folder().join("ca.pem");
+    fs::write(&ca_file, certified.cert.pem()).unwrap();
+    let list = |options: &[&str]| {
+        let reference = registry.reference("org/kit", "v1");
+        let mut command = kitfs.command(&[&["ls", &reference][..], options].concat());
+        command.env("SSL_CERT_DIR", &empty).env("SSL_CERT_FILE", empty.join("missing"));
+        Kitfs::run_command(command)
+    };
+    let refused = list(&[]);
+    assert_eq!(refused.code, Some(5), "{}", refused.stderr);
+    for words in ["no authorities", "ca-certificates", "--ca-file", "SSL_CERT_FILE"] {
+        assert!(refused.stderr.contains(words), "{}", refused.stderr);
+    }
+    let listed = list(&["--ca-file", ca_file.to_str().unwrap()]);
+    assert_eq!(listed.code, Some(0), "{}", listed.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,8 +8,8 @@ use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
     browse, cache, cat, completions, config, copy, cp, daemon, diff, explain, info, inspect, list,
-    log, ls, map, mount, overlay, pack, ps, push, run, serve, sizes, status, tag, trace, umount,
-    warm,
+    log, ls, man, map, mount, overlay, pack, ps, push, run, serve, sizes, status, tag, trace,
+    umount, warm,
 };
 use crate::observe;
 
@@ -102,10 +102,10 @@ pub(super) enum Command {
     Serve(serve::Arguments),
     /// Show what configuration files and variables set, and check the files.
     Config(config::Arguments),
-    /// Print a shell's completion script.
-    Completions(completions::CompletionsArguments),
-    /// Print the manual page.
-    Man(completions::ManArguments),
+    /// Print or install a shell's completion script.
+    Completions(completions::Arguments),
+    /// Print the manual pages.
+    Man(man::Arguments),
 }
 
 /// The place of the cache, and its limits.

@@ -1,64 +1,52 @@
-//! `kitfs completions SHELL` and `kitfs man [COMMAND]`, generated from the command line's definition.
+//! `kitfs completions [SHELL]`: prints or installs a shell's completion script.
+
+mod install;
 
 use std::io::{self, Write};
 
 use clap::CommandFactory;
 use clap_complete::Shell;
 
+use self::install::Place;
 use super::arguments;
 use super::error::CliError;
+use super::output::print_line;
+use super::settings::Settings;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
+  kitfs completions --install
   kitfs completions bash > /etc/bash_completion.d/kitfs
   kitfs completions fish > ~/.config/fish/completions/kitfs.fish")]
-pub(super) struct CompletionsArguments {
-    /// The shell.
-    #[arg(value_enum)]
-    shell: Shell,
+pub(super) struct Arguments {
+    /// The shell [default with --install: the user's shell, from SHELL].
+    #[arg(value_enum, required_unless_present = "install")]
+    shell: Option<Shell>,
+    /// Write the script to the folder where the shell looks for the user's scripts.
+    #[arg(long)]
+    install: bool,
 }
 
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Examples:
-  kitfs man | man -l -
-  kitfs man mount > /usr/local/share/man/man1/kitfs-mount.1")]
-pub(super) struct ManArguments {
-    /// Print the page of this command [default: kitfs].
-    command: Option<String>,
-}
-
-/// Prints a completion script.
-pub(super) fn completions(arguments: &CompletionsArguments) -> Result<(), CliError> {
+/// Prints or installs a completion script.
+pub(super) fn run(settings: &Settings, arguments: &Arguments) -> Result<(), CliError> {
+    let shell = match arguments.shell {
+        Some(shell) => shell,
+        None => settings.shell()?,
+    };
     let mut script = Vec::new();
     let mut command = arguments::Arguments::command();
-    clap_complete::generate(arguments.shell, &mut command, "kitfs", &mut script);
-    print(&script)
-}
-
-/// Prints a manual page in roff.
-pub(super) fn man(arguments: &ManArguments) -> Result<(), CliError> {
-    let mut command = arguments::Arguments::command();
-    command.build();
-    let command = match &arguments.command {
-        None => command,
-        Some(name) => {
-            let found = command.get_subcommands().find(|command| command.get_name() == name);
-            let Some(found) = found else {
-                return Err(CliError::usage(format!("kitfs has no command `{name}`")));
-            };
-            // `build` has named it `kitfs-COMMAND`.
-            found.clone()
-        }
-    };
-    let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page)?;
-    print(&page)
-}
-
-fn print(text: &[u8]) -> Result<(), CliError> {
-    let mut output = io::stdout().lock();
-    output.write_all(text)?;
-    Ok(output.flush()?)
+    clap_complete::generate(shell, &mut command, "kitfs", &mut script);
+    if !arguments.install {
+        let mut output = io::stdout().lock();
+        output.write_all(&script)?;
+        return Ok(output.flush()?);
+    }
+    let Place { file, next } = settings.completions_of(shell)?;
+    install::write(&file, &script).map_err(|error| {
+        let message = format!("cannot write {}: {error}", file.display());
+        CliError::usage(message)
+    })?;
+    print_line(format_args!("wrote {}", file.display()))?;
+    print_line(next)
 }

@@ -12,12 +12,12 @@ use super::browse;
 use super::durations::{Limit, parse_limit, show_limit};
 use super::error::CliError;
 use super::listen::{ListenArguments, PassedListenArguments};
-use super::mount::notify_ready;
 use super::output::{count_of, path_text, print_json, print_line, print_warnings, warn};
 use super::runtime::block_on;
 use super::settings::Settings;
 use super::sizes;
 use super::status::print_mounts;
+use super::supervisor::notify_ready;
 use crate::control::api::{DaemonStatus, FailureKind, RestoreRequest, Unrestored};
 use crate::daemon::{self, Backend, Beginning, DaemonConfig};
 
@@ -70,11 +70,16 @@ mounted when the machine went down, and what a signal (SIGTERM, as systemd
 sends it) has ended: the same versions at the same places. Mounts that
 `kitfs umount` or `kitfs daemon stop` has ended stay as they are. A place where
 something else is mounted now is left alone, with a warning. Mounts whose
-registry does not answer are tried again in the background.")]
+registry does not answer are tried again in the background.
+With --foreground, systemd hears when the daemon is ready, and its watchdog gets
+pings. `kitfs daemon start --restore` beside it makes the mounts again.")]
     Start {
         /// Mount again what was mounted when the machine went down, or a signal ended the daemon.
         #[arg(long)]
         restore: bool,
+        /// Stay in the foreground, and log to the standard error.
+        #[arg(long, conflicts_with_all = ["restore", "root"])]
+        foreground: bool,
         /// Mount kits by path in this directory, as `kitfs browse` does.
         #[arg(long, value_name = "DIR", conflicts_with = "system")]
         root: Option<PathBuf>,
@@ -229,9 +234,12 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         Command::Keep { .. } => {
             Err(CliError::internal("the keeper is started by `main`".to_owned()))
         }
-        Command::Start { restore, root, browse, network, listen, system, idle } => {
+        Command::Start { restore, foreground, root, browse, network, listen, system, idle } => {
             let mut config = idle.config(&system, settings)?;
             config.listen = listen.config(settings, &network)?;
+            if foreground {
+                return start_here(&config);
+            }
             block_on(async {
                 let backend = start(settings, &config, &idle.into(), &listen, restore).await?;
                 match root {
@@ -265,9 +273,26 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
                 daemon::report_ready();
                 notify_ready();
             };
-            block_on(async { Ok(daemon::run(config, None, kept, is_ready).await?) })
+            let watchdog = settings.watchdog();
+            block_on(async { Ok(daemon::run(config, None, kept, watchdog, is_ready).await?) })
         }
     }
+}
+
+/// Makes this process the daemon's keeper. Returns when that fails.
+fn start_here(config: &DaemonConfig) -> Result<(), CliError> {
+    let running = block_on(async {
+        let Some(daemon) = Backend::running(config).await? else { return Ok(None) };
+        Ok(Some(daemon.status().await?.pid))
+    })?;
+    if let Some(pid) = running {
+        let folder = config.cache_folder.display();
+        let message = format!(
+            "the daemon of {folder} runs already, as process {pid}: end it with `kitfs daemon stop`"
+        );
+        return Err(CliError::new(FailureKind::Daemon, message));
+    }
+    Err(daemon::become_keeper(config).into())
 }
 
 async fn start(

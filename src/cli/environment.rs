@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::{Pid, getpid, getppid};
 
 use crate::daemon::KIT_OPTIONS_VARIABLE;
 use crate::source::s3::{Keys, S3Config};
@@ -59,6 +62,17 @@ pub(super) struct Environment {
     pub s3: S3Config,
     /// The locale of characters: `LC_ALL`, `LC_CTYPE` or `LANG` (locale(7)).
     pub locale: Option<String>,
+    /// `WATCHDOG_USEC`: the time without a sign of life after which systemd restarts this process, or the keeper that
+    /// started it (`WATCHDOG_PID`).
+    pub watchdog_limit: Option<Duration>,
+    /// `SHELL`: the user's shell.
+    pub shell: Option<PathBuf>,
+    /// `BASH_COMPLETION_USER_DIR`: bash-completion's folder of the user.
+    pub bash_completion_folder: Option<PathBuf>,
+    /// `ZDOTDIR`: the folder with zsh's files of the user; `HOME` without it.
+    pub zsh_folder: Option<PathBuf>,
+    /// `XDG_CONFIG_HOME`.
+    pub xdg_config_home: Option<PathBuf>,
     /// `KITFS_LOG`: a filter for the log, in the grammar of `tracing_subscriber::EnvFilter`.
     pub log: Option<String>,
 }
@@ -80,6 +94,14 @@ fn s3() -> S3Config {
         config_file: path("AWS_CONFIG_FILE"),
         anonymous: is_yes("AWS_SKIP_SIGNATURE"),
     }
+}
+
+/// Reads the variables of systemd's watchdog. The worker of a keeper pings in its place.
+fn watchdog_limit() -> Option<Duration> {
+    let watched = Pid::from_raw(text("WATCHDOG_PID")?.parse().ok()?)?;
+    let is_ours = watched == getpid() || Some(watched) == getppid();
+    let limit = text("WATCHDOG_USEC")?.parse().ok().map(Duration::from_micros);
+    limit.filter(|limit| is_ours && !limit.is_zero())
 }
 
 impl Environment {
@@ -110,6 +132,11 @@ impl Environment {
             no_proxy: either("NO_PROXY", "no_proxy"),
             s3: s3(),
             locale: text("LC_ALL").or_else(|| text("LC_CTYPE")).or_else(|| text("LANG")),
+            watchdog_limit: watchdog_limit(),
+            shell: path("SHELL"),
+            bash_completion_folder: path("BASH_COMPLETION_USER_DIR"),
+            zsh_folder: path("ZDOTDIR"),
+            xdg_config_home: path("XDG_CONFIG_HOME").filter(|path| path.is_absolute()),
             log: text("KITFS_LOG"),
         }
     }

@@ -5,6 +5,7 @@
 //! one runs                           --> it serves the mount, and ends it with this process
 //! ```
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use rustix::process::Signal;
 
 use super::arguments::IdleArguments;
 use super::error::CliError;
-use super::mount::{announce, mount, notify_ready};
+use super::mount::{announce, mount};
 use super::settings::Settings;
+use super::supervisor::notify_ready;
 use super::{output, umount};
 use crate::control::api::{
     AwaitEndRequest, Failure, FailureKind, KitRequest, MountDescription, MountStatus,
@@ -50,7 +52,8 @@ pub(super) async fn serve(
         }
         notify_ready();
     };
-    match daemon::run(config.clone(), Some(request.clone()), false, is_ready).await {
+    let watchdog = settings.watchdog();
+    match daemon::run(config.clone(), Some(request.clone()), false, watchdog, is_ready).await {
         // A daemon may have been faster.
         Err(failure) if failure.kind == FailureKind::Cache => {
             match Backend::running(&config).await? {
@@ -84,7 +87,19 @@ async fn beside(
     notify_ready();
     tokio::select! {
         ended = ended(config, &place) => ended,
+        never = ping(settings, config) => match never {},
         _ = signals.next() => umount::end(settings, &place).await,
+    }
+}
+
+/// Pings the supervisor while the daemon that serves the mount answers. Never done.
+async fn ping(settings: &Settings, config: &DaemonConfig) -> Infallible {
+    let Some(watchdog) = settings.watchdog() else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(watchdog.pause()).await;
+        if matches!(Backend::running(config).await, Ok(Some(_))) {
+            (watchdog.ping)();
+        }
     }
 }
 

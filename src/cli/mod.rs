@@ -34,6 +34,7 @@ mod list;
 mod listen;
 mod log;
 mod ls;
+mod man;
 mod map;
 mod mount;
 mod mount_helper;
@@ -56,6 +57,7 @@ mod settings;
 mod sizes;
 mod status;
 mod subject;
+mod supervisor;
 mod system;
 mod tag;
 mod trace;
@@ -157,8 +159,8 @@ fn run(arguments: Arguments, config: &Config, environment: Environment) -> Resul
         Command::Cache(command) => block_on(cache::run(&settings, command)),
         Command::Serve(command) => block_on(serve::run(&settings, command)),
         Command::Config(command) => config::run(config, command),
-        Command::Completions(command) => completions::completions(&command),
-        Command::Man(command) => completions::man(&command),
+        Command::Completions(command) => completions::run(&settings, &command),
+        Command::Man(command) => man::run(&command),
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use rustix::process::Pid;
-use sd_notify::NotifyState;
 
 use super::arguments::{
     IdleArguments, KitArguments, LifeArguments, NetworkArguments, TreeArguments,
@@ -274,13 +273,6 @@ pub(super) async fn mount(
     let mut opening = Opening::new();
     let on_progress = &mut |progress| opening.show(progress);
     Ok(backend.mount(request, replace, owner, on_progress).await?)
-}
-
-/// Tells systemd that the mount is ready, for services with `Type=notify`.
-pub(super) fn notify_ready() {
-    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-        tracing::warn!(%error, "cannot tell systemd that the daemon is ready");
-    }
 }
 
 /// Says what is mounted.

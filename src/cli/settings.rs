@@ -14,8 +14,9 @@ use super::error::CliError;
 use super::listen;
 use super::output::warn;
 use super::sizes;
+use super::supervisor::notify_alive;
 use crate::control::api::{KitRequest, NetworkOptions};
-use crate::daemon::{Backend, DaemonConfig, ListenConfig, SystemConfig};
+use crate::daemon::{Backend, DaemonConfig, ListenConfig, SystemConfig, Watchdog};
 use crate::oci::Digest;
 use crate::source::registry_rules::RegistryRule;
 use crate::source::s3::S3Config;
@@ -55,6 +56,17 @@ impl Settings {
     /// With what files set for single registries.
     pub(super) fn with_registries(self, registries: Vec<RegistryRule>) -> Self {
         Self { registries, ..self }
+    }
+
+    /// The variables, for commands that look for the user's own files.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// The watchdog of a supervisor, if this process has one.
+    pub(super) fn watchdog(&self) -> Option<Watchdog> {
+        let limit = self.environment.watchdog_limit?;
+        Some(Watchdog { limit, ping: notify_alive })
     }
 
     /// Whether a cache folder was named, by flag, variable or file.

@@ -21,9 +21,9 @@ use rustix::process::Pid;
 
 use super::descriptors;
 use super::lifecycle::DaemonConfig;
-use super::listening;
+use super::listening::{self, KIT_OPTIONS_VARIABLE};
 use super::log::Log;
-use crate::control::api::FailureKind;
+use crate::control::api::{Failure, FailureKind};
 use crate::keeper::{self, Channel};
 use crate::process::limits::ChildLimits;
 
@@ -85,10 +85,7 @@ pub fn keep(config: &DaemonConfig, beginning: Beginning) -> ExitCode {
             return ExitCode::from(FailureKind::Cache.exit_code());
         }
         Err(error) => {
-            let folder = config.cache_folder.display();
-            eprintln!(
-                "kitfs: cannot use the cache folder {folder}: {error}; choose another one with --cache-dir"
-            );
+            eprintln!("kitfs: {}", unusable(&config.cache_folder, &error));
             return ExitCode::from(FailureKind::Cache.exit_code());
         }
     };
@@ -108,6 +105,31 @@ pub fn keep(config: &DaemonConfig, beginning: Beginning) -> ExitCode {
         Some((socket, process)) => keeper::adopt(programs, lock, socket, process),
         None => keeper::run(programs, lock),
     }
+}
+
+/// Makes this process the keeper of a new daemon, for a supervisor that wants the process which it has started. Returns
+/// when that fails.
+///
+/// The keeper is small, so it is a fresh program without a runtime.
+pub fn become_keeper(config: &DaemonConfig) -> Failure {
+    if let Err(error) = config.make_cache_folder() {
+        return unusable(&config.cache_folder, &error);
+    }
+    let error = match keeper_command(config) {
+        Ok(mut command) => command.current_dir("/").stdin(Stdio::null()).exec(),
+        Err(error) => error,
+    };
+    let folder = config.cache_folder.display();
+    Failure::new(FailureKind::Daemon, format!("cannot start the daemon for {folder}: {error}"))
+}
+
+/// The failure of a cache folder that cannot be used.
+pub(super) fn unusable(folder: &Path, error: &io::Error) -> Failure {
+    let folder = folder.display();
+    let message = format!(
+        "cannot use the cache folder {folder}: {error}; choose another one with --cache-dir"
+    );
+    Failure::new(FailureKind::Cache, message)
 }
 
 /// The programs that a keeper starts, or becomes.
@@ -213,7 +235,11 @@ pub(super) fn start_for_this_process(
 
 /// The keeper's command line, for a daemon that is started.
 pub(super) fn keeper_command(config: &DaemonConfig) -> io::Result<Command> {
-    Ok(command(&Program::of_this_process()?, "keep", config))
+    let mut command = command(&Program::of_this_process()?, "keep", config);
+    if let Some(kit) = config.listen.as_ref().and_then(|listen| listen.kit.as_ref()) {
+        command.env(KIT_OPTIONS_VARIABLE, serde_json::to_string(kit)?);
+    }
+    Ok(command)
 }
 
 /// The file of this program.

@@ -11,9 +11,10 @@
 //! the leader of a session of its own, writes its log to `daemon.log` in the cache folder, and
 //! says `ready` on its standard output when it listens.
 
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -29,12 +30,13 @@ use super::failure::cache_failure;
 use super::idle::end_when_idle;
 use super::keep;
 use super::keeping::Keeping;
-use super::listening::{self, KIT_OPTIONS_VARIABLE, ListenConfig};
+use super::listening::{self, ListenConfig};
 use super::log::{self, Log};
 use super::machine;
 use super::mounts::MountKey;
 use super::service::{At, Service};
 use super::signals::{self, Place, Signals, Told};
+use super::watchdog::{self, Watchdog};
 use crate::cache::{Cache, CacheConfig};
 use crate::control;
 use crate::control::api::{DaemonStatus, Failure, FailureKind, MountDescription, MountStatus};
@@ -73,6 +75,11 @@ pub struct SystemConfig {
 }
 
 impl DaemonConfig {
+    /// Makes the cache folder where it is missing. Other users cannot look into it.
+    pub(super) fn make_cache_folder(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.cache_folder)
+    }
+
     pub(super) fn open_cache(&self) -> Result<Arc<Cache>, Failure> {
         let config = CacheConfig {
             folder: self.cache_folder.clone(),
@@ -109,10 +116,15 @@ const LONGEST_KEEPER_INTERVAL: Duration = Duration::from_secs(30);
 /// The interval between two looks at a condition outside this process.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
+/// The variables by which systemd asks a service to report (sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3)).
+const SUPERVISOR_VARIABLES: [&str; 5] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID"];
+
 /// Runs a daemon in this process until a signal, `kitfs daemon stop` or the end of `mount`.
 ///
 /// `mount` is made first, and `ready` is called once the socket listens and the mount is made. With
-/// `is_kept`, the standard input leads to a keeper, which hands over the mounts of an earlier process.
+/// `is_kept`, the standard input leads to a keeper, which hands over the mounts of an earlier process. `watchdog` gets
+/// pings from then on.
 ///
 /// # Errors
 /// When the cache folder is held or unusable, or the mount cannot be made.
@@ -120,6 +132,7 @@ pub async fn run(
     config: DaemonConfig,
     mount: Option<MountDescription>,
     is_kept: bool,
+    watchdog: Option<Watchdog>,
     ready: impl FnOnce(Option<&MountStatus>) + Send,
 ) -> Result<(), Failure> {
     // First of all: the keeper hands over three descriptors for each mount.
@@ -201,6 +214,7 @@ pub async fn run(
         outcome = serve_until_told(&service, &keeping, mount, ready, log.as_ref()) => outcome,
         never = keep_short => match never {},
         never = watch_folder(&service) => match never {},
+        never = watchdog::ping(watchdog, &service, &config.cache_folder) => match never {},
         never = end_when_idle(&service, &activity, config.idle_exit) => match never {},
         never = keep_keeper(&for_keeper, &keeping, child_limits, listening.as_ref()) => match never {},
     };
@@ -464,16 +478,14 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
         let folder = config.cache_folder.display();
         Failure::new(FailureKind::Daemon, format!("cannot start the daemon for {folder}: {error}"))
     };
-    let (mut log, log_path) =
-        log::open(&config.cache_folder).map_err(|error| socket_failure(config, &error))?;
+    let opened = config.make_cache_folder().and_then(|()| log::open(&config.cache_folder));
+    let (mut log, log_path) = opened.map_err(|error| socket_failure(config, &error))?;
     let log_start = log.seek(SeekFrom::End(0)).map_err(failed)?;
     let mut command = Command::from(keep::keeper_command(config).map_err(failed)?);
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
     command.stderr(log.try_clone().map_err(failed)?);
-    if let Some(kit) = config.listen.as_ref().and_then(|listen| listen.kit.as_ref()) {
-        let options = serde_json::to_string(kit).map_err(|error| failed(error.into()))?;
-        command.env(KIT_OPTIONS_VARIABLE, options);
-    }
+    // A service that mounts a kit speaks for itself: its supervisor must not take the daemon's words for the service's.
+    SUPERVISOR_VARIABLES.iter().for_each(|name| _ = command.env_remove(name));
     // The daemon outlives the program that called this command, and would keep its files open.
     descriptors::close_on_exec().map_err(failed)?;
     let mut child = command.spawn().map_err(failed)?;
@@ -598,9 +610,5 @@ fn keeper_failure(error: &io::Error) -> Failure {
 }
 
 fn socket_failure(config: &DaemonConfig, error: &io::Error) -> Failure {
-    let folder = config.cache_folder.display();
-    let message = format!(
-        "cannot use the cache folder {folder}: {error}; choose another one with --cache-dir"
-    );
-    Failure::new(FailureKind::Cache, message)
+    keep::unusable(&config.cache_folder, error)
 }

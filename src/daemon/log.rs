@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,9 +16,8 @@ const LIMIT_BYTES: u64 = 8 * 1024 * 1024;
 /// The interval between two looks at the size of the log.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Opens the log for a daemon that is started; makes the cache folder when it is missing.
+/// Opens the log for a daemon that is started, in its cache folder.
 pub(super) fn open(folder: &Path) -> io::Result<(File, PathBuf)> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let path = folder.join(NAME);
     if std::fs::metadata(&path).is_ok_and(|log| log.len() > LIMIT_BYTES) {
         put_aside(&path)?;

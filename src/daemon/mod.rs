@@ -17,6 +17,7 @@
 //! - `listening`: the socket of the HTTP interface.
 //! - `idle`: the end of a daemon without mounts and commands.
 //! - `keep`, `keeping`: the keeper's process, and the mounts that it holds.
+//! - `watchdog`: signs of life for a supervisor.
 //!
 //! One daemon owns one cache folder: one budget, one single flight, one limiter per registry host
 //! for all mounts of a user. A daemon stays for a while after its last mount, because the next
@@ -67,14 +68,16 @@ mod tags;
 mod upkeep;
 mod waiting;
 mod warming;
+mod watchdog;
 
 pub use backend::{Backend, OpenKit, Server};
 pub use dead::{forget_dead, running_or_restoring};
 pub use group::group;
-pub use keep::{Beginning, keep};
+pub use keep::{Beginning, become_keeper, keep};
 pub use lifecycle::{DaemonConfig, SystemConfig, detach, report_ready, run};
 pub use listening::{KIT_OPTIONS_VARIABLE, ListenConfig};
 pub use networks::sources_of_command;
 pub use replay::{TRACE_LIMIT_BYTES, read_trace};
 pub use service::Service;
 pub use successor::{CAN_TAKE_OVER, can_take_over};
+pub use watchdog::Watchdog;

@@ -34,7 +34,7 @@ use crate::control::VERSION;
 use crate::control::api::{DaemonStatus, Failure, FailureKind, UnmountReport};
 use crate::control::socket::{Address, FolderSocket};
 use crate::fetch::{FetchConfig, Fetcher};
-use crate::fuse::Sessions;
+use crate::fuse::{Look, Sessions};
 use crate::process::limits::ChildLimits;
 use crate::process::running_time;
 use crate::process::view::own_view;
@@ -182,6 +182,11 @@ impl Service {
     /// Whether commands find the daemon by its cache folder.
     pub(super) fn is_reachable(&self) -> bool {
         self.at.as_ref().is_none_or(|at| at.socket.is_reachable())
+    }
+
+    /// The progress of the threads that answer the kernel; `None` before the first mount.
+    pub(super) fn look_at_threads(&self) -> Option<Look> {
+        self.sessions.lock().as_ref().map(|sessions| sessions.look())
     }
 
     /// Removes the socket, so that commands do not wait for a daemon that has ended.

@@ -17,7 +17,7 @@
 //! - [`Attached`]: a mount whose requests wait in the kernel. [`Content`]: the kit or the kits by path behind it.
 //! - `attachment`: a mount in the tree. `holders`: the programs that use a mount.
 //! - `failures`: failed reads, for the log and `status`. `interrupts`: ends the reads of killed programs.
-//! - [`Sessions`]: the threads that answer requests, for all mounts of a process.
+//! - [`Sessions`]: the threads that answer requests, for all mounts of a process. [`Look`]: whether they make progress.
 //! - `handshake`: the first request. `wire`: the kernel's protocol, pure.
 //! - `connection`: reads requests and sends answers. [`resend`], [`has_ended`],
 //!   [`has_requests`]: of another process's mount.
@@ -58,6 +58,7 @@ mod readahead;
 mod sessions;
 mod stale_pages;
 mod swap;
+mod turns;
 mod wire;
 
 use std::path::PathBuf;
@@ -81,6 +82,7 @@ pub use place::{DeviceNumber, MountPlace};
 pub use sessions::Sessions;
 pub use stale_pages::{ReplacedRange, ReplacedRanges};
 pub use swap::{Before, Swap};
+pub use turns::Look;
 
 /// How to mount a kit.
 #[derive(Clone, Debug)]

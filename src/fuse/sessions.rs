@@ -30,6 +30,7 @@ use tokio::sync::watch;
 
 use super::adapter::Adapter;
 use super::connection::Connection;
+use super::turns::{Look, Turns};
 use super::wire::REQUEST_BYTES;
 
 /// The number of threads: two for each core, between these bounds. A thread sometimes waits for the
@@ -58,6 +59,8 @@ struct Shared {
     end: OwnedFd,
     sessions: RwLock<HashMap<u64, Arc<Session>>>,
     next_key: AtomicU64,
+    /// Of each thread that was started.
+    turns: RwLock<Vec<Arc<Turns>>>,
 }
 
 /// The requests of a mount, and the adapter that answers them.
@@ -79,15 +82,17 @@ impl Sessions {
         // Level-triggered, so that every thread sees it.
         epoll::add(&epoll, &end, epoll::EventData::new_u64(END), epoll::EventFlags::IN)?;
         let (sessions, next_key) = (RwLock::default(), AtomicU64::new(END + 1));
-        let shared = Arc::new(Shared { epoll, end, sessions, next_key });
+        let turns = RwLock::default();
+        let shared = Arc::new(Shared { epoll, end, sessions, next_key, turns });
         let this = Arc::new(Self { shared });
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let wanted = (2 * cores).clamp(LEAST_THREADS, MOST_THREADS);
         for index in 0..wanted {
-            let shared = this.shared.clone();
+            let (shared, turns) = (this.shared.clone(), Arc::new(Turns::default()));
             let thread = std::thread::Builder::new().name(format!("kitfs-fuse-{index}"));
-            match thread.spawn(move || shared.serve()) {
-                Ok(_) => {}
+            let counted = turns.clone();
+            match thread.spawn(move || shared.serve(&counted)) {
+                Ok(_) => this.shared.turns.write().push(turns),
                 Err(error) if index == 0 => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, wanted, started = index, "fewer threads serve mounts");
@@ -96,6 +101,11 @@ impl Sessions {
             }
         }
         Ok(this)
+    }
+
+    /// The progress of the threads until now.
+    pub fn look(&self) -> Look {
+        Look(self.shared.turns.read().iter().map(|turns| turns.count()).collect())
     }
 
     /// Serves the requests of a connection from now on. `ended` becomes true when the kernel has ended
@@ -148,7 +158,7 @@ enum Turn {
 
 impl Shared {
     /// The loop of a thread.
-    fn serve(&self) {
+    fn serve(&self, turns: &Turns) {
         let mut buffers = Buffers { request: Box::new([0; REQUEST_BYTES]), reply: BytesMut::new() };
         // Devices that were not empty at the end of their turn.
         let mut unfinished: VecDeque<Arc<Session>> = VecDeque::new();
@@ -162,11 +172,13 @@ impl Shared {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(%error, "a thread of mounts ends: it cannot wait for requests");
+                    // It answers no further request, as a thread that is stuck.
+                    turns.note();
                     return;
                 }
             }
             let Some(session) = unfinished.pop_front() else { continue };
-            match session.turn(&mut buffers) {
+            match session.turn(&mut buffers, turns) {
                 Turn::Empty => {}
                 Turn::Over => unfinished.push_back(session),
                 Turn::Ended => self.end(&session),
@@ -201,7 +213,7 @@ impl Shared {
 
 impl Session {
     /// Answers requests until the device is empty or the turn is over.
-    fn turn(&self, buffers: &mut Buffers) -> Turn {
+    fn turn(&self, buffers: &mut Buffers, turns: &Turns) -> Turn {
         for _ in 0..MOST_IN_TURN {
             let request = match self.connection.receive(&mut buffers.request[..]) {
                 Ok(request) => request,
@@ -215,8 +227,11 @@ impl Session {
                 }
             };
             let answer = || self.adapter.answer(&self.connection, request, &mut buffers.reply);
+            turns.note();
+            let outcome = catch_unwind(AssertUnwindSafe(answer));
+            turns.note();
             // The dropped reply answers EIO. Other mounts must go on.
-            if catch_unwind(AssertUnwindSafe(answer)).is_err() {
+            if outcome.is_err() {
                 tracing::error!(
                     "a fault in kitfs itself: a request of a mount was answered with EIO"
                 );

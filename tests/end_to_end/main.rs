@@ -43,6 +43,7 @@ mod replacing;
 mod restoring;
 #[path = "small_disk.rs"]
 mod small_disk_as_root;
+mod supervised;
 #[path = "system_daemon.rs"]
 mod system_daemon_as_root;
 mod upgrading;

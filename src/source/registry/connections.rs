@@ -87,6 +87,11 @@ impl Connections {
         Ok(client)
     }
 
+    /// Whether this machine trusts any authority. Reads its files, if no certificate has needed them before.
+    pub(super) fn has_authorities(&self) -> bool {
+        self.machine.has_authorities()
+    }
+
     /// The proxy that a request to `url` goes through, without its password.
     pub(super) fn proxy_for(&self, url: &Url) -> Option<String> {
         self.proxies.name_for_url(url)

@@ -191,7 +191,12 @@ impl RegistryClient {
             Kind::Nameless => Failure::Final(SourceError::Unavailable { place, detail }),
             Kind::Untrusted => Failure::Final(SourceError::Untrusted { place, detail }),
             Kind::UnknownAuthority => {
+                let has_authorities = self.connections.has_authorities();
                 detail.push_str(match self.tls.ca_files.is_empty() {
+                    true if !has_authorities => {
+                        ": this machine or container has no authorities at all. Install ca-certificates, name a file \
+                         of authorities with --ca-file or SSL_CERT_FILE, or pass --tls-verify=false to trust anyone"
+                    }
                     true => {
                         ": pass the certificate of that authority, or the registry's own, with \
                          --ca-file, or --tls-verify=false to trust anyone"

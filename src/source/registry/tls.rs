@@ -47,6 +47,11 @@ pub(super) struct Tls {
 pub(super) struct Machine(OnceLock<RootCertStore>);
 
 impl Machine {
+    /// Whether the machine trusts any authority.
+    pub(super) fn has_authorities(&self) -> bool {
+        !self.roots().is_empty()
+    }
+
     /// The authorities. A bare container has none: it can still speak plain http, and https to hosts
     /// whose authority is given.
     fn roots(&self) -> &RootCertStore {

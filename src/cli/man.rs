@@ -1,0 +1,67 @@
+//! `kitfs man [COMMAND]`: manual pages, generated from the command line's definition.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Command, CommandFactory};
+use clap_mangen::Man;
+
+use super::arguments;
+use super::error::CliError;
+use super::output::print_line;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kitfs man mount | man -l -
+  kitfs man cache verify | man -l -
+  kitfs man --all ~/.local/share/man/man1")]
+pub(super) struct Arguments {
+    /// Print the page of this command, such as `mount` or `cache verify` [default: kitfs].
+    command: Vec<String>,
+    /// Write the page of each command into this folder, as `kitfs-COMMAND.1`.
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    all: Option<PathBuf>,
+}
+
+/// Prints a manual page in roff, or writes all of them.
+pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
+    // `help` prints the help of other commands, so it has no page.
+    let mut command = arguments::Arguments::command().disable_help_subcommand(true);
+    // Names each command below as `kitfs-COMMAND`.
+    command.build();
+    if let Some(folder) = &arguments.all {
+        let written =
+            fs::create_dir_all(folder).and_then(|()| write_with_commands_below(command, folder));
+        return match written {
+            Ok(()) => print_line(format_args!("the manual pages are in {}", folder.display())),
+            Err(error) => Err(CliError::usage(format!(
+                "cannot write the manual pages to {}: {error}",
+                folder.display()
+            ))),
+        };
+    }
+    let mut found = &command;
+    for name in &arguments.command {
+        found = found.find_subcommand(name).ok_or_else(|| {
+            CliError::usage(format!("kitfs has no command `{}`", arguments.command.join(" ")))
+        })?;
+    }
+    let mut text = Vec::new();
+    page(found.clone()).render(&mut text)?;
+    let mut output = io::stdout().lock();
+    output.write_all(&text)?;
+    Ok(output.flush()?)
+}
+
+fn page(command: Command) -> Man {
+    Man::new(command).source(concat!("kitfs ", env!("CARGO_PKG_VERSION"))).manual("kitfs")
+}
+
+fn write_with_commands_below(command: Command, folder: &Path) -> io::Result<()> {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+        write_with_commands_below(below.clone(), folder)?;
+    }
+    page(command).generate_to(folder).map(drop)
+}
