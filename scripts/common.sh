@@ -72,7 +72,11 @@ enabled() {
     done | sort -u
 }
 enabled >"$work/before"
-env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" || exit 1
+# dpkg says a line for each package; they are of interest when it fails.
+if ! env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >"$work/log" 2>&1; then
+    cat "$work/log" >&2
+    exit 1
+fi
 enabled >"$work/after"
 comm -13 "$work/before" "$work/after" | while read -r name; do
     if command -v systemctl >/dev/null; then

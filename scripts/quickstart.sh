@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# Builds kitfs and mounts a kit.
+# Builds kitfs, installs it for this user, and mounts a kit.
 #
-#   scripts/quickstart.sh                     a small sample kit, served from this folder; nothing stays
+#   scripts/quickstart.sh                     a small sample kit, served from this folder; only the program stays
 #   scripts/quickstart.sh REF DIR [OPTION]…   your own kit, which stays mounted at DIR
 #
-# KITFS_PROFILE=dev builds faster and without optimisation.
+# The program goes to ~/.cargo/bin, or to ~/.local/bin where the shell finds programs only there. KITFS_BIN_DIR names
+# another folder. KITFS_PROFILE=dev builds faster and without optimisation.
 set -euo pipefail
 
 case "${1:-}" in
 -h | --help)
-    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    sed -n '2,8s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
 esac
 
-# Where the caller stands, for a DIR relative to it.
+# Where the caller stands, for a DIR relative to it, and where its shell looks for programs.
 caller=$PWD
+callers_path=$PATH
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 
@@ -23,13 +25,40 @@ if [ $# -eq 1 ]; then
     fail "a reference and a folder are needed: scripts/quickstart.sh REF DIR"
 fi
 
+# install_program FILE: copies the program to the user's programs, as $kitfs in the folder $bin.
+install_program() {
+    local cargo_bin=${CARGO_HOME:-$HOME/.cargo}/bin
+    bin=${KITFS_BIN_DIR:-}
+    if [ -z "$bin" ]; then
+        bin=$cargo_bin
+        case ":$callers_path:" in
+        *":$cargo_bin:"*) ;;
+        *":$HOME/.local/bin:"*) bin=$HOME/.local/bin ;;
+        esac
+    fi
+    mkdir -p "$bin"
+    # Under another name first: an older kitfs may run.
+    cp "$1" "$bin/.kitfs.new"
+    mv -f "$bin/.kitfs.new" "$bin/kitfs"
+    kitfs=$bin/kitfs
+}
+
+# Says how the program is called from here on.
+say_installed() {
+    if [ "$(PATH=$callers_path type -P kitfs)" = "$kitfs" ]; then
+        say "kitfs is installed as $kitfs"
+    else
+        say "kitfs is installed as $kitfs, where this shell does not look; add its folder: export PATH=\"$bin:\$PATH\""
+    fi
+}
+
 need_build_tools
 need_fuse || fail "$FUSE_PROBLEM"
 
 profile=${KITFS_PROFILE:-release}
-say "building kitfs (profile $profile)"
+say "building kitfs (profile $profile), which takes some minutes the first time"
 cargo build --locked --bin kitfs --profile "$profile"
-kitfs=$(target_folder)/${profile/#dev/debug}/kitfs
+install_program "$(target_folder)/${profile/#dev/debug}/kitfs"
 
 if [ $# -ge 2 ]; then
     reference=$1 folder=$2
@@ -41,7 +70,8 @@ if [ $# -ge 2 ]; then
     "$kitfs" mount "$reference" "$folder" "$@"
     ls -l "$folder"
     "$kitfs" status
-    say "mounted; unmount it with: $kitfs umount $folder"
+    echo "end the mount with: kitfs umount $folder"
+    say_installed
     exit 0
 fi
 
@@ -89,11 +119,11 @@ say "kitfs mount $reference $mountpoint"
 mkdir "$mountpoint"
 "$kitfs" mount "$reference" "$mountpoint"
 
-say "the tree"
-ls -lR "$mountpoint"
+say "its files, which kitfs downloads when a program reads them"
+(cd "$mountpoint" && find . -type f -printf '%8s  %P\n' | sort -k2)
 
-say "a file"
-head -n 5 "$mountpoint/data/dataset.csv"
+say "the first lines of data/dataset.csv"
+head -n 3 "$mountpoint/data/dataset.csv"
 
 say "kitfs status"
 "$kitfs" status
@@ -101,4 +131,5 @@ say "kitfs status"
 say "kitfs umount $mountpoint"
 "$kitfs" umount "$mountpoint"
 
-say "It works. Mount your own kit: scripts/quickstart.sh REF DIR"
+say "It works. Mount your own kit: kitfs mount REF DIR"
+say_installed

@@ -47,7 +47,7 @@ printf 'manifestVersion: "1.0"\npackage: {name: big}\ndatasets: [{name: d, path:
 kitfs pack /srv/big -t localhost/big:v1 >/dev/null
 kitfs copy localhost/big:v1 oci:/srv/layout:v1 >/dev/null
 systemd-run --quiet --unit registry -p StandardOutput=file:/run/serve.log kitfs serve oci:/srv/layout --listen 127.0.0.1:5000
-until_true "the registry" grep -q 127.0.0.1:5000 /run/serve.log
+until_true "the registry" grep -q 127.0.0.1:5000/ /run/serve.log
 reference=$(grep -om1 '127\.0\.0\.1:5000/[^ ]*' /run/serve.log)
 useradd --create-home --groups kitfs ada
 mkdir /a /b
@@ -140,7 +140,7 @@ systemctl stop registry
 # With --each: which feature fails without a capability, or with one more directive.
 [ -e /packages/each ] || exit 0
 systemd-run --quiet --unit registry2 -p StandardOutput=file:/run/serve2.log kitfs serve oci:/srv/layout --listen 127.0.0.1:5000
-until_true "the registry" grep -q 127.0.0.1:5000 /run/serve2.log
+until_true "the registry" grep -q 127.0.0.1:5000/ /run/serve2.log
 clean() {
     umount -l /a /b ~ada/m >/dev/null 2>&1 || true
     kitfs daemon stop --system >/dev/null 2>&1 || true
@@ -176,7 +176,7 @@ try() { # WORDS LINE…
         unshare --mount sh -c "timeout 20 kitfs mount $reference /b >/dev/null && exec sleep 100" 2>/dev/null &
         local elsewhere=$!
         sleep 1
-        timeout 20 kitfs daemon stop --system >/dev/null 2>&1 || broken="$broken stop"
+        timeout 20 kitfs daemon stop --system >/run/stop.log 2>&1 || broken="$broken stop ($? $(cat /run/stop.log))"
         ! grep -q ' /b fuse.kitfs' /proc/$elsewhere/mounts 2>/dev/null || broken="$broken stop-elsewhere"
         kill $elsewhere 2>/dev/null; wait $elsewhere 2>/dev/null || true
     else

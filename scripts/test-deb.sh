@@ -76,7 +76,7 @@ bash -c '. /usr/share/bash-completion/completions/kitfs && complete -p kitfs >/d
 step "a mount of the daemon for all users, and one of root's own daemon"
 kitfs serve oci:/packages/article --listen 127.0.0.1:0 >/serve.log 2>&1 &
 serve=$!
-until reference=$(grep -om1 '127\.0\.0\.1:[1-9][0-9]*/article:v1' /serve.log); do
+until reference=$(grep -som1 '127\.0\.0\.1:[1-9][0-9]*/article:v1' /serve.log); do
     kill -0 "$serve" || die "$(cat /serve.log)"
     sleep 0.05
 done
@@ -96,10 +96,10 @@ grep -q administrator /etc/kitfs/config.toml || die "the change of the configura
 mounted /a && mounted /b || die "a mount is gone"
 cmp /a/data/dataset.csv /b/data/dataset.csv
 cat <&3 >/dev/null
-if kitfs status >/status.log 2>&1 && ! grep -q 'daemon upgrade' /status.log; then
-    die "no advice about the daemon of the old version: $(cat /status.log)"
-fi
-kitfs daemon upgrade
+kitfs ls oci:/packages/article:v1 >/ls.log 2>&1 && die "a daemon of the old version is not refused"
+grep -q 'kitfs daemon restart' /ls.log || die "no advice about the daemon of the old version: $(cat /ls.log)"
+# As the message says.
+kitfs daemon restart
 [ "$(version_of)" = "$next" ] || die "root's own daemon has version $(version_of)"
 cat <&4 >/dev/null
 mounted /a && mounted /b || die "a mount is gone"
@@ -117,9 +117,9 @@ kill "$serve"
 step "purge"
 apt-get purge -y -q kitfs >/apt.log 2>&1 || { cat /apt.log; die "apt-get purge"; }
 ! getent group kitfs >/dev/null || die "the group stays"
-rm -rf /a /b /before.log /serve.log /status.log /apt.log
+rm -rf /a /b /before.log /serve.log /ls.log /apt.log
 find / -xdev -not -path '/proc/*' | sort >/after
-left=$(comm -13 /before /after | grep -v -E '^/(after|before|root/.cache(/kitfs.*)?|var/(cache|lib|log)/(apt|dpkg|ldconfig)/?.*|var/lib/systemd/.*|tmp/.*)$' || true)
+left=$(comm -13 /before /after | grep -v -E '^/(after|before|etc/g(roup|shadow)-|root/.cache(/kitfs.*)?|var/(cache|lib|log)/(apt|dpkg|ldconfig)/?.*|var/lib/systemd/.*|tmp/.*)$' || true)
 [ -z "$left" ] || die "files are left: $left"
 STEPS
 

@@ -44,7 +44,12 @@ hierarchy=$(sed -n 's/^cgroup2 \([^ ]*\) cgroup2 .*/\1/p' /proc/self/mounts | se
 group=$hierarchy/kitfs-test-$$
 clean_up() {
     cat "$work/log" 2>/dev/null || true
-    find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+    echo 1 >"$group/cgroup.kill" || true
+    for _ in $(seq 100); do
+        find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+        [ -e "$group" ] || break
+        sleep 0.05
+    done
     rm -rf --one-file-system "$work"
 }
 trap clean_up EXIT

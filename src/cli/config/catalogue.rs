@@ -20,6 +20,7 @@ const ONE_SHOT: &[&str] = &[
     "folders",
     "force",
     "foreground",
+    "install",
     "interval",
     "json",
     "kit",
