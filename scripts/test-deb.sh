@@ -71,6 +71,11 @@ install /packages/first.deb
 [ "$(readlink -f /usr/sbin/mount.fuse.kitfs)" = /usr/bin/kitfs ] || die "the link for mount(8)"
 dpkg-query -W -f '${Conffiles}' kitfs | grep -q /etc/kitfs/config.toml || die "the configuration is no conffile"
 getent group kitfs >/dev/null || die "no group"
+kitfs config check >/dev/null || die "the configuration of the package"
+# The lines that an administrator would switch on.
+sed 's/^#\([a-z[]\)/\1/' /etc/kitfs/config.toml >/switched-on.toml
+KITFS_CONFIG=/switched-on.toml kitfs config check || die "the examples in the configuration"
+rm /switched-on.toml
 bash -c '. /usr/share/bash-completion/completions/kitfs && complete -p kitfs >/dev/null' || die "the completion script"
 
 step "a mount of the daemon for all users, and one of root's own daemon"

@@ -91,7 +91,7 @@ say "booting $suite"
         mount -t sysfs sysfs sys
         mount -t tmpfs -o mode=755 tmpfs dev
         node() { mknod -m 666 "dev/$1" c "$2" "$3"; }
-        node null 1 3; node zero 1 5; node full 1 7; node random 1 8; node urandom 1 9; node tty 5 0; node fuse 10 229
+        node null 1 3; node zero 1 5; node full 1 7; node random 1 8; node urandom 1 9; node tty 5 0; node fuse 10 229; node autofs 10 235
         mkdir dev/pts dev/shm
         mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
         ln -s pts/ptmx dev/ptmx

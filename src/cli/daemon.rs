@@ -11,6 +11,7 @@ use super::arguments::{IdleArguments, KitArguments, LogFormat, NetworkArguments}
 use super::browse;
 use super::durations::{Limit, parse_limit, show_limit};
 use super::error::CliError;
+use super::help::MORE_OPTIONS;
 use super::listen::{ListenArguments, PassedListenArguments};
 use super::output::{count_of, path_text, print_json, print_line, print_warnings, warn};
 use super::runtime::block_on;
@@ -64,17 +65,14 @@ pub(super) fn restart(settings: &Settings, arguments: &RestartArguments) -> Resu
 pub(super) enum Command {
     /// Start the daemon, if it does not run.
     #[command(after_help = "\
-A daemon that starts mounts again what died with the daemon before it, when
-both of its processes were killed. With --restore it also mounts what was
-mounted when the machine went down, and what a signal (SIGTERM, as systemd
-sends it) has ended: the same versions at the same places. Mounts that
-`kitfs umount` or `kitfs daemon stop` has ended stay as they are. A place where
-something else is mounted now is left alone, with a warning. Mounts whose
-registry does not answer are tried again in the background.
+A daemon mounts again what a crash of the daemon before it has ended. With
+--restore also what a reboot or a signal has ended: the same versions at the
+same places, unless something else is mounted there. Mounts that `kitfs umount`
+or `kitfs daemon stop` has ended stay as they are.
 With --foreground, systemd hears when the daemon is ready, and its watchdog gets
 pings. `kitfs daemon start --restore` beside it makes the mounts again.")]
     Start {
-        /// Mount again what was mounted when the machine went down, or a signal ended the daemon.
+        /// Mount again what a reboot or a signal has ended.
         #[arg(long)]
         restore: bool,
         /// Stay in the foreground, and log to the standard error.
@@ -84,15 +82,15 @@ pings. `kitfs daemon start --restore` beside it makes the mounts again.")]
         #[arg(long, value_name = "DIR", conflicts_with = "system")]
         root: Option<PathBuf>,
         #[command(flatten)]
+        system: SystemArguments,
+        #[command(flatten)]
+        idle: StayArguments,
+        #[command(flatten)]
         browse: Box<browse::Options>,
         #[command(flatten)]
         network: Box<NetworkArguments>,
         #[command(flatten)]
         listen: ListenArguments,
-        #[command(flatten)]
-        system: SystemArguments,
-        #[command(flatten)]
-        idle: StayArguments,
     },
     /// End all mounts of the daemon, then the daemon.
     Stop {
@@ -169,7 +167,7 @@ pub(super) struct SystemArguments {
     #[arg(long)]
     system: bool,
     /// Group whose members may use the daemon [default: kitfs, or root alone where it is missing].
-    #[arg(long, value_name = "GROUP", requires = "system")]
+    #[arg(long, value_name = "GROUP", requires = "system", help_heading = MORE_OPTIONS)]
     group: Option<String>,
 }
 

@@ -71,8 +71,6 @@ pub(super) struct Environment {
     pub bash_completion_folder: Option<PathBuf>,
     /// `ZDOTDIR`: the folder with zsh's files of the user; `HOME` without it.
     pub zsh_folder: Option<PathBuf>,
-    /// `XDG_CONFIG_HOME`.
-    pub xdg_config_home: Option<PathBuf>,
     /// `KITFS_LOG`: a filter for the log, in the grammar of `tracing_subscriber::EnvFilter`.
     pub log: Option<String>,
 }
@@ -136,7 +134,6 @@ impl Environment {
             shell: path("SHELL"),
             bash_completion_folder: path("BASH_COMPLETION_USER_DIR"),
             zsh_folder: path("ZDOTDIR"),
-            xdg_config_home: path("XDG_CONFIG_HOME").filter(|path| path.is_absolute()),
             log: text("KITFS_LOG"),
         }
     }
