@@ -109,6 +109,20 @@ systemctl stop kitfs
 systemctl start kitfs
 reads /a || die "the mount is not made again"
 
+step "mounts in closed folders, and writable views, are made again with all that root may do"
+install -d -o ada -m 700 /home/ada/closed
+mkdir /home/ada/closed/kit
+kitfs mount "$reference" /home/ada/closed/kit >/dev/null || die "a mount in a closed folder"
+kitfs mount --overlay=/srv/view "$reference" /b >/dev/null || die "a writable view"
+systemctl restart kitfs
+reads /home/ada/closed/kit || die "the mount in a closed folder is not made again"
+reads /b || die "the writable view is not made again"
+rm /b/small.txt && [ ! -e /b/small.txt ] || die "a file of a view cannot be removed"
+chown ada /b/Kitfile && chmod 4755 /b/Kitfile || die "the owner of a file in a view"
+[ "$(stat -c '%U %a' /b/Kitfile)" = "ada 4755" ] || die "$(stat /b/Kitfile)"
+mkdir /b/new && mknod /b/new/null c 1 3 && echo more >>/b/new/file || die "new entries in a view"
+kitfs umount /b /home/ada/closed/kit || die "the end of the mounts"
+
 step "fstab: at boot, and on demand"
 mkdir /fstab /demand
 cat >>/etc/fstab <<FSTAB
