@@ -1,9 +1,9 @@
 # kitfs in a container. Two images:
 #
-#   docker build --target scratch -t kitfs .     the static program alone (default)
+#   docker build --target scratch -t kitfs:scratch .     the static program alone (default)
 #   docker build --target debian -t kitfs:debian .     with a shell, fusermount3 and fuse-overlayfs
 #
-# docs/containers.md says which rights a container needs. scripts/test-container.sh tries the parts without Docker.
+# docs/guide/containers.md says which rights a container needs. scripts/test-container.sh tries the parts without Docker.
 
 FROM rust:1.95-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends musl-tools && rm -rf /var/lib/apt/lists/*
