@@ -48,6 +48,11 @@ if ! need_package fuse-overlayfs fuse-overlayfs; then
     skipped+=(--skip overlays_as_root)
     left_out+=("tests of writable views: fuse-overlayfs is missing")
 fi
+# Tests of the daemon's page in a browser have `in_chromium` in their names.
+if ! command -v chromium >/dev/null; then
+    skipped+=(--skip in_chromium)
+    left_out+=("tests of the daemon's page: chromium is missing")
+fi
 # Tests with the programs of others have the names of these. No package has them.
 for other in kit oras; do
     variable=KITFS_TEST_${other^^}
@@ -65,6 +70,7 @@ fi
 if ! need_fuse; then
     leave_out end_to_end "$FUSE_PROBLEM"
     leave_out fuse "$FUSE_PROBLEM"
+    leave_out http "$FUSE_PROBLEM"
 fi
 
 arguments=(--lib --bins)

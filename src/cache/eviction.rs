@@ -76,6 +76,7 @@ impl Shared {
                 }
             }
         }
+        self.evicted_bytes.fetch_add(freed, Ordering::Relaxed);
         freed
     }
 

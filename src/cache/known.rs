@@ -42,6 +42,8 @@ pub(super) struct Shared {
     /// Whether the account of every layer is exact.
     pub(super) is_counted: AtomicBool,
     pub(super) trouble: Trouble,
+    /// Bytes that were evicted to make room, since the start of the process.
+    pub(super) evicted_bytes: AtomicU64,
     layers: Mutex<HashMap<LayerKey, Arc<Known>>>,
     serials: AtomicU64,
 }
@@ -135,6 +137,7 @@ impl Shared {
             is_seen: AtomicBool::new(false),
             is_counted: AtomicBool::new(false),
             trouble: Trouble::default(),
+            evicted_bytes: AtomicU64::new(0),
             layers: Mutex::default(),
             serials: AtomicU64::new(0),
         };

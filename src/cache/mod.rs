@@ -290,6 +290,11 @@ impl Cache {
         self.shared.budget.free_bytes(&self.shared.root)
     }
 
+    /// Bytes that were evicted to make room, since the start of this process.
+    pub fn evicted_bytes(&self) -> u64 {
+        self.shared.evicted_bytes.load(Ordering::Relaxed)
+    }
+
     /// The most bytes that the cache can hold at this moment, if everything else in it went: 0 where
     /// others have filled the file system, or a bound leaves nothing of it.
     ///

@@ -81,6 +81,7 @@ macro_rules! operations {
 operations![
     api::AliveRequest,
     api::StatusRequest,
+    api::ActivityRequest,
     api::StopRequest,
     api::ReplaceRequest,
     api::UpgradeRequest,

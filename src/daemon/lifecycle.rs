@@ -215,6 +215,7 @@ pub async fn run(
         never = keep_short => match never {},
         never = watch_folder(&service) => match never {},
         never = watchdog::ping(watchdog, &service, &config.cache_folder) => match never {},
+        never = service.observed().sample() => match never {},
         never = end_when_idle(&service, &activity, config.idle_exit) => match never {},
         never = keep_keeper(&for_keeper, &keeping, child_limits, listening.as_ref()) => match never {},
     };

@@ -14,6 +14,7 @@
 //! - `seen`: daemons that see another file tree than a command.
 //! - `failure`: the meaning of every room's errors to a user.
 //! - `lifecycle`: starting, running and ending a daemon; `log`: its log in the background.
+//! - `activity`: what the daemon has done: counts, and the last ten minutes.
 //! - `listening`: the socket of the HTTP interface.
 //! - `idle`: the end of a daemon without mounts and commands.
 //! - `keep`, `keeping`: the keeper's process, and the mounts that it holds.
@@ -23,6 +24,7 @@
 //! for all mounts of a user. A daemon stays for a while after its last mount, because the next
 //! mount finds its connections and its cache open.
 
+mod activity;
 mod backend;
 mod bringing;
 mod browsing;

@@ -21,6 +21,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::activity::Observed;
 use super::hydrate::Hydration;
 use super::keeping::Keeping;
 use super::kits::Kits;
@@ -82,6 +83,7 @@ pub struct Service {
     /// Started with the first mount: most commands make none.
     sessions: Mutex<Option<Arc<Sessions>>>,
     hydration: Arc<Hydration>,
+    observed: Observed,
     started_at: i64,
     /// The setting of the daemon, for its status.
     idle_exit: Option<Duration>,
@@ -122,6 +124,7 @@ impl Service {
         let fetcher = Fetcher::new(cache.clone(), fetch_config);
         Arc::new(Self {
             hydration: Hydration::new(cache.clone(), fetcher.clone()),
+            observed: Observed::new(fetcher.clone(), cache.clone()),
             networks: Networks::new(fetcher.admission().clone(), child_limits),
             fetcher,
             cache,
@@ -202,6 +205,11 @@ impl Service {
     /// The connections to registries.
     pub(super) fn networks(&self) -> &Networks {
         &self.networks
+    }
+
+    /// What the process has done.
+    pub(super) fn observed(&self) -> &Observed {
+        &self.observed
     }
 
     /// The table of mounts.

@@ -199,6 +199,11 @@ impl Fetcher {
         }
     }
 
+    /// Requests to all sources, and the bytes that came.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
     /// Decides which transfer and which request runs next: to be shared with the sources.
     pub fn admission(&self) -> &Arc<Admission> {
         &self.admission

@@ -19,6 +19,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
@@ -40,6 +41,7 @@ use crate::fs::browse::{Answer, Browse, Entry, FolderEntry, Wake};
 use crate::fs::{
     Access, DirectoryEntry, Found, FsError, Ino, KitNodes, Nodes, PendingRead, Place, Read, Seek,
 };
+use crate::observe::reads::Reads;
 
 /// The kinds of lseek(2) that reach a file system (Linux `include/uapi/linux/fs.h`). The kernel handles
 /// the others.
@@ -53,6 +55,8 @@ pub(super) struct Adapter {
     interrupts: Arc<Interrupts>,
     passthrough: Arc<Passthrough>,
     stale_pages: Arc<StalePages>,
+    /// Counts the reads of all mounts.
+    reads: Arc<Reads>,
     runtime: Handle,
     /// The flags that the handshake has agreed on.
     features: Features,
@@ -68,6 +72,7 @@ impl Adapter {
         stale_pages: Arc<StalePages>,
         features: Features,
         daemon: String,
+        reads: Arc<Reads>,
         runtime: Handle,
     ) -> Arc<Self> {
         let failures = Arc::new(Failures::new(nodes.clone()));
@@ -78,6 +83,7 @@ impl Adapter {
             interrupts,
             passthrough,
             stale_pages,
+            reads,
             runtime,
             features,
             daemon,
@@ -395,15 +401,20 @@ impl Adapter {
         buffer: &mut BytesMut,
     ) {
         let ino = request.ino;
+        let begun = Instant::now();
         let wanted = offset..offset.saturating_add(u64::from(bytes));
         self.passthrough.note_read();
         match kit.file_system().read(node, offset, bytes, buffer) {
             Ok(Read::Resident(bytes)) => {
                 reply.data(bytes);
+                self.reads.hit(begun.elapsed(), bytes.len());
                 self.failures.succeeded(ino, &wanted);
             }
-            Ok(Read::Pending(read)) => self.finish(request, wanted, read, reply.take()),
-            Err(error) => reply.error(self.failures.read_failed(ino, &wanted, &error)),
+            Ok(Read::Pending(read)) => self.finish(request, wanted, read, begun, reply.take()),
+            Err(error) => {
+                self.reads.failed();
+                reply.error(self.failures.read_failed(ino, &wanted, &error));
+            }
         }
     }
 
@@ -412,9 +423,11 @@ impl Adapter {
         request: &Request<'_>,
         wanted: Range<u64>,
         read: PendingRead,
+        begun: Instant,
         mut reply: Reply,
     ) {
         let (failures, ino) = (self.failures.clone(), request.ino);
+        let reads = self.reads.clone();
         let waiting = self.interrupts.begin(request.unique, request.thread);
         let thread = request.thread;
         let waits_for_pages = self.stale_pages.waiting_read(ino, wanted.clone());
@@ -424,9 +437,13 @@ impl Adapter {
                 finished = read.finish(thread) => match finished {
                     Ok(bytes) => {
                         reply.data(&bytes);
+                        reads.miss(begun.elapsed(), bytes.len());
                         failures.succeeded(ino, &wanted);
                     }
-                    Err(error) => reply.error(failures.read_failed(ino, &wanted, &error)),
+                    Err(error) => {
+                        reads.failed();
+                        reply.error(failures.read_failed(ino, &wanted, &error));
+                    }
                 },
                 () = waiting.killed() => reply.error(Errno::INTR),
             }

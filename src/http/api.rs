@@ -11,12 +11,14 @@ use serde::Serialize;
 use super::kit_path::{checked, reference};
 use super::problem::Problem;
 use super::route::Route;
-use super::{Server, files};
+use super::{Server, files, metrics, page};
 use crate::control::api::{
-    CompareRequest, DaemonStatus, Info, InfoRequest, KitRequest, RawPath, StatusRequest,
+    ActivityRequest, CompareRequest, DaemonStatus, Info, InfoRequest, KitRequest, RawPath,
+    StatusRequest,
 };
 use crate::control::{Activity, Answering, Handle, Operation, Service, VERSION};
 use crate::fs::percent_decoded;
+use crate::observe::metrics::Exposition;
 use crate::process::running_time;
 
 /// The version of the interface. A change that a client notices makes it larger.
@@ -38,23 +40,34 @@ pub(super) async fn answer<S: Service>(
     match route {
         Route::Health => return Ok(text("ok\n")),
         Route::Ready => return ready(&server).await,
+        Route::Metrics => {
+            let (status, activity) =
+                (ask(&server, StatusRequest {}).await?, ask(&server, ActivityRequest {}).await?);
+            let text = metrics::render(&status, &activity);
+            return Ok(response(Exposition::MEDIA_TYPE, text.into_bytes()));
+        }
         _ => {}
     }
     let answering = begin(&server.activity)?;
     let parameters = Parameters::parse(uri.query().unwrap_or_default())?;
     let is_known = |name: &str| match route {
         Route::Entries(_) => name == "recursive",
+        Route::Residency(_) => ["rows", "skip", "cells", "ranges"].contains(&name),
         Route::Diff => ["from", "to", "path", "content"].contains(&name),
         _ => false,
     };
     parameters.check(is_known)?;
     match route {
-        Route::Health | Route::Ready => unreachable!("answered above"),
+        Route::Health | Route::Ready | Route::Metrics => unreachable!("answered above"),
+        Route::Page => page::answer(&server).await,
+        Route::Style => Ok(page::style()),
         Route::Version => json(&serde_json::json!({"version": VERSION, "api": API})),
         Route::Status => json(&ask(&server, StatusRequest {}).await?),
+        Route::Activity => json(&ask(&server, ActivityRequest {}).await?),
         Route::Mounts => json(&ask(&server, StatusRequest {}).await?.mounts),
         Route::Files(path) => files::file(server, path, headers, is_head, answering).await,
         Route::Entries(path) => files::entries(&server, path, &parameters).await,
+        Route::Residency(path) => files::residency(&server, path, &parameters).await,
         Route::Info(path) => {
             let kit = server.kits.request(&reference(path)?)?;
             match ask(&server, InfoRequest { kit, facts: false }).await? {
@@ -97,7 +110,7 @@ fn begin(activity: &Arc<Activity>) -> Result<Answering, Problem> {
     })
 }
 
-async fn ask<S, O>(server: &Server<S>, request: O) -> Result<O::Answer, Problem>
+pub(super) async fn ask<S, O>(server: &Server<S>, request: O) -> Result<O::Answer, Problem>
 where
     S: Service + Handle<O>,
     O: Operation,
@@ -180,6 +193,17 @@ impl Parameters {
 
     fn get(&self, name: &str) -> Option<&[u8]> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_slice())
+    }
+
+    /// A parameter that is a number.
+    pub(super) fn number<T: std::str::FromStr>(
+        &self,
+        name: &str,
+        default: T,
+    ) -> Result<T, Problem> {
+        let Some(text) = self.get(name) else { return Ok(default) };
+        let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        number.ok_or_else(|| Problem::usage(format!("`{name}` is no number, or too large")))
     }
 
     /// A parameter that is on (`name`, `name=true`, `name=1`) or off.

@@ -9,13 +9,16 @@ use axum::http::header::{
 use axum::http::{HeaderMap, Response, StatusCode};
 
 use super::Server;
-use super::api::{Parameters, json};
+use super::api::{Parameters, ask, json};
 use super::body::Reading;
 use super::kit_path::{KitPath, Split};
 use super::kits::OpenKit;
 use super::problem::Problem;
 use super::validators::{Verdict, judge};
-use crate::control::api::{EntryKind, FileStat, ListRequest, RawPath, StatRequest, StatusRequest};
+use crate::control::api::{
+    EntryKind, FileStat, ListRequest, RawPath, ResidencyRequest, ResidencyRows, StatRequest,
+    StatusRequest, Subject,
+};
 use crate::control::{Answering, Service};
 use crate::serve::byte_range::Asked;
 
@@ -36,6 +39,9 @@ const TYPES: [(&str, &str); 12] = [
     ("jpeg", "image/jpeg"),
 ];
 const TEXT: &str = "text/plain; charset=utf-8";
+/// The rows and ranges of an answer about residency, unless the request says more: a page of text.
+const RESIDENCY_ROWS: u32 = 100;
+const RESIDENCY_RANGES: u32 = 1000;
 /// Files whose names have no extension.
 const TEXT_FILES: [&str; 3] = ["Kitfile", "README", "LICENSE"];
 
@@ -123,6 +129,26 @@ pub(super) async fn entries<S: Service>(
     let KitPath { reference, path } = resolve(server, text).await?;
     let kit = server.kits.open(&reference).await?;
     entries_of(server, &kit, RawPath(path), is_recursive).await
+}
+
+/// Answers with the parts of files that are in the cache.
+pub(super) async fn residency<S: Service>(
+    server: &Server<S>,
+    text: &str,
+    parameters: &Parameters,
+) -> Result<Response<Body>, Problem> {
+    let KitPath { reference, path } = resolve(server, text).await?;
+    let kit = server.kits.open(&reference).await?;
+    let request = ResidencyRequest {
+        subject: Subject::Kit(kit.handle),
+        path: RawPath(path),
+        rows: ResidencyRows::Largest,
+        skip: parameters.number("skip", 0)?,
+        most_rows: parameters.number("rows", RESIDENCY_ROWS)?,
+        cells: parameters.number("cells", 0)?,
+        most_ranges: parameters.number("ranges", RESIDENCY_RANGES)?,
+    };
+    json(&ask(server, request).await?)
 }
 
 async fn entries_of<S: Service>(

@@ -7,6 +7,7 @@
 //! - `connection`: one connection, with its time limits. `access`: the requests that are let in.
 //! - `peer`: the user at the other end of a connection. `route`, `kit_path`: paths of URLs. Pure.
 //! - `files`: bytes of files. `body`: their pieces. `validators`: ETags and conditions. Pure.
+//! - `metrics`: the text form of Prometheus. `page`: the page for people. Pure.
 //! - `api`: answers in JSON. `kits`: the kits that are open for requests. `problem`: errors.
 //!
 //! This room knows neither mounts nor the cache. It asks the service through the operations of [`crate::control`],
@@ -19,6 +20,8 @@ mod connection;
 mod files;
 mod kit_path;
 mod kits;
+mod metrics;
+mod page;
 mod peer;
 mod problem;
 mod route;
@@ -26,7 +29,7 @@ mod validators;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -100,4 +103,10 @@ pub async fn serve<S: Service>(
     }
     connections.close();
     connections.wait().await;
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -7,16 +7,26 @@ pub(super) enum Route<'a> {
     Health,
     /// `/readyz`: the daemon can do its work.
     Ready,
+    /// `/metrics`.
+    Metrics,
+    /// `/`: the page.
+    Page,
+    /// `/style.css`: how the page looks.
+    Style,
     /// `/v1/version`.
     Version,
     /// `/v1/status`.
     Status,
     /// `/v1/mounts`.
     Mounts,
+    /// `/v1/activity`.
+    Activity,
     /// `/v1/files/REF/PATH`.
     Files(&'a str),
     /// `/v1/entries/REF/PATH`.
     Entries(&'a str),
+    /// `/v1/residency/REF/PATH`.
+    Residency(&'a str),
     /// `/v1/info/REF`.
     Info(&'a str),
     /// `/v1/diff`.
@@ -29,6 +39,10 @@ impl<'a> Route<'a> {
         let route = match path {
             "/healthz" => Self::Health,
             "/readyz" => Self::Ready,
+            "/metrics" => Self::Metrics,
+            "/" => Self::Page,
+            "/style.css" => Self::Style,
+            "/v1/activity" => Self::Activity,
             "/v1/version" => Self::Version,
             "/v1/status" => Self::Status,
             "/v1/mounts" => Self::Mounts,
@@ -39,6 +53,7 @@ impl<'a> Route<'a> {
                     (_, "") => return None,
                     ("files", rest) => Self::Files(rest),
                     ("entries", rest) => Self::Entries(rest),
+                    ("residency", rest) => Self::Residency(rest),
                     ("info", rest) => Self::Info(rest),
                     _ => return None,
                 }
@@ -51,12 +66,16 @@ impl<'a> Route<'a> {
     /// content of a kit.
     pub(super) fn is_open(self) -> bool {
         match self {
-            Self::Health | Self::Ready => true,
-            Self::Version
+            Self::Health | Self::Ready | Self::Metrics => true,
+            Self::Page
+            | Self::Style
+            | Self::Activity
+            | Self::Version
             | Self::Status
             | Self::Mounts
             | Self::Files(_)
             | Self::Entries(_)
+            | Self::Residency(_)
             | Self::Info(_)
             | Self::Diff => false,
         }

@@ -1,9 +1,14 @@
-//! The set-up of the log, and the text form of sizes in messages.
+//! The set-up of the log, the text form of sizes in messages, and metrics.
+//!
+//! - [`metrics`]: names, types and help texts of all metrics, and the text form of Prometheus.
+//! - [`reads`]: counts and latencies of reads.
 //!
 //! The log goes to the standard error, as text for people or as one JSON object a line for collectors.
 //! The standard error of a daemon is the file `daemon.log` in its cache folder, or the journal. This
 //! room reads no environment; `cli` passes the filter.
 
+pub mod metrics;
+pub mod reads;
 mod sizes;
 
 use std::io::{self, IsTerminal};

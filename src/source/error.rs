@@ -107,6 +107,24 @@ pub enum SourceError {
     },
 }
 
+impl SourceError {
+    /// The word for it in metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not_found",
+            Self::Unauthorized { .. } => "unauthorized",
+            Self::Throttled { .. } => "throttled",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Untrusted { .. } => "untrusted",
+            Self::Protocol { .. } => "protocol",
+            Self::DigestMismatch { .. } => "digest_mismatch",
+            Self::Changed { .. } => "changed",
+            Self::Io { .. } => "io",
+            Self::Configuration { .. } => "configuration",
+        }
+    }
+}
+
 fn but(etag: &Option<String>) -> String {
     etag.as_ref().map(|etag| format!(", but `{etag}`")).unwrap_or_default()
 }

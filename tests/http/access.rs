@@ -76,9 +76,9 @@ mod as_root {
         let as_other = thread::spawn(move || {
             // Of this thread alone.
             rustix::thread::set_thread_uid(Uid::from_raw(OTHER)).unwrap();
-            let refused =
-                ["/v1/status", "/v1/version", "/v1/nothing", &files].map(|path| get(server, path));
-            let health = ["/healthz", "/readyz"].map(|path| get(server, path).status);
+            let refused = ["/", "/v1/status", "/v1/activity", "/v1/nothing", &files]
+                .map(|path| get(server, path));
+            let health = ["/healthz", "/readyz", "/metrics"].map(|path| get(server, path).status);
             (refused, health)
         });
         let (refused, health) = as_other.join().unwrap();
@@ -88,7 +88,7 @@ mod as_root {
                 (403, &json!("forbidden"))
             );
         }
-        assert_eq!(health, [200, 200]);
+        assert_eq!(health, [200, 200, 200]);
         assert_eq!(get(served.server, "/v1/status").status, 200);
     }
 

@@ -4,8 +4,10 @@
 mod support;
 
 mod access;
+mod browser;
 mod files;
 mod lifecycle;
+mod observing;
 
 use std::net::SocketAddr;
 

@@ -1,6 +1,6 @@
 //! The operations of a daemon: plain data, JSON on the wire (docs/format/control.md).
 //!
-//! - [`AliveRequest`], [`StatusRequest`], [`StopRequest`], [`ReplaceRequest`], [`UpgradeRequest`],
+//! - [`AliveRequest`], [`StatusRequest`], [`ActivityRequest`], [`StopRequest`], [`ReplaceRequest`], [`UpgradeRequest`],
 //!   [`RestoreRequest`]: the daemon.
 //! - [`OpenRequest`], [`OpenMountedRequest`], [`ListRequest`], [`StatRequest`], [`ReadRequest`], [`CloneRequest`]:
 //!   an open kit.
@@ -10,6 +10,7 @@
 //! - [`ExplainRequest`]: why bytes were fetched.
 //! - [`WarmRequest`], [`ResidencyRequest`], [`CacheRequest`]: the cache.
 
+mod activity;
 mod cache;
 mod compare;
 mod daemon;
@@ -24,6 +25,10 @@ mod residency;
 mod tree;
 mod warm;
 
+pub use activity::{
+    ActivityReport, ActivityRequest, ActivitySample, FetchedBytes, HostActivity, ReadActivity,
+    SourceActivity,
+};
 pub use cache::{CacheReport, CacheRequest, CachedLayer};
 pub use compare::{
     CompareEvent, CompareRequest, ComparedFile, ComparedVersion, Comparison, FileChange,

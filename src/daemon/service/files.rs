@@ -5,10 +5,23 @@ use std::sync::Arc;
 use super::super::{listing, paths};
 use super::Service;
 use crate::control::api::{
-    Failure, FailureKind, FileStat, KitHandle, OpenMountedRequest, StatRequest,
+    ActivityReport, ActivityRequest, Failure, FailureKind, FileStat, KitHandle, OpenMountedRequest,
+    StatRequest,
 };
 use crate::control::{Caller, Handle};
 use crate::oci::Origin;
+
+impl Handle<ActivityRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        _: ActivityRequest,
+        caller: &Caller<ActivityRequest>,
+    ) -> Result<ActivityReport, Failure> {
+        // It names the registries of all users.
+        self.for_root(caller.peer(), "see the activity")?;
+        Ok(self.observed.report())
+    }
+}
 
 impl Handle<OpenMountedRequest> for Service {
     async fn handle(

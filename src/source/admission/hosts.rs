@@ -113,6 +113,11 @@ impl Admission {
         Bucket::set(&mut host.bytes.lock(), rate.bytes_per_second);
     }
 
+    /// The number of transfers that wait for memory or a thread.
+    pub fn waiting_transfers(&self) -> usize {
+        self.transfers.lock().waiting()
+    }
+
     /// Waits until a request to `host` (`HOST[:PORT]`) may be sent; see [`super::order`].
     pub(crate) async fn request(&self, host: &str, urgency: &Urgency) -> Slot {
         let patience = self.hosts.patience;

@@ -303,7 +303,7 @@ impl<W> Transfers<W> {
             && self.taken_bytes() + entry.bytes <= memory_bytes
     }
 
-    #[cfg(test)]
+    /// The number of transfers that wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
     }
