@@ -4,7 +4,6 @@ use std::path::Path;
 
 use maud::{DOCTYPE, Markup, html};
 
-use super::CELLS;
 use super::chart::{Line, Scale, chart};
 use super::text::{duration, latency, percent, rate, shown};
 use crate::control::api::{
@@ -140,7 +139,7 @@ fn figures(view: &View<'_>) -> Markup {
     let running: u64 = view.activity.hosts.iter().map(|host| host.running).sum();
     html! {
         section.figures aria-label="Figures" {
-            (figure("Read now", &rate(recent as f64 / seconds), "by programs, through the daemon", false))
+            (figure("Read now", &rate(recent as f64 / seconds), "by programs", false))
             (figure("Fetched", &shown_bytes(sum(|it| it.fetched_bytes)), &format!("in 10 min · {running} requests now"), false))
             (figure("Reads from cache", &percent(hits, hits + misses), &format!("of {} in 10 min", grouped(hits + misses)), false))
             (figure("Failed reads", &grouped(failed), "in 10 min", failed > 0))
@@ -226,9 +225,9 @@ fn mount_card(view: &MountView<'_>, now: i64) -> Markup {
                 span.percent { (resident) }
             }
             p.note {
-                (shown_bytes(mount.resident_bytes)) " of " (shown_bytes(mount.total_bytes)) " here · "
+                (shown_bytes(mount.resident_bytes)) " of " (shown_bytes(mount.total_bytes)) " · "
                 (count(usize::try_from(mount.entries).unwrap_or(usize::MAX), "entry", "entries"))
-                " · mounted " (duration(now - mount.mounted_at)) " ago"
+                " · for " (duration(now - mount.mounted_at))
             }
             @if let Some(map) = &view.map { (files(map)) }
         }
@@ -263,30 +262,38 @@ fn files(map: &Residency) -> Markup {
 
 fn file(row: &ResidencyRow) -> Markup {
     let path = shown(&percent_encoded(&row.path.0));
+    let (folder, name) =
+        path.rsplit_once('/').map_or(("", &*path), |(folder, name)| (folder, name));
     let here = percent(row.total.resident_bytes, row.total.stored_bytes);
     html! {
         li title=(format!("{path}: {here} of {} here", shown_bytes(row.total.bytes))) {
-            span.name { bdi { (path) } }
+            span.name {
+                @if !folder.is_empty() { bdi.folder { (folder) "/" } }
+                bdi.base { (name) }
+            }
             span.size { (shown_bytes(row.total.bytes)) }
-            (heat(&row.cells))
+            (heat(row))
         }
     }
 }
 
-/// A strip with a rectangle for each run of parts in the same state.
-fn heat(cells: &[Cell]) -> Markup {
-    let classes: Vec<&str> = cells.iter().map(class_of).collect();
+/// A strip with a rectangle for each run of parts in the same state. A file of fewer bytes than parts has a part for each
+/// byte.
+fn heat(row: &ResidencyRow) -> Markup {
+    let parts = usize::try_from(row.total.bytes).unwrap_or(usize::MAX).min(row.cells.len());
     let mut runs: Vec<(usize, usize, &str)> = Vec::new();
-    for (at, class) in classes.iter().enumerate() {
+    for (at, class) in row.cells[..parts].iter().map(class_of).enumerate() {
         match runs.last_mut() {
-            Some((_, length, last)) if last == class => *length += 1,
+            Some((_, length, last)) if *last == class => *length += 1,
             _ => runs.push((at, 1, class)),
         }
     }
     html! {
-        svg.heat aria-hidden="true" viewBox=(format!("0 0 {CELLS} 1")) preserveAspectRatio="none" {
-            @for (at, length, class) in runs {
-                @if class != "absent" { rect.(class) x=(at) width=(length) height="1" {} }
+        @if parts > 0 {
+            svg.heat aria-hidden="true" viewBox=(format!("0 0 {parts} 1")) preserveAspectRatio="none" {
+                @for (at, length, class) in runs {
+                    @if class != "absent" { rect.(class) x=(at) width=(length) height="1" {} }
+                }
             }
         }
     }

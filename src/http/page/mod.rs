@@ -25,7 +25,7 @@ const MOST_MOUNTS: usize = 100;
 const MOST_MAPS: usize = 16;
 /// The files of a map, the largest first, and the parts of each bar.
 const FILES: u32 = 6;
-pub(super) const CELLS: u16 = 96;
+const CELLS: u16 = 96;
 
 /// The policy of the page: a style sheet of this server, and nothing else.
 const POLICY: &str = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";

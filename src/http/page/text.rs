@@ -4,7 +4,8 @@ use crate::observe::shown_bytes;
 
 /// A rate: `12.3 MiB/s`.
 pub(super) fn rate(bytes_per_second: f64) -> String {
-    format!("{}/s", shown_bytes(bytes_per_second.max(0.0) as u64))
+    let text = shown_bytes(bytes_per_second.max(0.0) as u64);
+    format!("{}/s", text.replace(".0 ", " "))
 }
 
 /// A time that a read took: `40 µs`, `2.5 ms`, `1 s`.
@@ -56,7 +57,7 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!(rate(1536.0), "1.5 KiB/s");
+        assert_eq!([1536.0, 5_242_880.0].map(rate), ["1.5 KiB/s", "5 MiB/s"]);
         assert_eq!([10.0, 2_500.0, 5_000_000.0].map(latency), ["10 µs", "2.5 ms", "5 s"]);
         assert_eq!(
             [-3, 59, 60, 7_260, 90_000].map(duration),
