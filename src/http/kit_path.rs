@@ -140,7 +140,11 @@ fn last_part(raw: &[&str], parts: &[Vec<u8>]) -> Option<usize> {
         return Some(0);
     }
     let first = raw[0];
-    if !first.starts_with(LAYOUT_PREFIX) && ends(&first) && !is_host_and_port(first) {
+    let is_all = match first.strip_prefix(LAYOUT_PREFIX) {
+        Some(folder) => ends(&folder),
+        None => ends(&first) && !is_host_and_port(first),
+    };
+    if is_all {
         return Some(0);
     }
     raw.iter().skip(1).position(ends).map(|at| at + 1)

@@ -219,7 +219,7 @@ fn mount_card(view: &MountView<'_>, now: i64) -> Markup {
                 h3 { (path(&mount.mountpoint)) }
                 span.state.(class) { (word) }
             }
-            p.reference title=(mount.digest) { bdi { (shown(&mount.reference)) } }
+            p.reference title=(shown(&mount.digest)) { bdi { (shown(&mount.reference)) } }
             div.share {
                 (bar(mount.resident_bytes, mount.total_bytes))
                 span.percent { (resident) }
