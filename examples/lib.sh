@@ -149,6 +149,13 @@ need_python() {
     ) 9>"$folder.lock" >&2 || leave_out "the Python packages of $(basename "$(dirname "$1")") cannot be installed"
 }
 
+# Installs the package `kitfs` of this repository for this run. The requirements of the example have hatchling.
+need_kitfs_package() {
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-index --no-build-isolation --no-deps \
+        --target "$WORK/packages" "$REPOSITORY/python" >&2 || fail "the package in python/ cannot be installed"
+    export PYTHONPATH=$WORK/packages${PYTHONPATH:+:$PYTHONPATH}
+}
+
 # pack_and_push FOLDER REF: packs a folder with a Kitfile and sends the kit, in one line of output.
 pack_and_push() {
     kitfs pack "$1" -t "$2" >"$WORK/pack.log" 2>&1 || fail "$(cat "$WORK/pack.log")"

@@ -15,11 +15,11 @@ def normalised(text, work):
     # Each port of 127.0.0.1 keeps a number of its own: 5000, 5001, …
     ports = {}
     text = re.sub(
-        r"(127\.0\.0\.1|localhost):(\d+)",
+        r"(127\.0\.0\.1|localhost):([1-9]\d*)",
         lambda match: f"{match[1]}:{ports.setdefault(match[2], 5000 + len(ports))}",
         text,
     )
-    text = re.sub(r"--while-pid \d+", "--while-pid 4711", text)
+    text = re.sub(r"(--while-pid|as process) \d+", r"\1 4711", text)
     # A time behind `=` is the value of an option, and no measurement.
     return re.sub(r"(?<!=)\b\d+([.,]\d+)? ?(s|ms|seconds)\b", r"N \2", text)
 

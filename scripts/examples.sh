@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the examples: examples/*/run.sh and examples/recipes/*/run.sh. Each one checks its own outcome.
+# Runs the examples: examples/*/run.sh, examples/python/*/run.sh and examples/recipes/*/run.sh. Each one checks its own
+# outcome.
 #
 #   scripts/examples.sh [--quick] [--list] [NAME…]     such as `serving` or `recipes/duckdb`
 #
@@ -21,7 +22,7 @@ while [ $# -gt 0 ]; do
     --quick) quick=1 ;;
     --list) list=1 ;;
     -h | --help)
-        sed -n '2,11s/^# \{0,1\}//p' "$0"
+        sed -n '2,12s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
     -*) fail "$1: unknown option; see scripts/examples.sh --help" ;;
@@ -35,7 +36,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 if [ "${#names[@]}" -eq 0 ]; then
-    for script in examples/*/run.sh examples/recipes/*/run.sh; do
+    for script in examples/*/run.sh examples/python/*/run.sh examples/recipes/*/run.sh; do
         [ -e "$script" ] || continue
         name=${script#examples/}
         names+=("${name%/run.sh}")

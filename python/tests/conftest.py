@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # The machine may be loaded by others, so no example has a deadline. A fixture lives for all examples of a property.
 settings.register_profile(
-    "kitfs", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "kitfs", deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("kitfs")
 

@@ -38,6 +38,10 @@ def test_the_protocol_is_registered(machine: Machine, url: str, article: str) ->
 def test_find_has_the_files_of_the_kit(fs: KitfsFileSystem, article: str) -> None:
     expected = sorted(f"{article}/{entry['path']}" for entry in golden.tree("article") if entry["type"] == "file")
     assert fs.find(article) == expected
+    below = fs.find(article, withdirs=True, detail=True)
+    assert below == {**fs.find(article, withdirs=True, detail=True, maxdepth=9), article: below[article]}
+    assert fs.find(f"{article}/src/train.py") == [f"{article}/src/train.py"]
+    assert fs.find(f"{article}/nothing") == []
     assert fs.find(f"kitfs://{article}/src/") == [name for name in expected if "/src/" in name]
 
 
@@ -226,7 +230,7 @@ def test_listings_are_kept_until_they_are_forgotten(
     machine.run("tag", "--force", machine.reference("article"), "moving")
     reference = machine.reference("article", "moving")
     fs.invalidate_cache()
-    before = fs.find(reference)
+    before = fs.ls(reference)
     asked: list[str] = []
     entries = fs.client.entries
 
@@ -235,8 +239,8 @@ def test_listings_are_kept_until_they_are_forgotten(
         return entries(reference, path)
 
     monkeypatch.setattr(fs.client, "entries", entries_asked)
-    assert fs.find(reference) == before
+    assert fs.ls(reference) == before
     assert asked == []
     fs.invalidate_cache(f"{reference}/src")
-    assert fs.find(reference) == before
-    assert "" in asked
+    assert fs.ls(reference) == before
+    assert asked == [""]

@@ -89,10 +89,14 @@ def test_symlinks_stand_for_their_targets(client: kitfs.Client, odd: str) -> Non
     # A link to a folder is followed when it is named, and not when a tree is walked.
     assert fs.isdir(f"{odd}/data/far")
     assert fs.ls(f"{odd}/data/far", detail=False) == [f"{odd}/data/far/{name}" for name in ("deep", "two", "up")]
+    # A listing that is remembered would answer.
+    fs.invalidate_cache()
     assert fs.isfile(f"{odd}/data/far/deep")
     assert fs.cat_file(f"{odd}/data/far/deep") == b"deep in deep"
     # A folder with one entry of the folder's own name is no file.
+    fs.invalidate_cache()
     assert fs.isdir(f"{odd}/data/far/two")
+    assert fs.isdir(f"{odd}/data/deep/two")
     assert fs.cat_file(f"{odd}/data/far/two/one") == b"one in one"
     types = {info["name"].rpartition("/")[2]: info["type"] for info in fs.ls(f"{odd}/data")}
     assert (types["link"], types["far"], types["nowhere"], types["circle"], types["out"]) == (
@@ -100,10 +104,24 @@ def test_symlinks_stand_for_their_targets(client: kitfs.Client, odd: str) -> Non
         *["link"] * 4,
     )
     assert f"{odd}/data/far/deep" not in fs.find(odd)
+    assert fs.find(f"{odd}/data/far") == [f"{odd}/data/far/deep", f"{odd}/data/far/two", f"{odd}/data/far/up"]
     with pytest.raises(kitfs.NotFoundError):
         client.file(odd, "data/nowhere")
     with pytest.raises(kitfs.KitfsError):
         client.file(odd, "data/circle")
+
+
+def test_an_open_file_has_the_bytes_of_one_version(client: kitfs.Client, machine: Machine) -> None:
+    first = golden.files("article")["src/train.py"]
+    machine.run("tag", "--force", machine.reference("article"), "replaced")
+    reference = machine.reference("article", "replaced")
+    with client.open(reference, "src/train.py", block_size=512) as file:
+        assert file.read(100) == first[:100]
+        machine.run("copy", "--force", f"oci:{golden.GOLDEN}/comp-none:v1", reference)
+        try:
+            assert file.read() == first[100:]
+        except kitfs.ChangedError:
+            assert client.backend == "http"
 
 
 def test_threads_share_a_client(client: kitfs.Client, machine: Machine) -> None:

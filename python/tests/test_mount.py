@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,6 +135,30 @@ def test_a_forked_child_leaves_the_mount_of_its_parent(article: str) -> None:
             os._exit(0)
         os.waitpid(child, 0)
         assert (kit / "Kitfile").exists()
+
+
+def _read_first(mount: kitfs.Mount) -> bytes:
+    with mount as kit:
+        return (kit / "src" / "train.py").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_use_a_mount_and_leave_it(article: str, method: str) -> None:
+    with kitfs.mount(article) as kit:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as workers:
+            assert workers.submit(_read_first, kit).result() == golden.files("article")["src/train.py"]
+        assert (kit / "Kitfile").exists()
+    assert is_gone(kit.path)
+
+
+def test_a_lock_of_the_parent_does_not_stop_a_forked_child(article: str) -> None:
+    with kitfs.mount(article) as kit:
+        with kit._lock:
+            child = os.fork()
+            if child == 0:
+                kit.unmount()
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_filters_and_overlays_are_those_of_the_command(article: str, tmp_path: Path) -> None:

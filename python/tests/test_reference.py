@@ -99,6 +99,32 @@ def test_a_symlink_names_a_path_in_the_kit_or_none(link: str, target: str, path:
     assert _reference.resolved(link, target) == path
 
 
+@pytest.mark.parametrize(
+    ("reference", "pinned"),
+    [
+        ("ghcr.io/org/model:v1", f"ghcr.io/org/model@{DIGEST}"),
+        ("127.0.0.1:5000/model", f"127.0.0.1:5000/model@{DIGEST}"),
+        ("127.0.0.1:5000/model:v1", f"127.0.0.1:5000/model@{DIGEST}"),
+        ("model:v1", f"model@{DIGEST}"),
+        ("model", f"model@{DIGEST}"),
+        (f"ghcr.io/org/model:v1@{DIGEST}", f"ghcr.io/org/model:v1@{DIGEST}"),
+        (DIGEST, DIGEST),
+        ("oci:kits/a", f"oci:kits/a@{DIGEST}"),
+        ("oci:kits/a:v1", f"oci:kits/a@{DIGEST}"),
+        ("oci:kits/a:ghcr.io/org/model:v1", None),
+        ("oci:nowhere:v1", None),
+    ],
+)
+def test_a_pinned_reference_has_the_digest(
+    reference: str, pinned: str | None, tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("kits/a")
+    with open("kits/a/index.json", "w") as file:
+        file.write("{}")
+    assert _reference.pinned(reference, DIGEST) == pinned
+
+
 def test_a_relative_folder_becomes_absolute(tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert _reference.absolute("oci:./kits:v1") == f"oci:{os.getcwd()}/./kits:v1"

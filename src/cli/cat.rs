@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::ops::Range;
 
 use futures_util::StreamExt;
 
@@ -10,8 +11,11 @@ use super::error::CliError;
 use super::output::open_kit;
 use super::reference::{KitPath, parse_kit_path};
 use super::settings::Settings;
+use super::sizes;
 use super::system::{self, Otherwise};
-use crate::control::api::RawPath;
+use crate::control::ByteStream;
+use crate::control::api::{FilePart, RawPath};
+use crate::daemon::OpenKit;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -20,11 +24,18 @@ after the first bytes.
 
 Examples:
   kitfs cat ghcr.io/org/model:v1/config.json
-  kitfs cat oci:./kits/article:v1/Kitfile oci:./kits/article:v1/src/train.py")]
+  kitfs cat oci:./kits/article:v1/Kitfile oci:./kits/article:v1/src/train.py
+  kitfs cat --length 8 ghcr.io/org/model:v1/model.safetensors | xxd")]
 pub(super) struct Arguments {
     /// A file of a kit.
     #[arg(value_name = "REF/PATH", required = true)]
     paths: Vec<OsString>,
+    /// Begin at this byte of the file.
+    #[arg(long, value_name = "BYTES", value_parser = sizes::parse)]
+    offset: Option<u64>,
+    /// Print this number of bytes at most.
+    #[arg(long, value_name = "BYTES", value_parser = sizes::parse)]
+    length: Option<u64>,
     #[command(flatten)]
     kit: KitArguments,
     #[command(flatten)]
@@ -32,18 +43,58 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    let has_range = arguments.offset.is_some() || arguments.length.is_some();
+    if has_range && arguments.paths.len() > 1 {
+        return Err(CliError::usage("--offset and --length are for one file: name one"));
+    }
     let wanted = arguments.paths.iter().map(|path| parse_kit_path(path));
     let wanted = by_kit(wanted.collect::<Result<Vec<_>, _>>()?);
     for (reference, paths) in wanted {
         let mut kit = settings.kit(reference, &arguments.kit, &arguments.network)?;
         let backend = system::backend(settings, &mut kit, false, Otherwise::AnyBackend).await?;
         let kit = open_kit(&backend, kit).await?;
-        let mut bytes = kit.read(paths).await?;
-        while let Some(piece) = bytes.next().await {
-            io::stdout().lock().write_all(&piece?)?;
+        match &paths[..] {
+            [path] if has_range => {
+                print_range(&kit, path, arguments.offset.unwrap_or(0), arguments.length).await?;
+            }
+            _ => print(kit.read(paths).await?).await?,
         }
     }
     Ok(io::stdout().lock().flush()?)
+}
+
+/// Prints the part of a file that lies in a range, as far as the file has it.
+async fn print_range(
+    kit: &OpenKit,
+    path: &RawPath,
+    offset: u64,
+    length: Option<u64>,
+) -> Result<(), CliError> {
+    let file_bytes = kit.stat(path).await?.entry.size;
+    let end = length.map_or(file_bytes, |length| offset.saturating_add(length).min(file_bytes));
+    for part in parts(offset.min(end)..end) {
+        print(kit.read_part(path, part).await?).await?;
+    }
+    Ok(())
+}
+
+async fn print(mut bytes: ByteStream) -> Result<(), CliError> {
+    while let Some(piece) = bytes.next().await {
+        io::stdout().lock().write_all(&piece?)?;
+    }
+    Ok(())
+}
+
+/// The requests for a range of a file. An empty range has one request, too: its failure says that a path is no file.
+fn parts(range: Range<u64>) -> impl Iterator<Item = FilePart> {
+    let first = std::iter::once(range.start);
+    let others = (range.start..range.end).step_by(FilePart::LIMIT_BYTES as usize).skip(1);
+    first.chain(others).map(move |start| FilePart {
+        start,
+        end: range.end.min(start + FilePart::LIMIT_BYTES),
+        ahead_end: range.end,
+        confirm: None,
+    })
 }
 
 /// Groups consecutive paths of the same kit: one request reads them.
@@ -56,4 +107,26 @@ fn by_kit(wanted: Vec<KitPath>) -> Vec<(String, Vec<RawPath>)> {
         }
     }
     kits
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parts_are_the_range_without_gaps(start in any::<u32>(), length in 0u64..1 << 26) {
+            let range = u64::from(start)..u64::from(start) + length;
+            let mut at = range.start;
+            for part in parts(range.clone()) {
+                prop_assert_eq!((part.start, part.ahead_end, part.confirm), (at, range.end, None));
+                prop_assert!(part.end - part.start <= FilePart::LIMIT_BYTES);
+                prop_assert!(part.end > part.start || range.is_empty());
+                at = part.end;
+            }
+            prop_assert_eq!(at, range.end);
+        }
+    }
 }

@@ -18,10 +18,10 @@ use super::service::Service;
 use super::{mounting, seen};
 use crate::control::VERSION;
 use crate::control::api::{
-    CloneRequest, Cloned, DaemonStatus, Failure, FailureKind, KitHandle, KitRequest, ListRequest,
-    Listing, MountDescription, MountRequest, MountStatus, OpenProgress, OpenRequest, RawPath,
-    ReadRequest, ReplaceRequest, StatusRequest, StopRequest, Subject, UnmountReport,
-    UpgradeRequest, WarmEvent, WarmReport, WarmRequest,
+    CloneRequest, Cloned, DaemonStatus, Failure, FailureKind, FilePart, FileStat, KitHandle,
+    KitRequest, ListRequest, Listing, MountDescription, MountRequest, MountStatus, OpenProgress,
+    OpenRequest, RawPath, ReadRequest, ReplaceRequest, StatRequest, StatusRequest, StopRequest,
+    Subject, UnmountReport, UpgradeRequest, WarmEvent, WarmReport, WarmRequest,
 };
 use crate::control::socket::{Address, SocketPath};
 use crate::control::{self, ByteStream, Client, Connection, Handle, Lease, Liveness, Operation};
@@ -472,7 +472,30 @@ impl OpenKit {
 
     /// Reads files of the kit, one behind the other.
     pub async fn read(&self, paths: Vec<RawPath>) -> Result<ByteStream, Failure> {
-        let request = |kit| ReadRequest { kit, paths: paths.clone(), part: None };
+        self.stream(|kit| ReadRequest { kit, paths: paths.clone(), part: None }).await
+    }
+
+    /// Reads a part of one file of the kit.
+    pub async fn read_part(&self, path: &RawPath, part: FilePart) -> Result<ByteStream, Failure> {
+        self.stream(|kit| ReadRequest { kit, paths: vec![path.clone()], part: Some(part) }).await
+    }
+
+    /// Looks at one file or directory of the kit. Symlinks are followed.
+    pub async fn stat(&self, path: &RawPath) -> Result<FileStat, Failure> {
+        let request = |kit| StatRequest { kit, path: path.clone() };
+        let kit = self.handle().await;
+        match self.backend.ask(request(kit)).await {
+            Err(failure) if failure.kind == FailureKind::Stale => {
+                self.backend.ask(request(self.open_again(kit).await?)).await
+            }
+            stat => stat,
+        }
+    }
+
+    async fn stream(
+        &self,
+        request: impl Fn(KitHandle) -> ReadRequest,
+    ) -> Result<ByteStream, Failure> {
         let kit = self.handle().await;
         match self.backend.stream(request(kit)).await {
             Err(failure) if failure.kind == FailureKind::Stale => {

@@ -156,6 +156,30 @@ fn looking_without_mounting_shares_the_cache() {
 }
 
 #[test]
+fn cat_of_a_range_fetches_the_range_alone() {
+    let counted = Counted::new(&big_files());
+    let file = format!("{}/weights/shard-2", counted.reference);
+    let expected = expected_content(&counted, 2);
+    let cat = |options: &[&str]| {
+        let output = counted.kitfs.run(&[&["cat"][..], options, &[file.as_str()]].concat());
+        assert_eq!(output.code, Some(0), "{options:?}: {}", output.stderr);
+        output.stdout
+    };
+    assert!(cat(&["--length", "10"]) == expected[..10]);
+    let before = counted.fetched();
+    assert!(cat(&["--offset", "15000000", "--length", "1000"]) == expected[15_000_000..15_001_000]);
+    // The range lies in one chunk, or in two.
+    assert!(counted.fetched() - before <= 512 * 1024, "{}", counted.fetched() - before);
+    assert!(cat(&["--offset", "1234567"]) == expected[1_234_567..], "several parts");
+    assert!(cat(&["--offset", "16777200", "--length", "1MiB"]) == expected[16_777_200..]);
+    for behind in ["16777216", "20000000"] {
+        assert!(cat(&["--offset", behind, "--length", "5"]).is_empty());
+    }
+    counted.kitfs.fail(2, &["cat", "--length", "1", &format!("{}/weights", counted.reference)]);
+    counted.kitfs.fail(2, &["cat", "--length", "1", &file, &file]);
+}
+
+#[test]
 fn status_counts_what_is_resident() {
     let counted = Counted::new(&big_files());
     let mountpoint = counted.mount();

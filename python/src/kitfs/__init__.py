@@ -130,6 +130,7 @@ def mount(
     overlay: bool | str | os.PathLike[str] = False,
     hydrate: str | None = None,
     options: Sequence[str] = (),
+    timeout: float | None = None,
     client: Client | None = None,
 ) -> Mount:
     """Mounts a kit, at a new directory if none is given.
@@ -145,6 +146,8 @@ def mount(
       below `~/.local/share/kitfs` that belongs to `directory`.
     - `hydrate`: files to complete in the background, `"begun"`, `"all"` or `"none"`.
     - `options`: further options of `kitfs mount`, such as `["--no-passthrough"]`.
+    - `timeout`: how many seconds mounting may take. `None` waits as long as `kitfs mount` does: the first look at a
+      compressed kit reads all of it.
     """
     return _client(client).mount(
         reference,
@@ -154,6 +157,7 @@ def mount(
         overlay=overlay,
         hydrate=hydrate,
         options=options,
+        timeout=timeout,
     )
 
 

@@ -22,8 +22,10 @@ class File(NamedTuple):
     """A file as a reader has to know it before the first read."""
 
     size: int
-    etag: str | None
-    """Names the content: equal texts mean equal bytes. `None` where nothing names it."""
+    etag: str
+    """Names the content: equal texts mean equal bytes."""
+    reference: str
+    """The reference to read it by: pinned to the version, where the backend cannot compare ETags by itself."""
 
 
 class Backend(Protocol):
@@ -34,7 +36,8 @@ class Backend(Protocol):
     def entries(self, reference: str, path: str, *, recursive: bool = False) -> list[Entry]:
         """The entries of a directory, or the entry of the file or symlink that `path` names.
 
-        Paths begin at the kit's root. Those of entries have passed the symlinks in `path`.
+        Paths begin at the kit's root. Those of entries have passed the symlinks in `path`. A slash at the end has a
+        symlink followed.
         """
         ...
 
@@ -78,9 +81,10 @@ def lookup(entries: Callable[[str], list[Entry]], path: str) -> Entry:
     is_listing = len(found) > 1 or places[0].rpartition("/")[0] == path
     if is_listing or places[0].rpartition("/")[2] != name:
         return directory
-    # A symlink led to a file of this name, or to a directory whose only entry has this name.
-    siblings = entries(parent)
-    return next((entry for entry in siblings if _reference.decoded(entry["path"]).endswith(f"/{name}")), directory)
+    # A symlink led to a file of this name, or to a directory whose only entry has this name. The slash has the parent
+    # followed, which may be the symlink.
+    siblings = entries(f"{parent}/")
+    return next((it for it in siblings if _reference.decoded(it["path"]).rpartition("/")[2] == name), directory)
 
 
 def follow(entries: Callable[[str], list[Entry]], entry: Entry) -> Entry:
@@ -90,7 +94,10 @@ def follow(entries: Callable[[str], list[Entry]], entry: Entry) -> Entry:
     """
     path = _reference.decoded(entry["path"])
     link = path
-    for _ in range(_MOST_LINKS):
+    seen: set[str] = set()
+    # A circle is noticed when it closes, because each look may be a run of the command.
+    while link not in seen and len(seen) < _MOST_LINKS:
+        seen.add(link)
         kind = entry["kind"]
         if not isinstance(kind, dict):
             return entry
@@ -100,7 +107,7 @@ def follow(entries: Callable[[str], list[Entry]], entry: Entry) -> Entry:
             raise BadContentError(f"`{path}` leads out of the kit, to `{target}`")
         entry = lookup(entries, followed)
         link = _reference.decoded(entry["path"])
-    raise BadContentError(f"`{path}` goes through more than {_MOST_LINKS} symlinks")
+    raise BadContentError(f"`{path}` goes in a circle, or through more than {_MOST_LINKS} symlinks")
 
 
 def is_pinned(reference: str) -> bool:

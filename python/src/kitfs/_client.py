@@ -28,8 +28,8 @@ logger = logging.getLogger("kitfs")
 
 T = TypeVar("T")
 
-# How long the choice of the command stands. A daemon with HTTP may be started meanwhile; looking for it takes a run of
-# the command, a few hundredths of a second.
+# How long the choice of the command stands. A daemon may start with HTTP meanwhile, or end. Looking for it takes a run
+# of the command, a few hundredths of a second.
 _COMMAND_STANDS_SECONDS = 10.0
 
 
@@ -231,6 +231,7 @@ class Client:
         overlay: bool | str | os.PathLike[str] = False,
         hydrate: str | None = None,
         options: Sequence[str] = (),
+        timeout: float | None = None,
     ) -> Mount:
         """Mounts a kit. See `kitfs.mount`."""
         if isinstance(options, str):
@@ -242,7 +243,7 @@ class Client:
             flags.append(f"--overlay={os.fspath(overlay)}")
         if hydrate is not None:
             flags.append(f"--hydrate={hydrate}")
-        return Mount._begin(self._command, reference, directory, flags)
+        return Mount._begin(self._command, reference, directory, flags, timeout)
 
     # --- the daemon ---
 
@@ -270,7 +271,7 @@ class Client:
         with self._lock:
             backend = self._backend
             is_old = time.monotonic() - self._chosen_at > _COMMAND_STANDS_SECONDS
-            if backend is not None and (self._command.options or backend.name == "http" or not is_old):
+            if backend is not None and (backend.name == "http" or not is_old):
                 return backend
             chosen: Backend | None = None
             if self._url is not None:
@@ -278,7 +279,8 @@ class Client:
             elif not self._command.options:
                 chosen = self._found()
             if chosen is None:
-                chosen = backend if isinstance(backend, CommandBackend) else CommandBackend(self._command)
+                # A new one looks for the daemon again, which ends after a time without use.
+                chosen = CommandBackend(self._command)
             logger.debug("reading by %s", chosen.name)
             self._backend, self._chosen_at = chosen, time.monotonic()
             return chosen

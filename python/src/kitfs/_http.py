@@ -35,8 +35,8 @@ logger = logging.getLogger("kitfs")
 
 # Loopback answers a connection at once; another host of the network may need a resolver and a retransmission.
 _CONNECT_TIMEOUT_SECONDS = 10.0
-# Idle connections that are kept: as many as the threads of a loader that read at a time, usually.
-_MOST_IDLE = 16
+# Idle connections that are kept: as many as one `cat_ranges` uses. The daemon has 128 connections for all processes.
+_MOST_IDLE = 8
 # The longest JSON answer. A listing of a million files has about 200 MB.
 _MOST_JSON_BYTES = 1 << 30
 # The longest answer with an error: one message.
@@ -226,7 +226,9 @@ class HttpBackend:
         size = answer.headers.get("Content-Length", "")
         if not size.isdecimal():
             raise DaemonError(f"{self.url} does not say how long `{path}` is")
-        return File(int(size), answer.headers.get("ETag"))
+        if "ETag" not in answer.headers:
+            raise DaemonError(f"{self.url} gives no ETag for `{path}`")
+        return File(int(size), answer.headers["ETag"], reference)
 
     def read(self, reference: str, path: str, start: int, end: int | None, *, etag: str | None = None) -> bytes:
         """See `Backend`."""

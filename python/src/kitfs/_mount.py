@@ -9,7 +9,7 @@ import secrets
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import KitfsError
 
@@ -26,11 +26,11 @@ class Mount(os.PathLike[str]):
     """A mounted kit. `os.fspath(mount)` is its directory, and `mount / "weights"` a path in it.
 
     The mount ends with the `with` block, with `unmount`, or with the process that made it, however that ends. A forked
-    child uses the mount, and never ends it.
+    child, and a copy by pickle, use the mount and never end it.
     """
 
-    def __init__(self, command: Command, reference: str, path: Path) -> None:
-        """Not for users: see `kitfs.mount`."""
+    def __init__(self, command: Command | None, reference: str, path: Path) -> None:
+        """Not for users: see `kitfs.mount`. Without a command, the mount belongs to another process."""
         self.path = path
         self.reference = reference
         self._command = command
@@ -45,6 +45,7 @@ class Mount(os.PathLike[str]):
         reference: str,
         directory: str | os.PathLike[str] | None,
         flags: Sequence[str],
+        timeout: float | None,
     ) -> Mount:
         if directory is None:
             # kitfs makes the directory and removes it with the mount. Nobody can guess the name.
@@ -54,7 +55,7 @@ class Mount(os.PathLike[str]):
         mount = cls(command, reference, path)
         subcommand = ["mount", f"--while-pid={os.getpid()}", *flags]
         try:
-            text = command.text(subcommand, reference, str(path), networked=True, timeout=command.timeout)
+            line = command.output(subcommand, reference, str(path), networked=True, timeout=timeout)
         except KitfsError as error:
             if error.kind == "timeout":
                 mount._undo()
@@ -63,7 +64,7 @@ class Mount(os.PathLike[str]):
             # Ctrl-C: the command may have mounted already.
             mount._undo()
             raise
-        logger.info("mounted %s", text.strip())
+        logger.info("mounted %s", line.decode(errors="replace").strip())
         return mount
 
     @property
@@ -81,15 +82,17 @@ class Mount(os.PathLike[str]):
 
         Does nothing a second time, or in a forked child.
         """
+        # Before the lock: in a forked child, a thread of the parent may hold it for ever.
+        if self._command is None or os.getpid() != self._owner:
+            return
         with self._lock:
-            if not self._is_mounted or os.getpid() != self._owner:
-                return
-            self._end()
-            self._is_mounted = False
+            if self._is_mounted:
+                self._end(self._command)
+                self._is_mounted = False
 
-    def _end(self) -> None:
+    def _end(self, command: Command) -> None:
         try:
-            self._command.text(["umount"], str(self.path), timeout=self._command.timeout)
+            command.output(["umount"], str(self.path), timeout=command.timeout)
         except KitfsError as error:
             if not _is_there(self.path):
                 return
@@ -98,11 +101,14 @@ class Mount(os.PathLike[str]):
                 self.path,
                 error,
             )
-            self._command.text(["umount", "--lazy"], str(self.path), timeout=self._command.timeout)
+            command.output(["umount", "--lazy"], str(self.path), timeout=command.timeout)
 
     def _undo(self) -> None:
         with contextlib.suppress(KitfsError):
             self.unmount()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mount, (None, self.reference, self.path)
 
     def __enter__(self) -> Mount:
         return self

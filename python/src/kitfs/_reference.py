@@ -49,6 +49,21 @@ def absolute(reference: str) -> str:
     return _OCI + posixpath.join(Path.cwd().as_posix(), reference[len(_OCI) :])
 
 
+def pinned(reference: str, digest: str) -> str | None:
+    """The reference with the digest of its manifest, which never changes; `None` for a form that cannot have one."""
+    if "@sha256:" in reference or reference.startswith("sha256:"):
+        return reference
+    if reference.startswith(_OCI):
+        folder, colon, tag = reference[len(_OCI) :].rpartition(":")
+        whole = reference[len(_OCI) :]
+        folder = whole if _is_layout(whole) else folder
+        is_clear = folder == whole or (colon and "/" not in tag and _is_layout(folder))
+        return f"{_OCI}{folder}@{digest}" if is_clear else None
+    name = reference.rpartition("/")[2]
+    tag_bytes = len(name) - len(name.partition(":")[0])
+    return f"{reference[: len(reference) - tag_bytes]}@{digest}"
+
+
 def resolved(link: str, target: str) -> str | None:
     """The path that a symlink names, seen from the kit's root; `None` where it leads out of the kit."""
     if target.startswith("/"):
@@ -71,7 +86,8 @@ def quoted(reference: str, path: str) -> str:
     """
     is_short = "/" not in reference and not reference.startswith("sha256:")
     whole = f"localhost/{reference}" if is_short else reference
-    return quote_from_bytes(os.fsencode(whole), safe=":@") + "/" + quote_from_bytes(os.fsencode(clean(path)), safe="/")
+    inner = clean(path) + ("/" if clean(path) and path.endswith("/") else "")
+    return quote_from_bytes(os.fsencode(whole), safe=":@") + "/" + quote_from_bytes(os.fsencode(inner), safe="/")
 
 
 def _registry_end(text: str) -> int:

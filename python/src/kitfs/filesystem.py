@@ -111,7 +111,7 @@ class KitfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 else:
                     entries = self.client.entries(reference, target["path"])
             if found is None:
-                found = self._listed(reference, inner, entries)
+                found = self._listed(reference, entries, inner)
                 self.dircache[path] = found
         return found if detail else sorted(info["name"] for info in found)
 
@@ -130,13 +130,34 @@ class KitfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
         entries = self.client.entries(reference, inner)
         itself = self._itself(reference, inner, entries)
         if itself["kind"] == "directory":
-            self.dircache[path] = self._listed(reference, inner, entries)
+            self.dircache[path] = self._listed(reference, entries, inner)
             return {"name": path, "size": 0, "type": "directory"}
         target = self._target(reference, itself)
         if target is not None and target["kind"] == "directory":
             info = self._described(reference, inner, itself, None)
             return {**info, "type": "directory"}
         return self._described(reference, inner, itself, target)
+
+    def find(
+        self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **kwargs: Any
+    ) -> Any:
+        """All files below a path. One request lists the whole tree."""
+        path = self._strip_protocol(path)
+        reference, inner = self._split(path)
+        if maxdepth is None:
+            try:
+                entries = self.client.entries(reference, inner, recursive=True)
+            except NotFoundError:
+                return {} if detail else []
+            below = f"{inner}/" if inner else ""
+            # Not so for a file, and for a directory behind a symlink.
+            if entries and all(entry["path"].startswith(below) for entry in entries):
+                infos = {info["name"]: info for info in self._listed(reference, entries)}
+                found = {name: info for name, info in infos.items() if withdirs or info["type"] != "directory"}
+                if withdirs:
+                    found[path] = {"name": path, "size": 0, "type": "directory"}
+                return dict(sorted(found.items())) if detail else sorted(found)
+        return super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=detail, **kwargs)
 
     def invalidate_cache(self, path: str | None = None) -> None:
         """Forgets the listings of the kit that `path` is in, or all of them."""
@@ -171,7 +192,8 @@ class KitfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
         except (NotFoundError, BadContentError):
             return None
 
-    def _listed(self, reference: str, inner: str, entries: list[Entry]) -> list[dict[str, Any]]:
+    def _listed(self, reference: str, entries: list[Entry], parent: str | None = None) -> list[dict[str, Any]]:
+        """The infos of entries, which are named as children of `parent`, or by their own paths."""
         by_path = {entry["path"]: entry for entry in entries}
         found = []
         for entry in entries:
@@ -181,14 +203,12 @@ class KitfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 known = by_path.get(followed or "")
                 is_known = known is not None and not isinstance(known["kind"], dict)
                 target = known if is_known else self._target(reference, entry)
-            name = "/".join([inner, entry["path"].rpartition("/")[2]])
+            name = entry["path"] if parent is None else f"{parent}/{entry['path'].rpartition('/')[2]}"
             found.append(self._described(reference, name, entry, target))
         return found
 
     def _described(self, reference: str, inner: str, entry: Entry, target: Entry | None) -> dict[str, Any]:
-        """The info of an entry. A symlink to a file is a file; one to anything else is a `link`, so that walking
-        ends.
-        """
+        """The info of an entry. A symlink to a file is a file. Another one is a `link`, so that walking a tree ends."""
         is_link = isinstance(entry["kind"], dict)
         shown = target if target is not None and target["kind"] == "file" else entry
         info: dict[str, Any] = {
@@ -244,8 +264,7 @@ class KitfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def ukey(self, path: str) -> str:
         """A text that changes with the content: the ETag."""
         reference, inner = self._split(path)
-        file = self.client.file(reference, inner)
-        return file.etag or tokenize(self.info(path))
+        return self.client.file(reference, inner).etag
 
     # --- reading ---
 
@@ -320,7 +339,10 @@ class KitfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
 
 class KitfsFile(AbstractBufferedFile):  # type: ignore[misc]
-    """An open file. It stays with the version that it was opened with: a tag that moves is a `ChangedError`."""
+    """An open file. Its bytes are those of one version.
+
+    When its tag moves, a read raises `ChangedError`, or gives bytes of the version that was opened.
+    """
 
     def __init__(
         self,
@@ -331,13 +353,14 @@ class KitfsFile(AbstractBufferedFile):  # type: ignore[misc]
         cache_type: str,
         cache_options: Mapping[str, Any] | None,
         size: int | None = None,
-        etag: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self._etag: str | None
         self._reference, self._inner = fs._split(path)
-        if size is None or (etag is None and not is_pinned(self._reference)):
-            size, etag = fs.client.file(self._reference, self._inner)
-        self.etag = etag
+        if size is None or not is_pinned(self._reference):
+            size, self._etag, self._reference = fs.client.file(self._reference, self._inner)
+        else:
+            self._etag = None
         options = dict(cache_options or {})
         if cache_type == "blockcache":
             options.setdefault("maxblocks", _MOST_BLOCKS)
@@ -365,4 +388,4 @@ class KitfsFile(AbstractBufferedFile):  # type: ignore[misc]
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         client: Client = self.fs.client
-        return client.read(self._reference, self._inner, start, min(end, self.size), etag=self.etag)
+        return client.read(self._reference, self._inner, start, min(end, self.size), etag=self._etag)
