@@ -705,6 +705,13 @@ fn wrong_files_and_variables_are_refused_by_all_commands_but_umount() {
         said.stderr
     );
     assert_eq!(with("KITFS_CONFIG", "/dev/null", &["status"]).code, Some(0));
+    let said = with("KITFS_CACHESIZE", "1GiB", &["config", "check"]);
+    assert!(
+        said.stderr.contains("`KITFS_CACHESIZE`; did you mean `KITFS_CACHE_SIZE`?"),
+        "{}",
+        said.stderr
+    );
+    assert_eq!(said.code, Some(0));
 }
 
 #[test]

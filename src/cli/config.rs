@@ -35,6 +35,9 @@ const SYSTEM_FILE: &str = "/etc/kitfs/config.toml";
 const USER_FILE: &str = "kitfs/config.toml";
 /// The path that stands for no file.
 const NO_FILE: &str = "/dev/null";
+/// Variables that set no option. Those of `kitfs run` begin with the last one.
+const OTHER_VARIABLES: [&str; 5] =
+    ["KITFS_CONFIG", "KITFS_LISTEN_OPTIONS", "KITFS_LOG", "KITFS_RUNTIME_DIR", "KITFS_MOUNT"];
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -119,7 +122,7 @@ impl Config {
         config
     }
 
-    /// What the files set for single registries, the first of equal ones counts.
+    /// The sections of the files for single registries, as rules. The first of equal ones counts.
     pub(super) fn registries(&self) -> Vec<RegistryRule> {
         self.files.iter().flat_map(|file| &file.sections).map(|it| it.rule.clone()).collect()
     }
@@ -146,7 +149,7 @@ fn places(environment: &Environment) -> Vec<PathBuf> {
     }
 }
 
-/// Why a command line cannot be used.
+/// The reason for which a command line cannot be used.
 pub(super) enum Refusal {
     /// clap prints it: an error of the arguments, or the help.
     Clap(clap::Error),
@@ -228,6 +231,7 @@ pub(super) fn run(config: &Config, arguments: Arguments) -> Result<(), CliError>
             Ok(())
         }
         Action::Check => {
+            config.unknown_variables().iter().for_each(warn);
             config.rows()?;
             config.refuse()?;
             for file in &config.files {
@@ -273,7 +277,7 @@ impl Row {
         let values: Vec<_> = values.into_iter().map(without_password).collect();
         let text = match values.as_slice() {
             [] => "-".to_owned(),
-            values => values.join(" "),
+            values => values.join(", "),
         };
         let shown = [text, origin.to_string()];
         let json = match kind {
@@ -343,6 +347,21 @@ impl Config {
             }
         }
         Ok(rows)
+    }
+
+    /// A warning for each variable that looks as if it set an option, and sets none.
+    fn unknown_variables(&self) -> Vec<String> {
+        let names: Vec<_> = self.catalogue.settings().iter().flat_map(Setting::variables).collect();
+        let is_known = |name: &String| {
+            names.contains(name)
+                || OTHER_VARIABLES.contains(&name.as_str())
+                || name.starts_with("KITFS_MOUNT_")
+        };
+        let unknown = self.variables.keys().filter(|name| !is_known(name));
+        let names = || names.iter().map(String::as_str).chain(OTHER_VARIABLES);
+        unknown
+            .map(|name| format!("kitfs has no variable `{name}`{}", advice(name, names())))
+            .collect()
     }
 
     /// The tables of the files that have a key.

@@ -7,9 +7,10 @@ pub(super) fn nearest<'a>(
     typed: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    let typed = typed.to_lowercase().replace('_', "-");
+    let plain = |word: &str| word.to_lowercase().replace('_', "-");
+    let typed = plain(typed);
     let most = (typed.chars().count() / 3).max(1);
-    let distance = |candidate: &str| strsim::osa_distance(&typed, &candidate.to_lowercase());
+    let distance = |candidate: &str| strsim::osa_distance(&typed, &plain(candidate));
     let near = candidates.into_iter().map(|candidate| (distance(candidate), candidate));
     near.filter(|(distance, _)| *distance <= most).min().map(|(_, candidate)| candidate)
 }
@@ -33,6 +34,7 @@ mod tests {
         assert_eq!(nearest("CACHE_DIR", words), Some("cache-dir"));
         assert_eq!(nearest("uidd", words), Some("uid"));
         assert_eq!(nearest("colour", words), None);
+        assert_eq!(nearest("KITFS_UIDD", ["KITFS_GID", "KITFS_UID"]), Some("KITFS_UID"));
         assert_eq!(advice("hid", words), "; did you mean `gid`?");
         assert_eq!(advice("", words), "");
     }

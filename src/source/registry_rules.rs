@@ -1,4 +1,4 @@
-//! What a user sets for one registry, or for all below a domain: mirrors, certificates, credentials, rates.
+//! The settings of a user for one registry, or for all below a domain: mirrors, certificates, credentials, rates.
 //!
 //! A rule is for a host as references write it (`ghcr.io`, `registry.example:5000`), or for the hosts below a domain
 //! (`*.corp.example`, on any port unless the pattern has one). Several rules may fit a host. Of these, the most

@@ -163,7 +163,8 @@ pub(super) fn parse(
             reader.problems.push(Problem { path: path.to_owned(), line, message });
         }
     }
-    let Reader { items, sections, problems, .. } = reader;
+    let Reader { items, sections, mut problems, .. } = reader;
+    problems.sort_by_key(|problem| problem.line);
     (ConfigFile { path: path.to_owned(), items, sections }, problems)
 }
 

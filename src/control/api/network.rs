@@ -44,7 +44,7 @@ pub struct NetworkOptions {
     /// How long opening and warming wait for a host that is silent; `None` for the usual.
     #[serde(default)]
     pub open_timeout_seconds: Option<u64>,
-    /// What the user sets for single registries, the first of equal ones counts.
+    /// The settings of the user for single registries. The first of equal ones counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistryRule>,
     /// Credentials that the command has read for a daemon of another user.

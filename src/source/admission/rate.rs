@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// The time whose amount may be taken at once. 1 s: the unit in which users count.
 const BURST: Duration = Duration::from_secs(1);
 
-/// What a user allows for a host in a second.
+/// The limits of a user for a host, in a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
     /// Bytes of bodies; `None` without a limit.
@@ -24,7 +24,7 @@ pub struct Rate {
     pub requests_per_second: Option<u64>,
 }
 
-/// What has been taken of one kind.
+/// The amount that was taken of one kind: bytes or requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
     per_second: u64,
@@ -37,7 +37,7 @@ impl Bucket {
         Self { per_second: per_second.max(1), paid: None }
     }
 
-    /// Another rate for the same host. What was taken stays taken.
+    /// Another rate for the same host. The amount that was taken stays taken.
     pub(super) fn set(bucket: &mut Option<Self>, per_second: Option<u64>) {
         *bucket = per_second.map(|per_second| Self {
             paid: bucket.and_then(|bucket| bucket.paid),

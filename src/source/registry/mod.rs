@@ -88,7 +88,7 @@ pub struct RegistryConfig {
     pub credentials: CredentialStore,
     /// The folder that maps registry hosts to other addresses.
     pub mirrors: Mirrors,
-    /// What the user sets for single registries.
+    /// The settings of the user for single registries.
     pub rules: RegistryRules,
     /// Decides which request is sent next; shared by all clients of the process.
     pub admission: Arc<Admission>,
