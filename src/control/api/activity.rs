@@ -1,4 +1,4 @@
-//! What a daemon has done since its worker started, and in the last ten minutes.
+//! The work of a daemon since its worker started, and in the last ten minutes.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! What the daemon has done: counts since the start of the process, and the last ten minutes.
+//! The work of the daemon: counts since the start of the process, and the last ten minutes.
 //!
 //! ```text
 //! reads (fuse) ----.                        every 5 s

@@ -83,7 +83,7 @@ pub(super) fn page(view: &View<'_>) -> Markup {
     }
 }
 
-/// What somebody has to look at.
+/// The problems that somebody has to look at.
 fn problems(status: &DaemonStatus) -> Markup {
     let mut all: Vec<(String, String)> = Vec::new();
     if status.cache_folder_is_lost {
@@ -234,7 +234,7 @@ fn mount_card(view: &MountView<'_>, now: i64) -> Markup {
     }
 }
 
-/// What happens to the bytes that are not here.
+/// The word for the bytes that are not here: how they come.
 fn activity_word(hydrate: &HydrateState) -> &'static str {
     match hydrate {
         HydrateState::Running => "fetching",
