@@ -1,4 +1,4 @@
-//! What happened to a file ([`ExplainRequest`](crate::control::api::ExplainRequest)).
+//! The history of a file ([`ExplainRequest`](crate::control::api::ExplainRequest)).
 
 use std::ops::Range;
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub(super) fn explain(kit: &LoadedKit, path: &RawPath) -> Result<Explanation, Fa
         forgotten: 0,
     };
     if let Some(file) = StoredFile::of(kit, node) {
-        let Past { transfers, waits, forgotten } = file.layer.past(&file.extents.stored());
+        let Past { transfers, waits, forgotten, .. } = file.layer.past(&file.extents.stored());
         let explained = transfers.iter().map(|it| transfer(it, &waits, file.extents));
         explanation.transfers = explained.collect();
         explanation.waits = waits.iter().map(|it| wait(it, file.extents)).collect();

@@ -74,7 +74,7 @@ struct Shared {
     trail: Mutex<Trail>,
 }
 
-/// What the requests of one transfer have met so far.
+/// The waits and retries of one transfer's requests so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trail {
     /// The time that they waited for slots of their hosts.
@@ -141,7 +141,7 @@ impl Urgency {
         self.0.trail.lock().retries += 1;
     }
 
-    /// What the requests have met so far.
+    /// The waits and retries of its requests so far.
     pub fn trail(&self) -> Trail {
         self.0.trail.lock().clone()
     }

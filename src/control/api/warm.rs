@@ -53,7 +53,7 @@ pub enum WarmEvent {
 pub struct LayerProgress {
     /// The digest of the layer; `trace` for a trace.
     pub name: String,
-    /// What the layer has, for people: the path in the Kitfile, and the digest's first digits.
+    /// The name of the layer for people: its path in the Kitfile, and the digest's first digits.
     #[serde(default)]
     pub title: String,
     /// Bytes that are in the cache, of those that are wanted.
