@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 . scripts/common.sh
 
 # The version that the rules were tried with.
-CARGO_DENY_VERSION=0.19.0
+CARGO_DENY_VERSION=0.20.2
 
 need_build_tools
 if ! command -v cargo-deny >/dev/null; then

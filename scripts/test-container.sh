@@ -19,6 +19,8 @@ program=$1
 CAPABILITIES=+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap,+sys_admin
 
 work=$(mktemp -d)
+# The reader has another user.
+chmod 755 "$work"
 serve= container=
 clean_up() {
     status=$?
@@ -70,13 +72,16 @@ mount --bind /dev/null "$root/dev/null"
 mount -t proc proc "$root/proc"
 mount --bind "$work/cache" "$root/cache"
 mount --rbind "$work/models" "$root/models"
-exec env -i "${KITFS_CACHE_DIR:+KITFS_CACHE_DIR=$KITFS_CACHE_DIR}" setpriv --bounding-set "-all,$capabilities" \
-    --inh-caps "-all,$capabilities" chroot "$root" /kitfs "$@"
+exec env -i ${KITFS_CACHE_DIR:+"KITFS_CACHE_DIR=$KITFS_CACHE_DIR"} setpriv --bounding-set "-all,$capabilities" \
+    --inh-caps "-all,$capabilities" "$(command -v chroot)" "$root" /kitfs "$@"
 CONTAINER
 in_container() {
     # Docker keeps the propagation of the host where a volume is rshared.
     unshare --mount --propagation unchanged --pid --fork --kill-child bash -eu "$work/container" "$work" "$program" "$CAPABILITIES" "$@"
 }
+
+# The first process in the container: the child of unshare(1), which is the child of the shell behind $container.
+first_process() { pgrep -P "$(pgrep -P "$container")"; }
 
 say "a container from scratch without a place for the cache"
 said=$(in_container ls "$reference" 2>&1) && fail "it works without a cache folder: $said"
@@ -91,7 +96,7 @@ in_container daemon start --foreground >"$work/daemon.log" 2>&1 &
 container=$!
 until_true "the daemon" grep -q ready "$work/daemon.log"
 # The health check of the image, in the container's namespaces.
-first=$(pgrep -P "$container")
+first=$(first_process)
 status=$(nsenter --mount --pid --root --target "$first" /kitfs daemon status --cache-dir /cache)
 echo "$status"
 kill -TERM "$first"
@@ -113,7 +118,7 @@ wait "$reader" && fail "the reader found an empty file" || true
 grep -q 'EOF on /dev/null\|differ' "$work/reader.log" || fail "the reader cannot read: $(cat "$work/reader.log")"
 
 say "SIGTERM ends the container, and its mount everywhere"
-kill -TERM "$(pgrep -P "$container")"
+kill -TERM "$(first_process)"
 wait "$container" || fail "the container ends with exit code $?"
 container=
 until_true "the end of the mount on the host" sh -c "! grep -q ' $work/models/kit fuse.kitfs ' /proc/self/mounts"
