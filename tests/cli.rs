@@ -64,6 +64,9 @@ const COMMANDS: &[&str] = &[
     "daemon start",
     "daemon stop",
     "daemon status",
+    "doctor",
+    "logs",
+    "bugreport",
     "ls",
     "cat",
     "cp",
@@ -449,6 +452,65 @@ fn cp_follows_the_rules_of_cp() {
         symlink(at("outside"), at("trap/src")).unwrap();
         kitfs.fail(2, &["cp", "-r", &reference, "trap"]);
         assert_eq!(fs::read_dir(at("outside")).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn several_sources_and_patterns_are_copied_into_a_directory() {
+    let files = Layer::tar("code", ".")
+        .directory("src", 0o755)
+        .file("src/a.py", 0o644, b"a")
+        .file("src/b.py", 0o644, b"bb")
+        .file("src/.hidden.py", 0o644, b"h")
+        .file("src/deep.d/c.py", 0o644, b"c")
+        .file("other/a.py", 0o644, b"other")
+        .file("[x].txt", 0o644, b"x");
+    let folder = TempDir::new().unwrap();
+    let written = Kit::modelkit().with(files).write(folder.path(), "v1");
+    let reference = format!("oci:{}:v1", written.folder.display());
+    let at = |path: &str| format!("{reference}/{path}");
+    either_way(|kitfs| {
+        let to = kitfs.folder().join("to");
+        let content = |name: &str| fs::read_to_string(to.join(name)).ok();
+        let copy = |paths: &[&str]| {
+            let paths: Vec<String> = paths.iter().map(|path| at(path)).collect();
+            let mut arguments = vec!["cp"];
+            arguments.extend(paths.iter().map(String::as_str));
+            arguments.push("to");
+            kitfs.run(&arguments)
+        };
+        let outcome = copy(&["src/a.py", "src/b.py"]);
+        assert_eq!(outcome.code, Some(2));
+        assert!(outcome.stderr.contains("no such directory"), "{}", outcome.stderr);
+        fs::create_dir(&to).unwrap();
+        assert_eq!(copy(&["src/*.py"]).code, Some(0));
+        assert_eq!((content("a.py"), content("b.py")), (Some("a".into()), Some("bb".into())));
+        assert!(content(".hidden.py").is_none(), "a star takes no hidden file");
+        assert_eq!(
+            copy(&["**/c.py", "[x].txt"]).code,
+            Some(0),
+            "a name is a name, brackets or not"
+        );
+        assert_eq!((content("c.py"), content("[x].txt")), (Some("c".into()), Some("x".into())));
+        // The others are copied though one is not there, and though one would replace another.
+        let outcome = copy(&["no/such", "src/a.py", "other/a.py", "src"]);
+        assert_eq!(outcome.code, Some(3), "{}", outcome.stderr);
+        for words in ["no/such", "just copied", "-r"] {
+            assert!(outcome.stderr.contains(words), "{words}: {}", outcome.stderr);
+        }
+        assert_eq!(content("a.py"), Some("a".into()));
+        assert!(kitfs.fail(3, &["cp", &at("*.none"), "to"]).contains("matches `*.none`"));
+        let printed = kitfs.succeed(&["cat", &at("src/?.py"), &at("other/a.py")]);
+        assert_eq!(printed, "abbother");
+        let names = kitfs.succeed(&["ls", &at("src/[ab].py")]);
+        assert_eq!(names, "src/a.py\nsrc/b.py\n");
+        let long = kitfs.succeed(&["ls", "-lh", &at("other"), &at("src/a.py")]);
+        let lines: Vec<&str> = long.lines().collect();
+        assert!(lines[0].ends_with(" src/a.py"), "files come first: {long}");
+        assert_eq!(lines[1..3], ["", "other:"]);
+        assert!(lines[3].starts_with("-rw-r--r-- 5 ") && lines[3].ends_with(" a.py"), "{long}");
+        let json = kitfs.json(&["ls", "--json", &at("other"), &at("src/a.py")]);
+        assert_eq!(json.as_array().unwrap().len(), 2);
     });
 }
 

@@ -7,9 +7,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
-    browse, cache, cat, completions, config, copy, cp, daemon, diff, explain, info, inspect, list,
-    log, ls, man, map, mount, overlay, pack, ps, push, run, serve, sizes, status, tag, trace,
-    umount, warm,
+    browse, bugreport, cache, cat, completions, config, copy, cp, daemon, diff, doctor, explain,
+    info, inspect, list, log, logs, ls, man, map, mount, overlay, pack, ps, push, run, serve,
+    sizes, status, tag, trace, umount, warm,
 };
 use crate::observe;
 
@@ -35,6 +35,10 @@ pub(super) struct Arguments {
     /// Write more to the log; -vv writes still more.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+    /// Format of the log, of this command and of a daemon that it starts [default: text]
+    /// [env: KITFS_LOG_FORMAT].
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, help_heading = MORE_OPTIONS)]
+    pub log_format: Option<LogFormat>,
     /// Print help with every option.
     #[arg(long, global = true, action = ArgAction::Help)]
     help_all: Option<bool>,
@@ -70,6 +74,12 @@ pub(super) enum Command {
     Restart(daemon::RestartArguments),
     /// Start, stop or show the daemon that serves the mounts.
     Daemon(daemon::Arguments),
+    /// Check what kitfs needs on this machine and from a registry, and say what to do.
+    Doctor(doctor::Arguments),
+    /// Show the log of the daemon.
+    Logs(logs::Arguments),
+    /// Write a report for a bug: versions, checks, status and log, without secrets
+    Bugreport(bugreport::Arguments),
     /// List the files of a kit without mounting it.
     Ls(ls::Arguments),
     /// Print files of a kit without mounting it.
@@ -164,10 +174,6 @@ pub(super) struct LifeArguments {
     /// End the mount when the process with this number ends.
     #[arg(long, value_name = "PID", conflicts_with = "foreground")]
     pub while_pid: Option<u32>,
-    /// Format of the log of --foreground.
-    #[arg(long, value_enum, default_value_t, requires = "foreground")]
-    #[arg(help_heading = MORE_OPTIONS)]
-    pub log_format: LogFormat,
 }
 
 /// How files and directories are mounted.

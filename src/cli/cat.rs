@@ -8,11 +8,11 @@ use futures_util::StreamExt;
 
 use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
-use super::output::open_kit;
-use super::reference::{KitPath, parse_kit_path};
+use super::globs;
+use super::kits::Kits;
+use super::reference::parse_kit_path;
 use super::settings::Settings;
 use super::sizes;
-use super::system::{self, Otherwise};
 use crate::control::ByteStream;
 use crate::control::api::{FilePart, RawPath};
 use crate::daemon::OpenKit;
@@ -25,9 +25,10 @@ after the first bytes.
 Examples:
   kitfs cat ghcr.io/org/model:v1/config.json
   kitfs cat oci:./kits/article:v1/Kitfile oci:./kits/article:v1/src/train.py
+  kitfs cat 'ghcr.io/org/model:v1/src/*.py'
   kitfs cat --length 8 ghcr.io/org/model:v1/model.safetensors | xxd")]
 pub(super) struct Arguments {
-    /// A file of a kit.
+    /// A file of a kit, or a quoted pattern: `*`, `?`, `[a-z]`, `**` for folders.
     #[arg(value_name = "REF/PATH", required = true)]
     paths: Vec<OsString>,
     /// Begin at this byte of the file.
@@ -45,22 +46,31 @@ pub(super) struct Arguments {
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let has_range = arguments.offset.is_some() || arguments.length.is_some();
     if has_range && arguments.paths.len() > 1 {
-        return Err(CliError::usage("--offset and --length are for one file: name one"));
+        return Err(one_file());
     }
     let wanted = arguments.paths.iter().map(|path| parse_kit_path(path));
-    let wanted = by_kit(wanted.collect::<Result<Vec<_>, _>>()?);
-    for (reference, paths) in wanted {
-        let mut kit = settings.kit(reference, &arguments.kit, &arguments.network)?;
-        let backend = system::backend(settings, &mut kit, false, Otherwise::AnyBackend).await?;
-        let kit = open_kit(&backend, kit).await?;
+    let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
+    let mut kits = Kits::new(settings, &arguments.kit, &arguments.network);
+    for group in wanted.chunk_by(|one, next| one.reference == next.reference) {
+        let kit = kits.open(&group[0]).await?;
+        let mut paths = Vec::new();
+        for wanted in group {
+            paths.extend(globs::expand(&kit, &wanted.path).await?);
+        }
         match &paths[..] {
             [path] if has_range => {
                 print_range(&kit, path, arguments.offset.unwrap_or(0), arguments.length).await?;
             }
+            _ if has_range => return Err(one_file()),
+            // One request reads all of them.
             _ => print(kit.read(paths).await?).await?,
         }
     }
     Ok(io::stdout().lock().flush()?)
+}
+
+fn one_file() -> CliError {
+    CliError::usage("--offset and --length are for one file: name one")
 }
 
 /// Prints the part of a file that lies in a range, as far as the file has it.
@@ -95,18 +105,6 @@ fn parts(range: Range<u64>) -> impl Iterator<Item = FilePart> {
         ahead_end: range.end,
         confirm: None,
     })
-}
-
-/// Groups consecutive paths of the same kit: one request reads them.
-fn by_kit(wanted: Vec<KitPath>) -> Vec<(String, Vec<RawPath>)> {
-    let mut kits: Vec<(String, Vec<RawPath>)> = Vec::new();
-    for KitPath { reference, path } in wanted {
-        match kits.last_mut() {
-            Some((last, paths)) if *last == reference => paths.push(path),
-            _ => kits.push((reference, vec![path])),
-        }
-    }
-    kits
 }
 
 #[cfg(test)]

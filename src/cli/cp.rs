@@ -1,4 +1,4 @@
-//! `kitfs cp REF[/PATH] DEST`.
+//! `kitfs cp REF[/PATH]… DEST`.
 //!
 //! The command writes files under temporary names, and renames the files of a layer together, once
 //! all of them have arrived and no digest is wrong. When a copy stops early, the finished layers
@@ -8,16 +8,18 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indicatif::ProgressBar;
 
 use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
-use super::output::{byte_bar, count_of, open_kit, print_warnings, printable};
+use super::globs;
+use super::kits::Kits;
+use super::output::{byte_bar, count_of, print_warnings, printable, say};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
-use super::system::{self, Otherwise};
-use crate::control::api::{Entry, EntryKind, FailureKind, Listing};
+use crate::control::api::{Entry, EntryKind, FailureKind, Listing, RawPath};
 use crate::daemon::OpenKit;
 
 pub(super) mod destination;
@@ -28,17 +30,19 @@ use self::writing::{Numbers, Unfinished};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-As with cp, files go into DEST if it is a directory, else DEST is their new
-name. Without PATH the content of the whole kit goes into DEST.
+As with cp, files go into DEST if it is a directory, else DEST is the new name of
+the one file. Several files need a directory. Without PATH the content of the
+whole kit goes into DEST.
 
 Examples:
   kitfs cp ghcr.io/org/model:v1/config.json .
+  kitfs cp 'ghcr.io/org/model:v1/weights/*.safetensors' ./weights
   kitfs cp -r ghcr.io/org/model:v1/tokenizer ./tokenizer
   kitfs cp -r ghcr.io/org/model:v1 ./model")]
 pub(super) struct Arguments {
-    /// The kit, or a file or directory of it.
-    #[arg(value_name = "REF[/PATH]")]
-    from: OsString,
+    /// A kit, or files and directories of it: a path or a quoted pattern (`*`, `?`, `[a-z]`, `**`).
+    #[arg(value_name = "REF[/PATH]", required = true)]
+    from: Vec<OsString>,
     /// A file or directory on this machine.
     #[arg(value_name = "DEST")]
     to: PathBuf,
@@ -51,36 +55,101 @@ pub(super) struct Arguments {
     network: NetworkArguments,
 }
 
+/// A file or directory to copy.
+struct Source {
+    kit: Arc<OpenKit>,
+    listing: Listing,
+}
+
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    let wanted = parse_kit_path(&arguments.from)?;
-    let mut kit = settings.kit(wanted.reference.clone(), &arguments.kit, &arguments.network)?;
-    let backend = system::backend(settings, &mut kit, false, Otherwise::AnyBackend).await?;
-    // The kit stays open, so a tag that moves cannot mix two kits.
-    let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
-    let listing = kit.list(wanted.path, arguments.recursive).await?;
-    print_warnings(&listing.warnings);
-    if listing.entry.kind == EntryKind::Directory && !arguments.recursive {
-        let name = printable(&listing.entry.path.0);
-        let name = if name.is_empty() { "the whole kit".into() } else { name };
-        return Err(CliError::usage(format!("{name} is a directory: copy it with -r")));
+    let mut kits = Kits::new(settings, &arguments.kit, &arguments.network);
+    let mut sources = Vec::new();
+    let mut failures = Failures { names_each: arguments.from.len() > 1, first: None };
+    for from in &arguments.from {
+        let wanted = parse_kit_path(from)?;
+        let kit = kits.open(&wanted).await?;
+        match globs::expand(&kit, &wanted.path).await {
+            Ok(paths) => {
+                failures.names_each |= paths.len() > 1;
+                for path in paths {
+                    match kit.list(path, arguments.recursive).await {
+                        Ok(listing) => sources.push(Source { kit: Arc::clone(&kit), listing }),
+                        Err(failure) => failures.add(failure.into())?,
+                    }
+                }
+            }
+            Err(failure) => failures.add(failure)?,
+        }
     }
-    let destination = Destination::find(&arguments.to, &listing.entry)?;
-    let total_bytes = std::iter::once(&listing.entry).chain(&listing.below).map(|entry| entry.size);
-    let bar = byte_bar(total_bytes.fold(0, u64::saturating_add), "copying");
-    let copying = Copying {
-        kit,
-        destination,
+    // As with cp(1): several sources, or one that failed beside it, need a directory.
+    if failures.names_each && !arguments.to.is_dir() {
+        let place = arguments.to.display();
+        let why = match arguments.to.exists() {
+            true => "it is not a directory",
+            false => "there is no such directory",
+        };
+        return Err(CliError::usage(format!("cannot copy several files to {place}: {why}")));
+    }
+    print_warnings(&warnings_of(&sources));
+    let entries = sources
+        .iter()
+        .flat_map(|source| std::iter::once(&source.listing.entry).chain(&source.listing.below));
+    let total_bytes = entries.map(|entry| entry.size).fold(0, u64::saturating_add);
+    let bar = byte_bar(total_bytes, "copying");
+    let mut copying = Copying {
         bar,
         is_recursive: arguments.recursive,
         numbers: Numbers::default(),
+        roots: HashMap::new(),
     };
     // Ctrl-C must drop the copy, which removes its unfinished files.
     let copied = tokio::select! {
-        copied = copying.all(&listing) => copied,
+        copied = copying.every(&sources, &arguments.to, &mut failures) => copied,
         _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
     };
     copying.bar.finish_and_clear();
-    copied
+    copied?;
+    failures.end()
+}
+
+/// The warnings of all kits, each once.
+fn warnings_of(sources: &[Source]) -> Vec<String> {
+    let mut warnings: Vec<String> = Vec::new();
+    for warning in sources.iter().flat_map(|source| &source.listing.warnings) {
+        if !warnings.contains(warning) {
+            warnings.push(warning.clone());
+        }
+    }
+    warnings
+}
+
+/// The failures of a copy of several sources: the others are still copied, as with cp(1).
+struct Failures {
+    /// Whether there are several sources. The only failure of one is the command's own.
+    names_each: bool,
+    first: Option<FailureKind>,
+}
+
+impl Failures {
+    /// Notes a failure. Returns it where nothing else is to be copied.
+    fn add(&mut self, error: CliError) -> Result<(), CliError> {
+        match error {
+            CliError::Failure(failure) if self.names_each => {
+                say(&failure);
+                self.first.get_or_insert(failure.kind);
+                Ok(())
+            }
+            other => Err(other),
+        }
+    }
+
+    /// The exit code of the first failure. Its message has been printed.
+    fn end(self) -> Result<(), CliError> {
+        match self.first {
+            Some(kind) => Err(CliError::Passed(kind.exit_code())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Complete files that wait for the other files of their layer.
@@ -117,15 +186,63 @@ impl Layers {
 }
 
 struct Copying {
-    kit: OpenKit,
-    destination: Destination,
     bar: ProgressBar,
     is_recursive: bool,
     numbers: Numbers,
+    /// What was copied to each place: a later source must not replace it.
+    roots: HashMap<PathBuf, RawPath>,
 }
 
 impl Copying {
-    async fn all(&self, listing: &Listing) -> Result<(), CliError> {
+    /// Copies one source after the other.
+    async fn every(
+        &mut self,
+        sources: &[Source],
+        to: &Path,
+        failures: &mut Failures,
+    ) -> Result<(), CliError> {
+        for Source { kit, listing } in sources {
+            let copied = match self.destination(listing, to) {
+                Ok(destination) => self.all(kit, &destination, listing).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = copied {
+                failures.add(error)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn destination(&mut self, listing: &Listing, to: &Path) -> Result<Destination, CliError> {
+        let path = &listing.entry.path;
+        if listing.entry.kind == EntryKind::Directory && !self.is_recursive {
+            let name = printable(&path.0);
+            let name = if name.is_empty() { "the whole kit".into() } else { name };
+            return Err(CliError::usage(format!("{name} is a directory: copy it with -r")));
+        }
+        let destination = Destination::find(to, &listing.entry)?;
+        // The content of whole kits may go into one directory, as with `cp -r a/. b/. to`.
+        let place = destination.place(PathBuf::new());
+        match self.roots.get(&place).filter(|_| !path.0.is_empty()) {
+            Some(before) => Err(CliError::usage(format!(
+                "{} is not copied: {} would take the place of {}, which was just copied there",
+                printable(&path.0),
+                place.display(),
+                printable(&before.0)
+            ))),
+            None => {
+                self.roots.insert(place, path.clone());
+                Ok(destination)
+            }
+        }
+    }
+
+    async fn all(
+        &self,
+        kit: &OpenKit,
+        destination: &Destination,
+        listing: &Listing,
+    ) -> Result<(), CliError> {
         let base = &listing.entry.path.0;
         let mut left_out = 0;
         let mut missing = Vec::new();
@@ -137,7 +254,7 @@ impl Copying {
                 missing.push(printable(&entry.path.0).into_owned());
                 continue;
             }
-            let target = self.destination.place(relative(base, &entry.path.0)?);
+            let target = destination.place(relative(base, &entry.path.0)?);
             match &entry.kind {
                 EntryKind::Directory => {
                     if writing::directory(&target)? {
@@ -155,9 +272,9 @@ impl Copying {
                     }
                 }
                 // Without -r the copy is the file that the symlink leads to.
-                EntryKind::Symlink(_) => self.file(entry, &target, None).await?.keep()?,
+                EntryKind::Symlink(_) => self.file(kit, entry, &target, None).await?.keep()?,
                 EntryKind::File => {
-                    let file = self.file(entry, &target, Some(entry.size)).await?;
+                    let file = self.file(kit, entry, &target, Some(entry.size)).await?;
                     layers.complete(entry.layer, file)?;
                 }
             }
@@ -187,6 +304,7 @@ impl Copying {
 
     async fn file(
         &self,
+        kit: &OpenKit,
         entry: &Entry,
         target: &Path,
         size: Option<u64>,
@@ -194,7 +312,7 @@ impl Copying {
         let mode = if size.is_some() { entry.mode } else { 0o644 };
         let about = |error: CliError| error.about(&printable(&entry.path.0));
         let bytes =
-            self.kit.read(vec![entry.path.clone()]).await.map_err(CliError::from).map_err(about)?;
+            kit.read(vec![entry.path.clone()]).await.map_err(CliError::from).map_err(about)?;
         let file = writing::file(&self.numbers, target, bytes, mode, size, &self.bar);
         file.await.map_err(about)
     }

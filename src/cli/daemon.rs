@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use rustix::process::Pid;
 
-use super::arguments::{IdleArguments, KitArguments, LogFormat, NetworkArguments};
+use super::arguments::{IdleArguments, KitArguments, NetworkArguments};
 use super::browse;
 use super::durations::{Limit, parse_limit, show_limit};
 use super::error::CliError;
@@ -123,9 +123,6 @@ stays as it is and the command fails.")]
     /// Run as the daemon, in the foreground.
     #[command(hide = true)]
     Run {
-        /// Format of the log.
-        #[arg(long, value_enum, default_value_t)]
-        log_format: LogFormat,
         /// The standard input leads to a keeper.
         #[arg(long)]
         kept: bool,

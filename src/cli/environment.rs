@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, getpid, getppid};
 
 use crate::daemon::KIT_OPTIONS_VARIABLE;
+use crate::observe::{self, is_secret_name};
 use crate::source::s3::{Keys, S3Config};
 
 /// A variable of kit that sets an option of kitfs: kit's home.
@@ -36,6 +37,12 @@ pub(super) struct Environment {
     pub config_file: Option<PathBuf>,
     /// The variables that may set options, by name: `KITFS_*` and [`OF_KIT`]. An empty variable is left out.
     pub options: BTreeMap<String, OsString>,
+    /// `PATH`: the folders in which programs are found.
+    pub program_folders: Vec<PathBuf>,
+    /// The names of the variables that kitfs may read and that are set.
+    pub names: Vec<String>,
+    /// The values of variables whose names are those of secrets.
+    pub secrets: Vec<String>,
     /// `KITFS_RUNTIME_DIR`: the folder with the socket of the system daemon.
     pub runtime_dir: Option<PathBuf>,
     /// `KITFS_LISTEN`, in the form of `--listen`, which wins.
@@ -71,6 +78,8 @@ pub(super) struct Environment {
     pub bash_completion_folder: Option<PathBuf>,
     /// `ZDOTDIR`: the folder with zsh's files of the user; `HOME` without it.
     pub zsh_folder: Option<PathBuf>,
+    /// The format of the log (`--log-format`, `KITFS_LOG_FORMAT`).
+    pub log_format: observe::LogFormat,
     /// `KITFS_LOG`: a filter for the log, in the grammar of `tracing_subscriber::EnvFilter`.
     pub log: Option<String>,
 }
@@ -117,6 +126,9 @@ impl Environment {
             xdg_config_home: path("XDG_CONFIG_HOME").filter(|path| path.is_absolute()),
             config_file: path("KITFS_CONFIG"),
             options: options(),
+            names: names(),
+            secrets: secrets(),
+            program_folders: path("PATH").iter().flat_map(env::split_paths).collect(),
             runtime_dir: path("KITFS_RUNTIME_DIR").filter(|path| path.is_absolute()),
             listen: text("KITFS_LISTEN"),
             listen_public: is_yes("KITFS_LISTEN_PUBLIC"),
@@ -134,6 +146,8 @@ impl Environment {
             shell: path("SHELL"),
             bash_completion_folder: path("BASH_COMPLETION_USER_DIR"),
             zsh_folder: path("ZDOTDIR"),
+            // An option, whose value comes with the command line.
+            log_format: observe::LogFormat::default(),
             log: text("KITFS_LOG"),
         }
     }
@@ -148,6 +162,43 @@ fn options() -> BTreeMap<String, OsString> {
     let variables = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
     let is_option = |name: &str| name.starts_with("KITFS_") || name == OF_KIT;
     variables.filter(|(name, value)| is_option(name) && !value.is_empty()).collect()
+}
+
+/// How the names of variables begin that kitfs or its libraries look at.
+const KNOWN: [&str; 16] = [
+    "KITFS_",
+    "KITOPS_",
+    "S3_",
+    "AWS_",
+    "XDG_",
+    "DOCKER_CONFIG",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "HOME",
+    "TMPDIR",
+    "NO_COLOR",
+    "CLICOLOR",
+    "SSL_CERT_",
+    "SOURCE_DATE_EPOCH",
+    "RUST_",
+];
+
+fn names() -> Vec<String> {
+    let is_known = |name: &String| KNOWN.iter().any(|known| name.to_uppercase().starts_with(known));
+    let mut names: Vec<_> =
+        env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(is_known).collect();
+    names.sort();
+    names
+}
+
+fn secrets() -> Vec<String> {
+    let secret = env::vars_os().filter_map(|(name, value)| {
+        let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
+        // The place of a file with secrets is none itself.
+        (is_secret_name(&name) && !value.starts_with('/')).then_some(value)
+    });
+    secret.collect()
 }
 
 fn text(name: &str) -> Option<String> {

@@ -1,8 +1,10 @@
 //! How a command fails: its message and its exit code.
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
+use super::exit_codes::{DIFFERENT, INTERRUPTED, RUNNER_FAILED, TROUBLE};
 use super::output::say;
 use crate::control::api::{Failure, FailureKind};
 
@@ -20,9 +22,6 @@ pub(super) enum CliError {
     Passed(u8),
 }
 
-/// The exit code that shells give to a program which SIGINT ended.
-const INTERRUPTED: u8 = 130;
-
 impl CliError {
     pub(super) fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Self::Failure(Failure::new(kind, message))
@@ -36,6 +35,23 @@ impl CliError {
         Self::new(FailureKind::Internal, message)
     }
 
+    /// A file that could not be written.
+    pub(super) fn unwritten(path: &Path, error: &io::Error) -> Self {
+        Failure::of_write(error, format!("cannot write {}: {error}", path.display())).into()
+    }
+
+    /// Ends a command that runs a program for the user: a failure of kitfs itself must not look like one of the
+    /// program.
+    pub(super) fn of_runner(self) -> Self {
+        match self {
+            failure @ Self::Failure(_) => {
+                failure.report();
+                Self::Passed(RUNNER_FAILED)
+            }
+            other => other,
+        }
+    }
+
     /// Puts `what`, the subject of the failure, before the message.
     pub(super) fn about(self, what: &str) -> Self {
         match self {
@@ -46,7 +62,7 @@ impl CliError {
         }
     }
 
-    /// Prints the message and returns the exit code (docs/operations.md).
+    /// Prints the message and returns the exit code (docs/exit-codes.md).
     pub(super) fn report(self) -> ExitCode {
         match self {
             Self::Failure(failure) => {
@@ -59,11 +75,6 @@ impl CliError {
         }
     }
 }
-
-/// The exit code of a comparison that finds differences, as of diff(1).
-const DIFFERENT: u8 = 1;
-/// The exit code of a comparison that fails.
-const TROUBLE: u8 = 2;
 
 /// Ends a comparison as diff(1) does. `outcome` tells whether both sides are the same.
 pub(super) fn end_of_comparison(outcome: Result<bool, CliError>) -> Result<(), CliError> {
@@ -89,7 +100,15 @@ impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::OutputClosed,
-            _ => Self::internal(format!("cannot write the output: {error}")),
+            _ => Self::new(of_output(&error), format!("cannot write the output: {error}")),
         }
+    }
+}
+
+/// The kind of a failure to write to the standard output, which may be a file on a full disk.
+fn of_output(error: &io::Error) -> FailureKind {
+    match FailureKind::of_write(error) {
+        FailureKind::Cache => FailureKind::Cache,
+        _ => FailureKind::Internal,
     }
 }

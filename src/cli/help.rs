@@ -6,7 +6,8 @@
 
 use std::ffi::{OsStr, OsString};
 
-use clap::{Command, CommandFactory};
+use clap::error::ErrorKind;
+use clap::{Arg, Command, CommandFactory};
 
 use super::arguments::Arguments;
 use super::config::with_values_of_switches;
@@ -37,6 +38,29 @@ pub(super) fn command_for(arguments: &[OsString]) -> Command {
     }
 }
 
+/// A hint for a command line that cannot be parsed because an option takes its value behind `=` only, as
+/// `--overlay=./changes` does: the value was taken for the first argument of the command.
+pub(super) fn hint(arguments: &[OsString], error: &clap::Error) -> Option<String> {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let root = Arguments::command();
+    let mut command = &root;
+    let words = arguments.iter().skip(1).take_while(|word| *word != OsStr::new("--"));
+    let words: Vec<&str> = words.map(|word| word.to_str().unwrap_or_default()).collect();
+    for word in &words {
+        command = command.find_subcommand(word).unwrap_or(command);
+    }
+    words.windows(2).find_map(|pair| {
+        let (name, value) = (pair[0].strip_prefix("--")?, pair[1]);
+        let is_it =
+            |option: &&Arg| option.get_long() == Some(name) && option.is_require_equals_set();
+        command.get_arguments().find(is_it)?;
+        let is_value = !value.is_empty() && !value.starts_with('-');
+        is_value.then(|| format!("--{name} takes its value behind `=`: --{name}={value}"))
+    })
+}
+
 /// Hides the options for few people in a command and in the commands below it.
 fn without_more(command: Command) -> Command {
     let command = command.mut_args(|argument| {
@@ -46,4 +70,26 @@ fn without_more(command: Command) -> Command {
         argument.hide(is_hidden)
     });
     command.mut_subcommands(without_more)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hint_of(line: &str) -> Option<String> {
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let error = command_for(&words).try_get_matches_from(&words).expect_err("it is wrong");
+        hint(&words, &error)
+    }
+
+    #[test]
+    fn a_value_that_was_not_joined_by_an_equals_sign_is_told() {
+        let hint = hint_of("kitfs mount --overlay ./changes localhost/kit:v1 dir").unwrap();
+        assert!(hint.ends_with("--overlay=./changes"), "{hint}");
+        let hint = hint_of("kitfs mount --follow 5m localhost/kit:v1 dir").unwrap();
+        assert!(hint.ends_with("--follow=5m"), "{hint}");
+        assert_eq!(hint_of("kitfs mount --overlay=u localhost/kit:v1 dir more"), None);
+        assert_eq!(hint_of("kitfs mount --nonsense x"), None);
+        assert_eq!(hint_of("kitfs mount"), None);
+    }
 }

@@ -79,7 +79,7 @@ pub(super) fn is_storage(what: &str) -> bool {
 
 /// The registry, where `what` names one and no repository: a name with a point or port, or one that
 /// ends in a slash.
-fn host(what: &str) -> Option<&str> {
+pub(super) fn host(what: &str) -> Option<&str> {
     if let Some(host) = what.strip_suffix('/') {
         return (!host.is_empty() && !host.contains(['/', '@']) && !what.starts_with("oci:"))
             .then_some(host);

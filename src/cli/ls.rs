@@ -1,35 +1,42 @@
-//! `kitfs ls REF[/PATH]`.
+//! `kitfs ls REF[/PATH]…`.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
 
+use clap::ArgAction;
+
 use super::arguments::{KitArguments, LabelArguments, NetworkArguments};
 use super::error::CliError;
+use super::globs;
 use super::help::MORE_OPTIONS;
-use super::output::{Colour, Names, open_kit, print_json, print_warnings};
+use super::kits::Kits;
+use super::output::{Colour, Names, print_json, print_warnings};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
-use super::system::{self, Otherwise};
 use crate::control::api::{Entry, EntryKind, Listing};
 
 /// The width of a digest with its mark: `sha256:`, 64 digits, `*`.
 const DIGEST_WIDTH: usize = 72;
 
 #[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
 #[command(after_help = "\
 PATH begins after the tag or digest. Write REF//PATH when REF has neither.
 
 Examples:
   kitfs ls ghcr.io/org/model:v1
-  kitfs ls -l ghcr.io/org/model:v1/src
+  kitfs ls -lh 'ghcr.io/org/model:v1/weights/*.safetensors'
   kitfs ls -R oci:./kits/article//src")]
 pub(super) struct Arguments {
-    /// The kit, and a path in it.
-    #[arg(value_name = "REF[/PATH]")]
-    path: OsString,
+    /// A kit, and a path in it or a quoted pattern: `*`, `?`, `[a-z]`, `**` for folders.
+    #[arg(value_name = "REF[/PATH]", required = true)]
+    paths: Vec<OsString>,
     /// Show the mode, size and modification time, and the target of a symlink.
     #[arg(short)]
     long: bool,
+    /// Show sizes as 1.5K, 24M, 7.1G; with -l.
+    #[arg(short = 'h', long = "human-readable")]
+    is_human: bool,
     /// List everything below the directory, by path.
     #[arg(short = 'R', long)]
     recursive: bool,
@@ -45,53 +52,136 @@ pub(super) struct Arguments {
     /// Leave out data sets in other kits and in S3 stores (`remotePath` in the Kitfile).
     #[arg(long, help_heading = MORE_OPTIONS)]
     no_remote: bool,
+    /// Print help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
     #[command(flatten)]
     network: NetworkArguments,
 }
 
+/// A path that was listed.
+struct Listed {
+    /// The folder's path, for the heading where there are several; `None` for a file.
+    folder: Option<Vec<u8>>,
+    /// The number of bytes to cut from the start of each path.
+    base: usize,
+    entries: Vec<Entry>,
+}
+
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
-    let wanted = parse_kit_path(&arguments.path)?;
-    let choice = LabelArguments { labels: arguments.labels };
-    let kit = KitArguments { choice, no_remote: arguments.no_remote };
-    let mut kit = settings.kit(wanted.reference.clone(), &kit, &arguments.network)?;
-    let backend = system::backend(settings, &mut kit, false, Otherwise::AnyBackend).await?;
-    let kit = open_kit(&backend, kit).await.map_err(|error| wanted.explain(error))?;
+    let choice = LabelArguments { labels: arguments.labels.clone() };
+    let options = KitArguments { choice, no_remote: arguments.no_remote };
     let digests = arguments.digest || arguments.json;
-    let listing = kit.list_with(wanted.path, arguments.recursive, digests).await?;
-    print_warnings(&listing.warnings);
-    let base = base_length(&listing, arguments.recursive);
-    let entries = match listing.entry.kind {
-        EntryKind::Directory => listing.below,
-        EntryKind::File | EntryKind::Symlink(_) => vec![listing.entry],
-    };
+    let mut kits = Kits::new(settings, &options, &arguments.network);
+    let mut listed = Vec::new();
+    let mut warnings: Vec<String> = Vec::new();
+    for wanted in arguments.paths.iter().map(|path| parse_kit_path(path)) {
+        let wanted = wanted?;
+        let kit = kits.open(&wanted).await?;
+        for path in globs::expand(&kit, &wanted.path).await? {
+            let listing = kit.list_with(path, arguments.recursive, digests).await?;
+            let new = listing.warnings.iter().filter(|warning| !warnings.contains(warning));
+            let new: Vec<String> = new.cloned().collect();
+            print_warnings(&new);
+            warnings.extend(new);
+            listed.push(Listed::of(listing, arguments.recursive));
+        }
+    }
+    // As with ls(1), files come before the content of folders.
+    listed.sort_by_key(|listed| listed.folder.is_some());
     if arguments.json {
+        let entries: Vec<_> = listed.into_iter().flat_map(|listed| listed.entries).collect();
         return print_json(&entries);
     }
     let names = Names::for_stdout();
     let mut output = io::BufWriter::new(io::stdout().lock());
-    let width = entries.iter().map(|entry| entry.size.to_string().len()).max().unwrap_or(0);
-    for entry in &entries {
-        if arguments.long {
-            write!(output, "{} {:>width$} {} ", mode(entry), entry.size, time(entry))?;
+    let has_headings = listed.len() > 1;
+    let mut is_first = true;
+    for group in &listed {
+        if let (true, Some(folder)) = (has_headings, &group.folder) {
+            output.write_all(if is_first { b"" } else { b"\n" })?;
+            names.write(
+                &mut output,
+                if folder.is_empty() { b"/" } else { folder },
+                Colour::Plain,
+            )?;
+            output.write_all(b":\n")?;
         }
-        if arguments.digest {
-            write!(output, "{:DIGEST_WIDTH$} ", digest(entry))?;
-        }
-        let name = &entry.path.0[base.min(entry.path.0.len())..];
-        match &entry.kind {
-            EntryKind::Directory => names.write(&mut output, name, Colour::Directory)?,
-            EntryKind::File => names.write(&mut output, name, Colour::Plain)?,
-            EntryKind::Symlink(target) => {
-                names.write(&mut output, name, Colour::Symlink)?;
-                if arguments.long {
-                    output.write_all(b" -> ")?;
-                    names.write(&mut output, &target.0, Colour::Plain)?;
-                }
+        is_first = false;
+        let size = |entry: &Entry| match arguments.is_human {
+            true => human_size(entry.size),
+            false => entry.size.to_string(),
+        };
+        let width = group.entries.iter().map(|entry| size(entry).len()).max().unwrap_or(0);
+        for entry in &group.entries {
+            if arguments.long {
+                write!(output, "{} {:>width$} {} ", mode(entry), size(entry), time(entry))?;
             }
+            if arguments.digest {
+                write!(output, "{:DIGEST_WIDTH$} ", digest(entry))?;
+            }
+            write_name(&mut output, names, entry, group.base, arguments.long)?;
         }
-        output.write_all(b"\n")?;
     }
     Ok(output.flush()?)
+}
+
+/// Writes the name of an entry, and with `is_long` the target of a symlink.
+fn write_name(
+    output: &mut impl Write,
+    names: Names,
+    entry: &Entry,
+    base: usize,
+    is_long: bool,
+) -> io::Result<()> {
+    let name = &entry.path.0[base.min(entry.path.0.len())..];
+    match &entry.kind {
+        EntryKind::Directory => names.write(output, name, Colour::Directory)?,
+        EntryKind::File => names.write(output, name, Colour::Plain)?,
+        EntryKind::Symlink(target) => {
+            names.write(output, name, Colour::Symlink)?;
+            if is_long {
+                output.write_all(b" -> ")?;
+                names.write(output, &target.0, Colour::Plain)?;
+            }
+        }
+    }
+    output.write_all(b"\n")
+}
+
+impl Listed {
+    fn of(listing: Listing, is_recursive: bool) -> Self {
+        let base = base_length(&listing, is_recursive);
+        match listing.entry.kind {
+            EntryKind::Directory => {
+                Self { folder: Some(listing.entry.path.0), base, entries: listing.below }
+            }
+            EntryKind::File | EntryKind::Symlink(_) => {
+                Self { folder: None, base, entries: vec![listing.entry] }
+            }
+        }
+    }
+}
+
+/// A size as ls(1) writes it with -h: rounded up, with one digit behind the point below 10.
+fn human_size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
+    if bytes < 1024 {
+        return bytes.to_string();
+    }
+    let mut unit_bytes: u128 = 1024;
+    for unit in UNITS {
+        let tenths = (u128::from(bytes) * 10).div_ceil(unit_bytes);
+        if tenths < 100 {
+            return format!("{}.{}{unit}", tenths / 10, tenths % 10);
+        }
+        let whole = u128::from(bytes).div_ceil(unit_bytes);
+        if whole < 1024 || unit == "E" {
+            return format!("{whole}{unit}");
+        }
+        unit_bytes *= 1024;
+    }
+    unreachable!("the last unit takes every size")
 }
 
 /// The digest with its mark, `-` where there is none.
@@ -137,6 +227,24 @@ fn time(entry: &Entry) -> String {
 mod tests {
     use super::*;
     use crate::control::api::RawPath;
+
+    #[test]
+    fn sizes_read_as_with_ls_h() {
+        for (bytes, text) in [
+            (0, "0"),
+            (1023, "1023"),
+            (1024, "1.0K"),
+            (1025, "1.1K"),
+            (10_137, "9.9K"),
+            (10_138, "10K"),
+            (1_047_553, "1.0M"),
+            (1 << 30, "1.0G"),
+            (25_769_803_776, "24G"),
+            (u64::MAX, "16E"),
+        ] {
+            assert_eq!(human_size(bytes), text, "{bytes}");
+        }
+    }
 
     #[test]
     fn modes_and_times_read_as_in_ls() {

@@ -9,6 +9,7 @@ use clap_mangen::Man;
 
 use super::arguments;
 use super::error::CliError;
+use super::exit_codes;
 use super::output::print_line;
 
 #[derive(Debug, clap::Args)]
@@ -50,6 +51,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
     }
     let mut text = Vec::new();
     page(found.clone()).render(&mut text)?;
+    if arguments.command.is_empty() {
+        text.extend_from_slice(exit_codes::section_of_manual().as_bytes());
+    }
     let mut output = io::stdout().lock();
     output.write_all(&text)?;
     Ok(output.flush()?)

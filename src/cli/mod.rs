@@ -10,6 +10,7 @@
 
 mod arguments;
 mod browse;
+mod bugreport;
 mod cache;
 mod cat;
 mod completions;
@@ -18,21 +19,27 @@ mod copy;
 mod cp;
 mod daemon;
 mod diff;
+mod doctor;
 #[cfg(test)]
 mod documented;
 mod durations;
 mod environment;
 mod error;
+mod exit_codes;
 mod explain;
 mod foreground;
+mod globs;
 mod help;
 mod info;
 mod inspect;
+mod kept;
 mod kit_at;
 mod kit_habits;
+mod kits;
 mod list;
 mod listen;
 mod log;
+mod logs;
 mod ls;
 mod man;
 mod map;
@@ -69,19 +76,18 @@ use std::process::ExitCode;
 
 use clap::FromArgMatches;
 
-use self::arguments::{Arguments, Command, LogFormat};
+use self::arguments::{Arguments, Command};
 use self::config::{Config, Refusal};
 use self::environment::Environment;
 use self::error::CliError;
-use self::output::warn;
+use self::output::{say, warn};
 use self::runtime::block_on;
 use self::settings::Settings;
-use crate::control::api::FailureKind;
 use crate::observe;
 
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
-    let environment = Environment::read();
+    let mut environment = Environment::read();
     let words: Vec<_> = std::env::args_os().collect();
     let mount_call = match mount_helper::call(&words).transpose() {
         Ok(call) => call,
@@ -100,13 +106,15 @@ pub fn main() -> ExitCode {
         Err(Refusal::Clap(error)) => {
             // A failure to print cannot be printed.
             let _ = error.print();
+            help::hint(&words, &error).iter().for_each(say);
             return match (error.use_stderr(), is_mount_call) {
                 (false, _) => ExitCode::SUCCESS,
                 (true, true) => ExitCode::from(mount_helper::WRONG_CALL),
-                (true, false) => ExitCode::from(FailureKind::Usage.exit_code()),
+                (true, false) => ExitCode::from(exit_codes::of_usage(&words)),
             };
         }
     };
+    environment.log_format = arguments.log_format.unwrap_or_default().into();
     if let Command::Daemon(daemon::Arguments {
         command: daemon::Command::Keep { adopt, resume, system, idle, listen },
     }) = arguments.command
@@ -143,6 +151,9 @@ fn run(arguments: Arguments, config: &Config, environment: Environment) -> Resul
         Command::Inspect(command) => block_on(inspect::run(&settings, command)),
         Command::Restart(command) => daemon::restart(&settings, &command),
         Command::Daemon(command) => daemon::run(&settings, command),
+        Command::Logs(command) => block_on(logs::run(&settings, command)),
+        Command::Bugreport(command) => block_on(bugreport::run(&settings, command)),
+        Command::Doctor(command) => block_on(doctor::run(&settings, command)),
         Command::Ls(command) => block_on(ls::run(&settings, command)),
         Command::Cat(command) => block_on(cat::run(&settings, command)),
         Command::Cp(command) => block_on(cp::run(&settings, command)),
@@ -167,13 +178,11 @@ fn run(arguments: Arguments, config: &Config, environment: Environment) -> Resul
 /// Starts the log. A command prints its errors itself, so its log is quiet without `-v`; a daemon
 /// reports through its log.
 fn start_log(arguments: &Arguments, environment: &Environment) {
-    let (is_daemon, format) = match &arguments.command {
-        Command::Mount(command) => (command.life.foreground, command.life.log_format),
-        Command::Browse(command) => (command.life.foreground, command.life.log_format),
-        Command::Daemon(daemon::Arguments { command: daemon::Command::Run { log_format, .. } }) => {
-            (true, *log_format)
-        }
-        _ => (false, LogFormat::Text),
+    let is_daemon = match &arguments.command {
+        Command::Mount(command) => command.life.foreground,
+        Command::Browse(command) => command.life.foreground,
+        Command::Daemon(daemon) => matches!(daemon.command, daemon::Command::Run { .. }),
+        _ => false,
     };
     let default = match (is_daemon, arguments.verbose) {
         (false, 0) => "error,kitfs::poisoned=off",
@@ -182,7 +191,7 @@ fn start_log(arguments: &Arguments, environment: &Environment) {
         _ => "debug,kitfs=trace",
     };
     let filter = environment.log.as_deref().unwrap_or(default);
-    if let Err(error) = observe::start_log(filter, format.into()) {
+    if let Err(error) = observe::start_log(filter, environment.log_format) {
         warn(format_args!("KITFS_LOG is ignored, because it is not a log filter: {error}"));
     }
 }

@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::error::CliError;
+use super::kept::with_kept;
 use super::opening::Opening;
 use crate::control::api::{KitRequest, KitState, Waiting};
 use crate::daemon::{Backend, OpenKit};
@@ -107,6 +108,13 @@ pub(super) fn printable(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
+/// Whether the standard output takes colours: it is a terminal, and neither `NO_COLOR`, `CLICOLOR=0` nor
+/// `TERM=dumb` forbids them.
+pub(super) fn colours_of_stdout() -> bool {
+    let output = io::stdout();
+    output.is_terminal() && anstream::AutoStream::choice(&output) != anstream::ColorChoice::Never
+}
+
 /// Prints names: printable and coloured on a terminal, unchanged into a pipe.
 #[derive(Clone, Copy)]
 pub(super) struct Names {
@@ -124,10 +132,7 @@ pub(super) enum Colour {
 
 impl Names {
     pub(super) fn for_stdout() -> Self {
-        let is_terminal = io::stdout().is_terminal();
-        let choice = anstream::AutoStream::choice(&io::stdout());
-        let has_colours = is_terminal && choice != anstream::ColorChoice::Never;
-        Self { is_terminal, has_colours }
+        Self { is_terminal: io::stdout().is_terminal(), has_colours: colours_of_stdout() }
     }
 
     pub(super) fn write(
@@ -182,8 +187,15 @@ pub(super) fn byte_bar(total_bytes: u64, what: impl Into<Cow<'static, str>>) -> 
 
 /// Opens a kit, and shows the progress.
 pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<OpenKit, CliError> {
+    let (reference, home) = (kit.reference.clone(), kit.network.kitops_home.clone());
     let mut opening = Opening::new();
-    Ok(backend.open_kit(kit, &mut |progress| opening.show(progress)).await?)
+    match backend.open_kit(kit, &mut |progress| opening.show(progress)).await {
+        Ok(opened) => Ok(opened),
+        Err(failure) => {
+            drop(opening);
+            Err(with_kept(failure, &reference, home.as_deref()).await.into())
+        }
+    }
 }
 
 /// Waits for the daemon's answer about `reference`, and says so when the registry takes long.

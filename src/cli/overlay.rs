@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use super::arguments::NetworkArguments;
 use super::error::{CliError, end_of_comparison};
-use super::output::{path_text, print_json, print_line, print_table, print_warnings, short_digest};
+use super::output::{
+    path_text, print_json, print_line, print_table, print_warnings, short_digest, warn,
+};
 use super::settings::{Settings, absolute, mountpoint, overlay_name};
 use super::sizes;
 use super::system::{self, Otherwise};
@@ -220,7 +222,12 @@ fn reset(settings: &Settings, arguments: &ResetArguments) -> Result<(), CliError
     if arguments.paths.is_empty() {
         return folder.reset().map_err(failure);
     }
-    arguments.paths.iter().try_for_each(|path| folder.reset_path(path)).map_err(failure)
+    for path in &arguments.paths {
+        if !folder.reset_path(path).map_err(failure)? {
+            warn(format_args!("{} has no change in this view", path_text(path)));
+        }
+    }
+    Ok(())
 }
 
 /// The views of this user: those with a folder below the data folder, and those that are mounted.

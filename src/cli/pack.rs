@@ -24,7 +24,7 @@ use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
 use crate::layer::encode::Effort;
 use crate::oci::{Format, Reference, Selector};
 use crate::pack::{Options, PackError, Packed, Prepared, Progress, Stamp, find_kitfile};
-use crate::source::kit_storage::writing::StorageWriter;
+use crate::source::kit_storage::writing::{StorageError, StorageWriter};
 
 /// The packer in the manifest. Not a bare version: a reader takes that for a version of kit.
 const PACKER: &str = concat!("kitfs-", env!("CARGO_PKG_VERSION"));
@@ -293,7 +293,15 @@ impl From<PackError> for CliError {
                 FailureKind::NotFound
             }
             PackError::Changed { .. } => FailureKind::BadContent,
-            PackError::Read { .. } | PackError::Storage(_) => FailureKind::Internal,
+            PackError::Storage(StorageError::Io { error, .. }) => {
+                match FailureKind::of_write(error) {
+                    // The folder is not one that the user has named here.
+                    FailureKind::Usage => FailureKind::Cache,
+                    kind => kind,
+                }
+            }
+            PackError::Storage(StorageError::Damaged { .. }) => FailureKind::BadContent,
+            PackError::Read { .. } => FailureKind::Cache,
         };
         Self::new(kind, error.to_string())
     }

@@ -1,7 +1,7 @@
 //! A program that a command runs for the user.
 
-use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -10,12 +10,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 
 use super::error::CliError;
+use super::exit_codes::{BY_SIGNAL, NOT_FOUND, NOT_RUNNABLE};
 use super::output::say;
 use crate::process::signals::{Received, Signals};
-
-/// The exit codes of shells for a program that is not there, and for one that cannot be run.
-const NOT_FOUND: u8 = 127;
-const NOT_RUNNABLE: u8 = 126;
 
 /// The signals that are passed on. SIGKILL and SIGSTOP cannot be passed on. The default action of
 /// other signals is right for both processes.
@@ -24,13 +21,20 @@ pub(super) const PASSED_ON: [Signal; 6] =
 
 /// The exit code of a program; 128 and the signal's number if a signal ended it, as in shells.
 pub(super) fn exit_code_of(status: ExitStatus) -> i32 {
-    status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+    status.code().or(status.signal().map(|signal| i32::from(BY_SIGNAL) + signal)).unwrap_or(1)
 }
 
 /// The exit code of a command that a signal ended.
 pub(super) fn exit_code_by(signal: Signal) -> CliError {
     // The numbers of signals are below 65.
-    CliError::Passed(128 + signal.as_raw() as u8)
+    CliError::Passed(BY_SIGNAL + signal.as_raw() as u8)
+}
+
+/// Says that a program cannot be run, and gives the exit code of shells for that.
+pub(super) fn not_run(program: &OsStr, error: &io::Error) -> CliError {
+    say(format_args!("{} cannot be run: {error}", program.display()));
+    let is_missing = error.kind() == io::ErrorKind::NotFound;
+    CliError::Passed(if is_missing { NOT_FOUND } else { NOT_RUNNABLE })
 }
 
 /// Runs a program to its end in this process's group, with its standard streams. Passes signals on, except
@@ -50,9 +54,7 @@ pub(super) async fn run(
     let mut child = match spawned {
         Ok(child) => child,
         Err(error) => {
-            say(format_args!("{} cannot be run: {error}", program.display()));
-            let is_missing = error.kind() == ErrorKind::NotFound;
-            return Err(CliError::Passed(if is_missing { NOT_FOUND } else { NOT_RUNNABLE }));
+            return Err(not_run(program, &error));
         }
     };
     let status = loop {

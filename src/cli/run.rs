@@ -27,7 +27,8 @@ use crate::process::signals::Signals;
 The command's environment has KITFS_MOUNT, the directory of the first kit, and
 KITFS_MOUNT_1, KITFS_MOUNT_2, … for all kits. The mounts end with the command,
 even if it is killed; so do the changes of --overlay without DIR. The exit code
-is the command's; 127: not found, 126: cannot be run, 128 + N: signal N.
+is the command's; 125: kitfs failed, 126: the command cannot be run, 127: not
+found, 128 + N: signal N.
 
 Examples:
   kitfs run ghcr.io/org/model:v1 /models -- python serve.py /models
@@ -74,6 +75,10 @@ struct Place {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    mount_and_run(settings, arguments).await.map_err(CliError::of_runner)
+}
+
+async fn mount_and_run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let config = settings.daemon_on_demand(&arguments.idle)?;
     let fresh = match (&arguments.reference, &arguments.mountpoint) {
         (Some(_), None) => Some(mountpoint(&fresh(&settings.folder_for_mountpoints()))?),

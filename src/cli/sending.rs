@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::error::CliError;
+use super::list::has_selector;
 use super::output::{byte_bar, print_json, print_line};
 use super::sizes;
 use crate::control::api::Failure;
@@ -57,12 +58,17 @@ struct Outcome {
     manifests: u64,
 }
 
-/// Parses the place that a command writes to. A layout without a tag gets that of the kit.
+/// Parses the place that a command writes to. One without a tag gets that of the kit.
 pub(super) fn destination_of(text: &str, from: &Origin) -> Result<Origin, CliError> {
     let to = Origin::parse(text).map_err(Failure::from)?;
     Ok(match (&to, from.selector()) {
         (Origin::OciLayout { selector: None, .. }, Some(selector)) => {
             to.with_selector(selector.clone())
+        }
+        (Origin::Registry(_) | Origin::KitStorage(_), Some(tag @ Selector::Tag(_)))
+            if !has_selector(text) =>
+        {
+            to.with_selector(tag.clone())
         }
         _ => to,
     })

@@ -102,6 +102,7 @@ impl Settings {
             system: None,
             idle_exit: None,
             listen: self.listen()?,
+            log_format: self.environment.log_format,
         })
     }
 
@@ -151,6 +152,21 @@ impl Settings {
     pub(super) fn is_utf8(&self) -> bool {
         let locale = self.environment.locale.as_deref().unwrap_or_default().to_ascii_lowercase();
         locale.contains("utf-8") || locale.contains("utf8")
+    }
+
+    /// The folders in which programs are found.
+    pub(super) fn program_folders(&self) -> Vec<PathBuf> {
+        self.environment.program_folders.clone()
+    }
+
+    /// The names of the variables that are set and that kitfs may read.
+    pub(super) fn names_of_variables(&self) -> &[String] {
+        &self.environment.names
+    }
+
+    /// The values of variables that are secrets.
+    pub(super) fn secret_values(&self) -> &[String] {
+        &self.environment.secrets
     }
 
     /// The folder for mountpoints that nobody has named.

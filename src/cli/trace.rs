@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::error::CliError;
 use super::output::{count_of, print_line, print_table, printable, say, warn};
-use super::program::exit_code_of;
+use super::program::{exit_code_of, not_run};
 use super::settings::{Settings, mountpoint};
 use super::sizes;
 use crate::control::ByteStream;
@@ -69,7 +69,11 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     match arguments.command {
         Command::Record { mountpoint: place, output, command } => {
             let request = RecordRequest { mountpoint: mountpoint(&place)?, view: own_view().ok() };
-            record(settings, request, output.as_deref(), &command).await
+            let recorded = record(settings, request, output.as_deref(), &command).await;
+            match command.is_empty() {
+                true => recorded,
+                false => recorded.map_err(CliError::of_runner),
+            }
         }
         Command::Show { file, summary } => show(&file, summary),
     }
@@ -106,7 +110,7 @@ async fn record(
             let failed = |error| {
                 // Best effort: `trace show` refuses an empty file.
                 let _ = path.filter(|_| is_new).map(std::fs::remove_file);
-                CliError::usage(format!("{}: {error}", program.display()))
+                not_run(program, &error)
             };
             Some(Process::new(program).args(arguments).kill_on_drop(true).spawn().map_err(failed)?)
         }
@@ -312,7 +316,7 @@ impl Output {
 
 fn unwritten(path: Option<&Path>, error: std::io::Error) -> CliError {
     match path {
-        Some(path) => CliError::usage(format!("cannot write {}: {error}", path.display())),
+        Some(path) => CliError::unwritten(path, &error),
         None => error.into(),
     }
 }

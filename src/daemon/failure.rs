@@ -14,36 +14,6 @@ use crate::oci::{ChoiceError, Digest, LabelError, ReferenceError};
 use crate::source::SourceError;
 use crate::source::sending::SendError;
 
-impl FailureKind {
-    /// Every kind that ends a command.
-    const ALL: [Self; 9] = [
-        Self::Internal,
-        Self::Usage,
-        Self::NotFound,
-        Self::Unauthorized,
-        Self::Unavailable,
-        Self::BadContent,
-        Self::Mountpoint,
-        Self::Cache,
-        Self::Daemon,
-    ];
-
-    /// The exit code of a command that fails like this (docs/operations.md).
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Internal => 1,
-            Self::Usage => 2,
-            Self::NotFound => 3,
-            Self::Unauthorized => 4,
-            Self::Unavailable => 5,
-            Self::BadContent => 6,
-            Self::Mountpoint => 7,
-            Self::Cache => 8,
-            Self::Daemon | Self::Stale => 9,
-        }
-    }
-}
-
 impl Failure {
     /// The failure of a complete layer without a computed digest. `title` names the layer.
     pub(super) fn unverifiable(title: &str) -> Self {
@@ -155,10 +125,7 @@ impl From<SendError> for Failure {
             SendError::Source(error) => source_kind(error),
             SendError::TagExists { .. } | SendError::TooLarge { .. } => FailureKind::Usage,
             SendError::Manifest { .. } => FailureKind::BadContent,
-            SendError::Unwritable { error, .. } => match error.kind() {
-                io::ErrorKind::PermissionDenied => FailureKind::Unauthorized,
-                _ => FailureKind::Unavailable,
-            },
+            SendError::Unwritable { error, .. } => FailureKind::of_write(error),
         };
         Self::new(kind, error.to_string())
     }

@@ -25,6 +25,7 @@ use super::listening::{self, KIT_OPTIONS_VARIABLE};
 use super::log::Log;
 use crate::control::api::{Failure, FailureKind};
 use crate::keeper::{self, Channel};
+use crate::observe::LogFormat;
 use crate::process::limits::ChildLimits;
 
 /// The name of the lock in the cache folder.
@@ -274,6 +275,9 @@ fn command(program: &Program, word: &str, config: &DaemonConfig) -> Command {
     let idle_exit = config.idle_exit.map(|limit| limit.as_secs().to_string());
     command.arg("--idle-exit").arg(idle_exit.unwrap_or("never".to_owned()));
     config.listen.iter().for_each(|listen| listen.pass_on(&mut command));
+    if config.log_format == LogFormat::Json {
+        command.arg("--log-format").arg("json");
+    }
     if let Some(capacity_bytes) = config.cache_capacity_bytes {
         command.arg("--cache-size").arg(capacity_bytes.to_string());
     }

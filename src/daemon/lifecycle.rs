@@ -43,6 +43,7 @@ use crate::control::api::{DaemonStatus, Failure, FailureKind, MountDescription, 
 use crate::control::socket::{Address, FolderSocket, SocketPath};
 use crate::http::{self, HttpConfig};
 use crate::keeper::Order;
+use crate::observe::LogFormat;
 use crate::process::limits::ChildLimits;
 use crate::process::running_time::{self, Stopwatch};
 
@@ -63,6 +64,8 @@ pub struct DaemonConfig {
     pub system: Option<SystemConfig>,
     /// Set for a daemon with an HTTP interface.
     pub listen: Option<ListenConfig>,
+    /// The format of the log.
+    pub log_format: LogFormat,
 }
 
 /// The settings of a daemon that runs as root for several users.

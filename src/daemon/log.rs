@@ -16,6 +16,12 @@ const LIMIT_BYTES: u64 = 8 * 1024 * 1024;
 /// The interval between two looks at the size of the log.
 const INTERVAL: Duration = Duration::from_secs(60);
 
+/// The files of the log in a cache folder, the older one first.
+pub fn log_files(folder: &Path) -> [PathBuf; 2] {
+    let path = folder.join(NAME);
+    [aside(&path), path]
+}
+
 /// Opens the log for a daemon that is started, in its cache folder.
 pub(super) fn open(folder: &Path) -> io::Result<(File, PathBuf)> {
     let path = folder.join(NAME);
@@ -75,7 +81,11 @@ impl Log {
 }
 
 fn put_aside(path: &Path) -> io::Result<()> {
-    std::fs::rename(path, path.with_extension("log.1"))
+    std::fs::rename(path, aside(path))
+}
+
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension("log.1")
 }
 
 fn create(path: &Path) -> io::Result<File> {

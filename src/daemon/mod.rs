@@ -78,6 +78,7 @@ pub use group::group;
 pub use keep::{Beginning, become_keeper, keep};
 pub use lifecycle::{DaemonConfig, SystemConfig, detach, report_ready, run};
 pub use listening::{KIT_OPTIONS_VARIABLE, ListenConfig};
+pub use log::log_files;
 pub use networks::sources_of_command;
 pub use replay::{TRACE_LIMIT_BYTES, read_trace};
 pub use service::Service;

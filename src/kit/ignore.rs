@@ -27,6 +27,8 @@ const PATTERNS_LIMIT: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct IgnoreRules {
     patterns: Vec<Pattern>,
+    /// The line and the cleaned path of each pattern of the file; built-in ones come behind.
+    lines: Vec<(usize, Vec<u8>)>,
 }
 
 /// The fault of a `.kitignore`.
@@ -44,7 +46,7 @@ impl IgnoreRules {
     /// # Errors
     /// Fails if a pattern is malformed, or there are too many.
     pub fn parse(text: &[u8]) -> Result<Self, IgnoreError> {
-        let mut patterns = Vec::new();
+        let (mut patterns, mut lines) = (Vec::new(), Vec::new());
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
             let failed = |reason: String| IgnoreError { line: index + 1, reason };
@@ -62,12 +64,36 @@ impl IgnoreRules {
                 failed(format!("`{}`: {reason}", shown(&String::from_utf8_lossy(&name))))
             })?;
             patterns.push(pattern);
+            lines.push((index + 1, name));
         }
         for name in KITFILE_NAMES.into_iter().chain([IGNORE_FILE]) {
             let pattern = Pattern::parse(name.as_bytes(), false);
             patterns.push(pattern.expect("a name without wildcards is a pattern"));
         }
-        Ok(Self { patterns })
+        Ok(Self { patterns, lines })
+    }
+
+    /// A warning for each pattern of the file that matches none of the paths. A pattern below a path that is
+    /// ignored as a whole gets none: the paths there are not known.
+    pub fn warnings<'a>(&self, paths: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
+        let mut unmatched: Vec<usize> = (0..self.lines.len()).collect();
+        for path in paths {
+            if unmatched.is_empty() {
+                break;
+            }
+            unmatched.retain(|&index| !is_self_or_parent(&self.patterns[index], path));
+        }
+        let lies_below_ignored = |text: &[u8]| {
+            let slashes = text.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+            slashes.into_iter().any(|(at, _)| self.ignores(&text[..at]))
+        };
+        let told = unmatched.into_iter().map(|index| &self.lines[index]);
+        told.filter(|(_, text)| !lies_below_ignored(text))
+            .map(|(line, text)| {
+                let text = shown(&String::from_utf8_lossy(text));
+                format!("{IGNORE_FILE}, line {line}: `{text}` matches nothing")
+            })
+            .collect()
     }
 
     /// Whether the patterns keep a path out. The path is relative, clean, and has `/` between its components.
@@ -160,6 +186,19 @@ mod tests {
 
     fn rules(lines: &str) -> IgnoreRules {
         IgnoreRules::parse(lines.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn patterns_that_match_nothing_are_told_with_their_line() {
+        let rules = rules("*.tmp\n# words\nno/such\n!keep.tmp\nbuild\nbuild/*.o\n");
+        let paths = ["a.tmp", "build", "c/d"].map(str::as_bytes);
+        let expected = [
+            ".kitignore, line 3: `no/such` matches nothing",
+            ".kitignore, line 4: `keep.tmp` matches nothing",
+        ];
+        assert_eq!(rules.warnings(paths.into_iter()), expected);
+        let paths = ["a.tmp", "keep.tmp", "no/such/x", "build"].map(str::as_bytes);
+        assert!(rules.warnings(paths.into_iter()).is_empty());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The set-up of the log, the text form of sizes in messages, and metrics.
+//! The set-up of the log, the text form of sizes in messages, metrics, and the redaction of secrets.
 //!
 //! - [`metrics`]: names, types and help texts of all metrics, and the text form of Prometheus.
 //! - [`reads`]: counts and latencies of reads.
@@ -9,18 +9,21 @@
 
 pub mod metrics;
 pub mod reads;
+mod redaction;
 mod sizes;
 
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 
+pub use redaction::{REDACTED, Redactor, is_secret_name};
 pub use sizes::shown_bytes;
 
 /// The format of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// Text for people.
+    #[default]
     Text,
     /// A JSON object a line.
     Json,

@@ -99,14 +99,14 @@ fn other_base(path: &Path, has: &Record, wanted: &Record) -> String {
     if has.reference == wanted.reference {
         return format!(
             "{} names {} by now, and the changes in {place} belong to {}. Go on with `kitfs mount \
-             --overlay={place} {pinned} DIR`, or begin anew with another folder; `kitfs overlay diff {place}` \
-             lists the changes",
+             --overlay={place} {pinned} DIR`, take the changes back with `kitfs overlay reset {place}`, or name \
+             another folder with --overlay=UPPER; `kitfs overlay diff {place}` lists the changes",
             wanted.reference, wanted.digest, has.digest
         );
     }
     format!(
         "the changes in {place} belong to {} ({}), and not to {} ({}). Name another folder with \
-         --overlay=UPPER, or mount {pinned}",
+         --overlay=UPPER, mount {pinned}, or take the changes back with `kitfs overlay reset {place}`",
         has.reference, has.digest, wanted.reference, wanted.digest
     )
 }

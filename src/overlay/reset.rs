@@ -37,11 +37,11 @@ impl Folder {
         Ok(())
     }
 
-    /// Takes the changes at a path of the view back, and those below it.
+    /// Takes the changes at a path of the view back, and those below it. Returns whether there were any.
     ///
     /// # Errors
     /// When the path leaves the view, or lies in a folder that does not show the base's.
-    pub fn reset_path(&self, path: &Path) -> Result<(), OverlayError> {
+    pub fn reset_path(&self, path: &Path) -> Result<bool, OverlayError> {
         let refused =
             |why: &str| OverlayError::Refused(format!("{} cannot be reset: {why}", path.display()));
         let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
@@ -61,15 +61,17 @@ impl Folder {
                 }
             }
         }
+        let mut has_changes = false;
         for place in scan::places(&self.upper(), path, marks) {
             let removed = match fs::symlink_metadata(&place) {
                 Ok(found) if found.is_dir() => fs::remove_dir_all(&place),
                 Ok(_) => fs::remove_file(&place),
                 Err(error) => Err(error),
             };
+            has_changes |= removed.is_ok();
             gone(removed).map_err(io)?;
         }
-        Ok(())
+        Ok(has_changes)
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Prepared {
     kitfile: AuthoredKitfile,
     entries: Vec<FolderEntry>,
     plan: PackPlan,
+    /// Warnings about the `.kitignore`.
+    ignore_warnings: Vec<String>,
     /// The layer of the base that each layer of the plan is.
     kept: Vec<Option<BaseLayer>>,
     /// The places of kept layers.
@@ -196,8 +198,9 @@ impl Prepared {
         let entries = folder.walk(&is_skipped)?;
         let plan = packing::plan(&kitfile, parent_paths, &rules, &entries, options.form())
             .map_err(|error| PackError::Plan { kitfile: kitfile_place.to_owned(), error })?;
+        let ignore_warnings = rules.warnings(entries.iter().map(|entry| entry.path.as_bytes()));
         let (kept, origins) = (vec![None; plan.layers.len()], Origins::default());
-        Ok(Self { folder, kitfile, entries, plan, kept, origins, options })
+        Ok(Self { folder, kitfile, entries, plan, ignore_warnings, kept, origins, options })
     }
 
     /// Takes layers without changes from a base, by digest. Their files are not read.
@@ -230,9 +233,10 @@ impl Prepared {
         &self.plan
     }
 
-    /// Warnings about the Kitfile and the plan.
+    /// Warnings about the Kitfile, the `.kitignore` and the plan.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.kitfile.warnings();
+        warnings.extend(self.ignore_warnings.iter().cloned());
         warnings.extend(self.plan.warnings.iter().cloned());
         warnings
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::admission::UserId;
 use super::kit_storage::{Elsewhere, KitStorage, Origins};
 use super::oci_layout::OciLayout;
-use super::registry::{RegistryClient, Silence};
+use super::registry::{Probe, RegistryClient, Silence};
 use super::s3::{S3, S3Config};
 use super::sending::{Destination, KitStorageDestination, OciLayoutWriter, SendError};
 use super::{Objects, Pulled, Repositories, Repository, SourceError};
@@ -51,6 +51,14 @@ impl Sources {
     /// Fails also where the registry lets nobody list them, as most public ones do.
     pub async fn catalogue(&self, host: &str) -> Result<Vec<String>, SourceError> {
         self.registries.catalogue(host).await
+    }
+
+    /// The addresses of a registry, to be looked at; `repository` may be empty.
+    ///
+    /// # Errors
+    /// As for [`RegistryClient::probes`].
+    pub fn probes(&self, host: &str, repository: &str) -> Result<Vec<Probe>, SourceError> {
+        self.registries.probes(host, repository)
     }
 
     /// Every repository of kit's own storage, sorted.

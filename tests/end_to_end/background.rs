@@ -441,7 +441,7 @@ fn a_trace_that_cannot_be_written_does_not_end_the_program() {
         let outcome = counted.kitfs.run(&command);
         assert_eq!(outcome.stdout, b"went on\n", "{}", outcome.stderr);
         assert!(outcome.stderr.contains("cannot write /dev/full"), "{}", outcome.stderr);
-        assert_eq!(outcome.code, Some(if code == 0 { 2 } else { code }), "{}", outcome.stderr);
+        assert_eq!(outcome.code, Some(if code == 0 { 125 } else { code }), "{}", outcome.stderr);
     }
 }
 
@@ -571,7 +571,7 @@ fn a_recording_says_how_much_it_has() {
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
         outcome.stderr
     };
-    counted.kitfs.fail(2, &["trace", "record", "-o", trace, place, "--", "/nowhere/command"]);
+    counted.kitfs.fail(127, &["trace", "record", "-o", trace, place, "--", "/nowhere/command"]);
     assert!(!Path::new(trace).exists(), "nothing is left of what did not begin");
     let said = record("true");
     assert!(said.contains("the trace is empty"), "{said}");
@@ -579,7 +579,7 @@ fn a_recording_says_how_much_it_has() {
     let said = record(&format!("head -c 1000 {place}/weights/shard-0 > /dev/null"));
     assert!(said.contains("recorded 1 line\n"), "{said}");
     let text = fs::read_to_string(trace).unwrap();
-    counted.kitfs.fail(2, &["trace", "record", "-o", trace, place, "--", "/nowhere/command"]);
+    counted.kitfs.fail(127, &["trace", "record", "-o", trace, place, "--", "/nowhere/command"]);
     let said = record("true");
     assert!(said.contains("the trace is empty"), "{said}");
     assert_eq!(fs::read_to_string(trace).unwrap(), text, "a good trace stays");
@@ -587,7 +587,7 @@ fn a_recording_says_how_much_it_has() {
     assert!(said.contains("recorded 1 line\n"), "{said}");
     let replaced = fs::read_to_string(trace).unwrap();
     assert!(replaced.contains("shard-2") && !replaced.contains("shard-0"), "{replaced}");
-    let said = counted.kitfs.fail(2, &["trace", "record", place, "--", "true"]);
+    let said = counted.kitfs.fail(125, &["trace", "record", place, "--", "true"]);
     assert!(said.contains("add -o FILE"), "{said}");
 }
 

@@ -140,7 +140,10 @@ fn a_command_that_cannot_be_run_gives_the_exit_codes_of_shells() {
         assert!(left_behind(&kitfs).is_empty());
     }
     let outcome = run_to_end(&kitfs, &["oci:/no/such/kit", "--", "true"]);
-    assert_eq!(outcome.code, Some(3), "{}", outcome.stderr);
+    assert_eq!(outcome.code, Some(125), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("/no/such/kit"), "{}", outcome.stderr);
+    let outcome = run_to_end(&kitfs, &["--nonsense", &reference, "--", "true"]);
+    assert_eq!(outcome.code, Some(125), "{}", outcome.stderr);
 }
 
 #[test]

@@ -309,7 +309,7 @@ fn a_full_disk_ends_a_pack_with_a_clear_word_and_leaves_nothing() {
     fs::write(source.join("Kitfile"), "manifestVersion: 1.0.0\nmodel: {path: m}\n").unwrap();
     fs::write(source.join("m"), vec![3; 16 * MIB as usize]).unwrap();
     let arguments = ["pack", "src", "--config", home.to_str().unwrap(), "-t", "demo:v1"];
-    let words = kitfs.fail(1, &arguments);
+    let words = kitfs.fail(8, &arguments);
     assert!(words.contains("cannot write") && words.contains("free space there"), "{words}");
     let storage = home.join("storage");
     assert_eq!(storage.join("blobs/sha256").read_dir().unwrap().count(), 0);

@@ -155,6 +155,6 @@ fn a_storage_that_cannot_be_written_is_named() {
     workshop.write("Kitfile", "code: [{path: c}]");
     workshop.write("c", "");
     fs::write(workshop.home(), "a file").unwrap();
-    let words = workshop.fail(1, &["-t", "demo:v1"]);
+    let words = workshop.fail(8, &["-t", "demo:v1"]);
     assert!(words.contains("cannot write") && words.contains("kitops/storage"), "{words}");
 }

@@ -199,5 +199,5 @@ fn make_unfinished<T>(
 }
 
 fn write_error(path: &Path, error: io::Error) -> CliError {
-    CliError::new(FailureKind::Usage, format!("cannot write {}: {error}", path.display()))
+    CliError::unwritten(path, &error)
 }

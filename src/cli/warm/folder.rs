@@ -383,9 +383,7 @@ impl Filling<'_> {
                 tokio::task::spawn_blocking(move || syncfs(folder?.as_fd()).map_err(Into::into));
             let synced: std::io::Result<()> =
                 synced.await.map_err(|error| CliError::internal(error.to_string()))?;
-            synced.map_err(|error| {
-                CliError::usage(format!("cannot write {}: {error}", self.root.display()))
-            })?;
+            synced.map_err(|error| CliError::unwritten(&self.root, &error))?;
         }
         let mut noted = Vec::new();
         for (entry, file) in group.files.iter().zip(files) {

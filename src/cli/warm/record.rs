@@ -177,7 +177,7 @@ impl Record {
     }
 
     fn failed(&self, error: io::Error) -> CliError {
-        CliError::usage(format!("cannot write the record {}: {error}", self.path.display()))
+        CliError::unwritten(&self.path, &error)
     }
 }
 

@@ -68,7 +68,18 @@ pub struct Known {
     pub trouble: Option<String>,
     /// The files that were looked at or would have been; empty before the first look.
     pub looked_in: Vec<PathBuf>,
+    /// The place of the credential; `None` without a credential, and where a command has carried it here.
+    pub found_in: Option<FoundIn>,
     version: FilesVersion,
+}
+
+/// The place where a credential was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundIn {
+    /// The file with the credential, or with the name of the helper that has it.
+    pub file: PathBuf,
+    /// The name of the credential helper.
+    pub helper: Option<String>,
 }
 
 /// The state of the files that was read. In another state they may say something else.
@@ -184,8 +195,10 @@ impl CredentialStore {
             let config = DockerConfig::decode(&json)
                 .map_err(|detail| configuration(&path.display().to_string(), detail))?;
             let asked = Asked { config: &config, path, registry, repository };
-            known.credential = self.find_in(&asked, &mut known.trouble).await?;
-            if known.credential != Credential::Anonymous {
+            let (credential, helper) = self.find_in(&asked, &mut known.trouble).await?;
+            if credential != Credential::Anonymous {
+                known.credential = credential;
+                known.found_in = Some(FoundIn { file: path.clone(), helper });
                 break;
             }
         }
@@ -232,21 +245,23 @@ impl CredentialStore {
         .await
     }
 
+    /// Looks for a credential in a file. Returns the name of the helper that gave it, too.
     async fn find_in(
         &self,
         asked: &Asked<'_>,
         trouble: &mut Option<String>,
-    ) -> Result<Credential, SourceError> {
+    ) -> Result<(Credential, Option<String>), SourceError> {
         let Asked { config, path, registry, repository } = *asked;
         let file = path.display().to_string();
         if let Some(name) = config.helper(registry, repository) {
             let found = self.ask(name, registry).await;
-            return found.map_err(|detail| configuration(&file, detail));
+            let found = found.map_err(|detail| configuration(&file, detail))?;
+            return Ok((found, Some(name.to_owned())));
         }
         if let Some(name) = config.store() {
             match self.ask(name, registry).await {
                 Ok(Credential::Anonymous) => {}
-                Ok(credential) => return Ok(credential),
+                Ok(credential) => return Ok((credential, Some(name.to_owned()))),
                 Err(detail) => {
                     tracing::warn!(%file, registry, %detail, "going on without the credential store");
                     let words = format!("the credential store of {file} cannot be asked: {detail}");
@@ -259,7 +274,7 @@ impl CredentialStore {
         if credential != Credential::Anonymous {
             self.warn_if_open_to_all(path);
         }
-        Ok(credential)
+        Ok((credential, None))
     }
 
     async fn ask(&self, name: &str, registry: &str) -> Result<Credential, String> {
@@ -284,10 +299,10 @@ impl CredentialStore {
     }
 }
 
-/// Whether every user of the machine can read a file.
-fn is_open_to_all(path: &Path) -> bool {
+/// Whether other users of the machine can read a file.
+pub fn is_open_to_all(file: &Path) -> bool {
     const READ_BY_OTHERS: u32 = 0o004;
-    path.metadata().is_ok_and(|metadata| metadata.mode() & READ_BY_OTHERS != 0)
+    file.metadata().is_ok_and(|metadata| metadata.mode() & READ_BY_OTHERS != 0)
 }
 
 /// A file, and the host to look for.

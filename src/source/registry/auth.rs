@@ -98,6 +98,11 @@ impl Authorizations {
 }
 
 impl Access {
+    /// The authorization that was granted last.
+    pub(super) async fn granted(&self) -> Option<Authorization> {
+        self.state.lock().await.granted.clone()
+    }
+
     /// The credential with which the last authorization was asked for.
     pub(super) async fn known(&self) -> Known {
         self.state.lock().await.known.clone()

@@ -4,6 +4,7 @@
 //! repository --> endpoints in order --> retries --> ask --> slot, authorization, redirects
 //!     '--> blobs: where a blob lies --> range: the bytes that an answer holds
 //!            '--> download: its bytes, over as many requests as it takes
+//! probe: one question for each property of a registry, for diagnosis --> ask
 //! upload: the same repository as a destination --> retries --> ask
 //! ```
 //!
@@ -34,6 +35,7 @@ mod errand;
 mod exchange;
 mod listing;
 mod message;
+mod probe;
 mod proxies;
 mod range;
 mod redirect;
@@ -64,8 +66,12 @@ use crate::oci::Reference;
 use crate::process::limits::ChildLimits;
 
 pub(super) use message::authority;
+pub use probe::{
+    Greeting, Login, Probe, ProbedManifest, ProbedRange, PushRights, Rate, ServedRange,
+};
 pub use silences::Silence;
 pub use timing::Timing;
+pub use tls::authorities_of_machine;
 pub use upload::UploadSizes;
 
 /// The ways to reach registries.

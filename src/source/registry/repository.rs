@@ -76,6 +76,10 @@ impl RegistryRepository {
         let (registry, repository) = (registry.into(), repository.to_owned());
         Self(Arc::new(Remote { client, registry, name, repository, endpoints }))
     }
+
+    pub(super) fn remote(self) -> Arc<Remote> {
+        self.0
+    }
 }
 
 /// Every repository that a registry lists, sorted.
@@ -161,6 +165,15 @@ impl Remote {
 
     pub(super) fn repository(&self) -> &str {
         &self.repository
+    }
+
+    /// The number of addresses.
+    pub(super) fn endpoints(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    pub(super) fn endpoint(&self, index: usize) -> &Endpoint {
+        &self.endpoints[index].0
     }
 
     async fn manifest(&self, selector: &Selector) -> Result<(Digest, Bytes), SourceError> {
@@ -255,6 +268,17 @@ impl Remote {
         selector: &Selector,
         errand: &Errand,
     ) -> Result<(Digest, Bytes), Failure> {
+        let (digest, bytes, _) = self.manifest_and_head(upstream, selector, errand).await?;
+        Ok((digest, bytes))
+    }
+
+    /// A manifest from one address, with the headers of the answer.
+    pub(super) async fn manifest_and_head(
+        &self,
+        upstream: &Upstream,
+        selector: &Selector,
+        errand: &Errand,
+    ) -> Result<(Digest, Bytes, HeaderMap), Failure> {
         let (text, what) = match selector {
             Selector::Tag(tag) => (tag.clone(), format!("the tag `{tag}`")),
             Selector::Digest(digest) => {
@@ -289,7 +313,7 @@ impl Remote {
                 got,
             }
             .into()),
-            Some(_) | None => Ok((got, bytes)),
+            Some(_) | None => Ok((got, bytes, answer.headers().clone())),
         }
     }
 

@@ -65,6 +65,11 @@ impl Machine {
     }
 }
 
+/// The number of authorities that this machine trusts. Reads their files.
+pub fn authorities_of_machine() -> usize {
+    Machine::default().roots().len()
+}
+
 impl Tls {
     /// The settings of a client; reads the files.
     ///

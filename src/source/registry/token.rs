@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use http::HeaderValue;
 use serde_json::{Map, Value};
 use url::Url;
@@ -114,6 +116,27 @@ pub(super) fn bearer(token: &str) -> Option<HeaderValue> {
     let mut header = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
     header.set_sensitive(true);
     Some(header)
+}
+
+/// Whether the token in an `Authorization` header lets its owner push to a repository. `None` where the token
+/// does not say so: only a JSON web token with the claim `access` does (distribution's "Token Authentication
+/// Implementation").
+pub(super) fn may_push(header: &HeaderValue, repository: &str) -> Option<bool> {
+    #[derive(serde::Deserialize)]
+    struct Claims {
+        access: Vec<Resource>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Resource {
+        name: String,
+        actions: Vec<String>,
+    }
+    let token = header.to_str().ok()?.strip_prefix("Bearer ")?;
+    let claims = token.split('.').nth(1)?;
+    let claims = BASE64_URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
+    let claims: Claims = serde_json::from_slice(&claims).ok()?;
+    let mut named = claims.access.iter().filter(|one| one.name == repository);
+    Some(named.any(|one| one.actions.iter().any(|action| action == "push" || action == "*")))
 }
 
 #[cfg(test)]
@@ -230,5 +253,24 @@ mod tests {
                 prop_assert!(token.renew_after <= Duration::from_secs(86_390));
             }
         }
+    }
+
+    #[test]
+    fn the_right_to_push_is_read_from_the_token() {
+        let header = |claims: &str| {
+            bearer(&format!("e30.{}.sig", BASE64_URL_SAFE_NO_PAD.encode(claims))).unwrap()
+        };
+        let access = |actions: &str| {
+            header(&format!(
+                r#"{{"access":[{{"type":"repository","name":"org/kit","actions":[{actions}]}}]}}"#
+            ))
+        };
+        assert_eq!(may_push(&access(r#""pull","push""#), "org/kit"), Some(true));
+        assert_eq!(may_push(&access(r#""*""#), "org/kit"), Some(true));
+        assert_eq!(may_push(&access(r#""pull""#), "org/kit"), Some(false));
+        assert_eq!(may_push(&access(r#""push""#), "org/other"), Some(false));
+        assert_eq!(may_push(&header("{}"), "org/kit"), None);
+        assert_eq!(may_push(&bearer("opaque").unwrap(), "org/kit"), None);
+        assert_eq!(may_push(&HeaderValue::from_static("Basic YTpi"), "org/kit"), None);
     }
 }

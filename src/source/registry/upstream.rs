@@ -76,6 +76,11 @@ impl Upstream {
         self.url(repository, &["blobs", &digest.to_string()])
     }
 
+    /// The URL of the list of documents that refer to a manifest (distribution-spec, "Listing Referrers").
+    pub(super) fn referrers(&self, repository: &str, digest: Digest) -> Url {
+        self.url(repository, &["referrers", &digest.to_string()])
+    }
+
     /// The URL at which uploads of blobs begin.
     pub(super) fn uploads(&self, repository: &str) -> Url {
         self.url(repository, &["blobs", "uploads", ""])

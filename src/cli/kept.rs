@@ -1,0 +1,66 @@
+//! The hint for a kit that its registry does not have, and that is packed on this machine.
+
+use std::path::Path;
+
+use crate::control::api::{Failure, FailureKind};
+use crate::oci::{Origin, Reference};
+use crate::source::Repository;
+use crate::source::kit_storage::KitStorage;
+
+/// A failure to find a kit; with the name of the same kit in kit's local storage, where it is there.
+pub(super) async fn with_kept(
+    mut failure: Failure,
+    reference: &str,
+    kitops_home: Option<&Path>,
+) -> Failure {
+    let (FailureKind::NotFound, Some(home)) = (failure.kind, kitops_home) else { return failure };
+    let Ok(Origin::Registry(wanted)) = Origin::parse(reference) else { return failure };
+    if is_kept(home, &wanted).await {
+        failure.message += &format!(
+            "; this machine has it in kit's storage: `kitfs push {reference}` sends it, and --prefer-local reads it"
+        );
+        return failure;
+    }
+    for name in local_names(&wanted) {
+        let Ok(local) = Reference::parse(&name) else { continue };
+        if local.is_local() && is_kept(home, &local).await {
+            failure.message += &format!(
+                "; this machine has {name}: write that, or `kitfs push {name} {reference}`"
+            );
+            break;
+        }
+    }
+    failure
+}
+
+/// The names that a kit may have without its host: its repository, and the last part of that.
+fn local_names(wanted: &Reference) -> Vec<String> {
+    let repository = wanted.repository();
+    let last = repository.rsplit('/').next().unwrap_or(repository);
+    let text = wanted.to_string();
+    let selector = text.rfind(repository).map_or("", |at| &text[at + repository.len()..]);
+    let mut names = vec![format!("localhost/{repository}{selector}")];
+    if last != repository {
+        names.push(format!("localhost/{last}{selector}"));
+    }
+    names
+}
+
+async fn is_kept(home: &Path, reference: &Reference) -> bool {
+    match KitStorage::open(home, reference) {
+        Ok(storage) => storage.manifest(Some(reference.selector())).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kit_may_be_packed_under_its_repository_or_its_last_name() {
+        let names = |text: &str| local_names(&Reference::parse(text).unwrap());
+        assert_eq!(names("r.example/org/kit:v1"), ["localhost/org/kit:v1", "localhost/kit:v1"]);
+        assert_eq!(names("r.example:5000/kit:v1"), ["localhost/kit:v1"]);
+    }
+}
