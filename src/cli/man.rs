@@ -49,23 +49,28 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
             CliError::usage(format!("kitfs has no command `{}`", arguments.command.join(" ")))
         })?;
     }
-    let mut text = Vec::new();
-    page(found.clone()).render(&mut text)?;
-    if arguments.command.is_empty() {
-        text.extend_from_slice(exit_codes::section_of_manual().as_bytes());
-    }
+    let text = page(found.clone())?;
     let mut output = io::stdout().lock();
     output.write_all(&text)?;
     Ok(output.flush()?)
 }
 
-fn page(command: Command) -> Man {
-    Man::new(command).source(concat!("kitfs ", env!("CARGO_PKG_VERSION"))).manual("kitfs")
+/// The page of a command. That of kitfs itself has the exit codes of all commands.
+fn page(command: Command) -> io::Result<Vec<u8>> {
+    let is_of_all = command.get_display_name().unwrap_or(command.get_name()) == command.get_name();
+    let mut text = Vec::new();
+    let man = Man::new(command).source(concat!("kitfs ", env!("CARGO_PKG_VERSION")));
+    man.manual("kitfs").render(&mut text)?;
+    if is_of_all {
+        text.extend_from_slice(exit_codes::section_of_manual().as_bytes());
+    }
+    Ok(text)
 }
 
 fn write_with_commands_below(command: Command, folder: &Path) -> io::Result<()> {
     for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
         write_with_commands_below(below.clone(), folder)?;
     }
-    page(command).generate_to(folder).map(drop)
+    let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
+    fs::write(folder.join(format!("{name}.1")), page(command)?)
 }

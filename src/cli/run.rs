@@ -27,8 +27,7 @@ use crate::process::signals::Signals;
 The command's environment has KITFS_MOUNT, the directory of the first kit, and
 KITFS_MOUNT_1, KITFS_MOUNT_2, … for all kits. The mounts end with the command,
 even if it is killed; so do the changes of --overlay without DIR. The exit code
-is the command's; 125: kitfs failed, 126: the command cannot be run, 127: not
-found, 128 + N: signal N.
+is the command's; 125: kitfs failed, 126, 127: as env(1), 128 + N: signal N.
 
 Examples:
   kitfs run ghcr.io/org/model:v1 /models -- python serve.py /models
