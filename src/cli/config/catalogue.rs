@@ -22,7 +22,6 @@ const ONE_SHOT: &[&str] = &[
     "foreground",
     "human-readable",
     "install",
-    "interval",
     "json",
     "kit",
     "kitfile",
