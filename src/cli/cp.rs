@@ -189,7 +189,7 @@ struct Copying {
     bar: ProgressBar,
     is_recursive: bool,
     numbers: Numbers,
-    /// What was copied to each place: a later source must not replace it.
+    /// The source that was copied to each place: a later source must not replace it.
     roots: HashMap<PathBuf, RawPath>,
 }
 

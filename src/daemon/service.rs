@@ -207,7 +207,7 @@ impl Service {
         &self.networks
     }
 
-    /// What the process has done.
+    /// The work that the process has done.
     pub(super) fn observed(&self) -> &Observed {
         &self.observed
     }

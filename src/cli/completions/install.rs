@@ -12,7 +12,7 @@ use crate::cli::settings::Settings;
 /// The place of a completion script.
 pub(super) struct Place {
     pub file: PathBuf,
-    /// What the user has to do so that the shell reads the file.
+    /// The next step of the user, so that the shell reads the file.
     pub next: String,
 }
 

@@ -219,7 +219,7 @@ async fn local(sources: &Sources, origin: &Origin) -> Check {
     }
 }
 
-/// What the argument names: a host has neither a repository nor a folder.
+/// The thing that the argument names: a host has neither a repository nor a folder.
 fn target(text: &str) -> Result<Target, CliError> {
     match host(text) {
         Some(host) => Ok(Target::Registry(host.to_owned())),

@@ -62,7 +62,7 @@ fn proxy(network: &NetworkOptions) -> Check {
     }
 }
 
-/// The scheme, host and port of a proxy. What stands before `@` may be a password.
+/// The scheme, host and port of a proxy. The part before `@` may have a password.
 fn without_password(proxy: &str) -> String {
     let (scheme, rest) = proxy.split_once("://").unwrap_or(("http", proxy));
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
