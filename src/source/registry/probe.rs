@@ -53,7 +53,7 @@ pub struct Greeting {
     pub proxy: Option<String>,
     /// The time from the question to the head of the answer; the connection is part of it.
     pub elapsed: Duration,
-    /// What it wants before it answers more.
+    /// The authorization that it wants before it answers more.
     pub login: Login,
     /// The seconds by which its clock is ahead of this machine's; `None` where it does not say its time.
     pub clock_ahead_seconds: Option<i64>,
