@@ -137,7 +137,7 @@ systemctl stop fstab.mount || die "the end of a mount of fstab"
 ! grep -q ' /fstab fuse.kitfs' /proc/self/mounts || die "a mount of fstab is left"
 systemctl start demand.automount || die "$(systemctl --no-pager status demand.automount)"
 ! grep -q ' /demand fuse.kitfs' /proc/self/mounts || die "mounted before a program looked"
-reads /demand || die "$(systemctl --no-pager status demand.mount)"
+timeout 60 cmp -s /demand/big.bin /srv/big/big.bin || die "$(systemctl --no-pager status demand.mount)"
 systemctl stop demand.automount demand.mount
 
 step "a daemon that hangs is restarted by the watchdog"

@@ -29,6 +29,9 @@ pub struct Attached {
     pub(super) end: watch::Sender<bool>,
     /// The mount itself, before it takes the place of another one.
     pub(super) outside: Option<OwnedFd>,
+    /// A command has made the mount and waits for its root ([`Attached::hand_over`]). The serving process must not look:
+    /// below a mount of autofs, the kernel holds up everybody but the command until the command is done.
+    pub(super) is_commands: bool,
 }
 
 impl Attached {
@@ -50,7 +53,7 @@ impl Attached {
         let (end, ended) = watch::channel(false);
         let mut attachment = Attachment::new(path, ended, options.child_limits);
         attachment.find_device();
-        Ok(Self { attachment, mountpoint, device, opens, end, outside: None })
+        Ok(Self { attachment, mountpoint, device, opens, end, outside: None, is_commands: false })
     }
 
     /// A mount outside of the tree, which is to take the place of `before`. `None` for users who may not make
@@ -73,7 +76,15 @@ impl Attached {
         let mut attachment = attachment.awaited();
         attachment.set_device(Some(swap::device_of(outside.as_fd()).map_err(&io)?));
         let mountpoint = Mountpoint::taken_over(path.to_owned(), None);
-        Ok(Some(Self { attachment, mountpoint, device, opens, end, outside: Some(outside) }))
+        Ok(Some(Self {
+            attachment,
+            mountpoint,
+            device,
+            opens,
+            end,
+            outside: Some(outside),
+            is_commands: false,
+        }))
     }
 
     /// A mount that has no place in the tree, or only one for a moment, and the overlay that is to be over it at
@@ -96,7 +107,10 @@ impl Attached {
         let mut attachment = attachment.below(folder.path().to_owned()).awaited();
         let (device, number, cover) = Cover::new(&mount_name(origin), path, folder, options)?;
         attachment.set_device(number);
-        Ok((Self { attachment, mountpoint, device, opens, end, outside: None }, cover))
+        Ok((
+            Self { attachment, mountpoint, device, opens, end, outside: None, is_commands: false },
+            cover,
+        ))
     }
 
     /// The mount itself, which another one is to make way for. To be called once.
@@ -106,12 +120,12 @@ impl Attached {
 
     /// The mount that this one replaces lies at `place`: in that part of the file tree, in that directory.
     pub fn with_place(self, place: &MountPlace) -> Self {
-        let Self { attachment, mountpoint, device, opens, end, outside } = self;
+        let Self { attachment, mountpoint, device, opens, end, outside, is_commands } = self;
         let place =
             MountPlace { device: place_of(&attachment, &mountpoint).device, ..place.clone() };
         let mountpoint = Mountpoint::taken_over(place.path.clone(), place.made);
         let attachment = attachment.moved_to(&place);
-        Self { attachment, mountpoint, device, opens, end, outside }
+        Self { attachment, mountpoint, device, opens, end, outside, is_commands }
     }
 
     /// A mount that another process has made, and hands over to this one. That process may see another part
@@ -133,7 +147,7 @@ impl Attached {
         let is_awaited = replaces || place.overlay.is_some();
         let attachment = if is_awaited { attachment.awaited() } else { attachment };
         let mountpoint = Mountpoint::taken_over(place.path.clone(), place.made);
-        Ok(Self { attachment, mountpoint, device, opens, end, outside: None })
+        Ok(Self { attachment, mountpoint, device, opens, end, outside: None, is_commands: true })
     }
 
     /// The place of the mount, for the process that serves it.

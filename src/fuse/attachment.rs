@@ -90,11 +90,6 @@ impl Attachment {
         self
     }
 
-    /// Whether the mount comes there later.
-    pub(super) fn is_awaited(&self) -> bool {
-        !self.was_there.load(Ordering::Relaxed)
-    }
-
     /// The same place, where an overlay is above the mount.
     pub(super) fn below(mut self, overlay: PathBuf) -> Self {
         self.overlay = Some(overlay);
@@ -123,11 +118,6 @@ impl Attachment {
     pub(super) fn find_device(&mut self) {
         let table = MountTable::read();
         self.device = table.ok().and_then(|table| Some(table.at(&self.path).last()?.device));
-    }
-
-    /// Whether this process sees another part of the file tree, so that the path may be another one for it.
-    pub(super) fn is_elsewhere(&self) -> bool {
-        self.is_elsewhere
     }
 
     pub(super) fn path(&self) -> &Path {

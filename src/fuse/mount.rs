@@ -83,7 +83,7 @@ impl Prepared {
         options: &MountOptions,
         config: FsConfig,
     ) -> Result<Self, MountError> {
-        let Attached { attachment, mountpoint, device, opens, end, outside: _ } = attached;
+        let Attached { attachment, mountpoint, device, opens, end, .. } = attached;
         let io = io_error(mountpoint.path());
         let nodes = content.nodes(&opens, options, config).map_err(&io)?;
         let passthrough = Arc::new(Passthrough::new(&nodes, options, opens));
@@ -177,11 +177,11 @@ impl Mount {
         sessions: Arc<Sessions>,
     ) -> Result<Self, MountError> {
         let io = io_error(attached.mountpoint.path());
+        let is_commands = attached.is_commands;
         let prepared = Prepared::new(attached, content, options, config)?;
         let features = shake_hands(&prepared.connection, &prepared.passthrough).map_err(io)?;
         let mount = prepared.serve(features, options, sessions)?;
-        // In another part of the tree, or before it is there, the command looks itself.
-        if !mount.attachment.is_elsewhere() && !mount.attachment.is_awaited() {
+        if !is_commands {
             wait_for_first_answer(mount.attachment.path(), mount.attachment.path())?;
         }
         // The handshake resets the kernel's limit, so this must come after it.
@@ -210,7 +210,15 @@ impl Mount {
         let (end, ended) = watch::channel(connection::has_ended(&device));
         let (attachment, mountpoint) = state.taken_over(ended, options.child_limits);
         let (opens, open) = OpenRecords::taken_over(opens).map_err(io)?;
-        let attached = Attached { attachment, mountpoint, device, opens, end, outside: None };
+        let attached = Attached {
+            attachment,
+            mountpoint,
+            device,
+            opens,
+            end,
+            outside: None,
+            is_commands: false,
+        };
         let prepared = Prepared::new(attached, content, options, config)?;
         let features = Features::from_bits(state.features);
         let has_passthrough = features.has(Features::PASSTHROUGH);
