@@ -128,11 +128,16 @@ impl System {
         outcome.stdout
     }
 
-    /// The mounts of a user. Dead mounts of other tests are left out.
+    /// The mounts of a user. Mounts of other tests, which have the same users, are left out.
     fn mounts(&self, user: u32) -> Value {
         let status = self.succeed(user, &["status", "--json"]);
         let mounts: Vec<Value> = serde_json::from_str(&status).unwrap();
-        mounts.into_iter().filter(|mount| mount["state"] != "dead").collect()
+        let is_ours = |mount: &Value| {
+            mount["mountpoint"]
+                .as_str()
+                .is_some_and(|it| Path::new(it).starts_with(self.root.folder()))
+        };
+        mounts.into_iter().filter(is_ours).collect()
     }
 
     fn docker_config(&self, user: u32, config: &Value) {
