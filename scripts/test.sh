@@ -80,7 +80,9 @@ done
 
 status=0
 say "cargo test ${arguments[*]}"
-cargo test --locked --no-fail-fast "${arguments[@]}" -- "${skipped[@]}" "$@" || status=$?
+# nohup and `&` in a script leave signals ignored, and tests send these.
+env --default-signal=HUP,INT,QUIT \
+    cargo test --locked --no-fail-fast "${arguments[@]}" -- "${skipped[@]}" "$@" || status=$?
 say "cargo test --doc"
 cargo test --locked --doc -- "$@" || status=$?
 

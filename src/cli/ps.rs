@@ -58,7 +58,12 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let found = tokio::task::spawn_blocking(move || uses::find(&mounts));
     let found = found.await.map_err(|error| CliError::internal(error.to_string()))?;
     if found.is_partial {
-        say("some processes cannot be looked at; root sees those of all users");
+        say(match rustix::process::geteuid().is_root() {
+            true => {
+                "some processes cannot be looked at: this container, or a security module, hides them"
+            }
+            false => "some processes cannot be looked at; root sees those of all users",
+        });
     }
     let users: Vec<User> = found.users.into_iter().map(user).collect();
     if arguments.json {

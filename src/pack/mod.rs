@@ -29,7 +29,7 @@ use crate::kit::ignore::{IGNORE_FILE, IGNORE_FILE_LIMIT_BYTES, IgnoreRules, KITF
 use crate::kit::kitfile::KITFILE_LIMIT_BYTES;
 use crate::kit::packing::reuse::{Base, BaseLayer, Changed, kept_layers};
 use crate::kit::packing::{
-    self, FolderEntry, FolderEntryKind, LeftOut, PackForm, PackPlan, PlannedLayer,
+    self, FolderEntry, FolderEntryKind, LeftOut, LeftOutReason, PackForm, PackPlan, PlannedLayer,
 };
 use crate::kit::{AuthoredKitfile, FILE_DIGESTS, FileDigests};
 use crate::layer::encode::Effort;
@@ -76,6 +76,8 @@ pub struct Prepared {
     kept: Vec<Option<BaseLayer>>,
     /// The places of kept layers.
     origins: Origins,
+    /// The files that are not those of the base.
+    changed: Changed,
     options: Options,
 }
 
@@ -200,7 +202,18 @@ impl Prepared {
             .map_err(|error| PackError::Plan { kitfile: kitfile_place.to_owned(), error })?;
         let ignore_warnings = rules.warnings(entries.iter().map(|entry| entry.path.as_bytes()));
         let (kept, origins) = (vec![None; plan.layers.len()], Origins::default());
-        Ok(Self { folder, kitfile, entries, plan, ignore_warnings, kept, origins, options })
+        let changed = Changed::default();
+        Ok(Self {
+            folder,
+            kitfile,
+            entries,
+            plan,
+            ignore_warnings,
+            kept,
+            origins,
+            changed,
+            options,
+        })
     }
 
     /// Takes layers without changes from a base, by digest. Their files are not read.
@@ -208,6 +221,7 @@ impl Prepared {
         let BasedOn { origin, base, changed, origins } = based_on;
         let kept = kept_layers(&self.plan, &self.entries, base, changed);
         self.kept = kept.into_iter().map(Option::<&BaseLayer>::cloned).collect();
+        self.changed.clone_from(changed);
         for layer in self.kept.iter().flatten() {
             let digest = layer.blob.digest;
             origins.of(digest).iter().rev().for_each(|it| self.origins.add(digest, it.clone()));
@@ -246,9 +260,17 @@ impl Prepared {
         &self.entries[index]
     }
 
-    /// The files that are left out and probably not meant to be.
+    /// The files that are left out and probably not meant to be. An author who edits a file in a view of the base
+    /// expects the change in the new version, except that of the `.kitignore`.
     pub fn surprises(&self) -> impl Iterator<Item = &LeftOut> {
-        self.plan.left_out.iter().filter(|left_out| left_out.reason.is_surprising())
+        let is_edited = |left_out: &LeftOut| {
+            let path = self.entries[left_out.index].path.as_bytes();
+            left_out.reason == LeftOutReason::NotListed
+                && path != IGNORE_FILE.as_bytes()
+                && self.changed.contains(path)
+        };
+        let left_out = self.plan.left_out.iter();
+        left_out.filter(move |left_out| left_out.reason.is_surprising() || is_edited(left_out))
     }
 
     /// The number of files in a layer, and their bytes.

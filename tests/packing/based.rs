@@ -132,6 +132,23 @@ fn a_writable_view_packs_only_the_layers_that_changed() {
 }
 
 #[test]
+fn a_change_that_no_layer_holds_is_named() {
+    let published = published();
+    let kitfs = &published.workshop.kitfs;
+    let view = kitfs.mount(&published.reference(), &["--overlay"]);
+    fs::write(view.join("README.md"), "new").unwrap();
+    fs::write(view.join(".kitignore"), "*.tmp").unwrap();
+    fs::write(view.join("src/x.tmp"), "").unwrap();
+    fs::write(view.join("src/a.py"), "print(3)").unwrap();
+    let home = published.workshop.home().display().to_string();
+    let packed = kitfs.run(&["pack", view.to_str().unwrap(), "--config", &home, "-t", "demo:v2"]);
+    let warnings: Vec<&str> =
+        packed.stderr.lines().filter(|line| line.contains("is not packed")).collect();
+    let named = "README.md is not packed: no path of the Kitfile leads to it";
+    assert!(matches!(warnings[..], [one] if one.contains(named)), "{packed:?}");
+}
+
+#[test]
 fn a_renamed_or_removed_file_of_a_view_packs_its_layer_anew() {
     let published = published();
     let kitfs = &published.workshop.kitfs;
