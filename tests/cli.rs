@@ -55,6 +55,7 @@ const COMMANDS: &[&str] = &[
     "overlay diff",
     "overlay reset",
     "status",
+    "top",
     "map",
     "explain",
     "ps",

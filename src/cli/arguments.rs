@@ -9,7 +9,7 @@ use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
 use super::{
     browse, bugreport, cache, cat, completions, config, copy, cp, daemon, diff, doctor, explain,
     info, inspect, list, log, logs, ls, man, map, mount, overlay, pack, ps, push, run, serve,
-    sizes, status, tag, trace, umount, warm,
+    sizes, status, tag, top, trace, umount, warm,
 };
 use crate::observe;
 
@@ -62,6 +62,8 @@ pub(super) enum Command {
     Overlay(overlay::Arguments),
     /// Show the mounts, and how much of each kit is in the cache.
     Status(status::Arguments),
+    /// Watch the daemon: mounts, rates, hosts, slow readers.
+    Top(top::Arguments),
     /// Show which parts of each file are in the cache.
     Map(map::Arguments),
     /// Show why bytes of a file were downloaded, and what made a read slow.

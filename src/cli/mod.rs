@@ -67,6 +67,7 @@ mod subject;
 mod supervisor;
 mod system;
 mod tag;
+mod top;
 mod trace;
 mod umount;
 mod warm;
@@ -147,6 +148,7 @@ fn run(arguments: Arguments, config: &Config, environment: Environment) -> Resul
         Command::Status(command) => block_on(status::run(&settings, command)),
         Command::Explain(command) => block_on(explain::run(&settings, command)),
         Command::Map(command) => block_on(map::run(&settings, command)),
+        Command::Top(command) => block_on(top::run(&settings, command)),
         Command::Ps(command) => block_on(ps::run(&settings, command)),
         Command::Inspect(command) => block_on(inspect::run(&settings, command)),
         Command::Restart(command) => daemon::restart(&settings, &command),

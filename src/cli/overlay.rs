@@ -12,6 +12,7 @@ use super::error::{CliError, end_of_comparison};
 use super::output::{
     path_text, print_json, print_line, print_table, print_warnings, short_digest, warn,
 };
+use super::screen::Screen;
 use super::settings::{Settings, absolute, mountpoint, overlay_name};
 use super::sizes;
 use super::system::{self, Otherwise};
@@ -140,7 +141,11 @@ fn ls(settings: &Settings, arguments: &LsArguments) -> Result<(), CliError> {
             path_text(&view.upper),
         ]
     });
-    print_table(&["VIEW", "STATE", "KIT", "DIGEST", "CHANGES", "UPPER"], &[4], rows)
+    let mut rows: Vec<Vec<String>> = rows.collect();
+    let headings = ["VIEW", "STATE", "KIT", "DIGEST", "CHANGES", "UPPER"];
+    // The folder of a view follows from its mountpoint, so view and kit stay readable, and its folder is cut.
+    Screen::of_stdout(!settings.is_utf8()).fit(&headings, [2, 5], &mut rows);
+    print_table(&headings, &[4], rows)
 }
 
 /// Prints the changes. Returns whether there are none.

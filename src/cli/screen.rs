@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal};
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use super::output::printable;
+
 /// The width of output that goes to no terminal, and the least that tables expect.
 const USUAL_WIDTH: usize = 80;
 /// A terminal that says it is narrower is taken for one of this width: no table fits less.
@@ -32,6 +34,48 @@ impl Screen {
         let width = size.map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
         let width = width.map_or(USUAL_WIDTH, |width| width.clamp(LEAST_WIDTH, MOST_WIDTH));
         Self { width, is_terminal, has_colours, is_ascii }
+    }
+}
+
+/// The spaces between two columns.
+const GAP: usize = 2;
+/// A name is not cut shorter, even where the terminal is too narrow.
+const LEAST_NAME: usize = 12;
+
+impl Screen {
+    /// Cuts the middle of the names in two columns, so that the lines of a table fit the terminal. A pipe gets them whole.
+    pub(super) fn fit(&self, headings: &[&str], names: [usize; 2], rows: &mut [Vec<String>]) {
+        if !self.is_terminal {
+            return;
+        }
+        // Cells are cut as they will be printed.
+        for row in rows.iter_mut() {
+            names.iter().for_each(|&at| row[at] = printable(row[at].as_bytes()).into_owned());
+        }
+        let widths = |column: usize| {
+            let cells = rows.iter().map(|row| width_of(&row[column]));
+            cells.chain([headings[column].len()]).max().unwrap_or(0)
+        };
+        let others = (0..headings.len()).filter(|column| !names.contains(column));
+        let taken: usize = others.map(|column| widths(column) + GAP).sum();
+        let limits = shared(self.width.saturating_sub(taken + GAP), names.map(widths));
+        for row in rows {
+            for (column, limit) in names.into_iter().zip(limits) {
+                row[column] = middle_cut(&row[column], limit, self.is_ascii);
+            }
+        }
+    }
+}
+
+/// Shares `room` columns among two names: the shorter one stays whole where it takes no more than half.
+fn shared(room: usize, [one, other]: [usize; 2]) -> [usize; 2] {
+    let half = (room / 2).max(LEAST_NAME);
+    let rest = |taken: usize| room.saturating_sub(taken).max(LEAST_NAME);
+    match (one <= half, other <= half) {
+        _ if one + other <= room => [one, other],
+        (true, _) => [one, rest(one)],
+        (false, true) => [rest(other), other],
+        (false, false) => [half, half],
     }
 }
 
@@ -68,6 +112,25 @@ mod tests {
 
     use super::*;
 
+    fn fitted(mount: &str, reference: &str, width: usize) -> usize {
+        let headings = ["MOUNT", "REFERENCE", "TOTAL", "RESIDENT", "STATE"];
+        let cells = [mount, reference, "123.4 GiB", "123.4 GiB", "fetching"];
+        let mut rows = vec![cells.map(str::to_owned).to_vec()];
+        let screen = Screen { width, is_terminal: true, has_colours: false, is_ascii: true };
+        screen.fit(&headings, [0, 1], &mut rows);
+        rows[0].iter().map(|cell| width_of(cell)).sum::<usize>() + 4 * GAP
+    }
+
+    #[test]
+    fn usual_names_stay_whole_on_80_columns() {
+        let (mount, reference) = ("/srv/models/llama", "ghcr.io/org/llama:v1");
+        assert!(fitted(mount, reference, 80) <= 80);
+        assert_eq!(shared(40, [17, 20]), [17, 20]);
+        assert_eq!(shared(40, [10, 90]), [10, 30]);
+        assert_eq!(shared(40, [90, 10]), [30, 10]);
+        assert_eq!(shared(40, [90, 90]), [20, 20]);
+    }
+
     #[test]
     fn the_middle_of_a_long_path_is_cut_out() {
         assert_eq!(middle_cut("/models/a", 9, false), "/models/a");
@@ -76,6 +139,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_line_fits_the_terminal_whatever_the_names(
+            mount in "/[\\PC]{0,200}", reference in "[\\PC]{0,200}", width in 70..200usize,
+        ) {
+            prop_assert!(fitted(&mount, &reference, width) <= width);
+        }
+
         #[test]
         fn a_cut_text_fits_and_keeps_its_ends(text in "\\PC{0,60}", width in 5..70usize, is_ascii: bool) {
             let cut = middle_cut(&text, width, is_ascii);

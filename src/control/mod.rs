@@ -97,6 +97,7 @@ operations![
     api::ReadRequest,
     api::ResidencyRequest,
     api::ExplainRequest,
+    api::WorkRequest,
     api::CloneRequest,
     api::WarmRequest,
     api::MountRequest,

@@ -71,6 +71,7 @@ mod upkeep;
 mod waiting;
 mod warming;
 mod watchdog;
+mod work;
 
 pub use backend::{Backend, OpenKit, Server};
 pub use dead::{forget_dead, running_or_restoring};

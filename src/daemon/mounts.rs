@@ -153,6 +153,14 @@ impl Mounts {
         self.served().iter().map(|served| served.status()).collect()
     }
 
+    /// The kits in memory of every mount, by mountpoint.
+    pub(super) fn kits(&self) -> Vec<(PathBuf, Vec<Arc<LoadedKit>>)> {
+        let served = self.served();
+        let each =
+            served.iter().map(|served| (served.mount.mountpoint().to_owned(), served.kits()));
+        each.collect()
+    }
+
     /// Whether nothing is mounted, and nothing is being mounted.
     pub(super) fn is_empty(&self) -> bool {
         self.table.lock().entries.is_empty()

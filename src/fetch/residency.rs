@@ -106,7 +106,7 @@ mod tests {
             for (size, filled, is_coming) in chunks {
                 let filled = filled.min(size);
                 bytes.push((at..at + size, filled, is_coming));
-                at = at + size;
+                at += size;
                 let rest = if is_coming { Presence::Coming } else { Presence::Absent };
                 expected.extend((0..size).map(|byte| if byte < filled { Presence::Resident } else { rest }));
             }

@@ -1,20 +1,13 @@
 //! The table of mounts.
 
 use crate::cli::error::CliError;
-use crate::cli::output::{path_text, print_table, printable, short_digest, state_name};
-use crate::cli::screen::{Screen, middle_cut, width_of};
+use crate::cli::output::{path_text, print_table, short_digest, state_name};
+use crate::cli::screen::Screen;
 use crate::cli::sizes;
 use crate::control::api::{HydrateState, KitState, MountStatus, PassthroughState};
 use crate::fuse::OtherMount;
 use crate::overlay;
 use crate::process::view::own_view;
-
-/// The spaces between two columns.
-const GAP: usize = 2;
-/// The columns with names, which are cut where a line is too long for the terminal.
-const NAMES: [usize; 2] = [0, 1];
-/// A name is not cut shorter, even where the terminal is too narrow.
-const LEAST_NAME: usize = 12;
 
 /// Prints the table.
 pub(super) fn print<'a>(
@@ -53,8 +46,8 @@ pub(super) fn print<'a>(
     let dead = dead.iter().map(|mount| without(mount, "DEAD"));
     let silent = silent.iter().map(|mount| without(mount, "silent"));
     let mut rows: Vec<Vec<String>> = rows.chain(dead).chain(silent).collect();
-    if screen.is_terminal && !is_wide {
-        fit(headings, &mut rows, screen);
+    if !is_wide {
+        screen.fit(headings, [0, 1], &mut rows);
     }
     print_table(headings, right, rows)
 }
@@ -81,39 +74,6 @@ fn wide_row(mount: &MountStatus) -> Vec<String> {
         hydrate_text(&mount.hydrate).to_owned(),
         passthrough_text(&mount.passthrough),
     ]
-}
-
-/// Cuts the middle of names, so that lines fit the terminal.
-fn fit(headings: &[&str], rows: &mut [Vec<String>], screen: &Screen) {
-    // Cells are cut as they will be printed.
-    for name in rows.iter_mut().flat_map(|row| &mut row[..NAMES.len()]) {
-        *name = printable(name.as_bytes()).into_owned();
-    }
-    let widths = |column: usize| {
-        let cells = rows.iter().map(|row| width_of(&row[column]));
-        cells.chain([headings[column].len()]).max().unwrap_or(0)
-    };
-    let others: usize = (NAMES.len()..headings.len()).map(|column| widths(column) + GAP).sum();
-    let room = screen.width.saturating_sub(others + GAP);
-    let wanted = NAMES.map(widths);
-    let limits = shared(room, wanted);
-    for row in rows {
-        for column in NAMES {
-            row[column] = middle_cut(&row[column], limits[column], screen.is_ascii);
-        }
-    }
-}
-
-/// Shares `room` columns among two names: the shorter one stays whole where it takes no more than half.
-fn shared(room: usize, [one, other]: [usize; 2]) -> [usize; 2] {
-    let half = (room / 2).max(LEAST_NAME);
-    let rest = |taken: usize| room.saturating_sub(taken).max(LEAST_NAME);
-    match (one <= half, other <= half) {
-        _ if one + other <= room => [one, other],
-        (true, _) => [one, rest(one)],
-        (false, true) => [rest(other), other],
-        (false, false) => [half, half],
-    }
 }
 
 /// The word for the state of a mount: what a person wants to know.
@@ -176,40 +136,5 @@ fn passthrough_text(passthrough: &PassthroughState) -> String {
             format!("on ({open_files} open, {opened_files} so far)")
         }
         PassthroughState::Off { reason } => format!("off: {reason}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn fitted(mount: &str, reference: &str, width: usize) -> usize {
-        let headings = ["MOUNT", "REFERENCE", "TOTAL", "RESIDENT", "STATE"];
-        let cells = [mount, reference, "123.4 GiB", "123.4 GiB", "fetching"];
-        let mut rows = vec![cells.map(str::to_owned).to_vec()];
-        let screen = Screen { width, is_terminal: true, has_colours: false, is_ascii: true };
-        fit(&headings, &mut rows, &screen);
-        rows[0].iter().map(|cell| width_of(cell)).sum::<usize>() + 4 * GAP
-    }
-
-    #[test]
-    fn usual_names_stay_whole_on_80_columns() {
-        let (mount, reference) = ("/srv/models/llama", "ghcr.io/org/llama:v1");
-        assert!(fitted(mount, reference, 80) <= 80);
-        assert_eq!(shared(40, [17, 20]), [17, 20]);
-        assert_eq!(shared(40, [10, 90]), [10, 30]);
-        assert_eq!(shared(40, [90, 10]), [30, 10]);
-        assert_eq!(shared(40, [90, 90]), [20, 20]);
-    }
-
-    proptest! {
-        #[test]
-        fn a_line_fits_the_terminal_whatever_the_names(
-            mount in "/[\\PC]{0,200}", reference in "[\\PC]{0,200}", width in 70..200usize,
-        ) {
-            prop_assert!(fitted(&mount, &reference, width) <= width);
-        }
     }
 }

@@ -7,7 +7,7 @@
 //! - [`InfoRequest`], [`TagsRequest`], [`CatalogueRequest`]: looking at registries.
 //! - [`CompareRequest`]: two versions.
 //! - [`MountRequest`], [`UnmountRequest`], [`RecordRequest`], [`StopRecordingRequest`]: mounts.
-//! - [`ExplainRequest`]: why bytes were fetched.
+//! - [`WorkRequest`]: the work of this moment. [`ExplainRequest`]: why bytes were fetched.
 //! - [`WarmRequest`], [`ResidencyRequest`], [`CacheRequest`]: the cache.
 
 mod activity;
@@ -24,6 +24,7 @@ mod progress;
 mod residency;
 mod tree;
 mod warm;
+mod work;
 
 pub use activity::{
     ActivityReport, ActivityRequest, ActivitySample, FetchedBytes, HostActivity, ReadActivity,
@@ -64,3 +65,4 @@ pub use tree::{
     RawPath, ReadRequest, StatRequest,
 };
 pub use warm::{LayerProgress, WarmEvent, WarmReport, WarmRequest, WarmedLayer};
+pub use work::{SlowReader, TransferUnderWay, WorkReport, WorkRequest};

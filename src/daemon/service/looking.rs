@@ -1,15 +1,17 @@
 //! The operations that look at kits and tell what happens to them. They fetch nothing.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
 use super::super::failure::panicked;
-use super::super::{explaining, residency};
+use super::super::{explaining, residency, work};
 use super::Service;
 use crate::control::api::{
     ExplainRequest, Explanation, Failure, FailureKind, RawPath, Residency, ResidencyRequest,
-    Subject,
+    Subject, WorkReport, WorkRequest,
 };
 use crate::control::{Caller, Handle, Peer};
 use crate::fs::LoadedKit;
@@ -44,6 +46,21 @@ impl Handle<ExplainRequest> for Service {
         let found = self.subject(request.subject, &request.path, caller.peer()).await?;
         let work = spawn_blocking(move || explaining::explain(&found.kit, &found.path));
         work.await.map_err(panicked)?
+    }
+}
+
+impl Handle<WorkRequest> for Service {
+    async fn handle(
+        self: &Arc<Self>,
+        _: WorkRequest,
+        caller: &Caller<WorkRequest>,
+    ) -> Result<WorkReport, Failure> {
+        let statuses = self.seen_by(caller.peer(), self.mounts.statuses().await);
+        let seen: HashSet<PathBuf> = statuses.into_iter().map(|mount| mount.mountpoint).collect();
+        let mut mounts = self.mounts.kits();
+        mounts.retain(|(mountpoint, _)| seen.contains(mountpoint));
+        // Layers and their histories: some thousands at most, but with locks.
+        spawn_blocking(move || work::report(&mounts)).await.map_err(panicked)
     }
 }
 

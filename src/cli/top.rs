@@ -1,0 +1,175 @@
+//! `kitfs top`: what a daemon does now.
+//!
+//! ```text
+//! every second: status, work, activity --> Sample --rates (pure)--> View --draw--> terminal
+//! keys, signals --------------------------------------'
+//! ```
+//!
+//! The terminal is restored when [`Terminal`] is dropped: at the end, at an error and at a signal. A hook does it
+//! when the program panics.
+
+mod draw;
+mod rates;
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use ratatui::DefaultTerminal;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::durations::parse_seconds;
+use super::error::CliError;
+use super::settings::Settings;
+use crate::control::api::{ActivityRequest, Failure, FailureKind, WorkRequest};
+use crate::daemon::Backend;
+use rates::{Model, Sample};
+
+/// The time between two looks for a key, after which the thread looks whether the program ends.
+const KEY_POLL: Duration = Duration::from_millis(100);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Keys:
+  q, Esc          end
+  s, Left, Right  sort the mounts by another column
+  r               sort in the other direction
+  Up, Down        move in the table of mounts
+  p, Space        stop and go on
+
+Rates are those between the last two looks. Readers are the processes that had
+to wait for bytes in the last minute. Reads that the kernel answers by itself
+(its own memory, passthrough) are not counted.")]
+pub(super) struct Arguments {
+    /// Look every SECONDS.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "1")]
+    interval: u64,
+    /// The daemon of all users.
+    #[arg(long)]
+    system: bool,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
+    if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
+        return Err(CliError::usage(
+            "`kitfs top` needs a terminal; `kitfs status --watch` prints into files and pipes",
+        ));
+    }
+    let mut daemon = find(settings, arguments.system).await?;
+    let mut model = Model::new(!settings.is_utf8());
+    // Before the terminal changes, so that a failure is an ordinary message.
+    model.add(sample(&daemon).await?);
+    let mut terminal = Terminal::new()?;
+    let mut keys = keys();
+    let mut looks = tokio::time::interval(Duration::from_secs(arguments.interval));
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let [mut interrupt, mut terminate, mut hangup] = kinds.map(signal);
+    let (interrupt, terminate, hangup) = (interrupt.as_mut(), terminate.as_mut(), hangup.as_mut());
+    let (Ok(interrupt), Ok(terminate), Ok(hangup)) = (interrupt, terminate, hangup) else {
+        return Err(CliError::internal("signals cannot be received"));
+    };
+    loop {
+        terminal.0.draw(|frame| draw::draw(frame, &model))?;
+        tokio::select! {
+            _ = looks.tick(), if !model.is_paused => {
+                match sample(&daemon).await {
+                    Ok(sample) => model.add(sample),
+                    // A daemon that was replaced has other processes.
+                    Err(failure) => {
+                        model.failure = Some(failure.message);
+                        daemon = find(settings, arguments.system).await?;
+                    }
+                }
+            }
+            key = keys.recv() => match key {
+                Some(Input::Key(key)) => if model.press(key) { return Ok(()) },
+                // The next draw has the new size.
+                Some(Input::Resized) => {}
+                None => return Ok(()),
+            },
+            _ = interrupt.recv() => return Err(CliError::Interrupted),
+            _ = terminate.recv() => return Ok(()),
+            _ = hangup.recv() => return Ok(()),
+        }
+    }
+}
+
+/// The daemon that is watched. Fails if it does not run.
+async fn find(settings: &Settings, is_system: bool) -> Result<Backend, CliError> {
+    let daemon = match is_system {
+        true => Backend::of_system(&settings.runtime_folder()).await?,
+        false => Backend::running(&settings.daemon()?).await?,
+    };
+    daemon.ok_or_else(|| {
+        let message = "no daemon runs, so there is nothing to watch; `kitfs mount` starts one";
+        CliError::new(FailureKind::Daemon, message)
+    })
+}
+
+async fn sample(daemon: &Backend) -> Result<Sample, Failure> {
+    let requests = (daemon.status(), daemon.ask(WorkRequest {}), daemon.ask(ActivityRequest {}));
+    let (status, work, activity) = tokio::join!(requests.0, requests.1, requests.2);
+    let activity = match activity {
+        Ok(activity) => Some(activity),
+        // Of the system's daemon only root sees the hosts and the reads of all users.
+        Err(failure) if failure.kind == FailureKind::Unauthorized => None,
+        Err(failure) => return Err(failure),
+    };
+    Ok(Sample { at: Instant::now(), status: status?, work: work?, activity })
+}
+
+/// The terminal in raw mode, on its other screen.
+struct Terminal(DefaultTerminal);
+
+impl Terminal {
+    fn new() -> Result<Self, CliError> {
+        Ok(Self(ratatui::try_init()?))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        let _ = ratatui::try_restore();
+    }
+}
+
+/// An event of the terminal.
+enum Input {
+    Key(KeyCode),
+    Resized,
+}
+
+/// Reads keys, on a thread of its own: the terminal has no asynchronous reads. The thread ends soon after the receiver
+/// is dropped.
+fn keys() -> mpsc::Receiver<Input> {
+    let (sender, receiver) = mpsc::channel(16);
+    std::thread::spawn(move || {
+        while !sender.is_closed() {
+            let input = match event::poll(KEY_POLL) {
+                Ok(false) => continue,
+                Ok(true) => event::read(),
+                Err(error) => Err(error),
+            };
+            let input = match input {
+                Ok(Event::Key(key)) if key.kind == KeyEventKind::Release => continue,
+                Ok(Event::Key(key))
+                    if key.modifiers.contains(KeyModifiers::CONTROL)
+                        && key.code == KeyCode::Char('c') =>
+                {
+                    Input::Key(KeyCode::Esc)
+                }
+                Ok(Event::Key(key)) => Input::Key(key.code),
+                Ok(Event::Resize(..)) => Input::Resized,
+                Ok(_) => continue,
+                // The terminal is gone.
+                Err(_) => return,
+            };
+            if sender.blocking_send(input).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
