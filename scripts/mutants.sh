@@ -53,7 +53,7 @@ listed() {
 # Each line gets the place that its text and the seed give it.
 sample=$(listed | while IFS= read -r line; do
     printf '%s\t%s\n' "$(printf '%s %s' "$seed" "$line" | sha256sum | cut -c1-16)" "$line"
-done | sort | head -n "$count" | cut -f2-)
+done | sort | sed -n "1,${count}p" | cut -f2-)
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

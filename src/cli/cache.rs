@@ -36,28 +36,47 @@ enum Command {
         /// A reference, or the digest of a manifest or layer (sha256: and eight digits are enough).
         #[arg(value_name = "WHAT")]
         what: String,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// Remove every layer that no mount uses, and the manifests and configs of kits without layers.
-    Clear,
+    Clear {
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Check every byte in the cache against its checksum, and drop wrong bytes.
     #[command(after_help = "\
 The checksum is from the download. For a confirmed layer it follows from the
 layer's digest. The command fails with exit code 6 when bytes are wrong. Later
 reads download them again.")]
-    Verify,
+    Verify {
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let request = match &arguments.command {
         Command::Ls { .. } => CacheRequest::List,
-        Command::Rm { what } => CacheRequest::Remove(parse_reference(what)?),
-        Command::Clear => CacheRequest::Clear,
-        Command::Verify => CacheRequest::Verify,
+        Command::Rm { what, .. } => CacheRequest::Remove(parse_reference(what)?),
+        Command::Clear { .. } => CacheRequest::Clear,
+        Command::Verify { .. } => CacheRequest::Verify,
     };
     let report = Backend::open(&settings.daemon()?).await?.ask(request).await?;
     match arguments.command {
         Command::Ls { json: true } => print_json(&report.layers),
         Command::Ls { json: false } => print_layers(&report.layers),
+        Command::Rm { json: true, .. } | Command::Clear { json: true } => {
+            print_json(&report)?;
+            fail_with(&report, "removed")
+        }
+        Command::Verify { json: true } => {
+            print_json(&report)?;
+            judge_verified(&report)
+        }
         Command::Rm { .. } => {
             let is_all_kept = report.layers.is_empty();
             match report.kept.first() {
@@ -67,8 +86,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
                 _ => print_removed(&report),
             }
         }
-        Command::Clear => print_removed(&report),
-        Command::Verify => print_verified(&report),
+        Command::Clear { .. } => print_removed(&report),
+        Command::Verify { .. } => print_verified(&report),
     }
 }
 
@@ -117,6 +136,11 @@ fn print_verified(report: &CacheReport) -> Result<(), CliError> {
         sizes::show(report.checked_bytes),
         count_of(report.layers.len() as u64, "layer", "layers")
     ))?;
+    judge_verified(report)
+}
+
+/// Fails when bytes were wrong or could not be checked.
+fn judge_verified(report: &CacheReport) -> Result<(), CliError> {
     if report.dropped_chunks == 0 {
         return fail_with(report, "checked");
     }

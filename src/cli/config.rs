@@ -247,7 +247,8 @@ pub(super) fn run(config: &Config, arguments: Arguments) -> Result<(), CliError>
 
 /// An option with its value, as `--json` prints it.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Row {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Row {
     key: String,
     /// Without a value the option has no default, or its default depends on the machine.
     value: Option<serde_json::Value>,

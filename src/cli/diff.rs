@@ -3,7 +3,7 @@
 //! The daemon compares; this file prints. The exit code is that of diff(1): 0 without a difference, 1 with
 //! one, 2 for trouble.
 
-mod facts;
+pub(in crate::cli) mod facts;
 mod files;
 
 use std::ffi::OsString;

@@ -1,8 +1,9 @@
 //! Holds the pages of this project together with the command line: docs/commands.md is generated from
-//! it, and each command line in a page must parse.
+//! it, each command line in a page must parse, and docs/schema/ has the JSON of each command.
 
 mod command_lines;
 mod command_page;
+mod schemas;
 
 use std::fs;
 use std::path::{Path, PathBuf};

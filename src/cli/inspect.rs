@@ -27,7 +27,8 @@ pub(super) struct Arguments {
 }
 
 #[derive(Debug, Serialize)]
-struct Inspected {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Inspected {
     /// The reference of the kit, with the digest of its manifest.
     reference: String,
     /// The path, percent-encoded; empty for the whole kit.

@@ -1,6 +1,6 @@
 //! `kitfs log HOST/REPOSITORY`: the versions of a repository, the newest first.
 
-mod history;
+pub(in crate::cli) mod history;
 
 use serde::Serialize;
 
@@ -54,6 +54,7 @@ pub(super) struct Arguments {
 
 /// The number of files that changed, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(super) struct FileCounts {
     pub added: u64,
     pub removed: u64,

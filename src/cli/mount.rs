@@ -16,7 +16,7 @@ use super::error::CliError;
 use super::foreground;
 use super::help::MORE_OPTIONS;
 use super::opening::Opening;
-use super::output::{count_of, print_line, print_warnings, short_digest};
+use super::output::{count_of, print_json, print_line, print_warnings, short_digest};
 use super::overlay;
 use super::reference::parse_reference;
 use super::runtime::block_on;
@@ -58,6 +58,9 @@ pub(super) struct Arguments {
     /// Say nothing about a mount that was made; for mount(8), which says nothing either.
     #[arg(long, hide = true)]
     quiet: bool,
+    /// Print the mount as a JSON object.
+    #[arg(long, conflicts_with_all = ["quiet", "foreground"], help_heading = MORE_OPTIONS)]
+    json: bool,
     #[command(flatten)]
     pub life: LifeArguments,
     #[command(flatten)]
@@ -222,13 +225,11 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
             settings.warn_of_other_bounds(&backend, &arguments.idle).await?;
             let mounted = mount(&backend, request, arguments.replace, owner.as_ref()).await?;
             mounted.overlay.iter().for_each(|upper| overlay::remember(settings, upper));
-            match arguments.quiet {
-                true => {
-                    print_warnings(&mounted.warnings);
-                    Ok(())
-                }
-                false => announce(&mounted),
+            if !arguments.quiet && !arguments.json {
+                return announce(&mounted);
             }
+            print_warnings(&mounted.warnings);
+            if arguments.json { print_json(&mounted) } else { Ok(()) }
         }),
     }
 }

@@ -79,7 +79,8 @@ struct ResetArguments {
 
 /// An element of the JSON array of `ls`.
 #[derive(Serialize)]
-struct Listed {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Listed {
     mountpoint: Option<PathBuf>,
     is_mounted: bool,
     reference: String,

@@ -3,7 +3,7 @@
 mod base;
 mod complete;
 mod parents;
-mod report;
+pub(in crate::cli) mod report;
 
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;

@@ -33,7 +33,8 @@ pub(super) struct Arguments {
 
 /// A process and a mount that it uses.
 #[derive(Debug, Serialize)]
-struct User {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct User {
     pid: u32,
     command: String,
     mountpoint: String,

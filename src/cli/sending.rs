@@ -43,7 +43,8 @@ impl SendArguments {
 
 /// The outcome of a command, for `--json`.
 #[derive(Serialize)]
-struct Outcome {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Outcome {
     /// The destination, with its tag.
     reference: String,
     digest: String,

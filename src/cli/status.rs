@@ -146,8 +146,9 @@ fn warn_about_mount(mount: &MountStatus) {
 
 /// An element of the JSON array.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged)]
-enum Listed<'a> {
+pub(in crate::cli) enum Listed<'a> {
     Served {
         #[serde(flatten)]
         mount: &'a MountStatus,

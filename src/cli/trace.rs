@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use clap::Subcommand;
 use futures_util::StreamExt;
+use serde::Serialize;
 use tokio::process::Command as Process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::error::CliError;
-use super::output::{count_of, print_line, print_table, printable, say, warn};
+use super::output::{count_of, print_json, print_line, print_table, printable, say, warn};
 use super::program::{exit_code_of, not_run};
 use super::settings::{Settings, mountpoint};
 use super::sizes;
@@ -62,7 +63,52 @@ enum Command {
         /// Show only the sums of each file.
         #[arg(long)]
         summary: bool,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
     },
+}
+
+/// A trace, for `--json`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Shown {
+    /// The reference of the mounted kit.
+    reference: String,
+    /// The digest of its manifest.
+    digest: String,
+    /// Reads that came too fast to be recorded.
+    lost_reads: u64,
+    /// The ranges in the order of the reads; none with `--summary`.
+    ranges: Vec<ShownRange>,
+    /// The sums of each file.
+    files: Vec<ShownFile>,
+}
+
+/// A range that was read.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct ShownRange {
+    /// The time since the recording began, in milliseconds.
+    at_ms: u64,
+    /// The path from the root of the mount; bytes that are not UTF-8 are percent-encoded.
+    path: String,
+    /// The first byte in the file.
+    offset: u64,
+    /// The number of bytes.
+    bytes: u64,
+}
+
+/// The reads of a file.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct ShownFile {
+    /// The path from the root of the mount; bytes that are not UTF-8 are percent-encoded.
+    path: String,
+    /// The number of ranges.
+    ranges: u64,
+    /// The sum of their bytes.
+    bytes: u64,
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
@@ -75,7 +121,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
                 false => recorded.map_err(CliError::of_runner),
             }
         }
-        Command::Show { file, summary } => show(&file, summary),
+        Command::Show { file, summary, json } => show(&file, summary, json),
     }
 }
 
@@ -392,7 +438,7 @@ impl Room {
     }
 }
 
-fn show(path: &Path, is_summary: bool) -> Result<(), CliError> {
+fn show(path: &Path, is_summary: bool, is_json: bool) -> Result<(), CliError> {
     let unusable = |why: String| CliError::usage(format!("{}: {why}", path.display()));
     let text = read_trace(path).map_err(|error| unusable(error.to_string()))?;
     let trace = Trace::parse(&text).map_err(|error| unusable(error.to_string()))?;
@@ -401,6 +447,26 @@ fn show(path: &Path, is_summary: bool) -> Result<(), CliError> {
         let (count, bytes) = files.entry(&range.path).or_default();
         *count += 1;
         *bytes = bytes.saturating_add(range.length);
+    }
+    if is_json {
+        let ranges = trace.ranges.iter().filter(|_| !is_summary).map(|range| ShownRange {
+            at_ms: range.at_ms,
+            path: percent_encoded(&range.path),
+            offset: range.offset,
+            bytes: range.length,
+        });
+        let files = files.iter().map(|(path, &(ranges, bytes))| ShownFile {
+            path: percent_encoded(path),
+            ranges,
+            bytes,
+        });
+        return print_json(&Shown {
+            reference: trace.reference,
+            digest: trace.digest.to_string(),
+            lost_reads: trace.lost,
+            ranges: ranges.collect(),
+            files: files.collect(),
+        });
     }
     print_line(format_args!("{}  {}", printable(trace.reference.as_bytes()), trace.digest))?;
     if !is_summary {

@@ -1,6 +1,6 @@
 //! `kitfs warm REF [PATH…]`, and with `--to DIR` into a plain folder.
 
-mod folder;
+pub(in crate::cli) mod folder;
 mod record;
 
 use std::collections::HashMap;

@@ -19,6 +19,7 @@ const MOST_ENTRIES: usize = 1 << 25;
 
 /// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A directory.
@@ -117,6 +118,7 @@ pub type View = BTreeMap<PathBuf, (Kind, Source)>;
 
 /// A difference between the base and the view.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Change {
     /// The path in the view; in the base, for what is removed.
     pub path: PathBuf,
@@ -129,6 +131,7 @@ pub struct Change {
 
 /// A kind of difference.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "change", rename_all = "snake_case")]
 pub enum What {
     /// The base has nothing there, or has an entry that is elsewhere in the view.

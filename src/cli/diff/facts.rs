@@ -17,7 +17,8 @@ const ABSENT: &str = "-";
 
 /// A value of both versions, for `--json`.
 #[derive(Debug, PartialEq, Serialize)]
-struct Row {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Row {
     key: String,
     /// Absent where the earlier version does not have it.
     #[serde(skip_serializing_if = "Option::is_none")]

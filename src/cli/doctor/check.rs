@@ -12,6 +12,7 @@ pub(in crate::cli) struct Subject(pub &'static str, pub &'static str);
 
 /// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(in crate::cli) enum Outcome {
     /// As it should be.
@@ -26,6 +27,7 @@ pub(in crate::cli) enum Outcome {
 
 /// A check that was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(in crate::cli) struct Check {
     pub group: &'static str,
     pub name: &'static str,

@@ -74,7 +74,8 @@ pub(super) struct Arguments {
 
 /// The answer of `kitfs doctor --json`.
 #[derive(Debug, Serialize)]
-struct Report<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Report<'a> {
     version: &'static str,
     ok: usize,
     warn: usize,

@@ -10,7 +10,8 @@ use crate::control::api::{LayerInfo, TagInfo};
 
 /// A version: a manifest, and the tags that point to it. `kitfs log --json` prints a list of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Version {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Version {
     /// The repository, where a folder has several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
@@ -34,7 +35,8 @@ pub(super) struct Version {
 
 /// The differences between two versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Changes {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Changes {
     /// The digest of the version before.
     pub since: String,
     pub layers: Vec<ChangedLayer>,
@@ -47,7 +49,8 @@ pub(super) struct Changes {
 
 /// A layer that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct ChangedLayer {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct ChangedLayer {
     pub kind: LayerKind,
     pub role: String,
     pub path: Option<String>,
@@ -57,8 +60,9 @@ pub(super) struct ChangedLayer {
 
 /// How a layer differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub(super) enum LayerKind {
+pub(in crate::cli) enum LayerKind {
     Added,
     Removed,
     /// Another blob for the same entry of the Kitfile.

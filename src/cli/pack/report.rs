@@ -11,7 +11,8 @@ use crate::pack::{BlobState, Packed, Prepared};
 
 /// A packed or planned kit.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Report {
     /// The repository with its host.
     repository: String,
     tags: Vec<String>,
@@ -24,6 +25,7 @@ pub(super) struct Report {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct LayerReport {
     role: &'static str,
     path: String,
@@ -42,6 +44,7 @@ struct LayerReport {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct LeftOutReport {
     path: String,
     reason: String,

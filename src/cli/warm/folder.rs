@@ -70,7 +70,8 @@ pub(super) struct Wanted {
 
 /// The outcome, for `--json`.
 #[derive(Debug, Default, Serialize)]
-struct Report {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(in crate::cli) struct Report {
     reference: String,
     folder: PathBuf,
     written_files: u64,

@@ -18,6 +18,7 @@ impl Operation for ActivityRequest {
 
 /// The answer to an [`ActivityRequest`]. Counts begin with the worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ActivityReport {
     /// Reads from mounts whose bytes were in the cache.
     pub hits: ReadActivity,
@@ -43,6 +44,7 @@ pub struct ActivityReport {
 
 /// Reads by the time that they took.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReadActivity {
     /// The number of reads in each class of [`crate::observe::reads::LATENCY_BOUNDS_US`]; the last one has no bound.
     pub classes: Vec<u64>,
@@ -54,6 +56,7 @@ pub struct ReadActivity {
 
 /// Bytes of layers by the reason for their request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FetchedBytes {
     /// A reader waits, or a command that opens a kit.
     pub on_demand: u64,
@@ -67,6 +70,7 @@ pub struct FetchedBytes {
 
 /// Requests to a host with the same outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SourceActivity {
     /// `HOST[:PORT]`, `local` for folders of this machine, `other` for hosts beyond the first 64.
     pub host: String,
@@ -78,6 +82,7 @@ pub struct SourceActivity {
 
 /// The requests to a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HostActivity {
     /// `HOST[:PORT]`.
     pub host: String,
@@ -100,6 +105,7 @@ pub struct HostActivity {
 
 /// A few seconds of a daemon's work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ActivitySample {
     /// Bytes that programs have read from mounts.
     pub read_bytes: u64,

@@ -13,6 +13,7 @@ impl Operation for CacheRequest {
 
 /// A layer in the cache, as `kitfs cache ls` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CachedLayer {
     /// The digest of the blob.
     pub digest: String,
@@ -51,6 +52,7 @@ pub enum CacheRequest {
 
 /// The outcome of a `kitfs cache` command.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CacheReport {
     /// The layers: all for `List`, those touched for the others.
     pub layers: Vec<CachedLayer>,

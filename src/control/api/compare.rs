@@ -44,6 +44,7 @@ pub enum CompareEvent {
 /// The outcome of a comparison. `kitfs diff --json` prints it: fields may be added, and none changes its
 /// meaning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Comparison {
     /// The earlier version.
     pub before: ComparedVersion,
@@ -68,6 +69,7 @@ pub struct Comparison {
 
 /// One of the versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ComparedVersion {
     /// The reference as the user typed it.
     pub reference: String,
@@ -77,6 +79,7 @@ pub struct ComparedVersion {
 
 /// The kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FileChangeKind {
     /// Only the later version has it.
@@ -95,6 +98,7 @@ pub enum FileChangeKind {
 
 /// A file that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FileChange {
     /// The kind.
     pub kind: FileChangeKind,
@@ -116,6 +120,7 @@ pub struct FileChange {
 
 /// A file of one version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ComparedFile {
     /// `file`, `directory` or a symlink.
     pub kind: EntryKind,
@@ -135,6 +140,7 @@ pub struct ComparedFile {
 
 /// Which of the versions has a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LayerChangeKind {
     /// Both.
@@ -147,6 +153,7 @@ pub enum LayerChangeKind {
 
 /// A layer of the versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LayerChange {
     /// Which versions have it.
     pub kind: LayerChangeKind,
@@ -162,6 +169,7 @@ pub struct LayerChange {
 
 /// The bytes of a switch from one version to the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Switch {
     /// The size of the layers that the earlier version does not have: the most bytes that a switch fetches
     /// where all of the earlier version is cached.

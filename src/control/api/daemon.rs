@@ -87,6 +87,7 @@ impl Operation for RestoreRequest {
 
 /// The outcome of a [`RestoreRequest`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RestoreReport {
     /// The mountpoints that are mounted again.
     pub restored: Vec<PathBuf>,
@@ -98,6 +99,7 @@ pub struct RestoreReport {
 
 /// A mount that was not made again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Unrestored {
     /// The mountpoint; the file of the journal where that is unknown.
     pub mountpoint: PathBuf,
@@ -107,6 +109,7 @@ pub struct Unrestored {
 
 /// The traffic of a daemon since it was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FetchStatus {
     /// Requests for ranges of layers, those that scan headers included.
     pub requests: u64,
@@ -120,6 +123,7 @@ pub struct FetchStatus {
 
 /// A daemon, as `kitfs daemon status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DaemonStatus {
     /// The process that stays: the keeper, or the worker where there is no keeper.
     pub pid: u32,

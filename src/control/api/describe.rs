@@ -48,6 +48,7 @@ impl Operation for CatalogueRequest {
 
 /// The answer of `kitfs info`: a kit, or an index to choose one from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Info {
     /// A kit.
@@ -58,6 +59,7 @@ pub enum Info {
 
 /// The answer of `kitfs info` about an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct IndexInfo {
     /// The reference as the user typed it.
     pub reference: String,
@@ -73,6 +75,7 @@ pub struct IndexInfo {
 
 /// A kit to choose from an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct IndexEntryInfo {
     /// The digest of the manifest, which can be used as a reference's `@DIGEST`.
     pub digest: String,
@@ -86,6 +89,7 @@ pub struct IndexEntryInfo {
 
 /// The answer of `kitfs info` about a kit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct KitInfo {
     /// The reference as the user typed it.
     pub reference: String,
@@ -108,6 +112,7 @@ pub struct KitInfo {
 
 /// A value of a Kitfile, and the place where it stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Fact {
     /// The place: `package.version`, `model.parameters.epochs`, `datasets[train].digest`.
     pub key: String,
@@ -117,6 +122,7 @@ pub struct Fact {
 
 /// A data set that lies elsewhere, as `kitfs info` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RemoteInfo {
     /// The name of its Kitfile entry.
     pub name: Option<String>,
@@ -130,6 +136,7 @@ pub struct RemoteInfo {
 
 /// A layer, as `kitfs info` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LayerInfo {
     /// `model`, `modelpart`, `dataset`, … or the media type where it is unknown.
     pub role: String,
@@ -145,6 +152,7 @@ pub struct LayerInfo {
 
 /// A tag, or a kit without one, as `kitfs list` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TagInfo {
     /// The repository, where kits of several may lie: in kit's storage and in folders.
     #[serde(default, skip_serializing_if = "Option::is_none")]

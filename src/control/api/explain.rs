@@ -24,6 +24,7 @@ impl Operation for ExplainRequest {
 
 /// The answer to an [`ExplainRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// The reference of the kit, with the digest of its manifest.
     pub reference: String,
@@ -47,6 +48,7 @@ pub struct Explanation {
 
 /// A transfer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExplainedTransfer {
     /// The first byte of the file that it was to bring.
     pub start: u64,
@@ -88,6 +90,7 @@ pub struct ExplainedTransfer {
 
 /// How a transfer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum TransferOutcome {
     /// It has not.
@@ -102,6 +105,7 @@ pub enum TransferOutcome {
 
 /// A process that reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Reader {
     /// Its number in the daemon's namespace; 0 where that is unknown.
     pub pid: u32,
@@ -111,6 +115,7 @@ pub struct Reader {
 
 /// A read that had to wait.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExplainedWait {
     /// The first byte that it wanted.
     pub start: u64,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The kind of a failure; each has an exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// The request itself: a malformed reference or filter, a path that is not in the kit.
@@ -98,6 +99,7 @@ impl FailureKind {
 
 /// A failure with its words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[error("{message}")]
 pub struct Failure {
     /// The kind.

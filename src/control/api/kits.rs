@@ -83,10 +83,12 @@ pub struct Opened {
 
 /// Names an open kit to the process that has it open. A random number: no other user guesses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct KitHandle(pub u64);
 
 /// The trust that the bytes of a kit have: that of its worst layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum KitState {
     /// Every layer is complete, and its digest was computed and matches.

@@ -67,6 +67,7 @@ pub const BROWSE_REFERENCE: &str = "browse";
 
 /// A mount with kits by path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BrowseDescription {
     /// The registries that may be asked (`HOST[:PORT]`), beside kit's own storage.
@@ -178,6 +179,7 @@ impl Operation for UnmountRequest {
 
 /// The files of a mounted kit that are completed in the background.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum HydrateMode {
     /// All of it.
@@ -197,6 +199,7 @@ impl HydrateMode {
 
 /// The state of the bytes of a mounted kit that are not in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum HydrateState {
     /// Nothing: it was switched off.
@@ -222,6 +225,7 @@ pub enum HydrateState {
 
 /// One mount, as `kitfs status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MountStatus {
     /// The mountpoint.
     pub mountpoint: PathBuf,
@@ -299,6 +303,7 @@ impl MountStatus {
 
 /// The kits of a browse mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BrowseStatus {
     /// The registries that may be asked.
     pub registries: Vec<String>,
@@ -308,6 +313,7 @@ pub struct BrowseStatus {
 
 /// A kit of a browse mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BrowsedKit {
     /// The path below the mount.
     pub path: String,
@@ -319,6 +325,7 @@ pub struct BrowsedKit {
 
 /// A range of a file that came wrong at first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReplacedStatus {
     /// The path of the file in the mount.
     pub path: String,
@@ -335,6 +342,7 @@ fn is_zero(number: &u64) -> bool {
 /// The bytes that a mount has fetched before readers asked for them. Bytes that were in the cache already do not
 /// count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReadaheadStatus {
     /// Bytes that the mount fetched and readers read.
     pub read_bytes: u64,
@@ -361,6 +369,7 @@ impl ReadaheadStatus {
 
 /// The account of one predictor (docs/semantics.md).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PredictorStatus {
     /// Its name: `stream`, `run`, `habit`, `backward`, `block`, `stride`, `tensor`, `header` or
     /// `next_shard`.
@@ -373,6 +382,7 @@ pub struct PredictorStatus {
 
 /// The state of FUSE passthrough for a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PassthroughState {
     /// Complete, verified files are read from the cache by the kernel itself.
@@ -409,6 +419,7 @@ pub struct UnmountRequest {
 
 /// The outcome of ending a mount, or all mounts of a daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct UnmountReport {
     /// Warnings about programs that still use a mount.
     pub warnings: Vec<String>,

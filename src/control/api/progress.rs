@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The progress of opening a kit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OpenProgress {
     /// Headers of archives are being read, and compressed layers passed over: nothing can be listed before their end.
@@ -14,6 +15,7 @@ pub enum OpenProgress {
 
 /// A host that has sent nothing for a while, and is still waited for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Waiting {
     /// `HOST[:PORT]`.
     pub host: String,
@@ -25,6 +27,7 @@ pub struct Waiting {
 
 /// How far the layers were looked through that are not known yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PassProgress {
     /// Bytes passed so far, those that were skipped too.
     pub passed_bytes: u64,

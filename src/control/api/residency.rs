@@ -9,6 +9,7 @@ use crate::control::{NoEvent, Operation};
 
 /// A kit that a request is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
     /// A kit that the command has open.
@@ -51,6 +52,7 @@ pub struct ResidencyRequest {
 
 /// The rows of a [`Residency`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ResidencyRows {
     /// The files, the largest first.
@@ -70,6 +72,7 @@ impl Operation for ResidencyRequest {
 
 /// The answer to a [`ResidencyRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Residency {
     /// The reference of the kit, with the digest of its manifest.
     pub reference: String,
@@ -86,6 +89,7 @@ pub struct Residency {
 
 /// Sums over files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ResidencyTotal {
     /// The number of files.
     pub files: u64,
@@ -105,6 +109,7 @@ pub struct ResidencyTotal {
 
 /// A file, or a directory with all files below it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ResidencyRow {
     /// The path from the kit's root, percent-encoded.
     pub path: RawPath,
@@ -130,6 +135,7 @@ pub struct ResidencyRow {
 /// The state of one of the equal parts of a file, in percent of its stored bytes. A share between none and one
 /// percent is 1, and only a complete part has 100.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cell {
     /// In the cache.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -154,6 +160,7 @@ fn is_zero(share: &u8) -> bool {
 
 /// A range of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ResidentRange {
     /// The first byte.
     pub start: u64,
@@ -165,6 +172,7 @@ pub struct ResidentRange {
 
 /// The state of a range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RangeState {
     /// On its way to the cache.

@@ -32,10 +32,12 @@ impl Operation for CloneRequest {
 
 /// Bytes of a path or name that need not be UTF-8; percent-encoded on the wire.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RawPath(pub Vec<u8>);
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(transparent))]
+pub struct RawPath(#[cfg_attr(test, schemars(with = "String"))] pub Vec<u8>);
 
 /// The kind of an entry of a kit's tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EntryKind {
     /// A directory.
@@ -48,6 +50,7 @@ pub enum EntryKind {
 
 /// One entry of a kit's tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Entry {
     /// The path from the kit's root, without a leading slash; empty for the root itself.
     pub path: RawPath,
@@ -92,6 +95,7 @@ pub struct ListRequest {
 
 /// The answer to a [`ListRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Listing {
     /// The entry that was asked for.
     pub entry: Entry,
@@ -106,6 +110,7 @@ pub struct Listing {
 
 /// A layer of a listed kit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ListedLayer {
     /// Its digest.
     pub digest: String,
@@ -133,6 +138,7 @@ pub struct ReadRequest {
 
 /// A part of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FilePart {
     /// The first byte.
@@ -164,6 +170,7 @@ pub struct StatRequest {
 
 /// The answer to a [`StatRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FileStat {
     /// The entry. Its digest is left out.
     pub entry: Entry,
@@ -187,6 +194,7 @@ pub struct CloneRequest {
 
 /// How a file was copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Cloned {
     /// It shares its blocks with the cache (a reflink).

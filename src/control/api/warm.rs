@@ -50,6 +50,7 @@ pub enum WarmEvent {
 
 /// The progress of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LayerProgress {
     /// The digest of the layer; `trace` for a trace.
     pub name: String,
@@ -64,6 +65,7 @@ pub struct LayerProgress {
 
 /// The outcome of a warm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WarmReport {
     /// The layers with wanted bytes.
     pub layers: Vec<WarmedLayer>,
@@ -77,6 +79,7 @@ pub struct WarmReport {
 
 /// A layer after a warm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WarmedLayer {
     /// The layer's digest.
     pub digest: String,

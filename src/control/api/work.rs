@@ -21,6 +21,7 @@ impl Operation for WorkRequest {
 
 /// The answer to a [`WorkRequest`]: of the mounts that the user may see.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WorkReport {
     /// The transfers under way, the oldest first; at most 64.
     pub transfers: Vec<TransferUnderWay>,
@@ -32,6 +33,7 @@ pub struct WorkReport {
 
 /// A transfer under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TransferUnderWay {
     /// A mount whose kit has the layer.
     pub mountpoint: PathBuf,
@@ -52,6 +54,7 @@ pub struct TransferUnderWay {
 
 /// A process that had to wait in the last minute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SlowReader {
     /// The process.
     pub reader: Reader,
