@@ -576,6 +576,9 @@ fn cached_layers_can_be_listed_checked_and_removed() {
         assert_eq!(layers.as_array().unwrap().len(), 3);
         assert_eq!(layers[0]["references"][0], reference);
         kitfs.succeed(&["cache", "verify"]);
+        let verified = kitfs.json(&["cache", "verify", "--json"]);
+        assert_eq!(verified["layers"].as_array().unwrap().len(), 3);
+        assert!(verified["checked_bytes"].as_u64().unwrap() > 100_000, "{verified}");
         kitfs.fail(3, &["cache", "rm", "ghcr.io/no/such:v1"]);
         kitfs.succeed(&["cache", "rm", layers[0]["digest"].as_str().unwrap()]);
         kitfs.succeed(&["cache", "rm", &reference]);
@@ -585,6 +588,13 @@ fn cached_layers_can_be_listed_checked_and_removed() {
             kitfs.json(&["cache", "ls", "--json"]) == Value::Array(Vec::new())
         });
     });
+}
+
+#[test]
+fn a_tag_behind_a_served_folder_is_named() {
+    let kitfs = Kitfs::new();
+    let said = kitfs.fail(2, &["serve", &golden_reference("article")]);
+    assert!(said.contains("`v1`") && said.contains("golden/article"), "{said}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::arguments::{KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::globs;
 use super::kits::Kits;
-use super::output::{byte_bar, count_of, print_warnings, printable, say};
+use super::output::{bar_name, byte_bar, count_of, print_warnings, printable, say};
 use super::reference::parse_kit_path;
 use super::settings::Settings;
 use crate::control::api::{Entry, EntryKind, FailureKind, Listing, RawPath};
@@ -311,6 +311,7 @@ impl Copying {
     ) -> Result<Unfinished, CliError> {
         let mode = if size.is_some() { entry.mode } else { 0o644 };
         let about = |error: CliError| error.about(&printable(&entry.path.0));
+        self.bar.set_message(bar_name(&entry.path.0));
         let bytes =
             kit.read(vec![entry.path.clone()]).await.map_err(CliError::from).map_err(about)?;
         let file = writing::file(&self.numbers, target, bytes, mode, size, &self.bar);

@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::error::CliError;
 use super::kept::with_kept;
 use super::opening::Opening;
+use super::screen::middle_cut;
 use crate::control::api::{KitRequest, KitState, Waiting};
 use crate::daemon::{Backend, OpenKit};
 use crate::oci::Origin;
@@ -183,6 +184,12 @@ pub(super) fn byte_bar(total_bytes: u64, what: impl Into<Cow<'static, str>>) -> 
         "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
     let style = ProgressStyle::with_template(template).expect("the template is a constant");
     bar.with_style(style.progress_chars("=> ")).with_message(what)
+}
+
+/// The name of a file or layer beside a progress bar: 40 columns, so that the bar fits 80 beside its numbers.
+pub(super) fn bar_name(name: &[u8]) -> String {
+    const WIDTH: usize = 40;
+    middle_cut(&printable(name), WIDTH, false)
 }
 
 /// Opens a kit, and shows the progress.

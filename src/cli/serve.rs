@@ -30,6 +30,15 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(_settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
     let folder = arguments.folder.strip_prefix("oci:").unwrap_or(&arguments.folder);
+    if let Some((whole, tag)) = folder.rsplit_once([':', '@'])
+        && !Path::new(folder).exists()
+        && Path::new(whole).is_dir()
+    {
+        let message = format!(
+            "`{tag}` names one kit, and kitfs serves all kits of a folder: kitfs serve oci:{whole}"
+        );
+        return Err(CliError::usage(message));
+    }
     let registry = Registry::bind(absolute(Path::new(folder))?, arguments.listen).await;
     let registry = registry.map_err(|error| {
         let kind = match &error {

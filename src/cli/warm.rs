@@ -15,10 +15,10 @@ use super::error::CliError;
 use super::help::MORE_OPTIONS;
 use super::opening::{self, Lines, show_pass};
 use super::output::{
-    byte_bar, count_of, print_json, print_line, print_warnings, printable, say, say_waiting,
+    bar_name, byte_bar, count_of, print_json, print_line, print_warnings, printable, say,
+    say_waiting,
 };
 use super::reference::parse_reference;
-use super::screen::middle_cut;
 use super::settings::{DEFAULT_UMASK, Settings, absolute};
 use super::sizes;
 use super::system::{self, Otherwise};
@@ -26,9 +26,6 @@ use crate::control::api::{
     FailureKind, KitRequest, KitState, LayerProgress, RawPath, WarmEvent, WarmReport, WarmRequest,
     WarmedLayer,
 };
-
-/// The columns of a name before a bar.
-const NAME_WIDTH: usize = 40;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -205,8 +202,7 @@ impl Display {
     fn show_layer(&mut self, layer: &LayerProgress) {
         let bars = &self.bars;
         let bar = self.layers.entry(layer.name.clone()).or_insert_with(|| {
-            let name = printable(layer.title.as_bytes());
-            bars.add(byte_bar(layer.total_bytes, middle_cut(&name, NAME_WIDTH, false)))
+            bars.add(byte_bar(layer.total_bytes, bar_name(layer.title.as_bytes())))
         });
         bar.set_position(layer.done_bytes);
     }

@@ -12,10 +12,10 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::failure::panicked;
-use super::keeping::Keeping;
+use super::held_mounts::Keeping;
 use super::lifecycle::{self, DaemonConfig};
 use super::service::Service;
-use super::{mounting, seen};
+use super::{mounting, other_view};
 use crate::control::VERSION;
 use crate::control::api::{
     CloneRequest, Cloned, DaemonStatus, Failure, FailureKind, FilePart, FileStat, KitHandle,
@@ -291,7 +291,7 @@ impl Backend {
         let has_paths = request.has_paths();
         match (self.connection.call(request, descriptors, on_event).await, &*self.connection) {
             (Err(failure), Connection::Daemon(_)) if has_paths => {
-                Err(seen::explained(self, failure).await)
+                Err(other_view::explained(self, failure).await)
             }
             (answer, _) => answer,
         }

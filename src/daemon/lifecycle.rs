@@ -27,9 +27,9 @@ use tokio::task::{JoinSet, spawn_blocking};
 use super::backend::Backend;
 use super::descriptors;
 use super::failure::cache_failure;
+use super::held_mounts::Keeping;
 use super::idle::end_when_idle;
-use super::keep;
-use super::keeping::Keeping;
+use super::keeper_process;
 use super::listening::{self, ListenConfig};
 use super::log::{self, Log};
 use super::machine;
@@ -144,7 +144,7 @@ pub async fn run(
         true => Keeping::from_keeper().map_err(|error| keeper_failure(&error))?,
         false => (Keeping::none(), Vec::new()),
     };
-    if !is_kept && keep::is_kept(&config.cache_folder) {
+    if !is_kept && keeper_process::is_kept(&config.cache_folder) {
         return Err(used_by_daemon(&config));
     }
     let cache = config.open_cache()?;
@@ -453,7 +453,7 @@ pub(super) async fn open_cache(
     let mut watch = Stopwatch::start();
     loop {
         // The folder of a worker that died is free for a moment, and belongs to the next worker.
-        let opened = match keep::is_kept(&config.cache_folder) {
+        let opened = match keeper_process::is_kept(&config.cache_folder) {
             true => Err(starting(config)),
             false => config.open_cache(),
         };
@@ -474,7 +474,7 @@ pub(super) async fn open_cache(
 
 /// Whether a daemon, or a command, holds a cache folder.
 fn is_held(folder: &Path) -> bool {
-    keep::is_kept(folder) || Cache::is_held(folder)
+    keeper_process::is_kept(folder) || Cache::is_held(folder)
 }
 
 async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
@@ -485,7 +485,7 @@ async fn spawn(config: &DaemonConfig) -> Result<(), Failure> {
     let opened = config.make_cache_folder().and_then(|()| log::open(&config.cache_folder));
     let (mut log, log_path) = opened.map_err(|error| socket_failure(config, &error))?;
     let log_start = log.seek(SeekFrom::End(0)).map_err(failed)?;
-    let mut command = Command::from(keep::keeper_command(config).map_err(failed)?);
+    let mut command = Command::from(keeper_process::keeper_command(config).map_err(failed)?);
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
     command.stderr(log.try_clone().map_err(failed)?);
     // A service that mounts a kit speaks for itself: its supervisor must not take the daemon's words for the service's.
@@ -530,10 +530,10 @@ pub(super) async fn wait_until_gone(folder: &Path) -> Result<(), Failure> {
 /// When the keeper is stopped: it starts none.
 pub(super) fn is_being_replaced(config: &DaemonConfig, silence: Duration) -> Result<bool, Failure> {
     let folder = &config.cache_folder;
-    if !keep::is_kept(folder) {
+    if !keeper_process::is_kept(folder) {
         return Ok(false);
     }
-    match keep::stopped_keeper(folder) {
+    match keeper_process::stopped_keeper(folder) {
         Some(words) if silence > HELD_PATIENCE => Err(Failure::new(FailureKind::Daemon, words)),
         _ => Ok(silence < REPLACEMENT_PATIENCE),
     }
@@ -596,7 +596,7 @@ pub(super) async fn falls_silent(socket: &SocketPath) -> bool {
 }
 
 fn starting(config: &DaemonConfig) -> Failure {
-    Failure::new(FailureKind::Cache, keep::held_by_keeper(&config.cache_folder))
+    Failure::new(FailureKind::Cache, keeper_process::held_by_keeper(&config.cache_folder))
 }
 
 fn used_by_daemon(config: &DaemonConfig) -> Failure {
@@ -614,5 +614,5 @@ fn keeper_failure(error: &io::Error) -> Failure {
 }
 
 fn socket_failure(config: &DaemonConfig, error: &io::Error) -> Failure {
-    keep::unusable(&config.cache_folder, error)
+    keeper_process::unusable(&config.cache_folder, error)
 }

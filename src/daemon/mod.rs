@@ -11,13 +11,13 @@
 //! - `mounting`: mounts for a command, in the part of the file tree that the command sees.
 //! - `browsing`: the kits of mounts with kits by path.
 //! - `following`: tags that move under a mount.
-//! - `seen`: daemons that see another file tree than a command.
+//! - `other_view`: daemons that see another file tree than a command.
 //! - `failure`: the meaning of every room's errors to a user.
 //! - `lifecycle`: starting, running and ending a daemon; `log`: its log in the background.
 //! - `activity`: what the daemon has done: counts, and the last ten minutes.
 //! - `listening`: the socket of the HTTP interface.
 //! - `idle`: the end of a daemon without mounts and commands.
-//! - `keep`, `keeping`: the keeper's process, and the mounts that it holds.
+//! - `keeper_process`, `held_mounts`: the keeper's process, and the mounts that it holds.
 //! - `watchdog`: signs of life for a supervisor.
 //!
 //! One daemon owns one cache folder: one budget, one single flight, one limiter per registry host
@@ -26,7 +26,6 @@
 
 mod activity;
 mod backend;
-mod bringing;
 mod browsing;
 mod cloning;
 mod comparing;
@@ -35,14 +34,15 @@ mod describing;
 mod descriptors;
 mod explaining;
 mod failure;
+mod fetching;
 mod fitting;
 mod following;
 mod group;
+mod held_mounts;
 mod hydrate;
 mod idle;
 mod journal;
-mod keep;
-mod keeping;
+mod keeper_process;
 mod kits;
 mod lifecycle;
 mod listening;
@@ -54,6 +54,7 @@ mod mounting;
 mod mounts;
 mod near_tags;
 mod networks;
+mod other_view;
 mod overlaying;
 mod own_paths;
 mod paths;
@@ -62,7 +63,6 @@ mod record;
 mod recording;
 mod replay;
 mod residency;
-mod seen;
 mod service;
 mod signals;
 mod successor;
@@ -76,7 +76,7 @@ mod work;
 pub use backend::{Backend, OpenKit, Server};
 pub use dead::{forget_dead, running_or_restoring};
 pub use group::group;
-pub use keep::{Beginning, become_keeper, keep};
+pub use keeper_process::{Beginning, become_keeper, keep};
 pub use lifecycle::{DaemonConfig, SystemConfig, detach, report_ready, run};
 pub use listening::{KIT_OPTIONS_VARIABLE, ListenConfig};
 pub use log::log_files;

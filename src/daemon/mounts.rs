@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::panicked;
-use super::keeping::Kept;
+use super::held_mounts::Kept;
 use super::memory::Memory;
 use crate::cache::LayerKey;
 use crate::control::api::{Failure, FailureKind, KitRequest, MountStatus};

@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 use super::failure::panicked;
 use crate::control::Peer;
 use crate::control::api::{Failure, FailureKind, KitRequest, MountDescription};
-use crate::fuse::{Attached, Cover, MountError, MountOptions, Mountpoint};
+use crate::fuse::{Attached, MountError, MountOptions, Mountpoint, OverlayMount};
 use crate::oci::{Digest, Origin};
 use crate::overlay::{Folder, Record};
 
@@ -21,7 +21,7 @@ pub(super) async fn attach_below(
     pinned: &str,
     mountpoint: Mountpoint,
     options: MountOptions,
-) -> Result<(Attached, Cover), Failure> {
+) -> Result<(Attached, OverlayMount), Failure> {
     let Some(upper) = description.overlay.clone() else {
         let message = "the folder for the changes is missing";
         return Err(Failure::new(FailureKind::Usage, message));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 
-use super::bringing::pieces;
+use super::fetching::pieces;
 use super::paths::{self, LastLink};
 use super::warming::Want;
 use crate::control::api::{Failure, FailureKind, RawPath};

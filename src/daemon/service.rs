@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::activity::Observed;
+use super::held_mounts::Keeping;
 use super::hydrate::Hydration;
-use super::keeping::Keeping;
 use super::kits::Kits;
 use super::lifecycle::DaemonConfig;
 use super::listening::ListenConfig;

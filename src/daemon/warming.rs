@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 
-use super::bringing;
+use super::fetching;
 use super::paths::{self, LastLink};
 use super::replay::Replay;
 use super::upkeep::kit_state;
@@ -276,7 +276,7 @@ impl Want {
 
     /// The wanted bytes that are in the cache, by whole ranges and finished pieces.
     fn resident_bytes(&self) -> u64 {
-        let pieces = self.ranges.iter().cloned().flat_map(bringing::pieces);
+        let pieces = self.ranges.iter().cloned().flat_map(fetching::pieces);
         let resident = pieces.filter(|piece| self.layer.is_resident(piece.clone()));
         resident.map(|piece| piece.end - piece.start).sum()
     }
@@ -298,7 +298,7 @@ impl Want {
     async fn bring(&self) -> Result<(), Failure> {
         let ranges = self.ranges.iter().cloned();
         let on_piece = |bytes| _ = self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
-        bringing::bring(&self.layer, ranges, Cause::Warm, PIECES_AT_ONCE, on_piece)
+        fetching::bring(&self.layer, ranges, Cause::Warm, PIECES_AT_ONCE, on_piece)
             .await
             .map_err(Failure::from)
     }

@@ -9,10 +9,10 @@ use std::path::Path;
 use tokio::sync::watch;
 
 use super::attachment::Attachment;
-use super::cover::Cover;
 use super::mount::{io_error, wait_for_first_answer};
 use super::mountpoint::Mountpoint;
 use super::opens::OpenRecords;
+use super::overlay_mount::OverlayMount;
 use super::place::MountPlace;
 use super::swap::{self, Before, Swap};
 use super::{MountError, MountOptions, device};
@@ -97,7 +97,7 @@ impl Attached {
         mountpoint: Mountpoint,
         options: &MountOptions,
         folder: Folder,
-    ) -> Result<(Self, Cover), MountError> {
+    ) -> Result<(Self, OverlayMount), MountError> {
         mountpoint.check_again(options)?;
         let io = io_error(mountpoint.path());
         let path = mountpoint.path().canonicalize().map_err(&io)?;
@@ -105,7 +105,8 @@ impl Attached {
         let (end, ended) = watch::channel(false);
         let attachment = Attachment::new(path.clone(), ended, options.child_limits);
         let mut attachment = attachment.below(folder.path().to_owned()).awaited();
-        let (device, number, cover) = Cover::new(&mount_name(origin), path, folder, options)?;
+        let (device, number, cover) =
+            OverlayMount::new(&mount_name(origin), path, folder, options)?;
         attachment.set_device(number);
         Ok((
             Self { attachment, mountpoint, device, opens, end, outside: None, is_commands: false },

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 
 use super::device::{self, UnmountFailure};
-use super::elsewhere;
 use super::holders::Holders;
+use super::other_namespaces;
 use super::place::{Mark, MountPlace};
 use crate::process::limits::ChildLimits;
 use crate::process::mount_table::{Device, Entry, MountTable};
@@ -187,7 +187,7 @@ impl Attachment {
         }
         if self.is_elsewhere {
             let Some(mark) = self.mark() else { return Ok(()) };
-            return detached(elsewhere::unmount(&mark, lazy, self.child_limits));
+            return detached(other_namespaces::unmount(&mark, lazy, self.child_limits));
         }
         let table = MountTable::read();
         let position = table.map_or(Position::Unknown, |table| self.position(table.at(&self.path)));

@@ -9,11 +9,11 @@
 //!
 //! - [`mount`](Mount): the life of a mount.
 //! - [`Mountpoint`]: checks the mountpoint before anything is downloaded, and makes a missing one.
-//! - `hidden`: refuses mountpoints that would hide kitfs's own files.
+//! - `shadowing`: refuses mountpoints that would hide kitfs's own files.
 //! - `device`: mounts and unmounts, as root or through fusermount3.
 //! - [`other_mounts`], [`daemon_of`], [`unmount_other`]: mounts of other processes.
-//! - [`MountPlace`]: the place of a mount, for another process. `elsewhere`: mounts in other namespaces.
-//! - `swap`: a mount in the place of another one. [`Cover`]: an overlay over a mount.
+//! - [`MountPlace`]: the place of a mount, for another process. `other_namespaces`: mounts in other namespaces.
+//! - `swap`: a mount in the place of another one. [`OverlayMount`]: an overlay over a mount.
 //! - [`Attached`]: a mount whose requests wait in the kernel. [`Content`]: the kit or the kits by path behind it.
 //! - `attachment`: a mount in the tree. `holders`: the programs that use a mount.
 //! - `failures`: failed reads, for the log and `status`. `interrupts`: ends the reads of killed programs.
@@ -37,17 +37,17 @@ mod attachment;
 mod checks;
 mod connection;
 mod content;
-mod cover;
 mod device;
-mod elsewhere;
 mod errno;
 mod failure_log;
 mod failures;
 mod handshake;
-mod hidden;
 mod holders;
 mod interrupts;
 mod mount;
+mod other_namespaces;
+mod overlay_mount;
+mod shadowing;
 
 mod mountpoint;
 mod opens;
@@ -69,17 +69,17 @@ use crate::process::limits::ChildLimits;
 pub use attached::Attached;
 pub use connection::{has_ended, has_requests, resend};
 pub use content::{ByPath, Content};
-pub use cover::Cover;
-pub use hidden::OwnPath;
 pub use mount::{Mount, MountState};
 pub use mountpoint::{Mountpoint, canonical, mount_warnings};
 pub use others::{
     Answer, DAEMON_ATTRIBUTE, Occupant, OtherMount, daemon_of, mount_above, occupant, other_mounts,
     unmount_other,
 };
+pub use overlay_mount::OverlayMount;
 pub use passthrough::PassthroughStatus;
 pub use place::{DeviceNumber, MountPlace};
 pub use sessions::Sessions;
+pub use shadowing::OwnPath;
 pub use stale_pages::{ReplacedRange, ReplacedRanges};
 pub use swap::{Before, Swap};
 pub use turns::Look;

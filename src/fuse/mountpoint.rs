@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::device::{self, FUSERMOUNT};
 use super::others::{Answer, daemon_of, unmount_other};
 use super::place::MountPlace;
-use super::{MountError, MountOptions, hidden};
+use super::{MountError, MountOptions, shadowing};
 
 /// The settings of fusermount3 for ordinary users.
 const FUSE_CONF: &str = "/etc/fuse.conf";
@@ -49,7 +49,7 @@ impl Mountpoint {
     pub fn prepare(options: &MountOptions) -> Result<Self, MountError> {
         let this = Self::find_or_make(&options.mountpoint, options.nonempty)
             .map_err(MountError::Mountpoint)?;
-        hidden::check(&this.path, &options.own_paths).map_err(MountError::Mountpoint)?;
+        shadowing::check(&this.path, &options.own_paths).map_err(MountError::Mountpoint)?;
         device::open_device()?;
         if !rustix::process::geteuid().is_root() {
             check_fusermount(options.allow_other)?;
@@ -64,7 +64,7 @@ impl Mountpoint {
     pub fn check_replacing(path: &Path, options: &MountOptions) -> Result<(), MountError> {
         // A mount that does not answer would block the check, and holds nothing that kitfs could use.
         if matches!(daemon_of(path), Some(Answer::Daemon(_))) {
-            hidden::check(path, &options.own_paths).map_err(MountError::Mountpoint)?;
+            shadowing::check(path, &options.own_paths).map_err(MountError::Mountpoint)?;
         }
         device::open_device()?;
         match rustix::process::geteuid().is_root() {

@@ -24,7 +24,7 @@ use super::device::{MountRequest, open_device};
 use super::mount::{io_error, wait_for_first_answer};
 use super::mountpoint::canonical;
 use super::place::{DeviceNumber, MountPlace};
-use super::{MountError, elsewhere};
+use super::{MountError, other_namespaces};
 use crate::overlay::upper_of;
 use crate::process::mount_table::{Device, MountTable, kit_at};
 use crate::process::view::own_view;
@@ -166,7 +166,7 @@ impl Swap {
             false => swap(&mount, path, before.device),
             true => {
                 let (path, device) = (path.to_owned(), before.device);
-                elsewhere::within(device, move || swap(&mount, &path, device))
+                other_namespaces::within(device, move || swap(&mount, &path, device))
             }
         };
         swapped.map_err(io_error(path))

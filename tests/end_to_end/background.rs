@@ -424,6 +424,9 @@ fn a_recorded_trace_tells_what_was_read_in_its_order() {
     assert!(range["length"].as_u64().unwrap() >= 2 * MIB, "{range}");
     let shown = counted.kitfs.succeed(&["trace", "show", &trace]);
     assert!(shown.contains("weights/shard-2") && shown.contains("5242880"), "{shown}");
+    let shown = counted.kitfs.json(&["trace", "show", "--json", &trace]);
+    let ranges = shown["ranges"].as_array().unwrap();
+    assert!(ranges.iter().any(|it| it["path"] == "weights/shard-2" && it["offset"] == 5 * MIB));
     // A second recording of the same mount has only reads after the end of the first one.
     recorded(&counted, &mountpoint);
 }

@@ -51,6 +51,17 @@ fn a_mount_is_of_type_kitfs_and_names_its_reference() {
 }
 
 #[test]
+fn a_mount_is_described_as_json() {
+    let kitfs = Kitfs::new();
+    let (reference, mountpoint) = (golden_reference("article"), kitfs.mountpoint("mnt"));
+    let mounted = kitfs.json(&arguments(&reference, &mountpoint, &["--json"]));
+    assert_eq!(mounted["reference"], reference.as_str());
+    assert_eq!(mounted["digest"], kitfs.status_of(&mountpoint)["digest"]);
+    let refused = kitfs.run(&arguments(&reference, &mountpoint, &["--json", "--foreground"]));
+    assert_eq!(refused.code, Some(2));
+}
+
+#[test]
 fn a_missing_mountpoint_is_named() {
     let kitfs = Kitfs::new();
     let missing = kitfs.folder().join("missing/too");

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::super::bringing::pieces;
+use super::super::fetching::pieces;
 use crate::cache::LayerState;
 use crate::fetch::Layer;
 use crate::layer::StreamOffset;

@@ -9,8 +9,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::following::Following;
+use super::super::held_mounts::Kept;
 use super::super::hydrate::{Hydrating, is_here};
-use super::super::keeping::Kept;
 use super::super::upkeep::kit_state;
 use super::MountKey;
 use crate::control::api::{

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::super::failure::panicked;
-use super::super::keeping::Kept;
+use super::super::held_mounts::Kept;
 use super::super::kits::pinned_request;
 use super::super::mounts::{Reservation, Terms};
 use super::super::record::{Announced, Record, TreeMark, Unreadable};
@@ -382,7 +382,7 @@ mod tests {
     use rustix::fs::MemfdFlags;
     use serde_json::json;
 
-    use super::super::super::keeping::Keeping;
+    use super::super::super::held_mounts::Keeping;
     use super::*;
 
     /// A mount of a kit with so many nodes, and the kernel's end of its device.

@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::journal::{Journal, Noted};
-use super::keep::{self, Program};
+use super::keeper_process::{self, Program};
 use super::lifecycle::DaemonConfig;
 use super::record::{self, Announced, Record, Unreadable};
 use crate::control::api::MountDescription;
@@ -76,7 +76,7 @@ impl Keeping {
     /// before.
     pub(super) fn from_keeper() -> io::Result<(Arc<Self>, Vec<Held>)> {
         let (channel, held) = Channel::from_keeper(io::stdin().as_fd().try_clone_to_owned()?)?;
-        keep::silence_input();
+        keeper_process::silence_input();
         let keeper = rustix::process::getppid().map(|pid| pid.as_raw_pid().unsigned_abs());
         let program = Program::of_this_process()?;
         Ok((Self::new(Some(program), Some(Arc::new(channel)), keeper), held))
@@ -275,7 +275,7 @@ impl Keeping {
         *current = None;
         *self.keeper.lock() = None;
         let (channel, keeper) =
-            keep::start_for_this_process(program, config, child_limits, listener)?;
+            keeper_process::start_for_this_process(program, config, child_limits, listener)?;
         for held in self.held.lock().values() {
             channel.hold(held)?;
         }

@@ -32,7 +32,7 @@ const NO_ROOT: &str = "the kernel's overlayfs is for root and for user namespace
 
 /// An overlay that is to be over a mount. Dropping it ends that mount.
 #[derive(Debug)]
-pub struct Cover {
+pub struct OverlayMount {
     /// Nothing once the overlay holds it.
     lower: Option<Lower>,
     folder: Folder,
@@ -57,7 +57,7 @@ struct LowerPlace {
     child_limits: ChildLimits,
 }
 
-impl Cover {
+impl OverlayMount {
     /// Mounts the base, and returns its FUSE device and device number.
     pub(super) fn new(
         name: &str,
