@@ -5,8 +5,8 @@
 //!        '--chunks that somebody brings--> their transfers, made as urgent as this wish
 //! ```
 //!
-//! A source that ignores ranges turns the first transfer into one stream over the whole layer
-//! (`Claims::whole`), which takes over the chunks of all that have not begun to write.
+//! A source that ignores ranges sends the whole layer. The first transfer becomes one stream over the layer
+//! (`Claims::whole`), and takes over the chunks of transfers that have not begun to write.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -43,14 +43,14 @@ pub(super) enum Right {
     Write,
     /// The source ignores ranges: write all of it, from the layer's start on.
     WriteWhole,
-    /// Nothing: another transfer took the chunks over.
+    /// Write nothing: another transfer took the chunks over.
     TakenOver,
-    /// Nothing: another one streams the whole layer, and has passed what is missing here.
+    /// Write nothing: another transfer streams the whole layer, and has passed the missing bytes.
     After(Arc<Transfer>),
 }
 
 impl Inner {
-    /// Starts the transfers that `range` needs for `user`, and makes those on their way at least as urgent.
+    /// Starts the transfers that `range` needs for `user`, and makes transfers that run already at least as urgent.
     pub(super) fn plan(
         self: &Arc<Self>,
         range: &Range<StreamOffset>,
@@ -64,16 +64,16 @@ impl Inner {
             // Bytes that are not kept lie in memory until they are read.
             wanted.end = wanted.end.min(wanted.start.saturating_add(self.passing.free_chunks()));
         }
-        // Work in the background is done for the cache, and not for what lies in memory for a moment.
+        // Background work fills the cache. Bytes that are in memory for a moment are no use to it.
         let is_for_readers = priority >= Priority::Readahead;
         let limit = match priority {
             // The window in front of a reader comes best in the reader's order.
-            Priority::Readahead => self.line().request_chunks_of(wanted.end - wanted.start),
-            _ => self.line().request_chunks(),
+            Priority::Readahead => self.host_rate().request_chunks_of(wanted.end - wanted.start),
+            _ => self.host_rate().request_chunks(),
         };
         let mut claims = self.claims.lock();
         let runs = plan::transfers(wanted.clone(), limit, |chunk| {
-            // In this order: a chunk that passes in between is here.
+            // This order matters: the cache has a chunk whose transfer ends between the two checks.
             let is_claimed = self.is_coming(&claims, chunk);
             if is_for_readers && self.is_here(ChunkId(chunk)) {
                 return ChunkStatus::Resident;
@@ -82,7 +82,7 @@ impl Inner {
         });
         if !runs.is_empty() && self.is_compressed() {
             if let Some(whole) = claims.whole.clone() {
-                // It has passed what is missing: the next pass starts when this one is done.
+                // The stream has passed the missing bytes. The next stream starts when this one is done.
                 let waits = vec![(whole, StreamOffset(u64::MAX))];
                 drop(claims);
                 self.join(&waits, priority, user);
@@ -103,8 +103,8 @@ impl Inner {
                 if priority != Priority::OnDemand || self.is_here_to(ChunkId(chunk), end) {
                     continue;
                 }
-                // The reader's part of the chunk came and went. It comes again when the transfer is done
-                // with the chunk.
+                // The reader's part of the chunk was evicted. Another transfer brings it when this one is done with
+                // the chunk.
                 end = span.end;
             }
             match waits.last_mut() {
@@ -113,7 +113,7 @@ impl Inner {
             }
         }
         if priority == Priority::OnDemand {
-            // A source without ranges may make a stream over the whole layer of any of them.
+            // With a source without ranges, any of the transfers may become a stream over the whole layer.
             waits.iter().for_each(|(transfer, _)| transfer.want(range.clone()));
         }
         drop(claims);
@@ -130,15 +130,15 @@ impl Inner {
         }
     }
 
-    /// Whether a transfer will still bring a chunk. One that has passed it will not: what it
-    /// brought was evicted.
+    /// Whether a transfer will still bring a chunk. A transfer that has passed the chunk will not: its bytes were
+    /// evicted.
     fn is_coming(&self, claims: &Claims, chunk: u32) -> bool {
         let end = self.contents.layout.chunk(ChunkId(chunk)).stream.end;
         claims.chunks.get(&chunk).is_some_and(|transfer| !transfer.has_passed(end))
     }
 
-    /// The chunks that transfers will bring, in any order. The lock is held for a copy: each transfer has a lock
-    /// of its own.
+    /// The chunks that transfers will bring, in any order. The lock is held for a copy of the list only, because
+    /// each transfer has a lock of its own.
     pub(super) fn coming_chunks(&self) -> Vec<u32> {
         let claims: Vec<(u32, Arc<Transfer>)> = {
             let claims = self.claims.lock();
@@ -172,7 +172,7 @@ impl Inner {
         self.spawn(transfer, start..end, cause);
     }
 
-    /// Claims every chunk that nobody brings yet, and starts one pass over all of the layer.
+    /// Claims every chunk that no transfer brings yet, and starts one pass over all of the layer.
     fn start_whole(self: &Arc<Self>, claims: &mut Claims, cause: Cause, user: UserId) {
         let transfer = Transfer::new(StreamOffset(0), cause.priority(), user);
         self.claim_rest(claims, &transfer);
@@ -202,7 +202,7 @@ impl Inner {
                     Err(FetchError::LargeWindow(_)) if inner.use_large_windows() => {
                         inner.fetch(&transfer, range, inner.turn(&transfer), &record).await
                     }
-                    // A byte may have changed on its way. There is no other source to ask.
+                    // A byte may have changed on its way, and there is no other source.
                     Err(error) if error.is_about_other_bytes() => {
                         inner.fetch(&transfer, range, inner.turn(&transfer), &record).await
                     }
@@ -239,8 +239,8 @@ impl Inner {
         claims.whole.take_if(|whole| Arc::ptr_eq(whole, transfer));
     }
 
-    /// The right of `transfer` to the stream that it has opened; `is_whole` where that is not the
-    /// range asked for but the whole blob.
+    /// The right of `transfer` to the stream that it has opened. `is_whole`: the source sends the whole blob
+    /// instead of the requested range.
     pub(super) fn admit(&self, transfer: &Arc<Transfer>, is_whole: bool) -> Right {
         let mut claims = self.claims.lock();
         if transfer.has_ended() {
@@ -261,7 +261,7 @@ impl Inner {
         claims.chunks.retain(|_, claimed| {
             let keeps = claimed.is_writing();
             if !keeps {
-                // A reader that waits for it plans again, and waits for the whole stream.
+                // A reader that waits for the transfer plans again, and then waits for the whole stream.
                 claimed.end(Ok(()));
             }
             keeps

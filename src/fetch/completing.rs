@@ -1,4 +1,4 @@
-//! Bringing what is missing for a layer's digest: what no file has, and all of a layer that came wrong.
+//! Fetches the missing bytes for a layer's digest: bytes between files, and all of a layer whose digest was wrong.
 //!
 //! ```text
 //! all files here ---the rest that belongs to no file--.
@@ -7,8 +7,8 @@
 //!                                                     '-pause-' failed, or evicted
 //! ```
 //!
-//! Padding, headers and the end marker belong to no file, so no reader asks for them. Without them nobody
-//! would ever know whether the files came right. They come as soon as all files are here, whatever is hydrated.
+//! Padding, headers and the end marker belong to no file, so no reader asks for them. Without them the digest could
+//! never be computed. They are fetched as soon as all files are resident, with or without `--hydrate`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,21 +21,21 @@ use crate::layer::layout::CHUNK_BYTES;
 use crate::layer::{ChunkId, Extents, StreamOffset};
 use crate::source::admission::UserId;
 
-/// The rest that is brought whatever it belongs to, once a reader has read any of the layer: a part of a
-/// chunk is a request like any other, and the digest is worth it.
+/// The rest that is fetched even where it belongs to files, once a reader has read from the layer. 64 KiB: one
+/// request, which the digest is worth.
 const SMALL_REST_BYTES: u64 = 64 * 1024;
 
-/// The bytes that are brought at a time. A plan for all chunks of a layer at once would queue a transfer for
-/// each request of a layer of terabytes.
-const PIECE_BYTES: u64 = 256 * CHUNK_BYTES;
+/// The bytes that are fetched at a time, in 256 chunks. A plan for all chunks of a layer at once would queue a
+/// transfer for each request of a layer of terabytes.
+const REGION_BYTES: u64 = 256 * CHUNK_BYTES;
 
-/// The times that all of a layer is fetched again because it came wrong. 3: where a part of it is evicted each
-/// time, another time would not help. Its chunks then come when readers want them.
+/// The times that all of a layer is fetched again because its digest was wrong. 3: where a part is evicted each
+/// time, a fourth time would not help. After that, chunks are fetched when readers want them.
 const MOST_PASSES: u32 = 3;
 
-/// The pause after a source that failed; each next one is twice as long.
+/// The pause after a source failed. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause. A registry that comes back is noticed within it.
+/// The longest pause. A registry that is back is noticed within this time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The state of that work.
@@ -44,15 +44,15 @@ pub(super) struct Completing {
     is_running: bool,
     /// The user for whom the last transfer was made.
     user: Option<UserId>,
-    /// The times that all of the layer came again.
+    /// The times that all of the layer was fetched again.
     passes: u32,
     /// The members before this index were here when they were last looked at.
     members_here: usize,
 }
 
 impl Inner {
-    /// Starts to bring what is missing for the digest, if it is time for that. `brought_for` is the user for
-    /// whom a transfer has just come to its end; the same user is charged with the rest.
+    /// Starts to fetch the missing bytes for the digest, if it is time for that. `brought_for` is the user for whom
+    /// a transfer has just ended. The same user is charged with the rest.
     pub(super) fn complete_quietly(self: &Arc<Self>, brought_for: Option<UserId>) {
         if !self.is_incomplete() {
             return;
@@ -71,12 +71,12 @@ impl Inner {
                 () = inner.closed.cancelled() => return,
             }
             inner.completing.lock().is_running = false;
-            // The digest may have turned out to be wrong while this task came to its end.
+            // The digest may have turned out to be wrong while this task ended.
             inner.complete_quietly(None);
         });
     }
 
-    /// Whether the digest is not known, and could be if all bytes were here.
+    /// Whether the digest is unknown, but could be computed if all bytes were resident.
     fn is_incomplete(&self) -> bool {
         !self.is_compressed()
             && self.spec.encoding.is_verifiable()
@@ -98,7 +98,7 @@ impl Inner {
             if !self.is_incomplete() {
                 break;
             }
-            // Nobody should wait for a source that is away.
+            // `confirmed` should not wait for a source that is unreachable.
             self.confirming.send_if_modified(|confirming| {
                 let is_waited_for = *confirming == Confirming::FetchingAgain;
                 if is_waited_for {
@@ -116,7 +116,7 @@ impl Inner {
         let user = self.completing.lock().user.unwrap_or_else(UserId::of_process);
         let mut at = 0;
         while at < end {
-            let next = (at + PIECE_BYTES).min(end);
+            let next = (at + REGION_BYTES).min(end);
             let piece = StreamOffset(at)..StreamOffset(next);
             self.clone().bring(piece, Cause::Rest, user).await?;
             at = next;
@@ -124,7 +124,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether all is here but a rest that no reader will ask for, or all is to be fetched again.
+    /// Whether only a rest is missing that no reader will ask for, or the whole layer is to be fetched again.
     fn lacks_rest(&self, completing: &mut Completing, has_brought: bool) -> bool {
         if self.store.is_doubted() {
             return completing.passes < MOST_PASSES;
@@ -140,7 +140,7 @@ impl Inner {
             }
             completing.members_here += 1;
         }
-        // Files that were here may have been evicted.
+        // Files that were resident may have been evicted.
         let is_rest = missing <= self.bytes_of_no_file();
         if !is_rest {
             completing.members_here = 0;
@@ -176,7 +176,7 @@ impl Inner {
         bytes + self.contents.layout.stream_bytes().saturating_sub(at.get())
     }
 
-    /// Whether nothing but a small rest is missing, which is worth a wait.
+    /// Whether nothing but a small rest is missing, which comes fast enough to wait for.
     pub(super) fn lacks_small_rest(&self) -> bool {
         let is_small = (1..=SMALL_REST_BYTES).contains(&self.missing_bytes());
         self.is_incomplete()

@@ -1,4 +1,4 @@
-//! The digest of a whole layer, computed once its last byte is in.
+//! The digest of a whole layer, computed once its last byte is resident.
 //!
 //! ```text
 //! last chunk --> confirm_when_complete --its turn--> thread of low priority --> confirmed
@@ -19,26 +19,26 @@ const NICE: i32 = 10;
 /// Whether the digest of a whole layer is being computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Confirming {
-    /// It is not, or not any more.
+    /// The digest is not being computed.
     #[default]
     Idle,
-    /// A thread is at it, or waits for its turn.
+    /// A thread computes the digest, or waits for its turn.
     Running,
-    /// It was wrong, and all of the layer is fetched again.
+    /// The digest was wrong, and the whole layer is fetched again.
     FetchingAgain,
-    /// It could not be, the last time.
+    /// The last attempt failed before there was a digest.
     Failed,
 }
 
 impl Confirming {
-    /// Whether something will come of it without a reader.
+    /// Whether there will be an outcome although no reader asks for bytes.
     pub(super) fn goes_on(self) -> bool {
         matches!(self, Self::Running | Self::FetchingAgain)
     }
 }
 
 impl Inner {
-    /// Starts to compute the blob's digest when every byte is in and it is not known yet.
+    /// Starts to compute the blob's digest when every byte is resident and the digest is unknown.
     pub(super) fn confirm_when_complete(self: &Arc<Self>) {
         if self.is_compressed()
             || !self.spec.encoding.is_verifiable()
@@ -86,16 +86,16 @@ impl Inner {
         });
     }
 
-    /// The outcome; `None` where it could not be computed. A layer stays unconfirmed that was closed, or
-    /// lost a chunk meanwhile: it is tried again when the layer is complete again, which it may be by
-    /// now.
+    /// The outcome; `None` where the digest could not be computed. A layer that was closed or lost a chunk
+    /// meanwhile stays unconfirmed. The next attempt follows when the layer is complete again, which may be now.
     fn confirm(&self) -> Option<LayerState> {
         let layer = self.spec.blob.digest;
         let was_doubted = self.store.is_doubted();
         let computed = self.store.judge(&|| !self.closed.is_cancelled());
         match &computed {
             Ok(LayerState::Poisoned { got }) => {
-                // A target of its own: a command without a mount tells of it itself, with the layer's entry.
+                // This has a target of its own, because a command without a mount reports the poisoned layer
+                // itself, with its entry in the manifest.
                 tracing::error!(target: "kitfs::poisoned", %layer, %got,
                     "the digest of a layer is wrong: it is poisoned, and its reads fail");
             }
@@ -115,7 +115,7 @@ impl Inner {
     }
 }
 
-/// Says that nothing is being computed any more, also when the thread panics or never starts.
+/// Sets the state back when the thread ends, also when the thread panics or never starts.
 struct End {
     inner: Arc<Inner>,
     outcome: Confirming,

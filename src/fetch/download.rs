@@ -1,8 +1,9 @@
 //! The network side of a transfer: opens a stream and passes its pieces on to the writer.
 //!
-//! A stream that breaks off is taken up by the layer's next source where it stopped; each source
-//! gets one chance in a transfer (it retries by itself). A reader that waits plans again (`outage`).
-//! A stream that stalls while a reader waits is given up, and its source asked for the rest (`stall`).
+//! When a stream breaks off, the layer's next source continues where it stopped. A source gets one chance in a
+//! transfer, because it has retried by itself. When all have failed, a waiting reader plans again (`outage`). When
+//! a stream stalls while a reader waits, the transfer gives the stream up and requests the rest on another
+//! connection (`stall`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use tokio::sync::mpsc;
 use super::FetchError;
 use super::claims::Right;
 use super::history::Record;
-use super::layer::{Inner, Way};
+use super::layer::{Inner, RatedSource};
 use super::pace::Streaming;
 use super::stall::Stalls;
 use super::transfer::Transfer;
@@ -26,27 +27,28 @@ use crate::process::running_time::Stopwatch;
 use crate::source::admission::Reservation;
 use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 
-/// Batches between the network and the writer.
+/// Batches in the channel between the network and the writer. 2: the network goes on while the writer waits for the
+/// disk once.
 const BATCHES: usize = 2;
-/// The memory that a transfer may take: the batch being gathered, those in the channel, the one being
-/// written, and a batch that is held back until its bytes are known to be right. Each is a chunk at most. A
-/// buffer of the HTTP client (some 400 KiB) may reach beyond the end of its chunk.
+/// The memory that a transfer may take, in batches of at most a chunk each. One batch is being gathered, two are in
+/// the channel, one is being written, and one is held back until its bytes are verified. A buffer of the HTTP
+/// client (some 400 KiB) may reach beyond the end of its chunk.
 pub(super) const TRANSFER_MEMORY_BYTES: u64 =
     (BATCHES as u64 + 2) * (CHUNK_BYTES + 512 * 1024) + CHUNK_BYTES;
 
-/// The pieces of a batch: as many as the kernel writes at once (IOV_MAX). A server may send bytes one
-/// by one, and each would take tens of bytes of memory that nobody has reserved.
+/// The pieces of a batch: as many as the kernel writes at once (IOV_MAX). A server may send single bytes. Each of
+/// them would take tens of bytes of memory that are not reserved.
 const MOST_PIECES: usize = 1024;
 
 /// Pieces that came one after the other, without a gap.
 pub(super) type Batch = Vec<Bytes>;
 
 /// The sources that a transfer has not tried yet.
-type Untried = std::vec::IntoIter<Way>;
+type Untried = std::vec::IntoIter<RatedSource>;
 
 /// The source of a transfer's bytes.
 struct Feeding<'a> {
-    /// The source that sent the last ones.
+    /// The source that sent the last bytes.
     source: Arc<dyn BlobSource>,
     untried: Untried,
     streaming: &'a mut Streaming,
@@ -55,17 +57,17 @@ struct Feeding<'a> {
 
 /// Why pieces stopped coming.
 enum Stopped {
-    /// The source broke off; another one may go on.
+    /// The source broke off. Another source may continue.
     Source(SourceError),
-    /// Too little came while a reader waits; another connection may do better.
+    /// Too few bytes came while a reader waits. Another connection may do better.
     Stalled,
-    /// The writer has met an error, and tells it itself.
+    /// The writer has failed, and reports its error itself.
     Writer,
 }
 
 impl Inner {
-    /// Brings the bytes `range` of the stream to the cache, when its `turn` has come; for a
-    /// compressed layer, all of it.
+    /// Fetches the bytes `range` of the stream into the cache, once its `turn` has come. For a compressed layer, it
+    /// fetches the whole layer.
     pub(super) async fn fetch(
         self: &Arc<Self>,
         transfer: &Arc<Transfer>,
@@ -87,8 +89,8 @@ impl Inner {
         };
         let mut untried = self.sources.read().clone().into_iter();
         let asked_at = Instant::now();
-        let (stream, way) = self.open_next(&mut untried, &asked, urgency, None).await?;
-        way.line.answered(asked_at.elapsed());
+        let (stream, rated) = self.open_next(&mut untried, &asked, urgency, None).await?;
+        rated.host_rate.answered(asked_at.elapsed());
         record.answered();
         match self.admit(transfer, stream.range == whole && asked != whole) {
             Right::Write => {}
@@ -100,8 +102,8 @@ impl Inner {
                 return Ok(());
             }
         }
-        // From here on: how long a source takes to answer says nothing about the line.
-        let mut streaming = way.line.begin();
+        // The measurement starts here, because the time to the first byte says nothing about the rate.
+        let mut streaming = rated.host_rate.begin();
         let asked_bytes = asked.end - asked.start;
         let (batches, incoming) = mpsc::channel::<Batch>(BATCHES);
         // The writer of a compressed layer counts from the first byte of both.
@@ -110,19 +112,19 @@ impl Inner {
         let writer = tokio::task::spawn_blocking(move || {
             Writer::new(inner, to, start, is_whole).drain(incoming)
         });
-        let (source, stalls) = (way.source.clone(), Stalls::default());
+        let (source, stalls) = (rated.source.clone(), Stalls::default());
         let mut feeding = Feeding { source, untried, streaming: &mut streaming, stalls };
         let fed = self.feed(stream, asked, &mut feeding, transfer, batches).await;
         let source = feeding.source;
-        let has_changed = !Arc::ptr_eq(&source, &way.source);
+        let has_changed = !Arc::ptr_eq(&source, &rated.source);
         let written = writer.await.map_err(|error| FetchError::malformed(self.spec.blob, error))?;
-        // A source that broke off is why the writer has too little.
+        // Where a source broke off, its error is the reason why the writer has too few bytes.
         match fed.and(written) {
             Ok(Written::All) => {}
-            // A reader that comes for the rest plans again.
+            // A reader that wants the rest plans again.
             Ok(Written::Stopped) => return Ok(()),
             Err(error) => {
-                // A reader that waits plans again, and asks the others.
+                // A reader that waits plans again, and reads from the other sources.
                 if error.is_about_other_bytes() {
                     source.distrust();
                 }
@@ -130,16 +132,16 @@ impl Inner {
                 return if goes_on { Ok(()) } else { Err(error) };
             }
         }
-        // A rest says nothing about the line, neither do a few transfers in the background or one of
-        // several sources, and of a compressed layer it is the decoder that is waited for.
-        let is_telling = !transfer.has_rested() && !has_changed && !self.is_compressed();
+        // These transfers do not measure the host rate: one that paused, one that used several sources, and one of
+        // a compressed layer, whose decoder may be the bottleneck.
+        let is_telling = !transfer.has_paused() && !has_changed && !self.is_compressed();
         if urgency.get() > Priority::Hydrate && is_telling {
             streaming.brought(asked_bytes);
         }
         Ok(())
     }
 
-    /// Waits for a transfer that streams the whole layer, and makes it as urgent as this one.
+    /// Waits for a transfer that streams the whole layer, and makes that transfer as urgent as this one.
     async fn wait_behind(&self, other: &Arc<Transfer>, urgency: &Urgency) {
         loop {
             let changes = urgency.changes();
@@ -177,8 +179,8 @@ impl Inner {
                 let stalled = SourceError::Unavailable { place: place.to_string(), detail };
                 tracing::debug!(error = %stalled, layer = %self.spec.blob.digest, "asking again");
                 urgency.note_retry();
-                // A transfer that stalled tells nothing of the rate of its host.
-                transfer.rested();
+                // A transfer that stalled does not measure the rate of its host.
+                transfer.note_pause();
                 if feeding.stalls.give_up() {
                     let again =
                         feeding.source.open(self.spec.blob, missing.clone(), urgency.clone());
@@ -194,16 +196,15 @@ impl Inner {
                 }
             }
             let next = self.open_next(&mut feeding.untried, &missing, urgency, failed);
-            let (next, way) = next.await?;
-            (stream, feeding.source) = (next, way.source);
+            let (next, rated) = next.await?;
+            (stream, feeding.source) = (next, rated.source);
         }
     }
 
     /// Sends the bytes `sent..end` of a stream that contains them, and counts them in `sent`.
     ///
-    /// A batch is passed on when its chunk is full, or somebody waits for what is in it: many small
-    /// pieces would cost more wake-ups and writes than they are worth. Or when it has very many
-    /// pieces.
+    /// A batch is passed on when its chunk is full, when a reader waits for its bytes, or when it has very many
+    /// pieces. Passing on each small piece would cost more wake-ups and writes than it is worth.
     async fn forward(
         &self,
         stream: BlobStream,
@@ -218,7 +219,7 @@ impl Inner {
         let mut pieces = Pieces { at, stream, rest: Bytes::new(), next: *sent, end };
         let mut failed = None;
         stalls.begin();
-        // Runs from the moment at which a reader waits for the next piece.
+        // The time since a reader began to wait for the next piece.
         let mut silence = None;
         while *sent < end && failed.is_none() {
             let mut batch = Batch::new();
@@ -245,8 +246,8 @@ impl Inner {
             }
             *sent = pieces.next;
             if *sent < end && self.admission.must_give_way(transfer.urgency()) {
-                transfer.rested();
-                streaming.rest();
+                transfer.note_pause();
+                streaming.pause();
                 self.admission.give_way(transfer.urgency()).await;
                 streaming.go_on();
             }
@@ -254,8 +255,8 @@ impl Inner {
         failed.map_or(Ok(()), Err)
     }
 
-    /// The end of the batch that begins at `sent`: that of its chunk, so that a chunk is one write.
-    /// The writer alone knows how many bytes come of compressed ones.
+    /// The end of the batch that begins at `sent`. It is the end of the chunk, so that a chunk is one write. For
+    /// compressed bytes only the writer knows where chunks end.
     fn batch_end(&self, sent: BlobOffset, end: BlobOffset) -> BlobOffset {
         if self.is_compressed() {
             return end;
@@ -281,19 +282,19 @@ impl Inner {
             || transfer.is_wanted(next.in_uncompressed_stream())
     }
 
-    /// Opens `range` at the first untried source that has it. Where none has, the first failure
-    /// is told: later sources are second choices.
+    /// Opens `range` at the first untried source that has it. Where all fail, it returns the first failure, because
+    /// later sources are second choices.
     async fn open_next(
         &self,
         untried: &mut Untried,
         range: &Range<BlobOffset>,
         urgency: &Urgency,
         mut failed: Option<SourceError>,
-    ) -> Result<(BlobStream, Way), FetchError> {
-        for way in untried {
-            let opened = way.source.open(self.spec.blob, range.clone(), urgency.clone()).await;
+    ) -> Result<(BlobStream, RatedSource), FetchError> {
+        for rated in untried {
+            let opened = rated.source.open(self.spec.blob, range.clone(), urgency.clone()).await;
             match opened.and_then(|stream| self.check_covers(stream, range)) {
-                Ok(stream) => return Ok((stream, way)),
+                Ok(stream) => return Ok((stream, rated)),
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
@@ -317,8 +318,8 @@ impl Inner {
     }
 }
 
-/// Waits until a stream has brought too little for a reader. Background work is patient: what it fetches
-/// from may be a cache that fetches first. May be dropped and called again.
+/// Waits until a stream has brought too little for a reader. Background work is patient, because its source may be
+/// a cache that downloads first. Safe to drop and call again.
 async fn overdue(stalls: &Stalls, silence: &mut Option<Stopwatch>, urgency: &Urgency) {
     if silence.is_none() {
         urgency.until_impatient().await;
@@ -326,12 +327,12 @@ async fn overdue(stalls: &Stalls, silence: &mut Option<Stopwatch>, urgency: &Urg
     silence.get_or_insert_with(Stopwatch::start).reach(stalls.left()).await;
 }
 
-/// The pieces of a stream, cut to the bytes that are wanted of it.
+/// The pieces of a stream, cut to the wanted bytes.
 struct Pieces {
     stream: BlobStream,
     /// The offset of the stream's next byte.
     at: BlobOffset,
-    /// Bytes that came and were not given out yet.
+    /// Bytes that have arrived and were not handed out yet.
     rest: Bytes,
     /// The next byte that is wanted.
     next: BlobOffset,
@@ -339,8 +340,8 @@ struct Pieces {
 }
 
 impl Pieces {
-    /// The next piece, not empty and not beyond `limit`; to be called while bytes before that are
-    /// wanted. May be dropped while it waits, without losing anything.
+    /// The next piece, not empty and not beyond `limit`. Call it while bytes before `limit` are wanted. Safe to
+    /// drop while it waits: no bytes are lost.
     async fn next(&mut self, limit: BlobOffset) -> Result<Bytes, SourceError> {
         while self.rest.is_empty() {
             let Some(piece) = self.stream.bytes.next().await else {

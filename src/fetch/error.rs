@@ -16,7 +16,7 @@ pub enum FetchError {
     /// The cache could not take or give the bytes.
     #[error(transparent)]
     Cache(Arc<CacheError>),
-    /// All bytes of the blob came, and they are not what its digest says.
+    /// All bytes of the blob arrived, and their digest is not the one in the manifest.
     #[error(
         "layer {} is poisoned: {}, and nothing of it is served. Repair it where it came from, run `kitfs \
          cache rm {expected}`, and try again", expected.short(), why_poisoned(*expected, *got)
@@ -24,7 +24,7 @@ pub enum FetchError {
     Poisoned {
         /// The digest in the manifest.
         expected: Digest,
-        /// The digest of the bytes that came.
+        /// The digest of the bytes that arrived.
         got: Digest,
     },
     /// The content of a layer is not what its media type says.
@@ -35,7 +35,7 @@ pub enum FetchError {
         /// The fault, with entry and offset.
         detail: String,
     },
-    /// A zstd frame needs more memory than was reserved for it: once more, with more, if there is.
+    /// A zstd frame needs more memory than was reserved. The caller tries again with more, if there is more.
     #[error(
         "a zstd frame of layer {} needs up to 128 MiB, more than there is: raise --memory to 256MiB",
         .0.short()
@@ -71,7 +71,8 @@ impl FetchError {
         }
     }
 
-    /// Whether a source sent other bytes than those of a confirmed layer: another may have them.
+    /// Whether a source sent bytes that differ from those of a confirmed layer. Another source may have the right
+    /// bytes.
     pub(super) fn is_about_other_bytes(&self) -> bool {
         matches!(self, Self::Cache(error) if matches!(**error, CacheError::Changed { .. }))
     }

@@ -1,16 +1,16 @@
 //! The distance between a stream over a whole layer and its reader.
 //!
-//! A compressed layer, and one whose source knows no ranges, comes as one stream from its start. Where
-//! the cache cannot hold the layer, bytes that run too far ahead of their reader are gone again when the
-//! reader gets there, and the next stream has to begin at the layer's start. So the stream waits for its
-//! reader: it never runs further ahead than there is room for.
+//! A compressed layer, and a layer whose source knows no ranges, comes as one stream from its start. The cache may
+//! have no room for the whole layer. Bytes too far ahead would then be evicted before their reader gets there, and
+//! the next stream would begin at the layer's start. So the stream waits for its reader, and never runs further
+//! ahead than there is room for.
 //!
 //! ```text
 //! layer   |------- read --------|<----- room ----->| not yet
 //!                               ^ follower         ^ the stream waits here
 //! ```
 //!
-//! It does not wait when somebody waits for it, and not for a reader that has stopped.
+//! The stream does not pause while a reader waits for its bytes, nor for a reader that has stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,13 +22,14 @@ use crate::cache::LEAST_BYTES;
 use crate::layer::StreamOffset;
 use crate::layer::layout::CHUNK_BYTES;
 
-/// The time that a reader may be busy with its last bytes before it counts as gone: some seconds, as
-/// programs compute between reads, and below the time after which servers cut an idle connection.
+/// The time that a reader may be busy with its last bytes before it counts as gone. 5 s: programs compute between
+/// reads, and servers cut an idle connection later than this.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The interval at which a stream that waits looks again: a reader at 1 GB/s reads eight chunks meanwhile.
+/// The interval at which a paused stream looks for its reader. 2 ms: a reader at 1 GB/s reads eight chunks
+/// meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
-/// The share of what can be held that a stream may be ahead: a quarter. The chunk that is being read, the
-/// one that is being written and a batch on its way take three more where only four chunks can be held.
+/// The share of the room that a stream may be ahead: a quarter. Where there is room for four chunks only, three
+/// more are in use: the chunk being read, the chunk being written, and a batch on its way.
 const AHEAD_SHARE: u64 = 4;
 
 /// The last read of a layer, noted while a stream waits for its reader.
@@ -42,7 +43,7 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// Notes a read that ended there. One load where nobody wants to know.
+    /// Notes a read that ended at `end`. It costs one atomic load where no stream follows.
     pub(super) fn note(&self, end: StreamOffset) {
         if self.is_watched.load(Ordering::Relaxed) {
             self.end.store(end.get(), Ordering::Relaxed);
@@ -54,7 +55,7 @@ impl Follower {
         self.opened.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
     }
 
-    /// The end of the last read, if that was a moment ago.
+    /// The end of the last read, if the reader does not count as gone.
     fn end(&self) -> Option<u64> {
         let read_ms = self.read_ms.load(Ordering::Relaxed);
         let age_ms = self.now_ms().saturating_sub(read_ms);
@@ -63,16 +64,16 @@ impl Follower {
     }
 }
 
-/// The rule for one stream over a whole layer.
+/// The distance that one stream over a whole layer keeps.
 #[derive(Clone)]
 pub(super) struct Leash {
     follower: Arc<Follower>,
-    /// The bytes that it may be ahead of its reader when it takes the next ones.
+    /// The bytes that the stream may be ahead of its reader when it takes more.
     ahead_bytes: u64,
 }
 
 impl Leash {
-    /// A leash of that length behind `follower`, which takes notes from here on.
+    /// A leash of `ahead_bytes`. From here on `follower` notes reads.
     pub(super) fn new(follower: &Arc<Follower>, ahead_bytes: u64) -> Self {
         follower.is_watched.store(true, Ordering::Relaxed);
         follower.now_ms();
@@ -86,8 +87,8 @@ impl Leash {
 
     /// Whether a chunk that starts at `at` may be read soon.
     ///
-    /// The stream takes a chunk's length at a time once it need not wait. So a chunk may start that much
-    /// further ahead: a small one between two big members, behind the end of the first.
+    /// Once the stream need not wait, it takes a chunk's length. So a chunk may start that much further ahead, for
+    /// example a small chunk between two big members.
     pub(super) fn is_followed(&self, at: StreamOffset) -> bool {
         let most = self.ahead_bytes + CHUNK_BYTES;
         let ahead = |end: u64| end <= at.get() + CHUNK_BYTES && at.get() <= end + most;
@@ -104,7 +105,8 @@ impl Inner {
         if most_bytes >= stream_bytes && !self.cache.is_in_trouble() {
             return None;
         }
-        // Whether the cache keeps bytes may change on the way: they must fit the smaller of both places.
+        // The cache may begin or cease to keep bytes while the stream runs, so they must fit the smaller of both
+        // places.
         let aside_bytes = self.admission.free_aside_bytes();
         let held_bytes = match most_bytes {
             0..LEAST_BYTES => aside_bytes,
@@ -139,8 +141,8 @@ mod tests {
     }
 
     proptest! {
-        /// A stream takes a chunk's length or less whenever it need not wait. Every chunk that starts in it
-        /// is followed, so its bytes are not thrown away.
+        /// A stream takes at most a chunk's length whenever it need not wait. Every chunk that starts in these
+        /// bytes is followed, so no bytes are thrown away.
         #[test]
         fn whatever_a_stream_takes_before_it_waits_is_followed(
             read in 0..100 * CHUNK_BYTES, ahead_bytes in 0..20 * CHUNK_BYTES,

@@ -6,8 +6,8 @@
 //! read that misses --------------------------------------------------------> bytes, or an error
 //! ```
 //!
-//! Both are kept in rings of a fixed length for each layer, the newest entries. An entry is small and is written a few
-//! times in the life of a request, so nothing here waits for anything but a short lock.
+//! Each layer has two rings of a fixed length, with the newest transfers and the newest waits. An entry is small
+//! and changes a few times in the life of a request, so all work here happens under a short lock.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -25,14 +25,14 @@ use crate::source::{Priority, Urgency};
 /// has about 250 bytes, so a layer takes 32 KiB, and the layers of a large kit take a few MiB.
 const MOST_TRANSFERS: usize = 128;
 
-/// The waits of readers that are remembered for a layer. A program that reads a cold file waits once for most
-/// requests, so as many as transfers.
+/// The waits of readers that are remembered for a layer. As many as transfers, because a program that reads a cold
+/// file waits once for most requests.
 const MOST_WAITS: usize = 128;
 
-/// The longest error that is kept, in bytes: sentences of a registry may be long.
+/// The longest error that is kept, in bytes. A registry may send long sentences.
 const LONGEST_ERROR_BYTES: usize = 512;
 
-/// Why bytes are fetched. It has the priority of the request.
+/// Why bytes are fetched. The priority of the request follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// A reader waits.
@@ -41,7 +41,7 @@ pub enum Cause {
     Readahead(&'static str),
     /// A predictor expects that a program needs a tensor or the header of a file; its name.
     Tensor(&'static str),
-    /// Somebody asked for it beforehand.
+    /// A user asked for the bytes beforehand.
     Prefetch,
     /// An access trace says so.
     Trace,
@@ -49,8 +49,8 @@ pub enum Cause {
     Warm,
     /// The rest of a file or of a kit, in the background.
     Hydrate,
-    /// Bytes between files, without which the digest of the layer cannot be computed; or the second copy of a layer
-    /// that came wrong.
+    /// Bytes between files, which the digest of the layer needs; or the second copy of a layer whose digest was
+    /// wrong.
     Rest,
 }
 
@@ -81,7 +81,7 @@ impl Cause {
         }
     }
 
-    /// The name of the predictor, where one has asked.
+    /// The name of the predictor, for a guess.
     pub fn predictor(self) -> Option<&'static str> {
         match self {
             Self::Readahead(name) | Self::Tensor(name) => Some(name),
@@ -93,7 +93,7 @@ impl Cause {
 }
 
 impl From<Priority> for Cause {
-    /// The plain cause of each priority.
+    /// The usual cause of each priority.
     fn from(priority: Priority) -> Self {
         match priority {
             Priority::OnDemand => Self::Read,
@@ -139,7 +139,7 @@ impl<T> Ring<T> {
 pub(super) struct Record {
     range: Range<StreamOffset>,
     cause: Cause,
-    /// Tells the priority by now, and the requests of the source.
+    /// The present priority, and the counts of the source's requests.
     urgency: Urgency,
     started_at_ms: u64,
     since: Instant,
@@ -156,17 +156,17 @@ struct Steps {
 /// How a transfer ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It has not.
+    /// The transfer still runs.
     UnderWay,
     /// Its bytes came.
     Done,
-    /// Nobody needs it any more: another transfer brings its bytes, or its layer was closed.
+    /// The transfer is not needed any more: another one brings its bytes, or its layer was closed.
     GivenUp,
-    /// It failed; the reason.
+    /// The transfer failed; the reason.
     Failed(String),
 }
 
-/// A transfer, as somebody who looks sees it.
+/// A transfer as `kitfs explain` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PastTransfer {
     /// The bytes of the stream that it was to bring.
@@ -181,11 +181,11 @@ pub struct PastTransfer {
     pub queued: Duration,
     /// The time that its requests waited for slots of their hosts.
     pub slot: Duration,
-    /// The time from there to the head of the answer: connection, login, and the host's own time.
+    /// The time from then to the head of the answer: connection, login, and the host's own time.
     pub answer: Duration,
-    /// The time from there to the last byte, or until now.
+    /// The time from then to the last byte, or until now.
     pub body: Duration,
-    /// The host that sent the last answer.
+    /// The host that sent the latest answer.
     pub host: Option<Arc<str>>,
     /// The requests that were sent again.
     pub retries: u32,
@@ -204,7 +204,7 @@ pub struct WaitedRead {
     pub command: String,
     /// The time of its start in milliseconds since 1970.
     pub started_at_ms: u64,
-    /// The time until the bytes came, or the error.
+    /// The time until the bytes or the error came.
     pub waited: Duration,
     /// Why it failed.
     pub error: Option<String>,
@@ -217,7 +217,7 @@ pub struct Past {
     pub transfers: Vec<PastTransfer>,
     /// The reads that had to wait, the oldest first.
     pub waits: Vec<WaitedRead>,
-    /// The number of older transfers and waits that are forgotten.
+    /// The number of older transfers and waits that have left the rings.
     pub forgotten: u64,
 }
 
@@ -292,13 +292,13 @@ impl Record {
         self.steps.lock().queued.get_or_insert(now);
     }
 
-    /// The head of an answer is there.
+    /// The head of an answer has arrived.
     pub(super) fn answered(&self) {
         let now = self.since.elapsed();
         self.steps.lock().answered.get_or_insert(now);
     }
 
-    /// It has ended. `None`: its layer was closed.
+    /// The transfer has ended. `None`: its layer was closed.
     pub(super) fn ended(&self, result: Option<&Result<(), FetchError>>) {
         let outcome = match result {
             Some(Ok(())) => Outcome::Done,
@@ -316,7 +316,7 @@ impl Record {
         let queued = queued.unwrap_or(end);
         let first_byte = answered.unwrap_or(end).max(queued);
         let slot = trail.slot.min(first_byte - queued);
-        // A transfer that was taken over never had an answer of its own.
+        // A transfer whose chunks were taken over never had an answer of its own.
         let is_taken_over = outcome == Outcome::Done && answered.is_none();
         PastTransfer {
             range: self.range.clone(),
@@ -408,7 +408,7 @@ mod tests {
         record.ended(None);
         let past = seen(Outcome::Done);
         assert!(past.is_raised);
-        // A slot of another request beside it cannot make the parts longer than the whole.
+        // The slot of another request at the same time must not make the parts longer than the whole.
         let all = past.queued + past.slot + past.answer + past.body;
         assert!(all <= record.since.elapsed());
     }

@@ -1,4 +1,4 @@
-//! Keeping a layer: what the cache says of it must still be so after a power cut.
+//! Durability of a layer: the cache's records must be true after a power cut.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -6,24 +6,23 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::layer::Inner;
 use super::{FetchError, Layer, off_the_runtime};
 
-/// The quiet time before a layer that was just confirmed is synced, in which no reader has waited: its pages
-/// compete with the readers' bytes for the disk.
+/// The time without a waiting reader after which a newly confirmed layer is synced. 1 s: pages of the layer compete
+/// with the readers' bytes for the disk.
 const QUIET: Duration = Duration::from_secs(1);
 /// The longest wait for such a moment. The kernel writes pages of this age anyway
 /// (vm.dirty_expire_centisecs).
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// The interval at which such a moment is looked for.
+/// The interval at which the quiet time is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Layer {
-    /// Resident bytes of which the disk may not have what the cache's records say, because the machine
-    /// died while they were written.
+    /// Resident bytes that the disk may lack, because the machine died while they were written.
     pub fn unchecked_bytes(&self) -> u64 {
         self.inner.store.unchecked_bytes()
     }
 
-    /// Checks what is unchecked since the machine died, and drops what is not there. At once where
-    /// nothing is; else about 1 s per GiB.
+    /// Checks the bytes that are unchecked since the machine died, and drops chunks that are damaged. Returns at
+    /// once where all are checked, and else takes about 1 s per GiB.
     ///
     /// # Errors
     /// When cache files cannot be read.
@@ -35,11 +34,11 @@ impl Layer {
         Ok(off_the_runtime(move || inner.store.look(&|| !inner.closed.is_cancelled())).await?)
     }
 
-    /// Returns when all that is resident would survive a power cut. The layer is noted as warmed: it is
-    /// evicted after layers that were only read.
+    /// Returns when all resident bytes would survive a power cut. Marks the layer as warmed, so layers that were
+    /// only read are evicted before it.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// When the disk does not take the bytes.
     pub async fn keep_warmed(&self) -> Result<(), FetchError> {
         let store = self.inner.store.clone();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -51,13 +50,13 @@ impl Layer {
 }
 
 impl Inner {
-    /// Syncs a layer that was just confirmed, in a quiet moment. On a thread of its own.
+    /// Syncs a newly confirmed layer in a quiet moment, on a thread of its own.
     pub(super) fn sync_quietly(self: &Arc<Self>) {
         let deadline = Instant::now() + LONGEST_WAIT;
         while self.admission.quiet_for() < QUIET && Instant::now() < deadline {
             if self.closed.is_cancelled() {
-                // The process may be about to end, and a layer that is not synced is only checked once
-                // more.
+                // The process may be about to end. A layer without a sync is checked once more at the next start,
+                // no worse.
                 return;
             }
             std::thread::sleep(LOOK_INTERVAL);

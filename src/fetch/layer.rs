@@ -1,10 +1,10 @@
 //! A layer that can be read: resident bytes from the cache, others from its sources.
 //!
 //! Invariants:
-//! - A chunk has at most one transfer in the process (`claims`), so nothing is
-//!   fetched twice, whichever mount or handle asked for it.
-//! - Bytes are handed out from the cache; those that it could not keep, from memory (`passing`).
-//! - A compressed layer has no ranges: any miss (after an eviction) is a stream over all of it.
+//! - A chunk has at most one transfer in the process (`claims`). So mounts and handles never fetch the same bytes
+//!   side by side.
+//! - Bytes are handed out from the cache, or from memory where the cache could not keep them (`passing`).
+//! - A compressed layer has no ranges: any miss (after an eviction) is a stream over the whole layer.
 
 use std::future::Future;
 use std::ops::Range;
@@ -26,7 +26,7 @@ use super::follower::Follower;
 use super::history::{Cause, History};
 use super::off_the_runtime;
 use super::outage::Outage;
-use super::pace::Line;
+use super::pace::HostRate;
 use super::passing::Passing;
 use super::plan::ChunkStatus;
 use super::retry::Retries;
@@ -44,20 +44,20 @@ use crate::source::{BlobSource, Priority};
 /// Sources remembered for one layer: mounts of several repositories may share it, and any of
 /// them may lose its credentials first.
 const MOST_SOURCES: usize = 4;
-/// The times in a row that a reader plans again without getting any further, because its bytes were evicted
-/// before it could read them.
+/// The times in a row that a reader plans again without progress, because its bytes were evicted before it read
+/// them. After 16 the cache is too small for its readers, and the read fails.
 const MOST_PLANS: usize = 16;
 
-/// The longest wait of `confirmed` for bytes that belong to no file: they are
-/// one request, and a reader of all files should not hang on a registry that has gone.
+/// The longest wait of `confirmed` for bytes that belong to no file. 5 s: one request brings them, and a command
+/// that has read all files should not hang on a registry that is gone.
 const LONGEST_WAIT_FOR_REST: Duration = Duration::from_secs(5);
 
-/// An open layer. When it is dropped and its last read is done, running transfers are given up.
+/// An open layer. Transfers are given up when the last value for the layer is dropped and its last read is done.
 pub struct Layer {
     pub(super) inner: Arc<Inner>,
     /// Held by running reads too.
     open: Arc<DropGuard>,
-    /// The user who waits for what is read here.
+    /// The user for whom this value reads.
     user: UserId,
 }
 
@@ -80,18 +80,18 @@ impl WeakLayer {
     }
 }
 
-/// A source of a layer, and what is known of the way to it.
+/// A source of a layer, and the measured rate of its host.
 #[derive(Clone)]
-pub(super) struct Way {
+pub(super) struct RatedSource {
     pub(super) source: Arc<dyn BlobSource>,
-    pub(super) line: Arc<Line>,
+    pub(super) host_rate: Arc<HostRate>,
 }
 
 /// How a layer was opened.
 pub(super) struct Opened {
     /// The user who waits for it.
     pub(super) user: UserId,
-    /// The chunks that the scan for the contents has filled, and how far.
+    /// The chunks that the scan for the contents has filled, each with its bytes.
     pub(super) scanned: Vec<(u32, u32)>,
 }
 
@@ -112,16 +112,16 @@ pub(super) struct Inner {
     pub(super) turns: Arc<Turns>,
     pub(super) passing: Arc<Passing>,
     pub(super) history: History,
-    /// The chunks that the scan for the contents has filled, in order, and how far.
+    /// The chunks that the scan for the contents has filled, in order, each with its bytes.
     pub(super) scanned: Vec<(u32, u32)>,
     pub(super) follower: Arc<Follower>,
     pub(super) retries: Retries,
     pub(super) outage: Outage,
-    /// In the order in which they are asked; never none.
-    pub(super) sources: RwLock<Vec<Way>>,
-    /// Whether it has zstd frames with windows beyond the usual.
+    /// The sources in the order of use; at least one.
+    pub(super) sources: RwLock<Vec<RatedSource>>,
+    /// Whether the layer has zstd frames with windows beyond the usual.
     pub(super) has_large_windows: AtomicBool,
-    /// Transfers are started from threads of the kernel's requests too, which have no runtime.
+    /// The threads of FUSE requests start transfers too, and have no runtime.
     pub(super) runtime: Handle,
     pub(super) claims: Mutex<Claims>,
     pub(super) confirming: watch::Sender<Confirming>,
@@ -134,7 +134,7 @@ impl Layer {
         spec: LayerSpec,
         store: Arc<LayerStore>,
         contents: Arc<Contents>,
-        way: Way,
+        rated: RatedSource,
         shared: Shared,
         opened: Opened,
     ) -> Arc<Self> {
@@ -154,7 +154,7 @@ impl Layer {
             follower: Arc::default(),
             retries: Retries::default(),
             outage: Outage::default(),
-            sources: RwLock::new(vec![way]),
+            sources: RwLock::new(vec![rated]),
             has_large_windows: AtomicBool::new(false),
             runtime: Handle::current(),
             claims: Mutex::default(),
@@ -171,27 +171,27 @@ impl Layer {
         WeakLayer { inner: Arc::downgrade(&self.inner), open: Arc::downgrade(&self.open) }
     }
 
-    /// The same layer, whose reads another user waits for.
+    /// The same layer, for the reads of another user.
     pub fn for_user(&self, user: UserId) -> Arc<Self> {
         Arc::new(Self { inner: self.inner.clone(), open: self.open.clone(), user })
     }
 
-    pub(super) fn add_source(&self, source: Arc<dyn BlobSource>, line: Arc<Line>) {
+    pub(super) fn add_source(&self, source: Arc<dyn BlobSource>, host_rate: Arc<HostRate>) {
         let mut sources = self.inner.sources.write();
-        // A place that does not answer is not worth a second wait.
+        // Two sources of one place would only wait twice where the place does not answer.
         let place = source.place();
         sources.retain(|known| place.is_none() || known.source.place() != place);
-        sources.insert(0, Way { source, line });
+        sources.insert(0, RatedSource { source, host_rate });
         sources.truncate(MOST_SOURCES);
     }
 
-    /// Adds a source behind those that are known, unless it is one of them.
-    pub(super) fn add_fallback(&self, source: Arc<dyn BlobSource>, line: Arc<Line>) {
+    /// Adds a source behind the known ones, unless it is one of them.
+    pub(super) fn add_fallback(&self, source: Arc<dyn BlobSource>, host_rate: Arc<HostRate>) {
         let mut sources = self.inner.sources.write();
         let place = source.place();
         let is_known = sources.iter().any(|known| known.source.place() == place);
         if sources.len() < MOST_SOURCES && (place.is_none() || !is_known) {
-            sources.push(Way { source, line });
+            sources.push(RatedSource { source, host_rate });
         }
     }
 
@@ -260,11 +260,11 @@ impl Layer {
         }
     }
 
-    /// Starts to fetch what is missing of `range`, and returns at once. Bytes that are on their way
-    /// already become at least as urgent. The part beyond the stream's end is left out.
+    /// Starts to fetch what is missing of `range`, and returns at once. Transfers that run already become at least
+    /// as urgent. The part beyond the stream's end is left out.
     ///
-    /// Returns the bytes that were not on their way before, in order: whole chunks, so they may
-    /// begin before `range` and end behind it.
+    /// Returns the ranges that no transfer was bringing before, in order. They are whole chunks, so they may begin
+    /// before `range` and end behind it.
     pub fn prefetch(
         &self,
         range: Range<StreamOffset>,
@@ -278,13 +278,13 @@ impl Layer {
         started.into_iter().map(|run| layout.chunk_range(run)).collect()
     }
 
-    /// Whether the layer can be fetched in parts: a compressed one comes as a whole or not at all.
+    /// Whether the layer can be fetched in parts. A compressed layer comes as a whole or not at all.
     pub fn has_ranges(&self) -> bool {
         !self.inner.is_compressed()
     }
 
-    /// Brings a range of the stream to the cache, and returns when all of it has been there: for
-    /// those who want no bytes yet. Takes no memory for them.
+    /// Fetches a range of the stream into the cache, and returns when all of it has been resident. For callers that
+    /// want no bytes yet: it takes no memory for a reply.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -304,8 +304,8 @@ impl Layer {
         }
     }
 
-    /// Reserves memory for a reply of `bytes`, until the permit is dropped. To be taken when the
-    /// bytes are there: what waits for the network should hold no memory.
+    /// Reserves memory for a reply of `bytes`, until the reservation is dropped. Call it when the bytes are
+    /// resident, because a read that waits for the network should hold no memory.
     pub fn reserve_reply(
         &self,
         bytes: u64,
@@ -322,32 +322,31 @@ impl Layer {
 
     /// The size of a request that suits the rate at which bytes come, in bytes.
     pub fn request_bytes(&self) -> u64 {
-        // Asked at each read: nothing is cloned for it.
+        // This runs at each read, so it clones nothing.
         let sources = self.inner.sources.read();
-        u64::from(sources[0].line.request_chunks()) * CHUNK_BYTES
+        u64::from(sources[0].host_rate.request_chunks()) * CHUNK_BYTES
     }
 
-    /// The bytes that the way to the layer's source brings in `time`; 0 before that is known.
+    /// The bytes that come from the layer's source in `time`; 0 before the rate is known.
     pub fn bytes_in(&self, time: Duration) -> u64 {
         let sources = self.inner.sources.read();
-        sources[0].line.bytes_in(time)
+        sources[0].host_rate.bytes_in(time)
     }
 
     /// The time between a request and the first byte of its answer; zero before it is known.
     pub fn round_trip(&self) -> Duration {
         let sources = self.inner.sources.read();
-        sources[0].line.round_trip()
+        sources[0].host_rate.round_trip()
     }
 
     /// Whether the blob comes from another host, rather than from this machine's own disk.
     pub fn is_remote(&self) -> bool {
-        self.inner.sources.read().iter().any(|way| way.source.is_remote())
+        self.inner.sources.read().iter().any(|rated| rated.source.is_remote())
     }
 
-    /// Waits until the digest of a layer all of whose bytes are in has been computed, and says
-    /// what came of it; at once for one that is not complete. Where nothing but a rest that
-    /// belongs to no file is missing, that is fetched first, if it comes in a few seconds. Of a layer whose
-    /// digest was wrong once, this waits for the second copy, as long as its sources have it.
+    /// Waits for the digest of a complete layer, and returns the outcome. Returns at once for a layer that is not
+    /// complete. Where only bytes of no file are missing, it fetches them first, for a few seconds at most. Where
+    /// the digest was wrong once, it waits for the second copy, as long as the sources have one.
     pub async fn confirmed(&self) -> LayerState {
         let inner = self.inner.clone();
         if self.state() == LayerState::Unconfirmed && inner.lacks_small_rest() {
@@ -363,7 +362,7 @@ impl Layer {
             inner.confirm_when_complete();
             let ended = confirming.wait_for(|confirming| !confirming.goes_on()).await;
             let ended = *ended.expect("the sender lives in inner");
-            // A chunk may have gone meanwhile, and have come again.
+            // A chunk may have been evicted and fetched again meanwhile.
             if ended == Confirming::Failed
                 || self.state() != LayerState::Unconfirmed
                 || !inner.store.is_complete()
@@ -384,9 +383,9 @@ impl Inner {
         Ok(self.read_here(start, buffer, &read)? == Some(Lookup::Hit))
     }
 
-    /// Fills `part` of a buffer for `range` from resident bytes; `false` where some are missing. Bytes
-    /// that the kernel has in memory are copied at once, as those that just came always are. For others
-    /// a thread waits that the runtime does not need.
+    /// Fills `part` of a buffer for `range` from resident bytes; `false` where some are missing. Bytes in the page
+    /// cache are copied at once; bytes that have just come always are there. For other bytes, a thread outside the
+    /// runtime waits for the disk.
     async fn fill(
         self: &Arc<Self>,
         buffer: &mut BytesMut,
@@ -408,7 +407,7 @@ impl Inner {
         filled
     }
 
-    /// The offsets at which a wait for the bytes `at..end` stops to take those that have come.
+    /// The offsets at which a wait for the bytes `at..end` stops to take the bytes that have come.
     fn steps(&self, at: StreamOffset, end: StreamOffset, is_by_chunk: bool) -> Vec<StreamOffset> {
         let layout = &self.contents.layout;
         if !is_by_chunk || end.get() > layout.stream_bytes() {
@@ -427,8 +426,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes bytes as they arrive, so that a range larger than what the cache can hold at a time
-    /// is read all the same.
+    /// Takes bytes as they arrive. So a range may be larger than the cache.
     async fn read(
         self: Arc<Self>,
         range: Range<StreamOffset>,
@@ -448,7 +446,7 @@ impl Inner {
                 retry = Some(self.begin_retry(&range).await);
             }
             if retry.is_some() {
-                // Each chunk that is here is taken at once: it may go while another one is waited for.
+                // Each resident chunk is taken at once, because it may be evicted during the wait for another one.
                 for end in self.steps(at, range.end, true) {
                     if !self.fill(&mut buffer, &range, at..end).await? {
                         break;
@@ -465,15 +463,15 @@ impl Inner {
             let has_lost = retry.is_some();
             let plan = self.plan(&(at..range.end), Cause::Read, user);
             for (transfer, end) in plan.waits {
-                // Where bytes are gone before all have come, they are taken chunk by chunk.
+                // Where bytes were evicted before all had come, they are taken chunk by chunk.
                 for end in self.steps(at, end, has_lost) {
                     failed = match transfer.wait(end).await {
-                        // It was begun for the cache alone, and ended when this reader had just come.
+                        // The transfer was begun for the cache alone, and ended when this reader had just joined.
                         Err(FetchError::NotKept { .. }) | Ok(_) => failed,
                         Err(error) => Some(error),
                     };
                     let end = end.min(range.end);
-                    // A transfer may have failed behind what this reader wants.
+                    // A transfer may have failed behind the bytes that this reader wants.
                     if at < end && self.fill(&mut buffer, &range, at..end).await? {
                         at = end;
                     }
@@ -519,30 +517,30 @@ impl Inner {
         Err(FetchError::Thrashing(self.spec.blob.digest))
     }
 
-    /// The way to the source that is asked first.
-    pub(super) fn line(&self) -> Arc<Line> {
-        self.sources.read()[0].line.clone()
+    /// The host rate of the first source.
+    pub(super) fn host_rate(&self) -> Arc<HostRate> {
+        self.sources.read()[0].host_rate.clone()
     }
 
-    /// Asks the source last that was asked first, and has it ask another address first.
+    /// Moves the first source to the end, and has it try another address first.
     pub(super) fn ask_next_source_first(&self) {
         let mut sources = self.sources.write();
         sources[0].source.distrust();
         sources.rotate_left(1);
     }
 
-    /// Asks a source no more, if there is another one; says whether there is.
+    /// Drops a source, if there is another one; returns whether there is.
     pub(super) fn leave(&self, source: &Arc<dyn BlobSource>) -> bool {
         let mut sources = self.sources.write();
         if sources.len() > 1 {
             sources.retain(|known| !Arc::ptr_eq(&known.source, source));
             return true;
         }
-        // Another transfer may have left it already.
+        // Another transfer may have dropped the source already.
         !Arc::ptr_eq(&sources[0].source, source)
     }
 
-    /// Reserves memory for large windows from now on; `false` where there is not as much.
+    /// Reserves memory for large windows from now on; `false` where there is not enough.
     pub(super) fn use_large_windows(&self) -> bool {
         self.has_large_windows.store(true, Ordering::Relaxed);
         self.admission.can_hold(self.transfer_memory_bytes())
@@ -555,7 +553,7 @@ impl Inner {
 
     /// The layer and the host of a transfer. The host is that of the first source, though it may go on at another.
     pub(super) fn whose(&self) -> Whose {
-        let host = self.sources.read().first().and_then(|way| way.source.host());
+        let host = self.sources.read().first().and_then(|rated| rated.source.host());
         Whose { layer: self.number(), host }
     }
 

@@ -9,21 +9,22 @@
 //!
 //! - [`plan`]: which chunks become which requests; pure. `pace`: how large requests should be, and
 //!   how many.
-//! - [`layer`]: a layer that can be read. `claims`: its chunks in flight, so that a chunk has one
-//!   transfer at a time in the whole process, whichever mount or handle asked for it.
-//! - `turns`: the memory of replies, and digests one after the other.
-//! - `transfer`: one request on its way to the cache, and its waiters.
+//! - [`layer`]: a layer that can be read. `claims`: its chunks in flight. A chunk has one transfer at a time in the
+//!   whole process.
+//! - `turns`: memory for replies, and turns for digests of whole layers.
+//! - `transfer`: a run of chunks on its way to the cache, and its waiters.
 //! - `download`, `writer`: the two sides of a transfer, network and disk.
 //! - `outage`: how long a reader waits for a source that fails. `stall`: when a stream that brings too
 //!   little is given up.
 //! - `scan`: finds the table of contents of an uncompressed tar by its headers alone.
 //! - `pass`: the one sequential pass that a compressed layer takes.
-//! - `passing`: bytes that the cache could not keep, in memory. `retry`: readers that lost such bytes.
-//!   `follower`: how far ahead of its reader a stream over such a layer may run.
-//! - `history`: why bytes were fetched, and how long each step took. `residency`: which parts of a layer are in the cache, for those who look.
+//! - `passing`: bytes in memory that the cache could not keep. `retry`: readers that lost such bytes. `follower`:
+//!   how far a stream over such a layer may run ahead of its reader.
+//! - `history`: why bytes were fetched, and how long each step took. `residency`: which parts of a layer are in the
+//!   cache, for `kitfs map` and `kitfs explain`.
 //! - `sharing`: which users of a shared cache may have a layer.
-//! - `confirm`: the digest of a whole layer, once its last byte is in. `completing`: brings what no reader asks
-//!   for, and a layer that came wrong once more.
+//! - `confirm`: the digest of a whole layer, once its last byte is resident. `completing`: fetches bytes that no
+//!   reader asks for, and fetches a layer again whose digest was wrong.
 //!
 //! It decides nothing about files, kits or mounts, and speaks no HTTP.
 
@@ -72,18 +73,18 @@ pub use layer::Layer;
 pub use outage::GaveUp;
 pub use residency::{Coming, Presence};
 
-use layer::{Way, WeakLayer};
-use pace::Line;
+use layer::{RatedSource, WeakLayer};
+use pace::HostRate;
 use passing::Passing;
 use turns::Turns;
 
-/// The memory that a scan of headers takes: its pieces are written as they come.
+/// The memory that a scan of headers takes. 1 MiB: a few pieces, because they are written as they come.
 const SCAN_MEMORY_BYTES: u64 = 1024 * 1024;
 
 /// Bounds of a [`Fetcher`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FetchConfig {
-    /// Memory for bytes under way, in bytes; reserved before it is used (`--memory`).
+    /// Memory for bytes in flight, in bytes; reserved before it is used (`--memory`).
     pub memory_bytes: u64,
     /// Whether the cache has several users, who may read different things (`sharing`).
     pub has_users: bool,
@@ -101,11 +102,11 @@ impl Default for FetchConfig {
 pub struct FetchUsage {
     /// Memory that is reserved now, in bytes; 0 when nothing is under way.
     pub reserved_bytes: u64,
-    /// The most that may be.
+    /// The most memory that may be reserved, in bytes.
     pub memory_bytes: u64,
-    /// Requests that were made to sources.
+    /// The number of requests to sources.
     pub requests: u64,
-    /// Bytes of blobs that came.
+    /// The bytes of blobs that arrived.
     pub fetched_bytes: u64,
 }
 
@@ -114,8 +115,8 @@ pub struct FetchUsage {
 pub struct Opener {
     /// The user.
     pub user: UserId,
-    /// Whether the host of the source is the one that other users reach by the same name. A user who skips the
-    /// check of certificates, or has a proxy for plain http, may reach a host of the user's own.
+    /// Whether other users reach the same host by this name. With an unchecked certificate, or a proxy for plain
+    /// http, a user may reach a host of the user's own.
     pub is_vouched: bool,
 }
 
@@ -130,7 +131,7 @@ impl From<UserId> for Opener {
 pub struct LayerSpec {
     /// The blob as the manifest names it.
     pub blob: BlobId,
-    /// The way from its bytes to the bytes of files.
+    /// How the blob holds the bytes of files.
     pub encoding: crate::oci::Encoding,
 }
 
@@ -140,7 +141,7 @@ impl LayerSpec {
     }
 }
 
-/// Does work that waits for the disk on a thread that the runtime does not need.
+/// Runs work that waits for the disk, on a thread outside the runtime.
 async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let done = tokio::task::spawn_blocking(work).await;
     done.expect("the cache does not panic, and the runtime outlives its tasks")
@@ -153,15 +154,15 @@ pub struct Fetcher {
     admission: Arc<Admission>,
     turns: Arc<Turns>,
     passing: Arc<Passing>,
-    /// By host; a few for each registry that was ever mounted from.
-    lines: Mutex<HashMap<Arc<str>, Arc<Line>>>,
+    /// The rates by host: a few for each registry that was ever mounted from.
+    host_rates: Mutex<HashMap<Arc<str>, Arc<HostRate>>>,
     /// Requests to all sources, and the bytes that came.
     counts: Arc<Counts>,
     config: FetchConfig,
 }
 
-/// One layer's place in the table. The async mutex is held while the layer is opened, so a second
-/// caller waits for the first one's scan instead of doing its own.
+/// One layer's entry in the table. The async mutex is held while the layer is opened. So a second caller waits for
+/// the first scan instead of starting another.
 type Slot = Arc<tokio::sync::Mutex<WeakLayer>>;
 
 /// A layer whose contents the cache does not know.
@@ -172,7 +173,7 @@ struct Finding<'a> {
     source: &'a Arc<dyn BlobSource>,
     /// The user who waits.
     user: UserId,
-    /// Told the blob bytes that were passed over.
+    /// Called with the number of blob bytes that were passed so far.
     progress: &'a (dyn Fn(u64) + Send + Sync),
 }
 
@@ -184,9 +185,9 @@ impl Fetcher {
         let admission =
             Admission::new(AdmissionConfig { transfer_memory_bytes, ..AdmissionConfig::default() });
         let (turns, counts) = (Turns::new(reply_bytes), Arc::default());
-        let (layers, lines) = <(Mutex<HashMap<_, _>>, Mutex<HashMap<_, _>>)>::default();
+        let (layers, host_rates) = <(Mutex<HashMap<_, _>>, Mutex<HashMap<_, _>>)>::default();
         let passing = Passing::new(admission.clone());
-        Arc::new(Self { cache, layers, admission, turns, passing, lines, counts, config })
+        Arc::new(Self { cache, layers, admission, turns, passing, host_rates, counts, config })
     }
 
     /// Its present work, for `kitfs status`.
@@ -209,7 +210,7 @@ impl Fetcher {
         &self.admission
     }
 
-    /// The time in which no reader has had to wait for bytes; background work waits for a quiet moment.
+    /// The time since a reader last waited for bytes. Background work waits for a quiet moment.
     pub fn quiet_for(&self) -> Duration {
         self.admission.quiet_for()
     }
@@ -221,10 +222,10 @@ impl Fetcher {
 
     /// Opens a layer: afterwards its table of contents is known.
     ///
-    /// The contents of a layer that the cache does not know are found out from `source`: by the headers alone for an
-    /// uncompressed tar, by one sequential pass for a compressed layer (`progress` is told the
-    /// blob bytes passed so far). A layer that is open already is shared, and remembers `source`
-    /// as another place to fetch from. The user of `opener` waits for the contents, and for all reads of the returned layer.
+    /// Where the cache does not know the contents, they are read from `source`: the headers of an uncompressed tar,
+    /// or all of a compressed layer. `progress` is called with the blob bytes that were passed so far. A layer that
+    /// is open already is shared, and gets `source` as a further source. The returned layer reads for the user of
+    /// `opener`.
     ///
     /// # Errors
     /// When the source fails, the content is malformed, or the layer is poisoned.
@@ -242,8 +243,8 @@ impl Fetcher {
         let mut open = slot.lock().await;
         if let Some(layer) = open.upgrade(user) {
             self.admit(spec, layer.store(), &source, opener).await?;
-            let line = self.line_to(&source);
-            layer.add_source(source, line);
+            let host_rate = self.host_rate_of(&source);
+            layer.add_source(source, host_rate);
             return Ok(layer);
         }
         let store = self.open_store(spec).await?;
@@ -259,12 +260,12 @@ impl Fetcher {
                 let finding = Finding { spec, store: &store, source: &source, user, progress };
                 match self.find_contents_or_again(finding).await {
                     Ok(contents) => contents,
-                    // A pass whose command had gone away came to its end while this one waited for it.
+                    // An earlier pass, whose command was gone, may have ended while this call waited for it.
                     Err(error) => store.contents().ok_or(error)?,
                 }
             }
         };
-        let line = self.line_to(&source);
+        let host_rate = self.host_rate_of(&source);
         let shared = layer::Shared {
             cache: self.cache.clone(),
             admission: self.admission.clone(),
@@ -273,7 +274,8 @@ impl Fetcher {
         };
         let scanned = if is_scanned { residency::filled(&store, &contents) } else { Vec::new() };
         let opened = layer::Opened { user, scanned };
-        let layer = Layer::new(spec, store, contents, Way { source, line }, shared, opened);
+        let layer =
+            Layer::new(spec, store, contents, RatedSource { source, host_rate }, shared, opened);
         *open = layer.downgrade();
         drop(open);
         self.forget_closed();
@@ -293,29 +295,30 @@ impl Fetcher {
         sharing::admit(&self.cache, spec, store, source, opener).await
     }
 
-    /// Adds a source that is asked for a layer's bytes when those before it fail.
+    /// Adds a source that a layer's bytes come from when all earlier sources fail.
     pub fn add_fallback(&self, layer: &Layer, source: Arc<dyn BlobSource>) {
         let source: Arc<dyn BlobSource> = Arc::new(Counted::with(source, self.counts.clone()));
-        let line = self.line_to(&source);
-        layer.add_fallback(source, line);
+        let host_rate = self.host_rate_of(&source);
+        layer.add_fallback(source, host_rate);
     }
 
-    /// The measured way to a source; a new one for a source that has it to itself.
-    fn line_to(&self, source: &Arc<dyn BlobSource>) -> Arc<Line> {
+    /// The measured rate of a source's host. A source without a host gets a rate of its own.
+    fn host_rate_of(&self, source: &Arc<dyn BlobSource>) -> Arc<HostRate> {
         match source.host() {
-            Some(host) => self.lines.lock().entry(host).or_insert_with(Line::new).clone(),
-            None => Line::new(),
+            Some(host) => self.host_rates.lock().entry(host).or_insert_with(HostRate::new).clone(),
+            None => HostRate::new(),
         }
     }
 
-    /// A table of contents of a million members takes a while to read.
+    /// Opens the store of a layer on a thread of its own, because a table of contents of a million members takes
+    /// long to read.
     async fn open_store(&self, spec: LayerSpec) -> Result<Arc<LayerStore>, FetchError> {
         let cache = self.cache.clone();
         Ok(off_the_runtime(move || cache.layer(spec.key(), spec.blob.size)).await?)
     }
 
-    /// Finds the contents; once more where other bytes came than those of the layer, as far as that is
-    /// known. A compressed layer with its digest that cannot be decoded would come to the same again.
+    /// Finds the contents. Tries once more where the bytes may have been wrong. A compressed layer with the right
+    /// digest that cannot be decoded is not tried again.
     async fn find_contents_or_again(
         &self,
         finding: Finding<'_>,
@@ -340,7 +343,7 @@ impl Fetcher {
         let whose = || Whose { layer: 0, host: source.host() };
         let permit =
             |bytes| self.admission.transfer(whose(), bytes, Urgency::on_demand().of_user(user));
-        // The command that opens a kit waits for it.
+        // The command that opens a kit waits, so background work makes room as for a reader.
         let _reader = self.admission.reader();
         if spec.encoding.is_compressed() {
             let pass = async |windows| {
@@ -366,7 +369,7 @@ impl Fetcher {
         }
     }
 
-    /// Drops the table's entries of layers that nobody has open.
+    /// Drops the entries of layers that are no longer open.
     fn forget_closed(&self) {
         self.layers.lock().retain(|_, slot| match slot.try_lock() {
             Ok(layer) => layer.is_open(),

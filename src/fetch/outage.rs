@@ -8,11 +8,11 @@
 //!    '----------------------------------------------'   the deadline ------------> failed
 //! ```
 //!
-//! The kernel repeats a failed request at once: first the window that it reads ahead, then the page that
-//! the program wants, and more often for a mapped page. The program waits for all of these requests. So
-//! the deadline of the first one counts for the reader, and a repeated request waits for a moment only. So does
-//! the request of another program that has waited for the same page. A program that comes later has a
-//! deadline of its own, and so has one that tries again and again.
+//! The kernel repeats a failed request at once. First it requests the window that it reads ahead, then the page
+//! that the program wants. It repeats the page of a memory map more often. The program waits for all of these
+//! requests. So the deadline of the first request counts for the reader, and a repeated request waits for a moment
+//! only. The request of another program that has waited for the same page is such a repetition too. A program that
+//! comes later has a deadline of its own, and so has a program that tries again and again.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -38,11 +38,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// few hosts that say `Retry-After: 100` need all of that.
 const LONGEST_ASKED_PAUSE: Duration = Duration::from_secs(10);
 
-/// The time for which a source must refuse a layer before a reader hears of it. 5 s: a load balancer
-/// answers 404 or 401 for a moment while the registry behind it starts.
+/// The time for which a source must refuse a layer before a read fails. 5 s: a load balancer answers 404 or 401 for
+/// a moment while the registry behind it starts.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
 
-/// The refusals in a row before a reader hears of them. The second one already had fresh credentials.
+/// The refusals in a row before a read fails. 3: the second request already had fresh credentials.
 const LEAST_REFUSALS: u32 = 3;
 
 /// The time in which a refusal of a layer counts for other ranges of the layer, too. 60 s: `cp -r` of a
@@ -53,20 +53,20 @@ const REFUSAL_COUNTS_FOR: Duration = Duration::from_secs(60);
 /// kernel repeats a request within milliseconds; 2 s allow for a loaded machine.
 const REPEATED_WITHIN: Duration = Duration::from_secs(2);
 
-/// The time after a failure in which a request of another process for the same bytes comes from a program that
-/// has waited for them, too: the kernel sends one request for a page that many wait for. It wakes them within
-/// milliseconds; 250 ms allow for a loaded machine.
+/// The time after a failure in which a request of another process for the same bytes counts as a repetition. The
+/// kernel sends one request for a page that many programs wait for, and wakes them within milliseconds. 250 ms
+/// allow for a loaded machine.
 const WOKEN_WITHIN: Duration = Duration::from_millis(250);
 
 /// The deadline of such a repetition. 1 s: long enough for one request to a healthy source.
 const DEADLINE_OF_REPEATED: Duration = Duration::from_secs(1);
 
-/// The repetitions in a row of one process. 3: the kernel repeats a window, then a page, and the page of a map
-/// once more. After those it is the program that tries again.
+/// The repetitions in a row of one process. 3: the kernel repeats a window, then a page, and the page of a map once
+/// more. A later request comes from the program, which tries again.
 const MOST_REPETITIONS: u8 = 3;
 
-/// The failures that are remembered for a layer. More readers rarely fail within two seconds, and each
-/// entry has 32 bytes.
+/// The failures that are remembered for a layer. 1024: more readers rarely fail within two seconds, and an entry
+/// has 32 bytes.
 const MOST_FAILURES: usize = 1024;
 
 /// The reason why a reader was given no bytes.
@@ -77,7 +77,7 @@ pub enum GaveUp {
     Deadline {
         /// The deadline of the reader.
         deadline: Duration,
-        /// The last failure; none where nothing came at all.
+        /// The last failure; none where no attempt ended.
         last: Option<Box<FetchError>>,
     },
     /// A failure that waiting does not mend.
@@ -96,18 +96,18 @@ fn reason(last: &Option<Box<FetchError>>) -> String {
 #[derive(Debug, Default)]
 pub(super) struct Outage {
     failures: Mutex<VecDeque<Failure>>,
-    /// The time of the last refusal that a reader heard of. Cleared when bytes come.
+    /// The time of the last refusal that failed a read. Cleared when bytes come.
     refused: Mutex<Option<Instant>>,
 }
 
-/// A request of a reader that failed.
+/// A failed request of a reader.
 #[derive(Debug)]
 struct Failure {
     range: Range<StreamOffset>,
     at: Instant,
     /// The process of the reader.
     process: u32,
-    /// The number of times that the process had failed before, in a row.
+    /// The number of failures of the process in a row before this one.
     repetitions: u8,
 }
 
@@ -132,8 +132,8 @@ impl Outage {
         failures.push_back(failure);
     }
 
-    /// The number of times that a request for `range` repeats one that has just failed, or waited for it.
-    /// `process` is asked only where some request has failed.
+    /// The number of recent failures that a request for `range` repeats; 0 for a new request. `process` is called
+    /// only where some request has failed.
     fn repetitions(
         &self,
         range: &Range<StreamOffset>,
@@ -179,12 +179,12 @@ impl Outage {
 }
 
 impl Layer {
-    /// Repeats `attempt`, which reads `range` for the thread `reader`, until it succeeds, the deadline passes, or it fails with
-    /// an error that waiting does not mend. Without a deadline it may wait for ever.
+    /// Repeats `attempt`, which reads `range` for the thread `reader`. Ends when an attempt succeeds, when the
+    /// deadline passes, or at an error that waiting does not mend. Without a deadline it may wait for ever.
     ///
     /// # Errors
-    /// [`GaveUp`]. Where the kernel repeats the request of a reader that was given up a moment ago, after a second
-    /// at most.
+    /// [`GaveUp`]. A repetition by the kernel of a request that has just failed gets its error after a second at
+    /// most.
     pub async fn persist<T, Attempt>(
         &self,
         range: Range<StreamOffset>,
@@ -216,7 +216,7 @@ impl Layer {
                 let layer = self.inner.spec.blob.digest;
                 tracing::debug!(%layer, %error, ?pause, "a reader's bytes are asked for again");
                 last = Some(Box::new(error));
-                // The stopwatch must be looked at every second to count.
+                // The stopwatch counts only while it is looked at once a second.
                 let end = ran.look() + pause;
                 ran.reach(end).await;
             }
@@ -248,14 +248,14 @@ impl Layer {
 /// The prospects of a reader who waits after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hope {
-    /// The source may be back at any time, or answer rightly.
+    /// The source may be back, or send a right answer, at any time.
     Passing {
         /// The pause that the source asks for.
         asked: Option<Duration>,
     },
-    /// The source says no. It may be starting, or the credentials are being renewed.
+    /// The source refuses. It may be starting, or the credentials are being renewed.
     Refused,
-    /// None.
+    /// Waiting does not mend the error.
     Final,
 }
 
@@ -288,7 +288,7 @@ struct Pauses {
     /// Whether the first refusal counts.
     is_refusal_known: bool,
     refusals: u32,
-    /// When the first refusal of the present row came.
+    /// The time of the first refusal of the present row.
     first_refusal: Duration,
 }
 
@@ -303,7 +303,7 @@ impl Pauses {
         Self { backoff, is_refusal_known, refusals: 0, first_refusal: Duration::ZERO }
     }
 
-    /// The pause after `error`, which came when the reader had waited for `waited`; `None` to give up.
+    /// The pause after `error`, for a reader that has waited for `waited`; `None` to give up.
     fn after(&mut self, error: &FetchError, waited: Duration) -> Option<Duration> {
         let asked = match hope(error) {
             Hope::Final => return None,
@@ -363,7 +363,7 @@ mod tests {
         StreamOffset(start)..StreamOffset(end)
     }
 
-    /// How long a reader waits, without a deadline, for a source that always fails in this way.
+    /// How long a reader without a deadline waits for a source that always fails with `error`.
     fn waited_for(error: &FetchError, is_refusal_known: bool, most: Duration) -> Duration {
         let mut pauses = Pauses::new(is_refusal_known);
         let mut waited = Duration::ZERO;
@@ -395,7 +395,7 @@ mod tests {
     }
 
     proptest! {
-        /// Recovery is noticed within seconds, whatever went before, and no source is asked in a row.
+        /// Recovery is noticed within seconds, whatever failed before, and no source gets requests without a pause.
         #[test]
         fn pauses_are_bounded_from_both_sides(
             failures in prop::collection::vec((0..4u8, 0..1_000u64), 1..60),
@@ -425,8 +425,8 @@ mod tests {
             }
         }
 
-        /// A request repeats a failed one of its process where they share a byte, for two seconds, and one of
-        /// another process for a moment.
+        /// A request repeats a failed request of its process for two seconds, where both share a byte. It repeats a
+        /// failed request of another process for a moment.
         #[test]
         fn a_request_is_a_repetition_where_it_shares_bytes_with_a_recent_failure(
             failures in prop::collection::vec((0..40u64, 1..9u64, 0..4_000u64, 1..3u32), 0..20),
@@ -452,7 +452,7 @@ mod tests {
         }
     }
 
-    /// After some failures it is the program that tries again, and has all of its time.
+    /// After three repetitions, a request comes from the program, and has the whole deadline.
     #[test]
     fn a_program_that_tries_for_ever_has_its_whole_deadline_now_and_then() {
         let (outage, now) = (Outage::default(), Instant::now());

@@ -1,14 +1,13 @@
-//! The size and number of requests, from the rate at which bytes come. Pure, but for the
-//! clock of [`Line`].
+//! The size and number of requests, from the rate at which bytes come. Pure, but for the clock of [`HostRate`].
 //!
-//! A request of the right size takes some tens of milliseconds: long enough to hide the round trip
-//! of the next one on its connection, short enough for a reader that lands in its tail, or for a
-//! more urgent transfer that waits for its turn.
+//! A request of the right size takes some tens of milliseconds. That is long enough to hide the round trip of the
+//! next request on the connection. It is short enough for a reader whose bytes are in the tail, and for a more
+//! urgent transfer that waits for its turn.
 //!
-//! Requests that run side by side share the line, so the bytes that a reader wants first come at a
-//! part of its rate. Where one connection is as fast as several, what is wanted in order is better
-//! asked for by one request; where a server gives each connection so much and no more, by several.
-//! Which it is shows in what a transfer brought while it ran alone.
+//! Requests that run side by side share the host rate, so the bytes that a reader wants first come at a part of
+//! that rate. Where one connection is as fast as several, one request is best for bytes that are wanted in order.
+//! Where a server limits each connection, several requests are best. The rate of a transfer that ran alone tells
+//! both cases apart.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -19,53 +18,52 @@ use parking_lot::Mutex;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::source::admission::MOST_OF_A_LAYER;
 
-/// The time that a request should take when the line is its own: two to three usual round trips.
+/// The time that a request should take when it runs alone: two to three usual round trips.
 const TARGET: Duration = Duration::from_millis(33);
-/// The same on a line of [`FAST_RATE`]: there a server pays more for a request than the
-/// line does (docker-registry fills a buffer of 4 MiB for each, however little of it is asked for),
-/// and a reader that lands in its tail still waits less than a tenth of a second.
+/// The same at [`FAST_RATE`]. There the server's cost of a request counts most: docker-registry fills a buffer of 4
+/// MiB for each, however small. A reader whose bytes are in the tail still waits less than a tenth of a second.
 const FAST_TARGET: Duration = Duration::from_millis(100);
 /// Bytes per second that only machines nearby bring: 2 Gbit/s.
 const FAST_RATE: f64 = 250e6;
-/// The smallest request of several chunks: below, heads and turns cost more than they save.
+/// The smallest request of several chunks. Heads and turns of smaller ones cost more than they save.
 const LEAST_BYTES: u64 = 1024 * 1024;
-/// The largest request: half of a stream's largest window, so that there are always two. On
-/// loopback, requests of 16 MiB took a fifth to a third more of the registry's processor time than
-/// these, and larger ones gained nothing more.
+/// The largest request: half of a stream's largest window, so that there are always two. On loopback, requests of
+/// 16 MiB took a fifth to a third more of the registry's processor time. Requests larger than 32 MiB saved nothing
+/// more.
 const MOST_BYTES: u64 = 32 * 1024 * 1024;
-/// Until something was measured: right for 1 Gbit/s.
+/// The size of a request before anything was measured: right for 1 Gbit/s.
 const FIRST_BYTES: u64 = 4 * 1024 * 1024;
-/// Transfers below this say more about round trips than about rates.
+/// The smallest transfer that measures a rate. Shorter ones measure round trips.
 const TELLING_BYTES: u64 = 512 * 1024;
 
-/// Until something was measured: a window of 16 MiB in requests of 4.
+/// The number of connections before anything was measured: a window of 16 MiB in requests of 4 MiB.
 const FIRST_CONNECTIONS: u32 = 4;
-/// The most requests that a window is shared by: the transfers of a layer that run at a time.
+/// The most requests that share a window: the transfers of a layer that run at a time.
 const MOST_CONNECTIONS: u32 = MOST_OF_A_LAYER as u32;
-/// The most requests of the usual size that are asked for as one: as many as the window of a stream
-/// whose length is known (`fs::readahead`).
+/// The most requests of the usual size that are joined to one: as many as the window of a stream of known length
+/// has (`fs::readahead`).
 const MOST_USUAL: u32 = 8;
-/// By which part a round trip may grow with each answer.
+/// The share by which the round trip may grow with each answer: an eighth, so that one slow answer changes little.
 const ROUND_TRIP_GROWTH: u64 = 8;
-/// A transfer beside which no more than this ran on average was alone.
+/// The most transfers, on average and with itself, beside which a transfer counts as alone.
 const ALONE: f64 = 1.25;
 
-/// The rate at which the bytes of a line come, and what follows from it.
+/// The rate at which the bytes of a host come, and the requests that suit it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Pace {
-    /// Bytes per second of all transfers together; a running mean.
+    /// Bytes per second of all transfers together: a running mean.
     rate: Option<f64>,
-    /// Bytes per second of one transfer that has the line for itself: a running mean, or the most
-    /// that one brought that had not.
+    /// Bytes per second of a transfer that runs alone: a running mean, or the best rate of a transfer that did not
+    /// run alone.
     single: Option<f64>,
     running: u32,
-    /// Seconds that transfers ran, of all of them together.
+    /// The sum of the seconds that each transfer ran.
     run_seconds: f64,
-    /// The time at which that was last brought up to date.
+    /// The time at which `run_seconds` was last updated.
     now: Duration,
 }
 
-/// The state of the line when a transfer began.
+/// The state of the pace when a transfer began.
 #[derive(Clone, Copy, Debug)]
 struct Begun {
     at: Duration,
@@ -79,19 +77,19 @@ impl Pace {
         Begun { at: self.now, run_seconds: self.run_seconds }
     }
 
-    /// One more transfer shares the line.
+    /// One more transfer shares the rate.
     fn join(&mut self, now: Duration) {
         self.pass(now);
         self.running += 1;
     }
 
-    /// One transfer fewer does.
+    /// One transfer fewer shares the rate.
     fn leave(&mut self, now: Duration) {
         self.pass(now);
         self.running = self.running.saturating_sub(1);
     }
 
-    /// It has ended; `bytes` is what it brought, where that says something about the line.
+    /// A transfer has ended. `bytes`: the bytes that it brought, if they measure the rate.
     fn end(&mut self, begun: Begun, now: Duration, bytes: Option<u64>) {
         self.leave(now);
         let seconds = (self.now - begun.at).as_secs_f64();
@@ -127,7 +125,7 @@ impl Pace {
         (bytes.clamp(LEAST_BYTES, MOST_BYTES) / CHUNK_BYTES) as u32
     }
 
-    /// The number of requests side by side that fill the line.
+    /// The number of requests side by side that use the whole rate.
     fn connections(&self) -> u32 {
         match (self.rate, self.single) {
             (Some(rate), Some(single)) => {
@@ -138,12 +136,12 @@ impl Pace {
     }
 }
 
-/// The measured way to a source, for all layers that come over it.
+/// The measured rate and round trip of a host, for all layers that come from it.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct HostRate {
     began: Instant,
     pace: Mutex<Pace>,
-    /// The result of the pace, for readers: without a lock.
+    /// The chunks of a request, for readers without a lock.
     request_chunks: AtomicU32,
     connections: AtomicU32,
     /// Bytes per second; 0 before anything was measured.
@@ -152,7 +150,7 @@ pub(super) struct Line {
     round_trip: AtomicU64,
 }
 
-impl Line {
+impl HostRate {
     pub(super) fn new() -> Arc<Self> {
         let pace = Pace::default();
         Arc::new(Self {
@@ -168,7 +166,7 @@ impl Line {
     /// A transfer begins to bring bytes, until the value is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Streaming {
         let begun = self.pace.lock().begin(self.began.elapsed());
-        Streaming { line: self.clone(), begun, brought: None, is_resting: false }
+        Streaming { host_rate: self.clone(), begun, brought: None, is_paused: false }
     }
 
     /// The most chunks that one request should ask for.
@@ -181,8 +179,8 @@ impl Line {
         (self.rate.load(Ordering::Relaxed) as f64 * time.as_secs_f64()) as u64
     }
 
-    /// A request was answered after `time`. Answers that had to wait are told from slow ones by
-    /// those that had not: a shorter time counts at once, a longer one by and by.
+    /// A request was answered after `time`. A shorter time counts at once, a longer one little by little, because
+    /// an answer may be late for another reason than the round trip.
     pub(super) fn answered(&self, time: Duration) {
         let sample = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
         let known = self.round_trip.load(Ordering::Relaxed);
@@ -196,8 +194,8 @@ impl Line {
         Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
     }
 
-    /// The same of requests for `chunks` that are wanted in order, and all of which are asked for at
-    /// once: a quarter of a second each at most, for who lands in the tail of one.
+    /// The most chunks of one request, where `chunks` are wanted in order and requested at the same time. A request
+    /// takes a quarter of a second at most, for a reader whose bytes are in its tail.
     pub(super) fn request_chunks_of(&self, chunks: u32) -> u32 {
         let usual = self.request_chunks();
         let most = (usual * MOST_USUAL).min((MOST_BYTES / CHUNK_BYTES) as u32);
@@ -205,28 +203,28 @@ impl Line {
     }
 }
 
-/// A transfer that brings bytes over a line.
+/// A transfer that brings bytes of a host.
 pub(super) struct Streaming {
-    line: Arc<Line>,
+    host_rate: Arc<HostRate>,
     begun: Begun,
     brought: Option<u64>,
-    is_resting: bool,
+    is_paused: bool,
 }
 
 impl Streaming {
-    /// It lets others have the line, until [`Self::go_on`].
-    pub(super) fn rest(&mut self) {
-        self.line.pace.lock().leave(self.line.began.elapsed());
-        self.is_resting = true;
+    /// The transfer pauses, and leaves the rate to others until [`Self::go_on`].
+    pub(super) fn pause(&mut self) {
+        self.host_rate.pace.lock().leave(self.host_rate.began.elapsed());
+        self.is_paused = true;
     }
 
-    /// It brings bytes again.
+    /// The transfer brings bytes again.
     pub(super) fn go_on(&mut self) {
-        self.line.pace.lock().join(self.line.began.elapsed());
-        self.is_resting = false;
+        self.host_rate.pace.lock().join(self.host_rate.began.elapsed());
+        self.is_paused = false;
     }
 
-    /// It has brought `bytes` as fast as the line lets it.
+    /// The transfer has brought `bytes` as fast as the host sends them.
     pub(super) fn brought(mut self, bytes: u64) {
         self.brought = Some(bytes);
     }
@@ -234,17 +232,17 @@ impl Streaming {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        let line = &self.line;
-        let mut pace = line.pace.lock();
-        let now = line.began.elapsed();
-        if self.is_resting {
+        let host_rate = &self.host_rate;
+        let mut pace = host_rate.pace.lock();
+        let now = host_rate.began.elapsed();
+        if self.is_paused {
             // A transfer that ends counts as running until then.
             pace.join(now);
         }
         pace.end(self.begun, now, self.brought);
-        line.request_chunks.store(pace.chunks(), Ordering::Relaxed);
-        line.connections.store(pace.connections(), Ordering::Relaxed);
-        line.rate.store(pace.rate.map_or(0, |rate| rate as u64), Ordering::Relaxed);
+        host_rate.request_chunks.store(pace.chunks(), Ordering::Relaxed);
+        host_rate.connections.store(pace.connections(), Ordering::Relaxed);
+        host_rate.rate.store(pace.rate.map_or(0, |rate| rate as u64), Ordering::Relaxed);
     }
 }
 
@@ -254,8 +252,8 @@ mod tests {
 
     use super::*;
 
-    /// Transfers of `bytes`, `count` at a time, `rounds` times, where each of them gets `most` bytes
-    /// per second, and all of them `rate`.
+    /// Runs transfers of `bytes`, `count` at a time, `rounds` times. One of them gets at most `most` bytes per
+    /// second, and all together get `rate`.
     fn run(pace: &mut Pace, count: u32, rounds: u32, bytes: u64, most: f64, rate: f64) {
         for _ in 0..rounds {
             let now = pace.now;
@@ -292,7 +290,7 @@ mod tests {
     fn a_line_that_one_connection_fills_needs_one() {
         let mut pace = Pace::default();
         assert_eq!(pace.connections(), FIRST_CONNECTIONS);
-        // It is not known before one had the line for itself.
+        // The rate of one connection is unknown before a transfer ran alone.
         run(&mut pace, 4, 5, 4 << 20, f64::MAX, 125e6);
         assert_eq!(pace.connections(), 4);
         run(&mut pace, 1, 1, 4 << 20, f64::MAX, 125e6);
@@ -328,54 +326,54 @@ mod tests {
 
     #[test]
     fn who_rests_does_not_share_the_line() {
-        let line = Line::new();
-        let (mut resting, mut ended) = (line.begin(), line.begin());
-        resting.rest();
-        ended.rest();
-        assert_eq!(line.pace.lock().running, 0);
+        let host_rate = HostRate::new();
+        let (mut paused, mut ended) = (host_rate.begin(), host_rate.begin());
+        paused.pause();
+        ended.pause();
+        assert_eq!(host_rate.pace.lock().running, 0);
         drop(ended);
-        assert_eq!(line.pace.lock().running, 0);
-        resting.go_on();
-        assert_eq!(line.pace.lock().running, 1);
-        drop(resting);
-        assert_eq!(line.pace.lock().running, 0);
+        assert_eq!(host_rate.pace.lock().running, 0);
+        paused.go_on();
+        assert_eq!(host_rate.pace.lock().running, 1);
+        drop(paused);
+        assert_eq!(host_rate.pace.lock().running, 0);
     }
 
     #[test]
     fn a_round_trip_is_what_answers_take_that_did_not_wait() {
-        let line = Line::new();
-        assert_eq!(line.round_trip(), Duration::ZERO);
+        let host_rate = HostRate::new();
+        assert_eq!(host_rate.round_trip(), Duration::ZERO);
         for milliseconds in [500, 20, 90, 21, 300, 20] {
-            line.answered(Duration::from_millis(milliseconds));
+            host_rate.answered(Duration::from_millis(milliseconds));
         }
-        assert_eq!(line.round_trip(), Duration::from_millis(20));
-        (0..30).for_each(|_| line.answered(Duration::from_millis(100)));
-        assert_eq!(line.round_trip(), Duration::from_millis(100), "it has moved away");
+        assert_eq!(host_rate.round_trip(), Duration::from_millis(20));
+        (0..30).for_each(|_| host_rate.answered(Duration::from_millis(100)));
+        assert_eq!(host_rate.round_trip(), Duration::from_millis(100), "it has moved away");
     }
 
     #[test]
     fn a_request_is_never_much_larger_than_usual() {
-        let line = Line::new();
+        let host_rate = HostRate::new();
         let window = (64 << 20) / CHUNK_BYTES as u32;
         for (rate, bytes) in [(12.5e6, 8 << 20), (125e6, 32 << 20), (1e9, 32 << 20)] {
             let mut pace = Pace::default();
             run(&mut pace, 1, 20, 64 << 20, f64::MAX, rate);
-            line.request_chunks.store(pace.chunks(), Ordering::Relaxed);
-            line.connections.store(pace.connections(), Ordering::Relaxed);
-            let request_bytes = u64::from(line.request_chunks_of(window)) * CHUNK_BYTES;
+            host_rate.request_chunks.store(pace.chunks(), Ordering::Relaxed);
+            host_rate.connections.store(pace.connections(), Ordering::Relaxed);
+            let request_bytes = u64::from(host_rate.request_chunks_of(window)) * CHUNK_BYTES;
             assert!(request_bytes <= bytes, "{request_bytes} at {rate}");
-            assert!(line.request_chunks_of(window) >= line.request_chunks());
+            assert!(host_rate.request_chunks_of(window) >= host_rate.request_chunks());
         }
     }
 
     #[test]
     fn an_end_that_says_nothing_is_an_end_all_the_same() {
-        let line = Line::new();
-        drop(line.begin());
-        line.begin().brought(1);
-        let pace = *line.pace.lock();
+        let host_rate = HostRate::new();
+        drop(host_rate.begin());
+        host_rate.begin().brought(1);
+        let pace = *host_rate.pace.lock();
         assert_eq!((pace.running, pace.rate), (0, None));
-        assert_eq!(line.request_chunks(), (FIRST_BYTES / CHUNK_BYTES) as u32);
+        assert_eq!(host_rate.request_chunks(), (FIRST_BYTES / CHUNK_BYTES) as u32);
     }
 
     proptest! {

@@ -6,11 +6,11 @@
 //!                                       '--> spool
 //! ```
 //!
-//! Everything that passes by is cached, as far as there is room: of the rest the seals are kept, by which
-//! it is known when it comes again. The compressed bytes are spooled as they come, so a pass
-//! that is cut short (a restart, a lost network) goes on where it stopped and fetches nothing
-//! twice; the spool is deleted when the pass is done, or when its room is needed. The blob's digest is
-//! known at the end, so a compressed layer is confirmed, or refused, before any of it is served.
+//! A pass caches all bytes of the stream, as far as there is room. Of other bytes it keeps the seals, which verify
+//! the bytes when they are fetched again. The compressed bytes are spooled as they come. So a pass that was cut
+//! short (a restart, a lost network) goes on where it stopped, and fetches nothing twice. The spool is deleted when
+//! the pass is done, or when its room is needed. The blob's digest is known at the end. So a compressed layer is
+//! confirmed, or refused, before any of its bytes are served.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,18 +32,18 @@ use crate::oci::{BlobOffset, Compression, Digest, Format};
 use crate::source::admission::UserId;
 use crate::source::{BlobSource, Urgency};
 
-/// Pieces between the network and the writer: at the usual 16-64 KiB a piece about 1 MiB, enough
-/// to keep the network busy while the writer waits for the disk once.
+/// Pieces between the network and the writer. 16: at the usual 16 to 64 KiB a piece they are up to 1 MiB. That
+/// keeps the network busy while the writer waits for the disk once.
 const PIECES: usize = 16;
 /// The memory that a pass may take beside its decoder: its pieces, each at most an HTTP client's
 /// buffer of some 400 KiB, and buffers.
 const PASS_MEMORY_BYTES: u64 = PIECES as u64 * 400 * 1024 + 1024 * 1024;
 /// The bytes that are decoded or read back from the spool at a time.
 const BUFFER_BYTES: usize = 256 * 1024;
-/// The interval at which `progress` hears of a running pass.
+/// The interval at which a running pass calls `progress`.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The memory that a pass may take with windows of that size, in bytes.
+/// The memory that a pass may take with `windows`, in bytes.
 pub(super) fn memory_bytes(compression: Compression, windows: Windows) -> u64 {
     PASS_MEMORY_BYTES + windows.memory_bytes(compression)
 }
@@ -51,7 +51,7 @@ pub(super) fn memory_bytes(compression: Compression, windows: Windows) -> u64 {
 /// Fetches, verifies, decodes and caches the whole layer, and makes its contents known.
 ///
 /// # Errors
-/// [`FetchError::LargeWindow`] where `windows` do not do; what has come is kept for the next pass.
+/// [`FetchError::LargeWindow`] where `windows` are too small. The next pass gets the bytes that have come.
 pub(super) async fn run(
     spec: LayerSpec,
     windows: Windows,
@@ -72,14 +72,15 @@ pub(super) async fn run(
         && let Err(error) = &result
         && is_about_content(error)
     {
-        // The bytes kept on the local disk may be what is wrong: once more, all from the source.
+        // The spooled bytes on the local disk may be the wrong ones, so the next pass fetches all bytes from the
+        // source.
         tracing::warn!(layer = %spec.blob.digest, %error, "fetching a compressed layer again from its start");
         let mut staging = staging_of(spec, staging::begin(store).await?);
         staging.restart()?;
         result = attempt(spec, windows, staging, source, BlobOffset(0), &opening, progress).await;
     }
     if result.as_ref().is_err_and(is_about_content) {
-        // Wrong bytes are not worth the disk they take.
+        // Wrong bytes must not take disk space.
         staging::begin(store).await?.restart()?;
     }
     result
@@ -125,12 +126,12 @@ async fn attempt(
         }
     };
     let written = written.map_err(|error| FetchError::malformed(spec.blob, error))?;
-    // A source that failed leaves the writer with a short blob: the source's reason is the one to tell.
+    // A source that failed leaves the writer with a short blob, so its error is the cause.
     fed?;
     written
 }
 
-/// Sends what the spool does not have yet.
+/// Sends the bytes that the spool does not have yet.
 async fn feed(
     spec: LayerSpec,
     source: &Arc<dyn BlobSource>,
@@ -148,7 +149,7 @@ async fn feed(
         let skipped = piece.split_to(skip.min(piece.len() as u64) as usize);
         skip -= skipped.len() as u64;
         if !piece.is_empty() && pieces.send(piece).await.is_err() {
-            // The writer has met an error, and tells it itself.
+            // The writer has failed, and reports its error itself.
             return Ok(());
         }
     }
@@ -165,8 +166,8 @@ struct Pass {
     scanner: Option<Scanner>,
     at: StreamOffset,
     buffer: Vec<u8>,
-    /// The first fault of the content. The rest of the blob is still hashed: where the digest is
-    /// wrong too, that is the cause to tell and this only the effect.
+    /// The first fault of the content. The rest of the blob is still hashed, because a wrong digest would be the
+    /// cause of the fault.
     fault: Option<FetchError>,
 }
 

@@ -1,4 +1,4 @@
-//! Bytes that the cache could not keep, in memory until their readers have taken them.
+//! Bytes that the cache could not keep. They stay in memory until their readers have taken them.
 //!
 //! ```text
 //! writer --Unkept--> put: memory set aside --> held --read to its end--.
@@ -8,14 +8,14 @@
 //!
 //! - The memory is a part of `--memory`: it is set aside at the admission before bytes are held, and no
 //!   transfer gets it meanwhile.
-//! - A chunk that was read to its end goes first, then the one that was used longest ago. Bytes that
-//!   somebody waits for may displace any others. Bytes that were only fetched ahead displace none that
-//!   may still be read, and are refused otherwise.
+//! - A chunk that was read to its end goes first, then the chunk that was used longest ago. Bytes that a reader
+//!   waits for may displace any others. Bytes that were only fetched ahead are refused where they would displace
+//!   bytes that may still be read.
 //! - Many readers may displace each other's bytes. A reader that lost some begins a retry (`retry`), and
 //!   nothing displaces its bytes meanwhile. So every reader ends.
-//! - Nothing is held for long: what no reader comes for goes after 2 s, and anything after 10 s, so that
-//!   the cache is offered it again. But for bytes in front of a reader that a stream waits for: a slow
-//!   reader that lost them would need another stream over the whole layer.
+//! - Bytes are dropped after 2 s without a reader, and after 10 s in any case, so that the cache is offered them
+//!   again. The exception is bytes in front of a reader that a stream waits for. A slow reader that lost them would
+//!   need another stream over the whole layer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,29 +31,29 @@ use crate::layer::StreamOffset;
 use crate::layer::layout::CHUNK_BYTES;
 use crate::source::admission::Admission;
 
-/// The time that bytes wait for a reader: a reader that waits takes its bytes within milliseconds, and one
-/// that reads in order comes back for the rest of a chunk within a second or two.
+/// The time that bytes wait for a reader. 2 s: a waiting reader takes its bytes within milliseconds. A reader in
+/// order comes back for the rest of a chunk within a second or two.
 const IDLE: Duration = Duration::from_secs(2);
-/// The longest that bytes are held, however often they are read.
+/// The longest time that bytes are held, however often they are read.
 const MOST_HELD: Duration = Duration::from_secs(10);
 /// The interval at which idle bytes are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A chunk of a layer, which is named by its number in the admission.
+/// A chunk of a layer. The layer has its number in the admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) layer: usize,
     pub(super) chunk: u32,
 }
 
-/// The need for bytes.
+/// How much bytes are needed, the most first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
-    /// A reader waits for them that has lost them before.
+    /// A reader that has lost these bytes before waits for them.
     Retried,
-    /// Somebody waits for them.
+    /// A reader waits for the bytes.
     Awaited,
-    /// They may be read next.
+    /// The bytes may be read next.
     Ahead,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Front {
 pub(super) struct Passing {
     admission: Arc<Admission>,
     table: Mutex<Table>,
-    /// Looked at by every read that misses the cache, without the lock.
+    /// Every read that misses the cache looks here first, without the lock.
     held_bytes: AtomicU64,
 }
 
@@ -85,7 +85,7 @@ struct Held {
     pieces: Vec<Bytes>,
     /// The end of the furthest read of the chunk.
     read_to: u32,
-    /// Whether nothing displaces it before it was read to its end, or the retry is over.
+    /// Whether nothing displaces the chunk until it was read to its end, or until the retry is over.
     is_pinned: bool,
     front: Option<Front>,
     used: Instant,
@@ -101,7 +101,7 @@ impl Held {
         self.read_to >= self.end
     }
 
-    /// Whether a reader comes for the rest of it, however slowly.
+    /// Whether a reader comes for the rest of the chunk, however slowly.
     fn is_followed(&self) -> bool {
         let front = self.front.as_ref().filter(|_| !self.is_done());
         front.is_some_and(|front| front.leash.is_followed(front.start))
@@ -140,14 +140,13 @@ impl Passing {
         self.held_bytes.load(Ordering::Acquire) == 0
     }
 
-    /// The chunks that can still be held of bytes that are only fetched ahead.
+    /// How many more chunks of bytes that are only fetched ahead can be held.
     pub(super) fn free_chunks(&self) -> u32 {
         let free_bytes = self.admission.free_aside_bytes();
         u32::try_from(free_bytes / CHUNK_BYTES).unwrap_or(u32::MAX)
     }
 
-    /// Holds bytes of a chunk from `start` on; `false` where there is no memory for what is only
-    /// fetched ahead.
+    /// Holds bytes of a chunk from `start` on; `false` where bytes were only fetched ahead and there is no memory.
     pub(super) fn put(
         self: &Arc<Self>,
         key: Key,
@@ -191,7 +190,7 @@ impl Passing {
         true
     }
 
-    /// Takes memory, from what is less useful where none is free.
+    /// Sets memory aside. Where none is free, it drops less useful bytes.
     fn set_aside(&self, table: &mut Table, key: Key, bytes: u64, need: Need) -> bool {
         while !self.admission.set_aside(bytes) {
             let others = table.chunks.iter().filter(|(other, _)| **other != key);
@@ -203,7 +202,7 @@ impl Passing {
                 (Some(other), _) => self.remove(table, other),
                 (None, Need::Ahead) => return false,
                 (None, Need::Awaited | Need::Retried) => {
-                    // A chunk that somebody waits for is always held, however little memory there is.
+                    // A chunk that a reader waits for is always held, however little memory there is.
                     self.admission.set_aside_anyway(bytes);
                     return true;
                 }
@@ -239,14 +238,14 @@ impl Passing {
         table.chunks.get(&key).is_some_and(|held| held.start <= from && to <= held.end)
     }
 
-    /// The retry of a layer is over: its bytes may go.
+    /// The retry of a layer is over, so its bytes may be dropped.
     pub(super) fn unpin(&self, layer: usize) {
         let mut table = self.table.lock();
         let of_layer = table.chunks.iter_mut().filter(|(key, _)| key.layer == layer);
         of_layer.for_each(|(_, held)| held.is_pinned = false);
     }
 
-    /// Lets go of all bytes of a layer that is closed.
+    /// Drops all bytes of a layer that is closed.
     pub(super) fn forget(&self, layer: usize) {
         if !self.is_empty() {
             self.remove_where(|key, _| key.layer == layer);
@@ -262,14 +261,14 @@ impl Passing {
         table.is_swept
     }
 
-    /// Lets go of idle bytes, until none is left.
+    /// Drops idle bytes at intervals, until no bytes are left.
     async fn sweep(self: Arc<Self>) {
         while self.sweep_once(IDLE) {
             tokio::time::sleep(SWEEP_INTERVAL).await;
         }
     }
 
-    /// Lets go of bytes that were idle for so long; says whether any are left.
+    /// Drops bytes that were idle for `idle`; returns whether any are left.
     fn sweep_once(&self, idle: Duration) -> bool {
         self.remove_where(|_, held| {
             let is_old = held.used.elapsed() >= idle || held.began.elapsed() >= MOST_HELD;
@@ -388,7 +387,7 @@ mod tests {
     }
 
     proptest! {
-        /// Pieces of any length that follow one another, or begin anew.
+        /// Bytes of any lengths that follow one another, or begin anew.
         #[test]
         fn what_is_read_is_what_was_put(
             steps in prop::collection::vec((0..3u32, any::<bool>(), 1..2_000usize, any::<u8>()), 1..40),

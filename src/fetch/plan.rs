@@ -24,8 +24,8 @@ pub enum ChunkStatus {
 
 /// The runs of chunks to fetch so that all of `wanted` becomes resident, in order.
 ///
-/// A run never holds a chunk that is resident or in flight, holds a partial chunk only as its
-/// first (a request is one range of the blob), and has at most `limit` chunks.
+/// A run has no chunk that is resident or in flight, and at most `limit` chunks. Only its first chunk may be
+/// partial, because a request is one range of the blob.
 pub fn transfers(
     wanted: Range<u32>,
     limit: u32,

@@ -1,4 +1,4 @@
-//! Bytes of a layer that are here: in the cache, or in memory where the cache could not keep them.
+//! Reads of present bytes of a layer: bytes in the cache, or in memory where the cache could not keep them.
 
 use super::FetchError;
 use super::layer::Inner;
@@ -6,12 +6,11 @@ use super::passing::Key;
 use crate::cache::{CacheError, Lookup};
 use crate::layer::{ChunkId, StreamOffset};
 
-/// Reads from the cache; `None` where that would have to wait.
+/// Reads from the cache; `None` where the read would have to wait for the disk.
 type ReadCache<'a> = &'a dyn Fn(StreamOffset, &mut [u8]) -> Result<Option<Lookup>, CacheError>;
 
 impl Inner {
-    /// Fills `buffer` with bytes that are here, as `read` has them in the cache; `None` where `read` would
-    /// have to wait.
+    /// Fills `buffer` with present bytes; `read` reads those in the cache. `None` where `read` would have to wait.
     pub(super) fn read_here(
         &self,
         start: StreamOffset,
@@ -28,8 +27,8 @@ impl Inner {
         Ok(lookup)
     }
 
-    /// The same chunk by chunk, where some may be in memory: all of a chunk, or what follows the bytes
-    /// that the cache has.
+    /// The same chunk by chunk, where some bytes may be in memory: all of a chunk, or the bytes behind those in the
+    /// cache.
     fn read_by_chunk(
         &self,
         start: StreamOffset,
@@ -62,12 +61,12 @@ impl Inner {
         Ok(Some(Lookup::Hit))
     }
 
-    /// Whether all of a chunk is here, in memory at least.
+    /// Whether all of a chunk is in the cache or in memory.
     pub(super) fn is_here(&self, chunk: ChunkId) -> bool {
         self.is_here_to(chunk, self.contents.layout.chunk(chunk).stream.end)
     }
 
-    /// Whether a chunk is here from its start to `end`, in memory at least.
+    /// Whether a chunk is in the cache or in memory from its start to `end`.
     pub(super) fn is_here_to(&self, chunk: ChunkId, end: StreamOffset) -> bool {
         let span = self.contents.layout.chunk(chunk).stream;
         let (filled, length) = (self.store.filled(chunk), (end - span.start) as u32);
@@ -78,7 +77,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The next layer may get the same number.
+        // The next layer may get this layer's number in the admission.
         self.passing.forget(self.number());
     }
 }

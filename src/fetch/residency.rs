@@ -13,7 +13,7 @@ pub enum Presence {
     Resident,
     /// A transfer will bring them.
     Coming,
-    /// Neither.
+    /// The bytes are neither in the cache nor on their way.
     Absent,
 }
 
@@ -22,7 +22,7 @@ pub enum Presence {
 pub struct Coming(RangeSet);
 
 impl Layer {
-    /// The chunks on their way. Readers wait no longer for their plans than a copy of the list takes.
+    /// The chunks on their way. It holds up a reader's plan only while it copies the list.
     pub fn coming(&self) -> Coming {
         let mut chunks = RangeSet::new();
         for chunk in self.inner.coming_chunks() {
@@ -31,8 +31,8 @@ impl Layer {
         Coming(chunks)
     }
 
-    /// The chunks that have what the scan for the contents has brought, and nothing more; with their bytes. None of a
-    /// layer that this process found in the cache.
+    /// The chunks that have only bytes of the scan for the contents, with the number of bytes. Empty for a layer
+    /// that this process found in the cache.
     pub fn scanned(&self) -> impl Iterator<Item = (u32, u32)> {
         let store = &self.inner.store;
         let scanned = self.inner.scanned.iter().copied();
@@ -57,7 +57,7 @@ impl Layer {
     }
 }
 
-/// The chunks that have bytes, in order, and how many.
+/// The chunks that have bytes, in order, each with the number of bytes.
 pub(super) fn filled(store: &LayerStore, contents: &Contents) -> Vec<(u32, u32)> {
     let chunks = (0..contents.layout.chunks()).map(|chunk| (chunk, store.filled(ChunkId(chunk))));
     chunks.filter(|(_, filled)| *filled > 0).collect()

@@ -1,9 +1,9 @@
 //! The retry of a reader that lost bytes before it could take them.
 //!
-//! Where the cache keeps little or nothing, many readers may displace each other's bytes. A reader that
-//! has lost some begins a retry. Its bytes are then held in memory (`passing`), whether or not the cache
-//! keeps them, and nothing displaces them. A layer has one retry at a time: so little memory is held
-//! this way, and a host that does not answer holds up the readers of its own layers alone.
+//! Where the cache keeps little or nothing, many readers may displace each other's bytes. A reader that has lost
+//! some begins a retry. Its bytes are then held in memory (`passing`), whether or not the cache keeps them, and
+//! nothing displaces them. A layer has one retry at a time, so retries hold little memory. A host that does not
+//! answer holds up only readers of its own layers.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,13 +17,13 @@ use crate::layer::StreamOffset;
 #[derive(Default)]
 pub(super) struct Retries {
     one_at_a_time: tokio::sync::Mutex<()>,
-    /// Whether one is running. Looked at for each chunk, without the lock.
+    /// Whether a retry is running. Each chunk looks here, without the lock.
     is_running: AtomicBool,
-    /// The bytes that it wants.
+    /// The bytes that the retry wants.
     wanted: Mutex<Option<Range<StreamOffset>>>,
 }
 
-/// A running retry; it ends when the value is dropped.
+/// A running retry. It ends when the value is dropped.
 pub(super) struct Retry<'a> {
     inner: &'a Inner,
     _one_at_a_time: tokio::sync::MutexGuard<'a, ()>,

@@ -1,11 +1,10 @@
 //! Finds the table of contents of an uncompressed tar layer by its headers alone.
 //!
-//! A member's header says where the next header is, so the content in between is never fetched.
-//! Reads start small and double while headers lie close together (many small files), and start
-//! small again after a jump over a member larger than a chunk (weights). Bytes that are
-//! read beyond a header are kept, and fetched once. There is one exception: behind a member of 256 KiB
-//! to 1 MiB, which has no file of its own, the header lies inside a chunk whose start was passed over.
-//! Its 4 KiB are fetched again when that chunk is read.
+//! A member's header says where the next header is, so the content in between is never fetched. Reads start small,
+//! and double while headers lie close together (many small files). After a jump over a member larger than a chunk
+//! (weights), they start small again. Bytes that are read beyond a header are kept, and fetched once. There is one
+//! exception. A member of 256 KiB to 1 MiB has no file of its own, so the next header lies inside a chunk whose
+//! start was skipped. The 4 KiB of this header are fetched again when the chunk is read.
 //!
 //! ```text
 //! | hdr | big member ........ | hdr hdr f hdr f f hdr ... | big | end |
@@ -36,17 +35,16 @@ const LARGEST_READ_BYTES: u64 = 4 * 1024 * 1024;
 /// The distance from the last read to the next header up to which the bytes between are read too: one
 /// chunk. They would be fetched with it anyway, and a chunk with a gap is fetched again.
 const NEAR_BYTES: u64 = CHUNK_BYTES;
-/// The end marker and the last member's padding. Asked for together with the first header, so
-/// that a layer of one big file takes one round trip, not two.
+/// The end marker and the last member's padding. They are requested together with the first header. So a layer of
+/// one big file takes one round trip, not two.
 const TAIL_BYTES: u64 = 1024;
-/// GNU tar fills its last record, of 10 KiB, with zeros. Where no more than that is left of a layer,
-/// the scan reads it in one request.
+/// GNU tar fills its last record, of 10 KiB, with zeros. The scan reads so short a rest of a layer in one request.
 const RECORD_BYTES: u64 = 10 * 1024;
-/// Layers below this are read in one request: the tail is not worth one of its own.
+/// Smaller layers are read in one request, because the tail is not worth a request of its own.
 const SMALL_LAYER_BYTES: u64 = 64 * 1024;
 
-/// Scans the headers of `blob` and makes its contents known to `store`. `progress` is told how far the scan has come
-/// in the blob.
+/// Scans the headers of `blob`, and makes its contents known to `store`. `progress` is called with the blob bytes
+/// that the scan has passed.
 pub(super) async fn run(
     blob: BlobId,
     store: &Arc<LayerStore>,
@@ -63,8 +61,8 @@ pub(super) async fn run(
         }
     } else {
         let tail_range = BlobOffset(blob.size - TAIL_BYTES)..blob.end();
-        // The head is read to its end here: its stream holds a place among the requests to its
-        // host, and the tail may be waiting for one.
+        // The head is read to its end here. Its stream holds a slot of the host, and the tail may be waiting for a
+        // slot.
         let (head, tail) = tokio::join!(
             async {
                 scan.read(
@@ -75,7 +73,7 @@ pub(super) async fn run(
             read_exactly(source.as_ref(), blob, tail_range.clone(), user),
         );
         head?;
-        // Without it the scan asks for the same bytes when it gets there, and tells what is wrong.
+        // Without a tail, the scan requests these bytes when it gets there, and returns the error then.
         scan.tail =
             tail.ok().flatten().map(|bytes| (tail_range.start.in_uncompressed_stream(), bytes));
         scan.jump_from_header_to_header(source.as_ref(), progress).await?;
@@ -90,7 +88,7 @@ struct Scan {
     tail: Option<(StreamOffset, Bytes)>,
 }
 
-/// The headers so far, and the bytes that came with them. Taken to a thread that may wait for the disk.
+/// The headers so far, and the bytes that came with them. They move to a thread that may wait for the disk.
 struct Headers {
     blob: BlobId,
     scanner: Scanner,
@@ -112,8 +110,8 @@ impl Headers {
         self.scanner.is_finished() || self.scanner.next_offset().get() >= self.blob.size
     }
 
-    /// The start of the padding before a header: the end of the member's content, where the chunks
-    /// behind a big member are counted from. Without these bytes the rest would count for nothing.
+    /// The start of the padding before a header. The chunks behind a big member are counted from there, the end of
+    /// its content. Bytes behind a gap in a chunk would not count as resident.
     fn before_padding(&self, header: StreamOffset) -> StreamOffset {
         let last = self.scanner.members().last().and_then(|member| member.kind.extents());
         match last.map(|extents| extents.stored().end) {
@@ -165,8 +163,8 @@ impl Scan {
         Ok(())
     }
 
-    /// Takes in all of a stream; from a source without ranges that is the whole layer, and all
-    /// of it is kept, as far as there is room.
+    /// Stages all bytes of a stream. A source without ranges sends the whole layer, and its bytes are kept as far
+    /// as there is room.
     async fn read(&mut self, mut stream: BlobStream) -> Result<(), FetchError> {
         let mut at = stream.range.start.in_uncompressed_stream();
         while let Some(piece) = stream.bytes.next().await {
@@ -197,7 +195,7 @@ fn opening(user: UserId) -> Urgency {
     Urgency::opening().of_user(user)
 }
 
-/// The bytes of a small range, or nothing where the source would send the whole blob for it.
+/// The bytes of a small range; `None` where the source would send the whole blob.
 async fn read_exactly(
     source: &dyn BlobSource,
     blob: BlobId,

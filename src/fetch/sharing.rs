@@ -1,8 +1,8 @@
 //! Which users of a shared cache may have a layer that is in it.
 //!
-//! A registry that lets a user have a manifest answers for the layers that the manifest names. But a digest
-//! is no secret, and a user may have a registry of the user's own: its manifest could name a private layer of
-//! another registry, whose bytes are in the cache, or bring wrong bytes for a layer that others read.
+//! A registry that lets a user have a manifest answers for the layers that the manifest names. But a digest is no
+//! secret, and a user may run a registry. Its manifest could name a private layer of another registry, whose bytes
+//! are in the cache. It could also send wrong bytes for a layer that others read.
 //!
 //! ```text
 //! layer not in the cache ------------------------------> taken from this host; others are forgotten
@@ -12,8 +12,8 @@
 //! layer from another host, not confirmed --------------> refused: its bytes may be wrong
 //! ```
 //!
-//! A host proves that it has the bytes by some of them, from places that only this process chooses. It proves
-//! it by all of them for compressed and small layers, and where few are in the cache to compare with.
+//! A host proves that it has the bytes with samples, from places that only this process chooses. It must send all
+//! bytes of compressed and small layers, and where the cache has few bytes to compare with.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
@@ -35,17 +35,17 @@ const SAMPLE_BYTES: u64 = 4096;
 /// The places that are compared. 16: a host with nine tenths of the bytes passes one time in five, and its
 /// user gets the last tenth. A host with half of them passes one time in 65,000.
 const SAMPLES: usize = 16;
-/// The places that are looked at to find resident ones. 64: where less than about a quarter of the layer is
-/// here, the places would lie in a few chunks, which a host could have without the others.
+/// The places that are tried to find resident ones. 64: with less than about a quarter of the layer resident,
+/// samples would lie in a few chunks. A host could have these chunks without the others.
 const MOST_LOOKS: usize = 64;
-/// A layer of less is proved by all of it. 1 MiB: in a smaller one the same page would be chosen twice.
+/// Below this size, a host proves a layer with all of its bytes. 1 MiB: in a smaller layer the same page would be
+/// chosen twice.
 const SMALL_BYTES: u64 = 1024 * 1024;
 
-/// Lets a user have a layer from `source`, or tells why not.
+/// Decides whether a user may have a layer from `source`.
 ///
 /// # Errors
-/// [`SourceError::Unauthorized`] where the host does not prove that it has the layer, and what the source
-/// fails with.
+/// [`SourceError::Unauthorized`] where the host does not prove that it has the layer; else the error of the source.
 pub(super) async fn admit(
     cache: &Arc<Cache>,
     spec: LayerSpec,
@@ -57,17 +57,17 @@ pub(super) async fn admit(
     let host = source.host().unwrap_or_else(|| "this machine".into());
     let name = match is_vouched {
         true => host.to_string(),
-        // By the same name others reach another host.
+        // Other users may reach another host by this name.
         false => format!("{host} of user {}", user.0),
     };
-    // The same blob read in another way is another layer of the cache.
+    // The same blob with another encoding is another layer of the cache.
     let key = spec.key();
     let known = cache.clone();
     let hosts = off_the_runtime(move || known.hosts_of(key)).await;
     let is_known = hosts.contains(&name);
     let is_here = store.contents().is_some() || store.resident_bytes() > 0;
     if !is_here {
-        // A host that was known before may have brought nothing, or a copy that is gone.
+        // A host that was known before may have sent nothing, or a copy that is gone.
         if !is_known || hosts.len() > 1 {
             let (cache, only) = (cache.clone(), name.clone());
             let noted = off_the_runtime(move || {
@@ -125,7 +125,7 @@ async fn has_the_bytes(
     Ok(compared.into_iter().all(|is_equal| is_equal))
 }
 
-/// Resident bytes at places that nobody can foretell.
+/// Resident bytes at places that a host cannot foretell.
 fn samples(store: &LayerStore, size: u64) -> Vec<(Range<BlobOffset>, Vec<u8>)> {
     let pages = size / SAMPLE_BYTES;
     let mut samples = Vec::new();
@@ -133,7 +133,7 @@ fn samples(store: &LayerStore, size: u64) -> Vec<(Range<BlobOffset>, Vec<u8>)> {
         if samples.len() == SAMPLES {
             break;
         }
-        // Keyed by the system's random numbers.
+        // The hasher has random keys of the system.
         let page = RandomState::new().build_hasher().finish() % pages;
         let start = StreamOffset(page * SAMPLE_BYTES);
         let mut bytes = vec![0; SAMPLE_BYTES as usize];

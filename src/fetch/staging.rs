@@ -1,8 +1,8 @@
 //! The places of a layer's bytes while its table of contents is still growing.
 //!
-//! The final layout is a function of the whole table, but where a byte lies is known as soon as
-//! the header before it is: big members have files of their own, everything else is in `stream`.
-//! So bytes are written once, at their final place.
+//! The final layout depends on the whole table. But the place of a byte is known as soon as the header before it:
+//! big members have files of their own, and all other bytes are in `stream`. So bytes are written once, at their
+//! final place.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use crate::cache::{CacheError, Contents, LayerStore, Stage};
 use crate::layer::layout::BIG_MEMBER_BYTES;
 use crate::layer::{CacheFile, Extents, Member, RangeSet, StreamOffset, Toc};
 
-/// Begins to stage a layer. Off the runtime's threads: it may wait for a pass that was given up a
-/// moment ago to let go.
+/// Begins to stage a layer. It runs off the runtime's threads, because it may wait until an abandoned pass releases
+/// the stage.
 pub(super) async fn begin(store: &Arc<LayerStore>) -> Result<Stage, FetchError> {
     let store = store.clone();
     Ok(off_the_runtime(move || store.stage()).await?)
 }
 
-/// Makes the contents of an uncompressed layer final. Off the runtime's threads: files are synced.
+/// Makes the contents of an uncompressed layer final. It runs off the runtime's threads, because it syncs files.
 pub(super) async fn finish(
     stage: Stage,
     toc: Toc,
@@ -30,9 +30,8 @@ pub(super) async fn finish(
 
 /// A [`Stage`] that knows the big members so far, and which bytes it keeps.
 ///
-/// A raw layer has no header that says how long its file is, and where it belongs depends on that.
-/// Its first bytes (less than [`BIG_MEMBER_BYTES`]) are held in `head` until the file is known to
-/// be big, or is complete.
+/// A raw layer has no header with the length of its file, and the place of the bytes depends on the length. So
+/// `head` holds the first bytes (less than [`BIG_MEMBER_BYTES`]) until the file is complete or known to be big.
 pub(super) struct Staging {
     stage: Stage,
     big: Vec<(Range<StreamOffset>, u32)>,
@@ -46,12 +45,12 @@ impl Staging {
         Self { stage, big: Vec::new(), members_seen: 0, covered: RangeSet::new(), head: None }
     }
 
-    /// For a raw layer, whose bytes are to be written in order from the first to the last.
+    /// For a raw layer. Its bytes must be written in order, from the first to the last.
     pub(super) fn raw(stage: Stage) -> Self {
         Self { head: Some(Vec::new()), ..Self::new(stage) }
     }
 
-    /// Takes note of members that were found since the last call.
+    /// Adds members that were found since the last call.
     pub(super) fn learn(&mut self, members: &[Member]) {
         for (index, member) in members.iter().enumerate().skip(self.members_seen) {
             let Some(range) = member.kind.extents().map(Extents::stored) else { continue };
@@ -103,7 +102,7 @@ impl Staging {
         }
     }
 
-    /// Forgets all that was staged, the compressed bytes too.
+    /// Drops all staged bytes, the compressed ones too.
     pub(super) fn restart(&mut self) -> Result<(), CacheError> {
         self.stage.restart()?;
         self.big.clear();
@@ -117,7 +116,7 @@ impl Staging {
         &mut self.stage
     }
 
-    /// The stage and the bytes that it keeps, when no more bytes come.
+    /// The stage and the bytes that it keeps, after the last byte.
     pub(super) fn into_parts(mut self) -> Result<(Stage, RangeSet), CacheError> {
         if let Some(head) = self.head.take() {
             self.place_all(StreamOffset(0), &head)?;

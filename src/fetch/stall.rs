@@ -1,4 +1,4 @@
-//! When a stream that brings too little is given up, so that its bytes are asked for on another connection.
+//! When a transfer gives up a stream that brings too little, and requests its bytes on another connection.
 //!
 //! A stuck connection and a slow one look the same for a while. A stuck one is found in two ways:
 //!
@@ -7,8 +7,8 @@
 //! a drip:  less than LEAST_BYTES_PER_SECOND over twice that time
 //! ```
 //!
-//! The patience doubles with each stream that is given up before it brought much. So a cache that
-//! pauses within a body, while it fetches the rest itself, gets its time in the end.
+//! The patience doubles with each stream that is given up before it brought much. So a pull-through cache that
+//! pauses within a body, while it downloads the rest, gets the time that it needs.
 
 use std::time::Duration;
 
@@ -20,15 +20,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// four minutes at that rate.
 const LEAST_BYTES_PER_SECOND: u64 = 1024;
 
-/// The bytes after which a stream was some use, and earlier ones are forgotten. A chunk.
+/// The bytes after which a stream counts as useful, and earlier failures are forgotten: a chunk.
 const USEFUL_BYTES: u64 = 256 * 1024;
 
 /// The streams in a row that are given up. With 6 the patience adds up to 315 s, more than the usual
 /// deadline of a reader.
 pub(super) const MOST_STALLS: u32 = 6;
 
-/// Judges the streams of a transfer, one after the other. Pure: the caller passes the time that it waited
-/// for the network. Time that it waits for the disk or its turn does not count.
+/// Judges the streams of a transfer, one after the other. Pure: the caller passes the time that it waited for the
+/// network. Waits for the disk or for a turn do not count.
 #[derive(Debug, Default)]
 pub(super) struct Stalls {
     /// Streams that were given up in a row.
@@ -39,7 +39,7 @@ pub(super) struct Stalls {
     last_byte: Duration,
     window_start: Duration,
     window_bytes: u64,
-    /// The wait for the network, of the present stream.
+    /// The total wait for the network of the present stream.
     waited: Duration,
 }
 
@@ -49,7 +49,7 @@ impl Stalls {
         *self = Self { given_up: self.given_up, ..Self::default() };
     }
 
-    /// The transfer waited for `time`, and then `bytes` came.
+    /// The transfer waited for `time`, and then received `bytes`.
     pub(super) fn came(&mut self, time: Duration, bytes: u64) {
         self.waited += time;
         self.last_byte = self.waited;
@@ -63,14 +63,14 @@ impl Stalls {
         }
     }
 
-    /// The time that is left to wait for a byte: none for a drip whose time is over.
+    /// The time that is left to wait for a byte; none where a drip has used up its window.
     pub(super) fn left(&self) -> Duration {
         let silent = self.last_byte + self.patience();
         let drip = self.window_start + 2 * self.patience();
         silent.min(drip).saturating_sub(self.waited)
     }
 
-    /// The stream is given up. Says whether another one is worth it.
+    /// The stream is given up. Returns whether another stream is worth a try.
     pub(super) fn give_up(&mut self) -> bool {
         self.given_up += 1;
         self.given_up <= MOST_STALLS
@@ -80,7 +80,7 @@ impl Stalls {
         PATIENCE * (1 << self.given_up.min(MOST_STALLS))
     }
 
-    /// The bytes of a window that are enough.
+    /// The least bytes of a window that is not a drip.
     fn least_bytes(&self) -> u64 {
         LEAST_BYTES_PER_SECOND * 2 * self.patience().as_secs()
     }
@@ -92,7 +92,7 @@ mod tests {
 
     use super::*;
 
-    /// Streams pieces with these gaps (ms) and sizes; the time at which it is given up.
+    /// The time at which a stream of pieces with these gaps (ms) and sizes is given up.
     fn given_up_at(
         stalls: &mut Stalls,
         pieces: impl IntoIterator<Item = (u64, u64)>,

@@ -7,9 +7,9 @@
 //!                                   '--> progress --> those whose bytes are there now
 //! ```
 //!
-//! Waiters are woken as bytes reach the cache, not when the request ends, and each only once its
-//! own bytes are there. The task and the writer are two so that the network never waits for the
-//! disk before the channel is full, and no runtime thread ever hashes or writes.
+//! A waiter wakes when its own bytes have reached the cache, not when the request ends. The task and the writer are
+//! separate, so the network waits for the disk only when the channel is full. No runtime thread ever hashes or
+//! writes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use crate::layer::StreamOffset;
 use crate::source::admission::UserId;
 use crate::source::{Priority, Urgency};
 
-/// The ranges that are noted one by one of what readers want of a transfer. More readers of one stream
-/// are rare, and a look at all of them is taken for each chunk.
+/// The ranges that readers want of a transfer, noted one by one. 64: more readers of one stream are rare, and each
+/// chunk is compared with all ranges.
 const MOST_WANTED: usize = 64;
 
 /// A run of chunks in flight.
@@ -32,22 +32,22 @@ const MOST_WANTED: usize = 64;
 pub(super) struct Transfer {
     urgency: Urgency,
     progress: Mutex<Progress>,
-    /// Somebody has begun to wait.
+    /// Notified when a reader begins to wait.
     wanted: Notify,
-    /// Whether it has a stream and writes: from then on its chunks stay its own.
+    /// Whether the transfer has a stream and writes. From then on no other transfer takes its chunks over.
     is_writing: AtomicBool,
-    /// Whether it has rested for a reader, so that how long it took says nothing about the line.
-    has_rested: AtomicBool,
+    /// Whether the transfer has paused for a reader, so that its time does not measure the host rate.
+    has_paused: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Progress {
     /// Everything before this offset has reached the cache.
     reached: StreamOffset,
-    /// Nothing more will come; `Err` says why what is missing did not.
+    /// Set when no more bytes will come. `Err`: why the missing bytes did not come.
     ended: Option<Result<(), FetchError>>,
     waiters: Vec<(StreamOffset, oneshot::Sender<()>)>,
-    /// The ranges that readers want of it. Of a stream over the whole layer, what has not come yet.
+    /// The ranges that readers want; of a stream over the whole layer, only those that have not come yet.
     wanted: Vec<Range<StreamOffset>>,
 }
 
@@ -56,7 +56,7 @@ struct Progress {
 pub(super) enum Waited {
     /// Everything before it has reached the cache.
     Reached,
-    /// The transfer ended before, because another one took its chunks over: plan again.
+    /// The transfer ended earlier, because another one took its chunks over. Plan again.
     TakenOver,
 }
 
@@ -69,7 +69,7 @@ impl Transfer {
             progress: Mutex::new(progress),
             wanted: Notify::new(),
             is_writing: AtomicBool::new(false),
-            has_rested: AtomicBool::new(false),
+            has_paused: AtomicBool::new(false),
         })
     }
 
@@ -77,7 +77,7 @@ impl Transfer {
         &self.urgency
     }
 
-    /// Everything before `at` can be read: wakes those who wait for no more.
+    /// Everything before `at` can be read. Wakes the waiters for offsets up to `at`.
     pub(super) fn reached(&self, at: StreamOffset) {
         let mut progress = self.progress.lock();
         if progress.ended.is_some() || at <= progress.reached {
@@ -88,7 +88,7 @@ impl Transfer {
         let mut index = 0;
         while index < waiters.len() {
             if waiters[index].0 <= at {
-                // A reader that gave up meanwhile does not hear of it.
+                // A reader that gave up meanwhile has dropped its receiver.
                 let _ = waiters.swap_remove(index).1.send(());
             } else {
                 index += 1;
@@ -96,12 +96,12 @@ impl Transfer {
         }
     }
 
-    /// Notes that a reader wants these bytes of it. Known before the reader begins to wait: by then the
-    /// bytes may have passed.
+    /// Notes that a reader wants these bytes. Call it before the reader begins to wait, because the bytes may have
+    /// passed by then.
     pub(super) fn want(&self, range: Range<StreamOffset>) {
         let mut progress = self.progress.lock();
         if progress.wanted.len() == MOST_WANTED {
-            // All of them as one: at worst more bytes are held for a moment.
+            // The ranges become one range. At worst, more bytes are held for a moment.
             let all = progress
                 .wanted
                 .drain(..)
@@ -117,7 +117,7 @@ impl Transfer {
         wanted.iter().any(|wanted| wanted.start < range.end && range.start < wanted.end)
     }
 
-    /// The last end of what readers wanted and has come, since the last call.
+    /// The greatest end of the wanted ranges that have come since the last call.
     pub(super) fn take_wanted(&self) -> Option<StreamOffset> {
         let mut progress = self.progress.lock();
         let reached = progress.reached;
@@ -128,7 +128,7 @@ impl Transfer {
         last
     }
 
-    /// It brings everything from the stream's start on: nothing has reached the cache yet.
+    /// The transfer now brings everything from the stream's start on, and nothing has reached the cache yet.
     pub(super) fn rewind(&self) {
         let mut progress = self.progress.lock();
         if progress.ended.is_none() {
@@ -145,16 +145,16 @@ impl Transfer {
         self.is_writing.load(Ordering::Relaxed)
     }
 
-    /// Takes note of a rest.
-    pub(super) fn rested(&self) {
-        self.has_rested.store(true, Ordering::Relaxed);
+    /// Notes that the transfer has paused.
+    pub(super) fn note_pause(&self) {
+        self.has_paused.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn has_rested(&self) -> bool {
-        self.has_rested.load(Ordering::Relaxed)
+    pub(super) fn has_paused(&self) -> bool {
+        self.has_paused.load(Ordering::Relaxed)
     }
 
-    /// Whether it will bring nothing before `end` any more.
+    /// Whether the transfer will bring no more bytes before `end`.
     pub(super) fn has_passed(&self, end: StreamOffset) -> bool {
         let progress = self.progress.lock();
         progress.ended.is_some() || progress.reached >= end
@@ -164,17 +164,17 @@ impl Transfer {
         self.progress.lock().ended.is_some()
     }
 
-    /// Whether somebody waits for bytes that end at `at` or before.
+    /// Whether a reader waits for bytes that end at `at` or before.
     pub(super) fn is_wanted(&self, at: StreamOffset) -> bool {
         self.progress.lock().waiters.iter().any(|(end, waiter)| *end <= at && !waiter.is_closed())
     }
 
-    /// Whether somebody waits for it, whatever for.
+    /// Whether a reader waits for any bytes of the transfer.
     pub(super) fn is_awaited(&self) -> bool {
         self.progress.lock().waiters.iter().any(|(_, waiter)| !waiter.is_closed())
     }
 
-    /// Waits until somebody begins to wait.
+    /// Waits until a reader begins to wait.
     pub(super) async fn wanted(&self) {
         self.wanted.notified().await;
     }
@@ -185,19 +185,19 @@ impl Transfer {
         let _ = self.wait(StreamOffset(u64::MAX)).await;
     }
 
-    /// Nothing more will come. Only the first end counts.
+    /// No more bytes will come. Only the first end counts.
     pub(super) fn end(&self, result: Result<(), FetchError>) {
         let mut progress = self.progress.lock();
         if progress.ended.is_none() {
             progress.ended = Some(result);
             for (_, waiter) in progress.waiters.drain(..) {
-                // A reader that gave up meanwhile does not hear of it.
+                // A reader that gave up meanwhile has dropped its receiver.
                 let _ = waiter.send(());
             }
         }
     }
 
-    /// Waits until everything before `end` has reached the cache, or nothing more will come.
+    /// Waits until everything before `end` has reached the cache, or no more bytes will come.
     ///
     /// # Errors
     /// Why the bytes before `end` did not come.
@@ -239,7 +239,7 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// A transfer that a reader has to wait for, until this offset.
+/// A transfer that a reader waits for, up to this offset.
 pub(super) type Wait = (Arc<Transfer>, StreamOffset);
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Turns for work that takes no request: replies to readers, and digests of whole layers.
+//! Turns for work that makes no request: replies to readers, and digests of whole layers.
 //!
-//! Replies have a quarter of the memory of their own. They are assembled when their bytes have come, so
-//! a reply never waits for a transfer, and a transfer never waits for a reply.
+//! A quarter of the memory is for replies alone. A reply is assembled when its bytes have come. So a reply never
+//! waits for a transfer, and a transfer never waits for a reply.
 
 use std::sync::Arc;
 

@@ -28,21 +28,21 @@ pub(super) struct Writer {
     transfer: Arc<Transfer>,
     appender: Appender,
     at: StreamOffset,
-    /// Of a stream over the whole layer that the cache cannot hold.
+    /// The leash of a stream over the whole layer, where the cache cannot hold the layer.
     leash: Option<Leash>,
 }
 
 /// The outcome of a transfer's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
-    /// They all came.
+    /// All bytes have come.
     All,
-    /// The rest has no place, and nobody waits for it.
+    /// There is no room for the rest, and no reader waits for it.
     Stopped,
 }
 
 impl Writer {
-    /// A writer of the stream from `at` on; `is_whole` where it goes over all of the layer.
+    /// A writer of the stream from `at` on. `is_whole`: the stream goes over the whole layer.
     pub(super) fn new(
         inner: Arc<Inner>,
         transfer: Arc<Transfer>,
@@ -54,7 +54,7 @@ impl Writer {
         Self { inner, transfer, appender, at, leash }
     }
 
-    /// Takes everything that comes. Blocking.
+    /// Writes all batches from the channel. Blocking.
     pub(super) fn drain(
         mut self,
         mut incoming: mpsc::Receiver<Batch>,
@@ -107,12 +107,12 @@ impl Writer {
         }
     }
 
-    /// Appends bytes of the stream to their chunks, and tells those who wait for them. Chunks that are
-    /// complete already, or whose first bytes are, take only what they miss.
+    /// Appends bytes of the stream to their chunks, and wakes the waiters. A chunk takes only the bytes that it
+    /// lacks.
     fn append(&mut self, pieces: &[&[u8]]) -> Result<Written, FetchError> {
         let mut left: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         if left == 0 {
-            // Only the end of a gzip member came.
+            // The batch had only the end of a gzip member, and no content.
             return Ok(Written::All);
         }
         if let Some(leash) = &self.leash {
@@ -155,7 +155,7 @@ impl Writer {
         Ok(Written::All)
     }
 
-    /// Tells those who wait. A reader whose bytes have come is followed from here on.
+    /// Wakes the waiters. The stream follows a reader from the end of its bytes on.
     fn reached(&self, readable: StreamOffset) {
         self.transfer.reached(readable);
         if self.leash.is_some()
@@ -165,7 +165,7 @@ impl Writer {
         }
     }
 
-    /// Holds bytes in memory that the cache has, for a reader that lost them before it could take them.
+    /// Holds bytes of the cache in memory, for a reader that lost them before it could take them.
     fn hold(&self, chunk: ChunkId, readable: Range<StreamOffset>) {
         let key = Key { layer: self.inner.number(), chunk: chunk.0 };
         let mut bytes = page_aligned((readable.end - readable.start) as usize);
@@ -195,7 +195,7 @@ impl Writer {
             None => Need::Ahead,
             Some(_) if self.transfer.wants(&span) => Need::Awaited,
             Some(leash) if leash.is_followed(span.start) || is_begun() => Need::Ahead,
-            // A stream over the whole layer passes it on its way to what is wanted of it.
+            // A stream over the whole layer passes this chunk on its way to the wanted bytes.
             Some(_) => return Ok(Written::All),
         };
         let front = self.front(span.start);
@@ -209,14 +209,14 @@ impl Writer {
     }
 }
 
-/// Pieces that are handed out in other lengths than they came in.
+/// Pieces, handed out in other lengths than they came in.
 struct Cut<'a> {
     pieces: std::slice::Iter<'a, &'a [u8]>,
     rest: &'a [u8],
 }
 
 impl<'a> Cut<'a> {
-    /// The next `length` bytes, of which there must be as many.
+    /// The next `length` bytes. The pieces must have that many.
     fn take(&mut self, mut length: usize) -> Vec<IoSlice<'a>> {
         let mut slices = Vec::new();
         while length > 0 {
