@@ -94,8 +94,8 @@ pub(super) struct Options {
 }
 
 impl Options {
-    /// The description of a mount with these options. Reads the names of the registries that the user is logged
-    /// in to, if none are named.
+    /// The description of a mount with these options. Without `--registry`, it reads the names of the registries
+    /// that the user is logged in to.
     async fn describe(
         self,
         mountpoint: PathBuf,
@@ -155,7 +155,8 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
         if arguments.life.foreground {
             return foreground::serve(settings, settings.daemon()?, request, false).await;
         }
-        // The system daemon has no files of credentials of its users, so this is work for the user's own one.
+        // The system daemon does not read credential files of its users, so the user's own daemon serves this
+        // mount.
         let config = settings.daemon_on_demand(&arguments.idle)?;
         daemon::forget_dead(&config, &place).await?;
         let backend = Backend::daemon(&config).await?;
@@ -164,8 +165,8 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
     })
 }
 
-/// Mounts kits by path for `kitfs daemon start --root`. Kits by path that are there already stay: the daemon may
-/// have mounted them again.
+/// Mounts kits by path for `kitfs daemon start --root`. A mount that is there already stays, because the daemon may
+/// have restored it.
 pub(super) async fn mount_root(
     settings: &Settings,
     config: &DaemonConfig,
@@ -185,7 +186,7 @@ pub(super) async fn mount_root(
     announce(&backend.browse(request, None).await?)
 }
 
-/// Says what can be reached.
+/// Prints the registries that the mount reaches.
 pub(super) fn announce(status: &MountStatus) -> Result<(), CliError> {
     print_warnings(&status.warnings);
     let registries = status.browse.as_ref().map(|browse| browse.registries.join(" "));

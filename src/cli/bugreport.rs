@@ -1,7 +1,7 @@
 //! `kitfs bugreport [FILE]`: one text file about this machine and its daemon, without secrets.
 //!
 //! All text goes through one [`Redactor`], which also knows the secrets of the files with credentials and of the
-//! environment. The report works without a daemon, and a part that cannot be had says why.
+//! environment. The report works without a daemon. Where a part fails, the report has the error instead.
 
 mod secrets;
 
@@ -23,7 +23,7 @@ use crate::daemon::{Backend, DaemonConfig, log_files};
 use crate::observe::Redactor;
 use crate::process::mount_table::MountTable;
 
-/// The lines of the log's end: some hours of a daemon in trouble.
+/// The number of last lines of the log: some hours of a daemon in trouble.
 const LOG_LINES: usize = 400;
 
 /// The most bytes of each part. A status of a hundred mounts has some 200 KB.

@@ -62,7 +62,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
                 print_range(&kit, path, arguments.offset.unwrap_or(0), arguments.length).await?;
             }
             _ if has_range => return Err(one_file()),
-            // One request reads all of them.
+            // One request reads all files.
             _ => print(kit.read(paths).await?).await?,
         }
     }
@@ -95,7 +95,8 @@ async fn print(mut bytes: ByteStream) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The requests for a range of a file. An empty range has one request, too: its failure says that a path is no file.
+/// The requests for a range of a file. An empty range has one request too, because its failure tells that a path is
+/// no file.
 fn parts(range: Range<u64>) -> impl Iterator<Item = FilePart> {
     let first = std::iter::once(range.start);
     let others = (range.start..range.end).step_by(FilePart::LIMIT_BYTES as usize).skip(1);

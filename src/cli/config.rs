@@ -81,7 +81,7 @@ enum Action {
 /// The values of the files and the variables.
 pub(super) struct Config {
     catalogue: Catalogue,
-    /// The paths that were looked at, the first wins.
+    /// The paths of possible files. The first file that sets a key wins.
     places: Vec<PathBuf>,
     files: Vec<ConfigFile>,
     problems: Vec<Problem>,
@@ -127,7 +127,7 @@ impl Config {
         self.files.iter().flat_map(|file| &file.sections).map(|it| it.rule.clone()).collect()
     }
 
-    /// The failure of a command for which the files are wrong. Prints the other problems.
+    /// Fails where a file or a variable is wrong. Prints all problems but the first, and returns the first.
     fn refuse(&self) -> Result<(), CliError> {
         let Some((first, others)) = self.problems.split_first() else { return Ok(()) };
         others.iter().for_each(say);
@@ -135,7 +135,7 @@ impl Config {
     }
 }
 
-/// The files that may be there, the first wins.
+/// The paths of possible files. The first file that sets a key wins.
 fn places(environment: &Environment) -> Vec<PathBuf> {
     match &environment.config_file {
         Some(path) if path.as_os_str() == NO_FILE => Vec::new(),
@@ -149,9 +149,9 @@ fn places(environment: &Environment) -> Vec<PathBuf> {
     }
 }
 
-/// The reason for which a command line cannot be used.
+/// Why a command line cannot be used.
 pub(super) enum Refusal {
-    /// clap prints it: an error of the arguments, or the help.
+    /// clap prints an error of the arguments, or the help.
     Clap(clap::Error),
     /// A file or a variable is wrong.
     Config(CliError),
@@ -175,7 +175,7 @@ pub(super) fn parse(
     config.flags = flags(&config.catalogue, leaf);
     match words.first().map(String::as_str) {
         Some("config") => {}
-        // A mount can be removed whatever the files say.
+        // A wrong file must not keep a user from removing a mount.
         Some("umount") => config.problems.iter().for_each(warn),
         _ if is_internal(&command, &words) => config.files.clear(),
         _ => config.refuse().map_err(Refusal::Config)?,
@@ -193,7 +193,7 @@ pub(super) fn parse(
     Ok((matches, config))
 }
 
-/// Whether kitfs itself runs the command, with a flag for each value that its starter had.
+/// Whether only kitfs itself runs the command. Its flags then have all values.
 fn is_internal(command: &Command, words: &[String]) -> bool {
     let mut command = command;
     words.iter().any(|word| match command.find_subcommand(word) {
@@ -308,8 +308,8 @@ fn without_password(value: String) -> String {
 }
 
 impl Config {
-    /// A row for each option: for the options of several commands one row, and one more for each command that
-    /// has another value.
+    /// A row for each option. An option of several commands has one row, and one more for each command with another
+    /// value.
     fn rows(&self) -> Result<Vec<Row>, CliError> {
         let mut rows = Vec::new();
         let settings = self.catalogue.settings();
@@ -350,7 +350,7 @@ impl Config {
         Ok(rows)
     }
 
-    /// A warning for each variable that looks as if it set an option, and sets none.
+    /// A warning for each `KITFS_` variable that sets no option.
     fn unknown_variables(&self) -> Vec<String> {
         let names: Vec<_> = self.catalogue.settings().iter().flat_map(Setting::variables).collect();
         let is_known = |name: &String| {
@@ -403,7 +403,7 @@ fn show(
     print_table(&["KEY", "VALUE", "FROM"], &[], rows)
 }
 
-/// Whether a row is the one that `asked` names: by its key, by its key in any table, or by its table.
+/// Whether `asked` names a row: by its key, by its key in any table, or by its table.
 fn is_named(key: &str, asked: &str) -> bool {
     let rest = key.strip_prefix(asked).map(|rest| rest.is_empty() || rest.starts_with('.'));
     rest == Some(true) || key.strip_suffix(asked).is_some_and(|table| table.ends_with('.'))

@@ -1,9 +1,8 @@
 //! `kitfs cp REF[/PATH]… DEST`.
 //!
-//! The command writes files under temporary names, and renames the files of a layer together, once
-//! all of them have arrived and no digest is wrong. When a copy stops early, the finished layers
-//! stay. Names come from a kit and are hostile until `destination` has checked them; `writing` never
-//! writes through a symlink in the destination.
+//! The command writes files under temporary names. It renames the files of a layer together, once all of them have
+//! arrived and no digest is wrong. When a copy stops early, the finished layers stay. Names come from a kit, and
+//! are hostile until `destination` has checked them. `writing` never writes through a symlink in the destination.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -81,7 +80,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             Err(failure) => failures.add(failure)?,
         }
     }
-    // As with cp(1): several sources, or one that failed beside it, need a directory.
+    // As with cp(1), several sources need a directory, even where some of them have failed.
     if failures.names_each && !arguments.to.is_dir() {
         let place = arguments.to.display();
         let why = match arguments.to.exists() {
@@ -123,9 +122,9 @@ fn warnings_of(sources: &[Source]) -> Vec<String> {
     warnings
 }
 
-/// The failures of a copy of several sources: the others are still copied, as with cp(1).
+/// The failures of a copy of several sources. As with cp(1), the other sources are still copied.
 struct Failures {
-    /// Whether there are several sources. The only failure of one is the command's own.
+    /// Whether there are several sources. With one source, its failure is the failure of the command.
     names_each: bool,
     first: Option<FailureKind>,
 }
@@ -189,7 +188,7 @@ struct Copying {
     bar: ProgressBar,
     is_recursive: bool,
     numbers: Numbers,
-    /// The source that was copied to each place: a later source must not replace it.
+    /// The source of each place. A later source must not replace the copy of an earlier one.
     roots: HashMap<PathBuf, RawPath>,
 }
 
@@ -221,7 +220,7 @@ impl Copying {
             return Err(CliError::usage(format!("{name} is a directory: copy it with -r")));
         }
         let destination = Destination::find(to, &listing.entry)?;
-        // The content of whole kits may go into one directory, as with `cp -r a/. b/. to`.
+        // The files of several whole kits may go into one directory, as with `cp -r a/. b/. to`.
         let place = destination.place(PathBuf::new());
         match self.roots.get(&place).filter(|_| !path.0.is_empty()) {
             Some(before) => Err(CliError::usage(format!(

@@ -212,7 +212,7 @@ impl From<StayArguments> for IdleArguments {
     }
 }
 
-/// The configuration by which commands find a daemon that runs.
+/// The configuration with which commands find the running daemon.
 fn running(settings: &Settings, is_system: bool) -> Result<DaemonConfig, CliError> {
     match is_system {
         true => settings.system_daemon(None),
@@ -274,7 +274,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
     }
 }
 
-/// Makes this process the daemon's keeper. Returns when that fails.
+/// Makes this process the daemon's keeper. Returns only at a failure.
 fn start_here(config: &DaemonConfig) -> Result<(), CliError> {
     let running = block_on(async {
         let Some(daemon) = Backend::running(config).await? else { return Ok(None) };
@@ -353,8 +353,8 @@ pub(super) fn keep(
     }
 }
 
-/// The daemon that runs. The system daemon is found by its socket for users, whatever cache folder it has. Users
-/// other than root reach it by that socket alone.
+/// Finds the running daemon. The system daemon is found by its socket for users, whatever cache folder it has.
+/// Users other than root reach it only by that socket.
 async fn find(settings: &Settings, config: &mut DaemonConfig) -> Result<Option<Backend>, CliError> {
     if config.system.is_some()
         && let Some(system) = Backend::of_system(&settings.runtime_folder()).await?
@@ -369,9 +369,9 @@ async fn find(settings: &Settings, config: &mut DaemonConfig) -> Result<Option<B
 
 /// The program of the next process.
 enum Replacement {
-    /// The one that the daemon was started from.
+    /// The program that the daemon was started from.
     Restart,
-    /// The one of this command.
+    /// The program of this command.
     Upgrade,
 }
 

@@ -146,7 +146,7 @@ impl Environment {
             shell: path("SHELL"),
             bash_completion_folder: path("BASH_COMPLETION_USER_DIR"),
             zsh_folder: path("ZDOTDIR"),
-            // An option, whose value comes with the command line.
+            // The value comes with the command line, because this is an option.
             log_format: observe::LogFormat::default(),
             log: text("KITFS_LOG"),
         }
@@ -195,7 +195,7 @@ fn names() -> Vec<String> {
 fn secrets() -> Vec<String> {
     let secret = env::vars_os().filter_map(|(name, value)| {
         let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
-        // The place of a file with secrets is none itself.
+        // A variable with the path of a secret file has no secret itself.
         (is_secret_name(&name) && !value.starts_with('/')).then_some(value)
     });
     secret.collect()

@@ -40,8 +40,8 @@ impl CliError {
         Failure::of_write(error, format!("cannot write {}: {error}", path.display())).into()
     }
 
-    /// Ends a command that runs a program for the user: a failure of kitfs itself must not look like one of the
-    /// program.
+    /// Ends a command that runs a program for the user. The exit code of a failure of kitfs itself must not look
+    /// like one of the program.
     pub(super) fn of_runner(self) -> Self {
         match self {
             failure @ Self::Failure(_) => {

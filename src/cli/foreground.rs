@@ -38,7 +38,7 @@ pub(super) async fn serve(
     replace: bool,
 ) -> Result<(), CliError> {
     if let Some(listen) = &mut config.listen {
-        // Kits over HTTP come with the options of this mount.
+        // Kits over HTTP are opened with the options of this mount.
         let (reference, labels, filters) = (String::new(), Vec::new(), Vec::new());
         listen.kit = Some(KitRequest { reference, labels, filters, ..request.kit.clone() });
     }
@@ -54,7 +54,7 @@ pub(super) async fn serve(
     };
     let watchdog = settings.watchdog();
     match daemon::run(config.clone(), Some(request.clone()), false, watchdog, is_ready).await {
-        // A daemon may have been faster.
+        // Another daemon may have taken the cache folder meanwhile.
         Err(failure) if failure.kind == FailureKind::Cache => {
             match Backend::running(&config).await? {
                 Some(daemon) => beside(settings, &config, &daemon, request, replace).await,
@@ -92,7 +92,7 @@ async fn beside(
     }
 }
 
-/// Pings the supervisor while the daemon that serves the mount answers. Never done.
+/// Pings the supervisor while the daemon that serves the mount answers. Never returns.
 async fn ping(settings: &Settings, config: &DaemonConfig) -> Infallible {
     let Some(watchdog) = settings.watchdog() else { return std::future::pending().await };
     loop {
@@ -120,7 +120,7 @@ async fn ended(config: &DaemonConfig, place: &Path) -> Result<(), CliError> {
         match daemon.ask(request.clone()).await {
             Ok(()) => return Ok(()),
             Err(Failure { kind: FailureKind::NotFound, .. }) => break,
-            // This process of the daemon ends, or has not gone on with the mount yet.
+            // The old process of the daemon is ending, or the new one has not taken the mount over yet.
             Err(Failure { kind: FailureKind::Daemon | FailureKind::Mountpoint, .. }) => {
                 tokio::time::sleep(PAUSE).await;
             }

@@ -5,15 +5,15 @@
 //! **      any number of folders         \    takes the next character as it is
 //! ```
 //!
-//! A name that begins with a point is matched by a pattern that begins with a point. A path that the kit has is
-//! that path, whatever characters it has. Pure but for [`expand`].
+//! Only a pattern that begins with a point matches a name that begins with a point. A path that exists in the kit
+//! is no pattern, whatever characters it has. Pure but for [`expand`].
 
 use super::error::CliError;
 use super::output::printable;
 use crate::control::api::{FailureKind, RawPath};
 use crate::daemon::OpenKit;
 
-/// The steps that the match of one name may take: names have at most 255 bytes, and each star may try each place.
+/// The most steps of the match of one name. A name has at most 255 bytes, and each star may try each place.
 const MOST_STEPS: usize = 1 << 16;
 
 /// The paths of a kit that a path or pattern names, in the order of the kit.
@@ -25,7 +25,7 @@ pub(super) async fn expand(kit: &OpenKit, path: &RawPath) -> Result<Vec<RawPath>
         return Ok(vec![path.clone()]);
     }
     let (base, pattern) = split(&path.0);
-    // Without a list of the folder there is nothing to match; its failure names it.
+    // Without a list of the folder there is nothing to match. The error of the list names the folder.
     let listing =
         kit.list(RawPath(base.to_vec()), pattern.contains(&b'/') || is_deep(pattern)).await?;
     let skip = if base.is_empty() { 0 } else { base.len() + 1 };
@@ -66,7 +66,7 @@ fn matches(pattern: &[u8], path: &[u8]) -> bool {
     let patterns: Vec<&[u8]> =
         pattern.split(|&byte| byte == b'/').filter(|name| !name.is_empty()).collect();
     let names: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
-    // Which of the first names the patterns so far match: one row of a table, so that no pattern takes long.
+    // Whether the patterns so far match the first N names: one row of a table, so that no pattern takes long.
     let mut reached = vec![false; names.len() + 1];
     reached[0] = true;
     for pattern in patterns {
@@ -91,7 +91,7 @@ fn matches_name(pattern: &[u8], name: &[u8]) -> bool {
         return false;
     }
     let (mut p, mut n) = (0, 0);
-    // Behind the last star, and the name from where it was tried.
+    // The place behind the last star, and the place in the name where it was tried.
     let mut star: Option<(usize, usize)> = None;
     for _ in 0..MOST_STEPS {
         if n == name.len() && pattern[p..].iter().all(|&byte| byte == b'*') {

@@ -1,8 +1,8 @@
 //! Which options `--help` shows.
 //!
-//! The options under a heading that begins with [`MORE`] are for few people. `--help` leaves them
-//! out, `--help-all` shows them; the manual page and the completion scripts have all of them. A switch takes a
-//! value (`--allow-other=false`), and no help shows it: `kitfs config --help` says so for all switches.
+//! The options under a heading that begins with [`MORE`] are for few people. `--help` leaves these options out, and
+//! `--help-all` shows them. The manual page and the completion scripts have all options. A switch takes a value
+//! (`--allow-other=false`), and no help shows it: `kitfs config --help` says so for all switches.
 
 use std::ffi::{OsStr, OsString};
 
@@ -38,8 +38,8 @@ pub(super) fn command_for(arguments: &[OsString]) -> Command {
     }
 }
 
-/// A hint for a command line that cannot be parsed because an option takes its value behind `=` only, as
-/// `--overlay=./changes` does: the value was taken for the first argument of the command.
+/// A hint for an option that takes its value only behind `=`, such as `--overlay=./changes`. In `--overlay
+/// ./changes`, clap takes the value for the first argument of the command.
 pub(super) fn hint(arguments: &[OsString], error: &clap::Error) -> Option<String> {
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
@@ -65,7 +65,7 @@ pub(super) fn hint(arguments: &[OsString], error: &clap::Error) -> Option<String
 fn without_more(command: Command) -> Command {
     let command = command.mut_args(|argument| {
         let is_more = argument.get_help_heading().is_some_and(|heading| heading.starts_with(MORE));
-        // Some are hidden from everybody.
+        // Some options are hidden in every help.
         let is_hidden = argument.is_hide_set() || is_more;
         argument.hide(is_hidden)
     });

@@ -85,7 +85,7 @@ fn print_remote(remote: Vec<RemoteInfo>) -> Result<(), CliError> {
     print_table(&["REMOTE DATA SET", "ETAG", "PATH"], &[], rows)
 }
 
-/// Digests are whole here, so that they can be pasted behind `REPOSITORY@`.
+/// Digests are not shortened here, so that a user can paste them behind `REPOSITORY@`.
 fn print_index(index: IndexInfo) -> Result<(), CliError> {
     print_warnings(&index.warnings);
     print_line(format_args!("{}  {}", index.family, index.digest))?;

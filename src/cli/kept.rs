@@ -1,4 +1,4 @@
-//! The hint for a kit that its registry does not have, and that is packed on this machine.
+//! The hint for a kit that its registry lacks, while a kit of this name is packed on this machine.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::oci::{Origin, Reference};
 use crate::source::Repository;
 use crate::source::kit_storage::KitStorage;
 
-/// A failure to find a kit; with the name of the same kit in kit's local storage, where it is there.
+/// Adds a hint to a failure to find a kit: the name of the same kit in kit's local storage, if there is one.
 pub(super) async fn with_kept(
     mut failure: Failure,
     reference: &str,

@@ -36,7 +36,7 @@ pub(super) struct PassedListenArguments {
 }
 
 impl ListenArguments {
-    /// The settings; those of the environment where the arguments have none.
+    /// The settings of the arguments, or else of the environment.
     ///
     /// # Errors
     /// For an address of all machines without `--listen-public`.
@@ -93,7 +93,7 @@ impl PassedListenArguments {
 pub(super) fn of_environment(address: &str, is_public: bool) -> Result<ListenConfig, CliError> {
     let address = parse_address(address)
         .map_err(|error| CliError::usage(format!("KITFS_LISTEN: {error}")))?;
-    // Several daemons of a user have one environment, and one of them gets the address.
+    // All daemons of a user have the same environment, and only one of them gets the address.
     checked("KITFS_LISTEN", "KITFS_LISTEN_PUBLIC=yes", address, is_public, false)
 }
 
@@ -115,7 +115,7 @@ fn checked(
     Ok(ListenConfig { address, is_public, is_required, socket: None, kit: None })
 }
 
-/// Adds the options with which kits are opened that are not mounted.
+/// Adds the options with which HTTP opens kits that are not mounted.
 fn with_kit(
     listen: ListenConfig,
     settings: &Settings,

@@ -79,7 +79,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let request = TagsRequest {
         reference: Some(reference.clone()),
         is_one: false,
-        // One more tells whether there are more.
+        // One tag more than asked tells whether there are more.
         most: Some(arguments.tags + 1),
         layers: true,
         network: settings.network(&arguments.network)?,

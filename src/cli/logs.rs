@@ -77,7 +77,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         let message = format!("no daemon has written a log in {folder}: `kitfs mount` starts one");
         return Err(CliError::new(FailureKind::NotFound, message));
     }
-    // Opened before the last lines are read, so that no line is lost between.
+    // The file is opened before its last lines are read, so that no line is lost in between.
     let mut follower = Follower::at_end(current.clone());
     let shown = last_lines(&files, arguments.lines).map_err(|error| unreadable(current, &error))?;
     let mut output = Output { is_json: arguments.json, is_terminal: is_terminal() };
@@ -161,7 +161,7 @@ fn end_of(path: &Path) -> io::Result<Vec<String>> {
     Ok(text.lines().skip(skip).map(str::to_owned).collect())
 }
 
-/// Reads what is added to a log, over its changes of files.
+/// Reads new lines of a log, also after the daemon has begun a new file.
 struct Follower {
     path: PathBuf,
     file: Option<File>,
@@ -170,7 +170,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// Begins behind what is there.
+    /// Begins behind the present lines.
     fn at_end(path: PathBuf) -> Self {
         let mut file = File::open(&path).ok();
         if file.as_mut().is_some_and(|file| file.seek(SeekFrom::End(0)).is_err()) {
@@ -214,7 +214,7 @@ fn id(file: &File) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Where lines go, and how.
+/// The place and the form of the lines.
 struct Output {
     is_json: bool,
     is_terminal: bool,
@@ -232,7 +232,7 @@ impl Output {
     }
 }
 
-/// A line without characters that change the terminal. Names in it come from registries and kits.
+/// A line without characters that change the terminal. A line may have names from registries and kits.
 fn without_controls(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
     for c in line.chars() {

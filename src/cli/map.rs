@@ -106,7 +106,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     }
 }
 
-/// The parts of a request that stay the same over the parts of an answer.
+/// The fields of a request that are the same for each part of a map.
 struct Wanted {
     rows: ResidencyRows,
     most_rows: u32,
@@ -174,7 +174,8 @@ fn summary(total: &ResidencyTotal) -> String {
     text
 }
 
-/// The share of the stored bytes that is in the cache. Only all is 100 %, and only nothing 0 %.
+/// The share of the stored bytes that is in the cache. 100 % is all bytes, and 0 % no byte: other shares are never
+/// rounded to these.
 fn share(total: &ResidencyTotal) -> String {
     match (total.resident_bytes, total.stored_bytes) {
         (_, 0) => "100 %".to_owned(),
@@ -247,11 +248,11 @@ fn name_of(row: &ResidencyRow, root: &RawPath) -> String {
     format!("{}{slash}", printable(name))
 }
 
-/// Cells for a row without any: a directory, whose sums stand for it.
+/// Cells for a row without cells: a directory, which is drawn by its sums.
 fn cells_of_total(total: &ResidencyTotal, count: usize) -> Vec<Cell> {
     let share = |bytes: u64| {
         let stored = u128::from(total.stored_bytes).max(1);
-        // A few bytes are worth a cell: an empty bar would say that nothing is there.
+        // A few bytes get a whole cell, because an empty bar would mean no byte.
         (u128::from(bytes) * count as u128).div_ceil(stored) as usize
     };
     let verified = share(total.verified_bytes);

@@ -213,7 +213,8 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
             block_on(foreground::serve(settings, config, request, arguments.replace))
         }
         false => block_on(async {
-            // A system daemon reads no trace of a user, makes no mount for one, and ends none.
+            // These need a daemon of the user: a system daemon reads no trace of a user, and makes or ends no mount
+            // for one.
             let needs_own =
                 request.trace.is_some() || request.follow_seconds.is_some() || owner.is_some();
             if let Ok(config) = settings.daemon() {
@@ -234,7 +235,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliEr
     }
 }
 
-/// Notices a directory in the place of the kit, which would become an unknown repository.
+/// Refuses a directory in the place of the kit. It would be parsed as an unknown repository.
 fn check_order(arguments: &Arguments) -> Result<(), CliError> {
     let (first, second) = (&arguments.reference, &arguments.mountpoint);
     let is_kit = |text: &str| text.starts_with("oci:") || text.contains([':', '@']);
@@ -276,7 +277,7 @@ pub(super) async fn mount(
     Ok(backend.mount(request, replace, owner, on_progress).await?)
 }
 
-/// Says what is mounted.
+/// Prints the kit and the mountpoint.
 pub(super) fn announce(status: &MountStatus) -> Result<(), CliError> {
     if status.browse.is_some() {
         return browse::announce(status);

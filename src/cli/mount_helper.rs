@@ -6,8 +6,8 @@
 //!   --> kitfs mount --FLAG… -- REF DIR
 //! ```
 //!
-//! The words of `-o` become the flags of `kitfs mount`, so files and variables count here too. Words that mount(8)
-//! and systemd take for themselves say nothing to kitfs, and neither do words for what holds for every kit.
+//! The words of `-o` become the flags of `kitfs mount`, so files and variables count here too. kitfs ignores words
+//! that mount(8) and systemd use themselves, and words that hold for every kit anyway.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -30,8 +30,8 @@ const COMMAND: &str = "mount-helper";
 /// The types that mount(8) may name.
 const TYPES: [&str; 3] = ["fuse", "fuse.kitfs", "kitfs"];
 
-/// Words of mount(8) and systemd that say nothing to kitfs. Every kit is mounted `ro,nosuid,nodev`, files have the
-/// times of the kit, and the kernel checks permissions.
+/// Words of mount(8) and systemd that kitfs ignores. Every kit is mounted `ro,nosuid,nodev`, files have the times
+/// of the kit, and the kernel checks permissions.
 const IGNORED: &[&str] = &[
     "_netdev",
     "async",
@@ -74,7 +74,7 @@ const IGNORED: &[&str] = &[
     "users",
 ];
 
-/// The beginnings of words with a value that say nothing to kitfs.
+/// The beginnings of words with a value that kitfs ignores.
 const IGNORED_BEGINNINGS: &[&str] =
     &["X-", "comment=", "fsname=", "helper=", "subtype=", "uhelper=", "user=", "x-"];
 
@@ -173,7 +173,7 @@ fn given(arguments: &[OsString]) -> Result<Given, String> {
             match letter {
                 b's' => given.is_sloppy = true,
                 b'f' => given.is_fake = true,
-                // There has been no mtab since long.
+                // `-n` does not write mtab, which today is a link to the kernel's table.
                 b'n' => {}
                 b'v' => given.verbose += 1,
                 b'o' | b't' | b'N' => {

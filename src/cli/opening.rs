@@ -8,11 +8,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::output::{say, say_waiting};
 use crate::control::api::{OpenProgress, PassProgress};
 
-/// The interval of progress lines where no terminal shows a bar. The first one comes after it, too: most kits are open
-/// before.
+/// The interval of progress lines where no terminal shows a bar. The first line comes after one interval, because
+/// most kits are open before.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Shows how far the layers of a kit were looked through: the headers of archives, and compressed layers as a whole.
+/// Shows the progress over the layers of a kit: over the headers of archives, and over all of a compressed layer.
 pub(super) struct Opening {
     bar: ProgressBar,
     lines: Lines,
@@ -29,7 +29,7 @@ impl Lines {
         Self { is_terminal: io::stderr().is_terminal(), last: Instant::now() }
     }
 
-    /// Prints a line, where the last one is old enough and no terminal shows a bar.
+    /// Prints a line, if the last line is old enough and no terminal shows a bar.
     pub(super) fn say(&mut self, line: impl FnOnce() -> String) {
         if !self.is_terminal && self.last.elapsed() >= LINE_INTERVAL {
             self.last = Instant::now();
@@ -63,7 +63,7 @@ impl Drop for Opening {
 /// The bar alone, for a display with several bars. Invisible unless the standard error is a terminal.
 pub(super) fn bar() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    // Bytes would lie: of an archive, most are passed over and not read.
+    // The bar has no bytes, because most bytes of an archive are skipped and not downloaded.
     let style = ProgressStyle::with_template("{msg} [{bar:30}] {percent} % {eta}");
     let style = style.expect("the template is a constant");
     bar.with_style(style.progress_chars("=> ")).with_message("reading headers")
@@ -75,7 +75,7 @@ pub(super) fn show_pass(bar: &ProgressBar, progress: PassProgress) {
     bar.set_position(progress.passed_bytes);
 }
 
-/// The share of the layers that was looked through.
+/// The share of the layers that is done.
 pub(super) fn percent(progress: PassProgress) -> String {
     let PassProgress { passed_bytes, total_bytes } = progress;
     let share = u128::from(passed_bytes) * 100 / u128::from(total_bytes.max(1));

@@ -42,7 +42,7 @@ pub(super) fn print_line(line: impl std::fmt::Display) -> Result<(), CliError> {
     Ok(output.flush()?)
 }
 
-/// Prints rows under headings. Without frames, because people also use `grep` and `awk` on them.
+/// Prints rows under headings, without frames, because people also use `grep` and `awk` on tables.
 pub(super) fn print_table(
     headings: &[&str],
     right: &[usize],
@@ -205,15 +205,15 @@ pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<OpenK
     }
 }
 
-/// Waits for the daemon's answer about `reference`, and says so when the registry takes long.
+/// Waits for the daemon's answer about `reference`, and prints a message when the registry takes long.
 pub(super) async fn say_while_waiting<T>(reference: &str, answer: impl Future<Output = T>) -> T {
-    /// The time until the first message: as for a kit that is opened.
+    /// The time until the first message, as for a kit that is opened.
     const FIRST: Duration = Duration::from_secs(10);
-    /// The interval of the next ones.
+    /// The interval of the next messages.
     const NEXT: Duration = Duration::from_secs(30);
     let host = match Origin::parse(reference) {
         Ok(Origin::Registry(reference)) => reference.registry().to_owned(),
-        // Nothing else lies behind a network.
+        // Only a registry lies behind a network.
         _ => return answer.await,
     };
     let mut answer = pin!(answer);
@@ -230,7 +230,7 @@ pub(super) async fn say_while_waiting<T>(reference: &str, answer: impl Future<Ou
     }
 }
 
-/// Prints that a host is silent: a slow pull-through cache must not look like a command that hangs.
+/// Prints that a host is silent, so that a slow pull-through cache does not look like a command that hangs.
 pub(super) fn say_waiting(waiting: &Waiting) {
     let Waiting { host, silent_seconds, limit_seconds } = waiting;
     say(format_args!(

@@ -144,7 +144,8 @@ fn ls(settings: &Settings, arguments: &LsArguments) -> Result<(), CliError> {
     });
     let mut rows: Vec<Vec<String>> = rows.collect();
     let headings = ["VIEW", "STATE", "KIT", "DIGEST", "CHANGES", "UPPER"];
-    // The folder of a view follows from its mountpoint, so view and kit stay readable, and its folder is cut.
+    // The folder of a view follows from its mountpoint. So the table cuts the folder, and keeps view and kit
+    // readable.
     Screen::of_stdout(!settings.is_utf8()).fit(&headings, [2, 5], &mut rows);
     print_table(&headings, &[4], rows)
 }

@@ -26,7 +26,7 @@ use crate::oci::{Format, Reference, Selector};
 use crate::pack::{Options, PackError, Packed, Prepared, Progress, Stamp, find_kitfile};
 use crate::source::kit_storage::writing::{StorageError, StorageWriter};
 
-/// The packer in the manifest. Not a bare version: a reader takes that for a version of kit.
+/// The packer in the manifest. A bare version would be taken for a version of kit.
 const PACKER: &str = concat!("kitfs-", env!("CARGO_PKG_VERSION"));
 /// The interval at which the progress bar moves.
 const LOOK: Duration = Duration::from_millis(100);
@@ -263,7 +263,7 @@ fn created(settings: &Settings) -> Result<jiff::Timestamp, CliError> {
     })
 }
 
-/// Names the files that an entry of the Kitfile leads to, and that are in no layer all the same.
+/// Warns of files that are in no layer although an entry of the Kitfile leads to them.
 fn warn_of_surprises(prepared: &Prepared, are_all_named: bool) {
     let mut surprises = prepared.surprises();
     let most = if are_all_named { usize::MAX } else { MOST_NAMED };

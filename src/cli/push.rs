@@ -72,7 +72,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         }
         Origin::OciLayout { .. } => (sources.open(&from).map_err(Failure::from)?, None),
     };
-    // A registry that has a layer already takes it from there.
+    // A registry that has a layer in another repository copies it from there.
     let others = move |digest| {
         let places =
             places.iter().flat_map(|kept| kept.origins(digest).iter().filter_map(repository_of));

@@ -57,13 +57,13 @@ pub(super) fn parse_reference(text: &str) -> Result<String, CliError> {
 }
 
 fn is_layout(folder: &Path) -> bool {
-    // One of the two is enough: the message about the other one then names the layout.
+    // One of both files is enough. The message about the missing one then names the layout.
     ["index.json", "oci-layout"].iter().any(|file| folder.join(file).is_file())
 }
 
-/// Whether `name` after a layout folder is the full name of a manifest (`ghcr.io/org/model:v1`), and
-/// not a tag and a path. It is when the folder's index has it, or when it names a host and the index
-/// has no tag of that host's name.
+/// Whether `name` after a layout folder is the full name of a manifest (`ghcr.io/org/model:v1`) instead of a tag
+/// and a path. It is a full name if the folder's index has it. It is one too if it names a host, and no tag of the
+/// index has the host's name.
 fn is_whole_name(folder: &Path, name: &str) -> bool {
     let index = OciLayout::open(folder).and_then(|layout| layout.index());
     let (Some((first, rest)), Ok(index)) = (name.split_once('/'), index) else { return false };
@@ -128,8 +128,7 @@ fn absolute_layout(layout: &str) -> Result<String, CliError> {
     Ok(if is_clear { short } else { sure })
 }
 
-/// The range of `:NAME` in `FOLDER:NAME[/PATH]`, if the folder is a layout and NAME is the
-/// full name of a manifest.
+/// The range of `:NAME` in `FOLDER:NAME[/PATH]`. The folder must be a layout, and NAME the full name of a manifest.
 fn named_manifest(layout: &[u8]) -> Option<(usize, usize)> {
     let mut colons = (1..layout.len()).filter(|&at| layout[at] == b':');
     colons.find_map(|colon| {

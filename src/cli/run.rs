@@ -69,7 +69,7 @@ struct Place {
     path: PathBuf,
     /// Whether kitfs makes the directory.
     is_made: bool,
-    /// UPPER of a view in a directory that has no name for a later command.
+    /// UPPER of a view in a temporary directory, which no later command can name.
     scratch: Option<PathBuf>,
 }
 
@@ -106,8 +106,8 @@ async fn daemon_for_mounts(
     places: impl IntoIterator<Item = &Path>,
 ) -> Result<Backend, CliError> {
     for place in places {
-        // The mount takes the place of one that died with its daemon. A daemon that starts would make that one
-        // again.
+        // The mount takes the place of a mount that died with its daemon. A starting daemon would restore the dead
+        // mount.
         daemon::forget_dead(config, place).await?;
     }
     let backend = Backend::daemon(config).await?;
@@ -143,15 +143,14 @@ fn wanted(
     kits.into_iter().map(describe).collect()
 }
 
-/// A directory that is not there. Nobody can guess its name, which keeps other users of a folder for temporary
-/// files from making it first.
+/// The path of a new directory. Its name cannot be guessed, so other users cannot make the directory first.
 fn fresh(folder: &Path) -> PathBuf {
-    // Keyed by the system's random numbers.
+    // The hasher has random keys of the system.
     let random = RandomState::new().build_hasher().finish();
     folder.join(format!("kitfs-run-{random:016x}"))
 }
 
-/// Removes the changes in a directory that had no name before the command. A view that is still in use keeps them.
+/// Removes the changes of a view in a temporary directory. A view that is still in use keeps its changes.
 fn remove_scratch(upper: &Path) {
     if let Err(error) = Folder::unmounted(upper).and_then(Folder::reset) {
         warn(format_args!("the changes of the command are left in {}: {error}", upper.display()));
@@ -202,8 +201,8 @@ impl Mounts<'_> {
                 warn(failure);
             }
             if *is_made {
-                // The daemon has removed it, unless it was killed. Nothing that others have put there is
-                // removed.
+                // The daemon has removed the directory, unless it was killed. A directory with files of others
+                // stays.
                 let _ = std::fs::remove_dir(path);
             }
             scratch.as_deref().into_iter().for_each(remove_scratch);

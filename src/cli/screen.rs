@@ -8,9 +8,9 @@ use super::output::printable;
 
 /// The width of output that goes to no terminal, and the least that tables expect.
 const USUAL_WIDTH: usize = 80;
-/// A terminal that says it is narrower is taken for one of this width: no table fits less.
+/// The least width: a terminal that reports less counts as this wide, because no table fits less.
 const LEAST_WIDTH: usize = 40;
-/// A terminal that says it is wider is taken for one of this width: a bound on the length of lines.
+/// The greatest width, which bounds the length of lines: a terminal that reports more counts as this wide.
 const MOST_WIDTH: usize = 400;
 
 /// The abilities of the standard output.
@@ -30,7 +30,7 @@ impl Screen {
         let choice = anstream::AutoStream::choice(&io::stdout());
         let has_colours = is_terminal && choice != anstream::ColorChoice::Never;
         let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
-        // A terminal without a size says 0.
+        // A terminal without a size reports 0.
         let width = size.map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
         let width = width.map_or(USUAL_WIDTH, |width| width.clamp(LEAST_WIDTH, MOST_WIDTH));
         Self { width, is_terminal, has_colours, is_ascii }
@@ -39,7 +39,7 @@ impl Screen {
 
 /// The spaces between two columns.
 const GAP: usize = 2;
-/// A name is not cut shorter, even where the terminal is too narrow.
+/// The least width of a cut name, even where the terminal is too narrow.
 const LEAST_NAME: usize = 12;
 
 impl Screen {

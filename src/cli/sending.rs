@@ -18,7 +18,7 @@ use crate::source::kit_storage::{KitStorage, Origins};
 use crate::source::sending::{self, Destination, Replaces, Sender, Sent};
 use crate::source::{Repositories, Repository, Sources};
 
-/// The interval between two looks at the progress: the bar is drawn as often as others are.
+/// The interval between two updates of the progress bar, as for other bars.
 const TICK: Duration = Duration::from_millis(100);
 
 /// The word for a kit that got another tag and was not sent.
@@ -53,13 +53,13 @@ pub(in crate::cli) struct Outcome {
     sent_bytes: u64,
     /// Bytes that the registry took from another of its repositories.
     mounted_bytes: u64,
-    /// Bytes that were there.
+    /// Bytes of blobs that the destination had.
     skipped_bytes: u64,
     /// Manifests that were put.
     manifests: u64,
 }
 
-/// Parses the place that a command writes to. One without a tag gets that of the kit.
+/// Parses the destination of a command. A destination without a tag gets the tag of the kit.
 pub(super) fn destination_of(text: &str, from: &Origin) -> Result<Origin, CliError> {
     let to = Origin::parse(text).map_err(Failure::from)?;
     Ok(match (&to, from.selector()) {

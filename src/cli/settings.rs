@@ -34,7 +34,8 @@ const DEFAULT_KEEP_FREE_BYTES: u64 = 1 << 30;
 /// The default of `--memory`: 64 requests of 8 MiB, which keep a fast network busy.
 const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 
-/// Digits of a path's digest in a folder's name: two of a million paths have the same with a chance of 1 in 500.
+/// Digits of a path's digest in a folder's name. 12: among a million paths, two have the same digits with a chance
+/// of 1 in 500.
 const OVERLAY_DIGITS: usize = 12;
 
 /// The default of `--idle-exit` for a daemon that a mount starts. Long enough for the next run of a script, which
@@ -53,7 +54,7 @@ impl Settings {
         Self { cache, environment, registries: Vec::new() }
     }
 
-    /// With what files set for single registries.
+    /// Adds the rules that files set for single registries.
     pub(super) fn with_registries(self, registries: Vec<RegistryRule>) -> Self {
         Self { registries, ..self }
     }
@@ -106,7 +107,7 @@ impl Settings {
         })
     }
 
-    /// The HTTP interface that the environment names, without options for kits.
+    /// The HTTP interface of the environment, without options for kits.
     pub(super) fn listen(&self) -> Result<Option<ListenConfig>, CliError> {
         let environment = &self.environment;
         let address = environment.listen.as_deref();
@@ -115,7 +116,7 @@ impl Settings {
             .transpose()
     }
 
-    /// The options for kits over HTTP that the command which has started this daemon has passed on.
+    /// The options for kits over HTTP, from the command that has started this daemon.
     pub(super) fn passed_kit(&self) -> Result<Option<KitRequest>, CliError> {
         self.environment.listen_options.as_deref().map(listen::passed_kit).transpose()
     }
@@ -169,13 +170,13 @@ impl Settings {
         &self.environment.secrets
     }
 
-    /// The folder for mountpoints that nobody has named.
+    /// The folder for mountpoints that the arguments do not name.
     pub(super) fn folder_for_mountpoints(&self) -> PathBuf {
         let folder = self.environment.xdg_runtime_dir.as_ref().filter(|folder| folder.is_dir());
         folder.unwrap_or(&self.environment.temporary_folder).clone()
     }
 
-    /// The folder with the changes of writable views whose folder nobody has named.
+    /// The folder for changes of writable views without a named UPPER folder.
     pub(super) fn overlays_folder(&self) -> Result<PathBuf, CliError> {
         let environment = &self.environment;
         let under_home = || environment.home.as_ref().map(|home| home.join(".local/share"));

@@ -75,7 +75,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     loop {
         let overview = overview(settings).await?;
         if is_terminal {
-            // Home, then clear to the end: the old table stays until the new one is known.
+            // Moves to the top and clears the screen. It comes this late so that the old table stays until the new
+            // one is known.
             std::io::stdout().lock().write_all(b"\x1b[H\x1b[J")?;
         }
         show(settings, &overview, arguments.wide)?;
@@ -94,7 +95,7 @@ fn show(settings: &Settings, overview: &Overview, is_wide: bool) -> Result<(), C
     Ok(())
 }
 
-/// Prints what the table cannot say.
+/// Prints warnings that the table has no column for.
 fn warn_about(overview: &Overview) {
     for (index, daemon) in overview.daemons.iter().enumerate() {
         if let Some(trouble) = &daemon.cache_trouble {

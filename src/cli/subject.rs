@@ -1,7 +1,7 @@
 //! Parses `REF[/PATH]` and `MOUNT[/PATH]`, for commands that look at a kit or at the kit of a mount.
 //!
-//! A path is below a mount if the kernel's mount table says so. Text that begins with `/`, `./` or `../` is always a
-//! path. Other text is one if it names a file that lies in a mount; else it is a reference.
+//! The kernel's mount table decides whether a path is below a mount. Text that begins with `/`, `./` or `../` is
+//! always a path. Other text is a path if it names a file in a mount, and else a reference.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -157,8 +157,8 @@ fn find_mount(named: &Path, is_path: bool) -> std::io::Result<Option<(OsString, 
         let path = RawPath(below.as_os_str().as_bytes().to_vec());
         Ok(Some((mountpoint.into_os_string(), path)))
     };
-    // Without a look at the files, which a mount that hangs does not answer. A symlink in the kit is the daemon's
-    // to follow.
+    // The path is compared as text, because a hanging mount does not answer a look at its files. The daemon follows
+    // symlinks in the kit.
     let is_plain = named.components().all(|part| part != Component::ParentDir);
     if is_path
         && is_plain

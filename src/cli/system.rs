@@ -1,4 +1,4 @@
-//! The system daemon: which commands use it, and what they tell it.
+//! The system daemon: which commands use it, and which requests they send.
 //!
 //! The daemon runs as root and opens no file for its users. So a command reads its files itself, and sends
 //! their content. Requests that need a folder on this machine go to a daemon of the user's own.
@@ -13,18 +13,18 @@ use crate::process::limits::ChildLimits;
 use crate::source::credentials::CredentialStore;
 use crate::source::registry_rules::{RegistryRule, RegistryRules};
 
-/// The backend that a command wants where it does not use the system daemon.
+/// The backend of a command that does not use the system daemon.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Otherwise<'a> {
-    /// A daemon, which is started when none runs.
+    /// A daemon of the user, which is started when none runs.
     Daemon(&'a IdleArguments),
-    /// A daemon that runs, or this process.
+    /// A running daemon of the user, or this process.
     AnyBackend,
 }
 
-/// The backend for a kit: the system daemon, where it runs and this user may use it. The request is changed
-/// for it. Requests that need more than a system daemon does for a user go to a daemon of the user's own: with
-/// `needs_own`, for a trace to be read or a mount to be made later.
+/// The backend for a kit: the system daemon, if it runs and this user may use it. The request then carries the
+/// content of files instead of paths. A request that the system daemon cannot serve goes to a daemon of the user's
+/// own; `needs_own` names such requests (a trace file, a mount by the daemon).
 pub(super) async fn backend(
     settings: &Settings,
     kit: &mut KitRequest,
@@ -57,8 +57,7 @@ pub(super) async fn backend_for_all(
     })
 }
 
-/// Whether the system daemon can have what the request needs: a kit of a registry, and no files but those of
-/// credentials.
+/// Whether the system daemon can serve the request: a kit of a registry, without files other than credentials.
 fn is_for_system(kit: &KitRequest) -> bool {
     let NetworkOptions {
         prefer_local,
@@ -77,7 +76,7 @@ fn is_for_system(kit: &KitRequest) -> bool {
         && files.into_iter().all(Option::is_none)
 }
 
-/// The options with what the files say, instead of the files.
+/// The options with the content of files instead of paths.
 async fn carried(kit: &KitRequest) -> Result<NetworkOptions, CliError> {
     let network = kit.network.clone();
     let mut carried = None;

@@ -26,7 +26,7 @@ use crate::control::api::{ActivityRequest, Failure, FailureKind, WorkRequest};
 use crate::daemon::Backend;
 use rates::{Model, Sample};
 
-/// The time between two looks for a key, after which the thread looks whether the program ends.
+/// The time between two looks for a key. After each, the thread checks whether the program ends.
 const KEY_POLL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
@@ -58,7 +58,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     }
     let mut daemon = find(settings, arguments.system).await?;
     let mut model = Model::new(!settings.is_utf8());
-    // Before the terminal changes, so that a failure is an ordinary message.
+    // The first sample comes before the terminal changes, so that a failure is an ordinary message.
     model.add(sample(&daemon).await?);
     let mut terminal = Terminal::new()?;
     let mut keys = keys();
@@ -112,7 +112,7 @@ async fn sample(daemon: &Backend) -> Result<Sample, Failure> {
     let (status, work, activity) = tokio::join!(requests.0, requests.1, requests.2);
     let activity = match activity {
         Ok(activity) => Some(activity),
-        // Of the system's daemon only root sees the hosts and the reads of all users.
+        // Only root may see the hosts and reads of all users of the system daemon.
         Err(failure) if failure.kind == FailureKind::Unauthorized => None,
         Err(failure) => return Err(failure),
     };

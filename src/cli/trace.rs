@@ -179,8 +179,7 @@ async fn record(
         };
         tokio::select! {
             biased;
-            // The command gets the signal as well, and may end by it. The next Ctrl-C ends the wait
-            // for the last reads.
+            // The command gets the signal too, and may end. The next Ctrl-C ends the wait for the last reads.
             () = interrupts.next() => match (&child, exit_code) {
                 (Some(_), None) => was_interrupted = true,
                 _ if recorder.is_stopped => recorder.cut(),
@@ -218,7 +217,7 @@ struct Interrupts {
 }
 
 impl Interrupts {
-    /// Waits for the next one. May be dropped and called again.
+    /// Waits for the next Ctrl-C. Safe to drop and call again.
     async fn next(&mut self) {
         self.signal.recv().await;
         if std::mem::take(&mut self.skips_next) {
@@ -231,7 +230,7 @@ impl Interrupts {
 struct Recorder {
     backend: Backend,
     request: RecordRequest,
-    /// The lines from the daemon; `None` after the last one.
+    /// The entries from the daemon; `None` after the last one.
     lines: Option<ByteStream>,
     output: Output,
     room: Room,
@@ -251,7 +250,7 @@ impl Recorder {
         self.lines.is_some()
     }
 
-    /// The next line; waits for ever after the last one.
+    /// The next entry; waits for ever after the last one.
     async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
         match &mut self.lines {
             Some(lines) => lines.next().await,
@@ -281,7 +280,7 @@ impl Recorder {
         }
     }
 
-    /// Asks the daemon to end the recording. The lines of the last reads are still to come.
+    /// Asks the daemon to end the recording. The entries of the last reads are still to come.
     async fn stop(&mut self) {
         if self.lines.is_none() || std::mem::replace(&mut self.is_stopped, true) {
             return;
@@ -302,14 +301,14 @@ impl Recorder {
         }
     }
 
-    /// Ends the recording at once after Ctrl-C, without the lines that are still to come.
+    /// Ends the recording at once after Ctrl-C, without the entries that are still to come.
     fn cut(&mut self) {
         warn("interrupted: the trace may lack the last reads");
         self.lines = None;
         self.failure = Some(CliError::Interrupted);
     }
 
-    /// Ends the recording after a failure, without the lines that are still to come.
+    /// Ends the recording after a failure, without the entries that are still to come.
     async fn break_off(&mut self) {
         self.stop().await;
         self.lines = None;
@@ -367,8 +366,8 @@ fn unwritten(path: Option<&Path>, error: std::io::Error) -> CliError {
     }
 }
 
-/// The file of the trace. An existing file keeps its content until the first read comes: a
-/// command that does not start, or reads nothing, destroys no older trace.
+/// The file of the trace. An existing file keeps its content until the first read. So a command that fails to
+/// start, or reads nothing, destroys no older trace.
 enum Sink {
     /// An existing file, and the header of the new trace.
     Waiting {

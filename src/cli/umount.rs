@@ -15,9 +15,10 @@ use crate::fuse::{MountError, other_mounts, unmount_other};
 use crate::process::running_time::Stopwatch;
 use crate::process::view::own_view;
 
-/// The most mounts that the command ends at a time. An end waits for the disk and the kernel, not for the processor.
+/// The most mounts that the command ends at a time. 16: the end of a mount waits for the disk and the kernel, not
+/// for the processor.
 const MOST_AT_ONCE: usize = 16;
-/// How long programs may delay the end of a mount whose command has ended: as long as for `kitfs daemon stop`.
+/// How long programs may delay the end of a mount whose command has ended. As long as for `kitfs daemon stop`.
 const BUSY_GRACE: Duration = Duration::from_secs(5);
 /// The interval between two tries to unmount a busy mount.
 const BUSY_INTERVAL: Duration = Duration::from_millis(100);
@@ -53,7 +54,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             places.collect::<Result<_, _>>()?
         }
     };
-    // A command that is run in the mount must not be named as its user.
+    // The command must not name itself as a user of the mount when it is run there.
     std::env::set_current_dir("/")?;
     let mut failures = Vec::new();
     for round in rounds(places) {
@@ -80,7 +81,7 @@ async fn all(settings: &Settings) -> Result<Vec<PathBuf>, CliError> {
     if let Ok(config) = settings.daemon() {
         let running = match Backend::running(&config).await {
             Ok(running) => running,
-            // Its mounts are in the list of all mounts.
+            // The list of all mounts has the mounts of this daemon too.
             Err(_) if !settings.names_cache_folder() => None,
             Err(failure) => return Err(failure.into()),
         };
@@ -116,8 +117,8 @@ fn rounds(mut places: Vec<PathBuf>) -> Vec<Vec<PathBuf>> {
     rounds
 }
 
-/// Ends a mount as a daemon that stops does: gently at first, and lazily once programs had their time. A mount
-/// that is gone is no error.
+/// Ends a mount as a stopping daemon does: gently at first, and lazily after [`BUSY_GRACE`]. A mount that is gone
+/// is no error.
 pub(super) async fn end(settings: &Settings, place: &Path) -> Result<(), CliError> {
     let mut watch = Stopwatch::start();
     loop {
@@ -174,7 +175,8 @@ async fn unmount(settings: &Settings, place: &Path, lazy: bool) -> Result<Unmoun
         };
         match daemon.ask(request).await {
             Ok(report) => return Ok(report),
-            // Another daemon has it, the mount is a leftover, or the daemon does not see it.
+            // The mount is another daemon's, is a leftover, or is in a part of the file tree that the daemon does
+            // not see.
             Err(failure) if failure.kind == FailureKind::NotFound => {}
             // The daemon was killed before it answered.
             Err(failure) if failure.kind == FailureKind::Daemon && daemon.has_ended().await => {}

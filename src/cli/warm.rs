@@ -208,7 +208,7 @@ impl Display {
     }
 
     fn clear(&self) {
-        // It fails when the terminal is gone, and then there is no place to say so.
+        // `clear` fails when the terminal is gone, and then no message could be printed.
         let _ = self.bars.clear();
     }
 }

@@ -68,8 +68,8 @@ impl Inner {
         let is_for_readers = priority >= Priority::Readahead;
         let limit = match priority {
             // The window in front of a reader comes best in the reader's order.
-            Priority::Readahead => self.host_rate().request_chunks_of(wanted.end - wanted.start),
-            _ => self.host_rate().request_chunks(),
+            Priority::Readahead => self.host_pace().request_chunks_of(wanted.end - wanted.start),
+            _ => self.host_pace().request_chunks(),
         };
         let mut claims = self.claims.lock();
         let runs = plan::transfers(wanted.clone(), limit, |chunk| {

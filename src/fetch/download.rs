@@ -90,7 +90,7 @@ impl Inner {
         let mut untried = self.sources.read().clone().into_iter();
         let asked_at = Instant::now();
         let (stream, rated) = self.open_next(&mut untried, &asked, urgency, None).await?;
-        rated.host_rate.answered(asked_at.elapsed());
+        rated.host_pace.answered(asked_at.elapsed());
         record.answered();
         match self.admit(transfer, stream.range == whole && asked != whole) {
             Right::Write => {}
@@ -103,7 +103,7 @@ impl Inner {
             }
         }
         // The measurement starts here, because the time to the first byte says nothing about the rate.
-        let mut streaming = rated.host_rate.begin();
+        let mut streaming = rated.host_pace.begin();
         let asked_bytes = asked.end - asked.start;
         let (batches, incoming) = mpsc::channel::<Batch>(BATCHES);
         // The writer of a compressed layer counts from the first byte of both.

@@ -26,7 +26,7 @@ use super::follower::Follower;
 use super::history::{Cause, History};
 use super::off_the_runtime;
 use super::outage::Outage;
-use super::pace::HostRate;
+use super::pace::HostPace;
 use super::passing::Passing;
 use super::plan::ChunkStatus;
 use super::retry::Retries;
@@ -84,7 +84,7 @@ impl WeakLayer {
 #[derive(Clone)]
 pub(super) struct RatedSource {
     pub(super) source: Arc<dyn BlobSource>,
-    pub(super) host_rate: Arc<HostRate>,
+    pub(super) host_pace: Arc<HostPace>,
 }
 
 /// How a layer was opened.
@@ -176,22 +176,22 @@ impl Layer {
         Arc::new(Self { inner: self.inner.clone(), open: self.open.clone(), user })
     }
 
-    pub(super) fn add_source(&self, source: Arc<dyn BlobSource>, host_rate: Arc<HostRate>) {
+    pub(super) fn add_source(&self, source: Arc<dyn BlobSource>, host_pace: Arc<HostPace>) {
         let mut sources = self.inner.sources.write();
         // Two sources of one place would only wait twice where the place does not answer.
         let place = source.place();
         sources.retain(|known| place.is_none() || known.source.place() != place);
-        sources.insert(0, RatedSource { source, host_rate });
+        sources.insert(0, RatedSource { source, host_pace });
         sources.truncate(MOST_SOURCES);
     }
 
     /// Adds a source behind the known ones, unless it is one of them.
-    pub(super) fn add_fallback(&self, source: Arc<dyn BlobSource>, host_rate: Arc<HostRate>) {
+    pub(super) fn add_fallback(&self, source: Arc<dyn BlobSource>, host_pace: Arc<HostPace>) {
         let mut sources = self.inner.sources.write();
         let place = source.place();
         let is_known = sources.iter().any(|known| known.source.place() == place);
         if sources.len() < MOST_SOURCES && (place.is_none() || !is_known) {
-            sources.push(RatedSource { source, host_rate });
+            sources.push(RatedSource { source, host_pace });
         }
     }
 
@@ -324,19 +324,19 @@ impl Layer {
     pub fn request_bytes(&self) -> u64 {
         // This runs at each read, so it clones nothing.
         let sources = self.inner.sources.read();
-        u64::from(sources[0].host_rate.request_chunks()) * CHUNK_BYTES
+        u64::from(sources[0].host_pace.request_chunks()) * CHUNK_BYTES
     }
 
     /// The bytes that come from the layer's source in `time`; 0 before the rate is known.
     pub fn bytes_in(&self, time: Duration) -> u64 {
         let sources = self.inner.sources.read();
-        sources[0].host_rate.bytes_in(time)
+        sources[0].host_pace.bytes_in(time)
     }
 
     /// The time between a request and the first byte of its answer; zero before it is known.
     pub fn round_trip(&self) -> Duration {
         let sources = self.inner.sources.read();
-        sources[0].host_rate.round_trip()
+        sources[0].host_pace.round_trip()
     }
 
     /// Whether the blob comes from another host, rather than from this machine's own disk.
@@ -518,8 +518,8 @@ impl Inner {
     }
 
     /// The host rate of the first source.
-    pub(super) fn host_rate(&self) -> Arc<HostRate> {
-        self.sources.read()[0].host_rate.clone()
+    pub(super) fn host_pace(&self) -> Arc<HostPace> {
+        self.sources.read()[0].host_pace.clone()
     }
 
     /// Moves the first source to the end, and has it try another address first.

@@ -74,7 +74,7 @@ pub use outage::GaveUp;
 pub use residency::{Coming, Presence};
 
 use layer::{RatedSource, WeakLayer};
-use pace::HostRate;
+use pace::HostPace;
 use passing::Passing;
 use turns::Turns;
 
@@ -155,7 +155,7 @@ pub struct Fetcher {
     turns: Arc<Turns>,
     passing: Arc<Passing>,
     /// The rates by host: a few for each registry that was ever mounted from.
-    host_rates: Mutex<HashMap<Arc<str>, Arc<HostRate>>>,
+    host_paces: Mutex<HashMap<Arc<str>, Arc<HostPace>>>,
     /// Requests to all sources, and the bytes that came.
     counts: Arc<Counts>,
     config: FetchConfig,
@@ -185,9 +185,9 @@ impl Fetcher {
         let admission =
             Admission::new(AdmissionConfig { transfer_memory_bytes, ..AdmissionConfig::default() });
         let (turns, counts) = (Turns::new(reply_bytes), Arc::default());
-        let (layers, host_rates) = <(Mutex<HashMap<_, _>>, Mutex<HashMap<_, _>>)>::default();
+        let (layers, host_paces) = <(Mutex<HashMap<_, _>>, Mutex<HashMap<_, _>>)>::default();
         let passing = Passing::new(admission.clone());
-        Arc::new(Self { cache, layers, admission, turns, passing, host_rates, counts, config })
+        Arc::new(Self { cache, layers, admission, turns, passing, host_paces, counts, config })
     }
 
     /// Its present work, for `kitfs status`.
@@ -243,8 +243,8 @@ impl Fetcher {
         let mut open = slot.lock().await;
         if let Some(layer) = open.upgrade(user) {
             self.admit(spec, layer.store(), &source, opener).await?;
-            let host_rate = self.host_rate_of(&source);
-            layer.add_source(source, host_rate);
+            let host_pace = self.host_pace_of(&source);
+            layer.add_source(source, host_pace);
             return Ok(layer);
         }
         let store = self.open_store(spec).await?;
@@ -265,7 +265,7 @@ impl Fetcher {
                 }
             }
         };
-        let host_rate = self.host_rate_of(&source);
+        let host_pace = self.host_pace_of(&source);
         let shared = layer::Shared {
             cache: self.cache.clone(),
             admission: self.admission.clone(),
@@ -275,7 +275,7 @@ impl Fetcher {
         let scanned = if is_scanned { residency::filled(&store, &contents) } else { Vec::new() };
         let opened = layer::Opened { user, scanned };
         let layer =
-            Layer::new(spec, store, contents, RatedSource { source, host_rate }, shared, opened);
+            Layer::new(spec, store, contents, RatedSource { source, host_pace }, shared, opened);
         *open = layer.downgrade();
         drop(open);
         self.forget_closed();
@@ -298,15 +298,15 @@ impl Fetcher {
     /// Adds a source that a layer's bytes come from when all earlier sources fail.
     pub fn add_fallback(&self, layer: &Layer, source: Arc<dyn BlobSource>) {
         let source: Arc<dyn BlobSource> = Arc::new(Counted::with(source, self.counts.clone()));
-        let host_rate = self.host_rate_of(&source);
-        layer.add_fallback(source, host_rate);
+        let host_pace = self.host_pace_of(&source);
+        layer.add_fallback(source, host_pace);
     }
 
     /// The measured rate of a source's host. A source without a host gets a rate of its own.
-    fn host_rate_of(&self, source: &Arc<dyn BlobSource>) -> Arc<HostRate> {
+    fn host_pace_of(&self, source: &Arc<dyn BlobSource>) -> Arc<HostPace> {
         match source.host() {
-            Some(host) => self.host_rates.lock().entry(host).or_insert_with(HostRate::new).clone(),
-            None => HostRate::new(),
+            Some(host) => self.host_paces.lock().entry(host).or_insert_with(HostPace::new).clone(),
+            None => HostPace::new(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The size and number of requests, from the rate at which bytes come. Pure, but for the clock of [`HostRate`].
+//! The size and number of requests, from the rate at which bytes come. Pure, but for the clock of [`HostPace`].
 //!
 //! A request of the right size takes some tens of milliseconds. That is long enough to hide the round trip of the
 //! next request on the connection. It is short enough for a reader whose bytes are in the tail, and for a more
@@ -138,7 +138,7 @@ impl Pace {
 
 /// The measured rate and round trip of a host, for all layers that come from it.
 #[derive(Debug)]
-pub(super) struct HostRate {
+pub(super) struct HostPace {
     began: Instant,
     pace: Mutex<Pace>,
     /// The chunks of a request, for readers without a lock.
@@ -150,7 +150,7 @@ pub(super) struct HostRate {
     round_trip: AtomicU64,
 }
 
-impl HostRate {
+impl HostPace {
     pub(super) fn new() -> Arc<Self> {
         let pace = Pace::default();
         Arc::new(Self {
@@ -166,7 +166,7 @@ impl HostRate {
     /// A transfer begins to bring bytes, until the value is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Streaming {
         let begun = self.pace.lock().begin(self.began.elapsed());
-        Streaming { host_rate: self.clone(), begun, brought: None, is_paused: false }
+        Streaming { host_pace: self.clone(), begun, brought: None, is_paused: false }
     }
 
     /// The most chunks that one request should ask for.
@@ -205,7 +205,7 @@ impl HostRate {
 
 /// A transfer that brings bytes of a host.
 pub(super) struct Streaming {
-    host_rate: Arc<HostRate>,
+    host_pace: Arc<HostPace>,
     begun: Begun,
     brought: Option<u64>,
     is_paused: bool,
@@ -214,13 +214,13 @@ pub(super) struct Streaming {
 impl Streaming {
     /// The transfer pauses, and leaves the rate to others until [`Self::go_on`].
     pub(super) fn pause(&mut self) {
-        self.host_rate.pace.lock().leave(self.host_rate.began.elapsed());
+        self.host_pace.pace.lock().leave(self.host_pace.began.elapsed());
         self.is_paused = true;
     }
 
     /// The transfer brings bytes again.
     pub(super) fn go_on(&mut self) {
-        self.host_rate.pace.lock().join(self.host_rate.began.elapsed());
+        self.host_pace.pace.lock().join(self.host_pace.began.elapsed());
         self.is_paused = false;
     }
 
@@ -232,17 +232,17 @@ impl Streaming {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        let host_rate = &self.host_rate;
-        let mut pace = host_rate.pace.lock();
-        let now = host_rate.began.elapsed();
+        let host_pace = &self.host_pace;
+        let mut pace = host_pace.pace.lock();
+        let now = host_pace.began.elapsed();
         if self.is_paused {
             // A transfer that ends counts as running until then.
             pace.join(now);
         }
         pace.end(self.begun, now, self.brought);
-        host_rate.request_chunks.store(pace.chunks(), Ordering::Relaxed);
-        host_rate.connections.store(pace.connections(), Ordering::Relaxed);
-        host_rate.rate.store(pace.rate.map_or(0, |rate| rate as u64), Ordering::Relaxed);
+        host_pace.request_chunks.store(pace.chunks(), Ordering::Relaxed);
+        host_pace.connections.store(pace.connections(), Ordering::Relaxed);
+        host_pace.rate.store(pace.rate.map_or(0, |rate| rate as u64), Ordering::Relaxed);
     }
 }
 
@@ -326,54 +326,54 @@ mod tests {
 
     #[test]
     fn who_rests_does_not_share_the_line() {
-        let host_rate = HostRate::new();
-        let (mut paused, mut ended) = (host_rate.begin(), host_rate.begin());
+        let host_pace = HostPace::new();
+        let (mut paused, mut ended) = (host_pace.begin(), host_pace.begin());
         paused.pause();
         ended.pause();
-        assert_eq!(host_rate.pace.lock().running, 0);
+        assert_eq!(host_pace.pace.lock().running, 0);
         drop(ended);
-        assert_eq!(host_rate.pace.lock().running, 0);
+        assert_eq!(host_pace.pace.lock().running, 0);
         paused.go_on();
-        assert_eq!(host_rate.pace.lock().running, 1);
+        assert_eq!(host_pace.pace.lock().running, 1);
         drop(paused);
-        assert_eq!(host_rate.pace.lock().running, 0);
+        assert_eq!(host_pace.pace.lock().running, 0);
     }
 
     #[test]
     fn a_round_trip_is_what_answers_take_that_did_not_wait() {
-        let host_rate = HostRate::new();
-        assert_eq!(host_rate.round_trip(), Duration::ZERO);
+        let host_pace = HostPace::new();
+        assert_eq!(host_pace.round_trip(), Duration::ZERO);
         for milliseconds in [500, 20, 90, 21, 300, 20] {
-            host_rate.answered(Duration::from_millis(milliseconds));
+            host_pace.answered(Duration::from_millis(milliseconds));
         }
-        assert_eq!(host_rate.round_trip(), Duration::from_millis(20));
-        (0..30).for_each(|_| host_rate.answered(Duration::from_millis(100)));
-        assert_eq!(host_rate.round_trip(), Duration::from_millis(100), "it has moved away");
+        assert_eq!(host_pace.round_trip(), Duration::from_millis(20));
+        (0..30).for_each(|_| host_pace.answered(Duration::from_millis(100)));
+        assert_eq!(host_pace.round_trip(), Duration::from_millis(100), "it has moved away");
     }
 
     #[test]
     fn a_request_is_never_much_larger_than_usual() {
-        let host_rate = HostRate::new();
+        let host_pace = HostPace::new();
         let window = (64 << 20) / CHUNK_BYTES as u32;
         for (rate, bytes) in [(12.5e6, 8 << 20), (125e6, 32 << 20), (1e9, 32 << 20)] {
             let mut pace = Pace::default();
             run(&mut pace, 1, 20, 64 << 20, f64::MAX, rate);
-            host_rate.request_chunks.store(pace.chunks(), Ordering::Relaxed);
-            host_rate.connections.store(pace.connections(), Ordering::Relaxed);
-            let request_bytes = u64::from(host_rate.request_chunks_of(window)) * CHUNK_BYTES;
+            host_pace.request_chunks.store(pace.chunks(), Ordering::Relaxed);
+            host_pace.connections.store(pace.connections(), Ordering::Relaxed);
+            let request_bytes = u64::from(host_pace.request_chunks_of(window)) * CHUNK_BYTES;
             assert!(request_bytes <= bytes, "{request_bytes} at {rate}");
-            assert!(host_rate.request_chunks_of(window) >= host_rate.request_chunks());
+            assert!(host_pace.request_chunks_of(window) >= host_pace.request_chunks());
         }
     }
 
     #[test]
     fn an_end_that_says_nothing_is_an_end_all_the_same() {
-        let host_rate = HostRate::new();
-        drop(host_rate.begin());
-        host_rate.begin().brought(1);
-        let pace = *host_rate.pace.lock();
+        let host_pace = HostPace::new();
+        drop(host_pace.begin());
+        host_pace.begin().brought(1);
+        let pace = *host_pace.pace.lock();
         assert_eq!((pace.running, pace.rate), (0, None));
-        assert_eq!(host_rate.request_chunks(), (FIRST_BYTES / CHUNK_BYTES) as u32);
+        assert_eq!(host_pace.request_chunks(), (FIRST_BYTES / CHUNK_BYTES) as u32);
     }
 
     proptest! {

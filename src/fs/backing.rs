@@ -23,7 +23,7 @@ impl FileSystem {
         let NodeKind::File(Content::Stored { layer, extents }) = kit.tree.kind(node) else {
             return Ok(BackingLookup::Never);
         };
-        // The cache's file of a sparse member has its data without the holes.
+        // The cache's file of a sparse member has the data without the holes, so offsets differ.
         if !extents.is_contiguous() {
             return Ok(BackingLookup::Never);
         }

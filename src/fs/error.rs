@@ -38,7 +38,7 @@ pub enum FsError {
     /// Kits are never written.
     #[error("kits are read-only")]
     ReadOnly,
-    /// The content is a remote data set, which was not available when the kit was loaded.
+    /// The content is a remote data set that was not available when the kit was loaded.
     #[error("{0}; mount the kit again once that is mended")]
     Missing(String),
     /// A kit by path cannot be opened.
@@ -49,8 +49,7 @@ pub enum FsError {
         /// The kit and the reason.
         message: String,
     },
-    /// The kernel keeps too many kits and folders of a browse mount in memory, or there is no memory to note one
-    /// more.
+    /// The kernel knows too many kits and folders of a browse mount, or there is no memory for one more record.
     #[error("too many kits and folders are in use below this mount")]
     TooManyPlaces,
     /// The bytes did not come by the deadline, or cannot come at all.
@@ -64,7 +63,7 @@ pub enum FsError {
 /// Why a kit by path cannot be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unopened {
-    /// The registry has no such tag, digest or repository, or it names no single kit.
+    /// The registry has no such tag, digest or repository, or the name leads to no single kit.
     NotThere,
     /// The registry refuses this user.
     Refused,
@@ -74,7 +73,7 @@ pub enum Unopened {
     Late,
     /// The kit's tree is another one than before, because a remote data set has moved.
     Changed,
-    /// It is no kit, or its bytes are wrong.
+    /// The manifest is not one of a kit, or bytes are wrong.
     Bad,
 }
 

@@ -105,8 +105,8 @@ impl FileSystem {
         &self.kit
     }
 
-    /// The bytes of the kit that are in the cache. Of a layer that is not complete, bytes do not count that came with the
-    /// headers when the kit was opened, before a reader of this mount reads there.
+    /// The bytes of the kit that are in the cache. In an incomplete layer, bytes that came with the headers when
+    /// the kit was opened count only after a reader of this mount has read there.
     pub fn resident_bytes(&self) -> u64 {
         let layers = self.kit.layers.iter().enumerate().map(|(index, layer)| {
             if layer.store().is_complete() {
@@ -137,7 +137,7 @@ impl FileSystem {
         self.read_chunks.begun(&self.kit)
     }
 
-    /// The files with bytes that readers have read, and those parts of them. Looks at every file of the kit.
+    /// The files that readers have read from, and the parts that were read. Looks at every file of the kit.
     pub(super) fn read_files(&self) -> Vec<(Ino, Range<u64>)> {
         let read = self.read_chunks.read(&self.kit).into_iter();
         let files = read.flat_map(|(layer, ranges)| {

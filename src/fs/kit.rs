@@ -33,8 +33,8 @@ pub struct LoadedKit {
     pub titles: Vec<String>,
     /// Warnings about parts that were left out, in the kit, its parents and its layers.
     pub warnings: Vec<String>,
-    /// The reason to doubt that the reference stands for this kit: its registry did not answer, or kit's
-    /// storage has a kit that may be another one.
+    /// The reason to doubt that the reference names this kit: its registry did not answer, or the kit in kit's
+    /// storage may be another one.
     pub doubt: Mutex<Option<String>>,
 }
 
@@ -71,8 +71,7 @@ impl From<LayerState> for State {
 }
 
 impl LoadedKit {
-    /// The reference was looked up again, and stands for this kit; `doubt` is set where the registry did
-    /// not answer.
+    /// The reference was resolved again, and names this kit. `doubt` is set where the registry did not answer.
     pub fn resolved_again(&self, doubt: Option<String>) {
         *self.doubt.lock() = doubt;
     }
@@ -101,8 +100,8 @@ impl LoadedKit {
         self.tree.all_missing().next().is_some()
     }
 
-    /// The SHA-256 digest of all names and sizes, in the order of the inodes: tells apart trees with other inodes.
-    /// Blocks: a tree of a million nodes takes a tenth of a second.
+    /// The SHA-256 digest of all names and sizes, in the order of the inodes. Trees with other inodes have other
+    /// marks. Blocks: a tree of a million nodes takes a tenth of a second.
     pub fn tree_mark(&self) -> [u8; 32] {
         let mut nodes = Sha256::new();
         // Hashing each field by itself takes three times as long.
@@ -134,8 +133,8 @@ impl LoadedKit {
         self.layers.iter().map(|layer| layer.resident_bytes()).fold(0, u64::saturating_add)
     }
 
-    /// The part of [`Self::resident_bytes`] that kitfs has not checked since the machine went down
-    /// while these bytes were written.
+    /// The part of [`Self::resident_bytes`] that is unchecked since the machine went down while these bytes were
+    /// written.
     pub fn unchecked_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.unchecked_bytes()).fold(0, u64::saturating_add)
     }

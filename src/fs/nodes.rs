@@ -32,7 +32,7 @@ pub struct KitNodes {
     within: Option<Within>,
 }
 
-/// The place of a kit in a browse mount.
+/// The surroundings of a kit in a browse mount.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Within {
     /// The number of the kit's root.
@@ -51,12 +51,12 @@ pub enum Found {
         wake: Wake,
         /// The number of the node in the kit.
         ino: Ino,
-        /// The attributes of the kit's root, which need no kit, if that is the node.
+        /// The attributes of the kit's root, if that is the node. They are known without the kit.
         root: Option<Attributes>,
     },
     /// A place of a browse mount.
     Place(Place),
-    /// Nothing.
+    /// No node or place has the number.
     Gone,
 }
 

@@ -17,11 +17,11 @@ pub enum PartState {
     Absent,
     /// On its way to the cache.
     Fetching,
-    /// In the cache. The layer is not complete, so nobody knows its digest yet.
+    /// In the cache. The layer's digest is not computed yet.
     Resident,
-    /// In the cache, and the digest of the layer is right.
+    /// In the cache, and the layer's digest matches.
     Verified,
-    /// The digest of the layer is wrong: reads fail.
+    /// The layer's digest does not match: reads fail.
     Bad,
 }
 
@@ -51,7 +51,7 @@ impl InFlight {
         let layers = kit.layers.iter().map(|layer| {
             let trust = match layer.state() {
                 LayerState::Poisoned { .. } => Trust::Bad,
-                // Bytes of a layer that the machine's end may have torn are checked before their next read.
+                // Bytes that a crash of the machine may have torn are checked before their next read.
                 LayerState::Confirmed if layer.unchecked_bytes() == 0 => Trust::Verified,
                 LayerState::Confirmed | LayerState::Unconfirmed => Trust::Open,
             };
@@ -60,7 +60,8 @@ impl InFlight {
         Self(layers.collect())
     }
 
-    /// The parts of a file, in order and without gaps; neighbours differ. None of directories and links.
+    /// The parts of a file, in order and without gaps. Neighbours have different states. Empty for directories and
+    /// links.
     pub fn parts<'a>(
         &'a self,
         kit: &'a LoadedKit,

@@ -1,4 +1,4 @@
-//! The files that have given bytes of a layer.
+//! The files that contain given bytes of a layer.
 //!
 //! Several files may share bytes (hard links, a layer that is in the kit twice), and padding belongs to none.
 

@@ -57,8 +57,8 @@ const MOST_WAITING: usize = 256;
 /// The first part of a header that is fetched: one chunk, which holds most headers as a whole.
 const FIRST_HEADER_BYTES: u64 = CHUNK_BYTES;
 
-/// Each fetch makes the known part of a longer header this many times as long. So at most as many
-/// bytes as the header has are fetched for nothing, and 10 MiB take six round trips.
+/// The factor by which each fetch lengthens the known part of a header. 2: at most the length of the header is
+/// fetched in vain, and 10 MiB take six round trips.
 const HEADER_GROWTH: u64 = 2;
 
 /// The buffer of a header's parser: large, because each refill looks into the cache.
@@ -342,7 +342,7 @@ impl File {
         StoredFile { layer: &self.layer, extents: &self.extents }
     }
 
-    /// Waits for the first `bytes` of the file, which somebody has paid for.
+    /// Waits for the first `bytes` of the file, which a reader's fetch or a grant has paid for.
     async fn bring_free(&self, bytes: u64) -> Result<(), HeaderError> {
         let brought = self.stored().bring(0..bytes, Cause::Tensor(Predictor::Header.name())).await;
         brought.map_err(|error| HeaderError::Unreadable(error.to_string()))

@@ -20,8 +20,8 @@ use crate::kit::NodeId;
 
 /// The most reads that wait for a recorder: about 2.5 MiB, a second of a fast reader.
 const QUEUE: usize = 65_536;
-/// The longest range that joined reads make. A long stream becomes several trace entries, so that a
-/// replay keeps the order of files that were read side by side.
+/// The longest range of joined reads. A long stream becomes several trace entries. So a replay keeps the order of
+/// files that were read side by side.
 const MOST_LINE_BYTES: u64 = 8 * 1024 * 1024;
 /// The most ranges that are held back, to be joined with later reads: as many as the streams that a
 /// usual program reads side by side.

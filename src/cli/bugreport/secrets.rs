@@ -1,7 +1,7 @@
 //! The secrets that this user's files and environment have, so that a report has none of them.
 //!
-//! Each text in a file with credentials counts as one, whatever its key, and so does each part of it: a file's
-//! `auth` is a user and a password in base64.
+//! Each text in a credential file counts as a secret, whatever its key. So do the parts of an `auth`, which is a
+//! user and a password in base64.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(file(&bash, Shell::Bash), Path::new("/b/completions/kitfs"));
     }
 
-    /// A user who has followed the advice gets no advice.
+    /// Advice that the user has followed is not printed again.
     #[test]
     fn advice_is_given_until_it_was_followed() {
         for shell in [Shell::Zsh, Shell::Elvish] {

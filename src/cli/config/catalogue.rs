@@ -1,13 +1,13 @@
 //! The options that files and variables may set, found in clap's definition of the command line.
 //!
-//! An option has one name. The flag `--cache-size` has the key `cache-size` and the variable
-//! `KITFS_CACHE_SIZE`. A new option can be set at once; [`ONE_SHOT`] lists the others.
+//! An option has one name. The flag `--cache-size` has the key `cache-size` and the variable `KITFS_CACHE_SIZE`. A
+//! new option needs no entry here; [`ONE_SHOT`] lists the options that no file sets.
 
 use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, ArgAction, Command, ValueHint};
 
-/// Options that belong to one run of a command, and so stand in no file: what to do, what to print, where to.
+/// Options of one run of a command, which no file sets: the task, the kind of output, and its place.
 const ONE_SHOT: &[&str] = &[
     "all",
     "changed",
@@ -57,7 +57,7 @@ const ONE_SHOT_OF: &[(&str, &str)] = &[("serve", "listen")];
 /// `--config` is kit's flag for its home. In a file of kitfs the word would mean something else.
 const RENAMED: &[(&str, &str)] = &[("config", "kitops-home")];
 
-/// Variables that were there before kitfs, with their keys.
+/// Variables of other programs that set options, with the keys.
 const FOREIGN_VARIABLES: &[(&str, &str)] = &[("kitops-home", "KITOPS_HOME")];
 
 /// An option of one command.
@@ -90,7 +90,7 @@ pub(in crate::cli) struct Catalogue {
 }
 
 impl Setting {
-    /// The identifier of the option in clap's definition.
+    /// The identifier in clap's definition.
     pub(super) fn id(&self) -> &str {
         self.argument.get_id().as_str()
     }
@@ -131,7 +131,7 @@ impl Setting {
         std::iter::once(own).chain(foreign.map(|(_, name)| (*name).to_owned())).collect()
     }
 
-    /// The value without flags, variables and files: clap's, or the one that the help names.
+    /// The value without flags, variables and files: clap's default, or the one that the help names.
     pub(super) fn default(&self) -> Option<String> {
         let defaults: Vec<_> = self
             .argument
@@ -141,7 +141,7 @@ impl Setting {
             .collect();
         match defaults.as_slice() {
             [] if self.is_switch() => Some("false".to_owned()),
-            // Its help has the value of the flag without a value.
+            // The help of such an option explains the flag without a value, not the default.
             [] if self.argument.get_num_args().is_some_and(|range| range.min_values() == 0) => None,
             [] => {
                 let help = self.help();
@@ -160,9 +160,10 @@ impl Setting {
     /// Has clap check a value.
     ///
     /// # Errors
-    /// The reason for which clap refuses the value.
+    /// clap's message for a wrong value.
     pub(super) fn check(&self, value: &OsStr) -> Result<(), String> {
-        // clap checks defaults in debug builds only, and panics. So a command of one option takes the value.
+        // clap checks defaults in debug builds only, and panics. So a command with this one option parses the
+        // value.
         let long = self.argument.get_long().unwrap_or(&self.key).to_owned();
         let mut word = OsString::from(format!("--{long}="));
         word.push(value);
@@ -216,7 +217,7 @@ impl Catalogue {
         for child in command.get_subcommands() {
             words.push(child.get_name().to_owned());
             self.commands.push(words.clone());
-            // Hidden commands are run by kitfs itself, with a flag for each value.
+            // kitfs itself runs hidden commands, with a flag for each value.
             if !child.is_hide_set() {
                 self.add(child, words);
             }
@@ -228,7 +229,7 @@ impl Catalogue {
         &self.settings
     }
 
-    /// The options that one command has, those of every command too.
+    /// The options of one command, with those of every command.
     pub(super) fn of_command<'a>(
         &'a self,
         words: &'a [String],
@@ -314,7 +315,7 @@ mod tests {
         Catalogue::of(&Arguments::command())
     }
 
-    /// The page with a row for each key, between these lines.
+    /// The page with a row for each key. The table is between the two marks.
     const PAGE: &str = include_str!("../../../docs/configuration.md");
     const BEGIN: &str = "<!-- keys: a test compares this table with the command line -->\n";
     const END: &str = "<!-- end of keys -->";

@@ -8,8 +8,8 @@
 //! idle-exit = "1h"
 //! ```
 //!
-//! The whole file is checked, and each problem is found, with its line. A file that another user could have
-//! written is refused: it names proxies, certificates and files with passwords.
+//! The whole file is checked, and each problem is reported with its line. A file that another user could have
+//! written is refused, because it may name proxies, certificates and files with passwords.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -53,7 +53,7 @@ pub(super) struct Item {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     pub path: PathBuf,
-    /// The line, where one is to blame.
+    /// The line of the problem; `None` for the whole file.
     pub line: Option<usize>,
     pub message: String,
 }
@@ -119,7 +119,7 @@ impl Access {
 
     /// The reason for which `user` must not trust the file.
     fn distrust(self, user: u32) -> Option<String> {
-        /// In a folder with this bit, only the owner of a file can replace it.
+        /// In a folder with this bit, only the owner of a file can replace the file.
         const STICKY: u32 = 0o1000;
         if self.owner != 0 && self.owner != user {
             return Some(format!(
@@ -131,7 +131,7 @@ impl Access {
         if self.mode & 0o002 != 0 && !is_sticky {
             return Some("can be written by everybody: `chmod o-w` protects it".to_owned());
         }
-        // Many systems give each user a group of their own, so a group may write the files of users.
+        // Many systems give each user a group of one, so the group may write a user's file.
         if user == 0 && self.mode & 0o020 != 0 && !is_sticky {
             return Some("can be written by its group: `chmod g-w` protects it".to_owned());
         }

@@ -38,7 +38,7 @@ pub(super) const KEYS: [&str; 11] = [
     "trust",
 ];
 
-/// Keys that people look for, because other tools have them.
+/// Keys of other tools. A section refuses them, and names the keys for a file or a helper.
 const SECRETS: [&str; 4] = ["auth", "password", "token", "username"];
 
 /// The lowest rate in bytes: below it, a program that reads takes the registry for dead.
@@ -123,7 +123,7 @@ impl Reader<'_> {
         section
     }
 
-    /// Sets a key of a rule; gives its values, to show.
+    /// Sets a key of a rule. Returns its values, for `kitfs config show`.
     fn set(
         &self,
         rule: &mut RegistryRule,

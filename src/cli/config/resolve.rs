@@ -85,7 +85,7 @@ impl Config {
         Ok(None)
     }
 
-    /// The values that the command of `matches` gets from variables and files, by the option's identifier.
+    /// The values of variables and files for the command of `matches`, by the option's identifier.
     ///
     /// # Errors
     /// As [`Config::value`].
@@ -153,7 +153,7 @@ pub(super) fn leaf(matches: &ArgMatches) -> (Vec<String>, &ArgMatches) {
 
 /// The values of a variable. A list has blanks between its values; `\ ` is a blank within a value.
 fn words_of(setting: &Setting, value: &OsStr) -> Vec<OsString> {
-    // Only a path may have other bytes than text, and no list of paths is split within one.
+    // A value that is not UTF-8 is one path, so it is not split at blanks.
     let Some(text) = value.to_str() else { return vec![value.to_owned()] };
     if setting.is_switch() {
         let value = match text.to_ascii_lowercase().as_str() {

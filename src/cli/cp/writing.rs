@@ -1,7 +1,7 @@
 //! Writes files, directories and symlinks. A file never has its final name before it is complete.
 //!
-//! A file gets a temporary name in its folder, and its final name once every byte is there and no
-//! digest is wrong. An interrupted copy removes its temporary files. A killed copy leaves them; their
+//! A file first gets a temporary name in its folder. It gets its final name once every byte is written and no
+//! digest is wrong. An interrupted copy removes its temporary files. A killed copy leaves temporary files, whose
 //! names begin with `.kitfs-unfinished`.
 
 use std::ffi::OsStr;
@@ -19,8 +19,8 @@ use super::super::error::CliError;
 use crate::control::ByteStream;
 use crate::control::api::FailureKind;
 
-/// The number of leftovers of killed copies in one folder that a copy passes over. A folder with more of them
-/// has another problem.
+/// The most temporary names that a copy tries in a folder with leftovers of killed copies. 100: more leftovers are
+/// another problem.
 const MOST_LEFTOVERS: u32 = 100;
 
 /// The start of temporary names; two numbers follow.
@@ -38,12 +38,12 @@ pub(in crate::cli) struct Unfinished {
 }
 
 impl Unfinished {
-    /// Sets the permission bits that it will have.
+    /// Sets the permission bits of the file.
     pub(in crate::cli) fn set_mode(&self, mode: u32) -> Result<(), CliError> {
         set_mode(&self.path, mode)
     }
 
-    /// Gives it its final name, and replaces a file or symlink of that name.
+    /// Gives the file its final name, and replaces a file or symlink of that name.
     pub(in crate::cli) fn keep(mut self) -> Result<(), CliError> {
         std::fs::rename(&self.path, &self.target)
             .map_err(|error| write_error(&self.target, error))?;
@@ -55,7 +55,7 @@ impl Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if !self.is_kept {
-            // Best effort: the name of a leftover tells what it is.
+            // Best effort: a user knows a leftover by its name.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -75,8 +75,8 @@ pub(in crate::cli) fn empty_file(
     make_unfinished(numbers, target, |path| options.open(path)).map_err(failed)
 }
 
-/// Writes `bytes` under a temporary name beside `target`. Fails unless there are `size` of them,
-/// where `size` is known.
+/// Writes `bytes` under a temporary name beside `target`. Where `size` is known, it fails unless there are as many
+/// bytes.
 pub(in crate::cli) async fn file(
     numbers: &Numbers,
     target: &Path,
@@ -101,7 +101,7 @@ pub(in crate::cli) async fn file(
         bar.inc(piece.len() as u64);
     }
     output.flush().await.map_err(failed)?;
-    // A hole at the end was only passed over.
+    // A hole at the end was not written, so the file is too short.
     output.set_len(written).await.map_err(failed)?;
     if let Some(size) = size.filter(|size| *size != written) {
         let message = format!("{}: the daemon sent {written} bytes of {size}", target.display());
@@ -111,16 +111,15 @@ pub(in crate::cli) async fn file(
     Ok(unfinished)
 }
 
-/// Whether bytes are left out of the copy: a sparse file of a kit, a disk image for example, may have
-/// far more zeros than the disk has room for. Short runs of zeros are written, for fewer extents.
+/// Whether bytes become a hole. A sparse file of a kit, such as a disk image, may have more zeros than the disk has
+/// room for. Short runs of zeros are written, for fewer extents.
 fn is_hole(piece: &[u8]) -> bool {
     /// The block of the usual file systems: less than that makes no hole.
     const LEAST_BYTES: usize = 4096;
     piece.len() >= LEAST_BYTES && piece.iter().all(|&byte| byte == 0)
 }
 
-/// Makes a directory, unless there is one; a symlink to a directory is refused. Returns whether the
-/// directory is new.
+/// Makes a directory, unless it exists. Refuses a symlink to a directory. Returns whether the directory is new.
 pub(in crate::cli) fn directory(target: &Path) -> Result<bool, CliError> {
     match std::fs::create_dir(target) {
         Ok(()) => Ok(true),
@@ -169,7 +168,7 @@ pub(in crate::cli) fn remove_leftovers(folder: &Path, is_wanted: impl Fn(&OsStr)
     }
 }
 
-/// Makes a file or symlink in the folder of `target`, under a name that no kit and no other copy has.
+/// Makes a file or symlink in the folder of `target`. No kit and no other copy has a file of its temporary name.
 ///
 /// Two containers may have processes with the same number. So a copy never touches a leftover of that
 /// name: another container may still write it.

@@ -68,7 +68,7 @@ async fn look(backend: &Backend, kit: KitRequest) -> Result<KitInfo, CliError> {
     }
 }
 
-/// Every key once, in the later version's order; a key that is gone stands behind the one before it.
+/// Every key once, in the later version's order. A key that is gone follows the key that was before it.
 fn side_by_side(before: Vec<Fact>, after: Vec<Fact>) -> Vec<Row> {
     use std::collections::{HashMap, HashSet};
     let keys: HashSet<String> = after.iter().map(|fact| fact.key.clone()).collect();

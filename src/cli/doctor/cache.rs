@@ -20,17 +20,17 @@ const SPARSE: Subject = Subject(GROUP, "sparse files");
 const TRIAL: &str = "doctor-trial";
 /// The size of that file: larger than a block of any file system, and most of it a hole.
 const TRIAL_BYTES: u64 = 4 << 20;
-/// The most that a file with one written block may take of the disk.
+/// The most disk space that a file with one written block may take.
 const SPARSE_BYTES: u64 = 1 << 20;
 
-/// Free space beside `--keep-free` below which kits of gigabytes are fetched again and again.
+/// The free space, beside `--keep-free`, below which kits of gigabytes are fetched again and again.
 const LITTLE_BYTES: u64 = 1 << 30;
 
 /// A kind of file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kind {
     pub name: &'static str,
-    /// The kernel refuses its files for passthrough: it lies on another file system.
+    /// Whether the file system lies on another one. The kernel refuses passthrough for its files.
     pub is_stacked: bool,
     /// The disadvantage for a cache.
     trouble: Option<&'static str>,
@@ -97,8 +97,8 @@ fn nearest(path: &Path) -> Option<PathBuf> {
     path.ancestors().find(|path| path.is_dir()).map(Path::to_owned)
 }
 
-/// Checks the folder; `keep_free_bytes` is the free space that the cache leaves (`--keep-free`). Writes a file
-/// and removes it, where the folder is there. Makes no folder.
+/// Checks the folder. `keep_free_bytes` is the free space that the cache leaves (`--keep-free`). In an existing
+/// folder, it writes a file and removes it. It makes no folder.
 pub(super) fn checks(folder: &Path, keep_free_bytes: u64) -> Vec<Check> {
     let mut checks = vec![rights(folder)];
     checks.push(kind(folder));
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn memory_is_no_place_for_a_cache() {
-        // Linux has this file system in memory on every machine.
+        // /dev/shm is a tmpfs on every Linux machine.
         assert_eq!(kind(Path::new("/dev/shm")).outcome, Outcome::Warn);
         assert!(kind_of(Path::new("/dev/shm/not/there")).is_some_and(|it| it.name == "tmpfs"));
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::super::error::CliError;
 use super::super::output::{colours_of_stdout, print_line, printable};
 
-/// A property that is checked: its group, and its name in the group.
+/// The subject of a check: its group, and its name in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cli) struct Subject(pub &'static str, pub &'static str);
 
@@ -15,7 +15,7 @@ pub(in crate::cli) struct Subject(pub &'static str, pub &'static str);
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(in crate::cli) enum Outcome {
-    /// As it should be.
+    /// The check found no problem.
     Ok,
     /// kitfs works, but slower, with less, or not for long.
     Warn,
@@ -25,7 +25,7 @@ pub(in crate::cli) enum Outcome {
     Skip,
 }
 
-/// A check that was made.
+/// A finished check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(in crate::cli) struct Check {
@@ -91,7 +91,7 @@ pub(in crate::cli) fn count(checks: &[Check], outcome: Outcome) -> usize {
     checks.iter().filter(|check| check.outcome == outcome).count()
 }
 
-/// Prints a check; its group first where it is the first one of it.
+/// Prints a check, below the name of its group where `is_first_of_group`.
 pub(super) fn print(check: &Check, is_first_of_group: bool) -> Result<(), CliError> {
     let style = match colours_of_stdout() {
         true => check.outcome.style(),

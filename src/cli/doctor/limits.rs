@@ -11,11 +11,11 @@ const MEMORY: Subject = Subject(GROUP, "memory");
 const FILE_SIZE: Subject = Subject(GROUP, "file size");
 const LOCKED: Subject = Subject(GROUP, "locked memory");
 
-/// Open files below which a daemon closes and opens files of the cache often: each layer takes one, each
-/// connection one, and a mount three.
+/// The open files below which a daemon often closes and reopens files of the cache. A layer takes one, a connection
+/// one, and a mount three.
 const FEW_FILES: u64 = 4096;
 
-/// Threads below which a daemon has no room: 16 workers, 8 others, and some for each mount.
+/// The threads below which a daemon may fail to start some: 16 workers, 8 others, and some for each mount.
 const FEW_THREADS: u64 = 64;
 
 /// Memory that a daemon uses beside `--memory`: tables of kits, stacks, its program.

@@ -1,8 +1,8 @@
 //! `kitfs doctor [REF|HOST]`: checks what kitfs needs, and says what to do.
 //!
-//! Each group of checks has a file. A check is a function from what was found to a [`Check`]: OK, WARN, FAIL
-//! or SKIP. The registry is asked by the client of the mounts. No check writes anything but a file in the cache
-//! folder, which it removes, and with `--uploads` an upload that is taken back.
+//! Each group of checks has a file. A check turns a finding into a [`Check`]: OK, WARN, FAIL or SKIP. Requests to a
+//! registry go through the client of the mounts. Two checks write: one makes and removes a file in the cache
+//! folder, and with `--uploads` one begins an upload and cancels it.
 
 mod cache;
 mod check;
@@ -37,7 +37,8 @@ use self::registry::Look;
 const SETTINGS: Subject = Subject("Settings", "options");
 const KIT: Subject = Subject("Kit", "kit");
 
-/// The time for each question to a registry. Longer than a healthy registry takes, and short enough to wait for.
+/// The time for each request to a registry. 10 s: longer than a healthy registry takes, and short enough for a
+/// person.
 const USUAL_SECONDS: u64 = 10;
 
 #[derive(Debug, clap::Args)]
@@ -72,7 +73,7 @@ pub(super) struct Arguments {
     network: NetworkArguments,
 }
 
-/// The answer of `kitfs doctor --json`.
+/// The document of `kitfs doctor --json`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(in crate::cli) struct Report<'a> {
@@ -84,7 +85,7 @@ pub(in crate::cli) struct Report<'a> {
     checks: &'a [Check],
 }
 
-/// The thing to check beside this machine.
+/// The subject of the checks beside this machine.
 enum Target {
     Machine,
     Registry(String),
@@ -98,7 +99,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     };
     let limit = Duration::from_secs(arguments.timeout.unwrap_or(USUAL_SECONDS));
     let network = NetworkArguments {
-        // One question, and one answer.
+        // A check must see the first answer, not that of a later attempt.
         retries: Some(0),
         open_timeout: Some(limit.as_secs()),
         ..arguments.network
@@ -220,7 +221,7 @@ async fn local(sources: &Sources, origin: &Origin) -> Check {
     }
 }
 
-/// The thing that the argument names: a host has neither a repository nor a folder.
+/// The subject that the argument names. A host has neither a repository nor a folder.
 fn target(text: &str) -> Result<Target, CliError> {
     match host(text) {
         Some(host) => Ok(Target::Registry(host.to_owned())),

@@ -1,4 +1,4 @@
-//! Checks of what kitfs needs before it asks a registry: certificates, proxies, credentials.
+//! Checks of certificates, proxies and credentials, which kitfs needs before a request to a registry.
 
 use std::path::Path;
 

@@ -21,12 +21,12 @@ const STORAGE: Subject = Subject(GROUP, "redirects");
 const REFERRERS: Subject = Subject(GROUP, "referrers");
 const UPLOADS: Subject = Subject(GROUP, "uploads");
 
-/// A clock that is wrong by so much makes fresh tokens look old.
+/// The error of the clock, in seconds, from which fresh tokens look old.
 const SKEW_SECONDS: u64 = 60;
-/// The most that S3 takes in a signature (its error RequestTimeTooSkewed).
+/// The error of the clock, in seconds, from which S3 refuses signatures (RequestTimeTooSkewed).
 const WRONG_SKEW_SECONDS: u64 = 15 * 60;
 
-/// The head of an answer that comes later makes every first read slow.
+/// The time to the head of an answer from which every first read is slow.
 const SLOW: Duration = Duration::from_secs(2);
 
 /// The bytes of a blob to ask for: one read of the kernel.
@@ -39,7 +39,7 @@ pub(super) struct Look<'a> {
     /// Empty to look at the registry alone.
     pub repository: &'a str,
     pub selector: Option<&'a Selector>,
-    /// The time for each question.
+    /// The time for each request.
     pub limit: Duration,
     /// Begin an upload, and take it back.
     pub tries_uploads: bool,
@@ -61,7 +61,7 @@ pub(super) async fn check(look: &Look<'_>, show: &mut impl FnMut(Check)) {
 }
 
 impl Look<'_> {
-    /// Waits for a question as long as the limit.
+    /// Waits for a request as long as the limit.
     async fn within<T>(
         &self,
         question: impl Future<Output = Result<T, SourceError>>,
@@ -121,7 +121,7 @@ impl Look<'_> {
         }
     }
 
-    /// The largest layer of the kit; of the first kit of an index.
+    /// The largest layer of the kit, or of the first kit of an index.
     async fn largest_blob(
         &self,
         probe: &Probe,
@@ -154,7 +154,7 @@ impl Look<'_> {
     }
 
     async fn ranges(&self, probe: &Probe, blob: BlobId, show: &mut impl FnMut(Check)) {
-        // From the second byte on, so that no answer can be the whole by chance.
+        // The range begins at the second byte, so an answer with the whole blob is never right by chance.
         let range = BlobOffset(1)..BlobOffset(blob.size.min(1 + RANGE_BYTES));
         let found = match self.within(probe.range(blob, range)).await {
             Ok(found) => found,

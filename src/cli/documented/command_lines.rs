@@ -118,7 +118,7 @@ fn lines_of_page(page: &str) -> Vec<Line> {
 
 /// The command lines of running text: code that begins with `kitfs`.
 fn mentions(text: &str) -> Vec<Line> {
-    // A paragraph without its closing mark must not turn the next one inside out.
+    // A paragraph without its closing mark must not change the meaning of marks in the next one.
     let paragraphs = text.split("\n\n");
     let code = paragraphs.flat_map(|paragraph| paragraph.split('`').skip(1).step_by(2));
     let code = code.filter(|code| code.starts_with("kitfs ") || code.starts_with("kitfs\n"));

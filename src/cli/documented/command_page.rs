@@ -12,7 +12,7 @@ use super::super::arguments::Arguments;
 use super::super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS};
 use super::root;
 
-/// Headings of options that many commands share. The page has them once, at its end.
+/// Headings of options that many commands share. The page has these options once, at its end.
 const SHARED: [&str; 4] =
     ["Network options", MORE_NETWORK_OPTIONS, "Cache options", MORE_CACHE_OPTIONS];
 

@@ -145,7 +145,7 @@ fn scaled(cells: &[Cell], width: usize) -> Vec<Cell> {
     (0..width).map(joined).collect()
 }
 
-/// One cell for several. Only a share of 100 in each gives 100, and only 0 in each gives 0.
+/// One cell for several. Its share is 100 only if each has 100, and 0 only if each has 0.
 fn join(cells: &[Cell]) -> Cell {
     let stored: Vec<&Cell> = cells.iter().filter(|cell| !cell.hole).collect();
     let share = |of: fn(&Cell) -> u8| {

@@ -1,7 +1,7 @@
 //! A map as an SVG picture.
 //!
-//! Colours come from CSS classes, and a media query has those for dark pages. Names are hostile: each is escaped, and
-//! XML has no control characters.
+//! Colours come from CSS classes, and a media query has the colours for dark pages. Names are hostile: each is
+//! escaped, and characters that XML lacks are replaced.
 
 use std::fmt::Write;
 

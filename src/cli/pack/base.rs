@@ -61,12 +61,12 @@ fn view_at(folder: &Path) -> Result<Option<Overlay>, CliError> {
             overlay.folder.display(),
             overlay.base.reference
         ))),
-        // A folder inside of a view is an ordinary folder with a Kitfile of its own.
+        // A folder inside a view is an ordinary folder with a Kitfile of its own.
         Some(mountpoint) => Ok((*mountpoint == place).then_some(overlay)),
     }
 }
 
-/// The files of a view that are not those of the base at the same path.
+/// The files of a view that differ from the file of the base at the same path.
 fn changed(view: &Overlay, listing: &Listing) -> Result<Changed, CliError> {
     let entries = view.view(&base_of(listing));
     let entries = entries.map_err(|error| CliError::usage(error.to_string()))?;

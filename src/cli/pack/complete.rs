@@ -12,7 +12,7 @@ use crate::source::Repositories;
 use crate::source::kit_storage::complete;
 use crate::source::kit_storage::writing::StorageWriter;
 
-/// Downloads the blobs that kit's storage lacks from the kit at `origin`.
+/// Downloads the blobs of the kit at `origin` that kit's storage lacks.
 pub(super) async fn complete_all(
     home: &Path,
     origin: &Origin,

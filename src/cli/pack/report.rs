@@ -36,7 +36,7 @@ struct LayerReport {
     /// The digest and size of the blob; `None` for a plan.
     digest: Option<String>,
     blob_bytes: Option<u64>,
-    /// `new`, `present` for a blob that was there, `kept` for one that is the base's.
+    /// `new`, `present` for a blob that the storage had, or `kept` for a blob of the base.
     state: Option<&'static str>,
     /// The paths of its files and directories; for a plan.
     #[serde(skip_serializing_if = "Option::is_none")]

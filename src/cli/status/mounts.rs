@@ -43,7 +43,7 @@ impl Overview {
 /// # Errors
 /// When the daemon of the cache folder, or the system daemon, does not answer.
 pub(in crate::cli) async fn overview(settings: &Settings) -> Result<Overview, CliError> {
-    // Without a cache folder there is no daemon of it, but there may be mounts of other daemons.
+    // A user without a cache folder has no daemon, but may see mounts of other daemons.
     let config = settings.daemon_on_demand(&IdleArguments::default()).ok();
     let own = match &config {
         Some(config) => daemon::running_or_restoring(config).await?,
@@ -86,7 +86,7 @@ pub(in crate::cli) async fn overview(settings: &Settings) -> Result<Overview, Cl
     let more = Backend::statuses_of(&others).await;
     daemons.extend(more.into_iter().filter(|daemon| !known.contains(&daemon.pid)));
     let seen: HashSet<PathBuf> = daemons.iter().flat_map(seen_mounts).collect();
-    // Mounts of other users never answer this one, and are theirs to look at.
+    // Mounts of other users never answer this user.
     let own = rustix::process::geteuid().as_raw();
     let is_silent =
         |mount: &OtherMount| !seen.contains(&mount.mountpoint) && mount.uid == Some(own);

@@ -76,7 +76,7 @@ fn wide_row(mount: &MountStatus) -> Vec<String> {
     ]
 }
 
-/// The word for the state of a mount: what a person wants to know.
+/// The word for the state of a mount, for people.
 fn state_word(state: KitState) -> &'static str {
     match state {
         KitState::Confirmed => "verified",

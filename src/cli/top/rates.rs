@@ -9,7 +9,7 @@ use ratatui::crossterm::event::KeyCode;
 use crate::control::api::{ActivityReport, DaemonStatus, HostActivity, MountStatus, WorkReport};
 use crate::observe::reads::LatencyCounts;
 
-/// The rates that are kept for the chart: more than a wide terminal has columns.
+/// The rates that are kept for the chart. 512: more than a wide terminal has columns.
 const MOST_RATES: usize = 512;
 
 /// The answers of a daemon at one moment.
@@ -52,10 +52,10 @@ pub(super) struct Model {
     /// The first mount that is shown.
     pub(super) first: usize,
     pub(super) sample: Option<Sample>,
-    /// The reason why the last look had no answer.
+    /// Why the last sample failed.
     pub(super) failure: Option<String>,
     pub(super) rates: Rates,
-    /// Bytes that came in each second, the newest last.
+    /// The bytes fetched in each second, the newest last.
     pub(super) fetched: VecDeque<u64>,
 }
 
@@ -100,7 +100,7 @@ impl Rates {
         };
         let hosts = |of: fn(&HostActivity) -> u64| {
             let each = new.into_iter().flat_map(|new| &new.hosts).map(|now| {
-                // A host that is new has done all of it since.
+                // All counts of a new host are since the last sample.
                 let before = host(&now.host).map_or(0, of);
                 (now.host.clone(), rate(before, of(now)))
             });

@@ -5,9 +5,9 @@
 //! ```
 //!
 //! - A file has its final name only if its layer is confirmed and every file of the layer is on disk.
-//! - The record says which layer each file came from. A run leaves a file alone if its layer is wanted and
-//!   no program has touched the file. So a second run, and a run for the next version, fetch and write
-//!   what is missing.
+//! - The record says which layer each file came from. A run leaves a file alone if its layer is wanted and no
+//!   program has touched the file. So a second run, and a run for the next version, fetch and write only missing
+//!   files.
 //! - The folder is locked while it is filled.
 //!
 //! Files that are in the folder for another reason stay, unless the kit has a file of that name.
@@ -45,14 +45,14 @@ use crate::control::api::{
 use crate::daemon::{Backend, OpenKit};
 use choosing::{check_names, choose, lock, prepare};
 
-/// The unit in which layers share the room of the cache.
+/// The unit in which layers reserve room in the cache.
 const ROOM_UNIT_BYTES: u64 = 1024 * 1024;
-/// The most rounds for layers that failed because the cache had no room for all of them. A round takes one layer after
-/// the other. Other programs may fill the disk meanwhile, so one round may not do.
+/// The most rounds for layers that failed because the cache had no room. A round takes one layer after the other.
+/// Other programs may fill the disk meanwhile, so one round may not be enough.
 const ROUNDS: usize = 3;
-/// Layers that are filled at once, as many as a warm brings at once.
+/// Layers that are filled at the same time: as many as `kitfs warm` fetches at the same time.
 const LAYERS_AT_ONCE: usize = 4;
-/// Files of a layer that are written at once: enough to hide the round trips to the daemon.
+/// Files of a layer that are written at the same time: enough to hide the round trips to the daemon.
 const FILES_AT_ONCE: usize = 8;
 /// The name in the record for content that lies in no layer: the Kitfile.
 const INLINE: &str = "inline";
@@ -104,7 +104,8 @@ struct Filling<'a> {
     display: Mutex<Display>,
 }
 
-/// A folder without a record was never filled, so its files are the user's.
+/// Refuses to replace files in a folder without a record. Such a folder was never filled, so its files are the
+/// user's.
 ///
 /// # Errors
 /// When the kit has a file where the folder has one.
@@ -239,8 +240,8 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// Fills groups, a few at once as far as their layers have room in the cache together. Returns those that
-    /// failed.
+    /// Fills a few groups at the same time, as far as the cache has room for their layers together. Returns the
+    /// groups that failed.
     async fn fill_groups<'g>(
         &self,
         groups: Vec<Group<'g>>,
@@ -272,7 +273,7 @@ impl Filling<'_> {
         Ok(self.root.join(relative(b"", path)?))
     }
 
-    /// Makes directories, and makes those that are there writable while the folder is filled.
+    /// Makes directories, and makes existing ones writable while the folder is filled.
     fn make_directories(&self, chosen: &[&Entry]) -> Result<(), CliError> {
         let names: BTreeSet<&[u8]> = chosen.iter().map(|entry| &*entry.path.0).collect();
         let is_wanted = |folder: &[u8], name: &OsStr| {
@@ -323,7 +324,7 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// The files that are to be written, by layer.
+    /// The files to write, by layer.
     fn missing<'a>(
         &self,
         listing: &'a Listing,
@@ -401,7 +402,7 @@ impl Filling<'_> {
         self.note(&noted)
     }
 
-    /// Brings a whole layer to the cache, and waits for its digest.
+    /// Fetches a whole layer into the cache, and waits for its digest.
     async fn confirm(&self, digest: &str) -> Result<(), CliError> {
         let mut show = |event| self.display.lock().show(event);
         let report = self.kit.warm_layers(vec![digest.to_owned()], &mut show).await?;
@@ -409,7 +410,7 @@ impl Filling<'_> {
         failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
-    /// Writes a file under a temporary name; `None` for a Kitfile that is there.
+    /// Writes a file under a temporary name; `None` for a Kitfile that is unchanged.
     async fn write(&self, entry: &Entry, is_stored: bool) -> Result<Option<Unfinished>, CliError> {
         let target = self.place(&entry.path.0)?;
         let about = |error: CliError| error.about(&printable(&entry.path.0));
@@ -456,7 +457,7 @@ impl Filling<'_> {
         let mut changes = Vec::new();
         for (entry, content) in files {
             let place = self.place(&entry.path.0)?;
-            // A file that was removed meanwhile is written again the next time.
+            // The next run writes a file again that was removed meanwhile.
             let Ok(there) = place.symlink_metadata() else { continue };
             let written = Written { content: content.clone(), stamp: Stamp::of(&there) };
             changes.push((entry.path.0.clone(), Some(written)));

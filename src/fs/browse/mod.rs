@@ -6,13 +6,13 @@
 //! ```
 //!
 //! - `place`: the grammar of names; pure.
-//! - `table`: the numbers of places, and their kits. `records`: the numbers in memory that outlives the process.
+//! - `table`: the numbers of places, and their kits. `records`: the numbers in a file that outlives the process.
 //! - `resolving`: tags and the lists of tags, with their lifetimes.
 //! - `waking`: kits come into memory, and leave it.
 //! - [`KitSource`]: finds tags and loads kits, for a browse mount.
 //!
-//! A node's number has the number of its kit in the upper 32 bits, and the node's position in the kit's tree in
-//! the lower ones. So a kit that has left memory comes back with the numbers that the kernel knows.
+//! The upper 32 bits of a node's number are the number of its kit. The lower 32 bits are the node's position in the
+//! kit's tree. So a kit that has left memory comes back with the numbers that the kernel knows.
 
 mod place;
 mod records;
@@ -47,10 +47,11 @@ pub use place::{Hosts, Place, is_host};
 pub use resolving::{Answer, Entry, FolderEntry};
 pub use waking::Wake;
 
-/// The most kits that are loaded at a time. 16: as many as one kit's layers, which is what a registry takes.
+/// The most kits that are loaded at a time. 16: as many as layers of one kit are opened at a time, which registries
+/// take.
 const MOST_LOADS: usize = 16;
 
-/// The most repositories that a folder lists because programs have used them.
+/// The most repositories that are remembered, because programs have used them, so that folders list them.
 const MOST_VISITED: usize = 4096;
 
 /// Finds tags and loads kits, for a browse mount.
@@ -65,26 +66,26 @@ pub trait KitSource: Send + Sync {
     fn tags(&self, origin: Origin) -> BoxFuture<'static, Result<Vec<String>, FsError>>;
 }
 
-/// Hears of the kits that come into memory and leave it.
+/// Told when kits come into memory and leave it.
 pub trait Watcher: Send + Sync {
     /// A kit is in memory. No byte of it was served so far.
     fn woke(&self, kit: &LoadedKit);
 
-    /// These files may have pages in the kernel that are wrong, and of which nobody hears any more: the kit has left
-    /// memory before its layers were confirmed, or another process served it before.
+    /// The kernel may have wrong pages of these files. The kit has left memory before its layers were confirmed, or
+    /// another process served it before, so no later event will report these pages.
     fn slept(&self, files: Vec<(Ino, Range<u64>)>);
 }
 
 /// The settings of a browse mount.
 #[derive(Clone, Debug)]
 pub struct BrowseConfig {
-    /// The registries that may be asked.
+    /// The registries that the mount reaches.
     pub hosts: Hosts,
-    /// How long a tag stands for the kit that it was found to stand for.
+    /// How long the digest of a tag is remembered.
     pub tag_ttl: Duration,
     /// The most kits in memory.
     pub most_awake: usize,
-    /// How long a kit stays in memory that nobody uses.
+    /// How long an unused kit stays in memory.
     pub idle_after: Duration,
     /// The settings of each kit.
     pub fs: FsConfig,
@@ -115,7 +116,7 @@ pub struct Browse {
     visited: Mutex<BTreeSet<String>>,
     watcher: OnceLock<Weak<dyn Watcher>>,
     loads: Arc<Semaphore>,
-    /// Whether a look for kits that nobody uses comes soon.
+    /// Whether the next look for unused kits is soon.
     is_looking_again: AtomicBool,
     runtime: Handle,
     began: Instant,
@@ -123,8 +124,8 @@ pub struct Browse {
 }
 
 impl Browse {
-    /// A browse mount whose numbers are recorded from byte `base` of `records` on. Those that are there are those
-    /// of a process before. Call it in a tokio runtime.
+    /// A browse mount whose numbers are recorded from byte `base` of `records` on. Present records are from an
+    /// earlier process. Call it in a tokio runtime.
     ///
     /// # Errors
     /// When the records cannot be read.
@@ -157,7 +158,7 @@ impl Browse {
         Ok(browse)
     }
 
-    /// Has `watcher` hear of kits from now on. To be called once, before the first request.
+    /// Sets the watcher of kits. Call it once, before the first request.
     pub fn watch(&self, watcher: Weak<dyn Watcher>) {
         let _ = self.watcher.set(watcher);
     }
@@ -167,7 +168,7 @@ impl Browse {
         &self.config
     }
 
-    /// The thing that a number stands for.
+    /// The node or place of a number.
     pub fn find(&self, ino: Ino) -> Found {
         if ino == Ino::ROOT {
             return Found::Place(Place::Root);
@@ -190,16 +191,15 @@ impl Browse {
         }
     }
 
-    /// The place of a kit around `node`. Only the kit's root needs the number of the folder above, which takes a
-    /// search by path.
+    /// The surroundings of a kit. Only for its root node, it searches the number of the folder above by path.
     fn within(&self, table: &Table, number: u32, place: &Place, node: Ino) -> Within {
         let root = self.attributes_of(place, number_of_slot(number));
         let parent = (node == Ino::ROOT).then(|| table.number(&place.parent().path(), None));
-        // A folder that the kernel has dropped is above no directory that is in use.
+        // A folder that the kernel has dropped has no directory in use below it.
         Within { root, parent: parent.flatten().map_or(Ino::ROOT, number_of_slot) }
     }
 
-    /// The attributes of a place. They are the same for ever, whether its kit is in memory or not.
+    /// The attributes of a place. They never change, whether its kit is in memory or not.
     pub fn attributes(&self, place: &Place) -> Attributes {
         let number = self.table.read().number(&place.path(), None);
         self.attributes_of(place, number.map_or(Ino::ROOT, number_of_slot))
@@ -303,7 +303,7 @@ impl Browse {
             forgotten.filter_map(|(ino, lookups)| table.forget(split(ino).0, lookups)).collect();
         drop(table);
         if !gone.is_empty() {
-            // A tree of a million entries takes a while to drop, and no thread of the kernel's must wait.
+            // A tree of a million entries takes long to drop, and the threads of FUSE requests must not wait.
             self.runtime.spawn_blocking(move || drop(gone));
         }
     }

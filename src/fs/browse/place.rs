@@ -10,8 +10,8 @@
 //! /ghcr.io/org/model@sha256:HEX     a kit
 //! ```
 //!
-//! A repository may have the name of another one and more (`org/model`, `org/model/large`). Its tags begin with
-//! `:` or `@`, which no repository's name has, so a folder never has two entries of one name.
+//! A repository may lie below another one (`org/model`, `org/model/large`). Links to tags and digests begin with
+//! `:` or `@`, which no name of a repository has. So a folder never has two entries of one name.
 
 use std::collections::BTreeSet;
 
@@ -20,11 +20,11 @@ use crate::oci::{Origin, Reference, Selector};
 /// The host of kit's own storage. It is on this machine, so it is always allowed.
 pub(super) const LOCAL: &str = "localhost";
 
-/// The hosts that a browse mount may ask.
+/// The hosts that a browse mount reaches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hosts(BTreeSet<String>);
 
-/// A name below a browse mount that may stand for something.
+/// A path below a browse mount that the grammar permits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// The mount itself.
@@ -50,13 +50,13 @@ pub enum Place {
 }
 
 impl Hosts {
-    /// These hosts, and kit's storage. Texts that are no host of a registry are left out.
+    /// These hosts, and kit's storage. Leaves out texts that are no host of a registry.
     pub fn new(hosts: impl IntoIterator<Item = String>) -> Self {
         let hosts = hosts.into_iter().filter(|host| is_host(host));
         Self(hosts.chain([LOCAL.to_owned()]).collect())
     }
 
-    /// Whether a host may be asked.
+    /// Whether the mount reaches a host.
     pub fn has(&self, host: &str) -> bool {
         self.0.contains(host)
     }
@@ -74,7 +74,7 @@ pub fn is_host(text: &str) -> bool {
 }
 
 impl Place {
-    /// The entry `name` of a place; `None` where the name cannot stand for anything, or its host is not allowed.
+    /// The entry `name` of a place; `None` where the grammar refuses the name, or its host is not allowed.
     pub fn child(&self, name: &[u8], hosts: &Hosts) -> Option<Self> {
         let name = std::str::from_utf8(name).ok()?;
         if name.contains('/') {
@@ -101,7 +101,7 @@ impl Place {
         if name.contains([':', '@']) {
             return Some(Self::Kit { reference: named(&path)?, path });
         }
-        // A tag makes a reference of it.
+        // With a tag, the path of a repository is a reference.
         named(&format!("{path}:a")).map(|_| Self::Folder(path))
     }
 
@@ -120,7 +120,7 @@ impl Place {
         }
     }
 
-    /// The place that it lies in; the mount itself lies in itself.
+    /// The place above; the mount itself is its own parent.
     pub fn parent(&self) -> Self {
         let folder = match self {
             Self::Root => return Self::Root,
@@ -133,7 +133,7 @@ impl Place {
         Self::Folder(folder.to_owned())
     }
 
-    /// The repository that a folder may be the folder of, as the kit with the tag `latest`.
+    /// The repository that a folder may belong to, as the kit with the tag `latest`.
     pub fn repository(&self) -> Option<Origin> {
         match self {
             Self::Folder(path) => named(&format!("{path}:latest")).map(Origin::from),
@@ -153,16 +153,16 @@ pub fn repository_path(reference: &Reference) -> String {
     format!("{}/{}", reference.registry(), reference.repository())
 }
 
-/// The reference that a text with a host and a selector is; `None` for any other text.
+/// Parses a reference with a host and a selector; `None` for any other text.
 fn named(text: &str) -> Option<Reference> {
     let (host, rest) = text.split_once('/')?;
     let reference = Reference::parse(text).ok()?;
-    // A comma or a second selector would have been cut off.
+    // The parser cuts off a comma or a second selector.
     let is_whole = reference.registry() == host && rest.starts_with(reference.repository());
     is_whole.then_some(reference)
 }
 
-/// Whether a kit is named by its digest, so that its name never stands for another kit.
+/// Whether a kit is named by its digest, so that the name never means another kit.
 pub fn is_pinned(reference: &Reference) -> bool {
     matches!(reference.selector(), Selector::Digest(_))
 }
@@ -249,7 +249,7 @@ mod tests {
     }
 
     proptest! {
-        /// A name is a kit exactly if the whole path is a reference, and its host is allowed.
+        /// A name is a kit if and only if the whole path is a reference with an allowed host.
         #[test]
         fn every_name_is_nothing_or_leads_back_to_its_path(
             folder in "(ghcr\\.io|localhost|evil\\.org)(/[a-z0-9.]{1,5}){0,2}", name in "\\PC{0,12}|[a-z]{1,4}[:@][a-zA-Z0-9.:_-]{0,9}",

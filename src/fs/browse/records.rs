@@ -1,7 +1,7 @@
-//! The numbers of places that the kernel knows, in a file in memory that outlives the process.
+//! The numbers of places that the kernel knows, in a memory file that outlives the process.
 //!
-//! The kernel keeps node numbers, and a process that takes the mount over must answer for them. So each number
-//! is written to this file before the kernel hears of it, and so is the count of the kernel's lookups.
+//! The kernel keeps node numbers, and a process that takes the mount over must know them. So each number, and the
+//! count of its lookups, is written to this file before the kernel gets the reply.
 //!
 //! ```text
 //! record of number N at BASE + N * 1024:
@@ -20,7 +20,7 @@ use crate::oci::Digest;
 /// The length of a record. The longest path has 455 bytes: host and repository 255, a tag 128, a digest 72.
 const RECORD_BYTES: usize = 1024;
 const HEAD_BYTES: usize = 80;
-/// The first bytes, which the check does not cover.
+/// The first bytes, which the checksum does not cover.
 const UNCHECKED_BYTES: usize = 12;
 
 /// The most numbers: a hundred times the kits that one machine can be expected to use at a time.
@@ -37,7 +37,7 @@ pub(super) struct Record {
     pub(super) digest: Option<Digest>,
     /// Tells apart trees with other nodes, once the kit was loaded.
     pub(super) mark: Option<[u8; 32]>,
-    /// The kernel's lookups that it has not forgotten.
+    /// The lookups that the kernel has not forgotten.
     pub(super) lookups: u64,
 }
 
@@ -54,7 +54,7 @@ impl Records {
         Self { file, base }
     }
 
-    /// Every record that is whole, by its number.
+    /// Every intact record, by its number.
     ///
     /// # Errors
     /// When the file cannot be read.

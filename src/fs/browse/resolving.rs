@@ -1,4 +1,4 @@
-//! Tags and lists of tags, and how long they are taken to be right.
+//! Tags and lists of tags, and how long they are remembered.
 //!
 //! | answer | kept for |
 //! | --- | --- |
@@ -27,8 +27,8 @@ use crate::fs::nodes::number_of_slot;
 use crate::oci::{Digest, Origin, Reference, Selector};
 use crate::process::running_time;
 
-/// How long a tag that was not there is taken not to be there. 5 s: a program that looks for a name in a loop
-/// makes no stream of requests, and a person who has just pushed the tag waits no longer than this.
+/// How long a missing tag is remembered as missing. 5 s: a program that looks for a name in a loop makes few
+/// requests, and a person who has just pushed the tag soon sees it.
 const NEGATIVE_TTL: Duration = Duration::from_secs(5);
 
 /// How long a list of tags serves a listing that was begun with it.
@@ -38,51 +38,51 @@ const LISTING_TTL: Duration = Duration::from_secs(60);
 const MOST_TAGS: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
 const MOST_LISTS: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
 
-/// The most entries of one answer. A program asks for the rest from the last offset on. Without this bound, each
-/// page of a listing of 100,000 tags would cost as much as all of them.
+/// The most entries of one result. A program continues from the last offset. Without this bound, each page of a
+/// listing of 100,000 tags would cost as much as the whole list.
 const MOST_AT_ONCE: usize = 1024;
 
 /// The offsets of `.`, `..`, and the first other entry.
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
 
-/// An answer, at once or after a request.
+/// A result, at once or after a request.
 pub enum Answer<T> {
-    /// At once.
+    /// The result is known.
     Now(Result<T, FsError>),
-    /// It has to wait for a registry.
+    /// The result has to wait for a registry.
     Later(BoxFuture<'static, Result<T, FsError>>),
 }
 
-/// The answer to a lookup.
+/// The result of a lookup.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// `None` where there is nothing of that name.
+    /// `None` where no entry has that name.
     pub attributes: Option<Attributes>,
-    /// How long the kernel may keep the answer; `None` for ever.
+    /// How long the kernel may keep the result; `None` for ever.
     pub ttl: Option<Duration>,
 }
 
 /// An entry of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FolderEntry {
-    /// The number, or another one where it has none.
+    /// The number; for an entry without a number, another value that is not 0.
     pub ino: Ino,
     /// The kind.
     pub kind: FileKind,
     /// The name.
     pub name: String,
-    /// The offset of the entry that follows. It comes from the name alone, so a listing goes on although
-    /// tags come and go, and in another process.
+    /// The offset of the entry that follows. It depends on the name alone. So a listing goes on although tags come
+    /// and go, and after another process has taken over.
     pub next_offset: u64,
 }
 
 type Resolving = Shared<BoxFuture<'static, Result<Digest, FsError>>>;
 
-/// A value, and the time at which it was found out.
+/// A value, and the time at which the registry gave it.
 type Dated<T> = (Instant, T);
 
-/// The answers of registries.
+/// The remembered answers of registries.
 pub(super) struct Answers {
     tags: Mutex<LruCache<Reference, Dated<Result<Digest, FsError>>>>,
     lists: Mutex<LruCache<String, Dated<Arc<Vec<String>>>>>,
@@ -100,8 +100,8 @@ impl Default for Answers {
 }
 
 impl Browse {
-    /// The entry `name` of a place. Asks a registry only where the name can be a kit's, and counts a lookup of
-    /// the kernel where there is an entry.
+    /// The entry `name` of a place. Only a name that can be a kit's makes a request. Counts a lookup of the kernel
+    /// where there is an entry.
     pub fn lookup(self: &Arc<Self>, parent: &Place, name: &[u8]) -> Answer<Entry> {
         if name.len() > Totals::NAME_BYTES as usize {
             return Answer::Now(Err(FsError::NameTooLong));
@@ -116,7 +116,7 @@ impl Browse {
         if let Some(known) = self.known(&reference) {
             return Answer::Now(self.resolved(place, known));
         }
-        // A tag that was just listed is there. Its kit is looked for when a program follows the link.
+        // A tag that was just listed exists. Its kit is resolved when a program follows the link.
         if matches!(place, Place::Link { .. }) && self.is_listed(&reference) {
             return Answer::Now(self.enter(place, None));
         }
@@ -130,7 +130,7 @@ impl Browse {
         )
     }
 
-    /// The answer for a kit or link that leads to this digest.
+    /// The result for a kit or link with this digest.
     fn resolved(&self, place: Place, found: Result<Digest, FsError>) -> Result<Entry, FsError> {
         match found {
             Ok(digest) => {
@@ -159,7 +159,7 @@ impl Browse {
         Ok(Entry { attributes: Some(attributes), ttl })
     }
 
-    /// The digest of a reference, or that it is not there, as found out lately.
+    /// The remembered digest of a reference, or the remembered error; `None` where neither is remembered.
     fn known(&self, reference: &Reference) -> Option<Result<Digest, FsError>> {
         let mut tags = self.answers.tags.lock();
         let (at, found) = tags.get(reference)?;
@@ -171,7 +171,7 @@ impl Browse {
         (at.elapsed() < ttl).then(|| found.clone())
     }
 
-    /// Asks which manifest a reference names. Requests for the same reference share the answer.
+    /// Resolves a reference to its manifest. Lookups of the same reference share one request.
     fn resolve(&self, reference: Reference) -> Resolving {
         let mut resolving = self.answers.resolving.lock();
         if let Some(running) = resolving.get(&reference) {
@@ -196,7 +196,7 @@ impl Browse {
         answer
     }
 
-    /// A program has used a repository, or found it to be there.
+    /// Notes that a program has used a repository, or that the repository exists.
     fn visit(&self, repository: &str) {
         let mut visited = self.visited.lock();
         if visited.len() < MOST_VISITED && !visited.contains(repository) {
@@ -240,7 +240,7 @@ impl Browse {
         let Some(repository) = place.repository() else {
             return Answer::Now(Ok(self.listing(place, self.folders_in(&folder), offset)));
         };
-        // A listing goes on with the list that it began with, as long as that is there.
+        // A listing goes on with the list that it began with, as long as the list is remembered.
         let ttl =
             if offset == 0 { self.config.tag_ttl } else { LISTING_TTL.max(self.config.tag_ttl) };
         if let Some(tags) = self.listed(&folder, ttl) {
@@ -256,7 +256,7 @@ impl Browse {
         )
     }
 
-    /// Asks for the tags of a repository.
+    /// Requests the tags of a repository.
     async fn list(&self, folder: &str, origin: Origin) -> Result<Arc<Vec<String>>, FsError> {
         let error = match self.in_time(self.source.tags(origin), "the list of tags").await {
             Ok(mut tags) => {
@@ -276,8 +276,8 @@ impl Browse {
             Err(error) => error,
         };
         if is_not_there(&error) {
-            // The folder may be a part of the names of repositories, and no repository. A listing that goes on must
-            // not meet the tags of a repository that is gone.
+            // The folder may be the parent of repositories without being one. The next part of a listing must not
+            // have tags of a repository that is gone.
             self.answers.lists.lock().pop(folder);
             return Ok(Arc::default());
         }
@@ -334,7 +334,7 @@ impl Browse {
         let entries = names.into_iter().map(|(name, kind)| {
             let next_offset = offset_of(&name);
             let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-            // Programs take number 0 for no entry. Another lookup gives the number.
+            // Programs take number 0 for no entry. A later lookup gives the real number.
             let ino = table.number(&path, None).map_or(Ino(next_offset), number_of_slot);
             FolderEntry { ino, kind, name, next_offset }
         });

@@ -8,8 +8,8 @@
 //!                          ^---------failed------'
 //! ```
 //!
-//! A kit has a number for each path that leads to it: the kernel wants one path for each directory. A path whose
-//! tag has moved gets another number, so open files and working directories stay with their kit.
+//! A kit has a number for each path that leads to it, because the kernel wants one path for each directory. A path
+//! whose tag has moved gets a new number. So open files and working directories stay with their kit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::records::{MOST_PLACES, Record, Records};
 use crate::fs::{FileSystem, FsError};
 use crate::oci::Digest;
 
-/// A kit that is being loaded. Every request that needs it waits for the same one.
+/// A kit that is being loaded. All requests that need the kit wait for the same load.
 pub(super) type Waking = Shared<BoxFuture<'static, Result<Arc<FileSystem>, FsError>>>;
 
 /// The state of a number's kit.
@@ -48,7 +48,7 @@ pub(super) struct Slot {
     pub(super) mark: Option<[u8; 32]>,
     lookups: u64,
     pub(super) kit: Kit,
-    /// Tells it apart from another place with the same number, later.
+    /// Different for a later place with the same number.
     pub(super) serial: u64,
     /// Whether the kernel may have pages that a process before this one gave it.
     pub(super) is_inherited: bool,
@@ -59,13 +59,14 @@ pub(super) struct Table {
     slots: HashMap<u32, Slot>,
     numbers: HashMap<(String, Option<Digest>), u32>,
     records: Records,
-    /// The number that was given last: a number is not soon given again.
+    /// The number that was given last. The search for a free number begins behind it, so that numbers are not soon
+    /// given again.
     last: u32,
     serial: u64,
 }
 
 impl Table {
-    /// The numbers of the process before, if there is one. A record whose place is not allowed is left out.
+    /// The numbers of an earlier process, if there was one. Leaves out a record whose place is not allowed.
     pub(super) fn open(records: Records, hosts: &Hosts) -> std::io::Result<Self> {
         let found = records.read()?;
         let mut this =
@@ -149,7 +150,7 @@ impl Table {
         }
     }
 
-    /// The kernel has forgotten lookups. Returns the place that has no number any more.
+    /// The kernel has forgotten lookups. Returns the place if that was the last lookup, and frees its number.
     pub(super) fn forget(&mut self, number: u32, lookups: u64) -> Option<Slot> {
         let slot = self.slots.get_mut(&number)?;
         slot.lookups = slot.lookups.saturating_sub(lookups);
@@ -176,11 +177,11 @@ impl Table {
         }
     }
 
-    /// The next lookup of the place gets another number: this one's tree has changed.
+    /// Has the next lookup of the place get another number, because the tree of this number has changed.
     pub(super) fn disown(&mut self, number: u32) {
         if let Some(slot) = self.slots.get(&number) {
             let key = (slot.place.path(), slot.digest);
-            // A retry of an old number must not take the path from the number that came after it.
+            // A retry of an old number must not take the path from its newer number.
             if self.numbers.get(&key) == Some(&number) {
                 self.numbers.remove(&key);
             }

@@ -1,13 +1,13 @@
-//! Kits come into memory when a program needs them, and leave it when nobody does.
+//! Kits come into memory when a program needs them, and leave it when they are unused.
 //!
-//! A kit that leaves memory takes nothing with it that the kernel knows: its numbers are positions in its tree,
-//! and it is loaded again by its digest. One thing would be lost: the bytes of a layer may turn out to be wrong
-//! later, and the kernel's pages must be dropped then. So when a kit leaves memory before its layers are
-//! confirmed, the pages of the files that were read are dropped at once, and come again from the cache. A kit that
-//! a request uses stays in memory until the request is answered: its pages are not in the kernel yet.
+//! The kernel's numbers stay valid when a kit leaves memory, because they are positions in the kit's tree and the
+//! kit is loaded again by its digest. But a layer may turn out to be wrong later, and the kernel's pages must be
+//! dropped then. So when a kit leaves memory before its layers are confirmed, the kernel drops the pages of the
+//! files that were read. Later reads get them from the cache again. A kit in use by a request stays in memory until
+//! the reply, because the kernel does not have these pages yet.
 //!
-//! A process that takes over a mount does not know which files the process before it has read, and hears nothing of
-//! a kit before that comes into memory. So the first time that a kit does, all of its pages are dropped.
+//! A process that takes over a mount does not know which files were read before. So when a kit of an earlier
+//! process first comes into memory, the kernel drops all of its pages.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -28,18 +28,19 @@ use crate::fs::nodes::{KitNodes, Within};
 use crate::oci::{Digest, Origin, Reference, Selector};
 use crate::process::running_time;
 
-/// How long a kit that could not be loaded is not tried again: a program that reads a directory in a loop makes
-/// no stream of requests.
+/// How long a failure to load a kit is remembered. 1 s: a program that reads a directory in a loop makes few
+/// requests.
 const FAILED_TTL: Duration = Duration::from_secs(1);
 
-/// The most nodes of all kits in memory, beyond which those that were used last stay. Some 100 bytes each.
+/// The most nodes of all kits in memory. Beyond them, the least recently used kits leave. A node takes some 100
+/// bytes.
 const MOST_NODES: u64 = 4_000_000;
 
-/// The time until the next look for kits that nobody uses, where a request kept one in memory: longer than most
-/// requests take.
+/// The time until the next look for unused kits, where a request kept one in memory: longer than most requests
+/// take.
 const SOON: Duration = Duration::from_millis(100);
 
-/// The longest interval between two looks for kits that nobody uses.
+/// The longest interval between two looks for unused kits.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Ranges of files, by the numbers of the files.
@@ -68,7 +69,7 @@ impl Wake {
     /// Waits until the kit is in memory, until the deadline of reads.
     ///
     /// # Errors
-    /// [`FsError::Unopened`] where it cannot be loaded, or is not the kit any more that the kernel knows.
+    /// [`FsError::Unopened`] where the kit cannot be loaded, or its tree is not the one that the kernel knows.
     pub async fn finish(self) -> Result<KitNodes, FsError> {
         let Some(browse) = self.browse.upgrade() else { return Err(fault()) };
         let waking = browse.wake(self.number)?;
@@ -88,7 +89,7 @@ impl Wake {
 }
 
 impl Browse {
-    /// The kit of a number, which is being loaded from now on if it is not in memory.
+    /// The kit of a number. Starts to load it if it is not in memory.
     fn wake(self: &Arc<Self>, number: u32) -> Result<Waking, FsError> {
         let mut table = self.table.write();
         let Some(slot) = table.get_mut(number) else {
@@ -172,7 +173,7 @@ impl Browse {
         Ok((Arc::new(FileSystem::new(kit, self.config.owner, self.config.fs)), mark))
     }
 
-    /// Looks now and then for kits that nobody uses, as long as the mount lives.
+    /// Looks for unused kits at intervals, as long as the mount lives.
     pub(super) fn have_kits_sleep(&self) {
         let this = self.this.clone();
         let interval = (self.config.idle_after / 2).clamp(Duration::from_millis(50), LOOK_INTERVAL);
@@ -185,7 +186,7 @@ impl Browse {
         });
     }
 
-    /// Takes kits out of memory: those that nobody has used for a while, and the least used beyond the bounds.
+    /// Takes kits out of memory: those that are unused for a while, and beyond the bounds the least recently used.
     fn have_idle_sleep(&self) {
         let (gone, is_any_in_use) = self.take_idle();
         for kit in gone {
@@ -202,8 +203,8 @@ impl Browse {
         }
     }
 
-    /// Has the kernel drop the pages of these files of a kit. Looks at every file of the kit, in a thread that may
-    /// take its time.
+    /// Has the kernel drop the pages of these files of a kit. Looks at every file of the kit, on a thread of its
+    /// own.
     fn drop_pages(&self, kit: KitNodes, files: fn(&FileSystem) -> FileRanges) {
         let watcher = self.watcher.get().cloned();
         self.runtime.spawn_blocking(move || {
@@ -222,7 +223,7 @@ impl Browse {
         Some(self.within(table, number, &place, Ino::ROOT))
     }
 
-    /// Takes these kits out of memory. Also says whether a request kept one of them there.
+    /// Takes unused kits out of the table. Also returns whether a request kept one of them in memory.
     fn take_idle(&self) -> (Vec<KitNodes>, bool) {
         let now_ms = self.now_ms();
         let idle_ms = self.config.idle_after.as_millis() as u64;
@@ -237,13 +238,13 @@ impl Browse {
                 Kit::Asleep(_) | Kit::Waking(_) => None,
             })
             .collect();
-        // The last used first.
+        // The most recently used kit comes first.
         awake.sort_unstable_by(|one, other| other.cmp(one));
         let mut nodes = 0;
         let mut sleeping = Vec::new();
         for (position, (used_ms, number, inodes)) in awake.into_iter().enumerate() {
             nodes += inodes;
-            // One kit is let in however large it is: a program waits for it.
+            // One kit stays however large it is, because a program waits for it.
             let is_beyond =
                 position >= self.config.most_awake.max(1) || position > 0 && nodes > MOST_NODES;
             if is_beyond || now_ms.saturating_sub(used_ms) >= idle_ms {
@@ -255,7 +256,7 @@ impl Browse {
             let Some(within) = self.within_of(&table, number) else { continue };
             let Some(slot) = table.get_mut(number) else { continue };
             let Kit::Awake(Awake { file_system, .. }) = &slot.kit else { continue };
-            // A request that is being answered holds the kit. The table is locked, so no new one takes it.
+            // A request in progress holds the kit. The table is locked, so no new request takes it.
             if Arc::strong_count(file_system) > 1 {
                 is_any_in_use = true;
                 continue;
@@ -279,8 +280,8 @@ impl Browse {
 }
 
 impl FileSystem {
-    /// The files of which bytes were read whose layer's digest is not known yet, by their numbers in the kit.
-    /// Looks at every file of the kit.
+    /// The files that were read and whose layer is not confirmed yet, by their numbers in the kit. Looks at every
+    /// file of the kit.
     fn read_unconfirmed(&self) -> FileRanges {
         if self.kit().state() == State::Confirmed {
             return Vec::new();

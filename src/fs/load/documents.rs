@@ -5,8 +5,8 @@
 //! by tag      registry --unreachable--> what it said the last time --unknown--> kit's storage
 //! ```
 //!
-//! With --prefer-local, kit's storage comes before the registry. Only an unreachable registry leads
-//! further: one that answers "no such tag" or "not authorised" has answered.
+//! With --prefer-local, kit's storage comes before the registry. Only an unreachable registry leads to the next
+//! source. The answers "no such tag" and "not authorised" are final.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,10 +30,10 @@ use crate::source::{BlobSource, Pulled, Repositories, Repository, SourceError, r
 /// The largest config that is read: a larger one would be refused when it is decoded.
 const CONFIG_LIMIT_BYTES: u64 = KITFILE_LIMIT_BYTES as u64;
 
-/// The time that a registry has to say what a tag stands for, where that is known here.
+/// The time that a registry has to resolve a tag, where an earlier digest of the tag is known.
 ///
-/// 40 s: the time in which a reader's request is answered by a registry that is only slow. A longer
-/// wait would hold up the start of a job that has all it needs.
+/// 40 s: a registry that is only slow answers a reader's request within this time. A longer wait would hold up the
+/// start of a job that needs no registry.
 const KNOWN_PATIENCE: Duration = Duration::from_secs(40);
 
 /// The sources of one kit.
@@ -43,13 +43,13 @@ pub(super) struct Documents<'a> {
     repository: Arc<dyn Repository>,
     /// The copy of the repository that kit itself has.
     pulled: Option<Pulled>,
-    /// The user whom the registry must let have the kit; `None` for the owner of the cache.
+    /// The user who needs the registry's permission for the kit; `None` for the owner of the cache.
     user: Option<UserId>,
     /// Whether the registry did not answer.
     is_unreachable: AtomicBool,
 }
 
-/// A document to ask for by its digest.
+/// A document to find by its digest.
 #[derive(Clone, Copy)]
 pub(super) enum Question {
     Document(Digest),
@@ -73,9 +73,9 @@ impl Question {
 pub(super) struct Found {
     pub(super) digest: Digest,
     pub(super) document: Document,
-    /// Set when the registry did not answer, or kit's storage was passed over.
+    /// Set when the registry did not answer, or when kit's storage was not believed.
     pub(super) warning: Option<String>,
-    /// Whether the labels have led to it already.
+    /// Whether the labels have chosen it already.
     pub(super) is_chosen: bool,
 }
 
@@ -85,7 +85,7 @@ pub(super) struct LayerSources {
     pulled: Option<Pulled>,
     /// The layers that kit's storage has.
     held: HashSet<BlobId>,
-    /// Whether kit's storage goes before the registry.
+    /// Whether kit's storage comes before the registry.
     is_storage_first: bool,
 }
 
@@ -130,9 +130,9 @@ impl<'a> Documents<'a> {
         }
     }
 
-    /// The document of a digest, for a user of a cache with several users. The registry is asked although the
-    /// cache may have the document: the bytes of the kit may be in the cache for another user only. Where the
-    /// registry is away, the right that it has confirmed before counts.
+    /// The document of a digest, for a user of a cache with several users. The registry must confirm the user's
+    /// right even where the cache has the document, because the bytes may be there for another user only. While the
+    /// registry is unreachable, an earlier confirmation counts.
     async fn find_for_user(&self, digest: Digest) -> Result<Found, LoadError> {
         let warning = match Question::Document(digest).answer(&*self.repository).await {
             Ok(bytes) => {
@@ -163,8 +163,8 @@ impl<'a> Documents<'a> {
         with_cache(self.cache, move |cache| cache.recall(&name)).await == Some(digest)
     }
 
-    /// A document that the cache has, if the user may have it. An index or a manifest of a registry of the
-    /// user's own could name any digest.
+    /// A document in the cache, if the user may have it. The digest alone proves no right, because a user's own
+    /// registry could name any digest.
     async fn kept_for_user(&self, digest: Digest) -> Option<Bytes> {
         if self.user.is_some() && !self.has_right(digest).await {
             return None;
@@ -176,15 +176,14 @@ impl<'a> Documents<'a> {
         self.kin.origin.with_selector(Selector::Digest(digest)).to_string()
     }
 
-    /// Remembers what the registry has said a name stands for, to this user.
+    /// Remembers the digest to which the registry has resolved a name for this user.
     pub(super) async fn remember(&self, name: String, digest: Digest) -> Result<(), LoadError> {
         let name = self.remembered_name(name);
         let remembered = with_cache(self.cache, move |cache| cache.remember(&name, digest));
         remembered.await.of(self.kin)
     }
 
-    /// The name of an entry. Each user has entries of the user's own: what a registry tells one user, it may
-    /// not tell another.
+    /// The name of an entry. Each user has separate entries, because a registry may answer users differently.
     fn remembered_name(&self, name: String) -> String {
         match self.user {
             Some(UserId(user)) => format!("{name} for user {user}"),
@@ -217,7 +216,7 @@ impl<'a> Documents<'a> {
         Ok(bytes)
     }
 
-    /// The sources of the kit's layers, now that it is known what answers.
+    /// The sources of the kit's layers, after the search for documents has shown which sources answer.
     pub(super) async fn layer_sources(self, kit: &Kit) -> LayerSources {
         let held = match &self.pulled {
             Some(pulled) => pulled::held(pulled, kit).await.into_iter().collect(),
@@ -229,8 +228,8 @@ impl<'a> Documents<'a> {
         LayerSources { repository, pulled, held, is_storage_first }
     }
 
-    /// Asks what a tag stands for. A registry that is connected and silent is waited for as long as
-    /// the source does, or for less where something else says what the tag stands for.
+    /// Resolves a tag at the registry. Waits for a silent registry as long as the source does, or for
+    /// [`KNOWN_PATIENCE`] where an earlier digest of the tag is known.
     async fn ask_registry(&self) -> Result<(Digest, Bytes), SourceError> {
         let answer = self.repository.manifest(self.kin.origin.selector());
         if self.pulled.is_none() && !matches!(self.remembered().await, Ok(Some(_))) {
@@ -246,7 +245,7 @@ impl<'a> Documents<'a> {
         self.pulled.as_ref().filter(|pulled| pulled.is_preferred)
     }
 
-    /// Asks the registry, and kit's storage before or after it, for what a digest names.
+    /// Finds the document of a digest at the registry, and before or after it in kit's storage.
     async fn ask(&self, question: Question) -> Result<Bytes, LoadError> {
         if let Some(pulled) = self.preferred()
             && let Ok(bytes) = question.answer(&pulled.storage).await
@@ -304,8 +303,8 @@ impl<'a> Documents<'a> {
         Ok(Ok(Found { digest, document, warning: None, is_chosen: false }))
     }
 
-    /// The last resolution of the origin, as far as it is in the cache: with these labels, or else
-    /// without any, so that an index which is known can still be chosen from.
+    /// The last resolution of the origin that the cache has: with these labels, or else without labels. From a
+    /// known index, the labels can then still choose.
     async fn remembered(&self) -> Result<Option<Found>, LoadError> {
         let kin = self.kin;
         for (name, is_chosen) in
@@ -342,7 +341,7 @@ impl<'a> Documents<'a> {
 }
 
 impl LayerSources {
-    /// The source of a layer, and another one for when it fails.
+    /// The source of a layer, and a fallback.
     pub(super) fn of(&self, blob: BlobId) -> (Arc<dyn BlobSource>, Option<Arc<dyn BlobSource>>) {
         let registry = || Arc::clone(&self.repository) as Arc<dyn BlobSource>;
         let Some(pulled) = self.pulled.as_ref().filter(|_| self.held.contains(&blob)) else {

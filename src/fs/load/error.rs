@@ -6,8 +6,7 @@ use crate::kit::{KitError, ParentsError, TreeError};
 use crate::oci::{ChoiceError, ManifestError, ReferenceError};
 use crate::source::SourceError;
 
-/// The failure to load a kit. Messages name the reference: the kit's own, or that of the parent
-/// the fault lies in.
+/// The failure to load a kit. Messages name the reference of the kit, or of the parent that is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The source failed.
@@ -18,7 +17,7 @@ pub enum LoadError {
         /// The reason.
         error: Box<SourceError>,
     },
-    /// The registry does not answer, and what kit itself has under the tag may be another kit.
+    /// The registry does not answer, and the kit under this tag in kit's storage may be another one.
     #[error("{reference}: {error}; {doubt}")]
     Doubtful {
         /// The kit or parent.
@@ -46,7 +45,7 @@ pub enum LoadError {
         /// The reason.
         error: ManifestError,
     },
-    /// The reference leads to an index, and nothing or too much in it could be meant.
+    /// The reference leads to an index, and the labels choose no kit or several.
     #[error("{reference}: {error}")]
     Choice {
         /// The kit or parent.

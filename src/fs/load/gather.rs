@@ -1,15 +1,15 @@
-//! Which kits and objects a kit takes layers from, in the order in which `kit unpack` writes them.
+//! Finds the kits and objects from which a kit takes layers, in the order in which `kit unpack` writes them.
 //!
 //! ```text
 //! grandparent --> parent --> data sets that lie elsewhere --> the kit itself
 //!                               '-- of a kit: its own data sets that lie elsewhere, then itself
 //! ```
 //!
-//! A parent must be there. Remote data need not: what cannot be had is left out with a warning, and
-//! the tree shows its place, so that a program that reads it fails instead of finding nothing.
+//! A missing parent is an error. Missing remote data is left out with a warning, and the tree shows its place. So a
+//! program that reads the data gets an error instead of an empty file.
 //!
-//! A kit comes from the network, and so does every reference in it: a reference never names a folder
-//! of this machine, circles and depth are bounded as in kit, and so is the number of kits and objects.
+//! A kit comes from the network, and so does every reference in it. Such a reference never names a folder of this
+//! machine. Depth, circles, and the number of kits and objects are bounded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,12 +29,12 @@ use crate::layer::MemberPath;
 use crate::oci::{Digest, LabelSelector, Origin, Reference};
 use crate::source::{ObjectId, Repositories};
 
-/// Remote data sets of a kit that are looked up at once: enough to hide the round trips of some
-/// dozens, few enough for any host.
+/// Remote data sets of a kit that are looked up at the same time. 8: enough to hide the round trips of some dozens,
+/// few enough for any host.
 const LOOK_UP_AT_ONCE: usize = 8;
 
-/// The most kits and objects that a kit's data sets may lead to, those of such kits included. Each
-/// costs a request before the kit can be listed, and each kit may name thousands more.
+/// The most kits and objects that a kit's data sets may lead to, over all levels. Each costs a request before the
+/// kit can be listed, and each kit may name thousands more.
 pub(super) const MOST_REMOTE: usize = 1000;
 
 /// The tools of loading.
@@ -45,20 +45,20 @@ pub(super) struct Site<'a> {
     pub(super) request: &'a LoadRequest,
 }
 
-/// All that layers are taken from.
+/// All kits and objects that layers are taken from.
 #[derive(Default)]
 pub(super) struct Gathered {
     /// In the order in which they are merged.
     pub(super) parts: Vec<Part>,
     /// Directories into which data sets of other kits belong.
     pub(super) directories: Vec<MemberPath>,
-    /// Remote data that cannot be had.
+    /// Missing remote data.
     pub(super) missing: Vec<Missing>,
-    /// Warnings: things that were passed over or cannot be had.
+    /// Warnings about parts that are left out or missing.
     pub(super) warnings: Vec<String>,
 }
 
-/// Something that layers are taken from.
+/// A kit or object that layers are taken from.
 pub(super) enum Part {
     /// The kit itself or a parent.
     Kit(Box<Taken>),
@@ -68,7 +68,7 @@ pub(super) enum Part {
     Object(KnownObject, Arc<Place>),
 }
 
-/// A kit, and which of its layers are taken.
+/// A kit, and the filters for its layers.
 pub(super) struct Taken {
     pub(super) resolved: Resolved,
     pub(super) filters: Filters,
@@ -89,7 +89,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The node that the tree shows in its place, and the warning for the user.
+    /// The node that stands for the data set in the tree, and the warning for the user.
     pub(super) fn missing(&self, why: &impl std::fmt::Display) -> (Option<Missing>, String) {
         let warning = format!("the data set `{}` is missing: {why}", self.shown);
         let missing = self.path.clone().map(|path| Missing {
@@ -101,7 +101,7 @@ impl Place {
     }
 }
 
-/// Resolves everything that the requested kit takes layers from. Returns the kit itself too.
+/// Resolves all kits and objects from which the requested kit takes layers. Returns the kit itself too.
 ///
 /// # Errors
 /// Fails if the kit or a parent cannot be resolved, or the parents make no chain.
@@ -155,7 +155,7 @@ async fn resolve_parents(site: Site<'_>, kit: &Resolved) -> Result<Vec<Taken>, L
 #[derive(Clone, Copy)]
 struct Walk<'a> {
     site: Site<'a>,
-    /// Kits and objects that may still be looked up.
+    /// The number of kits and objects that may still be looked up.
     budget: &'a AtomicUsize,
 }
 
@@ -176,7 +176,8 @@ impl<'a> Walk<'a> {
             let entries = from.kit.kit.remote.iter();
             let wanted = entries.filter(|remote| remote.is_taken_by(from.filters));
             let found = wanted.map(|remote| self.look_up(from, remote));
-            // Collected: a stream of borrowing futures is not seen to be Send otherwise.
+            // The futures are collected because the compiler does not see that a stream of borrowing futures is
+            // Send.
             let found: Vec<_> = found.collect();
             let mut found = stream::iter(found).buffered(LOOK_UP_AT_ONCE);
             let mut gathered = Gathered::default();
@@ -234,7 +235,7 @@ impl<'a> Walk<'a> {
     ) -> Result<Gathered, LoadError> {
         let asking = &self.site.request.origin;
         let own = Kin::of_request(self.site.request);
-        // Never a folder: the reference comes from the network.
+        // A reference from the network never names a folder.
         let origin = Origin::from(reference.clone());
         let mut chain = from.chain.clone();
         chain.push(&origin.to_string()).of(&own)?;
@@ -250,7 +251,7 @@ impl<'a> Walk<'a> {
             chain: &chain,
             above: place.path.as_ref(),
         };
-        // A walk of its own lifetime: it borrows what this call has found.
+        // This walk has a shorter lifetime, because it borrows the results of this call.
         let walk = Walk { site: self.site, budget: self.budget };
         gathered.append(walk.remote_data(below).await);
         let name = kin.to_string();
@@ -273,18 +274,18 @@ impl<'a> Walk<'a> {
 }
 
 impl Gathered {
-    /// Only that a remote data set cannot be had.
+    /// The result for a remote data set that is missing.
     fn without(place: &Place, why: &impl std::fmt::Display) -> Self {
         let (missing, warning) = place.missing(why);
         Self { missing: missing.into_iter().collect(), warnings: vec![warning], ..Self::default() }
     }
 
-    /// Adds a kit, and what there is to say about it; `place` is set for remote data.
+    /// Adds a kit, and the warnings about it; `place` is set for remote data.
     fn take(&mut self, taken: Taken, place: Option<Arc<Place>>) {
         let Description { origin, warning, kit, .. } = &taken.resolved.description;
-        // The requested kit is the one whose name is its origin: it needs no introduction.
+        // The name of the requested kit is its origin. Its warnings need no name.
         let is_own = taken.name == origin.to_string();
-        // The loaded kit has the doubt about its own reference, which may end.
+        // The doubt about the requested reference may end later, so the loaded kit holds it, not the warnings.
         self.warnings.extend(warning.clone().filter(|_| !is_own));
         self.warnings.extend(kit.warnings.iter().map(|warning| match is_own {
             true => warning.clone(),

@@ -1,4 +1,4 @@
-//! Files `Kitfile` in layers: each must be the kit's own, as `kit unpack` has it.
+//! Files `Kitfile` in layers. As for `kit unpack`, each must be equal to the kit's own.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use super::opening::Opened;
 use crate::kit::{Placement, TreeError};
 use crate::layer::{Extents, Member, StreamOffset, Toc};
 
-/// Files `Kitfile` in layers that are read and compared: kit packs none, another tool one.
+/// The most files `Kitfile` in layers that are read and compared. 8: kit packs none, another tool one.
 const MOST_KITFILES: usize = 8;
 
 /// Compares every file `Kitfile` that a layer puts at the root with the kit's own. The merge compares
@@ -40,8 +40,8 @@ pub(super) async fn check_others(kitfile: &[u8], opened: &Opened) -> Result<(), 
     Ok(())
 }
 
-/// The bytes of the files that a layer puts at the root under the name `Kitfile`. One with holes is
-/// another file than the kit's own, and the merge says so.
+/// The places of the files that a layer puts at the root under the name `Kitfile`. Leaves out files with holes,
+/// which the merge refuses.
 fn kitfiles_in(placement: &Placement, toc: &Toc) -> impl Iterator<Item = Range<StreamOffset>> {
     let is_at_root = move |member: &&Member| match placement {
         Placement::Raw { path, .. } => path.as_bytes() == b"Kitfile",

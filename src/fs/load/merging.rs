@@ -6,9 +6,9 @@
 //! 2. the manifest's `org.opencontainers.image.created`;
 //! 3. the moment at which this cache first saw its layer.
 //!
-//! The cache keeps the time of a layer, so a version of the kit that shares the layer shows the same.
-//! The Kitfile lies in no layer. It has the second kind of date, else the moment at which this cache
-//! first saw the manifest. Kitfiles of two versions never share a second.
+//! The cache keeps the time of a layer, so every version of a kit with the layer shows the same time. The Kitfile
+//! lies in no layer. It has the date of the manifest, else the moment at which this cache first saw the manifest.
+//! Kitfiles of two versions never have the same second.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -24,13 +24,14 @@ pub(super) struct Merging {
     pub(super) cache: Arc<Cache>,
     /// The layers in the order in which they are merged.
     pub(super) layers: Vec<MergedLayer>,
-    /// Every layer of the kit and of what it takes layers from, those that filters leave out included.
+    /// Every layer of the kit and of the kits and objects that it takes layers from, also those that filters leave
+    /// out.
     pub(super) kit: HashSet<LayerKey>,
     /// The digest of the kit's manifest.
     pub(super) manifest: Digest,
-    /// The creation of the kit, as far as its manifest tells it.
+    /// The creation of the kit, if its manifest has it.
     pub(super) created: Option<Mtime>,
-    /// The nodes that no layer has: the Kitfile, and those that stand for remote data.
+    /// The nodes that no layer has: the Kitfile, and the places of missing remote data.
     pub(super) additions: Additions,
     pub(super) umask: u32,
 }
@@ -44,7 +45,7 @@ pub(super) struct MergedLayer {
     pub(super) title: String,
     pub(super) placement: Placement,
     pub(super) contents: Arc<Contents>,
-    /// The creation of the kit that brings it: the kit itself or a parent.
+    /// The creation of the kit that has the layer: the kit itself or a parent.
     pub(super) created: Option<Mtime>,
 }
 
@@ -91,7 +92,7 @@ impl Merging {
         Tree::merge(&layers, self.additions, mtime, self.umask)
     }
 
-    /// The time of what lies in no layer.
+    /// The time of nodes that lie in no layer.
     fn mtime(&self) -> Mtime {
         let mtime = self.cache.date_manifest(self.manifest, self.created);
         mtime.or_fraction_of(&match &self.additions.kitfile {

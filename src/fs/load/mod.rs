@@ -5,17 +5,17 @@
 //!        --wanted--> layers --opening (in parallel)--> tables of contents --merge--> Tree
 //! ```
 //!
-//! - [`resolve`]: from an origin to a manifest and config, through indexes. `documents`: who is asked
-//!   for them. `pulled`: what kit itself has pulled.
+//! - [`resolve`]: from an origin to a manifest and config, through indexes. `documents`: the order of their
+//!   sources. `pulled`: kits that kit itself has pulled.
 //! - `gather`: parents, and the kits and objects that data sets name. `objects`: S3 objects as layers.
 //! - `wanted`, `opening`: which layers, and their tables of contents. `unmatched`: filters that take none.
 //! - `kitfiles`: files `Kitfile` in layers. `merging`: dates, and the tree.
 //!
-//! Manifests and configs are kept in the cache by digest, and a tag's digest is remembered: a kit
-//! that was mounted once can be mounted again without the network.
+//! The cache keeps manifests and configs by digest, and remembers the digest of a tag. So a kit that was mounted
+//! once can be mounted again without the network.
 //!
-//! Layers are merged in the order in which `kit unpack` writes them: the oldest parent first, then
-//! remote data, then the kit, each kit's layers in the order of its manifest (modelkit-spec 4).
+//! Layers are merged in the order in which `kit unpack` writes them: the oldest parent first, then remote data,
+//! then the kit. The layers of a kit have the order of its manifest (modelkit-spec 4).
 
 mod documents;
 mod error;
@@ -58,10 +58,10 @@ pub use resolve::{Described, Description, IndexDescription, describe, look};
 /// The most warnings that are kept; a tar of a million devices is one problem, not a million.
 const MOST_WARNINGS: usize = 100;
 
-/// Entries of a kit that are named to a user whose filter takes none of them.
+/// The most entries of a kit in the error for a filter that takes no layer.
 const MOST_OFFERED: usize = 20;
 
-/// Which kit, and what of it.
+/// The kit to load, and the parts to take.
 #[derive(Clone, Debug)]
 pub struct LoadRequest {
     /// Its origin.
@@ -76,14 +76,14 @@ pub struct LoadRequest {
     pub remote: bool,
     /// Permission bits that files and directories do not get.
     pub umask: u32,
-    /// The user who waits for the kit, and for what is read of it.
+    /// The user for whom the kit is loaded and read.
     pub user: UserId,
     /// Whether other users reach the same hosts by the same names; see [`Opener`].
     pub is_vouched: bool,
 }
 
 impl LoadRequest {
-    /// All of the kit at `origin`, for user 0, with the modes that its layers say.
+    /// All of the kit at `origin`, for user 0, with the modes of its layers.
     pub fn all_of(origin: Origin) -> Self {
         let (labels, filters) = <(LabelSelector, Filters)>::default();
         Self {
@@ -99,13 +99,12 @@ impl LoadRequest {
     }
 }
 
-/// Loads a kit; afterwards its tree can be listed. `progress` hears of compressed bytes passed
-/// and their total, while compressed layers take their pass. Remote data that cannot be had is
-/// missing in the tree, with a warning.
+/// Loads a kit, so that its tree can be listed. `progress` is called with the bytes of unknown layers that were
+/// passed, and their total. Missing remote data becomes a warning and a node that fails to open.
 ///
 /// # Errors
-/// Fails if the kit or a parent cannot be resolved or is malformed, a layer of them cannot be opened
-/// (the first one to fail is named), or the layers make no tree.
+/// Fails if the kit or a parent cannot be resolved or is malformed, or if the layers make no tree. Fails if one of
+/// their layers cannot be opened, and names the first such layer.
 pub async fn load(
     fetcher: &Arc<Fetcher>,
     repositories: &dyn Repositories,

@@ -1,10 +1,9 @@
-//! Objects of S3 stores as layers of their own: what stands for their digest, and what is remembered
-//! of them.
+//! Objects of S3 stores as layers: their digest in the cache, and the record of an object.
 //!
-//! A registry's blob has its sha256 for a name. An object has none, so the cache keeps it under the
-//! sha256 of its *identity*: store, bucket, key, version, ETag and size, as JSON. An object with
-//! another ETag is thus another layer. Every answer of the store is compared with the ETag, and no
-//! digest ever confirms the bytes: such a layer stays unconfirmed.
+//! The name of a registry's blob is its sha256. An object has no such name. So the cache keeps it under the sha256
+//! of its *identity*: store, bucket, key, version, ETag and size, as JSON. An object with another ETag is thus
+//! another layer. Every answer of the store is compared with the ETag. No digest ever confirms the bytes, so such a
+//! layer stays unconfirmed.
 
 use std::sync::Arc;
 
@@ -67,11 +66,11 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("texts and numbers are JSON")
 }
 
-/// Finds out an object's size: from the cache where it was asked before, since an object with an
-/// ETag never changes, and else from its store.
+/// Finds an object's size. The cache has it from an earlier request, because an object with an ETag never changes.
+/// Else it makes a request to the store.
 ///
-/// In a cache of several users the store is asked each time, with the credentials of `user`: the bytes may be
-/// here for another user only. While it is away, its last answer to this user counts.
+/// In a cache of several users it makes a request each time, with the credentials of `user`, because the bytes may
+/// be here for another user only. While the store is unreachable, its last answer to this user counts.
 pub(super) async fn find(
     cache: &Arc<Cache>,
     objects: &dyn Objects,
@@ -121,7 +120,7 @@ fn recalled(cache: &Arc<Cache>, name: &str, store: &str, object: &ObjectId) -> O
     (record.identity == expected).then_some(record)
 }
 
-/// Keeps what a store said. A cache that cannot keep it only asks again.
+/// Keeps the answer of a store. Without it, the next load makes the request again.
 fn remember(cache: &Arc<Cache>, name: &str, record: &Record) {
     let document = json(record);
     let digest = Digest::of(&document);

@@ -1,7 +1,7 @@
 //! Opens the layers of a kit side by side, each layer once.
 //!
-//! A layer that the kit needs ends the loading when it fails. One of a remote data set does not: the
-//! whole data set is then missing, as if its kit could not have been found.
+//! The failure of a layer of the kit or a parent ends the load. After the failure of a layer of a remote data set,
+//! only the data set is missing, as if its kit had not been found.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,17 +19,16 @@ use crate::fetch::{FetchError, Fetcher, Layer, Opener};
 use crate::kit::{Tree, TreeError};
 use crate::oci::Format;
 
-/// Layers opened at once: enough to hide the round trips of a kit of hundreds of shards (each
-/// costs one or two small requests), and within what a registry client's own limit per host lets
-/// through.
+/// Layers that are opened at the same time. 16: enough to hide the round trips of a kit of hundreds of shards, each
+/// with one or two small requests. The limit per host of the registry client lets as many through.
 const OPEN_AT_ONCE: usize = 16;
 
-/// Hears how many compressed bytes were passed, and of how many.
+/// Called with the bytes that were passed, and their total.
 pub(super) type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 
-/// The open layers, each once, and where they go.
+/// The open layers, each once, and their places in the tree.
 pub(super) struct Opened {
-    /// The wanted layers that are there, in the order in which they are merged.
+    /// The wanted layers that were opened, in the order in which they are merged.
     pub(super) wanted: Vec<Wanted>,
     pub(super) layers: Vec<Arc<Layer>>,
     pub(super) media_types: Vec<String>,
@@ -72,7 +71,7 @@ impl Opened {
     }
 }
 
-/// Opens every layer. Remote data that cannot be opened joins what is missing in `gathered`.
+/// Opens every layer. Remote data that cannot be opened becomes missing in `gathered`.
 ///
 /// # Errors
 /// Fails if a layer of the kit itself or of a parent cannot be opened; the first one to fail is named.
@@ -90,7 +89,7 @@ pub(super) async fn open_layers(
         .enumerate()
         .map(|(position, layer)| open_layer(fetcher, layer, position, opener, &passes, progress))
         .collect();
-    // Unordered: the first layer to fail ends it, though earlier ones still take their pass.
+    // Unordered, so that the first failure ends the load although passes of earlier layers still run.
     let mut opening = stream::iter(opening).buffer_unordered(OPEN_AT_ONCE);
     let mut open: HashMap<LayerKey, Arc<Layer>> = HashMap::new();
     let mut failed: Vec<(Arc<Place>, LoadError)> = Vec::new();
@@ -117,8 +116,8 @@ pub(super) async fn open_layers(
     Ok(in_order(wanted, open))
 }
 
-/// One of the layers with each key: one that the kit needs, if there is any, so that its source is
-/// the one that counts.
+/// One layer for each key. A layer of the kit or a parent comes before one of remote data, so that its source is
+/// used.
 fn unique(wanted: &[Wanted]) -> Vec<&Wanted> {
     let mut positions: HashMap<LayerKey, usize> = HashMap::new();
     let mut unique: Vec<&Wanted> = Vec::new();
@@ -157,7 +156,7 @@ async fn open_layer<'a>(
     (layer, opened.map_err(|error| layer.failed(error)))
 }
 
-/// Leaves out every layer of a data set one of whose layers failed.
+/// Leaves out every layer of a data set with a failed layer.
 fn without_failed(
     wanted: Vec<Wanted>,
     failed: &[(Arc<Place>, LoadError)],
@@ -191,8 +190,8 @@ fn in_order(wanted: Vec<Wanted>, mut open: HashMap<LayerKey, Arc<Layer>>) -> Ope
     Opened { wanted, layers, media_types, titles, index }
 }
 
-/// How far all layers were looked through that are not known: the headers of archives, and compressed layers as a
-/// whole.
+/// The progress over all layers with unknown contents: over the headers of archives, and over all of a compressed
+/// layer.
 struct Passes {
     passed: Vec<AtomicU64>,
     total: u64,
@@ -215,7 +214,7 @@ impl Passes {
                 Ok(true) => {}
                 Ok(false) => total = total.saturating_add(size),
                 Err(error) if layer.place.is_none() => return Err(layer.failed(error.into())),
-                // Opening it fails too, and is told then.
+                // The open of the layer fails too, and returns the error.
                 Err(_) => {}
             }
         }

@@ -1,4 +1,4 @@
-//! Kits that kit itself has pulled from a registry, and the rule by which a tag there is believed.
+//! Kits that kit itself has pulled from a registry, and the rule for believing a tag in kit's storage.
 //!
 //! `kit pull CHILD:TAG` files every parent of the child under the child's repository, with the
 //! parent's own tag (modelkit-spec 4.2). So a tag of that repository may name the parent of another
@@ -15,14 +15,14 @@ use crate::source::{Pulled, SourceError};
 /// The reason for not taking a tag from kit's storage.
 #[derive(Debug)]
 pub(super) enum NotTaken {
-    /// It is not there, or cannot be read.
+    /// The tag does not exist, or cannot be read.
     Absent,
-    /// It may name another kit; in words that follow the reference.
+    /// The tag may name another kit; the words follow the reference in a message.
     Doubtful(String),
 }
 
-/// The reason for not believing a tag of a registry's repository in kit's storage; `None` where it can be
-/// believed, or is not there.
+/// Why a tag of a registry's repository in kit's storage may be wrong; `None` for a tag that can be believed or
+/// does not exist.
 pub async fn doubt_about(storage: &KitStorage, reference: &Reference) -> Option<String> {
     match find(storage, reference).await {
         Err(NotTaken::Doubtful(words)) => Some(words),
@@ -82,7 +82,7 @@ fn doubt(reference: &Reference, tag: &str, parent: &str, digest: Digest) -> Stri
     )
 }
 
-/// The parent that a stored kit names; `None` for what is no kit, too.
+/// The parent that a stored kit names; `None` also for a manifest that is not one of a kit.
 async fn parent_of(storage: &KitStorage, digest: Digest) -> Result<Option<String>, SourceError> {
     let bytes = Question::Document(digest).answer(storage).await?;
     let Ok(Document::Manifest(manifest)) = Document::decode(&bytes) else { return Ok(None) };

@@ -1,11 +1,11 @@
-//! From an origin to a kit's manifest and config, asking the network as little as possible.
+//! From an origin to a kit's manifest and config, with as few requests as possible.
 //!
 //! ```text
 //! origin --documents--> manifest --> config --> Kit
 //!                       index    --labels--> one of its entries, the same again
 //! ```
 //!
-//! A choice by labels is remembered with them, so that a mount comes back without the network.
+//! A choice is remembered together with its labels, so that the mount can be made again without the network.
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub struct Description {
     pub manifest: Manifest,
     /// Manifest and config, understood.
     pub kit: Kit,
-    /// Set when the registry did not answer, and what was known before was taken.
+    /// Set when the registry did not answer, so that an earlier resolution was used.
     pub warning: Option<String>,
 }
 
@@ -45,11 +45,11 @@ pub struct IndexDescription {
     pub digest: Digest,
     /// The index.
     pub index: Index,
-    /// Set when the registry did not answer, and what was known before was taken.
+    /// Set when the registry did not answer, so that an earlier resolution was used.
     pub warning: Option<String>,
 }
 
-/// The thing at an origin.
+/// The document of an origin.
 #[derive(Clone, Debug)]
 pub enum Described {
     /// A kit.
@@ -64,7 +64,7 @@ pub(super) struct Resolved {
     pub(super) sources: LayerSources,
 }
 
-/// Which kit is meant, and what it is to the kit that a user asked for, for messages.
+/// A kit to resolve, and its relation to the requested kit, for messages.
 #[derive(Clone, Copy)]
 pub(super) struct Kin<'a> {
     pub(super) origin: &'a Origin,
@@ -74,14 +74,14 @@ pub(super) struct Kin<'a> {
     pub(super) relation: Relation<'a>,
 }
 
-/// The relation of a kit to the one that a user asked for.
+/// The relation of a kit to the requested kit.
 #[derive(Clone, Copy)]
 pub(super) enum Relation<'a> {
-    /// It is that kit.
+    /// The requested kit itself.
     Own,
-    /// A parent of it, or a parent's parent.
+    /// A parent of the requested kit, or a parent's parent.
     ParentOf(&'a Origin),
-    /// A kit that one of its data sets names.
+    /// A kit that a data set of the requested kit names.
     DataOf(&'a Origin),
 }
 
@@ -96,7 +96,7 @@ impl fmt::Display for Kin<'_> {
 }
 
 impl<'a> Kin<'a> {
-    /// The kit that a user asked for.
+    /// The requested kit.
     pub(super) fn of_request(request: &'a LoadRequest) -> Self {
         Self { origin: &request.origin, labels: &request.labels, relation: Relation::Own }
     }
@@ -124,7 +124,7 @@ pub async fn describe(
     Ok(resolve(fetcher.cache(), repositories, &kin).await?.description)
 }
 
-/// Says what lies at an origin: an index as it is where nothing chooses from it, else a kit.
+/// Finds the document of an origin: an index where no label chooses from it, else a kit.
 ///
 /// # Errors
 /// As for [`describe`].

@@ -1,18 +1,18 @@
-//! Filters that take nothing: mostly a slip of the keyboard, which would be seen late in an empty mount.
+//! Filters that take nothing. Most are typing errors, which a user would notice late in an empty mount.
 
 use std::collections::BTreeSet;
 
 use super::gather::{Gathered, Part};
 use crate::kit::{Filters, Kit, Role};
 
-/// Which filters of a command take nothing of all that was gathered, by their numbers from 0.
+/// The filters of a command that take no layer of the gathered kits, by their numbers from 0.
 pub(super) fn unmatched(filters: &Filters, count: usize, gathered: &Gathered) -> BTreeSet<usize> {
     let mut unmatched: BTreeSet<usize> = (0..count).collect();
     filters.taking_kitfile().for_each(|index| _ = unmatched.remove(&index));
     for part in &gathered.parts {
         let (Part::Kit(taken) | Part::RemoteKit(taken, _)) = part else { continue };
         let kit = &taken.resolved.description.kit;
-        // A data set that cannot be had is taken all the same: the tree shows its place.
+        // A filter may take a missing data set too, because the tree shows its place.
         let remote = kit.remote.iter().flat_map(|remote| {
             let path = Some(remote.entry_path.as_str());
             taken.filters.taking(Role::Dataset, remote.entry_name.as_deref(), path)

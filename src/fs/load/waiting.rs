@@ -1,10 +1,10 @@
-//! Work on the cache that may wait for the disk: documents are read and hashed, notes are synced.
+//! Work on the cache that may wait for the disk, such as reading and hashing documents.
 
 use std::sync::Arc;
 
 use crate::cache::Cache;
 
-/// Does `work` on a thread that the runtime does not need: a slow disk must not hold up other loads.
+/// Runs `work` on a thread outside the runtime, because a slow disk must not hold up other loads.
 pub(super) async fn with_cache<T: Send + 'static>(
     cache: &Arc<Cache>,
     work: impl FnOnce(&Arc<Cache>) -> T + Send + 'static,

@@ -24,15 +24,15 @@ pub(super) struct Wanted {
     pub(super) placement: Placement,
     pub(super) media_type: String,
     pub(super) source: Arc<dyn BlobSource>,
-    /// The source to ask when that one fails.
+    /// The source for when `source` fails.
     pub(super) fallback: Option<Arc<dyn BlobSource>>,
-    /// The kit that has it, as messages name it.
+    /// The kit that has the layer, as messages name it.
     pub(super) reference: String,
     /// The layer as messages name it: ``model `weights/model.bin` (sha256:0123456789ab)``.
     pub(super) name: String,
-    /// The creation of its kit, as far as that is known.
+    /// The creation of its kit, if known.
     pub(super) created: Option<Mtime>,
-    /// Set for remote data, which the kit can do without.
+    /// Set for remote data, whose failure does not end the load.
     pub(super) place: Option<Arc<Place>>,
 }
 
@@ -47,8 +47,8 @@ impl Wanted {
     }
 }
 
-/// The layers of everything that was gathered, in the order in which they are merged. A layer whose path is
-/// too long becomes a warning.
+/// The layers of all gathered kits and objects, in the order in which they are merged. A layer whose path is too
+/// long becomes a warning.
 pub(super) fn layers(gathered: &mut Gathered) -> Vec<Wanted> {
     let mut wanted = Vec::new();
     let mut warnings = Vec::new();
@@ -123,7 +123,7 @@ fn below(layer: Wanted, place: &Arc<Place>) -> Result<Wanted, String> {
     }
 }
 
-/// The sources of a layer's bytes: the manifest itself, or what the kit was resolved with.
+/// The sources of a layer's bytes: the manifest itself, or the sources of the kit.
 fn sources_of(
     kit: &Resolved,
     layer: &KitLayer,

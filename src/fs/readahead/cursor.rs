@@ -17,7 +17,7 @@ use super::runs::{Expected, Run, Start};
 use super::{HostRate, Situation};
 use crate::layer::layout::CHUNK_BYTES;
 
-/// The largest window: half a second at 1 Gbit/s. A larger one would take disk and save no time.
+/// The largest window: half a second at 1 Gbit/s. A larger one would take disk space and save no time.
 pub const MOST_WINDOW_BYTES: u64 = 64 * 1024 * 1024;
 /// The window of a long run is the run divided by this. The ledger allows a lone stream the same
 /// part.
@@ -201,8 +201,8 @@ impl Cursor {
         if self.reads == 1 && likely == 0 {
             return None;
         }
-        // 1.5 round trips on their way, and the least head start, keep the host busy: the next request
-        // is made before the host has sent them.
+        // The bytes of 1.5 round trips, at least the least head start, keep the host busy. The next request is made
+        // before the host has sent these bytes.
         let needed = self.run_bytes.min(3 * rate.round_trip_bytes / 2).max(LEAST_HEAD_START_BYTES);
         let needed = needed.max(self.run_bytes / RUN_SHARE);
         let is_bounded = self.reads == 1 || expected.is_some_and(|expected| expected.is_end);

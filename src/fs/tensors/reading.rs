@@ -16,9 +16,9 @@
 //! - The stream began in the tensor's first 1 MiB: once it has read a chunk. The kernel may have had
 //!   the pages before.
 //!
-//! Then the rest of the tensor is asked for, at most 64 MiB ahead, as far as the mount's ledger
-//! allows. A read in the middle of a tensor asks for nothing here: its stream may want any part of
-//! the tensor, so the stream's cursor decides. The cursor decides for the bytes after a tensor too.
+//! Then this module wants the rest of the tensor, at most 64 MiB ahead, as far as the mount's ledger allows. A read
+//! in the middle of a tensor leads to no fetch here. Its stream may want any part of the tensor, so the stream's
+//! cursor decides. The cursor decides for the bytes after a tensor too.
 
 use std::ops::Range;
 

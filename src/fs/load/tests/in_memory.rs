@@ -23,7 +23,7 @@ pub(super) struct Registry {
     pub(super) blobs: Mutex<HashMap<Digest, Bytes>>,
     pub(super) tags: Mutex<BTreeMap<String, Digest>>,
     pub(super) is_down: AtomicBool,
-    /// The origins that were asked for.
+    /// The origins that were opened.
     pub(super) opened: Mutex<Vec<Origin>>,
     pub(super) manifest_requests: AtomicU64,
     pub(super) blob_requests: AtomicU64,

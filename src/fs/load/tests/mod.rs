@@ -1,4 +1,4 @@
-//! Loading against repositories in memory that count what is asked of them.
+//! Loading against repositories in memory that count requests.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

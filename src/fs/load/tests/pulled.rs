@@ -166,7 +166,7 @@ async fn preferred_kits_of_kits_storage_cost_no_request() {
         assert_eq!(kit.all_warnings(), [""; 0]);
     }
     assert_eq!((machine.manifest_requests(), machine.blob_requests()), (0, 0));
-    // A kit that was not pulled is asked for as ever.
+    // A kit that was not pulled comes from the registry as always.
     let other = "registry.test/org/kit:v2";
     machine.bench.registry.push(other, None, CONTENT);
     machine.load_with(other, true).await.unwrap();
@@ -179,7 +179,7 @@ async fn a_tag_that_may_name_a_parent_is_not_believed() {
     machine.bench.registry.push(PARENT, None, &[("model", "m.bin", b"parent")]);
     machine.bench.registry.push(KIT, Some(PARENT), CONTENT);
     machine.pull(KIT);
-    // The registry says which kit it is, and the user hears why it was asked.
+    // The registry resolves the tag, and a warning says why kit's storage was not used.
     let kit = machine.load_with(KIT, true).await.unwrap();
     assert_eq!(paths_of(&kit), ["Kitfile", "m.bin", "main.py"]);
     assert!(kit.all_warnings()[0].contains("may name a parent"), "{:?}", kit.all_warnings());

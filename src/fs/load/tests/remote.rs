@@ -173,7 +173,7 @@ async fn an_object_with_another_etag_is_another_object() {
     let second = bench.load(second, &[]).await.unwrap();
     assert_eq!(content(&second, "o").await, "two");
     assert_ne!(first.layers[0].key(), second.layers[0].key());
-    // The kit that names what was there before says so.
+    // A kit that names the earlier version of the object warns.
     let third = "registry.test/org/kit:v3";
     bench.registry.push(third, None, &[("remote", "o", b"s3://bucket/key#etag-0")]);
     let third = bench.load(third, &[]).await.unwrap();
@@ -187,7 +187,7 @@ async fn an_object_of_the_cache_is_given_only_to_users_whom_its_store_lets_have_
     let location = crate::oci::ObjectLocation::parse("s3://bucket/key").unwrap().unwrap();
     let object = ObjectId { location, etag: "etag-1".to_owned() };
     let (cache, may) = (bench.fetcher.cache(), Stores(bench.store.clone()));
-    // The store tells a user without the right that there is nothing.
+    // To a user without the right, the store answers that there is no object.
     let may_not = Stores::default();
     let find = async |stores: &Stores, user| {
         objects::find(cache, stores, &object, Some(UserId(user))).await.is_ok()
