@@ -22,6 +22,7 @@ const ONE_SHOT: &[&str] = &[
     "foreground",
     "human-readable",
     "install",
+    "interval",
     "json",
     "kit",
     "kitfile",
