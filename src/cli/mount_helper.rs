@@ -79,7 +79,7 @@ const IGNORED_BEGINNINGS: &[&str] =
     &["X-", "comment=", "fsname=", "helper=", "subtype=", "uhelper=", "user=", "x-"];
 
 /// Flags of `kitfs mount` that are no words of `-o`: a mount of mount(8) outlives the command.
-const NO_WORDS: &[&str] = &["foreground", "help-all", "replace", "while-pid"];
+const NO_WORDS: &[&str] = &["foreground", "help-all", "json", "replace", "while-pid"];
 
 /// The exit codes of mount(8).
 pub(super) const WRONG_CALL: u8 = 1;

@@ -29,6 +29,7 @@ use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use super::connection::{Connection, Reply};
+use super::errno::read_failure;
 use super::failures::Failures;
 use super::interrupts::Interrupts;
 use super::others::DAEMON_ATTRIBUTE;
@@ -412,8 +413,8 @@ impl Adapter {
             }
             Ok(Read::Pending(read)) => self.finish(request, wanted, read, begun, reply.take()),
             Err(error) => {
-                self.reads.failed();
-                reply.error(self.failures.read_failed(ino, &wanted, &error));
+                self.reads.failed(read_failure(&error));
+                reply.error(self.failures.read_failed(ino, &wanted, begun, &error));
             }
         }
     }
@@ -441,8 +442,8 @@ impl Adapter {
                         failures.succeeded(ino, &wanted);
                     }
                     Err(error) => {
-                        reads.failed();
-                        reply.error(failures.read_failed(ino, &wanted, &error));
+                        reads.failed(read_failure(&error));
+                        reply.error(failures.read_failed(ino, &wanted, begun, &error));
                     }
                 },
                 () = waiting.killed() => reply.error(Errno::INTR),

@@ -4,6 +4,7 @@ use rustix::io::Errno;
 
 use crate::fetch::{FetchError, GaveUp};
 use crate::fs::{FsError, Unopened};
+use crate::observe::reads::ReadFailure;
 
 /// The errno of an error. The match is exhaustive, so a new error needs a decision here.
 pub(super) fn errno(error: &FsError) -> Errno {
@@ -28,6 +29,24 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::TooManyPlaces => Errno::NFILE,
         FsError::GaveUp(GaveUp::Deadline { .. }) | FsError::Missing(_) => Errno::IO,
         FsError::Fetch(error) | FsError::GaveUp(GaveUp::Failed(error)) => errno_of_fetch(error),
+    }
+}
+
+/// The reason of a failed read, for the metrics.
+pub(super) fn read_failure(error: &FsError) -> ReadFailure {
+    match error {
+        FsError::GaveUp(GaveUp::Deadline { .. }) => ReadFailure::Deadline,
+        FsError::Fetch(error) | FsError::GaveUp(GaveUp::Failed(error)) => match error {
+            FetchError::Source(_) => ReadFailure::Source,
+            FetchError::Cache(_) | FetchError::NotKept { .. } | FetchError::Thrashing(_) => {
+                ReadFailure::Cache
+            }
+            FetchError::Poisoned { .. }
+            | FetchError::Malformed { .. }
+            | FetchError::LargeWindow(_) => ReadFailure::Content,
+        },
+        FsError::Missing(_) | FsError::Unopened { .. } => ReadFailure::Source,
+        _ => ReadFailure::Other,
     }
 }
 

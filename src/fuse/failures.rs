@@ -18,9 +18,17 @@ use crate::fs::{FsError, Ino, Nodes, Unopened};
 pub(super) struct Failures {
     nodes: Nodes,
     log: Mutex<FailureLog>,
-    last: Mutex<Option<Failure>>,
+    last: Mutex<Last>,
     /// Whether there is a last failure. Looked at for each read, without the lock.
     has_failed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Last {
+    failure: Option<Failure>,
+    /// The read that ended the failure before: file, bytes, time. A request that began earlier may fail later, when
+    /// its deadline comes; the program has its bytes by then.
+    ended_by: Option<(Ino, Range<u64>, Instant)>,
 }
 
 /// The last failure.
@@ -44,7 +52,7 @@ impl Failures {
 
     /// The path and the reason of the last failed read, unless its bytes were read since.
     pub(super) fn last(&self) -> Option<String> {
-        self.last.lock().as_ref().map(|failure| failure.words.clone())
+        self.last.lock().failure.as_ref().map(|failure| failure.words.clone())
     }
 
     /// The errno of a failed open, lookup or listing. Counts as a failed read only when the content is missing, or
@@ -53,14 +61,21 @@ impl Failures {
         match error {
             FsError::Unopened { why: Unopened::NotThere, .. } => errno(error),
             FsError::Missing(_) | FsError::Unopened { .. } | FsError::TooManyPlaces => {
-                self.read_failed(ino, &(0..u64::MAX), error)
+                self.read_failed(ino, &(0..u64::MAX), Instant::now(), error)
             }
             error => errno(error),
         }
     }
 
-    /// The errno of a failed read. The reason goes to the log, because the reader sees only the errno.
-    pub(super) fn read_failed(&self, ino: Ino, range: &Range<u64>, error: &FsError) -> Errno {
+    /// The errno of a failed read that began at `begun`. The reason goes to the log, because the reader sees only the
+    /// errno.
+    pub(super) fn read_failed(
+        &self,
+        ino: Ino,
+        range: &Range<u64>,
+        begun: Instant,
+        error: &FsError,
+    ) -> Errno {
         let path = self.nodes.path(ino);
         let entry = self.log.lock().note(Instant::now());
         if let Entry::Full { left_out } = entry {
@@ -71,8 +86,15 @@ impl Failures {
             tracing::error!(%kit, path, %error, "a read failed");
         }
         let words = format!("{path}: {error}");
-        *self.last.lock() = Some(Failure { ino, range: range.clone(), words });
-        self.has_failed.store(true, Ordering::Release);
+        let mut last = self.last.lock();
+        let is_over = last
+            .ended_by
+            .as_ref()
+            .is_some_and(|(read, bytes, at)| *read == ino && overlap(bytes, range) && begun < *at);
+        if !is_over {
+            last.failure = Some(Failure { ino, range: range.clone(), words });
+            self.has_failed.store(true, Ordering::Release);
+        }
         errno(error)
     }
 
@@ -82,11 +104,14 @@ impl Failures {
             return;
         }
         let mut last = self.last.lock();
-        let is_over = |failure: &mut Failure| {
-            failure.ino == ino && failure.range.start < range.end && range.start < failure.range.end
-        };
-        if last.take_if(is_over).is_some() {
+        let is_over = |failure: &mut Failure| failure.ino == ino && overlap(&failure.range, range);
+        if last.failure.take_if(is_over).is_some() {
+            last.ended_by = Some((ino, range.clone(), Instant::now()));
             self.has_failed.store(false, Ordering::Release);
         }
     }
+}
+
+fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
 }

@@ -30,7 +30,8 @@ pub(super) fn render(status: &DaemonStatus, activity: &ActivityReport) -> String
     );
     let read = [(vec!["hit"], activity.hits.bytes), (vec!["miss"], activity.misses.bytes)];
     text.add(&metrics::READ_BYTES, read);
-    text.add_one(&metrics::READ_FAILURES, activity.failed_reads);
+    let failures = activity.failures.iter();
+    text.add(&metrics::READ_FAILURES, failures.map(|it| (vec![&*it.reason], it.reads)));
     let fetched = &activity.fetched;
     text.add(
         &metrics::FETCHED,

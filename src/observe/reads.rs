@@ -40,7 +40,39 @@ pub const LATENCY_CLASSES: usize = LATENCY_BOUNDS_US.len() + 1;
 pub struct Reads {
     hit: Latencies,
     miss: Latencies,
-    failed: AtomicU64,
+    failed: [AtomicU64; ReadFailure::ALL.len()],
+}
+
+/// The reason why a read failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFailure {
+    /// The registry or folder did not give the bytes.
+    Source,
+    /// The disk of the cache failed, or has no room.
+    Cache,
+    /// The bytes are not those of the digest, or the layer is malformed.
+    Content,
+    /// The bytes did not come before the deadline of the read.
+    Deadline,
+    /// Any other reason, such as a file that is gone.
+    Other,
+}
+
+impl ReadFailure {
+    /// Every reason.
+    pub const ALL: [Self; 5] =
+        [Self::Source, Self::Cache, Self::Content, Self::Deadline, Self::Other];
+
+    /// The word for metrics and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Cache => "cache",
+            Self::Content => "content",
+            Self::Deadline => "deadline",
+            Self::Other => "other",
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,8 +89,8 @@ pub struct ReadCounts {
     pub hit: LatencyCounts,
     /// Reads that waited for bytes.
     pub miss: LatencyCounts,
-    /// Reads that failed.
-    pub failed: u64,
+    /// Reads that failed, by reason in the order of [`ReadFailure::ALL`].
+    pub failed: [u64; ReadFailure::ALL.len()],
 }
 
 /// Reads by the time that they took.
@@ -90,8 +122,8 @@ impl Reads {
     }
 
     /// Notes a read that failed.
-    pub fn failed(&self) {
-        self.failed.fetch_add(1, Relaxed);
+    pub fn failed(&self, why: ReadFailure) {
+        self.failed[why as usize].fetch_add(1, Relaxed);
     }
 
     /// The counts now. Reads that end meanwhile may be in a part of them.
@@ -99,8 +131,15 @@ impl Reads {
         ReadCounts {
             hit: self.hit.counts(),
             miss: self.miss.counts(),
-            failed: self.failed.load(Relaxed),
+            failed: std::array::from_fn(|reason| self.failed[reason].load(Relaxed)),
         }
+    }
+}
+
+impl ReadCounts {
+    /// Reads that failed for any reason.
+    pub fn all_failed(&self) -> u64 {
+        self.failed.iter().sum()
     }
 }
 
@@ -210,12 +249,13 @@ mod tests {
         reads.hit(Duration::from_micros(5), 100);
         let before = reads.counts();
         reads.hit(Duration::from_millis(3), 50);
-        reads.failed();
+        reads.failed(ReadFailure::Deadline);
         let counts = reads.counts();
         let since = counts.hit.since(&before.hit);
         assert_eq!((since.reads(), since.bytes, since.sum_us), (1, 50, 3000));
         assert_eq!(since.quantile_us(0.5), Some(5000));
         assert_eq!(counts.miss.quantile_us(0.5), None);
-        assert_eq!((counts.failed, since.plus(&before.hit)), (1, counts.hit));
+        assert_eq!(counts.failed, [0, 0, 0, 1, 0]);
+        assert_eq!((counts.all_failed(), since.plus(&before.hit)), (1, counts.hit));
     }
 }

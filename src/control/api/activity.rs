@@ -26,6 +26,9 @@ pub struct ActivityReport {
     pub misses: ReadActivity,
     /// Reads from mounts that failed.
     pub failed_reads: u64,
+    /// These reads by reason.
+    #[serde(default)]
+    pub failures: Vec<FailedReads>,
     /// Bytes of layers that came, by cause.
     pub fetched: FetchedBytes,
     /// Requests for ranges of layers, by host and outcome.
@@ -52,6 +55,17 @@ pub struct ReadActivity {
     pub sum_us: u64,
     /// The sum of their bytes.
     pub bytes: u64,
+}
+
+/// Reads that failed for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct FailedReads {
+    /// `source`: the registry or folder did not give the bytes. `cache`: the disk of the cache. `content`: a wrong digest
+    /// or a malformed layer. `deadline`: the bytes came too late. `other`.
+    pub reason: String,
+    /// The number of reads.
+    pub reads: u64,
 }
 
 /// Bytes of layers by the reason for their request.

@@ -27,8 +27,8 @@ mod warm;
 mod work;
 
 pub use activity::{
-    ActivityReport, ActivityRequest, ActivitySample, FetchedBytes, HostActivity, ReadActivity,
-    SourceActivity,
+    ActivityReport, ActivityRequest, ActivitySample, FailedReads, FetchedBytes, HostActivity,
+    ReadActivity, SourceActivity,
 };
 pub use cache::{CacheReport, CacheRequest, CachedLayer};
 pub use compare::{

@@ -48,7 +48,7 @@ fn difference(before: &Totals, now: &Totals) -> ActivitySample {
         fetched_bytes: now.fetched_bytes.saturating_sub(before.fetched_bytes),
         hits: hit.reads(),
         misses: miss.reads(),
-        failed_reads: now.reads.failed.saturating_sub(before.reads.failed),
+        failed_reads: now.reads.all_failed().saturating_sub(before.reads.all_failed()),
         median_us: all.quantile_us(0.5),
         p99_us: all.quantile_us(0.99),
     }
@@ -70,7 +70,7 @@ mod tests {
         assert!(history.samples().is_empty(), "nothing is known of the time before");
         reads.hit(Duration::from_micros(8), 100);
         reads.miss(Duration::from_millis(40), 50);
-        reads.failed();
+        reads.failed(crate::observe::reads::ReadFailure::Source);
         history.note(totals(90));
         let expected = ActivitySample {
             read_bytes: 150,

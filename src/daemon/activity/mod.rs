@@ -18,9 +18,11 @@ use parking_lot::Mutex;
 
 use self::history::{History, Totals};
 use crate::cache::Cache;
-use crate::control::api::{ActivityReport, FetchedBytes, HostActivity, SourceActivity};
+use crate::control::api::{
+    ActivityReport, FailedReads, FetchedBytes, HostActivity, SourceActivity,
+};
 use crate::fetch::Fetcher;
-use crate::observe::reads::Reads;
+use crate::observe::reads::{ReadFailure, Reads};
 use crate::source::Priority;
 use crate::source::admission::HostUsage;
 
@@ -76,7 +78,12 @@ impl Observed {
         ActivityReport {
             hits: reads.hit.into(),
             misses: reads.miss.into(),
-            failed_reads: reads.failed,
+            failed_reads: reads.all_failed(),
+            failures: ReadFailure::ALL
+                .iter()
+                .zip(reads.failed)
+                .map(|(reason, reads)| FailedReads { reason: reason.as_str().to_owned(), reads })
+                .collect(),
             fetched: FetchedBytes {
                 on_demand: counts.bytes_of(Priority::OnDemand),
                 readahead: counts.bytes_of(Priority::Readahead),
