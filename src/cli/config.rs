@@ -1,6 +1,6 @@
 //! Configuration files, and `kitfs config show|path|check`.
 //!
-//! Every option is a flag, a variable and a key: [`catalogue`] finds the options in clap's definition, [`file`]
+//! Every option is a flag, a variable and a key: [`catalogue`] finds the options in clap's definition, [`mod@file`]
 //! reads the files, and [`resolve`] decides which value counts.
 
 mod catalogue;
