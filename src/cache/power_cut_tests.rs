@@ -277,7 +277,10 @@ proptest! {
             run.take(step);
             moments.push((journal.len(), both(&before, &run.promises), run.promises.clone()));
         }
-        let cut = if is_at_the_end { journal.len() } else { at.index(journal.len() + 1) };
+        // The thread that takes stock may write after the last step. The promises of the last step hold then, too.
+        let written = journal.len();
+        moments.push((written, run.promises.clone(), run.promises.clone()));
+        let cut = if is_at_the_end { written } else { at.index(written + 1) };
         let (end, within, after) = moments.iter().find(|(end, ..)| cut <= *end).unwrap();
         let promises = if cut == *end { after } else { within };
 
