@@ -9,6 +9,8 @@ pub mod credentials;
 pub mod decorators;
 pub mod error;
 pub mod image_index;
+#[cfg(test)]
+pub(crate) mod in_memory;
 pub mod inline;
 pub mod kit_storage;
 pub mod mirrors;

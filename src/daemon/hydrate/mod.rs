@@ -256,3 +256,6 @@ impl Work {
 pub(super) fn is_here(layer: &Layer) -> bool {
     layer.state() == LayerState::Confirmed && layer.store().is_complete()
 }
+
+#[cfg(test)]
+mod tests;

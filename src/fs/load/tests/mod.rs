@@ -12,14 +12,12 @@ use crate::fetch::FetchConfig;
 use crate::fs::StoredFile;
 use crate::kit::{Content, GoYaml, NodeKind};
 use crate::oci::Digest;
+use crate::source::in_memory::*;
 use crate::source::{ObjectId, Repository, SourceError};
 
-mod in_memory;
 mod mtimes;
 mod pulled;
 mod remote;
-
-use in_memory::*;
 
 struct Bench {
     registry: Arc<Registry>,

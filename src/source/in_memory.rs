@@ -1,6 +1,6 @@
 //! A registry and an S3 store in memory, which count the requests.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,33 +11,37 @@ use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::oci::{BlobId, BlobOffset, Digest, Origin, Selector};
-use crate::source::{
+use tokio::sync::watch;
+
+use super::{
     BlobSource, BlobStream, ObjectHead, ObjectId, Objects, Repositories, Repository, SourceError,
     Urgency,
 };
+use crate::oci::{BlobId, BlobOffset, Digest, Origin, Selector};
 
 /// A registry in memory.
 #[derive(Default)]
-pub(super) struct Registry {
-    pub(super) blobs: Mutex<HashMap<Digest, Bytes>>,
-    pub(super) tags: Mutex<BTreeMap<String, Digest>>,
-    pub(super) is_down: AtomicBool,
+pub(crate) struct Registry {
+    pub(crate) blobs: Mutex<HashMap<Digest, Bytes>>,
+    pub(crate) tags: Mutex<BTreeMap<String, Digest>>,
+    pub(crate) is_down: AtomicBool,
+    /// The blobs whose bytes do not come while they are in the set.
+    pub(crate) stalled: watch::Sender<HashSet<Digest>>,
     /// The origins that were opened.
-    pub(super) opened: Mutex<Vec<Origin>>,
-    pub(super) manifest_requests: AtomicU64,
-    pub(super) blob_requests: AtomicU64,
+    pub(crate) opened: Mutex<Vec<Origin>>,
+    pub(crate) manifest_requests: AtomicU64,
+    pub(crate) blob_requests: AtomicU64,
 }
 
 impl Registry {
-    pub(super) fn put(&self, bytes: &[u8]) -> (Digest, usize) {
+    pub(crate) fn put(&self, bytes: &[u8]) -> (Digest, usize) {
         let digest = Digest::of(bytes);
         self.blobs.lock().insert(digest, Bytes::copy_from_slice(bytes));
         (digest, bytes.len())
     }
 
     /// Pushes a ModelKit of raw layers: role, path and content of each.
-    pub(super) fn push(
+    pub(crate) fn push(
         &self,
         reference: &str,
         parent: Option<&str>,
@@ -46,7 +50,7 @@ impl Registry {
         self.push_with(reference, parent, layers, |_| ());
     }
 
-    pub(super) fn push_with(
+    pub(crate) fn push_with(
         &self,
         reference: &str,
         parent: Option<&str>,
@@ -96,7 +100,7 @@ impl Registry {
     }
 
     /// Pushes an index with these documents as entries; `change` may add to an entry.
-    pub(super) fn push_index(
+    pub(crate) fn push_index(
         &self,
         reference: &str,
         artifact_type: Option<&str>,
@@ -117,17 +121,17 @@ impl Registry {
         digest
     }
 
-    pub(super) fn tagged(&self, reference: &str) -> Digest {
+    pub(crate) fn tagged(&self, reference: &str) -> Digest {
         self.tags.lock()[reference]
     }
 
-    pub(super) fn unavailable(&self) -> SourceError {
+    pub(crate) fn unavailable(&self) -> SourceError {
         let (place, detail) = ("registry.test".to_owned(), "no route to host".to_owned());
         SourceError::Unavailable { place, detail }
     }
 }
 
-pub(super) fn push_to(list: &mut Value, entry: Value) {
+pub(crate) fn push_to(list: &mut Value, entry: Value) {
     match list {
         Value::Array(entries) => entries.push(entry),
         other => *other = json!([entry]),
@@ -136,19 +140,19 @@ pub(super) fn push_to(list: &mut Value, entry: Value) {
 
 /// An S3 store in memory: objects by location, with their ETags.
 #[derive(Default)]
-pub(super) struct Store {
-    pub(super) objects: Mutex<HashMap<String, (String, Bytes)>>,
-    pub(super) is_down: AtomicBool,
-    pub(super) heads: AtomicU64,
+pub(crate) struct Store {
+    pub(crate) objects: Mutex<HashMap<String, (String, Bytes)>>,
+    pub(crate) is_down: AtomicBool,
+    pub(crate) heads: AtomicU64,
 }
 
 impl Store {
-    pub(super) fn put(&self, location: &str, etag: &str, content: &'static [u8]) {
+    pub(crate) fn put(&self, location: &str, etag: &str, content: &'static [u8]) {
         let content = Bytes::from_static(content);
         self.objects.lock().insert(location.to_owned(), (etag.to_owned(), content));
     }
 
-    pub(super) fn get(&self, object: &ObjectId) -> Result<Bytes, SourceError> {
+    pub(crate) fn get(&self, object: &ObjectId) -> Result<Bytes, SourceError> {
         let place = object.location.to_string();
         if self.is_down.load(Ordering::SeqCst) {
             return Err(SourceError::Unavailable { place, detail: "no route".to_owned() });
@@ -167,9 +171,9 @@ impl Store {
     }
 }
 
-pub(super) struct InStore {
-    pub(super) store: Arc<Store>,
-    pub(super) object: ObjectId,
+pub(crate) struct InStore {
+    pub(crate) store: Arc<Store>,
+    pub(crate) object: ObjectId,
 }
 
 impl BlobSource for InStore {
@@ -187,10 +191,10 @@ impl BlobSource for InStore {
     }
 }
 
-pub(super) struct InMemory(pub(super) Arc<Registry>, pub(super) Stores);
+pub(crate) struct InMemory(pub(crate) Arc<Registry>, pub(crate) Stores);
 
 #[derive(Clone, Default)]
-pub(super) struct Stores(pub(super) Arc<Store>);
+pub(crate) struct Stores(pub(crate) Arc<Store>);
 
 impl Objects for Stores {
     fn store(&self) -> BoxFuture<'_, Result<String, SourceError>> {
@@ -222,9 +226,9 @@ impl Repositories for InMemory {
     }
 }
 
-pub(super) struct One {
-    pub(super) registry: Arc<Registry>,
-    pub(super) reference: String,
+pub(crate) struct One {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) reference: String,
 }
 
 impl BlobSource for One {
@@ -238,9 +242,21 @@ impl BlobSource for One {
             Err(self.registry.unavailable())
         } else {
             self.registry.blob_requests.fetch_add(1, Ordering::SeqCst);
-            let bytes = self.registry.blobs.lock()[&blob.digest].clone();
-            let bytes = bytes.slice(BlobOffset::indices(&range));
-            Ok(BlobStream { range, bytes: stream::iter([Ok(bytes)]).boxed() })
+            let bytes = self.registry.blobs.lock().get(&blob.digest).cloned();
+            let mut stalled = self.registry.stalled.subscribe();
+            let not_found = || SourceError::NotFound {
+                what: blob.digest.to_string(),
+                place: self.reference.clone(),
+                hint: "push it".to_owned(),
+            };
+            bytes.ok_or_else(not_found).map(|bytes| {
+                let bytes = bytes.slice(BlobOffset::indices(&range));
+                let come = async move {
+                    let _ = stalled.wait_for(|stalled| !stalled.contains(&blob.digest)).await;
+                    Ok(bytes)
+                };
+                BlobStream { range, bytes: stream::once(come).boxed() }
+            })
         };
         Box::pin(async move { result })
     }
