@@ -1,10 +1,9 @@
 //! The `blobs/sha256` folder of an OCI layout: blobs as files named by their digest.
 //!
-//! File names are made from parsed digests only, so no text of an index or a request can name
-//! another file. Files are opened without following a symbolic link and without waiting for a
-//! FIFO's other end, and only regular files of the expected size are read. Reading happens in
-//! blocking tasks, a piece at a time. So a slow disk never holds up the runtime, and a stream that is
-//! not read costs one piece of memory.
+//! File names are made from parsed digests only, so no text of an index or a request can name another file. An open
+//! never follows a symbolic link, and never waits for the other end of a FIFO. Only regular files of the expected
+//! size are read. Blocking tasks read a piece at a time. So a slow disk never holds up the runtime, and an idle
+//! stream costs one piece of memory.
 
 use std::fs::File;
 use std::ops::Range;
@@ -24,14 +23,14 @@ use super::{BlobStream, MANIFEST_LIMIT_BYTES, SourceError};
 use crate::oci::{BlobId, BlobOffset, Digest};
 use crate::process::running_time::Stopwatch;
 
-/// The bytes that are read at once: so many that the hop to a blocking task (some 10 µs) does not
-/// show beside a disk's throughput, and so few that hundreds of streams fit in memory.
+/// The bytes that are read at once. 256 KiB: the hop to a blocking task (some 10 µs) is small beside the time of
+/// the disk, and hundreds of streams fit in memory.
 const PIECE_BYTES: u64 = 256 * 1024;
 
-/// The longest wait for another writer's lock. It holds the lock for some milliseconds, on a slow network file
-/// system for seconds.
+/// The longest wait for another writer's lock. 30 s: a writer holds the lock for milliseconds, on a slow network
+/// file system for seconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
-/// The interval between two attempts: short beside the wait of a person.
+/// The interval between two attempts: short for a person.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Blobs as files of a folder.
@@ -43,8 +42,8 @@ pub(super) struct BlobFolder {
 }
 
 impl BlobFolder {
-    /// The blobs of the layout `layout`. Messages name it `place`, and say `hint`
-    /// where a blob is missing.
+    /// The blobs of the layout `layout`. Messages name the layout `place`, and have the advice `hint` where a blob
+    /// is missing.
     pub(super) fn new(layout: &Path, place: String, hint: &'static str) -> Self {
         Self { folder: layout.join("blobs/sha256"), place, hint }
     }
@@ -58,7 +57,7 @@ impl BlobFolder {
         off_the_runtime(move || Ok(folder.open_file(digest)?.1)).await
     }
 
-    /// Whether a blob is here with its size. Blocks.
+    /// Whether the folder has a blob with its size. Blocks.
     pub(super) fn has(&self, blob: BlobId) -> bool {
         self.open_file(blob.digest).is_ok_and(|(_, size)| size == blob.size)
     }
@@ -168,8 +167,8 @@ pub(super) fn is_intact(path: &Path, blob: BlobId) -> bool {
     at == blob.size && Digest::from_sha256(hasher.finalize().into()) == blob.digest
 }
 
-/// Locks an open file against other writers until it is closed. Waits for a while, and blocks. Not every file
-/// system has locks: there the file is not locked.
+/// Locks an open file against other writers until it is closed. Waits for a while, and blocks. On a file system
+/// without locks, the file stays unlocked.
 ///
 /// # Errors
 /// [`std::io::ErrorKind::ResourceBusy`] where another writer keeps the lock.

@@ -45,9 +45,8 @@ pub enum SourceError {
         /// The reason.
         detail: String,
     },
-    /// The host does not prove its identity in TLS. This is not [`SourceError::Unavailable`]: then a kit
-    /// is taken from the cache as it was last resolved, and an attacker on the way would pass for a
-    /// network that is down.
+    /// The host does not prove its identity in TLS. This is not [`SourceError::Unavailable`], after which a kit is
+    /// opened as it was last resolved. An attacker between the two would then look like a network that is down.
     #[error("{place} cannot be trusted: {detail}")]
     Untrusted {
         /// The host.
@@ -55,8 +54,8 @@ pub enum SourceError {
         /// The fault of its certificate, and the advice.
         detail: String,
     },
-    /// The answer breaks the protocol: a wrong Content-Range, a short or endless body, a blob file
-    /// of another size than its descriptor says.
+    /// The answer breaks the protocol: a wrong Content-Range, a short or endless body, or a blob file with another
+    /// size than in its descriptor.
     #[error("bad content from {place}: {detail}")]
     Protocol {
         /// The host or folder.
@@ -69,11 +68,11 @@ pub enum SourceError {
     DigestMismatch {
         /// The manifest or blob.
         what: String,
-        /// From where.
+        /// The repository or host.
         place: String,
-        /// The digest asked for.
+        /// The requested digest.
         expected: Digest,
-        /// The digest of the bytes that came.
+        /// The digest of the received bytes.
         got: Digest,
     },
     /// An object of an S3 store was replaced by another one since the kit was packed.
@@ -86,7 +85,7 @@ pub enum SourceError {
         place: String,
         /// The ETag that the kit names.
         expected: String,
-        /// The ETag of the object that is there, where the store says it.
+        /// The ETag of the present object, where the store sends it.
         got: Option<String>,
     },
     /// A local file could not be read.
@@ -129,7 +128,7 @@ fn but(etag: &Option<String>) -> String {
     etag.as_ref().map(|etag| format!(", but `{etag}`")).unwrap_or_default()
 }
 
-/// That content is another one than expected, in words.
+/// The message for content with another digest.
 fn mismatch(expected: Digest, got: Digest) -> String {
     format!(
         "has digest {} instead of {}: it was changed where it is kept or on the way",
@@ -138,7 +137,7 @@ fn mismatch(expected: Digest, got: Digest) -> String {
     )
 }
 
-/// The time for another try, in words.
+/// The message with the time for another try.
 fn pause(retry_after: Option<Duration>) -> String {
     match retry_after {
         Some(pause) => format!(" and wants none for {} s: try again then", pause.as_secs()),
@@ -147,8 +146,7 @@ fn pause(retry_after: Option<Duration>) -> String {
 }
 
 impl SourceError {
-    /// The message to put behind `REFERENCE: `. Leaves out the place where the reference names it: the
-    /// repository or its host.
+    /// The message behind `REFERENCE: `. It leaves out a repository or host that the reference names.
     pub fn told_of(&self, reference: &str) -> String {
         let is_named = |place: &String| {
             let rest = reference.strip_prefix(place.as_str());

@@ -8,9 +8,8 @@
 //! | skopeo, oras, kit's layouts | the text behind the folder: a tag or a whole reference | |
 //! | docker save, BuildKit, nerdctl, ctr | the tag | the whole reference |
 //!
-//! So a manifest is found by its tag and by its whole reference, whichever annotation has it.
-//! Pure: bytes in, values out. Malformed digests are refused here, so that a file name made from
-//! an entry is made from hexadecimal digits only.
+//! So a manifest is found by its tag and by its whole reference, in either annotation. Pure: bytes in, values out.
+//! Malformed digests are refused here, so that file names of entries have hexadecimal digits only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,8 +23,8 @@ pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The annotation in which containerd's tools write the whole reference.
 pub(super) const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// The largest `index.json` that is read: what a manifest may have. It holds about 15,000
-/// entries, and the largest store of kit seen has a few hundred.
+/// The largest `index.json` that is read: the limit of a manifest. It has room for about 15,000 entries; the
+/// largest known store of kit has a few hundred.
 pub(super) const INDEX_LIMIT_BYTES: u64 = MANIFEST_LIMIT_BYTES;
 
 /// Names that a message lists: enough to see a pattern, few enough for one line.
@@ -47,7 +46,7 @@ pub struct StoredEntry {
     pub names: Vec<RefName>,
 }
 
-/// A name of a manifest: its tag, and the repository where the store says it.
+/// A name of a manifest: its tag, and its repository where the store has it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RefName {
     /// The repository with its host: `ghcr.io/org/model`.
@@ -56,10 +55,10 @@ pub struct RefName {
     pub tag: String,
 }
 
-/// The reason why a name stands for no manifest of a store, in words that follow the name.
+/// Why a name leads to no manifest of a store, in words that follow the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unnamed {
-    /// There is none; the words say which names there are.
+    /// No manifest has the name; the words list the existing names.
     Absent(String),
     /// Several repositories have the tag; the words list them.
     Ambiguous(String),
@@ -103,10 +102,10 @@ impl ImageIndex {
 
     /// The manifest with a tag, of `repository` where one is given.
     ///
-    /// Without a repository, an entry whose name is the bare tag goes before those whose whole
-    /// reference ends in it. Where a name occurs twice the last one counts, as tools append.
+    /// Without a repository, an entry with the bare tag as its name comes before entries whose whole reference ends
+    /// in the tag. Of two equal names the last one counts, because tools append.
     pub(super) fn named(&self, repository: Option<&str>, tag: &str) -> Result<Digest, Unnamed> {
-        // One pass: an index of thousands of repositories must not cost their square.
+        // One pass over the entries, because an index may have thousands of repositories.
         let mut tagged: BTreeMap<Option<&str>, Digest> = BTreeMap::new();
         for entry in &self.entries {
             for name in entry.names.iter().filter(|name| name.tag == tag) {
@@ -127,13 +126,12 @@ impl ImageIndex {
         }
     }
 
-    /// The manifest with a tag, where the tag alone says which.
+    /// The manifest with a tag, if only one repository has the tag.
     pub fn tagged(&self, tag: &str) -> Option<Digest> {
         self.named(None, tag).ok()
     }
 
-    /// The digest of the one manifest of an index that holds no other; the same digest under several
-    /// names is still one.
+    /// The digest of the only manifest of an index. One digest under several names is one manifest.
     pub(super) fn only(&self) -> Option<Digest> {
         let (first, rest) = self.entries.split_first()?;
         rest.iter().all(|entry| entry.digest == first.digest).then_some(first.digest)
@@ -150,7 +148,7 @@ impl ImageIndex {
         self.entries.iter().flat_map(|entry| entry.names.iter().cloned()).collect()
     }
 
-    /// The names as a message lists them: the first ten, and how many more.
+    /// The names for a message: the first ten, and the number of the others.
     pub(super) fn names_in_words(&self) -> String {
         let names = self.names();
         match names.is_empty() {
@@ -161,7 +159,7 @@ impl ImageIndex {
 }
 
 impl RefName {
-    /// Parses the text of an annotation; `None` for a text that nobody could type as a reference.
+    /// Parses the text of an annotation; `None` for a text that is no reference.
     pub(super) fn parse(text: &str) -> Option<Self> {
         if Selector::tag(text).is_ok() {
             return Some(Self { repository: None, tag: text.to_owned() });
@@ -293,7 +291,7 @@ mod tests {
             let _ = ImageIndex::decode_tags(&bytes, "x");
         }
 
-        /// In a folder with any names, the name that the index itself writes finds its manifest.
+        /// In a folder with any names, the name that the index displays finds its manifest.
         #[test]
         fn every_name_leads_to_its_manifest(
             names in proptest::collection::vec("([ab]\\.io(:5000)?/[xy]{1,2}(/z)?:)?v[12]", 1..8)

@@ -9,9 +9,9 @@
 //!   BASE64URL(REGISTRY/REPOSITORY)-origins.json kitfs's own: places of blobs that are not here
 //! ```
 //!
-//! A digest is looked up among the shared blobs, so that `sha256:…` alone and parents that `kit
-//! pull` filed under their child's name are found. A blob is asked for elsewhere only if it is missing
-//! and has an origin: `kitfs pack` takes unchanged layers of another kit by digest.
+//! A digest is looked up among the shared blobs. So `sha256:…` alone is found, and so is a parent that `kit pull`
+//! filed under its child's name. A missing blob is requested from its origin, if it has one: `kitfs pack` takes
+//! unchanged layers of another kit by digest.
 
 mod completing;
 mod origins;
@@ -61,12 +61,12 @@ impl std::fmt::Debug for Elsewhere {
 }
 
 impl KitStorage {
-    /// Opens the repository of `reference` in the storage below `kitops_home`. The registry part
-    /// counts: kit keeps what it pulled from a registry under that registry's name.
+    /// Opens the repository of `reference` in the storage below `kitops_home`. The registry part counts, because
+    /// kit files a kit under the name of its registry.
     ///
     /// # Errors
-    /// [`SourceError::NotFound`] where there is no storage, or where the reference has a tag and
-    /// the storage has nothing of its repository.
+    /// [`SourceError::NotFound`] where there is no storage. Also for a reference with a tag, if the storage lacks
+    /// its repository.
     pub fn open(kitops_home: &Path, reference: &Reference) -> Result<Self, SourceError> {
         let storage = kitops_home.join("storage");
         let repository = format!("{}/{}", reference.registry(), reference.repository());
@@ -94,7 +94,7 @@ impl KitStorage {
         Ok(Self { origins: Arc::new(origins), ..opened })
     }
 
-    /// With the blobs that are not here read from their origins.
+    /// Reads missing blobs from their origins.
     pub fn with_elsewhere(self, elsewhere: Elsewhere) -> Self {
         Self { elsewhere: Some(elsewhere), ..self }
     }
@@ -192,7 +192,7 @@ impl KitStorage {
         .await
     }
 
-    /// Which of these blobs are here.
+    /// The blobs of these that the storage has.
     pub async fn held(&self, blobs: Vec<BlobId>) -> Vec<BlobId> {
         let storage = self.clone();
         let held = off_the_runtime(move || {
@@ -211,7 +211,7 @@ impl KitStorage {
         }
     }
 
-    /// Finds and reads the manifest that is meant. Blocks.
+    /// Finds and reads the manifest of `selector`. Blocks.
     fn read_manifest(&self, selector: Option<&Selector>) -> Result<(Digest, Bytes), SourceError> {
         let digest = match selector {
             Some(Selector::Digest(digest)) => *digest,
@@ -230,8 +230,7 @@ impl KitStorage {
         })
     }
 
-    /// Opens a blob that is not here at its origins, one after the other. `missing` is the error where
-    /// there is none.
+    /// Opens a missing blob at its origins, one after the other. Without an origin, the error is `missing`.
     async fn open_elsewhere(
         &self,
         blob: BlobId,
@@ -258,8 +257,8 @@ impl KitStorage {
         self.storage.join(format!("{}-{kind}.json", URL_SAFE.encode(&self.repository)))
     }
 
-    /// The error for a repository that is not there. Until July 2024 each had its own layout; kit moves
-    /// those when it starts.
+    /// The error for a missing repository. Until July 2024 each repository had a layout of its own; kit moves these
+    /// when it starts.
     fn absent(&self) -> SourceError {
         let is_old_layout = self.storage.join(&self.repository).join("index.json").is_file();
         let hint = if is_old_layout {
@@ -304,7 +303,7 @@ impl BlobSource for KitStorage {
 
     fn place(&self) -> Option<String> {
         let storage = self.storage.display();
-        // Only this repository knows where its missing blobs are.
+        // Only this repository knows the origins of its missing blobs.
         Some(match self.origins.is_empty() {
             true => storage.to_string(),
             false => format!("{storage} {}", self.repository),
@@ -336,7 +335,7 @@ fn repository_of(file_name: &str) -> Option<String> {
     let encoded =
         file_name.strip_suffix("-index.json").or_else(|| file_name.strip_suffix("-tags.json"))?;
     let name = String::from_utf8(URL_SAFE.decode(encoded).ok()?).ok()?;
-    // Printed, and made into references: nothing else than names of repositories.
+    // The name is printed, and made into references, so it must be the name of a repository.
     Reference::parse(&name)
         .ok()
         .filter(|it| format!("{}/{}", it.registry(), it.repository()) == name)?;

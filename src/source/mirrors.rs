@@ -11,7 +11,7 @@
 //! The rules of a user (`registry_rules`) give the same endpoints: `mirrors` first, the registry itself last. The order:
 //! hosts.toml of the host, the rules, hosts.toml of `_default`.
 //!
-//! The file is read for every repository that is opened, so a change counts from the next mount.
+//! The file is read for every opened repository, so a change counts from the next mount.
 
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ pub struct Endpoint {
     pub client_identity: Option<(PathBuf, PathBuf)>,
     /// Headers to send to this host (`[host.….header]`).
     pub headers: Vec<(String, String)>,
-    /// Whether the path prefix already holds `/v2` (`override_path`).
+    /// Whether the path prefix already contains `/v2` (`override_path`).
     pub overrides_path: bool,
     /// May resolve tags (`capabilities` has `resolve`).
     pub can_resolve: bool,
@@ -54,7 +54,7 @@ pub struct Endpoint {
 pub struct Mirrors {
     folder: Option<PathBuf>,
     rules: RegistryRules,
-    /// Registries speak http where no rule says otherwise.
+    /// Whether registries without a rule speak http.
     plain_http: bool,
 }
 
@@ -94,13 +94,13 @@ impl Mirrors {
         Self { folder, ..Self::default() }
     }
 
-    /// With the rules of a user. `plain_http` counts for registries whose rule does not say what they speak.
+    /// Adds the rules of a user. `plain_http` counts for registries whose rule has no scheme.
     pub fn with_rules(self, rules: RegistryRules, plain_http: bool) -> Self {
         Self { rules, plain_http, ..self }
     }
 
-    /// The endpoints for `registry`, mirrors first, the registry itself (or `server`) last;
-    /// `None` where nothing is configured for it.
+    /// The endpoints for `registry`, mirrors first, the registry itself (or `server`) last; `None` without a
+    /// configuration for it.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] naming the file and the field.
@@ -132,7 +132,7 @@ impl Mirrors {
         })
     }
 
-    /// The endpoints of a rule. A mirror has the certificates that its own rule names.
+    /// The endpoints of a rule. A mirror gets the certificates of its own rule.
     fn of_rule(&self, registry: &str, rule: &RegistryRule) -> Result<Vec<Endpoint>, SourceError> {
         let wrong = |detail: String| SourceError::Configuration {
             what: format!("`mirror` of [registry.\"{registry}\"]"),
@@ -142,7 +142,7 @@ impl Mirrors {
         for mirror in &rule.mirrors {
             let url = base(mirror, false).map_err(|detail| wrong(format!("{mirror}: {detail}")))?;
             let authority = super::registry::authority(&url);
-            // A mirror has what it was asked to copy, and takes no pushes.
+            // A mirror has copies only, and takes no pushes.
             endpoints.push(Endpoint { can_push: false, ..of_url(url, &self.rules.of(&authority)) });
         }
         let has_tls_options = !rule.ca_files.is_empty()
@@ -185,11 +185,11 @@ fn of_url(url: Url, rule: &RegistryRule) -> Endpoint {
 /// The folder for every registry without one of its own.
 const DEFAULT_FOLDER: &str = "_default";
 
-/// The folders in which a registry is looked for; the first that exists counts. A host is never a path.
+/// The folders of a registry; the first that exists counts. A host never becomes a path.
 fn folder_names(registry: &str) -> Vec<String> {
     let mut names = Vec::new();
     if !registry.contains('/') && !registry.starts_with('.') {
-        // As it is written, and as hosts are compared: in lower case.
+        // The host as written, and in lower case, as hosts are compared.
         for registry in [registry.to_owned(), registry.to_ascii_lowercase()] {
             if let Some((host, port)) = registry.rsplit_once(':') {
                 names.extend([registry.clone(), format!("{host}_{port}_")]);
@@ -201,7 +201,7 @@ fn folder_names(registry: &str) -> Vec<String> {
     names
 }
 
-/// Decodes a hosts.toml; `folder` is where its relative paths begin.
+/// Decodes a hosts.toml. Its relative paths begin in `folder`.
 fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, String> {
     let mut table: Table = toml::from_str(text).map_err(|error| error.to_string())?;
     let hosts = match table.remove("host") {
@@ -224,7 +224,7 @@ fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, St
     }
     let says_more = !table.is_empty();
     let server = endpoint("server", &server, Value::Table(table), folder)?;
-    // A host that is the server itself has a section of its own, and is asked once.
+    // The server may have a section of its own. It must not become two endpoints.
     let is_known = endpoints.iter().any(|host: &Endpoint| {
         host.url == server.url && host.can_resolve && host.can_pull && !says_more
     });
@@ -234,8 +234,8 @@ fn decode(text: &str, registry: &str, folder: &Path) -> Result<Vec<Endpoint>, St
     Ok(endpoints)
 }
 
-/// The registry itself, reached as it is without a file: by https, and on this machine by http. A
-/// certificate or `skip_verify` at the top of the file means https there, too, as in containerd.
+/// The registry itself, reached as without a file: by https, and on this machine by http. As in containerd, a
+/// certificate or `skip_verify` at the top of the file means https also on this machine.
 fn default_server(registry: &str, has_tls_options: bool) -> String {
     let host = server_host(registry);
     let is_loopback = Url::parse(&format!("http://{host}")).is_ok_and(|url| match url.host() {
@@ -281,7 +281,7 @@ fn endpoint(key: &str, url: &str, host: Value, folder: &Path) -> Result<Endpoint
     })
 }
 
-/// The address of a host: https where no scheme is given, and without the `/v2` that some write.
+/// The address of a host: https without a scheme, and without the `/v2` of some files.
 fn base(text: &str, overrides_path: bool) -> Result<Url, String> {
     let with_scheme = match text.contains("://") {
         true => text.to_owned(),

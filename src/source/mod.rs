@@ -44,9 +44,9 @@ pub trait BlobSource: Send + Sync + 'static {
     /// Opens a stream over the bytes `range` of `blob`: half-open, not empty, within
     /// `blob.size`.
     ///
-    /// The stream yields [`BlobStream::range`]: it contains `range`, and is the whole blob
-    /// where the other side serves no ranges. The stream yields exactly that many bytes or ends with
-    /// an error. Nothing is verified. Where requests queue, the more urgent go first.
+    /// The stream yields [`BlobStream::range`], which contains `range`; without ranges at the other side, it is the
+    /// whole blob. The stream yields exactly that many bytes, or ends with an error. The bytes are not verified. In
+    /// a queue, more urgent requests come first.
     fn open(
         &self,
         blob: BlobId,
@@ -54,25 +54,24 @@ pub trait BlobSource: Send + Sync + 'static {
         urgency: Urgency,
     ) -> BoxFuture<'_, Result<BlobStream, SourceError>>;
 
-    /// Whether the bytes come over a network. Then a copy in the cache is worth its disk space, read or
-    /// not.
+    /// Whether the bytes come over a network. Then a copy in the cache is worth its disk space.
     fn is_remote(&self) -> bool {
         true
     }
 
-    /// The host that the requests go to, where there is one. A host that does not answer must not hold
-    /// up requests to others.
+    /// The host of the requests; `None` for a source of this machine. A host that does not answer must not hold up
+    /// requests to others.
     fn host(&self) -> Option<Arc<str>> {
         None
     }
 
-    /// A name that sources share which ask the same place in the same way; a layer needs one of them.
-    /// `None` where no other source can be the same.
+    /// A name for the place and the options of a source. A layer needs one source of each name. `None` where no
+    /// other source can be the same.
     fn place(&self) -> Option<String> {
         None
     }
 
-    /// Notes that the last bytes were wrong: another address is asked next, where the source has several.
+    /// Notes that the last bytes were wrong. The source uses another address next, if it has several.
     fn distrust(&self) {}
 }
 
@@ -86,10 +85,10 @@ pub struct BlobStream {
 
 /// A repository: manifests and tags beside the blobs.
 pub trait Repository: BlobSource {
-    /// Fetches a manifest or image index: the digest of its bytes (computed from them, and equal to
-    /// the selector where that is a digest) and the bytes, at most [`MANIFEST_LIMIT_BYTES`].
+    /// Fetches a manifest or image index of at most [`MANIFEST_LIMIT_BYTES`]. Returns its computed digest and its
+    /// bytes. The digest is equal to a selector that is a digest.
     ///
-    /// `None` asks an OCI layout for its only manifest, and others for the tag `latest`.
+    /// `None` means the only manifest of an OCI layout, and the tag `latest` of other repositories.
     fn manifest(
         &self,
         selector: Option<&Selector>,
@@ -155,7 +154,7 @@ pub const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 pub struct Pulled {
     /// The storage.
     pub storage: kit_storage::KitStorage,
-    /// Whether it is asked before the registry.
+    /// Whether the storage comes before the registry.
     pub is_preferred: bool,
 }
 
@@ -164,18 +163,18 @@ pub trait Repositories: Send + Sync + 'static {
     /// The repository of `origin`.
     fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError>;
 
-    /// The copy of a registry's repository that kit itself has pulled, where there is one.
+    /// The copy of a registry's repository that kit itself has pulled, if there is one.
     fn pulled(&self, _origin: &Origin) -> Option<Pulled> {
         None
     }
 
-    /// The S3 store that objects are read from, where there is one.
+    /// The S3 store of objects, if there is one.
     fn objects(&self) -> Option<&dyn Objects> {
         None
     }
 
-    /// The user whose credentials are used, where the cache has several users. A kit of the cache is given
-    /// to a user whom its registry lets have it.
+    /// The user whose credentials are used, if the cache has several users. A user gets a kit of the cache only
+    /// with the registry's permission.
     fn user(&self) -> Option<UserId> {
         None
     }

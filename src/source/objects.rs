@@ -16,28 +16,28 @@ pub struct ObjectId {
     pub etag: String,
 }
 
-/// The facts about an object that a store tells without its bytes.
+/// The facts about an object that a store sends without its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectHead {
     /// Its size in bytes.
     pub size: u64,
-    /// Its last modification, in seconds since 1970, where the store says so.
+    /// Its last modification, in seconds since 1970, if the store sends it.
     pub modified_seconds: Option<i64>,
 }
 
 /// An S3 store.
 pub trait Objects: Send + Sync {
-    /// The store's name. Together with a place and an ETag it says which bytes are meant, so stores
-    /// whose buckets may differ have different names.
+    /// The store's name. Store, place and ETag together identify bytes. So stores whose buckets may differ have
+    /// different names.
     fn store(&self) -> BoxFuture<'_, Result<String, SourceError>>;
 
-    /// Asks for an object's size, and compares its ETag.
+    /// Requests an object's size, and compares its ETag.
     ///
     /// # Errors
-    /// [`SourceError::Changed`] where the object there has another ETag.
+    /// [`SourceError::Changed`] where the object has another ETag.
     fn head<'a>(&'a self, object: &'a ObjectId) -> BoxFuture<'a, Result<ObjectHead, SourceError>>;
 
-    /// A source of the object's bytes under the name `blob`. No I/O happens yet. Each of its answers
-    /// is of the object with this ETag, or an error.
+    /// A source of the object's bytes under the name `blob`. No I/O happens yet. Each of its streams is of the
+    /// object with this ETag, or fails.
     fn source(&self, object: &ObjectId, blob: BlobId) -> Arc<dyn BlobSource>;
 }

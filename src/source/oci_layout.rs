@@ -1,8 +1,8 @@
 //! OCI image layout folders (image-spec, image-layout.md) as a source.
 //!
-//! `index.json` is read anew for every question about manifests and tags, so that a kit copied
-//! into the folder a moment ago is found. Blobs are read by digest and need not be in the index.
-//! A manifest that is itself an index is handed out as it is; the caller chooses from it.
+//! `index.json` is read anew for every request for manifests and tags, so a kit that was just copied into the
+//! folder is found. Blobs are read by digest and need not be in the index. An index inside the index is returned as
+//! it is, and the caller chooses from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -25,7 +25,7 @@ const LAYOUT_LIMIT_BYTES: u64 = 4096;
 #[derive(Clone, Debug)]
 pub struct OciLayout {
     folder: PathBuf,
-    /// The repository whose tags are meant, where the folder holds kits of several.
+    /// The repository whose tags are looked up, if the folder has kits of several.
     repository: Option<String>,
     blobs: BlobFolder,
 }
@@ -83,8 +83,7 @@ impl OciLayout {
         Self { repository, ..self }
     }
 
-    /// Each name of a manifest, of the repository alone where one is set, then the manifests without
-    /// any name.
+    /// Each name of a manifest, then the manifests without a name. If a repository is set, only its names.
     ///
     /// # Errors
     /// As for [`OciLayout::index`].
@@ -131,7 +130,7 @@ impl OciLayout {
         self.blobs.read_manifest(digest)
     }
 
-    /// Finds and reads the manifest that is meant. Blocks.
+    /// Finds and reads the manifest of `selector`. Blocks.
     fn read_manifest(&self, selector: Option<&Selector>) -> Result<(Digest, Bytes), SourceError> {
         let digest = match selector {
             Some(Selector::Digest(digest)) => *digest,

@@ -7,22 +7,22 @@
 //!                                      '-----------refusal--------------'
 //! ```
 //!
-//! A refusal is a 429, or a 503 that says when to come back. As in TCP, the limit rises fast until
-//! the first refusal and slowly after it (RFC 5681, 3.1): a host that has never refused is probably
-//! far from its bound, and one that has refused is near it.
+//! A refusal is a 429, or a 503 that says when to come back. As in TCP, the limit rises fast until the first
+//! refusal, and slowly after it (RFC 5681, 3.1). A host that has never refused is probably far from its bound; a
+//! host that has refused is near it.
 //!
 //! Invariants:
 //! - The limit is at least 1 and at most what was configured.
-//! - A request that was sent before a cut neither cuts nor raises the limit. A host that refuses eight
-//!   requests at once has said one thing, not eight.
-//! - `Retry-After` pauses all requests to the host, not only the one that was answered with it.
+//! - A request that was sent before a cut neither cuts nor raises the limit. So eight refusals at the same time are
+//!   one cut, not eight.
+//! - `Retry-After` pauses all requests to the host, not only the refused one.
 
 use std::time::{Duration, Instant};
 
-/// Requests at once for a host that has not answered yet.
+/// The limit of a host that has not answered yet.
 ///
-/// 8: ranges of a few MiB fill 1 Gbit/s at 20 ms with them. A browser opens about as many connections
-/// to a host, so no registry takes them for an attack.
+/// 8: with ranges of a few MiB, they fill 1 Gbit/s at a round trip of 20 ms. A browser opens about as many
+/// connections to a host, so no registry takes them for an attack.
 const START: usize = 8;
 
 /// The number of requests that a host gets at once.
@@ -39,18 +39,18 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    /// At most `most` at once; 0 counts as 1.
+    /// A limit of at most `most`; 0 counts as 1.
     pub(super) fn new(most: usize) -> Self {
         let most = most.max(1);
         Self { most, limit: START.min(most), answers: 0, cut: None, resume: None }
     }
 
-    /// Requests at once now.
+    /// The present limit.
     pub(super) fn limit(&self) -> usize {
         self.limit
     }
 
-    /// The limit as far as refusals tell: the most before the first one.
+    /// The limit after the first refusal, or the configured limit before it.
     pub(super) fn ceiling(&self) -> usize {
         if self.cut.is_some() { self.limit } else { self.most }
     }
@@ -89,7 +89,7 @@ impl Allowance {
         }
     }
 
-    /// Whether a request of that time was sent under an earlier limit, and says nothing about this one.
+    /// Whether a request of that time was sent under an earlier limit. Its answer does not change this one.
     fn is_old(&self, sent: Instant) -> bool {
         self.cut.is_some_and(|cut| sent <= cut)
     }
@@ -146,7 +146,7 @@ mod tests {
         #[test]
         fn the_limit_stays_in_its_bounds_and_moves_by_one_or_to_the_half(
             most in 0usize..40,
-            // Whether it was refused, how long its answer took, and what it asked for.
+            // Whether a request was refused, the time of its answer, and the pause of the host.
             answers in prop::collection::vec((any::<bool>(), 0u64..50, prop::option::of(0u64..50)), 0..200),
         ) {
             let begin = Instant::now();

@@ -11,8 +11,8 @@
 //! The gate reads a priority when it needs it. A request that is raised while it waits moves forward in
 //! the queue. One that is raised while it runs leaves the room of its old priority.
 //!
-//! A reader of a body decides how long it holds its slot: hours for a large compressed layer, and for
-//! ever where it first waits for another answer of the same host. So the gate lends slots, slowly:
+//! The reader of a body may hold its slot long: hours for a large compressed layer, and for ever where it first
+//! waits for another answer of the same host. So the gate lends slots, slowly:
 //!
 //! ```text
 //! a request waits for `patience`, and none of its priority was admitted since --> the gate lends a
@@ -20,12 +20,12 @@
 //! so no other is admitted before as many have left.
 //! ```
 //!
-//! A request with N requests of equal or higher priority ahead of it, later ones included, is admitted
-//! after N + 1 times the patience at the latest. Streams that are never read cost time, and cause no
-//! deadlock. Only a pause stops the lending; a pause is bounded, and patience begins anew behind it.
+//! Let N requests of equal or higher priority be ahead of a request, including later ones. Then the request is
+//! admitted after N + 1 times the patience at the latest. Streams that are never read cost time, but cause no
+//! deadlock. Only a pause of the host stops the loans. A pause is bounded, and patience begins anew after it.
 //!
-//! A rate that a user allows for the host (`rate`) holds for every admission, the lent ones too: the first of the
-//! queue waits until its request is free.
+//! The rate that a user allows for the host (`rate`) holds for every admission, also for loans. The first request
+//! of the queue waits until the rate permits it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ use super::rate::Bucket;
 use super::{UserId, rooms};
 use crate::source::{Priority, Urgency};
 
-/// Which request; later ones have larger numbers.
+/// The number of a request. Later requests have larger numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
@@ -67,7 +67,7 @@ struct Waiting<W> {
 #[derive(Debug)]
 struct Running {
     urgency: Urgency,
-    /// The user that it is charged to.
+    /// The user that the request is charged to.
     user: UserId,
     since: Instant,
 }
@@ -92,7 +92,7 @@ impl<W> Gate<W> {
         Bucket::set(&mut self.requests, per_second);
     }
 
-    /// The time from which a request is free by the rate; `None` where that is now.
+    /// The time from which the rate permits a request; `None` where that is now.
     fn free_from(&self, now: Instant) -> Option<Instant> {
         self.requests.as_ref().and_then(|requests| requests.due(now))
     }
@@ -133,8 +133,8 @@ impl<W> Gate<W> {
         }
     }
 
-    /// The host has answered a request. That says something about the limit only where all of the
-    /// limit is in use: one reader alone proves nothing about eight.
+    /// The host has answered a request. The answer counts for the limit only where the whole limit is in use,
+    /// because one request alone proves nothing about eight.
     pub(super) fn accepted(&mut self, ticket: Ticket) {
         let Some(running) = self.running.get(&ticket) else { return };
         if self.running.len() + self.waiting.len() >= self.allowance.limit() {
@@ -142,13 +142,13 @@ impl<W> Gate<W> {
         }
     }
 
-    /// The host has refused a request, and wants no others for `pause`.
+    /// The host has refused a request, and wants no requests for `pause`.
     pub(super) fn refused(&mut self, ticket: Ticket, now: Instant, pause: Option<Duration>) {
         let Some(running) = self.running.get(&ticket) else { return };
         self.allowance.refused(running.since, now, pause);
     }
 
-    /// Admits every request whose turn has come: these run from now on.
+    /// Admits every request whose turn has come. These requests run from now on.
     pub(super) fn admit(&mut self, now: Instant) -> Vec<W> {
         let mut turns = Vec::new();
         if self.allowance.paused_until(now).is_some() {
@@ -186,7 +186,7 @@ impl<W> Gate<W> {
         self.shares.standing(waiting, running, now)
     }
 
-    /// Of each running request, whether a more urgent request waits for its slot.
+    /// The running requests, each with whether a more urgent request waits for its slot.
     pub(super) fn in_the_way(&self) -> impl Iterator<Item = (&Urgency, bool)> {
         let first = self.waiting.values().map(|one| one.urgency.get()).max();
         let urgencies = self.running.values().map(|one| &one.urgency);
@@ -203,7 +203,7 @@ impl<W> Gate<W> {
         })
     }
 
-    /// The first request of the queue that `may` be considered.
+    /// The first request of the queue that `may` accepts.
     fn first(&self, standing: &Standing, may: impl Fn(&Rank) -> bool) -> Option<(Ticket, Rank)> {
         let rank = |(ticket, one): (&Ticket, &Waiting<W>)| {
             (*ticket, standing.rank(&one.urgency, ticket.0))
@@ -215,7 +215,7 @@ impl<W> Gate<W> {
     /// The time at which a request of a priority may be lent a slot; `None` without one in the queue.
     fn lending(&self, kind: Priority) -> Option<Instant> {
         let alike = self.waiting.values().filter(|one| one.urgency.get() == kind);
-        // Of the one that waits longest: another user's request may come and be the first.
+        // The longest wait counts, because a request of another user may become the first.
         let since = alike.map(|one| one.since).min()?;
         let others = [self.admitted[kind as usize], self.lent, self.allowance.last_pause()];
         let last = others.into_iter().flatten().fold(since, Instant::max);

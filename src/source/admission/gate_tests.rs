@@ -164,7 +164,7 @@ fn no_request_is_admitted_or_lent_a_slot_before_a_pause_is_over() {
     assert_eq!(queue.admit(), NONE);
     assert_eq!(queue.gate.next_look(queue.now), Some(end));
     queue.now = end;
-    // Two run, and two is the limit now: patience begins anew behind the pause.
+    // Two run, and two is the limit now. Patience begins anew after the pause.
     assert_eq!(queue.admit(), NONE);
     queue.leave(2);
     assert_eq!(queue.admit(), [4]);

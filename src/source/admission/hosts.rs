@@ -1,8 +1,8 @@
-//! The hosts: how many requests each takes at once, and which runs next.
+//! The hosts: the limit of each, and the request that runs next.
 //!
-//! A request takes a slot before it is sent, and gives the slot back when its body was read or
-//! dropped. A token request takes none: each repository asks for one token at a time, and the streams
-//! of a host must not keep the token away without which they cannot start.
+//! A request takes a slot before it is sent, and returns the slot when its body was read or dropped. A token
+//! request takes no slot. Each repository requests one token at a time, and streams must not hold the slots that
+//! their own token would need.
 //!
 //! This file has the locks and the wake-ups. The rules are in `gate` and `allowance`, which are pure.
 
@@ -32,9 +32,9 @@ const HOSTS: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero");
 pub struct HostUsage {
     /// `HOST[:PORT]`.
     pub host: String,
-    /// Requests at once that it gets now.
+    /// The most requests that may run now.
     pub limit: usize,
-    /// Requests under way, from before they are sent to the end of their bodies.
+    /// Running requests, from before they are sent to the end of their bodies.
     pub running: usize,
     /// Requests in the queue.
     pub waiting: usize,
@@ -44,7 +44,7 @@ pub struct HostUsage {
     pub requests: u64,
     /// Bytes of bodies received so far.
     pub body_bytes: u64,
-    /// Answers so far that asked for fewer requests: 429, and 503 with `Retry-After`.
+    /// Refusals so far: answers with 429, or with 503 and `Retry-After`.
     pub refusals: u64,
 }
 
@@ -59,7 +59,7 @@ struct Host {
     bytes: Mutex<Option<Bucket>>,
 }
 
-/// The right to one request, or a place in the queue for it; given back when dropped.
+/// The right to one request, or a place in the queue for it. Dropping it gives it back.
 pub(crate) struct Slot {
     host: Arc<Host>,
     ticket: Ticket,
@@ -77,8 +77,8 @@ impl Hosts {
         Self { most, patience, hosts: Mutex::new(LruCache::new(HOSTS)) }
     }
 
-    /// The requests that `host` may get at once, as far as its refusals tell: the most before the first
-    /// refusal. A host that redirects all requests is asked for little, and its limit stays where it began.
+    /// The limit of `host` after its first refusal, or the configured limit before it. The present limit would not
+    /// do: a host that redirects all requests gets few, so its limit stays at the start.
     pub(super) fn ceiling(&self, host: Option<&str>) -> usize {
         let host = host.and_then(|host| self.hosts.lock().peek(host).cloned());
         host.map_or(self.most, |host| host.gate.lock().allowance().ceiling())
@@ -105,8 +105,8 @@ impl Admission {
         Arc::clone(hosts.lock().get_or_insert_ref(host, new))
     }
 
-    /// Keeps `host` (`HOST[:PORT]`) below a rate, until another one is given: it holds for all requests and mounts
-    /// of the process.
+    /// Keeps `host` (`HOST[:PORT]`) below a rate, until another rate is set. The rate holds for all requests and
+    /// mounts of the process.
     pub(crate) fn limit_rate(&self, host: &str, rate: Rate) {
         let host = self.host(host);
         host.gate.lock().limit_requests(rate.requests_per_second);
@@ -124,7 +124,7 @@ impl Admission {
         let host = self.host(host);
         let (bell, mut turn) = oneshot::channel();
         let ticket = host.gate.lock().ask(urgency.clone(), bell, now());
-        // From here on, dropping this future gives up the place in the queue.
+        // From here on, a drop of this future gives up the place in the queue.
         let slot = Slot { host, ticket };
         loop {
             // Read before `look`, so that a change between the two is seen.
@@ -168,7 +168,7 @@ impl Host {
             (turns, gate.next_look(now))
         };
         for bell in turns {
-            // A request that was dropped meanwhile gives its slot back itself.
+            // A request that was dropped meanwhile returns its slot by itself.
             let _ = bell.send(());
         }
         next_look
@@ -210,8 +210,8 @@ impl Slot {
         self.host.bytes.lock().iter_mut().for_each(|limit| limit.take(bytes as u64, now()));
     }
 
-    /// Waits until the rate of the host allows more bytes. The bytes of a host are shared by the bodies that are
-    /// read at the time, each by pieces as they arrive.
+    /// Waits until the rate of the host permits more bytes. All bodies that are read at the same time share the
+    /// rate, piece by piece.
     pub(crate) async fn paced(&self) {
         let due = || self.host.bytes.lock().as_ref().and_then(|limit| limit.due(now()));
         while let Some(due) = due() {
@@ -256,7 +256,8 @@ mod tests {
             drop(limits.request("a", &on_demand()).await);
             sent.push(begin.elapsed());
         }
-        // Two at once, since the host was idle, the next one for free as they were paid, then two a second.
+        // Two requests run at once because the host was idle, and one more when they are paid. Then come two a
+        // second.
         assert!(sent[7] >= Duration::from_millis(2_400), "{sent:?}");
         assert!(sent[7] <= Duration::from_millis(3_600), "{sent:?}");
         assert!(limits.request("b", &on_demand()).now_or_never().is_some());
@@ -268,7 +269,7 @@ mod tests {
             slot.received(100);
         }
         slot.paced().await;
-        // 5000 bytes: a second's worth at once, and the rest in four seconds.
+        // 5000 bytes: those of one second at once, and the rest in four seconds.
         assert!(begin.elapsed() >= Duration::from_millis(3_900), "{:?}", begin.elapsed());
         assert!(begin.elapsed() <= Duration::from_millis(4_200), "{:?}", begin.elapsed());
         limits.limit_rate("a", Rate::default());
@@ -310,7 +311,7 @@ mod tests {
         let mut second = Box::pin(limits.request("a", &urgency));
         assert!(futures_util::poll!(&mut first).is_pending());
         assert!(futures_util::poll!(&mut second).is_pending());
-        // It is the turn of the first, which is dropped before it hears of that.
+        // The first request is dropped after its turn has come, but before it knows.
         drop(held);
         drop(first);
         drop(second.await);
@@ -326,7 +327,7 @@ mod tests {
             held.push(limits.request("a", &on_demand()).await);
         }
         assert_eq!(limits.snapshot()[0].running, 7);
-        // Ending requests pay back what was lent, and the limit is as it was.
+        // Requests that end pay back the loans, and the limit is as before.
         held.truncate(2);
         let urgency = on_demand();
         let mut waiting = Box::pin(limits.request("a", &urgency));

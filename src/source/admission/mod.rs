@@ -1,5 +1,4 @@
-//! Admission: which transfer and which request runs next, by host, priority and user. The only place
-//! that decides it.
+//! Admission: which transfer and which request runs next, by host, priority and user. No other room decides this.
 //!
 //! ```text
 //! a transfer (fetch): its memory and its thread     a request (registry, S3): a slot of its host
@@ -8,9 +7,9 @@
 //!                      '--------- order, rooms, allowance ----------------'
 //! ```
 //!
-//! There are two queues because the two are known at two times. The memory of a transfer is known
-//! when it is planned; the host of a request is known after mirrors and redirects. A manifest is a
-//! request without a transfer. Both queues have the same rules:
+//! There are two queues, because a transfer and its requests are known at different times. The memory of a transfer
+//! is known when it is planned. The host of a request is known after mirrors and redirects. A manifest is a request
+//! without a transfer. Both queues have the same rules:
 //!
 //! - `order`: the priority, and fair shares for users.
 //! - `rooms`: the part of a host's limit that each priority may use.
@@ -55,23 +54,23 @@ use hosts::Hosts;
 use readers::Readers;
 use transfers::Transfers;
 
-/// The most requests at once for each host, unless configured otherwise.
+/// The default limit of running requests for each host.
 ///
-/// 16: ranges of a few MiB over http/1.1 fill a fast connection with them, and most registries do not
-/// answer 429 to so few. A host gets fewer at first, and where it refuses some.
+/// 16: with ranges of a few MiB over http/1.1, they fill a fast network, and most registries answer 429 to more
+/// only. A host gets fewer at first, and after refusals.
 pub const DEFAULT_REQUESTS_PER_HOST: usize = 16;
 
 /// The wait in vain after which a request is lent a slot.
 ///
-/// 5 s: a connection of 30 MB/s brings 16 streams of 8 MiB in that time. So where mounting models makes
-/// sense, slots come back sooner and the limit is kept.
+/// 5 s: a connection of 30 MB/s brings 16 streams of 8 MiB in this time. So on networks that suit models, slots
+/// return sooner, and no slot is lent.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The bounds of an [`Admission`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmissionConfig {
-    /// The most requests at once for each host; 0 counts as 1. A host gets fewer at first and where it
-    /// refuses some, and one more for each `patience` in which a request waits in vain.
+    /// The limit of running requests for each host; 0 counts as 1. A host gets fewer at first, and after refusals.
+    /// It gets one more for each `patience` in which a request waits in vain.
     pub requests_per_host: usize,
     /// The wait in vain after which a request is lent a slot.
     pub patience: Duration,

@@ -7,15 +7,15 @@
 //! 4. the earlier request
 //! ```
 //!
-//! A user uses time: one request that runs for a second uses one second. A running request counts as
-//! [`LEAST_CHARGE`] from its start, so a user who starts many requests at once is ahead at once. Bytes
-//! are no better measure: connections to a host share its rate about equally, and the size of a
-//! compressed stream is not known before its end.
+//! A user is charged with time: a request that runs for a second uses one second. A running request counts as
+//! [`LEAST_CHARGE`] from its start, so a user who starts many requests has used more at once. Bytes are no better
+//! measure. Connections to a host share its rate about equally, and the size of a compressed stream is unknown
+//! before its end.
 //!
 //! Guarantees, for users who always have a request of readahead or a reader in the queue:
-//! - The times that two of them have used differ by a bound that does not grow with time.
-//! - A user with one request beside a user with a hundred starts after at most one request of theirs.
-//! - A user who comes, or comes back, gets no credit for the time of absence.
+//! - The difference between the used times of two such users has a bound that does not grow with time.
+//! - A user with one request, beside a user with a hundred, waits for at most one request of the other user.
+//! - A new or returning user gets no credit for the time of absence.
 //!
 //! With a single user, rules 1 and 3 never decide.
 
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use super::UserId;
 use crate::source::{Priority, Urgency};
 
-/// The lead of another user from which a user's readahead goes before the other's readers.
+/// The difference in used time from which a user's readahead comes before another user's readers.
 ///
 /// 5 s: a request of some MiB takes a second or two of a slot. So a burst of reads keeps its priority,
 /// and a long stream does not keep all slots from another user's readahead.
@@ -36,11 +36,11 @@ pub(super) const SLACK: Duration = Duration::from_secs(5);
 /// number of running requests decides among users whose requests are short.
 pub(super) const LEAST_CHARGE: Duration = Duration::from_secs(1);
 
-/// The most that a user can be behind. 10 s, twice the slack: a user who could not use the share, because
-/// background requests have little room, does not take all slots for long later.
+/// The most that a user can be behind. 10 s, twice the slack. A user with background requests, which have little
+/// room, cannot use the share. This bound keeps the user from taking all slots for long later.
 const MOST_CREDIT: Duration = Duration::from_secs(10);
 
-/// The time of ended requests, by user. Holds users with requests, and for a while those who were ahead.
+/// The time of ended requests, by user. It has the users with requests, and for a while users who were ahead.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     ended: BTreeMap<UserId, Duration>,
@@ -51,7 +51,7 @@ pub(super) struct Shares {
 pub(super) struct Standing {
     used: BTreeMap<UserId, Duration>,
     most: Duration,
-    /// The least time of ended requests: a user who comes now starts there.
+    /// The least time of ended requests. A new user starts there.
     least: Duration,
 }
 
@@ -70,7 +70,7 @@ impl Shares {
     /// Notes a new request of `urgency`, before it is among the waiting ones. `active` has the users of
     /// all other requests.
     pub(super) fn arrive(&mut self, urgency: &Urgency, active: &[UserId]) {
-        // A user who alone had requests has nobody to be compared with.
+        // A user who alone had requests has no other user to compare with.
         if active.is_empty() {
             self.ended.clear();
         }
@@ -83,7 +83,7 @@ impl Shares {
                 *ended = (*ended).max(least);
             }
         });
-        // Users who are away, and would come back to this value anyway.
+        // Absent users would return to this value anyway.
         self.ended
             .retain(|user, ended| *ended > least || active.contains(user) || urgency.is_of(*user));
     }
@@ -132,8 +132,8 @@ impl Shares {
 }
 
 impl Rank {
-    /// The priority whose room the request may use. The readahead of a user who is behind may use the slot that
-    /// is kept for readers: else the readers of one user would keep it from the other for ever.
+    /// The priority whose room the request may use. The readahead of a user who is behind may use the slot that is
+    /// kept for readers. Else the readers of one user could hold this slot for ever.
     pub(super) fn room(&self) -> Priority {
         match self.is_behind && self.priority == Priority::Readahead {
             true => Priority::OnDemand,
@@ -141,14 +141,14 @@ impl Rank {
         }
     }
 
-    /// Whether a reader waits for it, or a user who is behind.
+    /// Whether a reader, or a user who is behind, waits for the request.
     pub(super) fn is_urgent(&self) -> bool {
         self.is_behind || self.priority == Priority::OnDemand
     }
 }
 
 impl Standing {
-    /// The place of a waiting request: that of the user of it who has used least.
+    /// The place of a waiting request. Of its users, the one who has used least counts.
     pub(super) fn rank(&self, urgency: &Urgency, number: u64) -> Rank {
         let mut first: Option<(Duration, UserId)> = None;
         urgency.each_user(|user| {
@@ -158,7 +158,7 @@ impl Standing {
         });
         let (used, user) = first.unwrap_or_default();
         let priority = urgency.get();
-        // Nobody asked for hydrating, so it never goes before what a user waits for.
+        // No user waits for hydration, so it never comes before other requests.
         let is_behind = priority > Priority::Hydrate && used + SLACK < self.most;
         Rank { is_behind, priority, used: Reverse(used), number: Reverse(number), user }
     }

@@ -84,7 +84,7 @@ impl Queue for InMemory {
     }
 }
 
-/// The demand of a user: this many requests are always in the queue.
+/// The demand of a user: so many requests are always in the queue.
 #[derive(Clone, Debug)]
 struct Demand {
     backlog: usize,
@@ -99,7 +99,7 @@ struct Outcome {
     ran: Vec<Duration>,
     /// The longest wait in the queue of each user's request.
     waited: Vec<Duration>,
-    /// The time in which fewer requests ran than could.
+    /// The time in which fewer requests ran than the limit.
     idle: Duration,
 }
 
@@ -258,7 +258,7 @@ proptest! {
         prop_assert!(outcome.waited[0] <= LONGEST * 2, "{:?}", outcome.waited);
     }
 
-    /// Of background work too, some of each user's runs, and no user's priority is lost by fairness.
+    /// Background work of each user runs too, and fairness costs no user's priority.
     #[test]
     fn users_of_one_priority_share_it_and_readers_go_before_the_background(
         most in 4usize..=8,

@@ -6,9 +6,9 @@
 //!   free:         paid <= now
 //! ```
 //!
-//! This is the generic cell rate algorithm (ITU-T I.371): one number for each bucket, and no timer. A host that was
-//! idle gets at most what one second brings at once. In a time of T seconds it gets at most `rate * (T + 1)`, and the
-//! last amount more.
+//! This is the generic cell rate algorithm (ITU-T I.371): one number for each bucket, and no timer. An idle host
+//! may get the amount of one second at once. In T seconds, a host gets at most `rate * (T + 1)`, and the last
+//! amount more.
 
 use std::time::{Duration, Instant};
 
@@ -32,12 +32,12 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// Nothing was taken yet; 0 in a second counts as 1.
+    /// A bucket from which nothing was taken; 0 in a second counts as 1.
     pub(super) fn new(per_second: u64) -> Self {
         Self { per_second: per_second.max(1), paid: None }
     }
 
-    /// Another rate for the same host. The amount that was taken stays taken.
+    /// Sets another rate for the same host. The taken amount still counts.
     pub(super) fn set(bucket: &mut Option<Self>, per_second: Option<u64>) {
         *bucket = per_second.map(|per_second| Self {
             paid: bucket.and_then(|bucket| bucket.paid),
@@ -109,7 +109,7 @@ mod tests {
             for (from, (since, _)) in taken.iter().enumerate() {
                 let mut sum = 0;
                 for (until, amount) in &taken[from..] {
-                    // The last amount is taken whole when the first of it is free.
+                    // The last amount is taken as a whole once the rate permits a part of it.
                     let allowed = per_second as f64 * ((*until - *since).as_secs_f64() + 1.001);
                     prop_assert!(sum as f64 <= allowed, "{sum} of {allowed}");
                     sum += amount;

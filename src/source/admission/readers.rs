@@ -8,10 +8,10 @@ use tokio::sync::Notify;
 use super::Admission;
 use crate::source::{Priority, Urgency};
 
-/// The pause of a prefetch after each batch of bytes while a reader waits: long enough for a
-/// reader's chunk to pass at 100 Mbit/s, short enough not to be cut off by a server.
+/// The pause of a prefetch after each batch of bytes while a reader waits. 20 ms: a reader's chunk passes in this
+/// time at 100 Mbit/s, and no server cuts so short a pause off.
 const PREFETCH_PAUSE: Duration = Duration::from_millis(20);
-/// The same for hydrating.
+/// The same for hydration.
 const HYDRATE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The readers that wait now.
@@ -23,7 +23,7 @@ pub(super) struct Readers {
     last_ms: AtomicU64,
 }
 
-/// A reader that waits, for as long as the value lives.
+/// A waiting reader. It waits as long as the value lives.
 pub(crate) struct Reader<'a>(&'a Admission);
 
 impl Readers {
@@ -48,7 +48,7 @@ impl Readers {
 }
 
 impl Admission {
-    /// Notes that a reader waits.
+    /// Notes that a reader waits, until the value is dropped.
     pub(crate) fn reader(&self) -> Reader<'_> {
         self.readers.waiting.fetch_add(1, Ordering::Relaxed);
         self.readers.note();

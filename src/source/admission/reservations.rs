@@ -9,15 +9,15 @@ use super::transfers::Whose;
 use super::{Admission, now};
 use crate::source::Urgency;
 
-/// The right to run, and the memory that was reserved for it; given back when dropped.
+/// The right to run, and the reserved memory. Dropping it gives both back.
 pub(crate) struct Reservation {
     admission: Arc<Admission>,
     id: u64,
 }
 
 impl Admission {
-    /// Waits until a transfer may run that takes `bytes` of memory at most. The place in the queue
-    /// is taken with the call, not when the future is first polled: tasks begin in any order.
+    /// Waits until a transfer may run that takes at most `bytes` of memory. The call takes the place in the queue,
+    /// not the first poll of the future, because tasks begin in any order.
     pub(crate) fn transfer(
         self: &Arc<Self>,
         whose: Whose,
@@ -35,7 +35,7 @@ impl Admission {
         }
     }
 
-    /// Whether so large a reservation leaves others enough to go on.
+    /// Whether a reservation of `bytes` leaves enough memory for others.
     pub(crate) fn can_hold(&self, bytes: u64) -> bool {
         self.transfers.lock().can_hold(bytes)
     }
@@ -65,12 +65,12 @@ impl Admission {
         is_free
     }
 
-    /// The same without a look at the bound: for bytes that a reader waits for, where nothing else is held.
+    /// The same without the bound: for bytes that a reader waits for, where nothing else is held.
     pub(crate) fn set_aside_anyway(&self, bytes: u64) {
         self.transfers.lock().aside_bytes += bytes;
     }
 
-    /// Gives memory back that was set aside.
+    /// Returns memory that was set aside.
     pub(crate) fn give_back_aside(&self, bytes: u64) {
         self.transfers.lock().aside_bytes -= bytes;
         self.reconsider();

@@ -7,13 +7,13 @@
 //!        |<- hydrate: 1/4 ->|
 //! ```
 //!
-//! The rooms lie within one another: all background requests together hold half of the limit, not a
-//! half and a quarter. So a reader finds a slot unless other readers hold all of them, or the readahead of a
-//! user who is behind.
+//! The rooms lie within one another: all background requests together hold half of the limit, not a half and a
+//! quarter. So a reader finds a slot, unless other readers, or the readahead of a user who is behind, hold all
+//! slots.
 
 use crate::source::Priority;
 
-/// The slots of `limit` that requests of this priority and of lower ones may hold together.
+/// The slots of `limit` that requests of this priority and of lower priorities may hold together.
 fn room(limit: usize, priority: Priority) -> usize {
     match priority {
         Priority::Hydrate => limit / 4,
@@ -38,9 +38,9 @@ impl Running {
         self.0[priority as usize] += 1;
     }
 
-    /// Whether one more request of this priority has room within `limit`, and within each wider room up
-    /// to that of `widest`. Where nothing of these runs, any request has, so that a limit of 1 starves
-    /// none.
+    /// Whether `limit` has room for one more request of this priority. Each wider room, up to that of `widest`,
+    /// must have room too. Where no such request runs, there is always room, so that a limit of 1 starves no
+    /// priority.
     pub(super) fn has_room(&self, limit: usize, priority: Priority, widest: Priority) -> bool {
         let up_to = |kind: Priority| self.0[..=kind as usize].iter().sum::<usize>();
         let rooms = &Priority::ALL[priority as usize..=widest as usize];

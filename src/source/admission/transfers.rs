@@ -5,8 +5,8 @@
 //!            '-- its urgency changed: looked at again --'
 //! ```
 //!
-//! A transfer waits here before it asks its source. So less urgent work never stands in front of a
-//! reader: not in a queue, and not in memory.
+//! A transfer waits here before its first request. So less urgent work never delays a reader: not in a queue, and
+//! not in memory.
 //!
 //! | priority | runs when |
 //! | --- | --- |
@@ -16,13 +16,12 @@
 //! | hydrate | also: no reader waits at all |
 //!
 //! - One transfer always runs, however little memory there is.
-//! - A queued reader blocks all later requests, because small transfers would keep a large one out for
-//!   ever. Requests to another host, or of another user, may overtake it where its own host or user
-//!   has the whole share.
-//! - A host has a share of the threads and of memory, of what other hosts leave. A host that answers
-//!   nothing, or 429 for ever, holds its share and no more. A quarter of a share is for readers.
-//! - Where there are several users, each has such a share too.
-//! - One large reservation runs at a time, and the others of that size block nothing.
+//! - A queued reader blocks all later transfers, because small transfers could keep a large one waiting for ever.
+//!   If the share of its own host or user is used up, transfers of other hosts or users may overtake it.
+//! - A host has a share of the threads and of the memory that other hosts leave. A host that never answers, or
+//!   always answers 429, holds no more than its share. A quarter of a share is for readers.
+//! - With several users, each user has such a share too.
+//! - One large reservation runs at a time. Queued large reservations block no other transfers.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -36,31 +35,30 @@ use crate::source::{Priority, Urgency};
 /// Transfers that run at a time: each has a thread that writes, and the runtime has 512 for
 /// everything that blocks.
 pub(super) const MOST_RUNNING: usize = 64;
-/// Running transfers of a layer beyond which no readahead begins. They share the host's rate, so with
-/// more of them the one that a reader waits for comes later, and the window in front of the reader
-/// is used up before the next is asked for.
+/// The running transfers of a layer beyond which no readahead begins. They share the host's rate. With more of
+/// them, the transfer that a reader waits for would end later, and the reader would use up its window before the
+/// next one begins.
 pub(crate) const MOST_OF_A_LAYER: usize = 8;
-/// The part of the threads that one host may hold, of those that others do not: a half is twice as
-/// many as the requests that a host gets at once.
+/// The part of the free threads that one host may hold. A half is twice the limit of requests of a host.
 const HOST_THREADS: (u64, u64) = (1, 2);
-/// The same of memory: as much as readahead may take, so that a small `--memory` with a single
-/// registry loses little.
+/// The same for memory: as much as readahead may take, so that a small `--memory` with a single registry loses
+/// little.
 const HOST_MEMORY: (u64, u64) = (3, 4);
-/// The part of a host's share that work in the background may hold: without room of their own,
-/// readers of the only registry would stand behind the readahead of others.
+/// The part of a host's share that background work may hold. The rest is for readers, who would else wait for the
+/// readahead of others at the only registry.
 const HOST_BACKGROUND: (u64, u64) = (3, 4);
-/// The part of threads and memory that one of several users may hold, of those that others do not. A
-/// quarter is enough for another user's first transfers where this one's hosts do not answer.
+/// The part of the free threads and memory that one of several users may hold. Where this user's hosts do not
+/// answer, the remaining quarter is enough for another user's first transfers.
 const USER_SHARE: (u64, u64) = (3, 4);
-/// The users that are remembered to find out whether there are several; more change nothing.
+/// The most users that are remembered. Only the difference between one and several counts.
 const MOST_KNOWN_USERS: usize = 16;
-/// From here on a reservation is large: only windows of zstd come to that. Of several, two would take
-/// most of the usual memory, and a third that waits for them would hold up every reader behind it.
+/// The size from which a reservation is large; only windows of zstd are. Two large ones would take most of the
+/// usual memory, and a third in the queue would delay every reader behind it.
 const LARGE_BYTES: u64 = 32 * 1024 * 1024;
-/// The memory that must be left beside a large one, so that readers of other layers go on.
+/// The memory that must be left beside a large reservation, for readers of other layers.
 const LEFT_BESIDE_LARGE_BYTES: u64 = 16 * 1024 * 1024;
-/// The part of the memory that may be set aside for bytes that the cache could not keep: a third of what
-/// transfers have, so that two thirds are left to bring the next ones.
+/// The part of the memory that may be set aside for bytes that the cache could not keep: a third. Two thirds are
+/// left for the next transfers.
 const ASIDE_SHARE: u64 = 3;
 
 /// The transfers that run and those that wait. `W` tells a transfer that its turn has come.
@@ -87,7 +85,7 @@ struct Entry {
 #[derive(Clone, Debug)]
 struct Running {
     entry: Entry,
-    /// The user that it is charged to.
+    /// The user that the transfer is charged to.
     user: UserId,
     since: Instant,
 }
@@ -95,13 +93,13 @@ struct Running {
 /// The layer and the host of a transfer.
 #[derive(Clone, Debug)]
 pub(crate) struct Whose {
-    /// A number that stands for its layer.
+    /// The number of its layer.
     pub(crate) layer: usize,
-    /// The host that it asks, where that is one that others ask too.
+    /// The host of its source; `None` for a source that it does not share.
     pub(crate) host: Option<Arc<str>>,
 }
 
-/// The requests that a host may get at once.
+/// The limit of running requests of a host.
 pub(super) type Ceiling<'a> = &'a dyn Fn(Option<&str>) -> usize;
 
 impl<W> Transfers<W> {
@@ -140,7 +138,7 @@ impl<W> Transfers<W> {
         }
     }
 
-    /// Moves each transfer that may run from waiting to running, in order; returns their bells.
+    /// Moves each transfer that may run from waiting to running, in order. Returns their bells.
     pub(super) fn admit(
         &mut self,
         reader_waits: bool,
@@ -228,7 +226,7 @@ impl<W> Transfers<W> {
         all
     }
 
-    /// Whether its host has room in its share for one more. The first of a host always fits.
+    /// Whether the share of its host has room for one more transfer. The first transfer of a host always fits.
     fn host_has_share(&self, entry: &Entry, rank: &Rank) -> bool {
         let Some(host) = &entry.whose.host else { return true };
         let is_alike = |one: &Running| one.entry.whose.host.as_ref() == Some(host);
@@ -236,7 +234,7 @@ impl<W> Transfers<W> {
         self.has_share(entry, is_alike, HOST_THREADS, HOST_MEMORY, background)
     }
 
-    /// The same for the user that it is charged to, where there are several.
+    /// The same for the user that the transfer is charged to, if there are several users.
     fn user_has_share(&self, entry: &Entry, rank: &Rank) -> bool {
         let is_alike = |one: &Running| one.user == rank.user;
         self.users.iter().all(|user| *user == rank.user)
@@ -274,8 +272,8 @@ impl<W> Transfers<W> {
             return true;
         }
         let has_room = || {
-            // At its own host only, because transfers of a dead host must not hold up others. Readers are
-            // bounded by the host's share, so the rooms of background work do not count them.
+            // Only transfers of the same host count, because transfers of a dead host must not hold up others. The
+            // host's share bounds readers, so the rooms of background work do not count them.
             let at_host =
                 self.running.iter().filter(|one| one.entry.whose.host == entry.whose.host);
             let running = rooms::Running::of(at_host.map(|one| one.entry.urgency.get()));

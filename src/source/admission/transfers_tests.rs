@@ -12,7 +12,7 @@ use crate::source::{Priority, Urgency};
 
 const MIB: u64 = 1024 * 1024;
 
-/// An admission with three quarters of that memory for transfers: replies have the rest.
+/// An admission with three quarters of `memory_mib` for transfers. Replies have the rest.
 fn admission(memory_mib: u64) -> Arc<Admission> {
     let transfer_memory_bytes = memory_mib * MIB / 4 * 3;
     Admission::new(AdmissionConfig { transfer_memory_bytes, ..Default::default() })
@@ -113,7 +113,7 @@ async fn nothing_passes_a_reader_that_needs_much() {
 
 #[tokio::test]
 async fn a_host_that_does_not_answer_leaves_threads_and_memory_for_others() {
-    // With much memory the threads are what is short, with little the memory.
+    // With much memory the threads are scarce, with little memory the memory.
     for memory_mib in [512, 16] {
         let admission = admission(memory_mib);
         let ask = |host| Box::pin(admission.transfer(at(host), MIB, Urgency::on_demand()));
@@ -121,7 +121,7 @@ async fn a_host_that_does_not_answer_leaves_threads_and_memory_for_others() {
         let mut held = Vec::new();
         dead.retain_mut(|one| one.now_or_never().map(|permit| held.push(permit)).is_none());
         assert_eq!(held.len(), if memory_mib == 16 { 9 } else { MOST_RUNNING / 2 });
-        // They stand behind a hundred readers of the other host, and do not wait for them.
+        // They are in the queue behind a hundred readers of the other host, and do not wait for these.
         for host in ["one.example", "two.example", "three.example"] {
             held.push(ask(host).now_or_never().expect("others have room"));
         }

@@ -1,9 +1,9 @@
 //! Credentials that a command carries to a daemon of another user.
 //!
-//! A daemon of another user must not read the user's files, and must not run the user's credential helpers.
-//! So the command reads them, and sends what a daemon needs as texts in Docker's config format, with `auths`
-//! only: first the credential of the registry that is asked, from a helper perhaps, and then the `auths` of
-//! each file, for parents and data sets at other registries.
+//! A daemon of another user must not read the user's files, and must not run the user's credential helpers. So the
+//! command reads the files, and sends texts in Docker's config format, with `auths` only. The first text has the
+//! credential of the requested registry, perhaps from a helper. The others have the `auths` of each file, for
+//! parents and data sets at other registries.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::source::s3::Secret;
 /// The name of the credentials in messages.
 const WHAT: &str = "the credentials of the command";
 
-/// The most hosts of a user whose credentials are kept: far more than anybody logs in to.
+/// The most hosts of a user whose credentials are kept: far more than a user logs in to.
 const MOST_ENTRIES: usize = 1_000;
 
 /// The most bytes of all configurations of a request. A request has at most 1 MiB; files of credentials have
@@ -51,7 +51,7 @@ impl CredentialStore {
         for file in self.rules.credential_files().chain(&self.files) {
             let file = file.clone();
             let json = off_the_runtime(move || read_small(&file, FILE_LIMIT_BYTES)).await;
-            // `find` has told what is wrong with a file.
+            // `find` has reported the fault of a file.
             let Ok(Some(json)) = json else { continue };
             let Ok(Value::Object(mut config)) = serde_json::from_slice(&json) else { continue };
             if let Some(auths @ Value::Object(_)) = config.remove("auths") {
@@ -60,7 +60,7 @@ impl CredentialStore {
         }
         carried.truncate(MOST_CARRIED);
         while carried.iter().map(|it| it.expose().len()).sum::<usize>() > MOST_BYTES {
-            // The first ones count most.
+            // The first texts count most.
             carried.pop();
         }
         let host = registry.to_owned();
@@ -84,8 +84,7 @@ fn entry(credential: &Credential) -> Option<Value> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CarriedCredentials {
-    /// The registry that the command asks (`HOST[:PORT]`). Where no configuration knows it, the user has logged
-    /// out there.
+    /// The registry of the request (`HOST[:PORT]`). Where no configuration knows it, the user has logged out there.
     pub host: String,
     /// Texts in Docker's config format, the first that knows a host wins.
     pub configurations: Vec<Secret>,
@@ -94,7 +93,7 @@ pub struct CarriedCredentials {
     pub at_ms: u64,
 }
 
-/// Requests of a user are the same whatever they carry, because the newest credentials count for all.
+/// Carried credentials make no difference between requests, because a user's newest credentials count for all.
 impl PartialEq for CarriedCredentials {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -107,8 +106,8 @@ impl Hash for CarriedCredentials {
     fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
-/// The credentials that the commands of one user have carried here. A mount that goes on for weeks uses the
-/// newest ones, of whatever command.
+/// The credentials that the commands of one user have carried here. A mount that lives for weeks uses the newest
+/// ones of any command.
 #[derive(Default)]
 pub struct CarriedStore(Mutex<Auths>);
 
@@ -125,7 +124,7 @@ impl fmt::Debug for CarriedStore {
 }
 
 impl CarriedStore {
-    /// Takes credentials over, as far as none of a later command are known.
+    /// Stores credentials, except where a later command has brought newer ones.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] for a malformed configuration.
@@ -229,7 +228,7 @@ mod tests {
         store
             .take(&carried("a.example", 5, &[of("a.example", "new"), of("b.example", "b")]))
             .unwrap();
-        // As a process that goes on with a mount of before does.
+        // A process that takes over an earlier mount does the same.
         store.take(&carried("a.example", 3, &[of("a.example", "old")])).unwrap();
         assert!(is(&store, "a.example", "new") && is(&store, "b.example", "b"));
         let before = store.changes();

@@ -1,7 +1,7 @@
 //! The credentials in Docker's config format (docker/cli `cli/config/configfile`).
 //!
-//! Pure. An entry is decoded when its host is looked for, so an odd entry of another host does no harm.
-//! No message repeats a value of the file: any value may be a secret.
+//! Pure. An entry is decoded when its host is looked up, so a malformed entry of another host does no harm. No
+//! message repeats a value of the file, because any value may be a secret.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::Credential;
 
-/// Docker Hub's name in files of credentials and for helpers, since before registries had hosts.
+/// Docker Hub's old name in credential files and for helpers.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
 /// A file, with the entries of its hosts yet to be decoded.
@@ -43,14 +43,14 @@ impl DockerConfig {
             return Ok(Self::default());
         }
         let mut config: Self = serde_json::from_slice(json).map_err(|error| {
-            // The position only: serde's words may repeat a value.
+            // The message has only the position, because serde's words may repeat a value.
             format!(
                 "not in Docker's config format (line {}, column {}): correct it, or log in anew",
                 error.line(),
                 error.column()
             )
         })?;
-        // Editing leaves null, which must not hide another key of the same host.
+        // An edited file may have null, which must not hide another key of the same host.
         config.auths.iter_mut().for_each(|auths| auths.retain(|_, entry| !entry.is_null()));
         Ok(config)
     }
@@ -112,10 +112,10 @@ pub(super) fn server_url(registry: &str) -> &str {
     }
 }
 
-/// The entry of a host: the one written exactly so, else one whose key means the same host.
+/// The entry of a host: the entry with exactly this key, else an entry whose key means the same host.
 ///
-/// Keys may name a part of a registry (`host/team`, as podman writes them): of several for one host
-/// the longest that the repository lies in counts, and then one that names no part.
+/// Keys may name a part of a registry, as podman writes them: `host/team`. Of several keys for a host, the longest
+/// one that the repository lies in counts. A key without a part comes last.
 fn best<'a, V>(
     entries: &'a BTreeMap<String, V>,
     registry: &str,
@@ -163,8 +163,8 @@ fn without_scheme(key: &str) -> &str {
     }
 }
 
-/// Decodes `base64(USER:PASSWORD)`. `base64` breaks its lines, `echo` ends the password with a line
-/// break, some tools use the alphabet of URLs, and old versions of Docker padded with NULs.
+/// Decodes `base64(USER:PASSWORD)`. Tools write it in several forms: `base64` breaks its lines, and `echo` adds a
+/// line break to the password. Some use the alphabet of URLs, and old versions of Docker padded with NULs.
 fn decode_auth(auth: &str) -> Option<Credential> {
     let text: String = auth.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     let decode = |alphabet: &Alphabet| {

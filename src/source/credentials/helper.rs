@@ -1,8 +1,8 @@
 //! Credential helpers: programs named `docker-credential-NAME` that look into a keyring
 //! (docker/docker-credential-helpers). `get` reads a server from its input and prints JSON.
 //!
-//! A helper is a foreign program: it gets a time limit, and its output is bounded. No message repeats
-//! the output, since it may be the secret.
+//! A helper is a foreign program, so its time and its output are bounded. No message repeats the output, because it
+//! may be the secret.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -20,10 +20,10 @@ use crate::process::running_time;
 /// The most that is read of a helper's output; cloud tokens have some 12 KiB.
 const OUTPUT_LIMIT_BYTES: u64 = 256 * 1024;
 
-/// The most braces of an output that may begin the answer; earlier ones belong to warnings.
+/// The most braces of an output that are tried as the start of the answer. Earlier braces belong to warnings.
 const BRACES: usize = 16;
 
-/// The output, with exit code 1, of a helper that does not know the server.
+/// The output of a helper that does not know the server; its exit code is 1.
 const NOT_FOUND: &str = "credentials not found";
 
 /// The user's name that marks the secret as an identity token.
@@ -87,7 +87,7 @@ impl Helper {
         }
     }
 
-    /// Runs the helper to its end; returns its success and its output. Dropping kills it.
+    /// Runs the helper to its end, and returns its success and its output. Dropping the future kills the helper.
     async fn run(&self, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
         let mut command = Command::new(&self.program);
         command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());

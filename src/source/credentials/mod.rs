@@ -1,10 +1,10 @@
 //! Credentials for registries: kit's own file first, then Docker's config with its helpers
 //! (modelkit-spec 5.3).
 //!
-//! In each file the order is oras-go's and Docker's: the helper that `credHelpers` names for the
-//! host, then the store that `credsStore` names, then the file's own `auths`. Public kits need no
-//! credential, so a general store that fails is no error by itself: the failure goes into the message
-//! of a registry that then refuses. A helper that is named for the host itself must not fail.
+//! In each file the order is oras-go's and Docker's: the helper that `credHelpers` names for the host, then the
+//! store that `credsStore` names, then the file's own `auths`. Public kits need no credential, so a failure of a
+//! general store is no error by itself. If the registry then refuses, the message has the failure too. The failure
+//! of a helper for this host is an error.
 //!
 //! Why not the crate docker_credential: it fails on an empty `credsStore`, waits for helpers without
 //! end, and searches the ambient PATH.
@@ -31,18 +31,16 @@ use super::blob_folder::{off_the_runtime, read_small};
 use super::registry_rules::RegistryRules;
 use crate::process::limits::ChildLimits;
 
-/// The largest file of credentials that is read; one entry has some 200 bytes, an OAuth token at
-/// most a few thousand.
+/// The largest credential file that is read. An entry has some 200 bytes, an OAuth token at most a few thousand.
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
 
-/// The time that a helper has. 10 s: a keyring may have to be started, but a question to the user would
-/// never be answered.
+/// The time that a helper has. 10 s: a keyring may have to start, but no user would answer a prompt.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The identity that kitfs shows to a registry.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum Credential {
-    /// Not at all: no file knows the host.
+    /// No identity, because no file knows the host.
     #[default]
     Anonymous,
     /// A user and a password.
@@ -63,12 +61,11 @@ pub enum Credential {
 pub struct Known {
     /// The credential.
     pub credential: Credential,
-    /// The reason why a credential store could not be asked or a file not read, for a message;
-    /// `None` where there was no such trouble.
+    /// The failure of a credential store or of a file, for a message; `None` without a failure.
     pub trouble: Option<String>,
-    /// The files that were looked at or would have been; empty before the first look.
+    /// The paths of credential files, existing or not; empty before the first search.
     pub looked_in: Vec<PathBuf>,
-    /// The place of the credential; `None` without a credential, and where a command has carried it here.
+    /// The place of the credential; `None` without a credential, and for a carried one.
     pub found_in: Option<FoundIn>,
     version: FilesVersion,
 }
@@ -82,7 +79,7 @@ pub struct FoundIn {
     pub helper: Option<String>,
 }
 
-/// The state of the files that was read. In another state they may say something else.
+/// The version of the files that were read, to notice a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct FilesVersion(Vec<Option<FileVersion>>, u64);
 
@@ -92,7 +89,7 @@ struct FileVersion {
     device: u64,
     inode: u64,
     size: u64,
-    /// Seconds and nanoseconds. Unlike the modification time, no program can set it.
+    /// The change time, in seconds and nanoseconds. Unlike the modification time, no program can set it.
     changed: (i64, i64),
 }
 
@@ -111,24 +108,24 @@ pub struct CredentialStore {
 }
 
 impl CredentialStore {
-    /// A store over these files; missing ones are passed over.
+    /// A store over these files. Missing files are skipped.
     pub fn new(files: Vec<PathBuf>) -> Self {
         Self { files, ..Self::default() }
     }
 
-    /// Looks first where these rules say.
+    /// Adds rules. Their helpers and files come first.
     pub fn with_rules(mut self, rules: RegistryRules) -> Self {
         self.rules = rules;
         self
     }
 
-    /// Looks among these first, which [`CredentialStore::carry`] has found.
+    /// Adds credentials of [`CredentialStore::carry`]. They come first.
     pub fn with_carried(mut self, carried: Arc<CarriedStore>) -> Self {
         self.carried = Some(carried);
         self
     }
 
-    /// Searches helpers in these folders (as in `PATH`) instead of where the process would.
+    /// Sets the folders of helpers (as in `PATH`) instead of those of the process.
     pub fn with_helper_path(mut self, helper_path: OsString) -> Self {
         self.helper_path = Some(helper_path);
         self
@@ -185,7 +182,7 @@ impl CredentialStore {
                 }
                 Ok(None) => continue,
                 Ok(Some(json)) => json,
-                // Another user's file, as with sudo: a public kit needs none.
+                // The file is another user's, as with sudo. A public kit needs no credential.
                 Err(SourceError::Io { path, error }) => {
                     known.trouble.get_or_insert(format!("{path} cannot be read: {error}"));
                     continue;
@@ -245,7 +242,7 @@ impl CredentialStore {
         .await
     }
 
-    /// Looks for a credential in a file. Returns the name of the helper that gave it, too.
+    /// Looks up a credential in a file. Also returns the name of the helper that gave it.
     async fn find_in(
         &self,
         asked: &Asked<'_>,
@@ -282,7 +279,7 @@ impl CredentialStore {
         let timeout = self.helper_timeout.unwrap_or(HELPER_TIMEOUT);
         let server = docker_config::server_url(registry);
         let found = helper.get(server, timeout).await?;
-        // A keyring compares texts, and a login mostly wrote the host in lower case.
+        // A keyring compares texts, and most logins have the host in lower case.
         let lower = server.to_ascii_lowercase();
         match found == Credential::Anonymous && lower != server {
             true => helper.get(&lower, timeout).await,

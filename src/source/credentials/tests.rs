@@ -195,7 +195,7 @@ async fn a_file_that_is_changed_replaced_or_gone_is_noticed() {
     assert!(!store.has_changed(&known).await.unwrap());
     for change in ["write", "replace", "create", "remove"] {
         let known = store.find("h.io", "org/model").await.unwrap();
-        // A tick of the coarse clock that older kernels stamp files with has 4 ms, or 10.
+        // Older kernels stamp files with a coarse clock, whose tick has 4 or 10 ms.
         tokio::time::sleep(Duration::from_millis(30)).await;
         match change {
             // The same size: `dTpx` is another password.
@@ -228,7 +228,7 @@ async fn malformed_files_are_errors_that_name_the_file_and_no_secret(#[case] jso
 #[tokio::test]
 async fn a_file_that_cannot_be_read_is_named_and_the_next_one_counts() {
     let (folder, _) = store(r#"{"auths":{"a.io":{"auth":"dTpw"}}}"#, &[]);
-    // Docker makes a folder where a file is missing that is to be mounted.
+    // Docker makes a folder in the place of a missing file that is to be mounted.
     let unreadable = folder.path().join("folder");
     std::fs::create_dir(&unreadable).unwrap();
     let store = CredentialStore::new(vec![unreadable, folder.path().join("config.json")]);

@@ -1,4 +1,4 @@
-//! Counts the requests to a source and the bytes that come, for tests, figures and metrics.
+//! Counts the requests to a source and the bytes that arrive, for tests, figures and metrics.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use crate::oci::{BlobId, BlobOffset};
 use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
 
-/// The most hosts that are told apart. A process talks to a few; a registry that redirects to ever new hosts must not
-/// fill the memory, nor the monitor of the daemon.
+/// The most hosts with counts of their own. 64: a process talks to a few. A registry that redirects to ever new
+/// hosts must not fill the memory, nor the monitoring system.
 const MOST_HOSTS: usize = 64;
 /// The name of all further hosts.
 const OTHER_HOSTS: &str = "other";
@@ -42,7 +42,7 @@ pub struct OutcomeCount {
 }
 
 impl Counts {
-    /// Streams asked for, including failed ones.
+    /// Requested streams, including failed ones.
     pub fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
     }
@@ -91,7 +91,7 @@ impl<S> Counted<S> {
         Self::with(source, Arc::default())
     }
 
-    /// Counts together with all others that share `counts`.
+    /// Shares `counts` with other sources.
     pub fn with(source: S, counts: Arc<Counts>) -> Self {
         Self { source, counts }
     }

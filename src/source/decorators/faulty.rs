@@ -56,8 +56,8 @@ impl<S> Faulty<S> {
         Self { source, plan: Mutex::new(Plan::Script(faults.into_iter().collect())) }
     }
 
-    /// About one stream in `one_in` is refused, breaks off or is the whole blob; the same seed gives
-    /// the same faults. An honest source behind a bad connection does the same.
+    /// About one stream in `one_in` is refused, breaks off, or is the whole blob, as with an honest source behind a
+    /// bad connection. The same seed gives the same faults.
     pub fn seeded(source: S, seed: u64, one_in: u64) -> Self {
         Self { source, plan: Mutex::new(Plan::Seed { state: seed, one_in: one_in.max(1) }) }
     }

@@ -38,7 +38,7 @@ impl<S: BlobSource> BlobSource for Limited<S> {
             let permit = Arc::clone(&self.permits).acquire_owned().await;
             let permit = permit.expect("the semaphore is never closed");
             let BlobStream { range, bytes } = self.source.open(blob, range, urgency).await?;
-            // The closure owns the permit, so the permit lives as long as the stream.
+            // The closure owns the semaphore's permit, which so lives as long as the stream.
             let hold = move |piece| {
                 let _held = &permit;
                 piece

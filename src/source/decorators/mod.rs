@@ -10,7 +10,7 @@ pub use counted::{Counted, Counts};
 pub use faulty::{Fault, Faulty};
 pub use limited::Limited;
 
-/// Passes questions about manifests and tags on to the wrapped repository.
+/// Passes requests for manifests and tags on to the wrapped repository.
 macro_rules! pass_on_manifests_and_tags {
     ($decorator:ident) => {
         impl<S: crate::source::Repository> crate::source::Repository for $decorator<S> {

@@ -1,4 +1,4 @@
-//! Downloads a blob into kit's storage, so that `kit` too has all of a kit.
+//! Downloads a missing blob into kit's storage, so that `kit` can use the kit too.
 
 use std::io::Write as _;
 
@@ -44,7 +44,7 @@ pub async fn complete(
         Ok(written) => written,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     };
-    // A disk that is full ends the reading too, and is the reason then.
+    // A full disk ends the reading too, so the error of the writer counts.
     match (read, written) {
         (_, Err(error)) => Ok(Err(error)),
         (Err(error), _) => Err(error),

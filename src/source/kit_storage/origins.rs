@@ -1,8 +1,8 @@
 //! Blobs of a kit that lie elsewhere: the file `BASE64URL(REGISTRY/REPOSITORY)-origins.json` beside kit's own
 //! side files (docs/format/kit-storage.md).
 //!
-//! `kitfs pack` writes the file where a layer is taken from another kit by digest. A reader of the kit
-//! fetches the layer from there, and its digest says whether it is the right one.
+//! `kitfs pack` writes the file when it takes a layer of another kit by digest. A reader of the kit fetches the
+//! layer from its origin, and its digest shows whether the bytes are right.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::oci::{Digest, Origin};
 
 /// The version that is written and read.
 const VERSION: u32 = 1;
-/// The most places of one blob. Each may be asked before a reader learns that none has the blob.
+/// The most places of one blob. 8: a read may try all of them before it fails.
 pub(super) const PLACES_LIMIT: usize = 8;
 
 /// The places of blobs: references of kits that have them.
@@ -52,7 +52,7 @@ impl Origins {
         self.0.get(&digest).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether every blob is here.
+    /// Whether no blob has an origin.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,14 +1,14 @@
 //! Writes kits into kit's own local storage, in the format of kit 1.11.
 //!
-//! Crash safety. A blob is a file without a name until all of its bytes are on the disk; one call then gives
-//! the file its name. An index is written beside the old one, and a rename replaces the old one. The
-//! order is: blobs, manifest, the repository's index, the common index, origins, tags. So an index only
-//! names blobs that are there, and a process that is killed leaves at most blobs that no index names.
+//! Crash safety. A blob is a file without a name until all of its bytes are on the disk; one call then gives the
+//! file its name. An index is written beside the old one, and a rename replaces the old one. The order is: blobs,
+//! manifest, the repository's index, the common index, origins, tags. So an index names existing blobs only. A
+//! killed process leaves at most blobs that no index names.
 //!
 //! Other processes. kitfs commands lock `storage/.kitfs.lock` while they compare and change an index, and give up
-//! after half a minute. kit locks nothing and
-//! writes an index in place: a torn index is read again a few times before it counts as damaged. If kit
-//! and kitfs change the same index at the same moment, one of both changes can be lost, as with two kits.
+//! after half a minute. kit locks nothing, and writes an index in place. So kitfs reads a torn index again a few
+//! times before the index counts as damaged. If kit and kitfs change one index at the same moment, a change can be
+//! lost, as with two processes of kit.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -49,7 +49,7 @@ pub enum StorageError {
         /// The reason.
         error: io::Error,
     },
-    /// An index is not what kit writes. kitfs does not replace the file, because that would lose its kits.
+    /// An index is not in the format of kit. kitfs does not replace the file, because that would lose its kits.
     #[error("{} is damaged: {detail}; move the file away, or repair it", path.display())]
     Damaged {
         /// The file.
@@ -80,7 +80,7 @@ pub struct Filing<'a> {
     pub manifest: BlobId,
     /// The tags that name the kit from now on.
     pub tags: &'a [String],
-    /// The places of layers that are not here.
+    /// The places of layers that the storage lacks.
     pub origins: &'a Origins,
 }
 
@@ -101,13 +101,13 @@ impl StorageWriter {
         Ok(writer)
     }
 
-    /// Whether a blob is here with its size. Blocks.
+    /// Whether the storage has a blob with its size. Blocks.
     pub fn has(&self, blob: BlobId) -> bool {
         let metadata = self.blob(blob.digest).symlink_metadata();
         metadata.is_ok_and(|metadata| metadata.is_file() && metadata.len() == blob.size)
     }
 
-    /// Whether a blob is here with its size and digest. Reads all of it, and blocks.
+    /// Whether the storage has a blob with its size and digest. Reads all of the blob, and blocks.
     pub fn is_intact(&self, blob: BlobId) -> bool {
         blob_folder::is_intact(&self.blob(blob.digest), blob)
     }
@@ -156,8 +156,8 @@ impl StorageWriter {
         self.file_if(filing, |_, _| Ok(()))
     }
 
-    /// As [`Self::file`], if `may` agrees for each tag and the kit that it names now. No other kitfs moves a tag
-    /// between that and the change.
+    /// As [`Self::file`], if `may` returns no error for any tag and the kit that it names now. No other kitfs moves
+    /// a tag between the check and the change.
     ///
     /// # Errors
     /// Also the error of `may`; nothing has changed then.
@@ -294,9 +294,8 @@ impl BlobWriter {
         failed(&self.folder, error)
     }
 
-    /// Makes the blob part of the storage. Returns whether it is new: an equal blob that is there stays, and a damaged
-    /// one is replaced. The
-    /// caller has computed the digest of the written bytes. Blocks.
+    /// Makes the blob part of the storage. Returns whether the blob is new. An equal blob stays, and a damaged one
+    /// is replaced. The caller has computed the digest of the written bytes. Blocks.
     ///
     /// # Errors
     /// Fails if the bytes do not reach the disk.
@@ -324,7 +323,7 @@ impl BlobWriter {
         let link = |path: &Path| rustix::fs::linkat(CWD, &file, CWD, path, AtFlags::SYMLINK_FOLLOW);
         match link(path) {
             Ok(()) => Ok(()),
-            // A damaged file, as a full disk leaves behind an old kit.
+            // The existing file is damaged; old versions of kit leave such files on a full disk.
             Err(rustix::io::Errno::EXIST) => {
                 let beside = self.folder.join(format!("{UNFINISHED}{}", fresh_name()));
                 link(&beside)?;
@@ -353,20 +352,20 @@ impl Write for BlobWriter {
 impl Drop for BlobWriter {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
-            // Nobody needs the file, and the next command removes it.
+            // The file is not needed, and the next command removes it.
             let _ = std::fs::remove_file(name);
         }
     }
 }
 
-/// A new file, locked for as long as it is open, so that others can tell it from a leftover.
+/// A new file, locked while it is open, so that other processes can tell it from a leftover.
 fn unfinished(folder: &Path) -> Result<(File, PathBuf), StorageError> {
     let path = folder.join(format!("{UNFINISHED}{}", fresh_name()));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|error| failed(&path, error.into()))?;
     let file = File::from(file);
-    // A file system without locks has leftovers until somebody removes them.
+    // On a file system without locks, leftovers stay.
     let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
     Ok((file, path))
 }

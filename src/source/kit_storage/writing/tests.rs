@@ -89,7 +89,7 @@ fn a_blob_that_is_there_is_not_written_again_and_a_damaged_one_is_replaced() {
     }
 }
 
-/// Of writers that must not take a tag from another kit, the first one gets the tag.
+/// Several writers want one tag, and none may take it from another kit. The first one gets the tag.
 #[test]
 fn a_tag_is_compared_and_moved_in_one_step() {
     let home = tempfile::tempdir().unwrap();
