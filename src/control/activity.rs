@@ -1,10 +1,10 @@
-//! The commands that a daemon answers, for a daemon that ends when it has none.
+//! Counts the commands that a daemon answers, because an idle daemon ends.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Counts commands, and lets the last one go before the daemon ends: from then on none is admitted.
+/// Counts commands. Before the daemon ends, it waits until none is open, and admits no further one.
 #[derive(Debug, Default)]
 pub struct Activity(Mutex<State>);
 
@@ -43,7 +43,7 @@ impl Activity {
         (state.open == 0).then_some(Quiet(state.begun))
     }
 
-    /// Admits no further command, unless one has begun since `quiet`. Returns whether that is so.
+    /// Admits no further command, unless one has begun since `quiet`. Returns whether it admits none from now on.
     pub fn close(&self, quiet: Quiet) -> bool {
         let mut state = self.0.lock();
         state.is_closed |= state.open == 0 && state.begun == quiet.0;

@@ -1,4 +1,4 @@
-//! A command that waits for an answer, for the code that does the work.
+//! A command that waits for an answer, as the code sees it that does the work.
 
 use std::any::Any;
 use std::os::fd::OwnedFd;

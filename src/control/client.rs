@@ -15,7 +15,7 @@ use super::socket::SocketPath;
 use super::{Operation, VERSION, gone};
 use crate::process::running_time;
 
-/// How long a daemon may take for a quick answer ([`Operation::IS_QUICK`]). It needs milliseconds, but much
+/// How long a daemon may take for a quick answer ([`Operation::IS_QUICK`]). 20 s: it needs milliseconds, but much
 /// longer on a machine that is short of memory.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -27,7 +27,7 @@ const ANSWER_LIMIT_BYTES: usize = 1024 * 1024 * 1024;
 pub enum Liveness {
     /// It answers.
     Answers,
-    /// It takes connections and breaks them: it is about to end.
+    /// It accepts connections and closes them, because it is about to end.
     Ends,
     /// It speaks another protocol.
     Foreign(Failure),
@@ -37,7 +37,7 @@ pub enum Liveness {
 
 /// A running daemon. Each request has a connection of its own.
 pub struct Client {
-    // Keeps the socket's folder open: a path that is too long for a socket leads through it.
+    // The open folder of the socket. A path that is too long for a socket address leads through it.
     socket: SocketPath,
 }
 
@@ -118,7 +118,7 @@ impl Client {
         }
     }
 
-    /// Sends a request whose answer is bytes. Returns when the first of them are there, or their end.
+    /// Sends a request whose answer is bytes. Returns when the first bytes, or the end, are there.
     pub(super) async fn stream<O: Operation>(&self, request: &O) -> Result<ByteStream, Failure> {
         let mut exchange = self.send(request, &[]).await?;
         let first = loop {
@@ -158,7 +158,8 @@ impl Client {
         let stream = tokio::net::UnixStream::connect(self.socket.as_path()).await;
         let (reader, mut writer) = stream.map_err(|error| gone(&error.to_string()))?.into_split();
         let bytes = [&PREAMBLE[..], &frames::encode(Kind::Request, &body)].concat();
-        // A daemon that refuses the request may close its end before it has read all. Its message counts.
+        // A daemon that refuses the request may close its end before it has read the whole request. Its message
+        // counts.
         let sent = frames::send(&mut writer, &bytes, descriptors).await;
         let exchange =
             Exchange { reader: Reader::new(reader), _writer: writer, answer: BytesMut::new() };

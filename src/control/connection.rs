@@ -16,7 +16,7 @@ use super::{Operation, gone};
 /// The bytes of files, as they arrive.
 pub type ByteStream = BoxStream<'static, Result<Bytes, Failure>>;
 
-/// Keeps alive what the daemon keeps for this command ([`Caller::keep`]).
+/// Keeps the values alive that the daemon holds for this command ([`Caller::keep`]).
 pub struct Lease {
     _held: Held,
 }
@@ -69,12 +69,12 @@ impl<S> Connection<S> {
                 }
             }
         };
-        // The work drops its caller at its end, which ends `hear`.
+        // The work drops its caller at its end. That ends `hear`.
         let (answer, ()) = tokio::join!(work, hear);
         Ok((answer?, Lease { _held: Held::InProcess { _kept: kept } }))
     }
 
-    /// Sends a request whose answer is bytes. Returns when the first of them are there, or their end.
+    /// Sends a request whose answer is bytes. Returns when the first bytes, or the end, are there.
     ///
     /// # Errors
     /// The failure of the operation before its first bytes. A later one is an item of the stream.

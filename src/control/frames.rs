@@ -16,7 +16,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 /// The first bytes of a command. The last of them is the number of the protocol.
 pub(super) const PREAMBLE: [u8; 8] = *b"kitfs\0\0\x02";
 
-/// The longest request, in bytes. The longest parts are lists of filters and paths, which people type.
+/// The longest request, in bytes. 1 MiB: the longest fields are lists of filters and paths, which people type.
 pub(super) const REQUEST_LIMIT_BYTES: usize = 1024 * 1024;
 /// The longest other frame, in bytes. The longest answer has every layer of a kit: a manifest of at most
 /// 4 MiB names some ten thousand layers. A listing of a million files is sent in several frames (`Part`).
@@ -80,7 +80,7 @@ pub(super) fn encode_answer(body: &[u8]) -> Vec<Bytes> {
     parts.chain([encode(Kind::Answer, last)]).collect()
 }
 
-/// Takes the first frame from the bytes that came; `None` before its end. Pure.
+/// Takes the first frame from the received bytes; `None` for an incomplete frame. Pure.
 ///
 /// # Errors
 /// When the bytes are no frame, or a frame that is longer than `limit_bytes`.
@@ -119,7 +119,7 @@ impl Reader {
         Self { socket, buffer: BytesMut::new(), descriptors: Vec::new() }
     }
 
-    /// Reads the preamble. Returns the first bytes of a peer that speaks otherwise.
+    /// Reads the preamble. Returns the first bytes of a peer with another protocol.
     pub(super) async fn preamble(&mut self) -> io::Result<Result<(), Bytes>> {
         loop {
             let length = self.buffer.len().min(PREAMBLE.len());
@@ -136,7 +136,7 @@ impl Reader {
         }
     }
 
-    /// The next frame; `None` when the peer has closed the connection. May be dropped and called again.
+    /// The next frame; `None` when the peer has closed the connection. Safe to drop and call again.
     pub(super) async fn next(&mut self, limit_bytes: usize) -> io::Result<Option<Frame>> {
         loop {
             if let Some(frame) = decode(&mut self.buffer, limit_bytes).map_err(io::Error::other)? {
@@ -164,7 +164,7 @@ impl Reader {
         }
     }
 
-    /// The bytes that came and are no frame yet.
+    /// The received bytes of an incomplete frame.
     pub(super) fn rest(&self) -> &[u8] {
         &self.buffer
     }

@@ -1,4 +1,4 @@
-//! The control plane: each operation of a daemon, declared once, and the way from a command to it.
+//! The control plane: each operation of a daemon, declared once, and the path from a command to it.
 //!
 //! ```text
 //! command --> Connection --a daemon runs--> client --unix socket--> server --> dispatch --> Handle<O>
@@ -41,7 +41,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The name on the wire.
     const NAME: &'static str;
-    /// Whether commands of every version may send it. Its fields must keep their meaning for ever then.
+    /// Whether commands of every version may send it. Its fields then keep their meaning for ever.
     const IS_FOR_ALL_VERSIONS: bool = false;
     /// Whether the answer takes milliseconds, so that a daemon without an answer hangs.
     const IS_QUICK: bool = false;
@@ -60,7 +60,7 @@ pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub enum NoEvent {}
 
-/// Declares the operations of a service: every one has a [`Handle`], and a request finds it by its name.
+/// Declares the operations of a service. Each has a [`Handle`], and a request finds it by its name.
 macro_rules! operations {
     ($($operation:ty),+ $(,)?) => {
         /// A service that does the work of every operation.

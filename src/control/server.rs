@@ -26,8 +26,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to wait after a failure to accept. Descriptors may be freed meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The most connections of a user other than root. A command has one for each request under way, and one for
-/// each kit that it has open; a hundred commands at once stay below.
+/// The most connections of a user other than root. 256: a command has one for each running request and for each
+/// open kit. A hundred commands stay below.
 const MOST_OF_A_USER: usize = 256;
 
 /// Decides which users may connect.
@@ -50,8 +50,8 @@ pub(super) struct Call {
     draining: CancellationToken,
 }
 
-/// Answers the requests of commands until `draining`, and then those that are under way. `activity` counts
-/// them.
+/// Answers the requests of commands until `draining`, and then finishes the running ones. `activity` counts
+/// commands.
 pub async fn serve<S: Service>(
     listener: UnixListener,
     service: Arc<S>,
@@ -103,7 +103,7 @@ struct Counted {
 }
 
 impl Counted {
-    /// `None` where the user has as many as allowed.
+    /// `None` where the user has the most connections already.
     fn new(counts: &Arc<Mutex<HashMap<u32, usize>>>, uid: u32) -> Option<Self> {
         let mut table = counts.lock();
         let count = table.entry(uid).or_default();
@@ -190,7 +190,7 @@ impl Call {
         &self.received.operation
     }
 
-    /// Says that there is no such operation.
+    /// Answers that there is no such operation.
     pub(super) async fn refuse(mut self) {
         let failure = Failure::new(
             FailureKind::Daemon,

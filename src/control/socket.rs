@@ -1,10 +1,10 @@
 //! The addresses of a daemon.
 //!
 //! A daemon listens at two addresses:
-//! - `control.sock` in the cache folder, which commands find by the folder. The holder of the folder's
-//!   lock owns the name, so a socket that is there while the lock is free is a leftover.
-//! - an abstract address (unix(7)), which its mounts tell ([`Address`]). It works under every name of the
-//!   cache folder, and after the folder was removed.
+//! - `control.sock` in the cache folder, which commands find by the folder. The holder of the folder's lock owns
+//!   the name. So a socket beside a free lock is a leftover.
+//! - an abstract address (unix(7)), which the daemon's mounts report ([`Address`]). It works under every name of
+//!   the cache folder, and after the folder was removed.
 //!
 //! The folder is 0700; an abstract address has no mode. So at both addresses the server asks the kernel for
 //! the user of each connection (`SO_PEERCRED`).
@@ -25,7 +25,7 @@ const NAME: &str = "control.sock";
 /// `sockaddr_un.sun_path` holds 107 bytes and a NUL (unix(7)).
 const LONGEST_PATH: usize = 107;
 
-/// The address of a daemon, as its mounts tell it.
+/// The address of a daemon, which its mounts report in an attribute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
     /// The process.
@@ -37,16 +37,16 @@ pub struct Address {
 }
 
 impl Address {
-    /// An address for this process that no other one has or had.
+    /// An address for this process that no other process has or had.
     pub fn new(cache_folder: &Path) -> Self {
-        // Keyed by the system's random numbers.
+        // The hasher has random keys of the system.
         let random = RandomState::new().build_hasher().finish();
         let pid = std::process::id();
         let control = Some(format!("kitfs-{pid}-{random:016x}"));
         Self { pid, cache_folder: cache_folder.to_owned(), control }
     }
 
-    /// Reads what a mount tells. Another user's mount may tell anything.
+    /// Parses the attribute of a mount. Another user's mount may have any text.
     pub fn parse(text: &str) -> Option<Self> {
         let address: Self = serde_json::from_str(text).ok()?;
         let is_plain = |name: &str| {
@@ -58,7 +58,7 @@ impl Address {
         is_fine.then_some(address)
     }
 
-    /// As mounts tell it.
+    /// The text of the attribute.
     pub fn to_text(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
@@ -68,7 +68,7 @@ impl Address {
         self.control.as_deref().map(|name| UnixListener::bind(abstract_path(name))).transpose()
     }
 
-    /// The ways to the daemon, in the order in which they are tried.
+    /// The sockets of the daemon, in the order in which they are tried.
     pub fn sockets(&self) -> impl Iterator<Item = SocketPath> {
         let name = self.control.as_deref();
         let by_name = name.map(|name| SocketPath { path: abstract_path(name), _folder: None });
@@ -118,7 +118,7 @@ impl SocketPath {
         UnixStream::connect(&self.path).await.is_ok()
     }
 
-    /// Whether a process of root or of this user listens. A command tells it passwords.
+    /// Whether a process of root or of this user listens. Only such a process may get passwords.
     pub async fn is_answered_by_trusted_user(&self) -> bool {
         let own = rustix::process::geteuid().as_raw();
         let stream = UnixStream::connect(&self.path).await;
@@ -127,7 +127,7 @@ impl SocketPath {
             .is_ok_and(|peer| [0, own].contains(&peer.uid()))
     }
 
-    /// Whether a process of this user listens. An address that a mount tells may lead anywhere.
+    /// Whether a process of this user listens. An address from a mount may lead to any process.
     pub async fn is_answered_by_own_user(&self) -> bool {
         let own = rustix::process::geteuid().as_raw();
         let stream = UnixStream::connect(&self.path).await;
@@ -138,7 +138,7 @@ impl SocketPath {
 /// The socket in the cache folder, while a daemon listens there.
 pub struct FolderSocket {
     cache_folder: PathBuf,
-    /// The folder as it was then: another one may take its place.
+    /// The folder at that time. Another folder may take its place.
     folder: File,
     /// Device and inode of the socket.
     identity: (u64, u64),
@@ -160,10 +160,11 @@ impl FolderSocket {
         Ok((Self { cache_folder: cache_folder.to_owned(), folder, identity }, listener))
     }
 
-    /// Listens for other users: members of `group`, or root alone. Makes the folder.
+    /// Listens for other users: members of `group`, or root alone. Makes the folder of the socket.
     ///
     /// # Errors
-    /// Also when another user could replace the socket, because the folder is that user's or open to others.
+    /// Also when another user could replace the socket, because the folder belongs to another user or is open to
+    /// others.
     pub fn listen_for(folder: &Path, group: Option<u32>) -> io::Result<(Self, UnixListener)> {
         match std::fs::create_dir(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -193,7 +194,7 @@ impl FolderSocket {
         there.is_ok_and(|there| (there.dev(), there.ino()) == self.identity)
     }
 
-    /// Removes the socket, and never one that another daemon has put in its place.
+    /// Removes the socket, unless another daemon has put one in its place.
     pub fn remove(&self) {
         let there = rustix::fs::statat(&self.folder, NAME, AtFlags::SYMLINK_NOFOLLOW);
         if there.is_ok_and(|there| (there.st_dev, there.st_ino) == self.identity) {

@@ -1,8 +1,8 @@
-//! The requests that are let in, by their headers. Pure.
+//! Decides by its headers whether a request is let in. Pure.
 //!
-//! A web page that a user looks at can send requests to 127.0.0.1, and with a name of its own that stands for
-//! 127.0.0.1 (DNS rebinding) it can read the answers. So a request must name this server as a loopback host,
-//! and must not come from a page of another origin.
+//! A web page in a user's browser can send requests to 127.0.0.1. With a host name that resolves to 127.0.0.1 (DNS
+//! rebinding), it can read the answers too. So a request must name this server as a loopback host, and must not
+//! come from a page of another origin.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,7 +17,7 @@ const FETCH_SITE: &str = "sec-fetch-site";
 /// Checks that a request names this server by a loopback host.
 ///
 /// # Errors
-/// For another name, several, and none.
+/// For another name, several names, and no name.
 pub(super) fn check_host(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     let hosts: Vec<_> = headers.get_all(HOST).iter().collect();
     let named = match hosts[..] {
@@ -35,7 +35,7 @@ pub(super) fn check_host(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> 
 /// Checks that no page of another origin has sent a request.
 ///
 /// # Errors
-/// When one has.
+/// When such a page has sent it.
 pub(super) fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("not text"));
     let is_own = match text(ORIGIN.as_str()) {

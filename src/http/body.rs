@@ -1,7 +1,7 @@
 //! The bytes of a file, piece by piece.
 //!
-//! Each piece is asked for when the connection has room for it. So a client that stops reading holds one piece
-//! in memory, however large the file. Meanwhile the bytes behind the piece come to the cache.
+//! Each piece is requested when the connection has room for it. So a client that stops reading holds one piece in
+//! memory, however large the file is. Meanwhile the cache fetches the bytes behind the piece.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,9 +16,10 @@ use super::problem::Problem;
 use crate::control::api::{Failure, FailureKind, FilePart, RawPath, ReadRequest};
 use crate::control::{Answering, Service};
 
-/// The bytes in memory for each connection. Large enough that a request to the service costs nothing beside it.
+/// The bytes in memory for each connection. 1 MiB: large enough that a request to the service costs little beside
+/// it.
 pub(super) const PIECE_BYTES: u64 = 1024 * 1024;
-/// The bytes that come to the cache beforehand: a request to a registry of this size is worth its round trip.
+/// The bytes that the cache fetches ahead. 8 MiB: a request of this size to a registry is worth its round trip.
 const AHEAD_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A file that is being sent.
@@ -26,20 +27,20 @@ pub(super) struct Reading<S> {
     pub(super) server: Arc<Server<S>>,
     pub(super) kit: Arc<OpenKit>,
     pub(super) path: RawPath,
-    /// The rest.
+    /// The bytes that are not sent yet.
     pub(super) range: Range<u64>,
-    /// Set for a whole file: the wrong bytes of its layer that were replaced before the first piece. The last piece then
-    /// waits for the digest of the layer, if the layer is complete.
+    /// Set for a whole file: how often wrong bytes of its layer had been replaced before the first piece. The last
+    /// piece then waits for the digest of the layer, if the layer is complete.
     pub(super) replacements: Option<u64>,
     /// Keeps the daemon alive.
     pub(super) _answering: Answering,
 }
 
 impl<S: Service> Reading<S> {
-    /// The bytes. The first piece is there when this returns, so that its failure is the answer.
+    /// Starts to read. The first piece is there when this returns, so that its failure can be the answer.
     ///
     /// # Errors
-    /// The failure to read the first piece. A later one is an item of the stream, at which the connection is cut.
+    /// The failure to read the first piece. A later failure is an item of the stream, and cuts the connection.
     pub(super) async fn start(
         mut self,
     ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Problem> {
@@ -101,8 +102,8 @@ fn next_piece(range: &Range<u64>) -> Range<u64> {
     range.start..end.min(range.end)
 }
 
-/// The end of the bytes that are to come to the cache meanwhile: of the block behind that of the piece. They are asked for
-/// a block at a time, at the first piece of each block.
+/// The end of the bytes that the cache fetches meanwhile: the end of the block behind that of the piece. Bytes are
+/// fetched a block at a time, at the first piece of each block.
 fn ahead_end(piece: &Range<u64>, end: u64) -> u64 {
     let block_end = (piece.start / AHEAD_BYTES + 1).saturating_mul(AHEAD_BYTES);
     block_end.saturating_add(AHEAD_BYTES).min(end).max(piece.end)

@@ -29,18 +29,18 @@ use super::route::Route;
 use super::{Server, access, api, peer};
 use crate::control::Service;
 
-/// How long a client may take for the head of a request, and be silent between two requests.
+/// How long a client may take for the head of a request, or be silent between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client may take no byte of an answer. A program may do a step of its work between two reads; it asks again
-/// by range after a longer one.
+/// How long a client may read no byte of an answer. 5 min: a program may work between two reads. After a longer
+/// pause, it continues with a range request.
 const STALL_TIMEOUT: Duration = Duration::from_secs(300);
-/// The longest head of a request: a path of 4 KiB, percent-encoded, and what browsers send with it. Also the bytes of
+/// The longest head of a request: a path of 4 KiB, percent-encoded, and the headers of browsers. Also the bytes of
 /// an answer beside its piece.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// The most headers of a request; browsers send about 20.
 const MOST_HEADERS: usize = 64;
 
-/// Headers of each answer. Nothing of this server runs in a browser, or is shown inside of another page.
+/// Headers of each answer. With them, no content of this server runs in a browser, or is shown inside another page.
 const HEADERS: [(HeaderName, &str); 5] = [
     (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (X_FRAME_OPTIONS, "DENY"),
@@ -53,7 +53,7 @@ const HEADERS: [(HeaderName, &str); 5] = [
 struct Ends {
     client: SocketAddr,
     server: SocketAddr,
-    /// The user of the client, once somebody has asked; `None` where this machine does not know.
+    /// The user of the client, once it was looked up; the inner `None` where this machine does not know.
     user: OnceCell<Option<u32>>,
 }
 
@@ -114,7 +114,7 @@ async fn admitted<S: Service>(
     let route = Route::parse(uri.path());
     let is_open = route.is_some_and(Route::is_open);
     access::check_origin(headers)?;
-    // A monitor on another machine knows this one by another name.
+    // A monitoring system on another machine uses another name for this one.
     if !(is_open && server.config.is_public) {
         access::check_host(uri, headers)?;
     }
@@ -135,7 +135,7 @@ async fn admitted<S: Service>(
     api::answer(server, route, uri, headers, is_head).await
 }
 
-/// Checks that the user of the daemon, or root, is at the other end.
+/// Checks that the client belongs to the user of the daemon or to root.
 async fn check_user(ends: &Ends) -> Result<(), Problem> {
     let user = ends.user.get_or_init(|| find_user(ends.client, ends.server)).await;
     match user {
@@ -163,7 +163,7 @@ async fn find_user(client: SocketAddr, server: SocketAddr) -> Option<u32> {
     }
 }
 
-/// A stream whose writes fail when the client takes no byte for a while.
+/// A stream whose writes fail when the client reads no byte for a while.
 struct Stalling<T> {
     stream: T,
     limit: Duration,
@@ -176,7 +176,7 @@ impl<T> Stalling<T> {
         Self { stream, limit, deadline: None }
     }
 
-    /// The outcome of a write, or the failure of one that waits for too long.
+    /// The outcome of a write, or the failure of a write that has waited for too long.
     fn judge<R>(
         &mut self,
         context: &mut Context<'_>,

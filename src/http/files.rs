@@ -22,8 +22,8 @@ use crate::control::api::{
 use crate::control::{Answering, Service};
 use crate::serve::byte_range::Asked;
 
-/// The types of files that browsers show. No type may run as a program in the origin of this server: a kit is
-/// hostile until somebody has looked at it.
+/// The types of files that browsers show. No type may run as a program in the origin of this server, because the
+/// content of a kit is hostile.
 const TYPES: [(&str, &str); 12] = [
     ("txt", TEXT),
     ("md", TEXT),
@@ -39,7 +39,7 @@ const TYPES: [(&str, &str); 12] = [
     ("jpeg", "image/jpeg"),
 ];
 const TEXT: &str = "text/plain; charset=utf-8";
-/// The rows and ranges of an answer about residency, unless the request says more: a page of text.
+/// The default number of rows and ranges of an answer about residency: a page of text.
 const RESIDENCY_ROWS: u32 = 100;
 const RESIDENCY_RANGES: u32 = 1000;
 /// Files whose names have no extension.

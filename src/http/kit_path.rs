@@ -25,16 +25,16 @@ pub(super) struct KitPath {
     pub(super) path: Vec<u8>,
 }
 
-/// A text that was taken apart.
+/// The text after parsing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Split {
     /// The reference has a tag or digest, or is a whole part.
     Clear(KitPath),
-    /// Nothing says where the reference ends.
+    /// The text does not show where the reference ends.
     Open(Open),
 }
 
-/// `REF/PATH` without a tag: the reference is some of the first parts.
+/// `REF/PATH` without a tag. The reference is a number of its first parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Open {
     parts: Vec<Vec<u8>>,
@@ -44,7 +44,7 @@ impl Split {
     /// Takes the path of a URL apart.
     ///
     /// # Errors
-    /// `usage` for malformed percent-encoding, and a reference that is none.
+    /// `usage` for malformed percent-encoding, and for a malformed reference.
     pub(super) fn parse(text: &str) -> Result<Self, Problem> {
         let raw: Vec<&str> = text.split('/').collect();
         let parts = raw.iter().map(|part| {
@@ -60,7 +60,7 @@ impl Split {
 }
 
 impl Open {
-    /// The kit of the mounted reference whose repository is the longest beginning of the text.
+    /// Finds the kit among the mounted references. The longest repository with which the text begins counts.
     ///
     /// # Errors
     /// `usage` where no mounted kit fits, or several do.
@@ -175,7 +175,7 @@ pub(super) fn checked(text: &str) -> Result<String, Problem> {
     }
 }
 
-/// The reference in one form, whatever the user has left away.
+/// The reference in its canonical form, with the parts that a user may leave out.
 pub(super) fn canonical(reference: &str) -> String {
     match reference.starts_with(LAYOUT_PREFIX) {
         true => reference.to_owned(),

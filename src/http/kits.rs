@@ -1,7 +1,7 @@
 //! The kits that are open for requests.
 //!
-//! A mounted kit is taken as it is mounted. Another kit is opened with the options of the daemon, and stays
-//! open for a while, so that a reader of many ranges does not look its tag up for each of them.
+//! A mounted kit is used as it is mounted. Another kit is opened with the options of the daemon. It stays open for
+//! a while, so that a reader of many ranges does not resolve its tag for each range.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -16,7 +16,7 @@ use crate::control::api::{
 };
 use crate::control::{Connection, Lease, Service};
 
-/// How long a kit stays open, and so how long a tag may name an earlier kit: as commands have it.
+/// How long a kit stays open. So long may a tag name an earlier kit, as in a browse mount.
 const KEEP: Duration = Duration::from_secs(60);
 /// The most kits that stay open; each holds its tree in memory.
 const MOST_OPEN: usize = 16;
@@ -29,7 +29,7 @@ pub(super) struct OpenKit {
     _lease: Lease,
 }
 
-/// The lock is held while the kit is opened, so that further requests wait for the same one.
+/// The lock is held while the kit is opened, so that further requests wait for the same kit.
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<OpenKit>>>>;
 
 /// Opens kits, each once.
@@ -44,7 +44,7 @@ impl<S: Service> Kits<S> {
         Self { connection: Connection::InProcess(service), options, open: Mutex::default() }
     }
 
-    /// The way to the service.
+    /// The connection to the service.
     pub(super) fn connection(&self) -> &Connection<S> {
         &self.connection
     }
@@ -93,7 +93,7 @@ impl<S: Service> Kits<S> {
         open.entry(reference).or_default().clone()
     }
 
-    /// Closes kits whose time is over. Those of requests under way stay open until their end.
+    /// Closes kits whose time is over. Kits of running requests stay open until the requests end.
     fn expire(&self) {
         self.open.lock().retain(|_, slot| match slot.try_lock() {
             Ok(kit) => kit.as_ref().is_some_and(|kit| kit.opened_at.elapsed() < KEEP),
@@ -102,7 +102,7 @@ impl<S: Service> Kits<S> {
     }
 }
 
-/// Closes kits whose time is over. Never done.
+/// Closes kits whose time is over, at intervals. Never returns.
 pub(super) async fn close_unused<S: Service>(kits: &Kits<S>) -> Infallible {
     loop {
         tokio::time::sleep(KEEP / 4).await;

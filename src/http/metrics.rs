@@ -5,7 +5,7 @@
 use crate::control::api::{ActivityReport, DaemonStatus, KitState, MountStatus};
 use crate::observe::metrics::{self, Exposition, Metric};
 
-/// The most mounts with series of their own; the metric of their number counts all.
+/// The most mounts with series of their own. The metric of their number counts all mounts.
 const MOST_MOUNTS: usize = 256;
 
 /// The metrics of a daemon.

@@ -10,8 +10,8 @@
 //! - `metrics`: the text form of Prometheus. `page`: the page for people. Pure.
 //! - `api`: answers in JSON. `kits`: the kits that are open for requests. `problem`: errors.
 //!
-//! This room knows neither mounts nor the cache. It asks the service through the operations of [`crate::control`],
-//! as commands do. It writes nothing: each path takes GET and HEAD.
+//! This room knows neither mounts nor the cache. Like commands, it uses the operations of [`crate::control`]. It
+//! writes nothing: each path takes GET and HEAD.
 
 mod access;
 mod api;
@@ -40,8 +40,8 @@ use crate::control::api::KitRequest;
 use crate::control::{Activity, Service};
 use kits::Kits;
 
-/// The most connections at once. A browser has six, a data loader one for each worker; each one takes a
-/// descriptor and at most a piece of a file ([`body::PIECE_BYTES`]).
+/// The most open connections. 128: a browser has six, and a data loader has one for each worker. Each connection
+/// takes a descriptor and at most a piece of a file ([`body::PIECE_BYTES`]).
 const MOST_CONNECTIONS: usize = 128;
 /// How long to wait after a failure to accept. Descriptors may be freed meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -51,10 +51,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct HttpConfig {
     /// The address that the listener has.
     pub address: SocketAddr,
-    /// Whether other machines may ask for metrics and health.
+    /// Whether other machines may request metrics and health.
     pub is_public: bool,
-    /// The options with which kits are opened that are not mounted; the reference is ignored. Without them, only
-    /// mounted kits can be reached.
+    /// The options for kits that are not mounted; the reference is ignored. Without these options, only mounted
+    /// kits are served.
     pub kit: Option<KitRequest>,
 }
 
@@ -65,8 +65,8 @@ struct Server<S> {
     activity: Arc<Activity>,
 }
 
-/// Answers requests until `draining`, and then those that are under way. `activity` counts the requests that keep
-/// the daemon alive: all but those for metrics and health, which a monitor repeats for ever.
+/// Answers requests until `draining`, and then finishes the running ones. `activity` counts the requests that keep
+/// the daemon alive. Requests for metrics and health do not, because a monitoring system repeats them for ever.
 pub async fn serve<S: Service>(
     listener: TcpListener,
     service: Arc<S>,

@@ -1,11 +1,11 @@
 //! The user at the other end of a TCP connection of this machine.
 //!
-//! The kernel's table of sockets has the user of each one (proc_pid_net(5), `tcp` and `tcp6`). The other end of a
-//! connection is the socket with the two addresses of this end, exchanged. A connection from another machine, or
-//! through a network namespace with other addresses, has none.
+//! The kernel's table of sockets has the user of each socket (proc_pid_net(5), `tcp` and `tcp6`). The other end of
+//! a connection is the socket with the two addresses of this end, exchanged. A connection from another machine, or
+//! through a network namespace with other addresses, has no such socket.
 //!
-//! The table gives user 0 to a socket that no process has open any more. Such a socket has no inode, and
-//! counts as nobody's.
+//! The table has user 0 for a socket that no process has open any more. Such a socket has no inode, and counts as
+//! no user's.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -14,7 +14,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// The tables, with the length of an address in hexadecimal digits.
 const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
 
-/// The user who has the socket at `client` that is connected to `server`; `None` where this machine has none. Blocking.
+/// The user of the socket at `client` that is connected to `server`; `None` where this machine has no such socket.
+/// Blocking.
 ///
 /// # Errors
 /// When the tables cannot be read.

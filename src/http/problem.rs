@@ -7,12 +7,12 @@ use serde_json::json;
 
 use crate::control::api::{Failure, FailureKind};
 
-/// A request that is not answered with what it asks for.
+/// The error of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     /// The status code.
     pub(super) status: StatusCode,
-    /// The word for programs. Those of [`FailureKind`], and a few of HTTP.
+    /// The word for programs: one of [`FailureKind`], or one of HTTP.
     pub(super) kind: &'static str,
     /// The message for people.
     pub(super) message: String,
@@ -23,7 +23,7 @@ impl Problem {
         Self { status, kind, message: message.into() }
     }
 
-    /// A request that no path or parameter of the interface fits.
+    /// A request that does not fit the interface.
     pub(super) fn usage(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "usage", message)
     }
@@ -56,7 +56,7 @@ impl From<Failure> for Problem {
         let (status, kind) = match failure.kind {
             FailureKind::Usage => (StatusCode::BAD_REQUEST, "usage"),
             FailureKind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
-            // Of the registry: this server has let the user in.
+            // The registry has refused the user, not this server.
             FailureKind::Unauthorized => (StatusCode::FORBIDDEN, "unauthorized"),
             FailureKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             FailureKind::BadContent => (StatusCode::BAD_GATEWAY, "bad_content"),

@@ -62,8 +62,8 @@ impl<'a> Route<'a> {
         Some(route)
     }
 
-    /// Whether every process of the machine may ask, and with `--listen-public` other machines: the answer has no
-    /// content of a kit.
+    /// Whether every process of this machine may send the request, and with `--listen-public` other machines too.
+    /// The answer has no content of a kit.
     pub(super) fn is_open(self) -> bool {
         match self {
             Self::Health | Self::Ready | Self::Metrics => true,

@@ -8,18 +8,18 @@ use axum::http::header::{HeaderName, IF_MATCH, IF_NONE_MATCH, IF_RANGE};
 pub(super) enum Verdict {
     /// Send the content.
     Send {
-        /// Whether the `Range` of the request counts: the client has the beginning of this very content.
+        /// Whether the `Range` of the request counts: the client has a part of exactly this content.
         range_counts: bool,
     },
     /// The client has this content.
     NotModified,
-    /// The client wants other content.
+    /// The client wants other content than this.
     Failed,
 }
 
 /// Compares the conditions of a request with the ETag of the content, quotes included.
 ///
-/// Dates count for nothing: content has no `Last-Modified`, so `If-Range` with a date never matches.
+/// Dates are ignored: content has no `Last-Modified`, so `If-Range` with a date never matches.
 pub(super) fn judge(headers: &HeaderMap, etag: &str) -> Verdict {
     if headers.contains_key(IF_MATCH) && !names(headers, &IF_MATCH, etag, false) {
         return Verdict::Failed;
@@ -31,7 +31,7 @@ pub(super) fn judge(headers: &HeaderMap, etag: &str) -> Verdict {
     Verdict::Send { range_counts: if_range.is_none_or(|value| value == etag.as_bytes()) }
 }
 
-/// Whether a list of ETags has this one. A weak one (`W/`) counts for `If-None-Match` only.
+/// Whether a list of ETags has this ETag. A weak ETag (`W/`) counts for `If-None-Match` only.
 fn names(headers: &HeaderMap, name: &HeaderName, etag: &str, is_weak_enough: bool) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     // The ETags of this server have no comma.

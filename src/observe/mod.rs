@@ -45,13 +45,13 @@ pub fn start_log(filter: &str, format: LogFormat) -> Result<(), FilterError> {
         Ok(filter) => (filter, Ok(())),
         Err(error) => (EnvFilter::new("warn"), Err(FilterError(error.to_string()))),
     };
-    // A line is lost when it cannot be written (the disk is full, a collector is gone). The default
-    // would report that on the standard error, which panics there.
+    // A line that cannot be written is lost (the disk is full, a collector is gone). The default would report the
+    // failure on the standard error, and panic if that fails too.
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .log_internal_errors(false);
-    // It fails only when the process has a log already, which stays.
+    // `try_init` fails only when the process has a log already, which stays.
     let _ = match format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

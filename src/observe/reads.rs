@@ -5,8 +5,9 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// The upper bounds of the classes of latency, in microseconds: from a copy out of memory to a read that waits for its
-/// deadline. Two or three for each power of ten tell a local disk from a near registry, and that from a far one.
+/// The upper bounds of the classes of latency, in microseconds: from a copy out of memory to a read that waits for
+/// its deadline. Two or three for each power of ten: enough to tell a local disk, a near registry and a far
+/// registry apart.
 pub const LATENCY_BOUNDS_US: [u64; 22] = [
     10,
     25,
@@ -126,7 +127,7 @@ impl Reads {
         self.failed[why as usize].fetch_add(1, Relaxed);
     }
 
-    /// The counts now. Reads that end meanwhile may be in a part of them.
+    /// The present counts. A read that ends meanwhile may be in some of them only.
     pub fn counts(&self) -> ReadCounts {
         ReadCounts {
             hit: self.hit.counts(),
@@ -188,8 +189,8 @@ impl LatencyCounts {
         }
     }
 
-    /// The time in microseconds that a share (0 to 1) of the reads did not exceed: the bound of its class. `None` without
-    /// a read. A time beyond the last bound counts as that bound.
+    /// The time in microseconds that a share (0 to 1) of the reads did not exceed, as the bound of its class.
+    /// `None` without a read. A time beyond the last bound counts as that bound.
     pub fn quantile_us(&self, share: f64) -> Option<u64> {
         let reads = self.reads();
         if reads == 0 {

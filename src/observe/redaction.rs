@@ -4,22 +4,23 @@
 //! text --known secrets--> --private keys--> --URLs--> --KEY = VALUE, headers--> --tokens by their form--> text
 //! ```
 //!
-//! The first step knows the secrets of this machine, and finds them anywhere. The others know forms: they find
-//! secrets that nobody has listed, and rather take too much. Pure: the caller collects the known secrets.
+//! The first step knows the secrets of this machine, and finds them anywhere. The others know the forms of secrets.
+//! They find unlisted secrets, and rather take too much than too little. Pure: the caller collects the known
+//! secrets.
 
 /// The text in the place of a secret.
 pub const REDACTED: &str = "<redacted>";
 
-/// Shorter texts are no secrets: in the place of each `a` a report would have a mark.
+/// The least length of a known secret. With shorter ones, a report would have a mark in the place of every `a`.
 const LEAST_BYTES: usize = 4;
 
-/// The least length of what follows `Bearer` or `Basic` for a credential: shorter words are speech.
+/// The least length of a credential behind `Bearer` or `Basic`. Shorter words are ordinary text.
 const LEAST_CREDENTIAL: usize = 8;
 
 /// The least length of a token with a known beginning.
 const LEAST_TOKEN: usize = 16;
 
-/// How tokens of well-known services begin: AWS, JSON web tokens, GitHub, GitLab, Hugging Face, Docker Hub.
+/// The beginnings of tokens of well-known services: AWS, JSON web tokens, GitHub, GitLab, Hugging Face, Docker Hub.
 const TOKEN_BEGINNINGS: [&str; 13] = [
     "AKIA",
     "ASIA",
@@ -213,7 +214,7 @@ fn is_header(name: &str) -> bool {
     name.ends_with("authorization") || name.ends_with("cookie")
 }
 
-/// The length of what stands between a name and its value: quotes, blanks, and `=` or `:` once.
+/// The length of the gap between a name and its value: quotes, blanks, and one `=` or `:`.
 fn gap_to_value(text: &str) -> Option<usize> {
     let is_blank = |c: &char| matches!(c, ' ' | '\t' | '"' | '\'' | '\\');
     let before: usize = text.chars().take_while(is_blank).map(char::len_utf8).sum();
@@ -223,7 +224,7 @@ fn gap_to_value(text: &str) -> Option<usize> {
     Some(behind + blanks)
 }
 
-/// The length of a value behind `gap`. A quoted one ends at its quote.
+/// The length of a value behind `gap`. A quoted value ends at its quote.
 fn value_length(gap: &str, value: &str, is_header: bool) -> usize {
     let quote = gap.chars().next_back().filter(|c| matches!(c, '"' | '\''));
     match quote {
@@ -250,7 +251,7 @@ fn value_length(gap: &str, value: &str, is_header: bool) -> usize {
     }
 }
 
-/// Takes out tokens by how they begin, and what follows the name of a scheme.
+/// Takes out tokens with known beginnings, and credentials behind the name of a scheme.
 fn tokens(line: &str) -> String {
     let is_of_token = |c: char| c.is_ascii_alphanumeric() || "+/=_.~-".contains(c);
     let mut out = String::with_capacity(line.len());
@@ -277,7 +278,7 @@ fn tokens(line: &str) -> String {
     out
 }
 
-/// Where in a run of characters a token with a known beginning begins.
+/// The position of a token with a known beginning in a run of characters.
 fn token_at(run: &str) -> Option<usize> {
     let starts = TOKEN_BEGINNINGS.iter().filter_map(|beginning| {
         let at = run.find(beginning)?;
@@ -361,7 +362,7 @@ mod tests {
             behind in "[ -~]{0,20}",
         ) {
             let planted = place.replace("SECRET", &secret);
-            // An open quote before it may belong to any of the quotes in it.
+            // An open quote before the place may pair with any of the quotes in it.
             prop_assume!(!before.contains(['"', '\'', '\\']));
             let told = redacted(&format!("{before} {planted} {behind}\n"));
             prop_assert!(!told.contains(&secret), "{}", told);

@@ -135,7 +135,7 @@ async fn manifest(
         let Some(digest) = digest else { return Ok(None) };
         match layout.manifest_bytes(digest) {
             Ok(bytes) => Ok(StoredManifest::decode(&bytes).map(|read| (digest, bytes, read))),
-            // A layer's digest on the manifests path finds nothing: a layer is no manifest.
+            // The digest of a layer on the manifests path is not found, because a layer is no manifest.
             Err(SourceError::NotFound { .. } | SourceError::Protocol { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }

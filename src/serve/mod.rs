@@ -8,8 +8,8 @@
 //! Invariants:
 //! - No text of a request becomes a path: names are keys of a table, and digests are parsed.
 //! - The body of a blob is streamed, so memory does not grow with its size.
-//! - `index.json` is read anew for each request, so a kit that is copied into a known layout is
-//!   served at once. A new layout in the folder is found within a second.
+//! - `index.json` is read anew for each request, so a kit in a known layout is served as soon as it is copied
+//!   there. A new layout in the folder is found within a second.
 //!
 //! The registry speaks plain http and has no users. Listen on loopback, or put a proxy with TLS in
 //! front of it.
@@ -103,7 +103,7 @@ impl Registry {
         for (name, layout) in self.catalogue.all() {
             let Ok(index) = layout.index() else { continue };
             for entry in &index.entries {
-                // A tag that several manifests of a layout share finds none of them.
+                // A tag of several manifests of a layout leads to none of them.
                 let mut tags = entry.names.iter().map(|name| &name.tag);
                 let selector = match tags.find(|tag| index.tagged(tag) == Some(entry.digest)) {
                     Some(tag) => format!(":{tag}"),

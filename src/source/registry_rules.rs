@@ -1,8 +1,8 @@
 //! The settings of a user for one registry, or for all below a domain: mirrors, certificates, credentials, rates.
 //!
-//! A rule is for a host as references write it (`ghcr.io`, `registry.example:5000`), or for the hosts below a domain
-//! (`*.corp.example`, on any port unless the pattern has one). Several rules may fit a host. Of these, the most
-//! specific one that says something counts, for each setting by itself. Of equal ones, the first counts.
+//! A rule is for a host in the form of references (`ghcr.io`, `registry.example:5000`), or for the hosts below a
+//! domain (`*.corp.example`). A pattern without a port fits any port. Several rules may fit a host. For each
+//! setting by itself, the most specific rule with the setting counts. Of equal rules, the first counts.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admission::Rate;
 
-/// The settings for the hosts of a pattern. `None` and empty lists say nothing.
+/// The settings for the hosts of a pattern. `None` and empty lists set nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistryRule {
@@ -26,7 +26,7 @@ pub struct RegistryRule {
     pub ca_files: Vec<PathBuf>,
     /// PEM files with a client certificate and its key.
     pub client_identity: Option<(PathBuf, PathBuf)>,
-    /// A file in Docker's config format, looked at before all others.
+    /// A file in Docker's config format, which comes before all others.
     pub credentials_file: Option<PathBuf>,
     /// The name of a credential helper: `ecr-login` for `docker-credential-ecr-login`.
     pub credential_helper: Option<String>,
@@ -40,7 +40,7 @@ pub struct RegistryRule {
 }
 
 impl RegistryRule {
-    /// Whether the rule says how the registry is reached, and not only with which credentials and how fast.
+    /// Whether the rule has other settings than credentials and rates: settings for reaching the registry.
     pub fn is_about_addresses(&self) -> bool {
         !self.mirrors.is_empty()
             || self.plain_http.is_some()
@@ -49,7 +49,7 @@ impl RegistryRule {
             || self.client_identity.is_some()
     }
 
-    /// The hosts that may get credentials, and nothing else of the rule.
+    /// The rule with only the hosts that may get credentials.
     pub fn about_credentials(&self) -> Self {
         Self { host: self.host.clone(), trusted: self.trusted.clone(), ..Self::default() }
     }
@@ -72,7 +72,7 @@ impl RegistryRule {
         let is_below =
             name.strip_suffix(domain).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'));
         let is_port = port.is_none_or(|port| host_port == Some(port));
-        // A port makes a pattern more specific than the same one without.
+        // A pattern with a port is more specific than the same pattern without.
         (is_below && is_port).then_some(2 * domain.len() + usize::from(port.is_some()))
     }
 }
@@ -90,7 +90,7 @@ fn split_port(host: &str) -> (&str, Option<&str>) {
 pub struct RegistryRules(Vec<RegistryRule>);
 
 impl RegistryRules {
-    /// These rules, the first of equal ones counts.
+    /// These rules. Of equal ones, the first counts.
     pub fn new(rules: Vec<RegistryRule>) -> Self {
         Self(rules)
     }
@@ -99,7 +99,7 @@ impl RegistryRules {
     pub fn of(&self, host: &str) -> RegistryRule {
         let mut fitting: Vec<_> =
             self.0.iter().filter_map(|rule| Some((rule.fit(host)?, rule))).collect();
-        // Stable: the first of equal ones stays the first.
+        // A stable sort keeps the first of equal rules first.
         fitting.sort_by_key(|(fit, _)| std::cmp::Reverse(*fit));
         let mut found = RegistryRule { host: host.to_owned(), ..RegistryRule::default() };
         for (_, rule) in fitting {
@@ -110,7 +110,7 @@ impl RegistryRules {
             if found.ca_files.is_empty() {
                 found.ca_files = rule.ca_files;
             }
-            // One rule says where the credentials are.
+            // The file and the helper come from one rule.
             if found.credentials_file.is_none() && found.credential_helper.is_none() {
                 found.credentials_file = rule.credentials_file;
                 found.credential_helper = rule.credential_helper;
@@ -187,7 +187,7 @@ mod tests {
             assert_eq!(mirror(&rules, host), expected, "{host}");
         }
         assert_eq!(mirror(&[("[::1]:5000", "own")], "[::1]:5000"), "own");
-        // A name without a port is another registry than the same name with one.
+        // A name with a port is another registry than the same name without.
         assert_eq!(mirror(&[("ghcr.io", "own")], "ghcr.io:5000"), "");
     }
 

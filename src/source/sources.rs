@@ -38,7 +38,7 @@ impl Sources {
         Self { user, ..self }
     }
 
-    /// With what kit itself has pulled asked before the registry, or after it.
+    /// Sets whether kits that kit itself has pulled come before the registry, or after it.
     pub fn prefer_pulled(self, is_pulled_preferred: bool) -> Self {
         Self { is_pulled_preferred, ..self }
     }
@@ -48,12 +48,12 @@ impl Sources {
     /// Every repository of a registry, sorted.
     ///
     /// # Errors
-    /// Fails also where the registry lets nobody list them, as most public ones do.
+    /// Fails also where the registry offers no list, as most public ones.
     pub async fn catalogue(&self, host: &str) -> Result<Vec<String>, SourceError> {
         self.registries.catalogue(host).await
     }
 
-    /// The addresses of a registry, to be looked at; `repository` may be empty.
+    /// The addresses of a registry, for probes; `repository` may be empty.
     ///
     /// # Errors
     /// As for [`RegistryClient::probes`].
@@ -64,7 +64,7 @@ impl Sources {
     /// Every repository of kit's own storage, sorted.
     ///
     /// # Errors
-    /// Fails if the storage cannot be read, or it is not known where it lies.
+    /// Fails if the storage cannot be read, or its place is unknown.
     pub async fn stored(&self) -> Result<Vec<KitStorage>, SourceError> {
         KitStorage::all(self.kitops_home("kit's local storage")?).await
     }
@@ -76,7 +76,7 @@ impl Sources {
         })
     }
 
-    /// Opens the repositories in which kit's storage finds layers that were taken by digest.
+    /// Opens the repositories of layers that kit's storage took by digest.
     fn elsewhere(&self) -> Elsewhere {
         let registries = Arc::clone(&self.registries);
         Elsewhere(Arc::new(move |origin| match origin {
@@ -90,14 +90,14 @@ impl Sources {
         }))
     }
 
-    /// The hosts that have said nothing for a while to requests that open or warm a kit.
+    /// The hosts that are silent for a while to requests that open or warm a kit.
     pub fn silences(&self) -> Vec<Silence> {
         self.registries.silences()
     }
 }
 
 impl Sources {
-    /// The place that an origin names, to write to. Makes the folder of a layout that is not there.
+    /// The destination of an origin. Makes the missing folder of a layout.
     ///
     /// # Errors
     /// Fails where the place cannot be written.
@@ -113,11 +113,11 @@ impl Sources {
         }
     }
 
-    /// The repository of kit's local storage that `reference` names, to write to. `origins` has the places of
-    /// blobs that are not in the storage.
+    /// The repository of kit's local storage for `reference`, as a destination. `origins` has the places of blobs
+    /// that are not in the storage.
     ///
     /// # Errors
-    /// Fails where the storage cannot be written, or it is not known where it lies.
+    /// Fails where the storage cannot be written, or its place is unknown.
     pub async fn storage_destination(
         &self,
         reference: &Reference,
@@ -129,11 +129,10 @@ impl Sources {
         Ok(Arc::new(KitStorageDestination::open(home, reference, origins).await?))
     }
 
-    /// The repository of kit's local storage that has this name, whether a registry has one of the same name
-    /// or not.
+    /// The repository of kit's local storage with this name, even if a registry has the same name.
     ///
     /// # Errors
-    /// Fails where the storage has no such repository, or it is not known where it lies.
+    /// Fails where the storage has no such repository, or its place is unknown.
     pub fn kept(&self, reference: &Reference) -> Result<KitStorage, SourceError> {
         let home =
             self.kitops_home(&format!("{}/{}", reference.registry(), reference.repository()))?;
@@ -144,7 +143,7 @@ impl Sources {
 impl Repositories for Sources {
     fn open(&self, origin: &Origin) -> Result<Arc<dyn Repository>, SourceError> {
         if self.user.is_some() && !matches!(origin, Origin::Registry(_)) {
-            // A kit could name a folder of this machine as its parent.
+            // This refuses a kit that names a folder of this machine as its parent.
             return Err(SourceError::Configuration {
                 what: origin.to_string(),
                 detail: "the system daemon opens no folder of this machine".to_owned(),

@@ -1,12 +1,12 @@
 //! The priority of requests, and the patience with a silent host.
 //!
-//! The order: a reader that waits; the bytes that a reader's pattern predicts; prefetching on request; and
-//! the rest of the kit in the background.
+//! The order of priorities: a waiting reader; bytes that a reader's pattern predicts; prefetch on request; the rest
+//! of the kit in the background.
 //!
-//! Patience is another question (docs/design/003-registry-client.md). A reader has a deadline, so its
-//! request gives up on a host that is silent for long. A command that opens a kit waits as long as the
-//! connection lives, and so does fetching in the background. A pull-through cache may fetch a blob for
-//! minutes before its first byte, and starts anew where its client goes away.
+//! Patience is separate from priority (docs/design/003-registry-client.md). A reader has a deadline, so its request
+//! gives up on a host that is silent for long. A command that opens a kit waits while the connection lives, and so
+//! does background work. A pull-through cache may fetch a blob for minutes before its first byte. It begins anew if
+//! its client goes away.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use super::admission::UserId;
 
 /// The most users that are kept of one request.
 ///
-/// 64: more users of one machine rarely wait for one chunk, and the queue looks at each of them. With more,
-/// the request counts as one of the first 64, and comes all the same.
+/// 64: more users of one machine rarely wait for one chunk, and the queue looks at each of them. Further users get
+/// their bytes too, but do not count for the order.
 const MOST_USERS: usize = 64;
 
-/// The reason for a request; a later variant goes before an earlier one.
+/// The reason for a request. A later variant comes before an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Priority {
@@ -32,14 +32,14 @@ pub enum Priority {
     Hydrate,
     /// Asked for beforehand: tensors, traces, `kitfs warm`.
     Prefetch,
-    /// A reader's pattern says that it reads them next.
+    /// A reader's pattern predicts that it reads the bytes next.
     Readahead,
     /// A reader waits.
     OnDemand,
 }
 
 impl Priority {
-    /// All of them, the least urgent first.
+    /// All priorities, the least urgent first.
     pub const ALL: [Self; 4] = [Self::Hydrate, Self::Prefetch, Self::Readahead, Self::OnDemand];
 
     /// The word for it in metrics and logs.
@@ -55,9 +55,9 @@ impl Priority {
 
 /// The priority of a request, the users who wait for it, and its patience, shared by all clones.
 ///
-/// The priority can be raised while the request waits or runs, because a reader began to wait for its
-/// bytes; it never falls. Users of the highest priority count: a reader of one user takes over what was
-/// fetched ahead for another.
+/// The priority can rise while the request waits or runs, because a reader began to wait for its bytes. It never
+/// falls. Only users of the highest priority count: when a reader begins to wait, it takes the request over from
+/// users of readahead.
 #[derive(Clone, Debug)]
 pub struct Urgency(Arc<Shared>);
 
@@ -67,7 +67,7 @@ struct Shared {
     users: Mutex<Vec<UserId>>,
     /// Grows with each change of the priority or of the users.
     changes: AtomicU32,
-    /// Whether a kit is being opened: that is as urgent as a reader, and as patient as a warm.
+    /// Whether the request opens a kit. Then it is as urgent as a reader, and as patient as `kitfs warm`.
     is_opening: bool,
     is_in_the_way: AtomicBool,
     changed: Notify,
@@ -77,7 +77,7 @@ struct Shared {
 /// The waits and retries of one transfer's requests so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trail {
-    /// The time that they waited for slots of their hosts.
+    /// The time that the requests waited for slots of their hosts.
     pub slot: Duration,
     /// The requests that were sent again.
     pub retries: u32,
@@ -118,7 +118,7 @@ impl Urgency {
         Self::with(Priority::OnDemand, true, UserId::default())
     }
 
-    /// Whether the request waits for a silent host as long as the connection lives.
+    /// Whether the request waits for a silent host while the connection lives.
     pub fn is_patient(&self) -> bool {
         self.0.is_opening || self.get() <= Priority::Prefetch
     }
@@ -158,8 +158,7 @@ impl Urgency {
         }
     }
 
-    /// Notes that `user` waits for the request with `priority`; `true` if that changes its place among
-    /// the waiting ones.
+    /// Notes that `user` waits for the request with `priority`; `true` if that changes its place in the queue.
     pub fn join(&self, priority: Priority, user: UserId) -> bool {
         let mut users = self.0.users.lock();
         let before = self.get();
@@ -215,7 +214,7 @@ impl Urgency {
         self.until(|| self.changes() != seen).await;
     }
 
-    /// Waits until patience ends, because a reader began to wait; for ever where that cannot be.
+    /// Waits until patience ends, because a reader began to wait. A request without such an end waits for ever.
     pub(crate) async fn until_impatient(&self) {
         if self.0.is_opening {
             return std::future::pending().await;
@@ -244,7 +243,7 @@ impl Urgency {
     async fn until(&self, is_so: impl Fn() -> bool) {
         loop {
             let mut changed = pin!(self.0.changed.notified());
-            // Enabled before the look, so that a change between the two is not missed.
+            // The notification is enabled before the look, so that a change between the two is not missed.
             changed.as_mut().enable();
             if is_so() {
                 return;

@@ -49,14 +49,14 @@ pub(super) struct Documents<'a> {
     is_unreachable: AtomicBool,
 }
 
-/// A document to find by its digest.
+/// A document, or the config of a kit, to find by its digest.
 #[derive(Clone, Copy)]
-pub(super) enum Question {
+pub(super) enum ByDigest {
     Document(Digest),
     Config(BlobId),
 }
 
-impl Question {
+impl ByDigest {
     pub(super) async fn answer(self, source: &dyn Repository) -> Result<Bytes, SourceError> {
         match self {
             Self::Document(digest) => Ok(source.manifest(Some(&Selector::Digest(digest))).await?.1),
@@ -134,7 +134,7 @@ impl<'a> Documents<'a> {
     /// right even where the cache has the document, because the bytes may be there for another user only. While the
     /// registry is unreachable, an earlier confirmation counts.
     async fn find_for_user(&self, digest: Digest) -> Result<Found, LoadError> {
-        let warning = match Question::Document(digest).answer(&*self.repository).await {
+        let warning = match ByDigest::Document(digest).answer(&*self.repository).await {
             Ok(bytes) => {
                 let document = self.keep(digest, &bytes).await?;
                 self.note_right(digest).await?;
@@ -196,7 +196,7 @@ impl<'a> Documents<'a> {
         if let Some(bytes) = self.kept_for_user(digest).await {
             return Document::decode(&bytes).of(self.kin);
         }
-        let bytes = self.ask(Question::Document(digest)).await?;
+        let bytes = self.ask(ByDigest::Document(digest)).await?;
         self.note_right(digest).await?;
         self.keep(digest, &bytes).await
     }
@@ -210,7 +210,7 @@ impl<'a> Documents<'a> {
         if let Some(bytes) = self.kept_for_user(blob.digest).await {
             return Ok(bytes);
         }
-        let bytes = self.ask(Question::Config(blob)).await?;
+        let bytes = self.ask(ByDigest::Config(blob)).await?;
         self.note_right(blob.digest).await?;
         self.put(blob.digest, bytes.clone()).await?;
         Ok(bytes)
@@ -246,19 +246,19 @@ impl<'a> Documents<'a> {
     }
 
     /// Finds the document of a digest at the registry, and before or after it in kit's storage.
-    async fn ask(&self, question: Question) -> Result<Bytes, LoadError> {
+    async fn ask(&self, wanted: ByDigest) -> Result<Bytes, LoadError> {
         if let Some(pulled) = self.preferred()
-            && let Ok(bytes) = question.answer(&pulled.storage).await
+            && let Ok(bytes) = wanted.answer(&pulled.storage).await
         {
             return Ok(bytes);
         }
-        let error = match question.answer(&*self.repository).await {
+        let error = match wanted.answer(&*self.repository).await {
             Err(error) if error.is_retryable() => error,
             answer => return answer.of(self.kin),
         };
         self.is_unreachable.store(true, Ordering::Relaxed);
         let Some(pulled) = &self.pulled else { return Err(error).of(self.kin) };
-        question.answer(&pulled.storage).await.map_err(|_| error).of(self.kin)
+        wanted.answer(&pulled.storage).await.map_err(|_| error).of(self.kin)
     }
 
     async fn find_without_registry(&self, error: SourceError) -> Result<Found, LoadError> {

@@ -5,7 +5,7 @@
 //! kit in it, and kit itself does not notice. A digest is never wrong; a tag is taken only if no other
 //! kit of the repository has a parent elsewhere with this tag.
 
-use super::documents::Question;
+use super::documents::ByDigest;
 use super::resolve::Kin;
 use crate::kit::Kit;
 use crate::oci::{BlobId, Digest, Document, Origin, Reference, Selector};
@@ -84,11 +84,11 @@ fn doubt(reference: &Reference, tag: &str, parent: &str, digest: Digest) -> Stri
 
 /// The parent that a stored kit names; `None` also for a manifest that is not one of a kit.
 async fn parent_of(storage: &KitStorage, digest: Digest) -> Result<Option<String>, SourceError> {
-    let bytes = Question::Document(digest).answer(storage).await?;
+    let bytes = ByDigest::Document(digest).answer(storage).await?;
     let Ok(Document::Manifest(manifest)) = Document::decode(&bytes) else { return Ok(None) };
     let config = match manifest.config.content() {
         Some(config) => config,
-        None => Question::Config(manifest.config.blob()).answer(storage).await?,
+        None => ByDigest::Config(manifest.config.blob()).answer(storage).await?,
     };
     Ok(Kit::decode(&manifest, &config).ok().and_then(|kit| kit.parent))
 }

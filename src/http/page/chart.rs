@@ -4,7 +4,8 @@
 
 use maud::{Markup, html};
 
-/// The units of the picture. The height is that of the style sheet, so that lines are not distorted there.
+/// The size of the picture in its own units. The height is the one in the style sheet, so that lines are not
+/// distorted.
 const WIDTH: f64 = 600.0;
 const HEIGHT: f64 = 120.0;
 

@@ -83,7 +83,7 @@ pub(super) fn page(view: &View<'_>) -> Markup {
     }
 }
 
-/// The problems that somebody has to look at.
+/// The problems that need attention.
 fn problems(status: &DaemonStatus) -> Markup {
     let mut all: Vec<(String, String)> = Vec::new();
     if status.cache_folder_is_lost {
@@ -234,7 +234,7 @@ fn mount_card(view: &MountView<'_>, now: i64) -> Markup {
     }
 }
 
-/// The word for the bytes that are not here: how they come.
+/// The word for the state of the missing bytes.
 fn activity_word(hydrate: &HydrateState) -> &'static str {
     match hydrate {
         HydrateState::Running => "fetching",
@@ -277,7 +277,7 @@ fn file(row: &ResidencyRow) -> Markup {
     }
 }
 
-/// A strip with a rectangle for each run of parts in the same state. A file of fewer bytes than parts has a part for each
+/// A strip with a rectangle for each run of parts in the same state. A small file has at most one part for each
 /// byte.
 fn heat(row: &ResidencyRow) -> Markup {
     let parts = usize::try_from(row.total.bytes).unwrap_or(usize::MAX).min(row.cells.len());
@@ -328,7 +328,7 @@ fn legend() -> Markup {
 /// A bar of one share.
 fn bar(part: u64, whole: u64) -> Markup {
     let width = u128::from(part.min(whole)) * u128::from(BAR) / u128::from(whole.max(1));
-    // Something is to be seen of the first byte.
+    // Even one byte is visible.
     let width = if part > 0 { width.max(4) } else { 0 };
     html! {
         svg.bar aria-hidden="true" viewBox=(format!("0 0 {BAR} 1")) preserveAspectRatio="none" {
@@ -364,7 +364,7 @@ fn hosts(activity: &ActivityReport) -> Markup {
     }
 }
 
-/// A path that may be broken behind each slash.
+/// A path that may wrap after each slash.
 fn path(path: &Path) -> Markup {
     let text = shown(&path.to_string_lossy());
     html! { bdi.path { @for part in text.split_inclusive('/') { (part) wbr; } } }

@@ -1,7 +1,7 @@
 //! `/`: one page for people, made on the server, without a script.
 //!
-//! The page is a pure function of what the daemon says (`layout`); this file asks the daemon. All text of kits, paths and
-//! messages is escaped by `maud`. The policy of the page lets a browser load its style sheet and nothing else.
+//! The page is a pure function of the daemon's answers (`layout`); this file makes the requests. `maud` escapes all
+//! text of kits, paths and messages. The policy of the page lets a browser load its style sheet and nothing else.
 
 mod chart;
 mod layout;
@@ -20,7 +20,7 @@ use crate::control::api::{
     ActivityRequest, MountStatus, RawPath, ResidencyRequest, ResidencyRows, StatusRequest, Subject,
 };
 
-/// The most mounts on the page, and those of them with a map: a map looks at every file of the kit.
+/// The most mounts on the page, and the most with a map. A map looks at every file of the kit.
 const MOST_MOUNTS: usize = 100;
 const MOST_MAPS: usize = 16;
 /// The files of a map, the largest first, and the parts of each bar.
@@ -30,7 +30,7 @@ const CELLS: u16 = 96;
 /// The policy of the page: a style sheet of this server, and nothing else.
 const POLICY: &str = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The page, as things are now.
+/// The page at this moment.
 pub(super) async fn answer<S: Service>(server: &Server<S>) -> Result<Response<Body>, Problem> {
     let status = ask(server, StatusRequest {}).await?;
     let activity = ask(server, ActivityRequest {}).await?;

@@ -30,7 +30,7 @@ pub(super) fn duration(seconds: i64) -> String {
     }
 }
 
-/// A share in percent: not 100 % before all is there, not 0 % once something is.
+/// A share in percent. Only the whole is 100 %, and only nothing is 0 %.
 pub(super) fn percent(part: u64, whole: u64) -> String {
     match whole {
         0 => "–".to_owned(),

@@ -1,4 +1,4 @@
-//! An answer: its head, its body yet to be read, and its meaning where it is not the content.
+//! An answer: its head, its unread body, and its meaning where it is not the content.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,49 +18,48 @@ use crate::process::running_time;
 use crate::source::admission::Slot;
 use crate::source::{SourceError, Urgency};
 
-/// The most of an error's body that is read for its words.
+/// The most of an error's body that is read for its message.
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
 
-/// The wait for the words of an error. 5 s: the next step after a refusal must not depend on
-/// them.
+/// The wait for the message of an error. 5 s: the next step after a refusal must not depend on it.
 const WORDS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The longest that a document may take. 5 min: the largest manifest, 4 MiB, at 14 KB/s; a body that
-/// comes byte by byte must not hold up a command for ever.
+/// The longest time for a document. 5 min: the largest manifest, 4 MiB, at 14 KB/s. A body that comes byte by byte
+/// must not hold up a command for ever.
 const DOCUMENT_TIME: Duration = Duration::from_secs(300);
 
-/// The head of an answer, and its body yet to be read.
+/// The head of an answer, and its unread body.
 pub(super) struct Answer {
     response: reqwest::Response,
     /// The host, as messages name it.
     place: String,
     /// Held until the body was read or dropped.
     slot: Option<Slot>,
-    /// For silences within the body, where the request is patient.
+    /// The patience with silences within the body, for a patient request.
     patience: Option<Patience>,
 }
 
-/// The patience with a body that is silent in the midst of it. A pull-through cache may send a head,
-/// or half a body, and then fetch the rest.
+/// The patience with a body that falls silent. A pull-through cache may send a head, or half a body, and then fetch
+/// the rest.
 pub(super) struct Patience {
     /// The longest silence.
     pub(super) limit: Duration,
     /// Ends when a reader begins to wait.
     pub(super) urgency: Urgency,
-    /// The table that the host is entered in.
+    /// The table of silent hosts.
     pub(super) silences: Arc<Silences>,
     pub(super) host: String,
 }
 
-/// The length of a body's silence, and whether the patience of an opener ended with that.
+/// The length of a body's silence, and whether it used up the patience of an opener.
 struct Silent {
     time: Duration,
     is_patience: bool,
 }
 
 impl Patience {
-    /// Waits for a piece as long as `limit`, and as `stall` from the moment at which a reader begins to
-    /// wait.
+    /// Waits for a piece as long as `limit`. Once a reader begins to wait, it waits as long as `stall` from then
+    /// on.
     async fn wait<T>(&self, stall: Duration, piece: impl Future<Output = T>) -> Result<T, Silent> {
         let mut piece = pin!(piece);
         let limit = self.limit.max(stall);
@@ -96,7 +95,7 @@ impl Answer {
         Self { response, place: place.to_owned(), slot: None, patience }
     }
 
-    /// The same, which gives `slot` back when its body was read or dropped.
+    /// The same, with a slot that is returned when the body was read or dropped.
     pub(super) fn holding(self, slot: Slot) -> Self {
         Self { slot: Some(slot), ..self }
     }
@@ -113,7 +112,7 @@ impl Answer {
         &self.place
     }
 
-    /// The target of a redirect at `at`; `home` is the URL of the registry that was asked first.
+    /// The target of a redirect at `at`. `home` is the URL of the registry that got the first request.
     pub(super) fn next_hop(&self, at: &Url, home: &Url) -> Result<Url, SourceError> {
         let next = redirect::location(self.headers())
             .ok_or_else(|| "a redirect without a Location".to_owned())
@@ -121,8 +120,8 @@ impl Answer {
         next.map_err(|detail| SourceError::Protocol { place: self.place.clone(), detail })
     }
 
-    /// The next piece of the body, `None` at its end. Waits for each piece as long as `stall`, or with
-    /// the patience of the request.
+    /// The next piece of the body; `None` at its end. Waits for each piece as long as `stall`, or with the patience
+    /// of the request.
     pub(super) async fn piece(&mut self, stall: Duration) -> Result<Option<Bytes>, SourceError> {
         if let Some(slot) = &self.slot {
             slot.paced().await;
@@ -208,7 +207,7 @@ impl Answer {
         }
     }
 
-    /// Waits with no more patience than a reader.
+    /// From now on, the body has no more patience than a reader.
     pub(super) fn hurry(&mut self) {
         self.patience = None;
     }
@@ -225,8 +224,8 @@ impl Answer {
         }
     }
 
-    /// The failure of a request for `what` that got this answer; `hint` is the advice for a 404. A
-    /// registry's own 401 and 403 do not come here.
+    /// The failure of a request for `what` with this answer. `hint` is the advice for a 404. A registry's own 401
+    /// and 403 are handled elsewhere.
     pub(super) async fn refusal(mut self, what: &str, hint: &str, stall: Duration) -> Failure {
         let status = self.status();
         let retry_after = retry::retry_after(self.headers(), Timestamp::now());

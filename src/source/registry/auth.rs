@@ -6,18 +6,17 @@
 //!                                  401, or 403 to an earlier grant                    '--> refused
 //! ```
 //!
-//! Each repository at each upstream has one [`Access`]. A request that needs an authorization locks it
-//! until there is one. So any number of requests at once make one token request, and all that waited
-//! share its failure, too.
+//! Each repository at each upstream has one [`Access`]. A request that needs an authorization locks it until there
+//! is one. So any number of simultaneous requests make one token request, and share its failure too.
 //!
-//! No password and no token outlives the file that it came from: before a granted authorization is
-//! used, the credential files are compared with those that were read for it, and read again where
-//! they changed. So `kit login` and `kit logout` count for a running daemon at once. A credential
-//! helper is asked for each token; a password from a helper is kept until the registry refuses it.
+//! No password and no token outlives the file that it came from. Before a granted authorization is used, the
+//! credential files are checked for changes, and changed files are read again. So `kit login` and `kit logout`
+//! count for a running daemon at once. A credential helper runs for each token. A password from a helper is kept
+//! until the registry refuses it.
 //!
-//! A 403 usually means that a repository may not be read, but some registries answer it to a
-//! password that has expired (ECR, after 12 hours). So the credentials are read again once, and the
-//! request is repeated where they give another authorization.
+//! A 403 usually means that the user may not read a repository. But some registries answer 403 to an expired
+//! password (ECR, after 12 hours). So the credentials are read again once. If they give another authorization, the
+//! request is repeated.
 //!
 //! A challenge counts only in a host's own answer, and gets the credentials of that host alone.
 
@@ -34,7 +33,7 @@ use parking_lot::Mutex;
 
 use super::RegistryClient;
 use super::challenge::Challenge;
-use super::exchange::Question;
+use super::exchange::Request;
 use super::message;
 use super::scopes::{Rights, Scopes};
 use super::token;
@@ -49,7 +48,7 @@ const REPOSITORIES: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zer
 #[derive(Clone)]
 pub(super) struct Authorization {
     pub(super) header: HeaderValue,
-    /// The time for another one.
+    /// The time at which it must be renewed.
     pub(super) renew_at: Option<Instant>,
 }
 
@@ -57,8 +56,8 @@ pub(super) struct Authorization {
 #[derive(Default)]
 pub(super) struct Access {
     state: tokio::sync::Mutex<State>,
-    /// Counts the attempts to get an authorization, to tell requests that waited for one from later
-    /// requests.
+    /// Counts the attempts to get an authorization. With it, requests that waited for an attempt are told from
+    /// later ones.
     attempts: AtomicU64,
 }
 
@@ -66,7 +65,7 @@ pub(super) struct Access {
 struct State {
     challenges: Vec<Challenge>,
     scopes: Scopes,
-    /// The credential with which the last authorization was asked for.
+    /// The credential of the last request for an authorization.
     known: Known,
     granted: Option<Authorization>,
     failure: Option<SourceError>,
@@ -103,7 +102,7 @@ impl Access {
         self.state.lock().await.granted.clone()
     }
 
-    /// The credential with which the last authorization was asked for.
+    /// The credential of the last request for an authorization.
     pub(super) async fn known(&self) -> Known {
         self.state.lock().await.known.clone()
     }
@@ -117,19 +116,19 @@ pub(super) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
 }
 
 impl RegistryClient {
-    /// The authorization to start with; `None` before the first challenge. Gets another one when it is
-    /// time for that, or when the credentials have changed.
+    /// The authorization to start with; `None` before the first challenge. Gets a new one when it must be renewed,
+    /// or when the credentials have changed.
     pub(super) async fn authorization(
         &self,
         access: &Access,
-        question: &Question<'_>,
+        request: &Request<'_>,
     ) -> Result<Option<Authorization>, SourceError> {
         let before = access.attempts.load(Ordering::Acquire);
         let mut state = access.state.lock().await;
         let Some(granted) = state.granted.clone() else { return Ok(None) };
         let is_old = granted.renew_at.is_some_and(|at| Instant::now() >= at);
-        if is_old || self.is_outdated(&mut state, question).await? {
-            return self.grant(access, &mut state, before, question).await.map(Some);
+        if is_old || self.is_outdated(&mut state, request).await? {
+            return self.grant(access, &mut state, before, request).await.map(Some);
         }
         Ok(Some(granted))
     }
@@ -139,13 +138,13 @@ impl RegistryClient {
     async fn is_outdated(
         &self,
         state: &mut State,
-        question: &Question<'_>,
+        request: &Request<'_>,
     ) -> Result<bool, SourceError> {
         let is_anonymous = state.known.credential == Credential::Anonymous;
         if is_anonymous || !self.credentials.has_changed(&state.known).await? {
             return Ok(false);
         }
-        let known = self.known(question).await?;
+        let known = self.known(request).await?;
         let is_same = known.credential == state.known.credential;
         if is_same {
             state.known = known;
@@ -153,13 +152,12 @@ impl RegistryClient {
         Ok(!is_same)
     }
 
-    /// Another authorization in the place of `refused`, which the last request carried; `None` where the
-    /// credentials give no other. `challenges` came with the refusal; without any, the earlier ones
-    /// count.
+    /// A new authorization in the place of `refused`, which the last request carried; `None` where the credentials
+    /// give no other. `challenges` came with the refusal. Without any, the earlier challenges count.
     pub(super) async fn reauthorization(
         &self,
         access: &Access,
-        question: &Question<'_>,
+        request: &Request<'_>,
         challenges: Vec<Challenge>,
         refused: Option<&Authorization>,
     ) -> Result<Option<Authorization>, SourceError> {
@@ -174,7 +172,7 @@ impl RegistryClient {
         if !challenges.is_empty() || refused.is_none() {
             state.challenges = challenges;
         }
-        let granted = self.grant(access, &mut state, before, question).await?;
+        let granted = self.grant(access, &mut state, before, request).await?;
         Ok(Some(granted).filter(is_other))
     }
 
@@ -184,14 +182,14 @@ impl RegistryClient {
         access: &Access,
         state: &mut State,
         attempts_before: u64,
-        question: &Question<'_>,
+        request: &Request<'_>,
     ) -> Result<Authorization, SourceError> {
         if access.attempts.load(Ordering::Acquire) != attempts_before
             && let Some(failure) = &state.failure
         {
             return Err(failure.clone());
         }
-        let result = self.answer_challenges(state, question).await;
+        let result = self.answer_challenges(state, request).await;
         access.attempts.fetch_add(1, Ordering::Release);
         state.granted = result.as_ref().ok().cloned();
         state.failure = result.as_ref().err().cloned();
@@ -201,13 +199,13 @@ impl RegistryClient {
     async fn answer_challenges(
         &self,
         state: &mut State,
-        question: &Question<'_>,
+        request: &Request<'_>,
     ) -> Result<Authorization, SourceError> {
-        let Question { upstream, repository, .. } = *question;
-        state.known = self.known(question).await?;
+        let Request { upstream, repository, .. } = *request;
+        state.known = self.known(request).await?;
         let State { challenges, scopes, known, .. } = state;
         let find = |scheme| challenges.iter().find(|one| one.scheme == scheme);
-        // A Bearer challenge that names no token server leads nowhere, and a Basic one beside it may.
+        // A Bearer challenge without a token server is no use, while a Basic one beside it may work.
         let leads = |bearer: &&Challenge| {
             bearer.parameter("realm").is_some_and(|realm| !realm.is_empty())
                 || matches!(known.credential, Credential::RegistryToken(_))
@@ -215,8 +213,8 @@ impl RegistryClient {
         };
         let mut bearers = challenges.iter().filter(|one| one.scheme == "bearer");
         if let Some(bearer) = bearers.find(leads) {
-            scopes.add(bearer.parameter("scope"), repository, question.rights);
-            return self.bearer(bearer, scopes, known, question).await;
+            scopes.add(bearer.parameter("scope"), repository, request.rights);
+            return self.bearer(bearer, scopes, known, request).await;
         }
         let refuse = |detail: &str, hint: String| {
             let (place, detail) = (upstream.place(repository), detail.to_owned());
@@ -228,7 +226,7 @@ impl RegistryClient {
             }
             (Some(_), Credential::Anonymous) => {
                 let detail = "it wants a user and a password";
-                Err(upstream.unauthorized(repository, detail, known, question.rights))
+                Err(upstream.unauthorized(repository, detail, known, request.rights))
             }
             (Some(_), Credential::IdentityToken(_) | Credential::RegistryToken(_)) => {
                 let account = &upstream.account;
@@ -251,22 +249,22 @@ impl RegistryClient {
         }
     }
 
-    /// The credential for the message of a refusal: the one that was used, or the one that could have been.
+    /// The credential for the message of a refusal: the used one, or the one that could have been used.
     pub(super) async fn known_of(
         &self,
         access: &Access,
-        question: &Question<'_>,
+        request: &Request<'_>,
     ) -> Result<Known, SourceError> {
         let known = access.known().await;
-        match known.looked_in.is_empty() && question.rights != Rights::Pull {
-            true => self.known(question).await,
+        match known.looked_in.is_empty() && request.rights != Rights::Pull {
+            true => self.known(request).await,
             false => Ok(known),
         }
     }
 
-    /// Reads the credential of the host that is asked.
-    async fn known(&self, question: &Question<'_>) -> Result<Known, SourceError> {
-        self.credentials.find(&question.upstream.account, question.repository).await
+    /// Reads the credential of the requested host.
+    async fn known(&self, request: &Request<'_>) -> Result<Known, SourceError> {
+        self.credentials.find(&request.upstream.account, request.repository).await
     }
 
     async fn bearer(
@@ -274,9 +272,9 @@ impl RegistryClient {
         challenge: &Challenge,
         scopes: &Scopes,
         known: &Known,
-        question: &Question<'_>,
+        request: &Request<'_>,
     ) -> Result<Authorization, SourceError> {
-        let Question { upstream, repository, .. } = *question;
+        let Request { upstream, repository, .. } = *request;
         if let Credential::RegistryToken(token) = &known.credential {
             let header = token::bearer(token).ok_or_else(|| SourceError::Configuration {
                 what: format!("the registry token of {}", upstream.account),
@@ -291,7 +289,7 @@ impl RegistryClient {
             SourceError::Protocol { place: upstream.place(repository), detail }
         })?;
         let started = Instant::now();
-        let token = self.token(&server, scopes, known, question).await?;
+        let token = self.token(&server, scopes, known, request).await?;
         Ok(Authorization { header: token.header, renew_at: Some(started + token.renew_after) })
     }
 }

@@ -29,14 +29,13 @@ use crate::source::{SourceError, Urgency};
 pub(super) struct Opened {
     /// The bytes of the blob that its head promises.
     pub(super) range: Range<BlobOffset>,
-    /// The bytes that come of it and of further requests: the range that was asked for, or the whole
-    /// blob where the server sends nothing less.
+    /// The bytes of this and further bodies: the requested range, or the whole blob from a server without ranges.
     pub(super) yields: Range<BlobOffset>,
     pub(super) answer: Answer,
 }
 
 impl Remote {
-    /// Opens a body with the first bytes of `range` of `blob`, or with the first of the whole blob.
+    /// Opens a body with the first bytes of `range` of `blob`, or with the first bytes of the whole blob.
     pub(super) async fn open(
         &self,
         blob: BlobId,
@@ -71,7 +70,7 @@ impl Remote {
         Ok(opened.expect("without a Range no answer is unclear"))
     }
 
-    /// Asks for bytes of a blob: where it was last found, or else at the registry.
+    /// Requests bytes of a blob: from its last known target, or else from the registry.
     async fn ask_anywhere(
         &self,
         upstream: &Upstream,
@@ -90,7 +89,7 @@ impl Remote {
         }
         let mut turn = targets.turn(blob).await;
         if turn.is_some() && targets.find(blob, Timestamp::now()).is_some() {
-            // The request before this one has found the target, and the next in line need not wait.
+            // The request before this one has found the target, so the next request need not wait for the turn.
             turn = None;
             if let Some(answer) = self.open_target(upstream, blob, &headers, errand).await? {
                 return Ok(answer);
@@ -99,7 +98,7 @@ impl Remote {
         self.ask_registry_for(upstream, blob, &headers, errand, turn).await
     }
 
-    /// Asks the registry for a blob, and remembers where it redirects to. The turn ends with that.
+    /// Requests a blob from the registry, and remembers the target of a redirect. The turn ends then.
     async fn ask_registry_for(
         &self,
         upstream: &Upstream,
@@ -110,8 +109,8 @@ impl Remote {
     ) -> Result<Answer, Failure> {
         let targets = self.targets();
         let mut target = None;
-        let question = self.question(upstream, blob, headers, errand);
-        let asked = self.client().ask(&question, |url| {
+        let request = self.request(upstream, blob, headers, errand);
+        let asked = self.client().ask(&request, |url| {
             target = Some(targets.led_to(blob, url, Timestamp::now()));
             turn = None;
         });
@@ -125,7 +124,7 @@ impl Remote {
         answer
     }
 
-    /// Asks for a blob where it was last found. `None` when that is not known or no longer true.
+    /// Requests a blob from its last known target. `None` where the target is unknown or expired.
     async fn open_target(
         &self,
         upstream: &Upstream,
@@ -135,8 +134,8 @@ impl Remote {
     ) -> Result<Option<Answer>, Failure> {
         let targets = self.targets();
         let Some(target) = targets.find(blob, Timestamp::now()) else { return Ok(None) };
-        let question = self.question(upstream, &target.url, headers, errand);
-        match self.client().follow(&question).await {
+        let request = self.request(upstream, &target.url, headers, errand);
+        match self.client().follow(&request).await {
             Ok(answer) if answer.status().is_success() => Ok(Some(answer)),
             Ok(answer)
                 if redirect::is_refusal(answer.status())
@@ -147,7 +146,7 @@ impl Remote {
             }
             Ok(answer) => Ok(Some(answer)),
             Err(failure) => {
-                // The registry may name a better host by now.
+                // The registry may redirect to a better host by now.
                 targets.forget(blob, &target);
                 match failure {
                     Failure::Final(SourceError::Unauthorized { .. }) => Ok(None),
@@ -157,7 +156,7 @@ impl Remote {
         }
     }
 
-    /// Decides about an answer by its head; `None` where the head leaves two readings.
+    /// Accepts or refuses an answer by its head; `None` where the head has two meanings.
     async fn accept(
         &self,
         blob: BlobId,

@@ -1,5 +1,4 @@
-//! The dates of a certificate, and its use (RFC 5280, 4.1.2.5 and 4.2.1.12), which rustls does not tell.
-//! Pure.
+//! The dates and the use of a certificate (RFC 5280, 4.1.2.5 and 4.2.1.12), which rustls does not report. Pure.
 //!
 //! ```text
 //! Certificate    = SEQUENCE { TBSCertificate, … }
@@ -37,7 +36,7 @@ const SERVER: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
 pub(super) struct Statement {
     pub(super) not_before: Timestamp,
     pub(super) not_after: Timestamp,
-    /// Whether a TLS server may use the certificate: it names that use, or none at all.
+    /// Whether a TLS server may use the certificate: it names that use, or no use at all.
     pub(super) is_for_servers: bool,
 }
 
@@ -133,12 +132,12 @@ impl<'a> Der<'a> {
         Some((tag, content))
     }
 
-    /// The next element's content, where it has this tag.
+    /// The next element's content, if it has this tag.
     fn next_as(&mut self, tag: u8) -> Option<&'a [u8]> {
         self.next().filter(|(own, _)| *own == tag).map(|(_, content)| content)
     }
 
-    /// Passes over the next element where it has this tag.
+    /// Skips the next element if it has this tag.
     fn skip(&mut self, tag: u8) {
         if self.0.first() == Some(&tag) {
             self.next();

@@ -6,11 +6,11 @@
 //! parameter        = token "=" ( token / quoted-string )
 //! ```
 //!
-//! A comma separates both challenges and parameters. Which of the two it is shows behind the next word:
-//! a `=` follows a parameter's name. Pure: text in, challenges out. Text that does not parse ends the
-//! list, and the challenges before it count.
+//! A comma separates both challenges and parameters. A `=` behind the next word shows that the word is the name of
+//! a parameter. Pure: text in, challenges out. Text that does not parse ends the list, and the challenges before it
+//! count.
 
-/// A way to identify oneself that a server offers.
+/// A method of identification that a server offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Challenge {
     /// The scheme in lower case: `bearer`, `basic`.
@@ -63,14 +63,14 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// Skips spaces and tabs and says how many there were.
+    /// Skips spaces and tabs, and returns their number.
     fn skip_spaces(&mut self) -> usize {
         let before = self.text.len();
         self.text = self.text.trim_start_matches([' ', '\t']);
         before - self.text.len()
     }
 
-    /// Skips commas and the spaces around them; false where there is no comma.
+    /// Skips commas and the spaces around them; `false` without a comma.
     fn skip_separators(&mut self) -> bool {
         let before = self.text;
         self.text = self.text.trim_start_matches([' ', '\t', ',']);
@@ -133,8 +133,8 @@ impl<'a> Cursor<'a> {
     /// Takes a token or a quoted string (RFC 9110, 5.6.4).
     fn value(&mut self) -> Option<String> {
         let Some(quoted) = self.text.strip_prefix('"') else {
-            // Some servers leave the quotes away although the value is no token
-            // (`realm=https://…`): everything up to the comma counts.
+            // Some servers omit the quotes although the value is no token (`realm=https://…`). Then everything up
+            // to the comma counts.
             let end = self.text.find([',', ' ', '\t']).unwrap_or(self.text.len());
             let (value, rest) = self.text.split_at(end);
             self.text = rest;

@@ -1,13 +1,13 @@
 //! HTTP clients for each set of TLS options, with the proxies between.
 //!
-//! A client certificate and `skip_verify` belong to one registry. So a host that a redirect or a
-//! challenge names is asked through the plain client, which has neither. Redirects are off: `exchange`
-//! follows them by its own rules.
+//! A client certificate and `skip_verify` belong to one registry. So requests to a host that a redirect or a
+//! challenge names use the plain client, which has neither. The clients follow no redirects: `exchange` follows
+//! them by its own rules.
 //!
-//! It is http/1.1: several ranges at once have a connection and a TCP window each. A connection is
-//! used again once a body was read to its end. The buffer that bodies are read into begins with
-//! 8 KiB and doubles up to 400 KiB while the line fills it (hyper's own rule; reqwest has no knob for
-//! it), so pieces are large exactly where the network is fast.
+//! The clients speak http/1.1, so that each of several ranges has a connection and a TCP window of its own. A
+//! connection is used again once a body was read to its end. The buffer for bodies begins with 8 KiB, and doubles
+//! up to 400 KiB while the network fills it. That is hyper's rule, and reqwest has no option for it. So pieces are
+//! large where the network is fast.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,18 +27,16 @@ use super::tls::{Machine, Tls};
 use crate::source::SourceError;
 use crate::source::admission::DEFAULT_REQUESTS_PER_HOST;
 
-/// Idle connections that are kept for each host: one for each request that may run at once, so that
-/// a pause between two bursts costs no handshakes.
+/// Idle connections that are kept for each host: as many as requests may run, so that a pause between two bursts
+/// costs no handshakes.
 const IDLE_PER_HOST: usize = DEFAULT_REQUESTS_PER_HOST;
 
-/// The silence of a connection before TCP asks the other end for a sign of life, and how long TCP
-/// waits for each answer.
+/// The silence of a connection before TCP sends a probe, and the wait for the answer to each probe.
 ///
-/// 15 s: a request may wait for minutes for a registry that fetches first, but for a minute at most
-/// for a machine that is gone.
+/// 15 s: a request may wait minutes for a pull-through cache, but at most a minute for a machine that is gone.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// The questions that may stay unanswered before the connection ends.
+/// The probes without an answer before the connection ends.
 const KEEPALIVE_RETRIES: u32 = 3;
 
 /// Makes clients, and keeps one for each set of options.
@@ -71,7 +69,7 @@ impl Connections {
         Ok(Self { proxies, connect_timeout: config.timing.connect, machine, clients, plain })
     }
 
-    /// The client for hosts that are not configured: it shows no certificate.
+    /// The client for hosts without a configuration. It shows no certificate.
     pub(super) fn plain(&self) -> &Client {
         &self.plain
     }
@@ -87,7 +85,7 @@ impl Connections {
         Ok(client)
     }
 
-    /// Whether this machine trusts any authority. Reads its files, if no certificate has needed them before.
+    /// Whether this machine trusts any authority. Reads the files of authorities, unless they were read before.
     pub(super) fn has_authorities(&self) -> bool {
         self.machine.has_authorities()
     }

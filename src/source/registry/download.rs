@@ -8,8 +8,8 @@
 //!   '--body held only the start of the range----'   too little in each         --> failed
 //! ```
 //!
-//! A reader sees exactly the promised range, without breaks. A body that goes on behind its promised end
-//! is an error: its head may be wrong about the earlier bytes, too.
+//! A reader sees exactly the promised range, without breaks. A body that goes on behind its promised end is an
+//! error, because its head may be wrong about the earlier bytes too.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,24 +24,24 @@ use super::repository::Remote;
 use crate::oci::{BlobId, BlobOffset};
 use crate::source::{BlobStream, SourceError, Urgency};
 
-/// Bytes after which a stream has come far enough for its earlier breaks to be forgotten.
+/// The progress in bytes after which a stream's earlier breaks are forgotten.
 ///
-/// 1 MiB: a connection that carries less before it breaks is no use, and a 100 GB layer may well
-/// break more than a few times in all.
+/// 1 MiB: a connection that carries less before it breaks is no use. The stream of a 100 GB layer may break more
+/// than a few times in all.
 const PROGRESS_BYTES: u64 = 1024 * 1024;
 
 /// The wait for the end of a body without a length, once all bytes are there.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The number of answers that may hold only the start of the range that was asked for, however little.
+/// The number of answers that may have only the start of the requested range, however short.
 ///
 /// 64: with blocks of 4 KiB, the smallest of any cache, these answers bring a chunk of 256 KiB.
 const FREE_SHORT_ANSWERS: u64 = 64;
 
 /// The bytes that pay for one more such answer.
 ///
-/// 4 KiB: an answer with less carries more head than body, and a server that sends byte by byte
-/// would be asked for ever.
+/// 4 KiB: a shorter answer has more head than body. Without this bound, a server that sends byte by byte would get
+/// requests for ever.
 const BYTES_PER_SHORT_ANSWER: u64 = 4 * 1024;
 
 /// The stream that begins with `opened`.
@@ -84,12 +84,12 @@ struct Download {
     breaks: u32,
     /// The position of the stream at its last break.
     at_break: BlobOffset,
-    /// Bytes that came once more since the last break, because a server sends no ranges.
+    /// Bytes that came again since the last break, because the server sends no ranges.
     skipped: u64,
     short_answers: u64,
 }
 
-/// A body, and the bytes of the blob that are still to come of it.
+/// A body, and the bytes of the blob that it has still to yield.
 struct Body {
     answer: Answer,
     range: Range<BlobOffset>,
@@ -120,7 +120,7 @@ impl Download {
                     self.at += piece.len() as u64;
                     let is_read = self.at == self.range.end;
                     if is_read && (body.has_length || !body.range.is_empty()) {
-                        // Gives back the slot: the reader may not come for the end of the stream.
+                        // This returns the slot, because the reader may never read the end of the stream.
                         self.body = None;
                     }
                     return Ok(Some(piece));
@@ -136,7 +136,7 @@ impl Download {
         }
     }
 
-    /// Ends a body of which no more bytes are wanted, and counts a short one.
+    /// Ends a body without further wanted bytes, and counts a short answer.
     async fn finish(&mut self) -> Result<(), SourceError> {
         let Some(mut body) = self.body.take() else { return Ok(()) };
         if body.range.is_empty() {
@@ -159,12 +159,12 @@ impl Download {
         Ok(())
     }
 
-    /// Counts a break, and waits a little from the second on.
+    /// Counts a break. From the second break on, it waits a little.
     async fn broke(&mut self, error: SourceError) -> Result<(), SourceError> {
         let timing = self.remote.timing();
         self.body = None;
-        // Progress must outweigh the skipped bytes, or a server without ranges that breaks often would
-        // send the start of a blob again and again.
+        // Progress must outweigh the skipped bytes. Else a server without ranges whose connections break often
+        // would send the start of a blob again and again.
         if self.at - self.at_break >= PROGRESS_BYTES.max(self.skipped) {
             self.breaks = 0;
         }
@@ -211,7 +211,7 @@ impl Body {
         Ok(piece)
     }
 
-    /// Makes sure that nothing follows the last byte. With a length nothing can.
+    /// Checks that nothing follows the last byte. A body with a length has an end.
     async fn check_end(&mut self) -> Result<(), SourceError> {
         if self.has_length {
             return Ok(());

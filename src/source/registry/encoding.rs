@@ -4,9 +4,9 @@
 //! proxy. kitfs refuses it: decoding would put a decompressor, with a bound against bombs, on bytes that
 //! no digest covers yet.
 //!
-//! A name alone is no coding: object stores keep `Content-Encoding` as a label of the stored object
-//! and send its bytes as they are. For a blob the length tells the two apart (`range`), for a
-//! document its first character.
+//! The header alone does not prove a coding: object stores keep `Content-Encoding` as a label of the stored object,
+//! and send its bytes unchanged. For a blob, the length tells both cases apart (`range`); for a document, its first
+//! character does.
 
 use http::{HeaderMap, HeaderValue, header};
 
@@ -15,12 +15,12 @@ use super::message;
 /// The value of `Accept-Encoding` in every request.
 pub(super) const ACCEPTED: HeaderValue = HeaderValue::from_static("identity");
 
-/// The first coding that `Content-Encoding` names, fit for a message; `None` for `identity`.
+/// The first coding in `Content-Encoding`, printable in a message; `None` for `identity`.
 pub(super) fn of_content(headers: &HeaderMap) -> Option<String> {
     first_but(headers, &header::CONTENT_ENCODING, &["identity"])
 }
 
-/// The first coding that `Transfer-Encoding` names beside `chunked`, which the HTTP client undoes.
+/// The first coding in `Transfer-Encoding` other than `chunked`, which the HTTP client decodes.
 pub(super) fn of_transfer(headers: &HeaderMap) -> Option<String> {
     first_but(headers, &header::TRANSFER_ENCODING, &["chunked", "identity"])
 }
@@ -35,8 +35,8 @@ fn first_but(headers: &HeaderMap, name: &header::HeaderName, plain: &[&str]) -> 
     coded.next().map(|name| message::quoted(&name))
 }
 
-/// Whether a body is a JSON object or list as it is. No gzip, zstd or zlib stream begins so, and a
-/// brotli stream that does is no JSON behind its first byte.
+/// Whether a body is an uncoded JSON object or list, by its first character. No gzip, zstd or zlib stream begins
+/// with it. A brotli stream may, but is no JSON behind its first byte.
 pub(super) fn is_plain_json(body: &[u8]) -> bool {
     matches!(without_mark(body).trim_ascii_start().first(), Some(b'{' | b'['))
 }

@@ -1,4 +1,4 @@
-//! The purpose of one question, shared by all its requests: retries, redirects, other endpoints.
+//! The purpose of a request, shared by all of its attempts: retries, redirects, other endpoints.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,10 +8,10 @@ use crate::source::Urgency;
 use crate::source::admission::UserId;
 use crate::source::sending::Content;
 
-/// The urgency of one question, and the time that its requests have stood in the queue.
+/// The urgency of a request, and the time that its attempts have waited in the queue.
 ///
-/// The time in the queue is no fault of the host, and can be long in the background. So `retry` does not
-/// count it.
+/// The time in the queue is no fault of the host, and can be long for background work. So `retry` does not count
+/// it.
 pub(super) struct Errand {
     urgency: Urgency,
     queued_us: AtomicU64,
@@ -30,18 +30,19 @@ impl Errand {
         }
     }
 
-    /// To open a kit, or to list a repository: manifests, tags.
+    /// For requests that open a kit or list a repository: manifests, tags.
     pub(super) fn opening(user: UserId) -> Self {
         Self::new(Urgency::opening().of_user(user))
     }
 
-    /// To send a blob: as patient as the opening of a kit, and for as long as its bytes move.
+    /// For requests that send a blob. They are as patient as those that open a kit, and have time as long as bytes
+    /// move.
     pub(super) fn sending(user: UserId, content: Arc<Content>) -> Self {
         Self { content: Some(content), ..Self::opening(user) }
     }
 
-    /// A number that changes while the content moves; `None` while its source is waited for. The same number
-    /// for ever without a content.
+    /// A number that changes while the content moves; `None` while it waits for its source. Without a content, the
+    /// number never changes.
     pub(super) fn pulse(&self) -> Option<u64> {
         self.content.as_ref().map_or(Some(0), |content| content.pulse())
     }
@@ -54,7 +55,7 @@ impl Errand {
         self.urgency.is_patient()
     }
 
-    /// Whether another endpoint can be asked. A reader then does not wait for a silent one.
+    /// Whether there is another endpoint. A reader then does not wait for a silent one.
     pub(super) fn has_others(&self) -> bool {
         self.has_others.load(Ordering::Relaxed)
     }
@@ -63,12 +64,12 @@ impl Errand {
         self.has_others.store(has_others, Ordering::Relaxed);
     }
 
-    /// The time for which its requests have waited for permits.
+    /// The time for which its attempts have waited for slots.
     pub(super) fn queued(&self) -> Duration {
         Duration::from_micros(self.queued_us.load(Ordering::Relaxed))
     }
 
-    /// One of its requests has waited for a permit.
+    /// An attempt has waited for a slot.
     pub(super) fn has_queued(&self, time: Duration) {
         let time_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.queued_us.fetch_add(time_us, Ordering::Relaxed);

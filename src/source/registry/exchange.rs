@@ -1,4 +1,4 @@
-//! One question to a registry, and the way to its answer: slot, authorization, redirects.
+//! One request to a registry, and the steps to its answer: slot, authorization, redirects.
 //!
 //! ```text
 //! ask --> registry --401, 403--> token server --> registry
@@ -27,12 +27,12 @@ use crate::oci::BlobOffset;
 use crate::source::SourceError;
 use crate::source::sending::Content;
 
-/// A URL of an upstream to ask for, with the headers that every host on the way gets.
-pub(super) struct Question<'a> {
+/// A request to an upstream. Every host that a redirect leads to gets the headers.
+pub(super) struct Request<'a> {
     pub(super) upstream: &'a Upstream,
     pub(super) repository: &'a str,
     pub(super) url: &'a Url,
-    /// `Accept`, `Range`, and what describes the payload; no header that other hosts must not see.
+    /// `Accept`, `Range`, and headers that describe the payload. Other hosts may see all of them.
     pub(super) headers: &'a HeaderMap,
     pub(super) errand: &'a Errand,
     pub(super) verb: Verb,
@@ -40,7 +40,7 @@ pub(super) struct Question<'a> {
     pub(super) payload: Payload<'a>,
 }
 
-/// The method of a question.
+/// The method of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verb {
     Get,
@@ -51,7 +51,7 @@ pub(super) enum Verb {
     Delete,
 }
 
-/// The body of a question. It can be sent again, after a challenge or a redirect.
+/// The body of a request. It can be sent again after a challenge or a redirect.
 #[derive(Clone, Copy)]
 pub(super) enum Payload<'a> {
     None,
@@ -72,22 +72,22 @@ impl Verb {
         }
     }
 
-    /// Whether the question changes something.
+    /// Whether the method changes something.
     fn changes(self) -> bool {
         !matches!(self, Self::Get | Self::Head)
     }
 }
 
-impl Question<'_> {
-    /// A request to the question's URL, with these headers.
-    fn request(&self, client: &reqwest::Client, headers: HeaderMap) -> RequestBuilder {
-        let request = client.request(self.verb.method(), self.url.clone()).headers(headers);
+impl Request<'_> {
+    /// The HTTP request with these headers.
+    fn builder(&self, client: &reqwest::Client, headers: HeaderMap) -> RequestBuilder {
+        let builder = client.request(self.verb.method(), self.url.clone()).headers(headers);
         match self.payload {
-            // Some servers want the length of no body, too.
-            Payload::None if self.verb.changes() => request.header(header::CONTENT_LENGTH, 0),
-            Payload::None => request,
-            Payload::Bytes(bytes) => request.body(bytes.clone()),
-            Payload::Content(content, range) => request
+            // Some servers want a length even without a body.
+            Payload::None if self.verb.changes() => builder.header(header::CONTENT_LENGTH, 0),
+            Payload::None => builder,
+            Payload::Bytes(bytes) => builder.body(bytes.clone()),
+            Payload::Content(content, range) => builder
                 .header(header::CONTENT_LENGTH, range.end - range.start)
                 .body(reqwest::Body::wrap_stream(content.read(range.clone()))),
         }
@@ -95,71 +95,71 @@ impl Question<'_> {
 }
 
 impl RegistryClient {
-    /// Asks the registry, and follows where it redirects to. `led_to` is told of each target
-    /// before it is asked.
+    /// Sends the request to the registry, and follows redirects. Calls `led_to` with each target before the request
+    /// to it.
     pub(super) async fn ask(
         &self,
-        question: &Question<'_>,
+        request: &Request<'_>,
         mut led_to: impl FnMut(&Url),
     ) -> Result<Answer, Failure> {
-        let mut answer = self.follow(question).await?;
-        let mut at = question.url.clone();
+        let mut answer = self.follow(request).await?;
+        let mut at = request.url.clone();
         for _ in 0..redirect::HOP_LIMIT {
             if !redirect::is_redirect(answer.status()) {
                 return Ok(answer);
             }
-            if answer.status() == StatusCode::SEE_OTHER && question.verb.changes() {
-                let place = question.upstream.place(question.repository);
+            if answer.status() == StatusCode::SEE_OTHER && request.verb.changes() {
+                let place = request.upstream.place(request.repository);
                 let detail =
                     "it answers an upload with a redirect to another page (303)".to_owned();
                 return Err(SourceError::Protocol { place, detail }.into());
             }
-            at = answer.next_hop(&at, &question.upstream.base)?;
-            // Gives back the slot: a request holds none while it waits for one.
+            at = answer.next_hop(&at, &request.upstream.base)?;
+            // The drop returns the slot, because a request must hold no slot while it waits for one.
             led_to(&at);
-            answer = self.follow(&Question { url: &at, ..*question }).await?;
+            answer = self.follow(&Request { url: &at, ..*request }).await?;
         }
         if redirect::is_redirect(answer.status()) {
-            let place = question.upstream.place(question.repository);
+            let place = request.upstream.place(request.repository);
             let detail = format!("more than {} redirects", redirect::HOP_LIMIT);
             return Err(SourceError::Protocol { place, detail }.into());
         }
         Ok(answer)
     }
 
-    /// Asks a URL that the question's upstream named, once. Another registry gets its own credentials, but not
-    /// for a change: a registry could have the user overwrite a kit of another one.
-    pub(super) async fn follow(&self, question: &Question<'_>) -> Result<Answer, Failure> {
-        let Question { upstream, url, headers, errand, .. } = *question;
+    /// Sends the request once, to a URL that the upstream named. Another registry gets its own credentials, but not
+    /// for a change. Else a registry could make the user overwrite a kit of another registry.
+    pub(super) async fn follow(&self, request: &Request<'_>) -> Result<Answer, Failure> {
+        let Request { upstream, url, headers, errand, .. } = *request;
         if url.origin() == upstream.base.origin() {
-            return self.ask_registry(question).await;
+            return self.ask_registry(request).await;
         }
-        let elsewhere = redirect::repository_in(url).filter(|_| !question.verb.changes());
+        let elsewhere = redirect::repository_in(url).filter(|_| !request.verb.changes());
         if let Some(repository) = elsewhere {
             let other = upstream.redirected_to(url, self);
             let (upstream, repository) = (&other, repository.as_str());
-            return self.ask_registry(&Question { upstream, repository, ..*question }).await;
+            return self.ask_registry(&Request { upstream, repository, ..*request }).await;
         }
         let place = format!("{}, to which {} redirects,", message::origin(url), upstream.name);
-        let request = question.request(upstream.client_for(url, self), headers.clone());
-        self.send(request, url, &place, errand).await
+        let builder = request.builder(upstream.client_for(url, self), headers.clone());
+        self.send(builder, url, &place, errand).await
     }
 
-    /// Asks a registry, with an authorization if it wants one. Its refusal is a failure.
-    async fn ask_registry(&self, question: &Question<'_>) -> Result<Answer, Failure> {
-        let Question { upstream, repository, url, errand, .. } = *question;
+    /// Sends the request to a registry, with an authorization if it wants one. A refusal is a failure.
+    async fn ask_registry(&self, request: &Request<'_>) -> Result<Answer, Failure> {
+        let Request { upstream, repository, url, errand, .. } = *request;
         let place = upstream.place(repository);
         let send = |authorization: Option<&Authorization>| {
-            let mut headers = question.headers.clone();
+            let mut headers = request.headers.clone();
             headers.extend(upstream.headers.clone());
             if let Some(authorization) = authorization {
                 headers.insert(header::AUTHORIZATION, authorization.header.clone());
             }
-            self.send(question.request(&upstream.client, headers), url, &place, errand)
+            self.send(request.builder(&upstream.client, headers), url, &place, errand)
         };
 
-        let access = self.authorizations.access(upstream, repository, question.rights);
-        let authorization = self.authorization(&access, question).await?;
+        let access = self.authorizations.access(upstream, repository, request.rights);
+        let authorization = self.authorization(&access, request).await?;
         let mut answer = send(authorization.as_ref()).await?;
         let may_pass = match answer.status() {
             StatusCode::UNAUTHORIZED => true,
@@ -170,9 +170,9 @@ impl RegistryClient {
         let mut detail = answer.words(self.timing.stall).await;
         if may_pass {
             let challenges = auth::challenges(answer.headers());
-            // Gives back the slot: a request holds none while it waits for a token.
+            // The drop returns the slot, because a request must hold no slot while it waits for a token.
             let refused = authorization.as_ref();
-            let other = self.reauthorization(&access, question, challenges, refused).await?;
+            let other = self.reauthorization(&access, request, challenges, refused).await?;
             if let Some(other) = other {
                 let mut answer = send(Some(&other)).await?;
                 if !matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
@@ -181,7 +181,7 @@ impl RegistryClient {
                 detail = answer.words(self.timing.stall).await;
             }
         }
-        let known = self.known_of(&access, question).await?;
-        Err(upstream.unauthorized(repository, &detail, &known, question.rights).into())
+        let known = self.known_of(&access, request).await?;
+        Err(upstream.unauthorized(repository, &detail, &known, request.rights).into())
     }
 }

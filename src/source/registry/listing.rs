@@ -43,7 +43,7 @@ impl Remote {
                 let (most, names) = (tags::NAME_LIMIT, listed.names());
                 return Err(protocol(format!("more than {most} {names}")).into());
             }
-            // Some registries name a next page for ever: the first one, an empty or a missing one.
+            // Some registries always name a next page: the first one, an empty or a missing one.
             next = page.next.filter(|next| all.len() > known && !asked.contains(next));
         }
         Ok(all.into_iter().collect())
@@ -56,8 +56,8 @@ impl Remote {
         }
     }
 
-    /// Asks for one page. The first one is asked for once more without a number of names where the
-    /// registry refuses that.
+    /// Requests one page. If the registry refuses the number of names, it requests the first page again without a
+    /// number.
     async fn page(
         &self,
         listed: Listed,
@@ -67,14 +67,14 @@ impl Remote {
         is_first: bool,
     ) -> Result<Page, Failure> {
         let headers = HeaderMap::new();
-        let question = self.question(upstream, url, &headers, errand);
-        let mut answer = self.client().ask(&question, |_| ()).await?;
+        let request = self.request(upstream, url, &headers, errand);
+        let mut answer = self.client().ask(&request, |_| ()).await?;
         let mut at = url.clone();
         if is_first && tags::may_refuse_number(answer.status()) {
             drop(answer);
             at = self.list_url(listed, upstream, None);
-            let question = self.question(upstream, &at, &headers, errand);
-            answer = self.client().ask(&question, |_| ()).await?;
+            let request = self.request(upstream, &at, &headers, errand);
+            answer = self.client().ask(&request, |_| ()).await?;
         }
         let stall = self.timing().stall;
         let is_gone = matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::GONE);

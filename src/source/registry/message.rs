@@ -1,14 +1,14 @@
-//! Words for people: why a request failed, and what the registry says about it.
+//! Messages for people: why a request failed, and the words of the registry about it.
 //!
-//! URLs print without query and user, since both may hold secrets; the host of a redirect prints
-//! without its path, too. Words of a registry are quoted short and without control characters.
+//! URLs print without query and user, because both may have secrets. The target of a redirect prints without its
+//! path too. Words of a registry are shortened and have no control characters.
 
 use std::error::Error;
 
 use serde::Deserialize;
 use url::Url;
 
-/// Characters quoted of foreign words. 200: a sentence or two.
+/// The most characters of a quotation. 200: a sentence or two.
 const QUOTE_LIMIT: usize = 200;
 
 /// Scheme, host and port.
@@ -38,7 +38,7 @@ pub(super) struct Cause {
     pub(super) is_connect: bool,
 }
 
-/// The meaning of a cause for the request.
+/// The kind of a cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// The same request may succeed a little later.
@@ -53,7 +53,7 @@ pub(super) enum Kind {
     WantsCertificate,
 }
 
-/// Words that the HTTP client and its parts put before a cause, and that say nothing.
+/// Words without information, which the HTTP client and its parts put before a cause.
 const INTRODUCTIONS: [&str; 7] = [
     "client error (Connect)",
     "client error (SendRequest)",
@@ -64,7 +64,7 @@ const INTRODUCTIONS: [&str; 7] = [
     "failed to lookup address information",
 ];
 
-/// Words that tell the kind of a cause (those of rustls, std and glibc), and the advice.
+/// Words of rustls, std and glibc that identify a cause, with its kind and the advice.
 const KNOWN: [(&[&str], Kind, &str); 10] = [
     (
         &["InvalidContentType"],
@@ -136,7 +136,7 @@ impl Cause {
         Self { is_connect: error.is_connect(), ..Self::from_chain(&chain.join(": ")) }
     }
 
-    /// Recognises the causes that users run into, and shows others as they are.
+    /// Recognises known causes, and shows others unchanged.
     fn from_chain(chain: &str) -> Self {
         let is_known = |words: &&[&str]| words.iter().any(|words| chain.contains(words));
         let essence = quoted(without_introductions(chain));
@@ -181,7 +181,7 @@ pub(super) fn registry_words(body: &[u8]) -> Option<String> {
     (!words.trim().is_empty()).then(|| quoted(&words))
 }
 
-/// The start of foreign words, fit for one line of a terminal.
+/// The start of foreign words, safe for one line of a terminal.
 pub(super) fn quoted(words: &str) -> String {
     let clean = words.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut short: String = clean.take(QUOTE_LIMIT).collect();

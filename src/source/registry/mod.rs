@@ -8,17 +8,17 @@
 //! upload: the same repository as a destination --> retries --> ask
 //! ```
 //!
-//! Pure: `range` and `encoding` (heads of answers), `challenge`, `scopes` and `token` (authorization),
-//! `redirect` (Location, signed URLs), `tags` (pages), `proxies` (NO_PROXY), `certificate` (DER),
-//! `message` (words without secrets), and the rules of `retry`. Why not oci-client:
-//! docs/design/003-registry-client.md. `source::admission` decides when a request is sent.
+//! Pure modules: `range` and `encoding` (heads of answers); `challenge`, `scopes` and `token` (authorization);
+//! `redirect` (Location, signed URLs); `tags` (pages); `proxies` (NO_PROXY); `certificate` (DER); `message` (words
+//! without secrets); the rules of `retry`. Why not oci-client: docs/design/003-registry-client.md.
+//! `source::admission` decides when a request is sent.
 //!
 //! Invariants:
-//! - A credential goes to the host that it is for, and to the token server that this host's own answer
-//!   names. A redirect takes no credential to another host.
-//! - No password and no token is used after the file changed that it came from.
+//! - A credential goes to its own host, and to the token server in this host's answer. A redirect takes no
+//!   credential to another host.
+//! - After a credential file has changed, its earlier passwords and tokens are not used.
 //! - A request holds no slot of a host while it waits for a slot or for a token.
-//! - No byte is yielded whose position the head of its answer leaves in doubt.
+//! - If the head of an answer leaves the position of its bytes in doubt, the bytes are not yielded.
 //! - Tokens, passwords and signed URLs are in no message and no log.
 //!
 //! Bytes of blobs are not verified here: the digest of a whole blob says nothing about a part.
@@ -76,7 +76,7 @@ pub use upload::UploadSizes;
 
 /// The ways to reach registries.
 pub struct RegistryConfig {
-    /// Speak plain http to every registry. A loopback host is asked for its scheme.
+    /// Speak plain http to every registry. At a loopback host, kitfs tries both schemes.
     pub plain_http: bool,
     /// Accept any TLS certificate.
     pub insecure_tls: bool,
@@ -177,12 +177,12 @@ impl RegistryClient {
         }))
     }
 
-    /// The limits that programs get which this client starts.
+    /// The limits of programs that this client starts.
     pub(super) fn child_limits(&self) -> ChildLimits {
         self.credentials.helper_limits()
     }
 
-    /// The hosts that have said nothing for a while to requests that open or warm a kit.
+    /// The hosts that are silent for a while to requests that open or warm a kit.
     pub fn silences(&self) -> Vec<Silence> {
         self.silences.list()
     }
@@ -190,13 +190,13 @@ impl RegistryClient {
     /// Every repository of the registry `host`, sorted.
     ///
     /// # Errors
-    /// Fails also where the registry lets nobody list them, as most public ones do.
+    /// Fails also where the registry offers no list, as most public ones.
     pub async fn catalogue(self: &Arc<Self>, host: &str) -> Result<Vec<String>, SourceError> {
         let endpoints = self.endpoints(host)?;
         repository::catalogue(Arc::clone(self), host, endpoints).await
     }
 
-    /// The repository that `reference` names. Reads the folder of mirrors; no I/O to the network.
+    /// The repository of `reference`. Reads the folder of mirrors; no I/O to the network.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] for a hosts.toml or host name that cannot be used.
@@ -213,7 +213,7 @@ impl RegistryClient {
         )))
     }
 
-    /// The repository that `reference` names, to write to. Reads the folder of mirrors; no I/O to the network.
+    /// The repository of `reference` as a destination. Reads the folder of mirrors; no I/O to the network.
     ///
     /// # Errors
     /// As for [`RegistryClient::repository`].

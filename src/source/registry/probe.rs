@@ -1,4 +1,4 @@
-//! A look at a registry for diagnosis: one question for each property, without repetitions.
+//! A look at a registry for diagnosis: one request for each property, without retries.
 //!
 //! ```text
 //! greet           GET /v2/                    reachable, TLS, clock, login
@@ -9,8 +9,8 @@
 //! begin_upload    POST, then DELETE           the only question that changes something
 //! ```
 //!
-//! The questions go through the client's own authorization, redirects and rules for ranges, so the answers are
-//! those that a mount would get. The caller bounds the time of each question.
+//! The requests use the client's own authorization, redirects and rules for ranges. So a probe gets the answers
+//! that a mount would get. The caller bounds the time of each request.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::RegistryClient;
 use super::answer::Answer;
 use super::auth;
 use super::errand::Errand;
-use super::exchange::{Payload, Question, Verb};
+use super::exchange::{Payload, Request, Verb};
 use super::message;
 use super::range::{Asked, Served};
 use super::redirect;
@@ -38,7 +38,7 @@ use crate::oci::{BlobId, BlobOffset, Digest, Selector};
 use crate::process::running_time::Stopwatch;
 use crate::source::{MANIFEST_LIMIT_BYTES, SourceError};
 
-/// One address of a registry, to be looked at.
+/// One address of a registry.
 pub struct Probe {
     remote: Arc<Remote>,
     index: usize,
@@ -51,15 +51,15 @@ pub struct Greeting {
     pub address: String,
     /// The proxy on the way, without its password.
     pub proxy: Option<String>,
-    /// The time from the question to the head of the answer; the connection is part of it.
+    /// The time from the request to the head of the answer, with the connection.
     pub elapsed: Duration,
-    /// The authorization that it wants before it answers more.
+    /// The authorization that it wants for further requests.
     pub login: Login,
-    /// The seconds by which its clock is ahead of this machine's; `None` where it does not say its time.
+    /// The seconds by which its clock is ahead of this machine's; `None` without a `Date` in the answer.
     pub clock_ahead_seconds: Option<i64>,
 }
 
-/// The authorization that an address asks for.
+/// The authorization that an address wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Login {
     /// None.
@@ -73,7 +73,7 @@ pub enum Login {
     },
 }
 
-/// A manifest, and what its answer says about further requests.
+/// A manifest, and the limits in the head of its answer.
 #[derive(Clone, Debug)]
 pub struct ProbedManifest {
     /// The digest of the bytes.
@@ -102,20 +102,20 @@ pub struct ProbedRange {
     pub served: ServedRange,
     /// The hosts that the registry redirected to, in order.
     pub redirects: Vec<String>,
-    /// The time from the question to the head of the answer.
+    /// The time from the request to the head of the answer.
     pub elapsed: Duration,
 }
 
 /// The content of a body, by its head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServedRange {
-    /// The bytes that were asked for.
+    /// The requested bytes.
     Exact,
-    /// The first ones of them.
+    /// The first of the requested bytes.
     Fewer(u64),
     /// The whole blob.
     Whole,
-    /// The part or the whole: the head does not tell.
+    /// The part or the whole blob; the head does not show which.
     Unclear,
     /// An answer that contradicts the request, in words.
     Wrong(String),
@@ -128,12 +128,12 @@ pub enum PushRights {
     Granted,
     /// The token does not have it.
     Refused,
-    /// Only an upload tells.
+    /// Only an upload shows the right.
     Unknown,
 }
 
 impl RegistryClient {
-    /// The addresses of a registry in the order to try; `repository` is empty to look at the registry alone.
+    /// The addresses of a registry in the order to try. `repository` is empty for a look at the registry alone.
     /// Reads the folder of mirrors; no I/O to the network.
     ///
     /// # Errors
@@ -183,7 +183,7 @@ impl Probe {
         Errand::opening(self.client().user)
     }
 
-    /// Asks for the API's root, without credentials.
+    /// Requests the API's root, without credentials.
     ///
     /// # Errors
     /// Fails where no registry answers there.
@@ -234,7 +234,7 @@ impl Probe {
         Ok(ProbedManifest { digest, bytes, rate: Rate::of(&headers) })
     }
 
-    /// Asks for bytes of a blob, and reads them where the answer has them alone.
+    /// Requests bytes of a blob, and reads the body if it has exactly these bytes.
     ///
     /// # Errors
     /// Fails where the blob cannot be read there, or its body breaks off.
@@ -252,10 +252,10 @@ impl Probe {
         }
         let url = upstream.blob(self.remote.repository(), blob.digest);
         let errand = self.errand();
-        let question = self.remote.question(&upstream, &url, &headers, &errand);
+        let request = self.remote.request(&upstream, &url, &headers, &errand);
         let mut redirects = Vec::new();
         let mut watch = Stopwatch::start();
-        let asking = self.client().ask(&question, |url| redirects.push(message::origin(url)));
+        let asking = self.client().ask(&request, |url| redirects.push(message::origin(url)));
         let mut answer = asking.await.map_err(Failure::into_error)?;
         let elapsed = watch.look();
         let status = answer.status();
@@ -278,7 +278,7 @@ impl Probe {
         Ok(ProbedRange { served, redirects, elapsed })
     }
 
-    /// The number of documents that refer to a manifest; `None` where the registry has no list of them.
+    /// The number of documents that refer to a manifest; `None` where the registry has no such list.
     ///
     /// # Errors
     /// Fails where the answer is neither a list nor a 404.
@@ -290,8 +290,8 @@ impl Probe {
         let upstream = self.upstream().await?;
         let url = upstream.referrers(self.remote.repository(), digest);
         let (headers, errand) = (HeaderMap::new(), self.errand());
-        let question = self.remote.question(&upstream, &url, &headers, &errand);
-        let asking = self.client().ask(&question, |_| ());
+        let request = self.remote.request(&upstream, &url, &headers, &errand);
+        let asking = self.client().ask(&request, |_| ());
         let mut answer = asking.await.map_err(Failure::into_error)?;
         match answer.status() {
             StatusCode::OK => {}
@@ -303,12 +303,11 @@ impl Probe {
         }
         let document = answer.document("the list of referrers", MANIFEST_LIMIT_BYTES, self.stall());
         let document = document.await.map_err(Failure::into_error)?;
-        // Registries before the list existed answer 200 with a page of their own.
+        // Older registries answer 200 with another page.
         Ok(serde_json::from_slice::<Index>(&document).ok().map(|index| index.manifests.len()))
     }
 
-    /// Asks for a token with the right to push, and reads the rights from it. Sends nothing else that a push
-    /// sends.
+    /// Requests a token with the right to push, and reads the rights from it. Sends no other request of a push.
     ///
     /// # Errors
     /// [`SourceError::Unauthorized`] where such a token is refused.
@@ -317,10 +316,10 @@ impl Probe {
         let url = upstream.tags(self.remote.repository(), Some(1));
         let (headers, errand) = (HeaderMap::new(), self.errand());
         let rights = Rights::Push { from: None };
-        let question = self.remote.question(&upstream, &url, &headers, &errand);
-        let question = Question { rights, ..question };
-        // The answer itself says nothing: a new repository has no tags.
-        self.client().ask(&question, |_| ()).await.map_err(Failure::into_error)?;
+        let request = self.remote.request(&upstream, &url, &headers, &errand);
+        let request = Request { rights, ..request };
+        // The answer itself proves nothing, because a new repository has no tags.
+        self.client().ask(&request, |_| ()).await.map_err(Failure::into_error)?;
         let access =
             self.client().authorizations.access(&upstream, self.remote.repository(), rights);
         let granted = access.granted().await;
@@ -333,7 +332,7 @@ impl Probe {
         })
     }
 
-    /// Begins an upload, and takes it back. Returns whether the registry took it back.
+    /// Begins an upload, and cancels it. Returns whether the registry has cancelled it.
     ///
     /// # Errors
     /// Fails where the registry does not let an upload begin.
@@ -358,10 +357,10 @@ impl Probe {
         url: &Url,
     ) -> Result<Answer, SourceError> {
         let (headers, errand) = (HeaderMap::new(), self.errand());
-        let question = self.remote.question(upstream, url, &headers, &errand);
+        let request = self.remote.request(upstream, url, &headers, &errand);
         let rights = Rights::Push { from: None };
-        let question = Question { verb, rights, payload: Payload::None, ..question };
-        self.client().follow(&question).await.map_err(Failure::into_error)
+        let request = Request { verb, rights, payload: Payload::None, ..request };
+        self.client().follow(&request).await.map_err(Failure::into_error)
     }
 }
 
@@ -384,7 +383,7 @@ async fn read_exactly(
     })
 }
 
-/// The authorization that a refusal asks for.
+/// The authorization that a refusal wants.
 fn login_of(answer: &Answer, upstream: &Upstream) -> Login {
     let challenges = auth::challenges(answer.headers());
     let bearer = challenges.iter().find(|one| one.scheme == "bearer");

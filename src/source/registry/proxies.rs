@@ -11,7 +11,8 @@
 //! *                     every host
 //! ```
 //!
-//! Names count in any case. Loopback is always reached directly: a proxy would ask its own loopback.
+//! Upper and lower case are the same. Loopback is always reached directly, because a proxy would connect to its own
+//! loopback.
 
 use std::net::IpAddr;
 
@@ -47,7 +48,7 @@ enum Rule {
         address: IpAddr,
         port: Option<u16>,
     },
-    /// Hosts below `name`, and `name` itself where it says so.
+    /// Hosts below `name`, and `name` itself unless the entry excludes it.
     Domain {
         name: String,
         itself: bool,
@@ -59,8 +60,8 @@ impl Proxies {
     /// The proxies for http and https, without the hosts of `no_proxy`.
     ///
     /// # Errors
-    /// [`SourceError::Configuration`] for a proxy that is no URL. The message does not repeat it:
-    /// there may be a password in it.
+    /// [`SourceError::Configuration`] for a proxy that is no URL. The message does not repeat the text, because it
+    /// may have a password.
     pub(super) fn new(
         http: Option<&str>,
         https: Option<&str>,
@@ -138,7 +139,7 @@ impl Rule {
             Some(name) => (name, false),
             None => (host, true),
         };
-        // As URLs write it: in the letters of DNS.
+        // The name in the letters of DNS, as in URLs.
         let Ok(Host::Domain(name)) = Host::parse(name) else { return None };
         Some(Self::Domain { name, itself, port })
     }
@@ -174,7 +175,7 @@ fn split_port(text: &str) -> (&str, &str) {
         };
     }
     match text.split_once(':') {
-        // More than one colon without brackets is an address.
+        // A text with more than one colon and no brackets is an address.
         Some((host, port)) if !port.contains(':') => (host, port),
         _ => (text, ""),
     }

@@ -1,4 +1,4 @@
-//! The bytes that an answer holds to a request for a range of a blob (RFC 9110, sections 14 and 15.3.7).
+//! The bytes in an answer to a request for a range of a blob (RFC 9110, sections 14 and 15.3.7).
 //!
 //! Pure: the head of an answer in, a range of the blob out. No digest covers a part of a blob, so kitfs
 //! takes a body only where its head has one meaning:
@@ -35,10 +35,9 @@ pub(super) struct Asked {
 /// The content of a body, by the head of its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Served {
-    /// The body holds these bytes: they begin where the range that was asked for begins, or they are
-    /// the whole blob.
+    /// The body has these bytes. They begin where the requested range begins, or are the whole blob.
     Bytes(Range<BlobOffset>),
-    /// The body is the part or the whole, and only a request without `Range` tells which.
+    /// The body is the part or the whole blob. Only a request without `Range` can show which.
     Unclear,
 }
 
@@ -59,10 +58,10 @@ impl Asked {
         (self.range != self.blob()).then(|| format!("bytes={start}-{}", end.get() - 1))
     }
 
-    /// The bytes of the blob that the body holds.
+    /// The bytes of the blob in the body.
     ///
     /// # Errors
-    /// In words, where the head contradicts the request, the blob or itself.
+    /// The message, where the head contradicts the request, the blob or itself.
     pub(super) fn served(&self, status: StatusCode, headers: &HeaderMap) -> Result<Served, String> {
         if let Some(coding) = encoding::of_transfer(headers) {
             return Err(format!(
@@ -93,7 +92,7 @@ impl Asked {
         }
     }
 
-    /// The bytes of a 206: those asked for, or fewer of them.
+    /// The bytes of a 206: the requested ones, or the first of them.
     fn part(&self, headers: &HeaderMap) -> Result<Range<BlobOffset>, String> {
         refuse_multipart(headers)?;
         let text = only(headers, &header::CONTENT_RANGE)?;
@@ -369,8 +368,8 @@ mod tests {
     }
 
     proptest! {
-        /// With any head, a body that is taken begins where the request does, or is the whole blob, and
-        /// lies in the blob.
+        /// With any head, an accepted body begins where the request does, or is the whole blob. It lies in the
+        /// blob.
         #[test]
         fn a_body_that_is_taken_lies_where_the_request_says(
             (size, start, length) in (1u64..40).prop_flat_map(|size| (Just(size), 0..size))

@@ -1,8 +1,8 @@
 //! The real place of a blob: redirects, and the memory of their targets.
 //!
-//! Registries answer a blob request with a redirect to a storage host and a signed URL. Asking the
-//! registry anew for every range would double the round trips, so the last target of a blob is
-//! kept until it expires or is refused.
+//! Registries answer a blob request with a redirect to a signed URL at a storage host. A new request to the
+//! registry for every range would double the round trips. So the last target of a blob is kept until it expires or
+//! is refused.
 //!
 //! ```text
 //!        .--> elsewhere (its target) --expired, or 400/401/403/404/410--> unknown
@@ -10,10 +10,10 @@
 //!        '--> here (asked at the registry each time) --a target that lasts--> elsewhere
 //! ```
 //!
-//! At a registry that redirects, one request at a time asks for the unknown target of a blob: it has
-//! the turn. The others wait for that answer only: the turn ends when the target is known, before it is
-//! asked. A blob is `here` when the registry sends it itself, or redirects to a URL that cannot be used
-//! twice: then no request waits for another. A signed URL is a secret: it is never printed.
+//! At a registry that redirects, one request at a time looks for the unknown target of a blob: it has the turn. The
+//! others wait only for the redirect, because the turn ends before the request to the target. A blob is `here` when
+//! the registry sends it itself, or redirects to a URL that cannot be used twice. Then no request waits for
+//! another. A signed URL is a secret, and is never printed.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -36,22 +36,22 @@ const REGISTRIES: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero")
 /// Blobs whose targets are remembered. 4,096 signed URLs of about 1 KiB are 4 MiB.
 const BLOBS: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
 
-/// The time before its end at which a target counts as expired: clocks differ, and a request takes time.
+/// The time before its end at which a target counts as expired. 10 s: clocks differ, and a request takes time.
 const EXPIRY_MARGIN: SignedDuration = SignedDuration::from_secs(10);
 
-/// Whether an answer sends the client elsewhere.
+/// Whether an answer redirects the client.
 pub(super) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Whether a status means that a remembered target has ended. Storage hosts say so in many ways: S3 and
-/// Azure 403, GCS 400, deleted objects 404 and 410.
+/// Whether a status means that a remembered target has expired. Storage hosts answer differently: S3 and Azure 403,
+/// GCS 400, deleted objects 404 and 410.
 pub(super) fn is_refusal(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410)
 }
 
-/// The `Location` of an answer as text. A header is bytes: UTF-8 is taken as it is, since `Url` encodes
-/// it; other bytes are percent-encoded one by one, so that the server gets the same bytes back.
+/// The `Location` of an answer as text. UTF-8 stays, because `Url` encodes it. Other bytes are percent-encoded one
+/// by one, so that the server gets the same bytes back.
 pub(super) fn location(headers: &HeaderMap) -> Option<String> {
     let bytes = headers.get(header::LOCATION)?.as_bytes();
     if let Ok(text) = std::str::from_utf8(bytes) {
@@ -67,10 +67,10 @@ pub(super) fn location(headers: &HeaderMap) -> Option<String> {
     Some(text)
 }
 
-/// The URL that a `Location` leads to from `from`. The way began at the registry `home`.
+/// The URL that a `Location` leads to from `from`. The first request went to the registry `home`.
 ///
 /// # Errors
-/// In words, when it is no http(s) URL, or leads from https to http elsewhere than home.
+/// The message, when it is no http(s) URL, or leads from https to http at another host than home.
 pub(super) fn next_hop(from: &Url, location: &str, home: &Url) -> Result<Url, String> {
     let next =
         from.join(location).map_err(|_| "a redirect to something that is no URL".to_owned())?;
@@ -91,10 +91,10 @@ pub(super) fn next_hop(from: &Url, location: &str, home: &Url) -> Result<Url, St
     Ok(next)
 }
 
-/// `url`, and by https where it names the host of `home`, which speaks https, by plain http.
+/// `url`, with https in the place of http where it names the host of `home`, and home speaks https.
 ///
-/// A registry behind a proxy that ends TLS often does not know how it is asked. Its port may be named
-/// or left out; another port is another server.
+/// A registry behind a TLS proxy often does not know that clients use https. Its port may be named or left out;
+/// another port is another server.
 pub(super) fn by_https_at_home(url: &Url, home: &Url) -> Url {
     let has_same_port =
         url.port().is_none() || url.port_or_known_default() == home.port_or_known_default();
@@ -110,8 +110,8 @@ pub(super) fn by_https_at_home(url: &Url, home: &Url) -> Url {
     next
 }
 
-/// Whether a redirect stays at its host, so that a password may go along: scheme, host and port are the
-/// same, or http became https at the port of each.
+/// Whether a redirect stays at its host, so that it may get the password. Scheme, host and port must be the same,
+/// or http became https at the default port of each.
 pub(super) fn is_same_host(from: &Url, to: &Url) -> bool {
     let is_secured = (from.scheme(), to.scheme()) == ("http", "https")
         && from.host() == to.host()
@@ -120,9 +120,9 @@ pub(super) fn is_same_host(from: &Url, to: &Url) -> bool {
     from.origin() == to.origin() || is_secured
 }
 
-/// The repository, where a URL is one of a registry's API (distribution-spec, "Endpoints"):
-/// `/v2/NAME/manifests/…`, `/v2/NAME/blobs/…`, `/v2/NAME/tags/list`. Some registries have their API
-/// below a path of their own. Storage hosts have other paths.
+/// The repository in a URL of a registry's API (distribution-spec, "Endpoints"): `/v2/NAME/manifests/…`,
+/// `/v2/NAME/blobs/…`, `/v2/NAME/tags/list`. Some registries have their API below a path of their own. URLs of
+/// storage hosts have other paths.
 pub(super) fn repository_in(url: &Url) -> Option<String> {
     let (_, behind) = url.path().split_once("/v2/")?;
     let (rest, _) = behind.rsplit_once('/')?;
@@ -131,7 +131,7 @@ pub(super) fn repository_in(url: &Url) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// A place that serves a blob, as a redirect names it.
+/// A URL that serves a blob, from a redirect.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) url: Url,
@@ -176,7 +176,7 @@ fn expiry(url: &Url) -> Option<Timestamp> {
 enum Place {
     #[default]
     Unknown,
-    /// At the registry, which is asked each time.
+    /// At the registry itself, with a request to it each time.
     Here,
     Elsewhere(Target),
 }
@@ -218,7 +218,7 @@ impl Targets {
         Arc::clone(blobs.get_or_insert_ref(blob.as_str(), Arc::default))
     }
 
-    /// The target of `blob`, unless it has expired.
+    /// The target of `blob`; `None` for an expired one.
     pub(super) fn find(&self, blob: &Url, now: Timestamp) -> Option<Target> {
         match &*self.blob(blob)?.place.lock() {
             Place::Elsewhere(target) => Some(target.clone()).filter(|target| target.is_fresh(now)),
@@ -226,7 +226,7 @@ impl Targets {
         }
     }
 
-    /// Waits for the turn to ask the registry where `blob` is; `None` where none is needed.
+    /// Waits for the turn to look for the target of `blob`; `None` where no turn is needed.
     pub(super) async fn turn(&self, blob: &Url) -> Option<OwnedMutexGuard<()>> {
         let known = match self.redirecting.lock().get(&message::origin(blob)) {
             Some(()) => self.blob_or_new(blob),
@@ -295,7 +295,7 @@ mod tests {
         let plain = url("http://127.0.0.1:5000/v2/");
         assert!(next_hop(&plain, "http://127.0.0.1:6000/", &plain).is_ok());
         assert!(next_hop(&plain, "https://cdn.example/", &plain).is_ok());
-        // It does not know that it is asked by https.
+        // The registry does not know that the client uses https.
         assert_eq!(next("http://registry.example/z"), Ok("https://registry.example/z".into()));
         assert!(next("http://registry.example:81/z").is_err());
     }

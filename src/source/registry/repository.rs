@@ -1,7 +1,7 @@
 //! One repository of a registry: its manifests, tags and blobs.
 //!
-//! Every question goes to the registry's endpoints in order. A mirror is asked once, and gets a pause
-//! when it does not answer. The last endpoint gets all retries, and its answer counts.
+//! Every request goes to the registry's endpoints in order. A mirror gets one attempt, and a pause when it does not
+//! answer. The last endpoint gets all retries, and its answer counts.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use url::Url;
 use super::RegistryClient;
 use super::download;
 use super::errand::Errand;
-use super::exchange::{Payload, Question, Verb};
+use super::exchange::{Payload, Request, Verb};
 use super::redirect::Targets;
 use super::retry::Failure;
 use super::scopes::Rights;
@@ -36,28 +36,28 @@ pub(super) const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+j
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// The time in which a mirror that did not answer is not asked again. 30 s: without this pause, every read
-/// would first wait for the mirror's time-out.
+/// The pause of a mirror that did not answer. 30 s: without this pause, every read would first wait for the
+/// mirror's time-out.
 const MIRROR_PAUSE: Duration = Duration::from_secs(30);
 
-/// The time in which a mirror that sent wrong bytes is not asked again: a layer of 60 GB comes in it from
-/// elsewhere, at 1 Gbit/s.
+/// The pause of a mirror that sent wrong bytes. 10 min: at 1 Gbit/s, a layer of 60 GB comes from elsewhere in this
+/// time.
 const DISTRUST: Duration = Duration::from_secs(600);
 
 /// One repository of a registry.
 pub(super) struct RegistryRepository(Arc<Remote>);
 
-/// A repository and the client to ask.
+/// A repository, and the client for its requests.
 pub(super) struct Remote {
     client: Arc<RegistryClient>,
     registry: Arc<str>,
-    /// As messages call it: `ghcr.io/org/model`.
+    /// The name in messages: `ghcr.io/org/model`.
     name: String,
     repository: String,
     endpoints: Vec<(Endpoint, Pause)>,
 }
 
-/// Until when a mirror is not asked.
+/// The end of a mirror's pause.
 #[derive(Default)]
 struct Pause(Mutex<Option<Instant>>);
 
@@ -85,7 +85,7 @@ impl RegistryRepository {
 /// Every repository that a registry lists, sorted.
 ///
 /// # Errors
-/// Fails also where the registry lets nobody list them, as most public ones do.
+/// Fails also where the registry offers no list, as most public ones.
 pub(super) async fn catalogue(
     client: Arc<RegistryClient>,
     registry: &str,
@@ -197,7 +197,7 @@ impl Remote {
         self.first_of(timing, errand, |endpoint| endpoint.can_resolve, ask).await
     }
 
-    /// Leaves the mirror alone that is asked for content first. The registry itself is always asked.
+    /// Begins a pause of the first mirror for content. The registry itself never gets a pause.
     fn distrust(&self) {
         let pulled = self.endpoints.iter().filter(|(endpoint, _)| endpoint.can_pull);
         let mut mirrors: Vec<_> = pulled.map(|(_, pause)| pause).collect();
@@ -211,7 +211,7 @@ impl Remote {
         }
     }
 
-    /// The first answer of the endpoints that `may` be asked.
+    /// The first answer of the endpoints that `may` accepts.
     pub(super) async fn first_of<T, Ask, Asked>(
         &self,
         timing: Timing,
@@ -243,7 +243,7 @@ impl Remote {
                 Ok(answer) => return Ok(answer),
                 Err(error) if is_last => return Err(with_earlier(error, &earlier)),
                 Err(error) => {
-                    // A missing blob says nothing about the mirror, and the next one may have it.
+                    // A missing blob is no fault of the mirror, and the next endpoint may have it.
                     if error.is_retryable() || matches!(error, SourceError::Untrusted { .. }) {
                         tracing::warn!(%error, "leaving a mirror alone for {MIRROR_PAUSE:?}");
                         pause.begin(MIRROR_PAUSE);
@@ -288,8 +288,8 @@ impl Remote {
         let url = upstream.manifest(&self.repository, &text);
         let headers =
             HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(MANIFEST_TYPES))]);
-        let question = self.question(upstream, &url, &headers, errand);
-        let mut answer = self.client.ask(&question, |_| ()).await?;
+        let request = self.request(upstream, &url, &headers, errand);
+        let mut answer = self.client.ask(&request, |_| ()).await?;
         if answer.status() != StatusCode::OK {
             let hint = format!("`kitfs list {}` shows the tags and their digests", self.name);
             return Err(answer.refusal(&what, &hint, self.timing().stall).await);
@@ -317,14 +317,14 @@ impl Remote {
         }
     }
 
-    pub(super) fn question<'a>(
+    pub(super) fn request<'a>(
         &'a self,
         upstream: &'a Upstream,
         url: &'a Url,
         headers: &'a HeaderMap,
         errand: &'a Errand,
-    ) -> Question<'a> {
-        Question {
+    ) -> Request<'a> {
+        Request {
             upstream,
             repository: &self.repository,
             url,

@@ -1,8 +1,8 @@
 //! Which failures may pass, and how long to wait before a request is repeated.
 //!
-//! kitfs asks a registry for content that does not change, and for tokens, so every request may be
-//! repeated. Repetition happens in one place, above authentication, redirects and ranges. A token
-//! request has repetitions of its own, and its failure is final.
+//! kitfs requests content that does not change, and tokens, so every request may be repeated. This happens in one
+//! place, above authentication, redirects and ranges. A token request has retries of its own, and its failure is
+//! final.
 
 use std::time::Duration;
 
@@ -25,14 +25,14 @@ pub(super) enum Failure {
         /// The wait that the host asks for.
         retry_after: Option<Duration>,
     },
-    /// No connection can be made; that may change, too.
+    /// No connection can be made. That may change too.
     Unreachable(SourceError),
     /// The same request will fail again.
     Final(SourceError),
 }
 
 impl Failure {
-    /// A failure that may pass; the host did not say when.
+    /// A failure that may pass, without a `Retry-After`.
     pub(super) fn transient(error: SourceError) -> Self {
         Self::Transient { error, retry_after: None }
     }
@@ -57,8 +57,8 @@ pub(super) fn is_transient(status: StatusCode) -> bool {
 }
 
 impl RegistryClient {
-    /// Repeats `attempt` while its failures may pass, within the bounds of `timing`, or with the
-    /// patience of its errand. `host` is the one that is asked.
+    /// Repeats `attempt` while its failures may pass, within the bounds of `timing`, or with the patience of its
+    /// errand. `host` is the host of its requests.
     pub(super) async fn repeat<T, Attempt, Future>(
         &self,
         timing: Timing,
@@ -108,13 +108,13 @@ impl RegistryClient {
     }
 }
 
-/// The repetitions of one question. Pure but for the jitter of their waits.
+/// The retries of one request. Pure but for the jitter of their waits.
 pub(super) struct Repeats {
     timing: Timing,
     is_patient: bool,
     backoff: ExponentialBackoff,
     repeats: usize,
-    /// Waited so far without a connection.
+    /// The time without a connection so far.
     waited: Duration,
 }
 
@@ -129,7 +129,7 @@ impl Repeats {
         Self { timing, is_patient, backoff, repeats: 0, waited: Duration::ZERO }
     }
 
-    /// The wait after `failure`, where all so far has taken `elapsed`; `None` to give up.
+    /// The wait after `failure`, when `elapsed` has passed since the first attempt; `None` to give up.
     pub(super) fn next_wait(&mut self, failure: &Failure, elapsed: Duration) -> Option<Duration> {
         let timing = self.timing;
         let asked = match failure {
@@ -137,14 +137,15 @@ impl Repeats {
             Failure::Unreachable(_) => None,
             Failure::Final(_) => return None,
         };
-        // A host that says when to come back is obeyed as often as it says so, within the patience.
+        // `Retry-After` is obeyed any number of times, within the patience.
         if !(self.is_patient && asked.is_some()) {
             self.repeats += 1;
             if self.repeats > timing.retries {
                 return None;
             }
         }
-        // A reader that waits looks earlier than the host says; an opener gives up where it may not wait.
+        // A waiting reader tries again earlier than the host wants. An opener gives up if the wait is longer than
+        // its patience.
         let is_too_long =
             self.is_patient && asked.is_some_and(|asked| asked > timing.retry_after_max);
         let delay = self.backoff.next().unwrap_or(timing.backoff_max);

@@ -5,10 +5,10 @@
 //! scope = TYPE ":" NAME ":" ACTION *( "," ACTION )      repository:org/model:pull,metadata_read
 //! ```
 //!
-//! A registry names the scope that a request needs. For a reader, kitfs asks the token server for this scope
-//! without the actions that change something. For a push, kitfs asks for the right to push from the start, and
-//! never for the right to delete. The scopes of earlier requests are asked for again. So one token serves all
-//! requests to a repository, even where they need different rights.
+//! A registry names the scope that a request needs. For a reader, kitfs requests a token with this scope, without
+//! the actions that change something. For a push, kitfs requests the right to push from the start, and never the
+//! right to delete. A new token has the scopes of earlier requests too. So one token serves all requests to a
+//! repository, even if they need different rights.
 
 /// The most scopes, and actions in each, that are kept. 32: registries ask for one or two.
 const COUNT_LIMIT: usize = 32;
@@ -18,7 +18,7 @@ const COUNT_LIMIT: usize = 32;
 pub(super) enum Rights<'a> {
     /// To read.
     Pull,
-    /// To write, too; and to read the repository `from`, whose blobs are to be mounted.
+    /// The right to write too, and to read the repository `from`, whose blobs are to be mounted.
     Push { from: Option<&'a str> },
 }
 
@@ -34,8 +34,8 @@ struct Scope {
 }
 
 impl Scopes {
-    /// Adds the scopes of a challenge; without any, the right to pull `repository`, or to list all
-    /// repositories where it has no name. Adds the rights of a push where the request needs them.
+    /// Adds the scopes of a challenge. Without any, it adds the right to pull `repository`, or to list all
+    /// repositories if the name is empty. Adds the rights of a push if the request needs them.
     pub(super) fn add(&mut self, asked: Option<&str>, repository: &str, rights: Rights<'_>) {
         let pull = match repository {
             "" => "registry:catalog:*".to_owned(),
@@ -80,14 +80,14 @@ impl Scopes {
         }
     }
 
-    /// Each scope as it is written.
+    /// Each scope as text.
     pub(super) fn written(&self) -> Vec<String> {
         let written = |scope: &Scope| format!("{}:{}", scope.resource, scope.actions.join(","));
         self.0.iter().map(written).collect()
     }
 }
 
-/// Whether an action is asked for; `*` stands for all actions.
+/// Whether kitfs requests an action; `*` means all actions.
 fn is_allowed(action: &str, rights: Rights<'_>) -> bool {
     let deletes = matches!(action, "delete" | "*") || action.ends_with("_delete");
     let writes = action == "push" || action.ends_with("_write");

@@ -1,4 +1,4 @@
-//! Sends one request: when its host has a slot for it, and for as long as its errand has patience.
+//! Sends one request, when its host has a slot for it. Waits for the answer as long as its errand has patience.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ async fn answer_of(sent: &mut Option<Sent>) -> reqwest::Result<reqwest::Response
 }
 
 impl RegistryClient {
-    /// Sends a request when its host has a slot for it, and tells the limit how the host answered.
+    /// Sends a request when its host has a slot for it, and reports the answer to the limit of the host.
     pub(super) async fn send(
         &self,
         request: RequestBuilder,
@@ -55,7 +55,8 @@ impl RegistryClient {
         errand.urgency().note_host(&host);
         let answer = self.send_unlimited(request, url, place, errand).await?;
         let pause = retry::retry_after(answer.headers(), Timestamp::now());
-        // A patient request obeys for longer; the host's other requests have readers.
+        // The pause of the host is cut, because other requests have readers. A patient request itself obeys for
+        // longer.
         let pause = pause.map(|pause| pause.min(self.timing.retry_after_max));
         match answer.status() {
             status if status.is_success() || redirect::is_redirect(status) => slot.accepted(),
@@ -98,9 +99,9 @@ impl RegistryClient {
         }
     }
 
-    /// Sends a request. Where a reader waits for long, sends others beside the first: the connection may be
-    /// stuck, or the host about to answer, and the two look the same. The first one stays, since a cache
-    /// that fetches first may start again for a new one. At most two run.
+    /// Sends a request. If a reader waits for long, it sends another one beside the first. The connection may be
+    /// stuck, or the host may be about to answer; both look the same. The first request stays, because a
+    /// pull-through cache may begin its download anew for a new one. At most two requests run.
     ///
     /// ```text
     /// patient:                  sent ------------------------------------------> `open` is over
@@ -162,7 +163,7 @@ impl RegistryClient {
                 }
                 () = errand.urgency().until_impatient(), if is_patient => continue,
             };
-            // Where one fails, the other still counts.
+            // If one request fails, the other still counts.
             if first.is_none() && beside.is_none() {
                 return Err(Unanswered::Failed(failed));
             }

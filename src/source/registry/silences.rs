@@ -1,7 +1,7 @@
 //! Hosts that are silent while a kit is opened or warmed, so that the user can be told.
 //!
-//! A pull-through cache may be silent for minutes while it fetches a blob itself. A patient request
-//! enters its host here after a while, and takes it out with the first byte.
+//! A pull-through cache may be silent for minutes while it downloads a blob. A patient request adds its host here
+//! after a while, and removes it at the first byte.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -12,19 +12,19 @@ use parking_lot::Mutex;
 
 use crate::process::running_time;
 
-/// A silent host that a patient request waits for.
+/// A silent host, and the patient wait for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Silence {
     /// `HOST[:PORT]`.
     pub host: String,
-    /// The time in which nothing has come.
+    /// The time since the last byte.
     pub silent_for: Duration,
 }
 
 /// The hosts that are silent now.
 #[derive(Debug)]
 pub(super) struct Silences {
-    /// The silence after which a host is entered.
+    /// The silence after which a host is added.
     untold: Duration,
     table: Mutex<Table>,
 }
@@ -35,7 +35,7 @@ struct Table {
     silent: BTreeMap<u64, (String, Instant)>,
 }
 
-/// Takes its entry out of the table when dropped.
+/// Removes its entry from the table when dropped.
 struct Entry<'a> {
     silences: &'a Silences,
     number: u64,
@@ -56,7 +56,7 @@ impl Silences {
         longest.into_iter().map(|(host, silent_for)| Silence { host, silent_for }).collect()
     }
 
-    /// Waits for `something` of `host`, and enters the host when that takes long.
+    /// Waits for `something` of `host`, and adds the host to the table when that takes long.
     pub(super) async fn watch<T>(&self, host: &str, something: impl Future<Output = T>) -> T {
         let since = Instant::now();
         let mut something = pin!(something);

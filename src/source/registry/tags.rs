@@ -10,19 +10,19 @@ use super::encoding;
 use super::message;
 use crate::oci::{Reference, Selector};
 
-/// The number of names that is asked for. 1,000: registries allow no more; without a number some send 100.
+/// The number of names in a request. 1,000: registries allow no more. Without a number, some send 100.
 pub(super) const PAGE_NAMES: Option<u32> = Some(1000);
 
 /// The largest page that is read: 8 MiB are 60,000 tags of the longest kind.
 pub(super) const PAGE_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The most names that are listed. 200,000: some repositories have a tag for each commit.
+/// The most names of a list. 200,000: some repositories have a tag for each commit.
 pub(super) const NAME_LIMIT: usize = 200_000;
 
-/// The most pages that are asked for: 2,000 of 100 names are as many names as are listed.
+/// The most pages of a list. 2,000: with 100 names each, they have all names of the longest list.
 pub(super) const PAGE_LIMIT: usize = 2_000;
 
-/// The things that are listed.
+/// The kind of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Listed {
     /// The tags of a repository.
@@ -75,16 +75,16 @@ impl Listed {
     }
 }
 
-/// Whether an answer may be a refusal of the number of names that was asked for, and not of the list.
+/// Whether an answer may refuse the requested number of names instead of the list.
 pub(super) fn may_refuse_number(status: StatusCode) -> bool {
     let is_about_something_else = matches!(status.as_u16(), 401 | 403 | 404 | 408 | 410 | 429);
     (status.is_client_error() && !is_about_something_else) || status == StatusCode::NOT_IMPLEMENTED
 }
 
-/// Decodes a page. Leaves out texts that no reference can have: they may hold anything, at any length.
+/// Decodes a page. Leaves out texts that no reference can have, because these may have any content and length.
 ///
 /// # Errors
-/// In words, when it is not such a list.
+/// The message, when it is not such a list.
 pub(super) fn decode(page: &[u8], listed: Listed) -> Result<Vec<String>, String> {
     #[derive(Deserialize)]
     struct Page {
@@ -104,11 +104,11 @@ pub(super) fn decode(page: &[u8], listed: Listed) -> Result<Vec<String>, String>
 
 /// The page behind the one at `at`, as the values of its `Link` headers name it.
 ///
-/// A registry behind a proxy may name itself by another host or below another path. Only the query
-/// of a link to such a list counts, so the next page is asked where this one was found.
+/// A registry behind a proxy may name itself by another host or below another path. So only the query of a link to
+/// such a list counts, and the request for the next page goes to the same address.
 ///
 /// # Errors
-/// In words, when the link is no URL, or leads to something else at another host.
+/// The message, when the link is no URL, or does not lead to a list at another host.
 pub(super) fn next<'a>(
     at: &Url,
     links: impl Iterator<Item = &'a str>,
@@ -127,7 +127,7 @@ pub(super) fn next<'a>(
     }
     let mut own = at.clone();
     own.set_query(next.query());
-    // Which registry is meant, at a mirror that stands for several; a link leaves it out.
+    // The query names the registry at a mirror of several registries. A link leaves it out.
     let namespace =
         |url: &Url| url.query_pairs().find(|(key, _)| key == "ns").map(|it| it.1.into_owned());
     if let (Some(registry), None) = (namespace(at), namespace(&own)) {

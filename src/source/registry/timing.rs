@@ -1,63 +1,62 @@
-//! The waits for a registry, and the number of times to ask again.
+//! The waits for a registry, and the number of retries.
 
 use std::time::Duration;
 
 /// Time-outs and retries. The defaults suit the internet; tests use shorter ones.
 ///
-/// Readers have deadlines, so their requests have short time-outs. Requests that open a kit or fetch
-/// in the background have the patience `open` instead, as long as the connection lives.
+/// Readers have deadlines, so their requests have short time-outs. Requests that open a kit or fetch in the
+/// background have the patience `open` instead, while the connection lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// The longest a connection may take, TLS included. 10 s: three lost SYNs and a slow handshake.
+    /// The longest time for a connection, TLS included. 10 s: three lost SYNs and a slow handshake.
     pub connect: Duration,
-    /// The longest from a request to the head of its answer, for a reader who can be served by another
-    /// endpoint. 30 s: registries that fetch from an upstream of their own are slow with the first byte.
+    /// The longest time from a request to the head of its answer, for a reader with another endpoint. 30 s:
+    /// registries that fetch from an upstream of their own send the first byte late.
     pub answer: Duration,
-    /// The silence after which a reader's request is sent again beside the first, which may be stuck, or
-    /// be about to succeed. It doubles each time. 5 s: longer than a healthy registry takes, and a small
-    /// part of a reader's deadline.
+    /// The silence after which a reader's request is sent again beside the first. The time doubles with each
+    /// further request. 5 s: longer than a healthy registry takes, and a small part of a reader's deadline.
     pub hedge: Duration,
-    /// The longest silence of a host where a kit is opened, before its answer and within it; and the
-    /// longest that one question with all its repetitions may take there. 5 min: a pull-through cache
-    /// sends nothing before it has fetched a blob itself, at 100 MB/s 30 GB in that time.
+    /// The longest silence of a host while a kit is opened, before and within its answer. Also the longest time of
+    /// a request with all retries. 5 min: a pull-through cache sends nothing before it has the whole blob; at 100
+    /// MB/s it fetches 30 GB in this time.
     pub open: Duration,
     /// The silence of a host after which the user is told. 10 s: shorter waits are ordinary.
     pub untold: Duration,
-    /// The longest without a byte once a body streams, for a reader. 30 s: as long as TCP needs to give
-    /// up hope in practice; a reader with a deadline has no use for later bytes.
+    /// The longest silence within a body, for a reader. 30 s: a connection that is silent for longer rarely
+    /// recovers, and a reader with a deadline has no use for later bytes.
     pub stall: Duration,
     /// The repetitions of a request after failures that may pass. 5, as `kit pull` does.
     pub retries: usize,
     /// The wait before the first repetition; it doubles each time, with jitter.
     pub backoff_min: Duration,
-    /// The longest wait that is our own idea.
+    /// The longest wait without a `Retry-After`.
     pub backoff_max: Duration,
-    /// The longest pause that a reader makes for a `Retry-After`; a longer one is cut to it. 10 s: a host
-    /// that is well earlier is noticed within seconds.
+    /// The longest pause of a reader for a `Retry-After`; a longer one is cut. 10 s: a host that recovers earlier
+    /// is noticed within seconds.
     pub retry_after_max: Duration,
-    /// The longest that a reader's request and its repetitions may take before the last repetition.
+    /// The time after which a reader's request is not repeated any more.
     pub retry_total: Duration,
-    /// The most time between repetitions while no connection can be made. 10 s: a registry that is
-    /// restarted is back by then, and a reader can wait for that.
+    /// The longest total wait while no connection can be made. 10 s: a restarted registry is back by then, and a
+    /// reader can wait so long.
     pub unreachable_total: Duration,
-    /// The most breaks in a row, each before the stream has come far, that are resumed.
+    /// The most breaks in a row after which a stream is resumed. Much progress begins a new row.
     pub resumes: u32,
 }
 
 impl Timing {
-    /// For resolving a reference: a person waits at a terminal, and an earlier result is used where the
-    /// registry cannot be reached.
+    /// The timing for resolving a reference. A person waits at a terminal, and an earlier result is used where the
+    /// registry is unreachable.
     pub(super) fn of_a_command(self) -> Self {
         let unreachable_total = self.unreachable_total.min(Duration::from_secs(1));
         Self { unreachable_total, ..self }
     }
 
-    /// For requests that open a kit or fetch in the background.
+    /// The timing of requests that open a kit or fetch in the background.
     pub(super) fn of_patience(self) -> Self {
         Self { retry_after_max: self.open, retry_total: self.open, ..self }
     }
 
-    /// The longest from a request to the head of its answer, for a reader with other endpoints.
+    /// The longest time from a request to the head of its answer, for a reader with other endpoints.
     pub(super) fn reader(self) -> Duration {
         self.connect + self.answer
     }

@@ -5,10 +5,10 @@
 //!              '--leads to an authority of this machine, or to one of those given------> trusted
 //! ```
 //!
-//! The first case is a registry with a self-signed certificate, as `openssl req -x509` makes it by the
-//! registries' own instructions. Clients get the certificate as an authority, and the server shows the
-//! same one. A verifier of chains refuses it, since an authority is no server. Go and OpenSSL accept it,
-//! and so does kitfs. The server still proves that it has the key.
+//! The first case is a self-signed certificate, which `openssl req -x509` makes by the instructions of registries.
+//! Clients get the certificate as an authority, and the server shows the same one. A verifier of chains refuses it,
+//! because an authority is no server. Go and OpenSSL accept it, and so does kitfs. The server still proves that it
+//! has the key.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -41,8 +41,8 @@ pub(super) struct Tls {
     pub(super) client_identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// The authorities that this machine trusts: some hundred files, which are read for the first certificate that
-/// needs one. A process that goes on with mounts answers its readers from the cache before.
+/// The authorities that this machine trusts. Their files, some hundred, are read for the first certificate that
+/// needs one. So a process that takes mounts over serves readers from the cache without a delay.
 #[derive(Debug, Default)]
 pub(super) struct Machine(OnceLock<RootCertStore>);
 
@@ -52,8 +52,8 @@ impl Machine {
         !self.roots().is_empty()
     }
 
-    /// The authorities. A bare container has none: it can still speak plain http, and https to hosts
-    /// whose authority is given.
+    /// The authorities. A bare container has none. It can still use plain http, and https to hosts whose authority
+    /// is given.
     fn roots(&self) -> &RootCertStore {
         self.0.get_or_init(|| {
             let mut roots = RootCertStore::empty();
@@ -123,11 +123,10 @@ struct Verifier {
     /// Whether every certificate passes (`--tls-verify=false`), even if its key cannot be read.
     trusts_all: bool,
     given: Vec<CertificateDer<'static>>,
-    /// The given ones as authorities.
+    /// The given certificates as authorities.
     roots: RootCertStore,
     machine: Arc<Machine>,
-    /// Made for the first certificate. Without a single authority there is no chain to follow, and no verifier
-    /// of chains.
+    /// The verifier of chains, made for the first certificate. Without an authority there is none.
     chains: OnceLock<Option<Arc<WebPkiServerVerifier>>>,
     provider: Arc<CryptoProvider>,
 }
@@ -204,8 +203,8 @@ impl Verifier {
     }
 }
 
-/// Checks a certificate that is given as it is shown: its dates, its name and its use, as Go's
-/// `x509.Certificate.Verify` does with a leaf among the roots.
+/// Checks a certificate that is one of the given ones: its dates, its name and its use. Go's
+/// `x509.Certificate.Verify` does the same with a leaf among the roots.
 fn verify_given(
     certificate: &CertificateDer<'_>,
     server_name: &ServerName<'_>,

@@ -17,11 +17,11 @@ use super::redirect;
 /// The life of a token without a usable `expires_in` (token specification).
 const DEFAULT_LIFETIME_SECONDS: f64 = 60.0;
 
-/// The longest life that kitfs believes. A day: renewing a token too early costs one request.
+/// The longest lifetime that kitfs accepts. A day: a renewal that is too early costs one request.
 const MAX_LIFETIME_SECONDS: f64 = 86_400.0;
 
-/// The longest time before its end at which a token is renewed: a request that starts now must still be
-/// under way when the registry looks at the token.
+/// The longest time before its end at which a token is renewed. 10 s: the token must still be valid when the
+/// registry checks a request that starts now.
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// The address of a token server.
@@ -34,12 +34,12 @@ pub(super) struct Server {
 impl Server {
     /// The token server that a Bearer challenge of `registry` names.
     ///
-    /// A registry behind a TLS proxy may not know that it is asked by https, and name itself by http:
-    /// then its token server is asked by https, too. A path alone (`/token`) is one of the registry.
+    /// A registry behind a TLS proxy may name itself by http, although clients use https. Then kitfs uses https for
+    /// its token server too. A path alone (`/token`) is a path of the registry.
     ///
     /// # Errors
-    /// In words, when the realm is missing or no URL, or is plain http at another host than that of an
-    /// https registry: passwords go there.
+    /// The message, when the realm is missing or no URL. Also when it is plain http at another host than that of an
+    /// https registry, because passwords go there.
     pub(super) fn new(challenge: &Challenge, registry: &Url) -> Result<Self, String> {
         let realm = challenge.parameter("realm").filter(|realm| !realm.is_empty());
         let realm = realm.ok_or("it wants a token, and does not say from which token server")?;
@@ -75,18 +75,18 @@ impl Server {
 pub(super) struct Token {
     /// The value of an `Authorization` header.
     pub(super) header: HeaderValue,
-    /// The time from the request to the next one.
+    /// The time after the request at which the token is renewed.
     pub(super) renew_after: Duration,
 }
 
 impl Token {
     /// Decodes the body of a token server's answer: `token` or `access_token`, and `expires_in`.
     ///
-    /// Names count in any case, as clients in Go read them, and a token must be a text. A lifetime may be
-    /// a text; an unreadable one is the default.
+    /// Upper and lower case are the same in names, as for clients in Go. A token must be a text. A lifetime may be
+    /// a text, and an unreadable one becomes the default.
     ///
     /// # Errors
-    /// In words that hold nothing of the body.
+    /// A message without text of the body.
     pub(super) fn decode(body: &[u8]) -> Result<Self, String> {
         let body: Map<String, Value> = serde_json::from_slice(encoding::without_mark(body))
             .map_err(|_| "an answer that is not JSON with a token")?;
@@ -99,7 +99,7 @@ impl Token {
         let token = token.ok_or("an answer without a token")?;
         let header = bearer(token).ok_or("a token that no HTTP header can carry")?;
         let seconds = member("expires_in").and_then(seconds);
-        // Servers that count no time send a 0, which must not mean a token for each request.
+        // Servers without lifetimes send 0, which must not cause a token request for each request.
         let lifetime = seconds.filter(|seconds| *seconds > 0.0).unwrap_or(DEFAULT_LIFETIME_SECONDS);
         let lifetime = Duration::from_secs_f64(lifetime.min(MAX_LIFETIME_SECONDS));
         Ok(Self { header, renew_after: lifetime - MARGIN.min(lifetime / 4) })
@@ -118,8 +118,8 @@ pub(super) fn bearer(token: &str) -> Option<HeaderValue> {
     Some(header)
 }
 
-/// Whether the token in an `Authorization` header lets its owner push to a repository. `None` where the token
-/// does not say so: only a JSON web token with the claim `access` does (distribution's "Token Authentication
+/// Whether the token in an `Authorization` header has the right to push to a repository. `None` for an unknown
+/// format: only a JSON web token with the claim `access` shows its rights (distribution's "Token Authentication
 /// Implementation").
 pub(super) fn may_push(header: &HeaderValue, repository: &str) -> Option<bool> {
     #[derive(serde::Deserialize)]

@@ -1,12 +1,12 @@
-//! Asks a token server, and follows where it redirects to.
+//! Requests a token, and follows redirects of the token server.
 //!
 //! ```text
 //! GET  realm?scope=…&service=…   with a password, or without one
 //! POST realm                     with an identity token, in a form
 //! ```
 //!
-//! A redirect within a host keeps the password or the identity token. Another host gets neither: it is
-//! asked anonymously instead of with the password, and not at all instead of with an identity token.
+//! A redirect within a host keeps the password or the identity token. Another host gets neither: the request with a
+//! password becomes an anonymous one, and the request with an identity token fails.
 
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -16,7 +16,7 @@ use url::Url;
 use super::RegistryClient;
 use super::answer::Answer;
 use super::auth;
-use super::exchange::Question;
+use super::exchange::Request;
 use super::message;
 use super::redirect;
 use super::retry::Failure;
@@ -33,18 +33,18 @@ const TOKEN_LIMIT_BYTES: u64 = 1024 * 1024;
 const CLIENT_ID: &str = "kitfs";
 
 impl RegistryClient {
-    /// Gets a token for `scopes` with the credential that is `known`.
+    /// Gets a token for `scopes` with the credential in `known`.
     pub(super) async fn token(
         &self,
         server: &Server,
         scopes: &Scopes,
         known: &Known,
-        question: &Question<'_>,
+        request: &Request<'_>,
     ) -> Result<Token, SourceError> {
-        let Question { upstream, repository, .. } = *question;
+        let Request { upstream, repository, .. } = *request;
         let place = format!("{}, the token server of {}", server.name(), upstream.name);
         let scopes = scopes.written();
-        let errand = TokenErrand { server, scopes, known, upstream, repository, question };
+        let errand = TokenErrand { server, scopes, known, upstream, repository, request };
         let host = message::authority(&server.realm);
         let is_secret = known.credential != Credential::Anonymous;
         if is_secret && !self.rules.may_have_credentials(&upstream.account, &host) {
@@ -58,12 +58,12 @@ impl RegistryClient {
             });
         }
         let body = self
-            .repeat(self.timing, question.errand, &host, || self.ask_token_server(&errand, &place))
+            .repeat(self.timing, request.errand, &host, || self.ask_token_server(&errand, &place))
             .await?;
         Token::decode(&body).map_err(|detail| SourceError::Protocol { place, detail })
     }
 
-    /// Asks once, and follows all redirects.
+    /// Sends one request, and follows all redirects.
     async fn ask_token_server(
         &self,
         errand: &TokenErrand<'_>,
@@ -74,7 +74,7 @@ impl RegistryClient {
         for _ in 0..=redirect::HOP_LIMIT {
             let client = errand.upstream.client_for(&at, self);
             let request = errand.request(client, &at, is_at_home);
-            let answer = self.send_unlimited(request, &at, place, errand.question.errand).await?;
+            let answer = self.send_unlimited(request, &at, place, errand.request.errand).await?;
             if !redirect::is_redirect(answer.status()) {
                 return self.token_of(errand, answer).await;
             }
@@ -108,16 +108,12 @@ impl RegistryClient {
             StatusCode::OK => answer.document("the token", TOKEN_LIMIT_BYTES, stall).await,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
                 let detail = format!("its token server says {}", answer.words(stall).await);
-                Err(upstream
-                    .unauthorized(repository, &detail, known, errand.question.rights)
-                    .into())
+                Err(upstream.unauthorized(repository, &detail, known, errand.request.rights).into())
             }
-            // Some servers answer so to requests without a password.
+            // Some servers answer 404 to requests without a password.
             StatusCode::NOT_FOUND if is_anonymous => {
                 let detail = format!("its token server says {}", answer.words(stall).await);
-                Err(upstream
-                    .unauthorized(repository, &detail, known, errand.question.rights)
-                    .into())
+                Err(upstream.unauthorized(repository, &detail, known, errand.request.rights).into())
             }
             _ => Err(answer.refusal("the token", "check the registry's name", stall).await),
         }
@@ -131,11 +127,11 @@ struct TokenErrand<'a> {
     known: &'a Known,
     upstream: &'a Upstream,
     repository: &'a str,
-    question: &'a Question<'a>,
+    request: &'a Request<'a>,
 }
 
 impl TokenErrand<'_> {
-    /// The URL that is asked first.
+    /// The URL of the first request.
     fn start(&self) -> Url {
         let mut url = self.server.realm.clone();
         if !matches!(self.known.credential, Credential::IdentityToken(_)) {
@@ -149,7 +145,7 @@ impl TokenErrand<'_> {
         url
     }
 
-    /// The request to `at`; with the secret where that is the server's own host.
+    /// The request to `at`, with the secret if `at` is at the server's own host.
     fn request(&self, client: &reqwest::Client, at: &Url, is_at_home: bool) -> RequestBuilder {
         match &self.known.credential {
             Credential::IdentityToken(token) if is_at_home => {

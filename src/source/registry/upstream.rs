@@ -1,8 +1,8 @@
 //! The addresses at which a registry is reached: mirrors first, and http or https.
 //!
-//! A registry without configuration has its own address only, and speaks https. A loopback host
-//! may speak http or https, and is asked once: in http first, as most registries on one's own machine
-//! speak it, and in https first where TLS options are given. Nothing secret is sent before the answer.
+//! A registry without configuration has its own address only, and speaks https. A loopback host may speak http or
+//! https, and kitfs tries both once. http comes first, because most registries on the same machine speak it; with
+//! TLS options, https comes first. No secret is sent before the answer.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ use crate::source::{SourceError, Urgency, mirrors};
 pub(super) struct Upstream {
     /// The URL below which the API lies; ends in `/`.
     pub(super) base: Url,
-    /// For requests to this host alone: the client may show a certificate.
+    /// The client for this host alone, which may show a certificate.
     pub(super) client: Client,
     /// Headers for this host alone (hosts.toml).
     pub(super) headers: HeaderMap,
@@ -38,31 +38,31 @@ pub(super) struct Upstream {
     pub(super) account: String,
     /// The registry, as messages name it.
     pub(super) name: String,
-    /// The reason for which kitfs asks this address.
-    way: Way,
+    /// The role of this address.
+    role: Role,
 }
 
-/// The reason for which kitfs asks an address.
-enum Way {
-    /// It is the registry's own address.
+/// The role of an address for its registry.
+enum Role {
+    /// The registry's own address.
     Own,
-    /// hosts.toml names this address, which may stand for several registries.
+    /// An address from hosts.toml or a rule, which may serve several registries.
     Mirror(String),
-    /// This registry redirected to it.
+    /// The target of a redirect by this registry.
     Redirect(String),
 }
 
 impl Upstream {
-    /// The repository, as messages name it; the registry for an empty name.
+    /// The repository in messages; the registry for an empty name.
     pub(super) fn place(&self, repository: &str) -> String {
         let name = match repository {
             "" => self.name.clone(),
             repository => format!("{}/{repository}", self.name),
         };
-        match &self.way {
-            Way::Own => name,
-            Way::Mirror(address) => format!("{name} (at {address})"),
-            Way::Redirect(registry) => format!("{name} (to which {registry} redirects)"),
+        match &self.role {
+            Role::Own => name,
+            Role::Mirror(address) => format!("{name} (at {address})"),
+            Role::Redirect(registry) => format!("{name} (to which {registry} redirects)"),
         }
     }
 
@@ -101,20 +101,20 @@ impl Upstream {
         url.path_segments_mut().expect("http URLs have paths").pop_if_empty().extend(
             repository.split('/').filter(|part| !part.is_empty()).chain(rest.iter().copied()),
         );
-        if matches!(self.way, Way::Mirror(_)) {
-            // A mirror may stand for several registries; containerd names the one that is meant so.
+        if matches!(self.role, Role::Mirror(_)) {
+            // A mirror may serve several registries. As in containerd, `ns` names the registry.
             url.query_pairs_mut().append_pair("ns", &self.name);
         }
         url
     }
 
-    /// The client for a request to `url`: this upstream's own where it is the same host.
+    /// The client for a request to `url`: this upstream's own client if the host is the same.
     pub(super) fn client_for<'a>(&'a self, url: &Url, all: &'a RegistryClient) -> &'a Client {
         if url.origin() == self.base.origin() { &self.client } else { all.connections.plain() }
     }
 
-    /// Another registry that this one redirects to, at `url`. It gets its own credentials, and nothing
-    /// that is configured for this one.
+    /// Another registry at `url`, to which this one redirects. It gets its own credentials, and no settings of this
+    /// registry.
     pub(super) fn redirected_to(&self, url: &Url, all: &RegistryClient) -> Self {
         let mut base = url.clone();
         let prefix = url.path().split_once("/v2/").map_or("", |(prefix, _)| prefix);
@@ -127,11 +127,11 @@ impl Upstream {
             headers: HeaderMap::new(),
             account: host.clone(),
             name: host,
-            way: Way::Redirect(self.name.clone()),
+            role: Role::Redirect(self.name.clone()),
         }
     }
 
-    /// The error where `repository` may not be used with the credential that is `known`.
+    /// The error where the credential in `known` has no right to `repository`.
     pub(super) fn unauthorized(
         &self,
         repository: &str,
@@ -157,7 +157,7 @@ impl Upstream {
     }
 }
 
-/// The advice where a credential does not allow a push.
+/// The advice for a credential without the right to push.
 fn may_not_push(credential: &Credential, known: &Known, account: &str) -> String {
     let log_in = format!("log in with `kit login {account}` or `docker login {account}`");
     let who = match credential {
@@ -186,7 +186,7 @@ fn with_number(mut url: Url, number: Option<u32>) -> Url {
     url
 }
 
-/// An address of a registry, and the questions that it may be asked.
+/// An address of a registry, and its permitted uses.
 pub(super) struct Endpoint {
     address: Address,
     /// May resolve tags.
@@ -199,7 +199,7 @@ pub(super) struct Endpoint {
 
 enum Address {
     Known(Arc<Upstream>),
-    /// A loopback host whose scheme is not known yet.
+    /// A loopback host with an unknown scheme.
     Loopback(String),
 }
 
@@ -233,7 +233,7 @@ impl RegistryClient {
             headers: HeaderMap::new(),
             account: registry.to_owned(),
             name: registry.to_owned(),
-            way: Way::Own,
+            role: Role::Own,
         }))
     }
 
@@ -268,9 +268,9 @@ impl RegistryClient {
             headers,
             account: if is_registry { registry.to_owned() } else { host },
             name: registry.to_owned(),
-            way: match is_registry {
-                true => Way::Own,
-                false => Way::Mirror(message::without_secrets(&mirror.url)),
+            role: match is_registry {
+                true => Role::Own,
+                false => Role::Mirror(message::without_secrets(&mirror.url)),
             },
             base,
         };
@@ -282,7 +282,7 @@ impl RegistryClient {
         })
     }
 
-    /// The upstream of an endpoint; finds out the scheme of a loopback host.
+    /// The upstream of an endpoint. Finds the scheme of a loopback host.
     pub(super) async fn reach(&self, endpoint: &Endpoint) -> Result<Arc<Upstream>, SourceError> {
         let registry = match &endpoint.address {
             Address::Known(upstream) => return Ok(Arc::clone(upstream)),
@@ -290,13 +290,13 @@ impl RegistryClient {
         };
         let cell = Arc::clone(self.schemes.hosts.lock().entry(registry.clone()).or_default());
         let timing = self.timing.of_a_command();
-        // Not patient: a host on this machine has nothing to fetch before it answers for its API.
+        // The request is not patient, because a host on this machine answers for its API at once.
         let errand = Errand::new(Urgency::on_demand().of_user(self.user));
         let probe = || self.repeat(timing, &errand, registry, || self.probe(registry));
         cell.get_or_try_init(probe).await.map(Arc::clone)
     }
 
-    /// Asks a loopback host for its API in one scheme and then in the other.
+    /// Requests the API of a loopback host in one scheme and then in the other.
     async fn probe(&self, registry: &str) -> Result<Arc<Upstream>, Failure> {
         let has_tls_options = self.tls != Tls::default();
         let order = if has_tls_options { ["https", "http"] } else { ["http", "https"] };
@@ -308,7 +308,7 @@ impl RegistryClient {
         let second = self.upstream(registry, order[1])?;
         match (asked, self.speaks(&second).await) {
             (_, Ok(Speaks::Yes)) => Ok(second),
-            // It speaks TLS, but its certificate is not trusted, or it wants one of ours.
+            // The host speaks TLS, but its certificate is not trusted, or it wants a client certificate.
             (Ok(Speaks::Perhaps), Err(failure @ Failure::Final(_)))
             | (Err(failure @ Failure::Final(_)), Ok(Speaks::Perhaps)) => Err(failure),
             (Ok(Speaks::Perhaps), _) => Ok(first),
@@ -350,13 +350,13 @@ impl RegistryClient {
 /// Whether a host speaks a scheme.
 enum Speaks {
     Yes,
-    /// It answers in http, as servers do that are asked so at a port for https.
+    /// The answer is one that servers give in http at a port for https.
     Perhaps,
     No,
 }
 
-/// Whether an answer in plain http is one that servers give at a port for https: Go and nginx say 400,
-/// others 426 (RFC 9110, 15.5.22) or redirect to the same port.
+/// Whether a port for https may give this answer to a request in plain http. Go and nginx answer 400; others answer
+/// 426 (RFC 9110, 15.5.22), or redirect to the same port.
 fn may_want_https(response: &reqwest::Response) -> bool {
     match response.status() {
         StatusCode::BAD_REQUEST | StatusCode::UPGRADE_REQUIRED => true,
@@ -380,7 +380,7 @@ fn parse_base(scheme: &str, host: &str) -> Result<Url, SourceError> {
     })
 }
 
-/// Whether a registry is Docker Hub by its name, under which no registry answers.
+/// Whether a registry's name is one of Docker Hub's names, which are no hosts of an API.
 fn is_docker_hub(registry: &str) -> bool {
     registry.eq_ignore_ascii_case("docker.io")
 }

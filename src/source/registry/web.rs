@@ -38,31 +38,30 @@ pub(in crate::source) struct Response {
 pub(in crate::source) struct Stop(Failure);
 
 /// The purpose of a request: its urgency, and how long to try.
-pub(in crate::source) struct Way<'a> {
+pub(in crate::source) struct Purpose<'a> {
     client: &'a RegistryClient,
     errand: Errand,
     timing: Timing,
 }
 
-/// The value of a `Range` header for `range`, which is not empty, of `size` bytes; `None` where all
-/// is asked for.
+/// The value of a `Range` header for `range`, which is not empty, of `size` bytes; `None` for all bytes.
 pub(in crate::source) fn range_header(range: &Range<BlobOffset>, size: u64) -> Option<String> {
     Asked { range: range.clone(), size }.header()
 }
 
-impl<'a> Way<'a> {
-    /// For bytes that a reader waits for, or that are read ahead.
+impl<'a> Purpose<'a> {
+    /// For bytes that a reader waits for, or for readahead.
     pub(in crate::source) fn of_reader(client: &'a RegistryClient, urgency: Urgency) -> Self {
         Self { client, errand: Errand::new(urgency), timing: client.timing }
     }
 
-    /// For what a command has to know before it can go on.
+    /// For facts that a command needs before it can go on.
     pub(in crate::source) fn of_command(client: &'a RegistryClient) -> Self {
         let timing = client.timing.of_a_command();
         Self { client, errand: Errand::opening(client.user), timing }
     }
 
-    /// Repeats `attempt`, which asks `host`, while its failures may pass.
+    /// Repeats `attempt`, which sends requests to `host`, while its failures may pass.
     pub(in crate::source) async fn repeat<T, Attempt, Attempted>(
         &self,
         host: &str,
@@ -107,15 +106,15 @@ impl Response {
         self.answer.piece(self.stall).await
     }
 
-    /// All of a body of at most `limit_bytes`; nothing of one that is longer or breaks off.
+    /// All of a body of at most `limit_bytes`; empty for a body that is longer or breaks off.
     pub(in crate::source) async fn short_body(&mut self, limit_bytes: u64) -> Bytes {
         self.answer.read(limit_bytes, self.stall).await.unwrap_or_default()
     }
 
-    /// Which bytes the body holds, where `range` of `size` bytes was asked for.
+    /// The bytes in the body of an answer to a request for `range` of `size` bytes.
     ///
     /// # Errors
-    /// In words, where the head contradicts the request or itself.
+    /// The message, where the head contradicts the request or itself.
     pub(in crate::source) fn served(
         &self,
         range: &Range<BlobOffset>,
@@ -128,7 +127,7 @@ impl Response {
         }
     }
 
-    /// The failure that this answer means: one that may pass where its status says so.
+    /// The failure of this answer. The status decides whether it may pass.
     pub(in crate::source) fn stop(&self, error: SourceError) -> Stop {
         match retry::is_transient(self.status()) {
             true => {
@@ -156,7 +155,7 @@ impl From<SourceError> for Stop {
     }
 }
 
-/// `HOST[:PORT]` of a URL, as the limits name hosts.
+/// `HOST[:PORT]` of a URL, the key of limits.
 pub(in crate::source) fn authority(url: &Url) -> String {
     message::authority(url)
 }

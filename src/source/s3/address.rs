@@ -13,14 +13,14 @@ use url::{Position, Url};
 use crate::oci::ObjectLocation;
 use crate::source::SourceError;
 
-/// The region of requests where nobody names one.
+/// The region without a setting.
 pub(super) const DEFAULT_REGION: &str = "us-east-1";
 
 /// The URL of an object.
 ///
 /// # Errors
-/// [`SourceError::Configuration`] for an endpoint or region that makes no URL, and
-/// [`SourceError::Protocol`] for a key that no URL can carry.
+/// [`SourceError::Configuration`] for an endpoint or region that makes no URL. [`SourceError::Protocol`] for a key
+/// that no URL can carry.
 pub(super) fn object_url(
     endpoint: Option<&str>,
     region: &str,
@@ -47,7 +47,7 @@ pub(super) fn object_url(
         what: "the S3 endpoint".to_owned(),
         detail: format!("makes no URL: {error}"),
     })?;
-    // A URL has no parts `.` and `..`: it would name another object.
+    // A URL loses the parts `.` and `..`, and would then name another object.
     match url.as_str() == text {
         true => Ok(url),
         false => Err(SourceError::Protocol {

@@ -15,7 +15,7 @@ use super::Store;
 use super::address;
 use super::credentials::Access;
 use super::signing;
-use crate::source::registry::web::{Request, Response, Stop, Way};
+use crate::source::registry::web::{Purpose, Request, Response, Stop};
 use crate::source::{ObjectHead, ObjectId, SourceError};
 
 /// The header in which AWS says where a bucket lies.
@@ -25,9 +25,9 @@ const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
 /// Requests in one attempt: the first, one in another region, and one with new keys.
 const MOST_REQUESTS: usize = 3;
 
-/// A question about an object.
+/// The wanted part of an object.
 #[derive(Clone, Debug)]
-pub(super) enum Question {
+pub(super) enum Wanted {
     /// Its size and ETag.
     Head,
     /// Its bytes, with the value of the `Range` header; all of them without one.
@@ -37,18 +37,19 @@ pub(super) enum Question {
 impl Store {
     /// Asks for an object's size, and compares its ETag.
     pub(super) async fn head(&self, id: &ObjectId) -> Result<ObjectHead, SourceError> {
-        let way = Way::of_command(&self.client);
-        way.repeat(&id.location.to_string(), || self.head_once(&way, id)).await
+        let purpose = Purpose::of_command(&self.client);
+        purpose.repeat(&id.location.to_string(), || self.head_once(&purpose, id)).await
     }
 
-    async fn head_once(&self, way: &Way<'_>, id: &ObjectId) -> Result<ObjectHead, Stop> {
-        let answer = match self.ask(way, id, &Question::Head).await {
+    async fn head_once(&self, purpose: &Purpose<'_>, id: &ObjectId) -> Result<ObjectHead, Stop> {
+        let answer = match self.ask(purpose, id, &Wanted::Head).await {
             Ok(answer) => answer,
-            // No body, so no reason. A request for bytes learns it, or has new keys read.
+            // The answer to HEAD has no body, and so no reason. A request for bytes gets the reason, or has new
+            // keys read.
             Err(stop) if is_refusal(stop.error()) => {
-                let first_byte = Question::Bytes(Some("bytes=0-0".to_owned()));
-                self.ask(way, id, &first_byte).await?;
-                self.ask(way, id, &Question::Head).await?
+                let first_byte = Wanted::Bytes(Some("bytes=0-0".to_owned()));
+                self.ask(purpose, id, &first_byte).await?;
+                self.ask(purpose, id, &Wanted::Head).await?
             }
             Err(stop) => return Err(stop),
         };
@@ -62,13 +63,13 @@ impl Store {
         Ok(ObjectHead { size, modified_seconds: modified.map(Timestamp::as_second) })
     }
 
-    /// Sends one request, to where the bucket lies and with keys that are accepted, if there are any.
-    /// The answer is a success, and of the object with the kit's ETag.
+    /// Sends one request, to the region of the bucket, with keys that the store accepts. A successful answer is of
+    /// the object with the kit's ETag.
     pub(super) async fn ask(
         &self,
-        way: &Way<'_>,
+        purpose: &Purpose<'_>,
         id: &ObjectId,
-        question: &Question,
+        wanted: &Wanted,
     ) -> Result<Response, Stop> {
         let bucket = id.location.bucket();
         let mut has_new_keys = false;
@@ -78,7 +79,7 @@ impl Store {
             let url = address::object_url(access.endpoint.as_deref(), &region, &id.location)?;
             let place = format!("{} (at {})", id.location, address::host(&url));
             let mut answer =
-                way.send(request(&url, question, id, &access, &region), &place).await?;
+                purpose.send(signed_request(&url, wanted, id, &access, &region), &place).await?;
             if answer.status().is_success() {
                 check_etag(&answer, id)?;
                 return Ok(answer);
@@ -106,9 +107,9 @@ impl Store {
     }
 }
 
-fn request(
+fn signed_request(
     url: &Url,
-    question: &Question,
+    wanted: &Wanted,
     id: &ObjectId,
     access: &Access,
     region: &str,
@@ -118,9 +119,9 @@ fn request(
         // Digits and a checked ETag make header values.
         headers.extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
     };
-    let method = match question {
-        Question::Head => Method::HEAD,
-        Question::Bytes(range) => {
+    let method = match wanted {
+        Wanted::Head => Method::HEAD,
+        Wanted::Bytes(range) => {
             range.iter().for_each(|range| put(header::RANGE, range));
             put(header::IF_MATCH, &format!("\"{}\"", id.etag));
             Method::GET
@@ -132,7 +133,7 @@ fn request(
     Request { method, url: url.clone(), headers }
 }
 
-/// That an answer is of the object that the kit names.
+/// Checks that an answer is of the object that the kit names.
 fn check_etag(answer: &Response, id: &ObjectId) -> Result<(), SourceError> {
     let got = answer.header("etag").map(|etag| etag.trim_start_matches("W/").trim_matches('"'));
     match got {
@@ -153,12 +154,12 @@ fn changed(id: &ObjectId, got: Option<&str>) -> SourceError {
     }
 }
 
-/// Whether a request was refused for what it is or who sent it.
+/// Whether a request was refused for its content or its sender.
 fn is_refusal(error: &SourceError) -> bool {
     matches!(error, SourceError::Unauthorized { .. } | SourceError::Protocol { .. })
 }
 
-/// The region that an answer names, if it is another one.
+/// The region in an answer, if it is not the requested one.
 fn other_region(answer: &Response, asked: &str) -> Option<String> {
     let is_elsewhere =
         answer.status().is_redirection() || answer.status() == StatusCode::BAD_REQUEST;
@@ -183,7 +184,7 @@ fn is_about_keys(status: StatusCode, code: Option<&str>) -> bool {
         || matches!(code, Some("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired"))
 }
 
-/// The meaning of an answer without the object.
+/// The error for an answer without the object.
 fn refusal(
     answer: &Response,
     code: Option<&str>,

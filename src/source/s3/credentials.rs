@@ -6,8 +6,7 @@
 //! endpoint: environment --> profile --> AWS
 //! ```
 //!
-//! The files are read again after a while, and at once after a refusal, so that new keys count for
-//! a mount that runs.
+//! The files are read again after a while, and at once after a refusal. So new keys count for a running mount.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -29,7 +28,7 @@ use crate::source::blob_folder::{off_the_runtime, read_small};
 
 /// The largest file that is read; real ones have some kilobytes.
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
-/// The time for which the files' content counts. Short, since temporary keys are replaced without a word.
+/// The time for which the content of the files counts. 60 s: temporary keys are replaced without a notice.
 const KEEP: Duration = Duration::from_secs(60);
 /// The time that a `credential_process` has. It may ask an identity provider.
 const PROCESS_LIMIT: Duration = Duration::from_secs(30);
@@ -52,7 +51,7 @@ pub struct S3Config {
     pub credentials_file: Option<PathBuf>,
     /// The config file of the AWS tools.
     pub config_file: Option<PathBuf>,
-    /// Sign nothing, whatever keys there are.
+    /// Sign no request, even with keys.
     pub anonymous: bool,
 }
 
@@ -66,8 +65,8 @@ pub(super) struct Access {
 }
 
 impl S3Config {
-    /// The settings for a daemon of another user, which must not read the user's files: with the keys that
-    /// these files and the `credential_process` have now.
+    /// The settings for a daemon of another user, which must not read the user's files. They have the present keys
+    /// of these files and of the `credential_process`.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] for a profile that is not there or that leads to no keys.
@@ -83,7 +82,7 @@ impl S3Config {
     }
 }
 
-/// The settings, and what they led to.
+/// The settings, and the keys and address that were found with them.
 pub(super) struct Credentials {
     config: S3Config,
     /// The limits that a `credential_process` gets.
@@ -120,12 +119,12 @@ impl Credentials {
         Ok(access)
     }
 
-    /// Reads everything anew for the next request.
+    /// Has the next request read all files again.
     pub(super) fn forget(&self) {
         *self.known.lock() = None;
     }
 
-    /// The endpoint as far as the environment has it; for the store's name, which must not wait.
+    /// The endpoint of the environment, for the store's name, which must not wait.
     pub(super) fn config(&self) -> &S3Config {
         &self.config
     }
@@ -147,8 +146,8 @@ impl Credentials {
             None => match (&profile.keys, &profile.process) {
                 (Some(keys), _) => Some(keys.clone()),
                 (None, Some(command)) => Some(self.keys_of_process(command).await?),
-                (None, None) => match profile.other_way {
-                    Some(way) => return Err(self.unknown_way(way)),
+                (None, None) => match profile.other_setting {
+                    Some(setting) => return Err(self.unknown_setting(setting)),
                     None if is_named => return Err(self.wrong("has no keys for the profile")),
                     None => None,
                 },
@@ -172,7 +171,7 @@ impl Credentials {
         .await
     }
 
-    /// The keys that a command prints. Its output is in no message, since it may be the secret.
+    /// The keys that a command prints. Its output is in no message, because it may be the secret.
     async fn keys_of_process(&self, command: &str) -> Result<Keys, SourceError> {
         let wrong = |why: &str| SourceError::Configuration {
             what: "the AWS profile's credential_process".to_owned(),
@@ -206,9 +205,9 @@ impl Credentials {
         }
     }
 
-    fn unknown_way(&self, way: &str) -> SourceError {
+    fn unknown_setting(&self, setting: &str) -> SourceError {
         self.wrong(&format!(
-            "has the setting `{way}`, which kitfs does not know; `credential_process = aws configure \
+            "has the setting `{setting}`, which kitfs does not know; `credential_process = aws configure \
              export-credentials --profile NAME --format process` in another profile makes use of it"
         ))
     }
@@ -220,7 +219,7 @@ fn text(file: Option<&Path>) -> Result<String, SourceError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Runs a command to its end: whether it succeeded, and what it printed. Killed when dropped.
+/// Runs a command to its end. Returns whether it succeeded, and its output. Dropping the future kills the command.
 async fn run(command: &str, limits: ChildLimits) -> std::io::Result<(bool, Vec<u8>)> {
     let mut shell = Command::new("sh");
     shell.args(["-c", command]);

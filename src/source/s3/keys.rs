@@ -27,7 +27,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The text, to be sent or signed with and nothing else.
+    /// The text, for sending and signing only.
     pub(in crate::source) fn expose(&self) -> &str {
         &self.0
     }

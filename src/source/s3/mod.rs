@@ -6,7 +6,7 @@
 //! credentials --> keys, region, endpoint --> address (URL) --> signing --> registry::web --> answer
 //! ```
 //!
-//! - `credentials`, `profile`, `keys`: who asks. `address`, `signing`: pure.
+//! - `credentials`, `profile`, `keys`: the identity of requests. `address`, `signing`: pure.
 //! - `asking`: one request, its answer, and what a refusal means.
 //! - `object`: the bytes, resumed where a body breaks off.
 //!
@@ -37,7 +37,7 @@ pub use keys::{Keys, Secret};
 
 use credentials::Credentials;
 
-/// Buckets whose regions are remembered; a hostile kit must not make the table grow.
+/// The most buckets whose regions are remembered. A hostile kit must not make the table grow.
 const MOST_REGIONS: usize = 1000;
 
 /// An S3 store, or AWS.
@@ -47,7 +47,7 @@ pub struct S3(Arc<Store>);
 struct Store {
     client: Arc<RegistryClient>,
     credentials: Credentials,
-    /// The regions of buckets that AWS has named because another region was asked.
+    /// The regions of buckets, from answers of AWS in another region.
     regions: Mutex<HashMap<String, String>>,
 }
 
@@ -79,7 +79,7 @@ impl Objects for S3 {
 }
 
 impl Store {
-    /// The region of a bucket, if AWS has named another one than was asked.
+    /// The region of a bucket, if AWS has named it.
     fn region_of(&self, bucket: &str) -> Option<String> {
         self.regions.lock().get(bucket).cloned()
     }

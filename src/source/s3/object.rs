@@ -14,10 +14,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 
-use super::asking::Question;
+use super::asking::Wanted;
 use super::{Store, address};
 use crate::oci::{BlobId, BlobOffset};
-use crate::source::registry::web::{self, Response, Stop, Way};
+use crate::source::registry::web::{self, Purpose, Response, Stop};
 use crate::source::{BlobSource, BlobStream, ObjectId, SourceError, Urgency};
 
 /// Breaks without progress after which a stream fails, as with blobs of a registry.
@@ -34,7 +34,7 @@ pub(super) struct Object {
     blob: BlobId,
 }
 
-/// A body, and the bytes of the object that are still to come of it.
+/// A body, and the bytes of the object that it has still to yield.
 struct Body {
     response: Response,
     range: Range<BlobOffset>,
@@ -44,7 +44,7 @@ struct Body {
 struct Download {
     object: Object,
     urgency: Urgency,
-    /// The bytes that are still to be yielded.
+    /// The bytes that are not yielded yet.
     rest: Range<BlobOffset>,
     body: Option<Body>,
     /// Breaks since the last megabyte.
@@ -60,19 +60,19 @@ impl Object {
 
     /// Opens a body that begins with the first byte of `range`.
     async fn body(&self, range: Range<BlobOffset>, urgency: Urgency) -> Result<Body, SourceError> {
-        let way = Way::of_reader(&self.store.client, urgency);
-        let question = Question::Bytes(web::range_header(&range, self.blob.size));
+        let purpose = Purpose::of_reader(&self.store.client, urgency);
+        let wanted = Wanted::Bytes(web::range_header(&range, self.blob.size));
         let place = self.id.location.to_string();
-        way.repeat(&place, || self.body_once(&way, &question, &range)).await
+        purpose.repeat(&place, || self.body_once(&purpose, &wanted, &range)).await
     }
 
     async fn body_once(
         &self,
-        way: &Way<'_>,
-        question: &Question,
+        purpose: &Purpose<'_>,
+        wanted: &Wanted,
         range: &Range<BlobOffset>,
     ) -> Result<Body, Stop> {
-        let response = self.store.ask(way, &self.id, question).await?;
+        let response = self.store.ask(purpose, &self.id, wanted).await?;
         let protocol =
             |detail| SourceError::Protocol { place: self.id.location.to_string(), detail };
         let served = response.served(range, self.blob.size).map_err(protocol)?;
@@ -139,7 +139,7 @@ impl Download {
                 Ok(Some(piece)) if piece.is_empty() => continue,
                 Ok(Some(piece)) => return self.take(piece).map(Some),
                 Ok(None) if body.range.is_empty() => {
-                    // A part of what was asked for: the next request is for the rest.
+                    // The body had only a part of the requested bytes, so the next request is for the rest.
                     self.body = None;
                     continue;
                 }
@@ -166,7 +166,7 @@ impl Download {
         body.range.start += length;
         self.rest.start += length;
         if self.rest.is_empty() {
-            // The connection is of use to others before the reader comes again.
+            // Other requests can use the connection before the reader comes again.
             self.body = None;
         }
         Ok(piece)

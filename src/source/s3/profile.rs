@@ -6,8 +6,8 @@
 //! aws_access_key_id = AKIA…        config:      [default] or [profile NAME]
 //! ```
 //!
-//! Files belong to the user, so faults in them are passed over as the AWS tools do: a line that is
-//! neither a section nor a setting is nothing, and of two settings the last one counts.
+//! As in the AWS tools, faults in these files of the user are ignored. A line that is neither a section nor a
+//! setting is skipped. Of two equal settings, the last one counts.
 
 use std::collections::HashMap;
 
@@ -21,12 +21,12 @@ pub(super) struct Profile {
     pub(super) endpoint: Option<String>,
     /// A command that prints keys.
     pub(super) process: Option<String>,
-    /// A way to keys that kitfs does not know, by the name of its setting.
-    pub(super) other_way: Option<&'static str>,
+    /// The name of a setting for keys that kitfs does not know.
+    pub(super) other_setting: Option<&'static str>,
 }
 
-/// Settings that lead to keys by ways of their own.
-const OTHER_WAYS: [&str; 5] =
+/// Settings that lead to keys by methods which kitfs does not have.
+const OTHER_SETTINGS: [&str; 5] =
     ["role_arn", "sso_session", "sso_start_url", "web_identity_token_file", "credential_source"];
 
 /// Reads a profile from the text of the two files; `None` where neither has it.
@@ -57,11 +57,11 @@ pub(super) fn read(credentials: &str, config: &str, name: &str) -> Option<Profil
         region: get("region"),
         endpoint: get("s3.endpoint_url").or_else(|| get("endpoint_url")),
         process: get("credential_process"),
-        other_way: OTHER_WAYS.into_iter().find(|key| get(key).is_some()),
+        other_setting: OTHER_SETTINGS.into_iter().find(|key| get(key).is_some()),
     })
 }
 
-/// Adds the settings of a section; nested ones as `OUTER.INNER`. Says whether the section is there.
+/// Adds the settings of a section; nested ones as `OUTER.INNER`. Returns whether the section exists.
 fn collect(text: &str, wanted: &str, settings: &mut HashMap<String, String>) -> bool {
     let mut is_wanted = false;
     let mut is_there = false;
@@ -137,7 +137,7 @@ region = nowhere
         assert_eq!(work.keys, Some(Keys::new("W", "S", Some("T"))));
         assert_eq!((work.region.as_deref(), work.endpoint), (Some("us-west-2"), None));
         assert_eq!(read("process").unwrap().process.as_deref(), Some("/usr/bin/print keys"));
-        assert_eq!(read("sso").unwrap().other_way, Some("sso_session"));
+        assert_eq!(read("sso").unwrap().other_setting, Some("sso_session"));
         assert_eq!(read("nobody"), None);
         assert_eq!(super::read("", "", "default"), None);
     }

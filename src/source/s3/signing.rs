@@ -10,7 +10,7 @@ use super::keys::Keys;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const SERVICE: &str = "s3";
-/// The sha256 of no bytes: what the body of a GET or HEAD is.
+/// The sha256 of no bytes: the body of a GET or HEAD.
 const EMPTY_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 /// A block of sha256 (FIPS 180-4).
 const BLOCK_BYTES: usize = 64;

@@ -5,8 +5,8 @@
 //!                                           '--> before the last piece: is the digest right?
 //! ```
 //!
-//! The last piece is held back until the digest of all bytes is known. So a destination never gets a whole
-//! blob with a wrong digest, even where the bytes go out in one request.
+//! The last piece is held back until the digest of all bytes is known. So a destination never gets a whole blob
+//! with a wrong digest, even in a single request.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::oci::{BlobId, BlobOffset, Digest};
 use crate::source::{BlobSource, BlobStream, SourceError, Urgency};
 
-/// The bytes that are done of all blobs of a kit, for a progress bar.
+/// The bytes of all blobs of a kit that are done, for a progress bar.
 #[derive(Debug, Default)]
 pub struct Progress(AtomicU64);
 
@@ -32,7 +32,7 @@ impl Progress {
     }
 
     fn moved(&self, from: BlobOffset, to: BlobOffset) {
-        // Wraps where a blob is sent again, and comes out right in the end.
+        // The difference is negative where a blob is sent again. The sum of wrapping additions is still right.
         self.0.fetch_add(to.get().wrapping_sub(from.get()), Ordering::Relaxed);
     }
 }
@@ -46,14 +46,14 @@ pub struct Content {
     urgency: Urgency,
     progress: Arc<Progress>,
     state: Mutex<State>,
-    /// Counts the pieces that were taken, to tell a slow connection from a dead one.
+    /// Counts the taken pieces, to tell a slow connection from a dead one.
     pieces: AtomicU64,
     is_waiting: AtomicBool,
 }
 
 struct State {
     hasher: Sha256,
-    /// The end of the bytes that were hashed; the first is the blob's first.
+    /// The end of the hashed bytes, which begin with the blob's first byte.
     hashed: BlobOffset,
     /// The position of the last piece, for the progress.
     at: BlobOffset,
@@ -97,31 +97,31 @@ impl Content {
         self.state.lock().hashed
     }
 
-    /// The failure of the source, where reading failed.
+    /// The failure of the source, if a read has failed.
     pub(in crate::source) fn failure(&self) -> Option<SourceError> {
         self.state.lock().failure.clone()
     }
 
-    /// A number that changes while bytes move, and `None` while the source is waited for.
+    /// A number that changes while bytes move; `None` during a wait for the source.
     pub(in crate::source) fn pulse(&self) -> Option<u64> {
         let is_waiting = self.is_waiting.load(Ordering::Relaxed);
         (!is_waiting).then(|| self.pieces.load(Ordering::Relaxed))
     }
 
-    /// The blob needs no sending.
+    /// Notes that the blob need not be sent.
     pub(super) fn is_there(&self) {
         self.move_to(self.blob.end());
     }
 
-    /// The next bytes come from `at`, as after a break.
+    /// Moves to `at`, as after a break.
     fn move_to(&self, at: BlobOffset) {
         let mut state = self.state.lock();
         self.progress.moved(state.at, at);
         state.at = at;
     }
 
-    /// The bytes of `range`, which begins where all bytes before were read once. Ends with an error instead of
-    /// the blob's last piece where the digest is wrong.
+    /// The bytes of `range`. All bytes before its start must have been read. If the digest is wrong, the stream
+    /// ends with an error instead of the blob's last piece.
     pub(in crate::source) fn read(
         self: &Arc<Self>,
         range: Range<BlobOffset>,
@@ -141,7 +141,7 @@ impl Content {
         stream.boxed()
     }
 
-    /// Takes a piece into account that begins at `at`.
+    /// Hashes and counts a piece that begins at `at`.
     ///
     /// # Errors
     /// Fails where the piece is the last one and the digest of all bytes is wrong.
@@ -183,7 +183,7 @@ impl Content {
 /// A stream over a part of a content.
 struct Reading {
     content: Arc<Content>,
-    /// The bytes that are still to come.
+    /// The bytes that have not come yet.
     rest: Range<BlobOffset>,
     open: Option<Open>,
 }
@@ -219,7 +219,7 @@ impl Reading {
                     format!("the blob ended {} bytes early", self.rest.end - self.rest.start);
                 return Err(SourceError::Protocol { place: content.place.clone(), detail });
             };
-            // A source may send more than was asked for: the whole blob.
+            // A source without ranges sends the whole blob.
             let skipped = (self.rest.start - open.at).min(piece.len() as u64);
             open.at += piece.len() as u64;
             piece.advance(skipped as usize);
@@ -234,7 +234,7 @@ impl Reading {
     }
 }
 
-/// Says for as long as it lives that the source is waited for.
+/// Marks a wait for the source, as long as the value lives.
 struct Waiting<'a>(&'a AtomicBool);
 
 impl<'a> Waiting<'a> {
@@ -258,7 +258,7 @@ mod tests {
     use crate::source::inline::InlineBlob;
 
     fn content(bytes: &[u8], digest: Digest) -> (Arc<Content>, Arc<Progress>) {
-        /// Bytes that may have another digest than they are asked for by.
+        /// Bytes whose digest may differ from the requested one.
         struct Claimed(InlineBlob, BlobId);
         impl BlobSource for Claimed {
             fn open(
@@ -281,8 +281,8 @@ mod tests {
     }
 
     proptest! {
-        /// However often an upload breaks and goes back: the digest of all bytes is compared, and the progress is
-        /// where the last piece was.
+        /// An upload may break and go back any number of times. The digest of all bytes is still compared, and the
+        /// progress is at the last piece.
         #[test]
         fn a_content_that_is_read_in_parts_again_and_again_is_checked_as_a_whole(
             bytes in prop::collection::vec(any::<u8>(), 1..300),
@@ -298,7 +298,7 @@ mod tests {
             }).collect();
             parts.push((1.0, size));
             for (start, length) in parts {
-                // From any byte that was read, as a registry may say.
+                // The registry may have the upload go on from any byte that was read.
                 let start = (start * content.read_end().get() as f64) as u64;
                 let range = start..(start + length).min(size);
                 let read: Vec<_> = runtime.block_on(content.read(BlobOffset::of(range.clone())).collect());

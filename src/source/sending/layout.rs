@@ -5,10 +5,10 @@
 //!        .kitfs-NUMBER.part --fsync---------------------------> FOLDER/index.json
 //! ```
 //!
-//! Files appear by rename, and a folder is synced behind each rename. So after a crash a file of the layout is
-//! whole or is not there. Blobs need no lock: two writers of one blob write the same bytes. `index.json` is
-//! read, changed and replaced under a lock on the folder (flock), so two writers lose no tag of each other.
-//! A part file is locked while it is written. One without a lock is left over from a process that died, and the
+//! Files appear by rename, and the folder is synced after each rename. So after a crash, a file of the layout is
+//! complete or missing. Blobs need no lock, because two writers of one blob write the same bytes. A lock on the
+//! folder (flock) is held while `index.json` is read, changed and replaced. So two writers lose no tag of each
+//! other. A part file is locked while it is written. A part file without a lock belongs to a dead process, and the
 //! next writer removes it.
 
 use std::fs::File;
@@ -50,7 +50,7 @@ const PARTS_LIMIT: usize = 1000;
 /// Writes into an OCI layout folder.
 pub struct OciLayoutWriter {
     folder: Arc<PathBuf>,
-    /// The repository in whose name tags are written, where the folder has kits of several.
+    /// The repository in the names of tags, if the folder has kits of several.
     repository: Option<String>,
 }
 
@@ -74,7 +74,7 @@ impl OciLayoutWriter {
         self.folder.join("blobs/sha256").join(digest.hex())
     }
 
-    /// The name in the index that stands for a tag.
+    /// The name of a tag in the index.
     fn name_of(&self, tag: &str) -> String {
         match &self.repository {
             Some(repository) => format!("{repository}:{tag}"),
@@ -103,7 +103,7 @@ impl Destination for OciLayoutWriter {
 
     fn has_blob(&self, blob: BlobId) -> BoxFuture<'_, Result<bool, SendError>> {
         let path = self.blob_path(blob.digest);
-        // A damaged blob is not there, so it is replaced.
+        // A damaged blob counts as missing, so it is replaced.
         blocking(move || Ok(blob_folder::is_intact(&path, blob))).boxed()
     }
 
@@ -158,7 +158,7 @@ impl Destination for OciLayoutWriter {
     }
 }
 
-/// The manifest that has this very name in the index. Blocks.
+/// The manifest with exactly this name in the index. Blocks.
 fn named(folder: &Path, name: &str) -> Result<Option<Digest>, SourceError> {
     let index = OciLayout::open(folder)?.index()?;
     let has_name = |names: &[crate::source::image_index::RefName]| {
@@ -198,7 +198,7 @@ fn prepare(folder: &Path) -> Result<(), SendError> {
     Ok(())
 }
 
-/// Whether a writer that was killed can have left this in a new folder.
+/// Whether a killed writer can have left this file in a new folder.
 fn is_of_a_layout(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     name == "blobs" || name == "index.json" || is_part(path)
@@ -229,14 +229,14 @@ fn lock(folder: &Path) -> Result<File, SendError> {
     Ok(file)
 }
 
-/// A file that is written, and has its name only when it is complete. Dropping it removes it.
+/// A file that gets its name when it is complete. Dropping it removes the incomplete file.
 struct Part {
     file: Option<File>,
     path: PathBuf,
 }
 
 impl Part {
-    /// Makes a part file under a name that nobody else uses, and locks it.
+    /// Makes a part file with an unused name, and locks the file.
     fn create(folder: &Path) -> Result<Self, SendError> {
         let process = std::process::id();
         for number in 0..PARTS_LIMIT {
@@ -274,7 +274,7 @@ impl Part {
         let folder = to.parent().expect("a file has a folder");
         let synced = File::open(folder).and_then(|folder| folder.sync_all());
         let synced = synced.map_err(|error| unwritable(folder, error));
-        // The name is gone: there is nothing to remove.
+        // The temporary name is gone, so there is nothing to remove.
         self.path = PathBuf::new();
         synced
     }

@@ -1,7 +1,7 @@
 //! A manifest in the `index.json` of an OCI layout (image-spec, image-layout.md). Pure: JSON in, JSON out.
 //!
-//! Entries and members that other tools have written stay as they are. As with skopeo, a name has one manifest:
-//! the manifest that had it before stays in the index, without this name.
+//! Entries and fields of other tools stay unchanged. As with skopeo, a name has one manifest. The earlier manifest
+//! of the name stays in the index, without this name.
 
 use serde_json::{Map, Value, json};
 
@@ -61,7 +61,7 @@ fn is_unnamed(entry: &Value) -> bool {
     [REF_NAME, CONTAINERD_NAME].iter().all(|key| entry["annotations"].get(key).is_none())
 }
 
-/// Takes a name from an entry, in each form that means the same.
+/// Removes a name from an entry, in each form.
 fn without_name(entry: &mut Value, name: &str) {
     let wanted = RefName::parse(name);
     let Some(annotations) = entry.get_mut("annotations").and_then(Value::as_object_mut) else {
@@ -72,7 +72,8 @@ fn without_name(entry: &mut Value, name: &str) {
             .as_str()
             .is_some_and(|text| text == name || RefName::parse(text) == wanted && wanted.is_some())
     };
-    // containerd writes the tag beside the whole reference: both go, or the tag alone would be a new name.
+    // containerd writes the tag beside the whole reference. Both are removed, because the tag alone would be a new
+    // name.
     let whole = annotations.get(CONTAINERD_NAME).is_some_and(means_it);
     if whole
         || !annotations.contains_key(CONTAINERD_NAME)
@@ -133,8 +134,8 @@ mod tests {
     }
 
     proptest! {
-        /// After any puts in any order, each name leads to the last manifest that was put under it, and no
-        /// manifest is lost.
+        /// After any puts in any order, each name leads to the manifest that was last put under it. No manifest is
+        /// lost.
         #[test]
         fn a_name_leads_to_the_manifest_that_was_put_last(
             puts in prop::collection::vec((0u8..4, prop::option::of("([ab]\\.io/[xy]:)?v[12]")), 1..12)

@@ -26,13 +26,13 @@ pub struct SentManifest {
     pub digest: Digest,
     /// The bytes, unchanged.
     pub bytes: Bytes,
-    /// The media type that the document names, or that its kind has.
+    /// The media type in the document, or the usual one of its kind.
     pub media_type: String,
 }
 
 /// All manifests of a kit or an index.
 pub(super) struct Documents {
-    /// Each behind those that it names; the last is the one that was asked for.
+    /// The manifests, each behind those that it names. The last one is the requested manifest.
     pub(super) manifests: Vec<SentManifest>,
     /// The blobs of all manifests, each once, in the order of the manifests.
     pub(super) blobs: Vec<Descriptor>,
@@ -71,12 +71,12 @@ impl Documents {
     /// Reads every manifest that `root` names, from the same repository.
     ///
     /// # Errors
-    /// Fails where one is missing: the index would name a kit that the destination lacks.
+    /// Fails where a manifest is missing, because the index would then name a kit that the destination lacks.
     pub(super) async fn read(source: &dyn Repository, root: Bytes) -> Result<Self, SendError> {
         let mut documents = Self { manifests: Vec::new(), blobs: Vec::new() };
         let mut seen = HashSet::new();
         let root_digest = Digest::of(&root);
-        // Depth first; an index is met twice: first for its entries, then behind them.
+        // The search is depth first. An index is met twice: before its entries and behind them.
         let mut open = vec![Step::Read { digest: root_digest, bytes: Some(root), depth: 0 }];
         while let Some(step) = open.pop() {
             let (digest, bytes, depth) = match step {

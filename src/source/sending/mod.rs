@@ -8,9 +8,9 @@
 //! ```
 //!
 //! Invariants:
-//! - A manifest is put after its blobs and after the manifests that it names. So a kit is never visible
-//!   before it is complete, however the sender ends.
-//! - No destination keeps a blob before all its bytes were compared with its digest.
+//! - A manifest is put after its blobs, and after the manifests that it names. So an incomplete kit is never
+//!   visible, even if the sender dies.
+//! - A destination keeps a blob only after all bytes were compared with the digest.
 //! - A blob is streamed. Memory is bounded by the number of blobs that are sent at once.
 //! - A tag with another digest moves only when the caller says so.
 //!
@@ -55,14 +55,14 @@ pub trait Destination: Send + Sync + 'static {
     /// Whether a blob is there, with its size.
     fn has_blob(&self, blob: BlobId) -> BoxFuture<'_, Result<bool, SendError>>;
 
-    /// Puts a blob there. Nobody sees it before it is complete.
+    /// Puts a blob there. An incomplete blob is never visible.
     ///
-    /// `others` are repositories that have the blob. A registry takes it from one of its own repositories,
-    /// and then no byte is sent.
+    /// `others` are repositories that have the blob. A registry may take the blob from one of its own repositories,
+    /// without a byte being sent.
     ///
     /// # Errors
-    /// Also [`super::SourceError::DigestMismatch`] where the bytes that were read have another digest. The destination
-    /// then has nothing of the blob.
+    /// Also [`super::SourceError::DigestMismatch`] where the bytes of the source have another digest. The
+    /// destination then has no part of the blob.
     fn put_blob<'a>(
         &'a self,
         content: &'a Arc<Content>,
@@ -72,8 +72,8 @@ pub trait Destination: Send + Sync + 'static {
     /// Puts a manifest there, and points a tag at it.
     ///
     /// # Errors
-    /// [`SendError::TagExists`] where the tag has got another digest than `replaces` allows. A registry cannot
-    /// tell, because it has no request for it.
+    /// [`SendError::TagExists`] where the tag now has a digest that `replaces` does not allow. Registries have no
+    /// request for such a check, so they do not fail here.
     fn put_manifest<'a>(
         &'a self,
         manifest: &'a SentManifest,
@@ -101,7 +101,7 @@ pub enum Replaces {
 }
 
 impl Replaces {
-    /// Whether a tag of `place` that names the manifest `there` may name `sent` from now on.
+    /// Checks that a tag of `place` may move from the manifest `there` to `sent`.
     ///
     /// # Errors
     /// [`SendError::TagExists`] where it may not.
@@ -122,7 +122,8 @@ impl Replaces {
     }
 }
 
-/// Whether a manifest is there, by the answer to a request for it. A damaged one is not, so it is replaced.
+/// Whether a manifest is there, by the answer to a request for it. A damaged one counts as missing, so it is
+/// replaced.
 fn is_intact(found: Result<(Digest, Bytes), SourceError>) -> Result<bool, SendError> {
     match found {
         Ok(_) => Ok(true),

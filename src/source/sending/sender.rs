@@ -1,4 +1,4 @@
-//! Sends one kit or index: asks what is missing, sends that, and puts the manifests last.
+//! Sends one kit or index: finds the missing blobs, sends them, and puts the manifests last.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +12,8 @@ use crate::oci::{Descriptor, Digest, Reference};
 use crate::source::inline::InlineBlob;
 use crate::source::{BlobSource, Repository, Urgency};
 
-/// Blobs that are sent at once. 4: one connection seldom fills a fast network, and each costs the memory of a
-/// few pieces and a place among the requests that the host admits.
+/// Blobs that are sent at the same time. 4: one connection seldom fills a fast network. Each costs the memory of a
+/// few pieces, and a slot of the host.
 const BLOBS_AT_ONCE: usize = 4;
 
 /// Layers that a registry does not keep: the image-spec calls them nondistributable, Docker foreign.
@@ -37,7 +37,7 @@ pub struct Sent {
     pub manifests: u64,
 }
 
-/// The repositories that are said to have a blob.
+/// The repositories that may have a blob.
 type Others = dyn Fn(Digest) -> Vec<Reference> + Send + Sync;
 
 /// One kit to send.
@@ -69,7 +69,7 @@ impl Sender {
         Ok(Self { source, destination, others, urgency, progress, documents, root: digest })
     }
 
-    /// The same, where `others` tells the repositories that are said to have a blob.
+    /// The same. `others` returns the repositories that may have a blob.
     pub fn with_others(
         self,
         others: impl Fn(Digest) -> Vec<Reference> + Send + Sync + 'static,
@@ -92,7 +92,7 @@ impl Sender {
         Arc::clone(&self.progress)
     }
 
-    /// Sends all that is missing, and points `tag` at the kit.
+    /// Sends all missing blobs and manifests, and points `tag` at the kit.
     ///
     /// Dropping the future is safe: the destination then has some of the blobs, and the next `send` finds them.
     ///
@@ -115,7 +115,7 @@ impl Sender {
     async fn blob(&self, descriptor: &Descriptor, counts: &Counts) -> Result<(), SendError> {
         let blob = descriptor.blob();
         let source: Arc<dyn BlobSource> = match descriptor.content() {
-            // Registries and kit need not keep what a manifest carries.
+            // The manifest carries this blob, so the source need not have it.
             Some(bytes) => Arc::new(InlineBlob::new(bytes)),
             None => Arc::new(Arc::clone(&self.source)),
         };

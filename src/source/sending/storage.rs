@@ -1,8 +1,7 @@
 //! kit's local storage as a destination.
 //!
-//! Repositories share their blobs there, so another name for a kit of the storage is a few lines in its indexes.
-//! A blob that `kitfs pack` took by digest need not be here: the places that have it go along with the kit's
-//! name.
+//! Repositories of the storage share their blobs, so a further name for a kit only adds to the indexes. A blob that
+//! `kitfs pack` took by digest may be missing. Its origins are copied together with the kit's name.
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -13,9 +13,9 @@
 //! last PUT broke:   HEAD blob --> done, or as above
 //! ```
 //!
-//! kitfs resumes at the byte that the registry reports, and never takes that report for the end of an upload: the
-//! registry compares the digest at the end, and so does kitfs before the last byte goes out. A registry that says more than was sent is
-//! wrong about all of them, and the upload begins anew.
+//! kitfs resumes at the byte that the registry reports, but this report never ends an upload. The registry compares
+//! the digest at the end, and so does kitfs before it sends the last byte. If a registry reports more bytes than
+//! were sent, the upload begins anew.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use url::Url;
 
 use super::super::answer::Answer;
 use super::super::errand::Errand;
-use super::super::exchange::{Payload, Question, Verb};
+use super::super::exchange::{Payload, Request, Verb};
 use super::super::retry::{Failure, Repeats, is_transient};
 use super::super::scopes::Rights;
 use super::super::upstream::Upstream;
@@ -42,17 +42,17 @@ const PROGRESS_BYTES: u64 = 1024 * 1024;
 /// with less the requests would outweigh their bodies.
 const SMALLEST_CHUNK_BYTES: u64 = 64 * 1024;
 
-/// Whether a request ended without the host's wish for another pace.
+/// Whether an attempt broke off: the failure may pass, and the host sent no `Retry-After`.
 fn has_broken(failure: &Failure) -> bool {
     matches!(failure, Failure::Transient { retry_after: None, .. })
 }
 
-/// Whether an error is one of this upload, and not of the repository or the user.
+/// Whether an error is about this upload, and not about the repository or the user.
 fn is_about_the_upload(error: &SourceError) -> bool {
     matches!(error, SourceError::NotFound { .. } | SourceError::Protocol { .. })
 }
 
-/// Statuses that registries and proxies answer to a kind of upload that they do not take.
+/// Whether registries and proxies refuse a kind of upload with this status.
 fn is_refusal_of_kind(status: StatusCode) -> bool {
     matches!(status.as_u16(), 404 | 405 | 411 | 413 | 416 | 501)
 }
@@ -71,7 +71,7 @@ pub(super) async fn put(
         destination,
         upstream,
         content,
-        way: if is_small { Way::Whole } else { Way::Chunks(sizes.chunk_bytes.max(1)) },
+        mode: if is_small { Mode::Whole } else { Mode::Chunks(sizes.chunk_bytes.max(1)) },
         refused: None,
         session: None,
         was_lost: false,
@@ -95,11 +95,11 @@ pub(super) async fn put(
     Ok(Put::Sent)
 }
 
-/// How the bytes go out.
+/// The kind of an upload: in one request, or in chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Mode {
     Whole,
-    /// In chunks of so many bytes.
+    /// In chunks of this many bytes.
     Chunks(u64),
 }
 
@@ -116,20 +116,20 @@ struct Upload<'a> {
     destination: &'a RegistryDestination,
     upstream: &'a Upstream,
     content: &'a Arc<Content>,
-    way: Way,
+    mode: Mode,
     /// The registry's answer that refused the other kind of upload.
     refused: Option<String>,
     session: Option<Session>,
-    /// Whether the registry has answered 404 to the first bytes once.
+    /// Whether the registry has answered 404 to the first bytes before.
     was_lost: bool,
     /// The furthest byte that the registry has had, in any session.
     furthest: BlobOffset,
     repeats: Repeats,
-    /// The time of all pauses since the last progress. An attempt's own time is bounded by its patience.
+    /// The total of the pauses since the last progress. The patience of an attempt bounds its own time.
     waited: Duration,
 }
 
-/// The result of one step that did not fail.
+/// The result of a successful step.
 enum Step {
     GoOn,
     Done,
@@ -148,13 +148,13 @@ impl Upload<'_> {
                 return Err(error.into());
             }
             self.pause(failure).await?;
-            match self.way {
-                // Nobody knows which of its bytes the registry has kept.
-                Way::Whole => self.abandon().await,
-                Way::Chunks(_) => self.look_again().await?,
+            match self.mode {
+                // It is unknown which bytes of the session the registry has kept.
+                Mode::Whole => self.abandon().await,
+                Mode::Chunks(_) => self.look_again().await?,
             }
             if self.session.is_none() && self.destination.has_blob(self.content.blob()).await? {
-                // The answer was lost, or another sender was faster.
+                // The answer was lost, or another sender has put the blob.
                 return Ok(());
             }
         }
@@ -167,8 +167,8 @@ impl Upload<'_> {
         if at.since(self.furthest) >= PROGRESS_BYTES {
             self.repeats = Repeats::new(timing, true);
             self.waited = Duration::ZERO;
-        } else if let (Way::Chunks(bytes), true) = (&mut self.way, has_broken(&failure)) {
-            // A proxy that keeps a chunk back until all of it is there may end slow requests.
+        } else if let (Mode::Chunks(bytes), true) = (&mut self.mode, has_broken(&failure)) {
+            // Some proxies hold a chunk back until it is complete, and end slow requests.
             *bytes = (*bytes / 2).max(SMALLEST_CHUNK_BYTES).min(*bytes);
         }
         self.furthest = self.furthest.max(at);
@@ -190,14 +190,15 @@ impl Upload<'_> {
             self.session = Some(self.open().await?);
         }
         let at = self.session.as_ref().map_or(BlobOffset(0), |session| session.at);
-        match self.way {
-            Way::Whole => self.put_whole().await,
-            Way::Chunks(_) if at == end => self.end().await,
-            Way::Chunks(bytes) => self.patch(at, bytes).await,
+        match self.mode {
+            Mode::Whole => self.put_whole().await,
+            Mode::Chunks(_) if at == end => self.end().await,
+            Mode::Chunks(bytes) => self.patch(at, bytes).await,
         }
     }
 
-    /// Asks the registry to take the blob from another of its repositories. If it does not, the upload has begun.
+    /// Requests that the registry mounts the blob from another of its repositories. If it does not, the upload has
+    /// begun.
     async fn mount(&mut self, from: &str) -> Result<bool, SendError> {
         let mut url = self.upstream.uploads(&self.destination.repository);
         let digest = self.content.blob().digest;
@@ -206,7 +207,7 @@ impl Upload<'_> {
         let asked = self.post(&url, rights).await;
         let answer = match asked {
             Ok(answer) => answer,
-            // A right to push there may exist without the right to read the other repository.
+            // The user may have the right to push without the right to read the other repository.
             Err(error) => {
                 tracing::debug!(%error, from, "not mounted");
                 return Ok(false);
@@ -237,17 +238,17 @@ impl Upload<'_> {
         self.session_of(&answer, &url).map_err(Failure::Final)
     }
 
-    /// Begins an upload. Repeated here, so what fails is final.
+    /// Begins an upload. The request is retried here, so a failure is final.
     async fn post(&self, url: &Url, rights: Rights<'_>) -> Result<Answer, SourceError> {
         let Self { destination, upstream, .. } = *self;
         let client = &destination.client;
         let errand = &Errand::opening(client.user);
         let (headers, repository) = (&HeaderMap::new(), &*destination.repository);
         let (verb, payload) = (Verb::Post, Payload::None);
-        let question =
-            &Question { upstream, repository, url, headers, errand, verb, rights, payload };
+        let request =
+            &Request { upstream, repository, url, headers, errand, verb, rights, payload };
         let attempt = || async move {
-            let answer = client.ask(question, |_| ()).await?;
+            let answer = client.ask(request, |_| ()).await?;
             match is_transient(answer.status()) {
                 true => Err(answer.refusal("an upload", "", client.timing.stall).await),
                 false => Ok(answer),
@@ -292,13 +293,13 @@ impl Upload<'_> {
         if is_refused && self.refused.is_none() {
             let chunk = self.destination.client.uploads.chunk_bytes.min(blob.size / 2);
             return self
-                .other_way(answer, "in one piece", Way::Chunks(chunk.max(SMALLEST_CHUNK_BYTES)))
+                .change_mode(answer, "in one piece", Mode::Chunks(chunk.max(SMALLEST_CHUNK_BYTES)))
                 .await;
         }
         self.ended(answer, is_refused).await
     }
 
-    /// Whether the status refuses this kind of upload. The first 404 counts as a lost session, the second as a
+    /// Whether the status refuses this kind of upload. The first 404 counts as a lost session, the second one as a
     /// refusal.
     fn is_refused(&mut self, status: StatusCode) -> bool {
         if status == StatusCode::NOT_FOUND && !self.was_lost {
@@ -308,7 +309,7 @@ impl Upload<'_> {
         is_refusal_of_kind(status)
     }
 
-    /// The failure of a refused request; `this` is the way that was refused after another one.
+    /// The failure of a refused request. `this` is set where the other kind of upload was refused before.
     async fn failed(&self, answer: Answer, what: &str, this: Option<&str>) -> Failure {
         let stall = self.destination.client.timing.stall;
         let failure = answer.refusal(what, "the registry has lost the upload", stall).await;
@@ -324,23 +325,23 @@ impl Upload<'_> {
                 );
                 self.wrong(detail).into()
             }
-            // The upload is gone, or the registry has other bytes than were sent: the next one may succeed.
+            // The upload is gone, or the registry has other bytes than were sent. The next upload may succeed.
             (Failure::Final(error), ..) if is_about_the_upload(&error) => Failure::transient(error),
             (failure, ..) => failure,
         }
     }
 
-    /// Goes another way after `answer` has refused this one.
-    async fn other_way(
+    /// Changes to the kind `other` after `answer` has refused this kind of upload.
+    async fn change_mode(
         &mut self,
         mut answer: Answer,
         this: &str,
-        other: Way,
+        other: Mode,
     ) -> Result<Step, Failure> {
         let words = answer.words(self.destination.client.timing.stall).await;
         tracing::info!(%words, "the registry takes no blob {this}");
         self.refused = Some(format!("{this} ({words})"));
-        self.way = other;
+        self.mode = other;
         self.abandon().await;
         Ok(Step::GoOn)
     }
@@ -358,7 +359,7 @@ impl Upload<'_> {
             )?;
             return Ok(Step::Done);
         }
-        if self.way != Way::Whole {
+        if self.mode != Mode::Whole {
             self.session = None;
         }
         Err(self.failed(answer, &what, is_refused.then_some("in one piece")).await)
@@ -387,19 +388,19 @@ impl Upload<'_> {
             let smaller = (range.end - range.start) / 2;
             let minimum = self.session.as_ref().map_or(0, |session| session.minimum);
             if smaller >= minimum.max(SMALLEST_CHUNK_BYTES) {
-                self.way = Way::Chunks(smaller);
+                self.mode = Mode::Chunks(smaller);
                 self.look_again_now().await?;
                 return Ok(Step::GoOn);
             }
         }
         let is_refused = at == BlobOffset(0) && self.is_refused(status);
         if is_refused && self.refused.is_none() {
-            return self.other_way(answer, "in chunks", Way::Whole).await;
+            return self.change_mode(answer, "in chunks", Mode::Whole).await;
         }
         Err(self.failed(answer, "a chunk", is_refused.then_some("in chunks")).await)
     }
 
-    /// Takes over the state that the registry tells after a chunk that ended at `sent`.
+    /// Takes over the state that the registry reports after a chunk that ended at `sent`.
     fn accepted(
         &mut self,
         answer: &Answer,
@@ -408,7 +409,7 @@ impl Upload<'_> {
     ) -> Result<Step, SourceError> {
         let has = match Has::of(answer.headers()) {
             Has::Bytes(bytes) => BlobOffset(bytes),
-            // It has taken the chunk; its size is another question.
+            // The registry has taken the chunk, but reports no size.
             Has::Unsaid => sent,
             Has::NoneOrOne => sent.min(BlobOffset(1)),
         };
@@ -421,7 +422,8 @@ impl Upload<'_> {
             session.at = has;
             return Ok(Step::GoOn);
         }
-        // Another byte than the one behind the chunk: a break, whether bytes are missing or invented.
+        // The registry reports another byte than the end of the chunk. That counts as a break, with missing or with
+        // invented bytes.
         let detail = format!("it has {has} bytes of a blob after {sent} were sent");
         match has > sent {
             true => self.session = None,
@@ -430,7 +432,7 @@ impl Upload<'_> {
         Err(SourceError::Unavailable { place, detail })
     }
 
-    /// Ends an upload whose bytes are all there.
+    /// Ends a complete upload.
     async fn end(&mut self) -> Result<Step, Failure> {
         let Some(session) = &self.session else { return Ok(Step::GoOn) };
         let url = session::ending(&session.url, self.content.blob().digest);
@@ -442,7 +444,7 @@ impl Upload<'_> {
         self.ended(answer, false).await
     }
 
-    /// After a break, asks the registry for the byte at which the upload goes on.
+    /// After a break, requests the byte at which the upload goes on.
     async fn look_again(&mut self) -> Result<(), SourceError> {
         loop {
             match self.look_again_now().await {
@@ -473,15 +475,15 @@ impl Upload<'_> {
         };
         match known.filter(|at| *at <= self.content.read_end()) {
             Some(at) => self.session = Some(Session { url, at, minimum }),
-            // The session is gone, its state is in doubt, or it has nothing worth keeping.
+            // The session is gone, its state is in doubt, or it has no bytes worth keeping.
             None => self.abandon().await,
         }
         Ok(())
     }
 
-    /// Ends a session without a blob. Registries remove it by themselves later, so a failure counts for nothing.
+    /// Cancels a session. Registries remove sessions by themselves later, so a failure is ignored.
     async fn abandon(&mut self) {
-        /// The wait for the registry's answer, which changes nothing.
+        /// The wait for the registry's answer, whose content is ignored.
         const PATIENCE: Duration = Duration::from_secs(2);
         let Some(session) = self.session.take() else { return };
         let errand = Errand::opening(self.destination.client.user);

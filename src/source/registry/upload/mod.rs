@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Everything goes to one address: the registry itself, or the first host of its hosts.toml that takes pushes.
-//! A mirror that fails is no reason to ask another, because the kit would lie in two places.
+//! After a failure, no other address is tried, because the kit would then lie in two places.
 
 mod blob;
 mod session;
@@ -23,7 +23,7 @@ use url::Url;
 use super::RegistryClient;
 use super::answer::Answer;
 use super::errand::Errand;
-use super::exchange::{Payload, Question, Verb};
+use super::exchange::{Payload, Request, Verb};
 use super::repository::MANIFEST_TYPES;
 use super::retry::{Failure, is_transient};
 use super::scopes::Rights;
@@ -35,8 +35,8 @@ use crate::source::{MANIFEST_LIMIT_BYTES, SourceError};
 /// The sizes of uploads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UploadSizes {
-    /// The largest blob that goes out in one request. 16 MiB: a break costs so much at most, and more requests
-    /// would cost more time than that.
+    /// The largest blob in one request. 16 MiB: a break costs so many bytes at most, and smaller requests would
+    /// cost more time.
     pub whole_bytes: u64,
     /// The size of a chunk of a larger blob. 64 MiB: below the 100 MB that proxies in front of registries often
     /// allow, and large beside the cost of a request.
@@ -66,7 +66,7 @@ impl RegistryDestination {
         let registry = reference.registry().to_owned();
         let mut endpoints = endpoints;
         let pushed = endpoints.iter().position(|endpoint| endpoint.can_push);
-        // The last one is the registry itself.
+        // The last address is the registry itself.
         let pushed = pushed.unwrap_or(endpoints.len().saturating_sub(1));
         if endpoints.is_empty() {
             return Err(SourceError::Configuration {
@@ -78,7 +78,7 @@ impl RegistryDestination {
         Ok(Self { client, registry, repository: reference.repository().to_owned(), endpoint })
     }
 
-    /// Asks one question, as often as the patience of an opener allows.
+    /// Sends one request, and retries it as often as the patience of an opener permits.
     async fn ask<T, Asked>(
         &self,
         ask: impl Fn(Arc<Upstream>, Arc<Errand>) -> Asked,
@@ -93,7 +93,7 @@ impl RegistryDestination {
         self.client.repeat(timing, &errand, &self.registry, attempt).await
     }
 
-    /// Sends one request without a body of its own, and follows redirects.
+    /// Sends one request, and follows redirects.
     async fn send(
         &self,
         upstream: &Upstream,
@@ -103,22 +103,22 @@ impl RegistryDestination {
         headers: &HeaderMap,
         payload: Payload<'_>,
     ) -> Result<Answer, Failure> {
-        let question = self.question(upstream, errand, verb, url, headers);
-        self.client.ask(&Question { payload, ..question }, |_| ()).await
+        let request = self.request(upstream, errand, verb, url, headers);
+        self.client.ask(&Request { payload, ..request }, |_| ()).await
     }
 
-    /// A question without a payload.
-    fn question<'a>(
+    /// A request without a payload.
+    fn request<'a>(
         &'a self,
         upstream: &'a Upstream,
         errand: &'a Errand,
         verb: Verb,
         url: &'a Url,
         headers: &'a HeaderMap,
-    ) -> Question<'a> {
+    ) -> Request<'a> {
         let (repository, payload) = (&*self.repository, Payload::None);
         let rights = Rights::Push { from: None };
-        Question { upstream, repository, url, headers, errand, verb, rights, payload }
+        Request { upstream, repository, url, headers, errand, verb, rights, payload }
     }
 
     async fn has(
@@ -131,15 +131,17 @@ impl RegistryDestination {
             let (url, headers) = (url(&upstream), &headers);
             async move {
                 let mut is_elsewhere = false;
-                let question = self.question(&upstream, &errand, Verb::Head, &url, headers);
-                let answer = self.client.ask(&question, |_| is_elsewhere = true).await?;
+                let request = self.request(&upstream, &errand, Verb::Head, &url, headers);
+                let answer = self.client.ask(&request, |_| is_elsewhere = true).await?;
                 match answer.status() {
                     StatusCode::OK => Ok(Some(answer.headers().clone())),
                     StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
-                    // A storage host may have a URL that is signed for GET alone. Sending the blob again is right
+                    // The URL of a storage host may be signed for GET alone. Then the blob is sent, which is right
                     // in any case.
                     status if is_elsewhere && !is_transient(status) => Ok(None),
-                    _ => Err(answer.refusal("the question", "", self.client.timing.stall).await),
+                    _ => Err(answer
+                        .refusal("the request for a blob", "", self.client.timing.stall)
+                        .await),
                 }
             }
         })
@@ -213,7 +215,7 @@ impl Destination for RegistryDestination {
             let size = |headers: HeaderMap| {
                 headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()
             };
-            // A blob of another size is a wrong one, which sending it again may mend.
+            // A blob of another size is damaged. Sending the blob again may mend it.
             Ok(there.is_some_and(|headers| size(headers).is_none_or(|size| size == blob.size)))
         }
         .boxed()

@@ -14,7 +14,7 @@ use super::super::redirect;
 use crate::oci::Digest;
 use crate::source::SourceError;
 
-/// The digest that a registry says it has stored (distribution-spec, legacy but common).
+/// The header with the digest of the stored blob (distribution-spec, legacy but common).
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// The least length of a chunk that a registry takes (distribution-spec, "Pushing a blob in chunks").
@@ -23,11 +23,11 @@ const CHUNK_MIN_LENGTH: &str = "oci-chunk-min-length";
 /// The bytes of an upload that a registry has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Has {
-    /// So many, from the first.
+    /// This many, from the first byte on.
     Bytes(u64),
-    /// None or one: distribution says `0-0` for both.
+    /// No byte or one: distribution reports `0-0` for both.
     NoneOrOne,
-    /// It does not say.
+    /// The registry does not report it.
     Unsaid,
 }
 
@@ -56,7 +56,7 @@ pub(super) fn chunk_minimum(headers: &HeaderMap) -> u64 {
 /// The URL at which an upload goes on; `None` without a `Location`.
 ///
 /// # Errors
-/// In words, where the URL cannot be used.
+/// The message, where the URL cannot be used.
 pub(super) fn next(headers: &HeaderMap, at: &Url, home: &Url) -> Result<Option<Url>, String> {
     match redirect::location(headers) {
         Some(location) => redirect::next_hop(at, &location, home).map(Some),
@@ -71,7 +71,8 @@ pub(super) fn ending(upload: &Url, digest: Digest) -> Url {
     url
 }
 
-/// Compares the digest that a registry says it has stored with the one that was sent. A registry may say none.
+/// Compares the digest that a registry reports as stored with the digest that was sent. A registry need not report
+/// one.
 pub(super) fn check_digest(
     headers: &HeaderMap,
     sent: Digest,
