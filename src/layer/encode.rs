@@ -9,7 +9,7 @@ use self::deflate::Deflater;
 /// The compressions that kit's `--compression` names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Effort {
-    /// As it is.
+    /// Not compressed.
     #[default]
     None,
     /// gzip, level 6.

@@ -196,7 +196,7 @@ impl Extents {
         Some(run.filter(|run| run.file.start == offset).map_or(offset, |run| run.file.end))
     }
 
-    /// The place in the file of the stored byte of that number.
+    /// The offset in the file of a data byte. `stored` is its number among all data bytes.
     fn file_offset(&self, stored: u64) -> u64 {
         let Some(map) = &self.holes else { return stored };
         let run = map.runs[map.runs.partition_point(|run| run.stored_before <= stored) - 1];

@@ -58,7 +58,7 @@ impl Mtime {
         self.nanoseconds
     }
 
-    /// The same fraction of the next second. The last second is its own next one.
+    /// This time one second later; the last second stays as it is.
     pub fn next_second(self) -> Self {
         Self { seconds: self.seconds.saturating_add(1), ..self }
     }
@@ -132,7 +132,7 @@ mod tests {
         }
 
         #[test]
-        fn a_time_is_what_the_kernel_is_told(seconds in EARLIEST_SECONDS..=LATEST_SECONDS, nanoseconds in 0..1_000_000_000u32) {
+        fn a_time_keeps_seconds_and_nanoseconds_as_a_system_time(seconds in EARLIEST_SECONDS..=LATEST_SECONDS, nanoseconds in 0..1_000_000_000u32) {
             let time = SystemTime::from(Mtime::new(seconds, nanoseconds).unwrap());
             let since = time.duration_since(UNIX_EPOCH).unwrap();
             prop_assert_eq!((since.as_secs() as i64, since.subsec_nanos()), (seconds, nanoseconds));

@@ -13,7 +13,7 @@
 //! c/y file
 //! ```
 //!
-//! GNU tar extracts `a` and `c` so by default, and `b` with `--recursive-unlink`. A folder that is
+//! GNU tar has the same outcome for `a` and `c` by default, and for `b` with `--recursive-unlink`. A folder that is
 //! named again keeps its content and takes the later mode and time.
 
 use std::ops::{Range, RangeInclusive};
@@ -239,7 +239,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_rest_is_that_of_extracting_in_order(
+        fn the_shown_members_are_those_that_extraction_leaves(
             members in prop::collection::vec(("[ab.]{1,2}(/[ab.]{1,2}){0,3}", any::<bool>()), 0..12),
         ) {
             let members: Vec<_> =

@@ -84,8 +84,8 @@ impl Toc {
         self.members.iter().filter(|member| !member.is_replaced)
     }
 
-    /// The time of all files, where all have the same one, in whole seconds: a packer's constant,
-    /// or the time of a single file.
+    /// The modification time that all shown files share, if it is a whole second; `None` otherwise. Some packers
+    /// write such a constant. The time of a single file counts too.
     ///
     /// Another version of the layer may have the same one, so this time does not tell versions
     /// apart.

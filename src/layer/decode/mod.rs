@@ -1,9 +1,8 @@
 //! Streaming decompression of gzip (RFC 1952, any number of members) and zstd (RFC 8878, any
 //! number of frames).
 //!
-//! Sans-IO: pieces of any size go in, and bytes come out as far as the caller's buffer reaches. The
-//! caller bounds the number of bytes that come out in all. The window bounds the memory: 32 KiB for
-//! gzip, [`Windows`] for zstd.
+//! Sans-IO: the caller feeds input of any length and gives a buffer for the output. The caller also bounds the
+//! output in all. The window bounds the decoder's memory: 32 KiB for gzip, [`Windows`] for zstd.
 
 mod gzip;
 mod inflate;
@@ -15,8 +14,7 @@ use self::gzip::GzipDecoder;
 use self::zstandard::{Refused, ZstdDecoder};
 use crate::oci::Compression;
 
-/// The largest window of a zstd frame that is accepted. Only the frame's own header says which one
-/// it needs.
+/// The largest window of a zstd frame that is accepted. A frame's header says which window it needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Windows {
     /// 8 MiB: RFC 8878, 3.1.1.1.2, recommends that every decoder accepts it, and kit's writer uses
@@ -29,7 +27,7 @@ pub enum Windows {
 }
 
 impl Windows {
-    /// As a power of two.
+    /// The base-2 logarithm of the window in bytes.
     fn log(self) -> u32 {
         match self {
             Self::Usual => 23,
@@ -51,7 +49,7 @@ impl Windows {
 const MAGIC_GZIP: [u8; 2] = [0x1f, 0x8b];
 const MAGIC_ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// The tool whose output begins so; `None` for an unknown beginning.
+/// The name of the tool whose output begins with these bytes; `None` for unknown bytes.
 pub fn compression_of(start: &[u8]) -> Option<&'static str> {
     let known: [(&[u8], &str); 6] = [
         (&MAGIC_GZIP, "gzip"),
@@ -77,7 +75,7 @@ pub enum DecodeError {
         /// The decoder's own message.
         detail: String,
     },
-    /// The bytes do not begin as those of the format.
+    /// The first byte is none that the format begins with.
     #[error("its media type says that it is compressed with {format}, and it is not")]
     OtherFormat {
         /// `gzip` or `zstd`.
@@ -99,7 +97,7 @@ pub enum DecodeError {
     },
 }
 
-/// A decompressor that takes pieces of any size.
+/// A decompressor that takes input of any length.
 pub struct Decoder {
     format: Format,
     windows: Windows,

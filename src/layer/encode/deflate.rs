@@ -10,7 +10,7 @@ use libz_rs_sys as z;
 
 /// Raw deflate with the largest window (zlib.h, `deflateInit2`).
 const RAW_WINDOW_BITS: c_int = -15;
-/// zlib's default for its memory.
+/// zlib's default memory level (zlib.h, `deflateInit2`).
 const MEMORY_LEVEL: c_int = 8;
 /// Room for compressed bytes at a time.
 const STEP_BYTES: usize = 64 * 1024;
@@ -79,7 +79,7 @@ impl Deflater {
         }
     }
 
-    /// Gives all of `input` to zlib, and takes what comes out.
+    /// Gives all of `input` to zlib, and appends the output.
     fn run(&mut self, input: &[u8], flush: c_int, out: &mut Vec<u8>) {
         let stream = &mut *self.stream;
         stream.next_in = input.as_ptr();

@@ -16,7 +16,7 @@ pub(super) const ZEROS_LIMIT_BYTES: u64 = 1024 * 1024;
 pub(super) struct End {
     /// The start of the zero blocks before the next header.
     zeros: Option<StreamOffset>,
-    /// The first zero blocks with something behind them: their start, and the something.
+    /// The start of the first zero blocks that do not end the stream, and what follows these blocks.
     first: Option<(StreamOffset, Behind)>,
 }
 

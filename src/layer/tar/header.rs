@@ -1,6 +1,6 @@
 //! One 512-byte header block: checksum, numbers and names.
 //!
-//! The layout of the fields is the `tar` crate's. Its decoding is not used: it drops the high bits
+//! The layout of the fields is the `tar` crate's. The crate's decoding is not used: that code drops the high bits
 //! of large base-256 numbers, and refuses the empty numbers of old archives.
 
 /// Headers and the padding of content come in blocks of this size (POSIX.1-2024, pax, "ustar

@@ -8,8 +8,8 @@ use crate::layer::{Extents, Member, MemberPath};
 /// images of ImageNet fit in one layer, in about 1.5 GB of memory.
 pub const MEMBERS_LIMIT: usize = 16 * 1024 * 1024;
 
-/// The most bytes of names together: 64 for each of [`MEMBERS_LIMIT`]. Without it, a compressed
-/// layer of a few megabytes could ask for 64 GB.
+/// The most bytes of names together: 64 for each of [`MEMBERS_LIMIT`]. Without this limit, a compressed layer of a
+/// few megabytes could ask for 64 GB.
 pub const NAMES_LIMIT_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// The members so far, in the order of the archive.
@@ -52,12 +52,12 @@ impl Members {
         self.targets.find(&self.members, path)
     }
 
-    /// All of them.
+    /// All members, in the order of the archive.
     pub(super) fn all(&self) -> &[Member] {
         &self.members
     }
 
-    /// All of them.
+    /// All members, in the order of the archive.
     pub(super) fn into_all(self) -> Vec<Member> {
         self.members
     }

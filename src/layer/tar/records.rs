@@ -103,7 +103,7 @@ impl Records {
         self.link_path = Some(super::header::until_nul(content).to_vec());
     }
 
-    /// These records, with those of `global` where these say nothing.
+    /// Fills fields that are missing here from `global`.
     pub(super) fn over(self, global: &Records) -> Records {
         let either = |own: Option<Vec<u8>>, global: &Option<Vec<u8>>| {
             own.or_else(|| global.clone()).filter(|value| !value.is_empty())
@@ -120,7 +120,7 @@ impl Records {
         }
     }
 
-    /// Takes the mark that the next entry is the rest of a file which another volume began.
+    /// Clears the mark of a continued file, which is about one entry only.
     pub(super) fn end_continued(&mut self) {
         self.is_continued = false;
     }
@@ -130,7 +130,7 @@ impl Records {
         self.is_continued
     }
 
-    /// Whether any of them is a PAX record.
+    /// Whether the records include a PAX record.
     pub(super) fn are_pax(&self) -> bool {
         self.are_pax
     }
@@ -186,7 +186,7 @@ impl SparseRecords {
                 let offset = offset.ok_or("a run of its sparse map has no GNU.sparse.offset")?;
                 self.runs.push(offset, number()?, most_runs)?;
             }
-            // `numblocks` says what the map says too.
+            // `numblocks` repeats the map's length.
             _ => {}
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Maps of sparse files, as GNU tar writes them in four ways ("Storing Sparse Files" in its manual).
+//! Maps of sparse files in the four forms of GNU tar ("Storing Sparse Files" in its manual).
 //!
 //! ```text
 //! old GNU   header 'S': 4 runs, the file's size; then blocks of 21 runs each; then the data
@@ -33,7 +33,7 @@ const MOST_DIGITS: usize = 20;
 pub(super) struct Runs(Vec<Range<u64>>);
 
 impl Runs {
-    /// Takes in a run, of which there may be `most`.
+    /// Adds a run. There may be at most `most` runs.
     pub(super) fn push(&mut self, offset: u64, bytes: u64, most: usize) -> Result<(), String> {
         if self.0.len() >= most {
             return Err(too_many());
@@ -104,7 +104,7 @@ impl PendingMap {
         Self { runs: Runs::default(), file_bytes, lines: Some(Lines::default()) }
     }
 
-    /// A map that records have.
+    /// A complete map, from PAX records.
     pub(super) fn whole(file_bytes: u64, runs: Runs) -> Self {
         Self { runs, file_bytes, lines: None }
     }

@@ -31,7 +31,8 @@ pub(super) struct SparseFile {
 }
 
 impl SparseFile {
-    /// Reads the map of `member` from the header `block` or the records. It may have `most_runs`.
+    /// Reads the map of `member` from the header `block` or the records. The map may have at most `most_runs`
+    /// entries.
     pub(super) fn new(
         member: Member,
         name: &[u8],

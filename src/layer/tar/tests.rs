@@ -17,7 +17,7 @@ mod ends;
 mod kinds;
 mod sparse_files;
 
-/// The way to show an archive: in pieces of at most this size, with or without the content.
+/// Scans an archive. The scanner gets at most `piece_bytes` at a time; with `jumps`, it gets no content of members.
 fn scan(archive: &[u8], piece_bytes: usize, jumps: bool) -> Result<Toc, TarError> {
     let mut scanner = Scanner::new();
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! Files with holes, in the four ways of GNU tar and in star's.
+//! Files with holes, in the four forms of GNU tar and in star's.
 
 use super::*;
 
