@@ -49,7 +49,10 @@ impl GzipDecoder {
                 *compressed = &compressed[zeros..];
                 return match compressed.is_empty() {
                     true => Ok(0),
-                    false => Err("bytes follow the last member that are neither a member nor zeros".to_owned()),
+                    false => {
+                        Err("bytes follow the last member that are neither a member nor zeros"
+                            .to_owned())
+                    }
                 };
             }
             State::Member => {}
