@@ -37,7 +37,7 @@ pub struct Version<'a> {
 pub struct LayerFiles {
     /// The digest of the blob.
     pub digest: Digest,
-    /// The way from the blob to the files.
+    /// The layout and compression of the blob.
     pub encoding: Encoding,
     /// The digests that the packer has listed.
     pub claims: Option<FileDigests>,

@@ -4,8 +4,8 @@
 //! byte of a layer, so it hashes each file on the way and writes the list into the layer's
 //! descriptor. Two versions of a kit can then be compared without a byte of their layers.
 //!
-//! The list is the packer's claim. Nothing checks it before the layer's bytes are read: it may be
-//! used to show what changed, and never to serve one file's bytes as another's.
+//! The list is the packer's claim. Nothing checks it before the layer's bytes are read: a list may show that files
+//! changed, and never serves one file's bytes as another's.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,9 +1,8 @@
 //! Filters in kit's own grammar (modelkit-spec 4.1): `TYPE[,TYPE…][:NAME[,NAME…]]`.
 //!
-//! A filter takes whole layers, never single files. A NAME is compared, byte for byte, with the
-//! `name` of a layer's Kitfile entry and with its `path` as written there: `docs:docs/` and
-//! `docs:docs` take different layers. An empty NAME is refused, as a slip of the keyboard. (kit
-//! lets it stand for entries without a name.)
+//! A filter takes whole layers, never single files. A NAME is compared, byte for byte, with the `name` of a layer's
+//! Kitfile entry and with its `path` as written there: `docs:docs/` and `docs:docs` take different layers. An empty
+//! NAME is refused as a typing error. (kit lets it stand for entries without a name.)
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -73,8 +73,8 @@ impl IgnoreRules {
         Ok(Self { patterns, lines })
     }
 
-    /// A warning for each pattern of the file that matches none of the paths. A pattern below a path that is
-    /// ignored as a whole gets none: the paths there are not known.
+    /// A warning for each pattern of the file that matches none of the paths. A pattern below an ignored folder
+    /// gets no warning, because the paths in that folder are not known.
     pub fn warnings<'a>(&self, paths: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
         let mut unmatched: Vec<usize> = (0..self.lines.len()).collect();
         for path in paths {

@@ -198,7 +198,7 @@ impl Kit {
         } else if types.contains(&Some(ArtifactType::ModelPack)) {
             modelpack::decode(manifest, config)
         } else {
-            Err(KitError::NotAKit(what_it_is(manifest, types)))
+            Err(KitError::NotAKit(kind_of_artifact(manifest, types)))
         }
     }
 }
@@ -226,7 +226,7 @@ fn rfc3339(text: &str) -> Option<Option<Mtime>> {
     Some(nanoseconds.and_then(|nanoseconds| Mtime::new(time.as_second(), nanoseconds)))
 }
 
-fn what_it_is(manifest: &Manifest, types: [Option<ArtifactType>; 2]) -> String {
+fn kind_of_artifact(manifest: &Manifest, types: [Option<ArtifactType>; 2]) -> String {
     let named = manifest.artifact_type.as_ref().into_iter().chain([&manifest.config.media_type]);
     let named = named.map(|name| format!("`{}`", shown(name))).collect::<Vec<_>>().join(", ");
     let is = |wanted| types.contains(&Some(wanted));

@@ -92,8 +92,7 @@ struct Metadata {
 }
 
 impl Metadata {
-    /// Reads the annotation. A malformed one costs a warning only: the file can be shown without
-    /// it.
+    /// Reads the annotation. A malformed annotation is a warning only: the file can be shown without it.
     fn of(layer: &Descriptor, title: &str, warnings: &mut Vec<String>) -> Self {
         let keys = ["org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json"];
         let Some(json) = keys.iter().find_map(|key| layer.annotations.get(*key)) else {

@@ -37,8 +37,8 @@ pub enum RemoteTarget {
 }
 
 impl RemoteData {
-    /// Whether filters take the data set: they name its section, and its `name` or `path` where
-    /// they name any.
+    /// Whether the filters take the data set. A filter must name its section. If the filter has names, one must be
+    /// the data set's `name` or `path`.
     pub fn is_taken_by(&self, filters: &Filters) -> bool {
         filters.takes_entry(Role::Dataset, self.entry_name.as_deref(), Some(&self.entry_path))
     }

@@ -16,7 +16,7 @@ impl Kitfile {
     /// A Kitfile with these entries (section and path), in the order of the layers. A Kitfile has
     /// one model, so further models become its parts.
     ///
-    /// A malformed config costs the package only: no file's place depends on it.
+    /// If the config is malformed, only the package is missing: no file's place depends on the config.
     pub(in crate::kit) fn of_modelpack<'a>(
         config: &[u8],
         layers: impl Iterator<Item = (Section, &'a str)>,

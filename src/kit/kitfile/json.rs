@@ -170,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_json_of_the_same_value(json in values()) {
+        fn written_json_has_the_same_value(json in values()) {
             let text = written(&json);
             let read = super::super::value::Value::decode(text.as_bytes()).unwrap();
             prop_assert_eq!(read, as_value(&json));

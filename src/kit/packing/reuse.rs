@@ -1,11 +1,11 @@
-//! Decides which layers of a base a new version keeps by digest, without a byte read.
+//! Decides which layers of a base a new version keeps by digest, without reading a byte.
 //!
 //! The folder is the base's own tree with some changes: an overlay over a mount, or the mount itself. A layer
 //! stays if a full pack of the unchanged tree would make it again:
 //!
 //! - the base has a layer of the same role, path and media type;
-//! - that layer has exactly the files that the plan gives it, by path and size, and none that the tree does not
-//!   show, as a Kitfile in the archive: that file would come back under another Kitfile;
+//! - that layer has exactly the files that the plan gives it, by path and size, and no file that the tree hides,
+//!   such as a Kitfile in the archive: that file would come back under another Kitfile;
 //! - no change touches one of its files, and no directory of it has another mode;
 //! - the plan has each directory that the base's layer may hold. Else somebody removed one, or a rule or another
 //!   entry keeps it out now.
@@ -30,8 +30,8 @@ pub struct Base {
     pub layers: Vec<BaseLayer>,
     /// Its files: the size, and the layer with the bytes.
     pub files: BTreeMap<Vec<u8>, (u64, Digest)>,
-    /// The number of files in each layer's archive, also of those that the tree does not show. A layer without a
-    /// number is packed anew.
+    /// The number of files in each layer's archive, including files that the tree hides. A layer without a number
+    /// is packed anew.
     pub archived: BTreeMap<Digest, u64>,
     /// Its directories: their modes.
     pub directories: BTreeMap<Vec<u8>, u32>,
@@ -120,7 +120,7 @@ fn diff_ids(config: &[u8]) -> BTreeMap<Digest, Digest> {
     found
 }
 
-/// The layer of the base that each planned layer is, if it is one.
+/// For each planned layer, the base's layer that can stand for it, if there is one.
 pub fn kept_layers<'a>(
     plan: &PackPlan,
     entries: &[FolderEntry],

@@ -1,4 +1,5 @@
-//! The modification times of directories: the newest time below, and another one for other content.
+//! The modification times of directories: the newest time below them, with nanoseconds that change with the
+//! content.
 //!
 //! ```text
 //! /          newest of all          nanoseconds: a hash of the times of a/ and c

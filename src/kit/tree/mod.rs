@@ -180,8 +180,8 @@ impl Tree {
         self.node(node).mode.into()
     }
 
-    /// The modification time. That of a directory is the newest one below it, unless the archive says
-    /// another one; its nanoseconds change with anything below it.
+    /// The modification time. The time of a directory is the newest time below it, unless the archive gives the
+    /// directory a time. Its nanoseconds change with anything below it.
     pub fn mtime(&self, node: NodeId) -> Mtime {
         self.node(node).mtime
     }

@@ -1,7 +1,6 @@
 //! The Kitfile as YAML, byte for byte as kit writes it with go-yaml v3 (modelkit-spec 2.2).
 //!
-//! docs/design/004-kitfile-bytes.md gives the reasons for an emitter of our own. The way of a
-//! Kitfile:
+//! docs/design/004-kitfile-bytes.md gives the reasons for an emitter of our own. The steps:
 //!
 //! ```text
 //! Kitfile --this module: field order, what is left out--> Node --emitter--> bytes
