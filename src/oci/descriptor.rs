@@ -1,4 +1,4 @@
-//! Descriptors: what a manifest or an index says of one blob (OCI image-spec, descriptor.md).
+//! Descriptors: the entries of blobs in a manifest or an index (OCI image-spec, descriptor.md).
 //!
 //! Lenient where producers differ: annotations and the `data` field may be `null`, and `data` that
 //! is not the blob is ignored. Strict where a wrong guess would cost: digests and sizes.
@@ -38,8 +38,8 @@ impl Descriptor {
         BlobId { digest: self.digest, size: self.size }
     }
 
-    /// The whole blob, where the descriptor says enough to know it without a request: it carries
-    /// the bytes, or it is the empty JSON object, which registries often do not store.
+    /// The whole blob, if no request is needed: the descriptor carries the bytes, or names the empty JSON object,
+    /// which registries often do not store.
     pub fn content(&self) -> Option<Bytes> {
         self.data.clone().or_else(|| {
             let empty = BlobId { digest: Digest::of(EMPTY_JSON), size: EMPTY_JSON.len() as u64 };

@@ -2,11 +2,11 @@
 //! choice of one of them.
 //!
 //! ```text
-//! entries --without attestations, each digest once--> candidates --labels--> the one that is meant
+//! entries --without attestations, each digest once--> candidates --labels--> the chosen entry
 //! ```
 //!
-//! A ModelKit index (kit 1.17, modelkit-spec 9.1) is chosen from by labels, as kit does. Of any
-//! other index only a single candidate can be taken: its platforms mean nothing to a kit.
+//! Labels choose from a ModelKit index (kit 1.17, modelkit-spec 9.1), as in kit. From any other index only a single
+//! candidate is taken: platforms mean nothing to a kit.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -20,7 +20,7 @@ use super::{ArtifactType, BlobId, Descriptor, Digest, LabelSelector, Labels};
 
 /// The tag by which kit added an entry to a ModelKit index.
 const ORIGINAL_TAG: &str = "ml.kitops.modelkit.original-tag";
-/// The annotation that Docker's builder puts on statements about an image, which are no images.
+/// The annotation that marks the attestations of Docker's builder: entries beside an image that are no images.
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 
 /// Entries that a message lists: a screen of them.
@@ -53,7 +53,7 @@ pub struct IndexEntry {
 /// The error where no entry of an index can be taken. The message lists the entries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChoiceError {
-    /// Nothing in it could be meant.
+    /// No entry can be chosen.
     #[error("it is an image index that names no manifest: push the kit again")]
     Empty,
     /// No entry has the labels that were asked for.
@@ -67,11 +67,11 @@ pub enum ChoiceError {
     /// Several entries are left.
     #[error("{what}: {how}. {}:\n{entries}", if *.is_narrowed { "They are" } else { "The index has" })]
     Several {
-        /// The things that there are several of.
+        /// The subject of the message, with the number of entries.
         what: String,
-        /// The way to choose one of them.
+        /// The advice to choose one.
         how: &'static str,
-        /// Whether labels have left these of more.
+        /// Whether labels have already removed others.
         is_narrowed: bool,
         /// The entries, a line each.
         entries: String,
@@ -103,7 +103,7 @@ impl Index {
             == Some(ArtifactType::ModelKitIndex)
     }
 
-    /// The entries that could be meant: each digest once, without statements about other entries.
+    /// The entries that can be chosen: each digest once, without attestations.
     pub fn candidates(&self) -> Vec<&IndexEntry> {
         let mut seen = HashSet::new();
         let entries = self.entries.iter().filter(|entry| !entry.is_attestation());
@@ -153,7 +153,7 @@ impl IndexEntry {
         self.descriptor.annotations.get(ORIGINAL_TAG).map(String::as_str)
     }
 
-    /// Whether it is a statement about another entry, which BuildKit puts beside an image.
+    /// Whether the entry is an attestation: BuildKit puts these beside an image.
     fn is_attestation(&self) -> bool {
         let kind = self.descriptor.annotations.get(REFERENCE_TYPE);
         kind.is_some_and(|kind| kind == "attestation-manifest")

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels(BTreeMap<String, String>);
 
-/// Labels that an entry must have, all of them: what `--label key=value` names.
+/// The labels of `--label KEY=VALUE`. An entry must have all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelSelector(BTreeMap<String, String>);
 
@@ -63,12 +63,12 @@ impl LabelSelector {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Whether it asks for nothing, so that everything matches.
+    /// Whether the selector has no labels, so that every entry matches.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether `labels` has all that is asked for.
+    /// Whether `labels` has every label of the selector.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|(key, value)| labels.0.get(key) == Some(value))
     }

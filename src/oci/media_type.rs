@@ -5,8 +5,8 @@
 //! application/vnd.{cncf|cnai}.model.{weight|weight.config|code|dataset|doc}.v1.{tar|raw}[+{gzip|zstd}]
 //! ```
 //!
-//! The whole text must match: a type with a word more or less is another type, and what is
-//! unknown is `None`, for the caller to pass over or refuse.
+//! The whole text must match: a type with a word more or less is another type. An unknown type is `None`; the
+//! caller passes it over or refuses it.
 
 /// The form of a layer's content before compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,8 +15,8 @@ pub enum Format {
     Tar,
     /// The bytes of one regular file.
     Raw,
-    /// The bytes of one regular file that is no blob: an object of an S3 store. The digest in its
-    /// place is that of its name there, so it says nothing about the bytes.
+    /// The bytes of one regular file that is no blob: an object of an S3 store. In the place of its digest is the
+    /// digest of its name, which says nothing about the bytes.
     Object,
 }
 
@@ -31,7 +31,7 @@ pub enum Compression {
     Zstd,
 }
 
-/// The way from the bytes of a blob to the bytes of files.
+/// How a blob holds the bytes of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Encoding {
     /// The layout of the uncompressed stream.
@@ -52,8 +52,7 @@ impl Encoding {
         self.format != Format::Object
     }
 
-    /// Whether the stream is another one than the blob, so that only a pass over all of it finds
-    /// what it holds.
+    /// Whether the stream differs from the blob, so that only a pass over the whole blob finds the files.
     pub fn is_compressed(self) -> bool {
         self.compression != Compression::None
     }
@@ -97,7 +96,7 @@ pub enum LayerContent {
 pub struct LayerType {
     /// Its content.
     pub content: LayerContent,
-    /// The way from its bytes to files.
+    /// How the blob holds its files.
     pub encoding: Encoding,
 }
 

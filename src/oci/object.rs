@@ -4,8 +4,8 @@
 //! s3://BUCKET/KEY[?versionId=VERSION]
 //! ```
 //!
-//! Read as kit reads it: `%XX` in the key stands for a byte, one `/` ends the bucket, and a `#` ends
-//! the text. The bucket becomes a part of a host name, so nothing but a bucket's name passes here.
+//! Read as kit reads it: `%XX` in the key stands for a byte, one `/` ends the bucket, and a `#` ends the text. The
+//! bucket becomes a part of a host name, so only a valid bucket name passes.
 
 use std::fmt;
 
@@ -87,7 +87,7 @@ impl ObjectLocation {
         &self.key
     }
 
-    /// The version that is meant, where one is named.
+    /// The version, where the text names one.
     pub fn version(&self) -> Option<&str> {
         self.version.as_deref()
     }

@@ -7,7 +7,7 @@ use super::{Digest, Reference, Selector};
 
 /// The prefix of an OCI image layout, as skopeo and podman write it too.
 const LAYOUT_PREFIX: &str = "oci:";
-/// Ends the folder of a layout where the text leaves open where it ends.
+/// Separates a layout's folder from its selector. Needed if the folder's own name looks like one with a selector.
 const FOLDER_END: &str = "/:";
 
 /// The origin of a kit: the text that a user types for `REF`.
@@ -23,7 +23,7 @@ pub enum Origin {
         /// The repository that the folder's index must name beside the tag, where kits of several
         /// repositories lie in one folder (`ghcr.io/org/model`).
         repository: Option<String>,
-        /// Which manifest, where the folder has several.
+        /// The tag or digest of the manifest; `None` for the folder's only one.
         selector: Option<Selector>,
     },
     /// `localhost/REPOSITORY[:TAG|@DIGEST]` or a name without a host: kit's own local storage.
@@ -33,9 +33,9 @@ pub enum Origin {
 impl Origin {
     /// Parses what a user types.
     ///
-    /// Behind `oci:`, the selector is a whole reference with a host and a tag or digest, as skopeo
-    /// takes it; else what follows the last `:` or `@`, if that is a valid tag or digest. Where a
-    /// folder's own name looks like one, `/` behind the folder ends it: `oci:FOLDER/:TAG`.
+    /// After `oci:`, the selector is a whole reference with a host and a tag or digest, as in skopeo. Otherwise the
+    /// text after the last `:` or `@` is the selector, if it is a valid tag or digest. If a folder's own name looks
+    /// like a selector, write a `/` behind the folder: `oci:FOLDER/:TAG`.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         if let Some((scheme, rest)) = text.split_once("://") {
             return Err(ReferenceError::new(text, scheme_advice(scheme, rest)));
@@ -48,7 +48,7 @@ impl Origin {
         }
     }
 
-    /// Which manifest is meant; `None` for the only one of a layout.
+    /// The tag or digest of the manifest; `None` for the only one of a layout.
     pub fn selector(&self) -> Option<&Selector> {
         match self {
             Self::Registry(reference) | Self::KitStorage(reference) => Some(reference.selector()),
@@ -63,7 +63,7 @@ impl Origin {
             Self::KitStorage(reference) => Self::KitStorage(reference.with_selector(selector)),
             Self::OciLayout { folder, repository, .. } => Self::OciLayout {
                 folder: folder.clone(),
-                // A digest says by itself which manifest it is.
+                // A digest needs no repository.
                 repository: repository.clone().filter(|_| matches!(selector, Selector::Tag(_))),
                 selector: Some(selector),
             },

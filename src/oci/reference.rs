@@ -13,7 +13,7 @@ use super::text::escaped;
 
 /// The host that stands for kit's local storage.
 const LOCAL: &str = "localhost";
-/// The repository that kit gives to a bare digest; not a name anybody else can write.
+/// The repository that kit gives to a bare digest. No valid repository has this name.
 const ANY_REPOSITORY: &str = "_";
 /// Host and repository together, the limit that registries have in common (distribution-spec,
 /// "Pulling manifests": many implementations stop at 255).
@@ -33,7 +33,7 @@ pub enum Selector {
     Digest(Digest),
 }
 
-/// A kit in a registry: host, repository and which manifest.
+/// A kit in a registry: host, repository, and a tag or digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reference {
     registry: String,
@@ -138,7 +138,7 @@ fn split_host(text: &str) -> Option<(&str, &str)> {
     (host == LOCAL || host.contains(['.', ':'])).then_some((host, rest))
 }
 
-/// Whether a text is a reference that is whole: with a host, and with a tag or digest.
+/// Whether a text is a reference with a host and with a tag or digest.
 pub(super) fn is_hosted(text: &str) -> bool {
     let selected = split_host(text).is_some_and(|(_, rest)| rest.contains([':', '@']));
     selected && Reference::parse(text).is_ok()
