@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! upper/, as a file system keeps it --.
-//!                                      >-- view: path --> where its bytes come from -->-- list of changes
+//!                                      >-- view: path --> source of its bytes --> list of changes
 //! the base's paths -------------------'
 //! ```
 //!
-//! A list is short: what lies in a removed or renamed folder is not named again.
+//! The list is short: it leaves out the entries in removed and renamed folders.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -91,7 +91,7 @@ pub enum Upper {
         /// The base's file is another one.
         redirect: Option<Redirect>,
     },
-    /// All of it is here.
+    /// The whole entry is in `upper/`.
     Whole(Kind),
 }
 
@@ -134,15 +134,15 @@ pub struct Change {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "change", rename_all = "snake_case")]
 pub enum What {
-    /// The base has nothing there, or has an entry that is elsewhere in the view.
+    /// The path is new. The base may have an entry there which the view shows elsewhere.
     Added,
-    /// It was written. Its bytes may be those of the base all the same.
+    /// The file was written. Its bytes may still equal the base's.
     Changed,
     /// Its mode, owner or dates were set; its bytes are the base's.
     Metadata,
-    /// It is not in the view, and neither are the entries in it.
+    /// The view has neither the entry nor the entries in it.
     Removed,
-    /// It was elsewhere in the base. The entries in it are not named again.
+    /// The base has the entry at another path. The list leaves out the entries in it.
     Renamed {
         /// The path in the base.
         from: PathBuf,
@@ -210,8 +210,8 @@ pub fn view(base: &Base, upper: &BTreeMap<PathBuf, Upper>) -> Result<View, TooLa
     Ok(view)
 }
 
-/// The differences between a base and a view, by path. An entry of the base that is neither named nor in a named
-/// folder is in the view, with its bytes; in a renamed folder, at its new place.
+/// The differences between a base and a view, by path. The view shows every other entry of the base unchanged; in a
+/// renamed folder, at its new place.
 pub fn changes(base: &Base, view: &View) -> Vec<Change> {
     let moved: BTreeSet<&Path> =
         view.iter().filter_map(|(path, (_, it))| moved_from(view, path, it)).collect();
@@ -273,7 +273,7 @@ fn source_path(source: &Source) -> Option<&Path> {
     }
 }
 
-/// Whether the folder of `path` comes from the folder of `from`, so that its rename says all.
+/// Whether the folder of `path` is the renamed folder of `from`, so that the rename of the folder implies this one.
 fn is_implied(view: &View, path: &Path, from: &Path) -> bool {
     let parent = path.parent().and_then(|parent| view.get(parent));
     let below = parent.and_then(|(_, source)| source_path(source));

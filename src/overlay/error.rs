@@ -1,4 +1,4 @@
-//! The reasons why there is no writable view.
+//! Errors of writable views.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ pub enum OverlayError {
         /// The fault of the record.
         no: NoRecord,
     },
-    /// UPPER keeps deletions in a way that this mount does not understand.
+    /// UPPER keeps deletions in a format that this mount does not understand.
     #[error(
         "the changes in {} were made {}, and this mount would be {}: deleted files would come back. Mount the \
          view as before, or name another folder with --overlay=UPPER",

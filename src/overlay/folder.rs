@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A lock on UPPER keeps two commands apart. The program fuse-overlayfs inherits the lock. A kernel mount has no
-//! process, so there the kernel itself is asked whether UPPER is in use (`kernel::is_in_use`).
+//! process, so kitfs asks the kernel whether UPPER is in use (`kernel::is_in_use`).
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -34,7 +34,8 @@ const UPPER: &str = "upper";
 const WORK: &str = "work";
 const LOWER: &str = "lower";
 
-/// How long to wait for an UPPER whose use no mount explains: longer than a program takes to end on a busy machine.
+/// The longest wait for an UPPER that is in use though no mount shows it: the program of the last mount may still
+/// be ending. On a busy machine that takes less.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 /// The interval between two tries.
 const END_INTERVAL: Duration = Duration::from_millis(10);
@@ -86,7 +87,7 @@ impl Folder {
                     record.map_err(|no| OverlayError::NoRecord { path: path.clone(), no })?;
                 check_base(&path, &record, base)?;
                 on_disk = Some(record.clone());
-                // The name may be another one for the same kit, and the owner may have another number by now.
+                // The kit may have another reference now, and the owner another user id.
                 Record { marks: record.marks, ..base.clone() }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -130,10 +131,10 @@ impl Folder {
         &self.lock
     }
 
-    /// Says how deletions are kept from now on.
+    /// Records the format in which deletions are kept from now on.
     ///
     /// # Errors
-    /// When there are changes that are kept in another way.
+    /// When there are changes in another format.
     pub(super) fn keep_marks(&mut self, marks: Marks) -> Result<(), OverlayError> {
         if let Some(has) = self.record.marks.filter(|has| *has != marks)
             && !is_empty(&self.upper()).map_err(|error| OverlayError::io(&self.path, &error))?
@@ -248,8 +249,8 @@ fn lock(path: &Path) -> Result<File, OverlayError> {
     Ok(folder)
 }
 
-/// Waits until `is_free`. A mount that has just ended keeps UPPER for a moment: the program fuse-overlayfs until it has
-/// ended, and the kernel until mount namespaces that were made meanwhile have dropped their copies of the mount.
+/// Waits until `is_free`. A mount that has just ended keeps UPPER for a moment: fuse-overlayfs until its process
+/// ends, and the kernel until newer mount namespaces have dropped their copies of the mount.
 ///
 /// # Errors
 /// [`OverlayError::InUse`] when a mount is in the tree, or that moment takes too long.

@@ -39,9 +39,9 @@ pub enum Lower<'a> {
 pub enum Refusal {
     /// The kernel needs a base with a place (before Linux 6.15).
     NeedsPlace,
-    /// Another way may work. The words say why this one does not.
+    /// This attempt failed, and another may work. The text gives the reason.
     Words(String),
-    /// No way works.
+    /// No attempt can work.
     Final(OverlayError),
 }
 
@@ -97,8 +97,8 @@ pub fn mount(folder: &mut Folder, lower: Lower<'_>, noexec: bool) -> Result<Owne
 
 /// Whether an overlay uses the folder, in any mount namespace.
 ///
-/// The probe names a wrong working folder, so it never mounts. With `index=on`, overlayfs first checks whether the
-/// upper folder is in use, and then answers EBUSY.
+/// The probe names a wrong working folder, so it never mounts. With `index=on`, overlayfs checks the upper folder
+/// first, and returns EBUSY if it is in use.
 pub(super) fn is_in_use(folder: &Folder) -> bool {
     let probe = || {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -150,7 +150,7 @@ pub(super) fn is_in_user_namespace() -> bool {
     !(words.next() == Some("0") && words.next() == Some("0") && words.next() == Some("4294967295"))
 }
 
-/// The kernel's own words about a context.
+/// The kernel's message about a mount context.
 fn message(context: impl AsFd) -> String {
     let mut bytes = [0; MESSAGE_BYTES];
     let length = rustix::io::read(context, &mut bytes).unwrap_or_default();

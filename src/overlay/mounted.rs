@@ -13,7 +13,7 @@ use crate::process::mount_table::{Entry, MountTable};
 pub const SUBTYPE: &str = "kitfs-overlay";
 /// The types of overlays in the mount table.
 const TYPES: [&str; 2] = ["overlay", "fuse.kitfs-overlay"];
-/// Before UPPER in the source of a mount.
+/// The prefix of UPPER in the source of a mount.
 const PREFIX: &str = "kitfs-overlay:";
 
 /// The source of an overlay in the mount table.
@@ -23,7 +23,7 @@ pub fn source(upper: &Path) -> std::ffi::OsString {
     source
 }
 
-/// The UPPER folder of an overlay of kitfs, by its line of the mount table.
+/// The UPPER folder of an overlay of kitfs, by its entry in the mount table.
 pub fn upper_of(entry: &Entry) -> Option<&Path> {
     let is_overlay = TYPES.contains(&entry.file_system.as_str());
     let upper = entry.source.strip_prefix(PREFIX).filter(|_| is_overlay)?;
@@ -80,7 +80,7 @@ impl Overlay {
         Ok(folders.filter_map(|folder| Self::of(folder, &table).ok()).collect())
     }
 
-    /// The entries of the view, and where their content is. `base` has the entries of the base, all of them.
+    /// The entries of the view, and the places of their content. `base` must have every entry of the base.
     ///
     /// # Errors
     /// When UPPER cannot be read.

@@ -37,8 +37,8 @@ pub fn is_installed() -> bool {
     command.status().is_ok()
 }
 
-/// Whether the base of a view is dead: its program has the base's root open, and nobody answers there. Looks at
-/// the processes of this user; `false` where none of them has UPPER locked.
+/// Whether the daemon of a view's base is dead: the program has the base's root open, and a request there fails.
+/// Looks at the processes of this user; `false` if none of them has UPPER locked.
 pub fn is_base_dead(upper: &Path) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
     let descriptors = processes.flatten().map(|process| process.path().join("fd"));
@@ -47,14 +47,14 @@ pub fn is_base_dead(upper: &Path) -> bool {
     let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
     fs::read_dir(folder).into_iter().flatten().flatten().any(|descriptor| {
         rustix::fs::statx(CWD, descriptor.path(), flags, StatxFlags::MODE).is_err_and(|error| {
-            // The second while it is being aborted.
+            // CONNABORTED comes while the connection is being aborted.
             matches!(error, Errno::NOTCONN | Errno::CONNABORTED)
         })
     })
 }
 
-/// Has the program answer a FUSE mount. The base is mounted at [`Folder::lower`]. Returns when the program
-/// answers.
+/// Starts the program for a FUSE mount. The base must be mounted at [`Folder::lower`]. Returns once the program
+/// serves the mount.
 ///
 /// # Errors
 /// When the program is missing, or ends with an error.
@@ -77,7 +77,7 @@ pub fn serve(
         ErrorKind::NotFound => failed(&format!("/bin/sh is missing; {INSTALL}")),
         _ => failed(&error.to_string()),
     })?;
-    // The command still has the device. The program must be the only one that has it.
+    // `command` still has the device. The program must be the only process with the device.
     drop(command);
     let mut words = Vec::new();
     if let Some(stderr) = child.stderr.take() {

@@ -9,7 +9,7 @@ const VERSION: u32 = 1;
 /// The longest file, in bytes. A reference has at most some hundred bytes, and a layout's path 4 KiB.
 pub(super) const LIMIT_BYTES: u64 = 64 * 1024;
 
-/// How a file system keeps deletions and renames in `upper/`. One kind does not understand the others.
+/// The format of deletions and renames in `upper/`. A file system understands its own format only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Marks {
@@ -30,11 +30,11 @@ pub struct Record {
     pub digest: Digest,
     /// The filters that chose layers of the kit.
     pub filters: Vec<String>,
-    /// The permission bits that the base's modes lack.
+    /// The umask of the base: bits that its modes lack.
     pub umask: u32,
     /// The user and the group of the files.
     pub owner: (u32, u32),
-    /// How deletions are kept; `None` before the first mount.
+    /// The format of deletions; `None` before the first mount.
     pub marks: Option<Marks>,
 }
 

@@ -32,7 +32,7 @@ impl Folder {
         for file in ["mounted.json", "overlay.json"] {
             gone(fs::remove_file(self.path().join(file))).map_err(io)?;
         }
-        // Files of somebody else keep it.
+        // The folder stays if it has other files.
         let _ = fs::remove_dir(self.path());
         Ok(())
     }

@@ -20,9 +20,9 @@ use rustix::io::Errno;
 use super::Marks;
 use super::changes::{Kind, Redirect, Upper};
 
-/// Before a removed name, in fuse-overlayfs.
+/// The prefix of a removed name, in fuse-overlayfs.
 const WHITEOUT: &[u8] = b".wh.";
-/// Makes a folder opaque, in fuse-overlayfs.
+/// The file that makes its folder opaque, in fuse-overlayfs.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The longest value of an attribute: a path.
 const VALUE_BYTES: usize = 4096;
@@ -136,7 +136,7 @@ fn attribute(path: &Path, prefixes: &[&str], name: &str) -> io::Result<Option<Ve
     Ok(None)
 }
 
-/// The places in `upper/` of an entry of the view, and of its removal.
+/// The places in `upper/` that can hold an entry of the view, or the mark of its removal.
 pub(super) fn places(upper: &Path, path: &Path, marks: Marks) -> Vec<PathBuf> {
     let mut places = vec![upper.join(path)];
     if marks == Marks::FuseOverlayfs
