@@ -16,9 +16,8 @@ use crate::layer::tar::write::{END, Entry, EntryKind, padding};
 use crate::oci::{BlobId, DiffId, Digest, Format};
 use crate::source::kit_storage::writing::{BlobWriter, StorageWriter};
 
-/// The bytes that are read at once: a system call costs little beside them, and a few layers at a time
-/// need a few MiB.
-const PIECE_BYTES: usize = 1024 * 1024;
+/// The size of one read. At this size a system call costs little, and a few layers at a time take a few MiB.
+const READ_BYTES: usize = 1024 * 1024;
 
 /// Writes layers of one folder.
 pub(super) struct LayerWriter<'a> {
@@ -88,7 +87,7 @@ impl LayerWriter<'_> {
             return Err(changed("changed its size"));
         }
         let mut hasher = Sha256::new();
-        let mut piece = vec![0; PIECE_BYTES.min(size as usize)];
+        let mut piece = vec![0; READ_BYTES.min(size as usize)];
         let mut rest = size;
         while rest > 0 {
             let wanted = piece.len().min(usize::try_from(rest).unwrap_or(usize::MAX));

@@ -116,7 +116,7 @@ fn file_lists(layers: &[PackedLayer]) -> Vec<Option<String>> {
     let bytes = |list: &Option<String>| list.as_ref().map_or(0, |list| list.len() * 3 / 2);
     while lists.iter().map(bytes).sum::<usize>() > FILE_LISTS_LIMIT_BYTES {
         let longest = lists.iter_mut().max_by_key(|list| bytes(list));
-        *longest.expect("a sum is of something") = None;
+        *longest.expect("a sum above zero has a list") = None;
     }
     lists
 }

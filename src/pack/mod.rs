@@ -6,9 +6,9 @@
 //!                                                  '--manifest--> config, manifest --> indexes
 //! ```
 //!
-//! The decisions are pure and lie in [`kit::packing`](crate::kit::packing). This room does the I/O. It
-//! opens files component by component and follows no symbolic link, so nobody can exchange a
-//! directory for a link meanwhile and get another file packed. Memory does not depend on the size of files.
+//! The decisions are pure and lie in [`kit::packing`](crate::kit::packing). This room does the I/O. It opens files
+//! component by component and follows no symbolic link, so nobody can exchange a directory for a link meanwhile and
+//! get another file packed. The memory that it takes does not depend on the size of files.
 //!
 //! Layers are written side by side. A file that changes while it is read ends the command: a layer would
 //! hold a mixture of two states.
@@ -72,11 +72,11 @@ pub struct Prepared {
     plan: PackPlan,
     /// Warnings about the `.kitignore`.
     ignore_warnings: Vec<String>,
-    /// The layer of the base that each layer of the plan is.
+    /// For each layer of the plan, the base's layer that takes its place.
     kept: Vec<Option<BaseLayer>>,
     /// The places of kept layers.
     origins: Origins,
-    /// The files that are not those of the base.
+    /// The files that may differ from the base's.
     changed: Changed,
     options: Options,
 }
@@ -260,8 +260,8 @@ impl Prepared {
         &self.entries[index]
     }
 
-    /// The files that are left out and probably not meant to be. An author who edits a file in a view of the base
-    /// expects the change in the new version, except that of the `.kitignore`.
+    /// The files that are left out, probably without the author's intent. An author who edits a file in a view of
+    /// the base expects the change in the new version, except that of the `.kitignore`.
     pub fn surprises(&self) -> impl Iterator<Item = &LeftOut> {
         let is_edited = |left_out: &LeftOut| {
             let path = self.entries[left_out.index].path.as_bytes();
