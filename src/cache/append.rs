@@ -7,16 +7,16 @@
 //!   '--nothing can be kept--------------> unkept <-----------'  bytes go back to the caller
 //! ```
 //!
-//! An [`Appender`] owns the chunk that it is filling and nothing else. So it may wait for a chunk that
-//! another one fills, and is never waited for by that one. The order: bytes, state in memory, and when
-//! the chunk is complete or given up its record. So a reader sees only what is in the file, and a crash
-//! at worst forgets the chunks that were being filled.
+//! An [`Appender`] owns one chunk at a time. So it may wait for the chunk of another appender without a deadlock.
+//! The order of the steps: bytes to the file, state in memory, then the record, once the chunk is complete or given
+//! up. So a reader sees only bytes that are in the file. A crash at worst forgets the chunks that were being
+//! filled.
 //!
-//! A chunk with a seal (of a confirmed layer, after an eviction) is held back until it is complete and
-//! comes to its seal. Programs may read its file past kitfs, so nothing of it is written before.
+//! A chunk with a seal (evicted from a confirmed layer) stays in memory until it is complete and matches its seal.
+//! Programs may read its file without kitfs (passthrough), so none of its bytes are written earlier.
 //!
-//! Where the cache cannot keep bytes, they are not lost: the caller gets them back, checked as far as
-//! bytes of the layer are, and hands them to its readers from memory.
+//! Bytes that the cache cannot keep go back to the caller, who serves its readers from memory. Bytes of a sealed
+//! chunk were compared with the seal by then.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ use crate::layer::ChunkId;
 pub enum Appended {
     /// This many bytes from the chunk's start can be read from the cache now.
     Kept(u32),
-    /// The cache cannot keep these bytes: they are right as far as the layer's state says, and the
-    /// caller's to hand out. Of a chunk with a seal they are all of it.
+    /// The cache cannot keep these bytes, and the caller may serve them. They deserve the trust of the layer's
+    /// state. For a chunk with a seal they are the whole chunk.
     Unkept {
         /// Their offset in the chunk.
         start: u32,
@@ -42,7 +42,7 @@ pub enum Appended {
     },
 }
 
-/// Writes bytes of the stream into chunks, one chunk at a time. Dropping it gives the last one up.
+/// Writes bytes of the stream into chunks, one chunk at a time. Dropping the appender gives up its last chunk.
 pub struct Appender {
     store: Arc<LayerStore>,
     chunk: Option<Current>,
@@ -56,12 +56,12 @@ struct Current {
 
 /// The treatment of a chunk's bytes.
 pub(super) enum Stage {
-    /// They are taken.
+    /// The bytes are taken.
     Filling(Box<Filling>),
-    /// Nothing is taken: the chunk was complete when its first bytes came, or has lost the start that
-    /// they were to follow. Stays so until the next chunk: it may be evicted in between.
+    /// No bytes are taken: the chunk was complete when its first bytes came, or has lost the bytes that these
+    /// follow. That lasts until the appender's next chunk, even if this one is evicted meanwhile.
     PassedOver,
-    /// They go back as they come: the cache cannot keep them, and the chunk has no seal.
+    /// The bytes go back to the caller: the cache cannot keep them, and the chunk has no seal.
     Unkept,
 }
 
@@ -73,10 +73,9 @@ impl LayerStore {
 }
 
 impl Appender {
-    /// Writes the bytes of `pieces`, which follow one another, start `offset` bytes behind the
-    /// chunk's start and do not pass its end. Room is made for them. Bytes that the chunk has
-    /// already are passed over. So is everything, if the chunk was evicted after a decision to fetch only its
-    /// end.
+    /// Writes the bytes of `pieces` in order, from `offset` bytes behind the chunk's start; they must not pass its
+    /// end. Makes room for them. Bytes that the chunk already has are passed over. If the chunk was evicted after a
+    /// decision to fetch only its end, all bytes are passed over.
     ///
     /// # Errors
     /// [`CacheError::Changed`] when a chunk with a seal comes with other bytes, [`CacheError::Poisoned`],

@@ -1,4 +1,4 @@
-//! Handing a complete big member to the kernel: the file that holds it, and what keeps it whole.
+//! Handing a complete big member to the kernel: the file that holds it, and the pin that keeps it whole.
 //!
 //! ```text
 //!            confirmed layer, every chunk full, checked or trusted, room to pin
@@ -9,22 +9,20 @@
 //!    '------------------------------> NotNow          (ask again) <--------------------------'
 //! ```
 //!
-//! Nobody checks the bytes that the kernel reads by itself, so the promises of the room hold by
-//! these means:
-//! - It is handed out only when this process wrote each of its chunks or compared it with its
-//!   record, or an earlier process did and the file was not written since (`trust`). And the layer's own
-//!   digest was computed: a confirmed layer is never poisoned later.
-//! - The pin comes first, then the look at the chunks. An eviction looks at the pins after the pin was
-//!   shown, and leaves the chunk (`emptying`).
-//! - No hole is punched while anybody may read the file past this process. A pin says so as long
-//!   as a file is open here; but a map outlives its file's last close, and open files outlive
-//!   their mount's daemon. So the pin of a file that was handed out stays until a lease tells that
-//!   nobody has it open, and nothing is evicted without such a lease (`lease`). Where leases do
-//!   not tell, nothing is handed out.
-//! - A chunk that is found to be changed meanwhile is not resident any more, and what is fetched
-//!   for it is written in its place; no new reader gets the file until then.
-//! - Pinned members leave a share of the cache to everybody else (`Budget::most_pinned_bytes`),
-//!   so that reads of other files are never refused for want of room.
+//! The kernel reads such a file without a check by this process. These rules keep the promises of the room:
+//! - A file is handed out only if each of its chunks is right: this process wrote the chunk or compared it with its
+//!   record, or an earlier process did so and the file was not written since (`trust`). The layer must be
+//!   confirmed, too: its digest was computed over these bytes.
+//! - The pin comes before the look at the chunks. A later eviction sees the pin, and leaves the chunks
+//!   (`emptying`).
+//! - No hole is punched while a program may read the file without this process. A pin protects the file while it is
+//!   open here. But a map outlives the last close of its file, and open files outlive the daemon of their mount. So
+//!   the pin of a file that was handed out stays until a lease shows that no process has the file open (`lease`).
+//!   Where leases do not work, no file is handed out.
+//! - A chunk that turns out to be changed is no longer resident, and no new reader gets the file. The bytes that
+//!   are fetched again are written in the same place.
+//! - Pinned members leave a share of the cache to other files (`Budget::most_pinned_bytes`), so that reads of these
+//!   are never refused for want of room.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -54,7 +52,7 @@ pub struct Backing {
 pub enum BackingLookup {
     /// It can.
     Ready(Backing),
-    /// It could, but for chunks that this process has not compared with their records.
+    /// It can once this process has compared some chunks with their records.
     Unchecked(UncheckedMember),
     /// Not at the moment: bytes are missing, the layer is not confirmed, or enough is pinned.
     NotNow,
@@ -82,9 +80,8 @@ impl AsFd for Backing {
 }
 
 impl UncheckedMember {
-    /// Compares every chunk that was not yet compared with its record; what is wrong is
-    /// dropped. One member at a time in the whole process. Blocking, about 1 s per GiB; ends early
-    /// once `is_wanted` says no.
+    /// Compares every chunk that was not yet checked with its record, and drops wrong chunks. One member at a time
+    /// in the whole process. Blocking, about 1 s per GiB; ends early once `is_wanted` says no.
     ///
     /// # Errors
     /// [`CacheError::Io`] when a file cannot be read.
@@ -165,8 +162,8 @@ impl LayerStore {
         Ok(BackingLookup::Ready(Backing { file, pin }))
     }
 
-    /// The pin of a member's file that an earlier process has handed to the kernel, which still has the file
-    /// open; `None` for a range that is no big member's.
+    /// Pins a member's file that an earlier process has handed to the kernel, and that the kernel still has open.
+    /// `None` if the range is not that of a big member.
     pub fn handed_out_before(self: &Arc<Self>, range: &Range<StreamOffset>) -> Option<MemberPin> {
         let index = member_at(self.ready.get()?, range)?;
         let pin = self.pin_member(index);
@@ -202,12 +199,12 @@ impl LayerStore {
         let is_within = self.shared.budget.pinned_bytes() <= most;
         if !is_within {
             tracing::debug!(layer = %self.key().digest, index, bytes,
-                "so much of the cache is read by the kernel itself that this member is not");
+                "too much of the cache is pinned for passthrough: this member is read through the daemon");
         }
         Ok(is_within.then_some(pin))
     }
 
-    /// Whether anybody but this process' cache has a member's file open or mapped.
+    /// Whether anything besides this cache has a member's file open or mapped.
     pub(super) fn is_open_elsewhere(&self, index: u32) -> Result<bool, CacheError> {
         let file = self.file(CacheFile::Member(index), false)?;
         lease::is_open_elsewhere(&*file).map_err(CacheError::io("ask who has open", file.path()))

@@ -4,8 +4,8 @@
 //! to one block (4 KiB) more. They are counted before they are written, so that writers at the same
 //! time do not exceed the limit together.
 //!
-//! Time is counted in writes: the clock ticks once per append. That is all that least-recently-used
-//! needs (nothing is evicted while nothing is written), and makes it testable without a timer.
+//! Time is counted in writes: the clock ticks once per append. The least-recently-used order needs no more, because
+//! nothing is evicted while nothing is written. Tests need no timer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,12 +20,12 @@ const MOST_UNLOOKED_BYTES: u64 = 16 * 1024 * 1024;
 /// the limit holds on a small file system too, unless others fill three quarters of the room meanwhile.
 const UNLOOKED_SHARE: u64 = 4;
 
-/// The share of what the cache may hold that can be pinned: three quarters. The rest is for what
-/// is read through the daemon, which must always find something to evict.
+/// The share of the cache's limit that can be pinned: three quarters. The last quarter is for reads through the
+/// daemon, which must always find something to evict.
 const PINNED_QUARTERS: u64 = 3;
 
-/// The moment at which the clock begins. Moments before it stand for seconds since 1970: those of a use by an
-/// earlier process. 2^40 seconds are 34,000 years.
+/// The moment at which the clock begins. Lower moments are seconds since 1970, of uses by earlier processes. 2^40
+/// seconds are 34,000 years.
 const FIRST_MOMENT: u64 = 1 << 40;
 
 /// The account of one cache folder.
@@ -123,8 +123,7 @@ impl Budget {
         u64::try_from(used_seconds).unwrap_or(0).clamp(1, FIRST_MOMENT - 1)
     }
 
-    /// Lets time pass; returns the moment that ends, so that reads behind a write are later than
-    /// it.
+    /// Advances the clock. Returns the moment that ends, so that reads after a write are later than the write.
     pub(super) fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exceeds_the_capacity_must_go() {
+    fn bytes_above_the_capacity_must_go() {
         let (root, budget) = budget(Some(100), 0);
         budget.add(100);
         assert_eq!(budget.excess(&root, 100).unwrap(), None);

@@ -7,8 +7,8 @@
 //!
 //! - *filled*: how many bytes from the chunk's start are in the cache.
 //! - *checked*: this process wrote the bytes or has compared them with their record.
-//! - *busy*: one thread owns the chunk: it is being filled, evicted or dropped. Readers do not
-//!   care; they may read what is filled.
+//! - *busy*: one thread owns the chunk: it is being filled, evicted or dropped. Readers ignore this bit; they may
+//!   read the filled bytes.
 //! - *generation*: counts how often the chunk was emptied. A reader looks at the state, reads the
 //!   file, and looks again: with another generation the bytes may be zeros of a punched hole.
 //!   (2,048 emptyings during one pread would be needed to deceive it.)
@@ -69,7 +69,7 @@ impl ChunkState {
         Self((self.0 & !(FILLED | CHECKED)).wrapping_add(GENERATION))
     }
 
-    /// Whether `later`, seen after a read, vouches that the chunk was not emptied in between.
+    /// Whether the chunk was not emptied between this state and `later`, which was seen after a read.
     pub(super) fn is_same_generation(self, later: Self) -> bool {
         self.0 / GENERATION == later.0 / GENERATION
     }
@@ -79,7 +79,7 @@ impl ChunkState {
 pub(super) struct ChunkStates {
     states: Box<[AtomicU32]>,
     stamps: Box<[AtomicU64]>,
-    /// Only for those who wait for a busy chunk.
+    /// For threads that wait for a busy chunk.
     waiting: Mutex<()>,
     released: Condvar,
 }
@@ -118,8 +118,8 @@ impl ChunkStates {
         (before & BUSY == 0).then_some(ChunkState(before | BUSY))
     }
 
-    /// Makes the caller the chunk's owner, after whoever owns it now. An owner never waits for
-    /// another chunk, so this ends.
+    /// Waits until the chunk has no owner, and makes the caller its owner. An owner never waits for another chunk,
+    /// so this ends.
     pub(super) fn claim_waiting(&self, chunk: u32) -> ChunkState {
         let mut waiting = self.waiting.lock();
         loop {
@@ -146,7 +146,7 @@ impl ChunkStates {
     /// whether that is news.
     pub(super) fn mark_checked(&self, chunk: u32, seen: ChunkState) -> bool {
         let (state, ordering) = (&self.states[chunk as usize], Ordering::SeqCst);
-        // Another state is one of its owner's, and the owner knows better.
+        // If the state changed, the chunk's owner changed it, and the owner knows better.
         let marked = state.compare_exchange(seen.0, seen.0 | CHECKED, ordering, ordering);
         marked.is_ok() && !seen.is_checked()
     }
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_busy_chunk_gets_it() {
+    fn a_thread_that_waits_for_a_busy_chunk_gets_it() {
         let states = ChunkStates::new(1, &[], 0);
         let owned = states.claim(0).unwrap();
         std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! The `chunks` file of a layer: how much of each chunk is in the cache, and what it is checked by.
+//! The `chunks` file of a layer: how much of each chunk is in the cache, with the checksum and seal of each.
 //!
 //! docs/format/chunks.md:
 //!
@@ -15,15 +15,15 @@
 //! before this process first serves them. So a crash at any moment, a power cut included, costs at most
 //! a chunk, and never yields a wrong byte.
 //!
-//! A record of zeros is an empty chunk. A record with a seal but nothing filled is an evicted chunk of
-//! a confirmed layer: the bytes that come in its place must come to that seal. Before its layer is
-//! confirmed, an emptied chunk has no seal. Its record keeps the checksum of the bytes that were here
-//! ([`Earlier`]), so that a reader's pages are dropped when other bytes come.
+//! A record of zeros is an empty chunk. A record with a seal but nothing filled is an evicted chunk of a confirmed
+//! layer: the bytes that come in its place must match that seal. Before its layer is confirmed, an emptied chunk
+//! has no seal. Its record keeps the checksum of the bytes that were here ([`Earlier`]), so that a reader's pages
+//! are dropped when other bytes come.
 //!
-//! A table is sparse: a layer may say that it has as many chunks as it likes. Reading a table looks at
-//! the stretches that hold data only, so its cost is that of the records that were written.
+//! A table is a sparse file, because a layer may claim any number of chunks. Reading a table skips holes, so the
+//! cost depends on the written records only.
 //!
-//! Every table is kept twice (see [`super::mending`]); this module knows of one file alone.
+//! Every table is kept twice (see [`super::mending`]); this module knows one file only.
 
 use std::io::ErrorKind;
 
@@ -71,7 +71,7 @@ pub(super) struct Earlier {
 }
 
 impl Record {
-    /// Whether the filled bytes, these, are the ones that came.
+    /// Whether `bytes` are the filled bytes that this record describes.
     pub(super) fn matches(&self, bytes: &[u8]) -> bool {
         self.filled as usize == bytes.len() && self.checksum == crc32c::crc32c(bytes)
     }
@@ -235,7 +235,7 @@ pub(super) fn copy(from: &Place, to: &Place, durability: Durability) -> Result<b
     Ok(true)
 }
 
-/// Whether there is a table of `chunks` chunks for the toc with this digest, as far as its header says.
+/// Whether the header is that of a table of `chunks` chunks for the toc with this digest.
 pub(super) fn is_usable(
     place: &Place,
     toc_digest: &Value,
@@ -416,9 +416,9 @@ mod tests {
         assert_eq!(load(&place, &[7; 32], 4).unwrap(), None);
     }
 
-    /// A layer says that it has 2.5 TB. Neither writing its table nor reading it takes what it says.
+    /// A layer claims 2.5 TB. Its table takes neither that room on disk nor that time to read.
     #[test]
-    fn what_a_layer_says_it_has_takes_no_room_and_is_not_read() {
+    fn chunks_that_a_layer_only_claims_take_no_room_and_are_not_read() {
         let folder = tempfile::tempdir().unwrap();
         let place = place(&folder);
         let table = place.open_or_create().unwrap();

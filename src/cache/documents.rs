@@ -1,9 +1,8 @@
 //! Manifests and configs, kept by digest: `kits/sha256/<hex>/document`, and the same in `copy`. Beside
 //! them the file `mtime` keeps the second that dates a manifest (see [`Cache::date_manifest`]).
 //!
-//! Read back they are checked against their digest, so no other checksum is needed. Without its manifest
-//! a kit that is all here cannot be mounted offline, so a document that is damaged is made again from its
-//! copy.
+//! A document is compared with its digest when it is read, so it needs no other checksum. Without its manifest a
+//! complete kit cannot be mounted offline, so a damaged document is restored from its copy.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -38,11 +37,11 @@ pub struct Cleared {
 }
 
 impl Cache {
-    /// Keeps a manifest, index or config (`kits/`); its digest was verified by the caller. One that is
-    /// there stays as it is, because its file's time says when it was first seen.
+    /// Keeps a manifest, index or config (`kits/`); its digest was verified by the caller. A document that is there
+    /// is not written again, because the time of its file says when it was first seen.
     ///
     /// # Errors
-    /// None: where the disk does not take it, the log says so, and it is fetched again.
+    /// None: if the disk does not take the document, the log says so, and the document is fetched again.
     pub fn put_document(&self, digest: Digest, bytes: &[u8]) -> Result<(), CacheError> {
         if self.document(digest).is_some() {
             return Ok(());
@@ -63,13 +62,12 @@ impl Cache {
         let folder = self.folder_of(digest);
         folder.create_folder()?;
         folder.join(NAME).write(bytes, Durability::Synced)?;
-        // After a power cut it is there, or it is noticed that it is not.
+        // After a power cut the copy may be damaged; its digest tells.
         folder.join(COPY).write(bytes, Durability::Atomic)?;
         self.shared.root.place(KITS).sync_folder()
     }
 
-    /// A document that was kept; checked against its digest, `None` when it is not there or no longer
-    /// what its digest says.
+    /// A document that was kept. `None` if it is missing, or its bytes no longer have the digest.
     pub fn document(&self, digest: Digest) -> Option<Bytes> {
         let folder = self.folder_of(digest);
         if let Some(bytes) = read(&folder.join(NAME), digest) {
@@ -87,7 +85,7 @@ impl Cache {
         Some(bytes)
     }
 
-    /// Checks each document and its copy, and makes one that is damaged or lost again from the other.
+    /// Checks each document and its copy, and restores a damaged or lost one from the other.
     ///
     /// # Errors
     /// [`CacheError::Io`] when documents cannot be listed.
@@ -138,9 +136,8 @@ impl Cache {
         self.shared.root.place(KITS).join(digest.hex())
     }
 
-    /// Removes the documents of kits none of whose layers are in the cache any more, and what was
-    /// remembered of these kits. The kits of layers that stay keep theirs: their manifests, the configs
-    /// that these name, and the indexes that name these.
+    /// Removes the documents of kits without a layer in the cache, and the notes about these kits. Other kits keep
+    /// their documents: manifests, the configs that these name, and the indexes that name these.
     ///
     /// # Errors
     /// [`CacheError::Io`] when documents cannot be listed or removed.
@@ -180,7 +177,7 @@ impl Cache {
                     used.extend([digest, manifest.config.digest]);
                 }
                 Some(Document::Index(index)) => indexes.push((digest, index)),
-                // Of a config its manifest says whether it is used.
+                // A config is kept if its manifest is.
                 Some(Document::Manifest(_)) | None => {}
             }
         }
@@ -225,7 +222,7 @@ pub(super) fn prepare(root: &Arc<Root>) -> Result<(), CacheError> {
 pub(super) fn clean_up(shared: &Shared, is_wanted: &dyn Fn() -> bool) {
     let kits = shared.root.place(KITS);
     let clean = |folder: &Place| -> Result<(), CacheError> {
-        // A document that is being written has a temporary file, too.
+        // A document that is just being written has a temporary file, too.
         let _nobody_writes = shared.keeping_documents.lock();
         for name in folder.names()?.iter().filter(|name| name.ends_with(TEMPORARY)) {
             folder.join(name).remove_file()?;

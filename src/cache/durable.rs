@@ -1,4 +1,4 @@
-//! Whether the disk has all that the records of a layer say, and getting it there.
+//! Tracks whether the disk has all bytes that a layer's records describe, and syncs them.
 //!
 //! ```text
 //!            first change: meta "in use", synced           sync: content, table, folders, meta
@@ -7,12 +7,12 @@
 //!   '--every resident byte looked at, sync-- unclean <--machine dies-----------------'
 //! ```
 //!
-//! Content and records are written without a sync, so after a power cut a record may speak of bytes
-//! that never reached the disk. The check before a chunk is first served finds that. But residency that
-//! was not checked must not be promised, so the meta file says whether a promise can be made:
+//! Content and records are written without a sync, so after a power cut a record may speak of bytes that never
+//! reached the disk. The check before a chunk is first served finds that. But `warm` must not promise residency
+//! that nobody has checked. So the meta file says how far the records can be believed:
 //! - *clean*: everything was synced, and nothing was written since.
-//! - *in use*, with the boot of the kernel: something may have been written since. The kernel keeps what
-//!   a dead process wrote, so within the same boot the records are still right.
+//! - *in use*, with the boot of the kernel: something may have been written since. The kernel keeps the writes of a
+//!   dead process, so the records are still right within the same boot.
 //! - *unclean*: in use under another boot. Residency counts as unchecked until each resident chunk was
 //!   compared with its record.
 //!
@@ -88,7 +88,7 @@ impl Changes {
         }
     }
 
-    /// Takes note of what an earlier process left: `is_unclean` where the machine died since.
+    /// Takes over the state that an earlier process left. `is_unclean`: the machine died since.
     pub(super) fn found(&self, residency: Residency, is_unclean: bool, resident_bytes: u64) {
         if let Residency::InUse(_) = residency {
             self.is_in_use.store(true, Ordering::SeqCst);
@@ -139,7 +139,7 @@ impl Changes {
         self.no_longer_unchecked(0);
     }
 
-    /// Resident bytes were checked, or went without a check.
+    /// Counts resident bytes that were checked, or that went unchecked.
     pub(super) fn no_longer_unchecked(&self, bytes: u64) {
         let subtract = |unchecked: u64| Some(unchecked.saturating_sub(bytes));
         let (all, ordering) = (&self.unchecked_bytes, Ordering::SeqCst);
@@ -177,9 +177,9 @@ impl LayerStore {
         Ok(change)
     }
 
-    /// Returns when everything that is resident now would survive a power cut. Says whether the layer
-    /// is clean afterwards: it is not while somebody changes it, and not while residency is unchecked.
-    /// Blocking: as long as the disk takes for what was written.
+    /// Syncs the layer: returns when all bytes that are resident now would survive a power cut. Returns whether the
+    /// layer is clean afterwards. A layer is not clean while a thread changes it, or while residency is unchecked.
+    /// Blocks for as long as the disk takes.
     ///
     /// # Errors
     /// [`CacheError::Io`] when a file cannot be synced.
@@ -260,9 +260,9 @@ impl LayerStore {
         files.into_iter().collect()
     }
 
-    /// Compares every resident chunk that this process has not checked yet with its record, and drops
-    /// those that fail; at once where nothing is unchecked since an unclean start. Blocking, about 1 s
-    /// per GiB; ends early once `is_wanted` says no.
+    /// Checks the layer after an unclean start: compares each resident chunk that this process has not checked with
+    /// its record, and drops chunks that fail. Returns at once if nothing is unchecked. Blocks for about 1 s per
+    /// GiB; ends early once `is_wanted` returns false.
     ///
     /// # Errors
     /// [`CacheError::Io`] when a file cannot be read.
@@ -281,14 +281,14 @@ impl LayerStore {
         Ok(())
     }
 
-    /// Resident bytes of which the disk may not have what the records say, because the machine died
-    /// while they were written. They become fewer as they are read or looked at.
+    /// Resident bytes that the disk may lack, because the machine died while they were written. The number falls as
+    /// chunks are read or checked.
     pub fn unchecked_bytes(&self) -> u64 {
         self.known.changes.unchecked_bytes()
     }
 
-    /// Notes with the layer that `warm` brought it, or a part of it: it is evicted after what was only
-    /// read. Durable.
+    /// Notes that `warm` brought the layer or a part of it. Layers that were only read are evicted before it. The
+    /// note is synced.
     ///
     /// # Errors
     /// [`CacheError::Io`] when the note cannot be written.

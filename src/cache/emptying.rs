@@ -1,4 +1,4 @@
-//! Taking bytes away: evicting chunks, dropping wrong ones, and pins against it.
+//! Emptying chunks: evicting them, dropping wrong ones, and pins that keep members from eviction.
 //!
 //! A file is held while it is pinned, or while a program reads it without this process (`backing`). No chunk of
 //! a held file is evicted. A chunk that the disk changed is dropped, but without a hole: readers would
@@ -12,8 +12,8 @@
 //!             '--------pin_member------------'
 //! ```
 //!
-//! In this order, so that neither a reader nor a crash takes a hole for content: no reader sees
-//! the chunk as resident any more; its record is cleared; its bytes are given back.
+//! The order of the steps keeps readers and crashes from taking a hole for content: the chunk stops being resident,
+//! its record is cleared, its bytes are given back.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use crate::layer::{CacheFile, ChunkId};
 pub(super) enum Why {
     /// Its room is needed.
     Evicted,
-    /// Its bytes in this state are not what its record says, or cannot be read.
+    /// Its bytes in this state do not match its record, or cannot be read.
     Changed(ChunkState),
     /// The digest of its layer is wrong, and any chunk may be the reason.
     Doubted,
@@ -88,7 +88,7 @@ impl LayerStore {
         let filled = emptied.state.filled();
         let cleared = self.clear_record(ready, chunk);
         if is_evicted && let Err(error) = cleared {
-            // Its bytes are still there, and its record speaks of them.
+            // The bytes are still there, and the record describes them.
             ready.chunks.publish(chunk, emptied.state.emptied().with_unchecked(filled));
             ready.chunks.release(chunk);
             return Err(error);
@@ -100,15 +100,14 @@ impl LayerStore {
         }
         ready.chunks.release(chunk);
         if matches!(why, Why::Changed(_)) && emptied.state.is_checked() {
-            // They were right at the check. Nobody knows which readers came since they changed.
+            // The bytes were right at the check. Readers may have got changed bytes since.
             self.tell_replaced(placed.stream.start.range(filled.into()));
         }
         change.and(cleared).and(given_back).map(|()| u64::from(filled))
     }
 
-    /// Empties every chunk of a layer whose digest is wrong, but for those of held files: their layer was
-    /// confirmed before. The disk may not take all of it: what this process then does not believe, the next
-    /// one finds as unconfirmed as it was.
+    /// Empties every chunk of a layer whose digest is wrong, except chunks of held files: their layer was confirmed
+    /// before. If the disk refuses a change, the chunk is empty for this process, and unconfirmed for the next one.
     pub(super) fn empty_doubted(&self, ready: &Ready) {
         for chunk in 0..ready.chunks.count() {
             if let Err(error) = self.empty(ready, chunk, Why::Doubted) {
@@ -129,7 +128,7 @@ impl LayerStore {
         }
     }
 
-    /// From here on no reader takes the chunk's bytes for resident; its old state.
+    /// Makes a chunk empty for readers. Returns its old state; `None` if the chunk stays.
     fn claim_and_empty(
         &self,
         ready: &Ready,
@@ -138,12 +137,11 @@ impl LayerStore {
         why: Why,
     ) -> Option<Emptied> {
         let waited_for = match why {
-            // An owner may need the lock below, so nobody waits for it while having the lock.
+            // Wait before taking the lock below, because the owner may need that lock.
             Why::Doubted => Some(ready.chunks.claim_waiting(chunk)),
             Why::Evicted | Why::Changed(_) => None,
         };
-        // A member is pinned under the same lock: a pin finds the chunk resident and keeps it, or finds it
-        // empty.
+        // A member is pinned under the same lock. So a pin keeps the resident chunk, or finds it empty.
         let mut pins = self.pins.lock();
         let is_held = self.is_held(placed.file, &mut pins);
         if why == Why::Evicted && is_held {
@@ -174,26 +172,26 @@ impl LayerStore {
         Some(Emptied { state, is_held })
     }
 
-    /// Clears the record of an emptied chunk, but for the seal of a confirmed layer. Of any other layer the
-    /// checksum stays, because other bytes may come back.
+    /// Clears the record of an emptied chunk. A confirmed layer keeps the seal. Any other layer keeps the checksum,
+    /// because other bytes may come back.
     fn clear_record(&self, ready: &Ready, chunk: u32) -> Result<(), CacheError> {
         let stream = ready.contents.layout.chunk(ChunkId(chunk)).stream;
         let is_confirmed = self.state() == LayerState::Confirmed;
         let cleared = self.record(ready, chunk).and_then(|record| {
             let is_full = u64::from(record.filled) == stream.end - stream.start;
-            // A layer that is being confirmed has seals, too. They are worth nothing before it is.
+            // A layer that is being confirmed has seals, too. They count once the layer is confirmed.
             let seal = record.seal.filter(|_| is_full && is_confirmed);
             let (bytes, checksum) = (record.filled, record.checksum);
             let earlier = (bytes > 0 && seal.is_none()).then_some(Earlier { bytes, checksum });
             if let Some(earlier) = record.earlier.filter(|_| earlier.is_some()) {
-                // The chunk has had two beginnings, and one record has place for one.
+                // The chunk has had two different beginnings, and a record has room for one.
                 self.tell_replaced(stream.start.range(earlier.bytes.into()));
             }
             let earlier = earlier.or(record.earlier);
             self.put_record(ready, chunk, &Record { seal, earlier, ..Record::default() })
         });
         match cleared {
-            // A table that somebody removed speaks of nothing.
+            // A removed table has no record to clear.
             Err(error) if error.is_not_found() => Ok(()),
             cleared => cleared,
         }
@@ -227,7 +225,7 @@ impl LayerStore {
     /// Keeps the resident chunks of a big member from being evicted until the pin is dropped.
     pub fn pin_member(self: &Arc<Self>, index: u32) -> MemberPin {
         let mut pins = self.pins.lock();
-        // One that lingers is counted already.
+        // A lingering pin is counted already.
         let pinned = pins.0.entry(index).or_insert_with(|| {
             let piece = self.ready.get().and_then(|ready| piece_of(ready, index));
             let bytes = piece.map_or(0, |piece| piece.stream.end - piece.stream.start);
@@ -238,13 +236,14 @@ impl LayerStore {
         MemberPin { store: self.clone(), index }
     }
 
-    /// Whether no hole may be made in a file.
+    /// Whether a file is held, so that no hole may be made in it.
     pub(super) fn is_held(&self, file: CacheFile, pins: &mut Pins) -> bool {
         let CacheFile::Member(index) = file else { return false };
         if pins.0.get(&index).is_some_and(|pinned| pinned.count > 0) {
             return true;
         }
-        // Where leases do not tell, nothing was handed out; nor was a file that is not there.
+        // The lease fails for a missing file, and where there are no leases. Such a file was handed out only if a
+        // pin says so.
         let was_handed_out = pins.0.get(&index).is_some_and(|pinned| pinned.is_handed_out);
         let is_held = self.is_open_elsewhere(index).unwrap_or(was_handed_out);
         if !is_held && let Some(pinned) = pins.0.remove(&index) {
@@ -253,13 +252,13 @@ impl LayerStore {
         is_held
     }
 
-    /// Whether this process let the kernel read a file by itself, and has not noticed an end of that.
+    /// Whether this process handed a file to the kernel, and has not yet noticed that the kernel let go of it.
     pub(super) fn is_handed_out(&self, file: CacheFile) -> bool {
         let CacheFile::Member(index) = file else { return false };
         self.pins.lock().0.get(&index).is_some_and(|pinned| pinned.is_handed_out)
     }
 
-    /// Gives up the pins that linger, of members that nobody reads any more.
+    /// Gives up lingering pins of members that no program has open.
     pub(super) fn let_go_of_pins(&self) {
         let mut pins = self.pins.lock();
         let lingering = pins.0.iter().filter(|(_, pinned)| pinned.count == 0);
@@ -268,7 +267,7 @@ impl LayerStore {
         }
     }
 
-    /// Takes pins that linger out of the account: the layer is closed.
+    /// Takes lingering pins out of the account when the layer is closed.
     pub(super) fn forget_pins(&mut self) {
         for pinned in self.pins.get_mut().0.values() {
             self.shared.budget.unpin(pinned.bytes);
@@ -277,8 +276,8 @@ impl LayerStore {
 }
 
 impl MemberPin {
-    /// Notes that the member's file goes to others, who may map it; `false` where it would not be
-    /// known when they let go of it, or somebody has it open of whom nothing is known.
+    /// Marks the member's file as handed out; programs may map it. Returns false if a program already has the file
+    /// open: then no lease could tell when the new readers let go. Fails where there are no leases.
     pub(super) fn hand_out(&self) -> Result<bool, CacheError> {
         let mut pins = self.store.pins.lock();
         let Some(pinned) = pins.0.get_mut(&self.index) else { return Ok(false) };
@@ -288,7 +287,7 @@ impl MemberPin {
         Ok(pinned.is_handed_out)
     }
 
-    /// Notes that others have the member's file open since an earlier process.
+    /// Marks the member's file as handed out by an earlier process.
     pub(super) fn was_handed_out(&self) {
         if let Some(pinned) = self.store.pins.lock().0.get_mut(&self.index) {
             pinned.is_handed_out = true;
@@ -305,7 +304,7 @@ impl Drop for MemberPin {
         if pinned.count > 0 {
             return;
         }
-        // The kernel's reads leave no stamps: without these the member would be the first to go.
+        // The kernel's reads leave no stamps. Without these stamps the member would be evicted first.
         if pinned.is_handed_out
             && let Some(ready) = store.ready.get()
         {

@@ -55,7 +55,7 @@ pub enum CacheError {
         /// Bytes that are to be left.
         keep_free_bytes: u64,
     },
-    /// The layer cannot be removed now, or its contents are being found out.
+    /// The layer cannot be removed now, or its table of contents is being read.
     #[error("layer {0} is in use")]
     InUse(Digest),
     /// The bytes of the layer are not what its digest says; none of them is kept or served.
@@ -69,7 +69,7 @@ pub enum CacheError {
         /// The digest of the bytes that came.
         got: Digest,
     },
-    /// A chunk of a confirmed layer was fetched again, and other bytes came than those confirmed.
+    /// A chunk of a confirmed layer was fetched again, and does not match the confirmed bytes.
     #[error(
         "layer {} was confirmed, but chunk {chunk} now arrives with other bytes: the registry or \
          something on the way changed them", layer.short()
@@ -112,8 +112,8 @@ pub enum CacheError {
 }
 
 impl CacheError {
-    /// Whether the cache cannot keep something, for want of room or because its disk does not take it.
-    /// The bytes to be kept may be right all the same.
+    /// Whether the cache cannot keep something, for want of room or because of its disk. The bytes themselves may
+    /// be right.
     pub fn is_about_keeping(&self) -> bool {
         match self {
             Self::Io { .. } | Self::Full { .. } | Self::DiskFull { .. } => true,
@@ -138,7 +138,7 @@ impl CacheError {
         matches!(Errno::from_io_error(error), Some(Errno::NOSPC | Errno::DQUOT))
     }
 
-    /// Whether the disk as a whole gives or takes nothing, and is best left alone for a moment.
+    /// Whether the disk as a whole fails, so that a pause is better than the next attempt.
     pub(super) fn is_about_the_disk(&self) -> bool {
         let Self::Io { error, .. } = self else { return false };
         let errno = Errno::from_io_error(error);
@@ -177,9 +177,8 @@ impl CacheError {
 /// The fault of a poisoned layer, as a part of a sentence. `got` is the digest that its bytes have.
 pub fn why_poisoned(layer: Digest, got: Digest) -> String {
     match got == layer {
-        true => {
-            "its headers came otherwise than its bytes, so unmount the kits that have it".to_owned()
-        }
+        true => "its table of contents does not match its bytes, so unmount the kits that use it"
+            .to_owned(),
         false => format!("its bytes have the digest {}", got.short()),
     }
 }

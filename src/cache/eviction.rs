@@ -9,9 +9,9 @@
 //!
 //! - Room is made for bytes that are about to be written (`room`), and never by looking at the cache. A
 //!   smaller limit than that of the last run takes effect with the next write.
-//! - Groups of a layer that were used within a few writes of each other, at last, count as used at the same
-//!   time, and the lower one goes first. A stream runs forward: in a cache of few groups the chunks that its
-//!   reader has passed must go before those that were just written for it.
+//! - Groups of a layer whose last uses are a few writes apart count as used at the same time, and the lower group
+//!   goes first. A stream runs forward: chunks behind its reader must go before chunks that were just written for
+//!   it, in a small cache too.
 //! - Chunks of a group go one by one until there is room. Chunks that are being
 //!   filled or pinned stay, and so do the spools of running passes.
 //! - A fully evicted layer keeps its table of contents: it can be listed without the network, and costs
@@ -24,11 +24,11 @@ use std::sync::atomic::Ordering;
 use super::known::{Known, Purpose, Shared, Storing};
 use super::{CacheError, LayerStore};
 
-/// The writes that count as one moment: a reader may use its group between the write and the eviction that
-/// makes room for it, and so may the readers of a few other streams.
+/// The writes that count as one moment. Between a write and the eviction that makes room for it, its reader may use
+/// its group, and so may readers of a few other streams.
 const RECENT_TICKS: u64 = 4;
 
-/// Something that can be evicted. Sorted: what goes first.
+/// Something that can be evicted. The lowest in order goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     /// Whether `warm` brought it.
@@ -70,7 +70,7 @@ impl Shared {
             match evicted {
                 Ok(bytes) => freed += bytes,
                 Err(error) => {
-                    // The others can make room all the same.
+                    // Other layers can still make room.
                     tracing::warn!(layer = %known.key.digest, %error, "nothing can be evicted of a layer");
                     failed.insert(layer);
                 }

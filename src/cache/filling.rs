@@ -29,12 +29,12 @@ pub(super) struct Filling {
     checksum: u32,
     /// Bytes in the checksum, and in the file or held.
     written: u32,
-    /// The seal that the whole chunk must come to.
+    /// The seal that the whole chunk must match.
     expected: Option<Seal>,
-    /// The bytes that were here before, until as many have come.
+    /// The bytes that the chunk had before; `None` once as many new bytes have come.
     earlier: Option<Earlier>,
-    /// The number of earlier bytes that the new ones replace with others. Listeners hear of them once the new
-    /// bytes can be read.
+    /// The number of earlier bytes that differ from the new ones. Listeners are told once the new bytes can be
+    /// read.
     replaced: u32,
     /// The bytes of a chunk with a seal: none of them is written or shown before all are known to be
     /// right.
@@ -63,11 +63,11 @@ pub(super) enum Filled {
 
 /// The bytes that a chunk may take.
 enum Expected {
-    /// Nobody knows: its layer is not confirmed.
+    /// Any bytes: the layer is not confirmed.
     Anything,
-    /// This.
+    /// Bytes that match this seal.
     Sealed(Seal),
-    /// Nobody knows any more, and programs read the file past kitfs: nothing may be written to it.
+    /// None: the seal is lost, and programs read the file without kitfs.
     NothingWritten,
 }
 
@@ -90,7 +90,7 @@ impl LayerStore {
             ready.chunks.release(chunk);
         }
         match begun {
-            // Of a sealed chunk nothing is given back unchecked; of others, nobody knows better.
+            // Only a chunk without a seal fails here, and its bytes may be served unchecked.
             Err(error) if error.is_about_keeping() => {
                 self.shared.note_trouble(&error);
                 Ok(Stage::Unkept)
@@ -119,7 +119,7 @@ impl LayerStore {
             return Ok(Stage::Unkept);
         }
         let record = match state.filled() {
-            // Of a chunk without a record, nothing is known of earlier bytes.
+            // Without a record, nothing is known of earlier bytes.
             0 => self.record(ready, chunk).unwrap_or_default(),
             _ => match self.checked_prefix(ready, chunk, placed, state)? {
                 Some(record) => record,
@@ -156,14 +156,14 @@ impl LayerStore {
         opened.inspect_err(|error| self.shared.note_trouble(error)).ok()
     }
 
-    /// The bytes that a chunk may take. Where its seal is lost, the layer has to be confirmed again.
+    /// The bytes that a chunk may take. If its seal is lost, the layer must be confirmed again.
     fn expected(&self, ready: &Ready, chunk: u32, placed: &Placed, state: ChunkState) -> Expected {
         let is_confirmed = self.state() == LayerState::Confirmed;
-        // Bytes that programs read past kitfs are not written unchecked, whatever the layer's state.
+        // A file that programs read without kitfs gets no unchecked bytes, in any state of the layer.
         if !is_confirmed && !self.is_handed_out(placed.file) {
             return Expected::Anything;
         }
-        // A seal is of a whole chunk: a chunk that has its start has none.
+        // A seal describes a whole chunk, so a chunk that has some bytes has none.
         let is_empty = state.filled() == 0;
         let record = self.record(ready, chunk).unwrap_or_default();
         let seal = record.seal.filter(|seal| is_empty && seal.is_of(self.part(ready, placed)));
@@ -179,8 +179,8 @@ impl LayerStore {
         }
     }
 
-    /// The record of a chunk's first bytes, which are compared with it. Where they are not what it
-    /// says they are dropped: `None`.
+    /// Compares a chunk's first bytes with their record, and returns the record. Drops bytes that differ, and
+    /// returns `None`.
     fn checked_prefix(
         &self,
         ready: &Ready,
@@ -247,7 +247,7 @@ impl LayerStore {
         pieces: &[IoSlice<'_>],
     ) -> Result<(), CacheError> {
         let is_held = filling.expected.is_some();
-        // First, so that the room for it is not made by evicting its neighbours: they are as new.
+        // Touch first, so that room is not made by evicting the neighbours, which are as new.
         ready.chunks.touch(filling.chunk, self.shared.budget.tick());
         if !is_held {
             self.write_at(filling, filling.written, pieces)?;
@@ -264,8 +264,7 @@ impl LayerStore {
         Ok(())
     }
 
-    /// The chunk has all its bytes: records and shows them, unless they are not those that were
-    /// confirmed.
+    /// Records and shows a chunk that has all its bytes, unless they do not match the seal.
     fn complete(
         self: &Arc<Self>,
         ready: &Ready,
@@ -285,7 +284,7 @@ impl LayerStore {
         };
         if let Err(error) = kept {
             let held = std::mem::take(&mut filling.held);
-            // Without a seal its bytes were shown before, and go now that no record speaks of them.
+            // Bytes without a seal are shown already. They go when the chunk is given up without a record.
             return self.refused(error, 0, || held.into());
         }
         filling.is_recorded = true;
@@ -366,18 +365,18 @@ impl LayerStore {
         Ok(())
     }
 
-    /// Gives the file system back what it may have of bytes that no record speaks of. In a file that
-    /// others read they stay, and the bytes that are fetched next are written over them.
+    /// Makes a hole of bytes that no record describes. In a held file the bytes stay, and the next fetched bytes
+    /// overwrite them.
     fn take_back(&self, file: &DiskFile, placed: &Placed, offset: u32, bytes: u64) {
         if !self.is_held(placed.file, &mut self.pins.lock()) {
             let _ = file.punch_hole(placed.file_offset + u64::from(offset), bytes);
         }
     }
 
-    /// Records what was written, and what it must be when it is read again.
+    /// Writes the record of the chunk's bytes, with their checksum.
     ///
-    /// The record takes the place of that of the chunk's start. Where `warm` promised the start, the bytes
-    /// reach the disk first: a power cut leaves the one record or the other, and the bytes of both.
+    /// The record replaces that of the chunk's start. If `warm` promised the start, the bytes are synced first:
+    /// after a power cut there is one of the two records, and the bytes of both.
     fn record_filled(self: &Arc<Self>, ready: &Ready, filling: &Filling) -> Result<(), CacheError> {
         let Filling { chunk, written, checksum, expected, earlier, promised, target, .. } = filling;
         if *promised > 0

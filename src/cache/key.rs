@@ -1,13 +1,13 @@
-//! Which layer, and the name of its folder.
+//! The identity of a layer in the cache, and the name of its folder.
 
 use crate::oci::{Compression, Digest, Encoding, Format};
 
-/// Which layer: the same blob read as tar and as raw are two layers.
+/// The identity of a layer. The same blob read as tar and as raw is two layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LayerKey {
     /// The digest of the blob as stored.
     pub digest: Digest,
-    /// The way from its bytes to the bytes of files.
+    /// The layout and compression of its files.
     pub encoding: Encoding,
 }
 

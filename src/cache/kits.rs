@@ -1,4 +1,5 @@
-//! Which kits use which layers, and what their origins meant: notes for later, which fail nothing.
+//! Notes about kits: the layers that each kit uses, and the manifest that each origin was resolved to. A note that
+//! cannot be written fails no operation.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::{SystemTime, UNIX_EPOCH};

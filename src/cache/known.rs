@@ -1,4 +1,4 @@
-//! Every layer in the folder, open or not, and what all of them share.
+//! Every layer in the folder, open or not, and the state that all layers share.
 //!
 //! ```text
 //! Cache --> Shared --> Known (one a layer: meta, bytes on disk, last use)
@@ -241,11 +241,11 @@ impl Shared {
         self.count(&known);
         let slot = known.store.lock();
         if let Some(store) = slot.upgrade() {
-            // It writes tables, for which something may have to be evicted.
+            // Beginning anew writes tables, whose room may need an eviction.
             drop((slot, nobody_evicts));
             return store.begin_anew().map(|()| 0);
         }
-        // Out of sight in one step, so that a crash in the middle leaves no half of a layer.
+        // Rename first, so that a crash in the middle leaves no half of a layer.
         let folder = self.layer_folder(key);
         let doomed = folder.with_name(format!("{}.removed", key.folder_name()));
         doomed.remove_folder()?;

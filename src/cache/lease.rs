@@ -1,12 +1,11 @@
-//! Whether anybody else has a file open or mapped: any process, and the kernel itself.
+//! Whether another process, or the kernel itself, has a file open or mapped.
 //!
-//! Only leases tell (fcntl(2), `F_SETLEASE`). The kernel grants a write lease on a file only while
-//! the descriptor it is asked through is the only one; a map is one too, also when whoever made it
-//! has closed the file, and so is what FUSE passthrough reads for a mount whose daemon is dead.
-//! The lease is given back at once.
+//! Only leases tell (fcntl(2), `F_SETLEASE`). The kernel grants a write lease on a file only if the file has no
+//! other open descriptor. A map counts as one, even after its process has closed the file. So does a file that FUSE
+//! passthrough reads for a mount whose daemon is dead. The lease is given back at once.
 //!
 //! A process that opens the file in that moment waits until then, and the kernel sends this process a signal:
-//! SIGURG, which nobody handles and which does nothing, in place of SIGIO, which ends processes.
+//! SIGURG, which does nothing by default. The default signal, SIGIO, would end the process.
 //!
 //! On a file system that lies on others (overlayfs) a map holds the file below and not the one
 //! that was opened, so a lease tells nothing there: see [`is_stacked`].
@@ -86,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn who_opens_the_file_meanwhile_gets_it_and_nobody_is_killed() {
+    fn a_process_that_opens_the_file_meanwhile_gets_it_and_none_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("member");
         std::fs::write(&path, b"bytes").unwrap();
@@ -101,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_on_nothing_else_is_not_stacked() {
+    fn an_ordinary_file_system_is_not_stacked() {
         assert!(!is_stacked(&File::open("/proc").unwrap()));
     }
 }

@@ -1,8 +1,7 @@
-//! Bytes on the disk of which no record speaks.
+//! Bytes in cache files that no record describes.
 //!
-//! A process that is killed between the bytes of a chunk and their record leaves them in the file. They are
-//! served to nobody and counted by nobody. They go when the layer is next synced or verified: a clean layer
-//! has none.
+//! A process that is killed between the bytes of a chunk and their record leaves them in the file. They are neither
+//! served nor counted. The next sync or verification of the layer gives them back, so a clean layer has none.
 
 use super::chunk_states::ChunkState;
 use super::store::Ready;

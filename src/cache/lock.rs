@@ -16,8 +16,8 @@ use super::disk::Root;
 
 /// The number of attempts before a lock counts as held.
 ///
-/// [`is_held`] takes the lock for some microseconds, as flock has no way to only ask; ten times
-/// 10 ms outlast any number of those.
+/// [`is_held`] takes the lock for some microseconds, because flock cannot test a lock. Ten times 10 ms outlast any
+/// number of such tests.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(10);
 

@@ -1,4 +1,4 @@
-//! The small files of a layer, kept twice: one that is damaged or lost is made again from the other.
+//! The small files of a layer, kept twice: a damaged or lost file is restored from the other one.
 //!
 //! ```text
 //! meta   --copy: written after it, without a sync--> meta.copy
@@ -11,10 +11,10 @@
 //!
 //! A copy is not synced, and may be older than its file. It is used all the same:
 //! - `toc` never changes once it is written. A copy that is torn fails its checksums.
-//! - A record that is too old speaks of a chunk whose bytes have gone, or says less than there is. Each
-//!   chunk is compared with its record before it is served. The seal of a chunk never changes.
-//! - An old `meta` tells what the layer is. How far to trust it is found out anew: residency counts as
-//!   unchecked, and the digest of an uncompressed layer is computed once more.
+//! - A record that is too old describes bytes that have gone, or fewer bytes than there are. Each chunk is compared
+//!   with its record before it is served. The seal of a chunk never changes.
+//! - An old `meta` identifies the layer. The trust in the layer is established anew: residency counts as unchecked,
+//!   and the digest of an uncompressed layer is computed once more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,8 +39,8 @@ pub(super) const CHUNKS_COPY: &str = "chunks.copy";
 /// The largest toc file that is read: at some 100 bytes a member, ten million members.
 const TOC_LIMIT_BYTES: u64 = 1 << 30;
 
-/// The meta of a layer, from its file or from the copy. A file that is not whole is written anew: the next
-/// damage must find two, and a file of an earlier version must not change its date with the next use.
+/// The meta of a layer, from its file or from the copy. A file that is not whole is written anew: the next damage
+/// must find two good copies, and a file of an earlier version must not change its date with the next use.
 pub(super) fn read_meta(folder: &Place, key: LayerKey) -> Result<Option<Meta>, CacheError> {
     let (place, copy) = (folder.join(META), folder.join(META_COPY));
     let (file, modified) = (decode_meta(&place, key)?, place.modified());
@@ -66,8 +66,8 @@ fn decode_meta(place: &Place, key: LayerKey) -> Result<Option<Decoded>, CacheErr
     Ok(decoded.filter(|decoded| decoded.meta.key == key))
 }
 
-/// The part of an old meta that cannot be wrong now. A compressed layer with contents is always
-/// confirmed; its seals tell when that is over.
+/// The part of an old meta that is still right. A compressed layer with contents is always confirmed; lost seals
+/// show the end of that.
 fn doubted(meta: Meta) -> Meta {
     let state = match meta.state {
         LayerState::Confirmed if !meta.key.encoding.is_compressed() => LayerState::Unconfirmed,
@@ -190,7 +190,7 @@ impl LayerStore {
         Ok(())
     }
 
-    /// The record of a chunk, from the copy where the table does not say.
+    /// The record of a chunk, from the copy if the table has none.
     pub(super) fn read_record(&self, chunk: u32) -> Result<Record, CacheError> {
         let found = self.table().and_then(|table| chunk_table::read_record(&table, chunk));
         if let Ok(Some(record)) = found {
@@ -215,7 +215,7 @@ impl LayerStore {
         self.shared.root.files.get(key, || self.folder.join(CHUNKS_COPY).open())
     }
 
-    /// Makes a table of chunks that is lost again from its copy; says whether that could be done.
+    /// Restores a lost table of chunks from its copy. Returns whether that was possible.
     pub(super) fn remake_table(&self) -> Result<bool, CacheError> {
         let (place, copy) = (self.folder.join(CHUNKS), self.folder.join(CHUNKS_COPY));
         chunk_table::copy(&copy, &place, Durability::Synced)
@@ -291,7 +291,7 @@ impl LayerStore {
             if ready.chunks.claim(chunk).is_none() {
                 continue;
             }
-            // As they are now that nobody changes them. The table is newer than its copy.
+            // Read again, because nobody changes the records now. The table is newer than its copy.
             let record = files.iter().find_map(|it| chunk_table::read_record(it, chunk).ok()?);
             if let Some(record) = record {
                 for file in &files {
@@ -311,7 +311,7 @@ impl LayerStore {
     }
 }
 
-/// The same; `None` where the disk says that it has lost what it was given.
+/// The outcome of a read; `None` where the disk reports that it has lost data.
 fn unless_lost<T>(read: Result<T, CacheError>) -> Result<Option<T>, CacheError> {
     match read {
         Err(error) if error.is_lost_on_disk() => {
@@ -322,7 +322,7 @@ fn unless_lost<T>(read: Result<T, CacheError>) -> Result<Option<T>, CacheError> 
     }
 }
 
-/// A copy that is not written costs nothing before the next damage.
+/// Logs a copy that was not written: nothing is lost before the next damage.
 fn note(place: &Place, written: Result<(), CacheError>) {
     if let Err(error) = written {
         tracing::debug!(file = %place, %error, "a file of the cache is not kept twice");

@@ -299,7 +299,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_written_is_read(meta in any_meta()) {
+        fn written_records_are_read(meta in any_meta()) {
             let whole = Decoded { meta: meta.clone(), is_whole: true };
             prop_assert_eq!(Meta::decode(&meta.encode(), 0), Some(whole));
         }

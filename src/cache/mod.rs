@@ -159,7 +159,7 @@ pub enum LayerState {
 /// A layer on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerUsage {
-    /// Which layer.
+    /// The layer.
     pub key: LayerKey,
     /// The size of the blob in bytes.
     pub blob_bytes: u64,
@@ -207,7 +207,7 @@ impl Cache {
 
     fn open_at(root: Arc<Root>, config: &CacheConfig) -> Result<Arc<Self>, CacheError> {
         let lock = FolderLock::take(&root)?;
-        // A full disk is no reason to serve nothing: what cannot be kept goes through.
+        // A full disk must not stop the cache: bytes that cannot be kept pass through.
         unless_full(check_format(&root))?;
         unless_full(documents::prepare(&root))?;
         let is_new = !root.place("layers/sha256").exists();
@@ -223,8 +223,8 @@ impl Cache {
         Ok(Arc::new(Self { shared, state, dating, _stock_taker: stock_taker, _lock: lock }))
     }
 
-    /// The one store of this layer in this process (same `Arc` for the same key). Where the disk does
-    /// not give or take its files, it keeps nothing, and what is read goes through without the cache.
+    /// The one store of this layer in this process (same `Arc` for the same key). If the disk does not give or take
+    /// the layer's files, the store keeps nothing, and reads pass through without the cache.
     ///
     /// # Errors
     /// [`CacheError::WrongSize`] when the layer is known with another size.
@@ -244,7 +244,7 @@ impl Cache {
         }
     }
 
-    /// Whether bytes that are read are not kept at the moment. As cheap as a load.
+    /// Whether the cache cannot keep bytes that are read at the moment. As cheap as a load.
     pub fn is_in_trouble(&self) -> bool {
         self.shared.is_in_trouble()
     }
@@ -341,8 +341,8 @@ impl Cache {
     /// that is open stays open: it is empty and unconfirmed from then on, and fetched again.
     ///
     /// # Errors
-    /// [`CacheError::InUse`] while a [`LayerStore`] of it is alive. So it is with a poisoned one whose table
-    /// of contents came wrong: those who have it open have wrong names and sizes.
+    /// [`CacheError::InUse`] while a [`LayerStore`] of it is alive. An open poisoned layer is refused only if its
+    /// table of contents is wrong: its mounts show wrong names and sizes, and must end first.
     pub fn remove_layer(&self, key: LayerKey) -> Result<u64, CacheError> {
         self.shared.remove_layer(key)
     }
@@ -361,8 +361,8 @@ impl Cache {
         }
     }
 
-    /// Syncs every layer that is in use, so that its residency is known after a power cut, too; the
-    /// next start finds it clean. Blocking; ends early once `is_wanted` says no.
+    /// Syncs every layer that is in use, so that its residency is known after a power cut and the next start finds
+    /// the layer clean. Blocks; ends early once `is_wanted` returns false.
     pub fn settle(&self, is_wanted: &dyn Fn() -> bool) {
         for known in self.shared.all_known() {
             if !is_wanted() {
@@ -399,7 +399,7 @@ impl Cache {
     }
 }
 
-/// The same, and fine where nothing but room was missing: it is noted, and tried again with the next start.
+/// Ignores a failure for want of room. The log has it, and the next start tries again.
 pub(super) fn unless_full(done: Result<(), CacheError>) -> Result<(), CacheError> {
     match done {
         Err(error) if error.is_out_of_room() || error.is_not_found() => {

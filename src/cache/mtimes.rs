@@ -1,4 +1,4 @@
-//! Modification times of layers and manifests: given once, kept, another one for another version.
+//! Modification times of layers and manifests. Each is given once and kept; versions of a kit get different times.
 //!
 //! A layer's files are dated by themselves, by their kit, or by the moment at which this cache first
 //! saw the layer. The caller says which of these applies. This module gives the time once and keeps

@@ -38,7 +38,7 @@ pub(super) enum Wait {
 pub(super) enum Read {
     Hit,
     Miss,
-    /// The bytes are resident, as far as is known, and not in memory.
+    /// The bytes count as resident, but are not in memory.
     Waits,
 }
 
@@ -144,8 +144,8 @@ impl LayerStore {
         Ok(Read::Hit)
     }
 
-    /// Handles a file of the cache that cannot be read: its bytes are fetched again, unless it
-    /// is this process that lacks something.
+    /// Handles a file of the cache that cannot be read: its bytes are fetched again, unless this process lacks
+    /// descriptors or memory.
     fn lost(&self, error: CacheError) -> Result<bool, CacheError> {
         if error.is_about_the_process() {
             return Err(error);
@@ -161,8 +161,8 @@ impl LayerStore {
         file.is_some_and(|file| file.read_cached_at(piece, placed.file_offset + u64::from(skip)))
     }
 
-    /// Reads bytes of a chunk from its file, whatever they are; `false` where the file is shorter, or
-    /// the disk does not give them back.
+    /// Reads bytes of a chunk from its file, unchecked. `false` where the file is shorter, or the disk does not
+    /// give the bytes back.
     pub(super) fn read_file(
         &self,
         placed: &Placed,

@@ -6,8 +6,8 @@
 //!     '---the disk refuses them-----------------^
 //! ```
 //!
-//! A layer whose records are in memory keeps nothing, so that no byte lies on the disk of which no record
-//! speaks. In memory are the seals of a layer that came compressed: by them it is known what comes again.
+//! A layer whose records are in memory keeps no content, so that the disk has no byte without a record. These
+//! records hold the seals of a compressed layer: bytes that are fetched again must match their seals.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ const OFFER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The records of a layer's chunks, on disk or in memory.
 pub(super) struct Records {
-    /// Those that the disk did not take.
+    /// The records that the disk did not take.
     memory: RwLock<Option<HashMap<u32, Record>>>,
     /// The time at which the tables were last offered to the disk.
     offered: Mutex<Instant>,
@@ -111,8 +111,8 @@ impl LayerStore {
         Ok(())
     }
 
-    /// Offers tables that are in memory to the disk once more; says whether they are on it. Not where the
-    /// disk has something of the layer that it only does not give.
+    /// Tries to write tables from memory to the disk. Returns whether they are on the disk. Does not try while the
+    /// disk has files of the layer that cannot be read.
     pub(super) fn offer_tables(&self, ready: &Ready) -> bool {
         if ready.records.are_on_disk() {
             return true;

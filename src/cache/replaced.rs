@@ -1,15 +1,15 @@
-//! Telling of bytes that readers may have got otherwise than they are.
+//! Tells listeners of replaced bytes: readers may have got the bytes that were here before.
 //!
-//! Bytes of an unconfirmed layer are served before its digest is known, and the kernel keeps them in its
-//! pages. So other bytes in the place of those that were here before are told to the layer's listeners:
+//! Bytes of an unconfirmed layer are served before its digest is known, and the kernel keeps them in its pages. So
+//! the layer's listeners are told when other bytes take the place of earlier ones:
 //!
 //! ```text
 //! chunk emptied --record keeps the checksum--> other bytes come --> told, once they can be read
 //! chunk changed on the disk after its check, layer poisoned or begun anew ----------> told
 //! ```
 //!
-//! A CRC32C tells them apart. It notices every change of up to 32 bits in a row, and one in 4 billion of the
-//! others escapes: then a page stays, and no byte of the cache is wrong.
+//! A CRC32C tells them apart. It notices every change of up to 32 bits in a row, and misses one in 4 billion of the
+//! others. Then the kernel keeps a stale page, while the cache has the right bytes.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,10 +20,10 @@ use parking_lot::RwLock;
 use super::{LayerKey, LayerStore};
 use crate::layer::StreamOffset;
 
-/// Hears of bytes of a layer that readers may have got otherwise than they are.
+/// Is told of bytes of a layer that were replaced after readers may have got them.
 pub trait Listener: Send + Sync {
-    /// Called after the right bytes, a miss or an error have taken the place of the others in `range`. A
-    /// thread that writes or reads the cache calls this, so it must not wait.
+    /// Called once reads of `range` no longer return the earlier bytes. A thread that writes or reads the cache
+    /// calls this, so it must not wait.
     fn replaced(&self, layer: LayerKey, range: Range<StreamOffset>);
 }
 

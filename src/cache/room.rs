@@ -1,4 +1,4 @@
-//! Room for bytes that are about to be written, and what is said where there is none.
+//! Makes room for bytes that are about to be written, and reports when there is none.
 //!
 //! ```text
 //! reserve: counted --over a bound--> evict --> written --> kept in the account
@@ -6,8 +6,8 @@
 //! write:   the file system is full --> evict as much --> write again, a few times
 //! ```
 //!
-//! A cache that cannot keep bytes fails no read: the caller hands them on from memory. It says so once
-//! in the log, and in [`super::Cache::trouble`] for as long as it lasts.
+//! A cache that cannot keep bytes fails no read: the caller serves them from memory. The log says so once, and
+//! [`super::Cache::trouble`] for as long as that lasts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ use crate::layer::layout::CHUNK_BYTES;
 /// The bytes that an eviction frees beyond the need, as a share of the cache. So the sort of all groups (some
 /// milliseconds for a terabyte) is paid once in many writes.
 const SLACK_SHARE: u64 = 128;
-/// The most of it: more would only empty the cache for nothing.
+/// The most bytes that an eviction frees beyond the need: more would empty the cache for nothing.
 const MOST_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 
 /// A cache that may hold less keeps nothing: its chunks would be gone before a reader of a few of them
@@ -37,7 +37,7 @@ const MOST_ATTEMPTS: u32 = 4;
 
 /// The pause after a refused write: a read should not wait for each refusal.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The shortest interval between two log lines that nothing is kept, where that comes and goes.
+/// The shortest interval between two log messages that nothing is kept, if the trouble comes and goes.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Bytes that are counted, and not yet written. They go out of the account when it is dropped.
@@ -73,7 +73,7 @@ struct TroubleState {
     reason: Option<String>,
     /// The end of the pause.
     pause_ends: Option<Instant>,
-    /// The last log line about it.
+    /// The time of the last log message about it.
     said: Option<Instant>,
     /// Whether the log says that nothing is kept, and not yet that it is over.
     is_told: bool,
@@ -97,7 +97,7 @@ impl Shared {
         // Layers that were in use count for more than they have until they are counted.
         self.count_all(&|| true);
         let Some(excess) = self.budget.excess(&self.root, bytes)? else { return Ok(reserved) };
-        // Nothing goes for a wish that cannot be met, though everything went.
+        // Evict nothing if evicting everything would not be enough.
         if excess.bytes() <= self.evictable_bytes() {
             let freed = self.evict(excess.bytes() + self.slack());
             if freed >= excess.bytes() {

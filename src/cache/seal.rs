@@ -1,17 +1,17 @@
-//! Seals: they say which bytes must come back in the place of an evicted chunk.
+//! Seals: digests that the bytes in the place of an evicted chunk must match.
 //!
 //! | what is kept of a chunk | of which chunks | it tells |
 //! | --- | --- | --- |
 //! | CRC32C of its bytes | all that are filled | what a crash, a torn write or the disk changed |
 //! | [`Seal`] | those of confirmed layers | what a source sends in the place of an evicted one |
 //!
-//! No digest of kitfs can confirm bytes of an unconfirmed layer, so they cost only a checksum on their way
-//! in. The bytes of a confirmed layer are bound by its sha256, and so is each chunk. sha256 goes from block to
-//! block with a chaining value (FIPS 180-4, 6.2.2). The values before and after a chunk are its seal; they
-//! come up while the layer's digest is computed, and cost nothing. Other bytes that lead from the one value
-//! to the other are a collision of sha256, so a seal binds its chunk as the digest binds the layer. Some
-//! chunks have no such values: a chunk next to a big member of odd length begins or ends within a block, and
-//! of a compressed layer the stream is not what has the digest. Their seal is a BLAKE3.
+//! No digest by kitfs could confirm bytes of an unconfirmed layer, so these bytes only get a checksum when they
+//! arrive. The bytes of a confirmed layer are bound by its sha256, and so is each chunk. sha256 goes from block to
+//! block with a chaining value (FIPS 180-4, 6.2.2). The values before and after a chunk are its seal; they come up
+//! while the layer's digest is computed, and cost nothing. Other bytes that lead from the one value to the other
+//! are a collision of sha256, so a seal binds its chunk as the digest binds the layer. Some chunks have no such
+//! values. A chunk next to a big member of odd length begins or ends within a block. The digest of a compressed
+//! layer is not that of its stream. The seal of these chunks is a BLAKE3 digest.
 
 use sha2::block_api::compress256;
 

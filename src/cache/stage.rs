@@ -1,9 +1,8 @@
-//! Collecting the bytes of a layer while its table of contents is being found out.
+//! Collecting the bytes of a layer while its table of contents is being read.
 //!
-//! Bytes go to their final files at once; which chunks they make up is known only with the
-//! contents. Until then nothing on disk speaks of them, and whatever interrupts the stage takes
-//! them away. Only the spool (the compressed blob as it came) outlives it: the next stage goes on
-//! from there.
+//! Bytes go to their final files at once. Their chunks are known only with the table of contents. Until then no
+//! record describes the bytes, and an interrupted stage loses them. Only the spool (the compressed blob as it came)
+//! outlives it: the next stage goes on from there.
 //!
 //! ```text
 //! stage() --write*--spool_append*--> finish(): chunks (rename), meta (rename), toc (rename)
@@ -34,7 +33,7 @@ use crate::oci::Digest;
 /// thread has at most some buffered pieces (2 MiB) left.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Collects the bytes of a layer while its table of contents is being found out.
+/// Collects the bytes of a layer while its table of contents is being read.
 pub struct Stage {
     store: Arc<LayerStore>,
     staged_bytes: u64,
@@ -90,8 +89,8 @@ impl LayerStore {
         }
     }
 
-    /// A compressed layer is confirmed by its blob, so its chunks are sealed as they come; one that
-    /// is not gets its seals from its own digest.
+    /// A compressed layer is confirmed by its blob, so its chunks are sealed as they come. Chunks of other layers
+    /// are sealed while the layer's digest is computed.
     fn seals_while_staged(&self) -> bool {
         self.key().encoding.is_compressed()
     }
@@ -103,7 +102,7 @@ impl Stage {
     /// to begin again.
     ///
     /// # Errors
-    /// None but those that are about the layer's bytes: a disk that refuses them is `false`.
+    /// Only errors about the layer's bytes. If the disk refuses them, the result is `false`.
     pub fn write(
         &mut self,
         file: CacheFile,
@@ -144,7 +143,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Says whether bytes were kept, and why not where they should be.
+    /// Whether bytes were kept. Notes trouble of the disk, and returns other errors.
     fn kept(&self, kept: Result<(), CacheError>) -> Result<bool, CacheError> {
         match kept {
             Ok(()) => {
@@ -176,7 +175,7 @@ impl Stage {
     /// no room, nothing of the blob is kept any more: the room is the content's.
     ///
     /// # Errors
-    /// None but those that are about the layer's bytes.
+    /// Only errors about the layer's bytes.
     pub fn spool_append(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
         if self.is_without_spool {
             return Ok(());
@@ -297,7 +296,7 @@ impl Stage {
         let records = Records::in_memory(seals.collect());
         store.known.is_unstored.store(true, Ordering::SeqCst);
         store.set_state_in_memory(state, Some(stream_bytes));
-        // As far as the disk lets go of it.
+        // Best effort: the disk may refuse to remove files.
         let _ = self.drop_content();
         let chunks = ChunkStates::new(layout.chunks(), &[], 0);
         Ready { contents: contents.clone(), chunks, records }

@@ -7,10 +7,9 @@
 //! | `kits` | origin and manifest digest | seconds since 1970, folder names of its layers |
 //! | `hosts` | folder name of a layer, a host that has its bytes | nothing |
 //!
-//! It only holds conveniences: which tag meant what while there was a network, and which kits use
-//! a layer. But without them a kit that is all here cannot be mounted offline by its tag, so a file that
-//! is lost, or cannot be used, is made again from the other one. A file that cannot be used is set aside
-//! (`*.damaged`).
+//! It holds conveniences only: the manifest that each tag last named, and the kits that use a layer. But without it
+//! a complete kit cannot be mounted offline by its tag. So a lost or unusable file is restored from the other one.
+//! A file that cannot be used is set aside (`*.damaged`).
 //!
 //! A disk may change a file that is open, and redb panics on pages that contradict each other. Such a file is
 //! not used any more until the next start, and the other one stands for it.
@@ -387,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_recalled_after_a_restart() {
+    fn origins_are_recalled_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let state = open(folder.path());
         assert_eq!(state.recall("a").unwrap(), None);

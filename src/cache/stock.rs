@@ -1,4 +1,4 @@
-//! Taking stock of the cache folder, behind the first answers.
+//! Taking stock of the cache folder in the background, while the cache already serves.
 //!
 //! ```text
 //! opening: the names of the layers --> unseen
@@ -6,12 +6,12 @@
 //!                                          '----: in use --> bounded --first need--> counted
 //! ```
 //!
-//! An opening costs one listing, whatever the folder holds. A thread then looks at each layer, and a layer that
-//! is needed before is looked at by the one who needs it. No look waits for the look at another layer.
+//! Opening a cache costs one listing of names. A thread then looks at each layer. A layer that is needed earlier is
+//! looked at by the thread that needs it. No look waits for the look at another layer.
 //!
-//! The resident bytes of a clean layer are in its meta file. Of a layer in use, its chunk table is counted:
-//! a record for each chunk. Until then the size of the layer's stream stands for them, which is never too small.
-//! Nothing is evicted because of that bound: a write that would exceed the limit counts first.
+//! The resident bytes of a clean layer are in its meta file. For a layer in use, the records of its chunk table are
+//! counted. Until then the size of the layer's stream is an upper bound. Nothing is evicted because of that bound:
+//! a write that would exceed the limit counts first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,8 +25,8 @@ use super::meta::{BootId, Meta, Residency};
 use super::state::State;
 use super::{CacheError, LayerKey, LayerState};
 
-/// The most that stands for a layer whose bytes are not counted. 1 PiB: no layer has more, and the sum over
-/// all layers of a folder fits a number of 64 bits.
+/// The largest bound for a layer whose bytes are not counted. 1 PiB: no layer has more, and the sum over all layers
+/// of a folder fits a number of 64 bits.
 const MOST_BYTES: u64 = 1 << 50;
 
 /// The progress of the stock of one layer.
@@ -134,9 +134,9 @@ impl Shared {
         self.is_counted.store(true, Ordering::Release);
     }
 
-    /// Looks at a layer's folder, unless that was done; a folder without a usable meta file is removed. Of one
-    /// that cannot be read its size stands for what it has: it can be listed and removed, and the others can
-    /// be used all the same.
+    /// Looks at a layer's folder, unless that was done; a folder without a usable meta file is removed. If the
+    /// content cannot be read, the sizes of its files count: such a layer can be listed and removed, and other
+    /// layers can be used.
     pub(super) fn see(&self, known: &Known) {
         if known.is_seen.load(Ordering::Acquire) {
             return;
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_interrupted_process_left_is_removed_and_nothing_else() {
+    fn only_leftovers_of_an_interrupted_process_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let kept = {
             let cache = Cache::open(CacheConfig::new(folder.path())).unwrap();

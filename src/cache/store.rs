@@ -124,7 +124,7 @@ impl LayerStore {
         };
         let chunks = contents.layout.chunks();
         let Some(Loaded { mut filled, sealed, .. }) = self.load_chunks(&toc_digest, chunks)? else {
-            // Nothing says any more what of its files is there, and what it must come to.
+            // Without the table, neither the resident bytes nor the seals are known.
             tracing::warn!(%folder, "emptying a layer whose table of chunks is lost");
             self.reset()?;
             return Ok(None);
@@ -147,8 +147,8 @@ impl LayerStore {
         Ok(Some((Ready { contents, chunks, records: Records::on_disk() }, filled)))
     }
 
-    /// Takes a confirmed layer for unconfirmed, because the seal of a chunk was lost: it is
-    /// confirmed again, if it can be, when all of it is here.
+    /// Makes a confirmed layer unconfirmed, because the seal of a chunk was lost. The layer is confirmed again once
+    /// it is complete and its digest matches.
     pub(super) fn unconfirm(&self, stream_bytes: u64) {
         if self.state() != LayerState::Confirmed {
             return;
@@ -192,8 +192,8 @@ impl LayerStore {
         Ok(Contents { toc, layout })
     }
 
-    /// Makes what is on disk available, after a look at the chunks that will be appended to: they
-    /// are few and small, and a plan of a fetch relies on their length.
+    /// Makes the content on disk available, after a check of the chunks that are not full. They are few, and plans
+    /// of fetches rely on their length.
     fn take_up(&self, ready: Ready, filled: &[(u32, u32)]) -> Result<(), CacheError> {
         let resident_bytes = filled.iter().map(|(_, filled)| u64::from(*filled)).sum();
         self.count_resident(resident_bytes);
@@ -209,7 +209,7 @@ impl LayerStore {
         Ok(())
     }
 
-    /// Removes the spool of a pass that came to its end in a process that was killed right then.
+    /// Removes the spool of a finished pass: its process was killed before it could do so.
     fn remove_old_spool(&self) {
         if self.known.spool_bytes() == 0 {
             return;
@@ -223,14 +223,14 @@ impl LayerStore {
         }
     }
 
-    /// Corrects the account of what is resident.
+    /// Sets the number of resident bytes, and corrects the account.
     pub(super) fn count_resident(&self, bytes: u64) {
         let before = self.known.resident_bytes.swap(bytes, Ordering::Relaxed);
         self.shared.budget.add(bytes);
         self.shared.budget.subtract(before);
     }
 
-    /// Takes bytes that went out of the account of what is resident.
+    /// Takes emptied bytes out of the account.
     pub(super) fn count_gone(&self, bytes: u64) {
         self.known.resident_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.shared.budget.subtract(bytes);
@@ -386,7 +386,7 @@ impl LayerStore {
         }
     }
 
-    /// Closes the descriptors that are kept open, because the files are to go.
+    /// Closes the descriptors that are kept open, before the files are removed.
     pub(super) fn forget_files(&self) {
         self.shared.root.files.forget(self.serial);
     }

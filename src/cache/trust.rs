@@ -64,7 +64,7 @@ struct Recorded {
 }
 
 impl LayerStore {
-    /// Whether a member's file, which looks like this now, is the one that was checked.
+    /// Whether a member's file, which has this stamp now, is the one that was checked.
     pub(super) fn is_trusted(&self, index: u32, stamp: FileStamp) -> bool {
         if self.known.changes.unchecked_bytes() > 0 {
             return false;
@@ -298,7 +298,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(
+        fn encoded_records_are_decoded(
             members in prop::collection::btree_map(any::<u32>(), any_stamp(), 0..5),
         ) {
             let decoded = decode(&encode(&members));

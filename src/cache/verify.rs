@@ -135,8 +135,8 @@ impl LayerStore {
         let before = self.emptied.load(Ordering::SeqCst);
         let look = |blames| self.look_at_stream(ready, blames, is_wanted);
         let is_right = |found: &Found| found.digest == self.key().digest && found.has_its_toc;
-        // Right bytes need no checksums. Of wrong ones they tell whether the disk changed them or
-        // they came so.
+        // Right bytes need no checksums. For wrong bytes, checksums tell whether the disk changed them or they
+        // arrived wrong.
         let found = match look(Blames::Nobody)? {
             Some(found) if !is_right(&found) => look(Blames::TheDisk)?,
             found => found,
@@ -210,8 +210,8 @@ impl LayerStore {
         Part { start: placed.stream.start.get(), is_last }
     }
 
-    /// Puts the seal of a full chunk, which has these `bytes`, into its record; `false` where it was
-    /// emptied since it was `seen`, or is dropped because the bytes are not those that came.
+    /// Puts the seal of a full chunk with these `bytes` into its record. `false` if the chunk was emptied since it
+    /// was `seen`, or is dropped because its record is of other bytes.
     fn seal(
         &self,
         ready: &Ready,
@@ -259,8 +259,8 @@ impl LayerStore {
         Ok(true)
     }
 
-    /// Takes the bytes of a poisoned layer away. Its state is on disk already: whatever stops this
-    /// in the middle, nothing of it is read again.
+    /// Removes the bytes of a poisoned layer. Its state is on disk already, so an interruption is harmless: no byte
+    /// of the layer is read again.
     fn remove_poisoned(&self, ready: &Ready) -> Result<(), CacheError> {
         for chunk in 0..ready.chunks.count() {
             let state = ready.chunks.claim_waiting(chunk);

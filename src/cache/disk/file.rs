@@ -12,7 +12,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::super::CacheError;
 
-/// The pieces that the kernel takes at once (IOV_MAX, readv(2)).
+/// The most buffers of one system call (IOV_MAX, readv(2)).
 const MOST_PIECES: usize = 1024;
 
 /// An open file and its path, which its errors name.
@@ -113,8 +113,8 @@ impl DiskFile {
         self.file.read_exact_at(buffer, offset)
     }
 
-    /// Fills `buffer` from memory that the kernel has of the file; `false` where it would have to wait
-    /// for the disk, or does not tell (RWF_NOWAIT, preadv2(2)).
+    /// Fills `buffer` from the kernel's page cache. `false` where the kernel would have to wait for the disk, or
+    /// the file system lacks the flag (RWF_NOWAIT, preadv2(2)).
     pub(in crate::cache) fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> bool {
         let mut at = 0;
         while at < buffer.len() {
@@ -147,8 +147,8 @@ impl DiskFile {
         self.write_pieces_at(&[IoSlice::new(bytes)], offset)
     }
 
-    /// Writes pieces one after the other, from `offset` on. Where that fails, some of the bytes may
-    /// have been written.
+    /// Writes buffers one after the other, from `offset` on. If that fails, some of the bytes may have been
+    /// written.
     pub(in crate::cache) fn write_pieces_at(
         &self,
         pieces: &[IoSlice<'_>],

@@ -1,9 +1,8 @@
 //! The cache's files on disk: the only module of the room that calls the file system.
 //!
-//! The cache folder is held open ([`Root`]), and every file is opened relative to it. So the cache
-//! keeps to its own folder when somebody moves or removes it, and never writes into another folder
-//! that takes its place: in a removed folder every file can still be read that is open, and no file
-//! can be made.
+//! The cache folder is held open ([`Root`]), and every file is opened relative to it. So the cache stays in its own
+//! folder when somebody moves or removes the folder, and never writes into another folder at the same path. In a
+//! removed folder, open files can still be read, and no file can be made.
 //!
 //! ```text
 //! Root (descriptor of the folder) --> Place (a path below it) --open--> DiskFile (descriptor, path)
@@ -91,7 +90,7 @@ impl Root {
 
 #[cfg(test)]
 impl Root {
-    /// The same, whose changes are added to a journal.
+    /// Opens a cache folder whose changes are added to a journal.
     pub(super) fn open_with(folder: &Path, journal: journal::Journal) -> Arc<Self> {
         let mut root = Self::open(folder, 16).unwrap();
         Arc::get_mut(&mut root).unwrap().journal = journal;

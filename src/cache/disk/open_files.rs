@@ -14,7 +14,7 @@ use super::super::CacheError;
 use super::DiskFile;
 use crate::layer::CacheFile;
 
-/// Tables, so that readers of different files do not meet at one lock.
+/// The number of tables. Readers of different files rarely meet at one lock then.
 const SHARDS: usize = 8;
 
 /// A file of an open layer. The layer is named by a number that is never used again, so a layer
@@ -30,7 +30,7 @@ pub(in crate::cache) struct FileKey {
 pub(in crate::cache) enum LayerFile {
     /// The chunk table.
     Chunks,
-    /// The same once more.
+    /// The copy of the chunk table.
     ChunksCopy,
     /// Content.
     Content(CacheFile),

@@ -15,15 +15,15 @@ use rustix::io::Errno;
 use super::super::CacheError;
 use super::{DiskFile, FileStamp, Root};
 
-/// The ending of files that are not yet what they will be.
+/// The extension of temporary files, which are renamed once they are complete.
 pub(in crate::cache) const TEMPORARY: &str = "temp";
 
 /// Whether a file must survive a power cut from the moment it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cache) enum Durability {
-    /// Synced, and its name too.
+    /// The file and its name are synced.
     Synced,
-    /// Atomic for a process that dies; a power cut may lose it.
+    /// If the process dies, the file is the old or the new one. A power cut may lose both.
     Atomic,
 }
 
@@ -71,7 +71,7 @@ impl Place {
         self.open_with(OFlags::RDWR)
     }
 
-    /// The same; the file is made where it is missing, readable by its owner alone.
+    /// Opens a file, or makes it, readable by its owner alone.
     pub(in crate::cache) fn open_or_create(&self) -> Result<DiskFile, CacheError> {
         self.open_with(OFlags::RDWR | OFlags::CREATE)
     }
@@ -103,14 +103,14 @@ impl Place {
     /// Reads a file of at most `limit_bytes`; `None` where there is none, or it is larger.
     pub(in crate::cache) fn read(&self, limit_bytes: u64) -> Result<Option<Vec<u8>>, CacheError> {
         let Some(file) = self.open_if_there()? else { return Ok(None) };
-        // A table of contents has megabytes: to grow into them takes as long as to read them.
+        // Room for all bytes at once: growing the buffer would take as long as reading a large table of contents.
         let mut bytes = Vec::with_capacity(file.length()?.min(limit_bytes) as usize + 1);
         let mut limited = file.as_std().take(limit_bytes + 1);
         limited.read_to_end(&mut bytes).map_err(CacheError::io("read", &self.path()))?;
         Ok((bytes.len() as u64 <= limit_bytes).then_some(bytes))
     }
 
-    /// Puts `bytes` there: afterwards the file is the old one or all of the new one.
+    /// Replaces the file by `bytes`. After a failure the file is the old one or all of the new one.
     pub(in crate::cache) fn write(
         &self,
         bytes: &[u8],
@@ -119,7 +119,7 @@ impl Place {
         self.write_with(|file| file.write_all_at(bytes, 0), durability)
     }
 
-    /// The same for the bytes that `write` puts into an empty file.
+    /// Replaces the file by one that `write` fills, as [`Self::write`] does.
     pub(in crate::cache) fn write_with(
         &self,
         write: impl FnOnce(&DiskFile) -> Result<(), CacheError>,
@@ -166,7 +166,7 @@ impl Place {
         self.below.parent().map(|below| Self { root: self.root.clone(), below: below.to_owned() })
     }
 
-    /// Gives the file or folder another name in the same cache folder; what had that name goes.
+    /// Renames the file or folder within the cache folder. A file that has the new name is replaced.
     pub(in crate::cache) fn rename(&self, to: &Self) -> Result<(), CacheError> {
         rustix::fs::renameat(&*self.root, &self.below, &*self.root, &to.below)
             .map_err(to.error("write"))?;
@@ -209,7 +209,7 @@ impl Place {
         }
     }
 
-    /// Removes a file; that it is not there is fine.
+    /// Removes a file. A missing file is no error.
     pub(in crate::cache) fn remove_file(&self) -> Result<(), CacheError> {
         self.unlink(AtFlags::empty())
     }
@@ -226,7 +226,7 @@ impl Place {
         }
     }
 
-    /// Removes a folder and all in it; that it is not there is fine.
+    /// Removes a folder and its content. A missing folder is no error.
     pub(in crate::cache) fn remove_folder(&self) -> Result<(), CacheError> {
         for (name, is_folder) in self.entries()? {
             let entry = self.join(name);
@@ -235,13 +235,13 @@ impl Place {
         self.unlink(AtFlags::REMOVEDIR)
     }
 
-    /// Removes what is there, a folder with all in it.
+    /// Removes a file, or a folder with its content.
     pub(in crate::cache) fn remove(&self) -> Result<(), CacheError> {
         if self.is_folder() { self.remove_folder() } else { self.remove_file() }
     }
 
-    /// The names in a folder, sorted; none where the folder is not there. kitfs gives no names but
-    /// ASCII; other names are left out.
+    /// The names in a folder, sorted; none where the folder is not there. Names that are not UTF-8 are left out:
+    /// kitfs gives ASCII names only.
     pub(in crate::cache) fn names(&self) -> Result<Vec<String>, CacheError> {
         let names = self.entries()?.into_iter();
         let mut names: Vec<String> =
@@ -310,8 +310,8 @@ impl Place {
         UNIX_EPOCH + std::time::Duration::from_secs(seconds)
     }
 
-    /// Gives a file another time of its last change. A hint for people and for the next process: that
-    /// it cannot be kept is no error.
+    /// Gives a file another time of its last change. The time is a hint for people and for the next process, so a
+    /// failure is ignored.
     pub(in crate::cache) fn set_modified(&self, time: SystemTime) {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
