@@ -39,7 +39,7 @@ def changes(room):
     return [(room, it) for it in below]
 
 
-def cargo_test(folder, *arguments):
+def cargo_test(folder, *arguments, output=subprocess.DEVNULL):
     """The exit code of the tests; None if they do not end."""
     environment = dict(os.environ, CARGO_TARGET_DIR=str(folder / "target"))
     command = ["nice", "-n", "15", "cargo", "test", "--quiet", "--locked", *arguments]
@@ -47,8 +47,8 @@ def cargo_test(folder, *arguments):
         command,
         cwd=folder,
         env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
         start_new_session=True,
     )
     try:
@@ -96,7 +96,7 @@ def main():
             if name:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(name, folder / name, follow_symlinks=False)
-        if cargo_test(folder, "--lib") != 0:
+        if cargo_test(folder, "--lib", output=sys.stderr) != 0:
             sys.exit("the tests of the library fail without a change")
         for room, change in found[: given.count]:
             file = folder / change["file"]
