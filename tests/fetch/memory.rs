@@ -72,6 +72,11 @@ impl Memory {
         Arc::new(Self { gate: Arc::new(Semaphore::new(pieces)), ..Self::with(bytes, false) })
     }
 
+    /// A blob that comes in pieces of this length.
+    pub fn cut(bytes: Vec<u8>, piece_bytes: usize) -> Arc<Self> {
+        Arc::new(Self { piece_bytes, ..Self::with(bytes, false) })
+    }
+
     /// As [`Self::gated`], with pieces of a byte.
     pub fn tiny(bytes: Vec<u8>, pieces: usize) -> Arc<Self> {
         let gate = Arc::new(Semaphore::new(pieces));

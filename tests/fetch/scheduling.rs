@@ -87,9 +87,9 @@ async fn a_window_is_one_request_where_another_layer_has_shown_that_one_fills_th
     assert_eq!(layer.confirmed().await, LayerState::Confirmed);
     until("its transfer has ended", || fetcher.usage().reserved_bytes == 0).await;
     for (seed, host, requests) in [(2, "near.example", 1), (3, "far.example", 4)] {
-        let source = Memory::at_host(content(seed, 32 * MIB), host);
+        let source = Memory::at_host(content(seed, 40 * MIB), host);
         let layer = open(&fetcher, source.raw(), &source).await.unwrap();
-        layer.bring(range(0, 32 * MIB), Priority::Readahead).await.unwrap();
+        layer.bring(range(8 * MIB, 40 * MIB), Priority::Readahead).await.unwrap();
         assert_eq!(source.requests.load(Ordering::SeqCst), requests, "{host}");
     }
 }
