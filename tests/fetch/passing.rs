@@ -238,3 +238,21 @@ async fn many_readers_share_a_cache_that_keeps_nothing_and_leave_no_memory_behin
         }
     }
 }
+
+/// Bytes that wait in memory belong to their layer: a layer that is opened later never gets them.
+#[tokio::test]
+async fn bytes_that_nobody_has_read_go_with_their_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let fetcher = small(folder.path(), 0, 32);
+    let all = StreamOffset(0)..StreamOffset(MIB as u64);
+    for seed in 0..20 {
+        let source = Memory::new(content(seed, MIB));
+        let layer = open(&fetcher, source.raw(), &source).await.unwrap();
+        assert!(read(&layer, 0..1000).await.unwrap() == source.bytes[..1000], "{seed}");
+        layer.prefetch(all.clone(), Priority::Readahead);
+        until("all was read ahead", || source.yielded() >= MIB as u64).await;
+        until("it is in memory", || source.streams.load(Ordering::SeqCst) == 0).await;
+        drop(layer);
+        until("its transfers are gone", || Arc::strong_count(&source) == 1).await;
+    }
+}
