@@ -71,9 +71,11 @@ if ! need_fuse; then
     leave_out end_to_end "$FUSE_PROBLEM"
     leave_out fuse "$FUSE_PROBLEM"
     leave_out http "$FUSE_PROBLEM"
+    leave_out otlp "$FUSE_PROBLEM"
 fi
 
-arguments=(--lib --bins)
+# With every feature: only then the tests of all of them run.
+arguments=(--all-features --lib --bins)
 for name in "${tests[@]}"; do
     arguments+=(--test "$name")
 done
@@ -84,7 +86,7 @@ say "cargo test ${arguments[*]}"
 env --default-signal=HUP,INT,QUIT \
     cargo test --locked --no-fail-fast "${arguments[@]}" -- "${skipped[@]}" "$@" || status=$?
 say "cargo test --doc"
-cargo test --locked --doc -- "$@" || status=$?
+cargo test --locked --all-features --doc -- "$@" || status=$?
 
 # Kills under readers, the same ones each time.
 if [ $# -eq 0 ] && [ -z "$FUSE_PROBLEM" ]; then

@@ -34,7 +34,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
 const SHARED: [&str; 2] = ["observe", "process"];
 
 /// Crates that only a few rooms may use.
-const CRATES: [(&str, &[&str]); 13] = [
+const CRATES: [(&str, &[&str]); 16] = [
     ("reqwest", &["source"]),
     ("rustls", &["source"]),
     ("rustls_native_certs", &["source"]),
@@ -48,6 +48,9 @@ const CRATES: [(&str, &[&str]); 13] = [
     ("granit_parser", &["kit"]),
     ("zstd", &["layer"]),
     ("libz_rs_sys", &["layer"]),
+    ("opentelemetry", &["daemon"]),
+    ("opentelemetry_otlp", &["daemon"]),
+    ("opentelemetry_sdk", &["daemon"]),
 ];
 
 /// House style: think again at 400 lines, split at 800.

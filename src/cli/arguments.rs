@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use url::Url;
 
 use super::durations::{Limit, parse_limit, parse_seconds};
 use super::help::{MORE_CACHE_OPTIONS, MORE_NETWORK_OPTIONS, MORE_OPTIONS};
@@ -39,6 +40,10 @@ pub(super) struct Arguments {
     /// [env: KITFS_LOG_FORMAT].
     #[arg(long, global = true, value_name = "FORMAT", value_enum, help_heading = MORE_OPTIONS)]
     pub log_format: Option<LogFormat>,
+    /// Send traces of reads that wait to this collector of OpenTelemetry, such as http://127.0.0.1:4318, from
+    /// a daemon that this command starts (docs/tracing.md) [env: KITFS_OTLP].
+    #[arg(long, global = true, value_name = "URL", value_parser = parse_collector, help_heading = MORE_OPTIONS)]
+    pub otlp: Option<Url>,
     /// Print help with every option.
     #[arg(long, global = true, action = ArgAction::Help)]
     help_all: Option<bool>,
@@ -275,11 +280,65 @@ fn parse_umask(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Parses the base URL of a collector.
+fn parse_collector(text: &str) -> Result<Url, String> {
+    if !cfg!(feature = "otlp") {
+        return Err("this kitfs was built without traces: build it with `cargo install --path . --features otlp`".to_owned());
+    }
+    let example = "write one such as http://127.0.0.1:4318";
+    let url = Url::parse(text).map_err(|error| format!("no URL ({error}): {example}"))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(format!("no URL of HTTP: {example}"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        // The list of processes shows the arguments of a daemon.
+        return Err("a URL with a password is shown to other users: put a header into OTEL_EXPORTER_OTLP_HEADERS".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("a base URL has no `?` and no `#`: {example}"));
+    }
+    Ok(url)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[cfg(not(feature = "otlp"))]
+    #[test]
+    fn without_the_feature_traces_are_refused_with_the_build_that_has_them() {
+        let error = parse_collector("http://127.0.0.1:4318").unwrap_err();
+        assert!(error.contains("--features otlp"), "{error}");
+    }
+
+    #[cfg(feature = "otlp")]
+    #[test]
+    fn a_collector_is_a_base_url_without_secrets() {
+        for url in ["http://127.0.0.1:4318", "https://otel.example/prefix/", "http://[::1]:4318"] {
+            assert_eq!(
+                parse_collector(url).map(String::from).map(|it| it.starts_with(url)),
+                Ok(true)
+            );
+        }
+        for url in [
+            "127.0.0.1:4318",
+            "",
+            "file:///tmp",
+            "ftp://host",
+            "http://u:p@host",
+            "http://u@host",
+            "http://host/?token=1",
+            "http://host/#x",
+        ] {
+            let error = parse_collector(url).unwrap_err();
+            assert!(
+                error.contains("http://127.0.0.1:4318") || error.contains("HEADERS"),
+                "{url}: {error}"
+            );
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

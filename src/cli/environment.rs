@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Pid, getpid, getppid};
+use url::Url;
 
 use crate::daemon::KIT_OPTIONS_VARIABLE;
 use crate::observe::{self, is_secret_name};
@@ -80,6 +81,8 @@ pub(super) struct Environment {
     pub zsh_folder: Option<PathBuf>,
     /// The format of the log (`--log-format`, `KITFS_LOG_FORMAT`).
     pub log_format: observe::LogFormat,
+    /// The collector of traces (`--otlp`, `KITFS_OTLP`).
+    pub otlp: Option<Url>,
     /// `KITFS_LOG`: a filter for the log, in the grammar of `tracing_subscriber::EnvFilter`.
     pub log: Option<String>,
 }
@@ -148,6 +151,7 @@ impl Environment {
             zsh_folder: path("ZDOTDIR"),
             // The value comes with the command line, because this is an option.
             log_format: observe::LogFormat::default(),
+            otlp: None,
             log: text("KITFS_LOG"),
         }
     }

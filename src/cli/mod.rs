@@ -116,6 +116,7 @@ pub fn main() -> ExitCode {
         }
     };
     environment.log_format = arguments.log_format.unwrap_or_default().into();
+    environment.otlp = arguments.otlp.clone();
     if let Command::Daemon(daemon::Arguments {
         command: daemon::Command::Keep { adopt, resume, system, idle, listen },
     }) = arguments.command

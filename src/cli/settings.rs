@@ -103,6 +103,7 @@ impl Settings {
             system: None,
             idle_exit: None,
             listen: self.listen()?,
+            otlp: self.environment.otlp.clone(),
             log_format: self.environment.log_format,
         })
     }

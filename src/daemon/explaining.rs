@@ -137,6 +137,7 @@ mod tests {
             cause: Cause::Read,
             is_raised: false,
             started_at_ms,
+            began: std::time::Instant::now(),
             queued: Duration::ZERO,
             slot: Duration::ZERO,
             answer: Duration::from_millis(ms),

@@ -275,6 +275,9 @@ fn command(program: &Program, word: &str, config: &DaemonConfig) -> Command {
     let idle_exit = config.idle_exit.map(|limit| limit.as_secs().to_string());
     command.arg("--idle-exit").arg(idle_exit.unwrap_or("never".to_owned()));
     config.listen.iter().for_each(|listen| listen.pass_on(&mut command));
+    if let Some(collector) = &config.otlp {
+        command.arg("--otlp").arg(collector.as_str());
+    }
     if config.log_format == LogFormat::Json {
         command.arg("--log-format").arg("json");
     }

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::task::{JoinSet, spawn_blocking};
+use url::Url;
 
 use super::backend::Backend;
 use super::descriptors;
@@ -36,6 +37,8 @@ use super::machine;
 use super::mounts::MountKey;
 use super::service::{At, Service};
 use super::signals::{self, Place, Signals, Told};
+#[cfg(feature = "otlp")]
+use super::traces::Traces;
 use super::watchdog::{self, Watchdog};
 use crate::cache::{Cache, CacheConfig};
 use crate::control;
@@ -64,6 +67,8 @@ pub struct DaemonConfig {
     pub system: Option<SystemConfig>,
     /// Set for a daemon with an HTTP interface.
     pub listen: Option<ListenConfig>,
+    /// The collector of traces: its base URL. Only with the feature `otlp`.
+    pub otlp: Option<Url>,
     /// The format of the log.
     pub log_format: LogFormat,
 }
@@ -174,6 +179,10 @@ pub async fn run(
     let for_keeper = for_next_keeper(&config, address_of_http);
     let at = At { socket: Arc::new(socket), address, http: address_of_http };
     let service = Service::new(cache, &config, child_limits, Some(at), keeping.clone());
+    #[cfg(feature = "otlp")]
+    let traces = config.otlp.as_ref().map(Traces::start).transpose()?;
+    #[cfg(feature = "otlp")]
+    traces.iter().for_each(|traces| service.trace_reads(traces.tracer()));
     let listeners = [Some(listener), by_name].into_iter().flatten();
     let activity = Arc::new(control::Activity::default());
     let admits: control::Admission = Arc::new(is_owner);
@@ -226,6 +235,8 @@ pub async fn run(
         // The next process goes on with every mount, so none may be released from here on.
         keeping.note_end(Order::Replace);
         service.settle().await;
+        #[cfg(feature = "otlp")]
+        finish(traces).await;
         service.drain();
         let drained = async { while servers.join_next().await.is_some() {} };
         let _ = running_time::timeout(DRAIN_TIMEOUT, drained).await;
@@ -245,6 +256,8 @@ pub async fn run(
         keeping.note_ended();
     }
     service.settle().await;
+    #[cfg(feature = "otlp")]
+    finish(traces).await;
     service.drain();
     let drained = async { while servers.join_next().await.is_some() {} };
     // Connections that are left end with the process.
@@ -252,6 +265,13 @@ pub async fn run(
     service.remove_socket();
     socket_for_users.iter().for_each(FolderSocket::remove);
     outcome
+}
+
+#[cfg(feature = "otlp")]
+async fn finish(traces: Option<Traces>) {
+    if let Some(traces) = traces {
+        traces.finish().await;
+    }
 }
 
 /// The listener of the HTTP interface, and its settings.

@@ -67,6 +67,8 @@ mod service;
 mod signals;
 mod successor;
 mod tags;
+#[cfg(feature = "otlp")]
+mod traces;
 mod upkeep;
 mod waiting;
 mod warming;

@@ -11,8 +11,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -35,7 +35,7 @@ use crate::control::VERSION;
 use crate::control::api::{DaemonStatus, Failure, FailureKind, UnmountReport};
 use crate::control::socket::{Address, FolderSocket};
 use crate::fetch::{FetchConfig, Fetcher};
-use crate::fuse::{Look, Sessions};
+use crate::fuse::{Look, Observers, ReadTracer, Sessions};
 use crate::process::limits::ChildLimits;
 use crate::process::running_time;
 use crate::process::view::own_view;
@@ -84,6 +84,8 @@ pub struct Service {
     sessions: Mutex<Option<Arc<Sessions>>>,
     hydration: Arc<Hydration>,
     observed: Observed,
+    /// Set before the first mount, where reads are traced.
+    tracer: OnceLock<Arc<dyn ReadTracer>>,
     started_at: i64,
     /// The setting of the daemon, for its status.
     idle_exit: Option<Duration>,
@@ -125,6 +127,7 @@ impl Service {
         Arc::new(Self {
             hydration: Hydration::new(cache.clone(), fetcher.clone()),
             observed: Observed::new(fetcher.clone(), cache.clone()),
+            tracer: OnceLock::new(),
             networks: Networks::new(fetcher.admission().clone(), child_limits),
             fetcher,
             cache,
@@ -210,6 +213,17 @@ impl Service {
     /// The work that the process has done.
     pub(super) fn observed(&self) -> &Observed {
         &self.observed
+    }
+
+    /// Gives each read that waits to `tracer`. To be called before the first mount.
+    #[cfg(feature = "otlp")]
+    pub(super) fn trace_reads(&self, tracer: Arc<dyn ReadTracer>) {
+        let _ = self.tracer.set(tracer);
+    }
+
+    /// The observers of the reads of all mounts.
+    fn observers(&self) -> Observers {
+        Observers { reads: self.observed.reads().clone(), tracer: self.tracer.get().cloned() }
     }
 
     /// The table of mounts.

@@ -177,6 +177,8 @@ pub struct PastTransfer {
     pub is_raised: bool,
     /// The time of its start in milliseconds since 1970.
     pub started_at_ms: u64,
+    /// The same moment by the clock that never jumps.
+    pub began: Instant,
     /// The time until memory and a thread were free for it.
     pub queued: Duration,
     /// The time that its requests waited for slots of their hosts.
@@ -323,6 +325,7 @@ impl Record {
             cause: self.cause,
             is_raised: self.urgency.get() == Priority::OnDemand && self.cause != Cause::Read,
             started_at_ms: self.started_at_ms,
+            began: self.since,
             queued,
             slot,
             answer: first_byte - queued - slot,

@@ -19,7 +19,7 @@ use super::tensor_prefetch::TensorPrefetch;
 use super::trace::{AccessLog, FileRead};
 use super::xattr;
 use crate::cache::page_aligned;
-use crate::fetch::{Cause, Layer};
+use crate::fetch::{Cause, Layer, PastTransfer};
 use crate::kit::{Content, NodeId, NodeKind};
 use crate::layer::{Extents, StreamOffset, member_path};
 
@@ -169,6 +169,16 @@ impl FileSystem {
             Some(node) => Ok(self.attributes_of(node)),
             None => self.check_is_there(directory).and(Err(FsError::NotFound)),
         }
+    }
+
+    /// The remembered transfers that touch a range of a file, the oldest first.
+    pub fn transfers(&self, ino: Ino, range: &Range<u64>) -> Vec<PastTransfer> {
+        let file = self.node(ino).ok().and_then(|node| StoredFile::of(&self.kit, node));
+        file.map_or_else(Vec::new, |file| {
+            let end = range.end.min(file.extents.bytes());
+            let start = range.start.min(end);
+            file.layer.past(&file.extents.stored_of(start..end)).transfers
+        })
     }
 
     /// The attributes of an inode, for `stat`.

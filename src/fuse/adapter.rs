@@ -35,14 +35,16 @@ use super::interrupts::Interrupts;
 use super::others::DAEMON_ATTRIBUTE;
 use super::passthrough::Passthrough;
 use super::stale_pages::StalePages;
+use super::watched::{EndedRead, Observers};
 use super::wire::init::Features;
 use super::wire::reply as wire;
 use super::wire::request::{Operation, Request, RequestError};
 use crate::fs::browse::{Answer, Browse, Entry, FolderEntry, Wake};
 use crate::fs::{
-    Access, DirectoryEntry, Found, FsError, Ino, KitNodes, Nodes, PendingRead, Place, Read, Seek,
+    Access, DirectoryEntry, FileSystem, Found, FsError, Ino, KitNodes, Nodes, PendingRead, Place,
+    Read, Seek,
 };
-use crate::observe::reads::Reads;
+use crate::observe::reads::ReadFailure;
 
 /// The kinds of lseek(2) that reach a file system (Linux `include/uapi/linux/fs.h`). The kernel handles
 /// the others.
@@ -56,8 +58,7 @@ pub(super) struct Adapter {
     interrupts: Arc<Interrupts>,
     passthrough: Arc<Passthrough>,
     stale_pages: Arc<StalePages>,
-    /// Counts the reads of all mounts.
-    reads: Arc<Reads>,
+    observers: Observers,
     runtime: Handle,
     /// The flags that the handshake has agreed on.
     features: Features,
@@ -73,7 +74,7 @@ impl Adapter {
         stale_pages: Arc<StalePages>,
         features: Features,
         daemon: String,
-        reads: Arc<Reads>,
+        observers: Observers,
         runtime: Handle,
     ) -> Arc<Self> {
         let failures = Arc::new(Failures::new(nodes.clone()));
@@ -84,7 +85,7 @@ impl Adapter {
             interrupts,
             passthrough,
             stale_pages,
-            reads,
+            observers,
             runtime,
             features,
             daemon,
@@ -408,12 +409,15 @@ impl Adapter {
         match kit.file_system().read(node, offset, bytes, buffer) {
             Ok(Read::Resident(bytes)) => {
                 reply.data(bytes);
-                self.reads.hit(begun.elapsed(), bytes.len());
+                self.observers.reads.hit(begun.elapsed(), bytes.len());
                 self.failures.succeeded(ino, &wanted);
             }
-            Ok(Read::Pending(read)) => self.finish(request, wanted, read, begun, reply.take()),
+            Ok(Read::Pending(read)) => {
+                let file = (kit.file_system().clone(), node);
+                self.finish(request, file, wanted, read, begun, reply.take());
+            }
             Err(error) => {
-                self.reads.failed(read_failure(&error));
+                self.observers.reads.failed(read_failure(&error));
                 reply.error(self.failures.read_failed(ino, &wanted, begun, &error));
             }
         }
@@ -422,33 +426,46 @@ impl Adapter {
     fn finish(
         &self,
         request: &Request<'_>,
+        (file_system, node): (Arc<FileSystem>, Ino),
         wanted: Range<u64>,
         read: PendingRead,
         begun: Instant,
         mut reply: Reply,
     ) {
         let (failures, ino) = (self.failures.clone(), request.ino);
-        let reads = self.reads.clone();
+        let Observers { reads, tracer } = self.observers.clone();
         let waiting = self.interrupts.begin(request.unique, request.thread);
         let thread = request.thread;
         let waits_for_pages = self.stale_pages.waiting_read(ino, wanted.clone());
         self.runtime.spawn(async move {
-            tokio::select! {
+            let failure = tokio::select! {
                 biased;
                 finished = read.finish(thread) => match finished {
                     Ok(bytes) => {
                         reply.data(&bytes);
                         reads.miss(begun.elapsed(), bytes.len());
                         failures.succeeded(ino, &wanted);
+                        None
                     }
                     Err(error) => {
-                        reads.failed(read_failure(&error));
+                        let reason = read_failure(&error);
+                        reads.failed(reason);
                         reply.error(failures.read_failed(ino, &wanted, begun, &error));
+                        Some((reason, error.to_string()))
                     }
                 },
-                () = waiting.killed() => reply.error(Errno::INTR),
-            }
+                () = waiting.killed() => {
+                    reply.error(Errno::INTR);
+                    Some((ReadFailure::Other, "the program was killed while it read".to_owned()))
+                }
+            };
             drop(waits_for_pages);
+            if let Some(tracer) = tracer {
+                let (began, ended) = (begun, Instant::now());
+                let ino = node;
+                let range = wanted;
+                tracer.ended(EndedRead { file_system, ino, range, thread, began, ended, failure });
+            }
         });
     }
 }

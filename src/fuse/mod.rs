@@ -59,6 +59,7 @@ mod sessions;
 mod stale_pages;
 mod swap;
 mod turns;
+mod watched;
 mod wire;
 
 use std::path::PathBuf;
@@ -83,6 +84,7 @@ pub use shadowing::OwnPath;
 pub use stale_pages::{ReplacedRange, ReplacedRanges};
 pub use swap::{Before, Swap};
 pub use turns::Look;
+pub use watched::{EndedRead, Observers, ReadTracer};
 
 /// How to mount a kit.
 #[derive(Clone, Debug)]

@@ -104,8 +104,8 @@ impl Prepared {
         // Before the first answer: the kernel may get a byte only when a replacement of that byte would be noticed.
         let stale_pages = StalePages::new(&connection, nodes.clone());
         let (passing, stale) = (passthrough.clone(), stale_pages.clone());
-        let reads = sessions.reads().clone();
-        let adapter = Adapter::new(nodes, passing, stale, features, daemon, reads, runtime);
+        let observers = sessions.observers().clone();
+        let adapter = Adapter::new(nodes, passing, stale, features, daemon, observers, runtime);
         let failures = adapter.failures();
         sessions.add(connection, adapter, end).map_err(io_error(mountpoint.path()))?;
         let _sessions = sessions;

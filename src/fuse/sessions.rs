@@ -31,8 +31,8 @@ use tokio::sync::watch;
 use super::adapter::Adapter;
 use super::connection::Connection;
 use super::turns::{Look, Turns};
+use super::watched::Observers;
 use super::wire::REQUEST_BYTES;
-use crate::observe::reads::Reads;
 
 /// The number of threads: two for each core, between these bounds. A thread sometimes waits for the
 /// local disk, and the second thread keeps the core busy meanwhile. Four threads give several jobs twice
@@ -53,8 +53,7 @@ const END: u64 = 0;
 /// The sessions of a process, and their threads. Dropping it ends both.
 pub struct Sessions {
     shared: Arc<Shared>,
-    /// Counts the reads of all mounts.
-    reads: Arc<Reads>,
+    observers: Observers,
 }
 
 struct Shared {
@@ -75,11 +74,11 @@ struct Session {
 }
 
 impl Sessions {
-    /// Starts the threads. `reads` counts the reads of all mounts.
+    /// Starts the threads. `observers` see the reads of all mounts.
     ///
     /// # Errors
     /// When no thread can start, for example at a limit of processes. Some threads are enough.
-    pub fn start(reads: Arc<Reads>) -> io::Result<Arc<Self>> {
+    pub fn start(observers: Observers) -> io::Result<Arc<Self>> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         // Level-triggered, so that every thread sees it.
@@ -87,7 +86,7 @@ impl Sessions {
         let (sessions, next_key) = (RwLock::default(), AtomicU64::new(END + 1));
         let turns = RwLock::default();
         let shared = Arc::new(Shared { epoll, end, sessions, next_key, turns });
-        let this = Arc::new(Self { shared, reads });
+        let this = Arc::new(Self { shared, observers });
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let wanted = (2 * cores).clamp(LEAST_THREADS, MOST_THREADS);
         for index in 0..wanted {
@@ -111,9 +110,9 @@ impl Sessions {
         Look(self.shared.turns.read().iter().map(|turns| turns.count()).collect())
     }
 
-    /// The counts of reads.
-    pub(super) fn reads(&self) -> &Arc<Reads> {
-        &self.reads
+    /// The observers of reads.
+    pub(super) fn observers(&self) -> &Observers {
+        &self.observers
     }
 
     /// Serves the requests of a connection from now on. `ended` becomes true when the kernel has ended

@@ -257,7 +257,7 @@ impl Service {
         if let Some(sessions) = &*sessions {
             return Ok(sessions.clone());
         }
-        let started = Sessions::start(self.observed.reads().clone()).map_err(|error| {
+        let started = Sessions::start(self.observers()).map_err(|error| {
             let message =
                 format!("no thread can be started to serve mounts ({error}): {MORE_PROCESSES}");
             Failure::new(FailureKind::Internal, message)
