@@ -8,7 +8,7 @@ use crate::fs::{FileSystem, Ino};
 use crate::observe::reads::{ReadFailure, Reads};
 
 /// The observers of the reads of all mounts.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Observers {
     /// Counts reads.
     pub reads: Arc<Reads>,

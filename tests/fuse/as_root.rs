@@ -65,7 +65,7 @@ fn child_of_an_ordinary_user() {
     let kit = Arc::new(engine.load(&reference).unwrap());
     let _inside = engine.runtime.enter();
     let mountpoint = Mountpoint::prepare(&options(false)).unwrap();
-    let sessions = Sessions::start(std::sync::Arc::default()).unwrap();
+    let sessions = Sessions::start(Default::default()).unwrap();
     let mount =
         Mount::new(kit, mountpoint, &options(false), FsConfig::default(), sessions).unwrap();
     let path = folder.join("mount/weights.bin");

@@ -92,7 +92,7 @@ impl Mounted {
         let root = folder.path().join("mount");
         fs::create_dir(&root).unwrap();
         let engine = Engine::new(&folder.path().join("cache"), how.cache_bytes);
-        let sessions = Sessions::start(Arc::default()).unwrap();
+        let sessions = Sessions::start(Default::default()).unwrap();
         let mut mounted = Self { mount: None, sessions, engine, written, root, folder };
         mounted.mount = Some(mounted.mount_again(how).unwrap());
         mounted
