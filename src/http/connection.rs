@@ -19,11 +19,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::OnceCell;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::places::Peer;
 use super::problem::Problem;
 use super::route::Route;
 use super::{Server, access, api, peer};
@@ -53,8 +54,35 @@ const HEADERS: [(HeaderName, &str); 5] = [
 struct Ends {
     client: SocketAddr,
     server: SocketAddr,
-    /// The user of the client, once it was looked up; the inner `None` where this machine does not know.
-    user: OnceCell<Option<u32>>,
+    /// The user of the client; `None` where this machine does not know.
+    user: Option<u32>,
+}
+
+impl Ends {
+    async fn of(stream: &TcpStream, client: SocketAddr) -> Option<Self> {
+        let server = stream.local_addr().ok()?;
+        let mut ends = Self { client, server, user: None };
+        if ends.are_of_this_machine() {
+            ends.user = find_user(client, server).await;
+        }
+        Some(ends)
+    }
+
+    /// Whether the client has an address of this machine, as far as the two addresses tell.
+    fn are_of_this_machine(&self) -> bool {
+        access::is_loopback_address(self.client.ip())
+            || self.client.ip().to_canonical() == self.server.ip().to_canonical()
+    }
+
+    /// Whether the client is the user of the daemon, or root.
+    fn are_of_owner(&self) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        self.user.is_some_and(|uid| uid == 0 || uid == own)
+    }
+
+    fn peer(&self) -> Peer {
+        self.user.map_or(Peer::Address(self.client.ip()), Peer::User)
+    }
 }
 
 /// Answers the requests of one connection, until the client closes it or `draining`.
@@ -63,11 +91,21 @@ pub(super) async fn run<S: Service>(
     stream: TcpStream,
     client: SocketAddr,
     draining: CancellationToken,
+    arrival: OwnedSemaphorePermit,
 ) {
+    let Some(ends) = Ends::of(&stream, client).await else { return };
+    drop(arrival);
+    let place = match ends.are_of_owner() {
+        true => tokio::select! {
+            place = server.places.of_owner() => Some(place),
+            () = draining.cancelled() => None,
+        },
+        false => server.places.of_other(ends.peer()),
+    };
+    let Some(_place) = place else { return };
     // Small answers must not wait for the client's acknowledgement.
     let _ = stream.set_nodelay(true);
-    let Ok(own) = stream.local_addr() else { return };
-    let ends = Arc::new(Ends { client, server: own, user: OnceCell::new() });
+    let ends = Arc::new(ends);
     let service = service_fn(move |request| {
         let (server, ends) = (server.clone(), ends.clone());
         async move { Ok::<_, Infallible>(answer(server, &ends, request).await) }
@@ -114,12 +152,13 @@ async fn admitted<S: Service>(
     let route = Route::parse(uri.path());
     let is_open = route.is_some_and(Route::is_open);
     access::check_origin(headers)?;
-    // A monitoring system on another machine uses another name for this one.
-    if !(is_open && server.config.is_public) {
+    // A monitoring system on another machine uses another name for this one. A browser of this machine may have been
+    // led here by a name of a web page.
+    if !(is_open && server.config.is_public) || ends.are_of_this_machine() {
         access::check_host(uri, headers)?;
     }
     if !is_open {
-        check_user(ends).await?;
+        check_user(ends)?;
     }
     let is_head = request.method() == Method::HEAD;
     if !is_head && request.method() != Method::GET {
@@ -136,10 +175,9 @@ async fn admitted<S: Service>(
 }
 
 /// Checks that the client belongs to the user of the daemon or to root.
-async fn check_user(ends: &Ends) -> Result<(), Problem> {
-    let user = ends.user.get_or_init(|| find_user(ends.client, ends.server)).await;
-    match user {
-        Some(uid) if *uid == 0 || *uid == rustix::process::geteuid().as_raw() => Ok(()),
+fn check_user(ends: &Ends) -> Result<(), Problem> {
+    match ends.user {
+        _ if ends.are_of_owner() => Ok(()),
         Some(_) => Err(Problem::forbidden("this daemon belongs to another user of the machine")),
         None => Err(Problem::forbidden(
             "the user of the connection is unknown: only processes of this machine and network namespace may ask",
@@ -148,11 +186,6 @@ async fn check_user(ends: &Ends) -> Result<(), Problem> {
 }
 
 async fn find_user(client: SocketAddr, server: SocketAddr) -> Option<u32> {
-    if !access::is_loopback_address(client.ip())
-        && client.ip().to_canonical() != server.ip().to_canonical()
-    {
-        return None;
-    }
     match spawn_blocking(move || peer::user_of(client, server)).await {
         Ok(Ok(user)) => user,
         Ok(Err(error)) => {

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! - `connection`: one connection, with its time limits. `access`: the requests that are let in.
-//! - `peer`: the user at the other end of a connection. `route`, `kit_path`: paths of URLs. Pure.
+//! - `peer`: the user at the other end of a connection. `places`: the connections that each peer may have. `route`, `kit_path`: paths of URLs. Pure.
 //! - `files`: bytes of files. `body`: their pieces. `validators`: ETags and conditions. Pure.
 //! - `metrics`: the text form of Prometheus. `page`: the page for people. Pure.
 //! - `api`: answers in JSON. `kits`: the kits that are open for requests. `problem`: errors.
@@ -17,12 +17,15 @@ mod access;
 mod api;
 mod body;
 mod connection;
+#[cfg(test)]
+mod examples;
 mod files;
 mod kit_path;
 mod kits;
 mod metrics;
 mod page;
 mod peer;
+mod places;
 mod problem;
 mod route;
 mod validators;
@@ -39,10 +42,10 @@ use tokio_util::task::TaskTracker;
 use crate::control::api::KitRequest;
 use crate::control::{Activity, Service};
 use kits::Kits;
+use places::Places;
 
-/// The most open connections. 128: a browser has six, and a data loader has one for each worker. Each connection
-/// takes a descriptor and at most a piece of a file ([`body::PIECE_BYTES`]).
-const MOST_CONNECTIONS: usize = 128;
+/// The most connections whose peer is being looked up, which takes a millisecond.
+const MOST_ARRIVING: usize = 64;
 /// How long to wait after a failure to accept. Descriptors may be freed meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -62,6 +65,7 @@ pub struct HttpConfig {
 struct Server<S> {
     config: HttpConfig,
     kits: Kits<S>,
+    places: Places,
     activity: Arc<Activity>,
 }
 
@@ -75,19 +79,17 @@ pub async fn serve<S: Service>(
     draining: CancellationToken,
 ) {
     let kits = Kits::new(service, config.kit.clone());
-    let server = Arc::new(Server { config, kits, activity });
+    let server = Arc::new(Server { config, kits, places: Places::new(), activity });
     let connections = TaskTracker::new();
-    let free = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let arriving = Arc::new(Semaphore::new(MOST_ARRIVING));
     let accept = async {
         loop {
-            let place = free.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let arrival = arriving.clone().acquire_owned().await;
+            let arrival = arrival.expect("the semaphore is never closed");
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     let (server, draining) = (server.clone(), draining.clone());
-                    connections.spawn(async move {
-                        connection::run(server, stream, peer, draining).await;
-                        drop(place);
-                    });
+                    connections.spawn(connection::run(server, stream, peer, draining, arrival));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a connection is not accepted");

@@ -33,6 +33,17 @@ fn requests_of_web_pages_are_refused() {
     assert!(answer.header("content-security-policy").contains("default-src 'none'"));
 }
 
+/// A browser of this machine may be led to a server for other machines by a name of a web page, too.
+#[test]
+fn a_page_of_this_machine_gets_no_metrics_of_a_public_server() {
+    let served = Served::with_options(&["--listen-public"]);
+    for path in ["/metrics", "/healthz"] {
+        let rebound = ask(served.server, "GET", path, &["Host: evil.example"]);
+        assert_eq!(rebound.status, 403, "{path}");
+        assert_eq!(get(served.server, path).status, 200, "{path}");
+    }
+}
+
 #[test]
 fn what_is_no_request_ends_the_connection() {
     let served = Served::new();
@@ -90,6 +101,36 @@ mod as_root {
         }
         assert_eq!(health, [200, 200, 200]);
         assert_eq!(get(served.server, "/v1/status").status, 200);
+    }
+
+    /// More connections than all places together.
+    const MANY: usize = 300;
+
+    #[test]
+    fn another_user_who_opens_many_connections_keeps_nobody_out() {
+        let served = Served::new();
+        let server = served.server;
+        let many = thread::spawn(move || {
+            rustix::thread::set_thread_uid(Uid::from_raw(OTHER)).unwrap();
+            let open = |_| {
+                let mut stream = TcpStream::connect(server).unwrap();
+                // The server may have closed it.
+                let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost:");
+                stream
+            };
+            (0..MANY).map(open).collect::<Vec<_>>()
+        });
+        let many = many.join().unwrap();
+        assert_eq!(get(server, "/v1/version").status, 200);
+        let is_open = |stream: &&TcpStream| {
+            stream.set_nonblocking(true).unwrap();
+            let read = (&**stream).read(&mut [0]);
+            read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        };
+        crate::support::kitfs::wait_until("the connections beyond the places are closed", || {
+            many.iter().filter(is_open).count() < 20
+        });
+        assert!(many.iter().any(|stream| is_open(&stream)), "a peer has places");
     }
 
     #[test]
