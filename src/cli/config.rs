@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, Subcommand};
 use serde::Serialize;
-use url::Url;
 
 use self::catalogue::{Catalogue, Kind, Setting};
 use self::file::{ConfigFile, Problem, dotted};
@@ -25,6 +24,7 @@ use super::environment::Environment;
 use super::error::CliError;
 use super::nearest::advice;
 use super::output::{print_json, print_line, print_table, say, warn};
+use crate::observe::without_user;
 use crate::source::registry_rules::RegistryRule;
 
 pub(super) use self::catalogue::with_values_of_switches;
@@ -275,7 +275,7 @@ impl Row {
     }
 
     fn new(key: String, values: Vec<String>, kind: Kind, origin: Origin) -> Self {
-        let values: Vec<_> = values.into_iter().map(without_password).collect();
+        let values: Vec<_> = values.iter().map(|value| without_user(value)).collect();
         let text = match values.as_slice() {
             [] => "-".to_owned(),
             values => values.join(", "),
@@ -293,17 +293,6 @@ impl Row {
             Origin::Default => ("default", None, None, None),
         };
         Self { key, value: json, origin: name, variable, file, line, shown }
-    }
-}
-
-/// A value without the password of a URL.
-fn without_password(value: String) -> String {
-    match Url::parse(&value) {
-        Ok(mut url) if url.password().is_some() => match url.set_password(Some("***")) {
-            Ok(()) => url.into(),
-            Err(()) => "***".to_owned(),
-        },
-        _ => value,
     }
 }
 

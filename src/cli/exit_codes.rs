@@ -56,8 +56,13 @@ fn of_all() -> Vec<(u8, &'static str)> {
 pub(super) fn of_usage(arguments: &[OsString]) -> u8 {
     let tolerant = help::command_for(arguments).ignore_errors(true);
     let matches = tolerant.try_get_matches_from(arguments).ok();
-    match matches.as_ref().and_then(|matches| matches.subcommand_name()) {
-        Some("run") => RUNNER_FAILED,
+    let (mut words, mut at) = (Vec::new(), matches.as_ref());
+    while let Some((word, inner)) = at.and_then(|matches| matches.subcommand()) {
+        words.push(word);
+        at = Some(inner);
+    }
+    match words.join(" ").as_str() {
+        "run" | "trace record" => RUNNER_FAILED,
         _ => FailureKind::Usage.exit_code(),
     }
 }
@@ -117,6 +122,8 @@ mod tests {
         };
         assert_eq!(of("kitfs run"), RUNNER_FAILED);
         assert_eq!(of("kitfs -v --cache-dir /c run --nonsense REF -- true"), RUNNER_FAILED);
+        assert_eq!(of("kitfs trace record --nonsense -- true"), RUNNER_FAILED);
+        assert_eq!(of("kitfs trace show --nonsense"), 2);
         assert_eq!(of("kitfs ls --nonsense"), 2);
         assert_eq!(of("kitfs run-it"), 2);
         assert_eq!(of("kitfs ls -- run"), 2);

@@ -79,24 +79,47 @@ pub(super) fn warn(warning: impl std::fmt::Display) {
     say(format_args!("warning: {warning}"));
 }
 
-/// Prints a message to the standard error. Ignores a failure to print, which must not change the exit
-/// code; `eprintln!` would panic.
+/// Prints a message to the standard error. Names of kits in it do nothing to the terminal. Ignores a failure to
+/// print, which must not change the exit code; `eprintln!` would panic.
 pub(super) fn say(words: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr().lock(), "kitfs: {words}");
+    let _ = writeln!(io::stderr().lock(), "kitfs: {}", message(&words.to_string()));
+}
+
+/// A message that is safe to print on a terminal. Its lines stay lines, and backslashes stay as they are.
+fn message(text: &str) -> Cow<'_, str> {
+    let does_something = |c: char| is_of_terminal(c) && c != '\n';
+    if !text.contains(does_something) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        match does_something(character) {
+            true => safe.extend(character.escape_default()),
+            false => safe.push(character),
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Whether a terminal obeys a character: control characters, and those that change the direction of text (Unicode
+/// Standard Annex 9, 2).
+fn is_of_terminal(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Text that is safe to print on a terminal. Escapes control characters and bytes that are not UTF-8,
 /// and backslashes, so that no two names print alike.
 pub(super) fn printable(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
-        Ok(text) if !text.chars().any(|c| c.is_control() || c == '\\') => Cow::Borrowed(text),
+        Ok(text) if !text.contains(|c| is_of_terminal(c) || c == '\\') => Cow::Borrowed(text),
         _ => {
             let mut text = String::with_capacity(bytes.len());
             for chunk in bytes.utf8_chunks() {
                 for character in chunk.valid().chars() {
                     match character {
                         '\\' => text.push_str("\\\\"),
-                        c if c.is_control() => text.extend(c.escape_default()),
+                        c if is_of_terminal(c) => text.extend(c.escape_default()),
                         c => text.push(c),
                     }
                 }
@@ -248,6 +271,9 @@ mod tests {
         assert_eq!(printable("größe.txt".as_bytes()), "größe.txt");
         assert_eq!(printable(b"a\x1b[31m\nb"), "a\\u{1b}[31m\\nb");
         assert_eq!(printable(b"caf\xe9\\"), "caf\\xe9\\\\");
+        assert_eq!(printable("exe.\u{202e}gpj".as_bytes()), "exe.\\u{202e}gpj");
+        assert_eq!(message("C:\\größe\nsecond"), "C:\\größe\nsecond");
+        assert_eq!(message("a\x1b]0;t\x07\r\u{9b}1m"), "a\\u{1b}]0;t\\u{7}\\r\\u{9b}1m");
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! `kitfs ps`: the processes that use mounts.
 
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::error::CliError;
-use super::output::{path_text, print_json, print_table, say};
+use super::output::{path_text, print_json, print_table, printable, say};
 use super::settings::{Settings, mountpoint};
 use super::status::overview;
+use crate::control::api::RawPath;
 use crate::process::uses::{self, Uses};
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +41,7 @@ pub(in crate::cli) struct User {
     command: String,
     mountpoint: String,
     /// The files, from the root of the mount; empty for the root itself.
-    files: Vec<String>,
+    files: Vec<RawPath>,
 }
 
 pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(), CliError> {
@@ -75,7 +77,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             vec![user.pid.to_string(), user.command.clone(), user.mountpoint.clone(), files]
         };
         match arguments.files {
-            true => user.files.iter().map(|file| of(file.clone())).collect::<Vec<_>>(),
+            true => user.files.iter().map(|file| of(shown(file))).collect::<Vec<_>>(),
             false => vec![of(user.files.len().to_string())],
         }
     });
@@ -86,7 +88,11 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     )
 }
 
+fn shown(file: &RawPath) -> String {
+    printable(&file.0).into_owned()
+}
+
 fn user(Uses { pid, command, mountpoint, files }: Uses) -> User {
-    let files = files.iter().map(|file| file.to_string_lossy().into_owned());
+    let files = files.into_iter().map(|file| RawPath(file.into_os_string().into_vec()));
     User { pid, command, mountpoint: path_text(&mountpoint), files: files.collect() }
 }

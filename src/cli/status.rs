@@ -130,6 +130,7 @@ fn warn_about_mount(mount: &MountStatus) {
         warn(format_args!("{place}: {} names {digest} by now; {why}", mount.reference));
     }
     if let Some(failure) = &mount.last_failure {
+        let failure = printable(failure.as_bytes());
         warn(format_args!("{place}: a read failed: {failure}"));
     }
     if let [first, rest @ ..] = &mount.replaced[..] {

@@ -16,7 +16,7 @@ use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 
-pub use redaction::{REDACTED, Redactor, is_secret_name};
+pub use redaction::{REDACTED, Redactor, is_secret_name, without_user};
 pub use sizes::shown_bytes;
 
 /// The format of the log.

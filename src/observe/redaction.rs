@@ -119,6 +119,36 @@ fn of_line(line: &str) -> String {
     tokens(&named(&urls(line)))
 }
 
+/// A value that may be a URL, such as one of a proxy, without its user and password: `***` stands for both. The value
+/// need not be well-formed, because it may stand in an error.
+pub fn without_user(value: &str) -> String {
+    let Some(at) = value.rfind('@') else { return value.to_owned() };
+    let (before, behind) = value.split_at(at);
+    let is_scheme =
+        |text: &str| text.bytes().all(|it| it.is_ascii_alphanumeric() || b"+-.".contains(&it));
+    let (scheme, rest) = match before.split_once("://") {
+        Some((scheme, rest)) if is_scheme(scheme) => (Some(scheme), rest),
+        _ => (None, before),
+    };
+    if scheme.is_none() && value.starts_with(['/', '.', '~']) {
+        return value.to_owned();
+    }
+    // The `@` of a path: a host, perhaps a port, and a slash come before it.
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let port = host.split_once(':').map_or("", |(_, port)| port);
+    let is_host = !host.is_empty()
+        && !host.contains(['@', '\\'])
+        && port.bytes().all(|it| it.is_ascii_digit());
+    let is_digest = behind.starts_with("@sha256:") || behind.starts_with("@sha512:");
+    if (is_digest || scheme.is_some()) && is_host && !path.is_empty() {
+        return value.to_owned();
+    }
+    match scheme {
+        Some(scheme) => format!("{scheme}://***{behind}"),
+        None => format!("***{behind}"),
+    }
+}
+
 /// Takes the user, the password and the query out of URLs.
 fn urls(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
@@ -300,6 +330,17 @@ mod tests {
     }
 
     #[rstest]
+    #[case("https://proxy.example:3128/a@b", "https://proxy.example:3128/a@b")]
+    #[case("ghcr.io/org/kit@sha256:00", "ghcr.io/org/kit@sha256:00")]
+    #[case("/home/me@corp/cache", "/home/me@corp/cache")]
+    #[case("https://token@host/x", "https://***@host/x")]
+    #[case("u:p@host:1", "***@host:1")]
+    #[case("no address", "no address")]
+    fn a_value_that_is_no_url_with_a_user_stays(#[case] value: &str, #[case] expected: &str) {
+        assert_eq!(without_user(value), expected);
+    }
+
+    #[rstest]
     #[case("at https://u:p@host/x?sig=abc, then", "at https://<redacted>@host/x?<redacted> then")]
     #[case("http://u:p/a?s@host:80/", "http://<redacted>@host:80/")]
     #[case("Authorization: Basic dTpw", "Authorization: <redacted>")]
@@ -354,6 +395,16 @@ mod tests {
     ];
 
     proptest! {
+        #[test]
+        fn no_password_of_a_proxy_is_told(
+            scheme in proptest::sample::select(&["", "http://", "https://", "socks5h://"][..]),
+            user in "[a-z]{0,8}", password in "[A-Z][ -~]{7,20}",
+            behind in proptest::sample::select(&["", ":3128", "/", ":3128/path?x#y"][..]),
+        ) {
+            let told = without_user(&format!("{scheme}{user}:{password}@proxy.example{behind}"));
+            prop_assert_eq!(told, format!("{scheme}***@proxy.example{behind}"));
+        }
+
         #[test]
         fn no_planted_secret_stays(
             place in proptest::sample::select(&PLACES[..]),

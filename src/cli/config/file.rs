@@ -24,6 +24,7 @@ use toml::de::{DeTable, DeValue};
 use super::catalogue::{Catalogue, Setting};
 use super::registries::{self, Section};
 use crate::cli::nearest::advice;
+use crate::observe::without_user;
 
 /// The largest file that is read. A file with every key has some 10 KiB.
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
@@ -88,12 +89,14 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, Problem> {
         return Err(problem("is not a file".to_owned()));
     }
     let user = rustix::process::geteuid().as_raw();
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder_status = folder.unwrap_or(Path::new(".")).metadata().map_err(unreadable)?;
-    let writers = [("the file", Access::of(&status)), ("its folder", Access::of(&folder_status))];
-    for (what, access) in writers {
+    if let Some(reason) = Access::of(&status).distrust(user) {
+        return Err(problem(format!("is not used, because the file {reason}")));
+    }
+    for folder in folders_of(path).map_err(unreadable)? {
+        let access = Access::of(&folder.metadata().map_err(unreadable)?);
         if let Some(reason) = access.distrust(user) {
-            return Err(problem(format!("is not used, because {what} {reason}")));
+            let folder = folder.display();
+            return Err(problem(format!("is not used, because its folder {folder} {reason}")));
         }
     }
     let mut content = Vec::new();
@@ -103,6 +106,28 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, Problem> {
     }
     let text = String::from_utf8(content).map_err(|_| problem("is not UTF-8 text".to_owned()))?;
     Ok(Some(text))
+}
+
+/// The folders of a file, and of each link on the way to it.
+///
+/// # Errors
+/// For a link that cannot be read, and for too many links.
+fn folders_of(path: &Path) -> io::Result<Vec<PathBuf>> {
+    /// As many as the kernel follows (path_resolution(7)).
+    const MOST_LINKS: usize = 40;
+    let (mut path, mut folders) = (path.to_owned(), Vec::new());
+    for _ in 0..=MOST_LINKS {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).to_owned();
+        let is_link = path.symlink_metadata()?.is_symlink();
+        let target = is_link.then(|| std::fs::read_link(&path)).transpose()?;
+        path = folder.join(target.clone().unwrap_or_default());
+        folders.push(folder);
+        if target.is_none() {
+            return Ok(folders);
+        }
+    }
+    Err(rustix::io::Errno::LOOP.into())
 }
 
 /// The users who may write a file, or make files in a folder.
@@ -236,7 +261,10 @@ impl Reader<'_> {
             let refused =
                 settings.iter().find_map(|setting| setting.check(OsStr::new(value)).err());
             if let Some(reason) = refused {
-                return self.problem(place, format!("`{key}` cannot be {value:?}: {reason}"));
+                return self.problem(
+                    place,
+                    format!("`{key}` cannot be {:?}: {reason}", without_user(value)),
+                );
             }
         }
         let line = self.line(place);
@@ -390,6 +418,34 @@ mod tests {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
         assert!(read(&path).unwrap_err().to_string().contains("chmod o-w"));
         assert!(read(folder.path()).unwrap_err().to_string().contains("is not a file"));
+    }
+
+    #[test]
+    fn a_file_in_a_folder_that_others_can_write_is_refused_behind_links_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = folder.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        std::fs::write(open.join("config.toml"), "a = 1").unwrap();
+        std::fs::set_permissions(open.join("config.toml"), PermissionsExt::from_mode(0o644))
+            .unwrap();
+        std::os::unix::fs::symlink("open/config.toml", folder.path().join("one")).unwrap();
+        std::os::unix::fs::symlink("one", folder.path().join("two")).unwrap();
+        // A link in the open folder that leads to a file outside of it.
+        std::fs::write(folder.path().join("safe"), "a = 1").unwrap();
+        std::fs::set_permissions(folder.path().join("safe"), PermissionsExt::from_mode(0o644))
+            .unwrap();
+        std::os::unix::fs::symlink("../safe", open.join("back")).unwrap();
+        std::os::unix::fs::symlink("open/back", folder.path().join("three")).unwrap();
+        let names = ["one", "two", "three", "open/config.toml", "open/back"];
+        for (mode, is_used) in [(0o755, true), (0o777, false)] {
+            std::fs::set_permissions(&open, PermissionsExt::from_mode(mode)).unwrap();
+            for name in names {
+                let read = read(&folder.path().join(name));
+                assert_eq!(read.is_ok(), is_used, "{name}: {read:?}");
+            }
+        }
+        std::os::unix::fs::symlink("loop", folder.path().join("loop")).unwrap();
+        assert!(read(&folder.path().join("loop")).is_err());
     }
 
     proptest! {

@@ -18,6 +18,7 @@ use super::catalogue::Kind;
 use super::file::Reader;
 use crate::cli::nearest::advice;
 use crate::cli::sizes;
+use crate::observe::without_user;
 use crate::source::registry_rules::RegistryRule;
 
 /// The name of the table with the sections.
@@ -143,6 +144,7 @@ impl Reader<'_> {
                 for mirror in &rule.mirrors {
                     let url = Url::parse(mirror).ok();
                     if !url.is_some_and(|url| matches!(url.scheme(), "http" | "https")) {
+                        let mirror = without_user(mirror);
                         return Err(format!("cannot be {mirror:?}: write a URL such as \"https://mirror.example\""));
                     }
                 }
@@ -151,7 +153,7 @@ impl Reader<'_> {
             "trust" => {
                 let hosts = texts(value)?;
                 if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
-                    return Err(format!("cannot be {wrong:?}: write HOST[:PORT]"));
+                    return Err(format!("cannot be {:?}: write HOST[:PORT]", without_user(wrong)));
                 }
                 rule.trusted = Some(hosts.clone());
                 Ok((hosts, Kind::List))

@@ -18,6 +18,7 @@ use clap::{ArgMatches, Command};
 
 use super::Config;
 use super::catalogue::Setting;
+use crate::observe::without_user;
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,7 @@ impl Config {
             let values = words_of(setting, text);
             for value in &values {
                 setting.check(value).map_err(|reason| {
+                    let value = without_user(&value.to_string_lossy());
                     format!("the variable {name} cannot be {value:?}: {reason}")
                 })?;
             }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::check::{Check, Subject};
 use crate::control::api::NetworkOptions;
+use crate::observe::without_user;
 use crate::source::credentials::{Credential, CredentialStore, FoundIn, is_open_to_all};
 use crate::source::registry::authorities_of_machine;
 
@@ -53,21 +54,13 @@ fn proxy(network: &NetworkOptions) -> Check {
     match (https_proxy.as_deref(), http_proxy.as_deref()) {
         (None, None) => PROXY.ok("none"),
         (Some(https), Some(http)) if https == http => {
-            PROXY.ok(format!("{}{direct}", without_password(https)))
+            PROXY.ok(format!("{}{direct}", without_user(https)))
         }
         (https, http) => {
-            let name = |proxy: Option<&str>| proxy.map_or("none".to_owned(), without_password);
+            let name = |proxy: Option<&str>| proxy.map_or("none".to_owned(), without_user);
             PROXY.ok(format!("{} for https, {} for http{direct}", name(https), name(http)))
         }
     }
-}
-
-/// The scheme, host and port of a proxy. The part before `@` may have a password.
-fn without_password(proxy: &str) -> String {
-    let (scheme, rest) = proxy.split_once("://").unwrap_or(("http", proxy));
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    format!("{scheme}://{host}")
 }
 
 /// The registries that the files name.
@@ -124,23 +117,4 @@ fn open_to_all(file: &Path) -> Check {
     let file = file.display();
     CREDENTIALS
         .warn(format!("every user of this machine can read {file}"), format!("`chmod 600 {file}`"))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn no_password_of_a_proxy_is_told(
-            scheme in prop_oneof![Just(""), Just("http://"), Just("https://")],
-            user in "[a-z]{1,8}",
-            password in "[A-Z0-9@:%]{8,20}",
-        ) {
-            let told = without_password(&format!("{scheme}{user}:{password}@proxy.example:3128/"));
-            prop_assert!(told.ends_with("://proxy.example:3128"), "{}", told);
-        }
-    }
 }
