@@ -120,6 +120,24 @@ fn a_signal_and_the_end_of_the_daemon_leave_the_terminal_as_it_was() {
 }
 
 #[test]
+fn a_daemon_that_is_silent_holds_up_no_key_and_no_signal() {
+    let (kitfs, mount) = mounted();
+    let worker = kitfs.worker_pid();
+    for is_signal in [false, true] {
+        let mut top = Top::start(&kitfs);
+        top.wait_for(&mount);
+        signal(worker, Signal::STOP);
+        top.wait_for("does not answer");
+        match is_signal {
+            true => signal(top.child.id(), Signal::TERM),
+            false => top.press("q"),
+        }
+        assert_eq!(top.end(), Some(0));
+        signal(worker, Signal::CONT);
+    }
+}
+
+#[test]
 fn without_a_terminal_or_a_daemon_top_says_so() {
     let kitfs = Kitfs::new();
     assert!(kitfs.fail(2, &["top"]).contains("kitfs status --watch"));

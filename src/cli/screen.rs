@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_width::UnicodeWidthStr as _;
 
 use super::output::printable;
 
@@ -93,17 +93,18 @@ pub(super) fn middle_cut(text: &str, width: usize, is_ascii: bool) -> String {
     let room = width.saturating_sub(mark.width());
     // The end has the name of the file, so it gets the larger half.
     let (head, tail) = (room / 2, room - room / 2);
-    let taken = |characters: &mut dyn Iterator<Item = char>, room: usize| {
-        let mut used = 0;
-        let fits = |character: &char| {
-            used += character.width().unwrap_or(0);
-            used <= room
-        };
-        characters.take_while(fits).collect::<Vec<char>>()
-    };
-    let head: String = taken(&mut text.chars(), head).into_iter().collect();
-    let tail: String = taken(&mut text.chars().rev(), tail).into_iter().rev().collect();
-    format!("{head}{mark}{tail}")
+    // The width of a character depends on those around it: a selector makes a sign an emoji of two columns.
+    let ends = || text.char_indices().map(|(at, character)| at + character.len_utf8());
+    let starts = text.char_indices().rev().map(|(at, _)| at);
+    let head = ends().take_while(|&at| text[..at].width() <= head).last().unwrap_or(0);
+    let tail = starts.take_while(|&at| text[at..].width() <= tail).last().unwrap_or(text.len());
+    let mut tail = text[tail..].chars();
+    loop {
+        let cut = format!("{}{mark}{}", &text[..head], tail.as_str());
+        if cut.width() <= width || tail.next().is_none() {
+            return cut;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +137,7 @@ mod tests {
         assert_eq!(middle_cut("/models/a", 9, false), "/models/a");
         assert_eq!(middle_cut("/models/weights/a.bin", 11, false), "/mode…a.bin");
         assert_eq!(middle_cut("/models/weights/a.bin", 11, true), "/mod....bin");
+        assert!(middle_cut("🕯\u{fe0f}🕯\u{fe0f}🕯\u{fe0f}🕯\u{fe0f}", 6, false).width() <= 6);
     }
 
     proptest! {

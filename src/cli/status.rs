@@ -28,6 +28,8 @@ Columns:
             before a program reads it. Headers that a mount has read do not
             count before a program reads there.
   STATE     fetching  bytes are missing: kitfs fetches them when programs read
+            complete  every byte is here; a digest is not computed yet, or
+                      there is none, as of data in an S3 store
             verified  every byte is here, and every digest is right
             BAD       a digest is wrong: files of that layer do not read
             DEAD      the daemon is gone: run `kitfs umount DIR`

@@ -12,12 +12,15 @@ mod draw;
 mod rates;
 
 use std::io::IsTerminal;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use super::durations::parse_seconds;
 use super::error::CliError;
@@ -29,6 +32,9 @@ use rates::{Model, Sample};
 /// The time between two looks for a key. After each, the thread checks whether the program ends.
 const KEY_POLL: Duration = Duration::from_millis(100);
 
+/// How long a daemon may be silent before the screen says so.
+const SILENCE: Duration = Duration::from_secs(3);
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Keys:
@@ -36,13 +42,13 @@ Keys:
   s, Left, Right  sort the mounts by another column
   r               sort in the other direction
   Up, Down        move in the table of mounts
-  p, Space        stop and go on
+  p, Space        pause, continue
 
 Rates are those between the last two looks. Readers are the processes that had
 to wait for bytes in the last minute. Reads that the kernel answers by itself
 (its own memory, passthrough) are not counted.")]
 pub(super) struct Arguments {
-    /// Look every SECONDS.
+    /// Seconds between two looks.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "1")]
     interval: u64,
     /// The daemon of all users.
@@ -56,13 +62,24 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             "`kitfs top` needs a terminal; `kitfs status --watch` prints into files and pipes",
         ));
     }
-    let mut daemon = find(settings, arguments.system).await?;
+    let mut daemon = Arc::new(find(settings, arguments.system).await?);
     let mut model = Model::new(!settings.is_utf8());
     // The first sample comes before the terminal changes, so that a failure is an ordinary message.
     model.add(sample(&daemon).await?);
     let mut terminal = Terminal::new()?;
     let mut keys = keys();
-    let mut looks = tokio::time::interval(Duration::from_secs(arguments.interval));
+    let mut ticks = tokio::time::interval(Duration::from_secs(arguments.interval));
+    // After a pause, one sample is taken and not one for each tick that was missed.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let look = async |daemon: Arc<Backend>| -> Result<_, CliError> {
+        Ok(match sample(&daemon).await {
+            Ok(sample) => (daemon, Ok(sample)),
+            // A daemon that was replaced has other processes.
+            Err(failure) => (Arc::new(find(settings, arguments.system).await?), Err(failure)),
+        })
+    };
+    let mut looking: Option<Looking<'_>> = None;
+    let mut silence = tokio::time::interval(SILENCE);
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let [mut interrupt, mut terminate, mut hangup] = kinds.map(signal);
     let (interrupt, terminate, hangup) = (interrupt.as_mut(), terminate.as_mut(), hangup.as_mut());
@@ -72,15 +89,21 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     loop {
         terminal.0.draw(|frame| draw::draw(frame, &model))?;
         tokio::select! {
-            _ = looks.tick(), if !model.is_paused => {
-                match sample(&daemon).await {
+            _ = ticks.tick(), if !model.is_paused && looking.is_none() => {
+                looking = Some(Box::pin(look(daemon.clone())));
+                silence.reset();
+            }
+            looked = answer(&mut looking) => {
+                looking = None;
+                let (found, sample) = looked?;
+                daemon = found;
+                match sample {
                     Ok(sample) => model.add(sample),
-                    // A daemon that was replaced has other processes.
-                    Err(failure) => {
-                        model.failure = Some(failure.message);
-                        daemon = find(settings, arguments.system).await?;
-                    }
+                    Err(failure) => model.failure = Some(failure.message),
                 }
+            }
+            _ = silence.tick(), if looking.is_some() => {
+                model.failure = Some("the daemon does not answer".to_owned());
             }
             key = keys.recv() => match key {
                 Some(Input::Key(key)) => if model.press(key) { return Ok(()) },
@@ -92,6 +115,18 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
             _ = terminate.recv() => return Ok(()),
             _ = hangup.recv() => return Ok(()),
         }
+    }
+}
+
+/// A look at the daemon that is under way: the daemon for the next look, and the sample.
+type Looking<'a> =
+    Pin<Box<dyn Future<Output = Result<(Arc<Backend>, Result<Sample, Failure>), CliError>> + 'a>>;
+
+/// The outcome of the look that is under way; never, where there is none.
+async fn answer<T>(looking: &mut Option<Pin<Box<dyn Future<Output = T> + '_>>>) -> T {
+    match looking {
+        Some(looking) => looking.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,7 +4,7 @@ use crate::cli::error::CliError;
 use crate::cli::output::{path_text, print_table, short_digest, state_name};
 use crate::cli::screen::Screen;
 use crate::cli::sizes;
-use crate::control::api::{HydrateState, KitState, MountStatus, PassthroughState};
+use crate::control::api::{MountStatus, PassthroughState};
 use crate::fuse::OtherMount;
 use crate::overlay;
 use crate::process::view::own_view;
@@ -58,7 +58,7 @@ fn row(mount: &MountStatus) -> Vec<String> {
         reference_text(mount),
         sizes::show(mount.total_bytes),
         sizes::show_resident(mount.resident_bytes, mount.unchecked_bytes),
-        state_word(mount.state).to_owned(),
+        mount.content().as_str().to_owned(),
     ]
 }
 
@@ -71,18 +71,9 @@ fn wide_row(mount: &MountStatus) -> Vec<String> {
         sizes::show(mount.total_bytes),
         sizes::show_resident(mount.resident_bytes, mount.unchecked_bytes),
         state_name(mount.state).to_owned(),
-        hydrate_text(&mount.hydrate).to_owned(),
+        mount.hydrate.as_str().to_owned(),
         passthrough_text(&mount.passthrough),
     ]
-}
-
-/// The word for the state of a mount, for people.
-fn state_word(state: KitState) -> &'static str {
-    match state {
-        KitState::Confirmed => "verified",
-        KitState::Unconfirmed => "fetching",
-        KitState::Poisoned => "BAD",
-    }
 }
 
 /// The mountpoint, and the owner of the mount. It may lie in another container, where the path means another directory.
@@ -114,20 +105,6 @@ fn access_text(mount: &MountStatus) -> String {
     let bytes = overlay::disk_bytes(upper).map(sizes::show);
     let bytes = bytes.unwrap_or_else(|_| "changes".to_owned());
     format!("writable: {bytes} in {}", path_text(upper))
-}
-
-/// The column REST.
-fn hydrate_text(hydrate: &HydrateState) -> &'static str {
-    match hydrate {
-        HydrateState::Off => "on demand",
-        HydrateState::Begun => "begun files",
-        HydrateState::Local => "local",
-        HydrateState::Waiting => "waits",
-        HydrateState::Running => "coming",
-        HydrateState::Complete => "here",
-        HydrateState::NoRoom => "no room",
-        HydrateState::Failed { .. } => "failed",
-    }
 }
 
 fn passthrough_text(passthrough: &PassthroughState) -> String {

@@ -19,7 +19,7 @@ use super::rates::{Column, Model, Sample};
 use crate::cli::output::{count_of, printable};
 use crate::cli::screen::middle_cut;
 use crate::cli::sizes;
-use crate::control::api::{KitState, MountStatus};
+use crate::control::api::{ContentState, MountStatus};
 
 const TITLE: Style = Style::new().fg(Color::Cyan).add_modifier(Modifier::BOLD);
 const HEADING: Style = Style::new().add_modifier(Modifier::DIM);
@@ -162,7 +162,7 @@ fn draw_mounts(frame: &mut Frame<'_>, area: Rect, model: &Model) {
             Cell::from(sizes::show(mount.resident_bytes)),
             Cell::from(if growth > 0.0 { rate(growth) } else { "-".to_owned() }),
             Cell::from(bar(mount, model.is_ascii)).style(Style::new().fg(Color::Green)),
-            state(mount.state),
+            state(mount.content()),
         ])
     });
     let widths = [
@@ -188,13 +188,13 @@ fn bar(mount: &MountStatus, is_ascii: bool) -> String {
     here.repeat(full) + &missing.repeat(BAR_WIDTH - full)
 }
 
-fn state(state: KitState) -> Cell<'static> {
-    let (word, color) = match state {
-        KitState::Confirmed => ("verified", Color::Green),
-        KitState::Unconfirmed => ("fetching", Color::Yellow),
-        KitState::Poisoned => ("BAD", Color::Red),
+fn state(state: ContentState) -> Cell<'static> {
+    let color = match state {
+        ContentState::Verified | ContentState::Complete => Color::Green,
+        ContentState::Fetching => Color::Yellow,
+        ContentState::Bad => Color::Red,
     };
-    Cell::from(word).style(Style::new().fg(color))
+    Cell::from(state.as_str()).style(Style::new().fg(color))
 }
 
 fn draw_hosts(frame: &mut Frame<'_>, area: Rect, model: &Model, sample: &Sample) {

@@ -49,10 +49,10 @@ pub use explain::{
 pub use failure::{Failure, FailureKind};
 pub use kits::{KitHandle, KitRequest, KitState, OpenMountedRequest, OpenRequest, Opened};
 pub use mounts::{
-    AwaitEndRequest, BROWSE_REFERENCE, BrowseDescription, BrowseStatus, BrowsedKit, HydrateMode,
-    HydrateState, MountDescription, MountRequest, MountStatus, PassthroughState, PredictorStatus,
-    ReadaheadStatus, RecordRequest, ReplacedStatus, StopRecordingRequest, UnmountReport,
-    UnmountRequest,
+    AwaitEndRequest, BROWSE_REFERENCE, BrowseDescription, BrowseStatus, BrowsedKit, ContentState,
+    HydrateMode, HydrateState, MountDescription, MountRequest, MountStatus, PassthroughState,
+    PredictorStatus, ReadaheadStatus, RecordRequest, ReplacedStatus, StopRecordingRequest,
+    UnmountReport, UnmountRequest,
 };
 pub use network::NetworkOptions;
 pub use progress::{OpenProgress, PassProgress, Waiting};

@@ -223,6 +223,22 @@ pub enum HydrateState {
     },
 }
 
+impl HydrateState {
+    /// The word for it, in the column REST of `kitfs status` and on the daemon's page.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Off => "on demand",
+            Self::Begun => "begun files",
+            Self::Local => "local",
+            Self::Waiting => "waits",
+            Self::Running => "coming",
+            Self::Complete => "here",
+            Self::NoRoom => "no room",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
 /// One mount, as `kitfs status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -298,6 +314,43 @@ impl MountStatus {
     pub fn is_seen_from(&self, view: Option<&str>, daemon: Option<&str>) -> bool {
         let place = self.elsewhere.as_deref().or(daemon);
         place.is_none() || view.is_none() || place == view
+    }
+
+    /// The state of its bytes in a word that people have.
+    pub fn content(&self) -> ContentState {
+        match self.state {
+            KitState::Poisoned => ContentState::Bad,
+            KitState::Confirmed => ContentState::Verified,
+            KitState::Unconfirmed if self.resident_bytes >= self.total_bytes => {
+                ContentState::Complete
+            }
+            KitState::Unconfirmed => ContentState::Fetching,
+        }
+    }
+}
+
+/// The state of a mount's bytes, as `kitfs status`, `kitfs top` and the daemon's page show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentState {
+    /// Bytes are missing. They come when programs read them.
+    Fetching,
+    /// Every byte is in the cache. The digests are not computed yet, or the kit has none, as data of an S3 store.
+    Complete,
+    /// Every byte is in the cache and matches its digest.
+    Verified,
+    /// A layer does not match its digest.
+    Bad,
+}
+
+impl ContentState {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fetching => "fetching",
+            Self::Complete => "complete",
+            Self::Verified => "verified",
+            Self::Bad => "BAD",
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use maud::{DOCTYPE, Markup, html};
 use super::chart::{Line, Scale, chart};
 use super::text::{duration, latency, percent, rate, shown};
 use crate::control::api::{
-    ActivityReport, ActivitySample, Cell, DaemonStatus, HydrateState, KitState, MountStatus,
-    Residency, ResidencyRow,
+    ActivityReport, ActivitySample, Cell, ContentState, DaemonStatus, HydrateState, KitState,
+    MountStatus, Residency, ResidencyRow,
 };
 use crate::fs::percent_encoded;
 use crate::observe::shown_bytes;
@@ -206,18 +206,18 @@ fn panel(
 
 fn mount_card(view: &MountView<'_>, now: i64) -> Markup {
     let mount = view.mount;
-    let (word, class) = match (mount.state, mount.resident_bytes >= mount.total_bytes) {
-        (KitState::Poisoned, _) => ("wrong digest", "bad"),
-        (KitState::Confirmed, _) => ("verified", "good"),
-        (KitState::Unconfirmed, true) => ("complete", "good"),
-        (KitState::Unconfirmed, false) => (activity_word(&mount.hydrate), "usual"),
+    let content = mount.content();
+    let class = match content {
+        ContentState::Bad => "bad",
+        ContentState::Verified | ContentState::Complete => "good",
+        ContentState::Fetching => "usual",
     };
     let resident = percent(mount.resident_bytes, mount.total_bytes);
     html! {
         article.mount {
             div.head {
                 h3 { (path(&mount.mountpoint)) }
-                span.state.(class) { (word) }
+                span.state.(class) { (content.as_str()) }
             }
             p.reference title=(shown(&mount.digest)) { bdi { (shown(&mount.reference)) } }
             div.share {
@@ -228,22 +228,10 @@ fn mount_card(view: &MountView<'_>, now: i64) -> Markup {
                 (shown_bytes(mount.resident_bytes)) " of " (shown_bytes(mount.total_bytes)) " · "
                 (count(usize::try_from(mount.entries).unwrap_or(usize::MAX), "entry", "entries"))
                 " · for " (duration(now - mount.mounted_at))
+                @if content == ContentState::Fetching { " · rest: " (mount.hydrate.as_str()) }
             }
             @if let Some(map) = &view.map { (files(map)) }
         }
-    }
-}
-
-/// The word for the state of the missing bytes.
-fn activity_word(hydrate: &HydrateState) -> &'static str {
-    match hydrate {
-        HydrateState::Running => "fetching",
-        HydrateState::Waiting => "waits for quiet",
-        HydrateState::NoRoom => "no room",
-        HydrateState::Failed { .. } => "failed",
-        HydrateState::Local => "local",
-        HydrateState::Complete => "complete",
-        HydrateState::Off | HydrateState::Begun => "on demand",
     }
 }
 
