@@ -12,7 +12,7 @@ use std::process::{Child, Stdio};
 use axum::http::Method;
 use serde_json::{Value, json};
 use support::golden;
-use support::kitfs::{Kitfs, Outcome};
+use support::kitfs::{Kitfs, Outcome, wait_until};
 use support::registry_double::{Access, Fault, Options, RegistryDouble, Rule, Tokens};
 use support::registry_process::RegistryProcess;
 
@@ -204,6 +204,24 @@ fn kits_on_this_machine_and_words_that_are_none_are_told() {
     let (checks, code) = doctor(&kitfs, &["oci:/not/there:v1"]);
     assert_eq!((check(&checks, "Kit", "kit").0.as_str(), code), ("fail", Some(1)));
     kitfs.fail(2, &["doctor", "https://ghcr.io"]);
+}
+
+/// The log of an earlier daemon in the background is not that of the daemon that runs.
+#[test]
+fn a_daemon_in_the_foreground_logs_to_its_standard_error_and_logs_says_so() {
+    let kitfs = Kitfs::new();
+    fs::create_dir_all(kitfs.cache()).unwrap();
+    fs::write(kitfs.cache().join("daemon.log"), "long ago\n").unwrap();
+    assert_eq!(kitfs.succeed(&["logs"]), "long ago\n");
+    let mut command = kitfs.command(&["daemon", "start", "--foreground"]);
+    let mut daemon = command.stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the daemon runs", || kitfs.run(&["daemon", "status"]).code == Some(0));
+    let said = kitfs.fail(3, &["logs"]);
+    assert!(said.contains("foreground") && !said.contains("long ago"), "{said}");
+    kitfs.succeed(&["daemon", "stop"]);
+    daemon.wait().unwrap();
+    kitfs.succeed(&["daemon", "start"]);
+    assert_eq!(kitfs.run(&["logs"]).code, Some(0));
 }
 
 #[test]

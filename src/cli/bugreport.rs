@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use super::arguments::NetworkArguments;
 use super::doctor::{self, Check, Outcome};
 use super::error::CliError;
-use super::logs::last_lines;
+use super::logs::{self, last_lines};
 use super::output::{print_line, say};
 use super::settings::Settings;
 use super::sizes;
-use crate::control::api::{DaemonStatus, Failure};
+use crate::control::api::{DaemonStatus, Failure, LogPlace};
 use crate::daemon::{Backend, DaemonConfig, log_files};
 use crate::observe::Redactor;
 use crate::process::mount_table::MountTable;
@@ -126,17 +126,30 @@ async fn report(settings: &Settings, checks: &[Check]) -> String {
     report.part("Limits of this process", read("/proc/self/limits"));
     report.part("Memory", read("/proc/meminfo"));
     if let Ok(config) = &config {
-        let log = last_lines(&log_files(&config.cache_folder), LOG_LINES);
-        report.part(
-            "End of the log",
-            match log {
+        report.part("End of the log", log(settings, config).await);
+    }
+    report.text
+}
+
+/// The last lines of the log of the user's daemon.
+async fn log(settings: &Settings, config: &DaemonConfig) -> String {
+    match logs::place(settings, config, false).await {
+        Some(LogPlace::Journal { unit, is_of_user }) => {
+            let command = logs::journalctl(&unit, is_of_user, LOG_LINES);
+            match tokio::process::Command::from(command).output().await {
+                Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+                Err(error) => format!("it is in the journal of {unit}: journalctl: {error}"),
+            }
+        }
+        Some(LogPlace::StandardError) => logs::ELSEWHERE.to_owned(),
+        Some(LogPlace::File(_)) | None => {
+            match last_lines(&log_files(&config.cache_folder), LOG_LINES) {
                 Ok(lines) if lines.is_empty() => "there is none".to_owned(),
                 Ok(lines) => lines.join("\n"),
                 Err(error) => format!("it cannot be read: {error}"),
-            },
-        );
+            }
+        }
     }
-    report.text
 }
 
 /// The text of a report as it grows.

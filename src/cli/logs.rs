@@ -18,8 +18,9 @@ use serde_json::{Map, Value, json};
 use super::error::CliError;
 use super::output::say;
 use super::settings::Settings;
-use crate::control::api::FailureKind;
-use crate::daemon::log_files;
+use crate::control::api::{FailureKind, LogPlace};
+use crate::daemon::{Backend, DaemonConfig, log_files};
+use crate::process::running_time;
 
 /// The most bytes that are read of a file for its last lines. A daemon puts its log aside from 8 MiB on, at most a
 /// minute late.
@@ -28,13 +29,17 @@ const MOST_BYTES: u64 = 64 << 20;
 /// The interval between two looks at a log that is followed: soon enough for a person.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// The unit of the daemon that a service manager runs.
-const UNIT: &str = "kitfs";
+/// The unit of the daemon for all users, in the package.
+const UNIT: &str = "kitfs.service";
+
+/// How long a daemon may take to say where it logs. A daemon that hangs has a log, too.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The log of a daemon is the file daemon.log in its cache folder; daemon.log.1 is
-the one before. Where there is none, --system shows the journal of the service.
+The log of a daemon in the background is the file daemon.log in its cache
+folder; daemon.log.1 is the one before. Of a daemon in a unit of systemd, the
+lines come from the journal.
 `--log-format json` (KITFS_LOG_FORMAT) has a daemon write JSON, and KITFS_LOG
 says how much, such as `warn,kitfs=debug`.
 
@@ -62,6 +67,15 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         true => settings.system_daemon(None)?,
         false => settings.daemon()?,
     };
+    match place(settings, &config, arguments.system).await {
+        Some(LogPlace::Journal { unit, is_of_user }) => {
+            return journal(&arguments, &unit, is_of_user).await;
+        }
+        Some(LogPlace::StandardError) => {
+            return Err(CliError::new(FailureKind::NotFound, ELSEWHERE));
+        }
+        Some(LogPlace::File(_)) | None => {}
+    }
     let files = log_files(&config.cache_folder);
     let [_, current] = &files;
     let is_there = match current.metadata() {
@@ -70,7 +84,7 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         Err(error) => return Err(unreadable(current, &error)),
     };
     if arguments.system && !is_there {
-        return journal(&arguments).await;
+        return journal(&arguments, UNIT, false).await;
     }
     if !is_there && arguments.follow == 0 {
         let folder = config.cache_folder.display();
@@ -92,6 +106,36 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     }
 }
 
+/// The message for a daemon that logs to neither file nor journal.
+pub(super) const ELSEWHERE: &str = "the daemon runs in the foreground, and its log goes to its standard error: \
+     look at its terminal, or at the log of its container";
+
+/// The place where the running daemon logs; `None` where no daemon says so.
+pub(super) async fn place(
+    settings: &Settings,
+    config: &DaemonConfig,
+    is_system: bool,
+) -> Option<LogPlace> {
+    let status = async {
+        let daemon = match is_system {
+            true => Backend::of_system(&settings.runtime_folder()).await.ok()?,
+            false => Backend::running(config).await.ok()?,
+        };
+        daemon?.status().await.ok()
+    };
+    running_time::timeout(PATIENCE, status).await.ok()??.log
+}
+
+/// The command that shows lines of a unit's journal (journalctl(1)).
+pub(super) fn journalctl(unit: &str, is_of_user: bool, lines: usize) -> Command {
+    let mut command = Command::new("journalctl");
+    if is_of_user {
+        command.arg("--user");
+    }
+    command.arg("--unit").arg(unit).arg("--lines").arg(lines.to_string());
+    command
+}
+
 fn is_terminal() -> bool {
     io::IsTerminal::is_terminal(&io::stdout())
 }
@@ -108,9 +152,8 @@ fn unreadable(file: &Path, error: &io::Error) -> CliError {
 }
 
 /// The log of a daemon that writes to the journal (systemd-journald(8)).
-async fn journal(arguments: &Arguments) -> Result<(), CliError> {
-    let mut command = Command::new("journalctl");
-    command.args(["--unit", UNIT, "--lines"]).arg(arguments.lines.to_string());
+async fn journal(arguments: &Arguments, unit: &str, is_of_user: bool) -> Result<(), CliError> {
+    let mut command = journalctl(unit, is_of_user, arguments.lines);
     command.args(["--output", if arguments.json { "json" } else { "cat" }]);
     if arguments.follow > 0 {
         command.arg("--follow");
@@ -121,7 +164,7 @@ async fn journal(arguments: &Arguments) -> Result<(), CliError> {
         Ok(_) => Err(CliError::Passed(FailureKind::Internal.exit_code())),
         Err(error) => {
             say(format_args!(
-                "the system daemon has no log file, and journalctl cannot be run: {error}"
+                "the log of the daemon is in the journal of {unit}, and journalctl cannot be run: {error}"
             ));
             Err(CliError::Passed(FailureKind::NotFound.exit_code()))
         }

@@ -9,6 +9,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::FileType;
+
+use crate::control::api::LogPlace;
+
 /// The log's name in the cache folder.
 const NAME: &str = "daemon.log";
 /// The size from which a log is put aside as `daemon.log.1`: weeks of entries.
@@ -29,6 +33,30 @@ pub(super) fn open(folder: &Path) -> io::Result<(File, PathBuf)> {
         put_aside(&path)?;
     }
     Ok((create(&path)?, path))
+}
+
+/// The place of this process's log, whose cache folder this is.
+pub(super) fn place(folder: &Path) -> LogPlace {
+    if let Some(Log { path }) = Log::of_this_process(folder) {
+        return LogPlace::File(path);
+    }
+    // A service's standard error is a socket of the journal.
+    let is_socket = rustix::fs::fstat(rustix::stdio::stderr())
+        .is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Socket);
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    match unit_of(&groups).filter(|_| is_socket) {
+        Some((unit, is_of_user)) => LogPlace::Journal { unit: unit.to_owned(), is_of_user },
+        None => LogPlace::StandardError,
+    }
+}
+
+/// The unit of a process, and whether it is one of a user's manager, from proc_pid_cgroup(5).
+fn unit_of(groups: &str) -> Option<(&str, bool)> {
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let unit = path.rsplit('/').find(|part| part.ends_with(".service"))?;
+    let is_of_user =
+        path.split('/').any(|part| part.starts_with("user@")) && !unit.starts_with("user@");
+    Some((unit, is_of_user))
 }
 
 /// The log of this process.
@@ -95,6 +123,22 @@ fn create(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_unit_of_a_service_is_found() {
+        for (groups, expected) in [
+            ("0::/system.slice/kitfs.service\n", Some(("kitfs.service", false))),
+            (
+                "0::/user.slice/user-1000.slice/user@1000.service/app.slice/kitfs.service\n",
+                Some(("kitfs.service", true)),
+            ),
+            ("1:name=systemd:/x\n0::/user.slice/user-1000.slice/session-1.scope\n", None),
+            ("0::/\n", None),
+            ("", None),
+        ] {
+            assert_eq!(unit_of(groups), expected, "{groups}");
+        }
+    }
 
     #[test]
     fn a_long_log_is_put_aside_and_a_short_one_goes_on() {

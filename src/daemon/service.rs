@@ -174,6 +174,7 @@ impl Service {
                 .as_ref()
                 .and_then(|at| at.http)
                 .map(|address| format!("http://{address}")),
+            log: self.at.as_ref().map(|_| super::log::place(self.cache.folder())),
             view: self.view.clone(),
             cache_resident_bytes: resident_bytes.unwrap_or_default(),
             cache_capacity_bytes: self.cache.capacity_bytes(),

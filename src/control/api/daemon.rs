@@ -121,6 +121,24 @@ pub struct FetchStatus {
     pub memory_bytes: u64,
 }
 
+/// The place of a daemon's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum LogPlace {
+    /// A file.
+    File(PathBuf),
+    /// The journal (systemd-journald(8)).
+    Journal {
+        /// The unit that the daemon belongs to.
+        unit: String,
+        /// Whether the unit is one of a user's service manager.
+        is_of_user: bool,
+    },
+    /// The standard error that the daemon was started with: a terminal, or the log of a container.
+    StandardError,
+}
+
 /// A daemon, as `kitfs daemon status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -144,6 +162,9 @@ pub struct DaemonStatus {
     /// The URL of its HTTP interface (docs/api.md), if it has one: `http://127.0.0.1:9000`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
+    /// The place of its log; none for an older daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogPlace>,
     /// The part of the file tree that it sees ([`crate::process::view`]); none where it cannot tell.
     #[serde(default)]
     pub view: Option<String>,

@@ -36,8 +36,8 @@ pub use compare::{
     FileChangeKind, LayerChange, LayerChangeKind, Switch,
 };
 pub use daemon::{
-    AliveRequest, DaemonStatus, FetchStatus, ReplaceRequest, RestoreReport, RestoreRequest,
-    StatusRequest, StopRequest, Unrestored, UpgradeRequest,
+    AliveRequest, DaemonStatus, FetchStatus, LogPlace, ReplaceRequest, RestoreReport,
+    RestoreRequest, StatusRequest, StopRequest, Unrestored, UpgradeRequest,
 };
 pub use describe::{
     CatalogueRequest, Fact, IndexEntryInfo, IndexInfo, Info, InfoRequest, KitInfo, LayerInfo,
