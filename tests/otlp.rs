@@ -6,6 +6,7 @@ mod support;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -163,6 +164,25 @@ fn a_read_that_fails_at_its_deadline_is_a_span_with_its_reason() {
     assert!(!status.message.is_empty());
     assert_eq!(by_key(&read.span.attributes)["error.type"], "deadline");
     registry.release();
+}
+
+#[test]
+fn a_program_that_has_ended_is_named() {
+    let (kitfs, collector) = (Kitfs::new(), Collector::start());
+    let runtime = Runtime::new().unwrap();
+    let registry = registry(&kitfs, &runtime);
+    let mountpoint = kitfs.mount(&registry.reference("org/kit", "v1"), &["--otlp", &collector.url]);
+    let mut tail = Command::new("tail");
+    let mut child = tail
+        .args(["-c", "10"])
+        .arg(mountpoint.join("weights/a.bin"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    let attributes = by_key(&collector.read_of("weights/a.bin").0.span.attributes);
+    assert_eq!(attributes["process.pid"], child.id().to_string());
+    assert_eq!(attributes["process.command"], "tail");
 }
 
 #[test]

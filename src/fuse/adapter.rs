@@ -45,6 +45,7 @@ use crate::fs::{
     Read, Seek,
 };
 use crate::observe::reads::ReadFailure;
+use crate::process::threads;
 
 /// The kinds of lseek(2) that reach a file system (Linux `include/uapi/linux/fs.h`). The kernel handles
 /// the others.
@@ -438,6 +439,11 @@ impl Adapter {
         let thread = request.thread;
         let waits_for_pages = self.stale_pages.waiting_read(ino, wanted.clone());
         self.runtime.spawn(async move {
+            // The program may end right after the reply. While it waits, it has a name.
+            let reader = tracer.is_some().then(|| {
+                let process = threads::process_of(thread);
+                (process, threads::command_of(process))
+            });
             let failure = tokio::select! {
                 biased;
                 finished = read.finish(thread) => match finished {
@@ -460,11 +466,17 @@ impl Adapter {
                 }
             };
             drop(waits_for_pages);
-            if let Some(tracer) = tracer {
-                let (began, ended) = (begun, Instant::now());
-                let ino = node;
-                let range = wanted;
-                tracer.ended(EndedRead { file_system, ino, range, thread, began, ended, failure });
+            if let (Some(tracer), Some((process, command))) = (tracer, reader) {
+                tracer.ended(EndedRead {
+                    file_system,
+                    ino: node,
+                    range: wanted,
+                    process,
+                    command,
+                    began: begun,
+                    ended: Instant::now(),
+                    failure,
+                });
             }
         });
     }

@@ -6,11 +6,12 @@
 //!
 //! Reads never wait here. A full queue or a collector that is away costs traces, and a warning counts them.
 
+mod losses;
 mod spans;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use opentelemetry::{InstrumentationScope, Key, KeyValue, Value};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
+use self::losses::Losses;
 use self::spans::Clock;
 use crate::control::api::{Failure, FailureKind};
 use crate::fuse::{EndedRead, ReadTracer};
@@ -37,27 +39,42 @@ const BATCH_TIME: Duration = Duration::from_secs(1);
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time that the last batch may take when the daemon ends.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
-/// The interval between two warnings about traces that were lost.
-const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The traces of a daemon. Dropping it ends them at once.
 pub(super) struct Traces {
-    queue: Arc<Queue>,
+    queue: Arc<Queue<EndedRead>>,
     task: Mutex<Option<AbortOnDropHandle<()>>>,
     ending: CancellationToken,
 }
 
 /// The reads on their way to the task that sends them.
-struct Queue {
-    reads: mpsc::Sender<EndedRead>,
-    lost: AtomicU64,
+struct Queue<T> {
+    reads: mpsc::Sender<T>,
+    /// The reads that found no place, since the last look.
+    refused: AtomicU64,
 }
 
-impl ReadTracer for Queue {
-    fn ended(&self, read: EndedRead) {
+impl<T> Queue<T> {
+    fn new() -> (Arc<Self>, mpsc::Receiver<T>) {
+        let (reads, receiver) = mpsc::channel(QUEUED_READS);
+        (Arc::new(Self { reads, refused: AtomicU64::new(0) }), receiver)
+    }
+
+    /// Takes a read, or counts it where the queue is full.
+    fn offer(&self, read: T) {
         if self.reads.try_send(read).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.refused.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    fn take_refused(&self) -> u64 {
+        self.refused.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl ReadTracer for Queue<EndedRead> {
+    fn ended(&self, read: EndedRead) {
+        self.offer(read);
     }
 }
 
@@ -68,17 +85,15 @@ impl Traces {
     /// When no HTTP client can be made for it.
     pub(super) fn start(collector: &Url) -> Result<Self, Failure> {
         let exporter = exporter(collector)?;
-        let (reads, receiver) = mpsc::channel(QUEUED_READS);
-        let queue = Arc::new(Queue { reads, lost: AtomicU64::new(0) });
+        let (queue, receiver) = Queue::new();
         let ending = CancellationToken::new();
         let sending = Sending {
             exporter,
             queue: queue.clone(),
-            clock: Clock { now: SystemTime::now(), then: Instant::now() },
             scope: InstrumentationScope::builder("kitfs")
                 .with_version(env!("CARGO_PKG_VERSION"))
                 .build(),
-            warned: None,
+            losses: Losses::default(),
         };
         let task = tokio::spawn(sending.run(receiver, ending.clone()));
         Ok(Self { queue, task: Mutex::new(Some(AbortOnDropHandle::new(task))), ending })
@@ -93,8 +108,10 @@ impl Traces {
     pub(super) async fn finish(&self) {
         self.ending.cancel();
         let task = self.task.lock().take();
-        if let Some(task) = task {
-            let _ = running_time::timeout(FINISH_TIMEOUT, task).await;
+        if let Some(task) = task
+            && running_time::timeout(FINISH_TIMEOUT, task).await.is_err()
+        {
+            tracing::warn!("the collector did not take the last traces in time: they are lost");
         }
     }
 }
@@ -131,11 +148,9 @@ fn resource() -> Resource {
 /// The task that sends batches.
 struct Sending {
     exporter: SpanExporter,
-    queue: Arc<Queue>,
-    clock: Clock,
+    queue: Arc<Queue<EndedRead>>,
     scope: InstrumentationScope,
-    /// The time of the last warning.
-    warned: Option<Instant>,
+    losses: Losses,
 }
 
 impl Sending {
@@ -156,6 +171,7 @@ impl Sending {
             }
             self.send(&mut batch).await;
             if is_ending && receiver.is_empty() {
+                warn(self.losses.rest());
                 return;
             }
         }
@@ -165,28 +181,20 @@ impl Sending {
         if batch.is_empty() {
             return;
         }
-        let reads = batch.len() as u64;
-        let spans = batch.drain(..).flat_map(|read| spans::of_read(&read, self.clock, &self.scope));
+        let (reads, clock) = (batch.len() as u64, Clock::now());
+        let spans = batch.drain(..).flat_map(|read| spans::of_read(&read, clock, &self.scope));
         let sent = self.exporter.export(spans.collect()).await;
-        let why = match &sent {
-            Ok(()) => "the queue is full".to_owned(),
-            Err(error) => {
-                self.queue.lost.fetch_add(reads, Ordering::Relaxed);
-                error.to_string()
-            }
-        };
-        self.warn_of_lost(&why);
+        self.losses.note(self.queue.take_refused(), &"the queue is full");
+        if let Err(error) = sent {
+            self.losses.note(reads, &error);
+        }
+        warn(self.losses.due(Instant::now()));
     }
+}
 
-    fn warn_of_lost(&mut self, why: &str) {
-        if self.warned.is_some_and(|warned| warned.elapsed() < WARNING_INTERVAL) {
-            return;
-        }
-        let reads = self.queue.lost.swap(0, Ordering::Relaxed);
-        if reads > 0 {
-            self.warned = Some(Instant::now());
-            tracing::warn!(reads, why, "traces of reads were lost");
-        }
+fn warn(lost: Option<(u64, String)>) {
+    if let Some((reads, why)) = lost {
+        tracing::warn!(reads, why, "traces of reads were lost");
     }
 }
 
@@ -203,4 +211,24 @@ async fn gather(receiver: &mut mpsc::Receiver<EndedRead>, batch: &mut Vec<EndedR
         }
     };
     let _ = running_time::timeout(BATCH_TIME, more).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_queue_keeps_the_oldest_reads_and_counts_the_others() {
+        let (queue, mut receiver) = Queue::new();
+        (0..QUEUED_READS + 7).for_each(|read| queue.offer(read));
+        assert_eq!((queue.take_refused(), queue.take_refused()), (7, 0));
+        assert_eq!(receiver.recv().await, Some(0));
+        queue.offer(QUEUED_READS);
+        queue.offer(QUEUED_READS + 1);
+        assert_eq!(queue.take_refused(), 1);
+        for read in 1..=QUEUED_READS {
+            assert_eq!(receiver.recv().await, Some(read));
+        }
+        assert!(receiver.is_empty());
+    }
 }

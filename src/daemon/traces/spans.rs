@@ -20,16 +20,21 @@ use opentelemetry_sdk::trace::{
 
 use crate::fetch::{Outcome, PastTransfer};
 use crate::fuse::EndedRead;
-use crate::process::threads;
 
 /// The time of day at a moment of the clock that never jumps.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
-    pub(super) now: SystemTime,
-    pub(super) then: Instant,
+    now: SystemTime,
+    then: Instant,
 }
 
 impl Clock {
+    /// The clock of this moment. It is right for moments that are near: the time of day may be set, and the other clock
+    /// stands still while the machine sleeps.
+    pub(super) fn now() -> Self {
+        Self { now: SystemTime::now(), then: Instant::now() }
+    }
+
     fn time_of_day(&self, moment: Instant) -> SystemTime {
         match moment.checked_duration_since(self.then) {
             Some(later) => self.now + later,
@@ -105,16 +110,17 @@ pub(super) fn of_read(
 
 fn attributes_of_read(read: &EndedRead) -> Vec<KeyValue> {
     let kit = read.file_system.kit();
-    let process = threads::process_of(read.thread);
     let mut attributes = vec![
         KeyValue::new("kitfs.kit", kit.origin.to_string()),
         KeyValue::new("kitfs.digest", kit.manifest.to_string()),
         KeyValue::new("kitfs.path", read.file_system.path(read.ino)),
         KeyValue::new("kitfs.offset", signed(read.range.start)),
         KeyValue::new("kitfs.length", signed(read.range.end - read.range.start)),
-        KeyValue::new("process.pid", i64::from(process)),
-        KeyValue::new("process.command", threads::command_of(process)),
     ];
+    if read.process != 0 {
+        attributes.push(KeyValue::new("process.pid", i64::from(read.process)));
+        attributes.push(KeyValue::new("process.command", read.command.clone()));
+    }
     if let Some((reason, _)) = &read.failure {
         attributes.push(KeyValue::new("error.type", reason.as_str()));
     }
