@@ -742,7 +742,7 @@ fn a_file_sets_what_a_daemon_is_started_with() {
 }
 
 #[test]
-fn wrong_files_and_variables_are_refused_by_all_commands_but_umount() {
+fn wrong_files_and_variables_are_refused_by_commands_that_nobody_needs_in_trouble() {
     let kitfs = Kitfs::new();
     let path = configure(&kitfs, "\ncache-sise = 1\nhydrate = 'some'\n");
     let said = kitfs.fail(2, &["status"]);
@@ -757,6 +757,26 @@ fn wrong_files_and_variables_are_refused_by_all_commands_but_umount() {
     let empty = kitfs.mountpoint("empty");
     let said = kitfs.run(&["umount", empty.to_str().unwrap()]);
     assert!(said.stderr.contains("warning:") && said.code != Some(2), "{}", said.stderr);
+    let doctor = kitfs.run(&["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    let is_told = |check: &&serde_json::Value| check["name"] == "configuration files";
+    let told: Vec<_> = checks.iter().filter(is_told).collect();
+    assert!(told.len() == 2 && told[0]["outcome"] == "fail", "{told:?}");
+    for (code, words) in [
+        (Some(3), &["logs"][..]),
+        (Some(0), &["daemon", "stop"]),
+        (Some(9), &["daemon", "status"]),
+        (Some(0), &["bugreport", "-"]),
+        (Some(0), &["completions", "bash"]),
+    ] {
+        let ended = kitfs.run(words);
+        assert_eq!(ended.code, code, "{words:?}: {}", ended.stderr);
+        assert!(
+            ended.stderr.contains("warning: ") && ended.stderr.contains("cache-sise"),
+            "{words:?}"
+        );
+    }
     kitfs.fail(2, &["config", "check"]);
     assert!(kitfs.succeed(&["config", "path"]).contains(&format!("{place}\n")));
     assert!(kitfs.run(&["config", "show"]).code == Some(0));

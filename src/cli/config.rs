@@ -128,6 +128,11 @@ impl Config {
     }
 
     /// Fails where a file or a variable is wrong. Prints all problems but the first, and returns the first.
+    /// The problems of all files, as they are told.
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.problems.iter().map(ToString::to_string).collect()
+    }
+
     fn refuse(&self) -> Result<(), CliError> {
         let Some((first, others)) = self.problems.split_first() else { return Ok(()) };
         others.iter().for_each(say);
@@ -173,24 +178,46 @@ pub(super) fn parse(
     let mut config = Config::read(&super::arguments::Arguments::command(), environment);
     let (words, leaf) = leaf(&matches);
     config.flags = flags(&config.catalogue, leaf);
-    match words.first().map(String::as_str) {
-        Some("config") => {}
-        // A wrong file must not keep a user from removing a mount.
-        Some("umount") => config.problems.iter().for_each(warn),
-        _ if is_internal(&command, &words) => config.files.clear(),
-        _ => config.refuse().map_err(Refusal::Config)?,
+    let (is_config, is_needed) =
+        (words.first().is_some_and(|it| it == "config"), is_needed(&words));
+    match is_needed {
+        _ if is_config => {}
+        true => config.problems.iter().for_each(warn),
+        false if is_internal(&command, &words) => config.files.clear(),
+        false => config.refuse().map_err(Refusal::Config)?,
     }
-    let defaults = config.defaults(&command, &words, leaf);
-    let defaults = match (defaults, words.first().map(String::as_str)) {
-        (Ok(defaults), _) => defaults,
-        (Err(_), Some("config")) => BTreeMap::new(),
-        (Err(message), _) => return Err(Refusal::Config(CliError::usage(message))),
+    let defaults = match config.defaults(&command, &words, leaf) {
+        Ok(defaults) => defaults,
+        Err(_) if is_config => BTreeMap::new(),
+        Err(message) if is_needed => {
+            warn(message);
+            BTreeMap::new()
+        }
+        Err(message) => return Err(Refusal::Config(CliError::usage(message))),
     };
     if defaults.is_empty() {
         return Ok((matches, config));
     }
     let matches = with_defaults(command, &words, &defaults).try_get_matches_from(arguments)?;
     Ok((matches, config))
+}
+
+/// Whether a user needs the command to get out of trouble. A wrong file is a warning for it.
+fn is_needed(words: &[String]) -> bool {
+    const NEEDED: [&str; 11] = [
+        "umount",
+        "daemon stop",
+        "daemon status",
+        "daemon restart",
+        "daemon upgrade",
+        "restart",
+        "doctor",
+        "logs",
+        "bugreport",
+        "man",
+        "completions",
+    ];
+    NEEDED.contains(&words.join(" ").as_str())
 }
 
 /// Whether only kitfs itself runs the command. Its flags then have all values.

@@ -139,7 +139,9 @@ fn parse(words: &[OsString], environment: &Environment) -> Result<(Arguments, Co
 }
 
 fn run(arguments: Arguments, config: &Config, environment: Environment) -> Result<(), CliError> {
-    let settings = Settings::new(arguments.cache, environment).with_registries(config.registries());
+    let settings = Settings::new(arguments.cache, environment)
+        .with_registries(config.registries())
+        .with_problems(config.problems());
     match arguments.command {
         Command::Mount(command) => mount::run(&settings, command),
         Command::Browse(command) => browse::run(&settings, command),

@@ -47,16 +47,27 @@ pub(super) struct Settings {
     cache: CacheArguments,
     environment: Environment,
     registries: Vec<RegistryRule>,
+    problems: Vec<String>,
 }
 
 impl Settings {
     pub(super) fn new(cache: CacheArguments, environment: Environment) -> Self {
-        Self { cache, environment, registries: Vec::new() }
+        Self { cache, environment, registries: Vec::new(), problems: Vec::new() }
     }
 
     /// Adds the rules that files set for single registries.
     pub(super) fn with_registries(self, registries: Vec<RegistryRule>) -> Self {
         Self { registries, ..self }
+    }
+
+    /// Adds the problems of configuration files, for the commands that go on with them.
+    pub(super) fn with_problems(self, problems: Vec<String>) -> Self {
+        Self { problems, ..self }
+    }
+
+    /// The problems of configuration files.
+    pub(super) fn problems(&self) -> &[String] {
+        &self.problems
     }
 
     /// The variables, for commands that look for the user's own files.

@@ -35,6 +35,7 @@ use self::machine::Machine;
 use self::registry::Look;
 
 const SETTINGS: Subject = Subject("Settings", "options");
+const CONFIGURATION: Subject = Subject("Settings", "configuration files");
 const KIT: Subject = Subject("Kit", "kit");
 
 /// The time for each request to a registry. 10 s: longer than a healthy registry takes, and short enough for a
@@ -154,6 +155,9 @@ async fn of_machine(
     target: &Target,
     show: &mut impl FnMut(Check),
 ) {
+    for problem in settings.problems() {
+        show(CONFIGURATION.failed(problem));
+    }
     let machine = Machine::this(settings.program_folders());
     let config = settings.daemon();
     let folder = config.as_ref().ok().map(|config| config.cache_folder.as_path());
