@@ -43,10 +43,7 @@ pub(super) fn run(settings: &Settings, arguments: &Arguments) -> Result<(), CliE
         return Ok(output.flush()?);
     }
     let Place { file, next } = settings.completions_of(shell)?;
-    install::write(&file, &script).map_err(|error| {
-        let message = format!("cannot write {}: {error}", file.display());
-        CliError::usage(message)
-    })?;
+    install::write(&file, &script).map_err(|error| CliError::unwritten(&file, &error))?;
     print_line(format_args!("wrote {}", file.display()))?;
     print_line(next)
 }

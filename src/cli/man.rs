@@ -37,10 +37,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
             fs::create_dir_all(folder).and_then(|()| write_with_commands_below(command, folder));
         return match written {
             Ok(()) => print_line(format_args!("the manual pages are in {}", folder.display())),
-            Err(error) => Err(CliError::usage(format!(
-                "cannot write the manual pages to {}: {error}",
-                folder.display()
-            ))),
+            Err(error) => Err(CliError::unwritten(folder, &error)),
         };
     }
     let mut found = &command;

@@ -236,9 +236,7 @@ fn write_svg(file: &std::path::Path, map: &Residency) -> Result<(), CliError> {
         std::io::stdout().lock().write_all(picture.as_bytes())?;
         return Ok(());
     }
-    std::fs::write(file, picture).map_err(|error| {
-        CliError::usage(format!("cannot write the picture to {}: {error}", file.display()))
-    })
+    std::fs::write(file, picture).map_err(|error| CliError::unwritten(file, &error))
 }
 
 /// The name of a row: its path from the kit's root.

@@ -16,9 +16,10 @@ use crate::control::api::{
 };
 use crate::control::{Connection, Lease, Service};
 
-/// How long a kit stays open. So long may a tag name an earlier kit, as in a browse mount.
+/// How long a kit stays open. Until then, a tag that was moved still names the earlier kit, as in a browse mount.
 const KEEP: Duration = Duration::from_secs(60);
-/// The most kits that stay open; each holds its tree in memory.
+/// The most kits that stay open; each holds its tree in memory. Kits that are being opened come on top, at most one
+/// for each connection.
 const MOST_OPEN: usize = 16;
 
 /// An open kit.
@@ -83,7 +84,9 @@ impl<S: Service> Kits<S> {
     fn slot(&self, reference: String) -> Slot {
         let mut open = self.open.lock();
         if open.len() >= MOST_OPEN && !open.contains_key(&reference) {
-            let opened_at = |slot: &Slot| slot.try_lock().ok()?.as_ref().map(|kit| kit.opened_at);
+            // A kit that could not be opened has no time, and goes first. A kit that is being opened stays.
+            let opened_at =
+                |slot: &Slot| Some(slot.try_lock().ok()?.as_ref().map(|kit| kit.opened_at));
             let oldest = open.iter().filter_map(|(name, slot)| Some((opened_at(slot)?, name)));
             if let Some((_, name)) = oldest.min() {
                 let name = name.clone();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::super::output::path_text;
 use super::check::{Check, Subject};
-use crate::control::api::{DaemonStatus, HydrateState};
+use crate::control::api::{ContentState, DaemonStatus, HydrateState};
 use crate::daemon::{Backend, DaemonConfig};
 use crate::fuse::{Answer, other_mounts};
 
@@ -74,6 +74,12 @@ fn of_status(subject: Subject, status: &DaemonStatus) -> Vec<Check> {
     }
     for mount in &status.mounts {
         let place = path_text(&mount.mountpoint);
+        if mount.content() == ContentState::Bad {
+            checks.push(READS.fail(
+                format!("{place}: a layer of {} has a wrong digest", mount.reference),
+                "`kitfs cache verify` names the layer; remove it with `kitfs cache rm`, or have the kit pushed again",
+            ));
+        }
         if let Some(failure) = &mount.last_failure {
             checks.push(READS.warn(
                 format!("{place}: the last read that failed: {failure}"),
@@ -102,5 +108,36 @@ async fn dead() -> Check {
             format!("the daemon of these mounts is gone: {}", places.join(", ")),
             format!("`kitfs umount {first}` takes one away"),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cli::doctor::Outcome;
+
+    #[test]
+    fn a_mount_with_a_wrong_digest_is_a_failure() {
+        let status = |state: &str| -> DaemonStatus {
+            let mount = json!({
+                "mountpoint": "/models", "reference": "r", "digest": "d", "entries": 1, "total_bytes": 10,
+                "resident_bytes": 3, "state": state, "mounted_at": 0, "warnings": [],
+                "passthrough": {"off": {"reason": ""}}, "hydrate": "off",
+                "readahead": {"read_bytes": 0, "unread_bytes": 0, "predictors": []},
+            });
+            serde_json::from_value(json!({
+                "pid": 1, "version": env!("CARGO_PKG_VERSION"), "cache_folder": "/c", "cache_resident_bytes": 5,
+                "cache_capacity_bytes": null, "cache_keep_free_bytes": 0, "started_at": 0, "mounts": [mount],
+                "fetch": {"requests": 0, "fetched_bytes": 0, "reserved_bytes": 0, "memory_bytes": 0},
+            }))
+            .unwrap()
+        };
+        let failures = |state| {
+            let checks = of_status(READS, &status(state));
+            checks.iter().filter(|check| check.outcome == Outcome::Fail).count()
+        };
+        assert_eq!((failures("poisoned"), failures("unconfirmed")), (1, 0));
     }
 }
