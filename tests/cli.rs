@@ -130,8 +130,15 @@ fn every_command_has_help_and_a_manual_page() {
 #[test]
 fn the_manual_pages_of_all_commands_are_written_to_a_folder() {
     let kitfs = Kitfs::new();
-    let folder = kitfs.folder().join("share/man1");
-    kitfs.succeed(&[OsStr::new("man"), "--all".as_ref(), folder.as_os_str()]);
+    let share = kitfs.folder().join("share");
+    let folder = share.join("man1");
+    kitfs.succeed(&[OsStr::new("man"), "--all".as_ref(), share.as_os_str()]);
+    for (name, section) in [("kitfs-config.toml", 5), ("mount.fuse.kitfs", 8)] {
+        let file = share.join(format!("man{section}/{name}.{section}"));
+        let page = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(page.contains(&format!(".TH {name} {section} ")), "{page}");
+        assert_eq!(page, kitfs.succeed(&["man", name]), "{name}");
+    }
     for command in COMMANDS.iter().filter(|command| **command != "help") {
         let words: Vec<&str> = ["man"].into_iter().chain(command.split(' ')).collect();
         let file = folder.join(format!("kitfs-{}.1", command.replace(' ', "-")));

@@ -16,7 +16,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, Subcommand};
 use serde::Serialize;
 
-use self::catalogue::{Catalogue, Kind, Setting};
+use self::catalogue::{Kind, Setting};
 use self::file::{ConfigFile, Problem, dotted};
 use self::registries::SectionKey;
 use self::resolve::{Origin, Value, leaf, with_defaults};
@@ -27,7 +27,8 @@ use super::output::{print_json, print_line, print_table, say, warn};
 use crate::observe::without_user;
 use crate::source::registry_rules::RegistryRule;
 
-pub(super) use self::catalogue::with_values_of_switches;
+pub(super) use self::catalogue::{Catalogue, KeyHelp, with_values_of_switches};
+pub(super) use self::registries::{KEYS as REGISTRY_KEYS, SectionKeyHelp};
 
 /// The file of the machine.
 const SYSTEM_FILE: &str = "/etc/kitfs/config.toml";
@@ -125,6 +126,11 @@ impl Config {
     /// The sections of the files for single registries, as rules. The first of equal ones counts.
     pub(super) fn registries(&self) -> Vec<RegistryRule> {
         self.files.iter().flat_map(|file| &file.sections).map(|it| it.rule.clone()).collect()
+    }
+
+    /// Whether the command line itself has the option with this key.
+    pub(super) fn is_flag(&self, key: &str) -> bool {
+        self.flags.contains_key(key)
     }
 
     /// Fails where a file or a variable is wrong. Prints all problems but the first, and returns the first.

@@ -1,4 +1,14 @@
-//! `kitfs man [COMMAND]`: manual pages, generated from the command line's definition.
+//! `kitfs man [PAGE]`: manual pages, generated from the command line's definition.
+//!
+//! | section | pages | from |
+//! |---|---|---|
+//! | 1 | `kitfs`, and one for each command | clap's definition |
+//! | 5 | `kitfs-config.toml` ([`config_file`]) | the catalogue of keys |
+//! | 8 | `mount.fuse.kitfs` ([`mount_words`]) | the words of `-o` |
+
+mod config_file;
+mod mount_words;
+mod roff_page;
 
 use std::fs;
 use std::io::{self, Write};
@@ -17,11 +27,13 @@ use super::output::print_line;
 Examples:
   kitfs man mount | man -l -
   kitfs man cache verify | man -l -
-  kitfs man --all ~/.local/share/man/man1")]
+  kitfs man kitfs-config.toml | man -l -
+  kitfs man --all ~/.local/share/man")]
 pub(super) struct Arguments {
-    /// Print the page of this command, such as `mount` or `cache verify` [default: kitfs].
+    /// Print the page of this command, such as `mount` or `cache verify`; `mount.fuse.kitfs` and
+    /// `kitfs-config.toml` are pages too [default: kitfs].
     command: Vec<String>,
-    /// Write the page of each command into this folder, as `kitfs-COMMAND.1`.
+    /// Write all pages into the folders man1, man5 and man8 of this folder.
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     all: Option<PathBuf>,
 }
@@ -33,12 +45,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
     // Names each command below as `kitfs-COMMAND`.
     command.build();
     if let Some(folder) = &arguments.all {
-        let written =
-            fs::create_dir_all(folder).and_then(|()| write_with_commands_below(command, folder));
+        let written = write_all(command, folder);
         return match written {
             Ok(()) => print_line(format_args!("the manual pages are in {}", folder.display())),
             Err(error) => Err(CliError::unwritten(folder, &error)),
         };
+    }
+    if let [name] = &*arguments.command
+        && let Some(page) = Page::ALL.iter().find(|page| page.name() == name)
+    {
+        return print(page.render(&command).as_bytes());
     }
     let mut found = &command;
     for name in &arguments.command {
@@ -46,10 +62,58 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
             CliError::usage(format!("kitfs has no command `{}`", arguments.command.join(" ")))
         })?;
     }
-    let text = page(found.clone())?;
+    print(&page(found.clone())?)
+}
+
+fn print(text: &[u8]) -> Result<(), CliError> {
     let mut output = io::stdout().lock();
-    output.write_all(&text)?;
+    output.write_all(text)?;
     Ok(output.flush()?)
+}
+
+/// A page that is not about a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page {
+    ConfigFile,
+    MountWords,
+}
+
+impl Page {
+    const ALL: [Self; 2] = [Self::ConfigFile, Self::MountWords];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::ConfigFile => config_file::NAME,
+            Self::MountWords => mount_words::NAME,
+        }
+    }
+
+    fn section(self) -> &'static str {
+        match self {
+            Self::ConfigFile => config_file::SECTION,
+            Self::MountWords => mount_words::SECTION,
+        }
+    }
+
+    fn render(self, command: &Command) -> String {
+        match self {
+            Self::ConfigFile => config_file::page(),
+            Self::MountWords => mount_words::page(command),
+        }
+    }
+}
+
+/// Writes every page below a folder of manual pages, such as `/usr/share/man`.
+fn write_all(command: Command, folder: &Path) -> io::Result<()> {
+    for page in Page::ALL {
+        let (name, section) = (page.name(), page.section());
+        let of_section = folder.join(format!("man{section}"));
+        fs::create_dir_all(&of_section)?;
+        fs::write(of_section.join(format!("{name}.{section}")), page.render(&command))?;
+    }
+    let of_commands = folder.join("man1");
+    fs::create_dir_all(&of_commands)?;
+    write_with_commands_below(command, &of_commands)
 }
 
 /// The page of a command. That of kitfs itself has the exit codes of all commands.

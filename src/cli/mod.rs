@@ -141,7 +141,8 @@ fn parse(words: &[OsString], environment: &Environment) -> Result<(Arguments, Co
 fn run(arguments: Arguments, config: &Config, environment: Environment) -> Result<(), CliError> {
     let settings = Settings::new(arguments.cache, environment)
         .with_registries(config.registries())
-        .with_problems(config.problems());
+        .with_problems(config.problems())
+        .with_cache_flag(config.is_flag("cache-dir"));
     match arguments.command {
         Command::Mount(command) => mount::run(&settings, command),
         Command::Browse(command) => browse::run(&settings, command),

@@ -32,7 +32,7 @@ const TYPES: [&str; 3] = ["fuse", "fuse.kitfs", "kitfs"];
 
 /// Words of mount(8) and systemd that kitfs ignores. Every kit is mounted `ro,nosuid,nodev`, files have the times
 /// of the kit, and the kernel checks permissions.
-const IGNORED: &[&str] = &[
+pub(super) const IGNORED: &[&str] = &[
     "_netdev",
     "async",
     "atime",
@@ -75,7 +75,7 @@ const IGNORED: &[&str] = &[
 ];
 
 /// The beginnings of words with a value that kitfs ignores.
-const IGNORED_BEGINNINGS: &[&str] =
+pub(super) const IGNORED_BEGINNINGS: &[&str] =
     &["X-", "comment=", "fsname=", "helper=", "subtype=", "uhelper=", "user=", "x-"];
 
 /// Flags of `kitfs mount` that are no words of `-o`: a mount of mount(8) outlives the command.
@@ -86,6 +86,15 @@ pub(super) const WRONG_CALL: u8 = 1;
 const SYSTEM_ERROR: u8 = 2;
 const INTERRUPTED: u8 = 8;
 const NOT_MOUNTED: u8 = 32;
+
+/// Their meanings, for the manual page.
+pub(super) const EXIT_CODES: [(u8, &str); 5] = [
+    (0, "success"),
+    (WRONG_CALL, "a wrong word or value"),
+    (SYSTEM_ERROR, "an error of kitfs itself"),
+    (INTERRUPTED, "interrupted from the keyboard"),
+    (NOT_MOUNTED, "the kit cannot be mounted"),
+];
 
 /// A call by mount(8), as arguments of kitfs.
 #[derive(Debug, PartialEq, Eq)]
@@ -247,6 +256,15 @@ fn is_ignored(word: &OsStr) -> bool {
         || IGNORED_BEGINNINGS.iter().any(|begin| word.as_bytes().starts_with(begin.as_bytes()))
 }
 
+/// The options of kitfs that are words of `-o`.
+pub(super) fn word_options<'a>(
+    command: &'a Command,
+    mount: &'a Command,
+) -> impl Iterator<Item = &'a Arg> {
+    let all = command.get_arguments().filter(|it| it.is_global_set()).chain(mount.get_arguments());
+    all.filter(|it| it.get_long().is_some_and(|name| !NO_WORDS.contains(&name)))
+}
+
 /// The flag for a word, such as `--allow-other` for `allow_other`.
 fn flag(command: &Command, mount: &Command, word: &OsStr) -> Result<OsString, String> {
     let bytes = word.as_bytes();
@@ -266,9 +284,7 @@ fn flag(command: &Command, mount: &Command, word: &OsStr) -> Result<OsString, St
         }
         _ => {}
     }
-    let known =
-        || command.get_arguments().filter(|it| it.is_global_set()).chain(mount.get_arguments());
-    let known = || known().filter_map(Arg::get_long).filter(|name| !NO_WORDS.contains(name));
+    let known = || word_options(command, mount).filter_map(Arg::get_long);
     if !known().any(|known| known == name) {
         let all: BTreeSet<_> = known().chain(IGNORED.iter().copied()).chain(["noexec"]).collect();
         let near = advice(&name, all);

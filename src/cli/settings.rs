@@ -48,11 +48,29 @@ pub(super) struct Settings {
     environment: Environment,
     registries: Vec<RegistryRule>,
     problems: Vec<String>,
+    is_about_one_cache: bool,
 }
 
 impl Settings {
     pub(super) fn new(cache: CacheArguments, environment: Environment) -> Self {
-        Self { cache, environment, registries: Vec::new(), problems: Vec::new() }
+        Self {
+            cache,
+            environment,
+            registries: Vec::new(),
+            problems: Vec::new(),
+            is_about_one_cache: false,
+        }
+    }
+
+    /// Notes whether the command line itself names the cache folder ([`Self::is_about_one_cache`]).
+    pub(super) fn with_cache_flag(self, is_flag: bool) -> Self {
+        Self { is_about_one_cache: is_flag, ..self }
+    }
+
+    /// Whether the user asks about one cache folder, with the flag `--cache-dir`. A variable or a file names the usual
+    /// folder, which says nothing about the question.
+    pub(super) fn is_about_one_cache(&self) -> bool {
+        self.is_about_one_cache
     }
 
     /// Adds the rules that files set for single registries.

@@ -165,7 +165,7 @@ impl Inner {
         let first = layout.chunk(ChunkId(run.start)).stream.start;
         let start = first + u64::from(self.store.filled(ChunkId(run.start)));
         let end = layout.chunk(ChunkId(run.end - 1)).stream.end;
-        let transfer = Transfer::new(start, cause.priority(), user);
+        let transfer = Transfer::new(start, cause.urgency(user));
         for chunk in run {
             claims.chunks.insert(chunk, transfer.clone());
         }
@@ -174,7 +174,7 @@ impl Inner {
 
     /// Claims every chunk that no transfer brings yet, and starts one pass over all of the layer.
     fn start_whole(self: &Arc<Self>, claims: &mut Claims, cause: Cause, user: UserId) {
-        let transfer = Transfer::new(StreamOffset(0), cause.priority(), user);
+        let transfer = Transfer::new(StreamOffset(0), cause.urgency(user));
         self.claim_rest(claims, &transfer);
         self.spawn(transfer, self.contents.layout.stream(), cause);
     }

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use super::{FetchError, Layer};
 use crate::layer::StreamOffset;
 use crate::process::threads;
+use crate::source::admission::UserId;
 use crate::source::{Priority, Urgency};
 
 /// The transfers that are remembered for a layer. 128: a whole shard of 512 MiB in usual requests of 4 MiB. An entry
@@ -64,6 +65,21 @@ impl Cause {
                 Priority::Prefetch
             }
             Self::Hydrate => Priority::Hydrate,
+        }
+    }
+
+    /// The urgency of a request with this cause, for `user`.
+    pub(super) fn urgency(self, user: UserId) -> Urgency {
+        let urgency = Urgency::new(self.priority()).of_user(user);
+        match self {
+            Self::Warm => urgency.for_warm(),
+            Self::Read
+            | Self::Readahead(_)
+            | Self::Tensor(_)
+            | Self::Prefetch
+            | Self::Trace
+            | Self::Hydrate
+            | Self::Rest => urgency,
         }
     }
 

@@ -20,8 +20,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::FetchError;
 use crate::layer::StreamOffset;
-use crate::source::admission::UserId;
-use crate::source::{Priority, Urgency};
+use crate::source::Urgency;
 
 /// The ranges that readers want of a transfer, noted one by one. 64: more readers of one stream are rare, and each
 /// chunk is compared with all ranges.
@@ -61,11 +60,11 @@ pub(super) enum Waited {
 }
 
 impl Transfer {
-    pub(super) fn new(start: StreamOffset, priority: Priority, user: UserId) -> Arc<Self> {
+    pub(super) fn new(start: StreamOffset, urgency: Urgency) -> Arc<Self> {
         let progress =
             Progress { reached: start, ended: None, waiters: Vec::new(), wanted: Vec::new() };
         Arc::new(Self {
-            urgency: Urgency::new(priority).of_user(user),
+            urgency,
             progress: Mutex::new(progress),
             wanted: Notify::new(),
             is_writing: AtomicBool::new(false),
@@ -249,7 +248,7 @@ mod tests {
     use super::*;
 
     fn transfer() -> Arc<Transfer> {
-        Transfer::new(StreamOffset(10), Priority::OnDemand, UserId::default())
+        Transfer::new(StreamOffset(10), Urgency::on_demand())
     }
 
     #[tokio::test]

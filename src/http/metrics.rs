@@ -50,6 +50,7 @@ pub(super) fn render(status: &DaemonStatus, activity: &ActivityReport) -> String
             (vec!["on_demand"], fetched.on_demand),
             (vec!["readahead"], fetched.readahead),
             (vec!["prefetch"], fetched.prefetch),
+            (vec!["warm"], fetched.warm),
             (vec!["hydrate"], fetched.hydrate),
         ],
     );

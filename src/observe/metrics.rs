@@ -65,7 +65,7 @@ metrics! {
     READ_DURATION = "kitfs_read_duration_seconds" Histogram ["result"] "Time of reads from mounts: hit if the bytes were in the cache, miss if the read waited for them. Reads that the kernel does by itself (passthrough, page cache) are not counted.";
     READ_BYTES = "kitfs_read_bytes_total" Counter ["result"] "Bytes of these reads.";
     READ_FAILURES = "kitfs_read_failures_total" Counter ["reason"] "Reads from mounts that failed: source (the registry or folder did not give the bytes), cache (its disk), content (a wrong digest, a malformed layer), deadline, other.";
-    FETCHED = "kitfs_fetched_bytes_total" Counter ["cause"] "Bytes of layers that came from sources: on_demand (a reader or an opening command waits), readahead, prefetch (tensors, traces, warm), hydrate.";
+    FETCHED = "kitfs_fetched_bytes_total" Counter ["cause"] "Bytes of layers that came from sources: on_demand (a reader or an opening command waits), readahead, prefetch (tensors, traces), warm (kitfs warm, copies of whole layers), hydrate.";
     SOURCE_REQUESTS = "kitfs_source_requests_total" Counter ["host", "outcome"] "Requests for ranges of layers, by their outcome after retries. The host is `local` for folders of this machine.";
     HOST_RECEIVED = "kitfs_host_received_bytes_total" Counter ["host"] "Bytes of answers of all kinds.";
     HOST_REFUSALS = "kitfs_host_refusals_total" Counter ["host"] "Answers that ask for fewer requests: 429, and 503 with Retry-After.";

@@ -37,7 +37,7 @@ use admission::UserId;
 pub use error::SourceError;
 pub use objects::{ObjectHead, ObjectId, Objects};
 pub use sources::Sources;
-pub use urgency::{Priority, Trail, Urgency};
+pub use urgency::{Priority, Traffic, Trail, Urgency};
 
 /// A source of blob bytes.
 pub trait BlobSource: Send + Sync + 'static {

@@ -53,6 +53,38 @@ impl Priority {
     }
 }
 
+/// The reason for a request beyond its priority.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Purpose {
+    /// Its priority says all.
+    #[default]
+    Plain,
+    /// The request opens a kit. It is as urgent as a reader, and as patient as `kitfs warm`.
+    Opening,
+    /// `kitfs warm`, or a command that copies whole layers.
+    Warm,
+}
+
+/// The traffic that the bytes of a request belong to, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// A reader waits, or a command that opens a kit.
+    OnDemand,
+    /// A reader's pattern predicts that it reads the bytes next.
+    Readahead,
+    /// Asked for beforehand, by tensors and traces.
+    Prefetch,
+    /// `kitfs warm`, and commands that copy whole layers.
+    Warm,
+    /// The rest of a kit, in the background.
+    Hydrate,
+}
+
+impl Traffic {
+    /// The number of kinds.
+    pub const COUNT: usize = Self::Hydrate as usize + 1;
+}
+
 /// The priority of a request, the users who wait for it, and its patience, shared by all clones.
 ///
 /// The priority can rise while the request waits or runs, because a reader began to wait for its bytes. It never
@@ -67,8 +99,7 @@ struct Shared {
     users: Mutex<Vec<UserId>>,
     /// Grows with each change of the priority or of the users.
     changes: AtomicU32,
-    /// Whether the request opens a kit. Then it is as urgent as a reader, and as patient as `kitfs warm`.
-    is_opening: bool,
+    purpose: Purpose,
     is_in_the_way: AtomicBool,
     changed: Notify,
     trail: Mutex<Trail>,
@@ -88,20 +119,25 @@ pub struct Trail {
 impl Urgency {
     /// A request of user 0 that starts with this priority; see [`Urgency::of_user`].
     pub fn new(priority: Priority) -> Self {
-        Self::with(priority, false, UserId::default())
+        Self::with(priority, Purpose::Plain, UserId::default())
     }
 
     /// The same for another user.
     pub fn of_user(self, user: UserId) -> Self {
-        Self::with(self.get(), self.0.is_opening, user)
+        Self::with(self.get(), self.0.purpose, user)
     }
 
-    fn with(priority: Priority, is_opening: bool, user: UserId) -> Self {
+    /// The same for `kitfs warm` and for commands that copy whole layers. Only metrics tell it from other prefetch.
+    pub fn for_warm(self) -> Self {
+        Self::with(self.get(), Purpose::Warm, self.user())
+    }
+
+    fn with(priority: Priority, purpose: Purpose, user: UserId) -> Self {
         Self(Arc::new(Shared {
             priority: AtomicU8::new(priority as u8),
             users: Mutex::new(vec![user]),
             changes: AtomicU32::new(0),
-            is_opening,
+            purpose,
             is_in_the_way: AtomicBool::new(false),
             changed: Notify::new(),
             trail: Mutex::default(),
@@ -115,12 +151,24 @@ impl Urgency {
 
     /// A request that opens a kit: patient, though a person waits for it.
     pub fn opening() -> Self {
-        Self::with(Priority::OnDemand, true, UserId::default())
+        Self::with(Priority::OnDemand, Purpose::Opening, UserId::default())
     }
 
     /// Whether the request waits for a silent host while the connection lives.
     pub fn is_patient(&self) -> bool {
-        self.0.is_opening || self.get() <= Priority::Prefetch
+        self.0.purpose == Purpose::Opening || self.get() <= Priority::Prefetch
+    }
+
+    /// The traffic that bytes belong to which come now. A request that a reader waits for is on demand, whatever it
+    /// began as.
+    pub fn traffic(&self) -> Traffic {
+        match (self.get(), self.0.purpose) {
+            (Priority::OnDemand, _) => Traffic::OnDemand,
+            (Priority::Readahead, _) => Traffic::Readahead,
+            (Priority::Prefetch, Purpose::Warm) => Traffic::Warm,
+            (Priority::Prefetch, _) => Traffic::Prefetch,
+            (Priority::Hydrate, _) => Traffic::Hydrate,
+        }
     }
 
     /// Notes that a request has waited for a slot of its host.
@@ -216,7 +264,7 @@ impl Urgency {
 
     /// Waits until patience ends, because a reader began to wait. A request without such an end waits for ever.
     pub(crate) async fn until_impatient(&self) {
-        if self.0.is_opening {
+        if self.0.purpose == Purpose::Opening {
             return std::future::pending().await;
         }
         self.raised_above(Priority::Prefetch).await;
@@ -264,6 +312,26 @@ mod tests {
         shared.raise(Priority::OnDemand);
         shared.raise(Priority::Hydrate);
         assert_eq!(urgency.get(), Priority::OnDemand);
+    }
+
+    #[test]
+    fn bytes_of_a_warm_are_told_from_other_prefetch_until_a_reader_waits() {
+        let of = |priority| Urgency::new(priority).for_warm().of_user(UserId(7)).traffic();
+        assert_eq!(of(Priority::Prefetch), Traffic::Warm);
+        assert_eq!(Urgency::new(Priority::Prefetch).traffic(), Traffic::Prefetch);
+        for (priority, expected) in [
+            (Priority::Hydrate, Traffic::Hydrate),
+            (Priority::Readahead, Traffic::Readahead),
+            (Priority::OnDemand, Traffic::OnDemand),
+        ] {
+            assert_eq!(of(priority), expected);
+            assert_eq!(Urgency::new(priority).traffic(), expected);
+        }
+        assert_eq!(Urgency::opening().traffic(), Traffic::OnDemand);
+        let warm = Urgency::new(Priority::Prefetch).of_user(UserId(7)).for_warm();
+        assert!(warm.is_of(UserId(7)) && warm.is_patient());
+        warm.join(Priority::OnDemand, UserId(8));
+        assert_eq!(warm.traffic(), Traffic::OnDemand);
     }
 
     #[tokio::test]

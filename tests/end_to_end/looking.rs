@@ -63,6 +63,30 @@ fn mounts_of_other_cache_folders_are_listed() {
 }
 
 #[test]
+fn the_flag_cache_dir_lists_the_mounts_of_that_folder_only() {
+    let (one, other) = (Kitfs::new(), Kitfs::new());
+    let reference = kit(&one);
+    let (own, theirs) = (one.mount(&reference, &[]), other.mount(&reference, &[]));
+    for (asked, expected) in [(&one, &own), (&other, &theirs)] {
+        let cache = asked.cache();
+        // Each place of the flag counts, and the variable of `one` does not.
+        for words in
+            [["--cache-dir", text(&cache), "status"], ["status", "--cache-dir", text(&cache)]]
+        {
+            let table = one.succeed(&words);
+            let rows: Vec<_> = table.lines().skip(1).collect();
+            assert!(rows.len() == 1 && rows[0].starts_with(text(expected)), "{table}");
+            let listed = one.json(&[&words[..], &["--json"]].concat());
+            assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+            assert_eq!(listed[0]["cache_folder"], text(&cache));
+        }
+    }
+    let empty = one.folder().join("empty");
+    let listed = one.json(&["status", "--json", "--cache-dir", text(&empty)]);
+    assert_eq!(listed, serde_json::json!([]));
+}
+
+#[test]
 fn a_watched_status_comes_again_and_again() {
     let kitfs = Kitfs::new();
     let mountpoint = kitfs.mount(&kit(&kitfs), &[]);

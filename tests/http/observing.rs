@@ -103,12 +103,13 @@ fn metrics_count_what_programs_read_and_what_came() {
         let count = of(&format!("count{{result=\"{result}\"}}"));
         assert_eq!(of(&format!("bucket{{result=\"{result}\",le=\"+Inf\"}}")), count);
     }
-    let causes = ["on_demand", "readahead", "prefetch", "hydrate"];
+    let causes = ["on_demand", "readahead", "prefetch", "warm", "hydrate"];
     let fetched: f64 = causes
         .iter()
         .map(|cause| value(&format!("kitfs_fetched_bytes_total{{cause=\"{cause}\"}}")))
         .sum();
     assert!(fetched >= content.len() as f64, "{fetched}");
+    assert_eq!(value("kitfs_fetched_bytes_total{cause=\"warm\"}"), 0.0);
     let host = registry.host();
     assert!(
         value(&format!("kitfs_source_requests_total{{host=\"{host}\",outcome=\"ok\"}}")) >= 1.0
@@ -123,6 +124,12 @@ fn metrics_count_what_programs_read_and_what_came() {
     assert!(value("kitfs_cache_resident_bytes") >= content.len() as f64);
 
     served.kitfs.unmount(&mountpoint);
+    served.kitfs.succeed(&["cache", "clear"]);
+    served.kitfs.succeed(&["warm", &reference]);
+    let warmed = parse(&get(served.server, "/metrics").text());
+    let warmed = warmed["kitfs_fetched_bytes_total{cause=\"warm\"}"];
+    // The command that opened the kit has read the headers, on demand.
+    assert!(warmed > 0.9 * content.len() as f64, "{warmed}");
     served.kitfs.succeed(&["cache", "clear"]);
     let file = format!("/v1/files/{reference}/model.bin");
     assert_eq!(ask(served.server, "HEAD", &file, &[]).status, 200);

@@ -3,6 +3,7 @@
 //! An option has one name. The flag `--cache-size` has the key `cache-size` and the variable `KITFS_CACHE_SIZE`. A
 //! new option needs no entry here; [`ONE_SHOT`] lists the options that no file sets.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, ArgAction, Command, ValueHint};
@@ -88,6 +89,18 @@ pub(in crate::cli) struct Catalogue {
     settings: Vec<Setting>,
     /// The words of every command, hidden ones too.
     commands: Vec<Vec<String>>,
+}
+
+/// A key, as the pages explain it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::cli) struct KeyHelp {
+    pub key: String,
+    /// The commands with the option: `daemon start`. None for an option of every command.
+    pub commands: Vec<String>,
+    /// The defaults; several where commands differ.
+    pub defaults: Vec<String>,
+    /// The help text, without the default and without a full stop.
+    pub meaning: String,
 }
 
 impl Setting {
@@ -226,6 +239,25 @@ impl Catalogue {
         }
     }
 
+    /// Every key in order, for the manual page and docs/configuration.md.
+    pub(in crate::cli) fn key_help(&self) -> Vec<KeyHelp> {
+        let keys: BTreeSet<_> = self.settings.iter().map(|it| it.key.as_str()).collect();
+        let of = |key: &str| {
+            let all: Vec<_> = self.with_key(&[], key).collect();
+            let commands = all.iter().map(|it| it.command.join(" ")).filter(|it| !it.is_empty());
+            let defaults: BTreeSet<_> = all.iter().filter_map(|it| it.default()).collect();
+            let help = all.first().map(|it| it.help()).unwrap_or_default();
+            let meaning = help.split(" [").next().unwrap_or_default().trim_end_matches('.');
+            KeyHelp {
+                key: key.to_owned(),
+                commands: commands.collect(),
+                defaults: defaults.into_iter().collect(),
+                meaning: meaning.to_owned(),
+            }
+        };
+        keys.into_iter().map(of).collect()
+    }
+
     pub(super) fn settings(&self) -> &[Setting] {
         &self.settings
     }
@@ -305,8 +337,6 @@ fn is_switch(argument: &Arg) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use clap::CommandFactory;
 
     use super::*;
@@ -323,22 +353,14 @@ mod tests {
 
     /// The table of the page, as the command line has it.
     fn table() -> String {
-        let catalogue = catalogue();
-        let keys: BTreeSet<_> = catalogue.settings().iter().map(|it| it.key.as_str()).collect();
         let mut table = "| key | commands | default | meaning |\n|---|---|---|---|\n".to_owned();
-        for key in keys {
-            let all: Vec<_> = catalogue.with_key(&[], key).collect();
-            let commands: Vec<_> =
-                all.iter().map(|it| format!("`{}`", it.command.join(" "))).collect();
-            let commands = match all[0].command.is_empty() {
-                true => "all".to_owned(),
-                false if commands.len() > 5 => "many".to_owned(),
-                false => commands.join(", "),
+        for KeyHelp { key, commands, defaults, meaning } in catalogue().key_help() {
+            let commands: Vec<_> = commands.iter().map(|it| format!("`{it}`")).collect();
+            let commands = match commands.len() {
+                0 => "all".to_owned(),
+                1..=5 => commands.join(", "),
+                _ => "many".to_owned(),
             };
-            let defaults: BTreeSet<_> = all.iter().filter_map(|it| it.default()).collect();
-            let defaults: Vec<_> = defaults.into_iter().collect();
-            let help = all[0].help();
-            let meaning = help.split(" [").next().unwrap_or_default().trim_end_matches('.');
             let meaning = meaning.replace('|', "\\|");
             table += &format!("| `{key}` | {commands} | {} | {meaning} |\n", defaults.join(" or "));
         }

@@ -24,19 +24,64 @@ use crate::source::registry_rules::RegistryRule;
 /// The name of the table with the sections.
 pub(super) const TABLE: &str = "registry";
 
-/// The keys of a section, in order. A test compares them with docs/configuration.md.
-pub(super) const KEYS: [&str; 11] = [
-    "bytes-per-second",
-    "ca-file",
-    "cert",
-    "credential-helper",
-    "credentials-file",
-    "key",
-    "mirror",
-    "plain-http",
-    "requests-per-second",
-    "tls-verify",
-    "trust",
+/// A key of a section, as the pages explain it.
+pub(in crate::cli) struct SectionKeyHelp {
+    pub name: &'static str,
+    /// The kind of value. Code is between backticks.
+    pub value: &'static str,
+    pub meaning: &'static str,
+}
+
+/// The keys of a section, in order, with their values and meanings, for messages, the manual page and
+/// docs/configuration.md.
+pub(in crate::cli) const KEYS: [SectionKeyHelp; 11] = [
+    SectionKeyHelp {
+        name: "bytes-per-second",
+        value: "a size, at least `\"64KiB\"`",
+        meaning: "the most bytes in a second from this host, for all mounts of the daemon",
+    },
+    SectionKeyHelp {
+        name: "ca-file",
+        value: "one file, or a list",
+        meaning: "certificate authorities for this registry, beside `--ca-file` and those of the machine",
+    },
+    SectionKeyHelp { name: "cert", value: "a file", meaning: "client certificate; with `key`" },
+    SectionKeyHelp {
+        name: "credential-helper",
+        value: "a name",
+        meaning: "the program `docker-credential-NAME`, asked before all files. Its failure is an error",
+    },
+    SectionKeyHelp {
+        name: "credentials-file",
+        value: "a file",
+        meaning: "credentials in Docker's format, looked at before all other files. A file that every user can read is refused",
+    },
+    SectionKeyHelp { name: "key", value: "a file", meaning: "key of the client certificate" },
+    SectionKeyHelp {
+        name: "mirror",
+        value: "one URL, or a list",
+        meaning: "asked in this order before the registry itself, which comes last. Pushes go to the registry. A mirror has the certificates of its own section",
+    },
+    SectionKeyHelp {
+        name: "plain-http",
+        value: "`true`, `false`",
+        meaning: "speak http, or https also on loopback",
+    },
+    SectionKeyHelp {
+        name: "requests-per-second",
+        value: "a number",
+        meaning: "the most requests in a second to this host, for all mounts of the daemon",
+    },
+    SectionKeyHelp {
+        name: "tls-verify",
+        value: "`true`, `false`",
+        meaning: "`false` accepts any certificate of the registry. `--tls-verify=false` accepts any of every registry",
+    },
+    SectionKeyHelp {
+        name: "trust",
+        value: "a list of hosts",
+        meaning: "the only hosts beside the registry that get its credentials: its token server. Without the key, the registry's answer names the token server",
+    },
 ];
 
 /// Keys of other tools. A section refuses them, and names the keys for a file or a helper.
@@ -197,7 +242,7 @@ impl Reader<'_> {
             name if SECRETS.contains(&name) => Err("does not exist, so that no password lies here: name a file \
                                                     with `credentials-file`, or a `credential-helper`"
                 .to_owned()),
-            name => Err(format!("is no key of a registry{}", advice(name, KEYS))),
+            name => Err(format!("is no key of a registry{}", advice(name, KEYS.map(|key| key.name)))),
         }
     }
 }
@@ -315,11 +360,11 @@ mod tests {
         let page = include_str!("../../../docs/configuration.md");
         let (_, rest) = page.split_once("## Registries").expect("there is a part about registries");
         let rest = rest.split("\n## ").next().unwrap_or_default();
-        for key in KEYS {
-            assert!(rest.contains(&format!("\n| `{key}` |")), "{key}");
-        }
-        assert!(KEYS.is_sorted());
-        let rows = rest.lines().filter(|line| line.starts_with("| `")).count();
-        assert_eq!(rows, KEYS.len());
+        let mut rows: Vec<_> = rest.lines().filter(|line| line.starts_with("| `")).collect();
+        rows.sort_unstable();
+        let expected =
+            KEYS.map(|key| format!("| `{}` | {} | {} |", key.name, key.value, key.meaning));
+        assert_eq!(rows, expected);
+        assert!(KEYS.is_sorted_by_key(|key| key.name));
     }
 }

@@ -5,6 +5,9 @@
 //! mount table --attribute of each other mount--> its daemon --status--> mounts of other cache folders
 //!                        '--no daemon--> dead        '--no answer in time--> silent
 //! ```
+//!
+//! With the flag `--cache-dir`, only the daemons of that folder are asked. Dead and silent mounts do not tell their
+//! cache folder, so they are left out then.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -38,7 +41,7 @@ impl Overview {
     }
 }
 
-/// Asks the daemons.
+/// Asks the daemons: all that this user can find, or those of the cache folder that `--cache-dir` names.
 ///
 /// # Errors
 /// When the daemon of the cache folder, or the system daemon, does not answer.
@@ -72,6 +75,9 @@ pub(in crate::cli) async fn overview(settings: &Settings) -> Result<Overview, Cl
             status.pid
         ));
         daemons.push(status);
+    }
+    if settings.is_about_one_cache() {
+        return Ok(Overview { daemons, has_own, dead: Vec::new(), silent: Vec::new() });
     }
     let seen: Vec<PathBuf> = daemons.iter().flat_map(seen_mounts).collect();
     let others = tokio::task::spawn_blocking(move || other_mounts(&seen));

@@ -76,8 +76,10 @@ pub struct FetchedBytes {
     pub on_demand: u64,
     /// A reader's pattern says that it reads them next.
     pub readahead: u64,
-    /// Asked for beforehand: tensors, traces, `kitfs warm`.
+    /// Asked for beforehand, by tensors and traces.
     pub prefetch: u64,
+    /// `kitfs warm`, and commands that copy whole layers.
+    pub warm: u64,
     /// The rest of a kit, in the background.
     pub hydrate: u64,
 }
@@ -142,7 +144,7 @@ pub struct ActivitySample {
 impl FetchedBytes {
     /// The sum.
     pub fn sum(&self) -> u64 {
-        self.on_demand + self.readahead + self.prefetch + self.hydrate
+        self.on_demand + self.readahead + self.prefetch + self.warm + self.hydrate
     }
 }
 

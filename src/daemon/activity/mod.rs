@@ -23,7 +23,7 @@ use crate::control::api::{
 };
 use crate::fetch::Fetcher;
 use crate::observe::reads::{ReadFailure, Reads};
-use crate::source::Priority;
+use crate::source::Traffic;
 use crate::source::admission::HostUsage;
 
 /// The time between two samples: short enough to see a stall, long enough that a look costs nothing.
@@ -85,10 +85,11 @@ impl Observed {
                 .map(|(reason, reads)| FailedReads { reason: reason.as_str().to_owned(), reads })
                 .collect(),
             fetched: FetchedBytes {
-                on_demand: counts.bytes_of(Priority::OnDemand),
-                readahead: counts.bytes_of(Priority::Readahead),
-                prefetch: counts.bytes_of(Priority::Prefetch),
-                hydrate: counts.bytes_of(Priority::Hydrate),
+                on_demand: counts.bytes_of(Traffic::OnDemand),
+                readahead: counts.bytes_of(Traffic::Readahead),
+                prefetch: counts.bytes_of(Traffic::Prefetch),
+                warm: counts.bytes_of(Traffic::Warm),
+                hydrate: counts.bytes_of(Traffic::Hydrate),
             },
             sources: sources.collect(),
             hosts,

@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 
 use crate::oci::{BlobId, BlobOffset};
-use crate::source::{BlobSource, BlobStream, Priority, SourceError, Urgency};
+use crate::source::{BlobSource, BlobStream, SourceError, Traffic, Urgency};
 
 /// The most hosts with counts of their own. 64: a process talks to a few. A registry that redirects to ever new
 /// hosts must not fill the memory, nor the monitoring system.
@@ -25,8 +25,8 @@ const LOCAL: &str = "local";
 pub struct Counts {
     requests: AtomicU64,
     yielded_bytes: AtomicU64,
-    /// The part of them for each priority, as [`Priority::ALL`] has them.
-    bytes_by_priority: [AtomicU64; Priority::ALL.len()],
+    /// The part of them for each kind of traffic.
+    bytes_by_traffic: [AtomicU64; Traffic::COUNT],
     outcomes: Mutex<BTreeMap<(Arc<str>, &'static str), u64>>,
 }
 
@@ -52,9 +52,9 @@ impl Counts {
         self.yielded_bytes.load(Relaxed)
     }
 
-    /// The part of these bytes that came with a priority. The priority counts that a request had when the bytes came.
-    pub fn bytes_of(&self, priority: Priority) -> u64 {
-        self.bytes_by_priority[priority as usize].load(Relaxed)
+    /// The part of these bytes that belongs to a kind of traffic: the kind of the request at the time the bytes came.
+    pub fn bytes_of(&self, traffic: Traffic) -> u64 {
+        self.bytes_by_traffic[traffic as usize].load(Relaxed)
     }
 
     /// The answered requests by host and outcome. A request whose stream breaks later counts as `ok`.
@@ -124,8 +124,8 @@ impl<S: BlobSource> BlobSource for Counted<S> {
             let count = move |piece: &Result<bytes::Bytes, SourceError>| {
                 if let Ok(piece) = piece {
                     counts.yielded_bytes.fetch_add(piece.len() as u64, Relaxed);
-                    let of_priority = &counts.bytes_by_priority[urgency.get() as usize];
-                    of_priority.fetch_add(piece.len() as u64, Relaxed);
+                    let of_traffic = &counts.bytes_by_traffic[urgency.traffic() as usize];
+                    of_traffic.fetch_add(piece.len() as u64, Relaxed);
                 }
             };
             Ok(BlobStream { range, bytes: bytes.inspect(count).boxed() })
