@@ -109,6 +109,12 @@ impl Attachment {
         }
     }
 
+    /// The mark of a mount to take out of other parts of the tree. `None` for the place that another user names
+    /// ([`MountPlace::of_other_user`]): it has no device number, and could name any folder as that of an overlay.
+    fn mark_elsewhere(&self) -> Option<Mark> {
+        self.device.and_then(|_| self.mark())
+    }
+
     /// Knows the device number.
     pub(super) fn set_device(&mut self, device: Option<Device>) {
         self.device = device;
@@ -186,7 +192,7 @@ impl Attachment {
             return Ok(());
         }
         if self.is_elsewhere {
-            let Some(mark) = self.mark() else { return Ok(()) };
+            let Some(mark) = self.mark_elsewhere() else { return Ok(()) };
             return detached(other_namespaces::unmount(&mark, lazy, self.child_limits));
         }
         let table = MountTable::read();
@@ -213,5 +219,35 @@ impl Drop for Attachment {
         if let Err(DetachFailure::Other(words)) = self.detach(true) {
             tracing::warn!(mountpoint = %self.path.display(), words, "cannot unmount");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A user could name the folder of any overlay, such as the root of a container.
+    #[test]
+    fn another_users_place_leads_to_no_unmount_elsewhere_and_that_of_root_does() {
+        let place = MountPlace {
+            path: PathBuf::from("/srv/view"),
+            device: Some((0, 57)),
+            made: Some((1, 2)),
+            view: Some("another".to_owned()),
+            overlay: Some(PathBuf::from("/var/lib/containers/upper")),
+        };
+        let at = |place: MountPlace| {
+            // It has ended, so that its drop unmounts nothing.
+            let (_end, ended) = watch::channel(true);
+            Attachment::at(&place, ended, ChildLimits::default())
+        };
+        let users = at(place.clone().of_other_user("another of user 1".to_owned()));
+        assert!(users.is_elsewhere);
+        assert_eq!(users.mark_elsewhere(), None);
+        let roots = at(place.clone().of_root("another of user 0".to_owned()));
+        assert!(roots.is_elsewhere);
+        assert_eq!(roots.mark_elsewhere(), place.overlay.clone().map(Mark::Overlay));
+        let kit = at(MountPlace { overlay: None, ..place }.of_root("another".to_owned()));
+        assert_eq!(kit.mark_elsewhere(), Some(Mark::Kit(Device(0, 57))));
     }
 }

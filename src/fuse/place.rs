@@ -82,6 +82,12 @@ impl MountPlace {
         self.view.is_some() && own_view().ok() != self.view
     }
 
+    /// The same place under another name of its part of the file tree. Root names the place, so this process takes
+    /// the mount out of that part when it ends.
+    pub fn of_root(self, view: String) -> Self {
+        Self { view: Some(view), ..self }
+    }
+
     /// The number of the mount's connection in `/sys/fs/fuse/connections`: its device number. The major number
     /// of a file system without a disk is zero.
     pub fn connection(&self) -> Option<NonZeroU32> {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::support::kit_builder::{Kit, Layer};
-use crate::support::kitfs::{Kitfs, Outcome, is_mounted, kill_and_wait, wait_until};
+use crate::support::kitfs::{DROP_OTHERS, Kitfs, Outcome, is_mounted, kill_and_wait, wait_until};
 use crate::support::registry_double::{Access, Fault, Options, RegistryDouble, Rule};
 
 /// Users that every Debian has: fusermount3 looks for their names.
@@ -362,6 +362,36 @@ fn what_needs_files_and_who_may_not_connect_gets_a_cache_of_the_users_own() {
     let elsewhere = system.home(BERT).join("elsewhere");
     system.succeed(BERT, &["ls", "--cache-dir", text(&elsewhere), &system.reference]);
     assert!(elsewhere.exists());
+}
+
+/// A mount that root has made after `unshare --mount`, as in a container that shares the socket.
+#[test]
+fn the_end_of_the_system_daemon_takes_mounts_of_root_out_of_other_namespaces() {
+    let system = System::new(Access::Open);
+    let place = system.root.mountpoint("elsewhere");
+    let made = system.root.folder().join("made");
+    // The mount stays in this namespace until the daemon takes it out.
+    let script = format!(
+        "{DROP_OTHERS} \"$0\" \"$@\"; ls {0} >{1}; for i in $(seq 300); do \
+         grep -q \" {0} fuse.kitfs\" /proc/self/mounts || exit 0; sleep 0.1; done; exit 9",
+        text(&place),
+        text(&made)
+    );
+    let own = system.command(0, 0, &["mount", &system.reference, text(&place)]);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", &script]);
+    command.arg(own.get_program()).args(own.get_args());
+    command.env_clear().envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let inside = std::thread::spawn(move || Kitfs::run_command(command));
+    wait_until("the mount", || fs::read_to_string(&made).is_ok_and(|it| it.contains("model.bin")));
+    assert!(!is_mounted(&place), "it is mounted outside, too");
+    let status = system.run(0, &["daemon", "status", "--system"]);
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains("(in another namespace)"), "{status}");
+    let stopped = system.run(0, &["daemon", "stop", "--system"]);
+    assert_eq!(stopped.code, Some(0), "{}", stopped.stderr);
+    let outcome = inside.join().unwrap();
+    assert_eq!(outcome.code, Some(0), "{}{}", outcome.stderr, system.root.log());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! A system daemon runs as root, so for its users it
 //! - opens no file that a request names ([`Service::admit`]),
-//! - unmounts nothing, and removes no directory ([`Service::place_of`]),
+//! - unmounts nothing but mounts of root, and removes no directory of others ([`Service::place_of`]),
 //! - lets the kernel open no file of the cache ([`Service::is_of_other_user`]),
 //! - shows and ends a mount only for the user who has mounted it.
 
@@ -70,11 +70,15 @@ impl Service {
 
     /// The place of a mount, as far as the word of the user counts.
     pub(super) fn place_of(&self, place: MountPlace, peer: Peer) -> MountPlace {
-        if !self.has_users || is_trusted(peer.uid) && place.view() == self.view.as_deref() {
+        let is_trusted = is_trusted(peer.uid);
+        if !self.has_users || is_trusted && place.view() == self.view.as_deref() {
             return place;
         }
         let view = of_user(place.view(), peer);
-        place.of_other_user(view)
+        match is_trusted {
+            true => place.of_root(view),
+            false => place.of_other_user(view),
+        }
     }
 
     /// The view in the name of the mount that a command of this user sees at a mountpoint. A user who names no
