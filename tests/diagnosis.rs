@@ -7,12 +7,13 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Stdio};
 
 use axum::http::Method;
 use serde_json::{Value, json};
 use support::golden;
-use support::kitfs::{Kitfs, Outcome, wait_until};
+use support::kitfs::{Kitfs, Outcome, kill_and_wait, wait_until};
 use support::registry_double::{Access, Fault, Options, RegistryDouble, Rule, Tokens};
 use support::registry_process::RegistryProcess;
 
@@ -380,4 +381,54 @@ fn a_daemon_in_the_background_writes_json_on_request() {
     let log = fs::read_to_string(kitfs.cache().join("daemon.log")).unwrap();
     let objects = log.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()).count();
     assert!(objects > 0 && objects == log.lines().count(), "{log}");
+}
+
+/// The lines of a log in JSON, each of them an object, without those of the keeper.
+#[track_caller]
+fn lines_of_workers(log: &Path) -> usize {
+    let log = fs::read_to_string(log).unwrap_or_default();
+    let objects = log.lines().map(|line| {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}\n{log}"))
+    });
+    objects.filter(|object| object["target"] != "kitfs::keeper").count()
+}
+
+/// The daemon is started in the background, and as a unit of systemd starts it.
+#[test]
+fn each_worker_of_a_daemon_writes_json_if_the_start_asked_for_it() {
+    for is_unit in [false, true] {
+        let kitfs = Kitfs::new();
+        let log = kitfs.cache().join("daemon.log");
+        let (log, service) = match is_unit {
+            false => {
+                let mut command = kitfs.command(&["daemon", "start", "--log-format", "json"]);
+                command.env("KITFS_LOG", "debug");
+                assert_eq!(Kitfs::run_command(command).code, Some(0));
+                (log, None)
+            }
+            true => {
+                let log = kitfs.folder().join("journal");
+                let mut command = kitfs.command(&["daemon", "start", "--foreground"]);
+                command.env("KITFS_LOG", "debug").env("KITFS_LOG_FORMAT", "json");
+                command.stdin(Stdio::null()).stdout(Stdio::null());
+                command.stderr(fs::File::create(&log).unwrap());
+                (log, Some(command.spawn().unwrap()))
+            }
+        };
+        wait_until("the daemon", || kitfs.run(&["daemon", "status"]).code == Some(0));
+        wait_until("words of the first worker", || lines_of_workers(&log) > 0);
+        let (worker, before) = (kitfs.worker_pid(), lines_of_workers(&log));
+        kill_and_wait(worker);
+        wait_until("the next worker", || kitfs.run(&["daemon", "status"]).code == Some(0));
+        assert_ne!(kitfs.worker_pid(), worker);
+        wait_until("words of the second worker", || lines_of_workers(&log) > before);
+        assert!(fs::read_to_string(&log).unwrap().contains("the worker died"));
+        let (worker, before) = (kitfs.worker_pid(), lines_of_workers(&log));
+        kitfs.succeed(&["restart"]);
+        assert_ne!(kitfs.worker_pid(), worker);
+        wait_until("words of the third worker", || lines_of_workers(&log) > before);
+        kitfs.succeed(&["daemon", "stop"]);
+        service.into_iter().for_each(|mut service| _ = service.wait());
+        lines_of_workers(&log);
+    }
 }

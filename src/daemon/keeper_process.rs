@@ -159,6 +159,10 @@ impl keeper::Programs for Programs<'_> {
         command.arg("--resume").arg(state.to_string());
         Ok(command)
     }
+
+    fn log_format(&self) -> LogFormat {
+        self.config.log_format
+    }
 }
 
 /// Whether a keeper holds the cache folder: its worker answers, or will in a moment.

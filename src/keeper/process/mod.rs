@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitCode};
@@ -18,6 +18,7 @@ use super::memory::FilePages;
 use super::message::Message;
 use super::socket::{self, Received};
 use super::{Held, Order, connections, signals, state};
+use crate::observe::{LogFormat, log_line};
 
 /// How long nothing may happen before memory is given back. Workers that die one after another must not
 /// wait for the keeper's own pages.
@@ -54,6 +55,9 @@ pub trait Programs {
     /// The command with which this process becomes the keeper of another program, which calls [`resume`] with
     /// the number `state`. The file `program` has the path of the program.
     fn successor(&mut self, program: File, state: RawFd) -> io::Result<Command>;
+
+    /// The format of the daemon's log, which keeper and workers share.
+    fn log_format(&self) -> LogFormat;
 }
 
 /// Holds the mounts of workers until one ends for good. `lock` stays open as long as the keeper lives, however
@@ -137,11 +141,18 @@ impl<P: Programs> Keeper<P> {
         }
     }
 
+    /// Writes a line to the daemon's log. The keeper has no other output, and no log of `tracing`, which would take
+    /// memory as long as mounts live.
+    fn log(&self, words: std::fmt::Arguments<'_>) {
+        let line = log_line(self.programs.log_format(), "keeper", &words);
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
+
     fn run(mut self, first: Option<Worker>) -> ExitCode {
         let signals = match signals::listen() {
             Ok(signals) => signals,
             Err(error) => {
-                log(format_args!("cannot listen to signals: {error}"));
+                self.log(format_args!("cannot listen to signals: {error}"));
                 return ExitCode::FAILURE;
             }
         };
@@ -152,7 +163,7 @@ impl<P: Programs> Keeper<P> {
             let mut worker = match started {
                 Ok(worker) => worker,
                 Err(error) => {
-                    log(format_args!("cannot start a worker: {error}"));
+                    self.log(format_args!("cannot start a worker: {error}"));
                     // Without mounts, the command that started the daemon waits for its answer.
                     if !self.has_ever_served || !self.pause(None) {
                         return ExitCode::FAILURE;
@@ -161,7 +172,7 @@ impl<P: Programs> Keeper<P> {
                 }
             };
             if self.watch(&mut worker, &signals) == Watched::Left {
-                log(format_args!("the worker has another keeper"));
+                self.log(format_args!("the worker has another keeper"));
                 return ExitCode::FAILURE;
             }
             let code = worker.code();
@@ -177,7 +188,7 @@ impl<P: Programs> Keeper<P> {
                 None if !self.has_ever_served => return code,
                 None => {}
             }
-            log(format_args!("the worker died; {} mounts wait for the next", self.held.len()));
+            self.log(format_args!("the worker died; {} mounts wait for the next", self.held.len()));
             if !self.pause(worker.serves_since.map(|since| since.elapsed())) {
                 return ExitCode::FAILURE;
             }
@@ -193,7 +204,7 @@ impl<P: Programs> Keeper<P> {
                 true
             }
             None => {
-                log(format_args!("too many workers died at their start: the mounts end"));
+                self.log(format_args!("too many workers died at their start: the mounts end"));
                 connections::abort(self.held.values());
                 false
             }
@@ -212,7 +223,7 @@ impl<P: Programs> Keeper<P> {
         };
         let error = exec().unwrap_or_else(|error| error);
         signals::ignore_broken_pipes();
-        log(format_args!("the new program cannot be started, the old one goes on: {error}"));
+        self.log(format_args!("the new program cannot be started, the old one goes on: {error}"));
         state::keep_from_children(self.lock.as_fd(), self.held.values());
     }
 
@@ -281,7 +292,7 @@ impl<P: Programs> Keeper<P> {
                     continue;
                 }
                 Ok(_) | Err(Errno::INTR) => is_quiet = false,
-                Err(error) => log(format_args!("cannot wait: {error}")),
+                Err(error) => self.log(format_args!("cannot wait: {error}")),
             }
             let has_ended = !descriptors[1].revents().is_empty();
             // Messages that a worker sent before its end count.
@@ -345,11 +356,11 @@ impl<P: Programs> Keeper<P> {
                 Ok(Received::Message(Message::Ended)) => self.held.clear(),
                 Ok(
                     Received::Message(Message::Hold { .. } | Message::Complete) | Received::Unknown,
-                ) => log(format_args!("the worker sent a message of another version")),
+                ) => self.log(format_args!("the worker sent a message of another version")),
                 Ok(Received::Nothing) => return true,
                 Ok(Received::End) => return false,
                 Err(error) => {
-                    log(format_args!("cannot hold a mount: {error}"));
+                    self.log(format_args!("cannot hold a mount: {error}"));
                     return true;
                 }
             }
@@ -397,12 +408,6 @@ pub fn silence_output() {
     if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(&null);
     }
-}
-
-/// Writes a line to the daemon's log. The keeper has no other output.
-fn log(words: std::fmt::Arguments<'_>) {
-    use io::Write as _;
-    let _ = writeln!(io::stderr(), "keeper: {words}");
 }
 
 #[cfg(test)]

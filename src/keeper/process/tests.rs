@@ -22,6 +22,10 @@ impl Programs for Sleepers {
     fn successor(&mut self, _: File, _: RawFd) -> io::Result<Command> {
         Ok(Command::new("/no/such/program"))
     }
+
+    fn log_format(&self) -> LogFormat {
+        LogFormat::Text
+    }
 }
 
 fn sleepers(heads: mpsc::Sender<OwnedFd>) -> Keeper<Sleepers> {
