@@ -36,8 +36,6 @@ const ONE_SHOT: &[&str] = &[
     "overlay",
     "recursive",
     "replace",
-    "restore",
-    "root",
     "summary",
     "svg",
     "system",
@@ -376,6 +374,44 @@ mod tests {
             written == expected,
             "a new option belongs to ONE_SHOT, or into docs/configuration.md:\n{expected}"
         );
+    }
+
+    /// Options of clap, which print a text.
+    const OF_CLAP: [&str; 3] = ["help", "help-all", "version"];
+
+    #[test]
+    fn every_option_of_every_command_is_a_key_or_for_one_run() {
+        fn check(catalogue: &Catalogue, command: &Command, words: &mut Vec<String>) -> usize {
+            let shown = command.get_arguments().filter(|it| !it.is_positional());
+            let mut count = 0;
+            for argument in shown.filter(|it| !it.is_hide_set()) {
+                let Some(name) = argument.get_long() else {
+                    // `kitfs ls -l`, as of ls(1).
+                    assert_eq!((words.join(" ").as_str(), argument.get_short()), ("ls", Some('l')));
+                    continue;
+                };
+                let is_key = catalogue
+                    .settings()
+                    .iter()
+                    .any(|it| it.command == *words && it.id() == argument.get_id().as_str());
+                let is_excepted = ONE_SHOT.contains(&name)
+                    || OF_CLAP.contains(&name)
+                    // `-v`, whose variable is `KITFS_LOG`, and `kitfs logs -f`.
+                    || matches!(argument.get_action(), ArgAction::Count)
+                    || ONE_SHOT_OF.contains(&(words.join(" ").as_str(), name));
+                assert!(is_key != is_excepted, "{words:?} --{name}");
+                count += 1;
+            }
+            for child in command.get_subcommands().filter(|it| !it.is_hide_set()) {
+                words.push(child.get_name().to_owned());
+                count += check(catalogue, child, words);
+                words.pop();
+            }
+            count
+        }
+        let command = Arguments::command();
+        let count = check(&Catalogue::of(&command), &command, &mut Vec::new());
+        assert!(count > 250, "only {count} options were seen");
     }
 
     #[test]
