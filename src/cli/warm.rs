@@ -13,6 +13,7 @@ use indicatif::{MultiProgress, ProgressBar};
 use super::arguments::{IdleArguments, KitArguments, NetworkArguments};
 use super::error::CliError;
 use super::help::MORE_OPTIONS;
+use super::kept::Sought;
 use super::opening::{self, Lines, show_pass};
 use super::output::{
     bar_name, byte_bar, count_of, print_json, print_line, print_warnings, printable, say,
@@ -95,10 +96,14 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         let wanted = folder::Wanted { folder, paths, deletes: arguments.delete };
         return folder::run(&backend, kit, wanted, arguments.json).await;
     }
+    let sought = Sought::of(&request.kit);
     let mut display = Display::new();
     let report = backend.call(request, &mut |event| display.show(event)).await;
     display.clear();
-    let report = report?;
+    let report = match report {
+        Ok(report) => report,
+        Err(failure) => return Err(sought.explain(failure).await.into()),
+    };
     print_warnings(&report.warnings);
     match arguments.json {
         true => print_json(&report)?,
@@ -204,6 +209,8 @@ impl Display {
         let bar = self.layers.entry(layer.name.clone()).or_insert_with(|| {
             bars.add(byte_bar(layer.total_bytes, bar_name(layer.title.as_bytes())))
         });
+        let name = layer.file.as_ref().map_or(layer.title.as_bytes(), |file| &file.0);
+        bar.set_message(bar_name(name));
         bar.set_position(layer.done_bytes);
     }
 

@@ -58,6 +58,7 @@ mod other_view;
 mod overlaying;
 mod own_paths;
 mod paths;
+mod reached_files;
 mod reading;
 mod record;
 mod recording;

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::fetching;
 use super::paths::{self, LastLink};
+use super::reached_files::{ReachedFiles, place_after};
 use super::replay::Replay;
 use super::upkeep::kit_state;
 use crate::cache::{Cache, LayerState};
@@ -68,7 +69,7 @@ pub(super) async fn warm(
         (false, _) => files_of(kit, paths, filters)?,
     };
     check_room(cache, &wants)?;
-    fetch(&wants, progress).await;
+    fetch(kit, &wants, progress).await;
     let missing = missing_of(&kit.tree, paths);
     Ok(WarmReport { missing, ..report(&wants, kit.all_warnings()) })
 }
@@ -102,20 +103,25 @@ pub(super) async fn replay(
     let tell = |bytes| {
         let done_bytes = done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let (name, title) = ("trace".to_owned(), "trace".to_owned());
-        progress(vec![LayerProgress { name, title, done_bytes, total_bytes }]);
+        progress(vec![LayerProgress { name, title, file: None, done_bytes, total_bytes }]);
     };
     tell(0);
     if let Err(error) = replay.run(tell).await {
         // Missing ranges are tried again now, where each layer has an outcome of its own.
         tracing::warn!(%error, "an access trace was not replayed to its end");
     }
-    fetch(&wants, progress).await;
+    fetch(kit, &wants, progress).await;
     Ok(report(&wants, warnings))
 }
 
 /// Fetches and verifies, and tells how far each layer is.
-async fn fetch(wants: &[Want], progress: &(dyn Fn(Vec<LayerProgress>) + Send + Sync)) {
-    let tell = || progress(wants.iter().map(Want::progress).collect());
+async fn fetch(
+    kit: &LoadedKit,
+    wants: &[Want],
+    progress: &(dyn Fn(Vec<LayerProgress>) + Send + Sync),
+) {
+    let files = ReachedFiles::of(kit);
+    let tell = || progress(wants.iter().map(|want| want.progress(&files)).collect());
     tell();
     let work = stream::iter(wants).for_each_concurrent(LAYERS_AT_ONCE, Want::fetch);
     tokio::pin!(work);
@@ -340,7 +346,7 @@ impl Want {
         self.wanted_bytes == self.layer.contents().layout.stream_bytes()
     }
 
-    fn progress(&self) -> LayerProgress {
+    fn progress(&self, files: &ReachedFiles<'_>) -> LayerProgress {
         // A whole layer is counted as its bytes arrive; ranges of a layer are counted by finished pieces.
         let done_bytes = match self.is_whole() {
             true => self.layer.resident_bytes().min(self.wanted_bytes),
@@ -348,7 +354,10 @@ impl Want {
         };
         let name = self.layer.key().digest.to_string();
         let (title, total_bytes) = (self.title.clone(), self.wanted_bytes);
-        LayerProgress { name, title, done_bytes, total_bytes }
+        let file = (done_bytes < total_bytes)
+            .then(|| files.name(&self.layer, place_after(&self.ranges, done_bytes)))
+            .flatten();
+        LayerProgress { name, title, file: file.map(RawPath), done_bytes, total_bytes }
     }
 
     fn outcome(&self) -> WarmedLayer {

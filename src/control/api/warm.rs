@@ -57,6 +57,10 @@ pub struct LayerProgress {
     /// The name of the layer for people: its path in the Kitfile, and the digest's first digits.
     #[serde(default)]
     pub title: String,
+    /// The file that the download has reached, in the order of the layer. `None` for a layer that is complete, and
+    /// in a kit of very many files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<RawPath>,
     /// Bytes that are in the cache, of those that are wanted.
     pub done_bytes: u64,
     /// Bytes that are wanted.
