@@ -12,6 +12,7 @@ use std::path::Path;
 
 use super::arguments::{KitArguments, NetworkArguments};
 use super::error::{CliError, end_of_comparison};
+use super::kept::Sought;
 use super::log::FileCounts;
 use super::mounted_kit::mounted_kit;
 use super::opening::{Opening, show_pass};
@@ -86,6 +87,7 @@ async fn compare(settings: &Settings, arguments: Arguments) -> Result<bool, CliE
         return facts::compare(&backend, before, after, arguments.all, arguments.json).await;
     }
     let path = RawPath(arguments.path.map(OsString::into_vec).unwrap_or_default());
+    let sought = [Sought::of(&before), Sought::of(&after)];
     let request = CompareRequest { before, after, path, content: arguments.content };
     let mut opening = Opening::new();
     let comparing = byte_bar(0, "comparing");
@@ -99,7 +101,15 @@ async fn compare(settings: &Settings, arguments: Arguments) -> Result<bool, CliE
     };
     drop(opening);
     comparing.finish_and_clear();
-    let comparison = compared?;
+    let comparison = match compared {
+        Ok(comparison) => comparison,
+        Err(mut failure) => {
+            for kit in sought {
+                failure = kit.explain_if_named(failure).await;
+            }
+            return Err(failure.into());
+        }
+    };
     print_warnings(&comparison.warnings);
     match (arguments.json, arguments.name_only) {
         (true, _) => print_json(&comparison)?,

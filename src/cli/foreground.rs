@@ -13,6 +13,7 @@ use rustix::process::Signal;
 
 use super::arguments::IdleArguments;
 use super::error::CliError;
+use super::kept::Sought;
 use super::mount::{announce, mount};
 use super::settings::Settings;
 use super::supervisor::notify_ready;
@@ -61,7 +62,8 @@ pub(super) async fn serve(
                 None => Err(failure.into()),
             }
         }
-        ended => Ok(ended?),
+        Err(failure) => Err(Sought::of(&request.kit).explain(failure).await.into()),
+        Ok(()) => Ok(()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::arguments::{KitArguments, LabelArguments, NetworkArguments};
 use super::error::CliError;
+use super::kept::Sought;
 use super::output::{
     print_json, print_line, print_table, print_warnings, say_while_waiting, short_digest,
 };
@@ -38,11 +39,12 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
     let kit = KitArguments { choice: arguments.choice, no_remote: false };
     let request = settings.kit(reference, &kit, &arguments.network)?;
     let backend = Backend::open(&settings.daemon()?).await?;
-    let info = say_while_waiting(
-        &arguments.reference,
-        backend.ask(InfoRequest { kit: request, facts: false }),
-    )
-    .await?;
+    let sought = Sought::of(&request);
+    let info = backend.ask(InfoRequest { kit: request, facts: false });
+    let info = match say_while_waiting(&arguments.reference, info).await {
+        Ok(info) => info,
+        Err(failure) => return Err(sought.explain(failure).await.into()),
+    };
     match (info, arguments.json) {
         (Info::Kit(kit), true) => print_json(&kit),
         (Info::Kit(kit), false) => print_kit(kit),

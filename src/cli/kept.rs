@@ -1,19 +1,44 @@
 //! The hint for a kit that its registry lacks, while a kit of this name is packed on this machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::control::api::{Failure, FailureKind};
+use crate::control::api::{Failure, FailureKind, KitRequest};
 use crate::oci::{Origin, Reference};
 use crate::source::Repository;
 use crate::source::kit_storage::KitStorage;
 
-/// Adds a hint to a failure to find a kit: the name of the same kit in kit's local storage, if there is one.
-pub(super) async fn with_kept(
-    mut failure: Failure,
-    reference: &str,
-    kitops_home: Option<&Path>,
-) -> Failure {
-    let (FailureKind::NotFound, Some(home)) = (failure.kind, kitops_home) else { return failure };
+/// A kit that a command asks for, and the storage of kit in which it may be instead.
+pub(super) struct Sought {
+    reference: String,
+    kitops_home: Option<PathBuf>,
+}
+
+impl Sought {
+    /// The kit of a request. A request to the system daemon names no storage.
+    pub(super) fn of(kit: &KitRequest) -> Self {
+        Self { reference: kit.reference.clone(), kitops_home: kit.network.kitops_home.clone() }
+    }
+
+    /// Adds a hint to a failure to find the kit: its name in kit's local storage, if it is there.
+    pub(super) async fn explain(&self, failure: Failure) -> Failure {
+        match &self.kitops_home {
+            Some(home) if failure.kind == FailureKind::NotFound => {
+                with_kept(failure, &self.reference, home).await
+            }
+            _ => failure,
+        }
+    }
+
+    /// As [`Self::explain`], for one kit of several: only if the failure names it.
+    pub(super) async fn explain_if_named(&self, failure: Failure) -> Failure {
+        match failure.message.contains(&self.reference) {
+            true => self.explain(failure).await,
+            false => failure,
+        }
+    }
+}
+
+async fn with_kept(mut failure: Failure, reference: &str, home: &Path) -> Failure {
     let Ok(Origin::Registry(wanted)) = Origin::parse(reference) else { return failure };
     if is_kept(home, &wanted).await {
         failure.message += &format!(

@@ -15,6 +15,7 @@ use super::durations::{Limit, parse_duration, parse_limit};
 use super::error::CliError;
 use super::foreground;
 use super::help::MORE_OPTIONS;
+use super::kept::Sought;
 use super::opening::Opening;
 use super::output::{count_of, print_json, print_line, print_warnings, short_digest};
 use super::overlay;
@@ -273,8 +274,12 @@ pub(super) async fn mount(
     owner: Option<&Pidfd>,
 ) -> Result<MountStatus, CliError> {
     let mut opening = Opening::new();
+    let sought = Sought::of(&request.kit);
     let on_progress = &mut |progress| opening.show(progress);
-    Ok(backend.mount(request, replace, owner, on_progress).await?)
+    match backend.mount(request, replace, owner, on_progress).await {
+        Ok(mounted) => Ok(mounted),
+        Err(failure) => Err(sought.explain(failure).await.into()),
+    }
 }
 
 /// Prints the kit and the mountpoint.

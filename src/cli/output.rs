@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::error::CliError;
-use super::kept::with_kept;
+use super::kept::Sought;
 use super::opening::Opening;
 use super::screen::middle_cut;
 use crate::control::api::{KitRequest, KitState, Waiting};
@@ -217,13 +217,13 @@ pub(super) fn bar_name(name: &[u8]) -> String {
 
 /// Opens a kit, and shows the progress.
 pub(super) async fn open_kit(backend: &Backend, kit: KitRequest) -> Result<OpenKit, CliError> {
-    let (reference, home) = (kit.reference.clone(), kit.network.kitops_home.clone());
+    let sought = Sought::of(&kit);
     let mut opening = Opening::new();
     match backend.open_kit(kit, &mut |progress| opening.show(progress)).await {
         Ok(opened) => Ok(opened),
         Err(failure) => {
             drop(opening);
-            Err(with_kept(failure, &reference, home.as_deref()).await.into())
+            Err(sought.explain(failure).await.into())
         }
     }
 }

@@ -18,7 +18,7 @@ pub(super) fn status(mounts: Value) -> DaemonStatus {
 pub(super) fn activity() -> ActivityReport {
     serde_json::from_value(json!({
         "hits": {"classes": [], "sum_us": 0, "bytes": 0}, "misses": {"classes": [], "sum_us": 0, "bytes": 0},
-        "failed_reads": 0, "fetched": {"on_demand": 0, "readahead": 0, "prefetch": 0, "hydrate": 0},
+        "failed_reads": 0, "fetched": {"on_demand": 0, "readahead": 0, "prefetch": 0, "warm": 0, "hydrate": 0},
         "sources": [], "hosts": [], "waiting_transfers": 0, "evicted_bytes": 0, "sample_seconds": 5, "samples": [],
     }))
     .unwrap()

@@ -35,6 +35,60 @@ fn a_kit_in_kits_own_storage_is_mounted_without_a_network() {
 }
 
 #[test]
+fn a_kit_that_its_registry_lacks_and_this_machine_has_is_named_and_the_advice_works() {
+    let kitfs = Kitfs::new();
+    let runtime = Runtime::new().unwrap();
+    let registry = runtime.block_on(RegistryDouble::start(Options::default()));
+    let home = KitHome::new(&kitfs.folder().join("kitops"));
+    let written = write(&kitfs, "layout", &kit(b"packed"));
+    let place = kitfs.mountpoint("refused");
+    let here = format!("oci:{}:v1", written.folder.display());
+    // Every command that reads a kit says the same.
+    let refused = |reference: &str| {
+        let place = place.to_str().unwrap();
+        let config = ["--config", home.path()];
+        let mount = kitfs.fail(3, &[&["mount", reference, place][..], &config].concat());
+        for command in ["info", "ls", "warm", "map"] {
+            assert_eq!(kitfs.fail(3, &[&[command, reference][..], &config].concat()), mount);
+        }
+        for mode in [&["diff"][..], &["diff", "--kitfile"]] {
+            let both = [mode, &[&here, reference], &config].concat();
+            assert_eq!(kitfs.fail(2, &both), mount, "{mode:?}");
+        }
+        mount
+    };
+    let mounts = |reference: &str, options: &[&str]| {
+        let mountpoint = kitfs.mount(reference, &[&["--config", home.path()], options].concat());
+        let mounted = Tree::read(&mountpoint).without_kitfile();
+        mounted.assert_equals(&written.tree, reference);
+        kitfs.unmount(&mountpoint);
+    };
+
+    // Packed under the whole name of the repository, and under its last part.
+    for (local, repository) in [("team/model", "team/model"), ("short", "team/short")] {
+        let local = format!("localhost/{local}");
+        let reference = registry.reference(repository, "v1");
+        assert!(!refused(&reference).contains("this machine has"));
+        home.store(&local, Some("v1"), &written);
+        let said = refused(&reference);
+        let push = format!("kitfs push {local}:v1 {reference}");
+        assert!(said.contains(&format!("this machine has {local}:v1")), "{said}");
+        assert!(said.contains(&push), "{said}");
+        mounts(&format!("{local}:v1"), &[]);
+        kitfs.succeed(&["push", &format!("{local}:v1"), &reference, "--config", home.path()]);
+        mounts(&reference, &[]);
+    }
+
+    // Packed under the name of the registry.
+    let reference = registry.reference("team/named", "v1");
+    home.store(&format!("{}/team/named", registry.host()), Some("v1"), &written);
+    let said = refused(&reference);
+    assert!(said.contains(&format!("kitfs push {reference}")), "{said}");
+    assert!(said.contains("--prefer-local"), "{said}");
+    mounts(&reference, &["--prefer-local"]);
+}
+
+#[test]
 fn a_pulled_kit_is_read_when_its_registry_does_not_answer_or_where_it_is_preferred() {
     let kitfs = Kitfs::new();
     let runtime = Runtime::new().unwrap();

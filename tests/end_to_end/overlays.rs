@@ -323,8 +323,13 @@ fn changes_are_listed_and_taken_back() {
             k umount mnt
             k overlay ls | grep "not mounted" | grep -q "{reference}"
             changed mnt; echo --
-            k overlay reset mnt data/three data/new
+            k overlay reset mnt data/three data/new 2>warned
+            test ! -s warned
             changed mnt; echo --
+            # A path without a change is named, and the others are taken back all the same.
+            k overlay reset mnt data/three data/nothing 2>warned
+            grep -q "data/three has no change in this view" warned
+            grep -q "data/nothing has no change in this view" warned
             for bad in ../x /etc data/.. ''; do refused overlay reset mnt "$bad" >/dev/null; done
             k mount --overlay {reference} mnt >/dev/null
             cat mnt/data/three mnt/data/closed/one

@@ -216,6 +216,34 @@ fn a_kit_of_kits_storage_gets_another_name_there_and_is_pushed_under_it() {
     }
 }
 
+#[test]
+fn a_destination_without_a_tag_gets_the_tag_of_the_kit() {
+    let kitfs = Kitfs::new();
+    let runtime = Runtime::new().unwrap();
+    let registry = runtime.block_on(RegistryDouble::start(Options::default()));
+    let home = KitHome::new(&kitfs.folder().join("kitops"));
+    let written = write(&kitfs, "layout", &Kit::modelkit());
+    home.store("localhost/model", Some("v3"), &written);
+    let bare = |repository: &str| format!("{}/{repository}", registry.host());
+    let tagged = |repository: &str, tag: &str| {
+        registry.tagged(repository, tag).map(|(digest, _)| digest.to_string())
+    };
+    let push = |from: &str, to: &str| {
+        kitfs.succeed(&["push", from, to, "--config", home.path()]);
+    };
+    push("localhost/model:v3", &bare("team/pushed"));
+    assert_eq!(tagged("team/pushed", "v3").as_ref(), Some(&written.digest));
+    assert_eq!(tagged("team/pushed", "latest"), None);
+    // A tag of the destination wins.
+    push("localhost/model:v3", &registry.reference("team/pushed", "v4"));
+    assert_eq!(tagged("team/pushed", "v4").as_ref(), Some(&written.digest));
+    let layout = format!("oci:{}:v1", written.folder.display());
+    push(&layout, &bare("team/of-folder"));
+    assert_eq!(tagged("team/of-folder", "v1").as_ref(), Some(&written.digest));
+    kitfs.succeed(&["copy", &registry.reference("team/pushed", "v4"), &bare("team/copied")]);
+    assert_eq!(tagged("team/copied", "v4").as_ref(), Some(&written.digest));
+}
+
 /// A kit of kit's storage whose large layer is in another repository.
 fn with_origin(kitfs: &Kitfs, home: &KitHome, origin: &str) -> Written {
     let written = write(kitfs, "origin-layout", &kit(b"two"));

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::super::error::CliError;
+use super::super::kept::Sought;
 use super::super::output::{
     print_json, print_table, print_warnings, say_while_waiting, short_digest,
 };
@@ -54,8 +55,13 @@ pub(super) async fn compare(
 
 async fn look(backend: &Backend, kit: KitRequest) -> Result<KitInfo, CliError> {
     let reference = kit.reference.clone();
+    let sought = Sought::of(&kit);
     let request = InfoRequest { kit, facts: true };
-    match say_while_waiting(&reference, backend.ask(request)).await? {
+    let info = match say_while_waiting(&reference, backend.ask(request)).await {
+        Ok(info) => info,
+        Err(failure) => return Err(sought.explain(failure).await.into()),
+    };
+    match info {
         Info::Kit(info) => {
             print_warnings(&info.warnings);
             Ok(info)
