@@ -72,7 +72,7 @@ enabled() {
     done | sort -u
 }
 enabled >"$work/before"
-# dpkg says a line for each package; they are of interest when it fails.
+# dpkg prints a line for each package, which matters only if it fails.
 if ! env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >"$work/log" 2>&1; then
     cat "$work/log" >&2
     exit 1
@@ -126,7 +126,7 @@ need_fuse() {
     if [ ! -r /dev/fuse ] || [ ! -w /dev/fuse ]; then
         as_root chmod 0666 /dev/fuse 2>/dev/null || true
     fi
-    # Opening it is the real question: a container's device rules may forbid what the mode allows.
+    # Only opening the device tells: the device rules of a container may forbid what the mode allows.
     if ! (exec 3<>/dev/fuse) 2>/dev/null; then
         FUSE_PROBLEM="/dev/fuse cannot be opened by $(id -un): in a container pass --device /dev/fuse --cap-add SYS_ADMIN, else \`sudo chmod 0666 /dev/fuse\`"
         return 1

@@ -2,7 +2,7 @@
 """Makes a sample of changes to kitfs, one after the other, and runs the tests that belong to the changed room.
 
 One copy of the sources and one target folder: a change costs one incremental build of the library, and of the test
-binaries only where the tests in the room itself see nothing. The same seed gives the same sample of the same sources.
+binaries only if the tests in the room itself notice nothing. The same seed gives the same sample of the same sources.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def cargo_test(folder, *arguments, output=subprocess.DEVNULL):
 
 
 def judge(folder, room):
-    """The word for a change that is in the sources."""
+    """The verdict on a change that is in the sources."""
     if cargo_test(folder, "--no-run", "--lib") != 0:
         return "unviable"
     binaries = [word for binary in BINARIES[room] for word in ("--test", binary)]
@@ -85,7 +85,7 @@ def main():
     for room in rooms:
         if room not in BINARIES:
             parser.error(f"no test binaries are known for the room {room}")
-    # Each change gets the place in the sample that its name and the seed give it.
+    # The name of a change and the seed decide its place in the sample.
     found = [change for room in rooms for change in changes(room)]
     found.sort(key=lambda it: hashlib.sha256(f"{given.seed} {it[1]['name']}".encode()).digest())
     sums = dict.fromkeys(["caught", "MISSED", "timeout", "unviable"], 0)

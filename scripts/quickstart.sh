@@ -15,7 +15,7 @@ case "${1:-}" in
     ;;
 esac
 
-# Where the caller stands, for a DIR relative to it, and where its shell looks for programs.
+# The caller's folder, for a relative DIR, and the folders in which its shell looks for programs.
 caller=$PWD
 callers_path=$PATH
 cd "$(dirname "$0")/.."
@@ -93,7 +93,7 @@ clean_up() {
         wait "$server" 2>/dev/null
     fi
     if [ "$status" -ne 0 ]; then
-        echo "quickstart failed; what was said:" >&2
+        echo "quickstart failed; the output was:" >&2
         cat "$work/serve.log" "$work/cache/daemon.log" >&2 2>/dev/null
     fi
     rm -rf --one-file-system "$work"

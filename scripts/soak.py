@@ -25,7 +25,7 @@ BIG_FILES, BIG_BYTES = 4, 24 << 20
 SMALL_FILES = 200
 # A reader that waits for longer has been forgotten.
 LONGEST_READ_SECONDS = 60
-# Of a cgroup of 128 MiB: the rest is too little for a worker under readers.
+# Taken from a cgroup of 128 MiB by another program. A worker under readers needs more than is left.
 HOG_MIB = 112
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
@@ -58,7 +58,7 @@ class Kit:
             packed = io.BytesIO()
             with tarfile.open(fileobj=packed, mode="w") as tar:
                 for name, content in files:
-                    # As kits without annotations have it: relative to the folder of the layer's path.
+                    # The path as in kits without annotations: relative to the folder of the layer's path.
                     member = tarfile.TarInfo(name.removeprefix("weights/"))
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -206,7 +206,7 @@ READERS = [read_all, read_directly, read_mapped, read_small, list_files, read_al
 
 
 def crowd(read, places, copy, seed, is_over, rounds, longest):
-    """A hundred readers in one process, which look around and rest: they need the daemon, not the processor."""
+    """A hundred readers in one process. They read little and pause, so they need the daemon, not the processor."""
     failed = []
 
     def one(number):
@@ -313,7 +313,7 @@ def kill_both(daemon, source, arguments, ends_at):
 
 
 def prefer_to_kill(pid):
-    """Has the kernel choose this process: it may not be the largest of its cgroup."""
+    """Makes the kernel's OOM killer choose this process, which may not be the largest of its cgroup."""
     try:
         with open(f"/proc/{pid}/oom_score_adj", "w") as file:
             file.write("1000")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test. Installs what they need (fuse3, fuse-overlayfs, docker-registry, skopeo, libarchive-tools) where it
-# may; what had to be left out, and why, is said in the last lines.
+# Runs every test. Installs the packages that they need (fuse3, fuse-overlayfs, docker-registry, skopeo,
+# libarchive-tools) where that is allowed. The last lines name the tests that were left out, and why.
 #
 #   scripts/test.sh [NAME]…    only tests whose names contain NAME
 set -euo pipefail

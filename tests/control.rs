@@ -91,7 +91,7 @@ fn other_versions_and_what_is_not_understood_are_refused() {
             "{frames:?}"
         );
     }
-    // Neither does the daemon take what is too long, nor does it wait for it.
+    // The daemon refuses a request that is too long, and does not wait for its end.
     assert_eq!(Connection::new(&kitfs).ask(&vec![b' '; (1 << 20) + 1]), []);
     for junk in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"kitfs\0\0\x03", b"kitfs\0\0\x02\x63\0\0\0\0"] {
         let mut connection = Connection::new(&kitfs);

@@ -311,7 +311,7 @@ fn a_report_has_no_secret_that_was_planted_anywhere() {
     .unwrap();
     fs::write(&aws, format!("[default]\naws_access_key_id=x\naws_secret_access_key={PROFILE}\n"))
         .unwrap();
-    // A log in which all of them stand, as no log of kitfs should have them.
+    // A log with all of these secrets, which no log of kitfs should have.
     fs::create_dir_all(kitfs.cache()).unwrap();
     let log = format!(
         "GET https://u:{URL_PASSWORD}@r.example/v2/?X-Amz-Signature={SIGNATURE}\n\

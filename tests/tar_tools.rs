@@ -393,7 +393,7 @@ fn some_tree() -> Vec<Entry> {
 }
 
 #[test]
-fn gnu_tar_packs_holes_in_four_ways_and_all_are_found() {
+fn holes_in_all_four_forms_of_gnu_tar_are_found() {
     let many: Vec<(bool, usize)> = (0..200).map(|index| (index % 2 == 1, 4096)).collect();
     let mut entries = some_tree();
     entries.push(Entry { path: b"many".to_vec(), made: Made::File(many), ..entries[3].clone() });

@@ -1,4 +1,4 @@
-"""What the tests share: the command, a registry with the golden kits, and a daemon with a cache of its own."""
+"""Shared by the tests: the command, a registry with the golden kits, and a daemon with a cache of its own."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def url(machine: Machine) -> str:
 
 @pytest.fixture(params=["http", "command"])
 def client(machine: Machine, request: pytest.FixtureRequest) -> kitfs.Client:
-    """A client for each of the two ways to a kit."""
+    """A client for each of the two backends."""
     if request.param == "http":
         return kitfs.Client(request.getfixturevalue("url"), timeout=WAIT_SECONDS)
     # An option makes the client run the command; this one changes nothing.

@@ -1,4 +1,4 @@
-"""A daemon that misbehaves as a test wants: what the real one does is tested with the real one."""
+"""A daemon that misbehaves on request. The behaviour of the real daemon is tested with the real one."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # A directory, the content of a file, or the target of a symlink.
 Node = Union[dict[str, Any], bytes, str]
 
-# Few names, so that a directory often has an entry of its own name. Targets go up first, as `..` behind a symlink is
-# another question.
+# Few names, so that a directory often has an entry of its own name. Targets go up first, because `..` behind a
+# symlink means another folder.
 NAMES = st.sampled_from(["a", "b"])
 TARGETS = st.builds(
     lambda ups, names: "/".join([".."] * ups + names) or ".",

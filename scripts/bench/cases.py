@@ -1,6 +1,6 @@
-"""The cases of the engine: what is read, by whom, and what it has to reach.
+"""The cases of the engine: reads, programs that read, and bars. A bar is a bound that a row has to reach.
 
-A read names files of the mount by `@`. The bars are those of the issue of the data plane.
+A read names files of the mount by `@`.
 """
 
 import contextlib

@@ -42,8 +42,8 @@ class Kit:
         return f"{blobs}/{hexadecimal[:2]}/{hexadecimal}/data"
 
     def into_memory(self, by_nginx=False):
-        """Brings what a server reads into the page cache: a server's disk is not this machine's.
-        What is measured next finds its memory ready."""
+        """Brings the files of a server into the page cache, because a real server has a disk of its own.
+        The next measurement finds its memory ready."""
         os.sync()
         files = [os.path.join(self.bench.home, self.blob_path(it)) for it in range(len(self.layers))]
         if by_nginx:

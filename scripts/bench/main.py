@@ -1,4 +1,4 @@
-"""The driver of scripts/bench.sh: makes what is needed, runs the cases, prints the tables."""
+"""The driver of scripts/bench.sh: makes kits and servers, runs the cases, prints the tables."""
 
 import argparse
 import contextlib
@@ -22,7 +22,7 @@ from subjects import Kitfs
 
 
 class Bench:
-    """What a run is made of: sizes, binaries, folders and servers."""
+    """A run: its sizes, binaries, folders and servers."""
 
     def __init__(self, options):
         quick = options.quick
@@ -82,7 +82,7 @@ class Bench:
 def measure(bench, case):
     """Runs the rounds of a case; each round takes the rows in another order."""
     samples = {row.label: [] for row in case.rows}
-    # Where memory is full of what was read before, every page that is written costs another one.
+    # With memory full of earlier reads, every written page costs an eviction.
     drop_caches()
     with case.setup() if case.setup else contextlib.nullcontext() as state:
         for at in range(bench.rounds):

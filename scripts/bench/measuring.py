@@ -25,7 +25,7 @@ class Row:
 
 
 class Bar:
-    """What a row has to reach, in the median of the rounds (or in the worst, by `of=max`);
+    """The bound for a row, in the median of the rounds (or in the worst, by `of=max`);
     `figure(sample, baseline)`."""
 
     def __init__(self, what, figure, most=None, least=None, of=statistics.median):

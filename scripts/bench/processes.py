@@ -26,7 +26,7 @@ MADV_POPULATE_WRITE = 23
 
 
 class Failed(Exception):
-    """Something that was needed did not work; the message says what."""
+    """A needed step failed; the message names it."""
 
 
 class Process:
@@ -59,7 +59,7 @@ class Process:
         deadline = time.monotonic() + START_SECONDS
         while not ready():
             if self.child.poll() is not None or time.monotonic() > deadline:
-                raise Failed(f"{what} does not start; what was said: {tail(self.log)}")
+                raise Failed(f"{what} does not start; its output: {tail(self.log)}")
             time.sleep(0.005)
 
 
@@ -168,9 +168,8 @@ def drop_caches():
 
 
 def claim_memory(most_mib):
-    """Has the free memory that is about to be used backed by the host, where this is a virtual
-    machine: hosts take back what a guest frees, and give it again page by page to whoever happens
-    to touch it next, in that process's time. Page cache is not pushed out for it."""
+    """Touches free memory before a measurement, without evicting page cache. The host of a virtual machine takes back
+    freed memory. It gives the memory again page by page, in the time of the process that touches a page."""
     with open("/proc/meminfo") as meminfo:
         free_kib = int(re.search(r"MemFree:\s+(\d+) kB", meminfo.read())[1])
     size = min(most_mib, free_kib // 1024 * 9 // 10) << 20

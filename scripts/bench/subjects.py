@@ -1,4 +1,4 @@
-"""Those who are measured: kitfs, and the peers a user would pick.
+"""The measured programs: kitfs, and the peers that a user would pick.
 
 Each is a context: entered, the kit's files can be read below `folder`; left, nothing runs and
 nothing is mounted. `pid` is the process that serves.

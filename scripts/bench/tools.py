@@ -1,4 +1,4 @@
-"""What comes from PyPI, in a virtual environment of its own below the benchmark's folder."""
+"""Packages from PyPI, in a virtual environment of their own below the benchmark's folder."""
 
 import os
 import sys

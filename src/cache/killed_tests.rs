@@ -131,7 +131,7 @@ fn check(left: &Path, kinds: &[Kind]) {
 }
 
 #[test]
-fn a_process_killed_at_any_step_leaves_no_wrong_byte_and_none_that_nobody_counts() {
+fn a_process_killed_at_any_step_leaves_no_wrong_byte_and_no_uncounted_one() {
     let (folder, journal, kinds) = (tempfile::tempdir().unwrap(), Journal::default(), kinds());
     work(folder.path(), &journal, &kinds);
     let wanted = option_env!("KITFS_KILLS").map_or(KILLS, |number| number.parse().unwrap());

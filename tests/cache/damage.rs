@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_the_disk_changed_before_the_digest_is_dropped_and_poisons_nothing() {
+fn bytes_that_the_disk_changed_before_the_digest_are_dropped_and_poison_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path(), None);
     let bytes = content(1, MIB);
@@ -35,10 +35,10 @@ fn compressed_key() -> LayerKey {
     LayerKey { digest: Digest::of(b"compressed"), encoding }
 }
 
-/// The sha256 of a layer that came wrong does not tell which bytes are: those that the disk changed
-/// are found by their checksums, and then the rest is judged.
+/// The sha256 of a layer does not tell which of its bytes are wrong. Checksums find the bytes that the disk
+/// changed; then the digest judges the others.
 #[test]
-fn what_came_wrong_and_what_the_disk_changed_are_told_apart() {
+fn bytes_that_came_wrong_are_told_from_bytes_that_the_disk_changed() {
     for comes_right in [true, false] {
         let folder = tempfile::tempdir().unwrap();
         let cache = open(folder.path(), Some(2 * MIB as u64));
@@ -51,7 +51,7 @@ fn what_came_wrong_and_what_the_disk_changed_are_told_apart() {
         assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Unconfirmed);
         assert_eq!(cache.resident_bytes(), (MIB - CHUNK) as u64, "one chunk was dropped");
         if comes_right {
-            // The chunk that came wrong has a seal by now; it must not outlive it.
+            // The wrong chunk has a seal by now, which must not outlive the chunk.
             cache.make_room(2 * MIB as u64).unwrap();
             fill_all(&cache, &store, &bytes);
             assert_eq!(store.confirm(&|| true).unwrap(), LayerState::Confirmed);
@@ -63,7 +63,7 @@ fn what_came_wrong_and_what_the_disk_changed_are_told_apart() {
     }
 }
 
-/// A chunk that was hashed already goes, and comes back as something else.
+/// A chunk is evicted after it was hashed, and comes back with other bytes.
 #[test]
 fn a_layer_is_not_confirmed_by_bytes_that_went_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
@@ -147,7 +147,7 @@ fn a_layer_that_cannot_be_read_is_the_only_one_that_fails() {
     let cache = open(folder.path(), None);
     confirmed_layer(&cache, &others);
     let key = key(&bytes, Format::Raw);
-    // There is a folder where its table should be: it is read as if it were not here.
+    // A folder lies in the place of its table, so the layer is read as if the cache had nothing of it.
     let store = cache.layer(key, bytes.len() as u64).unwrap();
     assert!(store.contents().is_none());
     let trouble = cache.trouble().unwrap();
@@ -157,7 +157,7 @@ fn a_layer_that_cannot_be_read_is_the_only_one_that_fails() {
     let given_back = Appended::Unkept { start: 0, bytes: bytes[..10].to_vec().into() };
     assert_eq!(appended, given_back);
     drop(store);
-    // It is not lost sight of.
+    // The cache still lists the layer.
     let layers = cache.layers().unwrap();
     let usage = layers.iter().find(|usage| usage.key == key).unwrap();
     assert!(usage.resident_bytes >= MIB as u64 && cache.resident_bytes() >= 2 * MIB as u64);
@@ -166,7 +166,7 @@ fn a_layer_that_cannot_be_read_is_the_only_one_that_fails() {
     confirmed_layer(&cache, &bytes);
 }
 
-/// The layer used longest ago would go first, and cannot.
+/// The least recently used layer would be evicted first, and cannot be.
 #[test]
 fn a_layer_that_cannot_be_evicted_leaves_it_to_the_others() {
     let folder = tempfile::tempdir().unwrap();
@@ -209,7 +209,7 @@ fn a_confirmed_layer_that_lost_a_digest_is_verified_again() {
     }
 }
 
-/// Of another version of kitfs, for one: no byte may stay that nobody counts.
+/// A table of another version of kitfs, for example. No uncounted byte may stay.
 #[test]
 fn a_layer_whose_table_of_chunks_cannot_be_used_is_emptied() {
     let folder = tempfile::tempdir().unwrap();
@@ -250,7 +250,7 @@ fn verification_drops_what_the_disk_changed() {
     assert_eq!(cache.resident_bytes(), (MIB - CHUNK) as u64);
 }
 
-/// The polynomial of CRC32C, its first coefficient in the lowest bit: who adds it changes no CRC.
+/// The polynomial of CRC32C, its first coefficient in the lowest bit. Adding it changes no CRC.
 const POLYNOMIAL: [u8; 5] = [0xf1, 0x76, 0xec, 0x05, 0x01];
 
 #[test]
@@ -326,9 +326,9 @@ fn damage(folder: &Path, step: &Step) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
-    /// Damage is done while no process has the folder: a running one believes what it wrote.
+    /// Damage happens while no process has the folder, because a running process believes its own writes.
     #[test]
-    fn whatever_happens_to_the_files_a_wrong_byte_is_never_served(
+    fn no_damage_to_the_files_makes_the_cache_serve_a_wrong_byte(
         steps in prop::collection::vec(any_step(), 1..25),
     ) {
         let sizes = [100, 300_000, 5, MIB + 300_000, 70_000, MIB];
@@ -382,8 +382,8 @@ proptest! {
     }
 }
 
-/// A cache with a tar of big and small members, a raw layer and a compressed one, all of them here, and
-/// what it takes to mount their kit offline.
+/// A cache with a tar of big and small members, a raw layer and a compressed one, all complete, and with the
+/// documents to mount their kit offline.
 pub(super) struct Full {
     pub(super) layers: Vec<(LayerKey, u64, Vec<u8>)>,
     pub(super) document: Digest,
@@ -410,7 +410,7 @@ impl Full {
         Self { layers, document }
     }
 
-    /// Everything is here without a network, and confirmed at last.
+    /// Checks that everything is here without a network, and is confirmed in the end.
     fn assert_whole(&self, cache: &Arc<Cache>, what: &str) {
         assert_eq!(cache.recall("host/kit:v1"), Some(self.document), "{what}");
         assert_eq!(cache.document(self.document).as_deref(), Some(&b"manifest"[..]), "{what}");

@@ -313,7 +313,7 @@ fn the_limit_holds_under_concurrent_writers_and_readers_see_no_wrong_byte() {
         let reader = scope.spawn(|| {
             let mut hits = 0u32;
             let mut is_over = false;
-            // Once more after the last write: a reader that gets no time meanwhile proves nothing.
+            // Reads once more after the last write, because a reader that got no time meanwhile proves nothing.
             while !is_over {
                 is_over = is_done.load(Ordering::Relaxed);
                 for (bytes, store) in contents.iter().zip(&stores) {
@@ -365,9 +365,9 @@ fn looking_evicts_nothing_and_a_smaller_limit_takes_effect_with_the_next_write()
     assert!((1..=2 * MIB as u64).contains(&cache.resident_bytes()), "{}", cache.resident_bytes());
 }
 
-/// Oldest of all, and read by nobody since.
+/// The warmed layer is the oldest, and was not read since.
 #[test]
-fn what_was_warmed_goes_last_over_restarts_too() {
+fn warmed_layers_are_evicted_last_after_restarts_too() {
     let folder = tempfile::tempdir().unwrap();
     let (warmed, read, new) = (content(1, MIB), content(2, 3 * MIB), content(3, MIB));
     {
@@ -386,12 +386,12 @@ fn what_was_warmed_goes_last_over_restarts_too() {
     drop(closed);
     fill_all(&cache, &open_store, &read);
     assert!(is_resident(&raw_layer(&cache, &warmed), &warmed, 0..MIB));
-    // It is no pin: where nothing else is left, it goes.
+    // Warming is no pin: if nothing else is left, the layer is evicted.
     cache.make_room(3 * MIB as u64 + 1).unwrap();
     assert!(!is_resident(&raw_layer(&cache, &warmed), &warmed, 0..MIB));
 }
 
-/// Under the boot of the machine with that number.
+/// Opens the cache under the boot of this number.
 fn open_under(folder: &Path, boot: u8) -> Arc<Cache> {
     let boot = BootId([boot; 16]);
     Cache::open(CacheConfig { boot, ..CacheConfig::new(folder) }).unwrap()
@@ -415,7 +415,7 @@ fn bytes_are_unchecked_after_the_machine_died_until_each_was_looked_at() {
         assert_eq!(store.unchecked_bytes(), (MIB - CHUNK) as u64);
         assert!(!store.sync().unwrap(), "nobody knows whether the rest is there");
         drop(store);
-        // Another opening does not know any more which ones it was.
+        // The next opening does not know which chunks were checked.
         let store = raw_layer(&cache, &bytes);
         assert_eq!(store.unchecked_bytes(), MIB as u64);
         assert!(is_resident(&store, &bytes, 0..CHUNK));
@@ -441,7 +441,7 @@ fn bytes_are_unchecked_after_the_machine_died_until_each_was_looked_at() {
 
 /// Opening a clean cache reads no table of chunks: a layer may have a million of them.
 #[test]
-fn what_a_clean_layer_has_is_known_without_its_table() {
+fn the_bytes_of_a_clean_layer_are_known_without_its_table() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = content(1, MIB);
     {
@@ -457,7 +457,7 @@ fn what_a_clean_layer_has_is_known_without_its_table() {
     assert!(is_resident(&raw_layer(&cache, &bytes), &bytes, 0..MIB));
 }
 
-/// 2 TiB by what the layer says of itself, three chunks by what is here.
+/// The layer claims 2 TiB, and three of its chunks are resident.
 #[test]
 fn a_huge_layer_with_little_in_it_is_opened_and_evicted_at_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -661,7 +661,7 @@ fn documents_and_origins_are_kept_and_checked() {
     assert_eq!(cache.layers_of_kit("host/kit:v1"), [layer]);
     assert_eq!(cache.layers_of_kit(&digest.to_string()), [layer]);
     assert_eq!(cache.layers().unwrap()[0].origins, ["host/kit:v1"]);
-    // One that is damaged is made again from its copy, and keeps its date.
+    // A damaged one is restored from its copy, and keeps its date.
     let files = ["document", "copy"].map(|name| file_named(folder.path(), name));
     let seen = cache.document_first_seen(digest);
     for damaged in &files {
@@ -733,7 +733,7 @@ fn another_size_for_a_known_blob_is_refused() {
     assert!(is_resident(&raw_layer(&cache, &bytes), &bytes, 0..1000));
 }
 
-/// Files are dated by it where nothing else dates them, so it must not move.
+/// Files without another date get this one, so it must not change.
 #[test]
 fn a_layer_remembers_when_it_was_first_seen() {
     let folder = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ const DAMAGES: usize = 48;
 
 const PAGE: usize = 4096;
 
-/// A damage that a disk does to a page of a file.
+/// Damage of a disk to a page of a file.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     Flip { at: usize, bit: u8 },

@@ -264,7 +264,7 @@ proptest! {
                     stores = layers.each_ref().map(|bytes| raw_layer(&cache, bytes));
                 }
                 Step::Flip(at) => {
-                    // Behind the back of a process that is not there: a running one does not hear of it.
+                    // Programs write while no process has the cache, because a running process would not notice.
                     drop(stores);
                     drop(cache);
                     let files = member_files(folder.path());
@@ -319,7 +319,7 @@ fn a_quarter_of_the_cache_is_never_handed_out() {
 }
 
 #[test]
-fn what_a_dead_process_left_to_the_kernel_keeps_its_bytes() {
+fn a_file_that_a_dead_process_handed_to_the_kernel_keeps_its_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let (bytes, others) = (content(1, MIB), content(2, 2 * MIB));
     let file = {

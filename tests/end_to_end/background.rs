@@ -62,7 +62,7 @@ fn sum(layers: &Value, field: &str) -> u64 {
 }
 
 #[test]
-fn warming_looks_at_what_a_power_cut_may_have_taken_and_fetches_that_again() {
+fn warming_checks_bytes_that_a_power_cut_may_have_taken_and_fetches_lost_ones_again() {
     let counted = Counted::new(&big_files());
     let kitfs = &counted.kitfs;
     kitfs.succeed(&["warm", &counted.reference]);
@@ -169,7 +169,7 @@ fn scripted(counted: &Counted, index: usize, fault: Fault) -> String {
 #[rstest]
 #[case::not_its_digest(Fault::Corrupt, 6, "poisoned")]
 #[case::not_to_be_had(Fault::Status(500), 5, "unconfirmed")]
-fn a_layer_that_fails_is_told_and_the_others_come(
+fn a_layer_that_fails_is_reported_and_the_others_come(
     #[case] fault: Fault,
     #[case] code: i32,
     #[case] state: &str,
@@ -202,7 +202,7 @@ fn a_layer_that_is_partly_warm_is_named_and_no_failure() {
 }
 
 #[test]
-fn a_warm_that_asks_for_another_cache_size_than_the_daemon_has_is_told() {
+fn a_warm_with_another_cache_size_than_the_daemons_gets_a_warning() {
     let counted = Counted::new(&big_files());
     counted.kitfs.succeed(&["daemon", "start"]);
     let arguments = ["warm", "--cache-size", "1GiB", &counted.reference, "weights/shard-0"];
@@ -274,7 +274,7 @@ fn read_some(path: &Path, mebibytes: u64) {
 /// Three files of 16 MiB, each in its own layer. A tenth of one is read, more than half of another, and
 /// nothing of the third.
 #[test]
-fn only_what_readers_have_begun_in_earnest_is_completed() {
+fn only_files_that_readers_have_begun_in_earnest_are_completed() {
     let counted = Counted::new(&big_files());
     // Without tensor prefetch, which would begin the next shard by another rule.
     let options = ["--hydrate-after", "0", "--no-tensor-prefetch"];
@@ -451,7 +451,7 @@ fn a_trace_that_cannot_be_written_does_not_end_the_program() {
 #[rstest]
 #[case::warm(true)]
 #[case::mount(false)]
-fn a_replayed_trace_brings_what_was_read_and_no_more(#[case] warms: bool) {
+fn a_replayed_trace_brings_the_recorded_reads_and_no_more(#[case] warms: bool) {
     let counted = Counted::new(&big_files());
     let mountpoint = counted.kitfs.mount(&counted.reference, &["--no-hydrate"]);
     let trace = recorded(&counted, &mountpoint);
@@ -473,7 +473,7 @@ fn a_replayed_trace_brings_what_was_read_and_no_more(#[case] warms: bool) {
 }
 
 #[test]
-fn a_trace_of_another_kit_is_told_and_what_is_no_trace_is_refused() {
+fn a_trace_of_another_kit_is_reported_and_a_file_that_is_no_trace_is_refused() {
     let counted = Counted::new(&big_files());
     let trace = counted.kitfs.folder().join("other.trace");
     let lines = "{\"kitfs_trace\":1,\"reference\":\"r\",\"digest\":\"sha256:0\",\"started_at\":0}\n\
@@ -549,7 +549,7 @@ fn a_trace_that_has_nothing_of_the_kit_fails() {
 }
 
 #[test]
-fn a_warm_tells_what_the_kit_warns_of() {
+fn a_warm_prints_the_warnings_of_the_kit() {
     let counted = Counted::new(&big_files());
     let empty = ["warm", "--allow-empty", "-f", "docs", &counted.reference];
     let outcome = counted.kitfs.run(&empty);

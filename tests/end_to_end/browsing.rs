@@ -60,7 +60,7 @@ impl Browsed {
         self.kitfs.succeed(&[&arguments[..], options].concat());
     }
 
-    /// Has a tag name a kit whose files have `version` in them.
+    /// Points a tag at a kit whose files contain `version`.
     fn push(&self, repository: &str, tag: &str, version: &str) -> String {
         push(&self.kitfs, &self.registry, repository, tag, version)
     }

@@ -97,7 +97,7 @@ fn a_folder_that_was_there_stays() {
     assert!(place.is_dir());
 }
 
-/// A mount over its own cache would wait for itself. `place` leads to a folder `home` by another way.
+/// A mount over its own cache would wait for itself. `place` leads to a folder `home` by another path.
 fn assert_holder_of_the_cache_is_refused(place: impl Fn(&Path, &Path) -> std::path::PathBuf) {
     let kitfs = Kitfs::new();
     let (home, other) = (kitfs.folder().join("user"), TempDir::new().unwrap());
@@ -275,7 +275,7 @@ mod as_root {
     }
 
     #[test]
-    fn who_uses_a_mount_is_named() {
+    fn programs_that_use_a_mount_are_named() {
         let kitfs = Kitfs::new();
         let place = kitfs.mount(&golden_reference("article"), &[]);
         let mut inside = Command::new("sleep");
@@ -311,7 +311,7 @@ mod as_root {
     }
 
     #[test]
-    fn a_mount_that_another_namespace_keeps_is_unmounted_here_and_that_is_said() {
+    fn a_mount_that_another_namespace_keeps_is_unmounted_here_and_a_message_says_so() {
         let kitfs = Kitfs::new();
         let place = kitfs.mount(&golden_reference("article"), &[]);
         let mut command = Command::new("unshare");

@@ -155,7 +155,7 @@ fn containers_share_a_daemon_outside_or_in_another_container_and_fetch_a_byte_on
         for index in 0..3 {
             assert!(sums[0].contains(&sha256(&expected_content(&counted, index))), "{sums:?}");
         }
-        // Both containers may have asked for the config before one had it.
+        // Both containers may have fetched the config at the same time.
         let config = fs::metadata(counted.written.blob(&counted.written.config)).unwrap().len();
         let (fetched, everything) = (counted.fetched(), counted.everything());
         assert!(fetched <= everything + config, "{fetched} of {everything}");

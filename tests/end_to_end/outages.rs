@@ -133,7 +133,7 @@ fn a_registry_that_is_away_for_a_while_costs_time_and_no_read() {
 }
 
 #[test]
-fn a_registry_that_is_back_is_no_longer_told_to_be_away() {
+fn a_registry_that_is_back_is_no_longer_reported_as_away() {
     let counted = Counted::new(&big_files());
     counted.kitfs.succeed(&["daemon", "start"]);
     counted.kitfs.succeed(&["ls", &counted.reference]);

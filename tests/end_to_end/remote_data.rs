@@ -251,7 +251,7 @@ fn filters_choose_remote_data_sets() {
 }
 
 #[test]
-fn what_was_known_mounts_again_without_the_network() {
+fn known_remote_data_mounts_again_without_the_network() {
     let world = World::new();
     let kitfs = world.user_with_keys();
     let reference = world.reference();

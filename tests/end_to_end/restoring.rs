@@ -168,7 +168,7 @@ fn a_directory_that_mount_had_made_is_removed_with_the_mount_that_is_made_again(
 }
 
 #[test]
-fn damaged_entries_are_told_and_removed() {
+fn damaged_entries_are_reported_and_removed() {
     let kitfs = Kitfs::new();
     let mounts = dead(&kitfs);
     let files = entries(&kitfs);

@@ -92,7 +92,7 @@ fn read_anew(path: &Path) {
 }
 
 #[test]
-fn a_small_disk_holds_what_it_can_and_keeps_free_what_is_asked_for() {
+fn a_small_disk_is_filled_up_to_the_space_that_is_kept_free() {
     let run = Run::new(&big_files(), 60, &["--keep-free", "30MiB"]);
     let mountpoint = run.mount();
     for _ in 0..2 {

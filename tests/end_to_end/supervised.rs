@@ -43,7 +43,7 @@ impl<'a> Supervisor<'a> {
         Service(Some(self.command(watched, arguments).spawn().unwrap()))
     }
 
-    /// The messages that came, with those before.
+    /// All messages that have come so far.
     fn hear(&mut self) -> &VecDeque<String> {
         let mut buffer = [0; 256];
         while let Ok(length) = self.socket.recv(&mut buffer) {
@@ -52,7 +52,7 @@ impl<'a> Supervisor<'a> {
         &self.messages
     }
 
-    /// Waits for one more message `words` than came until now.
+    /// Waits for one more message `words` than have come so far.
     fn await_another(&mut self, words: &str) {
         let count = |messages: &VecDeque<String>| messages.iter().filter(|it| *it == words).count();
         let before = count(self.hear());
@@ -68,7 +68,7 @@ impl Service {
         self.0.as_ref().unwrap().id()
     }
 
-    /// Has it end; returns its exit code.
+    /// Ends the process, and returns its exit code.
     fn end(mut self) -> Option<i32> {
         signal(self.pid(), Signal::TERM);
         self.0.take().unwrap().wait().unwrap().code()

@@ -229,7 +229,7 @@ fn users_share_the_bytes_and_see_only_their_own_mounts() {
 fn answer_to(user: u32, socket: &Path, body: String) -> String {
     let socket = socket.to_owned();
     let ask = move || {
-        // Of this thread alone.
+        // Changes the ids of this thread alone.
         rustix::thread::set_thread_gid(Gid::from_raw(GROUP)).unwrap();
         rustix::thread::set_thread_uid(Uid::from_raw(user)).unwrap();
         let mut stream = UnixStream::connect(socket).unwrap();
@@ -341,7 +341,7 @@ fn a_credential_helper_runs_as_the_user_of_the_command() {
 }
 
 #[test]
-fn what_needs_files_and_who_may_not_connect_gets_a_cache_of_the_users_own() {
+fn commands_that_need_files_and_users_who_may_not_connect_get_a_cache_of_their_own() {
     let system = System::new(Access::Open);
     let layout = format!("oci:{}:v1", system.root.folder().join("layout").display());
     assert!(system.succeed(ANNA, &["ls", &layout]).contains("model.bin"));

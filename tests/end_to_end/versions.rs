@@ -347,7 +347,7 @@ fn expected(before: &Tree, after: &Tree) -> BTreeSet<(String, String)> {
 }
 
 #[test]
-fn a_comparison_of_bytes_says_what_the_unpacked_trees_say() {
+fn a_comparison_of_bytes_agrees_with_the_unpacked_trees() {
     let versions = Versions::new();
     versions.kitfs.succeed(&["daemon", "start"]);
     let mut random = Random::new(21);

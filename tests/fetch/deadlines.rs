@@ -181,7 +181,7 @@ impl BlobSource for Scripted {
     }
 }
 
-/// Runs a test under a simulated clock, which goes on when all of the test waits.
+/// Runs a test under a simulated clock, which goes on when every part of the test waits.
 ///
 /// tokio's own paused clock stands still while a blocking thread is alive, and a transfer has one for its
 /// writer. Here the clock goes on when all of these threads sleep.
@@ -203,7 +203,7 @@ fn simulated<T>(test: impl Future<Output = T>) -> T {
     })
 }
 
-/// How far the clock goes at a time: far less than any wait that a test looks at.
+/// The step of the clock: far less than any wait that a test measures.
 const STEP: Duration = Duration::from_millis(100);
 
 async fn advance_when_idle(threads: &str) {

@@ -238,7 +238,7 @@ async fn a_layer_whose_files_were_all_read_is_confirmed() {
 
 /// A reader of all files learns of a wrong digest, although padding and end marker are missing.
 #[tokio::test]
-async fn who_asks_whether_a_layer_is_confirmed_waits_for_what_belongs_to_no_file() {
+async fn the_state_of_a_layer_is_known_only_with_the_bytes_that_belong_to_no_file() {
     for is_right in [true, false] {
         let folder = tempfile::tempdir().unwrap();
         let mut archive = tar_of(&[MIB + 100]);

@@ -98,7 +98,7 @@ impl Memory {
         self.spec(Format::Raw, Compression::None)
     }
 
-    /// The bytes of a range that starts at `start`, with what changes on the way.
+    /// The bytes of a range that starts at `start`, with the changes on their way.
     fn with_flips(&self, bytes: Bytes, start: usize) -> Bytes {
         let mut flips = self.flips.lock();
         let end = start + bytes.len();

@@ -111,9 +111,9 @@ async fn wrong_bytes_of_a_confirmed_layer_are_not_passed_on_either() {
     drop(layer);
 }
 
-/// Work in the background is done for the cache: where that keeps nothing, it ends.
+/// Background work is for the cache alone, so it ends where the cache keeps nothing.
 #[tokio::test]
-async fn what_is_fetched_for_the_cache_alone_says_that_it_cannot_be_kept() {
+async fn work_for_the_cache_alone_fails_where_nothing_can_be_kept() {
     let folder = tempfile::tempdir().unwrap();
     let source = Memory::new(content(1, 4 * MIB));
     let fetcher = small(folder.path(), 0, 64);

@@ -16,7 +16,7 @@ fn range(start: usize, end: usize) -> std::ops::Range<StreamOffset> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_brought_is_there_once_and_idle_holds_no_memory() {
+async fn brought_bytes_are_there_once_and_an_idle_fetcher_holds_no_memory() {
     let folder = tempfile::tempdir().unwrap();
     let source = Memory::new(content(1, 20 * MIB));
     let fetcher = fetcher(folder.path(), None);
@@ -60,7 +60,7 @@ async fn hydrating_waits_for_readers_and_a_reader_of_the_same_bytes_hurries_it()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_do_not_shrink_because_a_transfer_rests_for_a_reader() {
+async fn requests_do_not_shrink_because_a_transfer_pauses_for_a_reader() {
     let folder = tempfile::tempdir().unwrap();
     let (stalled, source) = (Memory::gated(content(1, MIB), 0), Memory::new(content(2, 4 * MIB)));
     let fetcher = fetcher(folder.path(), None);
@@ -78,7 +78,8 @@ async fn requests_do_not_shrink_because_a_transfer_rests_for_a_reader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_window_is_one_request_where_another_layer_has_shown_that_one_fills_the_line() {
+async fn a_window_is_one_request_where_another_layer_has_shown_that_one_reaches_the_rate_of_the_host()
+ {
     let folder = tempfile::tempdir().unwrap();
     let fetcher = fetcher(folder.path(), None);
     let first = Memory::at_host(content(1, 2 * MIB), "near.example");

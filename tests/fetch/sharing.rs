@@ -47,7 +47,7 @@ async fn a_layer_is_fetched_once_for_all_users_of_its_host() {
 }
 
 #[tokio::test]
-async fn a_layer_of_another_host_is_shared_with_who_has_its_bytes() {
+async fn a_layer_of_another_host_is_shared_with_users_who_reach_its_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let fetcher = shared(folder.path());
     let private = Memory::at_host(content(1, 4 * MIB), "private.example");
@@ -110,7 +110,7 @@ async fn hosts_that_have_a_layer_are_known_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_a_user_reaches_by_a_proxy_counts_as_another_host() {
+async fn a_host_that_a_user_reaches_by_a_proxy_counts_as_another_host() {
     let folder = tempfile::tempdir().unwrap();
     let fetcher = shared(folder.path());
     let real = Memory::at_host(content(1, MIB), "near.example");
@@ -142,7 +142,7 @@ async fn a_host_that_was_asked_in_vain_does_not_count_as_one_that_has_the_layer(
 }
 
 #[tokio::test]
-async fn a_host_of_a_layer_that_is_read_in_another_way_counts_for_that_way_only() {
+async fn a_host_of_a_layer_with_another_encoding_counts_for_that_encoding_only() {
     let folder = tempfile::tempdir().unwrap();
     let fetcher = shared(folder.path());
     let private = Memory::at_host(tar_of(&[2 * MIB]), "private.example");

@@ -29,7 +29,7 @@ fn other_users_are_kept_out_unless_they_are_let_in() {
 }
 
 #[test]
-fn what_others_mount_at_the_same_place_is_left_alone() {
+fn a_mount_of_others_at_the_same_place_is_left_alone() {
     let mut mounted = Mounted::new(Kit::modelkit());
     let tmpfs = |root: &Path| {
         rustix::mount::mount("none", root, "tmpfs", MountFlags::empty(), None).unwrap();

@@ -266,7 +266,7 @@ fn sendfile_and_splice_give_the_same_bytes_as_read() {
 }
 
 #[test]
-fn offsets_beyond_4_gib_are_read_without_what_lies_before_them() {
+fn offsets_beyond_4_gib_are_read_without_the_bytes_before_them() {
     const AT: u64 = (5 << 30) + 12_345;
     const SIZE: u64 = 6 << 30;
     let mut stream = Stream::default();
@@ -756,7 +756,7 @@ fn a_killed_reader_ends_at_once_and_other_signals_end_no_read() {
 }
 
 #[test]
-fn a_failure_is_not_told_of_a_read_that_succeeded_at_last() {
+fn a_read_that_succeeds_at_last_reports_no_failure() {
     let kit = Kit::modelkit().with(Layer::raw("model", "weights.bin", 0o644, &[7; 100_000]));
     let config = FsConfig { read_deadline: Some(Duration::from_secs(3)), ..FsConfig::default() };
     let mounted = Mounted::with(kit, How { config, ..How::default() });

@@ -45,7 +45,7 @@ fn a_page_of_this_machine_gets_no_metrics_of_a_public_server() {
 }
 
 #[test]
-fn what_is_no_request_ends_the_connection() {
+fn bytes_that_are_no_request_end_the_connection() {
     let served = Served::new();
     let junk = [
         b"kitfs\0\0\x02\x01\0\0\0\0\r\n\r\n".to_vec(),
@@ -85,7 +85,7 @@ mod as_root {
         let server = served.server;
         let files = golden_path("files", "article", "Kitfile");
         let as_other = thread::spawn(move || {
-            // Of this thread alone.
+            // Changes the id of this thread alone.
             rustix::thread::set_thread_uid(Uid::from_raw(OTHER)).unwrap();
             let refused = ["/", "/v1/status", "/v1/activity", "/v1/nothing", &files]
                 .map(|path| get(server, path));

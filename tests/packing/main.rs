@@ -1,4 +1,4 @@
-//! `kitfs pack`: the bytes of kit, what is stored and where, and everything bad that a folder may hold.
+//! `kitfs pack`: the bytes of kit, the storage, and faults of folders.
 
 #[path = "../support/mod.rs"]
 mod support;

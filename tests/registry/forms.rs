@@ -29,7 +29,7 @@ enum Ending {
     Close,
 }
 
-/// One way to answer. A request without a range asks for all of the blob.
+/// A form of an answer. A request without a range asks for all of the blob.
 #[derive(Clone, Debug)]
 enum Form {
     /// 206 of exactly the range.
@@ -42,7 +42,7 @@ enum Form {
     Whole(Ending),
     /// 200 with the Content-Range that was asked for, and these bytes.
     PartAs200(Ending),
-    /// A name of an encoding around bytes as they are.
+    /// The head names an encoding, and the bytes are not encoded.
     Label(&'static str),
     /// 103 first.
     Hints,
@@ -60,7 +60,7 @@ enum Form {
     TwoRanges,
     /// 206 of several parts.
     Multipart,
-    /// 200 with the part in the body, and not a word of it.
+    /// 200 with the part in the body, which no header says.
     SecretPart(Ending),
     /// 200 with this Content-Range, and the part in the body.
     PartAs200Named(&'static str),
@@ -101,7 +101,7 @@ fn ranged() -> impl Strategy<Value = Form> {
     ]
 }
 
-/// Forms that HTTP allows, or that are known of proxies and leave no doubt.
+/// Forms that HTTP allows, or that proxies are known for, and that leave no doubt.
 fn whole_or_ranged() -> impl Strategy<Value = Form> {
     prop_oneof![
         ending().prop_map(Form::Exact),

@@ -131,8 +131,7 @@ async fn keys_that_are_refused_are_read_anew() {
     assert!(matches!(error, SourceError::Unauthorized { .. }), "{error:?}");
     write(NEW_KEYS.id, NEW_KEYS.secret, NEW_KEYS.token);
     assert_eq!(read(&s3, &id, blob(b"content"), 0..7).await.unwrap(), b"content");
-    // S3 says of a session that has ended that the request is bad, and not why where it asks for a
-    // size only.
+    // If a session has ended, S3 answers 400. To a request for a size (HEAD) it gives no reason.
     store.accept(S3Keys { token: Some("newer-token"), ..NEW_KEYS });
     write(NEW_KEYS.id, NEW_KEYS.secret, Some("newer-token"));
     s3.head(&id).await.unwrap();

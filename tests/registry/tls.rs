@@ -238,7 +238,7 @@ async fn a_port_for_https_is_recognised_by_any_answer_to_plain_http() {
 }
 
 #[tokio::test]
-async fn a_registry_in_plain_http_may_answer_400_to_the_question_for_its_api() {
+async fn a_registry_in_plain_http_may_answer_400_to_the_request_for_its_api() {
     let registry = registry(Options::default()).await;
     registry.script(Rule::on("/v2/").times(1).then(Fault::Status(400)));
     ask(&registry.host(), |_| {}).await.unwrap();

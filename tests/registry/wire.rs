@@ -43,7 +43,7 @@ pub enum Then {
 }
 
 impl Wire {
-    /// Answers every request, but the question for the API itself, as `answer` says.
+    /// Answers every request as `answer` says, except the request for the API itself (`/v2/`).
     pub async fn start(answer: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
@@ -64,7 +64,7 @@ impl Wire {
         self.host.clone()
     }
 
-    /// Everything that arrived, without the question for the API itself (`/v2/`).
+    /// Every request that arrived, without those for the API itself (`/v2/`).
     pub fn asked(&self) -> Vec<Ask> {
         self.asked.lock().unwrap().clone()
     }

@@ -50,7 +50,7 @@ async fn layout(folder: &Path, repository: Option<&str>) -> Place {
     Place { destination: Arc::new(writer), repository, compares: true }
 }
 
-/// The content of a blob that has these bytes, or that says so.
+/// The content of a blob, with these bytes, right or wrong.
 fn claimed(bytes: &[u8], blob: BlobId) -> Arc<Content> {
     struct Claimed(Bytes);
     impl kitfs::source::BlobSource for Claimed {

@@ -1,4 +1,4 @@
-"""The two ways to a kit without a mount: the daemon's HTTP interface and the command."""
+"""The two backends that read a kit without a mount: the daemon's HTTP interface and the command."""
 
 from __future__ import annotations
 

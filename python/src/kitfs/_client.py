@@ -249,13 +249,13 @@ class Client:
 
     @property
     def backend(self) -> str:
-        """How the client reads now: `http` or `command`."""
+        """The backend that the client reads by now: `http` or `command`."""
         return self._choose().name
 
-    def _ask(self, question: Callable[[Backend], T]) -> T:
+    def _ask(self, operation: Callable[[Backend], T]) -> T:
         backend = self._choose()
         try:
-            return question(backend)
+            return operation(backend)
         except DaemonError:
             # The daemon may have been started again, at another port.
             if self._url is not None or backend.name == "command":
@@ -265,7 +265,7 @@ class Client:
             if isinstance(again, HttpBackend) and again.url == cast("HttpBackend", backend).url:
                 raise
             logger.info("the daemon has another address by now: reading by %s", again.name)
-            return question(again)
+            return operation(again)
 
     def _choose(self) -> Backend:
         with self._lock:

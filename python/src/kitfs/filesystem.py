@@ -116,7 +116,7 @@ class KitfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return found if detail else sorted(info["name"] for info in found)
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """What is known of a file or directory: name, size, type, mode, mtime, and digest where known.
+        """The facts about a file or directory: name, size, type, mode, mtime, and digest where known.
 
         A symlink has the type and size of its target, and `islink` and `destination`.
         """

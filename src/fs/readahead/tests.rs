@@ -231,7 +231,7 @@ fn reads_at_equal_distances_are_fetched_before_they_come() {
 }
 
 #[test]
-fn a_program_that_begins_to_read_in_another_way_is_followed() {
+fn a_program_that_changes_its_pattern_of_reads_is_followed() {
     let mut simulation = Simulation::new(Host::SHAPED, SHARD);
     let mut numbers = Numbers(3);
     // The program reads short records for a long time, and then whole shards.

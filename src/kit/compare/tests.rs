@@ -116,7 +116,7 @@ fn model() -> impl Strategy<Value = Model> {
 
 proptest! {
     #[test]
-    fn a_comparison_says_what_two_maps_say(before in model(), after in model()) {
+    fn a_comparison_agrees_with_two_maps_of_paths(before in model(), after in model()) {
         let (old, new) = (build(&before), build(&after));
         let compared = all(&old, &new);
         let changes = named(&compared, &old, &new);

@@ -118,7 +118,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_taken_is_free_again_in_time(per_second in 1u64..1_000_000, amount in 0u64..1_000_000) {
+        fn a_taken_amount_is_free_again_in_time(per_second in 1u64..1_000_000, amount in 0u64..1_000_000) {
             let begin = Instant::now() + SECOND;
             let mut bucket = Bucket::new(per_second);
             bucket.take(amount, begin);

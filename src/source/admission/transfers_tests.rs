@@ -198,7 +198,7 @@ async fn a_large_transfer_of_a_host_is_not_passed_by_small_ones_of_it() {
 }
 
 #[tokio::test]
-async fn who_gives_up_waiting_leaves_nothing_behind() {
+async fn a_transfer_that_is_given_up_leaves_nothing_behind() {
     let admission = admission(4);
     let held = admission.transfer(of(0), 100 * MIB, Urgency::on_demand()).await;
     for _ in 0..100 {

@@ -26,7 +26,7 @@ use crate::oci::{BlobId, Digest};
 use crate::source::blob_folder;
 use crate::source::image_index::INDEX_LIMIT_BYTES;
 
-/// How often a torn index is read, and the pause between: kit writes an index in less than a millisecond.
+/// The attempts to read a torn index, and the pause between two: kit writes an index in less than a millisecond.
 const READS: u32 = 5;
 const READ_PAUSE: Duration = Duration::from_millis(40);
 /// Names of files that are not complete. Nothing else in the storage begins so.

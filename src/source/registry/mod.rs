@@ -4,7 +4,7 @@
 //! repository --> endpoints in order --> retries --> ask --> slot, authorization, redirects
 //!     '--> blobs: where a blob lies --> range: the bytes that an answer holds
 //!            '--> download: its bytes, over as many requests as it takes
-//! probe: one question for each property of a registry, for diagnosis --> ask
+//! probe: one request for each property of a registry, for diagnosis --> ask
 //! upload: the same repository as a destination --> retries --> ask
 //! ```
 //!

@@ -6,7 +6,7 @@
 //! range           GET blobs/DIGEST, Range     ranges, redirects
 //! referrers       GET referrers/DIGEST        signatures and other documents about a kit
 //! push_rights     a token for a push          asks for a token, and sends nothing else
-//! begin_upload    POST, then DELETE           the only question that changes something
+//! begin_upload    POST, then DELETE           the only request that changes something
 //! ```
 //!
 //! The requests use the client's own authorization, redirects and rules for ranges. So a probe gets the answers

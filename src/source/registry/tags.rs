@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_may_be_refused_but_not_by_who_refuses_the_list() {
+    fn a_refused_number_of_names_is_told_from_a_refused_list() {
         let refuses = |status| may_refuse_number(StatusCode::from_u16(status).unwrap());
         assert!([400, 405, 416, 422, 501].into_iter().all(refuses));
         assert!(![200, 401, 403, 404, 429, 500, 503].into_iter().any(refuses));

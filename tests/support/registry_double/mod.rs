@@ -331,8 +331,7 @@ impl RegistryDouble {
         self.shared.first_signature.store(next, Ordering::SeqCst);
     }
 
-    /// All requests in order, without the question for the scheme of a loopback host
-    /// (`/v2/`).
+    /// All requests in order, without those that find the scheme of a loopback host (`/v2/`).
     pub fn requests(&self) -> Vec<Recorded> {
         let requests = self.shared.requests.lock().unwrap();
         requests.iter().filter(|one| one.uri.path() != "/v2/").cloned().collect()
