@@ -151,7 +151,7 @@ fn the_manual_pages_of_all_commands_are_written_to_a_folder() {
     let file = kitfs.folder().join("file");
     fs::write(&file, "").unwrap();
     let failed = kitfs.fail(2, &[OsStr::new("man"), "--all".as_ref(), file.as_os_str()]);
-    assert!(failed.contains("cannot write the manual pages"), "{failed}");
+    assert!(failed.contains("cannot write") && failed.contains("file"), "{failed}");
 }
 
 #[test]

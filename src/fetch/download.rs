@@ -361,3 +361,18 @@ impl Pieces {
         Ok(self.rest.split_to(length as usize))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The longest piece that hyper reads at once (its `max_buf_size`, by default).
+    const LONGEST_PIECE_BYTES: u64 = 8192 + 4096 * 100;
+
+    #[test]
+    fn the_memory_of_a_transfer_holds_every_batch_with_a_piece_beyond_its_chunk() {
+        let of_batches = (BATCHES as u64 + 2) * (CHUNK_BYTES + LONGEST_PIECE_BYTES);
+        assert!(TRANSFER_MEMORY_BYTES >= of_batches + CHUNK_BYTES);
+        assert!(TRANSFER_MEMORY_BYTES < 2 * of_batches, "more than a transfer can take");
+    }
+}

@@ -257,7 +257,7 @@ pub(super) mod tests {
         let reads = |count: u64| json!({"classes": [count], "sum_us": 0, "bytes": count << 20});
         let activity = json!({
             "hits": reads(seconds * 15), "misses": reads(seconds * 5), "failed_reads": 0,
-            "fetched": {"on_demand": fetched_bytes, "readahead": 0, "prefetch": 0, "hydrate": 0},
+            "fetched": {"on_demand": fetched_bytes, "readahead": 0, "prefetch": 0, "warm": 0, "hydrate": 0},
             "sources": [], "waiting_transfers": 0, "evicted_bytes": 0, "sample_seconds": 5, "samples": [],
             "hosts": [{
                 "host": "registry.example", "limit": 8, "running": 2, "waiting": 1, "requests": seconds * 3,
