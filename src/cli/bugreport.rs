@@ -21,7 +21,7 @@ use super::sizes;
 use crate::control::api::{DaemonStatus, Failure, LogPlace};
 use crate::daemon::{Backend, DaemonConfig, log_files};
 use crate::observe::Redactor;
-use crate::process::mount_table::MountTable;
+use crate::process::mount_table::{Entry as MountEntry, MountTable};
 
 /// The number of last lines of the log: some hours of a daemon in trouble.
 const LOG_LINES: usize = 400;
@@ -237,10 +237,17 @@ fn cache(folder: &Path) -> String {
 fn mounts() -> String {
     let Ok(table) = MountTable::read() else { return "/proc is not mounted".to_owned() };
     let mut text = String::new();
-    let ours = table.entries().iter();
-    for entry in ours
-        .filter(|it| it.file_system.starts_with("fuse.kitfs") || it.file_system.contains("overlay"))
-    {
+    let is_kit = |entry: &&MountEntry| entry.file_system.starts_with("fuse.kitfs");
+    let kits: Vec<_> = table.entries().iter().filter(is_kit).map(|it| &it.mountpoint).collect();
+    // The overlays of containers are of no interest, and name folders of others.
+    let is_over_kit = |entry: &&MountEntry| {
+        let lower = entry.options.split(',').find_map(|word| word.strip_prefix("lowerdir="));
+        let lower = lower.unwrap_or_default();
+        entry.file_system.contains("overlay")
+            && (lower.split(':').any(|lower| kits.iter().any(|kit| **kit == *Path::new(lower)))
+                || kits.contains(&&entry.mountpoint))
+    };
+    for entry in table.entries().iter().filter(|it| is_kit(it) || is_over_kit(it)) {
         let _ = writeln!(
             text,
             "{} {} on {} ({})",

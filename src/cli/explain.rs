@@ -24,8 +24,9 @@ its range, and how long each step took:
   BODY     until the last byte was in the cache
   WHY      `read`, or what asked for the bytes before a reader came: readahead
            and tensor with the name of their predictor, trace, warm, hydrate
-           (the rest in the background), rest (bytes between files). Then the
-           processes that waited, and the host.
+           (the rest in the background), rest (bytes between files, or a layer
+           again whose digest was wrong). Then the processes that waited, and
+           the host.
 
 The daemon remembers the newest 128 transfers and waits of each layer, as long
 as the kit is open. It does not see reads that the kernel answers by itself.

@@ -80,7 +80,8 @@ pub(super) async fn run(settings: &Settings, arguments: Arguments) -> Result<(),
         most_ranges: if json { JSON_RANGES } else { 0 },
     };
     let mut map = wanted.ask(&found, 0).await?;
-    if rows == ResidencyRows::Largest && map.left_out == 0 {
+    // A document has one order, however many rows are left out.
+    if rows == ResidencyRows::Largest && (json || map.left_out == 0) {
         map.rows.sort_by(|one, other| one.path.cmp(&other.path));
     }
     if !is_picture {

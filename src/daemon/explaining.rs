@@ -27,9 +27,12 @@ pub(super) fn explain(kit: &LoadedKit, path: &RawPath) -> Result<Explanation, Fa
     let node = paths::find(kit, path, LastLink::Follow)?;
     paths::check_is_there(tree, node)?;
     if matches!(tree.kind(node), NodeKind::Directory) {
-        let shown = String::from_utf8_lossy(&path.0).into_owned();
+        let shown = match path.0.is_empty() {
+            true => "the kit".to_owned(),
+            false => format!("`{}`", String::from_utf8_lossy(&path.0)),
+        };
         let message =
-            format!("`{shown}` is a directory: name a file in it; `kitfs map` shows directories");
+            format!("{shown} is a directory: name a file in it; `kitfs map` shows directories");
         return Err(Failure::new(FailureKind::Usage, message));
     }
     let mut explanation = Explanation {

@@ -409,9 +409,10 @@ impl Adapter {
         self.passthrough.note_read();
         match kit.file_system().read(node, offset, bytes, buffer) {
             Ok(Read::Resident(bytes)) => {
+                // Before the reply: the program may ask for the failures at once.
+                self.failures.succeeded(ino, &wanted);
                 reply.data(bytes);
                 self.observers.reads.hit(begun.elapsed(), bytes.len());
-                self.failures.succeeded(ino, &wanted);
             }
             Ok(Read::Pending(read)) => {
                 let file = (kit.file_system().clone(), node);
@@ -448,9 +449,9 @@ impl Adapter {
                 biased;
                 finished = read.finish(thread) => match finished {
                     Ok(bytes) => {
+                        failures.succeeded(ino, &wanted);
                         reply.data(&bytes);
                         reads.miss(begun.elapsed(), bytes.len());
-                        failures.succeeded(ino, &wanted);
                         None
                     }
                     Err(error) => {
