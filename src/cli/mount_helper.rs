@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The words of `-o` become the flags of `kitfs mount`, so files and variables count here too. kitfs ignores words
-//! that mount(8) and systemd use themselves, and words that hold for every kit anyway.
+//! that mount(8) and systemd use themselves, and words that are true of every kit, such as `ro`.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};

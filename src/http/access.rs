@@ -11,7 +11,8 @@ use axum::http::{HeaderMap, Uri};
 
 use super::problem::Problem;
 
-/// Where a page that sends a request lies (Fetch Metadata, section 2.1). Browsers set the header; pages cannot.
+/// The header that relates the origin of a page to this server (Fetch Metadata, section 2.1). Browsers set it; pages
+/// cannot.
 const FETCH_SITE: &str = "sec-fetch-site";
 
 /// Checks that a request names this server by a loopback host.

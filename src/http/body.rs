@@ -102,8 +102,8 @@ fn next_piece(range: &Range<u64>) -> Range<u64> {
     range.start..end.min(range.end)
 }
 
-/// The end of the bytes that the cache fetches meanwhile: the end of the block behind that of the piece. Bytes are
-/// fetched a block at a time, at the first piece of each block.
+/// The end of the bytes that the cache fetches while a piece is sent: the end of the next block. The first piece of
+/// a block starts the download of the block behind it.
 fn ahead_end(piece: &Range<u64>, end: u64) -> u64 {
     let block_end = (piece.start / AHEAD_BYTES + 1).saturating_mul(AHEAD_BYTES);
     block_end.saturating_add(AHEAD_BYTES).min(end).max(piece.end)

@@ -35,8 +35,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may read no byte of an answer. 5 min: a program may work between two reads. After a longer
 /// pause, it continues with a range request.
 const STALL_TIMEOUT: Duration = Duration::from_secs(300);
-/// The longest head of a request: a path of 4 KiB, percent-encoded, and the headers of browsers. Also the bytes of
-/// an answer beside its piece.
+/// The longest head of a request: a path of 4 KiB, percent-encoded, and the headers of browsers. The buffer of an
+/// answer is as large.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// The most headers of a request; browsers send about 20.
 const MOST_HEADERS: usize = 64;

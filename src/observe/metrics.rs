@@ -61,7 +61,7 @@ metrics! {
     MOUNT_CONTENT = "kitfs_mount_content_bytes" Gauge ["mountpoint", "reference"] "Bytes of the layers of the mounted kit.";
     MOUNT_RESIDENT = "kitfs_mount_resident_bytes" Gauge ["mountpoint", "reference"] "Bytes of them in the cache.";
     MOUNT_POISONED = "kitfs_mount_poisoned" Gauge ["mountpoint", "reference"] "1 if a layer of the kit has a wrong digest, and reads of it fail.";
-    MOUNT_FAILING = "kitfs_mount_read_failing" Gauge ["mountpoint", "reference"] "1 if the last failed read was not followed by a good read of the same bytes.";
+    MOUNT_FAILING = "kitfs_mount_read_failing" Gauge ["mountpoint", "reference"] "1 if a read failed, and no later read of the same bytes was good.";
     READ_DURATION = "kitfs_read_duration_seconds" Histogram ["result"] "Time of reads from mounts: hit if the bytes were in the cache, miss if the read waited for them. Reads that the kernel does by itself (passthrough, page cache) are not counted.";
     READ_BYTES = "kitfs_read_bytes_total" Counter ["result"] "Bytes of these reads.";
     READ_FAILURES = "kitfs_read_failures_total" Counter ["reason"] "Reads from mounts that failed: source (the registry or folder did not give the bytes), cache (its disk), content (a wrong digest, a malformed layer), deadline, other.";
@@ -71,7 +71,7 @@ metrics! {
     HOST_REFUSALS = "kitfs_host_refusals_total" Counter ["host"] "Answers that ask for fewer requests: 429, and 503 with Retry-After.";
     HOST_RUNNING = "kitfs_host_requests_running" Gauge ["host"] "Requests under way.";
     HOST_WAITING = "kitfs_host_requests_waiting" Gauge ["host"] "Requests that wait for a slot of the host.";
-    HOST_LIMIT = "kitfs_host_requests_limit" Gauge ["host"] "Requests at once that the host gets now.";
+    HOST_LIMIT = "kitfs_host_requests_limit" Gauge ["host"] "The most requests at once that kitfs sends to the host now.";
     TRANSFERS_WAITING = "kitfs_transfers_waiting" Gauge [] "Transfers that wait for memory or a thread.";
     MEMORY_RESERVED = "kitfs_memory_reserved_bytes" Gauge [] "Memory that is reserved for bytes under way.";
     MEMORY_LIMIT = "kitfs_memory_limit_bytes" Gauge [] "The limit of that memory (--memory).";
@@ -247,6 +247,50 @@ mod tests {
                 assert!(known(name), "{file}: {name}");
             }
             assert!(count > 8, "{file} names {count} metrics");
+        }
+    }
+
+    /// The labels of a metric in a query: those of the metric, and those that Prometheus adds.
+    fn has_label(metric: &str, label: &str) -> bool {
+        let of = ALL.iter().find(|it| metric.starts_with(it.name));
+        ["instance", "job", "le"].contains(&label)
+            || of.is_some_and(|it| it.labels.contains(&label))
+    }
+
+    #[test]
+    fn the_dashboard_and_the_alerts_use_labels_that_their_metrics_have() {
+        let read = |file: &str| {
+            std::fs::read_to_string(format!("{}/deploy/{file}", env!("CARGO_MANIFEST_DIR")))
+                .unwrap()
+        };
+        let is_name = |it: char| it.is_ascii_alphanumeric() || it == '_';
+        let mut count = 0;
+        // A query such as `kitfs_read_bytes_total{result="hit"}`.
+        for text in [read("grafana.json"), read("alerts.yml")] {
+            for part in text.split("kitfs_").skip(1) {
+                let (metric, behind) =
+                    part.split_at(part.find(|it| !is_name(it)).unwrap_or(part.len()));
+                let Some(labels) = behind.strip_prefix('{') else { continue };
+                let labels = labels.split('}').next().unwrap_or_default().split(',');
+                for label in labels.filter(|it| !it.is_empty()) {
+                    let label = label.split(['=', '!']).next().unwrap_or_default().trim();
+                    assert!(
+                        has_label(&format!("kitfs_{metric}"), label),
+                        "kitfs_{metric}: {label}"
+                    );
+                    count += 1;
+                }
+            }
+        }
+        assert!(count > 20, "{count} labels in queries");
+        // A text of an alert such as `{{ $labels.host }}`.
+        for alert in read("alerts.yml").split("- alert:").skip(1) {
+            let metric = alert.split("kitfs_").nth(1).unwrap_or_default();
+            let metric = metric.split(|it| !is_name(it)).next().unwrap_or_default();
+            for label in alert.split("$labels.").skip(1) {
+                let label = label.split(|it| !is_name(it)).next().unwrap_or_default();
+                assert!(has_label(&format!("kitfs_{metric}"), label), "kitfs_{metric}: {label}");
+            }
         }
     }
 
