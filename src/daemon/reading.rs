@@ -11,11 +11,13 @@ use super::paths::{self, LastLink};
 use crate::cache::LayerState;
 use crate::control::ByteStream;
 use crate::control::api::{Failure, FailureKind, FilePart, RawPath};
-use crate::fetch::Layer;
+use crate::fetch::{Cause, Layer};
 use crate::fs::{LoadedKit, StoredFile};
 use crate::kit::{Content, NodeKind};
 use crate::layer::Extents;
-use crate::source::Priority;
+
+/// The cause of downloads ahead of a command or of an answer over HTTP. No predictor of a mount guesses here.
+const AHEAD: Cause = Cause::Readahead("command");
 
 /// Bytes read at once: a few chunks, so that a request to a registry is worth its round trip.
 const PIECE_BYTES: u64 = 4 * 1024 * 1024;
@@ -87,7 +89,7 @@ pub(super) fn open_part(
     let reading = StoredFile { layer: &layer, extents: &extents }.read(start..end);
     let ahead = end..ahead_end.min(file_bytes).min(end.saturating_add(MOST_AHEAD_BYTES));
     if !ahead.is_empty() {
-        StoredFile { layer: &layer, extents: &extents }.prefetch(ahead, Priority::Readahead);
+        StoredFile { layer: &layer, extents: &extents }.prefetch(ahead, AHEAD);
     }
     let title = kit.title_of(&layer);
     let bytes = async move {
@@ -176,7 +178,7 @@ fn prefetch_next(files: &VecDeque<Rest>) {
         Rest::Stored(..) | Rest::Inline(_) => None,
     });
     if let Some((file, rest)) = extents.into_iter().next() {
-        file.prefetch(first_piece(rest), Priority::Readahead);
+        file.prefetch(first_piece(rest), AHEAD);
     }
 }
 
